@@ -1,0 +1,1 @@
+"""What a registry cache decides and does."""

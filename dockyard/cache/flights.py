@@ -1,0 +1,277 @@
+"""Flights: one fill and its many readers, over all workers.
+
+Theory of operation. A blob that is not in a tier is flown in. The shards order themselves for its digest; the first is
+the owner, and its worker runs the fill. The workers of the other shards *follow*: they ask the owner over its socket,
+open the same partial file, and are told how far it may be read. So each worker has one `Flight` per digest, whoever
+fetches, and its readers see no difference.
+
+When the owner dies or is frozen, the followers' flights stay, with their readers in their places: each asks the next
+shard in the digest's order, and the first of them to get the lock on the partial file fetches the rest of it.
+
+The lock on the partial file is the last guard against two fetches. A worker that should fill and does not get it looks
+for the one that has it.
+"""
+
+import asyncio
+import os
+from collections.abc import Mapping
+from typing import Protocol
+
+import attrs
+import structlog
+
+from dockyard.cache.bridge import Threads
+from dockyard.cache.fill import Fill, Source, SpoolAbandoned, Stopped
+from dockyard.cache.flight import Flight
+from dockyard.errors import RegistryError, TooManyRequests, Unavailable, UpstreamTimeout, from_words, to_words
+from dockyard.oci.reference import Digest
+from dockyard.routing import Target
+from dockyard.storage.local import LocalTier, StoredBlob
+from dockyard.storage.spool import Spool
+from dockyard.workers.peers import PeerGone, Peers, PeerSilent, Question, Reply
+from dockyard.workers.shards import owners
+
+FOLLOW_TIMEOUT_S = 120.0
+LINGER_S = 60.0
+LOCK_ATTEMPTS = 50
+LOCK_RETRY_S = 0.1
+
+log = structlog.get_logger()
+
+
+class Opens(Protocol):
+    """What a fill needs of a registry."""
+
+    def open_blob(self, repository: str, digest: Digest, start: int = 0) -> Source:
+        """Open a blob at a byte. Raises RegistryError."""
+
+
+class _DiskFull(Exception):
+    """The owner's spool went on in its memory: the rest must be fetched here."""
+
+
+class Flights:
+    """The flights of this worker, one per digest. `shard` is ours; None while we have none."""
+
+    def __init__(
+        self, tier: LocalTier, peers: Peers, shards: int, registries: Mapping[str, Opens], threads: Threads
+    ) -> None:
+        self.shard: int | None = None
+        self._tier = tier
+        self._peers = peers
+        self._shards = shards
+        self._registries = registries
+        self._threads = threads
+        self._flights: dict[Digest, Flight] = {}
+        self._lingering: dict[Digest, Spool] = {}
+        self._fills: set[Fill] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def find(self, digest: Digest) -> Flight | None:
+        """The running flight of a digest, if this worker has one."""
+        return self._flights.get(digest)
+
+    def join(self, target: Target, digest: Digest) -> tuple[Flight, bool]:
+        """The flight of a digest, started if there is none; True when it was running before."""
+        running = self._flights.get(digest)
+        if running and running.can_be_joined:
+            return running, True
+        flight = self._flights[digest] = Flight(digest)
+        task = asyncio.create_task(self._run(flight, target, after=running))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return flight, False
+
+    async def answer(self, target: Target, digest: Digest, question: Question, reply: Reply) -> None:
+        """Tell another worker how the blob that it asked for is getting on, to the end."""
+        if question.only_running:
+            flight = self._flights.get(digest)
+            if flight is None or not flight.is_filling:
+                await reply.say({"absent": True})
+                return
+        else:
+            flight, _ = self.join(target, digest)
+        told: tuple[object, ...] = ()
+        flight.attach(follower := _Follower())
+        try:
+            while True:
+                if flight.is_interrupted:
+                    return  # as if dead: the asker goes on by itself
+                if flight.error:
+                    await reply.say(to_words(flight.error))
+                    return
+                if flight.is_filling and flight.spool and flight.spool.path is None:
+                    await reply.say({"full": True})
+                    return
+                now = (flight.size, flight.released_on_disk, flight.inode)
+                if now != told:
+                    await reply.say({"size": now[0], "released": now[1], "inode": now[2], "done": flight.is_done})
+                    told = now
+                if flight.is_done:
+                    return
+                if flight.disk_end is not None:
+                    await reply.say({"full": True})
+                    return
+                await flight.news()
+        finally:
+            flight.detach(follower)
+
+    def stop(self) -> None:
+        """End all fills: the server is shutting down."""
+        for fill in self._fills:
+            fill.stop()
+        for spool in self._lingering.values():
+            spool.discard()
+
+    # One flight
+
+    async def _run(self, flight: Flight, target: Target, after: Flight | None) -> None:
+        try:
+            if after and after.spool and after.spool.has_dropped:
+                await self._fill(flight, target, after.fork_spool())
+            else:
+                await self._fly(flight, target)
+        except RegistryError as exc:
+            flight.fail(exc)
+        except (Stopped, SpoolAbandoned):
+            pass  # nobody is left to tell
+        except Exception:
+            log.exception("a download ended in a fault of our own", digest=str(flight.digest))
+        finally:
+            if self._flights.get(flight.digest) is flight:
+                del self._flights[flight.digest]
+            flight.close()
+
+    async def _fly(self, flight: Flight, target: Target) -> None:
+        """Ask the shards in the digest's order; when it is our turn, fetch."""
+        question = Question("blob", target.upstream.prefix, target.repository, target.name.value, str(flight.digest))
+        for shard in owners(str(flight.digest), self._shards):
+            if shard == self.shard:
+                break
+            try:
+                await self._follow(shard, flight, question)
+                return
+            except _DiskFull:
+                await self._fill(flight, target, flight.fork_spool())
+                return
+            except (PeerGone, PeerSilent):
+                log.info("a worker is gone, asking the next", shard=shard, digest=str(flight.digest))
+        await self._fetch(flight, target, question)
+
+    async def _follow(self, shard: int, flight: Flight, question: Question) -> None:
+        """Follow the fill of another worker. Raises PeerGone, PeerSilent, _DiskFull, RegistryError."""
+        async with self._peers.ask(shard, question) as answer:
+            while True:
+                try:
+                    async with asyncio.timeout(FOLLOW_TIMEOUT_S):
+                        words = await answer.next_words()
+                except TimeoutError as exc:
+                    raise UpstreamTimeout("the download made no progress", retry_after_s=5) from exc
+                if "error" in words:
+                    raise from_words(words)
+                if "full" in words:
+                    raise _DiskFull
+                if "absent" in words:
+                    raise PeerGone
+                size, released, inode, is_done = (words.get(key) for key in ("size", "released", "inode", "done"))
+                if not isinstance(released, int) or not isinstance(inode, int):
+                    raise PeerGone
+                if inode != flight.inode:
+                    await self._open_partial(flight, inode)
+                if is_done and isinstance(size, int):
+                    flight.complete(size)
+                    return
+                flight.follow(size, released)
+
+    async def _open_partial(self, flight: Flight, inode: int) -> None:
+        """Open the file that the owner writes, wherever it is by now. Raises PeerGone when it is neither place."""
+        fd = await self._threads.disk(self._tier.open_spooled, flight.digest, inode)
+        if fd is None:
+            raise PeerGone
+        flight.read_from(fd)
+
+    async def _fetch(self, flight: Flight, target: Target, question: Question) -> None:
+        """Become the one that fetches, or follow whoever is before us."""
+        for _ in range(LOCK_ATTEMPTS):
+            spool = self._lingering.pop(flight.digest, None)
+            spool = spool or await self._threads.disk(self._tier.spool, flight.digest)
+            stored = await self._threads.disk(self._tier.open_blob, flight.digest)
+            if stored:  # somebody finished between our look at the tier and the lock
+                if spool:
+                    spool.discard()
+                _complete_from(flight, stored)
+                return
+            if spool:
+                await self._fill(flight, target, spool)
+                return
+            for shard in range(self._shards):
+                if shard == self.shard:
+                    continue
+                try:
+                    await self._follow(shard, flight, _only_running(question))
+                    return
+                except (PeerGone, PeerSilent):
+                    continue
+                except _DiskFull:
+                    await self._fill(flight, target, flight.fork_spool())
+                    return
+            await asyncio.sleep(LOCK_RETRY_S)
+        await self._fill(flight, target, Spool.without_file(flight.digest))
+
+    async def _fill(self, flight: Flight, target: Target, spool: Spool) -> None:
+        """Run the fill in a thread, to its end."""
+        loop = asyncio.get_running_loop()
+        registry = self._registries[target.upstream.prefix]
+        flight.read_from(os.dup(spool.fd) if spool.fd >= 0 else -1, spool)
+        fill = Fill(
+            spool,
+            lambda start: registry.open_blob(target.repository, flight.digest, start),
+            lambda: flight.report_to(loop),
+        )
+        self._fills.add(fill)
+        try:
+            size = await self._threads.fill(fill.run)
+        except (Unavailable, UpstreamTimeout, TooManyRequests):
+            self._linger(spool)
+            raise
+        except Exception:
+            spool.discard()
+            raise
+        finally:
+            self._fills.discard(fill)
+        flight.complete(size)
+        try:
+            if not await self._threads.disk(self._tier.keep, spool):
+                spool.discard()
+        finally:
+            spool.close()
+        if self._tier.is_due_for_eviction:
+            await self._threads.disk(self._tier.evict)
+
+    def _linger(self, spool: Spool) -> None:
+        """Keep what has landed for a while: the next try goes on from there."""
+        if not spool.landed or spool.path is None or spool.is_overflowing:
+            spool.discard()
+            return
+        self._lingering[spool.digest] = spool
+        asyncio.get_running_loop().call_later(LINGER_S, self._end_lingering, spool)
+
+    def _end_lingering(self, spool: Spool) -> None:
+        if self._lingering.get(spool.digest) is spool:
+            del self._lingering[spool.digest]
+            spool.discard()
+
+
+class _Follower:
+    """Another worker's readers: they read the file only, so an overflowing spool need not wait for them."""
+
+    position = 2**63
+
+
+def _complete_from(flight: Flight, stored: StoredBlob) -> None:
+    flight.read_from(stored.fd)
+    flight.complete(stored.size)
+
+
+def _only_running(question: Question) -> Question:
+    return attrs.evolve(question, only_running=True)

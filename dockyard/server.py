@@ -1,0 +1,246 @@
+"""The supervisor: starts Granian and its workers, starts dead ones again, ends frozen ones.
+
+Built on Granian's multi-process server, of which it changes one thing: a worker that dies twice in a row is started
+again rather than taken for a reason to stop the server. Granian's private names used here are why its version is pinned.
+"""
+
+import errno
+import functools
+import os
+import signal
+import socket
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import structlog
+from granian.constants import HTTPModes, Interfaces, Loops, SSLProtocols
+from granian.http import HTTP1Settings
+from granian.server.mp import MPServer
+
+from dockyard import __version__, log
+from dockyard.config import Settings
+from dockyard.workers.slots import AlreadyRunning, Lock, lock_path, socket_name
+
+SILENT_TIMEOUT_S = 5.0
+PING_EVERY_S = 0.5
+PING_TIMEOUT_S = 1.0
+BARREN_STARTS = 5
+YOUNG_S = 2.0
+RUN = "run"
+GRANIAN_LOGS = {"loggers": {"_granian": {"handlers": [], "propagate": True}}, "handlers": {}, "formatters": {}}
+
+logger = structlog.get_logger()
+
+
+class CannotStart(Exception):
+    """A reason, for the operator, why the server does not start."""
+
+
+def run(settings: Settings) -> int:
+    """Serve until told to stop; the exit status."""
+    log.set_up(settings.logger)
+    try:
+        return _serve(settings)
+    except CannotStart as exc:
+        logger.error("cannot start", reason=str(exc))
+        return 1
+
+
+def _serve(settings: Settings) -> int:
+    if settings.storage.bucket:
+        raise CannotStart("storage.bucket is set, but this version keeps to storage.directory: leave it empty")
+    run_directory = _prepare(Path(settings.storage.directory))
+    host = settings.server.host or ("::" if socket.has_dualstack_ipv6() else "0.0.0.0")  # noqa: S104  as documented
+    workers = settings.server.workers or len(os.sched_getaffinity(0))
+    try:
+        lock = Lock(run_directory / "server.lock")
+    except AlreadyRunning as exc:
+        raise CannotStart(
+            f"another Dockyard (process {exc.pid}) uses {settings.storage.directory}: stop it, or set storage.directory"
+        ) from exc
+    try:
+        _refuse_taken_port(host, settings.server.port)
+        suspect_before = _find_suspect_time(run_directory)
+        _warn(settings)
+        server = Supervisor(settings, host, workers, run_directory)
+        log.set_up(settings.logger)  # Granian has put its own in place
+        logger.info(
+            "Dockyard is starting",
+            version=__version__,
+            listen=f"{host}:{settings.server.port}",
+            workers=workers,
+            storage=str(settings.storage.directory),
+            upstreams=[upstream.prefix for upstream in settings.upstreams],
+        )
+        try:
+            server.serve(target_loader=functools.partial(_load, settings, workers, suspect_before), wrap_loader=False)
+        except SystemExit as exc:
+            return int(exc.code or 0)
+        (run_directory / "clean").touch()
+        logger.info("Dockyard has stopped")
+        return 0
+    finally:
+        lock.release()
+
+
+def _load(settings: Settings, workers: int, suspect_before: float) -> Any:
+    """Build the application; runs in the worker."""
+    from dockyard.web.app import create_app
+
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    log.set_up(settings.logger)
+    return create_app(settings, workers, suspect_before, os.environ)
+
+
+class Supervisor(MPServer):
+    """Granian's server with our settings, and a watch on its workers."""
+
+    def __init__(self, settings: Settings, host: str, workers: int, run_directory: Path) -> None:
+        tls = settings.server.tls
+        super().__init__(
+            "dockyard.web.app:create_app",
+            address=host,
+            port=settings.server.port,
+            interface=Interfaces.ASGI,
+            workers=workers,
+            loop=Loops.uvloop,
+            http=HTTPModes.http1,
+            websockets=False,
+            backlog=2048,
+            backpressure=4096,
+            runtime_blocking_threads=16,
+            http1_settings=HTTP1Settings(header_read_timeout=10_000),
+            log_dictconfig=GRANIAN_LOGS,
+            respawn_failed_workers=True,
+            workers_kill_timeout=max(round(settings.server.drain_timeout), 1),
+            process_name="dockyard",
+            ssl_cert=Path(settings.server.certfile) if tls else None,
+            ssl_key=Path(settings.server.keyfile) if tls else None,
+            ssl_protocol_min=SSLProtocols.tls12,
+        )
+        self._run_directory = run_directory
+        self._young_deaths = 0
+
+    def startup(self, spawn_target: Any, target_loader: Any) -> None:
+        """Start the workers, then the watch on them."""
+        super().startup(spawn_target, target_loader)  # type: ignore[no-untyped-call]
+        threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
+
+    def _serve_loop(self, spawn_target: Any, target_loader: Any) -> None:
+        while True:
+            self.main_loop_interrupt.wait()
+            self.main_loop_interrupt.clear()
+            if self.interrupt_signal:
+                return
+            if self.reload_signal:
+                self._reload(spawn_target, target_loader)  # type: ignore[no-untyped-call]
+            dead = list(dict.fromkeys(self.interrupt_children))
+            if not dead:
+                continue
+            if self._has_given_up(dead):
+                logger.error("workers end as soon as they are started, giving up")
+                return
+            self.interrupt_children.clear()
+            self._respawn_workers(dead, spawn_target, target_loader)
+
+    def _has_given_up(self, dead: list[int]) -> bool:
+        """Whether no worker lives long enough to serve: a fault of the settings or the machine, not of a request."""
+        now = time.monotonic()
+        if any(now - self.wrks[index].birth > YOUNG_S for index in dead):
+            self._young_deaths = 0
+            return False
+        self._young_deaths += len(dead)
+        return self._young_deaths > BARREN_STARTS * self.workers
+
+    def _watch(self) -> None:
+        """End workers whose event loop stands still: the kernel goes on giving them connections."""
+        silent_since: dict[int, float] = {}
+        while not self.interrupt_signal:
+            time.sleep(PING_EVERY_S)
+            for shard in range(self.workers):
+                pid = self._find_worker(shard)
+                if pid is None or self._answers(shard):
+                    silent_since.pop(shard, None)
+                    continue
+                now = time.monotonic()
+                if now - silent_since.setdefault(shard, now) < SILENT_TIMEOUT_S - PING_TIMEOUT_S:
+                    continue
+                logger.error("a worker does not answer and is killed", pid=pid)
+                os.kill(pid, signal.SIGKILL)
+                silent_since.pop(shard)
+
+    def _find_worker(self, shard: int) -> int | None:
+        """The process that claimed a shard, if it is one of our living workers."""
+        try:
+            pid = int(lock_path(self._run_directory, shard).read_text())
+        except (OSError, ValueError):
+            return None
+        is_ours = any(worker.inner.pid == pid and worker.inner.is_alive() for worker in list(self.wrks))
+        return pid if is_ours else None
+
+    def _answers(self, shard: int) -> bool:
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.settimeout(PING_TIMEOUT_S)
+            try:
+                directory = os.open(self._run_directory, os.O_RDONLY | os.O_CLOEXEC)
+                try:
+                    connection.connect(f"/proc/self/fd/{directory}/{socket_name(shard)}")
+                finally:
+                    os.close(directory)
+                connection.sendall(b'{"kind": "ping"}\n')
+                return bool(connection.recv(64))
+            except (FileNotFoundError, ConnectionError):
+                return True  # just starting, or just dead: not frozen
+            except OSError:
+                return False
+
+
+def _prepare(directory: Path) -> Path:
+    run_directory = directory / RUN
+    try:
+        run_directory.mkdir(parents=True, exist_ok=True)
+        (run_directory / "writable").touch()
+    except OSError as exc:
+        raise CannotStart(f"storage.directory: cannot write {directory}: {exc.strerror}") from exc
+    return run_directory
+
+
+def _refuse_taken_port(host: str, port: int) -> None:
+    """Granian shares its port with whoever asks (SO_REUSEPORT): a second server would take half of the connections."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as exc:
+            what = (
+                "is in use by another program" if exc.errno == errno.EADDRINUSE else f"cannot be used: {exc.strerror}"
+            )
+            raise CannotStart(f"server.host, server.port: {host}:{port} {what}") from exc
+
+
+def _find_suspect_time(run_directory: Path) -> float:
+    """Blobs unchanged since this time are verified before use: the last start after an unclean stop, else never."""
+    suspect = run_directory / "suspect"
+    clean = run_directory / "clean"
+    started = run_directory / "started"
+    if started.exists() and not clean.exists():
+        logger.warning("Dockyard was not stopped cleanly: cached blobs are verified before their first use")
+        suspect.touch()
+    clean.unlink(missing_ok=True)
+    started.touch()
+    return suspect.stat().st_mtime if suspect.exists() else 0.0
+
+
+def _warn(settings: Settings) -> None:
+    """Say what an operator may not have meant."""
+    private = [upstream.prefix for upstream in settings.upstreams if not upstream.is_anonymous]
+    if private:
+        logger.warning(
+            "clients need no login here, so whoever reaches this server can pull what these upstreams give us",
+            upstreams=private,
+        )
+    for upstream in settings.upstreams:
+        if upstream.insecure_skip_verify:
+            logger.warning("the certificate of this upstream is not verified", upstream=upstream.prefix)

@@ -1,0 +1,294 @@
+"""The local tier: complete objects in a directory, named by their keys.
+
+An object appears whole or not at all: it is written beside its place, flushed, and renamed. A file's access time is its
+last use and is set by us, so that the size cap can drop the least recently used blobs whatever the mount options are.
+
+After an unclean stop the blobs that were there are hashed once before their first use. A file's change time, which
+nobody can set, tells which ones: verifying touches the file.
+"""
+
+import contextlib
+import errno
+import fcntl
+import os
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import attrs
+import structlog
+
+from dockyard.errors import DigestInvalid
+from dockyard.oci.reference import Digest, Name, Tag
+from dockyard.storage import keys
+from dockyard.storage.spool import Spool
+
+PARTIAL = "partial"
+RUN = "run"
+USE_RECORDED_EVERY_S = 60.0
+LOW_WATER = 0.9
+ROOM_BYTES = 64 * 1024 * 1024
+_HASH_CHUNK = 1024 * 1024
+_EMPTY_IS_FINE = {str(Digest.of(b"")), str(Digest.of(b"", "sha512"))}
+_ABSENT = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG}
+
+log = structlog.get_logger()
+
+
+@attrs.frozen
+class StoredBlob:
+    """A complete blob, open for reading. Whoever gets it closes `fd`."""
+
+    fd: int
+    size: int
+
+
+@attrs.frozen
+class Pointer:
+    """What a tag pointed to, and when that was last checked (seconds since the epoch)."""
+
+    digest: Digest
+    checked_at: float
+
+
+class LocalTier:
+    """Blobs, manifests and tag pointers under one directory.
+
+    `max_size` (bytes, 0 = none) caps the blobs; manifests and tags are small and stay.
+    `suspect_before` (seconds since the epoch): blobs not changed since then are verified before their first use.
+
+    Methods block. A fault of the disk is logged and looks like a miss, or like a write that did not happen.
+    """
+
+    def __init__(self, directory: Path, prefix: str, max_size: int, suspect_before: float = 0.0) -> None:
+        self.directory = directory
+        self._prefix = prefix
+        self._max_size = max_size
+        self._suspect_before = suspect_before
+        self._added = 0
+
+    # Blobs
+
+    def open_blob(self, digest: Digest) -> StoredBlob | None:
+        """Open a complete blob and record its use; None when it is not here, or not what its name says."""
+        path = self._path(keys.blob_key(self._prefix, digest))
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as exc:
+            _log_unless_absent("cannot open a cached blob", digest, exc)
+            return None
+        try:
+            found = os.fstat(fd)
+            if found.st_ctime < self._suspect_before or (not found.st_size and str(digest) not in _EMPTY_IS_FINE):
+                if not _has_digest(fd, digest):
+                    log.warning("a cached blob was damaged and is fetched again", digest=str(digest))
+                    path.unlink(missing_ok=True)
+                    os.close(fd)
+                    return None
+                os.utime(fd)
+            elif time.time() - found.st_atime > USE_RECORDED_EVERY_S:
+                os.utime(fd, (time.time(), found.st_mtime))
+        except OSError as exc:
+            log.warning("cannot read a cached blob", digest=str(digest), error=exc.strerror)
+            os.close(fd)
+            return None
+        return StoredBlob(fd, found.st_size)
+
+    def spool(self, digest: Digest) -> Spool | None:
+        """The partial file of a blob, locked for us; None when another process is writing it.
+
+        Where no file can be made, the spool keeps to memory.
+        """
+        try:
+            return Spool.claim(digest, self._partial_path(digest), self._make_room)
+        except OSError as exc:
+            log.warning("cannot make a partial file, serving without it", digest=str(digest), error=exc.strerror)
+            return Spool.without_file(digest)
+
+    def open_spooled(self, digest: Digest, inode: int) -> int | None:
+        """Open the file that another worker writes, in its place or already kept; None when it is in neither."""
+        for path in (self._partial_path(digest), self._path(keys.blob_key(self._prefix, digest))):
+            with contextlib.suppress(OSError):
+                fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+                if os.fstat(fd).st_ino == inode:
+                    return fd
+                os.close(fd)
+        return None
+
+    def keep(self, spool: Spool) -> bool:
+        """Make a verified spool a complete blob. False when the disk would not have it."""
+        path = self._path(keys.blob_key(self._prefix, spool.digest))
+        if spool.path is None or spool.is_overflowing:
+            return False
+        try:
+            os.fsync(spool.fd)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            spool.path.rename(path)
+            _flush_directory(path.parent)
+        except OSError as exc:
+            log.warning("cannot keep a blob", digest=str(spool.digest), error=exc.strerror)
+            return False
+        self._added += spool.landed
+        return True
+
+    # Manifests and tags
+
+    def read_manifest(self, name: Name, digest: Digest) -> bytes | None:
+        """The bytes of a manifest, not verified; None when it is not here."""
+        return self._read(keys.manifest_key(self._prefix, name, digest))
+
+    def write_manifest(self, name: Name, digest: Digest, body: bytes) -> None:
+        """Keep a verified manifest."""
+        self._write(keys.manifest_key(self._prefix, name, digest), body)
+
+    def read_pointer(self, name: Name, tag: Tag) -> Pointer | None:
+        """What the tag pointed to when it was last written; None when unknown or unreadable."""
+        path = self._path(keys.tag_key(self._prefix, name, tag))
+        try:
+            text = path.read_text("ascii")
+            return Pointer(Digest.parse(text.strip()), path.stat().st_mtime)
+        except OSError as exc:
+            _log_unless_absent("cannot read a tag pointer", tag, exc)
+        except (ValueError, DigestInvalid) as exc:
+            log.warning("a tag pointer is not a digest and is ignored", tag=str(tag), error=str(exc))
+        return None
+
+    def write_pointer(self, name: Name, tag: Tag, digest: Digest) -> None:
+        """Point the tag at a manifest that was kept before."""
+        self._write(keys.tag_key(self._prefix, name, tag), str(digest).encode())
+
+    def confirm_pointer(self, name: Name, tag: Tag) -> None:
+        """Record that the pointer was checked now and still holds."""
+        with contextlib.suppress(OSError):
+            os.utime(self._path(keys.tag_key(self._prefix, name, tag)))
+
+    # Housekeeping
+
+    def prepare(self) -> None:
+        """Make the directories. Raises OSError."""
+        for room in (PARTIAL, RUN):
+            (self.directory / room).mkdir(parents=True, exist_ok=True)
+
+    def sweep(self) -> int:
+        """Delete the partial files whose writer is dead; how many."""
+        swept = 0
+        for path in _files_below(self.directory / PARTIAL):
+            if path.name.endswith(".tmp"):
+                if time.time() - path.stat().st_mtime > USE_RECORDED_EVERY_S:
+                    path.unlink(missing_ok=True)
+                    swept += 1
+                continue
+            with contextlib.suppress(OSError, DigestInvalid):
+                digest = Digest.parse(path.name.replace("-", ":", 1))
+                if spool := Spool.claim(digest, path, lambda _: False):
+                    spool.discard()
+                    swept += 1
+        return swept
+
+    @property
+    def is_due_for_eviction(self) -> bool:
+        """Whether enough was added since the last look to be worth another."""
+        return bool(self._max_size) and self._added >= self._max_size // 50
+
+    def evict(self) -> None:
+        """Drop the least recently used blobs until all fit the size cap. One process at a time does this."""
+        if not self._max_size:
+            return
+        self._added = 0
+        with contextlib.suppress(BlockingIOError), self._evictor():
+            blobs = self._blobs()
+            partial = sum(path.stat().st_size for path in _files_below(self.directory / PARTIAL))
+            total = partial + sum(size for _, size, _ in blobs)
+            if total > self._max_size:
+                self._drop(blobs, total - int(self._max_size * LOW_WATER))
+
+    def _make_room(self, size: int) -> bool:
+        """The disk is full: drop old blobs. False when there is nothing to drop."""
+        with contextlib.suppress(BlockingIOError), self._evictor():
+            return self._drop(self._blobs(), max(size, ROOM_BYTES)) > 0
+        return True
+
+    def _drop(self, blobs: list[tuple[float, int, Path]], excess: int) -> int:
+        freed = 0
+        for _, size, path in sorted(blobs):
+            if freed >= excess:
+                break
+            path.unlink(missing_ok=True)
+            freed += size
+        log.info("evicted the least recently used blobs", freed_bytes=freed)
+        return freed
+
+    @contextlib.contextmanager
+    def _evictor(self) -> Iterator[None]:
+        fd = os.open(self.directory / RUN / "evict.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            yield
+        finally:
+            os.close(fd)
+
+    def _blobs(self) -> list[tuple[float, int, Path]]:
+        found = []
+        for path in _files_below(self._path(keys.blob_root(self._prefix))):
+            with contextlib.suppress(OSError):
+                status = path.stat()
+                found.append((status.st_atime, status.st_size, path))
+        return found
+
+    def _path(self, key: str) -> Path:
+        return self.directory / key
+
+    def _partial_path(self, digest: Digest) -> Path:
+        return self.directory / PARTIAL / str(digest).replace(":", "-")
+
+    def _read(self, key: str) -> bytes | None:
+        try:
+            return self._path(key).read_bytes()
+        except OSError as exc:
+            _log_unless_absent("cannot read a cached object", key, exc)
+            return None
+
+    def _write(self, key: str, content: bytes) -> None:
+        path = self._path(key)
+        try:
+            fd, temporary = tempfile.mkstemp(suffix=".tmp", dir=self.directory / PARTIAL)
+            try:
+                with open(fd, "wb") as file:
+                    file.write(content)
+                    file.flush()
+                    os.fsync(fd)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                os.rename(temporary, path)
+            except BaseException:
+                Path(temporary).unlink(missing_ok=True)
+                raise
+            _flush_directory(path.parent)
+        except OSError as exc:
+            log.warning("cannot keep an object", key=key, error=exc.strerror)
+
+
+def _has_digest(fd: int, digest: Digest) -> bool:
+    hasher = digest.hasher()
+    offset = 0
+    while chunk := os.pread(fd, _HASH_CHUNK, offset):
+        hasher.update(chunk)
+        offset += len(chunk)
+    return digest.matches(hasher)
+
+
+def _files_below(root: Path) -> list[Path]:
+    return [Path(folder) / file for folder, _, files in os.walk(root) for file in files]
+
+
+def _flush_directory(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _log_unless_absent(event: str, thing: object, exc: OSError) -> None:
+    if exc.errno not in _ABSENT:
+        log.warning(event, object=str(thing), error=exc.strerror)

@@ -1,0 +1,185 @@
+"""The endpoints, in the order in which ops/REQUESTS.md tells them. Each branch answers and returns.
+
+Handlers parse, route, ask `cache`, and answer; they decide nothing about caching.
+"""
+
+import json
+import secrets
+from collections.abc import Sequence
+from urllib.parse import parse_qs
+
+import falcon.asgi
+
+from dockyard import __version__
+from dockyard.cache.blobs import Blobs
+from dockyard.cache.manifests import Manifests
+from dockyard.cache.readers import Reader
+from dockyard.errors import RequestInvalid
+from dockyard.oci.ranges import ByteRange, parse_ranges
+from dockyard.oci.reference import Digest, parse_reference
+from dockyard.routing import Router, Target
+from dockyard.web.asgi import Exchange
+from dockyard.web.body import BlobBody, Load, Multipart
+from dockyard.web.headers import content_headers, freshness_headers, is_not_modified, range_applies
+
+BLOB_TYPE = "application/octet-stream"
+
+
+class Base:
+    """`GET /v2/`: this is a registry, and nobody need log in (OCI distribution specification, end-1)."""
+
+    async def on_get(self, _: falcon.asgi.Request, resp: falcon.asgi.Response, path_prefix: str) -> None:
+        """200 with an empty document, behind a mirror's path too."""
+        resp.set_header("docker-distribution-api-version", "registry/2.0")
+        resp.content_type = "application/json"
+        resp.data = b"{}"
+
+    on_head = on_get
+
+
+class Version:
+    """`GET /version`: which Dockyard this is."""
+
+    async def on_get(self, _: falcon.asgi.Request, resp: falcon.asgi.Response) -> None:
+        """200 with `{"version": ...}`."""
+        resp.content_type = "application/json"
+        resp.data = json.dumps({"version": __version__}).encode()
+
+    on_head = on_get
+
+
+class ManifestEndpoint:
+    """`GET`, `HEAD /v2/<name>/manifests/<reference>` (end-3)."""
+
+    def __init__(self, router: Router, manifests: Manifests, load: Load) -> None:
+        self._router = router
+        self._manifests = manifests
+        self._load = load
+
+    async def on_get(
+        self, req: falcon.asgi.Request, resp: falcon.asgi.Response, path_prefix: str, name: str, reference: str
+    ) -> None:
+        """Parse, route, find; 304, 206 or 200. Raises RegistryError."""
+        exchange = _note(req, name, reference)
+        parsed = parse_reference(reference)
+        target = _route(req, resp, self._router, path_prefix, name)
+        found = await self._manifests.find(target, parsed)
+        exchange.how = found.how
+        manifest = found.manifest
+        resp.set_headers(content_headers(manifest.digest, manifest.media_type))
+        resp.set_headers(freshness_headers(found, target.upstream.is_anonymous))
+        if is_not_modified(req, manifest.digest):
+            resp.status = falcon.HTTP_304
+            return
+        ranges = parse_ranges(req.get_header("Range"), manifest.size) if range_applies(req, manifest.digest) else None
+        if req.method == "GET" and ranges:
+            _send_ranges(resp, MemoryReader(manifest.body), ranges, manifest.media_type, self._load)
+            return
+        resp.content_length = manifest.size
+        if req.method == "GET":
+            resp.data = manifest.body
+
+    on_head = on_get
+
+
+class BlobEndpoint:
+    """`GET`, `HEAD /v2/<name>/blobs/<digest>` (end-2)."""
+
+    def __init__(self, router: Router, blobs: Blobs, load: Load) -> None:
+        self._router = router
+        self._blobs = blobs
+        self._load = load
+
+    async def on_get(
+        self, req: falcon.asgi.Request, resp: falcon.asgi.Response, path_prefix: str, name: str, reference: str
+    ) -> None:
+        """Parse, route, open; 304, 206 or 200. Raises RegistryError."""
+        exchange = _note(req, name, reference)
+        digest = Digest.parse(reference)
+        target = _route(req, resp, self._router, path_prefix, name)
+        opened = await self._blobs.open(target, digest)
+        exchange.how = opened.how
+        reader = opened.reader
+        try:
+            resp.set_headers(content_headers(digest, BLOB_TYPE))
+            resp.set_headers(freshness_headers(opened, target.upstream.is_anonymous))
+            if is_not_modified(req, digest):
+                resp.status = falcon.HTTP_304
+                reader.close()
+                return
+            ranges = parse_ranges(req.get_header("Range"), reader.size) if range_applies(req, digest) else None
+        except BaseException:
+            reader.close()
+            raise
+        if ranges:
+            _send_ranges(resp, reader, ranges, BLOB_TYPE, self._load)
+            return
+        resp.content_length = reader.size
+        resp.stream = BlobBody(reader, [ByteRange(0, reader.size)], self._load)
+
+    async def on_head(
+        self, req: falcon.asgi.Request, resp: falcon.asgi.Response, path_prefix: str, name: str, reference: str
+    ) -> None:
+        """Parse, route, find the size; 304 or 200. Never fetches the blob. Raises RegistryError."""
+        exchange = _note(req, name, reference)
+        digest = Digest.parse(reference)
+        target = _route(req, resp, self._router, path_prefix, name)
+        found = await self._blobs.find_size(target, digest)
+        exchange.how = found.how
+        resp.set_headers(content_headers(digest, BLOB_TYPE))
+        resp.set_headers(freshness_headers(found, target.upstream.is_anonymous))
+        if is_not_modified(req, digest):
+            resp.status = falcon.HTTP_304
+            return
+        resp.content_length = found.size
+
+
+class MemoryReader:
+    """A manifest as a Reader, for the clients that ask for ranges of one."""
+
+    def __init__(self, body: bytes) -> None:
+        self.size = len(body)
+        self._body = body
+
+    async def read_into(self, buffer: bytearray, position: int, amount: int) -> int:
+        """See Reader."""
+        chunk = self._body[position : position + amount]
+        buffer[: len(chunk)] = chunk
+        return len(chunk)
+
+    def close(self) -> None:
+        """See Reader."""
+
+
+def _note(req: falcon.asgi.Request, name: str, reference: str) -> Exchange:
+    exchange: Exchange = req.scope["dockyard"]
+    exchange.name, exchange.reference = name, reference
+    return exchange
+
+
+def _route(
+    req: falcon.asgi.Request, resp: falcon.asgi.Response, router: Router, path_prefix: str, name: str
+) -> Target:
+    namespaces = set(parse_qs(req.query_string).get("ns", ()))
+    if len(namespaces) > 1:
+        raise RequestInvalid("the query names more than one ns")
+    namespace = namespaces.pop() if namespaces else None
+    target = router.route(name, ns=namespace, path_prefix=path_prefix or None)
+    if namespace:
+        resp.set_header("oci-namespace", namespace)
+    return target
+
+
+def _send_ranges(
+    resp: falcon.asgi.Response, reader: Reader, ranges: Sequence[ByteRange], content_type: str, load: Load
+) -> None:
+    resp.status = falcon.HTTP_206
+    if len(ranges) == 1:
+        resp.set_header("content-range", ranges[0].content_range(reader.size))
+        resp.content_length = ranges[0].length
+        resp.stream = BlobBody(reader, ranges, load)
+        return
+    multipart = Multipart(ranges, reader.size, content_type, secrets.token_hex(16))
+    resp.content_type = multipart.content_type
+    resp.content_length = multipart.length
+    resp.stream = BlobBody(reader, multipart.parts, load)

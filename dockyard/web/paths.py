@@ -1,0 +1,49 @@
+"""Paths to endpoints. Read from the right, since a repository may be called `blobs` or `manifests` itself.
+
+What stands before `/v2/` is the prefix of an upstream: containerd and the Docker daemon put the path of a mirror there.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+Found = tuple[Any, Mapping[str, Any], dict[str, str], str | None]
+
+
+class PathRouter:
+    """Falcon's router interface over the registry's paths: `manifests`, `blobs`, `base` and `version` are resources."""
+
+    def __init__(self, *, base: Any, version: Any, manifests: Any, blobs: Any) -> None:
+        self._base = _route(base)
+        self._version = _route(version)
+        self._by_kind = {"manifests": _route(manifests), "blobs": _route(blobs)}
+
+    def find(self, uri: str, req: Any = None) -> Found | None:
+        """The resource, its responders and their arguments; None for a path that is no endpoint."""
+        if uri == "/version":
+            return (*self._version, {}, uri)
+        if uri == "/v2":
+            return (*self._base, {"path_prefix": ""}, uri)
+        before, separator, after = uri.partition("/v2/")
+        if not separator:
+            return None
+        path_prefix = before.removeprefix("/")
+        if not after:
+            return (*self._base, {"path_prefix": path_prefix}, uri)
+        name, kind, reference = _split(after)
+        if kind not in self._by_kind:
+            return None
+        return (*self._by_kind[kind], {"path_prefix": path_prefix, "name": name, "reference": reference}, uri)
+
+    def add_route(self, *_: object, **__: object) -> None:
+        """Falcon asks for it; the endpoints are fixed."""
+        raise NotImplementedError
+
+
+def _split(path: str) -> tuple[str, str, str]:
+    rest, _, reference = path.rpartition("/")
+    name, _, kind = rest.rpartition("/")
+    return name, kind, reference
+
+
+def _route(resource: Any) -> tuple[Any, Mapping[str, Any]]:
+    return resource, {"GET": resource.on_get, "HEAD": resource.on_head}

@@ -1,0 +1,164 @@
+"""Worker asks worker, over a unix socket. Only words travel; the bytes of a blob stay in the file that they name.
+
+One connection per question. The asker sends one line of JSON and reads lines of JSON until the connection ends; a line
+with `"payload": n` is followed by n raw bytes. The first line back is an acknowledgement that costs the peer nothing:
+its absence means a frozen process, and the end of the connection means a dead one. In both cases the asker does the
+work itself.
+"""
+
+import asyncio
+import contextlib
+import json
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import attrs
+import cattrs
+import structlog
+
+from dockyard.workers.slots import socket_name
+
+CONNECT_TIMEOUT_S = 0.5
+ACKNOWLEDGE_TIMEOUT_S = 1.0
+MAX_LINE_BYTES = 64 * 1024
+MAX_PAYLOAD_BYTES = 8 * 1024 * 1024
+
+log = structlog.get_logger()
+
+Words = dict[str, Any]
+
+
+class PeerGone(Exception):
+    """Nobody listens there, or the connection ended before the answer did."""
+
+
+class PeerSilent(Exception):
+    """Somebody holds the socket and does not answer: a frozen process."""
+
+
+@attrs.frozen
+class Question:
+    """What one worker asks another. `kind` is blob, tag, manifest or ping; the rest says what about."""
+
+    kind: str
+    upstream: str = ""
+    repository: str = ""
+    name: str = ""
+    reference: str = ""
+    only_running: bool = False
+
+
+class Reply:
+    """The answering side of one connection."""
+
+    def __init__(self, writer: asyncio.StreamWriter) -> None:
+        self._writer = writer
+
+    async def say(self, words: Words, payload: bytes = b"") -> None:
+        """Send a line, and the payload behind it. Raises ConnectionError when the asker has gone."""
+        if payload:
+            words = words | {"payload": len(payload)}
+        self._writer.write(json.dumps(words).encode() + b"\n" + payload)
+        await self._writer.drain()
+
+
+Answerer = Callable[[Question, Reply], Awaitable[None]]
+
+
+class Peers:
+    """The way to the other shards, and their way to us.
+
+    `run` is the directory of the sockets. Their paths go through a descriptor of that directory, because the path of a
+    unix socket may have 107 bytes only.
+    """
+
+    def __init__(self, run: Path) -> None:
+        self._directory = os.open(run, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._server: asyncio.AbstractServer | None = None
+
+    async def listen(self, shard: int, answer: Answerer) -> None:
+        """Answer as the owner of `shard`, which this process has locked."""
+        path = self._path(shard)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
+
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await _serve(reader, writer, answer)
+
+        self._server = await asyncio.start_unix_server(serve, path, limit=MAX_LINE_BYTES, backlog=1024)
+
+    @contextlib.asynccontextmanager
+    async def ask(self, shard: int, question: Question) -> AsyncIterator["Answer"]:
+        """Ask the owner of `shard`. Raises PeerGone or PeerSilent."""
+        try:
+            async with asyncio.timeout(CONNECT_TIMEOUT_S):
+                reader, writer = await asyncio.open_unix_connection(self._path(shard), limit=MAX_LINE_BYTES)
+        except TimeoutError as exc:
+            raise PeerSilent from exc
+        except OSError as exc:
+            raise PeerGone from exc
+        try:
+            writer.write(json.dumps(attrs.asdict(question)).encode() + b"\n")
+            answer = Answer(reader)
+            try:
+                async with asyncio.timeout(ACKNOWLEDGE_TIMEOUT_S):
+                    await answer.next_words()
+            except TimeoutError as exc:
+                raise PeerSilent from exc
+            yield answer
+        finally:
+            writer.close()
+
+    def close(self) -> None:
+        """Stop listening."""
+        if self._server is not None:
+            self._server.close()
+        os.close(self._directory)
+
+    def _path(self, shard: int) -> str:
+        return f"/proc/self/fd/{self._directory}/{socket_name(shard)}"
+
+
+class Answer:
+    """The asking side of one connection."""
+
+    def __init__(self, reader: asyncio.StreamReader) -> None:
+        self._reader = reader
+
+    async def next_words(self) -> Words:
+        """The next line. Raises PeerGone at the end of the connection or on a line that makes no sense."""
+        try:
+            line = await self._reader.readuntil(b"\n")
+            words = json.loads(line)
+        except (OSError, EOFError, ValueError, asyncio.LimitOverrunError) as exc:
+            raise PeerGone from exc
+        if not isinstance(words, dict):
+            raise PeerGone
+        return words
+
+    async def read_payload(self, words: Words) -> bytes:
+        """The raw bytes behind a line. Raises PeerGone."""
+        length = words.get("payload", 0)
+        if not isinstance(length, int) or not 0 <= length <= MAX_PAYLOAD_BYTES:
+            raise PeerGone
+        try:
+            return await self._reader.readexactly(length)
+        except (OSError, EOFError) as exc:
+            raise PeerGone from exc
+
+
+async def _serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, answer: Answerer) -> None:
+    try:
+        question = cattrs.structure(json.loads(await reader.readuntil(b"\n")), Question)
+        reply = Reply(writer)
+        await reply.say({"heard": question.kind})
+        if question.kind != "ping":
+            await answer(question, reply)
+    except (OSError, EOFError):
+        pass  # the asker has gone: nobody is left to tell
+    except (ValueError, TypeError, KeyError, asyncio.LimitOverrunError, cattrs.BaseValidationError) as exc:
+        log.warning("a worker sent a question that makes no sense", error=repr(exc)[:200])
+    finally:
+        writer.close()

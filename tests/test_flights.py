@@ -1,0 +1,305 @@
+"""Flights over several workers: one fetch, owners that die, disks that fill up, bytes that are wrong.
+
+Each worker here is a `Flights` of its own with its own sockets, in one process; the upstream is a script that counts.
+"""
+
+import asyncio
+import contextlib
+import os
+import threading
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import attrs
+import pytest
+
+from dockyard.cache.blobs import Blobs
+from dockyard.cache.bridge import Threads
+from dockyard.cache.flights import Flights
+from dockyard.cache.readers import Reader
+from dockyard.config import Auth, Upstream
+from dockyard.errors import BadUpstream, BlobUnknown, RegistryError, Unavailable
+from dockyard.oci.reference import Digest, Name
+from dockyard.routing import Target
+from dockyard.storage import spool as spool_module
+from dockyard.storage.local import LocalTier
+from dockyard.workers.peers import Peers, Question, Reply
+from dockyard.workers.shards import owners
+
+UPSTREAM = Upstream(prefix="up.test", registry="up.test", auth=Auth(type="anonymous"))
+TARGET = Target(UPSTREAM, "img", Name.parse("up.test/img"))
+BODY = os.urandom(3_000_000)
+DIGEST = Digest.of(BODY)
+
+
+class Body:
+    """A source that gives `body`, waits at `gate` before the byte `hold`, and breaks at the byte `cut`."""
+
+    def __init__(self, body: bytes, start: int, *, hold: int | None, gate: threading.Event, cut: int | None) -> None:
+        self.size: int | None = len(body)
+        self.start = start
+        self._body, self._at = body, start
+        self._hold, self._gate, self._cut = hold, gate, cut
+
+    def read(self, amount: int) -> bytes:
+        end = self._at + amount
+        if self._hold is not None and self._at >= self._hold:
+            assert self._gate.wait(20)
+        elif self._hold is not None:
+            end = min(end, self._hold)
+        if self._cut is not None:
+            if self._at >= self._cut:
+                raise Unavailable("cut")
+            end = min(end, self._cut)
+        chunk = self._body[self._at : end]
+        self._at += len(chunk)
+        return chunk
+
+    def close(self) -> None:
+        pass
+
+    def abort(self) -> None:
+        self._gate.set()
+
+
+class Origin:
+    """The upstream of a test: what it has, how it behaves, and from which bytes it was asked."""
+
+    def __init__(self) -> None:
+        self.body = BODY
+        self.error: RegistryError | None = None
+        self.hold: int | None = None
+        self.cuts: list[int] = []
+        self.gate = threading.Event()
+        self.starts: list[int] = []
+
+    def open_blob(self, repository: str, digest: Digest, start: int = 0) -> Body:
+        self.starts.append(start)
+        if self.error:
+            raise self.error
+        cut = self.cuts.pop(0) if self.cuts else None
+        return Body(self.body, start, hold=self.hold, gate=self.gate, cut=cut)
+
+    def head_blob(self, repository: str, digest: Digest) -> int:
+        return len(self.body)
+
+
+@attrs.define
+class Worker:
+    """One worker's share of the house."""
+
+    peers: Peers
+    flights: Flights
+    blobs: Blobs
+    threads: Threads
+
+    def die(self) -> None:
+        """Stop answering, as a killed process does: the listener and all of its connections are gone."""
+        self.flights.stop()
+        self.peers.close()
+
+
+class House:
+    """Workers over one directory and one origin, in the order in which they own DIGEST."""
+
+    def __init__(self, directory: Path) -> None:
+        self.origin = Origin()
+        self.directory = directory
+        self.workers: list[Worker] = []
+
+    async def start(self, count: int) -> None:
+        for shard in owners(str(DIGEST), count):
+            tier = LocalTier(self.directory, "cache/", 0)
+            tier.prepare()
+            peers, threads = Peers(self.directory / "run"), Threads()
+            flights = Flights(tier, peers, count, {"up.test": self.origin}, threads)
+            flights.shard = shard
+            await peers.listen(shard, answerer(flights))
+            blobs = Blobs(tier, flights, {"up.test": self.origin}, threads)
+            self.workers.append(Worker(peers, flights, blobs, threads))
+
+    def stored(self) -> bytes | None:
+        path = self.directory / "cache/blobs/sha256" / DIGEST.encoded[:2] / DIGEST.encoded
+        return path.read_bytes() if path.exists() else None
+
+    def partial(self) -> list[str]:
+        return os.listdir(self.directory / "partial")
+
+
+def answerer(flights: Flights):  # type: ignore[no-untyped-def]
+    async def answer(question: Question, reply: Reply) -> None:
+        await flights.answer(TARGET, Digest.parse(question.reference), question, reply)
+
+    return answer
+
+
+@pytest.fixture
+async def house(tmp_path: Path) -> AsyncIterator[House]:
+    """Three workers; the first of `workers` owns DIGEST."""
+    house = House(tmp_path)
+    await house.start(3)
+    yield house
+    house.origin.gate.set()
+    for worker in house.workers:
+        worker.flights.stop()
+        with contextlib.suppress(OSError):
+            worker.peers.close()
+        worker.threads.close()
+
+
+async def read_all(reader: Reader, position: int = 0, until: int | None = None) -> bytes:
+    """Everything from a position to the end, or until a byte."""
+    parts = []
+    end = reader.size if until is None else until
+    while position < end:
+        buffer = bytearray(min(100_000, end - position))
+        count = await reader.read_into(buffer, position, len(buffer))
+        parts.append(bytes(buffer[:count]))
+        position += count
+    return b"".join(parts)
+
+
+async def pull(worker: Worker) -> bytes:
+    """Open and read the blob."""
+    opened = await worker.blobs.open(TARGET, DIGEST)
+    try:
+        return await read_all(opened.reader)
+    finally:
+        opened.reader.close()
+
+
+async def settled(house: House) -> None:
+    """Wait until every flight has landed and is kept."""
+    for worker in house.workers:
+        while worker.flights.find(DIGEST):
+            await asyncio.sleep(0.005)
+
+
+async def test_many_readers_on_all_workers_cost_one_fetch(house: House) -> None:
+    """Thirty readers over three workers, one request upstream, all bytes right."""
+    bodies = await asyncio.gather(*(pull(house.workers[number % 3]) for number in range(30)))
+    assert set(bodies) == {BODY}
+    assert house.origin.starts == [0]
+    await settled(house)
+    assert house.stored() == BODY
+    assert house.partial() == []
+
+
+async def test_the_first_bytes_come_while_the_fetch_runs(house: House) -> None:
+    """Readers of every worker read what has landed, from byte 0, before the rest is there."""
+    house.origin.hold = 2_000_000
+    for worker in house.workers:
+        opened = await worker.blobs.open(TARGET, DIGEST)
+        assert await read_all(opened.reader, 0, 1_900_000) == BODY[:1_900_000]
+        opened.reader.close()
+    house.origin.gate.set()
+    assert house.origin.starts == [0]
+
+
+async def test_a_fetch_goes_on_without_clients(house: House) -> None:
+    """The only reader leaves, and the blob is stored all the same."""
+    house.origin.hold = 2_000_000
+    opened = await house.workers[1].blobs.open(TARGET, DIGEST)
+    opened.reader.close()
+    house.origin.gate.set()
+    await settled(house)
+    assert house.stored() == BODY
+
+
+async def test_a_broken_fetch_is_resumed_at_its_byte(house: House) -> None:
+    """Each break costs one request from the byte reached, and no reader notices."""
+    house.origin.cuts = [30_000, 1_500_000, 2_990_000]
+    assert await pull(house.workers[2]) == BODY
+    assert house.origin.starts == [0, 30_000, 1_500_000, 2_990_000]
+
+
+async def test_readers_of_a_dead_owner_finish(house: House) -> None:
+    """The owner dies in the middle; the next shard takes over its partial file and fetches the rest."""
+    house.origin.hold = 2_000_000
+    opened = await house.workers[1].blobs.open(TARGET, DIGEST)
+    begin = await read_all(opened.reader, 0, 1_000_000)
+    other = await house.workers[2].blobs.open(TARGET, DIGEST)
+    house.origin.hold = None
+    house.workers[0].die()
+    assert begin + await read_all(opened.reader, 1_000_000) == BODY
+    assert await read_all(other.reader) == BODY
+    assert len(house.origin.starts) == 2
+    for reader in (opened.reader, other.reader):
+        reader.close()
+
+
+async def test_wrong_bytes_never_complete_and_are_not_stored(house: House) -> None:
+    """A body with a flipped bit at its end is cut before its last bytes on every worker."""
+    house.origin.body = BODY[:-1] + bytes([BODY[-1] ^ 1])
+    for worker in house.workers:
+        opened = await worker.blobs.open(TARGET, DIGEST)
+        with pytest.raises(BadUpstream):
+            await read_all(opened.reader)
+        opened.reader.close()
+        await settled(house)
+    assert house.stored() is None
+    assert house.partial() == []
+
+
+async def test_a_small_wrong_blob_is_an_error_before_its_first_byte(house: House) -> None:
+    """Up to 1 MiB nothing is sent before it is verified."""
+    house.origin.body = b"<html>"
+    with pytest.raises(BadUpstream):
+        await house.workers[1].blobs.open(TARGET, DIGEST)
+
+
+async def test_an_answer_of_the_upstream_reaches_the_other_workers(house: House) -> None:
+    """404 upstream is 404 everywhere, asked once for each time."""
+    house.origin.error = BlobUnknown("no such blob")
+    with pytest.raises(BlobUnknown):
+        await house.workers[2].blobs.open(TARGET, DIGEST)
+    assert house.origin.starts == [0]
+
+
+async def test_an_upstream_that_stays_away_leaves_its_bytes_for_the_next_try(house: House) -> None:
+    """After giving up, the next request goes on where the last one stopped."""
+    house.origin.cuts = [1_500_000] * 6
+    opened = await house.workers[0].blobs.open(TARGET, DIGEST)
+    with pytest.raises(Unavailable):
+        await read_all(opened.reader)
+    opened.reader.close()
+    await settled(house)
+    asked = len(house.origin.starts)
+    house.origin.cuts = []
+    assert await pull(house.workers[1]) == BODY
+    assert house.origin.starts[asked:] == [1_500_000]
+
+
+@pytest.mark.parametrize("full_at", [0, 1_500_000])
+async def test_a_full_disk_fails_nobody(house: House, full_at: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every reader gets the blob through memory; nothing is stored; each worker fetches for its own."""
+    write = os.pwrite
+
+    def fail_from(fd: int, chunk: bytes, offset: int) -> int:
+        if offset + len(chunk) > full_at:
+            raise OSError(28, "No space left on device")
+        return write(fd, chunk, offset)
+
+    monkeypatch.setattr(spool_module.os, "pwrite", fail_from)
+    bodies = await asyncio.gather(*(pull(house.workers[number % 3]) for number in range(9)))
+    assert set(bodies) == {BODY}
+    assert len(house.origin.starts) <= 3
+    await settled(house)
+    assert house.stored() is None
+    assert house.partial() == []
+
+
+async def test_a_frozen_owner_is_done_without(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An owner that holds its socket and answers nothing delays a pull by its time limit only."""
+    monkeypatch.setattr("dockyard.workers.peers.ACKNOWLEDGE_TIMEOUT_S", 0.05)
+    house.workers[0].peers.close()
+    owner = house.workers[0].flights.shard
+    assert owner is not None
+
+    async def freeze(_: asyncio.StreamReader, __: asyncio.StreamWriter) -> None:
+        await asyncio.sleep(30)
+
+    frozen = await asyncio.start_unix_server(freeze, house.directory / "run" / f"shard-{owner}.sock")
+    assert await pull(house.workers[2]) == BODY
+    assert house.origin.starts == [0]
+    frozen.close()

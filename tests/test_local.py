@@ -1,0 +1,180 @@
+"""The local tier: whole objects or none, the size cap, and what a crash leaves behind."""
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from dockyard.oci.reference import Digest, Name, Tag
+from dockyard.storage.local import LocalTier
+
+NAME = Name.parse("docker.io/library/img")
+TAG = Tag.parse("latest")
+
+
+@pytest.fixture
+def tier(tmp_path: Path) -> LocalTier:
+    """An empty tier without a cap."""
+    return make(tmp_path)
+
+
+def make(directory: Path, max_size: int = 0, suspect_before: float = 0.0) -> LocalTier:
+    """A tier over a directory."""
+    tier = LocalTier(directory, "cache/", max_size, suspect_before)
+    tier.prepare()
+    return tier
+
+
+def keep(tier: LocalTier, body: bytes) -> Digest:
+    """Put a blob into the tier the way a fill does."""
+    digest = Digest.of(body)
+    spool = tier.spool(digest)
+    assert spool is not None
+    spool.append(body)
+    assert tier.keep(spool)
+    spool.close()
+    return digest
+
+
+def read(tier: LocalTier, digest: Digest) -> bytes | None:
+    """All of a stored blob."""
+    stored = tier.open_blob(digest)
+    if stored is None:
+        return None
+    with open(stored.fd, "rb") as file:
+        body = file.read()
+    assert len(body) == stored.size
+    return body
+
+
+def path_of(tier: LocalTier, digest: Digest) -> Path:
+    """Where the design says that a blob is."""
+    return tier.directory / "cache/blobs" / digest.algorithm / digest.encoded[:2] / digest.encoded
+
+
+def test_a_kept_blob_is_read_back(tier: LocalTier) -> None:
+    """What was verified and kept is in its place, and the partial file is gone."""
+    digest = keep(tier, b"layer" * 1000)
+    assert read(tier, digest) == b"layer" * 1000
+    assert path_of(tier, digest).exists()
+    assert list((tier.directory / "partial").iterdir()) == []
+
+
+def test_an_unknown_blob_is_a_miss(tier: LocalTier) -> None:
+    """Nothing there is not an error."""
+    assert tier.open_blob(Digest.of(b"never seen")) is None
+
+
+def test_the_empty_blob_is_a_blob(tier: LocalTier) -> None:
+    """Zero bytes are right for the digest of nothing."""
+    assert read(tier, keep(tier, b"")) == b""
+
+
+def test_an_emptied_file_is_a_miss(tier: LocalTier) -> None:
+    """A file of zero bytes for any other digest is damage, and is deleted."""
+    digest = keep(tier, b"layer")
+    path_of(tier, digest).write_bytes(b"")
+    assert tier.open_blob(digest) is None
+    assert not path_of(tier, digest).exists()
+
+
+def test_after_a_crash_a_damaged_blob_is_a_miss(tmp_path: Path) -> None:
+    """Blobs from before an unclean stop are hashed before their first use."""
+    tier = make(tmp_path)
+    good, bad = keep(tier, b"good"), keep(tier, b"bad")
+    path_of(tier, bad).write_bytes(b"BAD")
+    restarted = make(tmp_path, suspect_before=time.time() + 60)
+    assert read(restarted, good) == b"good"
+    assert read(restarted, bad) is None
+
+
+def test_a_blob_is_verified_once(tmp_path: Path) -> None:
+    """Verifying changes the file's change time, which tells every worker that it was done."""
+    digest = keep(make(tmp_path), b"good")
+    before = os.stat(path_of(make(tmp_path), digest)).st_ctime
+    assert read(make(tmp_path, suspect_before=before + 0.001), digest) == b"good"
+    assert os.stat(path_of(make(tmp_path), digest)).st_ctime > before
+
+
+def test_the_cap_drops_what_was_used_longest_ago(tmp_path: Path) -> None:
+    """A blob that was read lately stays, an older one goes."""
+    tier = make(tmp_path, max_size=10_000)
+    digests = [keep(tier, bytes([number]) * 3000) for number in range(4)]
+    for age, digest in enumerate(digests):
+        path = path_of(tier, digest)
+        os.utime(path, (time.time() - 1000 + age, path.stat().st_mtime))
+    assert read(tier, digests[0]) is not None
+    tier.evict()
+    assert [path_of(tier, digest).exists() for digest in digests] == [True, False, True, True]
+
+
+def test_no_cap_keeps_everything(tier: LocalTier) -> None:
+    """0 means no limit."""
+    digest = keep(tier, b"x" * 100_000)
+    tier.evict()
+    assert read(tier, digest) is not None
+
+
+def test_an_evicted_blob_is_read_to_its_end_by_who_has_it_open(tmp_path: Path) -> None:
+    """Eviction never cuts a reader."""
+    tier = make(tmp_path, max_size=1000)
+    digest = keep(tier, b"x" * 5000)
+    stored = tier.open_blob(digest)
+    assert stored is not None
+    tier.evict()
+    assert not path_of(tier, digest).exists()
+    assert os.pread(stored.fd, 5000, 0) == b"x" * 5000
+    os.close(stored.fd)
+
+
+def test_partial_files_of_the_dead_are_swept_and_others_stay(tier: LocalTier) -> None:
+    """A partial file that nobody has locked is deleted; one that is being written is not."""
+    dead, alive = Digest.of(b"dead"), Digest.of(b"alive")
+    spool = tier.spool(dead)
+    assert spool is not None
+    spool.append(b"de")
+    spool.close()
+    writing = tier.spool(alive)
+    assert writing is not None
+    assert tier.sweep() == 1
+    assert [path.name for path in (tier.directory / "partial").iterdir()] == [str(alive).replace(":", "-")]
+
+
+def test_a_pointer_is_text_at_its_key(tier: LocalTier) -> None:
+    """A tag pointer is the digest as text, where the layout says."""
+    digest = Digest.of(b"manifest")
+    tier.write_pointer(NAME, TAG, digest)
+    path = tier.directory / "cache/manifests/docker.io/library/img/tags/latest"
+    assert path.read_text() == str(digest)
+    pointer = tier.read_pointer(NAME, TAG)
+    assert pointer is not None
+    assert pointer.digest == digest
+    assert abs(pointer.checked_at - time.time()) < 60
+
+
+@pytest.mark.parametrize("text", ["", "latest", "sha256:short", "md5:" + "0" * 32, "\xff"])
+def test_a_pointer_that_is_no_digest_is_ignored(tier: LocalTier, text: str) -> None:
+    """Damage reads as not there."""
+    tier.write_pointer(NAME, TAG, Digest.of(b"manifest"))
+    (tier.directory / "cache/manifests/docker.io/library/img/tags/latest").write_text(text, "latin-1")
+    assert tier.read_pointer(NAME, TAG) is None
+
+
+def test_a_directory_in_the_place_of_a_tag_is_a_miss(tier: LocalTier) -> None:
+    """A repository may be called like the path of a tag: neither breaks the other's pulls."""
+    tier.write_manifest(Name.parse("docker.io/library/img/tags/latest"), Digest.of(b"m"), b"m")
+    tier.write_pointer(NAME, TAG, Digest.of(b"m"))
+    assert tier.read_pointer(NAME, TAG) is None
+    assert tier.read_manifest(Name.parse("docker.io/library/img/tags/latest"), Digest.of(b"m")) == b"m"
+
+
+def test_a_directory_that_cannot_be_written_gives_a_spool_in_memory(tmp_path: Path) -> None:
+    """Without a partial file a blob is still passed on."""
+    tier = LocalTier(tmp_path / "nowhere", "cache/", 0)
+    spool = tier.spool(Digest.of(b"blob"))
+    assert spool is not None
+    spool.append(b"blob")
+    assert spool.is_right()
+    assert spool.read_window(0, 10) == b"blob"
+    assert not tier.keep(spool)

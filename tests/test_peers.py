@@ -1,0 +1,80 @@
+"""Worker asks worker: the answer, a dead peer, a frozen one, and words that make no sense."""
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from dockyard.workers import peers as peers_module
+from dockyard.workers.peers import PeerGone, Peers, PeerSilent, Question, Reply
+from dockyard.workers.slots import socket_name
+
+
+@pytest.fixture
+async def peers(tmp_path: Path) -> AsyncIterator[Peers]:
+    """The sockets of a run directory whose path is longer than a unix socket's may be."""
+    run = tmp_path / ("long" * 30)
+    run.mkdir()
+    peers = Peers(run)
+    yield peers
+    peers.close()
+
+
+async def test_an_answer_comes_back_with_its_payload(peers: Peers) -> None:
+    """The question arrives whole, and lines and raw bytes come back in order."""
+    heard: list[Question] = []
+
+    async def answer(question: Question, reply: Reply) -> None:
+        heard.append(question)
+        await reply.say({"one": 1})
+        await reply.say({"two": 2}, b"\n\x00bytes")
+
+    await peers.listen(3, answer)
+    question = Question("manifest", "up", "library/img", "up/library/img", "sha256:1")
+    async with peers.ask(3, question) as reply:
+        assert await reply.next_words() == {"one": 1}
+        words = await reply.next_words()
+        assert await reply.read_payload(words) == b"\n\x00bytes"
+        with pytest.raises(PeerGone):
+            await reply.next_words()
+    assert heard == [question]
+
+
+async def test_nobody_listens(peers: Peers) -> None:
+    """A shard without a worker is gone."""
+    with pytest.raises(PeerGone):
+        async with peers.ask(0, Question("tag")):
+            pass
+
+
+async def test_a_frozen_peer_is_silent(peers: Peers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A socket that is open but never answered is told from a dead one."""
+    monkeypatch.setattr(peers_module, "ACKNOWLEDGE_TIMEOUT_S", 0.05)
+    with socket.socket(socket.AF_UNIX) as frozen:
+        frozen.bind(f"/proc/self/fd/{peers._directory}/{socket_name(1)}")
+        frozen.listen()
+        with pytest.raises(PeerSilent):
+            async with peers.ask(1, Question("tag")):
+                pass
+
+
+@pytest.mark.parametrize(
+    "line", [b"\n", b"{}\n", b"[]\n", b'{"kind": 1}\n', b"\xff\n", b"x" * 100_000, b'{"kind": "tag"']
+)
+async def test_words_that_make_no_sense_end_their_connection_only(peers: Peers, line: bytes) -> None:
+    """A broken question is dropped, and the next one is answered."""
+
+    async def answer(question: Question, reply: Reply) -> None:
+        await reply.say({"well": True})
+
+    await peers.listen(0, answer)
+    reader, writer = await asyncio.open_unix_connection(f"/proc/self/fd/{peers._directory}/{socket_name(0)}")
+    writer.write(line)
+    writer.write_eof()
+    while await reader.read(1000):
+        pass
+    writer.close()
+    async with peers.ask(0, Question("tag")) as reply:
+        assert await reply.next_words() == {"well": True}
