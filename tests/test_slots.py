@@ -8,7 +8,14 @@ import pytest
 
 from dockyard.workers.slots import AlreadyRunning, Lock, claim_shard
 
-HOLD = "import sys; from dockyard.workers.slots import Lock; from pathlib import Path; Lock(Path(sys.argv[1])); print('held', flush=True); input()"
+HOLD = """
+import sys
+from pathlib import Path
+from dockyard.workers.slots import Lock
+Lock(Path(sys.argv[1]))
+print("held", flush=True)
+input()
+"""
 
 
 def test_each_claim_gets_another_shard(tmp_path: Path) -> None:
@@ -26,7 +33,7 @@ def test_a_released_shard_is_free_again(tmp_path: Path) -> None:
 
 
 def test_a_lock_dies_with_its_process(tmp_path: Path) -> None:
-    """kill -9 frees the lock; until then it tells who holds it."""
+    """A kill -9 frees the lock; until then it tells who holds it."""
     path = tmp_path / "lock"
     with subprocess.Popen(
         [sys.executable, "-c", HOLD, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE

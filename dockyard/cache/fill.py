@@ -47,8 +47,8 @@ class Stopped(Exception):
 class Fill:
     """Fetch one blob into `spool`.
 
-    `open_source(start)` opens the source at a byte; it raises RegistryError. `report()` is called whenever the spool knows
-    more: its size, or that more has landed.
+    `open_source(start)` opens the source at a byte; it raises RegistryError. `report()` is called whenever the spool
+    knows more: its size, or that more has landed.
     """
 
     def __init__(self, spool: Spool, open_source: Callable[[int], Source], report: Callable[[], None]) -> None:
@@ -117,7 +117,7 @@ class Fill:
             if self.spool.is_overflowing:
                 raise Unavailable("no room to receive a blob of unknown size", retry_after_s=30)
             return
-        if self.spool.size is not None and size != self.spool.size or size < self.spool.landed:
+        if size < self.spool.landed or self.spool.size not in {None, size}:
             raise BadUpstream(f"the upstream is not sure how long {self.spool.digest} is")
         self.spool.size = size
         self._report()
@@ -139,7 +139,7 @@ class Fill:
         elif barren == 0:
             pause = 0.0
         else:
-            pause = random.uniform(PAUSE_S[0], min(PAUSE_S[1], PAUSE_S[0] * 2**barren))  # noqa: S311  jitter
+            pause = random.uniform(PAUSE_S[0], min(PAUSE_S[1], PAUSE_S[0] * 2**barren))
         if self._stop.wait(pause):
             raise Stopped
 

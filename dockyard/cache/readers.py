@@ -54,18 +54,17 @@ class FlightReader:
     def __init__(self, flight: Flight, threads: Threads) -> None:
         self.size = 0
         self.position = 0
-        self._flight: Flight | None = flight
+        self._flight = flight
+        self._is_open = True
         self._threads = threads
         flight.attach(self)
 
     async def open(self) -> None:
         """Wait until the answer can begin. Raises RegistryError when there will be none."""
-        assert self._flight is not None
         self.size = await self._flight.opened()
 
     async def read_into(self, buffer: bytearray, position: int, amount: int) -> int:
         """See Reader."""
-        assert self._flight is not None
         self.position = position
         fd, available = await self._flight.wait_for(position)
         amount = min(amount, available)
@@ -79,9 +78,9 @@ class FlightReader:
 
     def close(self) -> None:
         """See Reader."""
-        if self._flight is not None:
+        if self._is_open:
+            self._is_open = False
             self._flight.detach(self)
-            self._flight = None
 
 
 async def _read(fd: int, buffer: bytearray, position: int, amount: int, threads: Threads) -> int:

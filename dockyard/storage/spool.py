@@ -44,7 +44,7 @@ class Spool:
     """One growing file, opened for its single writer.
 
     `landed` bytes have arrived, in the file or beyond it, of `size` (None until the upstream has told it). The writer
-    calls `append`; readers use `fd` below `disk_end` and `read_window` above it. The digest is kept as the bytes come in.
+    calls `append`; readers use `fd` below `disk_end` and `read_window` above it. Bytes are hashed as they come in.
     """
 
     def __init__(

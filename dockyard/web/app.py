@@ -60,9 +60,7 @@ class Worker:
         }
         self.flights = Flights(self.tier, self.peers, shards, self.registries, self.threads)
         self.blobs = Blobs(self.tier, self.flights, self.registries, self.threads)
-        self.manifests = Manifests(
-            self.tier, self.peers, shards, self.registries, self.threads, limits.check_interval
-        )
+        self.manifests = Manifests(self.tier, self.peers, shards, self.registries, self.threads, limits.check_interval)
         self._upstreams = {upstream.prefix: upstream for upstream in settings.upstreams}
         self._parent = os.getppid()
         self._lock: Lock | None = None
@@ -95,12 +93,12 @@ class Worker:
         return True
 
     async def _claim_later(self) -> None:
-        while not await self._claim():
+        while not await self._claim():  # noqa: ASYNC110  no event tells of a freed lock
             await asyncio.sleep(CLAIM_EVERY_S)
 
     async def _watch_parent(self) -> None:
         """A worker without its supervisor would never be stopped: drain and end."""
-        while os.getppid() == self._parent:
+        while os.getppid() == self._parent:  # noqa: ASYNC110  no event tells of a dead parent
             await asyncio.sleep(PARENT_CHECK_EVERY_S)
         log.error("the supervisor is gone, this worker ends")
         os.kill(os.getpid(), signal.SIGTERM)
@@ -131,11 +129,11 @@ class LifeSpan:
     def __init__(self, worker: Worker) -> None:
         self._worker = worker
 
-    async def process_startup(self, _scope: dict[str, Any], _event: dict[str, Any]) -> None:
+    async def process_startup(self, scope: Mapping[str, Any], event: Mapping[str, Any]) -> None:
         """Start the worker; an exception keeps the server from starting."""
         await self._worker.start()
 
-    async def process_shutdown(self, _scope: dict[str, Any], _event: dict[str, Any]) -> None:
+    async def process_shutdown(self, scope: Mapping[str, Any], event: Mapping[str, Any]) -> None:
         """Stop the worker."""
         await self._worker.stop()
 
@@ -187,7 +185,7 @@ async def _answer_fault(
 ) -> None:
     if isinstance(error, falcon.HTTPError):
         raise error
-    log.exception("a request ended in a fault of our own", path=req.path)
+    log.error("a request ended in a fault of our own", path=req.path, exc_info=error)
     await _answer_error(req, resp, RegistryError("internal error, see the log"), params)
 
 

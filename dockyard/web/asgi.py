@@ -25,6 +25,7 @@ MAX_HEADER_BYTES = 16 * 1024
 MAX_LOGGED_BODY_BYTES = 2048
 _METHODS = {"GET", "HEAD"}
 _PLAIN_PATH = re.compile(rb"(?:/[A-Za-z0-9._~!$&'()*+,;=:@-]*)+")
+_NO_SNIFFING = (b"x-content-type-options", b"nosniff")
 _COLON = re.compile(rb"%3[Aa]")
 
 Scope = dict[str, Any]
@@ -136,7 +137,7 @@ class Exchange:
         """Send an event of the answer. Raises ClientStalled."""
         if event["type"] == "http.response.start":
             self.status = event["status"]
-            await self._send(event)
+            await self._send(event | {"headers": [*event["headers"], _NO_SNIFFING]})
             return
         body = event.get("body", b"")
         if not event.get("more_body"):
@@ -181,7 +182,7 @@ class Exchange:
             "request_body": self._request_body,
             "response_body": self._response_body.decode("utf-8", "replace"),
         }
-        return {key: value for key, value in fields.items() if value != "" or key == "how"}
+        return {key: value for key, value in fields.items() if value != ""}
 
     async def _first_event(self) -> Event:
         return {"type": "http.request", "body": b"", "more_body": False}  # bodies are never read

@@ -19,7 +19,6 @@ def error_response(error: RegistryError) -> tuple[int, dict[str, str], bytes]:
         "content-type": "application/json",
         "content-length": str(len(body)),
         "cache-control": "no-store",
-        "x-content-type-options": "nosniff",
     }
     if error.retry_after_s is not None:
         headers["retry-after"] = str(error.retry_after_s)

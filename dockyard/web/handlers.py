@@ -67,7 +67,7 @@ class ManifestEndpoint:
         exchange.how = found.how
         manifest = found.manifest
         resp.set_headers(content_headers(manifest.digest, manifest.media_type))
-        resp.set_headers(freshness_headers(found, target.upstream.is_anonymous))
+        resp.set_headers(freshness_headers(found, is_public=target.upstream.is_anonymous))
         if is_not_modified(req, manifest.digest):
             resp.status = falcon.HTTP_304
             return
@@ -102,7 +102,7 @@ class BlobEndpoint:
         reader = opened.reader
         try:
             resp.set_headers(content_headers(digest, BLOB_TYPE))
-            resp.set_headers(freshness_headers(opened, target.upstream.is_anonymous))
+            resp.set_headers(freshness_headers(opened, is_public=target.upstream.is_anonymous))
             if is_not_modified(req, digest):
                 resp.status = falcon.HTTP_304
                 reader.close()
@@ -127,7 +127,7 @@ class BlobEndpoint:
         found = await self._blobs.find_size(target, digest)
         exchange.how = found.how
         resp.set_headers(content_headers(digest, BLOB_TYPE))
-        resp.set_headers(freshness_headers(found, target.upstream.is_anonymous))
+        resp.set_headers(freshness_headers(found, is_public=target.upstream.is_anonymous))
         if is_not_modified(req, digest):
             resp.status = falcon.HTTP_304
             return
@@ -157,9 +157,7 @@ def _note(req: falcon.asgi.Request, name: str, reference: str) -> Exchange:
     return exchange
 
 
-def _route(
-    req: falcon.asgi.Request, resp: falcon.asgi.Response, router: Router, path_prefix: str, name: str
-) -> Target:
+def _route(req: falcon.asgi.Request, resp: falcon.asgi.Response, router: Router, path_prefix: str, name: str) -> Target:
     namespaces = set(parse_qs(req.query_string).get("ns", ()))
     if len(namespaces) > 1:
         raise RequestInvalid("the query names more than one ns")

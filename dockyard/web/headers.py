@@ -48,7 +48,7 @@ def content_headers(digest: Digest, content_type: str) -> dict[str, str]:
     }
 
 
-def freshness_headers(answered: Answered, is_public: bool) -> dict[str, str]:
+def freshness_headers(answered: Answered, *, is_public: bool) -> dict[str, str]:
     """Cache-Control, Cache-Status, and for tags Age; a stale answer carries a Warning that clients may show."""
     if answered.checked_at is None:
         status = f"hit; ttl={YEAR_S}" if answered.how == "hit" else _STATUS[answered.how]
