@@ -1,0 +1,5 @@
+"""`python -m dockyard` is `dockyard`."""
+
+from dockyard.cli import main
+
+main(prog_name="dockyard")

@@ -1,0 +1,78 @@
+"""How durations and sizes are written: `1m30s` and `50GiB` to numbers and back.
+
+Pure. Both directions agree: parsing what was formatted gives the same number.
+"""
+
+import re
+from decimal import Decimal
+from fractions import Fraction
+
+_NANOSECONDS = {
+    "h": 3600 * 10**9,
+    "m": 60 * 10**9,
+    "s": 10**9,
+    "ms": 10**6,
+    "us": 10**3,
+    "\u00b5s": 10**3,  # micro sign
+    "\u03bcs": 10**3,  # Greek mu
+    "ns": 1,
+}
+_BYTES = {"": 1, "B": 1} | {
+    f"{letter}{suffix}": base ** (power + 1)
+    for power, letter in enumerate("KMGTP")
+    for suffix, base in (("B", 1000), ("iB", 1024), ("i", 1024))
+}
+_UNITS_IGNORING_CASE = {unit.lower(): factor for unit, factor in _BYTES.items()}
+
+_NUMBER = r"(?:[0-9]{1,18}(?:\.[0-9]{0,9})?|\.[0-9]{1,9})"
+_DURATION_PART = re.compile(rf"({_NUMBER})(h|ms|m|us|\u00b5s|\u03bcs|ns|s)")
+_DURATION = re.compile(rf"(?:{_DURATION_PART.pattern}){{1,8}}")
+_SIZE = re.compile(rf"({_NUMBER}) ?([A-Za-z]{{0,3}})")
+
+
+def parse_duration(text: str) -> float:
+    """Seconds in a duration as Go writes it: `24h`, `1m30s`, `500ms`, `0`. Raises ValueError."""
+    if text.startswith("-"):
+        raise ValueError("must not be negative")
+    if re.fullmatch(_NUMBER, text):
+        if Decimal(text) == 0:
+            return 0.0
+        raise ValueError(f"needs a unit: {text}s, {text}m or {text}h")
+    if not _DURATION.fullmatch(text):
+        raise ValueError("must be a duration such as 24h, 1m30s, 500ms or 0")
+    nanoseconds = sum(Decimal(number) * _NANOSECONDS[unit] for number, unit in _DURATION_PART.findall(text))
+    return float(nanoseconds / 10**9)
+
+
+def format_duration(seconds: float) -> str:
+    """The shortest Go duration for these seconds, to the nanosecond: `24h`, `1m30s`, `500ms`, `0s`."""
+    rest = round(Fraction(seconds) * 10**9)
+    hours, rest = divmod(rest, _NANOSECONDS["h"])
+    minutes, rest = divmod(rest, _NANOSECONDS["m"])
+    longer = (f"{hours}h" if hours else "") + (f"{minutes}m" if minutes else "")
+    if longer and not rest:
+        return longer
+    unit = next((unit for unit in ("s", "ms", "us", "ns") if rest >= _NANOSECONDS[unit]), "s")
+    return f"{longer}{Decimal(rest) / _NANOSECONDS[unit]:f}{unit}"
+
+
+def parse_size(text: str) -> int:
+    """Bytes in a size: `50GiB` (powers of 1024; `50Gi` too), `500MB` (powers of 1000), `0`, or bare bytes.
+
+    Raises ValueError. `50G` is refused, for it is 1000 to one reader and 1024 to the next.
+    """
+    if text.startswith("-"):
+        raise ValueError("must not be negative")
+    match = _SIZE.fullmatch(text)
+    factor = _UNITS_IGNORING_CASE.get(match[2].lower()) if match else None
+    if match is None or factor is None:
+        raise ValueError("must be a size such as 50GiB, 500MB, 0 or a number of bytes")
+    return int(Decimal(match[1]) * factor)
+
+
+def format_size(size: int) -> str:
+    """The size in the largest binary unit that holds it exactly, else in bytes."""
+    for unit in ("PiB", "TiB", "GiB", "MiB", "KiB"):
+        if size and size % _BYTES[unit] == 0:
+            return f"{size // _BYTES[unit]}{unit}"
+    return str(size)
