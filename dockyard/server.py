@@ -235,6 +235,8 @@ def _find_suspect_time(run_directory: Path) -> float:
 
 def _warn(settings: Settings) -> None:
     """Say what an operator may not have meant."""
+    for warning in settings.warnings:
+        logger.warning(warning)
     private = [upstream.prefix for upstream in settings.upstreams if not upstream.is_anonymous]
     if private:
         logger.warning(

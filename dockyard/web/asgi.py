@@ -16,7 +16,7 @@ from typing import Any
 
 import structlog
 
-from dockyard.errors import RegistryError, RequestInvalid, Unsupported
+from dockyard.errors import NameInvalid, RegistryError, RequestInvalid, Unsupported
 from dockyard.web.errors import error_response
 
 CLIENT_TIMEOUT_S = 60.0
@@ -129,6 +129,9 @@ class Exchange:
             _shut_down(self._scope["client"])
         except RegistryError as exc:
             self.end = f"cut: {exc.message}"
+        except Exception:
+            self.end = "cut: a fault of our own"
+            log.exception("a body ended in a fault of our own", path=self._scope["path"])
         finally:
             if self._watcher:
                 self._watcher.cancel()
@@ -216,7 +219,7 @@ def _check(scope: Scope) -> None:
         raise PathTooLong("the path of this request is too long")
     plain = _COLON.sub(b":", path)
     if not _PLAIN_PATH.fullmatch(plain) or b"/../" in plain + b"/" or b"/./" in plain + b"/":
-        raise RequestInvalid("the path has characters that no name, tag or digest has")
+        raise NameInvalid("the path has characters that no name, tag or digest has")
     if scope["method"] not in _METHODS:
         raise Unsupported("this registry is a read-only cache: only GET and HEAD are supported")
 

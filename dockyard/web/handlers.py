@@ -71,13 +71,14 @@ class ManifestEndpoint:
         if is_not_modified(req, manifest.digest):
             resp.status = falcon.HTTP_304
             return
+        if req.method == "HEAD":
+            resp.content_length = manifest.size
+            return
         ranges = parse_ranges(req.get_header("Range"), manifest.size) if range_applies(req, manifest.digest) else None
-        if req.method == "GET" and ranges:
+        if ranges:
             _send_ranges(resp, MemoryReader(manifest.body), ranges, manifest.media_type, self._load)
             return
-        resp.content_length = manifest.size
-        if req.method == "GET":
-            resp.data = manifest.body
+        resp.data = manifest.body
 
     on_head = on_get
 
