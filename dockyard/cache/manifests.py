@@ -123,7 +123,7 @@ class Manifests:
         except RegistryError as exc:
             await reply.say(to_words(exc))
             return
-        await reply.say({"media_type": manifest.media_type}, manifest.body)
+        await reply.say({}, manifest.body)
 
     # By tag
 
@@ -225,10 +225,10 @@ class Manifests:
             if shard == self.shard:
                 break
             try:
-                words, body = await self._ask(shard, question)
-                return Manifest(body, str(words["media_type"]), digest)
-            except (PeerGone, PeerSilent, KeyError):
+                _, body = await self._ask(shard, question)
+            except (PeerGone, PeerSilent):
                 continue
+            return Manifest.stored(body, digest)
         return await self._fetch_once(target, digest)
 
     async def _fetch_once(self, target: Target, digest: Digest) -> Manifest:

@@ -4,6 +4,7 @@ Handlers parse, route, ask `cache`, and answer; they decide nothing about cachin
 """
 
 import json
+import re
 import secrets
 from collections.abc import Sequence
 from urllib.parse import parse_qs
@@ -23,6 +24,7 @@ from dockyard.web.body import BlobBody, Load, Multipart
 from dockyard.web.headers import content_headers, freshness_headers, is_not_modified, range_applies
 
 BLOB_TYPE = "application/octet-stream"
+_HOST = re.compile(r"[A-Za-z0-9.:_\[\]-]{1,255}", re.ASCII)
 
 
 class Base:
@@ -164,7 +166,7 @@ def _route(req: falcon.asgi.Request, resp: falcon.asgi.Response, router: Router,
         raise RequestInvalid("the query names more than one ns")
     namespace = namespaces.pop() if namespaces else None
     target = router.route(name, ns=namespace, path_prefix=path_prefix or None)
-    if namespace:
+    if namespace and _HOST.fullmatch(namespace):
         resp.set_header("oci-namespace", namespace)
     return target
 

@@ -1,0 +1,1 @@
+"""The words of the registry protocol: pure values that parse or raise."""

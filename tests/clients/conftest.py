@@ -1,0 +1,94 @@
+"""Real clients, one of each for the session, and one Dockyard for each file of tests."""
+
+from collections.abc import Callable, Generator, Iterator
+
+import pytest
+
+from tests.clients.ways import OTHER_REGISTRY, WAYS, Way
+from tests.rig.clients import Containerd, Crane, DockerDaemon, Podman, Skopeo
+from tests.rig.dockyard import Dockyard, docker_hub, running
+from tests.rig.images import Pushed, push_docker, push_index
+from tests.rig.programs import Programs
+from tests.rig.registry import Registry
+
+KINDS: dict[str, Callable[[Registry, str, str], Pushed]] = {"index": push_index, "docker-v2": push_docker}
+
+
+@pytest.fixture(scope="session")
+def containerd(programs: Programs, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Containerd]:
+    """One containerd, with nothing pulled."""
+    paths = programs.need("containerd", as_root=True), programs.need("ctr")
+    daemon = Containerd(*paths, tmp_path_factory.mktemp("containerd"))
+    try:
+        daemon.wait()
+        yield daemon
+    finally:
+        daemon.stop()
+
+
+@pytest.fixture(scope="session")
+def docker(
+    programs: Programs, containerd: Containerd, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[DockerDaemon]:
+    """One Docker daemon, with nothing pulled."""
+    paths = programs.need("dockerd", as_root=True), programs.need("docker")
+    daemon = DockerDaemon(*paths, containerd, tmp_path_factory.mktemp("docker"))
+    try:
+        daemon.wait()
+        yield daemon
+    finally:
+        daemon.stop()
+
+
+@pytest.fixture(scope="session")
+def skopeo(programs: Programs, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Skopeo]:
+    """The client skopeo, with nothing pulled."""
+    skopeo = Skopeo(programs.need("skopeo"), tmp_path_factory.mktemp("skopeo"))
+    yield skopeo
+    skopeo.wipe()
+
+
+@pytest.fixture(scope="session")
+def podman(programs: Programs, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Podman]:
+    """The client podman, with nothing pulled."""
+    podman = Podman(programs.need("podman", as_root=True), tmp_path_factory.mktemp("podman"))
+    yield podman
+    podman.wipe()
+
+
+@pytest.fixture(scope="session")
+def crane(programs: Programs, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Crane]:
+    """The client crane, with nothing pulled."""
+    crane = Crane(programs.need("crane"), tmp_path_factory.mktemp("crane"))
+    yield crane
+    crane.wipe()
+
+
+@pytest.fixture(scope="module")
+def dockyard(registry: Registry, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Dockyard]:
+    """Dockyard with two workers, before our registry as Docker Hub and as another registry."""
+    other = {**docker_hub(registry), "prefix": OTHER_REGISTRY}
+    with running(Dockyard(tmp_path_factory.mktemp("dockyard"), [docker_hub(registry), other])) as dockyard:
+        yield dockyard
+        dockyard.stop()
+
+
+@pytest.fixture(params=WAYS.keys())
+def way(request: pytest.FixtureRequest, dockyard: Dockyard) -> Iterator[Way]:
+    """Each client by each shape of URL, with nothing pulled yet."""
+    way = WAYS[request.param](dockyard, request)
+    way.wipe()
+    yield way
+    way.wipe()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Show beside a failure what Dockyard said, and what reached the upstream."""
+    report = yield
+    fixtures = getattr(item, "funcargs", {})
+    if report.failed and isinstance(fixtures.get("dockyard"), Dockyard):
+        report.sections.append(("Dockyard's log", "\n".join(fixtures["dockyard"].said().splitlines()[-80:])))
+    if report.failed and isinstance(fixtures.get("registry"), Registry):
+        report.sections.append(("requests upstream", "\n".join(map(str, fixtures["registry"].requests()))))
+    return report

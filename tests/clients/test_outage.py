@@ -1,0 +1,40 @@
+"""Real clients pull through Dockyard while the upstream is stopped."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.clients.conftest import KINDS
+from tests.clients.ways import OTHER_REGISTRY, Way
+from tests.rig.clients import ClientError, Skopeo
+from tests.rig.dockyard import Dockyard
+from tests.rig.images import Pushed, push_index
+from tests.rig.registry import Registry
+from tests.rig.walk import walk
+
+pytestmark = pytest.mark.clients
+
+
+@pytest.fixture(scope="module")
+def images(dockyard: Dockyard, registry: Registry) -> Iterator[dict[str, Pushed]]:
+    """Images that were pulled through Dockyard once, by any client; then the upstream was stopped."""
+    pushed = {kind: push(registry, f"library/outage-{kind}", f"outage {kind}") for kind, push in KINDS.items()}
+    push_index(registry, "library/never-pulled", "never pulled")
+    for image in pushed.values():
+        for prefix in ("docker.io", OTHER_REGISTRY):
+            walk(dockyard.port, f"{prefix}/{image.repository}", image)
+    with registry.stopped():
+        yield pushed
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_was_once_pulled_stays_pullable(way: Way, kind: str, images: dict[str, Pushed]) -> None:
+    """A client that has nothing yet gets the whole image."""
+    assert way.pull(images[kind]) == way.wanted(images[kind])
+
+
+@pytest.mark.usefixtures("images")
+def test_what_was_never_pulled_is_said_to_be_out_of_reach(skopeo: Skopeo, dockyard: Dockyard) -> None:
+    """The client is told that the upstream cannot be asked, not that there is no such image."""
+    with pytest.raises(ClientError, match="503"):
+        skopeo.pull(f"{dockyard.host}/docker.io/library/never-pulled:latest")

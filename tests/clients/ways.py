@@ -1,0 +1,202 @@
+"""The ways in which real clients reach an image through Dockyard: which client, by which shape of URL.
+
+A way pulls an image that stands at the upstream and answers with the digests that the client has of it; `wanted` says
+which they must be: neither more nor fewer. U1 to U5 are the shapes in which the requests arrive:
+
+    U1  /v2/<prefix>/<name>/...              U4  /v2/<name>/...?ns=<host>
+    U2  /v2/<prefix>/<name>/...?ns=<host>    U5  /v2/<name>/...
+    U3  /<prefix>/v2/<name>/...?ns=<host>
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import attrs
+import pytest
+
+from tests.rig.clients import DEAD_PROXY, Containerd, Crane, DockerDaemon, Podman, Skopeo
+from tests.rig.dockyard import Dockyard
+from tests.rig.images import Pushed
+
+Digests = frozenset[str]
+
+OTHER_REGISTRY = "registry.example.test"  # a second upstream, for what is not Docker Hub
+
+
+@attrs.frozen
+class Way:
+    """How one client pulls: `pull` answers with what it has then, `wipe` leaves it with nothing."""
+
+    pull: Callable[[Pushed], Digests]
+    wanted: Callable[[Pushed], Digests]
+    wipe: Callable[[], None] = lambda: None
+
+
+def docker_by_prefix(dockyard: Dockyard, request: pytest.FixtureRequest) -> Way:
+    """U1: the name of the image starts with Dockyard's address and the prefix."""
+    return _docker(request, lambda image: f"{dockyard.host}/docker.io/{image.repository}:{image.tag}")
+
+
+def docker_by_mirror(dockyard: Dockyard, request: pytest.FixtureRequest) -> Way:
+    """U5: `registry-mirrors`; the user says nothing but the Hub's short name."""
+    daemon: DockerDaemon = request.getfixturevalue("docker")
+    daemon.use_mirrors(dockyard.url)
+    return _docker(request, lambda image: f"{image.repository.removeprefix('library/')}:{image.tag}")
+
+
+def containerd_u1(dockyard: Dockyard, request: pytest.FixtureRequest) -> Way:
+    """The name of the image starts with Dockyard's address and the prefix."""
+    return _containerd(request, f"{dockyard.host}/docker.io", "--plain-http")
+
+
+def containerd_u2(dockyard: Dockyard, request: pytest.FixtureRequest) -> Way:
+    """A mirror whose URL has `/v2` and the prefix, and says so by `override_path`."""
+    hosts = _hosts(request, "docker.io", f"{dockyard.url}/v2/docker.io", "override_path = true")
+    return _containerd(request, "docker.io", "--hosts-dir", hosts)
+
+
+def containerd_u3(dockyard: Dockyard, request: pytest.FixtureRequest) -> Way:
+    """A mirror whose URL has the prefix; containerd puts `/v2` behind it."""
+    return _containerd(request, "docker.io", "--hosts-dir", _hosts(request, "docker.io", f"{dockyard.url}/docker.io"))
+
+
+def containerd_u4(dockyard: Dockyard, request: pytest.FixtureRequest) -> Way:
+    """A mirror by its address alone; `ns` says which registry is meant."""
+    return _containerd(request, "docker.io", "--hosts-dir", _hosts(request, "docker.io", dockyard.url))
+
+
+def containerd_u4_default(dockyard: Dockyard, request: pytest.FixtureRequest) -> Way:
+    """U4 from `_default`: one file for every registry, here for one that is not Docker Hub."""
+    return _containerd(request, OTHER_REGISTRY, "--hosts-dir", _hosts(request, "_default", dockyard.url))
+
+
+def skopeo_direct(dockyard: Dockyard, request: pytest.FixtureRequest) -> Way:
+    """U1: the image of this machine's platform."""
+    skopeo: Skopeo = request.getfixturevalue("skopeo")
+    return Way(
+        pull=lambda image: skopeo.pull(f"{dockyard.host}/docker.io/{image.repository}:{image.tag}").digests,
+        wanted=lambda image: image.ours.blobs | {image.ours.digest},
+    )
+
+
+def skopeo_all_platforms(dockyard: Dockyard, request: pytest.FixtureRequest) -> Way:
+    """U1: the index and all that it names."""
+    skopeo: Skopeo = request.getfixturevalue("skopeo")
+    return Way(
+        pull=lambda image: skopeo.pull(f"{dockyard.host}/docker.io/{image.repository}:{image.tag}", "--all").digests,
+        wanted=lambda image: image.blobs | image.manifests,
+    )
+
+
+def skopeo_mirror(dockyard: Dockyard, request: pytest.FixtureRequest) -> Way:
+    """U1, by a mirror in registries.conf."""
+    skopeo: Skopeo = request.getfixturevalue("skopeo")
+    mirrors = _mirrors(dockyard)
+    return Way(
+        pull=lambda image: skopeo.pull(f"docker.io/{image.repository}:{image.tag}", registries=mirrors).digests,
+        wanted=lambda image: image.ours.blobs | {image.ours.digest},
+    )
+
+
+def podman_direct(dockyard: Dockyard, request: pytest.FixtureRequest) -> Way:
+    """U1: the name of the image starts with Dockyard's address and the prefix."""
+    return _podman(request, f"{dockyard.host}/docker.io", "")
+
+
+def podman_mirror(dockyard: Dockyard, request: pytest.FixtureRequest) -> Way:
+    """U1, by a mirror in registries.conf."""
+    return _podman(request, "docker.io", _mirrors(dockyard))
+
+
+def crane_direct(dockyard: Dockyard, request: pytest.FixtureRequest) -> Way:
+    """U1: the index and all that it names."""
+    return _crane(request, lambda image: f"{dockyard.host}/docker.io/{image.repository}:{image.tag}")
+
+
+def crane_short_name(dockyard: Dockyard, request: pytest.FixtureRequest) -> Way:
+    """U1, with a short name: only Dockyard knows that the prefix means Docker Hub, and adds `library/`."""
+    return _crane(
+        request,
+        lambda image: f"{dockyard.host}/docker.io/{image.repository.removeprefix('library/')}:{image.tag}",
+    )
+
+
+WAYS: dict[str, Callable[[Dockyard, pytest.FixtureRequest], Way]] = {
+    "docker-prefix-U1": docker_by_prefix,
+    "docker-mirror-U5": docker_by_mirror,
+    "containerd-U1": containerd_u1,
+    "containerd-U2": containerd_u2,
+    "containerd-U3": containerd_u3,
+    "containerd-U4": containerd_u4,
+    "containerd-U4-default": containerd_u4_default,
+    "skopeo-U1": skopeo_direct,
+    "skopeo-all-U1": skopeo_all_platforms,
+    "skopeo-mirror-U1": skopeo_mirror,
+    "podman-U1": podman_direct,
+    "podman-mirror-U1": podman_mirror,
+    "crane-U1": crane_direct,
+    "crane-short-U1": crane_short_name,
+}
+
+
+def _docker(request: pytest.FixtureRequest, reference: Callable[[Pushed], str]) -> Way:
+    daemon: DockerDaemon = request.getfixturevalue("docker")
+
+    def pull(image: Pushed) -> Digests:
+        daemon.pull(reference(image))
+        return frozenset({daemon.digest(reference(image)), daemon.identifier(reference(image))})
+
+    return Way(pull, lambda image: frozenset({image.digest, image.ours.config.digest}), daemon.wipe)
+
+
+def _containerd(request: pytest.FixtureRequest, registry: str, *options: str | Path) -> Way:
+    containerd: Containerd = request.getfixturevalue("containerd")
+
+    def pull(image: Pushed) -> Digests:
+        reference = f"{registry}/{image.repository}:{image.tag}"
+        containerd.pull(reference, *options)
+        return containerd.content() | {containerd.digest(reference)}
+
+    return Way(pull, lambda image: image.ours.blobs | {image.digest, image.ours.digest}, containerd.wipe)
+
+
+def _podman(request: pytest.FixtureRequest, registry: str, mirrors: str) -> Way:
+    podman: Podman = request.getfixturevalue("podman")
+
+    def pull(image: Pushed) -> Digests:
+        reference = f"{registry}/{image.repository}:{image.tag}"
+        podman.pull(reference, registries=mirrors)
+        return podman.digests(reference) | {podman.identifier(reference)}
+
+    return Way(pull, lambda image: frozenset({image.digest, image.ours.digest, image.ours.config.digest}), podman.wipe)
+
+
+def _crane(request: pytest.FixtureRequest, reference: Callable[[Pushed], str]) -> Way:
+    crane: Crane = request.getfixturevalue("crane")
+    return Way(
+        pull=lambda image: crane.pull(reference(image)).digests | {crane.digest(reference(image))},
+        wanted=lambda image: image.blobs | image.manifests,
+    )
+
+
+def _hosts(request: pytest.FixtureRequest, registry: str, mirror: str, *more: str) -> Path:
+    """Write a hosts.toml for containerd; its last resort is a port that nobody listens on."""
+    tmp_path: Path = request.getfixturevalue("tmp_path")
+    file = tmp_path / "certs.d" / registry / "hosts.toml"
+    file.parent.mkdir(parents=True)
+    lines = [f'server = "{DEAD_PROXY}"', f'[host."{mirror}"]', 'capabilities = ["pull", "resolve"]', *more]
+    file.write_text("\n".join(lines))
+    return tmp_path / "certs.d"
+
+
+def _mirrors(dockyard: Dockyard) -> str:
+    """Return a registries.conf; its last resort is a port that nobody listens on."""
+    return f"""\
+[[registry]]
+prefix = "docker.io"
+location = "{DEAD_PROXY.removeprefix("http://")}"
+insecure = true
+[[registry.mirror]]
+location = "{dockyard.host}/docker.io"
+insecure = true
+"""

@@ -1,0 +1,180 @@
+"""Starting real programs, waiting for them with a limit, and ending them by pid."""
+
+import os
+import random
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import attrs
+
+POLL_S = 0.02
+END_LIMIT_S = 10.0
+
+
+class RigError(Exception):
+    """A program of the rig did not do what the test needs; the text has the end of its log."""
+
+
+@attrs.define(eq=False)
+class Process:
+    """One running program. What it prints goes to `log` (and to `output`, when that is another file)."""
+
+    name: str
+    log: Path
+    popen: subprocess.Popen[bytes]
+
+    @classmethod
+    def start(
+        cls,
+        argv: Sequence[str | Path],
+        *,
+        log: Path,
+        output: Path | None = None,
+        environ: Mapping[str, str] | None = None,
+    ) -> "Process":
+        with log.open("ab") as errors, (output or log).open("ab") as out:
+            popen = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=out, stderr=errors, env=environ)
+        return cls(Path(argv[0]).name, log, popen)
+
+    @property
+    def pid(self) -> int:
+        return self.popen.pid
+
+    @property
+    def is_running(self) -> bool:
+        return self.popen.poll() is None
+
+    def wait_until(self, check: Callable[[], bool], what: str, limit_s: float) -> None:
+        """Wait until `check` says yes; fail at once when the program has ended meanwhile."""
+        deadline = time.monotonic() + limit_s
+        while not check():
+            if not self.is_running:
+                raise RigError(f"{self.name} ended with status {self.popen.returncode} before {what}\n{self.tail()}")
+            if time.monotonic() > deadline:
+                raise RigError(f"{self.name}: not {what} within {limit_s:.0f} s\n{self.tail()}")
+            time.sleep(POLL_S)
+
+    def send(self, number: signal.Signals) -> None:
+        """Send a signal: SIGSTOP and SIGCONT freeze and thaw."""
+        self.popen.send_signal(number)
+
+    def end(self, number: signal.Signals = signal.SIGTERM, limit_s: float = END_LIMIT_S) -> int:
+        """Ask the program to end, and kill it when it does not; return its exit status."""
+        self.popen.send_signal(number)
+        try:
+            return self.popen.wait(limit_s)
+        except subprocess.TimeoutExpired:
+            self.popen.kill()
+            return self.popen.wait(limit_s)
+
+    def end_all(self) -> None:
+        """End the program, then whatever it started and left running."""
+        started = descendants(self.pid)
+        self.end()
+        kill_leftovers(started)
+
+    def tail(self, lines: int = 60) -> str:
+        """Return the end of the log."""
+        return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
+
+
+def wait_until(check: Callable[[], bool], what: str, limit_s: float) -> None:
+    """Wait until `check` says yes."""
+    deadline = time.monotonic() + limit_s
+    while not check():
+        if time.monotonic() > deadline:
+            raise RigError(f"not {what} within {limit_s:.0f} s")
+        time.sleep(POLL_S)
+
+
+def free_port() -> int:
+    """Return a loopback port that nobody listens on.
+
+    It lies below the range that outgoing connections take theirs from, so that a server can be stopped and started
+    again on it.
+    """
+    first_outgoing = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    for _ in range(100):
+        port = random.randrange(min(15_000, first_outgoing // 2), first_outgoing)
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+        return port
+    raise RigError("no free port")
+
+
+@attrs.frozen
+class Started:
+    """A process as /proc knows it; the start time tells it from a later one with the same pid."""
+
+    pid: int
+    parent: int
+    started_at: int
+
+    def command_line(self) -> bytes:
+        try:
+            return Path(f"/proc/{self.pid}/cmdline").read_bytes()
+        except OSError:
+            return b""
+
+
+def children(pid: int) -> list[Started]:
+    """Return the direct children of a process, oldest first."""
+    return sorted(
+        (each for each in _all_processes() if each.parent == pid), key=lambda each: (each.started_at, each.pid)
+    )
+
+
+def descendants(pid: int) -> list[Started]:
+    """Return the children of a process, their children, and so on."""
+    everybody = _all_processes()
+    found: list[Started] = []
+    parents = {pid}
+    while parents:
+        born = [each for each in everybody if each.parent in parents]
+        found += born
+        parents = {each.pid for each in born}
+    return found
+
+
+def kill_leftovers(started: Sequence[Started]) -> list[int]:
+    """Kill those of `started` that still run; return their pids."""
+    left = []
+    for each in started:
+        if _read_process(each.pid) not in (each, attrs.evolve(each, parent=1)):
+            continue  # gone, or another process has the pid now
+        try:
+            os.kill(each.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            continue
+        left.append(each.pid)
+    return left
+
+
+def memory_bytes(pid: int) -> int:
+    """Return the private memory of a process: anonymous pages, without files that it shares with the page cache."""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("RssAnon:"):
+            return int(line.split()[1]) * 1024
+    raise RigError(f"no memory figure of process {pid}")
+
+
+def _all_processes() -> list[Started]:
+    found = (_read_process(int(entry.name)) for entry in Path("/proc").iterdir() if entry.name.isdigit())
+    return [each for each in found if each is not None]
+
+
+def _read_process(pid: int) -> Started | None:
+    """Return what /proc says of a process; None when there is none, or only its remains."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return None
+    state, parent, *rest = text.rpartition(")")[2].split()
+    return None if state in "ZX" else Started(pid, int(parent), int(rest[17]))

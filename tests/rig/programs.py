@@ -1,0 +1,49 @@
+"""Which real servers and clients this machine has: asked once of `ops/test_servers.py`."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NoReturn
+
+import attrs
+import pytest
+
+SCRIPT = Path(__file__).parents[2] / "ops" / "test_servers.py"
+FIND_LIMIT_S = 3600.0  # the first time, servers are built from source
+
+
+@attrs.frozen
+class Programs:
+    """Paths of the programs that can be had, and the reasons for those that cannot."""
+
+    answers: Mapping[str, Mapping[str, str]]
+
+    @classmethod
+    def find(cls) -> "Programs":
+        environ = {**os.environ, "CI": ""}  # what is missing is said by the test that needs it
+        asked = subprocess.run(
+            [sys.executable, SCRIPT, "--json"],
+            stdout=subprocess.PIPE,
+            env=environ,
+            timeout=FIND_LIMIT_S,
+            check=True,
+        )
+        return cls(json.loads(asked.stdout))
+
+    def need(self, name: str, *, as_root: bool = False) -> Path:
+        """Return the path of a program. Without it the running test is skipped; on CI it fails."""
+        answer = self.answers[name]
+        if "missing" in answer:
+            _cannot_run(answer["missing"])
+        if as_root and os.geteuid() != 0:
+            _cannot_run(f"{name} unpacks images only as root")
+        return Path(answer["path"])
+
+
+def _cannot_run(reason: str) -> NoReturn:
+    if os.environ.get("CI"):
+        pytest.fail(reason, pytrace=False)
+    pytest.skip(reason)

@@ -1,0 +1,299 @@
+"""Manifests: which bodies are believed, under which media type, and that nothing else than BadUpstream is raised."""
+
+import contextlib
+import json
+import time
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dockyard.errors import BadUpstream
+from dockyard.oci.manifest import (
+    ACCEPT,
+    DOCKER_IMAGE,
+    DOCKER_LIST,
+    MAX_MANIFEST_BYTES,
+    OCI_ARTIFACT,
+    OCI_IMAGE,
+    OCI_INDEX,
+    SCHEMA1,
+    SCHEMA1_SIGNED,
+    Descriptor,
+    Manifest,
+)
+from dockyard.oci.reference import Digest
+
+CHILD = {"mediaType": OCI_IMAGE, "digest": str(Digest.of(b"x")), "size": 1}
+INDEX: dict[str, Any] = {"schemaVersion": 2, "manifests": [CHILD]}
+IMAGE: dict[str, Any] = {"schemaVersion": 2, "config": CHILD, "layers": [CHILD]}
+OLD_IMAGE: dict[str, Any] = {"schemaVersion": 1, "name": "x", "tag": "y", "fsLayers": [{"blobSum": "z"}]}
+ARTIFACT: dict[str, Any] = {"mediaType": OCI_ARTIFACT, "artifactType": "a/b", "blobs": [CHILD]}
+
+
+def encode(document: object) -> bytes:
+    """Write a document as registries do."""
+    return json.dumps(document).encode()
+
+
+def parse(document: object, content_type: str | None = None) -> Manifest:
+    """Parse a document that is sent by tag."""
+    return Manifest.parse(encode(document), content_type, None)
+
+
+def refuse(body: bytes, content_type: str | None = None) -> None:
+    """Check that a body is refused, and soon."""
+    start = time.perf_counter()
+    with pytest.raises(BadUpstream):
+        Manifest.parse(body, content_type, None)
+    assert time.perf_counter() - start < 1
+
+
+@pytest.mark.parametrize(
+    ("document", "content_type", "media_type"),
+    [
+        (INDEX | {"mediaType": OCI_INDEX}, OCI_INDEX, OCI_INDEX),
+        (INDEX | {"mediaType": DOCKER_LIST}, DOCKER_LIST, DOCKER_LIST),
+        (IMAGE | {"mediaType": OCI_IMAGE}, OCI_IMAGE, OCI_IMAGE),
+        (IMAGE | {"mediaType": DOCKER_IMAGE}, DOCKER_IMAGE, DOCKER_IMAGE),
+        (ARTIFACT, OCI_ARTIFACT, OCI_ARTIFACT),
+        # the document knows better than a header that says nothing
+        (INDEX | {"mediaType": DOCKER_LIST}, None, DOCKER_LIST),
+        (INDEX | {"mediaType": DOCKER_LIST}, "text/plain", DOCKER_LIST),
+        (IMAGE | {"mediaType": OCI_IMAGE}, "application/json; charset=utf-8", OCI_IMAGE),
+        (IMAGE | {"mediaType": "application/vnd.other+json"}, OCI_IMAGE, "application/vnd.other+json"),
+        # the header is believed when the document says nothing
+        (INDEX, DOCKER_LIST, DOCKER_LIST),
+        (IMAGE, f"{DOCKER_IMAGE}; charset=utf-8", DOCKER_IMAGE),
+        (IMAGE, f"  {OCI_IMAGE.upper()} ", OCI_IMAGE),
+        (IMAGE | {"mediaType": ""}, DOCKER_IMAGE, DOCKER_IMAGE),
+        (IMAGE | {"mediaType": None}, DOCKER_IMAGE, DOCKER_IMAGE),
+        (OLD_IMAGE, SCHEMA1_SIGNED, SCHEMA1_SIGNED),
+        # unless it speaks of another shape
+        (INDEX, OCI_IMAGE, OCI_INDEX),
+        (IMAGE, DOCKER_LIST, OCI_IMAGE),
+        (IMAGE, None, OCI_IMAGE),
+        (INDEX, "", OCI_INDEX),
+        (OLD_IMAGE, None, SCHEMA1),
+        (OLD_IMAGE | {"signatures": [{}]}, "application/json", SCHEMA1_SIGNED),
+        # lists that a Go program left empty
+        (INDEX | {"manifests": []}, None, OCI_INDEX),
+        (INDEX | {"manifests": None}, None, OCI_INDEX),
+        (IMAGE | {"layers": None}, None, OCI_IMAGE),
+        ({"mediaType": OCI_ARTIFACT}, None, OCI_ARTIFACT),
+    ],
+)
+def test_the_media_type_is_the_documents_else_the_headers_else_the_shapes(
+    document: dict[str, Any], content_type: str | None, media_type: str
+) -> None:
+    """A manifest is served under the type that it gives itself."""
+    assert parse(document, content_type).media_type == media_type
+
+
+def test_a_manifest_keeps_its_bytes() -> None:
+    """The body is not rewritten, whatever its spelling."""
+    body = b'  {"manifests" :\n[ ] }\n'
+    manifest = Manifest.parse(body, OCI_INDEX, Digest.of(body))
+    assert manifest.body == body
+    assert manifest.size == len(body)
+    assert manifest.descriptor == Descriptor(OCI_INDEX, Digest.of(body), len(body))
+
+
+def test_the_repr_of_a_manifest_does_not_hold_its_body() -> None:
+    """A manifest in a log takes one line."""
+    assert "fsLayers" not in repr(parse(OLD_IMAGE))
+
+
+@pytest.mark.parametrize("algorithm", ["sha256", "sha512"])
+def test_the_digest_is_the_one_that_was_asked_for(algorithm: str) -> None:
+    """A manifest asked for by sha512 is known by its sha512."""
+    digest = Digest.of(encode(IMAGE), algorithm)
+    assert Manifest.parse(encode(IMAGE), None, digest).digest == digest
+
+
+def test_without_an_expected_digest_it_is_the_sha256() -> None:
+    """A manifest asked for by tag gets the usual digest."""
+    assert parse(IMAGE).digest == Digest.of(encode(IMAGE))
+
+
+@pytest.mark.parametrize("algorithm", ["sha256", "sha512"])
+def test_a_wrong_digest_is_refused(algorithm: str) -> None:
+    """Other bytes than asked for are never a manifest."""
+    with pytest.raises(BadUpstream):
+        Manifest.parse(encode(IMAGE), OCI_IMAGE, Digest.of(b"other", algorithm))
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        IMAGE | {"manifests": []},
+        INDEX | {"layers": []},
+        INDEX | {"config": CHILD},
+        INDEX | {"layers": None},
+        INDEX | {"fsLayers": []},
+        IMAGE | {"fsLayers": []},
+        INDEX | {"mediaType": OCI_ARTIFACT},
+        IMAGE | {"mediaType": OCI_ARTIFACT},
+    ],
+)
+def test_a_document_of_two_shapes_is_refused(document: dict[str, Any]) -> None:
+    """Two clients must not see two images in one document (CVE-2021-41190)."""
+    refuse(encode(document))
+
+
+@pytest.mark.parametrize(
+    ("document", "content_type"),
+    [
+        (INDEX | {"mediaType": OCI_INDEX}, DOCKER_LIST),
+        (INDEX | {"mediaType": OCI_INDEX}, OCI_IMAGE),
+        (IMAGE | {"mediaType": DOCKER_IMAGE}, f"{OCI_IMAGE}; x=y"),
+        (INDEX | {"mediaType": OCI_IMAGE}, None),
+        (IMAGE | {"mediaType": OCI_INDEX}, OCI_INDEX),
+        (OLD_IMAGE | {"mediaType": DOCKER_IMAGE}, None),
+    ],
+)
+def test_a_document_that_contradicts_its_type_is_refused(document: dict[str, Any], content_type: str | None) -> None:
+    """A document, its mediaType and its Content-Type tell one story."""
+    refuse(encode(document), content_type)
+
+
+@pytest.mark.parametrize("media_type", [1, [], {}, True, "x", "a/b\r\nX: 1", "a/b; c=d", "\u00e9/x", "a/" + "b" * 200])
+def test_a_media_type_that_cannot_be_a_header_is_refused(media_type: object) -> None:
+    """What the document calls itself is sent as Content-Type."""
+    refuse(encode(IMAGE | {"mediaType": media_type}))
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        {},
+        [],
+        [INDEX],
+        None,
+        1,
+        "x",
+        {"errors": [{"code": "UNKNOWN"}]},
+        {"schemaVersion": 2},
+        {"schemaVersion": 2, "mediaType": OCI_IMAGE},
+        {"manifests": {}},
+        {"manifests": "x"},
+        {"manifests": [1]},
+        {"manifests": [[CHILD]]},
+        {"layers": []},
+        {"config": CHILD},
+        {"config": None, "layers": []},
+        {"config": "x", "layers": []},
+        {"config": CHILD, "layers": {}},
+        {"config": CHILD, "layers": ["x"]},
+        {"fsLayers": []},
+        {"schemaVersion": 2, "fsLayers": []},
+        {"schemaVersion": "1", "fsLayers": []},
+        {"schemaVersion": 1, "fsLayers": "x"},
+        {"mediaType": OCI_ARTIFACT, "blobs": "x"},
+    ],
+)
+def test_json_that_is_no_manifest_is_refused(document: object) -> None:
+    """A login page in JSON is not an image."""
+    refuse(encode(document), OCI_IMAGE)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"<html></html>",
+        b'{"manifests":[]} x',
+        b'{"manifests":[]',
+        b'\xff{"manifests":[]}',
+        b'\xef\xbb\xbf{"manifests":[]}',
+        '{"manifests":[]}'.encode("utf-16"),
+        '{"manifests":[]}'.encode("utf-32"),
+        b'{"manifests":[],"a":"\xed\xa0\x80"}',  # half a pair, encoded
+        b'{"manifests":[],"a":"\\ud800"}',
+        b'{"manifests":[],"a":{"b":["\\uDFFF x"]}}',
+        b'{"manifests":[],"\\ude00\\ud83d":1}',
+        b'{"manifests":[],"a":NaN}',
+        b'{"manifests":[],"a":[-Infinity]}',
+        b'{"manifests":[],"a":Infinity}',
+        b'{"manifests":[],"manifests":[]}',
+        b'{"manifests":[],"a":1,"\\u0061":2}',
+        b'{"manifests":[{"digest":1,"digest":2}]}',
+        b'{"manifests":[],"a":' + b"1" * 100_000 + b"}",
+        b"[" * 100_000,
+        b'{"a":' * 100_000,
+        b'{"manifests":[],"a":' + b"[" * 50_000 + b"]" * 50_000 + b"}",
+        b'{"manifests":[' + b",".join([b"{}"] * 1_000_000) + b"]}",
+    ],
+)
+def test_json_that_is_broken_or_hostile_is_refused(body: bytes) -> None:
+    """Nothing in a body costs much time, or raises anything but BadUpstream."""
+    refuse(body)
+
+
+@pytest.mark.parametrize("text", ["\\ud83d\\ude00", "\\\\ud800", "\u00e9\U0001f600", "1" * 1000])
+def test_text_that_only_looks_hostile_is_a_manifest(text: str) -> None:
+    """A whole pair, an escaped backslash and plain text are fine."""
+    assert Manifest.parse(f'{{"manifests":[],"a":"{text}"}}'.encode(), None, None).media_type == OCI_INDEX
+
+
+@pytest.mark.parametrize("number", ["1e999999", "1." + "1" * 1_000_000, "-0.0", "12345678901234567890"])
+def test_numbers_that_nobody_reads_do_no_harm(number: str) -> None:
+    """A number in an unknown key is passed over."""
+    assert Manifest.parse(f'{{"manifests":[],"a":{number}}}'.encode(), None, None).media_type == OCI_INDEX
+
+
+def test_a_manifest_may_be_as_large_as_clients_take() -> None:
+    """Four MiB are accepted, and not a byte more."""
+    body = encode(IMAGE)
+    padded = body + b" " * (MAX_MANIFEST_BYTES - len(body))
+    assert Manifest.parse(padded, None, None).size == MAX_MANIFEST_BYTES
+    refuse(padded + b" ")
+
+
+def test_a_stored_manifest_is_the_one_that_was_kept() -> None:
+    """What comes back from storage has its type and digest again."""
+    kept = parse(IMAGE | {"mediaType": DOCKER_IMAGE}, DOCKER_IMAGE)
+    assert Manifest.stored(kept.body, kept.digest) == kept
+
+
+def test_a_damaged_stored_manifest_is_refused() -> None:
+    """One changed byte is noticed."""
+    kept = parse(IMAGE)
+    with pytest.raises(BadUpstream):
+        Manifest.stored(kept.body + b" ", kept.digest)
+
+
+def test_all_known_types_are_asked_for() -> None:
+    """A tag is cached once for all clients, so the upstream is told every type that any of them takes."""
+    assert {OCI_INDEX, OCI_IMAGE, DOCKER_LIST, DOCKER_IMAGE, OCI_ARTIFACT, SCHEMA1, SCHEMA1_SIGNED} == set(ACCEPT)
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=8,
+)
+keys = st.sampled_from(
+    ["mediaType", "manifests", "config", "layers", "fsLayers", "blobs", "schemaVersion", "signatures"]
+)
+members = json_values | st.sampled_from([*ACCEPT, [], [{}], {}, 1, 2])
+
+
+@given(st.dictionaries(keys, members), st.none() | st.sampled_from(ACCEPT) | st.text(max_size=10))
+def test_any_document_is_a_manifest_or_bad_upstream(document: dict[str, Any], content_type: str | None) -> None:
+    """Whatever is accepted reads back from storage, under a type of its own shape."""
+    try:
+        manifest = parse(document, content_type)
+    except BadUpstream:
+        return
+    assert Manifest.stored(manifest.body, manifest.digest).digest == manifest.digest
+    marks = {"manifests", "fsLayers", "config"} & document.keys()
+    assert len(marks) == 1 or (not marks and manifest.media_type == OCI_ARTIFACT)
+
+
+@given(st.binary() | st.text(alphabet='{}[]",:\\u0dn1e-. manifests').map(str.encode), st.none() | st.text(max_size=5))
+def test_any_body_is_a_manifest_or_bad_upstream(body: bytes, content_type: str | None) -> None:
+    """No bytes make the reader raise anything else."""
+    with contextlib.suppress(BadUpstream):
+        assert Manifest.parse(body, content_type, None).body == body
