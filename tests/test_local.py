@@ -105,14 +105,14 @@ def test_the_cap_drops_what_was_used_longest_ago(tmp_path: Path) -> None:
         path = path_of(tier, digest)
         os.utime(path, (time.time() - 1000 + age, path.stat().st_mtime))
     assert read(tier, digests[0]) is not None
-    tier.evict()
+    tier.cap.enforce()
     assert [path_of(tier, digest).exists() for digest in digests] == [True, False, True, True]
 
 
 def test_no_cap_keeps_everything(tier: LocalTier) -> None:
     """0 means no limit."""
     digest = keep(tier, b"x" * 100_000)
-    tier.evict()
+    tier.cap.enforce()
     assert read(tier, digest) is not None
 
 
@@ -122,7 +122,7 @@ def test_an_evicted_blob_is_read_to_its_end_by_who_has_it_open(tmp_path: Path) -
     digest = keep(tier, b"x" * 5000)
     stored = tier.open_blob(digest)
     assert stored is not None
-    tier.evict()
+    tier.cap.enforce()
     assert not path_of(tier, digest).exists()
     assert os.pread(stored.fd, 5000, 0) == b"x" * 5000
     os.close(stored.fd)

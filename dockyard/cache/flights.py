@@ -245,8 +245,8 @@ class Flights:
                 spool.discard()
         finally:
             spool.close()
-        if self._tier.is_due_for_eviction:
-            await self._threads.disk(self._tier.evict)
+        if self._tier.cap.is_due:
+            await self._threads.disk(self._tier.cap.enforce)
 
     def _linger(self, spool: Spool) -> None:
         """Keep what has landed for a while: the next try goes on from there."""

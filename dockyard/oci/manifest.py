@@ -15,7 +15,7 @@ from typing import Any, Final, NoReturn, Self
 
 import attrs
 
-from dockyard.errors import BadUpstream
+from dockyard.errors import BadUpstream, DigestInvalid
 from dockyard.oci.reference import Digest
 
 # What clients accept: containers/image and oras stop at 4 MiB, containerd a little above.
@@ -117,6 +117,22 @@ class Manifest:
         return len(self.body)
 
     @property
+    def children(self) -> tuple[Digest, ...]:
+        """The manifests that an index names."""
+        return self._digests("manifests")
+
+    @property
+    def blobs(self) -> tuple[Digest, ...]:
+        """The config and the layers that an image names, or the blobs of an artifact."""
+        return self._digests("config", "layers", "blobs")
+
+    def _digests(self, *keys: str) -> tuple[Digest, ...]:
+        document = _read_document(self.body)
+        found = [entry for key in keys for entry in _as_list(document.get(key))]
+        texts = [str(entry.get("digest")) for entry in found if isinstance(entry, dict)]
+        return tuple(digest for text in texts if (digest := _find_digest(text)))
+
+    @property
     def descriptor(self) -> Descriptor:
         return Descriptor(self.media_type, self.digest, self.size)
 
@@ -133,6 +149,17 @@ def _media_type(document: dict[str, Any], content_type: str) -> str:
     if declared in _SHAPES and content_type in _SHAPES and declared != content_type:
         raise BadUpstream(f"the upstream's manifest calls itself {declared} but was sent as {content_type}")
     return declared
+
+
+def _find_digest(text: str) -> Digest | None:
+    try:
+        return Digest.parse(text)
+    except DigestInvalid:
+        return None
+
+
+def _as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
 
 
 def _shape(document: dict[str, Any]) -> Shape:

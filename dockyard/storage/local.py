@@ -9,11 +9,10 @@ nobody can set, tells which ones: verifying touches the file.
 
 import contextlib
 import errno
-import fcntl
 import os
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import attrs
@@ -22,13 +21,15 @@ import structlog
 from dockyard.errors import DigestInvalid
 from dockyard.oci.reference import Digest, Name, Tag
 from dockyard.storage import keys
+from dockyard.storage.ages import Ages
+from dockyard.storage.eviction import SizeCap
+from dockyard.storage.publications import BlobItem, Item, ManifestItem, TagItem
 from dockyard.storage.spool import Spool
 
 PARTIAL = "partial"
 RUN = "run"
 USE_RECORDED_EVERY_S = 60.0
-LOW_WATER = 0.9
-ROOM_BYTES = 64 * 1024 * 1024
+ABANDONED_S = 60.0
 _HASH_CHUNK = 1024 * 1024
 _EMPTY_IS_FINE = {str(Digest.of(b"")), str(Digest.of(b"", "sha512"))}
 _ABSENT = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG}
@@ -57,16 +58,25 @@ class LocalTier:
 
     `max_size` (bytes, 0 = none) caps the blobs; manifests and tags are small and stay.
     `suspect_before` (seconds since the epoch): blobs not changed since then are verified before their first use.
+    `is_wanted(digest)`: a blob that must not be evicted yet.
 
     Methods block. A fault of the disk is logged and looks like a miss, or like a write that did not happen.
     """
 
-    def __init__(self, directory: Path, prefix: str, max_size: int, suspect_before: float = 0.0) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        prefix: str,
+        max_size: int,
+        suspect_before: float = 0.0,
+        is_wanted: Callable[[Digest], bool] = lambda _: False,
+    ) -> None:
         self.directory = directory
         self._prefix = prefix
-        self._max_size = max_size
         self._suspect_before = suspect_before
-        self._added = 0
+        partial, run = directory / PARTIAL, directory / RUN
+        self.cap = SizeCap(self._path(keys.blob_root(prefix)), partial, run / "evict.lock", max_size, is_wanted)
+        self.ages = Ages(lambda item: self._path(self.key(item)), run / "touched")
 
     # Blobs
 
@@ -86,7 +96,7 @@ class LocalTier:
                     path.unlink(missing_ok=True)
                     os.close(fd)
                     return None
-                os.utime(fd)
+                os.utime(fd, (time.time(), found.st_mtime))
             elif time.time() - found.st_atime > USE_RECORDED_EVERY_S:
                 os.utime(fd, (time.time(), found.st_mtime))
         except OSError as exc:
@@ -101,7 +111,7 @@ class LocalTier:
         Where no file can be made, the spool keeps to memory.
         """
         try:
-            return Spool.claim(digest, self._partial_path(digest), self._make_room)
+            return Spool.claim(digest, self._partial_path(digest), self.cap.make_room)
         except OSError as exc:
             log.warning("cannot make a partial file, serving without it", digest=str(digest), error=exc.strerror)
             return Spool.without_file(digest)
@@ -116,12 +126,16 @@ class LocalTier:
                 os.close(fd)
         return None
 
-    def keep(self, spool: Spool) -> bool:
-        """Make a verified spool a complete blob. False when the disk would not have it."""
+    def keep(self, spool: Spool, age_s: float = 0.0) -> bool:
+        """Make a verified spool a complete blob. False when the disk would not have it.
+
+        `age_s` is how long ago the bucket got it, for one that came from there.
+        """
         path = self._path(keys.blob_key(self._prefix, spool.digest))
         if spool.path is None or spool.is_overflowing:
             return False
         try:
+            os.utime(spool.fd, (time.time(), time.time() - age_s))
             os.fsync(spool.fd)
             path.parent.mkdir(parents=True, exist_ok=True)
             spool.path.rename(path)
@@ -129,7 +143,7 @@ class LocalTier:
         except OSError as exc:
             log.warning("cannot keep a blob", digest=str(spool.digest), error=exc.strerror)
             return False
-        self._added += spool.landed
+        self.cap.add(spool.landed)
         return True
 
     # Manifests and tags
@@ -161,7 +175,18 @@ class LocalTier:
     def confirm_pointer(self, name: Name, tag: Tag) -> None:
         """Record that the pointer was checked now and still holds."""
         with contextlib.suppress(OSError):
-            os.utime(self._path(keys.tag_key(self._prefix, name, tag)))
+            path = self._path(keys.tag_key(self._prefix, name, tag))
+            os.utime(path, (path.stat().st_atime, time.time()))
+
+    def key(self, item: Item) -> str:
+        """The key of an item."""
+        match item:
+            case BlobItem(digest):
+                return keys.blob_key(self._prefix, digest)
+            case ManifestItem(name, digest):
+                return keys.manifest_key(self._prefix, name, digest)
+            case TagItem(name, tag):
+                return keys.tag_key(self._prefix, name, tag)
 
     # Housekeeping
 
@@ -173,68 +198,16 @@ class LocalTier:
     def sweep(self) -> int:
         """Delete the partial files whose writer is dead; how many."""
         swept = 0
-        for path in _files_below(self.directory / PARTIAL):
-            if path.name.endswith(".tmp"):
-                if time.time() - path.stat().st_mtime > USE_RECORDED_EVERY_S:
-                    path.unlink(missing_ok=True)
-                    swept += 1
-                continue
+        for path in (self.directory / PARTIAL).iterdir():
             with contextlib.suppress(OSError, DigestInvalid):
-                digest = Digest.parse(path.name.replace("-", ":", 1))
-                if spool := Spool.claim(digest, path, lambda _: False):
+                if path.suffix == ".tmp":
+                    if time.time() - path.stat().st_mtime > ABANDONED_S:
+                        path.unlink()
+                        swept += 1
+                elif spool := Spool.claim(Digest.parse(path.name.replace("-", ":", 1)), path, lambda _: False):
                     spool.discard()
                     swept += 1
         return swept
-
-    @property
-    def is_due_for_eviction(self) -> bool:
-        """Whether enough was added since the last look to be worth another."""
-        return bool(self._max_size) and self._added >= self._max_size // 50
-
-    def evict(self) -> None:
-        """Drop the least recently used blobs until all fit the size cap. One process at a time does this."""
-        if not self._max_size:
-            return
-        self._added = 0
-        with contextlib.suppress(BlockingIOError), self._evictor():
-            blobs = self._blobs()
-            partial = sum(path.stat().st_size for path in _files_below(self.directory / PARTIAL))
-            total = partial + sum(size for _, size, _ in blobs)
-            if total > self._max_size:
-                self._drop(blobs, total - int(self._max_size * LOW_WATER))
-
-    def _make_room(self, size: int) -> bool:
-        """The disk is full: drop old blobs. False when there is nothing to drop."""
-        with contextlib.suppress(BlockingIOError), self._evictor():
-            return self._drop(self._blobs(), max(size, ROOM_BYTES)) > 0
-        return True
-
-    def _drop(self, blobs: list[tuple[float, int, Path]], excess: int) -> int:
-        freed = 0
-        for _, size, path in sorted(blobs):
-            if freed >= excess:
-                break
-            path.unlink(missing_ok=True)
-            freed += size
-        log.info("evicted the least recently used blobs", freed_bytes=freed)
-        return freed
-
-    @contextlib.contextmanager
-    def _evictor(self) -> Iterator[None]:
-        fd = os.open(self.directory / RUN / "evict.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            yield
-        finally:
-            os.close(fd)
-
-    def _blobs(self) -> list[tuple[float, int, Path]]:
-        found = []
-        for path in _files_below(self._path(keys.blob_root(self._prefix))):
-            with contextlib.suppress(OSError):
-                status = path.stat()
-                found.append((status.st_atime, status.st_size, path))
-        return found
 
     def _path(self, key: str) -> Path:
         return self.directory / key
@@ -275,10 +248,6 @@ def _has_digest(fd: int, digest: Digest) -> bool:
         hasher.update(chunk)
         offset += len(chunk)
     return digest.matches(hasher)
-
-
-def _files_below(root: Path) -> list[Path]:
-    return [Path(folder) / file for folder, _, files in os.walk(root) for file in files]
 
 
 def _flush_directory(path: Path) -> None:

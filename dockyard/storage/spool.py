@@ -26,6 +26,7 @@ log = structlog.get_logger()
 
 WINDOW_BYTES = 8 * 1024 * 1024
 LAGGARD_TIMEOUT_S = 15.0
+FOLLOW_TIMEOUT_S = 120.0
 _REHASH_CHUNK = 1024 * 1024
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 
@@ -57,6 +58,7 @@ class Spool:
         self.landed = landed
         self.size: int | None = None
         self.disk_end: int | None = None if path else landed
+        self._is_right: bool | None = None
         self._hasher = digest.hasher()
         self._hashed = 0
         self._condition = threading.Condition()
@@ -118,8 +120,31 @@ class Spool:
         self._hasher.update(chunk)
         if not self._write(chunk):
             self._append_to_window(chunk)
-        self.landed += len(chunk)
+        with self._condition:
+            self.landed += len(chunk)
+            self._condition.notify_all()
         self._hashed = self.landed
+
+    def finish(self, *, is_right: bool) -> None:
+        """Tell whoever follows in a thread that the writer has ended, and whether the digest is right."""
+        with self._condition:
+            self._is_right = is_right
+            self._condition.notify_all()
+
+    def wait_beyond(self, position: int) -> int | None:
+        """Wait, in a thread, until bytes beyond `position` are in the file: up to where. None: they will not come.
+
+        The last byte is not there before `finish` has said that all are right.
+        """
+        with self._condition:
+            while True:
+                if self._is_right is False or self.disk_end is not None:
+                    return None
+                available = self.landed if self._is_right else self.landed - 1
+                if available > position:
+                    return available
+                if not self._condition.wait(FOLLOW_TIMEOUT_S):
+                    return None
 
     def is_right(self) -> bool:
         """Whether the bytes that landed have the digest that they were fetched for."""

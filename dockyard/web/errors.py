@@ -2,7 +2,7 @@
 
 import json
 
-from dockyard.errors import RegistryError, Unsupported
+from dockyard.errors import RangeNotSatisfiable, RegistryError, Unsupported
 
 ALLOW = "GET, HEAD"
 
@@ -22,6 +22,8 @@ def error_response(error: RegistryError) -> tuple[int, dict[str, str], bytes]:
     }
     if error.retry_after_s is not None:
         headers["retry-after"] = str(error.retry_after_s)
+    if isinstance(error, RangeNotSatisfiable):
+        headers["content-range"] = f"bytes */{error.size}"
     if isinstance(error, Unsupported):
         headers["allow"] = ALLOW
     return error.status, headers, body

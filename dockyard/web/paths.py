@@ -24,7 +24,7 @@ class PathRouter:
         if uri == "/v2":
             return (*self._base, {"path_prefix": ""}, uri)
         before, separator, after = uri.partition("/v2/")
-        if not separator:
+        if not separator or before == "/":
             return None
         path_prefix = before.removeprefix("/")
         if not after:
