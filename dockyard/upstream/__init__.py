@@ -1,0 +1,1 @@
+"""Talking to upstream registries: blocking, and run in threads."""

@@ -1,0 +1,85 @@
+"""The headers of an answer as values. Pure; the clock comes in as an argument."""
+
+import re
+from collections.abc import Iterable
+from datetime import UTC
+from email.utils import parsedate_to_datetime
+
+import attrs
+
+from dockyard.errors import DigestInvalid
+from dockyard.oci.reference import Digest
+
+DEFAULT_LIMIT_S = 5
+LIMIT_S = (1, 60)
+
+_NUMBER = re.compile(r"[0-9]{1,18}")
+_CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18})")
+_UNSATISFIED = re.compile(r"bytes \*/([0-9]{1,18})")
+
+
+@attrs.frozen
+class ContentRange:
+    """`bytes first-last/total`."""
+
+    first: int
+    last: int
+    total: int
+
+    @property
+    def length(self) -> int:
+        return self.last - self.first + 1
+
+
+def parse_length(values: Iterable[str]) -> int | None:
+    """The Content-Length of an answer, None when there is none. Raises ValueError for garbage or two that differ."""
+    lengths = {part.strip() for value in values for part in value.split(",")}
+    if not lengths:
+        return None
+    if len(lengths) > 1 or not all(_NUMBER.fullmatch(length) for length in lengths):
+        raise ValueError("a Content-Length that makes no sense")
+    return int(lengths.pop())
+
+
+def parse_content_range(value: str | None) -> ContentRange:
+    """A Content-Range with its total. Raises ValueError."""
+    match = _CONTENT_RANGE.fullmatch((value or "").strip())
+    if match is None:
+        raise ValueError("a Content-Range that makes no sense")
+    content_range = ContentRange(int(match[1]), int(match[2]), int(match[3]))
+    if not content_range.first <= content_range.last < content_range.total:
+        raise ValueError("a Content-Range that makes no sense")
+    return content_range
+
+
+def find_unsatisfied_size(value: str | None) -> int | None:
+    """The size that a 416 tells, `bytes */size`."""
+    match = _UNSATISFIED.fullmatch((value or "").strip())
+    return int(match[1]) if match else None
+
+
+def find_media_type(value: str | None) -> str | None:
+    """A Content-Type without its parameters, in lower case."""
+    return (value or "").partition(";")[0].strip().lower() or None
+
+
+def find_digest(value: str | None) -> Digest | None:
+    """A Docker-Content-Digest if it can be used."""
+    try:
+        return Digest.parse((value or "").strip())
+    except DigestInvalid:
+        return None
+
+
+def parse_retry_after(value: str | None, now: float) -> int:
+    """Seconds to wait, from seconds or an HTTP date, within 1 to 60; 5 when there is nothing sensible."""
+    text = (value or "").strip()
+    if re.fullmatch(r"[0-9]{1,1000}", text):
+        seconds = int(text[:18]) if len(text) <= 18 else LIMIT_S[1]
+        return max(LIMIT_S[0], min(seconds, LIMIT_S[1]))
+    try:
+        when = parsedate_to_datetime(text)
+        when = when if when.tzinfo else when.replace(tzinfo=UTC)
+        return max(LIMIT_S[0], min(round(when.timestamp() - now), LIMIT_S[1]))
+    except (ValueError, TypeError, OverflowError):
+        return DEFAULT_LIMIT_S

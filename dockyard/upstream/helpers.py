@@ -1,0 +1,116 @@
+"""Running `docker-credential-*` programs (docker-credential-helpers, client/command.go).
+
+The server goes to stdin as text, the answer comes from stdout as JSON; exit status 1 with words on stdout is an error.
+A helper gets ten seconds and 64 KiB, no shell, and the environment that Dockyard was given; then its whole process
+group is killed. What it prints is never repeated: it may be a secret.
+"""
+
+import json
+import os
+import re
+import select
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+
+import attrs
+
+HELPER_TIMEOUT_S = 10.0
+OUTPUT_BYTES_AT_MOST = 64 * 1024
+
+_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}")
+_NOT_FOUND = b"credentials not found in native keychain"
+
+
+class HelperFailed(Exception):
+    """The helper gave no answer. The message is fit for clients."""
+
+
+@attrs.frozen
+class Login:
+    """What a helper knows."""
+
+    username: str
+    secret: str = attrs.field(repr=False)
+
+
+def ask_helper(name: str, server: str, environ: Mapping[str, str], timeout_s: float = HELPER_TIMEOUT_S) -> Login | None:
+    """The login for a server; None when the helper has none. Raises HelperFailed."""
+    if not _NAME.fullmatch(name):
+        raise HelperFailed("the name of a credential helper is malformed")
+    program = shutil.which(f"docker-credential-{name}", path=environ.get("PATH", ""))
+    if program is None:
+        raise HelperFailed(f"the credential helper docker-credential-{name} is not installed")
+    status, output = _run(name, [program, "get"], server.encode(), environ, time.monotonic() + timeout_s)
+    if status != 0:
+        if _NOT_FOUND in output:
+            return None
+        raise HelperFailed(f"the credential helper docker-credential-{name} failed")
+    return _parse(name, output)
+
+
+def _run(
+    name: str, command: list[str], question: bytes, environ: Mapping[str, str], deadline: float
+) -> tuple[int, bytes]:
+    try:
+        process = subprocess.Popen(  # noqa: S603  a fixed program, no shell
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env=dict(environ),
+            start_new_session=True,
+        )
+    except OSError as exc:
+        raise HelperFailed(f"the credential helper docker-credential-{name} cannot be run") from exc
+    stdin, stdout = process.stdin, process.stdout
+    assert stdin is not None  # noqa: S101  for mypy: both are pipes
+    assert stdout is not None  # noqa: S101
+    try:
+        with suppress(BrokenPipeError):
+            stdin.write(question)
+            stdin.close()
+        output = _collect(stdout.fileno(), deadline)
+        return process.wait(max(0.0, deadline - time.monotonic())), output
+    except (TimeoutError, subprocess.TimeoutExpired):
+        raise HelperFailed(f"the credential helper docker-credential-{name} takes too long") from None
+    except OverflowError:
+        raise HelperFailed(f"the credential helper docker-credential-{name} prints too much") from None
+    finally:
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        stdout.close()
+        with suppress(BrokenPipeError):
+            stdin.close()
+
+
+def _collect(descriptor: int, deadline: float) -> bytes:
+    """Everything until the end of the pipe. Raises TimeoutError, OverflowError."""
+    output = b""
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN)
+    while True:
+        left_s = deadline - time.monotonic()
+        if left_s <= 0 or not poll.poll(left_s * 1000):
+            raise TimeoutError
+        piece = os.read(descriptor, OUTPUT_BYTES_AT_MOST)
+        if not piece:
+            return output
+        output += piece
+        if len(output) > OUTPUT_BYTES_AT_MOST:
+            raise OverflowError
+
+
+def _parse(name: str, output: bytes) -> Login:
+    try:
+        document = json.loads(output)
+        username, secret = document["Username"], document["Secret"]
+    except (ValueError, RecursionError, KeyError, TypeError):
+        document = username = secret = None
+    if not isinstance(username, str) or not isinstance(secret, str) or not secret:
+        raise HelperFailed(f"the credential helper docker-credential-{name} gave no sensible answer")
+    return Login(username, secret)

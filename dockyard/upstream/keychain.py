@@ -1,0 +1,272 @@
+"""Docker's keychain: which login is for which registry.
+
+Logins are in `config.json` (or podman's `auth.json`), or in a program that is named there. The file is read again
+when it changes; what a program said is kept for a while, because each run costs a process and perhaps a request to a
+cloud. A keychain that does not work is an error: going on without a login would turn a broken role into "not found".
+
+Lookups: most specific entry first (`host/repository`, then upwards, then the host), Docker Hub under all its names.
+"""
+
+import base64
+import binascii
+import json
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from dockyard.upstream import faults, helpers
+from dockyard.upstream.helpers import HelperFailed, ask_helper
+
+FOUND_FOR_S = 300.0
+NOT_FOUND_FOR_S = 30.0
+FILE_BYTES_AT_MOST = 1024 * 1024
+
+HUB_KEY = "https://index.docker.io/v1/"
+HUB_HOSTS = ("docker.io", "index.docker.io", "registry-1.docker.io", "registry.hub.docker.com")
+
+_ECR_HOST = re.compile(r"\d{12}\.dkr[.-]ecr(-fips)?\.[a-z0-9.-]+|public\.ecr\.aws|ecr-public\.aws\.com", re.ASCII)
+
+
+@attrs.frozen
+class Credential:
+    """What to log in with; all empty: nothing.
+
+    `identity_token` is exchanged by POST (an OAuth refresh token), `registry_token` is sent to the registry as it is.
+    """
+
+    username: str = attrs.field(default="", repr=False)
+    password: str = attrs.field(default="", repr=False)
+    identity_token: str = attrs.field(default="", repr=False)
+    registry_token: str = attrs.field(default="", repr=False)
+
+    @property
+    def is_anonymous(self) -> bool:
+        return not (self.username or self.password or self.identity_token or self.registry_token)
+
+    def basic(self) -> str:
+        """The value of an Authorization header."""
+        login = f"{self.username}:{self.password or self.identity_token}"
+        return "Basic " + base64.b64encode(login.encode()).decode()
+
+
+ANONYMOUS = Credential()
+
+
+@attrs.frozen
+class _File:
+    """A parsed keychain file. `stamp` says which version of which file."""
+
+    stamp: tuple[Any, ...]
+    auths: Mapping[str, Any] = attrs.field(repr=False)
+    helpers: Mapping[str, Any]
+    store: str
+
+
+@attrs.define(eq=False)
+class _Kept:
+    """A helper's answer, or the run that will bring it."""
+
+    answer: "Future[helpers.Login | None]"
+    good_until: float = float("inf")
+    renewed_at: float = float("-inf")
+
+
+class Keychain:
+    """The logins of this machine, as `environ` tells where they are."""
+
+    def __init__(self, environ: Mapping[str, str], clock: Callable[[], float] = time.monotonic) -> None:
+        self._environ = dict(environ)
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._file: _File | None = None
+        self._kept: dict[tuple[Any, ...], _Kept] = {}
+
+    def credential_for(self, host: str, repository: str, timeout_s: float | None = None) -> Credential:
+        """The login for a registry (`host` or `host:port`); ANONYMOUS when there is none. Raises Fault."""
+        try:
+            file = self._read()
+            if file is None:
+                return ANONYMOUS
+            entry = _entry(file.auths, host, repository)
+            found = self._helper(file, host)
+            if found is None:
+                return entry
+            return self._from_helper(file, *found, host, entry, timeout_s)
+        except HelperFailed as exc:
+            raise faults.helpless(f"{exc}, so there is no login for this upstream") from exc
+
+    def renew(self, host: str, repository: str, refused: Credential, timeout_s: float | None = None) -> Credential:
+        """The login, after this one was refused: the helper is asked again, once in a while."""
+        current = self.credential_for(host, repository, timeout_s)
+        if current != refused:
+            return current
+        with self._lock:
+            file = self._file
+            found = None if file is None else self._helper(file, host)
+            if file is None or found is None:
+                return current
+            kept = self._kept.get((file.stamp, *found))
+            if kept is None or not kept.answer.done() or kept.renewed_at + NOT_FOUND_FOR_S > self._clock():
+                return current
+            kept.good_until, kept.renewed_at = float("-inf"), self._clock()
+        return self.credential_for(host, repository, timeout_s)
+
+    def _from_helper(
+        self, file: _File, name: str, server: str, host: str, entry: Credential, timeout_s: float | None
+    ) -> Credential:
+        login = self._ask(file.stamp, name, server, timeout_s)
+        if login is None:
+            if name == "ecr-login" and _ECR_HOST.fullmatch(host.partition(":")[0]):
+                # This helper says "not found" whatever went wrong.
+                raise HelperFailed(
+                    "the credential helper ecr-login found nothing (its log is ~/.ecr/log/ecr-login.log)"
+                )
+            return Credential(registry_token=entry.registry_token)
+        if login.username == "<token>":
+            return attrs.evolve(entry, identity_token=login.secret)
+        return Credential(login.username, login.secret, registry_token=entry.registry_token)
+
+    def _ask(self, stamp: tuple[Any, ...], name: str, server: str, timeout_s: float | None) -> helpers.Login | None:
+        """A helper's answer, from memory or from one run for all who wait. Raises HelperFailed."""
+        key = (stamp, name, server)
+        with self._lock:
+            kept = self._kept.get(key)
+            if kept is None or self._clock() >= kept.good_until:
+                renewed_at = kept.renewed_at if kept is not None else float("-inf")
+                for old in [one for one in self._kept if one[0] != stamp]:
+                    del self._kept[old]
+                kept = self._kept[key] = _Kept(Future(), renewed_at=renewed_at)
+                # A thread of its own: the call that happens to come first may have less time than the helper needs.
+                threading.Thread(target=self._run, args=(kept, name, server), name="helper", daemon=True).start()
+        try:
+            return kept.answer.result(timeout_s)
+        except TimeoutError:
+            raise HelperFailed(f"the credential helper docker-credential-{name} takes too long") from None
+
+    def _run(self, kept: _Kept, name: str, server: str) -> None:
+        try:
+            login = ask_helper(name, server, self._environ)
+        except HelperFailed as exc:
+            kept.good_until = self._clock() + NOT_FOUND_FOR_S
+            kept.answer.set_exception(exc)
+            return
+        except BaseException:
+            kept.good_until = float("-inf")
+            kept.answer.set_exception(HelperFailed(f"the credential helper docker-credential-{name} failed"))
+            raise
+        kept.good_until = self._clock() + (NOT_FOUND_FOR_S if login is None else FOUND_FOR_S)
+        kept.answer.set_result(login)
+
+    def _helper(self, file: _File, host: str) -> tuple[str, str] | None:
+        """The helper that is responsible for a host, and the name the host has there."""
+        names = (HUB_KEY, *HUB_HOSTS) if host in HUB_HOSTS else (host,)
+        for name in names:
+            helper = file.helpers.get(name)
+            if isinstance(helper, str) and helper:
+                return helper, names[0] if name in (HUB_KEY, "docker.io", "index.docker.io") else name
+        return (file.store, names[0]) if file.store else None
+
+    def _read(self) -> _File | None:
+        for path in self._paths():
+            try:
+                status = path.stat()
+            except OSError:
+                continue
+            stamp = (str(path), status.st_ino, status.st_mtime_ns, status.st_size)
+            if self._file is None or self._file.stamp != stamp:
+                self._file = _load(path, stamp)
+            return self._file
+        return None
+
+    def _paths(self) -> Iterator[Path]:
+        """Where a keychain may be (go-containerregistry, pkg/authn/keychain.go)."""
+        environ, home = self._environ, self._environ.get("HOME")
+        if directory := environ.get("DOCKER_CONFIG"):
+            yield Path(directory, "config.json")
+        elif home:
+            yield Path(home, ".docker", "config.json")
+        if file := environ.get("REGISTRY_AUTH_FILE"):
+            yield Path(file)
+        if directory := environ.get("XDG_RUNTIME_DIR"):
+            yield Path(directory, "containers", "auth.json")
+        if directory := environ.get("XDG_CONFIG_HOME"):
+            yield Path(directory, "containers", "auth.json")
+        elif home:
+            yield Path(home, ".config", "containers", "auth.json")
+
+
+def _load(path: Path, stamp: tuple[Any, ...]) -> _File:
+    try:
+        with path.open("rb") as file:
+            text = file.read(FILE_BYTES_AT_MOST + 1)
+        document = json.loads(text) if len(text) <= FILE_BYTES_AT_MOST else None
+    except OSError as exc:
+        raise HelperFailed(f"the keychain file {path.name} cannot be read") from exc
+    except (ValueError, RecursionError):
+        document = None  # without the cause: it has the text in it
+    if not isinstance(document, dict):
+        raise HelperFailed(f"the keychain file {path.name} is not a JSON object")
+    auths, named, store = (document.get(key) for key in ("auths", "credHelpers", "credsStore"))
+    auths, named, store = {} if auths is None else auths, {} if named is None else named, "" if store is None else store
+    if not isinstance(auths, dict) or not isinstance(named, dict) or not isinstance(store, str):
+        raise HelperFailed(f"the keychain file {path.name} has other things in it than logins")
+    return _File(stamp, auths, named, store)
+
+
+def _entry(auths: Mapping[str, Any], host: str, repository: str) -> Credential:
+    """The login that the file itself holds."""
+    for key in _keys(host, repository):
+        if key in auths:
+            return _decode(auths[key])
+    for key, entry in auths.items():
+        if _is_whole_host(key, host):
+            return _decode(entry)
+    return ANONYMOUS
+
+
+def _keys(host: str, repository: str) -> Iterator[str]:
+    parts = repository.split("/")
+    hosts = HUB_HOSTS if host in HUB_HOSTS else (host,)
+    for length in range(len(parts), 0, -1):
+        for name in hosts:
+            yield "/".join([name, *parts[:length]])
+    if host in HUB_HOSTS:
+        yield HUB_KEY
+    yield from hosts
+
+
+def _is_whole_host(key: str, host: str) -> bool:
+    """Does a key with a scheme or an API version name this host? (docker/cli, credentials.ConvertToHostname)"""
+    scheme, separator, rest = key.partition("://")
+    name, _, path = (rest if separator else scheme).partition("/")
+    is_same = name == host or (name in HUB_HOSTS and host in HUB_HOSTS)
+    return is_same and (bool(separator) or path.strip("/") in ("", "v1", "v2"))
+
+
+def _decode(entry: Any) -> Credential:
+    if not isinstance(entry, dict):
+        raise HelperFailed("a login in the keychain file is malformed")
+    fields = {key: entry.get(key) or "" for key in ("auth", "username", "password", "identitytoken", "registrytoken")}
+    if not all(isinstance(value, str) for value in fields.values()):
+        raise HelperFailed("a login in the keychain file is malformed")
+    username, password = fields["username"], fields["password"]
+    if fields["auth"]:
+        username, password = _decode_auth(fields["auth"])
+    return Credential(username, password, fields["identitytoken"], fields["registrytoken"])
+
+
+def _decode_auth(auth: str) -> tuple[str, str]:
+    try:
+        text = base64.b64decode(auth.strip() + "=" * (-len(auth.strip()) % 4), validate=True).decode().rstrip("\0")
+    except (binascii.Error, ValueError):
+        text = ""
+    username, separator, password = text.partition(":")
+    if not username or not separator:
+        raise HelperFailed("a login in the keychain file is malformed")
+    return username, password.strip("\0")

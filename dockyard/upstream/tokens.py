@@ -1,0 +1,277 @@
+"""Tokens: made once for many waiting threads, kept for most of their life.
+
+A token belongs to (realm, service, scope, credential). Its life is counted from our own request on the monotonic
+clock; what the service says of the time of day is not used (PROTOCOL: skewed clocks). While a token is still good, a
+token service that fails does not matter: the old token goes on and the service is asked again a little later.
+"""
+
+import json
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from concurrent.futures import Future
+from typing import Any, NoReturn, Protocol
+from urllib.parse import quote, urlencode
+
+import attrs
+
+from dockyard.errors import Unavailable, UpstreamTimeout
+from dockyard.upstream import faults
+from dockyard.upstream.answers import parse_retry_after
+from dockyard.upstream.faults import Blame, Fault, LoginRefused
+from dockyard.upstream.keychain import Credential
+from dockyard.upstream.places import REDIRECTS, NotAPlace, Place, next_place
+from dockyard.upstream.transport import Answer, Request
+from dockyard.upstream.zones import Zone
+
+TOKEN_BYTES_AT_MOST = 64 * 1024
+LIFE_S = (60.0, 3600.0)
+RETRY_REFRESH_S = 10.0
+REFUSED_FOR_S = 30.0
+KEPT_AT_MOST = 1024
+HOPS_AT_MOST = 10
+CLIENT_ID = "dockyard"
+
+
+class Sender(Protocol):
+    """What sends a request: the transport."""
+
+    def send(self, request: Request) -> Answer: ...
+
+
+@attrs.define(eq=False)
+class Budget:
+    """What one call to a registry may still cost. `deadline` is on the monotonic clock; None: no limit in all."""
+
+    deadline: float | None
+    token_requests: int = 2
+    pings: int = 1
+
+    def left(self, at_most: float) -> float:
+        """Seconds, at least 0."""
+        return at_most if self.deadline is None else max(0.0, min(at_most, self.deadline - time.monotonic()))
+
+
+@attrs.frozen
+class Service:
+    """Where a registry has its tokens made, and for what."""
+
+    realm: Place
+    name: str
+    scopes: tuple[str, ...]
+    home: Zone  # where the registry lies
+
+
+@attrs.define(eq=False)
+class _Token:
+    value: str = attrs.field(repr=False)
+    refresh_at: float
+    expires_at: float
+
+
+class Refusals:
+    """Logins that were refused a moment ago: asking again and again would lock an account."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._until: OrderedDict[Hashable, float] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def note(self, key: Hashable) -> None:
+        with self._lock:
+            self._until[key] = self._clock() + REFUSED_FOR_S
+            while len(self._until) > KEPT_AT_MOST:
+                self._until.popitem(last=False)
+
+    def check(self, *keys: Hashable) -> None:
+        """Raises LoginRefused."""
+        if any(self._until.get(key, 0.0) > self._clock() for key in keys):
+            raise LoginRefused(is_anonymous=False, remembered=True)
+
+
+class Tokens:
+    """The tokens of one upstream."""
+
+    def __init__(self, who: str, sender: Sender, clock: Callable[[], float] = time.monotonic) -> None:
+        self._who = f"the token service of {who}"
+        self._sender = sender
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._tokens: OrderedDict[Hashable, _Token] = OrderedDict()
+        self._flights: dict[Hashable, Future[str]] = {}
+        self._refusals = Refusals(clock)
+        self._without_post: set[Place] = set()
+
+    def get(self, service: Service, credential: Credential, budget: Budget, refused: str | None = None) -> str:
+        """A token; not the one that was just refused. Raises Fault, LoginRefused."""
+        key = (service.realm, service.name, service.scopes, credential)
+        with self._lock:
+            kept = self._tokens.get(key)
+            if kept is not None and kept.value == refused:
+                del self._tokens[key]
+                kept = None
+            if kept is not None and self._clock() >= kept.expires_at:
+                kept = None
+            flight = self._flights.get(key)
+            if kept is not None and (flight is not None or self._clock() < kept.refresh_at):
+                self._tokens.move_to_end(key)
+                return kept.value
+            is_ours = flight is None
+            if flight is None:
+                flight = self._flights[key] = Future()
+        if not is_ours:
+            return self._wait(flight, budget)
+        try:
+            token = self._make(key, service, credential, budget, kept)
+        except BaseException as exc:
+            flight.set_exception(exc)
+            raise
+        else:
+            flight.set_result(token)
+            return token
+        finally:
+            with self._lock:
+                del self._flights[key]
+
+    def _wait(self, flight: "Future[str]", budget: Budget) -> str:
+        try:
+            return flight.result(None if budget.deadline is None else budget.left(float("inf")))
+        except TimeoutError as exc:
+            raise faults.late(self._who) from exc
+        except Fault as exc:
+            raise Fault(exc.error, exc.blame) from exc
+        except LoginRefused as exc:
+            raise LoginRefused(is_anonymous=exc.is_anonymous) from exc
+
+    def _make(
+        self, key: Hashable, service: Service, credential: Credential, budget: Budget, kept: _Token | None
+    ) -> str:
+        begun = self._clock()
+        try:
+            # While the old token is good, its renewal takes at most half of the time that the call has.
+            deadline = budget.deadline
+            if kept is not None and deadline is not None:
+                deadline = time.monotonic() + budget.left(float("inf")) / 2
+            value, life_s = self._try(service, credential, budget, deadline)
+        except Fault:
+            if kept is None:
+                raise
+            kept.refresh_at = self._clock() + RETRY_REFRESH_S
+            return kept.value
+        token = _Token(value, begun + min(life_s * 2 / 3, life_s - 10.0), begun + life_s)
+        with self._lock:
+            self._tokens[key] = token
+            while len(self._tokens) > KEPT_AT_MOST:
+                self._tokens.popitem(last=False)
+        return value
+
+    def _try(
+        self, service: Service, credential: Credential, budget: Budget, deadline: float | None
+    ) -> tuple[str, float]:
+        """As _exchange; an answer that breaks off gets one more try."""
+        try:
+            return self._exchange(service, credential, budget, deadline)
+        except Fault as fault:
+            if not fault.is_broken or not budget.token_requests:
+                raise
+        return self._exchange(service, credential, budget, deadline)
+
+    def _exchange(
+        self, service: Service, credential: Credential, budget: Budget, deadline: float | None
+    ) -> tuple[str, float]:
+        """Ask the token service; the token and its life in seconds."""
+        login = (service.realm, credential)
+        if not credential.is_anonymous:
+            self._refusals.check(login, (*login, service.name, service.scopes))
+        answer = self._ask(service, credential, budget, deadline)
+        match answer.status:
+            case 200:
+                return self._read(answer, login, credential)
+            case 401:
+                self._refuse(answer, login, credential)
+            case 403:
+                self._refuse(answer, (*login, service.name, service.scopes), credential)
+        answer.finish()
+        if answer.status == 429:
+            raise faults.limited(self._who, parse_retry_after(answer.header("Retry-After"), time.time()))
+        raise _outage(faults.failing(self._who, answer.status))
+
+    def _refuse(self, answer: Answer, key: Hashable, credential: Credential) -> NoReturn:
+        answer.finish()
+        if not credential.is_anonymous:
+            self._refusals.note(key)
+        raise LoginRefused(is_anonymous=credential.is_anonymous)
+
+    def _ask(self, service: Service, credential: Credential, budget: Budget, deadline: float | None) -> Answer:
+        """POST for identity tokens where the service knows it, else GET (PROTOCOL section 2.1)."""
+        if credential.identity_token and service.realm not in self._without_post:
+            fields = {
+                "grant_type": "refresh_token",
+                "service": service.name,
+                "client_id": CLIENT_ID,
+                "scope": " ".join(service.scopes),
+                "refresh_token": credential.identity_token,
+            }
+            headers = {"Content-Type": "application/x-www-form-urlencoded"}
+            body = urlencode(fields).encode()
+            request = Request(self._who, "POST", service.realm, headers, deadline, service.home, body)
+            answer = self._send(request, credential, budget)
+            if answer.status not in (404, 405):
+                return answer
+            answer.finish()
+            self._without_post.add(service.realm)
+        scopes = [("scope", scope) for scope in service.scopes]
+        query = urlencode([*([("service", service.name)] if service.name else []), *scopes], quote_via=quote)
+        place = service.realm.with_query(query)
+        headers = {} if credential.is_anonymous else {"Authorization": credential.basic()}
+        for _ in range(HOPS_AT_MOST):
+            request = Request(self._who, "GET", place, headers, deadline, service.home)
+            answer = self._send(request, credential, budget)
+            if answer.status not in REDIRECTS:
+                return answer
+            answer.finish()
+            try:
+                place = next_place(place, answer.header("Location"))
+            except NotAPlace as exc:
+                raise faults.forbidden(self._who, f"redirects to {exc}") from exc
+            budget.token_requests += 1  # a redirect is the same request
+            if place.origin != service.realm.origin:
+                headers = {}
+        raise faults.garbage(self._who, "redirects without end")
+
+    def _send(self, request: Request, credential: Credential, budget: Budget) -> Answer:
+        if budget.token_requests <= 0:
+            raise LoginRefused(is_anonymous=credential.is_anonymous)
+        budget.token_requests -= 1
+        return self._sender.send(request)
+
+    def _read(self, answer: Answer, login: Hashable, credential: Credential) -> tuple[str, float]:
+        try:
+            document = json.loads(answer.read(TOKEN_BYTES_AT_MOST))
+        except (ValueError, RecursionError) as exc:
+            raise _outage(faults.garbage(self._who, "sent something that is no token")) from exc
+        except Fault as exc:
+            raise _outage(exc) from exc
+        fields: dict[str, Any] = document if isinstance(document, dict) else {}
+        token = fields.get("token") or fields.get("access_token")
+        if not token and not credential.is_anonymous:
+            self._refuse(answer, login, credential)  # how some services answer a wrong password
+        if not isinstance(token, str) or not token.isascii() or not token.isprintable() or " " in token:
+            raise _outage(faults.garbage(self._who, "sent something that is no token"))
+        return token, _life_s(fields.get("expires_in"))
+
+
+def _life_s(value: object) -> float:
+    """`expires_in`, 60 s when absent or absurd, within a minute and an hour."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not value >= LIFE_S[0]:
+        return LIFE_S[0]
+    return float(value) if value < LIFE_S[1] else LIFE_S[1]
+
+
+def _outage(fault: Fault) -> Fault:
+    """A token service that fails or talks nonsense is down, for who needs a token."""
+    error = fault.error
+    if not isinstance(error, Unavailable | UpstreamTimeout):
+        error = Unavailable(error.message, retry_after_s=faults.RETRY_AFTER_S)
+    return Fault(error, Blame.SILENCE, is_broken=fault.is_broken)
