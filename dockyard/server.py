@@ -50,8 +50,6 @@ def run(settings: Settings) -> int:
 
 
 def _serve(settings: Settings) -> int:
-    if settings.storage.bucket:
-        raise CannotStart("storage.bucket is set, but this version keeps to storage.directory: leave it empty")
     run_directory = _prepare(Path(settings.storage.directory))
     host = settings.server.host or ("::" if socket.has_dualstack_ipv6() else "0.0.0.0")  # noqa: S104  as documented
     workers = settings.server.workers or len(os.sched_getaffinity(0))

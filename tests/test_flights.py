@@ -14,7 +14,7 @@ from pathlib import Path
 import attrs
 import pytest
 
-from dockyard.cache.blobs import Blobs
+from dockyard.cache.blobs import Blobs, OpenedBlob
 from dockyard.cache.bridge import Threads
 from dockyard.cache.flights import Flights
 from dockyard.cache.readers import Reader
@@ -23,7 +23,11 @@ from dockyard.errors import BadUpstream, BlobUnknown, RegistryError, Unavailable
 from dockyard.oci.reference import Digest, Name
 from dockyard.routing import Target
 from dockyard.storage import spool as spool_module
+from dockyard.storage.bucket import Bucket
 from dockyard.storage.local import LocalTier
+from dockyard.storage.publications import Publications
+from dockyard.storage.publisher import Publisher
+from dockyard.storage.stores import Stores
 from dockyard.workers.peers import Answerer, Peers, Question, Reply
 from dockyard.workers.shards import owners
 
@@ -112,11 +116,12 @@ class House:
         for shard in owners(str(DIGEST), count):
             tier = LocalTier(self.directory, "cache/", 0)
             tier.prepare()
-            peers, threads = Peers(self.directory / "run"), Threads()
-            flights = Flights(tier, peers, count, {"up.test": self.origin}, threads)
-            flights.shard = shard
+            peers, threads = Peers(self.directory / "run", count), Threads()
+            publisher = Publisher(tier, None, Publications(self.directory / "unpublished"), 0, lambda _: True)
+            stores = Stores(tier, Bucket(None), publisher)
+            flights = Flights(stores, peers, {"up.test": self.origin}, threads)
             await peers.listen(shard, answerer(flights))
-            blobs = Blobs(tier, flights, {"up.test": self.origin}, threads)
+            blobs = Blobs(stores, flights, {"up.test": self.origin}, threads, redirects=False)
             self.workers.append(Worker(peers, flights, blobs, threads))
 
     def stored(self) -> bytes | None:
@@ -162,9 +167,16 @@ async def read_all(reader: Reader, position: int = 0, until: int | None = None) 
     return b"".join(parts)
 
 
+async def open_blob(worker: Worker) -> OpenedBlob:
+    """Open the blob for reading."""
+    opened = await worker.blobs.open(TARGET, DIGEST)
+    assert isinstance(opened, OpenedBlob)
+    return opened
+
+
 async def pull(worker: Worker) -> bytes:
     """Open and read the blob."""
-    opened = await worker.blobs.open(TARGET, DIGEST)
+    opened = await open_blob(worker)
     try:
         return await read_all(opened.reader)
     finally:
@@ -192,7 +204,7 @@ async def test_the_first_bytes_come_while_the_fetch_runs(house: House) -> None:
     """Readers of every worker read what has landed, from byte 0, before the rest is there."""
     house.origin.hold = 2_000_000
     for worker in house.workers:
-        opened = await worker.blobs.open(TARGET, DIGEST)
+        opened = await open_blob(worker)
         assert await read_all(opened.reader, 0, 1_900_000) == BODY[:1_900_000]
         opened.reader.close()
     house.origin.gate.set()
@@ -202,7 +214,7 @@ async def test_the_first_bytes_come_while_the_fetch_runs(house: House) -> None:
 async def test_a_fetch_goes_on_without_clients(house: House) -> None:
     """The only reader leaves, and the blob is stored all the same."""
     house.origin.hold = 2_000_000
-    opened = await house.workers[1].blobs.open(TARGET, DIGEST)
+    opened = await open_blob(house.workers[1])
     opened.reader.close()
     house.origin.gate.set()
     await settled(house)
@@ -219,9 +231,9 @@ async def test_a_broken_fetch_is_resumed_at_its_byte(house: House) -> None:
 async def test_readers_of_a_dead_owner_finish(house: House) -> None:
     """The owner dies in the middle; the next shard takes over its partial file and fetches the rest."""
     house.origin.hold = 2_000_000
-    opened = await house.workers[1].blobs.open(TARGET, DIGEST)
+    opened = await open_blob(house.workers[1])
     begin = await read_all(opened.reader, 0, 1_000_000)
-    other = await house.workers[2].blobs.open(TARGET, DIGEST)
+    other = await open_blob(house.workers[2])
     house.origin.hold = None
     house.workers[0].die()
     assert begin + await read_all(opened.reader, 1_000_000) == BODY
@@ -235,7 +247,7 @@ async def test_wrong_bytes_never_complete_and_are_not_stored(house: House) -> No
     """A body with a flipped bit at its end is cut before its last bytes on every worker."""
     house.origin.body = BODY[:-1] + bytes([BODY[-1] ^ 1])
     for worker in house.workers:
-        opened = await worker.blobs.open(TARGET, DIGEST)
+        opened = await open_blob(worker)
         with pytest.raises(BadUpstream):
             await read_all(opened.reader)
         opened.reader.close()
@@ -248,7 +260,7 @@ async def test_a_small_wrong_blob_is_an_error_before_its_first_byte(house: House
     """Up to 1 MiB nothing is sent before it is verified."""
     house.origin.body = b"<html>"
     with pytest.raises(BadUpstream):
-        await house.workers[1].blobs.open(TARGET, DIGEST)
+        await open_blob(house.workers[1])
 
 
 async def test_an_answer_of_the_upstream_reaches_the_other_workers(house: House) -> None:
@@ -262,7 +274,7 @@ async def test_an_answer_of_the_upstream_reaches_the_other_workers(house: House)
 async def test_an_upstream_that_stays_away_leaves_its_bytes_for_the_next_try(house: House) -> None:
     """After giving up, the next request goes on where the last one stopped."""
     house.origin.cuts = [1_500_000] * 6
-    opened = await house.workers[0].blobs.open(TARGET, DIGEST)
+    opened = await open_blob(house.workers[0])
     with pytest.raises(Unavailable):
         await read_all(opened.reader)
     opened.reader.close()
@@ -296,7 +308,7 @@ async def test_a_frozen_owner_is_done_without(house: House, monkeypatch: pytest.
     """An owner that holds its socket and answers nothing delays a pull by its time limit only."""
     monkeypatch.setattr("dockyard.workers.peers.ACKNOWLEDGE_TIMEOUT_S", 0.05)
     house.workers[0].peers.close()
-    owner = house.workers[0].flights.shard
+    owner = house.workers[0].peers.shard
     assert owner is not None
 
     address = house.directory / "run" / f"shard-{owner}.sock"

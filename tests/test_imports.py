@@ -57,8 +57,8 @@ PURE = {
 }
 # What a pure room may use of the standard library and of others.
 PURE_TOOLS = {
-    *("attrs", "base64", "collections", "enum", "functools", "hashlib", "ipaddress", "itertools", "json", "re"),
-    *("string", "types", "typing", "urllib"),
+    *("attrs", "base64", "bisect", "collections", "enum", "functools", "hashlib", "ipaddress", "itertools", "json"),
+    *("re", "string", "types", "typing", "urllib"),
 }
 
 # Plain blocking Python that runs in threads, and the pure rooms: never async.
@@ -235,7 +235,7 @@ def test_a_violation_is_found(module: str, source: str, fault: str) -> None:
         ("dockyard.cache.flights", "import asyncio\nasync def f(): await g()"),
         ("dockyard.routing", "from dockyard.config import Upstream\nfrom dockyard.oci.reference import Name"),
         ("dockyard.storage.keys", "from dockyard.oci.reference import Name"),
-        ("dockyard.storage.s3", "import minio.signer, urllib3"),
+        ("dockyard.storage.s3.wire", "import minio.signer, urllib3"),
         ("dockyard.upstream.transport", "import urllib3.connectionpool, ssl"),
         ("dockyard.storage.local", "from dockyard import metrics, log"),
         ("dockyard.oci", ""),

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from dockyard.oci.reference import Digest, Name, Tag
-from dockyard.storage.local import LocalTier
+from dockyard.storage.local import LocalTier, Pointer
 
 NAME = Name.parse("docker.io/library/img")
 TAG = Tag.parse("latest")
@@ -144,7 +144,7 @@ def test_partial_files_of_the_dead_are_swept_and_others_stay(tier: LocalTier) ->
 def test_a_pointer_is_text_at_its_key(tier: LocalTier) -> None:
     """A tag pointer is the digest as text, where the layout says."""
     digest = Digest.of(b"manifest")
-    tier.write_pointer(NAME, TAG, digest)
+    tier.write_pointer(NAME, TAG, Pointer(digest, time.time()))
     path = tier.directory / "cache/manifests/docker.io/library/img/tags/latest"
     assert path.read_text() == str(digest)
     pointer = tier.read_pointer(NAME, TAG)
@@ -156,7 +156,7 @@ def test_a_pointer_is_text_at_its_key(tier: LocalTier) -> None:
 @pytest.mark.parametrize("text", ["", "latest", "sha256:short", "md5:" + "0" * 32, "\xff"])
 def test_a_pointer_that_is_no_digest_is_ignored(tier: LocalTier, text: str) -> None:
     """Damage reads as not there."""
-    tier.write_pointer(NAME, TAG, Digest.of(b"manifest"))
+    tier.write_pointer(NAME, TAG, Pointer(Digest.of(b"manifest"), time.time()))
     (tier.directory / "cache/manifests/docker.io/library/img/tags/latest").write_text(text, "latin-1")
     assert tier.read_pointer(NAME, TAG) is None
 
@@ -164,7 +164,7 @@ def test_a_pointer_that_is_no_digest_is_ignored(tier: LocalTier, text: str) -> N
 def test_a_directory_in_the_place_of_a_tag_is_a_miss(tier: LocalTier) -> None:
     """A repository may be called like the path of a tag: neither breaks the other's pulls."""
     tier.write_manifest(Name.parse("docker.io/library/img/tags/latest"), Digest.of(b"m"), b"m")
-    tier.write_pointer(NAME, TAG, Digest.of(b"m"))
+    tier.write_pointer(NAME, TAG, Pointer(Digest.of(b"m"), time.time()))
     assert tier.read_pointer(NAME, TAG) is None
     assert tier.read_manifest(Name.parse("docker.io/library/img/tags/latest"), Digest.of(b"m")) == b"m"
 

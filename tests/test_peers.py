@@ -17,7 +17,7 @@ async def peers(tmp_path: Path) -> AsyncIterator[Peers]:
     """The sockets of a run directory whose path is longer than a unix socket's may be."""
     run = tmp_path / ("long" * 30)
     run.mkdir()
-    peers = Peers(run)
+    peers = Peers(run, 4)
     yield peers
     peers.close()
 

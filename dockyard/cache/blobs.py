@@ -1,4 +1,4 @@
-"""The blob path, top to bottom: the local tier, a running flight, a new one."""
+"""The blob path, top to bottom: the local tier, a running flight, a redirect to the bucket, a new flight."""
 
 from collections.abc import Mapping
 from typing import Protocol
@@ -10,7 +10,10 @@ from dockyard.cache.flights import Flights
 from dockyard.cache.readers import FileReader, FlightReader, Reader
 from dockyard.oci.reference import Digest
 from dockyard.routing import Target
-from dockyard.storage.local import LocalTier
+from dockyard.storage.publications import BlobItem
+from dockyard.storage.stores import Stores
+
+URL_VALID_S = 1200
 
 
 class Heads(Protocol):
@@ -40,19 +43,38 @@ class FoundSize:
     error: None = None
 
 
-class Blobs:
-    """Blobs by digest."""
+@attrs.frozen
+class RedirectedBlob:
+    """A blob that is only in the bucket, and the URL at which the client can have it."""
 
-    def __init__(self, tier: LocalTier, flights: Flights, registries: Mapping[str, Heads], threads: Threads) -> None:
-        self._tier = tier
+    url: str
+
+
+class Blobs:
+    """Blobs by digest. With `redirects`, clients are sent to the bucket for blobs that are nowhere else."""
+
+    def __init__(
+        self,
+        stores: Stores,
+        flights: Flights,
+        registries: Mapping[str, Heads],
+        threads: Threads,
+        *,
+        redirects: bool,
+    ) -> None:
+        self._stores = stores
         self._flights = flights
         self._registries = registries
         self._threads = threads
+        self._redirects = redirects
 
-    async def open(self, target: Target, digest: Digest) -> OpenedBlob:
+    async def open(self, target: Target, digest: Digest) -> OpenedBlob | RedirectedBlob:
         """Open a blob for reading, fetched if need be. Whoever gets it closes the reader. Raises RegistryError."""
-        if stored := await self._threads.disk(self._tier.open_blob, digest):
+        if stored := await self._threads.disk(self._stores.local.open_blob, digest):
+            self._stores.publisher.used(BlobItem(digest))
             return OpenedBlob(FileReader(stored, self._threads), "hit")
+        if self._redirects and not self._flights.find(digest) and (url := await self._find_url(digest)):
+            return RedirectedBlob(url)
         flight, was_running = self._flights.join(target, digest)
         reader = FlightReader(flight, self._threads)
         try:
@@ -64,12 +86,22 @@ class Blobs:
 
     async def find_size(self, target: Target, digest: Digest) -> FoundSize:
         """Find the size of a blob without fetching it. Raises RegistryError."""
-        if stored := await self._threads.disk(self._tier.open_blob, digest):
+        if stored := await self._threads.disk(self._stores.local.open_blob, digest):
             FileReader(stored, self._threads).close()
+            self._stores.publisher.used(BlobItem(digest))
             return FoundSize(stored.size, "hit")
         flight = self._flights.find(digest)
         if flight and flight.size is not None and not flight.error:
             return FoundSize(flight.size, "joined")
+        if found := await self._threads.bucket(self._stores.bucket.stat_blob, digest):
+            self._stores.publisher.used(BlobItem(digest))
+            return FoundSize(found.size, "hit")
         registry = self._registries[target.upstream.prefix]
         size = await self._threads.upstream(registry.head_blob, target.repository, digest)
         return FoundSize(size, "asked")
+
+    async def _find_url(self, digest: Digest) -> str | None:
+        if not await self._threads.bucket(self._stores.bucket.stat_blob, digest):
+            return None
+        self._stores.publisher.used(BlobItem(digest))
+        return await self._threads.bucket(self._stores.bucket.presign_blob, digest, URL_VALID_S)

@@ -15,21 +15,30 @@ for the one that has it.
 import asyncio
 import os
 from collections.abc import Mapping
-from typing import Protocol
 
 import attrs
 import structlog
 
 from dockyard.cache.bridge import Threads
-from dockyard.cache.fill import Fill, Source, SpoolAbandoned, Stopped
+from dockyard.cache.fill import Fill, SpoolAbandoned, Stopped
 from dockyard.cache.flight import Flight
-from dockyard.errors import RegistryError, TooManyRequests, Unavailable, UpstreamTimeout, from_words, to_words
+from dockyard.cache.sources import Opens, Sources
+from dockyard.errors import (
+    BadUpstream,
+    RegistryError,
+    TooManyRequests,
+    Unavailable,
+    UpstreamTimeout,
+    from_words,
+    to_words,
+)
 from dockyard.oci.reference import Digest
 from dockyard.routing import Target
 from dockyard.storage.local import LocalTier, StoredBlob
+from dockyard.storage.publications import BlobItem
 from dockyard.storage.spool import Spool
+from dockyard.storage.stores import Stores
 from dockyard.workers.peers import PeerGone, Peers, PeerSilent, Question, Reply
-from dockyard.workers.shards import owners
 
 FOLLOW_TIMEOUT_S = 120.0
 LINGER_S = 60.0
@@ -39,31 +48,27 @@ LOCK_RETRY_S = 0.1
 log = structlog.get_logger()
 
 
-class Opens(Protocol):
-    """What a fill needs of a registry."""
-
-    def open_blob(self, repository: str, digest: Digest, start: int = 0) -> Source:
-        """Open a blob at a byte. Raises RegistryError."""
-
-
 class _DiskFull(Exception):
     """The owner's spool went on in its memory: the rest must be fetched here."""
 
 
 class Flights:
-    """The flights of this worker, one per digest. `shard` is ours; None while we have none."""
+    """The flights of this worker, one per digest."""
 
     def __init__(
-        self, tier: LocalTier, peers: Peers, shards: int, registries: Mapping[str, Opens], threads: Threads
+        self,
+        stores: Stores,
+        peers: Peers,
+        registries: Mapping[str, Opens],
+        threads: Threads,
     ) -> None:
-        self.shard: int | None = None
-        self._tier = tier
+        self._stores = stores
         self._peers = peers
-        self._shards = shards
         self._registries = registries
         self._threads = threads
         self._flights: dict[Digest, Flight] = {}
         self._lingering: dict[Digest, Spool] = {}
+        self._damaged: set[Digest] = set()
         self._fills: set[Fill] = set()
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -145,9 +150,7 @@ class Flights:
     async def _fly(self, flight: Flight, target: Target) -> None:
         """Ask the shards in the digest's order; when it is our turn, fetch."""
         question = Question("blob", target.upstream.prefix, target.repository, target.name.value, str(flight.digest))
-        for shard in owners(str(flight.digest), self._shards):
-            if shard == self.shard:
-                break
+        for shard in self._peers.before_us(str(flight.digest)):
             try:
                 await self._follow(shard, flight, question)
                 return
@@ -185,7 +188,7 @@ class Flights:
 
     async def _open_partial(self, flight: Flight, inode: int) -> None:
         """Open the file that the owner writes, wherever it is by now. Raises PeerGone when it is neither place."""
-        fd = await self._threads.disk(self._tier.open_spooled, flight.digest, inode)
+        fd = await self._threads.disk(self._stores.local.open_spooled, flight.digest, inode)
         if fd is None:
             raise PeerGone
         flight.read_from(fd)
@@ -194,8 +197,8 @@ class Flights:
         """Become the one that fetches, or follow whoever is before us."""
         for _ in range(LOCK_ATTEMPTS):
             spool = self._lingering.pop(flight.digest, None)
-            spool = spool or await self._threads.disk(self._tier.spool, flight.digest)
-            stored = await self._threads.disk(self._tier.open_blob, flight.digest)
+            spool = spool or await self._threads.disk(self._stores.local.spool, flight.digest)
+            stored = await self._threads.disk(self._stores.local.open_blob, flight.digest)
             if stored:  # somebody finished between our look at the tier and the lock
                 if spool:
                     spool.discard()
@@ -204,9 +207,7 @@ class Flights:
             if spool:
                 await self._fill(flight, target, spool)
                 return
-            for shard in range(self._shards):
-                if shard == self.shard:
-                    continue
+            for shard in self._peers.others:
                 try:
                     await self._follow(shard, flight, _only_running(question))
                     return
@@ -219,34 +220,62 @@ class Flights:
         await self._fill(flight, target, Spool.without_file(flight.digest))
 
     async def _fill(self, flight: Flight, target: Target, spool: Spool) -> None:
-        """Run the fill in a thread, to its end."""
-        loop = asyncio.get_running_loop()
+        """Fetch, and fetch from the upstream what the bucket has wrong, if nobody has read of it yet."""
         registry = self._registries[target.upstream.prefix]
+        trusts = flight.digest not in self._damaged
+        sources = Sources(target, flight.digest, registry, self._stores.bucket, trusts_bucket=trusts)
+        try:
+            await self._fill_from(sources, flight, spool)
+        except BadUpstream:
+            if not sources.is_from_bucket:
+                raise
+            log.warning("a blob in the bucket is damaged and is fetched again", digest=str(flight.digest))
+            self._damaged.add(flight.digest)
+            if flight.released:
+                raise
+            again = await self._threads.disk(self._stores.local.spool, flight.digest)
+            await self._fill(flight, target, again or Spool.without_file(flight.digest))
+        else:
+            self._damaged.discard(flight.digest)
+
+    async def _fill_from(self, sources: Sources, flight: Flight, spool: Spool) -> None:
+        """Run the fill in a thread, to its end, and publish on the way what comes from the upstream."""
+        loop = asyncio.get_running_loop()
+        is_followed = False
+
+        def report() -> None:
+            nonlocal is_followed
+            if not is_followed and sources.is_from_upstream and not sources.is_from_bucket:
+                is_followed = self._stores.publisher.follow(spool)
+            flight.report_to(loop)
+
+        spool.begin()
         flight.read_from(os.dup(spool.fd) if spool.fd >= 0 else -1, spool)
-        fill = Fill(
-            spool,
-            lambda start: registry.open_blob(target.repository, flight.digest, start),
-            lambda: flight.report_to(loop),
-        )
+        fill = Fill(spool, sources.open, report)
         self._fills.add(fill)
         try:
             size = await self._threads.fill(fill.run)
-        except (Unavailable, UpstreamTimeout, TooManyRequests):
-            self._linger(spool)
-            raise
-        except Exception:
-            spool.discard()
+        except Exception as exc:
+            spool.finish(is_right=False)
+            if isinstance(exc, Unavailable | UpstreamTimeout | TooManyRequests):
+                self._linger(spool)
+            else:
+                spool.discard()
             raise
         finally:
             self._fills.discard(fill)
+        item = BlobItem(flight.digest)
+        if sources.is_from_upstream:
+            self._stores.publisher.remember(item)
+        spool.finish(is_right=True)
         flight.complete(size)
-        try:
-            if not await self._threads.disk(self._tier.keep, spool):
-                spool.discard()
-        finally:
-            spool.close()
-        if self._tier.cap.is_due:
-            await self._threads.disk(self._tier.cap.enforce)
+        await self._threads.fill(_keep, self._stores.local, spool, sources.age_s)
+        if sources.is_from_upstream and not is_followed:
+            self._stores.publisher.publish(item)
+        if sources.is_from_bucket:
+            self._stores.publisher.used(item)
+        if self._stores.local.cap.is_due:
+            await self._threads.disk(self._stores.local.cap.enforce)
 
     def _linger(self, spool: Spool) -> None:
         """Keep what has landed for a while: the next try goes on from there."""
@@ -266,6 +295,15 @@ class _Follower:
     """Another worker's readers: they read the file only, so an overflowing spool need not wait for them."""
 
     position = 2**63
+
+
+def _keep(tier: LocalTier, spool: Spool, age_s: float) -> None:
+    """Keep what was fetched and let go of it, in one thread: nothing may close the file meanwhile."""
+    try:
+        if not tier.keep(spool, age_s):
+            spool.discard()
+    finally:
+        spool.close()
 
 
 def _complete_from(flight: Flight, stored: StoredBlob) -> None:

@@ -21,6 +21,15 @@ def tag_key(prefix: str, name: Name, tag: Tag) -> str:
     return f"{prefix}manifests/{name}/tags/{tag}"
 
 
+def list_key(prefix: str, name: Name, subject: Digest | None) -> str:
+    """Return where the last known list of a name is: its tags, or the referrers of a manifest.
+
+    The original has no lists. No component of a name begins with an underscore, so no list lies below another.
+    """
+    which = "_tags" if subject is None else f"_referrers/{subject.algorithm}/{subject.encoded}"
+    return f"{prefix}lists/{name}/{which}"
+
+
 def blob_key(prefix: str, digest: Digest) -> str:
     """Return where a blob is, one for all repositories."""
     return f"{blob_root(prefix)}{digest.algorithm}/{digest.encoded[:2]}/{digest.encoded}"

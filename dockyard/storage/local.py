@@ -53,6 +53,14 @@ class Pointer:
     checked_at: float
 
 
+@attrs.frozen
+class KeptList:
+    """A list as it was written, and when it was last checked (seconds since the epoch)."""
+
+    body: bytes
+    checked_at: float
+
+
 class LocalTier:
     """Blobs, manifests and tag pointers under one directory.
 
@@ -168,9 +176,12 @@ class LocalTier:
             log.warning("a tag pointer is not a digest and is ignored", tag=str(tag), error=str(exc))
         return None
 
-    def write_pointer(self, name: Name, tag: Tag, digest: Digest) -> None:
+    def write_pointer(self, name: Name, tag: Tag, pointer: Pointer) -> None:
         """Point the tag at a manifest that was kept before."""
-        self._write(keys.tag_key(self._prefix, name, tag), str(digest).encode())
+        key = keys.tag_key(self._prefix, name, tag)
+        self._write(key, str(pointer.digest).encode())
+        with contextlib.suppress(OSError):
+            os.utime(self._path(key), (pointer.checked_at, pointer.checked_at))
 
     def confirm_pointer(self, name: Name, tag: Tag) -> None:
         """Record that the pointer was checked now and still holds."""
@@ -187,6 +198,21 @@ class LocalTier:
                 return keys.manifest_key(self._prefix, name, digest)
             case TagItem(name, tag):
                 return keys.tag_key(self._prefix, name, tag)
+
+    # Lists: tags of a name, or referrers of a subject
+
+    def read_list(self, name: Name, subject: Digest | None) -> KeptList | None:
+        """The last list that was written; None when there is none."""
+        path = self._path(keys.list_key(self._prefix, name, subject))
+        try:
+            return KeptList(path.read_bytes(), path.stat().st_mtime)
+        except OSError as exc:
+            _log_unless_absent("cannot read a list", name, exc)
+            return None
+
+    def write_list(self, name: Name, subject: Digest | None, body: bytes) -> None:
+        """Keep a list that was checked now."""
+        self._write(keys.list_key(self._prefix, name, subject), body)
 
     # Housekeeping
 

@@ -125,6 +125,10 @@ class Spool:
             self._condition.notify_all()
         self._hashed = self.landed
 
+    def begin(self) -> None:
+        """A writer starts, perhaps where another one gave up."""
+        self._is_right = None
+
     def finish(self, *, is_right: bool) -> None:
         """Tell whoever follows in a thread that the writer has ended, and whether the digest is right."""
         with self._condition:

@@ -12,16 +12,17 @@ from urllib.parse import parse_qs
 import falcon.asgi
 
 from dockyard import __version__
-from dockyard.cache.blobs import Blobs
+from dockyard.cache.blobs import Blobs, RedirectedBlob
 from dockyard.cache.manifests import Manifests
 from dockyard.cache.readers import Reader
+from dockyard.cache.tags import Tags
 from dockyard.errors import RequestInvalid
 from dockyard.oci.ranges import ByteRange, parse_ranges
 from dockyard.oci.reference import Digest, parse_reference
 from dockyard.routing import Router, Target
 from dockyard.web.asgi import Exchange
 from dockyard.web.body import BlobBody, Load, Multipart
-from dockyard.web.headers import content_headers, freshness_headers, is_not_modified, range_applies
+from dockyard.web.headers import content_headers, freshness_headers, is_not_modified, range_applies, redirect_headers
 
 BLOB_TYPE = "application/octet-stream"
 _HOST = re.compile(r"[A-Za-z0-9.:_\[\]-]{1,255}", re.ASCII)
@@ -53,8 +54,9 @@ class Version:
 class ManifestEndpoint:
     """`GET`, `HEAD /v2/<name>/manifests/<reference>` (end-3)."""
 
-    def __init__(self, router: Router, manifests: Manifests, load: Load) -> None:
+    def __init__(self, router: Router, tags: Tags, manifests: Manifests, load: Load) -> None:
         self._router = router
+        self._tags = tags
         self._manifests = manifests
         self._load = load
 
@@ -62,10 +64,11 @@ class ManifestEndpoint:
         self, req: falcon.asgi.Request, resp: falcon.asgi.Response, path_prefix: str, name: str, reference: str
     ) -> None:
         """Parse, route, find; 304, 206 or 200. Raises RegistryError."""
-        exchange = _note(req, name, reference)
+        exchange = note_request(req, name, reference)
         parsed = parse_reference(reference)
-        target = _route(req, resp, self._router, path_prefix, name)
-        found = await self._manifests.find(target, parsed)
+        target = route_request(req, resp, self._router, path_prefix, name)
+        find = self._manifests.get(target, parsed) if isinstance(parsed, Digest) else self._tags.get(target, parsed)
+        found = await find
         exchange.how = found.how
         manifest = found.manifest
         resp.set_headers(content_headers(manifest.digest, manifest.media_type))
@@ -96,11 +99,16 @@ class BlobEndpoint:
     async def on_get(
         self, req: falcon.asgi.Request, resp: falcon.asgi.Response, path_prefix: str, name: str, reference: str
     ) -> None:
-        """Parse, route, open; 304, 206 or 200. Raises RegistryError."""
-        exchange = _note(req, name, reference)
+        """Parse, route, open; 307, 304, 206 or 200. Raises RegistryError."""
+        exchange = note_request(req, name, reference)
         digest = Digest.parse(reference)
-        target = _route(req, resp, self._router, path_prefix, name)
+        target = route_request(req, resp, self._router, path_prefix, name)
         opened = await self._blobs.open(target, digest)
+        if isinstance(opened, RedirectedBlob):
+            exchange.how = "redirected"
+            resp.status = falcon.HTTP_307
+            resp.set_headers(redirect_headers(opened.url))
+            return
         exchange.how = opened.how
         reader = opened.reader
         try:
@@ -124,9 +132,9 @@ class BlobEndpoint:
         self, req: falcon.asgi.Request, resp: falcon.asgi.Response, path_prefix: str, name: str, reference: str
     ) -> None:
         """Parse, route, find the size; 304 or 200. Never fetches the blob. Raises RegistryError."""
-        exchange = _note(req, name, reference)
+        exchange = note_request(req, name, reference)
         digest = Digest.parse(reference)
-        target = _route(req, resp, self._router, path_prefix, name)
+        target = route_request(req, resp, self._router, path_prefix, name)
         found = await self._blobs.find_size(target, digest)
         exchange.how = found.how
         resp.set_headers(content_headers(digest, BLOB_TYPE))
@@ -154,13 +162,17 @@ class MemoryReader:
         """See Reader."""
 
 
-def _note(req: falcon.asgi.Request, name: str, reference: str) -> Exchange:
+def note_request(req: falcon.asgi.Request, name: str, reference: str) -> Exchange:
+    """Tell the log what is asked."""
     exchange: Exchange = req.scope["dockyard"]
     exchange.name, exchange.reference = name, reference
     return exchange
 
 
-def _route(req: falcon.asgi.Request, resp: falcon.asgi.Response, router: Router, path_prefix: str, name: str) -> Target:
+def route_request(
+    req: falcon.asgi.Request, resp: falcon.asgi.Response, router: Router, path_prefix: str, name: str
+) -> Target:
+    """Find whom a name means, and echo `ns`. Raises RegistryError."""
     namespaces = set(parse_qs(req.query_string).get("ns", ()))
     if len(namespaces) > 1:
         raise RequestInvalid("the query names more than one ns")

@@ -18,6 +18,7 @@ _STATUS = {
     "asked": "fwd=uri-miss",
     "joined": "fwd=uri-miss; collapsed",
     "match": "fwd=stale; fwd-status=200; detail=head-match",
+    "checked": "fwd=stale; fwd-status=200",
     "changed": "fwd=stale; stored",
 }
 
@@ -27,7 +28,7 @@ class Answered(Protocol):
 
     @property
     def how(self) -> str:
-        """hit, miss, joined, match, changed or stale."""
+        """hit, miss, asked, joined, match, checked, changed or stale."""
 
     @property
     def checked_at(self) -> float | None:
@@ -66,6 +67,11 @@ def freshness_headers(answered: Answered, *, is_public: bool) -> dict[str, str]:
         status = "hit" if answered.how == "hit" else _STATUS[answered.how]
         headers["cache-status"] = f"Dockyard; {status}"
     return headers
+
+
+def redirect_headers(url: str) -> dict[str, str]:
+    """Where a blob is instead; nobody may keep the URL, which is valid for a while only."""
+    return {"location": url, "cache-control": "no-store", "cache-status": "Dockyard; hit; detail=redirect"}
 
 
 def is_not_modified(req: falcon.asgi.Request, digest: Digest) -> bool:

@@ -10,12 +10,17 @@ Found = tuple[Any, Mapping[str, Any], dict[str, str], str | None]
 
 
 class PathRouter:
-    """Falcon's router interface over the registry's paths: `manifests`, `blobs`, `base` and `version` are resources."""
+    """Falcon's router interface over the registry's paths; each argument is the resource of one endpoint."""
 
-    def __init__(self, *, base: Any, version: Any, manifests: Any, blobs: Any) -> None:
+    def __init__(self, *, base: Any, version: Any, manifests: Any, blobs: Any, tags: Any, referrers: Any) -> None:
         self._base = _route(base)
         self._version = _route(version)
-        self._by_kind = {"manifests": _route(manifests), "blobs": _route(blobs)}
+        self._by_kind = {
+            "manifests": _route(manifests),
+            "blobs": _route(blobs),
+            "tags": _route(tags),
+            "referrers": _route(referrers),
+        }
 
     def find(self, uri: str, req: Any = None) -> Found | None:
         """The resource, its responders and their arguments; None for a path that is no endpoint."""
@@ -30,7 +35,7 @@ class PathRouter:
         if not after:
             return (*self._base, {"path_prefix": path_prefix}, uri)
         name, kind, reference = _split(after)
-        if kind not in self._by_kind:
+        if kind not in self._by_kind or (kind == "tags" and reference != "list"):
             return None
         return (*self._by_kind[kind], {"path_prefix": path_prefix, "name": name, "reference": reference}, uri)
 

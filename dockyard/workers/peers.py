@@ -18,10 +18,13 @@ import attrs
 import cattrs
 import structlog
 
+from dockyard.errors import UpstreamTimeout, from_words
+from dockyard.workers.shards import owners
 from dockyard.workers.slots import socket_name
 
 CONNECT_TIMEOUT_S = 0.5
 ACKNOWLEDGE_TIMEOUT_S = 1.0
+ANSWER_TIMEOUT_S = 60.0
 MAX_LINE_BYTES = 64 * 1024
 MAX_PAYLOAD_BYTES = 8 * 1024 * 1024
 
@@ -40,7 +43,7 @@ class PeerSilent(Exception):
 
 @attrs.frozen
 class Question:
-    """What one worker asks another. `kind` is blob, tag, manifest or ping; the rest says what about."""
+    """What one worker asks another: `kind` is blob, tag, manifest, tags, referrers or ping; the rest is what about."""
 
     kind: str
     upstream: str = ""
@@ -70,13 +73,25 @@ Answerer = Callable[[Question, Reply], Awaitable[None]]
 class Peers:
     """The way to the other shards, and their way to us.
 
-    `run` is the directory of the sockets. Their paths go through a descriptor of that directory, because the path of a
-    unix socket may have 107 bytes only.
+    `run` is the directory of the sockets of all `shards`; `shard` is ours, None while we have none. Their paths go
+    through a descriptor of that directory, because the path of a unix socket may have 107 bytes only.
     """
 
-    def __init__(self, run: Path) -> None:
+    def __init__(self, run: Path, shards: int) -> None:
+        self.shard: int | None = None
+        self._shards = shards
         self._directory = os.open(run, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self._server: asyncio.AbstractServer | None = None
+
+    def before_us(self, key: str) -> tuple[int, ...]:
+        """The shards to ask about a key, in their order, before it is our turn."""
+        order = owners(key, self._shards)
+        return order if self.shard is None else order[: order.index(self.shard)]
+
+    @property
+    def others(self) -> tuple[int, ...]:
+        """All shards but ours."""
+        return tuple(shard for shard in range(self._shards) if shard != self.shard)
 
     async def listen(self, shard: int, answer: Answerer) -> None:
         """Answer as the owner of `shard`, which this process has locked."""
@@ -88,6 +103,7 @@ class Peers:
             await _serve(reader, writer, answer)
 
         self._server = await asyncio.start_unix_server(serve, path, limit=MAX_LINE_BYTES, backlog=1024)
+        self.shard = shard
 
     @contextlib.asynccontextmanager
     async def ask(self, shard: int, question: Question) -> AsyncIterator["Answer"]:
@@ -110,6 +126,18 @@ class Peers:
             yield answer
         finally:
             writer.close()
+
+    async def ask_once(self, shard: int, question: Question) -> tuple[Words, bytes]:
+        """Ask for one line and its payload. Raises PeerGone, PeerSilent, or the error that is the answer."""
+        try:
+            async with asyncio.timeout(ANSWER_TIMEOUT_S), self.ask(shard, question) as answer:
+                words = await answer.next_words()
+                payload = await answer.read_payload(words)
+        except TimeoutError as exc:
+            raise UpstreamTimeout("the upstream did not answer in time", retry_after_s=5) from exc
+        if "error" in words:
+            raise from_words(words)
+        return words, payload
 
     def close(self) -> None:
         """Stop listening."""

@@ -1,0 +1,237 @@
+"""The publisher: brings to S3 what was fetched, and keeps alive there what is in use. Readers never wait for it.
+
+A blob is published while it is being fetched: one PUT reads the spool at its own pace, and the last bytes are held back
+until the digest is right. What fails, or finds no place, is left in the directory of publications and brought from the
+local tier later, for as long as it takes.
+
+An object that is served and older in the bucket than the touch threshold is *touched*: copied onto itself, so that a
+lifecycle rule spares it. How old it is there, the local tier knows by the file's modification time. A manifest that is
+touched takes along what it names, so that an image lives or expires as a whole.
+"""
+
+import os
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import structlog
+
+from dockyard.errors import BadUpstream
+from dockyard.oci.manifest import Manifest
+from dockyard.storage.local import LocalTier
+from dockyard.storage.publications import BlobItem, Item, ManifestItem, Publications, TagItem
+from dockyard.storage.s3 import S3Tier, StorageFault
+from dockyard.storage.spool import Spool
+
+STREAMS = 8
+ERRANDS = 4
+RETRY_EVERY_S = 10.0
+LOOK_AGAIN_AT_MOST_S = 600.0
+REMEMBERED_ITEMS = 50_000
+CHUNK_BYTES = 256 * 1024
+
+log = structlog.get_logger()
+
+
+class Interrupted(Exception):
+    """The fill that a stream followed did not end well: no object may appear."""
+
+
+class Publisher:
+    """Brings items from `local` to `s3`; with no S3 tier it does nothing.
+
+    `owns(item)` says whether this worker looks after an item that was left over. `touch_threshold_s` 0 touches nothing.
+    """
+
+    def __init__(
+        self,
+        local: LocalTier,
+        s3: S3Tier | None,
+        publications: Publications,
+        touch_threshold_s: float,
+        owns: Callable[[Item], bool],
+    ) -> None:
+        self._local = local
+        self._s3 = s3
+        self._publications = publications
+        self._touch_threshold_s = touch_threshold_s
+        self._owns = owns
+        self._streams = ThreadPoolExecutor(STREAMS, "stream")
+        self._errands = ThreadPoolExecutor(ERRANDS, "errand")
+        self._running: set[Item] = set()
+        self._streaming = threading.BoundedSemaphore(STREAMS)
+        self._look_again: OrderedDict[Item, float] = OrderedDict()
+        self._mutex = threading.Lock()
+        self._stop = threading.Event()
+
+    def start(self) -> None:
+        """Look after what was left over, from now on."""
+        if self._s3:
+            threading.Thread(target=self._retry, name="publications", daemon=True).start()
+
+    def stop(self) -> None:
+        """Begin nothing new. What is under way and not done is left over."""
+        self._stop.set()
+        for pool in (self._streams, self._errands):
+            pool.shutdown(wait=False, cancel_futures=True)
+
+    # Publishing
+
+    def follow(self, spool: Spool) -> bool:
+        """Publish a blob while it is being fetched. False: no place is free, publish it when it is kept."""
+        if self._s3 is None or spool.size is None or not self._streaming.acquire(blocking=False):
+            return False
+        try:
+            self._streams.submit(self._stream, self._s3, spool, spool.size, os.dup(spool.fd))
+        except (RuntimeError, OSError):  # shutting down, or a spool without a file
+            self._streaming.release()
+            return False
+        return True
+
+    def remember(self, item: Item) -> None:
+        """The item is about to be in the local tier and is not in the bucket."""
+        if self._s3:
+            self._publications.add(item)
+
+    def publish(self, item: Item) -> None:
+        """Bring an item of the local tier to the bucket soon."""
+        if self._s3:
+            self._publications.add(item)
+            self._submit(item, self._publish)
+
+    def _stream(self, s3: S3Tier, spool: Spool, size: int, fd: int) -> None:
+        item = BlobItem(spool.digest)
+        try:
+            s3.publish_blob(spool.digest, size, _follow(spool, fd, size))
+            self._is_there(item)
+        except Interrupted:
+            pass
+        except StorageFault as exc:
+            log.warning("cannot publish a blob, trying again later", digest=str(spool.digest), error=str(exc))
+        except Exception:
+            log.exception("publishing a blob ended in a fault of our own", digest=str(spool.digest))
+        finally:
+            self._streaming.release()
+            os.close(fd)
+
+    def _publish(self, s3: S3Tier, item: Item) -> None:
+        """Bring an item from the local tier; one that is not there any more is forgotten."""
+        match item:
+            case BlobItem(digest) if stored := self._local.open_blob(digest):
+                try:
+                    s3.publish_blob(digest, stored.size, _read(stored.fd, stored.size))
+                finally:
+                    os.close(stored.fd)
+            case ManifestItem(name, digest) if manifest := self._read_manifest(item):
+                s3.write_manifest(name, digest, manifest.body, manifest.media_type)
+            case TagItem(name, tag) if pointer := self._local.read_pointer(name, tag):
+                s3.write_pointer(name, tag, pointer.digest)
+            case _:
+                self._publications.remove(item)
+                return
+        self._is_there(item)
+
+    def _is_there(self, item: Item) -> None:
+        self._local.ages.mark_published(item)
+        self._publications.remove(item)
+
+    def _retry(self) -> None:
+        """Bring what is left over: after a restart, an outage of S3, or a rush."""
+        pause = 0.0
+        while not self._stop.wait(pause):
+            pause = RETRY_EVERY_S
+            for item in self._publications:
+                if self._owns(item):
+                    self._submit(item, self._publish)
+
+    # Touching
+
+    def used(self, item: Item) -> None:
+        """The item was served: touch it if that is due. Cheap for one that was looked at lately."""
+        if self._s3 is None or not self._touch_threshold_s:
+            return
+        now = time.monotonic()
+        with self._mutex:
+            if self._look_again.get(item, 0.0) > now:
+                return
+            self._look_again[item] = now + min(self._touch_threshold_s / 4, LOOK_AGAIN_AT_MOST_S)
+            self._look_again.move_to_end(item)
+            if len(self._look_again) > REMEMBERED_ITEMS:
+                self._look_again.popitem(last=False)
+        self._submit(item, self._touch)
+
+    def _touch(self, s3: S3Tier, item: Item) -> None:
+        """Touch an item, if it is due and no other worker does, and then what it names."""
+        if item in self._publications or not self._local.ages.claim_touch(item, self._touch_threshold_s):
+            return
+        try:
+            if isinstance(item, TagItem):
+                self._publish(s3, item)
+            elif not s3.touch(self._local.key(item)):
+                self.publish(item)
+        except StorageFault:
+            self._local.ages.give_back_touch(item, self._touch_threshold_s)
+            raise
+        if isinstance(item, ManifestItem) and (manifest := self._read_manifest(item)):
+            for digest in manifest.children:
+                self.used(ManifestItem(item.name, digest))
+            for digest in manifest.blobs:
+                self.used(BlobItem(digest))
+
+    def _read_manifest(self, item: ManifestItem) -> Manifest | None:
+        body = self._local.read_manifest(item.name, item.digest)
+        try:
+            return Manifest.stored(body, item.digest) if body is not None else None
+        except BadUpstream:
+            return None  # damaged: fetched again when it is asked for
+
+    # Errands
+
+    def _submit(self, item: Item, errand: Callable[[S3Tier, Item], None]) -> None:
+        with self._mutex:
+            if item in self._running or self._stop.is_set():
+                return
+            self._running.add(item)
+        try:
+            self._errands.submit(self._run, item, errand)
+        except RuntimeError:  # shutting down
+            self._running.discard(item)
+
+    def _run(self, item: Item, errand: Callable[[S3Tier, Item], None]) -> None:
+        assert self._s3 is not None  # noqa: S101  for mypy: nothing is submitted without
+        try:
+            errand(self._s3, item)
+        except StorageFault as exc:
+            log.warning("S3 is in trouble, trying again later", item=str(item), error=str(exc))
+        except Exception:
+            log.exception("an errand to S3 ended in a fault of our own", item=str(item))
+        finally:
+            with self._mutex:
+                self._running.discard(item)
+
+
+def _follow(spool: Spool, fd: int, size: int) -> Iterator[bytes]:
+    """The bytes of a growing spool; the last of them only when they are known to be right. Raises Interrupted."""
+    position = 0
+    while position < size:
+        available = spool.wait_beyond(position)
+        if available is None:
+            raise Interrupted
+        while position < available:
+            chunk = os.pread(fd, min(CHUNK_BYTES, available - position), position)
+            if not chunk:
+                raise Interrupted
+            yield chunk
+            position += len(chunk)
+
+
+def _read(fd: int, size: int) -> Iterator[bytes]:
+    position = 0
+    while position < size:
+        chunk = os.pread(fd, CHUNK_BYTES, position)
+        if not chunk:
+            raise Interrupted
+        yield chunk
+        position += len(chunk)

@@ -1,0 +1,49 @@
+"""What can go wrong with the store, as one exception. urllib3's own end here."""
+
+import ssl
+
+from urllib3 import exceptions as failures
+
+_MAY_PASS = {"RequestTimeout", "SlowDown", "InternalError", "ServiceUnavailable", "OperationAborted"}
+
+
+class StorageFault(Exception):
+    """The store gave no usable answer. The message is fit for a log.
+
+    `code` is the store's own (`SlowDown`), or one of ours: `unreachable`, `insecure`, `timeout`, `broken`, `garbage`,
+    `credentials`, `mismatch`. `status` is 0 when there was no answer. `region` is where the store says the bucket is,
+    `date` its clock (seconds since the epoch).
+    """
+
+    def __init__(
+        self, message: str, code: str = "", *, status: int = 0, region: str = "", date: float | None = None
+    ) -> None:
+        super().__init__(message)
+        self.code = code
+        self.status = status
+        self.region = region
+        self.date = date
+
+    @property
+    def may_pass(self) -> bool:
+        """Whether the same request may do better at once."""
+        return self.code == "broken" or self.status in {429, 500, 502, 503, 504} or self.code in _MAY_PASS
+
+
+def explain(exc: Exception, who: str) -> StorageFault:
+    """The fault behind an exception of urllib3, http.client or the socket."""
+    inner = exc.args[-1] if isinstance(exc, failures.ProtocolError) and exc.args else exc
+    match inner:
+        case failures.NameResolutionError():
+            return StorageFault(f"{who} is unknown to the name server", "unreachable")
+        case failures.NewConnectionError():
+            return StorageFault(f"{who} does not take connections", "unreachable")
+        case failures.ConnectTimeoutError():
+            return StorageFault(f"{who} cannot be reached in time", "unreachable")
+        case failures.TimeoutError() | TimeoutError():
+            return StorageFault(f"{who} was silent for too long", "timeout")
+        case failures.SSLError() | ssl.SSLError():
+            return StorageFault(f"no trusted TLS connection to {who}", "insecure")
+        case failures.LocationValueError() | failures.InvalidHeader():
+            return StorageFault(f"{who} sent something that is not HTTP", "garbage")
+    return StorageFault(f"{who} broke the connection off", "broken")

@@ -1,0 +1,150 @@
+"""One worker process: its stores, its shard, its peers, and the paths that serve with them.
+
+Built in the worker, never in the supervisor: workers are forked, and no thread, socket or client survives that.
+"""
+
+import asyncio
+import contextlib
+import os
+import signal
+from collections.abc import Mapping
+from pathlib import Path
+
+import structlog
+
+from dockyard.cache.blobs import Blobs
+from dockyard.cache.bridge import Threads
+from dockyard.cache.flights import Flights
+from dockyard.cache.listings import Listings
+from dockyard.cache.manifests import Manifests
+from dockyard.cache.tags import Tags
+from dockyard.config import Settings
+from dockyard.errors import RegistryError
+from dockyard.oci.reference import Digest, Name, Tag
+from dockyard.routing import Target
+from dockyard.storage.bucket import Bucket
+from dockyard.storage.local import RUN, LocalTier
+from dockyard.storage.publications import BlobItem, Item, Publications
+from dockyard.storage.publisher import Publisher
+from dockyard.storage.s3 import S3Tier, StorageFault
+from dockyard.storage.stores import Stores
+from dockyard.upstream.breaker import Breaker
+from dockyard.upstream.keychain import Keychain
+from dockyard.upstream.registry import Registry
+from dockyard.workers.peers import Peers, Question, Reply
+from dockyard.workers.slots import Lock, claim_shard
+
+CLAIM_EVERY_S = 0.2
+PARENT_CHECK_EVERY_S = 1.0
+STALE_UPLOADS_S = 3600.0
+
+log = structlog.get_logger()
+
+
+class Worker:
+    """One worker process: its shard, its peers, and what it serves with them."""
+
+    def __init__(self, settings: Settings, shards: int, suspect_before: float, environ: Mapping[str, str]) -> None:
+        storage, limits = settings.storage, settings.upstream
+        self.settings = settings
+        self.shards = shards
+        self.run = Path(storage.directory) / RUN
+        directory = Path(storage.directory)
+        publications = Publications(directory / "unpublished")
+        self.tier = LocalTier(
+            directory, storage.prefix, storage.max_size, suspect_before, lambda blob: BlobItem(blob) in publications
+        )
+        self.tier.prepare()
+        self.s3 = S3Tier(storage, environ) if storage.bucket else None
+        self.publisher = Publisher(self.tier, self.s3, publications, storage.touch_threshold, self._owns)
+        stores = Stores(self.tier, Bucket(self.s3), self.publisher)
+        self.threads = Threads()
+        self.peers = Peers(self.run, shards)
+        keychain = Keychain(environ)
+        self.registries = {
+            upstream.prefix: Registry(upstream, limits, keychain, Breaker(self.run, upstream.prefix))
+            for upstream in settings.upstreams
+        }
+        with_upstreams = (self.peers, self.registries, self.threads)
+        self.flights = Flights(stores, *with_upstreams)
+        self.blobs = Blobs(stores, self.flights, self.registries, self.threads, redirects=storage.redirect)
+        self.manifests = Manifests(stores, *with_upstreams)
+        self.tags = Tags(self.manifests, stores, *with_upstreams, limits.check_interval)
+        self.listings = Listings(self.tier, *with_upstreams, limits.check_interval, limits.check_timeout)
+        self._upstreams = {upstream.prefix: upstream for upstream in settings.upstreams}
+        self._parent = os.getppid()
+        self._lock: Lock | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def start(self) -> None:
+        """Claim a shard and answer for it. Waits in the background when all are taken."""
+        if not await self._claim():
+            self._tasks.append(asyncio.create_task(self._claim_later()))
+        self._tasks.append(asyncio.create_task(self._watch_parent()))
+        await self.threads.disk(self.tier.sweep)
+        self.publisher.start()
+        if self.s3 and self.peers.shard == 0:
+            self._tasks.append(asyncio.create_task(self._check_bucket(self.s3)))
+
+    async def stop(self) -> None:
+        """Let go of everything. The clients have left already."""
+        for task in self._tasks:
+            task.cancel()
+        self.flights.stop()
+        self.publisher.stop()
+        self.peers.close()
+        for registry in self.registries.values():
+            registry.close()
+        self.threads.close()
+
+    async def _claim(self) -> bool:
+        claimed = await self.threads.disk(claim_shard, self.run, self.shards)
+        if claimed is None:
+            return False
+        shard, self._lock = claimed
+        await self.peers.listen(shard, self._answer)
+        return True
+
+    async def _claim_later(self) -> None:
+        while not await self._claim():  # noqa: ASYNC110  no event tells of a freed lock
+            await asyncio.sleep(CLAIM_EVERY_S)
+
+    def _owns(self, item: Item) -> bool:
+        return self.peers.shard is not None and not self.peers.before_us(str(item))
+
+    async def _check_bucket(self, s3: S3Tier) -> None:
+        """Say what is wrong with the bucket, and serve all the same."""
+        for trouble in await self.threads.bucket(s3.check):
+            log.error("the bucket cannot be used as it is, serving without it", reason=trouble)
+        with contextlib.suppress(StorageFault):
+            await self.threads.bucket(s3.abort_stale_uploads, STALE_UPLOADS_S)
+
+    async def _watch_parent(self) -> None:
+        """A worker without its supervisor would never be stopped: drain and end."""
+        while os.getppid() == self._parent:  # noqa: ASYNC110  no event tells of a dead parent
+            await asyncio.sleep(PARENT_CHECK_EVERY_S)
+        log.error("the supervisor is gone, this worker ends")
+        os.kill(os.getpid(), signal.SIGTERM)
+        await asyncio.sleep(self.settings.server.drain_timeout)
+        os._exit(1)
+
+    async def _answer(self, question: Question, reply: Reply) -> None:
+        """A peer's question. Raises ValueError when it makes no sense."""
+        upstream = self._upstreams.get(question.upstream)
+        if upstream is None:
+            raise ValueError("no such upstream")
+        try:
+            target = Target(upstream, question.repository, Name.parse(question.name))
+            match question.kind:
+                case "blob":
+                    await self.flights.answer(target, Digest.parse(question.reference), question, reply)
+                case "tag":
+                    await self.tags.answer(target, Tag.parse(question.reference), reply)
+                case "manifest":
+                    await self.manifests.answer(target, Digest.parse(question.reference), reply)
+                case "tags":
+                    await self.listings.answer(target, None, reply)
+                case "referrers":
+                    await self.listings.answer(target, Digest.parse(question.reference), reply)
+        except RegistryError as exc:
+            raise ValueError(exc.message) from exc
