@@ -1,5 +1,6 @@
 """The commands: server, config, version. Mistakes in the settings end them with status 2."""
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -41,7 +42,11 @@ def main() -> None:
 def server(config_file: Path | None) -> None:
     """Serve until told to stop."""
     settings = _load(config_file)
-    from dockyard.server import run  # noqa: PLC0415  the other commands do without its weight
+    counts = Path(settings.storage.directory, "run", "metrics")
+    with contextlib.suppress(OSError):  # the server says what is wrong with the directory
+        counts.mkdir(parents=True, exist_ok=True)
+        os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(counts)  # read when the counters are imported
+    from dockyard.server import run  # noqa: PLC0415  see above, and the other commands do without its weight
 
     raise SystemExit(run(settings))
 

@@ -130,6 +130,11 @@ class UpstreamTimeout(Outage):
     status = 504
 
 
+def reason_of(error: RegistryError) -> str:
+    """An error in a word or two, for a counter: its class, and whether the upstream was asked."""
+    return f"{type(error).__name__}{' (remembered)' if error.remembered else ''}"
+
+
 def to_words(error: RegistryError) -> dict[str, Any]:
     """An error as plain words, for another worker."""
     return {

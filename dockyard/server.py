@@ -20,8 +20,10 @@ from granian.constants import HTTPModes, Interfaces, Loops, SSLProtocols
 from granian.http import HTTP1Settings
 from granian.server.mp import MPServer
 
-from dockyard import __version__, log
+from dockyard import __version__, log, metrics
 from dockyard.config import Settings
+from dockyard.web.app import create_app  # before the fork: workers start at once, and share the code's memory
+from dockyard.web.worker import DRAINING
 from dockyard.workers.slots import AlreadyRunning, Lock, lock_path, socket_name
 
 PING_EVERY_S = 0.5
@@ -60,6 +62,8 @@ def _serve(settings: Settings) -> int:
             f"another Dockyard (process {exc.pid}) uses {settings.storage.directory}: stop it, or set storage.directory"
         ) from exc
     try:
+        metrics.forget_dead_runs()
+        (run_directory / DRAINING).unlink(missing_ok=True)
         _refuse_taken_port(host, settings.server.port)
         suspect_before = _find_suspect_time(run_directory)
         _warn(settings)
@@ -86,8 +90,6 @@ def _serve(settings: Settings) -> int:
 
 def _load(settings: Settings, workers: int, suspect_before: float) -> Any:
     """Build the application; runs in the worker."""
-    from dockyard.web.app import create_app  # noqa: PLC0415  workers are forked: nothing of theirs in the parent
-
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     log.set_up(settings.logger)
     return create_app(settings, workers, suspect_before, os.environ)
@@ -132,6 +134,7 @@ class Supervisor(MPServer):
             self.main_loop_interrupt.wait()
             self.main_loop_interrupt.clear()
             if self.interrupt_signal:
+                (self._run_directory / DRAINING).touch()
                 return
             if self.reload_signal:
                 self._reload(spawn_target, target_loader)  # type: ignore[no-untyped-call]
@@ -142,6 +145,9 @@ class Supervisor(MPServer):
                 logger.error("workers end as soon as they are started, giving up")
                 return
             self.interrupt_children.clear()
+            metrics.worker_restarts.inc(len(dead))
+            for index in dead:
+                metrics.forget_worker(self.wrks[index].inner.pid)
             self._respawn_workers(dead, spawn_target, target_loader)
 
     def _has_given_up(self, dead: list[int]) -> bool:

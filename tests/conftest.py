@@ -25,7 +25,6 @@ from tests.rig.dockyard import Dockyard
 from tests.rig.programs import Programs
 from tests.rig.registry import Registry
 
-
 # The tests may share their machine with servers: a slow example is not a finding.
 hypothesis.settings.register_profile("dockyard", deadline=None)
 hypothesis.settings.load_profile("dockyard")

@@ -20,7 +20,9 @@ class Endpoint:
 
 
 ROUTER = PathRouter(
-    base=Endpoint("base"), version=Endpoint("version"), manifests=Endpoint("manifests"), blobs=Endpoint("blobs")
+    Endpoint("base"),
+    {kind: Endpoint(kind) for kind in ("manifests", "blobs", "tags", "referrers")},
+    {"/version": Endpoint("version")},
 )
 
 
@@ -46,6 +48,10 @@ def find(path: str) -> tuple[str, dict[str, str]] | None:
             "manifests",
             {"path_prefix": "", "name": "blobs/manifests/tags/list", "reference": "t"},
         ),
+        ("/v2/a/tags/list", "tags", {"path_prefix": "", "name": "a", "reference": "list"}),
+        ("/d.io/v2/a/tags/list", "tags", {"path_prefix": "d.io", "name": "a", "reference": "list"}),
+        ("/v2/tags/list/tags/list", "tags", {"path_prefix": "", "name": "tags/list", "reference": "list"}),
+        ("/v2/a/referrers/sha256:0", "referrers", {"path_prefix": "", "name": "a", "reference": "sha256:0"}),
         ("/v2/a/v2/b/manifests/t", "manifests", {"path_prefix": "", "name": "a/v2/b", "reference": "t"}),
     ],
 )
@@ -54,7 +60,19 @@ def test_a_path_names_an_endpoint(path: str, endpoint: str, arguments: dict[str,
     assert find(path) == (endpoint, arguments)
 
 
-@pytest.mark.parametrize("path", ["/", "/v1/", "/v2x", "/v2/_catalog", "/v2/a/blobs/uploads/1", "/v2/a", "/metrics"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/",
+        "/v1/",
+        "/v2x",
+        "/v2/_catalog",
+        "/v2/a/blobs/uploads/1",
+        "/v2/a",
+        "/v2/a/tags/x",
+        "/metrics",
+    ],
+)
 def test_other_paths_are_no_endpoint(path: str) -> None:
     """What a read-only cache does not have is not found."""
     assert find(path) is None

@@ -12,6 +12,7 @@ from typing import Protocol
 
 import structlog
 
+from dockyard import metrics
 from dockyard.errors import BadUpstream, RegistryError, TooManyRequests, Unavailable, UpstreamTimeout
 from dockyard.storage.spool import Spool, SpoolAbandoned
 
@@ -77,6 +78,7 @@ class Fill:
                 if not self._is_worth_another_try(exc, barren):
                     raise
                 self._pause(exc, barren)
+                metrics.fills_resumed.inc()
                 continue
             if not self.spool.is_right():
                 log.warning("a blob has another digest than asked for", digest=str(self.spool.digest))

@@ -19,6 +19,7 @@ from collections.abc import Mapping
 import attrs
 import structlog
 
+from dockyard import metrics
 from dockyard.cache.bridge import Threads
 from dockyard.cache.fill import Fill, SpoolAbandoned, Stopped
 from dockyard.cache.flight import Flight
@@ -80,6 +81,7 @@ class Flights:
         """The flight of a digest, started if there is none; True when it was running before."""
         running = self._flights.get(digest)
         if running and running.can_be_joined:
+            metrics.fills_joined.inc()
             return running, True
         flight = self._flights[digest] = Flight(digest)
         task = asyncio.create_task(self._run(flight, target, after=running))
@@ -253,9 +255,12 @@ class Flights:
         flight.read_from(os.dup(spool.fd) if spool.fd >= 0 else -1, spool)
         fill = Fill(spool, sources.open, report)
         self._fills.add(fill)
+        metrics.fills_running.inc()
+        had = spool.landed
         try:
             size = await self._threads.fill(fill.run)
         except Exception as exc:
+            metrics.fills.labels(type(exc).__name__).inc()
             spool.finish(is_right=False)
             if isinstance(exc, Unavailable | UpstreamTimeout | TooManyRequests):
                 self._linger(spool)
@@ -264,6 +269,9 @@ class Flights:
             raise
         finally:
             self._fills.discard(fill)
+            metrics.fills_running.dec()
+            metrics.received_bytes.labels("upstream" if sources.is_from_upstream else "bucket").inc(spool.landed - had)
+        metrics.fills.labels("done").inc()
         item = BlobItem(flight.digest)
         if sources.is_from_upstream:
             self._stores.publisher.remember(item)

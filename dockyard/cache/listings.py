@@ -21,13 +21,15 @@ from dockyard.cache.bridge import Threads
 from dockyard.cache.together import Together
 from dockyard.errors import BadUpstream, Outage, RegistryError, TooManyRequests, UpstreamTimeout, from_words, to_words
 from dockyard.oci.listings import Referrer
-from dockyard.oci.reference import Digest
+from dockyard.oci.manifest import Descriptor
+from dockyard.oci.reference import Digest, Reference
 from dockyard.routing import Target
 from dockyard.storage.local import KeptList, LocalTier
 from dockyard.workers.peers import MAX_PAYLOAD_BYTES, PeerGone, Peers, PeerSilent, Question, Reply
 
 CONFIRM_EVERY_S = 60.0
 CHECKS_REMEMBERED = 10_000
+EMPTY = b"[]"
 
 log = structlog.get_logger()
 
@@ -40,6 +42,9 @@ class Registry(Protocol):
 
     def list_referrers(self, repository: str, digest: Digest) -> list[Referrer]:
         """All referrers. Raises RegistryError."""
+
+    def head_manifest(self, repository: str, reference: Reference) -> Descriptor:
+        """What the reference points to. Raises RegistryError."""
 
 
 @attrs.frozen
@@ -170,7 +175,9 @@ class Listings:
         """Ask the upstream for the whole list, and keep it. Its time limit is the registry's own."""
         registry = self._registries[wanted.target.upstream.prefix]
         body = await self._threads.upstream(_list, registry, wanted)
-        is_kept = writes and await self._threads.disk(self._keep, wanted, kept, body)
+        is_kept = writes and (kept is not None or body != EMPTY or await self._exists(wanted))
+        if is_kept:
+            await self._threads.disk(self._keep, wanted, kept, body)
         self._remember(wanted)
         if kept is None:
             return _Answer(body, "miss" if is_kept else "asked", time.time())
@@ -188,18 +195,23 @@ class Listings:
         log.warning("a kept list was damaged and is ignored", list=wanted.key)
         return None
 
-    def _keep(self, wanted: _Wanted, kept: KeptList | None, body: bytes) -> bool:
-        """Keep a list; whether it is kept now.
-
-        That nothing refers to a manifest is worth keeping for one that was pulled: anybody can make up digests.
-        """
-        name, subject = wanted.target.name, wanted.subject
-        if kept and kept.body == body and time.time() - kept.checked_at < CONFIRM_EVERY_S:
+    async def _exists(self, wanted: _Wanted) -> bool:
+        """Whether there is such a subject. Digests can be made up, and each would be a file that says "nothing"."""
+        target, subject = wanted.target, wanted.subject
+        if subject is None:
             return True
-        if kept is None and subject and body == b"[]" and self._tier.read_manifest(name, subject) is None:
+        if await self._threads.disk(self._tier.read_manifest, target.name, subject) is not None:
+            return True
+        registry = self._registries[target.upstream.prefix]
+        try:
+            await self._threads.upstream(registry.head_manifest, target.repository, subject)
+        except RegistryError:
             return False
-        self._tier.write_list(name, subject, body)
         return True
+
+    def _keep(self, wanted: _Wanted, kept: KeptList | None, body: bytes) -> None:
+        if not kept or kept.body != body or time.time() - kept.checked_at > CONFIRM_EVERY_S:
+            self._tier.write_list(wanted.target.name, wanted.subject, body)
 
     def _remember(self, wanted: _Wanted) -> None:
         if self._check_interval_s:

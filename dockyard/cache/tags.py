@@ -13,11 +13,12 @@ from typing import Protocol
 
 import attrs
 
+from dockyard import metrics
 from dockyard.cache.bridge import Threads
 from dockyard.cache.freshness import Answer, Cached, Fail, Fetch, Serve, decide
 from dockyard.cache.manifests import Manifests
 from dockyard.cache.together import Together
-from dockyard.errors import Outage, RegistryError, TooManyRequests, from_words, to_words
+from dockyard.errors import Outage, RegistryError, TooManyRequests, from_words, reason_of, to_words
 from dockyard.oci.manifest import Descriptor, Manifest
 from dockyard.oci.reference import Digest, Reference, Tag
 from dockyard.routing import Target
@@ -85,6 +86,8 @@ class Tags:
     async def get(self, target: Target, tag: Tag) -> FoundTag:
         """The manifest that a tag means. Raises RegistryError."""
         resolution = await self._together.once(("resolve", target.name, tag), lambda: self._resolve(target, tag))
+        if resolution.error:
+            metrics.stale.labels(target.upstream.prefix, reason_of(resolution.error)).inc()
         found = await self._manifests.get(target, resolution.digest)
         self._stores.publisher.used(TagItem(target.name, tag))
         return FoundTag(found.manifest, resolution.how, resolution.checked_at, resolution.error)

@@ -34,7 +34,9 @@ def parse_tags(body: bytes) -> list[str]:
         raise BadUpstream("the upstream's list of tags is not a JSON document") from exc
     if not isinstance(document, dict) or "tags" not in document:
         raise BadUpstream("what the upstream sent is not a list of tags")
-    tags = document["tags"] or []  # Go programs write an empty list as null
+    tags = document["tags"]
+    if tags is None:  # Go programs write an empty list so
+        return []
     if not isinstance(tags, list) or not all(isinstance(tag, str) for tag in tags):
         raise BadUpstream("what the upstream sent is not a list of tags")
     return [tag for tag in tags if _is_tag(tag)]

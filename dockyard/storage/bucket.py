@@ -9,6 +9,7 @@ from typing import TypeVar
 
 import structlog
 
+from dockyard import metrics
 from dockyard.oci.reference import Digest, Name, Tag
 from dockyard.storage.local import Pointer
 from dockyard.storage.s3 import S3Body, S3Tier, Stat, StorageFault, StoredObject
@@ -61,6 +62,7 @@ class Bucket:
         try:
             answer = question(self._s3)
         except StorageFault as exc:
+            metrics.bucket_faults.inc()
             log.warning("S3 is in trouble, going without it", seconds=LEFT_ALONE_S, error=str(exc))
             self._left_alone_until = time.monotonic() + LEFT_ALONE_S
             return None

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import structlog
 
+from dockyard import metrics
 from dockyard.errors import DigestInvalid
 from dockyard.oci.reference import Digest
 
@@ -76,6 +77,7 @@ class SizeCap:
             if not self._must_stay(path):
                 path.unlink(missing_ok=True)
                 freed += size
+        metrics.evicted_bytes.inc(freed)
         log.info("evicted the least recently used blobs", freed_bytes=freed)
         return freed
 

@@ -18,6 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import structlog
 
+from dockyard import metrics
 from dockyard.errors import BadUpstream
 from dockyard.oci.manifest import Manifest
 from dockyard.storage.local import LocalTier
@@ -109,6 +110,7 @@ class Publisher:
         except Interrupted:
             pass
         except StorageFault as exc:
+            metrics.published.labels("failed").inc()
             log.warning("cannot publish a blob, trying again later", digest=str(spool.digest), error=str(exc))
         except Exception:
             log.exception("publishing a blob ended in a fault of our own", digest=str(spool.digest))
@@ -134,6 +136,7 @@ class Publisher:
         self._is_there(item)
 
     def _is_there(self, item: Item) -> None:
+        metrics.published.labels("done").inc()
         self._local.ages.mark_published(item)
         self._publications.remove(item)
 
@@ -169,7 +172,9 @@ class Publisher:
         try:
             if isinstance(item, TagItem):
                 self._publish(s3, item)
-            elif not s3.touch(self._local.key(item)):
+            elif s3.touch(self._local.key(item)):
+                metrics.touched.inc()
+            else:
                 self.publish(item)
         except StorageFault:
             self._local.ages.give_back_touch(item, self._touch_threshold_s)
@@ -204,6 +209,7 @@ class Publisher:
         try:
             errand(self._s3, item)
         except StorageFault as exc:
+            metrics.published.labels("failed").inc()
             log.warning("S3 is in trouble, trying again later", item=str(item), error=str(exc))
         except Exception:
             log.exception("an errand to S3 ended in a fault of our own", item=str(item))

@@ -20,6 +20,7 @@ from typing import Protocol
 
 import structlog
 
+from dockyard import metrics
 from dockyard.oci.reference import Digest
 
 log = structlog.get_logger()
@@ -204,6 +205,7 @@ class Spool:
             else:
                 return True
         self.disk_end = self._window_start = self.landed
+        metrics.overflows.inc()
         return False
 
     def _append_to_window(self, chunk: bytes) -> None:

@@ -41,6 +41,12 @@ def parse_length(values: Iterable[str]) -> int | None:
     return int(lengths.pop())
 
 
+def find_limit(value: str | None) -> int | None:
+    """The number of a `ratelimit-limit` or `ratelimit-remaining` header, such as `100;w=21600`."""
+    number = (value or "").partition(";")[0].strip()
+    return int(number) if _NUMBER.fullmatch(number) else None
+
+
 def parse_content_range(value: str | None) -> ContentRange:
     """A Content-Range with its total. Raises ValueError."""
     match = _CONTENT_RANGE.fullmatch((value or "").strip())

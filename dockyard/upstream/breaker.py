@@ -107,6 +107,11 @@ class Breaker:
             return
         raise self._remembered(state, max(1, math.ceil(state.until - now)))
 
+    @property
+    def is_open(self) -> bool:
+        """Whether the upstream is known to be down, or to limit us."""
+        return self._read() is not None
+
     def succeeded(self) -> None:
         """The upstream answered."""
         self._server_faults = 0

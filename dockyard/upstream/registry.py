@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
+from dockyard import metrics
 from dockyard.config import Upstream, UpstreamLimits
 from dockyard.errors import (
     BadUpstream,
@@ -21,12 +22,19 @@ from dockyard.errors import (
     RegistryError,
     Unavailable,
     UpstreamTimeout,
+    reason_of,
 )
 from dockyard.oci.listings import Referrer
 from dockyard.oci.manifest import ACCEPT, MAX_MANIFEST_BYTES, Descriptor, Manifest
 from dockyard.oci.reference import Digest, Reference
 from dockyard.upstream import faults
-from dockyard.upstream.answers import find_digest, find_unsatisfied_size, parse_content_range, parse_retry_after
+from dockyard.upstream.answers import (
+    find_digest,
+    find_limit,
+    find_unsatisfied_size,
+    parse_content_range,
+    parse_retry_after,
+)
 from dockyard.upstream.breaker import Breaker
 from dockyard.upstream.calls import Caller, Question, Reply
 from dockyard.upstream.faults import Blame, Fault, LoginRefused
@@ -36,7 +44,7 @@ from dockyard.upstream.login import Login
 from dockyard.upstream.reading import check_content, check_encoding, find_descriptor, length_of, open_source
 from dockyard.upstream.source import BlobSource
 from dockyard.upstream.tokens import Budget
-from dockyard.upstream.transport import Transport
+from dockyard.upstream.transport import Answer, Transport
 
 ANSWER_TIMEOUT_S = 10.0  # for what is neither a tag check nor the body of a blob
 HEADLESS_FOR_S = 300.0
@@ -62,15 +70,17 @@ class Registry:
 
     def head_manifest(self, repository: str, reference: Reference) -> Descriptor:
         """What a tag is at the moment (or a digest, how large). All of it within `check_timeout`."""
-        return self._guard(lambda: self._head_manifest(repository, reference))
+        return self._guard("head_manifest", lambda: self._head_manifest(repository, reference))
 
     def get_manifest(self, repository: str, reference: Reference) -> Manifest:
         """A manifest, verified."""
-        return self._guard(lambda: self._get_manifest(repository, reference, self._budget(self._answer_timeout)))
+        return self._guard(
+            "get_manifest", lambda: self._get_manifest(repository, reference, self._budget(self._answer_timeout))
+        )
 
     def head_blob(self, repository: str, digest: Digest) -> int:
         """The size of a blob in bytes."""
-        return self._guard(lambda: self._head_blob(repository, digest))
+        return self._guard("head_blob", lambda: self._head_blob(repository, digest))
 
     def open_blob(self, repository: str, digest: Digest, start: int = 0) -> BlobSource:
         """A blob from byte `start` on; its headers come within `stall_timeout`. A resume is not kept back."""
@@ -78,15 +88,20 @@ class Registry:
         def probe() -> None:
             self._open_blob(repository, digest, 0).close()
 
-        return self._guard(lambda: self._open_blob(repository, digest, start), probe, is_resume=start > 0)
+        return self._guard("open_blob", lambda: self._open_blob(repository, digest, start), probe, is_resume=start > 0)
 
     def list_tags(self, repository: str) -> list[str]:
         """All tags of a repository, sorted."""
-        return self._guard(lambda: self._lists.tags(repository))
+        return self._guard("list_tags", lambda: self._lists.tags(repository))
 
     def list_referrers(self, repository: str, digest: Digest) -> list[Referrer]:
         """The manifests that name this one as their subject; none when there are none."""
-        return self._guard(lambda: self._lists.referrers(repository, digest))
+        return self._guard("list_referrers", lambda: self._lists.referrers(repository, digest))
+
+    @property
+    def is_kept_back(self) -> bool:
+        """Whether the breaker answers for the upstream."""
+        return self._breaker.is_open
 
     def close(self) -> None:
         """Close the idle connections and stop probing."""
@@ -94,14 +109,21 @@ class Registry:
         self._transport.close()
 
     def _guard(
-        self, operation: Callable[[], T], probe: Callable[[], object] | None = None, *, is_resume: bool = False
+        self,
+        name: str,
+        operation: Callable[[], T],
+        probe: Callable[[], object] | None = None,
+        *,
+        is_resume: bool = False,
     ) -> T:
         """Run an operation between the two sides of the breaker."""
         if not is_resume:
             self._breaker.check(probe or operation)
         try:
-            result = operation()
+            with metrics.upstream_seconds.labels(self._who, name).time():
+                result = operation()
         except Fault as fault:
+            metrics.upstream_failures.labels(self._who, reason_of(fault.error)).inc()
             self._breaker.failed(fault, probe or operation)
             raise fault.error from fault
         except RegistryError as error:
@@ -121,6 +143,7 @@ class Registry:
         reply = self._ask(question, budget)
         answer = reply.answer
         answer.finish()
+        self._note_limits(answer)
         if answer.status == 200 and (descriptor := find_descriptor(answer, reference)) is not None:
             return descriptor
         if answer.status != 200 and answer.status not in _NOT_BY_HEAD:
@@ -143,6 +166,7 @@ class Registry:
     def _fetch_manifest(self, question: Question, budget: Budget) -> Manifest:
         reply = self._ask(question, budget)
         answer = reply.answer
+        self._note_limits(answer)
         if answer.status != 200:
             answer.finish()
             raise self._status_error(reply, question)
@@ -163,6 +187,15 @@ class Registry:
             # Without a length, a body that was cut looks like one that is wrong.
             is_cut = length is None and answer.header("Transfer-Encoding") is None
             raise Fault(error, Blame.NONE, is_broken=is_cut) from error
+
+    def _note_limits(self, answer: Answer) -> None:
+        """What the registry says of its limits, which Docker Hub counts by manifests."""
+        for header, gauge in (
+            ("ratelimit-limit", metrics.ratelimit_limit),
+            ("ratelimit-remaining", metrics.ratelimit_remaining),
+        ):
+            if (count := find_limit(answer.header(header))) is not None:
+                gauge.labels(self._who).set(count)
 
     # Blobs
 

@@ -16,6 +16,7 @@ from dockyard.web.body import Load
 from dockyard.web.errors import error_body, error_response
 from dockyard.web.handlers import Base, BlobEndpoint, ManifestEndpoint, Version
 from dockyard.web.listings import ReferrersEndpoint, TagsEndpoint
+from dockyard.web.operations import Health, Metrics, Readiness
 from dockyard.web.paths import PathRouter
 from dockyard.web.worker import Worker
 
@@ -47,12 +48,19 @@ def create_app(settings: Settings, shards: int, suspect_before: float, environ: 
     load = Load()
     routes = Router(settings.upstreams)
     paths = PathRouter(
-        base=Base(),
-        version=Version(),
-        manifests=ManifestEndpoint(routes, worker.tags, worker.manifests, load),
-        blobs=BlobEndpoint(routes, worker.blobs, load),
-        tags=TagsEndpoint(routes, worker.listings),
-        referrers=ReferrersEndpoint(routes, worker.listings),
+        Base(),
+        {
+            "manifests": ManifestEndpoint(routes, worker.tags, worker.manifests, load),
+            "blobs": BlobEndpoint(routes, worker.blobs, load),
+            "tags": TagsEndpoint(routes, worker.listings),
+            "referrers": ReferrersEndpoint(routes, worker.listings),
+        },
+        {
+            "/version": Version(),
+            "/metrics": Metrics(worker.state, worker.threads),
+            "/healthz": Health(),
+            "/readyz": Readiness(worker.is_ready),
+        },
     )
     app = falcon.asgi.App(router=cast(CompiledRouter, paths))
     app.add_middleware(LifeSpan(worker))

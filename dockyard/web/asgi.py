@@ -16,6 +16,7 @@ from typing import Any
 
 import structlog
 
+from dockyard import metrics
 from dockyard.errors import NameInvalid, RegistryError, RequestInvalid, Unsupported
 from dockyard.web.errors import error_response
 
@@ -86,6 +87,7 @@ class Edge:
             await _refuse(exchange, exc)
         else:
             await exchange.run(self._app)
+        exchange.count()
         if self._level and scope["path"] not in self._ignore_paths:
             getattr(log, self._level)("request", **exchange.describe())
 
@@ -93,10 +95,11 @@ class Edge:
 class Exchange:
     """One request and its answer: what was asked, how it was answered, what was sent.
 
-    Handlers note the `name`, `reference` and `how` for the log.
+    Handlers note the `kind`, `name`, `reference` and `how` for the log and the counters.
     """
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, *, keeps_body: bool) -> None:
+        self.kind = "other"
         self.name = ""
         self.reference = ""
         self.how = ""
@@ -168,6 +171,14 @@ class Exchange:
             async with asyncio.timeout(1):
                 event = await self._receive()
                 self._request_body = event.get("body", b"")[:MAX_LOGGED_BODY_BYTES].decode("utf-8", "replace")
+
+    def count(self) -> None:
+        """Count the request, once it is over."""
+        metrics.requests.labels(self.kind, str(self.status), self.how).inc()
+        metrics.request_seconds.labels(self.kind).observe(time.perf_counter() - self._started)
+        metrics.sent_bytes.labels(self.kind).inc(self.sent_bytes)
+        if self.end:
+            metrics.cut_responses.labels(self.end.partition(":")[0]).inc()
 
     def describe(self) -> dict[str, object]:
         """The fields of the request's line in the log."""

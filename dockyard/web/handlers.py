@@ -64,7 +64,7 @@ class ManifestEndpoint:
         self, req: falcon.asgi.Request, resp: falcon.asgi.Response, path_prefix: str, name: str, reference: str
     ) -> None:
         """Parse, route, find; 304, 206 or 200. Raises RegistryError."""
-        exchange = note_request(req, name, reference)
+        exchange = note_request(req, "manifest", name, reference)
         parsed = parse_reference(reference)
         target = route_request(req, resp, self._router, path_prefix, name)
         find = self._manifests.get(target, parsed) if isinstance(parsed, Digest) else self._tags.get(target, parsed)
@@ -100,7 +100,7 @@ class BlobEndpoint:
         self, req: falcon.asgi.Request, resp: falcon.asgi.Response, path_prefix: str, name: str, reference: str
     ) -> None:
         """Parse, route, open; 307, 304, 206 or 200. Raises RegistryError."""
-        exchange = note_request(req, name, reference)
+        exchange = note_request(req, "blob", name, reference)
         digest = Digest.parse(reference)
         target = route_request(req, resp, self._router, path_prefix, name)
         opened = await self._blobs.open(target, digest)
@@ -132,7 +132,7 @@ class BlobEndpoint:
         self, req: falcon.asgi.Request, resp: falcon.asgi.Response, path_prefix: str, name: str, reference: str
     ) -> None:
         """Parse, route, find the size; 304 or 200. Never fetches the blob. Raises RegistryError."""
-        exchange = note_request(req, name, reference)
+        exchange = note_request(req, "blob", name, reference)
         digest = Digest.parse(reference)
         target = route_request(req, resp, self._router, path_prefix, name)
         found = await self._blobs.find_size(target, digest)
@@ -162,10 +162,10 @@ class MemoryReader:
         """See Reader."""
 
 
-def note_request(req: falcon.asgi.Request, name: str, reference: str) -> Exchange:
-    """Tell the log what is asked."""
+def note_request(req: falcon.asgi.Request, kind: str, name: str, reference: str) -> Exchange:
+    """Tell the log and the counters what is asked."""
     exchange: Exchange = req.scope["dockyard"]
-    exchange.name, exchange.reference = name, reference
+    exchange.kind, exchange.name, exchange.reference = kind, name, reference
     return exchange
 
 

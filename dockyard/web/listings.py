@@ -35,7 +35,7 @@ class TagsEndpoint:
         self, req: falcon.asgi.Request, resp: falcon.asgi.Response, path_prefix: str, name: str, reference: str
     ) -> None:
         """Parse, route, find; the page that was asked for. Raises RegistryError."""
-        exchange = note_request(req, name, reference)
+        exchange = note_request(req, "tags", name, f"tags/{reference}")
         query = _parse_query(req)
         n = _parse_count(query.get("n"))
         target = route_request(req, resp, self._router, path_prefix, name)
@@ -60,7 +60,7 @@ class ReferrersEndpoint:
         self, req: falcon.asgi.Request, resp: falcon.asgi.Response, path_prefix: str, name: str, reference: str
     ) -> None:
         """Parse, route, find; an index of the descriptors that were asked for. Raises RegistryError."""
-        exchange = note_request(req, name, reference)
+        exchange = note_request(req, "referrers", name, f"referrers/{reference}")
         query = _parse_query(req)
         subject = Digest.parse(reference)
         target = route_request(req, resp, self._router, path_prefix, name)

@@ -10,22 +10,20 @@ Found = tuple[Any, Mapping[str, Any], dict[str, str], str | None]
 
 
 class PathRouter:
-    """Falcon's router interface over the registry's paths; each argument is the resource of one endpoint."""
+    """Falcon's router interface over the registry's paths.
 
-    def __init__(self, *, base: Any, version: Any, manifests: Any, blobs: Any, tags: Any, referrers: Any) -> None:
+    `base` is the resource of `/v2/`, `kinds` those of `/v2/<name>/<kind>/<reference>`, `others` those of whole paths.
+    """
+
+    def __init__(self, base: Any, kinds: Mapping[str, Any], others: Mapping[str, Any]) -> None:
         self._base = _route(base)
-        self._version = _route(version)
-        self._by_kind = {
-            "manifests": _route(manifests),
-            "blobs": _route(blobs),
-            "tags": _route(tags),
-            "referrers": _route(referrers),
-        }
+        self._kinds = {kind: _route(resource) for kind, resource in kinds.items()}
+        self._others = {path: _route(resource) for path, resource in others.items()}
 
     def find(self, uri: str, req: Any = None) -> Found | None:
         """The resource, its responders and their arguments; None for a path that is no endpoint."""
-        if uri == "/version":
-            return (*self._version, {}, uri)
+        if uri in self._others:
+            return (*self._others[uri], {}, uri)
         if uri == "/v2":
             return (*self._base, {"path_prefix": ""}, uri)
         before, separator, after = uri.partition("/v2/")
@@ -35,9 +33,9 @@ class PathRouter:
         if not after:
             return (*self._base, {"path_prefix": path_prefix}, uri)
         name, kind, reference = _split(after)
-        if kind not in self._by_kind or (kind == "tags" and reference != "list"):
+        if kind not in self._kinds or (kind == "tags" and reference != "list"):
             return None
-        return (*self._by_kind[kind], {"path_prefix": path_prefix, "name": name, "reference": reference}, uri)
+        return (*self._kinds[kind], {"path_prefix": path_prefix, "name": name, "reference": reference}, uri)
 
     def add_route(self, *_: object, **__: object) -> None:
         """Falcon asks for it; the endpoints are fixed."""

@@ -23,6 +23,7 @@ from dockyard.errors import RegistryError
 from dockyard.oci.reference import Digest, Name, Tag
 from dockyard.routing import Target
 from dockyard.storage.bucket import Bucket
+from dockyard.storage.keys import blob_root
 from dockyard.storage.local import RUN, LocalTier
 from dockyard.storage.publications import BlobItem, Item, Publications
 from dockyard.storage.publisher import Publisher
@@ -31,12 +32,15 @@ from dockyard.storage.stores import Stores
 from dockyard.upstream.breaker import Breaker
 from dockyard.upstream.keychain import Keychain
 from dockyard.upstream.registry import Registry
+from dockyard.web.operations import State
 from dockyard.workers.peers import Peers, Question, Reply
 from dockyard.workers.slots import Lock, claim_shard
 
 CLAIM_EVERY_S = 0.2
 PARENT_CHECK_EVERY_S = 1.0
 STALE_UPLOADS_S = 3600.0
+UNPUBLISHED = "unpublished"
+DRAINING = "draining"
 
 log = structlog.get_logger()
 
@@ -50,7 +54,7 @@ class Worker:
         self.shards = shards
         self.run = Path(storage.directory) / RUN
         directory = Path(storage.directory)
-        publications = Publications(directory / "unpublished")
+        publications = Publications(directory / UNPUBLISHED)
         self.tier = LocalTier(
             directory, storage.prefix, storage.max_size, suspect_before, lambda blob: BlobItem(blob) in publications
         )
@@ -71,6 +75,9 @@ class Worker:
         self.manifests = Manifests(stores, *with_upstreams)
         self.tags = Tags(self.manifests, stores, *with_upstreams, limits.check_interval)
         self.listings = Listings(self.tier, *with_upstreams, limits.check_interval, limits.check_timeout)
+        self.state = State(
+            directory / blob_root(storage.prefix), directory / UNPUBLISHED, self._open_breakers, storage.max_size
+        )
         self._upstreams = {upstream.prefix: upstream for upstream in settings.upstreams}
         self._parent = os.getppid()
         self._lock: Lock | None = None
@@ -96,6 +103,13 @@ class Worker:
         for registry in self.registries.values():
             registry.close()
         self.threads.close()
+
+    def is_ready(self) -> bool:
+        """Whether to send requests here: not while an operator or the supervisor wants the server to drain."""
+        return not (self.run / DRAINING).exists()
+
+    def _open_breakers(self) -> dict[str, bool]:
+        return {prefix: registry.is_kept_back for prefix, registry in self.registries.items()}
 
     async def _claim(self) -> bool:
         claimed = await self.threads.disk(claim_shard, self.run, self.shards)

@@ -11,11 +11,11 @@ from hashlib import sha256
 
 from dockyard.config import StorageSettings
 from dockyard.storage.s3.faults import StorageFault
-from dockyard.storage.s3.wire import Wire
+from dockyard.storage.s3.wire import WRONG_LOGIN, Wire
 
 SKEW_AT_MOST_S = 300.0
 _REFUSED = {"XAmzContentSHA256Mismatch", "BadDigest", "InvalidDigest"}
-_LOGIN = ("InvalidAccessKeyId", "InvalidToken", "ExpiredToken", "TokenRefreshRequired")
+_LOGIN = (*WRONG_LOGIN - {"SignatureDoesNotMatch"}, "TokenRefreshRequired")
 _CLOCK = ("RequestTimeTooSkewed", "ClockSkewed")
 _TLS = ("insecure", "garbage", "broken")
 

@@ -12,7 +12,7 @@ Requests to the store, by operation:
 | `open_blob`, `read_manifest`, `read_pointer` | 1 GET, found or not; a resumed blob 1 more |
 | `stat_blob` | 1 HEAD; 1 HEAD of the bucket when nothing was found and it was not seen for a minute |
 | `publish_blob`, `write_manifest`, `write_pointer` | 1 PUT |
-| `publish_blob` above 5 GiB | 1 POST, 1 PUT for each 512 MiB, 1 POST, 1 HEAD |
+| `publish_blob` above 5 GiB, or of a sha512 digest | 1 POST, 1 PUT for each 512 MiB, 1 POST, 1 HEAD |
 | `touch` | 1 HEAD, 1 PUT (copy) |
 | `touch` above 5 GiB, or where a copy does not make the object newer | 1 HEAD, 1 POST, 1 PUT for each GiB, 1 POST |
 | `presign_blob` | none |
@@ -50,6 +50,7 @@ from dockyard.storage.s3.upload import (
     SINGLE_AT_MOST_BYTES,
     abort_upload,
     copy_parts,
+    fits_one_put,
     put_blob,
     put_parts,
 )
@@ -149,10 +150,10 @@ class S3Tier:
         Raises StorageFault, and whatever `chunks` raises: then the request was cut, and no object appeared.
         """
         key = keys.blob_key(self._prefix, digest)
-        if size > self._single_at_most:
-            put_parts(self._wire, key, digest, size, chunks, self._part_size)
-        else:
+        if fits_one_put(digest, size, self._single_at_most):
             put_blob(self._wire, key, digest, size, chunks)
+        else:
+            put_parts(self._wire, key, digest, size, chunks, self._part_size)
 
     def presign_blob(self, digest: Digest, expires_s: int) -> str:
         """A URL that gives the blob to whoever has it. Raises StorageFault."""

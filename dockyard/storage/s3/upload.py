@@ -1,12 +1,15 @@
-"""How blobs get into the store: one PUT that streams, or equal parts where one PUT may not be that large.
+"""How blobs get into the store: one PUT that streams, or equal parts where one PUT will not do.
 
 The signed payload hash of a PUT is the blob's own digest: the store compares, so that wrong or missing bytes never
-become an object, and nothing is hashed twice. A store cannot do that with parts, or with a sha512 digest. Those are
-hashed here as they pass, and the last bytes are sent only when the digest is right. An upload in parts that is not
-completed is aborted.
+become an object, and nothing is hashed twice. Cutting the request would not be enough: without a hash some stores keep
+what came (versitygw).
+
+What is larger than a PUT may be, or has a digest that is no SHA-256, goes in parts. They are hashed here as they pass,
+the last bytes are sent only when the digest is right, and an upload that is not completed is aborted.
 """
 
 from collections.abc import Iterator, Mapping
+from hashlib import sha256
 from typing import Self
 from xml.sax.saxutils import escape
 
@@ -30,13 +33,15 @@ COPIED_S = 300.0
 log = structlog.get_logger()
 
 
+def fits_one_put(digest: Digest, size: int, single_at_most: int) -> bool:
+    """Whether a blob can go in one PUT that the store verifies."""
+    return size <= single_at_most and (digest.algorithm == "sha256" or not size)
+
+
 def put_blob(wire: Wire, key: str, digest: Digest, size: int, chunks: Iterator[bytes]) -> None:
     """Send a blob in one PUT. Raises StorageFault, and what `chunks` raises; then there is no object."""
-    headers = {"Content-Type": BLOB_TYPE}
-    if digest.algorithm == "sha256":
-        _put(wire, "put blob", key, {}, headers, digest.encoded, size, _whole(chunks, size, None))
-    else:
-        _put(wire, "put blob", key, {}, headers, UNSIGNED, size, _whole(chunks, size, digest))
+    payload = digest.encoded if size else sha256().hexdigest()
+    _put(wire, "put blob", key, {}, {"Content-Type": BLOB_TYPE}, payload, size, _whole(chunks, size, None))
 
 
 def put_parts(wire: Wire, key: str, digest: Digest, size: int, chunks: Iterator[bytes], part_size: int) -> None:

@@ -21,7 +21,7 @@ from urllib.parse import SplitResult, urlunsplit
 
 import minio.time
 import urllib3
-from minio.helpers import BaseURL
+from minio.helpers import BaseURL, check_bucket_name
 from minio.signer import presign_v4, sign_v4_s3
 from urllib3 import exceptions as failures
 
@@ -39,7 +39,10 @@ BUCKET_KNOWN_FOR_S = 60.0
 UNSIGNED = "UNSIGNED-PAYLOAD"
 
 _MISSING = {"NoSuchKey", "NoSuchVersion"}
-_WRONG_LOGIN = {"ExpiredToken", "ExpiredTokenException", "InvalidToken", "InvalidAccessKeyId", "SignatureDoesNotMatch"}
+WRONG_LOGIN = {
+    *("ExpiredToken", "ExpiredTokenException", "InvalidToken", "InvalidAccessKeyId", "SignatureDoesNotMatch"),
+    "XAdminUserNotFound",  # versitygw's InvalidAccessKeyId
+}
 
 Body = bytes | Iterable[bytes]
 
@@ -120,7 +123,7 @@ class Wire:
                 response = self._send(operation, method, key, query or {}, headers or {}, body, payload, patience_s)
                 return self._judge(response, operation, method, key)
             except StorageFault as fault:
-                if fault.code in _WRONG_LOGIN:
+                if fault.code in WRONG_LOGIN:
                     if not self._credentials.renew() or not tries_left:
                         raise
                 elif not (tries_left and fault.may_pass):
@@ -257,7 +260,7 @@ def _urls(settings: StorageSettings) -> BaseURL:
         urls = BaseURL(f"{scheme}://{endpoint}", settings.region)
         # The original's rule: virtual host style unless told otherwise. Nothing can stand before an address, though.
         urls.virtual_style_flag = not settings.force_path_style and not _is_address(urls.host)
-        urls.build(method="GET", region=settings.region, bucket_name=settings.bucket)
+        check_bucket_name(settings.bucket, s3_check=urls.is_aws_host)
     except ValueError as exc:
         raise ValueError(f"storage.endpoint, storage.region and storage.bucket make no address: {exc}") from exc
     return urls

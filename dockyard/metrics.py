@@ -1,0 +1,105 @@
+"""The counters, named once.
+
+Each process counts for itself, in a file of the directory that PROMETHEUS_MULTIPROC_DIR names; whoever is asked adds
+the files up. The variable must be set before this module is imported; without it a process sees its own counts only.
+No label has a value that a client can choose.
+"""
+
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+import attrs
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, generate_latest, multiprocess
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+DIRECTORY_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
+
+requests = Counter(
+    "dockyard_requests", "Requests from clients, by kind, status and how they were answered.", ["kind", "status", "how"]
+)
+request_seconds = Histogram(
+    "dockyard_request_seconds", "From a request's first byte to the last of its answer.", ["kind"], buckets=_SECONDS
+)
+sent_bytes = Counter("dockyard_sent_bytes", "Bytes of bodies sent to clients.", ["kind"])
+cut_responses = Counter("dockyard_cut_responses", "Responses that ended before their end, by reason.", ["reason"])
+received_bytes = Counter("dockyard_received_bytes", "Bytes of blobs received, by source.", ["source"])
+
+fills_running = Gauge("dockyard_fills_running", "Downloads under way.", multiprocess_mode="livesum")
+fills = Counter("dockyard_fills", "Downloads that ended, by outcome: done, or the error.", ["outcome"])
+fills_joined = Counter("dockyard_fills_joined", "Requests that joined a running download.")
+fills_resumed = Counter("dockyard_fills_resumed", "Downloads taken up again where they broke off.")
+overflows = Counter("dockyard_overflows", "Downloads that went on in memory because the disk was full.")
+
+stale = Counter("dockyard_stale", "Tags and lists served stale, by upstream and reason.", ["upstream", "reason"])
+upstream_seconds = Histogram(
+    "dockyard_upstream_seconds",
+    "Questions to upstreams.",
+    ["upstream", "operation"],
+    buckets=_SECONDS,
+)
+upstream_failures = Counter(
+    "dockyard_upstream_failures", "Questions to upstreams without a usable answer.", ["upstream", "reason"]
+)
+ratelimit_limit = Gauge(
+    "dockyard_upstream_ratelimit_limit", "Pulls that the upstream allows.", ["upstream"], multiprocess_mode="mostrecent"
+)
+ratelimit_remaining = Gauge(
+    "dockyard_upstream_ratelimit_remaining",
+    "Pulls that the upstream still allows.",
+    ["upstream"],
+    multiprocess_mode="mostrecent",
+)
+
+evicted_bytes = Counter("dockyard_evicted_bytes", "Bytes of blobs evicted from the local tier.")
+published = Counter("dockyard_published", "Objects brought to the bucket, by outcome (done, failed).", ["outcome"])
+touched = Counter("dockyard_touched", "Objects of the bucket that were refreshed.")
+bucket_faults = Counter("dockyard_bucket_faults", "Questions to the bucket that failed.")
+worker_restarts = Counter("dockyard_worker_restarts", "Workers started in the place of dead or frozen ones.")
+
+
+def forget_dead_runs() -> None:
+    """Drop the counts of processes that are no more. Only for who holds the lock of the directory."""
+    if directory := os.environ.get(DIRECTORY_VARIABLE):
+        for old in Path(directory).glob("*.db"):
+            if not old.stem.endswith(f"_{os.getpid()}"):
+                old.unlink(missing_ok=True)
+
+
+def forget_worker(pid: int) -> None:
+    """A worker is dead: what it had under way is not."""
+    if DIRECTORY_VARIABLE in os.environ:
+        multiprocess.mark_process_dead(pid)  # type: ignore[no-untyped-call]
+
+
+@attrs.frozen
+class Measure:
+    """A gauge that is measured when somebody asks; `values` by upstream, or under "" when there is one only."""
+
+    name: str
+    documentation: str
+    values: Mapping[str, float]
+
+
+def expose(measures: Iterable[Measure]) -> bytes:
+    """All counts of all processes, and the measures, in the Prometheus text format."""
+    counts = CollectorRegistry()
+    multiprocess.MultiProcessCollector(counts)  # type: ignore[no-untyped-call]
+    counts.register(_Measured(measures))
+    return generate_latest(counts)
+
+
+class _Measured(Collector):
+    def __init__(self, measures: Iterable[Measure]) -> None:
+        self._measures = measures
+
+    def collect(self) -> Iterator[Metric]:
+        for measure in self._measures:
+            labels = [] if "" in measure.values else ["upstream"]
+            family = GaugeMetricFamily(measure.name, measure.documentation, labels=labels)
+            for upstream, value in measure.values.items():
+                family.add_metric([upstream] if upstream else [], value)
+            yield family
