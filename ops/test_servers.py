@@ -78,6 +78,21 @@ PROGRAMS = (
     # Has no tags that the module proxy knows: its last commit of all, after the last tag.
     Program("minio", says="minio", module="github.com/minio/minio", version="v0.0.0-20260212201848-7aac2a2c5b7c"),
     Program("versitygw", module="github.com/versity/versitygw", command="cmd/versitygw", version="v1.8.0"),
+    Program(  # reads the rules and the scrape configuration of ops/prometheus
+        "promtool",
+        module="github.com/prometheus/prometheus",
+        command="cmd/promtool",
+        version="v0.316.0",
+    ),
+    Program(  # asks its version with -v; reads what ops/kubernetes and ops/helm make
+        "kubeconform",
+        ask=("-v",),
+        module="github.com/yannh/kubeconform",
+        command="cmd/kubeconform",
+        version="v0.8.0",
+    ),
+    Program("haproxy", ask=("-v",), package="haproxy"),
+    Program("nginx", ask=("-v",), package="nginx"),
     Program("docker", package="docker.io"),
     Program("dockerd", package="docker.io"),
     Program("containerd", package="containerd"),

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dockyard.oci.reference import Digest, Name, Tag
-from dockyard.storage.keys import blob_key, blob_root, manifest_key, tag_key
+from dockyard.storage.keys import blob_key, blob_root, list_key, manifest_key, tag_key
 
 SHA256 = Digest.of(b"x")
 SHA512 = Digest.of(b"x", "sha512")
@@ -26,6 +26,12 @@ def test_keys_of_other_algorithms_name_them() -> None:
     assert blob_key("c/", SHA512) == f"c/blobs/sha512/{SHA512.encoded[:2]}/{SHA512.encoded}"
 
 
+def test_lists_have_keys_of_their_own() -> None:
+    """The original has none: they lie beside its keys, and a directory of a file system never stands for a list."""
+    assert list_key("c/", NAME, None) == "c/lists/docker.io/library/nginx/_tags"
+    assert list_key("c/", NAME, SHA512) == f"c/lists/docker.io/library/nginx/_referrers/sha512/{SHA512.encoded}"
+
+
 def test_all_blobs_are_below_their_root() -> None:
     """What lists blobs begins where their keys begin."""
     assert blob_root("c/") == "c/blobs/"
@@ -40,6 +46,7 @@ things = st.one_of(
     st.tuples(st.just("manifest"), names, digests),
     st.tuples(st.just("tag"), names, words.map(Tag.parse)),
     st.tuples(st.just("blob"), st.just(None), digests),
+    st.tuples(st.just("list"), names, digests),
 )
 
 
@@ -50,6 +57,8 @@ def key(thing: tuple[str, Name | None, Digest | Tag]) -> str:
             return manifest_key("", name, digest)
         case "tag", Name() as name, Tag() as tag:
             return tag_key("", name, tag)
+        case "list", Name() as name, Digest() as digest:
+            return list_key("", name, digest)
         case _, None, Digest() as digest:
             return blob_key("", digest)
         case _:

@@ -170,7 +170,7 @@ def test_a_credential_shows_nothing() -> None:
 
 
 def test_the_first_file_that_is_there_counts(tmp_path: Path) -> None:
-    """DOCKER_CONFIG or the home directory, REGISTRY_AUTH_FILE, then podman's places (PROTOCOL section 3.1)."""
+    """DOCKER_CONFIG or the home directory, REGISTRY_AUTH_FILE, then podman's places."""
     places = {
         "docker": tmp_path / "docker/config.json",
         "home": tmp_path / "home/.docker/config.json",

@@ -153,7 +153,7 @@ def test_a_bearer_is_sent_as_it_is(ward: Ward, image: Image) -> None:
 def test_a_refused_bearer_is_exchanged_and_that_is_remembered(
     ward: Ward, image: Image, username: str, user: str, refusal: Change | None
 ) -> None:
-    """As the password for a token, whether the refusal has a challenge or not (PROTOCOL section 8.1)."""
+    """As the password for a token, whether the refusal has a challenge or not."""
     service = TokenService(ward.origin, login=basic(user, SECRET))
     if refusal is not None:
         is_verbatim = lambda request: request.header("Authorization") == f"Bearer {SECRET}"  # noqa: E731

@@ -53,7 +53,7 @@ class Bucket:
 
     def presign_blob(self, digest: Digest, expires_s: int) -> str | None:
         """A URL of the bucket for a blob, valid for so long."""
-        return self._s3.presign_blob(digest, expires_s) if self._s3 else None
+        return self._ask(lambda s3: s3.presign_blob(digest, expires_s), insist=False)
 
     def _ask(self, question: Callable[[S3Tier], T | None], *, insist: bool) -> T | None:
         if self._s3 is None or (self.is_left_alone and not insist):

@@ -1,7 +1,7 @@
 """A registry as the cache sees it: a few questions, each with one answer or one error.
 
 Each operation asks the breaker first, then calls, then reads the status. What registries get wrong in practice is made
-good here (PROTOCOL sections 2.5 and 2.6): a HEAD that is refused or says too little is asked again as a GET, a
+good here: a HEAD that is refused or says too little is asked again as a GET, a
 download address that has expired is fetched anew from the registry.
 
 Errors: what the registry answers (not found, denied) is the answer. Everything else is an Outage or TooManyRequests.

@@ -1,7 +1,7 @@
 """Tokens: made once for many waiting threads, kept for most of their life.
 
 A token belongs to (realm, service, scope, credential). Its life is counted from our own request on the monotonic
-clock; what the service says of the time of day is not used (PROTOCOL: skewed clocks). While a token is still good, a
+clock; what the service says of the time of day is not used. While a token is still good, a
 token service that fails does not matter: the old token goes on and the service is asked again a little later.
 """
 
@@ -204,7 +204,7 @@ class Tokens:
         raise LoginRefused(is_anonymous=credential.is_anonymous)
 
     def _ask(self, service: Service, credential: Credential, budget: Budget, deadline: float | None) -> Answer:
-        """POST for identity tokens where the service knows it, else GET (PROTOCOL section 2.1)."""
+        """POST for identity tokens where the service knows it, else GET."""
         if credential.identity_token and service.realm not in self._without_post:
             fields = {
                 "grant_type": "refresh_token",

@@ -63,9 +63,9 @@ class OpenAnswer:
             self.close()
             raise explain(exc, "the store") from exc
 
-    def read_all(self, at_most: int) -> bytes:
-        """The whole body within ANSWER_LIMIT_S. Raises StorageFault, `garbage` when it is longer than `at_most`."""
-        deadline = time.monotonic() + ANSWER_LIMIT_S
+    def read_all(self, at_most: int, limit_s: float = ANSWER_LIMIT_S) -> bytes:
+        """The whole body, within `limit_s`. Raises StorageFault, `garbage` when it is longer than `at_most`."""
+        deadline = time.monotonic() + limit_s
         pieces, left = [], at_most
         while piece := self.read(min(left + 1, READ_BYTES)):
             left -= len(piece)

@@ -6,6 +6,8 @@ from urllib3 import exceptions as failures
 
 _MAY_PASS = {"RequestTimeout", "SlowDown", "InternalError", "ServiceUnavailable", "OperationAborted"}
 
+_ENDED = (ssl.SSLEOFError, ssl.SSLZeroReturnError)
+
 
 class StorageFault(Exception):
     """The store gave no usable answer. The message is fit for a log.
@@ -42,7 +44,9 @@ def explain(exc: Exception, who: str) -> StorageFault:
             return StorageFault(f"{who} cannot be reached in time", "unreachable")
         case failures.TimeoutError() | TimeoutError():
             return StorageFault(f"{who} was silent for too long", "timeout")
-        case failures.SSLError() | ssl.SSLError():
+        case failures.SSLError() if isinstance(inner.args[0], _ENDED):
+            return StorageFault(f"{who} broke the connection off", "broken")
+        case failures.SSLError() | ssl.SSLError() if not isinstance(inner, _ENDED):
             return StorageFault(f"no trusted TLS connection to {who}", "insecure")
         case failures.LocationValueError() | failures.InvalidHeader():
             return StorageFault(f"{who} sent something that is not HTTP", "garbage")

@@ -46,14 +46,17 @@ def put_blob(wire: Wire, key: str, digest: Digest, size: int, chunks: Iterator[b
 
 def put_parts(wire: Wire, key: str, digest: Digest, size: int, chunks: Iterator[bytes], part_size: int) -> None:
     """Send a blob in parts of `part_size` bytes, the last one smaller. Raises as `put_blob`."""
-    part_size = _fitting(size, part_size)
     cutter = _Cutter(_whole(chunks, size, digest))
-    with _Upload(wire, key, {"Content-Type": BLOB_TYPE}) as upload:
-        for number, (_, length) in enumerate(_ranges(size, part_size), 1):
-            query = upload.query | {"partNumber": str(number)}
-            answer = _put(wire, "put part", key, query, {}, UNSIGNED, length, cutter.take(length))
-            upload.add(number, answer.headers.get("ETag", ""))
-        upload.complete()
+    try:
+        with _Upload(wire, key, {"Content-Type": BLOB_TYPE}) as upload:
+            for number, (_, length) in enumerate(_ranges(size, part_size), 1):
+                query = upload.query | {"partNumber": str(number)}
+                answer = _put(wire, "put part", key, query, {}, UNSIGNED, length, cutter.take(length))
+                upload.add(number, answer.headers.get("ETag", ""))
+            upload.complete()
+    except StorageFault as fault:
+        if fault.code != "NoSuchUpload":  # completed already, when the answer to that got lost
+            raise
     _check_size(wire, key, size)
 
 
@@ -62,7 +65,7 @@ def copy_parts(
 ) -> bool:
     """Copy an object onto itself in parts; False when it vanished or changed. Raises StorageFault."""
     with _Upload(wire, key, headers) as upload:
-        for number, (start, length) in enumerate(_ranges(size, _fitting(size, part_size)), 1):
+        for number, (start, length) in enumerate(_ranges(size, part_size), 1):
             answer = wire.ask(
                 "copy part",
                 "PUT",
@@ -218,17 +221,15 @@ def _put(
 
 
 def _check_size(wire: Wire, key: str, size: int) -> None:
-    """A store that answers 200 may have stored something else (S11): a published object is looked at once."""
+    """A store that answers 200 may have stored something else: an object made of parts is looked at once."""
     answer = wire.ask("head", "HEAD", key)
     found = answer.headers.get("Content-Length") if answer else None
     if found != str(size):
         raise StorageFault(f"the store has {found} bytes and not {size} of {key}", "mismatch")
 
 
-def _fitting(size: int, part_size: int) -> int:
-    return max(part_size, -(-size // PARTS_AT_MOST))
-
-
 def _ranges(size: int, part_size: int) -> Iterator[tuple[int, int]]:
+    """Starts and lengths, all alike but the last one: R2 wants that."""
+    part_size = max(part_size, -(-size // PARTS_AT_MOST))
     for start in range(0, size, part_size):
         yield start, min(part_size, size - start)

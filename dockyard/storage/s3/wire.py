@@ -27,7 +27,7 @@ from urllib3 import exceptions as failures
 
 from dockyard import __version__
 from dockyard.config import StorageSettings
-from dockyard.storage.s3.answers import Answer, OpenAnswer, find_hidden_error, find_text, parse_date
+from dockyard.storage.s3.answers import ANSWER_LIMIT_S, Answer, OpenAnswer, find_hidden_error, find_text, parse_date
 from dockyard.storage.s3.connections import STALL_S, make_pools
 from dockyard.storage.s3.credentials import CredentialChain, NoCredentials
 from dockyard.storage.s3.faults import StorageFault, explain
@@ -93,7 +93,7 @@ class Wire:
         )
         if opened is None:
             return None
-        answer = Answer(opened.headers, opened.read_all(at_most))
+        answer = Answer(opened.headers, opened.read_all(at_most, max(ANSWER_LIMIT_S, patience_s)))
         if method in {"PUT", "POST"} and (code := find_hidden_error(answer.body)):
             raise StorageFault(f"S3 at {self.host} answered 200 and {code} to {operation}", code, status=200)
         return answer
@@ -222,8 +222,7 @@ class Wire:
         if response.status in {200, 204, 206}:
             self._bucket_seen_at = time.monotonic()
             return opened
-        said = b"" if method == "HEAD" else opened.read_all(ANSWER_AT_MOST_BYTES)
-        opened.close()
+        said = opened.read_all(ANSWER_AT_MOST_BYTES)
         code = find_text(said, "Code") or response.headers.get("x-minio-error-code", "")
         match response.status:
             case 404 if code in _MISSING and key:
@@ -247,9 +246,7 @@ class Wire:
         """Tell a missing object from a missing bucket: to HEAD both are 404 and nothing else."""
         if time.monotonic() - self._bucket_seen_at < BUCKET_KNOWN_FOR_S:
             return
-        opened = self.open("head bucket", "HEAD")
-        if opened is not None:
-            opened.close()
+        self.ask("head bucket", "HEAD")
 
 
 def _urls(settings: StorageSettings) -> BaseURL:
