@@ -1,8 +1,10 @@
-"""The commands: server, config, version. Mistakes in the settings end them with status 2."""
+"""The commands: server, pull, config, version. Mistakes in the settings or the words end them with status 2."""
 
 import contextlib
 import os
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TextIO
 
 import click
 
@@ -49,6 +51,72 @@ def server(config_file: Path | None) -> None:
     from dockyard.server import run  # noqa: PLC0415  see above, and the other commands do without its weight
 
     raise SystemExit(run(settings))
+
+
+@main.command()
+@click.argument("images", nargs=-1, metavar="IMAGE...")
+@click.option(
+    "--server",
+    "server_url",
+    metavar="URL",
+    envvar="DOCKYARD_URL",
+    show_envvar=True,
+    default="http://127.0.0.1:5000",
+    show_default=True,
+    help="The Dockyard to warm.",
+)
+@click.option(
+    "--platform",
+    "platforms",
+    metavar="OS/ARCH[/VARIANT]",
+    multiple=True,
+    help="Of multi-platform images, this one; may be given again. Without it: this machine's.",
+)
+@click.option("--all-platforms", is_flag=True, help="Of multi-platform images, all.")
+@click.option(
+    "--file",
+    "lists",
+    metavar="LIST",
+    type=click.File(encoding="utf-8"),
+    multiple=True,
+    help="A file with an image on each line, '#' for comments; '-' is standard input.",
+)
+@click.option(
+    "--jobs", type=click.IntRange(1, 64), default=6, show_default=True, help="How many blobs are read at once."
+)
+@click.option("--json", "is_json", is_flag=True, help="Print a JSON object on a line for each blob and image.")
+@click.option("-q", "--quiet", "is_quiet", is_flag=True, help="Print errors only.")
+def pull(
+    images: Sequence[str],
+    server_url: str,
+    platforms: Sequence[str],
+    lists: Sequence[TextIO],
+    jobs: int,
+    *,
+    all_platforms: bool,
+    is_json: bool,
+    is_quiet: bool,
+) -> None:
+    """Warm the cache of a running Dockyard.
+
+    Reads the images through it, all blobs in parallel and each once, checks every digest, and keeps nothing. Images
+    are named as for docker: nginx, ghcr.io/org/app:v1, name@sha256:...
+
+    Exit status: 0 when all images are warm, 1 when some are not, 2 when the command is not understood.
+    """
+    from dockyard.pull.command import Mistakes, parse_errand, parse_list, run  # noqa: PLC0415  see below
+    from dockyard.pull.show import Style  # noqa: PLC0415  the other commands do without the weight of both
+
+    if is_json and is_quiet:
+        raise click.UsageError("--json and --quiet exclude each other")
+    try:
+        named = [*images, *(image for each in lists for image in parse_list(each.read()))]
+        errand = parse_errand(named, server_url, platforms, all_platforms=all_platforms, jobs=jobs)
+    except Mistakes as exc:
+        raise click.UsageError("\n  ".join(exc.messages)) from exc
+    except UnicodeError as exc:
+        raise click.UsageError("--file: not a text in UTF-8") from exc
+    raise SystemExit(run(errand, Style.JSON if is_json else Style.QUIET if is_quiet else Style.PEOPLE))
 
 
 @main.command()

@@ -141,6 +141,7 @@ def test_the_version_is_told(runner: CliRunner, arguments: list[str]) -> None:
         (["--help"], ["server", "config", "version", "SERVER_PORT", "docker pull"]),
         (["-h"], ["server", "config", "version"]),
         (["server", "--help"], ["-c, --config FILE", "DOCKYARD_CONFIG"]),
+        (["pull", "--help"], ["IMAGE...", "--platform OS/ARCH", "DOCKYARD_URL", "Exit status"]),
         (["config", "--help"], ["-c, --config FILE", "secrets are hidden"]),
     ],
 )

@@ -26,7 +26,7 @@ FLOORS = [
     {"workers", "storage", "upstream"},
     {"cache"},
     {"web"},
-    {"server"},
+    {"server", "pull"},
     {"cli"},
     {"__main__"},
 ]
@@ -41,8 +41,9 @@ DOORS = {
     "granian": {"dockyard.server"},
     "minio": {"dockyard.storage.s3"},
     "prometheus_client": {"dockyard.metrics"},
+    "rich": {"dockyard.pull.show"},
     "structlog": EVERYWHERE,  # closed to the pure rooms below
-    "urllib3": {"dockyard.upstream.transport", "dockyard.storage.s3"},
+    "urllib3": {"dockyard.upstream.transport", "dockyard.storage.s3", "dockyard.pull.client"},
     "yaml": {"dockyard.sources"},
 }
 
@@ -54,6 +55,10 @@ PURE = {
     "dockyard.storage.keys",
     "dockyard.workers.shards",
     "dockyard.cache.freshness",
+    "dockyard.pull.images",
+    "dockyard.pull.platforms",
+    "dockyard.pull.plan",
+    "dockyard.pull.tries",
 }
 # What a pure room may use of the standard library and of others.
 PURE_TOOLS = {
@@ -62,7 +67,7 @@ PURE_TOOLS = {
 }
 
 # Plain blocking Python that runs in threads, and the pure rooms: never async.
-BLOCKING = PURE | {"dockyard.upstream", "dockyard.storage", "dockyard.cache.fill"}
+BLOCKING = PURE | {"dockyard.upstream", "dockyard.storage", "dockyard.cache.fill", "dockyard.pull"}
 
 
 @attrs.frozen

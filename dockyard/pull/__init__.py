@@ -1,0 +1,1 @@
+"""`dockyard pull`: reads images through a running Dockyard, so that its cache is warm."""

@@ -1,0 +1,70 @@
+"""Image references as people write them for docker: `nginx`, `ghcr.io/org/app:v1`, `name@sha256:...`.
+
+The rules are those of distribution/reference: a first component with a dot or a colon, or `localhost`, is a registry;
+without one it is Docker Hub, where names of one component are in `library/`; without a tag it is `latest`; beside a
+digest a tag says nothing.
+"""
+
+import re
+from typing import Final
+
+import attrs
+
+from dockyard.errors import NameInvalid
+from dockyard.oci.reference import Digest, Name, Reference, Tag, quote
+
+HUB: Final = "docker.io"
+_HUB_HOSTS: Final = frozenset({HUB, "index.docker.io", "registry-1.docker.io"})
+_HOST_AND_PORT: Final = re.compile(r"(?:[a-z0-9](?:[a-z0-9.-]*[a-z0-9])?|\[[0-9a-f:.]+\]):[0-9]{1,5}", re.ASCII)
+_LOOPBACK: Final = re.compile(r"(?:localhost|127\.0\.0\.1|\[::1\])(?=:|$)")
+
+
+@attrs.frozen
+class Image:
+    """What to ask Dockyard for: `/v2/{name}/...`, with `?ns=` when the registry has a port, which no name can hold."""
+
+    name: Name
+    reference: Reference
+    ns: str | None = None
+
+    def __str__(self) -> str:
+        registry = f"{self.ns}/" if self.ns else ""
+        return f"{registry}{self.name}{'@' if isinstance(self.reference, Digest) else ':'}{self.reference}"
+
+
+def parse_image(text: str, server: str) -> Image:
+    """Read one reference; raise NameInvalid, ReferenceInvalid or DigestInvalid.
+
+    `server` is Dockyard's own `host[:port]`. A reference that begins with it is what a client pulls from Dockyard by
+    name: the rest is asked for as it stands.
+    """
+    path, at, digest = text.partition("@")
+    before, slash, last = path.rpartition("/")
+    last, colon, tag = last.partition(":")
+    path = f"{before}{slash}{last}"
+    parsed_tag = Tag.parse(tag if colon else "latest")
+    reference = Digest.parse(digest) if at else parsed_tag
+    first, slash, rest = path.partition("/")
+    host = first.lower() if slash and _is_registry(first) else ""
+    if host and _is_same_place(host, server):
+        return Image(Name.parse(rest), reference)
+    if ":" in host:
+        if not _HOST_AND_PORT.fullmatch(host):
+            raise NameInvalid(f"not a registry: {quote(first)}")
+        return Image(Name.parse(rest), reference, ns=host)
+    return Image(Name.parse(_full_name(host, rest if host else path)), reference)
+
+
+def _full_name(host: str, path: str) -> str:
+    if host and host not in _HUB_HOSTS:
+        return f"{host}/{path}"
+    return f"{HUB}/{path}" if "/" in path else f"{HUB}/library/{path}"
+
+
+def _is_registry(component: str) -> bool:
+    return "." in component or ":" in component or component == "localhost" or component != component.lower()
+
+
+def _is_same_place(host: str, server: str) -> bool:
+    """Compare hosts and ports; all names of this machine are one."""
+    return _LOOPBACK.sub("localhost", host) == _LOOPBACK.sub("localhost", server)
