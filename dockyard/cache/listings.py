@@ -174,7 +174,7 @@ class Listings:
     async def _walk(self, wanted: _Wanted, kept: KeptList | None, *, writes: bool) -> _Answer:
         """Ask the upstream for the whole list, and keep it. Its time limit is the registry's own."""
         registry = self._registries[wanted.target.upstream.prefix]
-        body = await self._threads.upstream(_list, registry, wanted)
+        body = await self._threads.listing(_list, registry, wanted)
         is_kept = writes and (kept is not None or body != EMPTY or await self._exists(wanted))
         if is_kept:
             await self._threads.disk(self._keep, wanted, kept, body)

@@ -111,12 +111,12 @@ def _is_tag(text: str) -> bool:
 
 
 def _is_descriptor(item: Referrer) -> bool:
-    annotations = item.get("annotations") or {}
+    annotations = {} if item.get("annotations") is None else item["annotations"]
     return (
         isinstance(item.get("mediaType"), str)
         and isinstance(item.get("digest"), str)
         and isinstance(item.get("size"), int)
-        and isinstance(item.get("artifactType") or "", str)
+        and isinstance(item.get("artifactType"), str | None)
         and isinstance(annotations, dict)
         and all(isinstance(value, str) for value in annotations.values())
     )

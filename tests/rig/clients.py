@@ -53,11 +53,23 @@ def environment(home: Path, **more: str) -> dict[str, str]:
     }
 
 
-def run(argv: Sequence[str | Path], environ: Mapping[str, str], limit_s: float = PULL_LIMIT_S) -> str:
-    """Run a client to its end and return what it printed on standard output."""
+def run(
+    argv: Sequence[str | Path],
+    environ: Mapping[str, str],
+    limit_s: float = PULL_LIMIT_S,
+    directory: Path | None = None,
+) -> str:
+    """Run a client to its end, in `directory` if it matters where, and return what it printed on standard output."""
     try:
         done = subprocess.run(
-            argv, env=environ, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=limit_s, check=False
+            argv,
+            env=environ,
+            cwd=directory,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=limit_s,
+            check=False,
         )
     except subprocess.TimeoutExpired as exc:
         raise ClientError(f"{_words(argv)}\nnot ready after {limit_s:.0f} s\n{exc.stdout!r}\n{exc.stderr!r}") from exc
@@ -299,6 +311,10 @@ class Crane:
         (top,) = json.loads((self.target / "index.json").read_text())["manifests"]
         digests = {_digest(path) for path in (self.target / "blobs" / "sha256").iterdir()}
         return Tree(top["digest"], frozenset(digests))
+
+    def tags(self, repository: str) -> list[str]:
+        """List the tags of a repository."""
+        return run([self._program, "ls", "--insecure", repository], self._environ).split()
 
     def digest(self, reference: str) -> str:
         """Ask for a digest by HEAD."""

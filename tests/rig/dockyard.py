@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from tests.rig.olareg import Olareg
 from tests.rig.processes import Process, children, descendants, free_port, kill_leftovers
 from tests.rig.registry import Registry
 
@@ -128,7 +129,7 @@ class Dockyard:
         return self._process
 
 
-def docker_hub(registry: Registry) -> dict[str, Any]:
+def docker_hub(registry: Registry | Olareg) -> dict[str, Any]:
     """Return the upstream `docker.io`, played by our registry."""
     return {"prefix": "docker.io", "registry": registry.url, "auth": {"type": "anonymous"}}
 

@@ -1,0 +1,457 @@
+"""Cases T21 to T30: blobs, never wrong and fetched once, whole or in ranges, cold or warm."""
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from random import Random
+
+import pytest
+
+from tests import misbehaviour as bad
+from tests.bodies import Bytes, Synthetic, digest_of, read_whole
+from tests.client import is_part_of, parse_multipart
+from tests.house import House, eventually, opened_at_exit, parse_cache_status, stays
+from tests.origin import Change, Origin
+from tests.wire import Answer, Request
+
+MIB = 1024 * 1024
+SMALL = 100_000  # verified before its first byte
+LARGE = 3 * MIB  # streamed, all but its tail
+
+
+def _random(size: int, seed: str) -> bytes:
+    return Random(seed).randbytes(size)
+
+
+def _wrong_bodies(size: int) -> dict[str, tuple[Change, ...]]:
+    return {
+        "bit flipped early": (bad.flipped(size // 100),),
+        "bit flipped at the end": (bad.flipped(size - 1),),
+        "shorter than its length": (bad.ending_before(size - 5000),),
+        "chunked and short": (bad.chunked(), bad.short(1000)),
+        "close-delimited and short": (bad.close_delimited(), bad.short(1000)),
+        "longer": (bad.longer(b"and more"),),
+        "more than its length": (bad.claiming(-500),),
+        "html": (bad.html_page(),),
+        "gzip": (bad.header("Content-Encoding", "gzip"),),
+    }
+
+
+@pytest.mark.parametrize("size", [SMALL, LARGE], ids=["small", "large"])
+@pytest.mark.parametrize("flaw", _wrong_bodies(SMALL))
+def test_t21_a_wrong_body_is_never_complete(house: House, flaw: str, size: int) -> None:
+    """Whatever is wrong with the bytes, no client can take them for whole, none is kept, and the next try is new."""
+    origin = house.origin
+    blob = _random(size, f"{flaw} {size}")
+    digest = origin.add_blob(blob)
+    rules = [origin.on("blob", change, reference=digest) for change in _wrong_bodies(size)[flaw]]
+    reply = house.get(f"/v2/up.test/app/blobs/{digest}")
+    if reply.status == 200:
+        assert reply.ended == "fin", "broken bodies end by FIN before Content-Length"
+        assert reply.header("Content-Length") is not None
+        assert reply.header("Transfer-Encoding") is None
+        assert size > MIB, "small blobs are verified before their first byte"
+    else:
+        assert reply.status in (502, 503)
+        assert reply.error in ("UNKNOWN", "UNAVAILABLE")
+        house.assert_no_leak(reply)
+    assert house.stored(digest) == []
+    origin.mend(*rules)
+    asked = origin.count("blob", "GET", reference=digest)
+    again = house.get(f"/v2/up.test/app/blobs/{digest}")
+    assert (again.status, again.ended, again.body == blob) == (200, "length", True)
+    assert origin.count("blob", "GET", reference=digest) == asked + 1
+
+
+def test_t21_bytes_come_as_stored_even_if_the_client_takes_gzip(house: House) -> None:
+    """`identity` is asked for upstream, and nothing is compressed on the way to the client."""
+    blob = b"compressible " * 1000
+    digest = house.origin.add_blob(blob)
+    reply = house.get(f"/v2/up.test/app/blobs/{digest}", Accept_Encoding="zstd;q=1.0, gzip;q=0.8")
+    assert (reply.body, reply.header("Content-Encoding")) == (blob, None)
+    (fetch,) = house.origin.seen("blob", "GET", reference=digest)
+    assert fetch.request.header("Accept-Encoding") == "identity"
+
+
+@pytest.mark.parametrize("framing", [bad.chunked(), bad.close_delimited()], ids=["chunked", "close-delimited"])
+@pytest.mark.parametrize("size", [SMALL, LARGE], ids=["small", "large"])
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+def test_t22_an_upstream_that_tells_no_length(house: House, framing: Change, size: int, method: str) -> None:
+    """The client is told the length all the same, and gets the right bytes."""
+    blob = _random(size, f"{framing}{method}")
+    digest = house.origin.add_blob(blob)
+    house.origin.on("blob", framing, reference=digest)
+    reply = house.send(method, f"/v2/up.test/app/blobs/{digest}")
+    assert (reply.status, reply.header("Content-Length")) == (200, str(size))
+    assert reply.body == (blob if method == "GET" else b"")
+
+
+def test_t22_head_starts_no_download(house: House) -> None:
+    """HEAD of a cold blob is a HEAD upstream, and that is all."""
+    digest = house.origin.add_blob(_random(2 * MIB, "head only"))
+    reply = house.head(f"/v2/up.test/app/blobs/{digest}")
+    assert (reply.status, reply.header("Content-Length"), reply.header("ETag")) == (200, str(2 * MIB), f'"{digest}"')
+    assert (
+        house.origin.count("blob", "HEAD", reference=digest),
+        house.origin.count("blob", "GET", reference=digest),
+    ) == (1, 0)
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+def test_t23_a_missing_blob(house: House, method: str) -> None:
+    """What the upstream does not have is BLOB_UNKNOWN; HEAD says so without a body."""
+    reply = house.send(method, "/v2/up.test/app/blobs/sha256:" + "1" * 64)
+    assert reply.status == 404
+    if method == "GET":
+        assert reply.error == "BLOB_UNKNOWN"
+        house.assert_no_leak(reply)
+    else:
+        assert reply.body == b""
+
+
+def test_t23_a_blob_of_another_repository_is_asked_for_there(house: House) -> None:
+    """A cold blob is asked for in the repository of the request, and what that one does not have is unknown."""
+    digest = house.origin.add_blob(b"only in one repository", repos=["mine"])
+    assert house.get(f"/v2/up.test/yours/blobs/{digest}").status == 404
+    assert house.get(f"/v2/up.test/mine/blobs/{digest}").status == 200
+
+
+def test_t23_a_cached_blob_is_served_under_every_repository(house: House) -> None:
+    """The documented decision: blobs are shared by digest, so once cached they are served whoever asks by digest."""
+    digest = house.origin.add_blob(b"shared by all", repos=["first"])
+    assert house.get(f"/v2/up.test/first/blobs/{digest}").status == 200
+    asked = house.origin.count()
+    for path in ("/v2/up.test/second", "/v2/docker.io/library/third"):
+        assert house.get(f"{path}/blobs/{digest}").body == b"shared by all"
+        assert house.head(f"{path}/blobs/{digest}").status == 200
+    assert house.origin.count() == asked
+
+
+PARTS = {
+    "bytes=500-1499": (500, 1500),
+    "bytes=500-": (500, 2048),
+    "bytes=-500": (1548, 2048),
+    "bytes=0-0": (0, 1),
+    "bytes=0-": (0, 2048),
+    "bytes=2000-5000": (2000, 2048),
+    "bytes=-9999": (0, 2048),
+    "bytes=2047-2047": (2047, 2048),
+}
+
+
+@pytest.mark.parametrize(
+    "asked", [*PARTS, "bytes=2048-", "bytes=5000-10000", "bytes=500-0", "bytes=-0", "bytes=x", "items=0-1", ""]
+)
+def test_t24_ranges_of_a_cold_and_a_warm_blob(house: House, asked: str) -> None:
+    """206 with exact bytes and place, 416 with the size, or 200 for what is no range of bytes: cold as warm."""
+    blob = _random(2048, f"range {asked}")
+    digest = house.origin.add_blob(blob)
+    path = f"/v2/up.test/app/blobs/{digest}"
+    for temperature in ("cold", "warm"):
+        reply = house.get(path, **({"Range": asked} if asked else {}))
+        if asked in PARTS:
+            start, stop = PARTS[asked]
+            assert (reply.status, reply.body) == (206, blob[start:stop]), temperature
+            assert reply.header("Content-Range") == f"bytes {start}-{stop - 1}/2048"
+            assert reply.header("Content-Length") == str(stop - start)
+            assert reply.header("Content-Type") == "application/octet-stream"
+            assert reply.header("Docker-Content-Digest") == digest
+        elif asked in ("bytes=x", "items=0-1", ""):
+            assert (reply.status, reply.body) == (200, blob), temperature
+            assert reply.header("Accept-Ranges") == "bytes"
+        else:
+            assert (reply.status, reply.header("Content-Range")) == (416, "bytes */2048"), temperature
+            assert reply.error
+        eventually(lambda: house.get(path).body == blob, "the blob is warm")
+
+
+def test_t24_range_is_ignored_on_head(house: House) -> None:
+    """HEAD tells of the whole blob, whatever range it names."""
+    digest = house.origin.add_blob(_random(2048, "head with range"))
+    for _ in range(2):
+        reply = house.head(f"/v2/up.test/app/blobs/{digest}", Range="bytes=5-9")
+        assert (reply.status, reply.header("Content-Length")) == (200, "2048")
+        house.get(f"/v2/up.test/app/blobs/{digest}")
+
+
+@pytest.mark.parametrize(("start", "stop"), [(0, 1), (MIB, 2 * MIB), (LARGE - 10, LARGE), (40_000, LARGE)])
+def test_t24_ranges_of_a_running_fill(house: House, start: int, stop: int) -> None:
+    """A range of a blob whose fetch has stopped half-way is right too, as soon as its bytes are there."""
+    blob = _random(LARGE, f"running {start}")
+    digest = house.origin.add_blob(blob)
+    path = f"/v2/up.test/app/blobs/{digest}"
+    with opened_at_exit(threading.Event()) as go_on, ThreadPoolExecutor(1) as pool:
+        house.origin.on("blob", bad.stalled(LARGE * 2 // 3, go_on), reference=digest)
+        whole = pool.submit(house.get, path)
+        house.origin.wait_for(lambda: house.origin.sent_bytes(reference=digest) >= 2 * MIB, "the fill is running")
+        part = pool.submit(house.get, path, Range=f"bytes={start}-{stop - 1}") if stop <= MIB else None
+        go_on.set()
+        assert whole.result().body == blob
+    reply = part.result() if part else house.get(path, Range=f"bytes={start}-{stop - 1}")
+    assert (reply.status, reply.body == blob[start:stop]) == (206, True)
+    assert reply.header("Content-Range") == f"bytes {start}-{stop - 1}/{LARGE}"
+    assert house.origin.count("blob", "GET", reference=digest) == 1
+
+
+def test_t24_a_range_is_served_before_the_fill_ends(house: House) -> None:
+    """Bytes that have landed are given to whoever asks for them while the upstream still holds the rest back."""
+    blob = _random(LARGE, "landed")
+    digest = house.origin.add_blob(blob)
+    path = f"/v2/up.test/app/blobs/{digest}"
+    with opened_at_exit(threading.Event()) as go_on:
+        house.origin.on("blob", bad.stalled(2 * MIB, go_on), reference=digest)
+        with house.download(path) as first:
+            assert first.head().read(MIB) == blob[:MIB]
+            reply = house.get(path, Range="bytes=1000-1999")
+            assert (reply.status, reply.body) == (206, blob[1000:2000])
+            with house.download(path, Range=f"bytes=500000-{LARGE}") as second:
+                assert second.head().status == 206
+                assert second.read(MIB) == blob[500_000 : 500_000 + MIB]
+            go_on.set()
+            assert first.rest() == (blob[MIB:], "length")
+
+
+def _ranges(pairs: list[tuple[int, int]]) -> str:
+    return "bytes=" + ",".join(f"{start}-{stop - 1}" for start, stop in pairs)
+
+
+MULTI = {
+    "three, one open": ("bytes=0-9,100-109,2000-", [(0, 10), (100, 110), (2000, 2048)]),
+    "a hundred": (_ranges([(20 * n, 20 * n + 5) for n in range(100)]), [(20 * n, 20 * n + 5) for n in range(100)]),
+    "backwards": ("bytes=1000-1009,0-9", [(1000, 1010), (0, 10)]),
+    "touching": ("bytes=0-9,10-19", [(0, 10), (10, 20)]),
+    "overlapping a little": ("bytes=0-19,10-29", [(0, 20), (10, 30)]),
+    "suffix and spaces": ("bytes=0-0, -1", [(0, 1), (2047, 2048)]),
+    "one beyond the end": ("bytes=0-9,5000-5009,20-29", [(0, 10), (20, 30)]),
+}
+
+
+@pytest.mark.parametrize("name", MULTI)
+@pytest.mark.parametrize("temperature", ["cold", "warm"])
+def test_t25_several_ranges(house: House, name: str, temperature: str) -> None:
+    """One part per range, in the order asked, each with its own place; never merged."""
+    asked, places = MULTI[name]
+    blob = _random(2048, f"multi {name} {temperature}")
+    path = f"/v2/up.test/app/blobs/{house.origin.add_blob(blob)}"
+    if temperature == "warm":
+        assert house.get(path).body == blob
+    reply = house.get(path, Range=asked)
+    assert reply.status == 206
+    assert reply.is_complete
+    assert parse_multipart(reply) == [(f"bytes {a}-{b - 1}/2048", blob[a:b]) for a, b in places]
+    assert reply.header("Content-Range") is None
+
+
+@pytest.mark.parametrize(
+    "asked",
+    ["bytes=" + ",".join(["0-"] * 50), "bytes=" + ",".join(["0-0"] * 1000), "bytes=" + ",".join(["5-9"] * 10_000)],
+    ids=["overlapping", "1,000", "10,000"],
+)
+def test_t25_too_many_ranges_are_a_bad_request(house: House, asked: str) -> None:
+    """Over the limit the answer is 400: clients take it as "ask for the whole blob"."""
+    path = f"/v2/up.test/app/blobs/{house.origin.add_blob(_random(2048, 'too many'))}"
+    house.get(path)
+    reply = house.get(path, Range=asked)
+    assert reply.status in ((400, 431) if len(asked) > 16_384 else (400,))
+
+
+def test_t25_no_range_can_be_satisfied(house: House) -> None:
+    """Several ranges, all of them beyond the end: 416."""
+    path = f"/v2/up.test/app/blobs/{house.origin.add_blob(_random(2048, 'none'))}"
+    for _ in range(2):
+        reply = house.get(path, Range="bytes=3000-3009,4000-")
+        assert (reply.status, reply.header("Content-Range")) == (416, "bytes */2048")
+
+
+@pytest.mark.parametrize("temperature", ["cold", "warm"])
+def test_t26_the_empty_blob(make_house: Callable[..., House], origin: Origin, temperature: str) -> None:
+    """No bytes are 200 with length 0, and no range of them can be satisfied."""
+    house = make_house()
+    digest = origin.add_blob(b"")
+    path = f"/v2/up.test/app/blobs/{digest}"
+    if temperature == "warm":
+        house.get(path)
+    for asked in ("bytes=0-1", "bytes=0-"):
+        reply = house.get(path, Range=asked)
+        assert (reply.status, reply.header("Content-Range")) == (416, "bytes */0")
+    for method in ("HEAD", "GET"):
+        reply = house.send(method, path)
+        assert (reply.status, reply.header("Content-Length"), reply.body) == (200, "0", b"")
+        assert reply.header("Docker-Content-Digest") == digest_of(b"")
+
+
+@pytest.mark.parametrize("asked", ["bytes=0-1", "bytes=0-", "bytes=-1", "bytes=-5"])
+def test_t26_a_blob_of_one_byte(house: House, asked: str) -> None:
+    """Ranges of a single byte are clipped to it."""
+    digest = house.origin.add_blob(bytes([len(asked)]))
+    for _ in range(2):
+        reply = house.get(f"/v2/up.test/app/blobs/{digest}", Range=asked)
+        assert (reply.status, reply.body) == (206, bytes([len(asked)]))
+        assert reply.header("Content-Range") == "bytes 0-0/1"
+    whole = house.get(f"/v2/up.test/app/blobs/{digest}")
+    assert (whole.status, whole.header("Content-Length")) == (200, "1")
+
+
+def test_t27_parallel_open_ranges_share_one_fetch(make_house: Callable[..., House], origin: Origin) -> None:
+    """The parallel fetch of containerd: eight open ranges of a cold layer, each left by RST when it has its part."""
+    truth = Synthetic(200 * MIB)
+    digest = origin.add_blob(truth)
+    house = make_house(workers=2)
+    part = truth.size // 8
+
+    def fetch(number: int) -> tuple[int, bool]:
+        start = number * part
+        with house.download(f"/v2/up.test/app/blobs/{digest}", Range=f"bytes={start}-") as download:
+            download.head()
+            is_right = True
+            for at in range(start, start + part, MIB):
+                is_right = is_right and is_part_of(truth, at, download.read(MIB))
+            download.reset()
+            return download.status, is_right
+
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(fetch, range(8))) == [(206, True)] * 8
+    eventually(lambda: house.stored(digest), "the layer is stored", 30)
+    assert origin.count("blob", "GET") == 1
+    eventually(lambda: not house.partial_files(), "nothing of the fill is left", 5)
+
+
+def test_t28_the_fill_goes_on_when_its_only_client_leaves(make_house: Callable[..., House], origin: Origin) -> None:
+    """The policy: a fill belongs to the server. It is finished, and nothing of it can be seen before that."""
+    truth = Synthetic(100 * MIB)
+    digest = origin.add_blob(truth)
+    house = make_house()
+    path = f"/v2/up.test/app/blobs/{digest}"
+    with opened_at_exit(threading.Event()) as go_on:
+        origin.on("blob", bad.stalled(0.2, go_on))
+        with house.download(path) as download:
+            assert is_part_of(truth, 0, download.head().read(10 * MIB))
+        assert house.stored(digest) == []
+        go_on.set()
+    eventually(lambda: house.stored(digest), "the blob is stored", 30)
+    reply = house.get(path, Range=f"bytes={50 * MIB}-{50 * MIB + 9}")
+    assert (reply.status, is_part_of(truth, 50 * MIB, reply.body)) == (206, True)
+    assert parse_cache_status(reply)["hit"] is True
+    assert origin.count("blob", "GET") == 1
+
+
+def test_t28_a_second_client_is_not_hurt_when_the_first_leaves(
+    make_house: Callable[..., House], origin: Origin
+) -> None:
+    """Whoever joined the fetch before its first client left gets all of it."""
+    truth = Bytes(_random(20 * MIB, "joined"))
+    digest = origin.add_blob(truth)
+    house = make_house(workers=2)
+    path = f"/v2/up.test/app/blobs/{digest}"
+    with opened_at_exit(threading.Event()) as go_on:
+        origin.on("blob", bad.stalled(0.5, go_on))
+        first = house.download(path)
+        first.head().read(MIB)
+        with house.crowd(path, truth, 4) as crowd:
+            crowd.run(until=lambda: all(member.received > MIB for member in crowd.members))
+            first.reset()
+            go_on.set()
+            crowd.run()
+            assert all(member.is_right for member in crowd.members), crowd.summary()
+    assert origin.count("blob", "GET") == 1
+
+
+def test_t29_two_hundred_clients_of_one_cold_blob(make_house: Callable[..., House], origin: Origin) -> None:
+    """One fetch for all of them; everybody has a first byte while the upstream still holds half of it back."""
+    truth = Bytes(_random(8 * MIB, "two hundred"))
+    digest = origin.add_blob(truth)
+    house = make_house(workers=2)
+    with opened_at_exit(threading.Event()) as go_on:
+        origin.on("blob", bad.stalled(0.5, go_on))
+        with house.crowd(f"/v2/up.test/app/blobs/{digest}", truth, 200) as crowd:
+            crowd.run(until=lambda: all(member.first_byte_at for member in crowd.members))
+            go_on.set()
+            crowd.run()
+            assert all(member.is_right for member in crowd.members), crowd.summary()
+    assert origin.count("blob", "GET") == 1
+
+
+def test_t29_fifty_clients_of_one_cold_tag(make_house: Callable[..., House], origin: Origin) -> None:
+    """One HEAD and one GET for all of them, over all workers."""
+    image = origin.add_image("app", "v1")
+    house = make_house(workers=2, upstream={"check_timeout": "10s"})
+    with opened_at_exit(threading.Event()) as answer_now:
+        origin.on("manifest", bad.silent(answer_now), method="HEAD")
+        with house.crowd("/v2/up.test/app/manifests/v1", Bytes(image.body), 50) as crowd:
+            origin.wait_for(lambda: origin.count("manifest", "HEAD") > 0, "the tag is checked")
+            stays(lambda: origin.count("manifest", "HEAD") == 1, "one check in flight", for_s=0.5)
+            answer_now.set()
+            crowd.run()
+            assert all(member.is_right for member in crowd.members), crowd.summary()
+    assert (origin.count("manifest", "HEAD"), origin.count("manifest", "GET")) == (1, 1)
+
+
+def test_t30_a_reset_upstream_is_resumed_unseen(make_house: Callable[..., House], origin: Origin) -> None:
+    """The upstream resets at 60 %: Dockyard asks for the rest, and the client sees one clean body."""
+    truth = Bytes(_random(10 * MIB, "reset"))
+    digest = origin.add_blob(truth)
+    house = make_house()
+    origin.on("blob", bad.cut(0.6, "rst"), times=1)
+    reply = house.get(f"/v2/up.test/app/blobs/{digest}")
+    assert (reply.status, reply.ended, reply.body == truth.data) == (200, "length", True)
+    first, second = origin.seen("blob", "GET")
+    assert (first.request.header("Range"), first.ended) == (None, "rst")
+    resumed_at = int((second.request.header("Range") or "").removeprefix("bytes=").removesuffix("-"))
+    assert 0 < resumed_at <= 6 * MIB
+    assert second.request.header("Accept-Encoding") == "identity"
+
+
+@pytest.mark.parametrize("place", ["bytes 0-{last}/{size}", "bytes {start}-{last}/{wrong}", "bytes 7-{last}/{size}"])
+def test_t30_a_resume_at_the_wrong_place_is_not_believed(
+    make_house: Callable[..., House], origin: Origin, place: str
+) -> None:
+    """A 206 whose Content-Range is not what was asked for is never glued to what is there."""
+    truth = Bytes(_random(4 * MIB, place))
+    digest = origin.add_blob(truth)
+    house = make_house()
+    origin.on("blob", bad.cut(0.5), times=1)
+
+    def lie(request: Request, answer: Answer) -> Answer:
+        fields = {"start": answer.start, "last": truth.size - 1, "size": truth.size, "wrong": truth.size + 1}
+        return answer.with_header("Content-Range", place.format(**fields)) if answer.status == 206 else answer
+
+    origin.on("blob", lie)
+    reply = house.get(f"/v2/up.test/app/blobs/{digest}")
+    assert not reply.is_complete or reply.body == truth.data
+    assert all(digest_of(path.read_bytes()) == digest for path in house.stored(digest))
+
+
+def test_t30_an_upstream_that_ignores_the_resume(make_house: Callable[..., House], origin: Origin) -> None:
+    """200 instead of 206: what was there is read again and dropped, and the client does not notice."""
+    truth = Bytes(_random(4 * MIB, "ignored"))
+    digest = origin.add_blob(truth)
+    house = make_house()
+    origin.on("blob", bad.cut(0.5), times=1)
+    origin.on("blob", bad.ignoring_range())
+    reply = house.get(f"/v2/up.test/app/blobs/{digest}")
+    assert (reply.ended, reply.body == truth.data) == ("length", True)
+    assert origin.count("blob", "GET") == 2
+    assert origin.sent_bytes("blob") <= 2 * truth.size
+
+
+def test_t30_a_client_that_was_cut_resumes(make_house: Callable[..., House], origin: Origin) -> None:
+    """The only worker is killed in mid fill: nothing partial is served afterwards, and `bytes=N-` is answered 206."""
+    truth = Synthetic(32 * MIB)
+    digest = origin.add_blob(truth)
+    house = make_house()
+    path = f"/v2/up.test/app/blobs/{digest}"
+    with opened_at_exit(threading.Event()) as go_on:
+        rule = origin.on("blob", bad.stalled(0.5, go_on))
+        with house.download(path) as download:
+            got = download.head().read(10 * MIB)
+            house.dockyard.kill()
+            more, ended = download.rest()
+            assert ended in ("fin", "rst")
+        origin.mend(rule)
+    house.dockyard.start()
+    received = len(got) + len(more)
+    assert received < truth.size
+    reply = house.get(path, Range=f"bytes={received}-")
+    assert (reply.status, reply.ended) == (206, "length")
+    assert is_part_of(truth, 0, got + more + reply.body)
+    assert digest_of(read_whole(truth)) == digest

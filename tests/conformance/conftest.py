@@ -1,0 +1,33 @@
+"""The upstreams of the conformance suite, and what the suite says of each of them itself."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.conformance.suite import Outcome, run_suite
+from tests.olareg_fixtures import olareg
+from tests.rig.olareg import Olareg
+from tests.rig.programs import Programs
+from tests.rig.registry import Registry
+
+__all__ = ["olareg", "straight", "suite"]
+
+
+@pytest.fixture(scope="session")
+def suite(programs: Programs) -> Path:
+    """The conformance suite."""
+    return programs.need("oci-conformance")
+
+
+@pytest.fixture(scope="session")
+def straight(suite: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[Registry | Olareg], Outcome]:
+    """What the suite says of an upstream itself; each is asked once."""
+    known: dict[str, Outcome] = {}
+
+    def ask(upstream: Registry | Olareg) -> Outcome:
+        if upstream.host not in known:
+            known[upstream.host] = run_suite(suite, upstream.host, tmp_path_factory.mktemp("suite") / "straight", {})
+        return known[upstream.host]
+
+    return ask

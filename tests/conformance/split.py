@@ -1,0 +1,123 @@
+"""A door with two rooms behind it: what writes goes to a registry, what reads goes to the cache in front of it.
+
+The conformance suite pushes what it then reads, and a cache takes no pushes. The suite talks to this door and sees one
+registry. It forwards Host as it came, so that the registry's own Locations lead back here.
+
+A warm door asks the cache for each thing twice and hands on the second answer; a HEAD is preceded by a GET, for a HEAD
+alone warms nothing.
+"""
+
+import contextlib
+import threading
+from collections.abc import Iterator
+from http.client import HTTPConnection, HTTPResponse
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Self
+
+import attrs
+
+LIMIT_S = 60.0
+FRAMING = frozenset({"connection", "content-length", "keep-alive", "transfer-encoding"})
+
+
+@attrs.frozen
+class Room:
+    """A server on loopback, and what is put before the paths that are asked of it."""
+
+    port: int
+    path: str = ""
+
+
+@attrs.define
+class Tally:
+    """How many requests went where."""
+
+    reads: int = 0
+    writes: int = 0
+
+
+class Split:
+    """The door. `address` is what the suite is told; `tally` is what passed."""
+
+    def __init__(self, writes: Room, reads: Room, *, is_warm: bool = False) -> None:
+        self.tally = Tally()
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+            timeout = LIMIT_S
+            disable_nagle_algorithm = True
+
+            def do_GET(handler) -> None:  # noqa: N805  http.server's name; the door is `self` here
+                body = _read_body(handler)
+                if handler.command not in ("GET", "HEAD") or "/blobs/uploads/" in handler.path:
+                    self.tally.writes += 1
+                    _pass_on(handler, writes, body)
+                    return
+                self.tally.reads += 1
+                if is_warm:
+                    with _ask(handler, reads, body, method="GET") as response:
+                        response.read()
+                _pass_on(handler, reads, body)
+
+            do_HEAD = do_POST = do_PUT = do_PATCH = do_DELETE = do_GET  # noqa: N815  as above
+
+            def log_message(handler, *_: object) -> None:  # noqa: N805
+                """Say nothing."""
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = True
+        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self._server.server_address[1]}"
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join(LIMIT_S)
+
+
+def _read_body(handler: BaseHTTPRequestHandler) -> bytes | None:
+    """The body of a request, decoded if it came in chunks; None when there is none."""
+    if "chunked" in handler.headers.get("Transfer-Encoding", ""):
+        chunks = []
+        while size := int(handler.rfile.readline().partition(b";")[0], 16):
+            chunks.append(handler.rfile.read(size))
+            handler.rfile.readline()
+        handler.rfile.readline()
+        return b"".join(chunks)
+    length = handler.headers.get("Content-Length")
+    return None if length is None else handler.rfile.read(int(length))
+
+
+@contextlib.contextmanager
+def _ask(handler: BaseHTTPRequestHandler, room: Room, body: bytes | None, *, method: str) -> Iterator[HTTPResponse]:
+    with contextlib.closing(HTTPConnection("127.0.0.1", room.port, timeout=LIMIT_S)) as connection:
+        connection.putrequest(method, room.path + handler.path, skip_host=True, skip_accept_encoding=True)
+        for name, value in handler.headers.items():
+            if name.lower() not in FRAMING:
+                connection.putheader(name, value)
+        if body is not None:
+            connection.putheader("Content-Length", str(len(body)))
+        connection.endheaders(body)
+        yield connection.getresponse()
+
+
+def _pass_on(handler: BaseHTTPRequestHandler, room: Room, body: bytes | None) -> None:
+    """Ask and hand on the answer, headers and all."""
+    with _ask(handler, room, body, method=handler.command) as response:
+        data = response.read()
+        length = response.getheader("Content-Length") if handler.command == "HEAD" else str(len(data))
+        handler.send_response_only(response.status, response.reason)
+        for name, value in response.getheaders():
+            if name.lower() not in FRAMING:
+                handler.send_header(name, value)
+        if length is not None:
+            handler.send_header("Content-Length", length)
+        handler.end_headers()
+        handler.wfile.write(data)

@@ -1,0 +1,59 @@
+"""The conformance suite of the OCI distribution specification, with its reads through Dockyard.
+
+Dockyard may fail nothing that the upstream itself does not fail. The upstreams are distribution, which has neither
+referrers nor sha512 (the referrers API is then Dockyard's own making), and olareg, which has both and fails nothing.
+"""
+
+import secrets
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.conformance.split import Room, Split
+from tests.conformance.suite import Outcome, run_suite
+from tests.rig.dockyard import Dockyard, docker_hub
+from tests.rig.olareg import Olareg
+from tests.rig.registry import Registry
+
+pytestmark = pytest.mark.clients
+
+CHECKS_AT_LEAST = 590
+
+
+@pytest.fixture(params=["registry", "olareg"])
+def upstream(request: pytest.FixtureRequest) -> Registry | Olareg:
+    """Each of the upstreams."""
+    found: Registry | Olareg = request.getfixturevalue(request.param)
+    return found
+
+
+@pytest.mark.parametrize(("workers", "path"), [(1, ""), (4, "/docker.io")], ids=["1-U5", "4-U3"])
+def test_reads_through_dockyard_fail_nothing_more(
+    upstream: Registry | Olareg,
+    workers: int,
+    path: str,
+    suite: Path,
+    straight: Callable[[Registry | Olareg], Outcome],
+    start_dockyard: Callable[..., Dockyard],
+    tmp_path: Path,
+) -> None:
+    """On a cold cache, and when each thing is read from a warm one; at the root and below the path of a mirror."""
+    before = straight(upstream)
+    dockyard = start_dockyard([docker_hub(upstream)], workers=workers)
+    for temperature in ("cold", "warm"):
+        name = f"conformance/{secrets.token_hex(4)}"
+        repositories = {"OCI_REPO1": f"{name}/one", "OCI_REPO2": f"{name}/two"}
+        with Split(Room(upstream.port), Room(dockyard.port, path), is_warm=temperature == "warm") as door:
+            through = run_suite(suite, door.address, tmp_path / temperature, repositories)
+        assert not through.failed - before.failed, f"{temperature}\n{through.words}"
+        assert through.count == before.count >= CHECKS_AT_LEAST
+        assert door.tally.reads > 500
+
+
+def test_an_upstream_that_fails_nothing(olareg: Olareg, straight: Callable[[Registry | Olareg], Outcome]) -> None:
+    """The comparison with olareg is one with all of the specification: sha512, referrers and lists among the rest."""
+    outcome = straight(olareg)
+    assert outcome.failed.total() == 0
+    for word in ("sha512", "referrers", "list", "range"):
+        assert [name for name in outcome.passed if word in name], word
