@@ -1,13 +1,13 @@
 """What is to be brought to S3, and the directory that remembers it.
 
-An item that is in the local tier and not yet in the bucket has an empty file here, named for it. The directory is the
+An item that is in the local tier and not yet in the bucket has a file here that says its name. The directory is the
 queue: it survives a restart, and an outage of S3 of any length. Nothing else about publishing is kept anywhere.
 """
 
 import contextlib
+import hashlib
 from collections.abc import Iterator
 from pathlib import Path
-from urllib.parse import quote, unquote
 
 import attrs
 
@@ -74,21 +74,25 @@ class Publications:
         self._directory = directory
 
     def add(self, item: Item) -> None:
-        """Remember an item. A name too long for the file system is not remembered: it is published when next used."""
+        """Remember an item. On a disk that takes nothing it is forgotten, and published when it is next touched."""
         with contextlib.suppress(OSError):
-            (self._directory / quote(str(item), safe=" ")).touch()
+            self._path(item).write_text(str(item))
 
     def remove(self, item: Item) -> None:
         """The item is in the bucket, or nowhere any more."""
         with contextlib.suppress(OSError):
-            (self._directory / quote(str(item), safe=" ")).unlink(missing_ok=True)
+            self._path(item).unlink(missing_ok=True)
 
     def __contains__(self, item: Item) -> bool:
-        return (self._directory / quote(str(item), safe=" ")).exists()
+        return self._path(item).exists()
 
     def __iter__(self) -> Iterator[Item]:
-        """All items; a file that is none is passed over."""
+        """All items; a file that names none is passed over."""
         with contextlib.suppress(OSError):
             for path in sorted(self._directory.iterdir()):
-                with contextlib.suppress(ValueError):
-                    yield parse_item(unquote(path.name))
+                with contextlib.suppress(OSError, ValueError):
+                    yield parse_item(path.read_text())
+
+    def _path(self, item: Item) -> Path:
+        """A name of fixed length: those of items can be longer than a file system takes."""
+        return self._directory / hashlib.sha256(str(item).encode()).hexdigest()
