@@ -91,7 +91,7 @@ PROGRAMS = (
         command="cmd/kubeconform",
         version="v0.8.0",
     ),
-    Program("kustomize", ask=("version",), module="sigs.k8s.io/kustomize/kustomize/v5", version="v5.8.3"),
+    Program("kustomize", ask=("version",), module="sigs.k8s.io/kustomize/kustomize/v5", version="v5.7.1"),
     Program("haproxy", ask=("-v",), package="haproxy"),
     Program("nginx", ask=("-v",), package="nginx"),
     Program("docker", package="docker.io"),

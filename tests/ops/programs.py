@@ -1,0 +1,23 @@
+"""Running a program of an operator on a file of ops/, and saying what it said."""
+
+import os
+import subprocess
+from pathlib import Path
+
+LIMIT_S = 60.0
+
+
+def run(*argv: str | Path, text: str | None = None, fails: bool = False) -> str:
+    """Run it to its end and return what it printed; `fails` when it must."""
+    done = subprocess.run(
+        argv,
+        input=text or "",
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=LIMIT_S,
+        check=False,
+        env={"PATH": os.environ["PATH"], "HOME": "/nonexistent", "LC_ALL": "C.UTF-8"},
+    )
+    assert (done.returncode != 0) == fails, f"{argv} -> {done.returncode}\n{done.stdout}"
+    return done.stdout
