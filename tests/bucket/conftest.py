@@ -1,0 +1,65 @@
+"""Dockyards before a bucket of the test's own, on a real MinIO; the bucket is audited when the test ends."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.bucket.place import Place
+from tests.bucket.toxics import Toxiproxy
+from tests.house import House
+from tests.house_fixtures import make_house, origin
+from tests.rig.programs import Programs
+from tests.stores.conftest import minio
+from tests.stores.proxy import Proxy
+from tests.stores.servers import Server
+
+__all__ = ["make_house", "minio", "origin"]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Name the mark of what is too long for every day."""
+    config.addinivalue_line("markers", "large: gigabytes through real servers; only with -m large")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what is large, unless it is asked for."""
+    if "large" not in config.getoption("-m"):
+        for item in items:
+            if item.get_closest_marker("large"):
+                item.add_marker(pytest.mark.skip(reason="only with -m large"))
+
+
+@pytest.fixture
+def place(minio: Server) -> Iterator[Place]:
+    """Give an empty bucket, and judge what is in it when all Dockyards are gone."""
+    with contextlib.closing(Place(minio)) as place:
+        place.make()
+        yield place
+        assert place.audit() == []
+
+
+@pytest.fixture
+def proxy(minio: Server) -> Iterator[Proxy]:
+    """Give what stands before MinIO, counts and makes trouble."""
+    with contextlib.closing(Proxy(minio.port)) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def toxics(programs: Programs, minio: Server, tmp_path: Path) -> Iterator[Toxiproxy]:
+    """Give a slow way to MinIO; it is fast until told otherwise."""
+    with contextlib.closing(Toxiproxy(programs.need("toxiproxy-server"), tmp_path, minio.port)) as toxics:
+        yield toxics
+
+
+@pytest.fixture
+def start(place: Place, make_house: Callable[..., House]) -> Callable[..., House]:
+    """Start a Dockyard over the bucket; `storage` is laid over, `endpoint` is a proxy."""
+
+    def start(endpoint: str = "", *, workers: int = 2, storage: dict[str, Any] | None = None, **more: Any) -> House:
+        return make_house(workers=workers, storage=place.storage(endpoint, **(storage or {})), **more)
+
+    return start

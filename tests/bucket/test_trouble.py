@@ -1,0 +1,202 @@
+"""S3 in trouble: pulls go on with right bytes and at full speed, and later everything is in the bucket."""
+
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+import pytest
+
+from tests import misbehaviour as bad
+from tests.bodies import Bytes
+from tests.bucket.place import Place, blob_key
+from tests.bucket.pulls import NAME, add_images, add_index, fetch, fill, layer, pull, put_by_hand
+from tests.bucket.toxics import Toxiproxy
+from tests.house import House, eventually
+from tests.origin import Origin
+from tests.stores.proxy import Forward, Proxy, Request, Say, error
+from tests.stores.servers import Server
+
+MIB = 1024 * 1024
+BACK_WITHIN_S = 60.0
+LAYER_BYTES = 64 * MIB
+UPSTREAM_BYTES_PER_S = 48 * MIB
+SLACK_S = 0.35  # of scheduling, on a machine with two cores for everybody
+
+
+class Storm:
+    """One way to S3 for a Dockyard, and the trouble on it."""
+
+    def __init__(self, server: Server, toxics: Toxiproxy, proxy: Proxy) -> None:
+        self.server = server
+        self.toxics = toxics
+        self.proxy = proxy
+
+    def endpoint(self, kind: str) -> str:
+        return self.proxy.host if kind in {"half 503", "cut puts"} else self.toxics.host
+
+    @contextmanager
+    def blows(self, kind: str) -> Iterator[None]:
+        """Have trouble for a while."""
+        self._begin(kind)
+        try:
+            yield
+        finally:
+            self._end(kind)
+
+    def _begin(self, kind: str) -> None:
+        match kind:
+            case "stopped":
+                self.server.stop()
+            case "frozen":
+                self.server.freeze()
+            case "5 s per call":
+                self.toxics.slow_down(5.0)
+            case "2 s per call":
+                self.toxics.slow_down(2.0)
+            case "100 KB/s":
+                self.toxics.narrow(100)
+            case "half 503":
+                dice = random.Random(503)
+                self.proxy.rule = lambda _: error(503, "SlowDown") if dice.random() < 0.5 else Forward()
+            case "cut puts":
+                self.proxy.rule = cut_puts
+
+    def _end(self, kind: str) -> None:
+        match kind:
+            case "stopped":
+                self.server.start()
+            case "frozen":
+                self.server.thaw()
+            case "5 s per call" | "2 s per call" | "100 KB/s":
+                self.toxics.mend()
+            case _:
+                self.proxy.rule = lambda _: Forward()
+
+
+def cut_puts(request: Request) -> Forward | Say:
+    """RST in the middle of what is sent; small bodies are not even taken."""
+    length = int(request.headers.get("content-length", "0"))
+    return Forward(cut_request=length // 2) if request.method in {"PUT", "POST"} else Forward()
+
+
+KINDS = ["stopped", "5 s per call", "100 KB/s", "half 503", "cut puts"]
+
+
+@pytest.fixture
+def storm(minio: Server, toxics: Toxiproxy, proxy: Proxy) -> Storm:
+    """Give trouble of all kinds."""
+    return Storm(minio, toxics, proxy)
+
+
+def pull_all(house: House, *references: str) -> set[str]:
+    """Pull images at the same time; their keys."""
+    with ThreadPoolExecutor(len(references)) as pool:
+        return set().union(*pool.map(lambda reference: pull(house, reference), references))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_pulls_go_on_and_all_is_in_the_bucket_later(
+    start: Callable[..., House], place: Place, origin: Origin, storm: Storm, kind: str
+) -> None:
+    """Warm images, cold ones and one that the bucket has: all come right, and within a minute the bucket has them."""
+    add_index(origin, "warm")
+    add_images(origin, "cold-1", "cold-2", "cold-3", "elsewhere")
+    house = start(storm.endpoint(kind))
+    fill(house, place, "warm")
+    put_by_hand(place, origin, "elsewhere")
+    with storm.blows(kind):
+        keys = pull_all(house, "warm", "cold-1", "cold-2", "cold-3", "elsewhere")
+        keys |= pull_all(house, "warm", "cold-1", "cold-2")
+    eventually(lambda: keys <= place.listed(), "everything pulled is in the bucket", BACK_WITHIN_S)
+    eventually(lambda: not place.uploads(), "no upload is unfinished", BACK_WITHIN_S)
+
+
+@pytest.mark.parametrize("kind", ["frozen", "5 s per call", "100 KB/s"])
+def test_a_cold_layer_is_not_held_up(
+    start: Callable[..., House], place: Place, origin: Origin, storm: Storm, kind: str
+) -> None:
+    """64 MiB from the upstream with S3 known to be in trouble: at most a tenth slower than with S3 in order."""
+    origin.on("blob", bad.slow(UPSTREAM_BYTES_PER_S))
+    before, during = (origin.add_blob(Bytes(layer(f"{kind} {number}", LAYER_BYTES))) for number in range(2))
+    hints = [origin.add_blob(layer(f"{kind} hint {number}", 10_000)) for number in range(8)]
+    house = start(storm.endpoint(kind))
+    usual = fetch(house, before)
+    eventually(lambda: place.listed() == {blob_key(before)}, "the first layer is published", BACK_WITHIN_S)
+    with storm.blows(kind):
+        house.get_together([f"/v2/{NAME}/blobs/{digest}" for digest in hints])  # each worker learns of it
+        took = fetch(house, during)
+    assert took <= 1.1 * usual + SLACK_S, f"{took:.2f} s instead of {usual:.2f} s"
+    eventually(lambda: blob_key(during) in place.listed(), "the layer is published", BACK_WITHIN_S)
+
+
+def test_an_outage_is_paid_for_once(start: Callable[..., House], origin: Origin, storm: Storm) -> None:
+    """S3 takes connections and says nothing, a cold blob after the other: all but the first come as fast as ever.
+
+    The first may wait for as long as an operation may take (10 s); 25 s show whether it is paid for again.
+    """
+    house = start(storm.endpoint("frozen"), workers=1)
+    took = []
+    with storm.blows("frozen"):
+        until = time.monotonic() + 25
+        while time.monotonic() < until:
+            took.append(fetch(house, origin.add_blob(layer(f"outage {len(took)}", 10_000))))
+            time.sleep(0.05)  # the pace of the pulls, not a wait for anything
+    waited = sum(each for each in took if each > 1.0)
+    assert waited < 12.0, f"{waited:.0f} s of 25 s were spent waiting for S3, in {len(took)} pulls"
+
+
+@pytest.mark.parametrize("at", ["the first part", "the end"])
+def test_a_broken_upload_in_parts_is_aborted(
+    start: Callable[..., House], place: Place, proxy: Proxy, origin: Origin, at: str
+) -> None:
+    """A multipart upload that breaks leaves nothing behind, and the blob goes up again."""
+    digest = origin.add_blob(layer("cut part", 6 * MIB), algorithm="sha512")
+    house = start(proxy.host)
+    broken: list[Request] = []
+
+    def break_one(request: Request) -> Forward | Say:
+        wanted = "PUT uploadId" if at == "the first part" else "POST uploadId"
+        if request.operation == wanted and len(broken) < (1 if at == "the first part" else 2):
+            broken.append(request)
+            return Forward(cut_request=3 * MIB) if at == "the first part" else error(500, "InternalError")
+        return Forward()
+
+    proxy.rule = break_one
+    fetch(house, digest)
+    eventually(lambda: broken and place.listed() == {blob_key(digest)}, "the blob is published", BACK_WITHIN_S)
+    assert not place.uploads()
+
+
+def test_an_upload_that_s3_died_under_is_aborted(
+    start: Callable[..., House], place: Place, minio: Server, origin: Origin
+) -> None:
+    """S3 dies in the middle of a multipart upload and comes back: in the end no upload is left unfinished."""
+    digest = origin.add_blob(layer("dying", 6 * MIB), algorithm="sha512")
+    go_on = threading.Event()
+    origin.on("blob", bad.stalled(0.7, go_on))
+    house = start()
+    with house.download(f"/v2/{NAME}/blobs/{digest}") as download:
+        download.head()
+        eventually(place.uploads, "the upload has begun", 10.0)
+        minio.stop()
+        go_on.set()
+        body, ended = download.rest()
+    assert (len(body), ended) == (6 * MIB, "length")
+    minio.start()
+    eventually(lambda: place.listed() == {blob_key(digest)}, "the blob is published", BACK_WITHIN_S)
+    eventually(lambda: not place.uploads(), "no upload is unfinished", BACK_WITHIN_S)
+
+
+def test_s3_alone_serves_while_it_is_slow_and_the_upstream_is_down(
+    start: Callable[..., House], place: Place, origin: Origin, storm: Storm
+) -> None:
+    """A slow answer is better than none: what only a slow bucket has is still pulled."""
+    add_images(origin, "v1")
+    put_by_hand(place, origin, "v1")
+    house = start(storm.toxics.host, workers=1)
+    origin.registry.close()
+    with storm.blows("2 s per call"):
+        pull(house, "v1")
