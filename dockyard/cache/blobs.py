@@ -11,6 +11,7 @@ from dockyard.cache.readers import FileReader, FlightReader, Reader
 from dockyard.oci.reference import Digest
 from dockyard.routing import Target
 from dockyard.storage.publications import BlobItem
+from dockyard.storage.s3 import Stat
 from dockyard.storage.stores import Stores
 
 URL_VALID_S = 1200
@@ -93,15 +94,20 @@ class Blobs:
         flight = self._flights.find(digest)
         if flight and flight.size is not None and not flight.error:
             return FoundSize(flight.size, "joined")
-        if found := await self._threads.bucket(self._stores.bucket.stat_blob, digest):
-            self._stores.publisher.used(BlobItem(digest))
+        if found := await self._stat_in_bucket(digest):
             return FoundSize(found.size, "hit")
         registry = self._registries[target.upstream.prefix]
         size = await self._threads.upstream(registry.head_blob, target.repository, digest)
         return FoundSize(size, "asked")
 
     async def _find_url(self, digest: Digest) -> str | None:
-        if not await self._threads.bucket(self._stores.bucket.stat_blob, digest):
+        if not await self._stat_in_bucket(digest):
             return None
-        self._stores.publisher.used(BlobItem(digest))
         return await self._threads.bucket(self._stores.bucket.presign_blob, digest, URL_VALID_S)
+
+    async def _stat_in_bucket(self, digest: Digest) -> Stat | None:
+        found = await self._threads.bucket(self._stores.bucket.stat_blob, digest)
+        if found:
+            await self._threads.disk(self._stores.local.ages.mark_published, BlobItem(digest), found.age_s)
+            self._stores.publisher.used(BlobItem(digest))
+        return found

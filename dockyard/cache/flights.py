@@ -234,9 +234,10 @@ class Flights:
             log.warning("a blob in the bucket is damaged and is fetched again", digest=str(flight.digest))
             self._damaged.add(flight.digest)
             if flight.released:
+                spool.discard()
                 raise
-            again = await self._threads.disk(self._stores.local.spool, flight.digest)
-            await self._fill(flight, target, again or Spool.without_file(flight.digest))
+            spool.restart()
+            await self._fill(flight, target, spool)
         else:
             self._damaged.discard(flight.digest)
 
@@ -264,7 +265,7 @@ class Flights:
             spool.finish(is_right=False)
             if isinstance(exc, Unavailable | UpstreamTimeout | TooManyRequests):
                 self._linger(spool)
-            else:
+            elif not (isinstance(exc, BadUpstream) and sources.is_from_bucket):
                 spool.discard()
             raise
         finally:

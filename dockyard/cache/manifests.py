@@ -63,12 +63,14 @@ class Manifests:
 
     async def get(self, target: Target, digest: Digest) -> FoundManifest:
         """The manifest of a digest. Raises RegistryError."""
+        how = "hit"
+        manifest = await self._find_here(target, digest)
+        if manifest is None:
+            how = "miss"
+            manifest = await self._together.once(("obtain", target.name, digest), lambda: self._obtain(target, digest))
+            self._memory.keep((target.name, digest), manifest)
         self._stores.publisher.used(ManifestItem(target.name, digest))
-        if manifest := await self._find_here(target, digest):
-            return FoundManifest(manifest, "hit")
-        manifest = await self._together.once(("obtain", target.name, digest), lambda: self._obtain(target, digest))
-        self._memory.keep((target.name, digest), manifest)
-        return FoundManifest(manifest, "miss")
+        return FoundManifest(manifest, how)
 
     async def answer(self, target: Target, digest: Digest, reply: Reply) -> None:
         """Fetch a manifest for another worker."""
@@ -125,6 +127,7 @@ class Manifests:
             if self._stores.bucket.is_left_alone and (found := await self.find_stored(target, digest, insist=True)):
                 return found
             raise
+        self._stores.publisher.remember(ManifestItem(target.name, digest))
         await self._threads.disk(self._stores.local.write_manifest, target.name, digest, manifest.body)
         self._stores.publisher.publish(ManifestItem(target.name, digest))
         return manifest

@@ -164,6 +164,7 @@ class Tags:
                 raise
             return Resolution(pointer.digest, "stale", pointer.checked_at, exc)
         if writes:
+            self._stores.publisher.remember(TagItem(target.name, tag))
             await self._threads.disk(self._stores.local.write_pointer, target.name, tag, Pointer(digest, time.time()))
             self._stores.publisher.publish(TagItem(target.name, tag))
         how = "changed" if pointer else "miss"
@@ -183,6 +184,8 @@ class Tags:
             ask = functools.partial(self._stores.bucket.read_pointer, target.name, tag, insist=insist)
             if pointer := await self._threads.bucket(ask):
                 await self._threads.disk(self._stores.local.write_pointer, target.name, tag, pointer)
+                age_s = max(time.time() - pointer.checked_at, 0.0)
+                self._stores.local.ages.mark_published(TagItem(target.name, tag), age_s)
         if pointer and await self._manifests.find_stored(target, pointer.digest, insist=insist):
             return pointer
         return None

@@ -1,7 +1,7 @@
 """How old the bucket's copy of an object is, remembered by the local tier's file of it.
 
 The modification time of a blob or a manifest is when the bucket got it, as far as we know. A pointer's says when the
-tag was checked, so its access time is used. An object that is not in the local tier has an empty file of its own.
+tag was checked, so a pointer, like an object that is not in the local tier, has an empty file of its own for this.
 """
 
 import contextlib
@@ -31,7 +31,7 @@ class Ages:
     def mark_published(self, item: Item, age_s: float = 0.0) -> None:
         """Record that the bucket has the item, written there so long ago."""
         with contextlib.suppress(OSError):
-            _set(self._find(item), item, time.time() - age_s)
+            _set(self._find(item), time.time() - age_s)
 
     def claim_touch(self, item: Item, threshold_s: float) -> bool:
         """Whether the item is older than the threshold, and no other worker has claimed to touch it."""
@@ -40,10 +40,9 @@ class Ages:
             with path.open("rb") as file:
                 fcntl.flock(file, fcntl.LOCK_EX)
                 found = os.fstat(file.fileno())
-                published_at = found.st_atime if isinstance(item, TagItem) else found.st_mtime
-                if time.time() - published_at <= threshold_s:
+                if time.time() - found.st_mtime <= threshold_s:
                     return False
-                _set(path, item, time.time())
+                _set(path, time.time())
                 return True
         except OSError as exc:
             log.warning("cannot tell whether an object is due for a touch", item=str(item), error=exc.strerror)
@@ -55,7 +54,7 @@ class Ages:
 
     def _find(self, item: Item) -> Path:
         path = self._path_of(item)
-        if path.exists():
+        if not isinstance(item, TagItem) and path.exists():
             return path
         path = self._stamps / hashlib.sha256(str(item).encode()).hexdigest()
         if not path.exists():
@@ -65,9 +64,5 @@ class Ages:
         return path
 
 
-def _set(path: Path, item: Item, published_at: float) -> None:
-    found = path.stat()
-    if isinstance(item, TagItem):
-        os.utime(path, (published_at, found.st_mtime))
-    else:
-        os.utime(path, (found.st_atime, published_at))
+def _set(path: Path, published_at: float) -> None:
+    os.utime(path, (path.stat().st_atime, published_at))

@@ -1,8 +1,10 @@
 """The bucket as the cache reads it: a fault of S3 is a miss, and an S3 in trouble is left alone for a while.
 
-While it is left alone a caller may `insist`: when the upstream is away too, a slow answer is better than none.
+While it is left alone a thread asks it now and then whether it is well again, so that no client pays for finding out.
+A caller may `insist`: when the upstream is away too, a slow answer is better than none.
 """
 
+import threading
 import time
 from collections.abc import Callable
 from typing import TypeVar
@@ -15,7 +17,8 @@ from dockyard.storage.local import Pointer
 from dockyard.storage.s3 import S3Body, S3Tier, Stat, StorageFault, StoredObject
 
 SLOW_S = 1.0
-LEFT_ALONE_S = 10.0
+ASK_AGAIN_EVERY_S = 3.0
+NOTHING = Digest.of(b"")
 
 T = TypeVar("T")
 
@@ -27,20 +30,27 @@ class Bucket:
 
     def __init__(self, s3: S3Tier | None) -> None:
         self._s3 = s3
-        self._left_alone_until = float("-inf")
+        self._mutex = threading.Lock()
+        self._is_left_alone = False
+        self._stop = threading.Event()
 
     @property
     def is_left_alone(self) -> bool:
         """Whether only those who insist are served."""
-        return time.monotonic() < self._left_alone_until
+        return self._is_left_alone
+
+    def close(self) -> None:
+        """Ask no more."""
+        self._stop.set()
 
     def open_blob(self, digest: Digest, start: int = 0, etag: str = "", *, insist: bool = False) -> S3Body | None:
         """A blob from byte `start` on."""
         return self._ask(lambda s3: s3.open_blob(digest, start, etag), insist=insist)
 
     def stat_blob(self, digest: Digest, *, insist: bool = False) -> Stat | None:
-        """The size and age of a blob."""
-        return self._ask(lambda s3: s3.stat_blob(digest), insist=insist)
+        """The size and age of a blob. One that is empty and should not be is not there."""
+        found = self._ask(lambda s3: s3.stat_blob(digest), insist=insist)
+        return found if found and (found.size or digest == Digest.of(b"", digest.algorithm)) else None
 
     def read_manifest(self, name: Name, digest: Digest, *, insist: bool = False) -> StoredObject | None:
         """A manifest, not verified."""
@@ -63,11 +73,28 @@ class Bucket:
             answer = question(self._s3)
         except StorageFault as exc:
             metrics.bucket_faults.inc()
-            log.warning("S3 is in trouble, going without it", seconds=LEFT_ALONE_S, error=str(exc))
-            self._left_alone_until = time.monotonic() + LEFT_ALONE_S
+            self._leave_alone(self._s3, str(exc))
             return None
-        took = time.monotonic() - begun
-        if took > SLOW_S:
-            log.warning("S3 is slow, going without it", seconds=LEFT_ALONE_S, took=round(took, 1))
-            self._left_alone_until = time.monotonic() + LEFT_ALONE_S
+        if (took := time.monotonic() - begun) > SLOW_S:
+            self._leave_alone(self._s3, f"it took {took:.1f} s to answer")
         return answer
+
+    def _leave_alone(self, s3: S3Tier, reason: str) -> None:
+        with self._mutex:
+            if self._is_left_alone or self._stop.is_set():
+                return
+            self._is_left_alone = True
+        log.warning("S3 is in trouble, going without it", reason=reason)
+        threading.Thread(target=self._wait_until_well, args=(s3,), name="bucket", daemon=True).start()
+
+    def _wait_until_well(self, s3: S3Tier) -> None:
+        while not self._stop.wait(ASK_AGAIN_EVERY_S):
+            begun = time.monotonic()
+            try:
+                s3.stat_blob(NOTHING)
+            except StorageFault:
+                continue
+            if time.monotonic() - begun <= SLOW_S:
+                self._is_left_alone = False
+                log.info("S3 is well again")
+                return

@@ -6,6 +6,7 @@ queue: it survives a restart, and an outage of S3 of any length. Nothing else ab
 
 import contextlib
 import hashlib
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +14,8 @@ import attrs
 
 from dockyard.errors import RegistryError
 from dockyard.oci.reference import Digest, Name, Tag
+
+ABOUT_TO_BE_THERE_S = 600.0
 
 
 @attrs.frozen
@@ -82,6 +85,12 @@ class Publications:
         """The item is in the bucket, or nowhere any more."""
         with contextlib.suppress(OSError):
             self._path(item).unlink(missing_ok=True)
+
+    def forget(self, item: Item) -> None:
+        """The item is not in the local tier: forget it, unless it was added a moment ago and is about to be there."""
+        with contextlib.suppress(OSError):
+            if time.time() - self._path(item).stat().st_mtime > ABOUT_TO_BE_THERE_S:
+                self.remove(item)
 
     def __contains__(self, item: Item) -> bool:
         return self._path(item).exists()

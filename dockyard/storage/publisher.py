@@ -9,6 +9,7 @@ lifecycle rule spares it. How old it is there, the local tier knows by the file'
 touched takes along what it names, so that an image lives or expires as a whole.
 """
 
+import contextlib
 import os
 import threading
 import time
@@ -28,7 +29,8 @@ from dockyard.storage.spool import Spool
 
 STREAMS = 8
 ERRANDS = 4
-RETRY_EVERY_S = 10.0
+RETRY_EVERY_S = 3.0
+PAUSE_S = 10.0
 LOOK_AGAIN_AT_MOST_S = 600.0
 REMEMBERED_ITEMS = 50_000
 CHUNK_BYTES = 256 * 1024
@@ -43,7 +45,8 @@ class Interrupted(Exception):
 class Publisher:
     """Brings items from `local` to `s3`; with no S3 tier it does nothing.
 
-    `owns(item)` says whether this worker looks after an item that was left over. `touch_threshold_s` 0 touches nothing.
+    `owns(item)` says whether this worker looks after an item that was left over, `is_left_alone()` whether S3 is in
+    trouble: then things wait. `touch_threshold_s` 0 touches nothing.
     """
 
     def __init__(
@@ -53,24 +56,27 @@ class Publisher:
         publications: Publications,
         touch_threshold_s: float,
         owns: Callable[[Item], bool],
+        is_left_alone: Callable[[], bool],
     ) -> None:
         self._local = local
         self._s3 = s3
         self._publications = publications
         self._touch_threshold_s = touch_threshold_s
         self._owns = owns
+        self._is_left_alone = is_left_alone
         self._streams = ThreadPoolExecutor(STREAMS, "stream")
         self._errands = ThreadPoolExecutor(ERRANDS, "errand")
         self._running: set[Item] = set()
         self._streaming = threading.BoundedSemaphore(STREAMS)
         self._look_again: OrderedDict[Item, float] = OrderedDict()
         self._mutex = threading.Lock()
+        self._paused_until = float("-inf")
         self._stop = threading.Event()
 
     def start(self) -> None:
         """Look after what was left over, from now on."""
         if self._s3:
-            threading.Thread(target=self._retry, name="publications", daemon=True).start()
+            threading.Thread(target=self._retry, args=(self._s3,), name="publications", daemon=True).start()
 
     def stop(self) -> None:
         """Begin nothing new. What is under way and not done is left over."""
@@ -100,7 +106,8 @@ class Publisher:
         """Bring an item of the local tier to the bucket soon."""
         if self._s3:
             self._publications.add(item)
-            self._submit(item, self._publish)
+            if not self._must_wait():
+                self._submit(item, self._publish)
 
     def _stream(self, s3: S3Tier, spool: Spool, size: int, fd: int) -> None:
         item = BlobItem(spool.digest)
@@ -110,8 +117,7 @@ class Publisher:
         except Interrupted:
             pass
         except StorageFault as exc:
-            metrics.published.labels("failed").inc()
-            log.warning("cannot publish a blob, trying again later", digest=str(spool.digest), error=str(exc))
+            self._pause(item, exc)
         except Exception:
             log.exception("publishing a blob ended in a fault of our own", digest=str(spool.digest))
         finally:
@@ -131,7 +137,7 @@ class Publisher:
             case TagItem(name, tag) if pointer := self._local.read_pointer(name, tag):
                 s3.write_pointer(name, tag, pointer.digest)
             case _:
-                self._publications.remove(item)
+                self._publications.forget(item)
                 return
         self._is_there(item)
 
@@ -140,14 +146,18 @@ class Publisher:
         self._local.ages.mark_published(item)
         self._publications.remove(item)
 
-    def _retry(self) -> None:
+    def _retry(self, s3: S3Tier) -> None:
         """Bring what is left over: after a restart, an outage of S3, or a rush."""
         pause = 0.0
         while not self._stop.wait(pause):
             pause = RETRY_EVERY_S
+            if self._must_wait():
+                continue
             for item in self._publications:
                 if self._owns(item):
                     self._submit(item, self._publish)
+            with contextlib.suppress(StorageFault):
+                s3.abort_orphans()
 
     # Touching
 
@@ -170,16 +180,14 @@ class Publisher:
         if item in self._publications or not self._local.ages.claim_touch(item, self._touch_threshold_s):
             return
         try:
-            if isinstance(item, TagItem):
-                self._publish(s3, item)
-            elif s3.touch(self._local.key(item)):
+            if s3.touch(self._local.key(item)):
                 metrics.touched.inc()
             else:
                 self.publish(item)
         except StorageFault:
             self._local.ages.give_back_touch(item, self._touch_threshold_s)
             raise
-        if isinstance(item, ManifestItem) and (manifest := self._read_manifest(item)):
+        if isinstance(item, ManifestItem) and (manifest := self._read_manifest(item) or _read_in_bucket(s3, item)):
             for digest in manifest.children:
                 self.used(ManifestItem(item.name, digest))
             for digest in manifest.blobs:
@@ -193,6 +201,16 @@ class Publisher:
             return None  # damaged: fetched again when it is asked for
 
     # Errands
+
+    def _must_wait(self) -> bool:
+        return self._is_left_alone() or time.monotonic() < self._paused_until
+
+    def _pause(self, item: Item, fault: StorageFault) -> None:
+        """Leave what there is to bring for a while; say so once."""
+        metrics.published.labels("failed").inc()
+        if time.monotonic() >= self._paused_until:
+            log.warning("cannot publish, trying again later", item=str(item), error=str(fault))
+        self._paused_until = time.monotonic() + PAUSE_S
 
     def _submit(self, item: Item, errand: Callable[[S3Tier, Item], None]) -> None:
         with self._mutex:
@@ -209,13 +227,20 @@ class Publisher:
         try:
             errand(self._s3, item)
         except StorageFault as exc:
-            metrics.published.labels("failed").inc()
-            log.warning("S3 is in trouble, trying again later", item=str(item), error=str(exc))
+            self._pause(item, exc)
         except Exception:
             log.exception("an errand to S3 ended in a fault of our own", item=str(item))
         finally:
             with self._mutex:
                 self._running.discard(item)
+
+
+def _read_in_bucket(s3: S3Tier, item: ManifestItem) -> Manifest | None:
+    found = s3.read_manifest(item.name, item.digest)
+    try:
+        return Manifest.stored(found.body, item.digest) if found else None
+    except BadUpstream:
+        return None
 
 
 def _follow(spool: Spool, fd: int, size: int) -> Iterator[bytes]:

@@ -126,6 +126,16 @@ class Spool:
             self._condition.notify_all()
         self._hashed = self.landed
 
+    def restart(self) -> None:
+        """Forget what has landed, of which nobody has read. The file stays ours."""
+        if self.path is not None:
+            os.ftruncate(self.fd, 0)
+        self.landed = self._hashed = self._window_start = 0
+        self.size = None
+        self.disk_end = None if self.path else 0
+        self._hasher = self.digest.hasher()
+        self._window.clear()
+
     def begin(self) -> None:
         """A writer starts, perhaps where another one gave up."""
         self._is_right = None

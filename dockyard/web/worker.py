@@ -60,8 +60,16 @@ class Worker:
         )
         self.tier.prepare()
         self.s3 = S3Tier(storage, environ) if storage.bucket else None
-        self.publisher = Publisher(self.tier, self.s3, publications, storage.touch_threshold, self._owns)
-        stores = Stores(self.tier, Bucket(self.s3), self.publisher)
+        self.bucket = Bucket(self.s3)
+        self.publisher = Publisher(
+            self.tier,
+            self.s3,
+            publications,
+            storage.touch_threshold,
+            self._owns,
+            lambda: self.bucket.is_left_alone,
+        )
+        stores = Stores(self.tier, self.bucket, self.publisher)
         self.threads = Threads()
         self.peers = Peers(self.run, shards)
         keychain = Keychain(environ)
@@ -99,6 +107,7 @@ class Worker:
             task.cancel()
         self.flights.stop()
         self.publisher.stop()
+        self.bucket.close()
         self.peers.close()
         for registry in self.registries.values():
             registry.close()

@@ -17,6 +17,7 @@ Requests to the store, by operation:
 | `touch` above 5 GiB, or where a copy does not make the object newer | 1 HEAD, 1 POST, 1 PUT for each GiB, 1 POST |
 | `presign_blob` | none |
 | `check` | 1 GET, 1 PUT |
+| `abort_orphans` | 1 DELETE for each |
 | `abort_stale_uploads` | 1 GET for each 1,000 uploads, 1 DELETE for each that is stale |
 
 A cold blob thus costs a GET that finds nothing and a PUT. What can be asked again (all but `publish_blob`) is asked
@@ -224,6 +225,13 @@ class S3Tier:
     def check(self) -> list[str]:
         """What is wrong with the bucket and our rights: one sentence each, with what to change."""
         return find_troubles(self._wire, self._settings)
+
+    def abort_orphans(self) -> None:
+        """Abort the uploads that could not be aborted when they failed. Raises StorageFault."""
+        while self._wire.orphans:
+            key, upload_id = self._wire.orphans[-1]
+            abort_upload(self._wire, key, upload_id)
+            self._wire.orphans.pop()
 
     def abort_stale_uploads(self, older_than_s: float) -> int:
         """Abort the uploads below our prefix that began so long ago; how many. Raises StorageFault."""

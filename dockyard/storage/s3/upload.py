@@ -115,7 +115,8 @@ class _Upload:
         try:
             abort_upload(self._wire, self._key, self.query["uploadId"])
         except StorageFault as fault:
-            log.warning("an upload could not be aborted and is left to the sweep", key=self._key, error=str(fault))
+            self._wire.orphans.append((self._key, self.query["uploadId"]))
+            log.warning("an upload could not be aborted, trying again later", key=self._key, error=str(fault))
 
     def add(self, number: int, etag: str) -> None:
         if not etag:

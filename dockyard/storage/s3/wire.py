@@ -54,6 +54,7 @@ class Wire:
     """
 
     def __init__(self, settings: StorageSettings, credentials: CredentialChain) -> None:
+        self.orphans: list[tuple[str, str]] = []  # key and id of uploads that could not be aborted
         self.bucket = settings.bucket
         self.region = settings.region
         self._credentials = credentials

@@ -1,0 +1,203 @@
+"""Clients that leave, wait, or speak oddly."""
+
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from random import Random
+
+import pytest
+
+from tests import misbehaviour as bad
+from tests.bodies import Bytes, Synthetic
+from tests.client import exchange, is_part_of
+from tests.faults.watch import open_files, processor_s
+from tests.house import House, eventually, open_house, opened_at_exit, stays
+from tests.origin import Origin
+
+MIB = 1024 * 1024
+
+
+@pytest.fixture(scope="module")
+def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
+    """Give a house for odd requests, none of which harms it."""
+    with Origin() as origin, open_house(origin, tmp_path_factory.mktemp("house")) as house:
+        yield house
+
+
+def test_a_client_that_leaves_a_running_fetch(make_house: Callable[..., House], origin: Origin) -> None:
+    """The fill goes on to its end; there are three lines in the log at most."""
+    truth = Bytes(Random(11).randbytes(20 * MIB))
+    path = f"/v2/up.test/app/blobs/{origin.add_blob(truth)}"
+    house = make_house()
+    logged = len(house.dockyard.said().splitlines())
+    with opened_at_exit(threading.Event()) as go_on:
+        origin.on("blob", bad.stalled(0.5, go_on))
+        download = house.download(path)
+        assert download.head().read(MIB) == truth.data[:MIB]
+        download.reset()
+    eventually(lambda: house.stored(truth.digest), "the fill has ended")
+    stays(lambda: len(house.dockyard.said().splitlines()) - logged <= 3, "a quiet log", for_s=0.5)
+    assert house.get(path).body == truth.data
+    assert origin.count("blob", "GET") == 1
+
+
+@pytest.mark.parametrize("how", ["close", "reset"])
+def test_the_work_for_clients_that_left_stops(make_house: Callable[..., House], origin: Origin, how: str) -> None:
+    """Twenty clients leave a large warm layer: its file is closed, the worker is idle, and the log is quiet."""
+    truth = Synthetic(200 * MIB)
+    path = f"/v2/up.test/app/blobs/{origin.add_blob(truth)}"
+    house = make_house()
+    with house.download(path) as download:
+        download.head().rest()
+    (worker,) = house.dockyard.worker_pids()
+    logged = len(house.dockyard.said().splitlines())
+    clients = [house.download(path, receive_buffer=4096) for _ in range(20)]
+    for client in clients:
+        client.head()
+        client.socket.close() if how == "close" else client.reset()
+    encoded = truth.digest.partition(":")[2]
+    eventually(lambda: not any(encoded in name for name in open_files(worker).values()), "the layer is closed", 5)
+    used, since = processor_s(worker), time.monotonic()
+    stays(lambda: processor_s(worker) - used < 0.2 + 0.2 * (time.monotonic() - since), "an idle worker", for_s=1)
+    assert len(house.dockyard.said().splitlines()) - logged <= 3 * len(clients)
+
+
+@pytest.fixture
+def impatient(tmp_path: Path) -> dict[str, str]:
+    """Give an environment in which a client is cut after a second of reading nothing, not after a minute."""
+    (tmp_path / "sitecustomize.py").write_text("import dockyard.web.asgi\n\ndockyard.web.asgi.CLIENT_TIMEOUT_S = 1.0\n")
+    return {"PYTHONPATH": f"{tmp_path}:{Path(__file__).parents[2]}"}
+
+
+def test_a_client_that_reads_nothing_is_cut(
+    make_house: Callable[..., House], origin: Origin, impatient: dict[str, str]
+) -> None:
+    """A client that has read nothing for the time limit is cut, short of its Content-Length, and costs nothing more."""
+    truth = Synthetic(50 * MIB)
+    path = f"/v2/up.test/app/blobs/{origin.add_blob(truth)}"
+    house = make_house(environ=impatient)
+    with house.download(path) as download:
+        download.head().rest()
+    (worker,) = house.dockyard.worker_pids()
+    encoded = truth.digest.partition(":")[2]
+    with house.download(path, receive_buffer=4096) as stalled:
+        assert stalled.head().status == 200
+        assert any(encoded in name for name in open_files(worker).values())
+        eventually(lambda: not any(encoded in name for name in open_files(worker).values()), "it is cut", 8)
+        body, ended = stalled.rest()
+        assert ended in ("fin", "rst")
+        assert len(body) < truth.size
+
+
+def test_a_client_that_reads_slowly_is_not_cut(
+    make_house: Callable[..., House], origin: Origin, impatient: dict[str, str]
+) -> None:
+    """A client that reads a little now and then, over many time limits, is served."""
+    truth = Synthetic(50 * MIB)
+    path = f"/v2/up.test/app/blobs/{origin.add_blob(truth)}"
+    house = make_house(environ=impatient)
+    with house.download(path, receive_buffer=4096) as slow:
+        slow.head()
+        stays(lambda: is_part_of(truth, slow.received, slow.read(64 * 1024)), "the right bytes", for_s=4)
+        assert slow.find_wrong(truth) is None
+
+
+def test_half_closed_clients_are_answered(house: House) -> None:
+    """A client that shuts its sending side down after the request either gets its answer whole or is cut; no harm."""
+    digest = house.origin.add_blob(b"a warm blob")
+    assert house.get(f"/v2/up.test/app/blobs/{digest}").status == 200
+    with house.download(f"/v2/up.test/app/blobs/{digest}") as download:
+        download.socket.shutdown(1)
+        try:
+            assert download.head().status == 200
+            assert download.rest()[0] in (b"a warm blob", b"")
+        except ConnectionError:
+            pass
+    assert house.get("/v2/").status == 200
+
+
+def test_pipelined_requests_are_answered_in_order(house: House) -> None:
+    """Two requests in one packet get two answers, each its own."""
+    digest = house.origin.add_blob(b"a warm blob")
+    assert house.get(f"/v2/up.test/app/blobs/{digest}").status == 200
+    request = f"GET /v2/ HTTP/1.1\r\nHost: x\r\n\r\nGET /v2/up.test/app/blobs/{digest} HTTP/1.1\r\nHost: x\r\n"
+    with house.raw((request + "Connection: close\r\n\r\n").encode()) as download:
+        assert (download.head().status, download.read(download.length or 0)) == (200, b"{}")
+        assert (download.head().status, download.read(11)) == (200, b"a warm blob")
+
+
+@pytest.mark.parametrize("host", ["", "Host: x\r\n"], ids=["without Host", "with Host"])
+def test_requests_of_http_1_0(house: House, host: str) -> None:
+    """HTTP/1.0, with and without Host, as nginx speaks it by default: answered, and the connection is closed."""
+    image = house.origin.add_image("app", "v1", [b"a layer"])
+    for _ in range(2):
+        for path, body in (
+            ("/v2/", b"{}"),
+            ("/v2/up.test/app/manifests/v1", image.body),
+            (f"/v2/up.test/app/blobs/{image.layers[0]}", b"a layer"),
+        ):
+            with house.raw(f"GET {path} HTTP/1.0\r\n{host}\r\n".encode()) as download:
+                assert download.head().status == 200
+                assert download.header("Transfer-Encoding") is None
+                assert download.read(len(body)) == body
+                assert download.read(1) == b""
+
+
+def test_a_large_cold_blob_over_http_1_0(house: House) -> None:
+    """A layer that streams while it is fetched is whole for an HTTP/1.0 client too, with its length."""
+    truth = Bytes(Random(12).randbytes(5 * MIB))
+    path = f"/v2/up.test/app/blobs/{house.origin.add_blob(truth)}"
+    with house.raw(f"GET {path} HTTP/1.0\r\n\r\n".encode()) as download:
+        assert download.head().length == truth.size
+        assert download.rest() == (truth.data, "length")
+
+
+@pytest.mark.parametrize(
+    "hosts", ["", "Host: a\r\nHost: b\r\n", "Host: a\r\nHost: a\r\n"], ids=["none", "two", "twice"]
+)
+def test_hosts_that_are_not_one(house: House, hosts: str) -> None:
+    """HTTP/1.1 wants exactly one Host: anything else is 400, and nobody is asked."""
+    before = house.origin.count()
+    answer = exchange(house.address, f"GET /v2/up.test/hosts/manifests/v1 HTTP/1.1\r\n{hosts}\r\n".encode())
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert house.origin.count() == before
+
+
+SMUGGLING = {
+    "CL and TE": "Content-Length: 5\r\nTransfer-Encoding: chunked\r\n",
+    "TE and CL": "Transfer-Encoding: chunked\r\nContent-Length: 5\r\n",
+    "two CL": "Content-Length: 5\r\nContent-Length: 6\r\n",
+    "CL list": "Content-Length: 5, 5\r\n",
+    "CL plus": "Content-Length: +5\r\n",
+    "CL negative": "Content-Length: -1\r\n",
+    "TE unknown": "Transfer-Encoding: xchunked\r\n",
+    "TE not last": "Transfer-Encoding: chunked, identity\r\n",
+    "space before colon": "Transfer-Encoding : chunked\r\n",
+    "bare CR": "X: a\rb\r\n",
+    "NUL": "X: a\0b\r\n",
+    "folded": "X: a\r\n b\r\n",
+}
+
+
+@pytest.mark.parametrize("name", SMUGGLING)
+def test_requests_that_two_servers_would_read_differently(house: House, name: str) -> None:
+    """Ambiguous framing is refused and the connection closed: the bytes after it are never a request."""
+    head = f"GET /v2/up.test/one/manifests/v1 HTTP/1.1\r\nHost: x\r\n{SMUGGLING[name]}\r\n"
+    smuggled = "GET /v2/up.test/two/manifests/v1 HTTP/1.1\r\nHost: x\r\n\r\n"
+    answer = exchange(house.address, f"{head}0\r\n\r\n{smuggled}".encode("latin-1"), timeout_s=2)
+    statuses = re.findall(rb"HTTP/1\.1 (\d{3})", answer)
+    assert statuses in ([], [b"400"])
+    assert house.origin.count(repo="two") == 0
+    assert house.get("/v2/").status == 200
+
+
+def test_clients_own_headers_go_nowhere(house: House) -> None:
+    """Credentials, cookies and proxy headers of a client reach neither the upstream nor the log."""
+    house.origin.add_image("app", "v1")
+    names = ("Authorization", "Cookie", "X_Registry_Auth", "X_Forwarded_Host", "X_Original_URL", "X_Rewrite_URL")
+    reply = house.get("/v2/up.test/app/manifests/v1", **dict.fromkeys(names, "canary-value"))
+    assert reply.status == 200
+    assert not any("canary-value" in str(each.request) for each in house.origin.seen())
+    assert "canary-value" not in house.dockyard.said() + str(reply.headers)
