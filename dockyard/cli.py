@@ -1,7 +1,7 @@
 """The commands: server, pull, config, version. Mistakes in the settings or the words end them with status 2."""
 
-import contextlib
 import os
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TextIO
@@ -44,13 +44,11 @@ def main() -> None:
 def server(config_file: Path | None) -> None:
     """Serve until told to stop."""
     settings = _load(config_file)
-    counts = Path(settings.storage.directory, "run", "metrics")
-    with contextlib.suppress(OSError):  # the server says what is wrong with the directory
-        counts.mkdir(parents=True, exist_ok=True)
-        os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(counts)  # read when the counters are imported
-    from dockyard.server import run  # noqa: PLC0415  see above, and the other commands do without its weight
+    with tempfile.TemporaryDirectory(prefix="dockyard-", dir=_memory_directory(), ignore_cleanup_errors=True) as counts:
+        os.environ["PROMETHEUS_MULTIPROC_DIR"] = counts  # read when the counters are imported
+        from dockyard.server import run  # noqa: PLC0415  see above, and the other commands do without its weight
 
-    raise SystemExit(run(settings))
+        raise SystemExit(run(settings))
 
 
 @main.command()
@@ -133,6 +131,11 @@ def config(config_file: Path | None) -> None:
 def version() -> None:
     """Show the version."""
     click.echo(f"dockyard {__version__}")
+
+
+def _memory_directory() -> str | None:
+    """Where the counts go: files that are mapped into memory, which on a disk that is full would end the process."""
+    return "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # noqa: S108  a directory of our own is made there
 
 
 def _load(config_file: Path | None) -> Settings:

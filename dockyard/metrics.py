@@ -7,7 +7,6 @@ No label has a value that a client can choose.
 
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
 
 import attrs
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, generate_latest, multiprocess
@@ -59,14 +58,6 @@ published = Counter("dockyard_published", "Objects brought to the bucket, by out
 touched = Counter("dockyard_touched", "Objects of the bucket that were refreshed.")
 bucket_faults = Counter("dockyard_bucket_faults", "Questions to the bucket that failed.")
 worker_restarts = Counter("dockyard_worker_restarts", "Workers started in the place of dead or frozen ones.")
-
-
-def forget_dead_runs() -> None:
-    """Drop the counts of processes that are no more. Only for who holds the lock of the directory."""
-    if directory := os.environ.get(DIRECTORY_VARIABLE):
-        for old in Path(directory).glob("*.db"):
-            if not old.stem.endswith(f"_{os.getpid()}"):
-                old.unlink(missing_ok=True)
 
 
 def forget_worker(pid: int) -> None:

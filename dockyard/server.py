@@ -62,7 +62,6 @@ def _serve(settings: Settings) -> int:
             f"another Dockyard (process {exc.pid}) uses {settings.storage.directory}: stop it, or set storage.directory"
         ) from exc
     try:
-        metrics.forget_dead_runs()
         (run_directory / DRAINING).unlink(missing_ok=True)
         _refuse_taken_port(host, settings.server.port)
         suspect_before = _find_suspect_time(run_directory)
@@ -195,9 +194,7 @@ class Supervisor(MPServer):
                     os.close(directory)
                 connection.sendall(b'{"kind": "ping"}\n')
                 return bool(connection.recv(64))
-            except (FileNotFoundError, ConnectionError):
-                return True  # just starting, or just dead: not frozen
-            except OSError:
+            except OSError:  # no socket either: it has as long to make one
                 return False
 
 

@@ -117,9 +117,7 @@ class House:
             tier = LocalTier(self.directory, "cache/", 0)
             tier.prepare()
             peers, threads = Peers(self.directory / "run", count), Threads()
-            publisher = Publisher(
-                tier, None, Publications(self.directory / "unpublished"), 0, lambda _: True, lambda: False
-            )
+            publisher = Publisher(tier, None, Publications(self.directory / "unpublished"), 0, lambda _: True)
             stores = Stores(tier, Bucket(None), publisher)
             flights = Flights(stores, peers, {"up.test": self.origin}, threads)
             await peers.listen(shard, answerer(flights))

@@ -68,7 +68,6 @@ class Flights:
         self._registries = registries
         self._threads = threads
         self._flights: dict[Digest, Flight] = {}
-        self._lingering: dict[Digest, Spool] = {}
         self._damaged: set[Digest] = set()
         self._fills: set[Fill] = set()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -127,8 +126,6 @@ class Flights:
         """End all fills: the server is shutting down."""
         for fill in self._fills:
             fill.stop()
-        for spool in self._lingering.values():
-            spool.discard()
 
     # One flight
 
@@ -198,8 +195,7 @@ class Flights:
     async def _fetch(self, flight: Flight, target: Target, question: Question) -> None:
         """Become the one that fetches, or follow whoever is before us."""
         for _ in range(LOCK_ATTEMPTS):
-            spool = self._lingering.pop(flight.digest, None)
-            spool = spool or await self._threads.disk(self._stores.local.spool, flight.digest)
+            spool = await self._threads.disk(self._stores.local.spool, flight.digest)
             stored = await self._threads.disk(self._stores.local.open_blob, flight.digest)
             if stored:  # somebody finished between our look at the tier and the lock
                 if spool:
@@ -287,17 +283,13 @@ class Flights:
             await self._threads.disk(self._stores.local.cap.enforce)
 
     def _linger(self, spool: Spool) -> None:
-        """Keep what has landed for a while: the next try goes on from there."""
+        """Leave what has landed for a while, to whichever worker tries next: it goes on from there."""
         if not spool.landed or spool.path is None or spool.is_overflowing:
             spool.discard()
             return
-        self._lingering[spool.digest] = spool
-        asyncio.get_running_loop().call_later(LINGER_S, self._end_lingering, spool)
-
-    def _end_lingering(self, spool: Spool) -> None:
-        if self._lingering.get(spool.digest) is spool:
-            del self._lingering[spool.digest]
-            spool.discard()
+        spool.close()
+        loop = asyncio.get_running_loop()
+        loop.call_later(LINGER_S, lambda: loop.run_in_executor(None, self._stores.local.discard_partial, spool.digest))
 
 
 class _Follower:

@@ -230,10 +230,18 @@ class LocalTier:
                     if time.time() - path.stat().st_mtime > ABANDONED_S:
                         path.unlink()
                         swept += 1
-                elif spool := Spool.claim(Digest.parse(path.name.replace("-", ":", 1)), path, lambda _: False):
-                    spool.discard()
+                elif self.discard_partial(Digest.parse(path.name.replace("-", ":", 1))):
                     swept += 1
         return swept
+
+    def discard_partial(self, digest: Digest) -> bool:
+        """Delete a partial file that nobody writes; whether there was one."""
+        path = self._partial_path(digest)
+        with contextlib.suppress(OSError):
+            if path.exists() and (spool := Spool.claim(digest, path, lambda _: False)):
+                spool.discard()
+                return True
+        return False
 
     def _path(self, key: str) -> Path:
         return self.directory / key

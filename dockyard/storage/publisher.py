@@ -45,8 +45,7 @@ class Interrupted(Exception):
 class Publisher:
     """Brings items from `local` to `s3`; with no S3 tier it does nothing.
 
-    `owns(item)` says whether this worker looks after an item that was left over, `is_left_alone()` whether S3 is in
-    trouble: then things wait. `touch_threshold_s` 0 touches nothing.
+    `owns(item)` says whether this worker looks after an item that was left over. `touch_threshold_s` 0 touches nothing.
     """
 
     def __init__(
@@ -56,14 +55,12 @@ class Publisher:
         publications: Publications,
         touch_threshold_s: float,
         owns: Callable[[Item], bool],
-        is_left_alone: Callable[[], bool],
     ) -> None:
         self._local = local
         self._s3 = s3
         self._publications = publications
         self._touch_threshold_s = touch_threshold_s
         self._owns = owns
-        self._is_left_alone = is_left_alone
         self._streams = ThreadPoolExecutor(STREAMS, "stream")
         self._errands = ThreadPoolExecutor(ERRANDS, "errand")
         self._running: set[Item] = set()
@@ -203,7 +200,7 @@ class Publisher:
     # Errands
 
     def _must_wait(self) -> bool:
-        return self._is_left_alone() or time.monotonic() < self._paused_until
+        return time.monotonic() < self._paused_until
 
     def _pause(self, item: Item, fault: StorageFault) -> None:
         """Leave what there is to bring for a while; say so once."""

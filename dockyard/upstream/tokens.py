@@ -226,7 +226,7 @@ class Tokens:
         place = service.realm.with_query(query)
         headers = {} if credential.is_anonymous else {"Authorization": credential.basic()}
         for _ in range(HOPS_AT_MOST):
-            request = Request(self._who, "GET", place, headers, deadline, service.home)
+            request = Request(self._who, "GET", place, headers, deadline, service.home, may_repeat=False)
             answer = self._send(request, credential, budget)
             if answer.status not in REDIRECTS:
                 return answer

@@ -105,7 +105,10 @@ def _watched(connection: Any, watch: Watch) -> Any:
 
 @attrs.frozen
 class Request:
-    """One request. `who` names the other side in messages; `home` is where the registry lies that sent us there."""
+    """One request. `who` names the other side in messages; `home` is where the registry lies that sent us there.
+
+    `may_repeat`: it may be sent once more when the connection breaks. A POST is sent once in any case.
+    """
 
     who: str
     method: str
@@ -114,6 +117,7 @@ class Request:
     deadline: float | None
     home: Zone | None = None
     body: bytes | None = attrs.field(default=None, repr=False)
+    may_repeat: bool = True
 
 
 class Answer:
@@ -196,7 +200,7 @@ class Transport:
         new one, at no cost. What breaks otherwise gets one more try; time-outs get none.
         """
         self._check_literal(request)
-        may_repeat = request.method != "POST"
+        may_repeat = request.may_repeat and request.method != "POST"
         tries_left = 2
         is_fresh = not may_repeat
         while True:

@@ -61,14 +61,7 @@ class Worker:
         self.tier.prepare()
         self.s3 = S3Tier(storage, environ) if storage.bucket else None
         self.bucket = Bucket(self.s3)
-        self.publisher = Publisher(
-            self.tier,
-            self.s3,
-            publications,
-            storage.touch_threshold,
-            self._owns,
-            lambda: self.bucket.is_left_alone,
-        )
+        self.publisher = Publisher(self.tier, self.s3, publications, storage.touch_threshold, self._owns)
         stores = Stores(self.tier, self.bucket, self.publisher)
         self.threads = Threads()
         self.peers = Peers(self.run, shards)
