@@ -27,9 +27,9 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave out what is large, unless it is asked for."""
     if "large" not in config.getoption("-m"):
-        for item in items:
-            if item.get_closest_marker("large"):
-                item.add_marker(pytest.mark.skip(reason="only with -m large"))
+        large = [item for item in items if item.get_closest_marker("large")]
+        config.hook.pytest_deselected(items=large)
+        items[:] = [item for item in items if item not in large]
 
 
 @pytest.fixture
