@@ -30,7 +30,7 @@ from dockyard.storage.spool import Spool
 STREAMS = 8
 ERRANDS = 4
 RETRY_EVERY_S = 3.0
-PAUSE_S = 10.0
+PAUSE_S = 4.0
 LOOK_AGAIN_AT_MOST_S = 600.0
 REMEMBERED_ITEMS = 50_000
 CHUNK_BYTES = 256 * 1024
