@@ -1,7 +1,7 @@
 """The commands: server, pull, config, version. Mistakes in the settings or the words end them with status 2."""
 
 import os
-import tempfile
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TextIO
@@ -10,6 +10,7 @@ import click
 
 from dockyard import __version__
 from dockyard.config import Settings, SettingsError, load, show
+from dockyard.workers.counts import claim_counts
 
 EXIT_MISTAKES = 2
 
@@ -44,11 +45,15 @@ def main() -> None:
 def server(config_file: Path | None) -> None:
     """Serve until told to stop."""
     settings = _load(config_file)
-    with tempfile.TemporaryDirectory(prefix="dockyard-", dir=_memory_directory(), ignore_cleanup_errors=True) as counts:
-        os.environ["PROMETHEUS_MULTIPROC_DIR"] = counts  # read when the counters are imported
-        from dockyard.server import run  # noqa: PLC0415  see above, and the other commands do without its weight
+    counts = claim_counts()
+    os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(counts)  # read when the counters are imported
+    from dockyard.server import run  # noqa: PLC0415  see above, and the other commands do without its weight
 
-        raise SystemExit(run(settings))
+    try:
+        status = run(settings)
+    finally:
+        shutil.rmtree(counts, ignore_errors=True)
+    raise SystemExit(status)
 
 
 @main.command()
@@ -131,11 +136,6 @@ def config(config_file: Path | None) -> None:
 def version() -> None:
     """Show the version."""
     click.echo(f"dockyard {__version__}")
-
-
-def _memory_directory() -> str | None:
-    """Where the counts go: files that are mapped into memory, which on a disk that is full would end the process."""
-    return "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # noqa: S108  a directory of our own is made there
 
 
 def _load(config_file: Path | None) -> Settings:

@@ -71,7 +71,7 @@ def _serve(settings: Settings) -> int:
         logger.info(
             "Dockyard is starting",
             version=__version__,
-            listen=f"{host}:{settings.server.port}",
+            listen=f"[{host}]:{settings.server.port}" if ":" in host else f"{host}:{settings.server.port}",
             workers=workers,
             storage=str(settings.storage.directory),
             upstreams=[upstream.prefix for upstream in settings.upstreams],

@@ -191,7 +191,7 @@ class Exchange:
             "how": self.how,
             "bytes": self.sent_bytes,
             "seconds": round(time.perf_counter() - self._started, 4),
-            "client": self._scope["client"][0],
+            "client": self._scope["client"][0].removeprefix("::ffff:"),
             "end": self.end,
             "request_body": self._request_body,
             "response_body": self._response_body.decode("utf-8", "replace"),
