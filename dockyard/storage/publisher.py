@@ -101,10 +101,9 @@ class Publisher:
 
     def publish(self, item: Item) -> None:
         """Bring an item of the local tier to the bucket soon."""
-        if self._s3:
-            self._publications.add(item)
-            if not self._must_wait():
-                self._submit(item, self._publish)
+        self.remember(item)
+        if self._s3 and not self._must_wait():
+            self._submit(item, self._publish)
 
     def _stream(self, s3: S3Tier, spool: Spool, size: int, fd: int) -> None:
         item = BlobItem(spool.digest)

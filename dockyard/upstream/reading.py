@@ -1,9 +1,17 @@
 """What the answers of a registry say: descriptors, sizes, bodies. Whatever makes no sense is a Fault."""
 
+from dockyard import metrics
 from dockyard.oci.manifest import ACCEPT, MAX_MANIFEST_BYTES, Descriptor
 from dockyard.oci.reference import Digest, Reference
 from dockyard.upstream import faults
-from dockyard.upstream.answers import find_digest, find_media_type, parse_content_range, parse_length
+from dockyard.upstream.answers import (
+    find_digest,
+    find_limit,
+    find_media_type,
+    find_unsatisfied_size,
+    parse_content_range,
+    parse_length,
+)
 from dockyard.upstream.source import BlobSource
 from dockyard.upstream.transport import Answer
 
@@ -66,3 +74,35 @@ def check_content(answer: Answer) -> None:
     check_encoding(answer)
     if find_media_type(answer.header("Content-Type")) == "text/html":
         raise faults.garbage(answer.who, "sent a web page instead of a blob")
+
+
+def find_size(answer: Answer) -> int | None:
+    """The size of a blob, from the answer to a question for its first byte; None when the status tells none.
+
+    Raises Fault.
+    """
+    try:
+        match answer.status:
+            case 206:
+                check_content(answer)
+                return parse_content_range(answer.header("Content-Range")).total
+            case 200:
+                check_content(answer)
+                if (length := length_of(answer)) is None:
+                    raise faults.garbage(answer.who, "does not tell the size of a blob")
+                return length
+            case 416:
+                return find_unsatisfied_size(answer.header("Content-Range"))
+    except ValueError as exc:
+        raise faults.garbage(answer.who, f"sent {exc}") from exc
+    return None
+
+
+def note_limits(who: str, answer: Answer) -> None:
+    """Count what the registry says of its limits, which Docker Hub counts by manifests."""
+    for header, gauge in (
+        ("ratelimit-limit", metrics.ratelimit_limit),
+        ("ratelimit-remaining", metrics.ratelimit_remaining),
+    ):
+        if (count := find_limit(answer.header(header))) is not None:
+            gauge.labels(who).set(count)

@@ -28,23 +28,25 @@ from dockyard.oci.listings import Referrer
 from dockyard.oci.manifest import ACCEPT, MAX_MANIFEST_BYTES, Descriptor, Manifest
 from dockyard.oci.reference import Digest, Reference
 from dockyard.upstream import faults
-from dockyard.upstream.answers import (
-    find_digest,
-    find_limit,
-    find_unsatisfied_size,
-    parse_content_range,
-    parse_retry_after,
-)
+from dockyard.upstream.answers import find_digest, parse_retry_after
 from dockyard.upstream.breaker import Breaker
 from dockyard.upstream.calls import Caller, Question, Reply
 from dockyard.upstream.faults import Blame, Fault, LoginRefused
 from dockyard.upstream.keychain import Keychain
 from dockyard.upstream.listings import Lists
 from dockyard.upstream.login import Login
-from dockyard.upstream.reading import check_content, check_encoding, find_descriptor, length_of, open_source
+from dockyard.upstream.reading import (
+    check_content,
+    check_encoding,
+    find_descriptor,
+    find_size,
+    length_of,
+    note_limits,
+    open_source,
+)
 from dockyard.upstream.source import BlobSource
 from dockyard.upstream.tokens import Budget
-from dockyard.upstream.transport import Answer, Transport
+from dockyard.upstream.transport import Transport
 
 ANSWER_TIMEOUT_S = 10.0  # for what is neither a tag check nor the body of a blob
 HEADLESS_FOR_S = 300.0
@@ -143,7 +145,7 @@ class Registry:
         reply = self._ask(question, budget)
         answer = reply.answer
         answer.finish()
-        self._note_limits(answer)
+        note_limits(self._who, answer)
         if answer.status == 200 and (descriptor := find_descriptor(answer, reference)) is not None:
             return descriptor
         if answer.status != 200 and answer.status not in _NOT_BY_HEAD:
@@ -166,7 +168,7 @@ class Registry:
     def _fetch_manifest(self, question: Question, budget: Budget) -> Manifest:
         reply = self._ask(question, budget)
         answer = reply.answer
-        self._note_limits(answer)
+        note_limits(self._who, answer)
         if answer.status != 200:
             answer.finish()
             raise self._status_error(reply, question)
@@ -187,15 +189,6 @@ class Registry:
             # Without a length, a body that was cut looks like one that is wrong.
             is_cut = length is None and answer.header("Transfer-Encoding") is None
             raise Fault(error, Blame.NONE, is_broken=is_cut) from error
-
-    def _note_limits(self, answer: Answer) -> None:
-        """What the registry says of its limits, which Docker Hub counts by manifests."""
-        for header, gauge in (
-            ("ratelimit-limit", metrics.ratelimit_limit),
-            ("ratelimit-remaining", metrics.ratelimit_remaining),
-        ):
-            if (count := find_limit(answer.header(header))) is not None:
-                gauge.labels(self._who).set(count)
 
     # Blobs
 
@@ -220,21 +213,11 @@ class Registry:
         reply = self._ask(question, budget)
         answer = reply.answer
         try:
-            match answer.status:
-                case 206:
-                    check_content(answer)
-                    return parse_content_range(answer.header("Content-Range")).total
-                case 200:
-                    check_content(answer)
-                    if (length := length_of(answer)) is None:
-                        raise faults.garbage(answer.who, "does not tell the size of a blob")
-                    return length
-                case 416 if (size := find_unsatisfied_size(answer.header("Content-Range"))) is not None:
-                    return size
-        except ValueError as exc:
-            raise faults.garbage(answer.who, f"sent {exc}") from exc
+            size = find_size(answer)
         finally:
             answer.close()
+        if size is not None:
+            return size
         raise self._status_error(reply, question)
 
     def _open_blob(self, repository: str, digest: Digest, start: int) -> BlobSource:
