@@ -1,0 +1,1 @@
+"""Dockyard and other caches side by side, before the same upstream, on one machine."""

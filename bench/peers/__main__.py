@@ -1,0 +1,5 @@
+"""Run the command."""
+
+from bench.peers.command import main
+
+main()

@@ -1,0 +1,152 @@
+"""CPU seconds and memory of a program and all that it starts, by the kernel's own accounting.
+
+CPU comes from a control group of the program's own (version 2's `cpu.stat`, else version 1's `cpuacct.usage`); where
+none can be made, from `/proc/PID/stat` of the program and its descendants, in ticks of 10 ms. Memory is `VmHWM`, the
+peak of a process since the last `restart_peaks`, and `RssAnon`, its private memory now: a group's own peak would count
+the page cache too.
+"""
+
+import contextlib
+import os
+import secrets
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import attrs
+
+from tests.rig.processes import descendants
+
+TICKS_PER_S = os.sysconf("SC_CLK_TCK")
+RESET_PEAK = "5"  # what clear_refs takes for it
+REMOVE_LIMIT_S = 5.0
+
+
+@attrs.frozen
+class Memory:
+    """Bytes: of the largest process and of all together; `peak` is of resident pages, `private` of anonymous ones."""
+
+    processes: int
+    peak_sum: int
+    peak_largest: int
+    private_sum: int
+    private_largest: int
+
+
+@attrs.define(eq=False)
+class Group:
+    """What one peer is accounted under. Start the peer within `entered`."""
+
+    directory: Path | None
+    usage: Path | None
+    unit_s: float
+    root_pid: int = 0
+
+    @classmethod
+    def make(cls, name: str) -> "Group":
+        """A control group if one can be made here, else none."""
+        leaf = f"bench-{name}-{secrets.token_hex(4)}"
+        for kind, place in _mounts():
+            directory = place / leaf
+            try:
+                directory.mkdir()
+                (directory / "cgroup.procs").read_text()
+                usage = directory / ("cpu.stat" if kind == "cgroup2" else "cpuacct.usage")
+                usage.read_text()
+            except OSError:
+                with contextlib.suppress(OSError):
+                    directory.rmdir()
+                continue
+            return cls(directory, usage, 1e-6 if kind == "cgroup2" else 1e-9)
+        return cls(None, None, 0.0)
+
+    @property
+    def source(self) -> str:
+        """Which accounting this is."""
+        return self.usage.name if self.usage else "/proc/PID/stat"
+
+    @contextlib.contextmanager
+    def entered(self) -> Iterator[None]:
+        """Have this process in the group, so that what it starts is born there."""
+        if self.directory is None:
+            yield
+            return
+        before = self.directory.parent
+        (self.directory / "cgroup.procs").write_text(str(os.getpid()))
+        try:
+            yield
+        finally:
+            (before / "cgroup.procs").write_text(str(os.getpid()))
+
+    def pids(self) -> list[int]:
+        if self.directory is not None:
+            return [int(line) for line in (self.directory / "cgroup.procs").read_text().split()]
+        return [self.root_pid, *(each.pid for each in descendants(self.root_pid))]
+
+    def cpu_s(self) -> float:
+        """CPU seconds used so far, by processes that have ended too."""
+        if self.usage is None:
+            return sum(_ticks(pid) for pid in self.pids()) / TICKS_PER_S
+        return int(self.usage.read_text().removeprefix("usage_usec").split()[0]) * self.unit_s
+
+    def restart_peaks(self) -> None:
+        """Count peaks from here."""
+        for pid in self.pids():
+            with contextlib.suppress(ProcessLookupError, FileNotFoundError):
+                Path(f"/proc/{pid}/clear_refs").write_text(RESET_PEAK)
+
+    def memory(self) -> Memory:
+        peaks, private = [], []
+        for pid in self.pids():
+            with contextlib.suppress(ProcessLookupError, FileNotFoundError):
+                status = _status(pid)
+                peaks.append(status.get("VmHWM", 0))
+                private.append(status.get("RssAnon", 0))
+        return Memory(len(peaks), sum(peaks), max(peaks, default=0), sum(private), max(private, default=0))
+
+    def remove(self) -> None:
+        """Remove the empty group; its last processes may still be on their way out."""
+        if self.directory is None:
+            return
+        deadline = time.monotonic() + REMOVE_LIMIT_S
+        while True:
+            try:
+                self.directory.rmdir()
+            except OSError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.05)
+            else:
+                return
+
+
+def _mounts() -> list[tuple[str, Path]]:
+    """This process's places in the hierarchies that account for CPU, version 2 first."""
+    groups = Path("/proc/self/cgroup").read_text().splitlines()
+    own = {line.split(":", 2)[1]: line.split(":", 2)[2] for line in groups}
+    found = []
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        before, _, after = line.partition(" - ")
+        kind, _, options = after.split(" ", 2)
+        place = Path(before.split()[4])
+        if kind == "cgroup2" and "" in own:
+            found.append((kind, place / own[""].lstrip("/")))
+        elif kind == "cgroup" and "cpuacct" in options.split()[-1].split(","):
+            controllers = next((names for names in own if "cpuacct" in names.split(",")), None)
+            if controllers is not None:
+                found.append((kind, place / own[controllers].lstrip("/")))
+    return sorted(found, reverse=True)
+
+
+def _ticks(pid: int) -> int:
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0
+    return sum(int(field) for field in fields[11:15])
+
+
+def _status(pid: int) -> dict[str, int]:
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    values = (line.split() for line in lines if line.endswith(" kB"))
+    return {name.rstrip(":"): int(size) * 1024 for name, size, _ in values}

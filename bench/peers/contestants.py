@@ -1,0 +1,331 @@
+"""The peers: how each is configured, started and reached. Every one as it comes, its access log in a file.
+
+Each listens on a loopback port, keeps its cache in a directory of its own, and asks the one upstream.
+"""
+
+import http.client
+import os
+import shutil
+import signal
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+
+import attrs
+import yaml
+
+from bench.peers.accounting import Group
+from bench.peers.programs import Had, Programs
+from dockyard import __version__
+from tests.rig.dockyard import Dockyard as RigDockyard
+from tests.rig.processes import Process, free_port
+from tests.stores.servers import ACCESS_KEY, BUCKET, SECRET_KEY
+
+START_LIMIT_S = 30.0
+ANSWER_POLL_S = 0.001
+
+
+@attrs.frozen
+class Store:
+    """An S3 server that a peer keeps its objects in."""
+
+    endpoint: str
+
+
+@attrs.define(eq=False)
+class Peer(ABC):
+    """One cache. `name` stands in tables and on the command line; `version` is its own word."""
+
+    name: str
+    version: str
+    directory: Path
+    upstream_port: int
+    store: Store | None = None
+    port: int = attrs.field(factory=free_port)
+    group: Group = attrs.field(init=False)
+    started_in_s: float = attrs.field(default=0.0, init=False)
+
+    prefix = ""  # before the repository's name
+    pid = 0
+
+    def __attrs_post_init__(self) -> None:
+        self.directory.mkdir(parents=True)
+        self.group = Group.make(self.name)
+
+    @abstractmethod
+    def _launch(self) -> int:
+        """Start it without waiting; return its first process."""
+
+    @abstractmethod
+    def _end(self) -> None:
+        """Stop it and all that it started."""
+
+    def start(self) -> None:
+        """Start it and wait for its first 200 to `/v2/`."""
+        began_at = time.monotonic()
+        with self.group.entered():
+            self.group.root_pid = self._launch()
+        deadline = began_at + START_LIMIT_S
+        while not self._answers():
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"{self.name} does not answer; see {self.directory}")
+            time.sleep(ANSWER_POLL_S)
+        self.started_in_s = time.monotonic() - began_at
+
+    def stop(self) -> None:
+        """Stop it; its cache stays."""
+        if self.group.root_pid:
+            self._end()
+            self.group.root_pid = 0
+
+    def close(self) -> None:
+        """Stop it for good and give the disk back."""
+        self.stop()
+        self.group.remove()
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+    def path(self, kind: str, repository: str, reference: str) -> str:
+        """The path of a blob or a manifest."""
+        return f"/v2/{self.prefix}{repository}/{kind}/{reference}"
+
+    def _answers(self) -> bool:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=5)
+        try:
+            connection.request("GET", "/v2/")
+            return connection.getresponse().status == http.HTTPStatus.OK
+        except (OSError, http.client.HTTPException):
+            return False
+        finally:
+            connection.close()
+
+
+@attrs.define(eq=False)
+class Dockyard(Peer):
+    """Dockyard with its defaults, run by the tests' own rig."""
+
+    prefix = "up.test/"
+    _dockyard: RigDockyard = attrs.field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        super().__attrs_post_init__()
+        registry = f"http://127.0.0.1:{self.upstream_port}"
+        storage = {}
+        if self.store is not None:
+            storage = {
+                "endpoint": self.store.endpoint,
+                "bucket": BUCKET,
+                "prefix": "dockyard/",
+                "access_key": ACCESS_KEY,
+                "secret_key": SECRET_KEY,
+                "force_path_style": True,
+            }
+        self._dockyard = RigDockyard(
+            self.directory,
+            [{"prefix": "up.test", "registry": registry, "auth": {"type": "anonymous"}}],
+            workers=0,
+            settings={"storage": storage, "upstream": {"check_timeout": "5s"}},
+        )
+        self.port = self._dockyard.port
+
+    def _launch(self) -> int:
+        self._dockyard.start(wait=False)
+        return self._dockyard.pid
+
+    def _end(self) -> None:
+        self._dockyard.kill()
+
+
+@attrs.define(eq=False)
+class Program(Peer):
+    """A peer that is one program with a configuration file."""
+
+    program: Path = attrs.field(kw_only=True)
+    _process: Process | None = attrs.field(default=None, init=False)
+
+    @abstractmethod
+    def _command(self) -> list[str | Path]:
+        """Write the configuration; return the command."""
+
+    def _environ(self) -> Mapping[str, str]:
+        return {"PATH": "/usr/sbin:/usr/bin:/bin", "HOME": str(self.directory)}
+
+    def _launch(self) -> int:
+        self._process = Process.start(self._command(), log=self.directory / "peer.log", environ=self._environ())
+        return self._process.pid
+
+    def _end(self) -> None:
+        process, self._process = self._process, None
+        if process is not None:
+            process.end_all()
+
+
+@attrs.define(eq=False)
+class Distribution(Program):
+    """Distribution's registry as `proxy`: the example configuration that it ships, less its login."""
+
+    def _command(self) -> list[str | Path]:
+        storage: dict[str, object] = {"cache": {"blobdescriptor": "inmemory"}}
+        if self.store is None:
+            storage["filesystem"] = {"rootdirectory": str(self.directory / "storage")}
+        else:
+            storage["s3"] = {
+                "region": "us-east-1",
+                "regionendpoint": f"http://{self.store.endpoint}",
+                "bucket": BUCKET,
+                "accesskey": ACCESS_KEY,
+                "secretkey": SECRET_KEY,
+                "secure": False,
+                "forcepathstyle": True,
+                "rootdirectory": f"/{self.name}",
+            }
+            storage["redirect"] = {"disable": True}  # the bytes come through it, as through Dockyard
+        config = {
+            "version": "0.1",
+            "log": {"fields": {"service": "registry"}},
+            "storage": storage,
+            "http": {
+                "addr": f"127.0.0.1:{self.port}",
+                "headers": {"X-Content-Type-Options": ["nosniff"]},
+                "secret": "bench",
+            },
+            "health": {"storagedriver": {"enabled": True, "interval": "10s", "threshold": 3}},
+            "proxy": {"remoteurl": f"http://127.0.0.1:{self.upstream_port}"},
+        }
+        file = self.directory / "config.yml"
+        file.write_text(yaml.safe_dump(config))
+        return [self.program, "serve", file]
+
+    def _environ(self) -> Mapping[str, str]:
+        return {**super()._environ(), "OTEL_TRACES_EXPORTER": "none"}
+
+
+@attrs.define(eq=False)
+class Zot(Program):
+    """Zot with its sync extension, on demand."""
+
+    def _command(self) -> list[str | Path]:
+        file = self.directory / "config.yaml"
+        registry = {
+            "urls": [f"http://127.0.0.1:{self.upstream_port}"],
+            "onDemand": True,
+            "tlsVerify": False,
+            "content": [{"prefix": "**"}],
+        }
+        config = {
+            "distSpecVersion": "1.1.0",
+            "storage": {"rootDirectory": str(self.directory / "storage")},
+            "http": {"address": "127.0.0.1", "port": str(self.port)},
+            "log": {"level": "info"},
+            "extensions": {"sync": {"enable": True, "registries": [registry]}},
+        }
+        file.write_text(yaml.safe_dump(config))
+        return [self.program, "serve", file]
+
+
+NGINX = """\
+daemon off;
+{user}
+worker_processes auto;
+worker_rlimit_nofile 4096;
+pid {directory}/nginx.pid;
+error_log {directory}/error.log warn;
+events {{ worker_connections 1024; }}
+http {{
+    default_type application/octet-stream;
+    access_log {directory}/access.log;
+    client_body_temp_path {directory}/body;
+    proxy_temp_path {directory}/proxy;
+    fastcgi_temp_path {directory}/fastcgi;
+    uwsgi_temp_path {directory}/uwsgi;
+    scgi_temp_path {directory}/scgi;
+    sendfile on;
+    tcp_nopush on;
+    {more}
+}}
+"""
+NGINX_CACHE = """\
+    proxy_cache_path {directory}/cache levels=1:2 max_size=32g inactive=60d keys_zone=cache:10m use_temp_path=off;
+    proxy_read_timeout 900;
+    proxy_cache cache;
+    proxy_cache_key $key;
+    proxy_cache_lock on;
+    proxy_cache_lock_timeout 880s;
+    proxy_cache_valid 200 206 60d;
+    proxy_force_ranges on;
+    proxy_ignore_client_abort on;
+    proxy_cache_revalidate on;
+    proxy_ignore_headers X-Accel-Expires Expires Cache-Control Set-Cookie;
+    proxy_cache_use_stale error timeout http_500 http_502 http_504 http_429;
+    server {{
+        listen 127.0.0.1:{port} backlog=1024;
+        set $key $uri;
+        location ~ ^/v2/.*/blobs/sha256:(.*) {{ set $key $1; proxy_pass http://127.0.0.1:{upstream_port}; }}
+        location ~ ^/v2/.*/manifests/sha256: {{ proxy_pass http://127.0.0.1:{upstream_port}; }}
+        location ~ ^/v2/.*/manifests/ {{ proxy_cache_valid {tag_time}; proxy_pass http://127.0.0.1:{upstream_port}; }}
+        location / {{ proxy_cache off; proxy_pass http://127.0.0.1:{upstream_port}; }}
+    }}"""
+NGINX_STATIC = """\
+    server {{
+        listen 127.0.0.1:{port} backlog=1024;
+        location = /v2/ {{ return 200 "{{}}"; }}
+        location ~ ^/v2/.*/blobs/(.*)$ {{ alias {truth}/blobs/$1; }}
+    }}"""
+
+
+@attrs.define(eq=False)
+class Nginx(Program):
+    """nginx with proxy_cache and its lock, as docker-registry-proxy sets it, its tags cached for `tag_time`."""
+
+    more: str = NGINX_CACHE
+    tag_time: str = "1h"
+    truth: Path = Path("/")
+
+    def _command(self) -> list[str | Path]:
+        more = self.more.format(
+            directory=self.directory,
+            port=self.port,
+            upstream_port=self.upstream_port,
+            tag_time=self.tag_time,
+            truth=self.truth,
+        )
+        file = self.directory / "nginx.conf"
+        user = "user root;" if os.geteuid() == 0 else ""
+        file.write_text(NGINX.format(directory=self.directory, user=user, more=more))
+        return [self.program, "-c", file, "-e", self.directory / "error.log"]
+
+    def _end(self) -> None:
+        process, self._process = self._process, None
+        if process is not None:
+            process.end(signal.SIGTERM)
+
+
+MAKERS = ("dockyard", "distribution", "docker-registry", "zot", "nginx-cache", "nginx-static")
+PROGRAM_OF = {
+    "distribution": "registry",
+    "docker-registry": "docker-registry",
+    "zot": "zot",
+    "nginx-cache": "nginx",
+    "nginx-static": "nginx",
+}
+
+
+def make(
+    name: str, programs: Programs, directory: Path, upstream_port: int, truth: Path, store: Store | None = None
+) -> Peer | Had:
+    """Make a peer that can be started, or say why there is none."""
+    place = directory / f"{name}{'-s3' if store else ''}"
+    if name == "dockyard":
+        return Dockyard(name, __version__, place, upstream_port, store)
+    had = programs.find(PROGRAM_OF[name])
+    if had.path is None:
+        return had
+    match name:
+        case "distribution" | "docker-registry":
+            return Distribution(name, had.said, place, upstream_port, store, program=had.path)
+        case "zot":
+            return Zot(name, had.said, place, upstream_port, program=had.path)
+        case "nginx-cache":
+            return Nginx(name, had.said, place, upstream_port, program=had.path)
+        case _:
+            return Nginx(name, had.said, place, upstream_port, program=had.path, more=NGINX_STATIC, truth=truth)
