@@ -212,10 +212,13 @@ class Member:
     socket: socket.socket
     head: bytes = b""
     status: int = 0
+    headers: tuple[tuple[str, str], ...] = ()
+    error: bytes = b""  # the body of an answer that is no success
     length: int = -1
     received: int = 0
     first_byte_at: float | None = None
     ended: str = ""
+    ended_at: float | None = None
     wrong_at: int | None = None
 
     @property
@@ -291,8 +294,8 @@ class Crowd:
             if b"\r\n\r\n" not in member.head:
                 return
             head, _, data = member.head.partition(b"\r\n\r\n")
-            member.status, headers = parse_head(head)
-            member.length = int({name.lower(): value for name, value in headers}.get("content-length", "-1"))
+            member.status, member.headers = parse_head(head)
+            member.length = int({name.lower(): value for name, value in member.headers}.get("content-length", "-1"))
         if data:
             self._take(member, data)
         if member.received == member.length:
@@ -302,6 +305,8 @@ class Crowd:
         if member.first_byte_at is None:
             member.first_byte_at = time.monotonic()
         at = member.offset + member.received
+        if member.status >= 400:
+            member.error += data
         if member.status in (200, 206) and member.wrong_at is None and not self._is_right(at, data):
             member.wrong_at = at
         member.received += len(data)
@@ -313,6 +318,7 @@ class Crowd:
 
     def _end(self, member: Member, how: str) -> None:
         member.ended = how
+        member.ended_at = time.monotonic()
         self._selector.unregister(member.socket)
 
 

@@ -11,6 +11,7 @@
 has a repository of its own.
 """
 
+import contextlib
 import os
 import shutil
 import signal
@@ -24,6 +25,7 @@ import pytest
 from tests.rig.dockyard import Dockyard
 from tests.rig.programs import Programs
 from tests.rig.registry import Registry
+from tests.rig.toxiproxy import Toxiproxy
 
 # The tests may share their machine with servers: a slow example is not a finding.
 hypothesis.settings.register_profile("dockyard", deadline=None)
@@ -51,6 +53,13 @@ def registry(programs: Programs, tmp_path_factory: pytest.TempPathFactory) -> It
         yield registry
     finally:
         registry.close()
+
+
+@pytest.fixture(scope="session")
+def toxiproxy(programs: Programs, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Toxiproxy]:
+    """Toxiproxy, without a way yet."""
+    with contextlib.closing(Toxiproxy(programs.need("toxiproxy-server"), tmp_path_factory.mktemp("toxiproxy"))) as it:
+        yield it
 
 
 @pytest.fixture

@@ -2,16 +2,14 @@
 
 import contextlib
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.bucket.place import Place
-from tests.bucket.toxics import Toxiproxy
 from tests.house import House
 from tests.house_fixtures import make_house, origin
-from tests.rig.programs import Programs
+from tests.rig.toxiproxy import Toxiproxy, Way
 from tests.stores.conftest import minio
 from tests.stores.proxy import Proxy
 from tests.stores.servers import Server
@@ -49,9 +47,9 @@ def proxy(minio: Server) -> Iterator[Proxy]:
 
 
 @pytest.fixture
-def toxics(programs: Programs, minio: Server, tmp_path: Path) -> Iterator[Toxiproxy]:
+def toxics(toxiproxy: Toxiproxy, minio: Server) -> Iterator[Way]:
     """Give a slow way to MinIO; it is fast until told otherwise."""
-    with contextlib.closing(Toxiproxy(programs.need("toxiproxy-server"), tmp_path, minio.port)) as toxics:
+    with contextlib.closing(toxiproxy.way(minio.port)) as toxics:
         yield toxics
 
 

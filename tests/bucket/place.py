@@ -7,6 +7,7 @@ import hashlib
 import json
 import re
 import secrets
+from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -161,22 +162,27 @@ class Place:
         return wrong + [f"{key}: {trouble}" for key, trouble in judged.items() if trouble]
 
     def _judge(self, key: str) -> str:
-        if _POINTER.fullmatch(key):
-            text = self.get(key)
-            return "" if _DIGEST.fullmatch(text.strip()) else f"a pointer that says {text!r}"
-        match = _CONTENT.fullmatch(key)
-        if match is None:
-            return "not a key of ours"
-        if "/blobs/" in key and match["two"] != match["hex"][:2]:
-            return "not in the room of its first two characters"
-        hasher, size = hashlib.new(match["algorithm"]), 0
         with self._client.get_object(self.bucket, key) as answer:
-            for piece in answer.stream(READ_BYTES):
-                hasher.update(piece)
-                size += len(piece)
-        if hasher.hexdigest() != match["hex"]:
-            return f"{size} bytes of another digest"
-        return "" if size or match["hex"] == EMPTY else "empty"
+            return judge_object(key, answer.stream(READ_BYTES))
+
+
+def judge_object(key: str, pieces: Iterable[bytes]) -> str:
+    """What is wrong with an object under a key of ours; nothing when all is right."""
+    if _POINTER.fullmatch(key):
+        text = b"".join(pieces)
+        return "" if _DIGEST.fullmatch(text.strip()) else f"a pointer that says {text!r}"
+    match = _CONTENT.fullmatch(key)
+    if match is None:
+        return "not a key of ours"
+    if "/blobs/" in key and match["two"] != match["hex"][:2]:
+        return "not in the room of its first two characters"
+    hasher, size = hashlib.new(match["algorithm"]), 0
+    for piece in pieces:
+        hasher.update(piece)
+        size += len(piece)
+    if hasher.hexdigest() != match["hex"]:
+        return f"{size} bytes of another digest"
+    return "" if size or match["hex"] == EMPTY else "empty"
 
 
 def blob_key(digest: str) -> str:

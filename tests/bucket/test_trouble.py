@@ -13,9 +13,9 @@ from tests import misbehaviour as bad
 from tests.bodies import Bytes
 from tests.bucket.place import Place, blob_key
 from tests.bucket.pulls import NAME, add_images, add_index, fetch, fill, layer, pull, put_by_hand
-from tests.bucket.toxics import Toxiproxy
 from tests.house import House, eventually
 from tests.origin import Origin
+from tests.rig.toxiproxy import Way
 from tests.stores.proxy import Forward, Proxy, Request, Say, error
 from tests.stores.servers import Server
 
@@ -29,13 +29,13 @@ SLACK_S = 0.35  # of scheduling, on a machine with two cores for everybody
 class Storm:
     """One way to S3 for a Dockyard, and the trouble on it."""
 
-    def __init__(self, server: Server, toxics: Toxiproxy, proxy: Proxy) -> None:
+    def __init__(self, server: Server, toxics: Way, proxy: Proxy) -> None:
         self.server = server
         self.toxics = toxics
         self.proxy = proxy
 
     def endpoint(self, kind: str) -> str:
-        return self.proxy.host if kind in {"half 503", "cut puts"} else self.toxics.host
+        return self.proxy.host if kind in {"half 503", "cut puts"} else self.toxics.authority
 
     @contextmanager
     def blows(self, kind: str) -> Iterator[None]:
@@ -86,7 +86,7 @@ KINDS = ["stopped", "5 s per call", "100 KB/s", "half 503", "cut puts"]
 
 
 @pytest.fixture
-def storm(minio: Server, toxics: Toxiproxy, proxy: Proxy) -> Storm:
+def storm(minio: Server, toxics: Way, proxy: Proxy) -> Storm:
     """Give trouble of all kinds."""
     return Storm(minio, toxics, proxy)
 
@@ -196,7 +196,7 @@ def test_s3_alone_serves_while_it_is_slow_and_the_upstream_is_down(
     """A slow answer is better than none: what only a slow bucket has is still pulled."""
     add_images(origin, "v1")
     put_by_hand(place, origin, "v1")
-    house = start(storm.toxics.host, workers=1)
+    house = start(storm.toxics.authority, workers=1)
     origin.registry.close()
     with storm.blows("2 s per call"):
         pull(house, "v1")

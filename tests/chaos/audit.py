@@ -1,0 +1,56 @@
+"""The judge of what is stored (I1) and of what is left behind (I6)."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from tests.bucket.place import judge_object
+from tests.faults.watch import open_files
+from tests.house import House
+
+READ_BYTES = 1024 * 1024
+NOT_CONTENT = {"partial", "run", "unpublished"}
+FILES_MORE = 5
+SOCKETS_AT_MOST = 64  # idle connections that an upstream's pool may keep
+
+
+def audit_directory(storage: Path) -> list[str]:
+    """One line for each file of the local tier that is not what its name says."""
+    found = []
+    for path in _content(storage):
+        key = str(path.relative_to(storage))
+        if "/lists/" not in key and (problem := judge_object(key, _pieces(path))):
+            found.append(f"{key}: {problem}")
+    return found
+
+
+def find_leaks(house: House, before: dict[int, int]) -> list[str]:
+    """What a fault left behind: partial files, open files and sockets more than there were."""
+    found = [f"a partial file is left: {path.name}" for path in house.partial_files()]
+    for pid in house.dockyard.worker_pids():
+        files = count_files(pid)
+        if pid in before and files > before[pid] + FILES_MORE:
+            found.append(f"worker {pid} has {files} files open, {before[pid]} before")
+        sockets = sum(target.startswith("socket:") for target in open_files(pid).values())
+        if sockets > SOCKETS_AT_MOST:
+            found.append(f"worker {pid} has {sockets} sockets")
+    return found
+
+
+def count_files(pid: int) -> int:
+    """The open files of a process that are no sockets: idle connections come and go."""
+    return sum(not target.startswith("socket:") for target in open_files(pid).values())
+
+
+def _content(storage: Path) -> Iterator[Path]:
+    for directory, folders, files in os.walk(storage):
+        if Path(directory) == storage:
+            folders[:] = [name for name in folders if name not in NOT_CONTENT]
+            continue  # the files at the top are the program's own
+        yield from (Path(directory, name) for name in files)
+
+
+def _pieces(path: Path) -> Iterator[bytes]:
+    with path.open("rb") as file:
+        while piece := file.read(READ_BYTES):
+            yield piece

@@ -1,0 +1,117 @@
+"""Who looks on while a fault strikes others: the control client (I10), the liveness check (I9), the memory (I5)."""
+
+import threading
+import time
+from collections.abc import Callable
+from statistics import quantiles
+from typing import Self
+
+import attrs
+
+from tests.client import ask
+from tests.faults.watch import MemoryWatch
+from tests.house import House
+
+MIB = 1024 * 1024
+CONTROL_PER_S = 20
+HEALTH_PER_S = 10
+HEALTHZ_S = 0.1
+# Two cores that everything shares, the origins and the clients too: below this, times say nothing of Dockyard.
+CONTROL_FLOOR_S = 0.3
+HEALTHZ_FLOOR_S = 0.5
+WORKER_BYTES = 128 * MIB
+CONNECTION_BYTES = 256 * 1024
+WORKER_BYTES_AT_MOST = 384 * MIB
+BASELINE_S = 1.0
+
+
+@attrs.define
+class Times:
+    """How long requests took, and what went wrong with them."""
+
+    took_s: list[float] = attrs.field(factory=list)
+    errors: list[str] = attrs.field(factory=list)
+
+    def p99(self) -> float:
+        """The time that one in a hundred exceeds; of few, the largest."""
+        return max(self.took_s) if len(self.took_s) < 100 else quantiles(self.took_s, n=100)[-1]
+
+    def median(self) -> float:
+        """The time that half of them exceed."""
+        return sorted(self.took_s)[len(self.took_s) // 2]
+
+
+class Bystanders:
+    """Watches a house in threads of its own, from a calm moment on. `strike` tells it that the calm is over."""
+
+    def __init__(self, house: House, control_path: str, control_body: bytes) -> None:
+        self._house = house
+        self._path = control_path
+        self._body = control_body
+        self.calm = Times()
+        self.control = self.calm
+        self.health = Times()
+        self.memory = MemoryWatch(house)
+        self._done = threading.Event()
+        self._threads = [
+            threading.Thread(target=self._repeat, args=(CONTROL_PER_S, self._ask_control), daemon=True),
+            threading.Thread(target=self._repeat, args=(HEALTH_PER_S, self._ask_health), daemon=True),
+        ]
+
+    def __enter__(self) -> Self:
+        self.memory.__enter__()
+        for thread in self._threads:
+            thread.start()
+        time.sleep(BASELINE_S)  # the control client's times without a fault
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        for thread in self._threads:
+            thread.join()
+        self.memory.__exit__()
+
+    def strike(self) -> None:
+        """From here on times count as those under the fault."""
+        self.control = Times()
+
+    def problems(self, connections: int) -> list[str]:
+        """What they saw that must not be. `connections`: the most that were open to Dockyard."""
+        found = [f"control client: {problem}" for problem in dict.fromkeys(self.control.errors)]
+        bound = max(2 * self.calm.p99(), CONTROL_FLOOR_S)
+        if self.control.took_s and self.control.p99() > bound:
+            found.append(f"control client: p99 {self.control.p99():.3f} s, {self.calm.p99():.3f} s without the fault")
+        found += [f"/healthz: {problem}" for problem in dict.fromkeys(self.health.errors)]
+        if self.health.median() > HEALTHZ_S or self.health.p99() > HEALTHZ_FLOOR_S:
+            found.append(f"/healthz: median {self.health.median():.3f} s, p99 {self.health.p99():.3f} s")
+        bound_bytes = min(WORKER_BYTES + connections * CONNECTION_BYTES, WORKER_BYTES_AT_MOST)
+        if self.memory.peak > bound_bytes:
+            found.append(f"a worker of {self.memory.peak // MIB} MiB, expected {bound_bytes // MIB} MiB")
+        return found
+
+    def _repeat(self, per_s: float, once: Callable[[], None]) -> None:
+        began_at, count = time.monotonic(), 0
+        while not self._done.wait(max(0.0, began_at + count / per_s - time.monotonic())):
+            once()
+            count += 1
+
+    def _ask_control(self) -> None:
+        times = self.control
+        try:
+            reply = ask(self._house.address, self._path)
+        except OSError as exc:
+            times.errors.append(str(exc))
+            return
+        times.took_s.append(reply.took_s)
+        if reply.status != 200 or reply.body != self._body:
+            times.errors.append(f"{reply.status}, {len(reply.body)} bytes")
+
+    def _ask_health(self) -> None:
+        try:
+            reply = ask(self._house.address, "/healthz")
+        except OSError as exc:
+            self.health.errors.append(str(exc))
+            return
+        self.health.took_s.append(reply.took_s)
+        if reply.status != 200:
+            self.health.errors.append(str(reply.status))

@@ -1,0 +1,87 @@
+"""The matrix as tests: one item per cell, one run per variant of a fault, one line per cell in the records.
+
+pytest tests/chaos -n 3 --dist loadgroup                  the first variant of each fault
+pytest tests/chaos --chaos-variants all ...               every variant
+pytest tests/chaos --chaos-records FILE ...               add the records to a file
+python -m tests.chaos.report FILE                         make ops/FAULTS.md of it
+"""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.chaos.cells import Record, State, append_record
+from tests.chaos.runs import run
+from tests.chaos.stories import Fault, Trouble
+from tests.house_fixtures import make_house, origin
+from tests.rig.toxiproxy import Toxiproxy
+
+__all__ = ["make_house", "origin"]
+
+RECORDS = "DOCKYARD_CHAOS_RECORDS"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Say which variants, and where the records go."""
+    parser.addoption("--chaos-variants", choices=["first", "all"], default="first", help="which variants of each fault")
+    parser.addoption("--chaos-records", default=os.environ.get(RECORDS), help=f"file of the records (or {RECORDS})")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """One item per cell of `FAULTS` of the test's module; those of one run in one group, for one process."""
+    if "cell_of" not in metafunc.fixturenames:
+        return
+    wants_all = metafunc.config.getoption("--chaos-variants", default="first") == "all"
+    cells = []
+    for fault in metafunc.module.FAULTS:
+        for trouble in fault.variants if wants_all else fault.variants[:1]:
+            group = pytest.mark.xdist_group(f"{fault.id} {trouble.name}")
+            name = f"{fault.id}-{trouble.name}"
+            cells += [
+                pytest.param((fault, trouble, state), id=f"{name}-{state}".replace(" ", "_"), marks=group)
+                for state in trouble.outcomes
+            ]
+    metafunc.parametrize("cell_of", cells)
+
+
+@pytest.fixture(scope="session")
+def told(
+    toxiproxy: Toxiproxy, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[Fault, Trouble], dict[State, Record]]:
+    """Give the records of a variant's run; the first who asks has it run."""
+    runs: dict[tuple[str, str], dict[State, Record]] = {}
+
+    def of(fault: Fault, trouble: Trouble) -> dict[State, Record]:
+        key = (fault.id, trouble.name)
+        if key not in runs:
+            runs[key] = run(fault, trouble, toxiproxy, tmp_path_factory.mktemp(fault.id))
+        return runs[key]
+
+    return of
+
+
+@pytest.fixture
+def keep_record(request: pytest.FixtureRequest) -> Callable[[Record], None]:
+    """Keep the record of a cell in the file of the records, if there is one."""
+    path = request.config.getoption("--chaos-records", default=None)
+
+    def keep(record: Record) -> None:
+        if path:
+            append_record(Path(path), record)
+
+    return keep
+
+
+@pytest.fixture
+def cell(
+    cell_of: tuple[Fault, Trouble, State],
+    told: Callable[[Fault, Trouble], dict[State, Record]],
+    keep_record: Callable[[Record], None],
+) -> Record:
+    """Give what came of a cell."""
+    fault, trouble, state = cell_of
+    record = told(fault, trouble)[state]
+    keep_record(record)
+    return record

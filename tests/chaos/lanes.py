@@ -1,0 +1,190 @@
+"""Lanes: one upstream of Dockyard each, with its own origin and its own way there.
+
+A fault strikes in several states at the same time, each in a lane, so that breakers, records and counts do not mix and
+a fault costs as long as its slowest lane.
+
+    Dockyard --- lane.way (toxiproxy) --- lane.origin (registry, and if wanted token service and CDN behind their own)
+
+A lane can be walked without Dockyard: `look` is what a plain client sees there. Its requests are marked and do not
+count.
+"""
+
+import random
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, Self
+
+from tests import misbehaviour as bad
+from tests.bodies import Bytes
+from tests.client import Download
+from tests.gatekeeper import TokenService
+from tests.origin import Change, Image, Origin, Rule
+from tests.rig.toxiproxy import Toxiproxy, Way
+from tests.wire import Exchange, Request
+
+MIB = 1024 * 1024
+REPO = "team/app"
+PLAIN = ("X-Plain-Client", "yes")
+LAYER_BYTES = 4 * MIB
+LOOK_S = 1.0
+
+
+def is_plain(request: Request) -> bool:
+    """Whether a request comes from the rig's own plain client."""
+    return request.header(PLAIN[0]) is not None
+
+
+class Lane:
+    """One upstream, behind toxiproxy or, where toxiproxy would be in the way of the fault, `direct`."""
+
+    def __init__(
+        self, name: str, toxiproxy: Toxiproxy, *, layer_bytes: int = LAYER_BYTES, seed: int = 0, direct: bool = False
+    ) -> None:
+        self.name = name
+        self.prefix = f"{name.replace(' ', '-')}.test"
+        self.origin = Origin()
+        self.way: Way | None = None if direct else toxiproxy.way(self.origin.registry.port)
+        self.token_way: Way | None = None
+        self.cdn_way: Way | None = None
+        self.tokens: TokenService | None = None
+        self.upstream: dict[str, Any] = {}  # more for its entry in the settings
+        self.front = self.way.authority if self.way else self.origin.authority  # as Dockyard is told
+        self.rules: list[Rule] = []
+        self.released = threading.Event()  # what stalls here goes on when this is set
+        self.half = threading.Event()  # the layer in flight goes on from its half when this is set
+        self._toxiproxy = toxiproxy
+        dice = random.Random(f"{name} {seed}")
+        self.layers = {tag: Bytes(dice.randbytes(layer_bytes)) for tag in ("cached", "cold")}
+        self.images = {tag: self._add(tag) for tag in ("cached", "cold")}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.released.set()
+        self.half.set()
+        for way in (self.way, self.token_way, self.cdn_way):
+            if way is not None:
+                way.close()
+        self.origin.__exit__()
+
+    # What stands there
+
+    def add_tokens(self) -> None:
+        """Registry requests need a token from the lane's own token service, behind a way of its own."""
+        listener = self.origin.listen("token")
+        self.token_way = self._toxiproxy.way(listener.port)
+        self.tokens = TokenService(self.origin, realm=f"{self.token_way.url}/token")
+
+    def add_cdn(self) -> None:
+        """Blobs are redirected to presigned addresses of the lane's own CDN, behind a way of its own."""
+        listener = self.origin.listen("cdn")
+        self.cdn_way = way = self._toxiproxy.way(listener.port)
+
+        def location(request: Request) -> str:
+            url = self.origin.presign(request.reference, method=request.method, listener="cdn")
+            return url.replace(listener.authority, way.authority)
+
+        self.origin.on("blob", bad.redirected(location))
+
+    def settings(self) -> dict[str, Any]:
+        """Its entry in `upstreams:`."""
+        return {
+            "prefix": self.prefix,
+            "registry": f"http://{self.front}",
+            "auth": {"type": "anonymous"},
+            **self.upstream,
+        }
+
+    # What is asked for
+
+    def manifest_path(self, tag: str) -> str:
+        """By tag."""
+        return f"/v2/{self.prefix}/{REPO}/manifests/{tag}"
+
+    def digest_path(self, tag: str) -> str:
+        """The same manifest by digest."""
+        return f"/v2/{self.prefix}/{REPO}/manifests/{self.images[tag].digest}"
+
+    def blob_path(self, tag: str) -> str:
+        """The layer of an image."""
+        return f"/v2/{self.prefix}/{REPO}/blobs/{self.layers[tag].digest}"
+
+    # Trouble
+
+    def on(self, kind: str | None, change: Change, **options: Any) -> Rule:
+        """Change the answers of the lane until `mend`."""
+        rule = self.origin.on(kind, change, **options)
+        self.rules.append(rule)
+        return rule
+
+    def on_once(self, kind: str | None, change: Change, **options: Any) -> Rule:
+        """Change the next answer that Dockyard gets."""
+        return self.on(kind, change, times=1, when=lambda request: not is_plain(request), **options)
+
+    def hold(self, place: int) -> Rule:
+        """The next layer that Dockyard asks for stops at a byte until `half` is set."""
+        return self.on_once(self.body_kind, bad.stalled(place, self.half), method="GET")
+
+    @property
+    def body_kind(self) -> str:
+        """Which requests bring the bytes of a layer."""
+        return "blob" if self.cdn_way is None else "cdn"
+
+    def mend(self) -> None:
+        """All is well again."""
+        self.released.set()
+        if self.rules:
+            self.origin.mend(*self.rules)
+            self.rules.clear()
+        for way in (self.way, self.token_way, self.cdn_way):
+            if way is not None:
+                way.mend()
+
+    # What reached it
+
+    def seen(self, kind: str | None = None, method: str | None = None) -> list[Exchange]:
+        """The requests that Dockyard made here since `forget`."""
+        return [each for each in self.origin.seen(kind, method) if not is_plain(each.request)]
+
+    def look(self, path: str = "", *, way: Way | None = None, method: str = "GET") -> str:
+        """What a plain client sees here now: `refused`, `reset`, `silence`, or status, bytes and end of the answer."""
+        chosen = way or self.way
+        address = chosen.address if chosen else (self.origin.registry.host, self.origin.registry.port)
+        return look(address, path or f"/v2/{REPO}/manifests/cached", method=method)
+
+    def _add(self, tag: str) -> Image:
+        return self.origin.add_image(REPO, tag, [self.layers[tag]])
+
+
+def look(address: tuple[str, int], path: str, *, method: str = "GET", timeout_s: float = LOOK_S) -> str:
+    """What a plain client sees: `refused`, `reset`, `silence`, `closed`, or such as `200 whole`, `200 fin at 1000`."""
+    try:
+        with Download(address, path, {PLAIN[0]: PLAIN[1]}, method=method, timeout_s=timeout_s) as download:
+            try:
+                download.head()
+            except ConnectionResetError:
+                return "reset"
+            except ConnectionError:
+                return "closed"
+            except TimeoutError:
+                return "silence"
+            body, ended = download.rest()
+            return f"{download.status} whole" if ended == "length" else f"{download.status} {ended} at {len(body)}"
+    except ConnectionRefusedError:
+        return "refused"
+    except ConnectionResetError:
+        return "reset"
+    except TimeoutError:
+        return "no connection"
+
+
+def wait_for(condition: Callable[[], bool], what: str, within_s: float) -> float:
+    """Wait until something holds; the seconds that it took."""
+    began_at = time.monotonic()
+    while not condition():
+        if time.monotonic() - began_at > within_s:
+            raise AssertionError(f"not within {within_s} s: {what}")
+        time.sleep(0.02)
+    return time.monotonic() - began_at

@@ -1,0 +1,104 @@
+"""A run: one Dockyard, one variant of a fault, every state of it in a lane of its own and at the same time."""
+
+import contextlib
+import threading
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from tests.bodies import Bytes
+from tests.chaos.audit import audit_directory, count_files, find_leaks
+from tests.chaos.bystanders import Bystanders
+from tests.chaos.cells import Cell, Record, State
+from tests.chaos.lanes import Lane, wait_for
+from tests.chaos.limits import Limits
+from tests.chaos.outcomes import describe
+from tests.chaos.stories import FOLLOWERS, Fault, Story, Trouble
+from tests.client import ask
+from tests.house import House, open_house
+from tests.rig.toxiproxy import Toxiproxy
+
+CONTROL_BYTES = 64 * 1024
+LEAK_GONE_S = 10.0
+# In each of six lanes a crowd at the most, two bystanders and some that have not closed yet.
+CONNECTIONS_AT_MOST = FOLLOWERS + 1 + 6 + 2 + 6
+
+
+def run(
+    fault: Fault,
+    trouble: Trouble,
+    toxiproxy: Toxiproxy,
+    directory: Path,
+    *,
+    seed: int = 0,
+    environ: Mapping[str, str] | None = None,
+) -> dict[State, Record]:
+    """Strike in all states that the fault applies to; a record for each. `environ` is for Dockyard."""
+    limits = Limits()
+    states = list(trouble.outcomes)
+    records = {
+        state: Record(Cell(fault.id, trouble.name, state), fault.title, describe(trouble.outcomes[state]), seed=seed)
+        for state in states
+    }
+    with contextlib.ExitStack() as stack:
+        lanes = {
+            state: stack.enter_context(
+                Lane(state, toxiproxy, layer_bytes=trouble.layer_bytes, seed=seed, direct=trouble.is_direct)
+            )
+            for state in states
+        }
+        for lane in lanes.values():
+            trouble.prepare(lane)
+        control = stack.enter_context(Lane("control", toxiproxy, layer_bytes=CONTROL_BYTES, seed=seed))
+        settings = {**trouble.settings, "upstream": {**limits.settings, **trouble.settings.get("upstream", {})}}
+        house = stack.enter_context(
+            open_house(
+                control.origin,
+                directory,
+                workers=trouble.workers,
+                upstreams=[lane.settings() for lane in (*lanes.values(), control)],
+                environ={**trouble.environ, **(environ or {})},
+                **settings,
+            )
+        )
+        _tell(house, lanes, records, trouble, limits, control)
+        problems = audit_directory(house.dockyard.storage)
+        house.dockyard.stop()
+        problems += audit_directory(house.dockyard.storage)
+    for record in records.values():
+        record.problems += list(dict.fromkeys(problems))
+    return records
+
+
+def _tell(
+    house: House,
+    lanes: Mapping[State, Lane],
+    records: Mapping[State, Record],
+    trouble: Trouble,
+    limits: Limits,
+    control: Lane,
+) -> None:
+    path, body = control.blob_path("cached"), control.layers["cached"]
+    _fetch(house, path, body)
+    with Bystanders(house, path, body.data) as bystanders:
+        files_before = {pid: count_files(pid) for pid in house.dockyard.worker_pids()}
+        met = threading.Barrier(len(lanes), action=bystanders.strike)
+        stories = [Story(house, lane, trouble, records[state], limits, met) for state, lane in lanes.items()]
+        with ThreadPoolExecutor(len(stories)) as pool:
+            list(pool.map(Story.tell, stories))
+    leaks = _leaks_in_the_end(house, files_before)
+    seen_by_all = bystanders.problems(CONNECTIONS_AT_MOST) + leaks
+    for record in records.values():
+        record.rss_max_bytes = bystanders.memory.peak
+        record.problems += seen_by_all
+
+
+def _fetch(house: House, path: str, body: Bytes) -> None:
+    reply = ask(house.address, path)
+    assert (reply.status, reply.body == body.data) == (200, True), f"the control blob: {reply}"
+
+
+def _leaks_in_the_end(house: House, before: Mapping[int, int]) -> list[str]:
+    with contextlib.suppress(AssertionError):
+        wait_for(lambda: not find_leaks(house, dict(before)), "nothing is left", LEAK_GONE_S)
+    return find_leaks(house, dict(before))
