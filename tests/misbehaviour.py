@@ -86,9 +86,9 @@ def dripping(pause_s: float) -> Change:
     return lambda request, answer: attrs.evolve(answer, drip_s=pause_s)
 
 
-def slow(bytes_per_s: int) -> Change:
-    """The body comes at this speed."""
-    return lambda request, answer: attrs.evolve(answer, bytes_per_s=bytes_per_s)
+def slow(bytes_per_s: int, until: threading.Event | None = None) -> Change:
+    """The body comes at this speed, until the event is set."""
+    return lambda request, answer: attrs.evolve(answer, bytes_per_s=bytes_per_s, hurry=until)
 
 
 def chunked(*, ended: bool = True) -> Change:
@@ -168,6 +168,15 @@ def challenged(*challenges: str) -> Change:
 def ending_before(place: int) -> Change:
     """The upstream has no byte of the blob from `place` on: every answer ends there, and claims more."""
     return lambda request, answer: attrs.evolve(answer, cut=max(0, place - answer.start))
+
+
+def stuck_at(place: int, until: threading.Event) -> Change:
+    """No answer goes beyond a byte of the blob until the event is set."""
+
+    def change(request: Request, answer: Answer) -> Answer:
+        return attrs.evolve(answer, gates=(*answer.gates, Gate(max(0, place - answer.start), until)))
+
+    return change
 
 
 def _place(at: float, size: int) -> int:

@@ -25,6 +25,8 @@ from tests.bodies import PIECE_BYTES, Body, Bytes
 
 MAX_HEAD_BYTES = 1024 * 1024
 TICK_S = 0.02
+BACKLOG = 1024
+DEAF_AFTER_S = 0.2
 
 _MANIFEST_PATH = re.compile(r"/v2/(?P<repo>.+)/manifests/(?P<reference>[^/]+)")
 _BLOB_PATH = re.compile(r"/v2/(?P<repo>.+)/blobs/(?P<reference>[^/]+)")
@@ -84,6 +86,7 @@ class Answer:
     cut_how: Ending = "fin"
     gates: tuple[Gate, ...] = ()
     bytes_per_s: int | None = None
+    hurry: threading.Event | None = None  # once set, `bytes_per_s` is no limit any more
     before: threading.Event | None = None
     hangs_up: Ending | None = None
     drip_s: float = 0.0
@@ -93,6 +96,11 @@ class Answer:
         """An answer with a whole body."""
         whole = Bytes(body) if isinstance(body, bytes) else body
         return cls(status=status, headers=headers, body=whole, stop=whole.size)
+
+    @property
+    def is_last(self) -> bool:
+        """Whether the connection ends after it."""
+        return ("connection", "close") in [(name.lower(), value.lower()) for name, value in self.headers]
 
     def with_header(self, name: str, *values: str) -> "Answer":
         """The same with this header replaced; no values: without it; several: sent several times."""
@@ -122,6 +130,7 @@ class OriginClosedError(Exception):
 class Listener:
     """One port of an origin. It can be closed (connections are then refused) and opened again on the same port.
 
+    `deafen` has it drop the SYN of whoever connects, until `hear`; connections that are there stay.
     With `tls` it speaks TLS from the first byte; with `tunnel` it is a forward proxy whose every CONNECT leads to the
     origin itself, which speaks TLS there.
     """
@@ -144,6 +153,10 @@ class Listener:
         self._socket: socket.socket | None = None
         self._open: set[socket.socket] = set()
         self._lock = threading.Lock()
+        self._is_deaf = False
+        self._fillers: list[socket.socket] = []
+        self.first_bytes: list[bytes] = []  # of each connection, while it is kept (`keep_first_bytes`)
+        self.keep_first_bytes = False
         self.open()
 
     @property
@@ -160,7 +173,7 @@ class Listener:
 
     def open(self) -> None:
         """Listen, on the port that was ours before if there was one."""
-        self._socket = socket.create_server((self.host, self.port), backlog=1024)
+        self._socket = socket.create_server((self.host, self.port), backlog=BACKLOG)
         self.port = self._socket.getsockname()[1]
         threading.Thread(target=self._accept, args=(self._socket,), daemon=True).start()
 
@@ -173,6 +186,35 @@ class Listener:
             self._socket = None
         self.drop_connections()
 
+    def secure(self, tls: ssl.SSLContext | None) -> None:
+        """Speak TLS with another certificate, or none, on connections that come from now on."""
+        self._tls = tls
+
+    def deafen(self) -> None:
+        """Take no more connections: the kernel's queue is made short and filled, and drops what comes then."""
+        assert self._socket is not None, "the listener is closed"
+        self._is_deaf = True
+        self._socket.listen(0)
+        while True:
+            filler = socket.socket()
+            filler.settimeout(DEAF_AFTER_S)
+            self._fillers.append(filler)
+            try:
+                filler.connect((self.host, self.port))
+            except TimeoutError:
+                return
+
+    def hear(self) -> None:
+        """End `deafen`."""
+        if not self._is_deaf:
+            return
+        assert self._socket is not None, "the listener is closed"
+        self._is_deaf = False
+        for filler in self._fillers:
+            filler.close()
+        self._fillers.clear()
+        self._socket.listen(BACKLOG)
+
     def drop_connections(self) -> None:
         """End every open connection of this listener, idle or busy."""
         with self._lock:
@@ -183,6 +225,9 @@ class Listener:
 
     def _accept(self, listening: socket.socket) -> None:
         while True:
+            if self._is_deaf:
+                time.sleep(TICK_S)
+                continue
             try:
                 connection, _ = listening.accept()
             except OSError:
@@ -196,6 +241,8 @@ class Listener:
         connection = raw
         try:
             raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if self.keep_first_bytes:
+                self.first_bytes.append(raw.recv(65536, socket.MSG_PEEK))
             if self._tls is not None:
                 connection = self._secure(raw, self._tls)
             left = b""
@@ -238,12 +285,12 @@ class Sender:
             return self._break(answer.hangs_up)
         self._send_head(request, answer)
         if request.method in ("HEAD", "CONNECT") or answer.status in (204, 304):
-            return "whole"
+            return self._break("fin") if answer.is_last else "whole"
         if not self._send_body(answer):
             return self._break(answer.cut_how)
         if answer.framing == "chunked":
             self._connection.sendall(b"0\r\n\r\n")
-        if answer.framing in ("close", "chunked-unended") or answer.length is not None:
+        if answer.framing in ("close", "chunked-unended") or answer.length is not None or answer.is_last:
             return self._break("fin")
         return "whole"
 
@@ -281,8 +328,9 @@ class Sender:
                 if answer.cut is not None and sent >= answer.cut:
                     return False
                 room = min([stop - sent for stop in stops if stop > sent], default=PIECE_BYTES)
-                part = view[: min(room, 64 * 1024)] if answer.bytes_per_s else view[:room]
-                if answer.bytes_per_s:
+                is_slow = answer.bytes_per_s and not (answer.hurry and answer.hurry.is_set())
+                part = view[: min(room, 64 * 1024, max(1, answer.bytes_per_s // 10))] if is_slow else view[:room]
+                if is_slow:
                     self._pause(begun + (sent + len(part)) / answer.bytes_per_s - time.monotonic())
                 self._send_part(part, answer.framing)
                 sent += len(part)

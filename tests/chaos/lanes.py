@@ -9,7 +9,9 @@ A lane can be walked without Dockyard: `look` is what a plain client sees there.
 count.
 """
 
+import hashlib
 import random
+import ssl
 import threading
 import time
 from collections.abc import Callable
@@ -21,7 +23,7 @@ from tests.client import Download
 from tests.gatekeeper import TokenService
 from tests.origin import Change, Image, Origin, Rule
 from tests.rig.toxiproxy import Toxiproxy, Way
-from tests.wire import Exchange, Request
+from tests.wire import Answer, Exchange, Request
 
 MIB = 1024 * 1024
 REPO = "team/app"
@@ -51,6 +53,8 @@ class Lane:
         self.upstream: dict[str, Any] = {}  # more for its entry in the settings
         self.front = self.way.authority if self.way else self.origin.authority  # as Dockyard is told
         self.rules: list[Rule] = []
+        self.once: list[Rule] = []  # of those, the ones that only Dockyard's next answers have
+        self.tls: ssl.SSLContext | None = None  # of a client that trusts the lane's certificate
         self.released = threading.Event()  # what stalls here goes on when this is set
         self.half = threading.Event()  # the layer in flight goes on from its half when this is set
         self._toxiproxy = toxiproxy
@@ -119,13 +123,31 @@ class Lane:
         self.rules.append(rule)
         return rule
 
-    def on_once(self, kind: str | None, change: Change, **options: Any) -> Rule:
+    def on_once(self, kind: str | None, change: Change, *, times: int = 1, **options: Any) -> Rule:
         """Change the next answer that Dockyard gets."""
-        return self.on(kind, change, times=1, when=lambda request: not is_plain(request), **options)
+        rule = self.on(kind, change, times=times, when=lambda request: not is_plain(request), **options)
+        self.once.append(rule)
+        return rule
 
-    def hold(self, place: int) -> Rule:
-        """The next layer that Dockyard asks for stops at a byte until `half` is set."""
-        return self.on_once(self.body_kind, bad.stalled(place, self.half), method="GET")
+    def hold(self, place: int, *, breaks: bool = False) -> Rule:
+        """The next layer that Dockyard asks for stops at a byte until `half` is set; there it `breaks` off then."""
+
+        def change(request: Request, answer: Answer) -> Answer:
+            held = bad.stalled(place, self.half)(request, answer)
+            return bad.cut(place)(request, held) if breaks else held
+
+        rule = self.origin.on(self.body_kind, change, times=1, method="GET", when=lambda request: not is_plain(request))
+        self.rules.append(rule)
+        return rule
+
+    def move_tag(self) -> Image:
+        """The tag of the cached image means another one from now on."""
+        layer = Bytes(self.layers["cached"].data[::-1])
+        return self.origin.add_image(REPO, "cached", [layer])
+
+    def path_upstream(self, path: str) -> str:
+        """What Dockyard asks for, for a client's path."""
+        return path.replace(f"/{self.prefix}/", "/")
 
     @property
     def body_kind(self) -> str:
@@ -138,6 +160,8 @@ class Lane:
         if self.rules:
             self.origin.mend(*self.rules)
             self.rules.clear()
+        for listener in self.origin.listeners.values():
+            listener.hear()
         for way in (self.way, self.token_way, self.cdn_way):
             if way is not None:
                 way.mend()
@@ -152,32 +176,47 @@ class Lane:
         """What a plain client sees here now: `refused`, `reset`, `silence`, or status, bytes and end of the answer."""
         chosen = way or self.way
         address = chosen.address if chosen else (self.origin.registry.host, self.origin.registry.port)
-        return look(address, path or f"/v2/{REPO}/manifests/cached", method=method)
+        return look(address, path or f"/v2/{REPO}/manifests/cached", method=method, tls=self.tls)
 
     def _add(self, tag: str) -> Image:
         return self.origin.add_image(REPO, tag, [self.layers[tag]])
 
 
-def look(address: tuple[str, int], path: str, *, method: str = "GET", timeout_s: float = LOOK_S) -> str:
-    """What a plain client sees: `refused`, `reset`, `silence`, `closed`, or such as `200 whole`, `200 fin at 1000`."""
+def look(
+    address: tuple[str, int],
+    path: str,
+    *,
+    method: str = "GET",
+    tls: ssl.SSLContext | None = None,
+    timeout_s: float = LOOK_S,
+) -> str:
+    """What a plain client sees.
+
+    `refused`, `no connection`, `reset`, `closed` or `silence` when there is no answer, `tls` and the reason when there
+    is no trust; else the status and `whole`, `wrong` (whole, but not what its digest says), or how it ended and where.
+    """
     try:
-        with Download(address, path, {PLAIN[0]: PLAIN[1]}, method=method, timeout_s=timeout_s) as download:
+        with Download(address, path, {PLAIN[0]: PLAIN[1]}, method=method, tls=tls, timeout_s=timeout_s) as download:
             try:
                 download.head()
-            except ConnectionResetError:
-                return "reset"
-            except ConnectionError:
-                return "closed"
             except TimeoutError:
                 return "silence"
             body, ended = download.rest()
-            return f"{download.status} whole" if ended == "length" else f"{download.status} {ended} at {len(body)}"
+            if ended != "length":
+                return f"{download.status} {ended} at {len(body)}"
+            digest = download.header("Docker-Content-Digest") or ""
+            is_right = method == "HEAD" or not digest or digest == f"sha256:{hashlib.sha256(body).hexdigest()}"
+            return f"{download.status} {'whole' if is_right else 'wrong'}"
     except ConnectionRefusedError:
         return "refused"
     except ConnectionResetError:
         return "reset"
+    except ssl.SSLError as exc:
+        return f"tls {exc.reason}"
     except TimeoutError:
         return "no connection"
+    except ConnectionError:
+        return "closed"
 
 
 def wait_for(condition: Callable[[], bool], what: str, within_s: float) -> float:

@@ -51,6 +51,9 @@ class Trouble:
     prepare: Callable[[Lane], None] = nothing
     mend: Callable[[Lane], None] = nothing
     early: frozenset[State] = frozenset()
+    breaks: bool = False  # a layer in flight is broken off when it strikes
+    stalls: bool = False  # a layer in flight stays where it is when it strikes
+    moves_tag: bool = False  # the cached tag means another image from then on, so that a body is asked for
     point: float = 0.5  # the part of a layer in flight that has landed when it strikes
     is_blind: bool = False  # clients see nothing of a layer in flight before all of it is there
     more: Mapping[State, Callable[["Story", Seen], None]] = attrs.field(factory=dict)
@@ -86,6 +89,7 @@ class Story:
         self.struck_at = 0.0
         self.mended_at = 0.0
         self._met = met
+        self._has_met = False
 
     @property
     def state(self) -> State:
@@ -100,7 +104,8 @@ class Story:
         try:
             _TELL[self.state](self)
         except Exception:  # noqa: BLE001  whatever it is, it is this cell's
-            self._met.abort()
+            if not self._has_met:
+                self._met.abort()  # the others need not wait
             self.record.problems.append(traceback.format_exc(limit=-3))
         finally:
             self.lane.mend()
@@ -118,6 +123,7 @@ class Story:
     def meet(self) -> None:
         """Wait until all lanes are ready for the fault."""
         self._met.wait(PATIENCE_S)
+        self._has_met = True
         self.lane.origin.forget()
 
     def strike(self) -> None:
@@ -213,13 +219,17 @@ def _tag_cached(story: Story) -> None:
     story.warm(path, truth)
     pointer = _pointer(story)
     story.meet()
+    fresh = lane.move_tag() if story.trouble.moves_tag else lane.images["cached"]
     story.strike()
     (outcome,) = story.outcomes
-    story.see(path, truth, outcome, lane.images["cached"].digest)
+    if not story.trouble.moves_tag:
+        outcome = attrs.evolve(outcome, is_stored=None)  # it was before
+    story.see(path, truth if outcome.is_stale else fresh.body, outcome, fresh.digest)
     if outcome.is_stale and story.trouble.stays_stale:
         story.stays_fast(path, truth)
-    story.record.check(_pointer(story) == pointer, "the pointer of the tag has moved")
-    story.finish(path, truth)
+    if outcome.is_stale or not story.trouble.moves_tag:
+        story.record.check(_pointer(story) == pointer, "the pointer of the tag has moved")
+    story.finish(path, fresh.body)
 
 
 def _tag_cold(story: Story) -> None:
@@ -277,7 +287,7 @@ def _blob_flight(story: Story) -> None:
     if is_early:
         story.strike()
     place = max(0, int(story.trouble.point * truth.size) - (EARLIER_BYTES if is_early else 0))
-    gate = lane.hold(place)
+    gate = lane.hold(place, breaks=story.trouble.breaks)
 
     def are_attached() -> bool:
         if story.trouble.is_blind:
@@ -291,7 +301,8 @@ def _blob_flight(story: Story) -> None:
         if not is_early:
             story.strike()
         began_at = story.struck_at = time.monotonic()
-        lane.half.set()
+        if not story.trouble.stalls:
+            lane.half.set()
         crowd.run(within_s=PATIENCE_S)
         got = tuple(Got.of_member(member, (member.ended_at or began_at) - began_at) for member in crowd.members)
     assert gate.applied == 1, f"the layer was begun {gate.applied} times before the fault"
