@@ -154,45 +154,6 @@ def test_a_large_cold_blob_over_http_1_0(house: House) -> None:
         assert download.rest() == (truth.data, "length")
 
 
-@pytest.mark.parametrize(
-    "hosts", ["", "Host: a\r\nHost: b\r\n", "Host: a\r\nHost: a\r\n"], ids=["none", "two", "twice"]
-)
-def test_hosts_that_are_not_one(house: House, hosts: str) -> None:
-    """HTTP/1.1 wants exactly one Host: anything else is 400, and nobody is asked."""
-    before = house.origin.count()
-    answer = exchange(house.address, f"GET /v2/up.test/hosts/manifests/v1 HTTP/1.1\r\n{hosts}\r\n".encode())
-    assert answer.startswith(b"HTTP/1.1 400 ")
-    assert house.origin.count() == before
-
-
-SMUGGLING = {
-    "CL and TE": "Content-Length: 5\r\nTransfer-Encoding: chunked\r\n",
-    "TE and CL": "Transfer-Encoding: chunked\r\nContent-Length: 5\r\n",
-    "two CL": "Content-Length: 5\r\nContent-Length: 6\r\n",
-    "CL list": "Content-Length: 5, 5\r\n",
-    "CL plus": "Content-Length: +5\r\n",
-    "CL negative": "Content-Length: -1\r\n",
-    "TE unknown": "Transfer-Encoding: xchunked\r\n",
-    "TE not last": "Transfer-Encoding: chunked, identity\r\n",
-    "space before colon": "Transfer-Encoding : chunked\r\n",
-    "bare CR": "X: a\rb\r\n",
-    "NUL": "X: a\0b\r\n",
-    "folded": "X: a\r\n b\r\n",
-}
-
-
-@pytest.mark.parametrize("name", SMUGGLING)
-def test_requests_that_two_servers_would_read_differently(house: House, name: str) -> None:
-    """Ambiguous framing is refused and the connection closed: the bytes after it are never a request."""
-    head = f"GET /v2/up.test/one/manifests/v1 HTTP/1.1\r\nHost: x\r\n{SMUGGLING[name]}\r\n"
-    smuggled = "GET /v2/up.test/two/manifests/v1 HTTP/1.1\r\nHost: x\r\n\r\n"
-    answer = exchange(house.address, f"{head}0\r\n\r\n{smuggled}".encode("latin-1"), timeout_s=2)
-    statuses = re.findall(rb"HTTP/1\.1 (\d{3})", answer)
-    assert statuses in ([], [b"400"])
-    assert house.origin.count(repo="two") == 0
-    assert house.get("/v2/").status == 200
-
-
 def test_clients_own_headers_go_nowhere(house: House) -> None:
     """Credentials, cookies and proxy headers of a client reach neither the upstream nor the log."""
     house.origin.add_image("app", "v1")

@@ -1,0 +1,85 @@
+"""Unique strings in the place of every secret, and the search for them wherever they must not be.
+
+A canary may reach the listeners that it is for, and there only the Authorization header (`at`), or the body of a form
+(`in_form`, identity tokens). Anywhere else, in any spelling, it is a leak: other listeners, other headers, targets,
+what clients were answered, the log, the metrics, and all files of the storage directory.
+"""
+
+import base64
+from collections.abc import Iterable, Iterator, Sequence
+from urllib.parse import quote
+
+import attrs
+
+from tests.client import Reply
+from tests.house import House
+from tests.wire import Request
+
+
+@attrs.frozen
+class Canary:
+    """A secret, and where it may be seen."""
+
+    text: str
+    at: frozenset[str] = frozenset()
+    in_form: bool = False
+
+    def spellings(self) -> Iterator[bytes]:
+        """The secret as it is, in a URL, and in base64 behind any user name."""
+        yield self.text.encode()
+        yield quote(self.text, safe="").encode()
+        for skipped in range(3):
+            # What stands before it moves the bits; only the middle looks the same whatever the neighbours are.
+            encoded = base64.b64encode(b"." * skipped + self.text.encode())
+            yield encoded[4 if skipped else 0 : -4]
+
+
+@attrs.define(eq=False)
+class WatchedHouse(House):
+    """A house that remembers what it answered."""
+
+    replies: list[Reply] = attrs.field(factory=list)
+
+    def get(self, path: str, **headers: str) -> Reply:
+        return self._noted(super().get(path, **headers))
+
+    def head(self, path: str, **headers: str) -> Reply:
+        return self._noted(super().head(path, **headers))
+
+    def send(self, method: str, path: str, **headers: str) -> Reply:
+        return self._noted(super().send(method, path, **headers))
+
+    def _noted(self, reply: Reply) -> Reply:
+        self.replies.append(reply)
+        return reply
+
+    def leaks(self, canaries: Sequence[Canary]) -> list[str]:
+        """Where canaries were found and must not be. Asks for the metrics, so the house must still run."""
+        return [f"{canary.text} in {where}" for canary in canaries for where in self._find(canary)]
+
+    def _find(self, canary: Canary) -> Iterator[str]:
+        spellings = tuple(canary.spellings())
+        for exchange in self.origin.seen():
+            if is_in(_forbidden_part(exchange.request, canary), spellings):
+                yield f"a {exchange.request.method} at the listener {exchange.request.listener}"
+        for reply in [*self.replies, super().get("/metrics")]:
+            if is_in([reply.body, str(reply.headers).encode()], spellings):
+                yield f"an answer with status {reply.status}"
+        if is_in([self.dockyard.said().encode()], spellings):
+            yield "the log"
+        for path in self.dockyard.storage.rglob("*"):
+            if is_in([str(path).encode(), path.read_bytes() if path.is_file() else b""], spellings):
+                yield f"the storage directory: {path.relative_to(self.dockyard.storage)}"
+
+
+def is_in(texts: Iterable[bytes], spellings: Sequence[bytes]) -> bool:
+    """Whether any of the spellings is in any of the texts."""
+    return any(spelling in text for text in texts for spelling in spellings)
+
+
+def _forbidden_part(request: Request, canary: Canary) -> list[bytes]:
+    """Everything of a request that this canary must not be in."""
+    is_there = request.listener in canary.at
+    headers = [pair for pair in request.headers if not (is_there and pair[0].lower() == "authorization")]
+    body = b"" if is_there and canary.in_form else request.body
+    return [request.target.encode(), str(headers).encode(), body]

@@ -1,0 +1,89 @@
+"""Requests of the test's own spelling on a bare socket, and how many requests a strict reader sees in them.
+
+`talk` sends bytes and returns every answer on that connection. `count_requests` reads the same bytes with h11, which is
+no part of Dockyard or of Granian: a server that answers more often than that has been made to see a request that the
+next server does not see.
+"""
+
+import socket
+import time
+from contextlib import suppress
+
+import attrs
+import h11
+
+from tests.client import READ_BYTES, parse_head
+
+LIMIT_S = 5.0
+
+
+@attrs.frozen
+class Talk:
+    """The answers of one connection: their statuses, all bytes, and whether the server ended the connection."""
+
+    statuses: tuple[int, ...]
+    received: bytes = attrs.field(repr=False)
+    is_closed: bool
+    took_s: float
+
+
+def talk(address: tuple[str, int], data: bytes, limit_s: float = LIMIT_S) -> Talk:
+    """Send the bytes and read until the server closes, or says nothing for so long."""
+    began = time.monotonic()
+    received = b""
+    is_closed = False
+    with socket.create_connection(address, limit_s) as connection:
+        with suppress(ConnectionError):  # an answer may come, and the end, before all was sent
+            connection.sendall(data)
+        try:
+            while more := connection.recv(READ_BYTES):
+                received += more
+            is_closed = True
+        except ConnectionResetError:
+            is_closed = True
+        except TimeoutError:
+            pass
+    return Talk(_statuses(received), received, is_closed, time.monotonic() - began)
+
+
+def count_requests(data: bytes) -> int:
+    """How many requests there are, one that is malformed (or not whole) counted as one, behind which all is lost."""
+    reader = h11.Connection(h11.SERVER, max_incomplete_event_size=2**21)
+    reader.receive_data(data)
+    reader.receive_data(b"")
+    count = 0
+    while True:
+        try:
+            event = reader.next_event()
+        except h11.RemoteProtocolError:
+            return count if reader.their_state is h11.DONE else count + (not _is_in_body(reader))
+        match event:
+            case h11.Request():
+                count += 1
+            case h11.NEED_DATA | h11.ConnectionClosed():
+                return count
+            case h11.PAUSED:
+                # Nobody is connected and nothing upgraded, so what follows is HTTP/1.1 again.
+                reader.send(h11.Response(status_code=400, headers=[("Content-Length", "0")]))
+                reader.send(h11.EndOfMessage())
+                if reader.our_state is not h11.DONE:
+                    return count
+                reader.start_next_cycle()
+
+
+def _is_in_body(reader: h11.Connection) -> bool:
+    """Whether the request that is malformed has been counted already, by its head."""
+    return reader.our_state is h11.SEND_RESPONSE
+
+
+def _statuses(data: bytes) -> tuple[int, ...]:
+    found = []
+    while data:
+        head, separator, rest = data.partition(b"\r\n\r\n")
+        assert separator, f"not an answer: {data[:200]!r}"
+        status, headers = parse_head(head)
+        length = int({name.lower(): value for name, value in headers}.get("content-length", "0"))
+        assert len(rest) >= length, f"an answer that ends short: {data[:300]!r}"
+        found.append(status)
+        data = rest[length:]
+    return tuple(found)

@@ -1,0 +1,237 @@
+"""Names, references, ranges and methods (N1 to N10), as they come over the wire."""
+
+import random
+from collections.abc import Callable
+
+import pytest
+
+from dockyard.web.paths import PathRouter
+from tests.client import parse_multipart
+from tests.house import upstream
+from tests.origin import OCI_MANIFEST, Origin, basic
+from tests.security.canaries import WatchedHouse
+from tests.security.conftest import PASSWORD
+from tests.security.raw import talk
+from tests.test_web_paths import Endpoint
+
+HEX = "0123456789abcdef" * 4
+BLOB = random.Random(7).randbytes(100_000)
+SIZE = len(BLOB)
+
+BAD_NAMES = [
+    *("", "/", "//", "a//b", "a/", "/a", "a/./b", "a/../b", "..", ".", "../a", "./a", "a/.."),
+    *(".a", "a.", "-a", "a-", "_a", "a_", "a/.b", "a/b.", "a/-b", "a/b-", "a/_b", "a/b_", "a..b", "a.-b", "a-.b"),
+    *("A", "aB", "UP.TEST/a", "a/B", "a___b", "a_.b", "a._b", "a" * 256, "a" * 300, "a/" * 127 + "ab", "a" * 2000),
+    *("a\x01b", "a\x7fb", "a\tb", "a\x1b[31m", "a\x00", "a%0ab", "a%00b", "a%20b", "a%2fb", "a%2e%2e", "%61"),
+    *("\u0430", "a\u0301", "\uff41", "\u2024", "\u2215", "\U0001f600"),
+    *("_catalog", "a\\b", "a:b", "a@b", "a,b", "a=b", "a;b", "a!b", "a~b", "a+b", "a(b)", "a'b"),
+]
+
+
+@pytest.mark.usefixtures("asks_nobody")
+def test_n1_bad_names(edge: WatchedHouse) -> None:
+    """N1: a name outside the grammar is 400 NAME_INVALID, or no endpoint at all; no file, no key, no question."""
+    assert len(set(BAD_NAMES)) >= 60
+    files = set(edge.dockyard.storage.rglob("*"))
+    wrong = {}
+    for name in BAD_NAMES:
+        request = f"GET /v2/up.test/{name}/manifests/x HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n"
+        answered = talk(edge.address, request.encode())
+        is_refused = answered.statuses in ((400,), (404,)) and b"NAME_UNKNOWN" not in answered.received
+        if answered.statuses == (400,) and b"NAME_INVALID" not in answered.received:
+            is_refused = not name.isprintable()  # Granian refuses control characters before anybody sees them
+        if not is_refused:
+            wrong[name] = answered
+    assert wrong == {}
+    assert set(edge.dockyard.storage.rglob("*")) == files
+
+
+BAD_TAGS = ["a" * 129, ".x", "-x", "a+b", "a~b", "a!b", "a@b", "a,b", "a$b", "a&b", "a=b", "a;b", "a(b", "a'b", "a*b"]
+BAD_DIGESTS = [
+    *(f"sha256:{HEX[:63]}", f"sha256:{HEX}0", f"sha256:{HEX.upper()}", f"sha256:{'g' * 64}", "sha256:", "sha256:a"),
+    *(f"sha256:..{HEX[2:]}", "sha256:..", f"sha256:{HEX[:62]}..", f"sha256:{HEX}:", f":{HEX}", f"sha256::{HEX[1:]}"),
+    *(f"md5:{HEX[:32]}", f"sha1:{HEX[:40]}", f"sha384:{HEX}{HEX[:32]}", f"blake3:{HEX}", f"SHA256:{HEX}", "x:y"),
+    *(f"sha512:{HEX}", f"sha512:{HEX}{HEX[:63]}", f"sha512:{HEX}{HEX}0", f"sha256+b64:{HEX}", f"sha256:{HEX},", "a:"),
+    *(f"sha256:{'0' * 63}~", f"sha256%3a{HEX[:63]}", f"sha256:-{HEX[1:]}"),
+]
+
+
+@pytest.mark.usefixtures("asks_nobody")
+def test_n2_bad_references(edge: WatchedHouse) -> None:
+    """N2: a tag outside the grammar is MANIFEST_INVALID, a digest DIGEST_INVALID, each 400, for manifests and blobs."""
+    assert len({*BAD_TAGS, *BAD_DIGESTS}) >= 40
+    wrong = []
+    for reference in BAD_TAGS:
+        reply = edge.get(f"/v2/up.test/app/manifests/{reference}")
+        wrong += [reference] * ((reply.status, reply.error) != (400, "MANIFEST_INVALID"))
+    for reference in BAD_DIGESTS:
+        for path in (f"manifests/{reference}", f"blobs/{reference}", f"referrers/{reference}"):
+            reply = edge.get(f"/v2/up.test/app/{path}")
+            wrong += [path] * ((reply.status, reply.error) != (400, "DIGEST_INVALID"))
+    for reference in (f"sha256-{HEX}", "latest"):  # these are tags, and so no digests of blobs
+        reply = edge.get(f"/v2/up.test/app/blobs/{reference}")
+        wrong += [reference] * ((reply.status, reply.error) != (400, "DIGEST_INVALID"))
+    assert wrong == []
+
+
+def test_n3_names_made_of_the_words_of_the_protocol() -> None:
+    """N3: a path is read from the right, whatever its name is made of; a plain reading of the path agrees each time."""
+    kinds = ("manifests", "blobs", "tags", "referrers")
+    router = PathRouter(Endpoint("base"), {kind: Endpoint(kind) for kind in kinds}, {})
+    words = random.Random(3)
+    for _ in range(20_000):
+        name = "/".join(words.choice([*kinds, "v2", "list", "a", "uploads"]) for _ in range(words.randint(1, 6)))
+        kind = words.choice(kinds)
+        reference = "list" if kind == "tags" else words.choice(["x", f"sha256:{HEX}", "blobs", "v2"])
+        found = router.find(f"/v2/{name}/{kind}/{reference}")
+        assert found is not None
+        assert found[0].name == kind
+        assert found[2] == {"path_prefix": "", "name": name, "reference": reference}
+
+
+NEIGHBOURS = ["ghcr.io/my-org-evil/x", "ghcr.io/my-orgx/y", "ghcr.io//my-org/x", "GHCR.IO/my-org/x", "ghcr.io/my_org/x"]
+
+
+def test_n4_a_neighbour_of_a_prefix_does_not_get_its_login(
+    make_house: Callable[..., WatchedHouse], origin: Origin
+) -> None:
+    """N4: a name that only looks like one of `ghcr.io/my-org` goes to the catch-all upstream, or nowhere."""
+    login = {"type": "basic", "username": "ann", "password": PASSWORD.text}
+    house = make_house(
+        upstreams=[upstream("ghcr.io/my-org", f"{origin.url}/my-org", auth=login), upstream("ghcr.io", origin.url)]
+    )
+    origin.on(None, lambda request, answer: answer.of(401).with_header("WWW-Authenticate", 'Basic realm="x"'))
+    for name in NEIGHBOURS:
+        assert house.get(f"/v2/{name}/manifests/v1").status in (400, 404), name
+    assert {each.request.header("Authorization") for each in origin.seen()} == {None}
+    assert house.get("/v2/ghcr.io/my-org/x/manifests/v1").status == 403
+    sent = {each.request.header("Authorization") for each in origin.seen(repo="my-org/x")}
+    assert sent == {None, basic("ann", PASSWORD.text)}
+
+
+def test_n5_one_path_at_two_upstreams(make_house: Callable[..., WatchedHouse], origin: Origin) -> None:
+    """N5: the same repository and tag of two upstreams are two things, with a place in the storage each."""
+    house = make_house(upstreams=[upstream("one.test", f"{origin.url}/one"), upstream("two.test", f"{origin.url}/two")])
+    images = {name: origin.add_image(f"{name}/a/b", "v1", [name.encode()]) for name in ("one", "two")}
+    for _ in range(2):
+        for name, image in images.items():
+            reply = house.get(f"/v2/{name}.test/a/b/manifests/v1")
+            assert (reply.status, reply.header("Docker-Content-Digest")) == (200, image.digest)
+    assert images["one"].digest != images["two"].digest
+    pointers = [path for path in house.dockyard.storage.rglob("tags/v1") if path.is_file()]
+    assert {path.read_text().split()[0][:71] for path in pointers} == {image.digest for image in images.values()}
+
+
+def test_n6_an_ns_that_is_given_twice(house: WatchedHouse) -> None:
+    """N6: the same `ns` twice is one, another beside it is 400, and the cache key is that of the prefix."""
+    image = house.origin.add_image("library/ns", "v1")
+    path = "/v2/library/ns/manifests/"
+    assert house.get(f"{path}{image.digest}?ns=docker.io&ns=docker.io").status == 200
+    before = house.origin.count()
+    for query in ("ns=docker.io&ns=169.254.169.254", "ns=other.io&ns=docker.io", "ns=docker.io&ns=DOCKER.IO&ns=x"):
+        assert house.get(f"{path}{image.digest}?{query}").status == 400
+    for query in ("", "?ns=docker.io", "?x=1&x=2", "?ns="):
+        assert house.get(f"{path}{image.digest}{query}").status == 200
+    assert house.origin.count() == before
+
+
+RANGES: dict[str, int | bytes | list[bytes]] = {
+    "bytes=0-0": BLOB[:1],
+    "bytes=-1": BLOB[-1:],
+    "bytes=5-": BLOB[5:],
+    "bytes=0-": BLOB,
+    "bytes=10-19": BLOB[10:20],
+    f"bytes=0-{SIZE}": BLOB,
+    f"bytes={SIZE - 1}-": BLOB[-1:],
+    f"bytes=-{SIZE * 2}": BLOB,
+    f"bytes=-{10**30}": BLOB,
+    f"bytes=0-{10**30}": BLOB,
+    f"bytes=0-{'9' * 5000}": BLOB,
+    "Bytes=0-0": BLOB[:1],
+    "bytes= 0-0": BLOB[:1],
+    "bytes=0-0,": BLOB[:1],
+    "bytes=0-0,5-6": [BLOB[:1], BLOB[5:7]],
+    "bytes=5-6,0-0": [BLOB[5:7], BLOB[:1]],
+    "bytes=0-1,999999-": BLOB[:2],
+    f"bytes={SIZE}-": 416,
+    f"bytes={10**30}-": 416,
+    "bytes=9-8": 416,
+    "bytes=-0": 416,
+    "bytes=" + ",".join(["0-"] * 200): 400,
+    "bytes=" + ",".join(["0-0"] * 1000): 400,
+    "bytes=-": 200,
+    "bytes=a-b": 200,
+    "bytes=+0-1": 200,
+    "bytes=0--1": 200,
+    "bytes=0x0-0x1": 200,
+    "bytes 0-1": 200,
+    "items=0-1": 200,
+    "bytes=0-1;2-3": 200,
+    "bytes=0.0-1": 200,
+}
+
+
+def test_n7_ranges(house: WatchedHouse) -> None:
+    """N7: 206 with exactly those bytes, one part for each of several ranges, 416, 400 for too many, or 200 whole."""
+    digest = house.origin.add_blob(BLOB)
+    assert len(RANGES) >= 30
+    for asked, expected in RANGES.items():
+        reply = house.get(f"/v2/up.test/app/blobs/{digest}", Range=asked)
+        match expected:
+            case int(status):
+                assert reply.status == status, asked
+                assert reply.body == BLOB if status == 200 else len(reply.body) < 500, asked
+                if status == 416:
+                    assert reply.header("Content-Range") == f"bytes */{SIZE}"
+            case bytes(part):
+                assert (reply.status, reply.body) == (206, part), asked
+            case parts:
+                assert reply.status == 206, asked
+                assert [body for _, body in parse_multipart(reply)] == parts
+
+
+def test_n8_head_is_get_without_a_body(house: WatchedHouse) -> None:
+    """N8: HEAD of everything has the status and the headers of GET, its length too, no body, and fetches none."""
+    image = house.origin.add_image("heads", "v1", [b"a layer for HEAD"])
+    layer = house.origin.add_blob(BLOB + b"a cold one")
+    cold = f"/v2/up.test/heads/blobs/{layer}"
+    assert house.head(cold).header("Content-Length") == str(SIZE + 10)
+    assert house.origin.count("blob", "GET", reference=layer) == 0
+    paths = [
+        *("/v2/", "/version", "/healthz", "/readyz", "/v2/_catalog", "/nothing", "/v2/up.test/A/manifests/x", cold),
+        *(f"/v2/up.test/heads/manifests/{reference}" for reference in ("v1", image.digest, "none", f"sha256:{HEX}")),
+        *(f"/v2/up.test/heads/blobs/{digest}" for digest in (*image.layers, f"sha256:{HEX}", "sha256:x")),
+        *("/v2/up.test/heads/tags/list", f"/v2/up.test/heads/referrers/{image.digest}", "/v2/unknown.test/a/blobs/x"),
+    ]
+    for path in paths:
+        house.get(path)
+        get, head = house.get(path), house.head(path)
+        assert head.body == b""
+        assert head.status == get.status, path
+        assert _comparable(head.headers) == _comparable(get.headers), path
+
+
+def _comparable(headers: tuple[tuple[str, str], ...]) -> dict[str, str]:
+    """Without what changes from one answer to the next."""
+    return {name: value for name, value in headers if name not in {"date", "cache-status", "age"}}
+
+
+ACCEPTS = [
+    "",
+    OCI_MANIFEST,
+    "*/*",
+    "application/vnd.docker.distribution.manifest.v1+json",
+    f"{OCI_MANIFEST};q=0, */*;q=0.1, text/html;q=0.9",
+    ", ".join(f"application/vnd.odd{number}+json" for number in range(50)),
+]
+
+
+def test_n10_accept_changes_nothing(house: WatchedHouse) -> None:
+    """N10: whatever a client accepts, a digest and a tag have the same bytes and the same type, fetched once."""
+    image = house.origin.add_image("accepts", "v1", [b"a layer for all"])
+    for reference in (image.digest, "v1"):
+        for accept in ACCEPTS:
+            reply = house.get(f"/v2/up.test/accepts/manifests/{reference}", **({"Accept": accept} if accept else {}))
+            assert (reply.status, reply.body) == (200, image.body), accept
+            assert (reply.header("Docker-Content-Digest"), reply.header("Content-Type")) == (image.digest, OCI_MANIFEST)
+    assert house.origin.count("manifest", "GET", repo="accepts") == 1

@@ -1,0 +1,164 @@
+"""Request parsing and smuggling (S1 to S4): 42 raw inputs, and four clients that take their time.
+
+Each input has its exact answers. The server never answers more requests than a strict reader of HTTP finds in the same
+bytes, ends the connection after what it refuses, and asks neither upstream nor bucket for what is malformed.
+"""
+
+import socket
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.ops.fleet import EXAMPLES
+from tests.rig.processes import Process, free_port
+from tests.rig.programs import Programs
+from tests.security.canaries import WatchedHouse
+from tests.security.corpus import CORPUS, INNER, LAST, Input
+from tests.security.raw import count_requests, talk
+
+OPS = Path(__file__).parents[2] / "ops"
+
+
+def test_the_corpus_is_whole() -> None:
+    """42 inputs, and the strict reader tells one request from two."""
+    assert len({each.name for each in CORPUS}) == len(CORPUS) == 42
+    assert [count_requests(data) for data in (b"", INNER, INNER * 2, INNER + LAST, b"no HTTP\r\n\r\n")] == [
+        0,
+        1,
+        2,
+        2,
+        1,
+    ]
+
+
+@pytest.mark.usefixtures("asks_nobody")
+@pytest.mark.parametrize("case", CORPUS, ids=lambda case: case.name)
+def test_s1_raw_inputs(edge: WatchedHouse, case: Input) -> None:
+    """Exactly these answers, then the end of the connection; nothing inside an input is taken for a request."""
+    answered = talk(edge.address, case.data)
+    assert answered.statuses == case.statuses
+    assert answered.is_closed
+    assert len(answered.statuses) <= count_requests(case.data)
+    assert edge.origin.count(repo="smuggled") == 0
+
+
+def _slow_headers(connection: socket.socket) -> None:
+    """A byte every half a second, never the last one."""
+    for byte in b"GET /v2/ HTTP/1.1\r\nHost: h\r\nX: " + b"a" * 100:
+        connection.sendall(bytes([byte]))
+        time.sleep(0.5)  # that is what this client does
+
+
+WAITING: dict[str, Callable[[socket.socket], None]] = {
+    "headers that drip": _slow_headers,
+    "no byte": lambda connection: None,
+    "half a header": lambda connection: connection.sendall(b"GET /v2/ HTTP/1.1\r\nHost:"),
+    "idle after an answer": lambda connection: connection.sendall(b"GET /v2/ HTTP/1.1\r\nHost: h\r\n\r\n"),
+}
+
+
+def test_s2_clients_that_wait_are_cut(edge: WatchedHouse) -> None:
+    """Whoever has not sent a whole request within ten seconds is cut, and an idle connection is as well."""
+
+    def wait(start: Callable[[socket.socket], None]) -> float:
+        with socket.create_connection(edge.address, 20) as connection:
+            began = time.monotonic()
+            try:
+                start(connection)
+                while connection.recv(4096):
+                    pass
+            except ConnectionError:
+                pass
+            return time.monotonic() - began
+
+    with ThreadPoolExecutor(len(WAITING)) as pool:
+        took = dict(zip(WAITING, pool.map(wait, WAITING.values()), strict=True))
+    assert {name for name, seconds in took.items() if not 5 < seconds < 12} == set(), took
+
+
+def test_s3_the_body_of_a_post_is_not_waited_for(edge: WatchedHouse) -> None:
+    """405 within half a second, and the connection is closed, though not a byte of the body has come."""
+    head = b"POST /v2/up.test/app/blobs/uploads/ HTTP/1.1\r\nHost: h\r\nContent-Length: 1000000\r\n\r\n"
+    answered = talk(edge.address, head)
+    assert (answered.statuses, answered.is_closed) == ((405,), True)
+    assert answered.took_s < 0.5
+
+
+@contextmanager
+def _front(name: str, programs: Programs, edge: WatchedHouse, directory: Path) -> Iterator[tuple[str, int]]:
+    """A load balancer with its configuration of ops/ before one Dockyard."""
+    port = free_port()
+    changes = dict.fromkeys(EXAMPLES, edge.dockyard.host)
+    config = directory / name
+    if name == "haproxy":
+        source = OPS / "haproxy" / "haproxy.cfg"
+        changes |= {
+            "    user haproxy\n    group haproxy\n": "",
+            "maxconn 16384": "maxconn 512",
+            "bind :5000": f"bind 127.0.0.1:{port}",
+            "/run/haproxy/admin.sock": f"{directory}/admin.sock",
+        }
+        argv: list[str | Path] = [programs.need("haproxy"), "-db", "-f", config]
+    else:
+        source = OPS / "nginx" / "nginx.conf"
+        kinds = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+        changes |= {
+            "pid /run/nginx.pid": f"pid {directory}/nginx.pid",
+            "/var/log/nginx/error.log": f"{directory}/error.log",
+            "listen 5000": f"listen 127.0.0.1:{port}",
+            "worker_connections 16384": "worker_connections 512",
+            "access_log off;": "access_log off;" + "".join(f"{kind}_temp_path {directory}/{kind};" for kind in kinds),
+        }
+        argv = [programs.need("nginx"), "-p", directory, "-c", config, "-g", "daemon off;"]
+    text = source.read_text()
+    for old, new in changes.items():
+        assert old in text, old
+        text = text.replace(old, new)
+    config.write_text(text)
+    process = Process.start(argv, log=directory / f"{name}.log")
+    try:
+        process.wait_until(lambda: _is_up(port), "answering", 30)
+        yield "127.0.0.1", port
+    finally:
+        process.end()
+
+
+def _is_up(port: int) -> bool:
+    try:
+        return talk(("127.0.0.1", port), LAST).statuses == (200,)
+    except OSError:
+        return False
+
+
+SEEN_BY_NOBODY = {
+    "bare LF": b"GET /v2/up.test/front-NAME/manifests/x HTTP/1.1\nHost: h\nConnection: close\n\n",
+    "a fragment": b"GET /v2/up.test/front-NAME/manifests/x#/../y HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n",
+}
+
+
+@pytest.mark.parametrize("name", ["haproxy", "nginx"])
+def test_s4_what_dockyard_cannot_see_is_settled_by_the_front(
+    edge: WatchedHouse, programs: Programs, tmp_path: Path, name: str
+) -> None:
+    """Bare LF and fragments never reach the application.
+
+    Behind a load balancer of ops/ each is refused there or written anew by it, so that both see the same requests: the
+    whole corpus has no more answers than requests, and none of what is inside an input is asked for.
+    """
+    with _front(name, programs, edge, tmp_path) as address:
+        for what, data in SEEN_BY_NOBODY.items():
+            repo = f"front-{name}-{what.replace(' ', '-').lower()}"
+            before = edge.origin.count(repo=repo)
+            answered = talk(address, data.replace(b"front-NAME", repo.encode()))
+            assert answered.statuses in ((400,), (404,)), what
+            assert edge.origin.count(repo=repo) - before == 2 * (answered.statuses == (404,)), what  # HEAD and GET
+        for case in CORPUS:
+            answered = talk(address, case.data.replace(b"Connection: close", b"Connection: close\r\nX: y"), limit_s=1)
+            assert len(answered.statuses) <= count_requests(case.data), case.name
+        assert edge.origin.count(repo="smuggled") == 0
+    with closing(socket.create_connection(edge.address, 5)):
+        assert edge.get("/v2/").status == 200
