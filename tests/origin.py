@@ -115,11 +115,12 @@ class Origin:
         name: str,
         host: str = "127.0.0.1",
         *,
+        port: int = 0,
         tls: ssl.SSLContext | None = None,
         tunnel: ssl.SSLContext | None = None,
     ) -> Listener:
-        """One more port; requests to it are recorded under `name`."""
-        self.listeners[name] = Listener(name, host, tls, tunnel, self._handle)
+        """One more port (0: a free one); requests to it are recorded under `name`."""
+        self.listeners[name] = Listener(name, host, port, tls, tunnel, self._handle)
         return self.listeners[name]
 
     @property

@@ -16,7 +16,7 @@ from dockyard.oci.reference import Tag
 from dockyard.upstream.breaker import Breaker
 from dockyard.upstream.keychain import Keychain
 from dockyard.upstream.registry import Registry
-from dockyard.upstream.zones import Zone, zone_of
+from dockyard.upstream.zones import Zone, find_spelt_zone, zone_of
 from dockyard.values import Secret
 from tests.origin import Change, Origin
 from tests.wire import Exchange, Request
@@ -98,6 +98,8 @@ def methods(exchanges: list[Exchange]) -> list[str]:
 def pretend(monkeypatch: pytest.MonkeyPatch, zones: Mapping[str, Zone]) -> None:
     """Let some loopback addresses pass for addresses elsewhere."""
     monkeypatch.setattr("dockyard.upstream.sockets.zone_of", lambda address: zones.get(address) or zone_of(address))
+    spelt = "dockyard.upstream.transport.find_spelt_zone"
+    monkeypatch.setattr(spelt, lambda host: zones.get(host) or find_spelt_zone(host))
 
 
 def certified(authority: trustme.CA, *names: str) -> ssl.SSLContext:

@@ -139,13 +139,14 @@ class Listener:
         self,
         name: str,
         host: str,
+        port: int,
         tls: ssl.SSLContext | None,
         tunnel: ssl.SSLContext | None,
         handle: Callable[[socket.socket, Request], bool],
     ) -> None:
         self.name = name
         self.host = host
-        self.port = 0
+        self.port = port
         self.connections = 0
         self._handle = handle  # True: the connection may be used again
         self._tls = tls

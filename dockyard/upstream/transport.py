@@ -248,8 +248,8 @@ class Transport:
         return place.origin == self._upstream.origin or is_listed(place.origin, self._upstream.trusted_hosts)
 
     def _check_literal(self, request: Request) -> None:
-        """Behind a proxy, names are looked up elsewhere; what is spelt out can still be checked."""
-        if not self._upstream.proxy or self._is_trusted(request.place):
+        """What is spelt out is judged before a lookup; behind a proxy, where names are looked up, there is no more."""
+        if self._is_trusted(request.place):
             return
         zone = find_spelt_zone(request.place.origin.host)
         if zone is not None and not is_reachable(zone, request.home or Zone.PUBLIC):

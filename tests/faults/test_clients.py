@@ -1,6 +1,5 @@
 """Clients that leave, wait, or speak oddly."""
 
-import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -11,7 +10,7 @@ import pytest
 
 from tests import misbehaviour as bad
 from tests.bodies import Bytes, Synthetic
-from tests.client import exchange, is_part_of
+from tests.client import is_part_of
 from tests.faults.watch import open_files, processor_s
 from tests.house import House, eventually, open_house, opened_at_exit, stays
 from tests.origin import Origin

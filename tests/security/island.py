@@ -1,0 +1,167 @@
+"""An internet on this machine: a network namespace in which every address is local, with a name server of our own.
+
+A thread of its own moves into new network and mount namespaces; what it starts lives there too: sockets, threads,
+Dockyard. All of IPv4 and IPv6 leads to the loopback device, so a listener on all addresses sees every connection that
+is made to anything, with the address that was meant. Names are answered by `Names`, through the C library as ever
+(`/etc/resolv.conf` is another file in there). Needs root, and the `ip` program.
+"""
+
+import ctypes
+import os
+import socket
+import struct
+import subprocess
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from ipaddress import ip_address
+from pathlib import Path
+from typing import TypeVar
+
+import attrs
+import pytest
+
+CLONE_NEWNS, CLONE_NEWNET = 0x00020000, 0x40000000
+MS_REC, MS_PRIVATE, MS_BIND = 0x4000, 0x40000, 0x1000
+IPV6_FREEBIND = 78
+A, AAAA = 1, 28
+
+T = TypeVar("T")
+
+
+class Island:
+    """The namespaces, and the one thread that is in them."""
+
+    def __init__(self, directory: Path) -> None:
+        self._thread = ThreadPoolExecutor(1, "island")
+        self.run(lambda: _move(directory))
+
+    def run(self, action: Callable[[], T]) -> T:
+        """Do something in there."""
+        return self._thread.submit(action).result()
+
+    def close(self) -> None:
+        """End the thread; the namespaces end with the last that lives in them."""
+        self._thread.shutdown()
+
+
+def _move(directory: Path) -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+
+    def call(name: str, *arguments: int | bytes | None) -> None:
+        if getattr(libc, name)(*arguments) != 0:
+            raise OSError(ctypes.get_errno(), f"{name}: {os.strerror(ctypes.get_errno())}")
+
+    call("unshare", CLONE_NEWNET | CLONE_NEWNS)
+    call("mount", b"none", b"/", None, MS_REC | MS_PRIVATE, None)
+    resolver = directory / "resolv.conf"
+    resolver.write_text("nameserver 127.0.0.1\noptions timeout:1 attempts:1\n")
+    call("mount", str(resolver).encode(), os.path.realpath("/etc/resolv.conf").encode(), None, MS_BIND, None)
+    for command in (
+        "link set lo up",
+        "route add local 0.0.0.0/0 dev lo",
+        "-6 route add local ::/0 dev lo",
+    ):
+        subprocess.run(["ip", *command.split()], check=True, capture_output=True)
+
+
+def need_island() -> None:
+    """Skip the test where there can be no island; on CI it fails instead."""
+    if os.geteuid() == 0:
+        return
+    if os.environ.get("CI"):
+        pytest.fail("an island needs root", pytrace=False)
+    pytest.skip("an island needs root")
+
+
+class Coast:
+    """One port at many addresses; keeps for each connection the address that was meant, and ends it."""
+
+    def __init__(self, port: int, addresses: Iterable[str]) -> None:
+        self.meant: list[str] = []
+        self._sockets = [_listen(each, port) for each in addresses]
+        for listening in self._sockets:
+            threading.Thread(target=self._accept, args=(listening,), daemon=True).start()
+
+    def close(self) -> None:
+        """Listen no more."""
+        for listening in self._sockets:
+            with suppress(OSError):
+                listening.shutdown(socket.SHUT_RDWR)
+            listening.close()
+
+    def _accept(self, listening: socket.socket) -> None:
+        while True:
+            try:
+                connection, _ = listening.accept()
+            except OSError:
+                return
+            with connection:
+                self.meant.append(connection.getsockname()[0])
+
+
+def _listen(address: str, port: int) -> socket.socket:
+    listening = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET)
+    if ":" in address:
+        listening.setsockopt(socket.IPPROTO_IPV6, IPV6_FREEBIND, 1)  # the address is a route, not one of the device
+    listening.bind((address, port))
+    listening.listen()
+    return listening
+
+
+@attrs.define
+class Names:
+    """A name server. Each name has a list of answers, one for each time it is asked, the last one for ever.
+
+    An answer is the addresses; a name without any is unknown. `asked` are the names that were looked up, in order.
+    """
+
+    answers: dict[str, list[Sequence[str]]] = attrs.field(factory=dict)
+    asked: list[str] = attrs.field(factory=list)
+    _current: dict[str, Sequence[str]] = attrs.field(factory=dict)
+
+    @contextmanager
+    def served(self) -> Iterator[None]:
+        """Answer on port 53 for as long as the block lasts."""
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server:
+            server.bind(("127.0.0.1", 53))
+            server.settimeout(0.1)
+            over = threading.Event()
+            thread = threading.Thread(target=self._loop, args=(server, over))
+            thread.start()
+            try:
+                yield
+            finally:
+                over.set()
+                thread.join()
+
+    def _loop(self, server: socket.socket, over: threading.Event) -> None:
+        while not over.is_set():
+            with suppress(OSError):
+                question, peer = server.recvfrom(4096)
+                server.sendto(self._answer(question), peer)
+
+    def _answer(self, question: bytes) -> bytes:
+        labels, at = [], 12
+        while length := question[at]:
+            labels.append(question[at + 1 : at + 1 + length].decode())
+            at += 1 + length
+        name = ".".join(labels).lower()
+        (kind,) = struct.unpack_from(">H", question, at + 1)
+        addresses = self._addresses(name, kind)
+        wanted = (
+            [ip_address(each) for each in addresses if (":" in each) == (kind == AAAA)] if kind in (A, AAAA) else []
+        )
+        flags = 0x8180 if name in self.answers else 0x8183
+        head = question[:2] + struct.pack(">5H", flags, 1, len(wanted), 0, 0)
+        records = b"".join(struct.pack(">HHHIH", 0xC00C, kind, 1, 0, len(each.packed)) + each.packed for each in wanted)
+        return head + question[12 : at + 5] + records
+
+    def _addresses(self, name: str, kind: int) -> Sequence[str]:
+        """One lookup asks for A, then for AAAA: both belong to one answer."""
+        if kind == A:
+            self.asked.append(name)
+            answers = self.answers.get(name, [])
+            self._current[name] = answers.pop(0) if len(answers) > 1 else (answers or [()])[0]
+        return self._current.get(name, ())

@@ -1,0 +1,305 @@
+"""Where an upstream may not send Dockyard (R1 to R6), on an island where a connection to any address would be seen.
+
+The registry is public: its name leads to 8.8.4.4. What it sends us to is forbidden, and listens. The three ways are a
+redirect, the realm of a challenge, and a name that means something else the second time it is looked up.
+"""
+
+import ssl
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
+from pathlib import Path
+from random import Random
+
+import attrs
+import pytest
+import trustme
+
+from tests import misbehaviour as bad
+from tests.client import Reply
+from tests.house import upstream
+from tests.origin import OCI_MANIFEST, Origin
+from tests.security.canaries import WatchedHouse
+from tests.security.conftest import PASSWORD, STORE, watched
+from tests.security.island import Coast, Island, Names, need_island
+from tests.stores.proxy import Proxy, error
+from tests.wire import Request
+
+PUBLIC, ELSEWHERE = "8.8.4.4", "9.9.9.9"
+PORT = 8080
+ISLANDERS = {"registry.example.com": PUBLIC, "cdn.example.net": PUBLIC, "auth.example.net": ELSEWHERE}
+
+# The 24 targets. `{s3}` is the port of the bucket.
+TARGETS = {
+    "loopback": "http://127.0.0.1:8080/x",
+    "loopback, short": "http://127.1:8080/x",
+    "all zeros": "http://0.0.0.0:8080/x",
+    "loopback, a number": "http://2130706433:8080/x",
+    "loopback, in hex": "http://0x7f000001:8080/x",
+    "10/8": "http://10.1.2.3:8080/x",
+    "172.16/12": "http://172.16.0.1:8080/x",
+    "192.168/16": "http://192.168.0.1:8080/x",
+    "100.64/10": "http://100.64.0.1:8080/x",
+    "metadata": "http://169.254.169.254:8080/latest/meta-data",
+    "loopback, IPv6": "http://[::1]:8080/x",
+    "loopback, mapped": "http://[::ffff:127.0.0.1]:8080/x",
+    "link-local": "http://[fe80::1]:8080/x",
+    "unique local": "http://[fc00::1]:8080/x",
+    "site-local": "http://[fec0::1]:8080/x",
+    "6to4": "http://[2002:7f00:1::]:8080/x",
+    "NAT64": "http://[64:ff9b::7f00:1]:8080/x",
+    "multicast": "http://224.0.0.1:8080/x",
+    "localhost with a dot": "http://localhost.:8080/x",
+    "a name for inside": "http://inside.example.net:8080/x",
+    "the bucket": "http://127.0.0.1:{s3}/x",
+    "file": "file:///etc/passwd",
+    "gopher": "gopher://127.0.0.1:8080/x",
+    "http from https": "http://cdn.example.net:8080/x",
+}
+# The same for a name server, which knows addresses only.
+ADDRESSES = [
+    *("127.0.0.1", "127.9.9.9", "0.0.0.0", "10.1.2.3", "172.16.0.1", "192.168.0.1"),  # noqa: S104  not bound to
+    *("100.64.0.1", "169.254.169.254"),
+    *("::1", "::ffff:127.0.0.1", "fe80::1", "fc00::1", "fec0::1", "2002:7f00:1::", "64:ff9b::7f00:1", "224.0.0.1"),
+    *("100.100.100.200", "fd00:ec2::254", "::ffff:10.1.2.3", "64:ff9b::a01:203", "ff02::1", "255.255.255.255", "::"),
+    "2001:0:53aa::1",
+]
+LISTENING = [
+    *("127.0.0.1", "127.9.9.9", "10.1.2.3", "172.16.0.1", "192.168.0.1", "100.64.0.1", "169.254.169.254", "10.0.0.7"),
+    *("::1", "fc00::1", "fec0::1", "2002:7f00:1::", "64:ff9b::7f00:1", "100.100.100.200", "fd00:ec2::254"),
+    *("64:ff9b::a01:203", "2001:0:53aa::1", ELSEWHERE),
+]
+
+
+@attrs.define(eq=False)
+class Shore:
+    """The island with a house on it, whose upstreams `up.test` (plain) and `safe.test` (TLS, a login) are public."""
+
+    island: Island
+    house: WatchedHouse
+    coast: Coast
+    names: Names
+    bucket: Proxy
+
+    @property
+    def origin(self) -> Origin:
+        return self.house.origin
+
+    def get(self, path: str) -> Reply:
+        return self.island.run(lambda: self.house.get(path))
+
+    def assert_untouched(self) -> None:
+        """Nobody has connected to a forbidden address, nor asked the bucket for what is not its own."""
+        assert self.coast.meant == []
+        assert [each.target for each in self.bucket.requests if each.target in ("/x", "/x?")] == []
+
+
+def _settle(island: Island, directory: Path, stack: ExitStack) -> Shore:
+    names = Names({name: [(address,)] for name, address in ISLANDERS.items()} | {"inside.example.net": [("10.0.0.7",)]})
+    stack.enter_context(names.served())
+    authority = trustme.CA()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("registry.example.com").configure_cert(context)
+    authority.cert_pem.write_to_path(str(directory / "ca.pem"))
+    origin = stack.enter_context(Origin())
+    plain = origin.listen("plain", PUBLIC)
+    secure = origin.listen("registry", PUBLIC, tls=context)
+    origin.listen("cdn", PUBLIC, port=PORT)
+    coast = stack.enter_context(closing(Coast(PORT, LISTENING)))
+    bucket = stack.enter_context(closing(Proxy(0)))
+    bucket.rule = lambda request: error(404, "NoSuchKey")
+    login = {"type": "basic", "username": "ann", "password": PASSWORD.text}
+    house = watched(
+        origin,
+        directory / "house",
+        upstreams=[
+            upstream("up.test", f"http://registry.example.com:{plain.port}"),
+            upstream(
+                "safe.test",
+                f"https://registry.example.com:{secure.port}",
+                auth=login,
+                ca_file=str(directory / "ca.pem"),
+            ),
+            upstream("private.test", f"http://10.0.0.8:{origin.listen('private', '10.0.0.8').port}"),
+        ],
+        storage={
+            "endpoint": bucket.host,
+            "bucket": "nothing-here",
+            "access_key": "a",
+            "secret_key": STORE.text,
+            "use_ssl": False,
+        },
+    )
+    return Shore(island, stack.enter_context(house), coast, names, bucket)
+
+
+@pytest.fixture(scope="module")
+def shore(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shore]:
+    """Give the island, settled."""
+    need_island()
+    directory = tmp_path_factory.mktemp("island")
+    with closing(Island(directory)) as island:
+        stack = ExitStack()
+        try:
+            yield island.run(lambda: _settle(island, directory, stack))
+        finally:
+            island.run(stack.close)
+
+
+def test_the_island_sees_every_connection(shore: Shore) -> None:
+    """The rig itself: a plain client that connects to a forbidden address is seen there, by number and by name."""
+
+    def connect() -> None:
+        import socket  # noqa: PLC0415  the one test that goes where Dockyard must not
+
+        for address in (*LISTENING, "inside.example.net", "0x7f000001", "127.1"):
+            socket.create_connection((address, PORT), 5).close()
+
+    shore.island.run(connect)
+    shore.origin.wait_for(lambda: len(shore.coast.meant) == len(LISTENING) + 3, "all connections are seen")
+    assert set(shore.coast.meant) == set(LISTENING)
+    shore.coast.meant.clear()
+    shore.names.asked.clear()
+
+
+def _digest(shore: Shore, seed: str) -> str:
+    return shore.origin.add_blob(Random(seed).randbytes(1000))
+
+
+@pytest.mark.parametrize("kind", ["blobs", "manifests"])
+def test_r1_redirects(shore: Shore, kind: str) -> None:
+    """R1: a redirect of a blob or a manifest to any of the 24 targets is 502, refused before anything connects."""
+    assert len(TARGETS) == 24
+    for name, target in TARGETS.items():
+        digest = _digest(shore, f"{kind} {name}")
+        location = target.format(s3=shore.bucket.host.rpartition(":")[2])
+        rule = shore.origin.on(None, bad.redirected(location), reference=digest)
+        reply = shore.get(f"/v2/{'safe' if name == 'http from https' else 'up'}.test/app/{kind}/{digest}")
+        assert (reply.status, reply.took_s < 3) == (502, True), name
+        assert rule.applied > 0, name
+        shore.house.assert_no_leak(reply)
+        shore.assert_untouched()
+
+
+@pytest.mark.parametrize("login", ["anonymous", "with a login"])
+def test_r3_realms(shore: Shore, login: str) -> None:
+    """R3: a challenge whose realm is any of the 24 targets is refused: no connection, no credentials."""
+    prefix = "up" if login == "anonymous" else "safe"
+    for number, (name, target) in enumerate(TARGETS.items()):
+        realm = target.format(s3=shore.bucket.host.rpartition(":")[2])
+        if prefix == "safe" and name != "http from https":
+            realm = realm.replace("http://", "https://")
+        elif name == "http from https":
+            continue  # of the plain registry; the other has it
+        repo = f"realm-{prefix}-{number}"
+        rule = shore.origin.on(None, bad.challenged(f'Bearer realm="{realm}",service="s"'), repo=repo)
+        for _ in range(2):  # the realm before was remembered, and failed once more
+            reply = shore.get(f"/v2/{prefix}.test/{repo}/manifests/sha256:{'a' * 64}")
+        assert (reply.status, reply.took_s < 3) == (502, True), name
+        assert rule.applied > 0, name
+        shore.house.assert_no_leak(reply)
+        shore.assert_untouched()
+
+
+REALMS = {
+    "another domain": "https://auth.example.net:8080/token",
+    "without TLS": "http://registry.example.com:8080/token",
+    "another domain that ends alike": "https://registry.notexample.com:8080/token",
+    "a user name": "https://registry.example.com@auth.example.net:8080/token",
+}
+
+
+@pytest.mark.parametrize("name", REALMS)
+def test_r3_realms_of_strangers(shore: Shore, name: str) -> None:
+    """R3: with a login, a realm of another registrable domain or without TLS is not even connected to."""
+    repo = f"stranger-{list(REALMS).index(name)}"
+    shore.origin.on(None, bad.challenged(f'Bearer realm="{REALMS[name]}",service="s"'), repo=repo)
+    before = shore.origin.listeners["cdn"].connections
+    assert shore.get(f"/v2/safe.test/{repo}/manifests/sha256:{'b' * 64}").status == 502
+    assert shore.origin.listeners["cdn"].connections == before
+    shore.assert_untouched()
+
+
+def _to_name(shore: Shore, name: str, digest: str) -> Callable[[Request], str]:
+    def location(request: Request) -> str:
+        return shore.origin.presign(digest, listener="cdn").replace(f"{PUBLIC}:", f"{name}:")
+
+    return location
+
+
+def test_r2_names_that_are_bound_anew(shore: Shore) -> None:
+    """R2: a name that led to a public address leads to a forbidden one at its second lookup: refused each time.
+
+    Each connection costs one lookup, and goes to the address that was judged.
+    """
+    assert len(ADDRESSES) == 24
+    for number, address in enumerate(ADDRESSES):
+        name = f"re-{number}.example.net"
+        shore.names.answers[name] = [(PUBLIC,), (address,)]
+        first, second = (_digest(shore, f"rebinding {address} {n}") for n in (1, 2))
+        for digest in (first, second):
+            shore.origin.on("blob", bad.redirected(_to_name(shore, name, digest)), reference=digest)
+        assert shore.get(f"/v2/up.test/app/blobs/{first}").status == 200, address
+        assert shore.names.asked.count(name) == 1
+        shore.origin.listeners["cdn"].drop_connections()
+        reply = shore.get(f"/v2/up.test/app/blobs/{second}")
+        assert (reply.status, reply.took_s < 3) == (502, True), address
+        assert shore.names.asked.count(name) > 1, address
+        shore.assert_untouched()
+
+
+def test_r2_a_name_with_public_and_private_addresses(shore: Shore) -> None:
+    """R2: of several addresses only those that are allowed are tried."""
+    name = "both.example.net"
+    shore.names.answers[name] = [("10.1.2.3", "169.254.169.254", PUBLIC, "fc00::1")]
+    digest = _digest(shore, name)
+    shore.origin.on("blob", bad.redirected(_to_name(shore, name, digest)), reference=digest)
+    assert shore.get(f"/v2/up.test/app/blobs/{digest}").status == 200
+    shore.assert_untouched()
+
+
+@pytest.mark.parametrize(
+    ("address", "status"), [("10.0.0.9", 200), ("192.168.9.9", 200), ("127.0.0.1", 502), ("169.254.169.254", 502)]
+)
+def test_r5_a_private_registry_points_to_its_neighbours_only(shore: Shore, address: str, status: int) -> None:
+    """R5: a registry on a private address may send us to private ones (the design's rule), not to us or to metadata."""
+    digest = _digest(shore, f"private {address}")
+    if status == 200:
+        listener = shore.island.run(lambda: shore.origin.listen(f"cdn {address}", address))
+        shore.origin.on(
+            "blob", bad.redirected(lambda _: shore.origin.presign(digest, listener=listener.name)), reference=digest
+        )
+    else:
+        shore.origin.on("blob", bad.redirected(f"http://{address}:{PORT}/x"), reference=digest)
+    assert shore.get(f"/v2/private.test/app/blobs/{digest}").status == status
+    shore.assert_untouched()
+
+
+def test_r4_urls_in_a_manifest_are_not_followed(make_house: Callable[..., WatchedHouse], origin: Origin) -> None:
+    """R4: a foreign layer is passed on as the manifest has it; what its `urls` name gets no connection."""
+    elsewhere = origin.listen("elsewhere", "127.0.0.2")
+    layer = {"mediaType": "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip", "digest": f"sha256:{'f' * 64}"}
+    layer |= {"size": 5, "urls": [f"{elsewhere.url}/layer"]}  # type: ignore[dict-item]
+    config = {"mediaType": "application/json", "digest": origin.add_blob(b"{}"), "size": 2}
+    document = {"schemaVersion": 2, "mediaType": OCI_MANIFEST, "config": config, "layers": [layer]}
+    digest = origin.add_manifest("app", "v1", document, OCI_MANIFEST)
+    house = make_house()
+    for reference in ("v1", digest):
+        assert house.get(f"/v2/up.test/app/manifests/{reference}").body == origin.manifest_body("app", digest)
+    assert house.get(f"/v2/up.test/app/blobs/{layer['digest']}").status == 404
+    assert elsewhere.connections == 0
+
+
+def test_r6_proxies_of_the_environment_are_not_used(make_house: Callable[..., WatchedHouse], origin: Origin) -> None:
+    """R6: HTTP_PROXY and its kind change nothing, neither for upstreams nor for the bucket."""
+    proxy = origin.listen("proxy", "127.0.0.2")
+    names = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy")
+    with closing(Proxy(0)) as bucket:
+        bucket.rule = lambda request: error(404, "NoSuchKey")
+        storage = {"endpoint": bucket.host, "bucket": "nothing-here", "access_key": "a", "secret_key": STORE.text}
+        house = make_house(
+            environ=dict.fromkeys(names, proxy.url) | {"NO_PROXY": ""}, storage={**storage, "use_ssl": False}
+        )
+        image = origin.add_image("app", "v1")
+        assert house.get("/v2/up.test/app/manifests/v1").body == image.body
+        assert bucket.requests
+    assert proxy.connections == 0
