@@ -350,11 +350,8 @@ class Sender:
     def _break(self, how: Ending) -> str:
         """End the connection visibly, after everything sent so far has left."""
         if how == "rst":
-            deadline = time.monotonic() + 10
-            while _unsent_bytes(self._connection) and time.monotonic() < deadline:
-                self._pause(0.001)
-            self._connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-            self._connection.close()
+            if not reset(self._connection, self._closing):
+                raise OriginClosedError
             return "rst"
         self._connection.shutdown(socket.SHUT_WR)
         deadline = time.monotonic() + 2
@@ -435,6 +432,17 @@ def _peek(connection: socket.socket) -> bytes:
     if isinstance(connection, ssl.SSLSocket):
         return b"?"
     return connection.recv(1, socket.MSG_PEEK)
+
+
+def reset(connection: socket.socket, closing: threading.Event) -> bool:
+    """End a connection by RST, after everything sent so far has left; False when it is `closing` before that."""
+    deadline = time.monotonic() + 10
+    while _unsent_bytes(connection) and time.monotonic() < deadline:
+        if closing.wait(0.001):
+            return False
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    connection.close()
+    return True
 
 
 def _unsent_bytes(connection: socket.socket) -> int:

@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator
 
 import attrs
 
+from tests.wire import reset
+
 LIMIT_S = 30.0
 AT_ONCE = 64 * 1024
 
@@ -37,12 +39,15 @@ class Forward:
     """Carry it.
 
     After so many bytes of the body (of the answer with its head), `cut_request` and `cut_answer` end both connections,
-    and `stall_answer` says nothing any more until the proxy is closed.
+    `by_reset` or by FIN, and `stall_answer` says nothing any more until the proxy is closed. `then` is called when the
+    server has answered, before anything of that is passed on.
     """
 
     cut_request: int | None = None
     cut_answer: int | None = None
     stall_answer: int | None = None
+    by_reset: bool = False
+    then: Callable[[], object] | None = None
 
 
 @attrs.frozen
@@ -81,7 +86,11 @@ class Proxy:
 
     @property
     def host(self) -> str:
-        return f"127.0.0.1:{self._listener.getsockname()[1]}"
+        return f"127.0.0.1:{self.port}"
+
+    @property
+    def port(self) -> int:
+        return int(self._listener.getsockname()[1])
 
     def counted(self) -> Counter[str]:
         """How many requests of each kind came."""
@@ -133,18 +142,25 @@ class Proxy:
             for piece in itertools.chain([begun], _receive(client, left)):
                 if how.cut_request is not None and passed + len(piece) >= how.cut_request:
                     server.sendall(piece[: how.cut_request - passed])
+                    if how.by_reset:
+                        reset(server, self._closed)
+                        reset(client, self._closed)
                     return
                 server.sendall(piece)
                 passed += len(piece)
             end = how.cut_answer if how.stall_answer is None else how.stall_answer
             passed = 0
             while piece := server.recv(AT_ONCE if not end else min(AT_ONCE, end - passed)):
+                if how.then is not None and not passed:
+                    how.then()
                 if end == 0:
                     return
                 client.sendall(piece)
                 passed += len(piece)
                 if passed == end:
                     self._closed.wait(LIMIT_S if how.stall_answer else 0)
+                    if how.by_reset:
+                        reset(client, self._closed)
                     return
 
 

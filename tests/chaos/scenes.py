@@ -1,0 +1,370 @@
+"""A scene: one Dockyard as a whole, struck in its store, its processes, its clients or its clock.
+
+Unlike an upstream's fault, such a fault cannot be kept to one lane. So all states get ready, each in a lane of its own;
+the fault strikes once; all clients ask; the fault ends once; and everything must be well again.
+
+A `Part` is one state's role. Whatever is not as it must be becomes a line of its record; nothing is raised.
+"""
+
+import contextlib
+import threading
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from tests.bucket.place import Place
+from tests.chaos.audit import audit_directory, count_files, find_leaks
+from tests.chaos.bystanders import Bystanders
+from tests.chaos.cells import Cell, Record, State
+from tests.chaos.clock import Clock
+from tests.chaos.lanes import Lane, wait_for
+from tests.chaos.limits import RECOVERY_S, SLACK_S, Limits
+from tests.chaos.outcomes import Got, Outcome, Seen, describe, judge_always
+from tests.client import Crowd, ask
+from tests.house import House, open_house
+from tests.rig.toxiproxy import Toxiproxy, Way
+from tests.stores.proxy import Proxy
+
+MIB = 1024 * 1024
+CONTROL_BYTES = 64 * 1024
+PATIENCE_S = 100.0
+STORED_WITHIN_S = 5.0
+LEAK_GONE_S = 10.0
+UNSEEN_BYTES = 64 * 1024  # the tail that is held back, and what is under way
+LIMITS = Limits(stall_s=30.0)  # a layer in flight stands still until all states are ready
+NEVER_TOLD = ("127.0.0.", "localhost", "X-Amz", "Signature", "Traceback", "canary")
+
+Tell = Callable[["Part"], None]
+
+
+def nothing(_: Any) -> None:
+    """Nothing to do."""
+
+
+@attrs.frozen
+class Plot:
+    """One variant of a fault of a whole Dockyard.
+
+    `outcomes` has what each state's clients must see, as `tell` has it for the state; `strike` begins the fault once
+    all are ready, `mend` ends it, `prove` raises unless it was there, and `recover` waits until all is well again.
+    """
+
+    name: str
+    tell: Mapping[State, Tell]
+    outcomes: Mapping[State, tuple[Outcome, ...]]
+    strike: Callable[["Scene"], None]
+    prove: Callable[["Scene"], None] = nothing
+    mend: Callable[["Scene"], None] = nothing
+    recover: Callable[["Scene"], None] = nothing
+    after: Callable[["Scene"], None] = nothing  # once all is well
+    prepare: Callable[["Scene"], None] = nothing  # before Dockyard starts
+    more: Mapping[State, Callable[["Part", Seen], None]] = attrs.field(factory=dict)
+    workers: int = 2
+    layer_bytes: int = 4 * MIB
+    has_bucket: bool = False
+    is_watched: bool = True  # the control client and the liveness check must see nothing of it
+    settings: Mapping[str, Any] = attrs.field(factory=dict)
+    environ: Mapping[str, str] = attrs.field(factory=dict)
+    recovery_s: float = RECOVERY_S
+    reason: str = ""  # where the design decides otherwise than the table
+
+
+@attrs.frozen
+class Fault:
+    """A row of the matrix. The first variant runs on every change, the others by command."""
+
+    id: str
+    title: str
+    variants: tuple[Plot, ...]
+
+
+@attrs.define(eq=False)
+class Scene:
+    """What is on stage. `shim` and `way` stand before the bucket; a test may keep what it needs in `props`."""
+
+    plot: Plot
+    directory: Path
+    lanes: Mapping[State, Lane]
+    control: Lane
+    stack: contextlib.ExitStack
+    place: Place | None = None
+    shim: Proxy | None = None
+    way: Way | None = None
+    clock: Clock | None = None
+    environ: dict[str, str] = attrs.field(factory=dict)
+    settings: dict[str, Any] = attrs.field(factory=dict)
+    props: dict[str, Any] = attrs.field(factory=dict)
+    crowd: Crowd | None = None
+    problems: list[str] = attrs.field(factory=list)
+    _house: House | None = None
+    struck_at: float = 0.0
+    mended_at: float = 0.0
+
+    @property
+    def house(self) -> House:
+        assert self._house is not None, "Dockyard does not run"
+        return self._house
+
+    @property
+    def bucket(self) -> Place:
+        assert self.place is not None, "there is no bucket"
+        return self.place
+
+    @property
+    def store(self) -> Proxy:
+        assert self.shim is not None, "there is no bucket"
+        return self.shim
+
+    def check(self, holds: object, problem: str) -> None:
+        """Note a problem of all cells unless something holds."""
+        if not holds and problem not in self.problems:
+            self.problems.append(problem)
+
+
+class Part:
+    """One state in a scene."""
+
+    def __init__(self, scene: Scene, record: Record, ready: threading.Barrier, seen: threading.Barrier) -> None:
+        self.scene = scene
+        self.record = record
+        self.lane = scene.lanes[record.cell.state]
+        self._ready = ready
+        self._seen = seen
+
+    @property
+    def house(self) -> House:
+        return self.scene.house
+
+    @property
+    def plot(self) -> Plot:
+        return self.scene.plot
+
+    @property
+    def state(self) -> State:
+        return self.record.cell.state
+
+    @property
+    def outcomes(self) -> tuple[Outcome, ...]:
+        return self.plot.outcomes[self.state]
+
+    def play(self) -> None:
+        """All of it."""
+        try:
+            self.plot.tell[self.state](self)
+            self._seen.wait(PATIENCE_S)
+        except threading.BrokenBarrierError:
+            self.record.problems.append("another state's part broke off")
+        except Exception:  # noqa: BLE001  whatever it is, it is the cell's
+            self.record.problems.append(traceback.format_exc(limit=-4))
+            self._ready.abort()
+            self._seen.abort()
+        finally:
+            self.lane.half.set()
+
+    # What may happen
+
+    def meet(self) -> None:
+        """Wait until all are ready, and the fault has struck. What reaches the upstream counts from here."""
+        self.lane.origin.forget()
+        self.meet_in_flight()
+
+    def meet_in_flight(self) -> None:
+        """The same, and what has reached the upstream for the flight counts too."""
+        self._ready.wait(PATIENCE_S)
+
+    def warm(self, path: str, truth: bytes) -> None:
+        """Have something cached."""
+        got = self.get(path, truth)
+        assert (got.status, got.is_whole, got.is_right) == (200, True, True), f"{path}: {got.describe()}"
+        digest = got.header("Docker-Content-Digest") or ""
+        wait_for(lambda: self.is_stored(digest), f"{path} is stored", STORED_WITHIN_S)
+
+    def get(self, path: str, truth: bytes, **headers: str) -> Got:
+        """One client."""
+        reply = ask(self.house.address, path, headers, timeout_s=PATIENCE_S)
+        got = Got.of(reply, truth)
+        self.check_always(got)
+        return got
+
+    def see(self, path: str, truth: bytes, outcome: Outcome, digest: str) -> Seen:
+        """One client, and what it cost; judged."""
+        before = len(self.lane.seen())
+        return self.judge(outcome, (self.get(path, truth),), digest, before)
+
+    def judge(self, outcome: Outcome, got: tuple[Got, ...], digest: str, before: int = 0) -> Seen:
+        """Compare what clients had with what they must have had."""
+        if outcome.is_stored:
+            with contextlib.suppress(AssertionError):
+                wait_for(lambda: self.is_stored(digest), "stored", STORED_WITHIN_S)
+        requests = tuple(self.lane.seen())[before:]
+        seen = Seen(got, requests, self.is_stored(digest))
+        self.record.problems += outcome.judge(seen)
+        self.tell_of(seen)
+        if more := self.plot.more.get(self.state):
+            more(self, seen)
+        return seen
+
+    def tell_of(self, seen: Seen) -> None:
+        """Put down what was seen."""
+        self.record.seen += f"{' / ' if self.record.seen else ''}{seen.describe()}"
+        self.record.requests += len(seen.requests)
+        self.record.received_bytes += sum(each.sent_bytes for each in seen.requests)
+
+    def is_stored(self, digest: str) -> bool:
+        """Whether the local tier has it."""
+        return bool(self.house.stored(digest))
+
+    def check(self, holds: object, problem: str) -> None:
+        """Note a problem unless something holds."""
+        self.record.check(holds, problem)
+
+    def check_always(self, got: Got) -> None:
+        """What holds for every answer (I2, I3, I8)."""
+        self.record.problems += [each for each in judge_always(got) if each not in self.record.problems]
+        if got.reply is None or got.status < 400:
+            return
+        try:
+            assert got.reply.error, "an error without a code"
+            text = got.reply.body.decode() + str(got.reply.headers)
+            told = [secret for secret in (*NEVER_TOLD, str(self.house.dockyard.storage)) if secret in text]
+            assert not told, f"an error tells {told}"
+        except (AssertionError, ValueError, KeyError) as exc:
+            self.record.problems.append(f"the form of an error: {exc}")
+
+    @contextlib.contextmanager
+    def flight(self, clients: int = 10, point: float = 0.5) -> Any:
+        """A cold layer on its way, with a leader and followers who all have what the upstream has sent."""
+        path, truth = self.lane.blob_path("cold"), self.lane.layers["cold"]
+        place = int(point * truth.size)
+        self.lane.origin.forget()
+        gate = self.lane.hold(place)
+        with Crowd(self.house.address, path, truth, clients) as crowd:
+            self.scene.crowd = crowd
+            crowd.run(
+                lambda: all(each.status and each.received >= place - UNSEEN_BYTES for each in crowd.members), PATIENCE_S
+            )
+            assert gate.applied == 1, f"the layer was begun {gate.applied} times before the fault"
+            yield crowd
+
+    def land(self, crowd: Crowd) -> tuple[Got, ...]:
+        """Let the upstream go on, and wait until all of a crowd have ended."""
+        began_at = time.monotonic()
+        self.lane.half.set()
+        crowd.run(within_s=PATIENCE_S)
+        got = tuple(Got.of_member(each, (each.ended_at or began_at) - began_at) for each in crowd.members)
+        for each in got:
+            self.check_always(each)
+        return got
+
+
+def run(
+    fault: Fault,
+    plot: Plot,
+    directory: Path,
+    *,
+    toxiproxy: Toxiproxy | None = None,
+    place: Place | None = None,
+    seed: int = 0,
+    environ: Mapping[str, str] | None = None,
+) -> dict[State, Record]:
+    """Play one variant in all states that it applies to; a record for each."""
+    states = list(plot.outcomes)
+    records = {
+        state: Record(Cell(fault.id, plot.name, state), fault.title, describe(plot.outcomes[state]), seed=seed)
+        for state in states
+    }
+    with contextlib.ExitStack() as stack:
+
+        def lane(name: str, layer_bytes: int) -> Lane:
+            return stack.enter_context(Lane(name, toxiproxy, layer_bytes=layer_bytes, seed=seed, direct=True))  # type: ignore[arg-type]
+
+        lanes = {state: lane(state, plot.layer_bytes) for state in states}
+        scene = Scene(plot, directory, lanes, lane("control", CONTROL_BYTES), stack)
+        scene.settings = {**plot.settings, "upstream": {**LIMITS.settings, **plot.settings.get("upstream", {})}}
+        scene.environ = {**plot.environ, **(environ or {})}
+        if place is not None:
+            assert toxiproxy is not None, "a bucket is reached through toxiproxy"
+            scene.place = place
+            scene.shim = stack.enter_context(contextlib.closing(Proxy(place.server.port)))
+            scene.way = stack.enter_context(contextlib.closing(toxiproxy.way(scene.shim.port)))
+            scene.settings["storage"] = place.storage(scene.way.authority, **plot.settings.get("storage", {}))
+        plot.prepare(scene)
+        scene._house = stack.enter_context(
+            open_house(
+                scene.control.origin,
+                directory / "house",
+                workers=plot.workers,
+                upstreams=[each.settings() for each in (*lanes.values(), scene.control)],
+                environ=scene.environ,
+                **scene.settings,
+            )
+        )
+        _play(scene, records)
+        storage = Path(scene.house.dockyard.settings["storage"]["directory"])
+        problems = audit_directory(storage)
+        if scene.house.dockyard.is_running:
+            scene.house.dockyard.stop()
+        problems += audit_directory(storage)
+        if place is not None:
+            problems += place.audit()
+    for record in records.values():
+        record.problems += list(dict.fromkeys(scene.problems + problems))
+    return records
+
+
+def _play(scene: Scene, records: Mapping[State, Record]) -> None:
+    """Dockyard runs: all parts at once."""
+    house, control, plot = scene.house, scene.control, scene.plot
+    path, body = control.blob_path("cached"), control.layers["cached"]
+    reply = ask(house.address, path)
+    assert (reply.status, reply.body == body.data) == (200, True), f"the control blob: {reply}"
+    wait_for(lambda: len(list(house.dockyard.storage.glob("run/shard-*.sock"))) == plot.workers, "all serve", 10.0)
+    files_before = {pid: count_files(pid) for pid in house.dockyard.worker_pids()}
+    with Bystanders(house, path, body.data) as bystanders:
+
+        def strike() -> None:
+            bystanders.strike()
+            plot.strike(scene)
+            scene.struck_at = time.monotonic()
+
+        def end() -> None:
+            plot.prove(scene)
+            plot.mend(scene)
+            scene.mended_at = time.monotonic()
+
+        ready = threading.Barrier(len(records), action=strike)
+        seen = threading.Barrier(len(records), action=end)
+        parts = [Part(scene, record, ready, seen) for record in records.values()]
+        with ThreadPoolExecutor(len(parts)) as pool:
+            list(pool.map(Part.play, parts))
+        if not seen.broken:
+            _recover(scene, records)
+    connections = 10 * len(records) + 8
+    watched = bystanders.problems(connections) if plot.is_watched else []
+    for record in records.values():
+        record.rss_max_bytes = bystanders.memory.peak
+        record.problems += [*watched, *_leaks_in_the_end(house, files_before)]
+
+
+def _recover(scene: Scene, records: Mapping[State, Record]) -> None:
+    """All is well again, by itself and in time."""
+    try:
+        scene.plot.recover(scene)
+        took_s = time.monotonic() - scene.mended_at
+        scene.check(took_s <= scene.plot.recovery_s + SLACK_S, f"well again only after {took_s:.1f} s")
+        for record in records.values():
+            record.recovery_s = round(took_s, 3)
+        scene.plot.after(scene)
+    except (AssertionError, OSError) as exc:
+        scene.problems.append(f"not well again: {exc}")
+
+
+def _leaks_in_the_end(house: House, before: Mapping[int, int]) -> list[str]:
+    with contextlib.suppress(AssertionError):
+        wait_for(lambda: not find_leaks(house, dict(before)), "nothing is left", LEAK_GONE_S)
+    return find_leaks(house, dict(before))

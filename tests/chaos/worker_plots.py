@@ -1,0 +1,234 @@
+"""Section P of the matrix, workers: one that dies, one that freezes, and all of them at once."""
+
+import contextlib
+import os
+import signal
+import time
+from collections import Counter
+
+import attrs
+
+from tests.chaos.cells import State
+from tests.chaos.lanes import wait_for
+from tests.chaos.limits import SLACK_S
+from tests.chaos.outcomes import Got, Outcome, Seen, cut, hit, hit1, new
+from tests.chaos.scenes import MIB, Fault, Part, Plot, Scene
+from tests.client import Download, ask
+from tests.faults.watch import worker_of_port, writers
+
+WORKERS = 4
+LAYER_BYTES = 12 * MIB
+CLIENTS = 24  # of one layer: so many that each worker has some
+CONNECTIONS = 10
+RESPAWN_S = 2.0
+WATCHDOG_S = 7.0
+WAKES_AFTER_S = 2.5
+READ_BYTES = 64 * 1024
+
+
+def cut_by_death(within_s: float) -> Outcome:
+    """What the clients of the worker itself see. Their layer is stored all the same: others go on with it."""
+    return attrs.evolve(cut(within_s), is_stored=None)
+
+
+def goes_on(gets: int) -> Outcome:
+    """What the clients of the other workers see: the whole layer, at the cost of so many GETs in all at most."""
+    says = "the whole layer; another worker goes on where it stopped"
+    return Outcome(f"RES({gets - 1})", says, frozenset({200}), gets=(1, gets), is_stored=True, has_ranges=gets > 1)
+
+
+# The states
+
+
+def _tag_cached(part: Part) -> None:
+    path, image = part.lane.manifest_path("cached"), part.lane.images["cached"]
+    part.warm(path, image.body)
+    part.meet()
+    part.see(path, image.body, part.outcomes[0], image.digest)
+    connect_again(part, path, image.body)
+
+
+def _tag_cold(part: Part) -> None:
+    path, image = part.lane.manifest_path("cold"), part.lane.images["cold"]
+    part.meet()
+    part.see(path, image.body, part.outcomes[0], image.digest)
+    connect_again(part, path, image.body)
+
+
+def _manifest(part: Part) -> None:
+    part.warm(part.lane.digest_path("cached"), part.lane.images["cached"].body)
+    part.meet()
+    for tag, outcome in zip(("cached", "cold"), part.outcomes, strict=True):
+        image = part.lane.images[tag]
+        part.see(part.lane.digest_path(tag), image.body, outcome, image.digest)
+        connect_again(part, part.lane.digest_path(tag), image.body)
+
+
+def _blob_cached(part: Part) -> None:
+    path, truth = part.lane.blob_path("cached"), part.lane.layers["cached"]
+    part.warm(path, truth.data)
+    with contextlib.ExitStack() as stack:
+        readers = [
+            stack.enter_context(Download(part.house.address, path, receive_buffer=READ_BYTES)) for _ in range(CLIENTS)
+        ]
+        for reader in readers:
+            assert truth.data.startswith(reader.head().read(READ_BYTES))
+        part.scene.props["readers"] = {
+            reader: worker_of_port(part.house, reader.socket.getsockname()[1]) for reader in readers
+        }
+        part.meet()
+        got = {reader: finish(part, reader) for reader in readers}
+    judge_groups(part, got, part.scene.props["readers"], truth.digest)
+    part.see(path, truth.data, hit(), truth.digest)
+
+
+def _blob_cold(part: Part) -> None:
+    path, truth = part.lane.blob_path("cold"), part.lane.layers["cold"]
+    part.meet()
+    part.see(path, truth.data, part.outcomes[0], truth.digest)
+    connect_again(part, path, truth.data)
+
+
+def _flight(part: Part) -> None:
+    truth = part.lane.layers["cold"]
+    with part.flight(CLIENTS) as crowd:
+        (owner,) = (
+            pid for pid, paths in writers(part.house).items() if any(truth.digest[7:] in path for path in paths)
+        )
+        workers = {id(each): worker_of_port(part.house, each.socket.getsockname()[1]) for each in crowd.members}
+        assert set(workers.values()) == set(part.house.dockyard.worker_pids()), "not every worker has a client"
+        part.scene.props["owner"] = owner
+        part.meet_in_flight()
+        got = part.land(crowd)
+        ends = dict(zip(map(id, crowd.members), got, strict=True))
+    judge_groups(part, ends, workers, truth.digest)
+    sent = sum(each.sent_bytes for each in part.lane.origin.seen("blob"))
+    part.check(sent <= 2 * truth.size, f"{sent} bytes from upstream for a layer of {truth.size}")
+
+
+def finish(part: Part, reader: Download) -> Got:
+    """Read a download of the cached layer to its end."""
+    truth = part.lane.layers["cached"].data
+    before = reader.received
+    body, ended = reader.rest()
+    is_right = truth.startswith(body, before) and (ended != "length" or before + len(body) == len(truth))
+    took_s = time.monotonic() - part.scene.struck_at
+    return Got(reader.status, reader.headers, reader.received, is_right, ended == "length", took_s, ended)
+
+
+def judge_groups(part: Part, got: dict[object, Got], workers: dict[object, int | None], digest: str) -> None:
+    """Those of the struck worker apart from the others."""
+    victim = part.scene.props["victim"]
+    others, direct = part.outcomes
+    groups = {
+        outcome: tuple(each for client, each in got.items() if (workers[client] == victim) is is_direct)
+        for outcome, is_direct in ((others, False), (direct, True))
+    }
+    part.judge(others, groups[others], digest)
+    part.record.problems += direct.judge(Seen(groups[direct], (), is_stored=True))
+    ends = Counter(each.describe() for each in groups[direct])
+    part.record.seen += f"; of the struck worker: {', '.join(f'{count} x {end}' for end, count in ends.items())}"
+    for each in groups[direct]:
+        part.check(each.is_right, "a wrong byte")
+
+
+def connect_again(part: Part, path: str, truth: bytes) -> None:
+    """New connections, one after the other: none is refused, and each is answered in time."""
+    limit = part.scene.props["limit_s"] + SLACK_S
+    for _ in range(CONNECTIONS):
+        try:
+            reply = ask(part.house.address, path, timeout_s=limit)
+            part.check((reply.status, reply.body == truth) == (200, True), f"a new connection gets {reply.status}")
+        except OSError as exc:
+            part.check(False, f"a new connection fails: {exc!r}")
+
+
+# The faults
+
+
+def _kill_owner(scene: Scene) -> None:
+    _kill(scene, scene.props["owner"])
+
+
+def _kill_another(scene: Scene) -> None:
+    _kill(scene, next(pid for pid in scene.house.dockyard.worker_pids() if pid != scene.props["owner"]))
+
+
+def _kill(scene: Scene, pid: int) -> None:
+    scene.props |= {"victim": pid, "limit_s": RESPAWN_S}
+    os.kill(pid, signal.SIGKILL)
+    wait_for(lambda: not os.path.exists(f"/proc/{pid}"), "the worker is dead with all its threads", RESPAWN_S)
+
+
+def _prove_killed(scene: Scene) -> None:
+    assert scene.props["victim"] not in scene.house.dockyard.worker_pids(), "nobody was killed"
+
+
+def _all_serve(scene: Scene) -> None:
+    """Four workers, each with its shard, and nothing partial left."""
+    house = scene.house
+    wait_for(lambda: len(house.dockyard.worker_pids()) == WORKERS, "four workers", 10.0)
+    wait_for(lambda: not house.partial_files(), "no partial file", 10.0)
+    lane = scene.control
+    for _ in range(4 * WORKERS):
+        assert ask(house.address, lane.blob_path("cached")).body == lane.layers["cached"].data
+
+
+TELL = {
+    State.TAG_CACHED: _tag_cached,
+    State.TAG_COLD: _tag_cold,
+    State.MANIFEST: _manifest,
+    State.BLOB_CACHED: _blob_cached,
+    State.BLOB_COLD: _blob_cold,
+    State.BLOB_FLIGHT: _flight,
+}
+
+
+def _outcomes(gets: int, cut_s: float) -> dict[State, tuple[Outcome, ...]]:
+    return {
+        State.TAG_CACHED: (hit1(),),
+        State.TAG_COLD: (new(),),
+        State.MANIFEST: (hit(), new()),
+        State.BLOB_CACHED: (hit(), cut_by_death(cut_s)),
+        State.BLOB_COLD: (new(),),
+        State.BLOB_FLIGHT: (goes_on(gets), cut_by_death(cut_s)),
+    }
+
+
+OWNER_KILLED = Fault(
+    "P01",
+    "kill -9 of the worker that fetches",
+    (
+        Plot(
+            "owner",
+            tell=TELL,
+            outcomes=_outcomes(2, RESPAWN_S),
+            strike=_kill_owner,
+            prove=_prove_killed,
+            recover=_all_serve,
+            workers=WORKERS,
+            layer_bytes=LAYER_BYTES,
+            is_watched=False,
+        ),
+    ),
+)
+
+ANOTHER_KILLED = Fault(
+    "P02",
+    "kill -9 of a worker that does not fetch",
+    (
+        Plot(
+            "another",
+            tell=TELL,
+            outcomes=_outcomes(1, RESPAWN_S),
+            strike=_kill_another,
+            prove=_prove_killed,
+            recover=_all_serve,
+            workers=WORKERS,
+            layer_bytes=LAYER_BYTES,
+            is_watched=False,
+        ),
+    ),
+)
+
+FAULTS = (OWNER_KILLED, ANOTHER_KILLED)
