@@ -24,11 +24,13 @@ REMOVE_LIMIT_S = 5.0
 
 @attrs.frozen
 class Memory:
-    """Bytes: of the largest process and of all together; `peak` is of resident pages, `private` of anonymous ones."""
+    """Bytes: of the largest process and of all together; `peak` is the most that was resident."""
 
     processes: int
     peak_sum: int
     peak_largest: int
+    resident_sum: int
+    resident_largest: int
     private_sum: int
     private_largest: int
 
@@ -96,13 +98,20 @@ class Group:
                 Path(f"/proc/{pid}/clear_refs").write_text(RESET_PEAK)
 
     def memory(self) -> Memory:
-        peaks, private = [], []
+        found = []
         for pid in self.pids():
             with contextlib.suppress(ProcessLookupError, FileNotFoundError):
-                status = _status(pid)
-                peaks.append(status.get("VmHWM", 0))
-                private.append(status.get("RssAnon", 0))
-        return Memory(len(peaks), sum(peaks), max(peaks, default=0), sum(private), max(private, default=0))
+                found.append(_status(pid))
+        peaks, resident, private = ([status.get(name, 0) for status in found] for name in ("VmHWM", "VmRSS", "RssAnon"))
+        return Memory(
+            processes=len(found),
+            peak_sum=sum(peaks),
+            peak_largest=max(peaks, default=0),
+            resident_sum=sum(resident),
+            resident_largest=max(resident, default=0),
+            private_sum=sum(private),
+            private_largest=max(private, default=0),
+        )
 
     def remove(self) -> None:
         """Remove the empty group; its last processes may still be on their way out."""

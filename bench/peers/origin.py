@@ -49,6 +49,16 @@ class Upstream:
         if process is not None:
             process.end(signal.SIGKILL)
 
+    def freeze(self) -> None:
+        """From here on connections are taken and nothing is said, until `thaw`."""
+        assert self._process is not None, "the upstream does not run"
+        self._process.send(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """End `freeze`."""
+        assert self._process is not None, "the upstream does not run"
+        self._process.send(signal.SIGCONT)
+
     def close(self) -> None:
         self.stop()
         self.group.remove()

@@ -1,0 +1,70 @@
+"""The figures: CPU and throughput of what is warm, the herd on a cold layer, memory."""
+
+from pathlib import Path
+
+import matplotlib as mpl
+from matplotlib import pyplot as plt
+
+from bench.peers.report import Report
+
+COLOURS = {
+    "dockyard": "#0b6e99",
+    "distribution": "#d9730d",
+    "docker-registry": "#dfab01",
+    "zot": "#6940a5",
+    "nginx-cache": "#8a8f98",
+    "nginx-static": "#c3c7cd",
+}
+WARM = (
+    ("warm-blob-1", "MiB/s", "warm blob, 1 client\nMiB/s (more is better)"),
+    ("warm-blob-64", "MiB/s", "warm blob, 64 clients\nMiB/s (more is better)"),
+    ("warm-manifest-digest", "requests/s", "warm manifest by digest\nrequests/s (more is better)"),
+    ("warm-blob-1", "CPU s/GiB", "warm blob, 1 client\nCPU s/GiB (less is better)"),
+    ("warm-blob-64", "CPU s/GiB", "warm blob, 64 clients\nCPU s/GiB (less is better)"),
+    ("s3/warm-manifest-digest", "requests/s", "the same, S3 behind\nrequests/s (more is better)"),
+)
+COLD = (
+    ("cold-layer-slow", "upstream GETs", "cold layer, slow line, 200 clients\nupstream GETs (less is better)"),
+    ("cold-layer-slow", "last client s", "the same: last client done\nseconds (less is better)"),
+    ("cold-layer-fast", "last client s", "the same on a fast line\nseconds (less is better)"),
+    ("image", "cold s", "image by crane, cold\nseconds (less is better)"),
+    ("image", "warm s", "image by crane, warm\nseconds (less is better)"),
+    ("loaded", "peak MiB", "200 clients, large cold layer\npeak MiB (less is better)"),
+)
+
+
+def draw(report: Report, out: Path) -> list[Path]:
+    """Draw both figures; return their files."""
+    mpl.use("Agg")
+    plt.rcParams.update({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False})
+    return [_draw(report, out / "warm.png", WARM), _draw(report, out / "cold.png", COLD)]
+
+
+def _draw(report: Report, file: Path, wanted: tuple[tuple[str, str, str], ...]) -> Path:
+    panels = [each for each in wanted if report.samples.get(each[0])]
+    rows = max(1, -(-len(panels) // 3))
+    figure, axes = plt.subplots(rows, 3, figsize=(11, 2.6 * rows), squeeze=False)
+    for axis in axes.flat[len(panels) :]:
+        axis.set_axis_off()
+    for axis, (workload, value, title) in zip(axes.flat, panels, strict=False):
+        medians = {peer: report.median(workload, peer, value) for peer in COLOURS}
+        shown = {peer: median for peer, median in medians.items() if median is not None}
+        bars = axis.barh(list(shown), list(shown.values()), color=[COLOURS[peer] for peer in shown])
+        cut = {peer for peer in shown if value == "last client s" and report.median(workload, peer, "cut")}
+        labels = [f"{'> ' if peer in cut else ''}{median:,.3g}" for peer, median in shown.items()]
+        axis.bar_label(bars, [_plain(label) for label in labels], padding=3)
+        axis.margins(x=0.2)
+        axis.invert_yaxis()
+        axis.set_title(title, fontsize=9, loc="left")
+    figure.tight_layout()
+    figure.savefig(file, dpi=110)
+    plt.close(figure)
+    return file
+
+
+def _plain(label: str) -> str:
+    """`1.23e+03` as `1,230`."""
+    if "e" not in label:
+        return label
+    bound, _, figure = label.rpartition(" ")
+    return f"{bound} {float(figure):,.0f}".strip()
