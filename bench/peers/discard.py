@@ -3,10 +3,12 @@
     python -m bench.peers.discard < plan.json > result.json
 
 The plan has `port`, and `clients`: for each the list of `[path, size]` that it downloads one after the other. All
-connect, then all ask at once. An answer that is not a whole 200 of the size expected ends the run with status 1.
-With `limit_s` the run is cut there, on purpose, and says so. Times are on the monotonic clock.
+connect, then all ask at once. An answer that is not a whole 200 (206 when the plan has a `range`) of the size expected
+ends the run with status 1. With `limit_s` the run is cut there, on purpose, and says so. Times are on the monotonic
+clock.
 """
 
+import contextlib
 import json
 import resource
 import select
@@ -32,6 +34,7 @@ class Client:
 
     socket: socket.socket
     todo: list[tuple[str, int]]
+    range: str = ""
     head: bytes = b""
     left: int = 0
     first_byte_at: float | None = None
@@ -44,7 +47,8 @@ class Client:
         path, self.left = self.todo[0]
         self.head = b""
         self.asked_at = time.monotonic()
-        request = f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nUser-Agent: discard\r\n\r\n".encode()
+        wanted = f"Range: {self.range}\r\n" if self.range else ""
+        request = f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nUser-Agent: discard\r\n{wanted}\r\n".encode()
         if self.socket.send(request) != len(request):
             raise BadAnswer("the request did not fit")
 
@@ -85,7 +89,7 @@ class Client:
         status, *lines = head.decode("latin-1").split("\r\n")
         headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
         path, size = self.todo[0]
-        if status.split(" ")[1] != "200" or headers.get("content-length") != str(size):
+        if status.split(" ")[1] != ("206" if self.range else "200") or headers.get("content-length") != str(size):
             raise BadAnswer(f"{path}: {status}, Content-Length {headers.get('content-length')}, expected {size}")
         if body:
             self._got(len(body))
@@ -95,13 +99,18 @@ class Client:
 
 def run(plan: dict[str, Any]) -> dict[str, Any]:
     """Carry out the plan."""
+    with contextlib.ExitStack() as opened:
+        return _run(plan, opened)
+
+
+def _run(plan: dict[str, Any], opened: contextlib.ExitStack) -> dict[str, Any]:
     buffer = bytearray(PIECE_BYTES)
-    poll = select.epoll()
+    poll = opened.enter_context(select.epoll())
     clients: dict[int, Client] = {}
     for todo in plan["clients"]:
-        connected = socket.create_connection(("127.0.0.1", plan["port"]), timeout=30)
+        connected = opened.enter_context(socket.create_connection(("127.0.0.1", plan["port"]), timeout=30))
         connected.setblocking(False)
-        clients[connected.fileno()] = Client(connected, [(path, size) for path, size in todo])
+        clients[connected.fileno()] = Client(connected, [(path, size) for path, size in todo], plan.get("range", ""))
         poll.register(connected, select.EPOLLIN)
     limit_s = plan.get("limit_s")
     used_before_s = _cpu_s()

@@ -269,11 +269,16 @@ class Server:
                     connection.count.body_bytes += last - first + 1
             else:
                 connection.file, connection.offset, connection.left = found.file, first, last - first + 1
-        self._turn.append(connection)
+        if connection.left:
+            self._turn.append(connection)
+        else:
+            self._turn.appendleft(connection)  # what has no body to send does not wait for the line
 
     def _send_bodies(self) -> None:
-        """Give every connection that has room its turn, as far as the line allows."""
+        """Give every connection that has room its turn, until the line is used up; the next comes first next time."""
         for _ in range(len(self._turn)):
+            if self._turn[0].left and self._line.may_send(time.monotonic()) < LIMITED_QUANTUM_BYTES:
+                return
             connection = self._turn.popleft()
             if not connection.is_open:
                 continue
@@ -301,17 +306,15 @@ class Server:
                 return False
         if not connection.left:
             return True
-        now = time.monotonic()
-        most = min(self._line.may_send(now), QUANTUM_BYTES, connection.left)
-        if most < min(LIMITED_QUANTUM_BYTES, connection.left):
-            return False
-        if self._line.bytes_per_s:
-            most = min(most, LIMITED_QUANTUM_BYTES)
-        sent = os.sendfile(connection.socket.fileno(), connection.file, connection.offset, most)
+        quantum = LIMITED_QUANTUM_BYTES if self._line.bytes_per_s else QUANTUM_BYTES
+        sent = os.sendfile(
+            connection.socket.fileno(), connection.file, connection.offset, min(quantum, connection.left)
+        )
         self._line.spend(sent)
         connection.offset += sent
         connection.left -= sent
         if (count := connection.count) is not None:
+            now = time.monotonic()
             count.body_bytes += sent
             count.last_byte_at = now
             if count.first_byte_at is None:
