@@ -11,7 +11,6 @@ import signal
 import socket
 import threading
 import time
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +23,9 @@ from dockyard import __version__, log, metrics
 from dockyard.config import Settings
 from dockyard.web.app import create_app  # before the fork: workers start at once, and share the code's memory
 from dockyard.web.worker import DRAINING
-from dockyard.workers.slots import AlreadyRunning, Lock, lock_path, socket_name
+from dockyard.workers.slots import AlreadyRunning, Lock
+from dockyard.workers.watchdog import LOOK_EVERY_S, Watchdog
 
-PING_EVERY_S = 0.5
-PING_TIMEOUT_S = 0.5
-FAILED_PINGS = 5  # five seconds of silence
 BARREN_STARTS = 5
 YOUNG_S = 2.0
 RUN = "run"
@@ -159,43 +156,14 @@ class Supervisor(MPServer):
         return self._young_deaths > BARREN_STARTS * self.workers
 
     def _watch(self) -> None:
-        """End workers whose event loop stands still: the kernel goes on giving them connections."""
-        failed = Counter[int]()
+        watchdog = Watchdog(self._run_directory, self.workers, self._is_ours)
         while not self.interrupt_signal:
-            time.sleep(PING_EVERY_S)
-            for shard in range(self.workers):
-                pid = self._find_worker(shard)
-                if pid is None or self._answers(shard):
-                    failed[shard] = 0
-                    continue
-                failed[shard] += 1
-                if failed[shard] >= FAILED_PINGS:
-                    logger.error("a worker does not answer and is killed", pid=pid)
-                    os.kill(pid, signal.SIGKILL)
-                    failed[shard] = 0
+            time.sleep(LOOK_EVERY_S)
+            watchdog.look()
+        watchdog.close()
 
-    def _find_worker(self, shard: int) -> int | None:
-        """The process that claimed a shard, if it is one of our living workers."""
-        try:
-            pid = int(lock_path(self._run_directory, shard).read_text())
-        except (OSError, ValueError):
-            return None
-        is_ours = any(worker.inner.pid == pid and worker.inner.is_alive() for worker in list(self.wrks))
-        return pid if is_ours else None
-
-    def _answers(self, shard: int) -> bool:
-        with socket.socket(socket.AF_UNIX) as connection:
-            connection.settimeout(PING_TIMEOUT_S)
-            try:
-                directory = os.open(self._run_directory, os.O_RDONLY | os.O_CLOEXEC)
-                try:
-                    connection.connect(f"/proc/self/fd/{directory}/{socket_name(shard)}")
-                finally:
-                    os.close(directory)
-                connection.sendall(b'{"kind": "ping"}\n')
-                return bool(connection.recv(64))
-            except OSError:  # no socket either: it has as long to make one
-                return False
+    def _is_ours(self, pid: int) -> bool:
+        return any(worker.inner.pid == pid and worker.inner.is_alive() for worker in list(self.wrks))
 
 
 def _prepare(directory: Path) -> Path:

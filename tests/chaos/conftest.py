@@ -4,6 +4,7 @@ pytest tests/chaos -n 3                  the first variant of each fault
 pytest tests/chaos --chaos-variants all ...               every variant
 pytest tests/chaos --chaos-records FILE ...               add the records to a file
 python -m tests.chaos.report FILE                         make ops/FAULTS.md of it
+pytest tests/chaos -m long                                full load, the tag's history and random faults: an hour
 """
 
 import os
@@ -42,6 +43,19 @@ class ByRun(LoadScopeScheduling):
 def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> ByRun:
     """Deal the cells out by run."""
     return ByRun(config, log)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Name the mark of what has a command of its own."""
+    config.addinivalue_line("markers", "long: minutes of load or of random faults; only with -m long")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what is long, unless it is asked for."""
+    if "long" not in config.getoption("-m"):
+        long = [item for item in items if item.get_closest_marker("long")]
+        config.hook.pytest_deselected(items=long)
+        items[:] = [item for item in items if item not in long]
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -14,7 +14,7 @@ import pytest
 from tests import misbehaviour as bad
 from tests.bodies import Bytes, digest_of
 from tests.client import Crowd
-from tests.faults.watch import worker_of_port, writers
+from tests.faults.watch import workers_of_ports, writers
 from tests.house import House, eventually, opened_at_exit
 from tests.origin import Origin
 
@@ -35,11 +35,10 @@ def _half_way(house: House, crowd: Crowd) -> tuple[int, dict[int, int]]:
     """Read until everybody has something; the owner, and the number of clients of each worker."""
     crowd.run(until=lambda: all(member.received > MIB for member in crowd.members))
     (owner,) = writers(house)
+    workers = workers_of_ports(house)
     clients: dict[int, int] = dict.fromkeys(house.dockyard.worker_pids(), 0)
     for member in crowd.members:
-        pid = worker_of_port(house, member.socket.getsockname()[1])
-        assert pid is not None
-        clients[pid] += 1
+        clients[workers[member.socket.getsockname()[1]]] += 1
     return owner, clients
 
 

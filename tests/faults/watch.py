@@ -2,6 +2,7 @@
 
 import os
 import threading
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Self
@@ -68,13 +69,15 @@ def writers(house: House) -> dict[int, list[str]]:
     return found
 
 
-def worker_of_port(house: House, port: int) -> int | None:
-    """The worker that holds our connection from this local port."""
-    inode = _server_inode(house.dockyard.port, port)
-    for pid in house.dockyard.worker_pids():
-        if inode and f"socket:[{inode}]" in open_files(pid).values():
-            return pid
-    return None
+def workers_of_ports(house: House) -> dict[int, int]:
+    """The workers that hold the connections to us, by the local ports of their clients."""
+    port_of_socket = {f"socket:[{inode}]": port for port, inode in _server_sockets(house.dockyard.port)}
+    return {
+        port_of_socket[target]: pid
+        for pid in house.dockyard.worker_pids()
+        for target in open_files(pid).values()
+        if target in port_of_socket
+    }
 
 
 def processor_s(pid: int) -> float:
@@ -91,11 +94,10 @@ def _is_for_writing(pid: int, number: int) -> bool:
     return False
 
 
-def _server_inode(server_port: int, client_port: int) -> str:
+def _server_sockets(server_port: int) -> Iterator[tuple[int, str]]:
+    """Client port and inode of each connection that the server has."""
     for table in ("/proc/net/tcp", "/proc/net/tcp6"):
         for line in Path(table).read_text().splitlines()[1:]:
             fields = line.split()
-            ports = (int(fields[1].rpartition(":")[2], 16), int(fields[2].rpartition(":")[2], 16))
-            if ports == (server_port, client_port):
-                return fields[9]
-    return ""
+            if int(fields[1].rpartition(":")[2], 16) == server_port:
+                yield int(fields[2].rpartition(":")[2], 16), fields[9]
