@@ -17,10 +17,11 @@ from xdist.scheduler import LoadScopeScheduling
 from tests.chaos.cells import Record, State, append_record
 from tests.chaos.runs import run
 from tests.chaos.stories import Fault, Trouble
+from tests.chaos.town_fixtures import make_town, minio
 from tests.house_fixtures import make_house, origin
 from tests.rig.toxiproxy import Toxiproxy
 
-__all__ = ["make_house", "origin"]
+__all__ = ["make_house", "make_town", "minio", "origin"]
 
 RECORDS = "DOCKYARD_CHAOS_RECORDS"
 

@@ -24,7 +24,7 @@ MIB = 1024 * 1024
 WORKERS = 4
 WITHIN_S = 400.0
 HERDS = [
-    pytest.param(300, 16, id="300 clients of 16 MiB"),
+    pytest.param(300, 4, id="300 clients of 4 MiB"),
     pytest.param(1000, 100, id="1000 clients of 100 MiB", marks=[pytest.mark.long, pytest.mark.timeout(600)]),
 ]
 

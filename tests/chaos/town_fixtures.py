@@ -1,0 +1,47 @@
+"""A town as a fixture, of the size that a test asks for."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.bucket.place import Place
+from tests.chaos.clock import Clock
+from tests.chaos.town import Town
+from tests.house import open_house
+from tests.origin import Origin
+from tests.rig.toxiproxy import Toxiproxy
+from tests.stores.conftest import minio
+from tests.stores.servers import Server
+
+__all__ = ["make_town", "minio"]
+
+
+@pytest.fixture
+def make_town(minio: Server, toxiproxy: Toxiproxy, tmp_path: Path) -> Iterator[Callable[..., Town]]:
+    """Give a function that builds a town; everything in it is gone when the test ends."""
+    with contextlib.ExitStack() as stack:
+
+        def make(*, workers: int = 4, **settings: Any) -> Town:
+            directory = tmp_path / f"town-{len(list(tmp_path.iterdir()))}"
+            directory.mkdir()
+            place = stack.enter_context(contextlib.closing(Place(minio)))
+            place.make()
+            bucket = stack.enter_context(contextlib.closing(toxiproxy.way(minio.port)))
+            clock = Clock(directory)
+            origin = stack.enter_context(Origin())
+            house = stack.enter_context(
+                open_house(
+                    origin,
+                    directory,
+                    workers=workers,
+                    environ=clock.environ,
+                    storage=place.storage(bucket.authority),
+                    **settings,
+                )
+            )
+            return Town(origin, house, place, bucket, clock, workers)
+
+        yield make
