@@ -144,7 +144,7 @@ def test_partial_files_of_the_dead_are_swept_and_others_stay(tier: LocalTier) ->
 def test_a_pointer_is_text_at_its_key(tier: LocalTier) -> None:
     """A tag pointer is the digest as text, where the layout says."""
     digest = Digest.of(b"manifest")
-    tier.write_pointer(NAME, TAG, Pointer(digest, time.time()))
+    assert tier.move_pointer(NAME, TAG, None, Pointer(digest, time.time()))
     path = tier.directory / "cache/manifests/docker.io/library/img/tags/latest"
     assert path.read_text() == str(digest)
     pointer = tier.read_pointer(NAME, TAG)
@@ -153,10 +153,25 @@ def test_a_pointer_is_text_at_its_key(tier: LocalTier) -> None:
     assert abs(pointer.checked_at - time.time()) < 60
 
 
+def test_a_pointer_that_another_moved_is_left_alone(tier: LocalTier) -> None:
+    """What was read before must still be there, to the time of its check."""
+    first, second, third = (Pointer(Digest.of(body), time.time()) for body in (b"1", b"2", b"3"))
+    assert tier.move_pointer(NAME, TAG, None, first)
+    read = tier.read_pointer(NAME, TAG)
+    assert tier.move_pointer(NAME, TAG, read, second)
+    assert not tier.move_pointer(NAME, TAG, read, third)
+    assert not tier.move_pointer(NAME, TAG, None, third)
+    now = tier.read_pointer(NAME, TAG)
+    assert now is not None
+    assert now.digest == second.digest
+    assert tier.move_pointer(NAME, TAG, now, Pointer(first.digest, first.checked_at + 1))
+    assert not tier.move_pointer(NAME, TAG, read, third)  # the same digest, another time
+
+
 @pytest.mark.parametrize("text", ["", "latest", "sha256:short", "md5:" + "0" * 32, "\xff"])
 def test_a_pointer_that_is_no_digest_is_ignored(tier: LocalTier, text: str) -> None:
     """Damage reads as not there."""
-    tier.write_pointer(NAME, TAG, Pointer(Digest.of(b"manifest"), time.time()))
+    assert tier.move_pointer(NAME, TAG, None, Pointer(Digest.of(b"manifest"), time.time()))
     (tier.directory / "cache/manifests/docker.io/library/img/tags/latest").write_text(text, "latin-1")
     assert tier.read_pointer(NAME, TAG) is None
 
@@ -164,7 +179,7 @@ def test_a_pointer_that_is_no_digest_is_ignored(tier: LocalTier, text: str) -> N
 def test_a_directory_in_the_place_of_a_tag_is_a_miss(tier: LocalTier) -> None:
     """A repository may be called like the path of a tag: neither breaks the other's pulls."""
     tier.write_manifest(Name.parse("docker.io/library/img/tags/latest"), Digest.of(b"m"), b"m")
-    tier.write_pointer(NAME, TAG, Pointer(Digest.of(b"m"), time.time()))
+    assert tier.move_pointer(NAME, TAG, None, Pointer(Digest.of(b"m"), time.time()))
     assert tier.read_pointer(NAME, TAG) is None
     assert tier.read_manifest(Name.parse("docker.io/library/img/tags/latest"), Digest.of(b"m")) == b"m"
 

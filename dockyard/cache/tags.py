@@ -1,8 +1,8 @@
 """Tags: each pull of a tag is checked with the upstream, and what cannot be checked is served stale.
 
 A tag belongs to one shard: its owner asks the upstream, once for all who wait, and the others ask the owner. An owner
-that is dead or frozen is done without; only a dead one's pointers are written by another, so that a worker which wakes
-up cannot find its own older answer to be the newer one.
+that is dead or frozen is done without. A pointer is moved only if it is what it was before the upstream was asked, so
+that a worker which wakes up cannot take its own older answer for the newer one: it asks again.
 """
 
 import functools
@@ -95,7 +95,7 @@ class Tags:
     async def answer(self, target: Target, tag: Tag, reply: Reply) -> None:
         """Resolve a tag for another worker."""
         try:
-            resolution = await self._check_once(target, tag, writes=True)
+            resolution = await self._check_once(target, tag)
         except RegistryError as exc:
             await reply.say(to_words(exc))
             return
@@ -117,8 +117,8 @@ class Tags:
             except PeerGone:
                 continue
             except PeerSilent:
-                return await self._check_once(target, tag, writes=False)
-        return await self._check_once(target, tag, writes=True)
+                break
+        return await self._check_once(target, tag)
 
     async def _ask_to_resolve(self, shard: int, question: Question) -> Resolution:
         words, _ = await self._peers.ask_once(shard, question)
@@ -128,45 +128,50 @@ class Tags:
         except (KeyError, TypeError) as exc:
             raise PeerGone from exc
 
-    async def _check_once(self, target: Target, tag: Tag, *, writes: bool) -> Resolution:
-        return await self._together.once(("check", target.name, tag), lambda: self._check(target, tag, writes=writes))
+    async def _check_once(self, target: Target, tag: Tag) -> Resolution:
+        return await self._together.once(("check", target.name, tag), lambda: self._check(target, tag))
 
-    async def _check(self, target: Target, tag: Tag, *, writes: bool) -> Resolution:
+    async def _check(self, target: Target, tag: Tag) -> Resolution:
         """Ask the upstream what the tag means, decide, act."""
         if recent := self._find_recent(target, tag):
             return recent
-        pointer = await self._find_pointer(target, tag)
+        written = await self._read_pointer(target, tag)
+        pointer = await self._usable(target, written)
         answer = await self._ask_upstream(target, tag)
         if pointer is None and isinstance(answer, RegistryError) and self._stores.bucket.is_left_alone:
-            pointer = await self._find_pointer(target, tag, insist=True)
+            pointer = await self._usable(target, await self._read_pointer(target, tag, insist=True), insist=True)
         cached = Cached(pointer.digest, pointer.checked_at) if pointer else None
         match decide(cached, answer):
             case Serve(digest, None) if pointer:
-                if writes and time.time() - pointer.checked_at > CONFIRM_EVERY_S:
+                if time.time() - pointer.checked_at > CONFIRM_EVERY_S:
                     await self._threads.disk(self._stores.local.confirm_pointer, target.name, tag)
                 return self._remember(target, tag, Resolution(digest, "match", time.time()))
             case Serve(digest, error) if pointer:
                 return Resolution(digest, "stale", pointer.checked_at, error)
             case Fetch(digest):
-                return await self._move(target, tag, digest, pointer, writes=writes)
+                return await self._move(target, tag, digest, pointer, written)
             case Fail(error):
                 raise error
         raise AssertionError("a tag that is not cached cannot be served")
 
     async def _move(
-        self, target: Target, tag: Tag, digest: Digest, pointer: Pointer | None, *, writes: bool
+        self, target: Target, tag: Tag, digest: Digest, pointer: Pointer | None, written: Pointer | None
     ) -> Resolution:
-        """Fetch what the tag means now, then move the pointer. What it meant before is stale when that fails."""
+        """Fetch what the tag means now, then move the pointer. What it meant before is stale when that fails.
+
+        `pointer` is what can be served, `written` what stood there before the upstream was asked.
+        """
         try:
             await self._manifests.get(target, digest)
         except (Outage, TooManyRequests) as exc:
             if pointer is None:
                 raise
             return Resolution(pointer.digest, "stale", pointer.checked_at, exc)
-        if writes:
-            self._stores.publisher.remember(TagItem(target.name, tag))
-            await self._threads.disk(self._stores.local.write_pointer, target.name, tag, Pointer(digest, time.time()))
-            self._stores.publisher.publish(TagItem(target.name, tag))
+        self._stores.publisher.remember(TagItem(target.name, tag))
+        moved = Pointer(digest, time.time())
+        if not await self._threads.disk(self._stores.local.move_pointer, target.name, tag, written, moved):
+            return await self._check(target, tag)  # another worker moved it while we asked: ask again
+        self._stores.publisher.publish(TagItem(target.name, tag))
         how = "changed" if pointer else "miss"
         return self._remember(target, tag, Resolution(digest, how, time.time()))
 
@@ -177,15 +182,21 @@ class Tags:
         except RegistryError as exc:
             return exc
 
-    async def _find_pointer(self, target: Target, tag: Tag, *, insist: bool = False) -> Pointer | None:
-        """The pointer, if the manifest that it points to is here too."""
-        pointer = await self._threads.disk(self._stores.local.read_pointer, target.name, tag)
-        if pointer is None:
-            ask = functools.partial(self._stores.bucket.read_pointer, target.name, tag, insist=insist)
-            if pointer := await self._threads.bucket(ask):
-                await self._threads.disk(self._stores.local.write_pointer, target.name, tag, pointer)
-                age_s = max(time.time() - pointer.checked_at, 0.0)
-                self._stores.local.ages.mark_published(TagItem(target.name, tag), age_s)
+    async def _read_pointer(self, target: Target, tag: Tag, *, insist: bool = False) -> Pointer | None:
+        """The pointer that is here, or in the bucket; from there it is kept here."""
+        if pointer := await self._threads.disk(self._stores.local.read_pointer, target.name, tag):
+            return pointer
+        ask = functools.partial(self._stores.bucket.read_pointer, target.name, tag, insist=insist)
+        found = await self._threads.bucket(ask)
+        if found is None:
+            return None
+        if await self._threads.disk(self._stores.local.move_pointer, target.name, tag, None, found):
+            age_s = max(time.time() - found.checked_at, 0.0)
+            self._stores.local.ages.mark_published(TagItem(target.name, tag), age_s)
+        return await self._threads.disk(self._stores.local.read_pointer, target.name, tag) or found
+
+    async def _usable(self, target: Target, pointer: Pointer | None, *, insist: bool = False) -> Pointer | None:
+        """The pointer, if the manifest that it points to can be had."""
         if pointer and await self._manifests.find_stored(target, pointer.digest, insist=insist):
             return pointer
         return None

@@ -9,10 +9,11 @@ nobody can set, tells which ones: verifying touches the file.
 
 import contextlib
 import errno
+import fcntl
 import os
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import attrs
@@ -176,12 +177,19 @@ class LocalTier:
             log.warning("a tag pointer is not a digest and is ignored", tag=str(tag), error=str(exc))
         return None
 
-    def write_pointer(self, name: Name, tag: Tag, pointer: Pointer) -> None:
-        """Point the tag at a manifest that was kept before."""
+    def move_pointer(self, name: Name, tag: Tag, old: Pointer | None, new: Pointer) -> bool:
+        """Point the tag at a manifest that was kept before. False when it is no longer what was read before: `old`.
+
+        So a process that was held up between asking the upstream and writing cannot undo what others wrote meanwhile.
+        """
         key = keys.tag_key(self._prefix, name, tag)
-        self._write(key, str(pointer.digest).encode())
-        with contextlib.suppress(OSError):
-            os.utime(self._path(key), (pointer.checked_at, pointer.checked_at))
+        with self._alone_in(self._path(key).parent):
+            if self.read_pointer(name, tag) != old:
+                return False
+            self._write(key, str(new.digest).encode())
+            with contextlib.suppress(OSError):
+                os.utime(self._path(key), (new.checked_at, new.checked_at))
+        return True
 
     def confirm_pointer(self, name: Name, tag: Tag) -> None:
         """Record that the pointer was checked now and still holds."""
@@ -242,6 +250,22 @@ class LocalTier:
                 spool.discard()
                 return True
         return False
+
+    @contextlib.contextmanager
+    def _alone_in(self, directory: Path) -> Iterator[None]:
+        """Let no other process into this block for the same directory, unless the disk cannot tell."""
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            lock = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError:  # nothing can be written there either
+            yield
+            return
+        try:
+            with contextlib.suppress(OSError):
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(lock)
 
     def _path(self, key: str) -> Path:
         return self.directory / key

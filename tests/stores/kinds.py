@@ -83,7 +83,7 @@ class LocalStore:
         return self._tier.read_manifest(name, digest)
 
     def write_pointer(self, name: Name, tag: Tag, digest: Digest) -> None:
-        self._tier.write_pointer(name, tag, Pointer(digest, time.time()))
+        assert self._tier.move_pointer(name, tag, self._tier.read_pointer(name, tag), Pointer(digest, time.time()))
 
     def read_pointer(self, name: Name, tag: Tag) -> Digest | None:
         pointer = self._tier.read_pointer(name, tag)
