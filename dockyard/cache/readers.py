@@ -15,9 +15,10 @@ from dockyard.storage.local import StoredBlob
 
 
 class Reader(Protocol):
-    """One client's way to a blob of `size` bytes."""
+    """One client's way to a blob of `size` bytes. `fd` is the file that has all of it, None when there is none."""
 
     size: int
+    fd: int | None
 
     async def read_into(self, buffer: bytearray, position: int, amount: int) -> int:
         """Fill `buffer` from `position` with 1 to `amount` bytes, as soon as there are any; how many.
@@ -34,18 +35,20 @@ class FileReader:
 
     def __init__(self, blob: StoredBlob, threads: Threads) -> None:
         self.size = blob.size
-        self._fd = blob.fd
+        self.fd: int | None = blob.fd
         self._threads = threads
 
     async def read_into(self, buffer: bytearray, position: int, amount: int) -> int:
         """See Reader."""
-        return await _read(self._fd, buffer, position, amount, self._threads)
+        if self.fd is None:
+            raise Unavailable("a cached blob was closed")
+        return await _read(self.fd, buffer, position, amount, self._threads)
 
     def close(self) -> None:
         """See Reader."""
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+        if self.fd is not None:
+            os.close(self.fd)
+            self.fd = None
 
 
 class FlightReader:
@@ -53,6 +56,7 @@ class FlightReader:
 
     def __init__(self, flight: Flight, threads: Threads) -> None:
         self.size = 0
+        self.fd: int | None = None
         self.position = 0
         self._flight = flight
         self._is_open = True

@@ -71,6 +71,7 @@ def create_app(settings: Settings, shards: int, suspect_before: float, environ: 
     logs = settings.server.log
     return Edge(
         app,
+        worker.threads,
         logs.level if logs.enabled else None,
         logs.ignore_paths,
         log_requests=logs.request_body,

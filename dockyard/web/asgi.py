@@ -7,18 +7,21 @@ a client that leaves ends its request, one that reads nothing is cut, and each r
 
 import asyncio
 import contextlib
-import os
 import re
 import socket
 import time
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Iterable
 from typing import Any
 
 import structlog
 
 from dockyard import metrics
+from dockyard.cache.bridge import Threads
 from dockyard.errors import NameInvalid, RegistryError, RequestInvalid, Unsupported
+from dockyard.web.body import BlobBody
+from dockyard.web.connections import Patience, find_connection, shut_down, traffic
 from dockyard.web.errors import error_response
+from dockyard.web.sendfile import SMALLEST_BYTES, Ended, FileAnswer, FilePart, Stalled, response_head
 
 CLIENT_TIMEOUT_S = 60.0
 MAX_PATH_BYTES = 2048
@@ -50,20 +53,25 @@ class PathTooLong(RequestInvalid):
     status = 414
 
 
-class ClientStalled(Exception):
-    """The client has read nothing for CLIENT_TIMEOUT_S."""
-
-
 class Edge:
     """The ASGI application that Granian calls.
 
-    `level` is the log level of request lines, None for no lines; paths in `ignore_paths` get none.
+    `threads` reads files for it. `level` is the log level of request lines, None for no lines; paths in `ignore_paths`
+    get none.
     """
 
     def __init__(
-        self, app: App, level: str | None, ignore_paths: Collection[str], *, log_requests: bool, log_responses: bool
+        self,
+        app: App,
+        threads: Threads,
+        level: str | None,
+        ignore_paths: Collection[str],
+        *,
+        log_requests: bool,
+        log_responses: bool,
     ) -> None:
         self._app = app
+        self._threads = threads
         self._level = level
         self._ignore_paths = frozenset(ignore_paths)
         self._log_requests = log_requests
@@ -76,7 +84,7 @@ class Edge:
             return
         if scope["http_version"] == "1":
             scope["http_version"] = "1.0"  # Granian's spelling; Falcon knows 1.0 only
-        exchange = Exchange(scope, receive, send, keeps_body=self._log_responses)
+        exchange = Exchange(scope, receive, send, self._threads, keeps_body=self._log_responses)
         scope["dockyard"] = exchange
         if self._log_requests:
             await exchange.note_request_body()
@@ -95,23 +103,26 @@ class Edge:
 class Exchange:
     """One request and its answer: what was asked, how it was answered, what was sent.
 
-    Handlers note the `kind`, `name`, `reference` and `how` for the log and the counters.
+    Handlers note `kind`, `name`, `reference` and `how` for the log and the counters, and the `body` that they stream.
     """
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send, *, keeps_body: bool) -> None:
+    def __init__(self, scope: Scope, receive: Receive, send: Send, threads: Threads, *, keeps_body: bool) -> None:
         self.kind = "other"
         self.name = ""
         self.reference = ""
         self.how = ""
+        self.body: BlobBody | None = None
         self.status = 0
         self.sent_bytes = 0
         self.end = ""
         self._scope = scope
         self._receive = receive
         self._send = send
+        self._threads = threads
         self._started = time.perf_counter()
-        self._watcher: asyncio.Task[None] | None = None
-        self._is_gone = False
+        self._watchers: list[asyncio.Task[None]] = []
+        self._is_waiting = False
+        self._is_answered = False
         self._keeps_body = keeps_body
         self._request_body = ""
         self._response_body = b""
@@ -121,46 +132,79 @@ class Exchange:
         try:
             await app(self._scope, self._first_event, self.send)
         except asyncio.CancelledError:
-            if not self._is_gone:
+            if not self.end:
                 raise
             task = asyncio.current_task()
             if task:
                 task.uncancel()
-            self.end = "client left"
-        except ClientStalled:
-            self.end = "client stalled"
-            _shut_down(self._scope["client"])
         except RegistryError as exc:
             self.end = f"cut: {exc.message}"
         except Exception:
             self.end = "cut: a fault of our own"
             log.exception("a body ended in a fault of our own", path=self._scope["path"])
         finally:
-            if self._watcher:
-                self._watcher.cancel()
+            for watcher in self._watchers:
+                watcher.cancel()
 
     async def send(self, event: Event) -> None:
-        """Send an event of the answer. Raises ClientStalled."""
+        """Send an event of the answer."""
+        if self._is_answered:
+            return
         if event["type"] == "http.response.start":
             self.status = event["status"]
-            await self._send(event | {"headers": [*event["headers"], _NO_SNIFFING]})
+            headers = [*event["headers"], _NO_SNIFFING]
+            if self.body and (part := self.body.as_file()) and (connection := self._take_connection(part)):
+                self.body.skip()
+                await self._send_file(connection, headers, part)
+                return
+            await self._send(event | {"headers": headers})
             return
         body = event.get("body", b"")
         if not event.get("more_body"):
-            if self._keeps_body and not self._watcher:
+            if self._keeps_body and not self._watchers:
                 self._response_body = bytes(body[:MAX_LOGGED_BODY_BYTES])
             self.sent_bytes += len(body)
             await self._send(event)
             return
-        if self._watcher is None:
-            self._watcher = asyncio.create_task(self._watch(asyncio.current_task()))
-        try:
-            async with asyncio.timeout(CLIENT_TIMEOUT_S):
-                await self._send(event)
-        except TimeoutError as exc:
-            raise ClientStalled from exc
+        if not self._watchers:
+            request = asyncio.current_task()
+            self._watchers = [asyncio.create_task(watch(request)) for watch in (self._watch, self._watch_reading)]
+        self._is_waiting = True
+        await self._send(event)
+        self._is_waiting = False
         self.sent_bytes += len(body)
-        await asyncio.sleep(0)  # Granian's send seldom waits: let the watcher and the others have their turn
+        await asyncio.sleep(0)  # Granian's send seldom waits: let the watchers and the others have their turn
+
+    def _take_connection(self, part: FilePart) -> socket.socket | None:
+        """The connection to send a file over, if that is worth it and nothing else was ever sent there."""
+        if self._scope["scheme"] != "http" or part.stop - part.start < SMALLEST_BYTES:
+            return None
+        connection = find_connection(self._scope)
+        if connection and not ((seen := traffic(connection)) and seen.is_none):
+            connection.close()
+            return None
+        return connection
+
+    async def _send_file(
+        self, connection: socket.socket, headers: Iterable[tuple[bytes, bytes]], part: FilePart
+    ) -> None:
+        """Send the whole answer past Granian, and close the connection."""
+        answer = FileAnswer(connection, part, self._threads, CLIENT_TIMEOUT_S)
+        with connection:
+            try:
+                await answer.send(response_head(self.status, headers))
+            except OSError:
+                self.end = "client left"
+            except Stalled:
+                self.end = "client stalled"
+            except Ended:
+                self.end = "cut: a cached blob ended early"
+            finally:
+                shut_down(connection)
+        self.sent_bytes = answer.sent_bytes
+        self._is_answered = True
+        await self._send({"type": "http.response.start", "status": self.status, "headers": []})
+        await self._send({"type": "http.response.body", "body": b""})  # to nobody: the connection is shut
 
     async def note_request_body(self) -> None:
         """Keep the beginning of the request's body for the log. Waits for it at most a second."""
@@ -207,11 +251,27 @@ class Exchange:
         while unread <= MAX_HEADER_BYTES:
             event = await self._receive()
             if event["type"] == "http.disconnect":
-                self._is_gone = True
-                if request:
-                    request.cancel()
+                self._give_up(request, "client left")
                 return
             unread += len(event.get("body", b""))
+
+    async def _watch_reading(self, request: asyncio.Task[Any] | None) -> None:
+        """End the request and the connection when the client reads nothing: Granian would keep both."""
+        patience = Patience(CLIENT_TIMEOUT_S)
+        while True:
+            await asyncio.sleep(patience.look_every_s)
+            if not self._is_waiting or (connection := find_connection(self._scope)) is None:
+                continue
+            with connection:
+                if patience.is_over(connection):
+                    self._give_up(request, "client stalled")
+                    shut_down(connection)
+                    return
+
+    def _give_up(self, request: asyncio.Task[Any] | None, end: str) -> None:
+        self.end = end
+        if request:
+            request.cancel()
 
 
 def _check(scope: Scope) -> None:
@@ -240,16 +300,3 @@ async def _refuse(exchange: Exchange, error: RegistryError) -> None:
     raw.append((b"connection", b"close"))
     await exchange.send({"type": "http.response.start", "status": status, "headers": raw})
     await exchange.send({"type": "http.response.body", "body": body})
-
-
-def _shut_down(peer: tuple[str, str]) -> None:
-    """Close the connection to a client under Granian, which would keep it for as long as the client does."""
-    for entry in os.listdir("/proc/self/fd"):
-        with contextlib.suppress(OSError, ValueError):
-            if not os.readlink(f"/proc/self/fd/{entry}").startswith("socket:"):
-                continue
-            with socket.socket(fileno=os.dup(int(entry))) as connection:
-                host, port = connection.getpeername()[:2]
-                if (host, str(port)) == (peer[0], str(peer[1])):
-                    connection.shutdown(socket.SHUT_RDWR)
-                    return

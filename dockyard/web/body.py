@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Iterable, Sequence
 
 from dockyard.cache.readers import Reader
 from dockyard.oci.ranges import ByteRange
+from dockyard.web.sendfile import FilePart
 
 FEW_READERS, MANY_READERS = 4, 32
 LARGE_CHUNK, CHUNK, SMALL_CHUNK = 1024 * 1024, 256 * 1024, 64 * 1024
@@ -29,13 +30,27 @@ class Load:
 
 
 class BlobBody(AsyncIterator[bytes]):
-    """The parts of a body in order: literal bytes, and ranges of the blob."""
+    """The parts of a body in order: literal bytes, and ranges of the blob.
+
+    A chunk is good until the next is asked for: whole ones lie in one buffer. (Granian copies what it is given.)
+    """
 
     def __init__(self, reader: Reader, parts: Iterable[bytes | ByteRange], load: Load) -> None:
         self._reader = reader
         self._parts = deque(parts)
         self._load = load
+        self._buffer = bytearray()
         load.bodies += 1
+
+    def as_file(self) -> FilePart | None:
+        """The whole body as a part of a file, if it is one."""
+        if self._reader.fd is None or len(self._parts) != 1 or not isinstance(part := self._parts[0], ByteRange):
+            return None
+        return FilePart(self._reader.fd, part.start, part.stop)
+
+    def skip(self) -> None:
+        """Nothing is left to iterate over: the body was sent in another way."""
+        self._parts.clear()
 
     async def __anext__(self) -> bytes:
         """The next chunk. Raises RegistryError when there will be none although there should."""
@@ -45,11 +60,14 @@ class BlobBody(AsyncIterator[bytes]):
                 return part
             if not part.length:
                 continue
-            buffer = bytearray(min(self._load.chunk_size, part.length))
-            count = await self._reader.read_into(buffer, part.start, len(buffer))
+            amount = min(self._load.chunk_size, part.length)
+            if len(self._buffer) != amount:
+                self._buffer = bytearray(amount)
+            count = await self._reader.read_into(self._buffer, part.start, amount)
             self._parts.appendleft(ByteRange(part.start + count, part.stop))
-            del buffer[count:]
-            return buffer  # type: ignore[return-value]  # a bytearray is sent as it is; bytes() would copy it
+            if count < amount:
+                return bytes(memoryview(self._buffer)[:count])
+            return self._buffer  # type: ignore[return-value]  # a bytearray is sent as it is; bytes() would copy it
         raise StopAsyncIteration
 
     async def close(self) -> None:

@@ -81,7 +81,8 @@ class ManifestEndpoint:
             return
         ranges = parse_ranges(req.get_header("Range"), manifest.size) if range_applies(req, manifest.digest) else None
         if ranges:
-            _send_ranges(resp, MemoryReader(manifest.body), ranges, manifest.media_type, self._load)
+            reader = MemoryReader(manifest.body)
+            exchange.body = _send_ranges(resp, reader, ranges, manifest.media_type, self._load)
             return
         resp.data = manifest.body
 
@@ -123,10 +124,10 @@ class BlobEndpoint:
             reader.close()
             raise
         if ranges:
-            _send_ranges(resp, reader, ranges, BLOB_TYPE, self._load)
+            exchange.body = _send_ranges(resp, reader, ranges, BLOB_TYPE, self._load)
             return
         resp.content_length = reader.size
-        resp.stream = BlobBody(reader, [ByteRange(0, reader.size)], self._load)
+        resp.stream = exchange.body = BlobBody(reader, [ByteRange(0, reader.size)], self._load)
 
     async def on_head(
         self, req: falcon.asgi.Request, resp: falcon.asgi.Response, path_prefix: str, name: str, reference: str
@@ -150,6 +151,7 @@ class MemoryReader:
 
     def __init__(self, body: bytes) -> None:
         self.size = len(body)
+        self.fd: int | None = None
         self._body = body
 
     async def read_into(self, buffer: bytearray, position: int, amount: int) -> int:
@@ -185,14 +187,15 @@ def route_request(
 
 def _send_ranges(
     resp: falcon.asgi.Response, reader: Reader, ranges: Sequence[ByteRange], content_type: str, load: Load
-) -> None:
+) -> BlobBody:
     resp.status = falcon.HTTP_206
     if len(ranges) == 1:
         resp.set_header("content-range", ranges[0].content_range(reader.size))
         resp.content_length = ranges[0].length
-        resp.stream = BlobBody(reader, ranges, load)
-        return
+        resp.stream = body = BlobBody(reader, ranges, load)
+        return body
     multipart = Multipart(ranges, reader.size, content_type, secrets.token_hex(16))
     resp.content_type = multipart.content_type
     resp.content_length = multipart.length
-    resp.stream = BlobBody(reader, multipart.parts, load)
+    resp.stream = body = BlobBody(reader, multipart.parts, load)
+    return body
