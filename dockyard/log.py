@@ -5,6 +5,7 @@ character, and is at most `MAX_LINE_BYTES` long, so that a client can neither fo
 workers that write to one file or pipe do not mix theirs. A log that cannot be written never fails a request.
 """
 
+import functools
 import io
 import json
 import logging
@@ -42,6 +43,9 @@ def set_up(settings: LoggerSettings) -> None:
     Granian puts its own handlers in place when it is built; call it after that. Raises OSError when the output is a
     file that cannot be opened.
     """
+    logging._srcfile = None  # noqa: SLF001  as its documentation says: nobody need look for the line that called
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
+    logging.logAsyncioTasks = False  # type: ignore[attr-defined]  # since Python 3.12
     handler = _open(settings.output)
     handler.setFormatter(_Formatter(_choose_encoding(settings)))
     handler.addFilter(_is_worth_a_line)
@@ -63,7 +67,7 @@ def set_up(settings: LoggerSettings) -> None:
         library.propagate = True
         library.setLevel(least)
     structlog.configure(
-        processors=[structlog.contextvars.merge_contextvars, _hand_over],
+        processors=[_hand_over],
         wrapper_class=structlog.make_filtering_bound_logger(level),
         logger_factory=structlog.stdlib.LoggerFactory(),
         cache_logger_on_first_use=True,
@@ -166,7 +170,7 @@ def _fields_of(record: logging.LogRecord) -> Fields:
     own: Fields = dict(record.msg) if isinstance(record.msg, dict) else {"event": _message(record)}
     milliseconds = f"{record.msecs:03.0f}" if record.msecs < 999.5 else "999"
     fields: Fields = {
-        "timestamp": f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(record.created))}.{milliseconds}Z",
+        "timestamp": f"{_to_seconds(int(record.created))}.{milliseconds}Z",
         "level": _WORDS.get(record.levelno, record.levelname.lower()),
         "logger": record.name,
         "event": own.pop("event", ""),
@@ -176,6 +180,11 @@ def _fields_of(record: logging.LogRecord) -> Fields:
     if record.exc_info and record.exc_info[1]:
         fields["exception"] = _trace(record.exc_info[1])
     return fields
+
+
+@functools.lru_cache(maxsize=8)
+def _to_seconds(created: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(created))
 
 
 def _message(record: logging.LogRecord) -> str:
@@ -238,4 +247,4 @@ def _plain(event: Any) -> str:
 def _value(value: Any) -> str:
     if isinstance(value, str):
         return value if _BARE.fullmatch(value) else json.dumps(value)
-    return _json(value)
+    return repr(value) if type(value) in {int, float} else _json(value)

@@ -5,6 +5,7 @@ the files up. The variable must be set before this module is imported; without i
 No label has a value that a client can choose.
 """
 
+import functools
 import os
 from collections.abc import Iterable, Iterator, Mapping
 
@@ -58,6 +59,19 @@ published = Counter("dockyard_published", "Objects brought to the bucket, by out
 touched = Counter("dockyard_touched", "Objects of the bucket that were refreshed.")
 bucket_faults = Counter("dockyard_bucket_faults", "Questions to the bucket that failed.")
 worker_restarts = Counter("dockyard_worker_restarts", "Workers started in the place of dead or frozen ones.")
+
+
+def count_request(kind: str, status: int, how: str, seconds: float, size: int) -> None:
+    """A request is over: how long it took, and how many bytes of body were sent."""
+    requests_like_it, seconds_of_kind, bytes_of_kind = _request_counters(kind, status, how)
+    requests_like_it.inc()
+    seconds_of_kind.observe(seconds)
+    bytes_of_kind.inc(size)
+
+
+@functools.cache
+def _request_counters(kind: str, status: int, how: str) -> tuple[Counter, Histogram, Counter]:
+    return requests.labels(kind, str(status), how), request_seconds.labels(kind), sent_bytes.labels(kind)
 
 
 def forget_worker(pid: int) -> None:

@@ -7,6 +7,7 @@ The world is closed: a name or an `ns` that no upstream is configured for is unk
 a client named it.
 """
 
+import functools
 from collections.abc import Iterator, Sequence
 from typing import Final
 
@@ -21,6 +22,8 @@ HUB: Final = "docker.io"
 HUB_HOSTS: Final = frozenset({HUB, "index.docker.io", "registry-1.docker.io", "registry.hub.docker.com"})
 
 _MAX_PREFIXES_SHOWN: Final = 20
+REMEMBERED_NAMES: Final = 4096
+MAX_REMEMBERED_CHARS: Final = 512
 
 
 @attrs.frozen
@@ -44,6 +47,7 @@ class Router:
         self._depth = max((prefix.count("/") + 1 for prefix in self._by_prefix), default=0)
         self._default = next((upstream for upstream in upstreams if upstream.default), None)
         self._roots = _roots_by_namespace(upstreams)
+        self._remembered = functools.lru_cache(REMEMBERED_NAMES)(self._route)
 
     def route(self, name: str, ns: str | None = None, path_prefix: str | None = None) -> Target:
         """Find the target of a name; raise NameInvalid or NameUnknown.
@@ -51,6 +55,10 @@ class Router:
         `ns` is the query parameter, a registry's host as the client calls it. `path_prefix` is what stood before `/v2/`
         in the path. A prefix in the path wins over one in the name, and that over `ns`.
         """
+        is_short = len(name) + len(ns or "") + len(path_prefix or "") <= MAX_REMEMBERED_CHARS
+        return (self._remembered if is_short else self._route)(name, ns, path_prefix)
+
+    def _route(self, name: str, ns: str | None, path_prefix: str | None) -> Target:
         parsed = Name.parse(name)
         if path_prefix is not None:
             if path_prefix not in self._by_prefix:

@@ -218,9 +218,7 @@ class Exchange:
 
     def count(self) -> None:
         """Count the request, once it is over."""
-        metrics.requests.labels(self.kind, str(self.status), self.how).inc()
-        metrics.request_seconds.labels(self.kind).observe(time.perf_counter() - self._started)
-        metrics.sent_bytes.labels(self.kind).inc(self.sent_bytes)
+        metrics.count_request(self.kind, self.status, self.how, time.perf_counter() - self._started, self.sent_bytes)
         if self.end:
             metrics.cut_responses.labels(self.end.partition(":")[0]).inc()
 

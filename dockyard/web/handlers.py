@@ -175,7 +175,7 @@ def route_request(
     req: falcon.asgi.Request, resp: falcon.asgi.Response, router: Router, path_prefix: str, name: str
 ) -> Target:
     """Find whom a name means, and echo `ns`. Raises RegistryError."""
-    namespaces = set(parse_qs(req.query_string).get("ns", ()))
+    namespaces = set(parse_qs(req.query_string).get("ns", ())) if req.query_string else set()
     if len(namespaces) > 1:
         raise RequestInvalid("the query names more than one ns")
     namespace = namespaces.pop() if namespaces else None
