@@ -15,10 +15,15 @@ from dockyard.storage.local import StoredBlob
 
 
 class Reader(Protocol):
-    """One client's way to a blob of `size` bytes. `fd` is the file that has all of it, None when there is none."""
+    """One client's way to a blob of `size` bytes."""
 
     size: int
-    fd: int | None
+
+    async def find(self, position: int) -> tuple[int | None, int]:
+        """The file that has the byte at `position`, as soon as there is one, and how many bytes are there from it on.
+
+        No file: the bytes are in memory, to be had by `read_into`. Raises RegistryError when the bytes will not come.
+        """
 
     async def read_into(self, buffer: bytearray, position: int, amount: int) -> int:
         """Fill `buffer` from `position` with 1 to `amount` bytes, as soon as there are any; how many.
@@ -35,20 +40,22 @@ class FileReader:
 
     def __init__(self, blob: StoredBlob, threads: Threads) -> None:
         self.size = blob.size
-        self.fd: int | None = blob.fd
+        self._fd = blob.fd
         self._threads = threads
+
+    async def find(self, position: int) -> tuple[int | None, int]:
+        """See Reader."""
+        return self._fd, self.size - position
 
     async def read_into(self, buffer: bytearray, position: int, amount: int) -> int:
         """See Reader."""
-        if self.fd is None:
-            raise Unavailable("a cached blob was closed")
-        return await _read(self.fd, buffer, position, amount, self._threads)
+        return await _read(self._fd, buffer, position, amount, self._threads)
 
     def close(self) -> None:
         """See Reader."""
-        if self.fd is not None:
-            os.close(self.fd)
-            self.fd = None
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
 
 
 class FlightReader:
@@ -56,7 +63,6 @@ class FlightReader:
 
     def __init__(self, flight: Flight, threads: Threads) -> None:
         self.size = 0
-        self.fd: int | None = None
         self.position = 0
         self._flight = flight
         self._is_open = True
@@ -67,10 +73,14 @@ class FlightReader:
         """Wait until the answer can begin. Raises RegistryError when there will be none."""
         self.size = await self._flight.opened()
 
-    async def read_into(self, buffer: bytearray, position: int, amount: int) -> int:
+    async def find(self, position: int) -> tuple[int | None, int]:
         """See Reader."""
         self.position = position
-        fd, available = await self._flight.wait_for(position)
+        return await self._flight.wait_for(position)
+
+    async def read_into(self, buffer: bytearray, position: int, amount: int) -> int:
+        """See Reader."""
+        fd, available = await self.find(position)
         amount = min(amount, available)
         if fd is not None:
             return await _read(fd, buffer, position, amount, self._threads)

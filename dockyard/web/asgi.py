@@ -18,10 +18,11 @@ import structlog
 from dockyard import metrics
 from dockyard.cache.bridge import Threads
 from dockyard.errors import NameInvalid, RegistryError, RequestInvalid, Unsupported
+from dockyard.oci.ranges import ByteRange
 from dockyard.web.body import BlobBody
 from dockyard.web.connections import Patience, find_connection, shut_down, traffic
 from dockyard.web.errors import error_response
-from dockyard.web.sendfile import SMALLEST_BYTES, Ended, FileAnswer, FilePart, Stalled, response_head
+from dockyard.web.sendfile import SMALLEST_BYTES, DirectAnswer, Stalled, response_head
 
 CLIENT_TIMEOUT_S = 60.0
 MAX_PATH_BYTES = 2048
@@ -153,9 +154,8 @@ class Exchange:
         if event["type"] == "http.response.start":
             self.status = event["status"]
             headers = [*event["headers"], _NO_SNIFFING]
-            if self.body and (part := self.body.as_file()) and (connection := self._take_connection(part)):
-                self.body.skip()
-                await self._send_file(connection, headers, part)
+            if self.body and (part := self.body.only_range) and (connection := self._take_connection(part)):
+                await self._send_directly(connection, headers, self.body, part)
                 return
             await self._send(event | {"headers": headers})
             return
@@ -175,9 +175,9 @@ class Exchange:
         self.sent_bytes += len(body)
         await asyncio.sleep(0)  # Granian's send seldom waits: let the watchers and the others have their turn
 
-    def _take_connection(self, part: FilePart) -> socket.socket | None:
-        """The connection to send a file over, if that is worth it and nothing else was ever sent there."""
-        if self._scope["scheme"] != "http" or part.stop - part.start < SMALLEST_BYTES:
+    def _take_connection(self, part: ByteRange) -> socket.socket | None:
+        """The connection to send a blob over, if that is worth it and nothing else was ever sent there."""
+        if self._scope["scheme"] != "http" or part.length < SMALLEST_BYTES:
             return None
         connection = find_connection(self._scope)
         if connection and not ((seen := traffic(connection)) and seen.is_none):
@@ -185,11 +185,12 @@ class Exchange:
             return None
         return connection
 
-    async def _send_file(
-        self, connection: socket.socket, headers: Iterable[tuple[bytes, bytes]], part: FilePart
+    async def _send_directly(
+        self, connection: socket.socket, headers: Iterable[tuple[bytes, bytes]], body: BlobBody, part: ByteRange
     ) -> None:
         """Send the whole answer past Granian, and close the connection."""
-        answer = FileAnswer(connection, part, self._threads, CLIENT_TIMEOUT_S)
+        answer = DirectAnswer(connection, body.reader, part, self._threads, CLIENT_TIMEOUT_S)
+        body.skip()
         with connection:
             try:
                 await answer.send(response_head(self.status, headers))
@@ -197,11 +198,11 @@ class Exchange:
                 self.end = "client left"
             except Stalled:
                 self.end = "client stalled"
-            except Ended:
-                self.end = "cut: a cached blob ended early"
+            except RegistryError as exc:
+                self.end = f"cut: {exc.message}"
             finally:
+                self.sent_bytes = answer.sent_bytes
                 shut_down(connection)
-        self.sent_bytes = answer.sent_bytes
         self._is_answered = True
         await self._send({"type": "http.response.start", "status": self.status, "headers": []})
         await self._send({"type": "http.response.body", "body": b""})  # to nobody: the connection is shut

@@ -9,7 +9,6 @@ from collections.abc import AsyncIterator, Iterable, Sequence
 
 from dockyard.cache.readers import Reader
 from dockyard.oci.ranges import ByteRange
-from dockyard.web.sendfile import FilePart
 
 FEW_READERS, MANY_READERS = 4, 32
 LARGE_CHUNK, CHUNK, SMALL_CHUNK = 1024 * 1024, 256 * 1024, 64 * 1024
@@ -36,17 +35,19 @@ class BlobBody(AsyncIterator[bytes]):
     """
 
     def __init__(self, reader: Reader, parts: Iterable[bytes | ByteRange], load: Load) -> None:
-        self._reader = reader
+        self.reader = reader
         self._parts = deque(parts)
         self._load = load
         self._buffer = bytearray()
         load.bodies += 1
 
-    def as_file(self) -> FilePart | None:
-        """The whole body as a part of a file, if it is one."""
-        if self._reader.fd is None or len(self._parts) != 1 or not isinstance(part := self._parts[0], ByteRange):
-            return None
-        return FilePart(self._reader.fd, part.start, part.stop)
+    @property
+    def only_range(self) -> ByteRange | None:
+        """What the body is of the blob, if it is one range and nothing else."""
+        match list(self._parts):
+            case [ByteRange() as part]:
+                return part
+        return None
 
     def skip(self) -> None:
         """Nothing is left to iterate over: the body was sent in another way."""
@@ -63,7 +64,7 @@ class BlobBody(AsyncIterator[bytes]):
             amount = min(self._load.chunk_size, part.length)
             if len(self._buffer) != amount:
                 self._buffer = bytearray(amount)
-            count = await self._reader.read_into(self._buffer, part.start, amount)
+            count = await self.reader.read_into(self._buffer, part.start, amount)
             self._parts.appendleft(ByteRange(part.start + count, part.stop))
             if count < amount:
                 return bytes(memoryview(self._buffer)[:count])
@@ -73,7 +74,7 @@ class BlobBody(AsyncIterator[bytes]):
     async def close(self) -> None:
         """Called by Falcon when the body has ended, however it has ended."""
         self._load.bodies -= 1
-        self._reader.close()
+        self.reader.close()
 
 
 class Multipart:

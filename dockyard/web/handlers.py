@@ -151,8 +151,11 @@ class MemoryReader:
 
     def __init__(self, body: bytes) -> None:
         self.size = len(body)
-        self.fd: int | None = None
         self._body = body
+
+    async def find(self, position: int) -> tuple[int | None, int]:
+        """See Reader."""
+        return None, self.size - position
 
     async def read_into(self, buffer: bytearray, position: int, amount: int) -> int:
         """See Reader."""

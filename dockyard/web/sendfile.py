@@ -1,4 +1,4 @@
-"""Files sent by the kernel: sendfile(2), from the page cache to the client's connection, with no copy in this process.
+"""Blobs sent by the kernel: sendfile(2), from the page cache to the client's connection, with no copy in this process.
 
 Granian has no such way, so the connection under it is written to, and closed. That is safe on one condition, which is
 checked: Granian has never written to this connection. Then none of its bytes can come between ours, and afterwards the
@@ -16,30 +16,19 @@ import socket
 from collections.abc import Iterable
 from http import HTTPStatus
 
-import attrs
-
 from dockyard.cache.bridge import Threads
+from dockyard.cache.readers import Reader
+from dockyard.errors import Unavailable
+from dockyard.oci.ranges import ByteRange
 from dockyard.web.connections import Patience
 
 SMALLEST_BYTES = 1024 * 1024  # below, a connection that can be used again is worth more
 AT_ONCE_BYTES = 4 * 1024 * 1024
-
-
-@attrs.frozen
-class FilePart:
-    """The bytes `start` to `stop` of a file that somebody else keeps open."""
-
-    fd: int
-    start: int
-    stop: int
+MEMORY_CHUNK_BYTES = 256 * 1024
 
 
 class Stalled(Exception):
     """The client reads nothing."""
-
-
-class Ended(Exception):
-    """The file is shorter than it was."""
 
 
 def response_head(status: int, headers: Iterable[tuple[bytes, bytes]]) -> bytes:
@@ -50,41 +39,61 @@ def response_head(status: int, headers: Iterable[tuple[bytes, bytes]]) -> bytes:
     return b"\r\n".join(lines)
 
 
-class FileAnswer:
-    """One answer, written to a connection that the caller owns. `sent_bytes` of the file are written so far."""
+class DirectAnswer:
+    """One answer, written to a connection that the caller owns. `sent_bytes` of its body are written so far."""
 
-    def __init__(self, connection: socket.socket, part: FilePart, threads: Threads, timeout_s: float) -> None:
+    def __init__(
+        self, connection: socket.socket, body: Reader, part: ByteRange, threads: Threads, timeout_s: float
+    ) -> None:
         self.sent_bytes = 0
         self._connection = connection
+        self._body = body
         self._part = part
         self._threads = threads
         self._patience = Patience(timeout_s)
 
     async def send(self, head: bytes) -> None:
-        """Write all of it. Raises OSError when the client has left, Stalled, and Ended."""
-        while head:
-            try:
-                head = head[self._connection.send(head, socket.MSG_MORE) :]
-            except BlockingIOError:
-                await self._wait()
-        while self._part.start + self.sent_bytes < self._part.stop:
-            try:
-                sent = await self._send_some()
-            except BlockingIOError:
-                await self._wait()
-                continue
-            if not sent:
-                raise Ended
-            self.sent_bytes += sent
+        """Write all of it. Raises OSError when the client has left, Stalled, and RegistryError when no more comes."""
+        await self._send_bytes(head)
+        while (position := self._part.start + self.sent_bytes) < self._part.stop:
+            fd, available = await self._body.find(position)
+            amount = min(AT_ONCE_BYTES, available, self._part.stop - position)
+            if fd is None:
+                await self._send_from_memory(position, amount)
+            else:
+                await self._send_from_file(fd, position, amount)
             await asyncio.sleep(0)  # a client that reads as fast as we write would keep the others waiting
 
-    async def _send_some(self) -> int:
-        position = self._part.start + self.sent_bytes
-        amount = min(AT_ONCE_BYTES, self._part.stop - position)
-        to, what = self._connection.fileno(), self._part.fd
-        if _is_in_memory(what, position) and _is_in_memory(what, position + amount - 1):
-            return os.sendfile(to, what, position, amount)  # what lies between was read with them
-        return await self._threads.disk(os.sendfile, to, what, position, amount)
+    async def _send_from_file(self, fd: int, position: int, amount: int) -> None:
+        connection = self._connection.fileno()
+        try:
+            if _is_in_memory(fd, position) and _is_in_memory(fd, position + amount - 1):
+                sent = os.sendfile(connection, fd, position, amount)  # what lies between was read with them
+            else:
+                sent = await self._threads.disk(os.sendfile, connection, fd, position, amount)
+        except BlockingIOError:
+            await self._wait()
+            return
+        except OSError as exc:
+            if exc.errno == errno.EIO:  # the disk, not the client
+                raise Unavailable("a cached blob cannot be read") from exc
+            raise
+        if not sent:
+            raise Unavailable("a cached blob ended early")
+        self.sent_bytes += sent
+
+    async def _send_from_memory(self, position: int, amount: int) -> None:
+        buffer = bytearray(min(amount, MEMORY_CHUNK_BYTES))
+        count = await self._body.read_into(buffer, position, len(buffer))
+        await self._send_bytes(bytes(buffer[:count]))
+        self.sent_bytes += count
+
+    async def _send_bytes(self, data: bytes) -> None:
+        while data:
+            try:
+                data = data[self._connection.send(data) :]
+            except BlockingIOError:
+                await self._wait()
 
     async def _wait(self) -> None:
         """Wait until the connection takes more. The kernel says so late: see whether the client reads meanwhile."""
