@@ -9,6 +9,7 @@ from threading import Event
 import pytest
 
 from tests.bodies import Bytes, Synthetic
+from tests.client import Download
 from tests.house import House, eventually, opened_at_exit
 from tests.misbehaviour import stuck_at
 
@@ -98,7 +99,8 @@ def test_many_pipelined_blobs(house: House) -> None:
     """Large blobs behind small ones, with a client that reads late: each answer is whole and in its place."""
     large_path, large = warm_blob(house, 3 * MIB)
     small_path, small = warm_blob(house, 500_000)
-    with house.raw(get(small_path) + get(large_path) + get(small_path), receive_buffer=4096) as download:
+    requests = get(small_path) + get(large_path) + get(small_path)
+    with Download(house.address, "", request=requests, receive_buffer=4096) as download:
         time.sleep(0.5)  # until the server has written what it can
         for truth in (small, large, small):
             assert download.head().status == 200
