@@ -20,7 +20,7 @@ from dockyard.cache.bridge import Threads
 from dockyard.errors import NameInvalid, RegistryError, RequestInvalid, Unsupported
 from dockyard.oci.ranges import ByteRange
 from dockyard.web.body import BlobBody
-from dockyard.web.connections import Patience, find_connection, shut_down, traffic
+from dockyard.web.connections import Connections, Patience, shut_down, traffic
 from dockyard.web.errors import error_response
 from dockyard.web.sendfile import SMALLEST_BYTES, DirectAnswer, Stalled, response_head
 
@@ -73,6 +73,7 @@ class Edge:
     ) -> None:
         self._app = app
         self._threads = threads
+        self._connections = Connections()
         self._level = level
         self._ignore_paths = frozenset(ignore_paths)
         self._log_requests = log_requests
@@ -85,7 +86,7 @@ class Edge:
             return
         if scope["http_version"] == "1":
             scope["http_version"] = "1.0"  # Granian's spelling; Falcon knows 1.0 only
-        exchange = Exchange(scope, receive, send, self._threads, keeps_body=self._log_responses)
+        exchange = Exchange(scope, receive, send, self._threads, self._connections, keeps_body=self._log_responses)
         scope["dockyard"] = exchange
         if self._log_requests:
             await exchange.note_request_body()
@@ -107,7 +108,16 @@ class Exchange:
     Handlers note `kind`, `name`, `reference` and `how` for the log and the counters, and the `body` that they stream.
     """
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send, threads: Threads, *, keeps_body: bool) -> None:
+    def __init__(
+        self,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        threads: Threads,
+        connections: Connections,
+        *,
+        keeps_body: bool,
+    ) -> None:
         self.kind = "other"
         self.name = ""
         self.reference = ""
@@ -120,6 +130,7 @@ class Exchange:
         self._receive = receive
         self._send = send
         self._threads = threads
+        self._connections = connections
         self._started = time.perf_counter()
         self._watchers: list[asyncio.Task[None]] = []
         self._is_waiting = False
@@ -179,7 +190,7 @@ class Exchange:
         """The connection to send a blob over, if that is worth it and nothing else was ever sent there."""
         if self._scope["scheme"] != "http" or part.length < SMALLEST_BYTES:
             return None
-        connection = find_connection(self._scope)
+        connection = self._connections.find(self._scope)
         if connection and not ((seen := traffic(connection)) and seen.is_none):
             connection.close()
             return None
@@ -202,6 +213,7 @@ class Exchange:
                 self.end = f"cut: {exc.message}"
             finally:
                 self.sent_bytes = answer.sent_bytes
+                self._connections.forget(self._scope)
                 shut_down(connection)
         self._is_answered = True
         await self._send({"type": "http.response.start", "status": self.status, "headers": []})
@@ -259,7 +271,7 @@ class Exchange:
         patience = Patience(CLIENT_TIMEOUT_S)
         while True:
             await asyncio.sleep(patience.look_every_s)
-            if not self._is_waiting or (connection := find_connection(self._scope)) is None:
+            if not self._is_waiting or (connection := self._connections.find(self._scope)) is None:
                 continue
             with connection:
                 if patience.is_over(connection):

@@ -17,6 +17,8 @@ _LOOKS = 6
 _TCP_INFO_BYTES = 232
 _UNSENT, _ACKNOWLEDGED, _SENT = 144, 120, 200  # tcpi_notsent_bytes, _bytes_acked, _bytes_sent in linux/tcp.h
 
+_Addresses = tuple[tuple[str, int], tuple[str, int]]
+
 
 @attrs.frozen
 class Traffic:
@@ -32,19 +34,62 @@ class Traffic:
         return not self.sent and not self.unsent
 
 
-def find_connection(scope: Mapping[str, Any]) -> socket.socket | None:
-    """The connection of a request, as a descriptor of the caller's own to close. None when it is gone."""
+class Connections:
+    """The connections of this process, by their addresses. Those that were seen are remembered by their descriptor."""
+
+    def __init__(self) -> None:
+        self._descriptors: dict[_Addresses, int] = {}
+
+    def find(self, scope: Mapping[str, Any]) -> socket.socket | None:
+        """The connection of a request, as a descriptor of the caller's own to close. None when it is gone."""
+        wanted = _addresses_of(scope)
+        remembered = self._descriptors.pop(wanted, None)
+        if remembered is not None and (connection := _take(remembered, wanted)):
+            self._descriptors[wanted] = remembered
+            return connection
+        opened = {int(entry) for entry in os.listdir("/proc/self/fd")}
+        for unseen in (opened.difference(self._descriptors.values()), opened):
+            self._descriptors.update((each, fd) for fd in unseen if (each := _read_addresses(fd)))
+            found = self._descriptors.get(wanted)
+            if found is not None and (connection := _take(found, wanted)):
+                return connection
+            self._descriptors.clear()  # a number that was seen is another connection's by now
+        return None
+
+    def forget(self, scope: Mapping[str, Any]) -> None:
+        """The connection of a request is about to be closed."""
+        self._descriptors.pop(_addresses_of(scope), None)
+
+
+def _addresses_of(scope: Mapping[str, Any]) -> _Addresses:
     (peer, peer_port), (host, port) = scope["client"], scope["server"]
-    wanted = (peer, int(peer_port)), (host, int(port))
-    for entry in os.listdir("/proc/self/fd"):
-        with contextlib.suppress(OSError):
-            if not os.readlink(f"/proc/self/fd/{entry}").startswith("socket:"):
-                continue
-            connection = socket.socket(fileno=os.dup(int(entry)))
-            with contextlib.suppress(OSError):
-                if (connection.getpeername()[:2], connection.getsockname()[:2]) == wanted:
-                    return connection
-            connection.close()
+    return (peer, int(peer_port)), (host, int(port))
+
+
+def _read_addresses(fd: int) -> _Addresses | None:
+    """Who is connected by a descriptor that somebody else may close at any moment; None when it is no connection."""
+    try:
+        connection = socket.socket(socket.AF_INET6, socket.SOCK_STREAM, 0, fd)  # the family is not looked at
+    except OSError:
+        return None
+    try:
+        return connection.getpeername()[:2], connection.getsockname()[:2]
+    except OSError:
+        return None
+    finally:
+        connection.detach()
+
+
+def _take(fd: int, wanted: _Addresses) -> socket.socket | None:
+    """A descriptor of our own for the same connection, if it is the wanted one."""
+    try:
+        connection = socket.socket(fileno=os.dup(fd))
+    except OSError:
+        return None
+    with contextlib.suppress(OSError):
+        if (connection.getpeername()[:2], connection.getsockname()[:2]) == wanted:
+            return connection
+    connection.close()
     return None
 
 
