@@ -187,8 +187,11 @@ class Exchange:
         await asyncio.sleep(0)  # Granian's send seldom waits: let the watchers and the others have their turn
 
     def _take_connection(self, part: ByteRange) -> socket.socket | None:
-        """The connection to send a blob over, if that is worth it and nothing else was ever sent there."""
-        if self._scope["scheme"] != "http" or part.length < SMALLEST_BYTES:
+        """The connection to send a blob over, if that is worth it, nothing was ever sent there, and nothing is unread.
+
+        A connection that is closed with a body unread is reset, and the client may lose what was sent to it.
+        """
+        if self._scope["scheme"] != "http" or part.length < SMALLEST_BYTES or self._has_request_body:
             return None
         connection = self._connections.find(self._scope)
         if connection and not ((seen := traffic(connection)) and seen.is_none):
@@ -219,10 +222,13 @@ class Exchange:
         await self._send({"type": "http.response.start", "status": self.status, "headers": []})
         await self._send({"type": "http.response.body", "body": b""})  # to nobody: the connection is shut
 
+    @property
+    def _has_request_body(self) -> bool:
+        return any(name in {b"content-length", b"transfer-encoding"} for name, _ in self._scope["headers"])
+
     async def note_request_body(self) -> None:
         """Keep the beginning of the request's body for the log. Waits for it at most a second."""
-        headers = dict(self._scope["headers"])
-        if b"content-length" not in headers and b"transfer-encoding" not in headers:
+        if not self._has_request_body:
             return
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(1):

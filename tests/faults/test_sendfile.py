@@ -80,6 +80,14 @@ def test_a_used_connection_is_left_to_granian(house: House) -> None:
         assert (download.head().status, download.read(2)) == (200, b"{}")
 
 
+def test_a_request_with_a_body_is_left_to_granian(house: House) -> None:
+    """A connection that is closed with something unread is reset: a GET with a body is answered in the other way."""
+    path, truth = warm_blob(house, 3 * MIB)
+    with house.raw(get(path, "Content-Length: 5\r\n") + b"hello") as download:
+        assert download.head().header("Connection") is None
+        assert download.read(truth.size) == truth.data
+
+
 @pytest.mark.parametrize("first_is_large", [True, False])
 def test_pipelined_requests_are_answered_in_order(house: House, first_is_large: bool) -> None:  # noqa: FBT001
     """Two requests in one packet: no byte of one answer comes between those of the other."""
