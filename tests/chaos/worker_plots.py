@@ -14,7 +14,7 @@ from tests.chaos.limits import SLACK_S
 from tests.chaos.outcomes import Got, Outcome, Seen, cut, hit, hit1, new
 from tests.chaos.scenes import MIB, Fault, Part, Plot, Scene
 from tests.client import Download, ask
-from tests.faults.watch import worker_of_port, writers
+from tests.faults.watch import workers_of_ports, writers
 
 WORKERS = 4
 LAYER_BYTES = 12 * MIB
@@ -73,9 +73,8 @@ def _blob_cached(part: Part) -> None:
         ]
         for reader in readers:
             assert truth.data.startswith(reader.head().read(READ_BYTES))
-        part.scene.props["readers"] = {
-            reader: worker_of_port(part.house, reader.socket.getsockname()[1]) for reader in readers
-        }
+        by_port = workers_of_ports(part.house)
+        part.scene.props["readers"] = {reader: by_port[reader.socket.getsockname()[1]] for reader in readers}
         part.meet()
         got = {reader: finish(part, reader) for reader in readers}
     judge_groups(part, got, part.scene.props["readers"], truth.digest)
@@ -95,7 +94,8 @@ def _flight(part: Part) -> None:
         (owner,) = (
             pid for pid, paths in writers(part.house).items() if any(truth.digest[7:] in path for path in paths)
         )
-        workers = {id(each): worker_of_port(part.house, each.socket.getsockname()[1]) for each in crowd.members}
+        by_port = workers_of_ports(part.house)
+        workers = {id(each): by_port[each.socket.getsockname()[1]] for each in crowd.members}
         assert set(workers.values()) == set(part.house.dockyard.worker_pids()), "not every worker has a client"
         part.scene.props["owner"] = owner
         part.meet_in_flight()
