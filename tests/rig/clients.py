@@ -143,9 +143,14 @@ disabled_plugins = ["io.containerd.grpc.v1.cri", "io.containerd.internal.v1.opt"
 
 
 class DockerDaemon:
-    """dockerd with its classic image store, on a containerd of the rig; `use_mirrors` changes it while it runs."""
+    """dockerd with its classic image store, on a containerd of the rig; `use_mirrors` changes it while it runs.
 
-    def __init__(self, dockerd: Path, docker: Path, containerd: Containerd, directory: Path) -> None:
+    `data` is where it keeps what it has, if that shall outlast it; it then also takes the storage driver that it likes.
+    """
+
+    def __init__(
+        self, dockerd: Path, docker: Path, containerd: Containerd, directory: Path, data: Path | None = None
+    ) -> None:
         self.directory = directory
         self._docker = docker
         self._socket = directory / "docker.sock"
@@ -155,11 +160,11 @@ class DockerDaemon:
         options = {
             "config-file": self._config,
             "containerd": containerd.address,
-            "data-root": directory / "data",
+            "data-root": data or directory / "data",
             "exec-root": directory / "exec",
             "pidfile": directory / "docker.pid",
             "host": f"unix://{self._socket}",
-            "storage-driver": "vfs",
+            **({} if data else {"storage-driver": "vfs"}),
             "iptables": "false",
             "ip6tables": "false",
             "bridge": "none",
@@ -176,6 +181,7 @@ class DockerDaemon:
 
     def stop(self) -> None:
         self._process.end_all()
+        _unmount_below(self.directory)  # the network namespace of its containers
         shutil.rmtree(self.directory, ignore_errors=True)
 
     def use_mirrors(self, *urls: str) -> None:
@@ -187,39 +193,46 @@ class DockerDaemon:
 
     def pull(self, reference: str) -> None:
         """Pull an image of this machine's platform."""
-        self._run("pull", "--quiet", reference)
+        self.run("pull", "--quiet", reference)
 
     def digest(self, reference: str) -> str:
         """Return the digest that the reference was pulled by."""
-        (digest,) = {name.partition("@")[2] for name in self._inspect(reference)["RepoDigests"]}
+        (digest,) = {name.partition("@")[2] for name in self.inspect(reference)["RepoDigests"]}
         return str(digest)
 
     def identifier(self, reference: str) -> str:
         """Return the image's id: the digest of its configuration."""
-        return str(self._inspect(reference)["Id"])
+        return str(self.inspect(reference)["Id"])
 
     def wipe(self) -> None:
         """Remove all images."""
-        images = self._run("image", "list", "--quiet", "--no-trunc").split()
+        images = self.run("image", "list", "--quiet", "--no-trunc").split()
         if images:
-            self._run("image", "rm", "--force", *sorted(set(images)))
+            self.run("image", "rm", "--force", *sorted(set(images)))
 
-    def _inspect(self, reference: str) -> dict[str, Any]:
-        (image,) = json.loads(self._run("image", "inspect", reference))
-        return dict(image)
+    def run(self, *words: str | Path, limit_s: float = PULL_LIMIT_S) -> str:
+        """Run the client `docker`, with BuildKit for builds, and return what it printed."""
+        environ = {**self._environ, "DOCKER_BUILDKIT": "1"}
+        return run([self._docker, "--host", f"unix://{self._socket}", *words], environ, limit_s)
+
+    def has_image(self, reference: str) -> bool:
+        """Say whether it has an image of this name."""
+        return bool(self.run("image", "list", "--quiet", reference).strip())
+
+    def inspect(self, name: str) -> dict[str, Any]:
+        """Return what it knows of an image or a container."""
+        (found,) = json.loads(self.run("inspect", name))
+        return dict(found)
 
     def _mirrors(self) -> list[str]:
-        return list(json.loads(self._run("info", "--format", "{{json .RegistryConfig.Mirrors}}")) or [])
+        return list(json.loads(self.run("info", "--format", "{{json .RegistryConfig.Mirrors}}")) or [])
 
     def _is_answering(self) -> bool:
         try:
-            self._run("version")
+            self.run("version")
         except ClientError:
             return False
         return True
-
-    def _run(self, *words: str) -> str:
-        return run([self._docker, "--host", f"unix://{self._socket}", *words], self._environ)
 
 
 class Skopeo:
@@ -323,6 +336,13 @@ class Crane:
     def wipe(self) -> None:
         """Remove the last pull."""
         shutil.rmtree(self.target, ignore_errors=True)
+
+
+def _unmount_below(directory: Path) -> None:
+    mounted = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
+    for path in reversed(mounted):
+        if Path(path).is_relative_to(directory):
+            subprocess.run(["umount", path], check=True, timeout=START_LIMIT_S)
 
 
 def _digest(path: Path) -> str:

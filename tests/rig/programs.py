@@ -1,4 +1,4 @@
-"""Which real servers and clients this machine has: asked once of `ops/test_servers.py`."""
+"""Which real servers and clients this machine has: asked of `ops/test_servers.py`."""
 
 import json
 import os
@@ -17,33 +17,36 @@ FIND_LIMIT_S = 3600.0  # the first time, servers are built from source
 
 @attrs.frozen
 class Programs:
-    """Paths of the programs that can be had, and the reasons for those that cannot."""
+    """Paths of the programs that can be had, and the reasons for those that cannot; each is asked for when needed."""
 
-    answers: Mapping[str, Mapping[str, str]]
-
-    @classmethod
-    def find(cls) -> "Programs":
-        environ = {**os.environ, "CI": ""}  # what is missing is said by the test that needs it
-        asked = subprocess.run(
-            [sys.executable, SCRIPT, "--json"],
-            stdout=subprocess.PIPE,
-            env=environ,
-            timeout=FIND_LIMIT_S,
-            check=True,
-        )
-        return cls(json.loads(asked.stdout))
+    _answers: dict[str, Mapping[str, str]] = attrs.field(factory=dict, init=False)
 
     def need(self, name: str, *, as_root: bool = False) -> Path:
         """Return the path of a program. Without it the running test is skipped; on CI it fails."""
-        answer = self.answers[name]
+        if name not in self._answers:
+            self._answers[name] = _ask(name)
+        answer = self._answers[name]
         if "missing" in answer:
-            _cannot_run(answer["missing"])
+            cannot_run(answer["missing"])
         if as_root and os.geteuid() != 0:
-            _cannot_run(f"{name} unpacks images only as root")
+            cannot_run(f"{name} unpacks images only as root")
         return Path(answer["path"])
 
 
-def _cannot_run(reason: str) -> NoReturn:
+def _ask(name: str) -> Mapping[str, str]:
+    environ = {**os.environ, "CI": ""}  # what is missing is said by the test that needs it
+    asked = subprocess.run(
+        [sys.executable, SCRIPT, "--json", name],
+        stdout=subprocess.PIPE,
+        env=environ,
+        timeout=FIND_LIMIT_S,
+        check=True,
+    )
+    return dict(json.loads(asked.stdout)[name])
+
+
+def cannot_run(reason: str) -> NoReturn:
+    """Skip the running test; on CI it fails."""
     if os.environ.get("CI"):
         pytest.fail(reason, pytrace=False)
     pytest.skip(reason)
