@@ -1,5 +1,6 @@
 """The command: which peers, which workloads, how often; then the tables, the figures and the targets."""
 
+import signal
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -29,7 +30,7 @@ CEILING_TIMES = 4
     "--workloads", default="", help="Which, comma separated; the beginning of a name is enough. Default: all."
 )
 @click.option("--stores", default=",".join(STORES), show_default=True, help="What is behind the peers.")
-@click.option("--rounds", type=click.IntRange(min=1), default=None, help="Default: 5, quick 1.")
+@click.option("--rounds", type=click.IntRange(min=1), default=None, help="Default: 3, quick 1.")
 @click.option("--quick", is_flag=True, help="Small sizes: a look, in about three minutes.")
 @click.option("--keep", is_flag=True, help="Add to what is in --out: other workloads keep their numbers.")
 @click.option("--clients", type=click.IntRange(min=2), default=None, help="On one cold layer. Default: 200.")
@@ -58,6 +59,7 @@ def main(
 
     A wrong or short answer fails the run: exit status 1.
     """
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # whatever ends it ends what it started
     sizes = _sized(QUICK if quick else Sizes(), clients, layer, delay, bandwidth)
     wanted = [word for word in workloads.split(",") if word]
     chosen = [each for each in every(sizes) if not wanted or any(each.key.startswith(word) for word in wanted)]
@@ -77,7 +79,7 @@ def main(
         if not loads:
             continue
         with scene.opened(names, sizes, programs, directory, kind) as opened:
-            _measure(opened, kind, loads, rounds or (1 if quick else 5), found, console, out)
+            _measure(opened, kind, loads, rounds or (1 if quick else 3), found, console, out)
     text = "\n".join([targets.as_markdown(found, sizes.herd_clients), report.as_markdown(found)])
     (out / "peers.md").write_text(text)
     files = plots.draw(found, out)
