@@ -9,7 +9,7 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from bench.peers import machine, plots, report, scene, targets
+from bench.peers import machine, plots, report, scene, summary, targets
 from bench.peers.contestants import MAKERS
 from bench.peers.load import LoadError, discard, wrk
 from bench.peers.place import GIB, MIB, QUICK, Line, Place, Sizes, Workload
@@ -80,7 +80,9 @@ def main(
             continue
         with scene.opened(names, sizes, programs, directory, kind) as opened:
             _measure(opened, kind, loads, rounds or (1 if quick else 3), found, console, out)
-    text = "\n".join([targets.as_markdown(found, sizes.herd_clients), report.as_markdown(found)])
+    text = "\n".join(
+        [summary.as_markdown(found), targets.as_markdown(found, sizes.herd_clients), report.as_markdown(found)]
+    )
     (out / "peers.md").write_text(text)
     files = plots.draw(found, out)
     click.echo(text)
