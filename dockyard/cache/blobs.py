@@ -1,5 +1,6 @@
 """The blob path, top to bottom: the local tier, a running flight, a redirect to the bucket, a new flight."""
 
+import time
 from collections.abc import Mapping
 from typing import Protocol
 
@@ -10,11 +11,14 @@ from dockyard.cache.flights import Flights
 from dockyard.cache.readers import FileReader, FlightReader, Reader
 from dockyard.oci.reference import Digest
 from dockyard.routing import Target
+from dockyard.storage.local import StoredBlob
 from dockyard.storage.publications import BlobItem
 from dockyard.storage.s3 import Stat
 from dockyard.storage.stores import Stores
 
 URL_VALID_S = 1200
+OPENED_LATELY_S = 10.0
+REMEMBERED_BLOBS = 1000
 
 
 class Heads(Protocol):
@@ -68,11 +72,11 @@ class Blobs:
         self._registries = registries
         self._threads = threads
         self._redirects = redirects
+        self._opened_at: dict[Digest, float] = {}
 
     async def open(self, target: Target, digest: Digest) -> OpenedBlob | RedirectedBlob:
         """Open a blob for reading, fetched if need be. Whoever gets it closes the reader. Raises RegistryError."""
-        if stored := await self._threads.disk(self._stores.local.open_blob, digest):
-            self._stores.publisher.used(BlobItem(digest))
+        if stored := await self._open_stored(digest):
             return OpenedBlob(FileReader(stored, self._threads), "hit")
         if self._redirects and not self._flights.find(digest) and (url := await self._find_url(digest)):
             return RedirectedBlob(url)
@@ -87,9 +91,8 @@ class Blobs:
 
     async def find_size(self, target: Target, digest: Digest) -> FoundSize:
         """Find the size of a blob without fetching it. Raises RegistryError."""
-        if stored := await self._threads.disk(self._stores.local.open_blob, digest):
+        if stored := await self._open_stored(digest):
             FileReader(stored, self._threads).close()
-            self._stores.publisher.used(BlobItem(digest))
             return FoundSize(stored.size, "hit")
         flight = self._flights.find(digest)
         if flight and flight.size is not None and not flight.error:
@@ -99,6 +102,20 @@ class Blobs:
         registry = self._registries[target.upstream.prefix]
         size = await self._threads.upstream(registry.head_blob, target.repository, digest)
         return FoundSize(size, "asked")
+
+    async def _open_stored(self, digest: Digest) -> StoredBlob | None:
+        """Open a blob of the local tier. One that was opened a moment ago takes no thread: the kernel knows the way."""
+        now = time.monotonic()
+        if now - self._opened_at.pop(digest, float("-inf")) < OPENED_LATELY_S:
+            stored = self._stores.local.open_blob(digest)
+        else:
+            stored = await self._threads.disk(self._stores.local.open_blob, digest)
+        if stored:
+            self._opened_at[digest] = now
+            if len(self._opened_at) > REMEMBERED_BLOBS:
+                del self._opened_at[next(iter(self._opened_at))]
+            self._stores.publisher.used(BlobItem(digest))
+        return stored
 
     async def _find_url(self, digest: Digest) -> str | None:
         if not await self._stat_in_bucket(digest):
