@@ -120,6 +120,8 @@ class BlobEndpoint:
                 reader.close()
                 return
             ranges = parse_ranges(req.get_header("Range"), reader.size) if range_applies(req, digest) else None
+            if reader.size:  # until there is a first byte to send, a failure can be told as what it is
+                await reader.find(ranges[0].start if ranges else 0)
         except BaseException:
             reader.close()
             raise

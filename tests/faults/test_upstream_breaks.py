@@ -118,3 +118,17 @@ def test_wrong_bodies_for_a_crowd(make_house: Callable[..., House], origin: Orig
     origin.mend(*rules)
     _assert_unseen(house, truth)
     eventually(lambda: house.stored(truth.digest), "the right bytes are kept")
+
+
+@pytest.mark.parametrize("first", [0, 5 * MIB])
+def test_an_error_before_the_first_byte_is_told_as_one(
+    make_house: Callable[..., House], origin: Origin, first: int
+) -> None:
+    """The upstream stops ahead of the first byte that a client wants: 504 with an OCI error, nothing half begun."""
+    truth = Bytes(Random(8).randbytes(6 * MIB))
+    origin.add_blob(truth)
+    with opened_at_exit(threading.Event()) as never:
+        origin.on("blob", bad.stuck_at(first // 2, never))
+        house = make_house(upstream={"stall_timeout": "1s"})
+        reply = house.get(f"/v2/up.test/app/blobs/{truth.digest}", Range=f"bytes={first}-")
+    assert (reply.status, reply.error) == (504, "UNKNOWN")
