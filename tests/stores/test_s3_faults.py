@@ -127,6 +127,23 @@ def test_one_refusal_for_being_busy_is_not_seen(
     assert len(proxy.requests) == 2
 
 
+@pytest.mark.parametrize("by_reset", [False, True], ids=["fin", "rst"])
+def test_a_small_answer_that_breaks_is_asked_for_again(
+    tier: S3Tier, direct: S3Tier, proxy: Proxy, monkeypatch: pytest.MonkeyPatch, *, by_reset: bool
+) -> None:
+    """A manifest whose answer ends in its middle comes whole with the second try."""
+    no_pause(monkeypatch)
+    body = BODY[:100_000]
+    digest = Digest.of(body)
+    direct.write_manifest(NAME, digest, body, MANIFEST_TYPE)
+    times = itertools.count()
+    proxy.rule = lambda _: Forward(cut_answer=50_000, by_reset=by_reset) if next(times) == 0 else Forward()
+    found = tier.read_manifest(NAME, digest)
+    assert found is not None
+    assert found.body == body
+    assert len(proxy.requests) == 2
+
+
 def cut_request(after: int) -> Rule:
     """Cut every body that is sent."""
     return lambda request: Forward(cut_request=after if request.method == "PUT" else None)

@@ -64,14 +64,17 @@ class OpenAnswer:
             raise explain(exc, "the store") from exc
 
     def read_all(self, at_most: int, limit_s: float = ANSWER_LIMIT_S) -> bytes:
-        """The whole body, within `limit_s`. Raises StorageFault, `garbage` when it is longer than `at_most`."""
+        """The whole body, within `limit_s`. Raises StorageFault, `oversize` when it is longer than `at_most`."""
         deadline = time.monotonic() + limit_s
         pieces, left = [], at_most
         while piece := self.read(min(left + 1, READ_BYTES)):
             left -= len(piece)
-            if left < 0 or time.monotonic() > deadline:
+            if left < 0:
                 self.close()
-                raise StorageFault(f"the store sent more than {at_most} bytes, or too slowly", "garbage")
+                raise StorageFault(f"the store sent more than {at_most} bytes", "oversize")
+            if time.monotonic() > deadline:
+                self.close()
+                raise StorageFault(f"the store took more than {limit_s:.0f} s to send an answer", "timeout")
             pieces.append(piece)
         return b"".join(pieces)
 

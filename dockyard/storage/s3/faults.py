@@ -13,8 +13,8 @@ class StorageFault(Exception):
     """The store gave no usable answer. The message is fit for a log.
 
     `code` is the store's own (`SlowDown`), or one of ours: `unreachable`, `insecure`, `timeout`, `broken`, `garbage`,
-    `credentials`, `mismatch`. `status` is 0 when there was no answer. `region` is where the store says the bucket is,
-    `date` its clock (seconds since the epoch).
+    `oversize`, `credentials`, `mismatch`. `status` is 0 when there was no answer. `region` is where the store says the
+    bucket is, `date` its clock (seconds since the epoch).
     """
 
     def __init__(

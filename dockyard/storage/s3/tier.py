@@ -21,7 +21,7 @@ Requests to the store, by operation:
 | `abort_stale_uploads` | 1 GET for each 1,000 uploads, 1 DELETE for each that is stale |
 
 A cold blob thus costs a GET that finds nothing and a PUT. What can be asked again (all but `publish_blob`) is asked
-once more when the connection broke or the store answered 5xx.
+once more when the connection broke, before the answer or in its middle, or the store answered 5xx.
 """
 
 import re
@@ -261,15 +261,14 @@ class S3Tier:
         return self._wire.ask("head", "HEAD", key)
 
     def _read(self, operation: str, key: str, at_most: int) -> StoredObject | None:
-        opened = self._wire.open(operation, "GET", key)
-        if opened is None:
-            return None
-        if int(opened.headers.get("Content-Length") or 0) > at_most:
-            opened.close()
+        try:
+            answer = self._wire.ask(operation, "GET", key, at_most=at_most)
+        except StorageFault as fault:
+            if fault.code != "oversize":
+                raise
             log.warning("an object in S3 is too large and is not used", key=key)
             return None
-        body = opened.read_all(at_most)
-        return StoredObject(body, Answer(opened.headers, body).age_s)
+        return StoredObject(answer.body, answer.age_s) if answer else None
 
     def _write(self, operation: str, key: str, body: bytes, media_type: str) -> None:
         if self._wire.ask(operation, "PUT", key, headers={"Content-Type": media_type}, body=body) is None:

@@ -13,10 +13,10 @@ import random
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from hashlib import sha256
 from http.client import HTTPException
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import SplitResult, urlunsplit
 
 import minio.time
@@ -45,6 +45,7 @@ WRONG_LOGIN = {
 }
 
 Body = bytes | Iterable[bytes]
+T = TypeVar("T")
 
 
 class Wire:
@@ -86,16 +87,16 @@ class Wire:
     ) -> Answer | None:
         """Send a request and read the answer; None when there is no such object (any more). Raises StorageFault.
 
-        The store is told the SHA-256 of the body and refuses another one.
+        The store is told the SHA-256 of the body and refuses another one. An answer of more than `at_most` bytes is a
+        fault with the code `oversize`.
         """
+
+        def read(opened: OpenAnswer) -> Answer:
+            return Answer(opened.headers, opened.read_all(at_most, max(ANSWER_LIMIT_S, patience_s)))
+
         hashed = sha256(body).hexdigest()
-        opened = self.open(
-            operation, method, key, query=query, headers=headers, body=body, payload=hashed, patience_s=patience_s
-        )
-        if opened is None:
-            return None
-        answer = Answer(opened.headers, opened.read_all(at_most, max(ANSWER_LIMIT_S, patience_s)))
-        if method in {"PUT", "POST"} and (code := find_hidden_error(answer.body)):
+        answer = self._try(operation, method, key, query or {}, headers or {}, body, hashed, patience_s, read)
+        if answer and method in {"PUT", "POST"} and (code := find_hidden_error(answer.body)):
             raise StorageFault(f"S3 at {self.host} answered 200 and {code} to {operation}", code, status=200)
         return answer
 
@@ -117,12 +118,30 @@ class Wire:
         Content-Length is in `headers`, and what its iterator raises comes out of here, the request having been cut.
         `patience_s` is how long the store may be silent.
         """
+        return self._try(
+            operation, method, key, query or {}, headers or {}, body, payload, patience_s, lambda opened: opened
+        )
+
+    def _try(
+        self,
+        operation: str,
+        method: str,
+        key: str,
+        query: Mapping[str, str],
+        headers: Mapping[str, str],
+        body: Body,
+        payload: str,
+        patience_s: float,
+        take: Callable[[OpenAnswer], T],
+    ) -> T | None:
+        """Send a request, and once more if that may help and it can be sent again; what `take` makes of the answer."""
         tries_left = 2 if isinstance(body, bytes) else 1
         while True:
             tries_left -= 1
             try:
-                response = self._send(operation, method, key, query or {}, headers or {}, body, payload, patience_s)
-                return self._judge(response, operation, method, key)
+                response = self._send(operation, method, key, query, headers, body, payload, patience_s)
+                opened = self._judge(response, operation, method, key)
+                return take(opened) if opened else None
             except StorageFault as fault:
                 if fault.code in WRONG_LOGIN:
                     if not self._credentials.renew() or not tries_left:
