@@ -59,16 +59,21 @@ def small_blob(scene: Scene) -> bytes:
     return body
 
 
-def cached_layers(scene: Scene) -> dict[str, bytes]:
-    """The layers that are in the bucket, by key."""
-    return {blob_key(lane.layers["cached"].digest): lane.layers["cached"].data for lane in scene.lanes.values()}
+def cached_layers(scene: Scene, *states: State) -> dict[str, bytes]:
+    """The layers that are in the bucket for some states, or for all; by key."""
+    return {
+        blob_key(lane.layers["cached"].digest): lane.layers["cached"].data
+        for state, lane in scene.lanes.items()
+        if not states or state in states
+    }
 
 
-def cached_manifests(scene: Scene) -> dict[str, bytes]:
-    """The manifests that are in the bucket, by key."""
+def cached_manifests(scene: Scene, *states: State) -> dict[str, bytes]:
+    """The manifests that are in the bucket for some states, or for all; by key."""
     return {
         manifest_key(f"{lane.prefix}/{REPO}", lane.images["cached"].digest): lane.images["cached"].body
-        for lane in scene.lanes.values()
+        for state, lane in scene.lanes.items()
+        if not states or state in states
     }
 
 

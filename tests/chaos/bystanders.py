@@ -17,7 +17,7 @@ CONTROL_PER_S = 20
 HEALTH_PER_S = 10
 HEALTHZ_S = 0.1
 # Two cores that everything shares, the origins and the clients too: below this, times say nothing of Dockyard.
-CONTROL_FLOOR_S = 0.3
+CONTROL_FLOOR_S = 0.5
 HEALTHZ_FLOOR_S = 0.5
 WORKER_BYTES = 128 * MIB
 CONNECTION_BYTES = 256 * 1024
@@ -84,10 +84,14 @@ class Bystanders:
         found += [f"/healthz: {problem}" for problem in dict.fromkeys(self.health.errors)]
         if self.health.median() > HEALTHZ_S or self.health.p99() > HEALTHZ_FLOOR_S:
             found.append(f"/healthz: median {self.health.median():.3f} s, p99 {self.health.p99():.3f} s")
+        return found + self.memory_problems(connections)
+
+    def memory_problems(self, connections: int) -> list[str]:
+        """Whether a worker grew too large (I5)."""
         bound_bytes = min(WORKER_BYTES + connections * CONNECTION_BYTES, WORKER_BYTES_AT_MOST)
         if self.memory.peak > bound_bytes:
-            found.append(f"a worker of {self.memory.peak // MIB} MiB, expected {bound_bytes // MIB} MiB")
-        return found
+            return [f"a worker of {self.memory.peak // MIB} MiB, expected {bound_bytes // MIB} MiB"]
+        return []
 
     def _repeat(self, per_s: float, once: Callable[[], None]) -> None:
         began_at, count = time.monotonic(), 0

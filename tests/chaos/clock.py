@@ -7,6 +7,8 @@ import glob
 import os
 from pathlib import Path
 
+from tests.chaos.patches import patched
+
 LIBRARY = "faketime/libfaketimeMT.so.1"
 NOTICED_WITHIN_S = 1  # how often the library looks whether the clock was set
 
@@ -22,9 +24,7 @@ class Clock:
         (found,) = glob.glob(f"/usr/lib/*/{LIBRARY}")
         self._library = found
         self._control = directory / "clock"
-        self._patch = directory / "patch"
-        self._patch.mkdir()
-        (self._patch / "sitecustomize.py").write_text(SLEEP)
+        self._patch = patched(directory / "patch", SLEEP)
         self.set(offset_s)
 
     @property
@@ -37,7 +37,7 @@ class Clock:
             "FAKETIME_DONT_FAKE_MONOTONIC": "1",
             "FAKETIME_FORCE_MONOTONIC_FIX": "0",  # with it, waits with a limit spin
             "NO_FAKE_STAT": "1",
-            "PYTHONPATH": f"{self._patch}:{Path(__file__).parents[2]}",
+            **self._patch,
         }
 
     def set(self, offset_s: int) -> None:

@@ -3,13 +3,15 @@
 import contextlib
 import os
 import signal
+import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 
 import attrs
 
 from tests.chaos.cells import State
-from tests.chaos.lanes import wait_for
+from tests.chaos.lanes import REPO, wait_for
 from tests.chaos.limits import SLACK_S
 from tests.chaos.outcomes import Got, Outcome, Seen, cut, hit, hit1, new
 from tests.chaos.scenes import MIB, Fault, Part, Plot, Scene
@@ -137,10 +139,12 @@ def connect_again(part: Part, path: str, truth: bytes) -> None:
     limit = part.scene.props["limit_s"] + SLACK_S
     for _ in range(CONNECTIONS):
         try:
-            reply = ask(part.house.address, path, timeout_s=limit)
+            reply = part.ask(path, timeout_s=limit)
             part.check((reply.status, reply.body == truth) == (200, True), f"a new connection gets {reply.status}")
         except OSError as exc:
             part.check(False, f"a new connection fails: {exc!r}")
+    if part.retried:
+        part.record.seen += f"; {part.retried} connections ended with the worker and were made again"
 
 
 # The faults
@@ -231,4 +235,92 @@ ANOTHER_KILLED = Fault(
     ),
 )
 
-FAULTS = (OWNER_KILLED, ANOTHER_KILLED)
+
+def _freeze(scene: Scene) -> None:
+    pid = scene.props["owner"]
+    scene.props |= {"victim": pid, "limit_s": WATCHDOG_S}
+    os.kill(pid, signal.SIGSTOP)
+
+
+def _freeze_for_a_while(scene: Scene) -> None:
+    _freeze(scene)
+    threading.Timer(WAKES_AFTER_S, os.kill, (scene.props["victim"], signal.SIGCONT)).start()
+
+
+def _prove_awake(scene: Scene) -> None:
+    assert scene.props["victim"] in scene.house.dockyard.worker_pids(), "the worker was killed before it woke up"
+
+
+def _tag_moves(part: Part) -> None:
+    """The tag moves upstream while its owner may be frozen; afterwards it is the new one, here and on disk."""
+    path, old, new_one = part.lane.manifest_path("cached"), part.lane.images["cached"], part.lane.images["cold"]
+    part.warm(path, old.body)
+    part.meet()
+    part.lane.origin.add_manifest(REPO, "cached", new_one.body, new_one.media_type)
+    part.see(path, new_one.body, part.outcomes[0], new_one.digest)
+    connect_again(part, path, new_one.body)
+
+
+def _is_not_moved_back(scene: Scene) -> None:
+    """Long after the waking: who slept has not written what it knew."""
+    lane = scene.lanes[State.TAG_CACHED]
+    pointer = scene.house.dockyard.storage / "cache" / "manifests" / lane.prefix / REPO / "tags" / "cached"
+    for _ in range(4 * WORKERS):
+        reply = ask(scene.house.address, lane.manifest_path("cached"))
+        assert reply.body == lane.images["cold"].body, "the tag has moved back"
+    assert pointer.read_text() == lane.images["cold"].digest, "the pointer of the tag has moved back"
+
+
+def _frozen(direct: Outcome) -> dict[State, tuple[Outcome, ...]]:
+    within = {"within_s": WATCHDOG_S}
+    return {
+        State.TAG_CACHED: (attrs.evolve(new(), heads=(1, 2), is_stored=None, **within),),
+        State.TAG_COLD: (attrs.evolve(new(2), **within),),
+        State.MANIFEST: (attrs.evolve(hit(), **within), attrs.evolve(new(2), **within)),
+        State.BLOB_CACHED: (hit(), direct),
+        State.BLOB_COLD: (attrs.evolve(new(WORKERS), is_stored=None, **within),),
+        State.BLOB_FLIGHT: (attrs.evolve(goes_on(WORKERS), is_stored=None, has_ranges=False), direct),
+    }
+
+
+def _frozen_plot(
+    name: str, strike: Callable[[Scene], None], prove: Callable[[Scene], None], direct: Outcome, recovery_s: float
+) -> Plot:
+    return Plot(
+        name,
+        tell={**TELL, State.TAG_CACHED: _tag_moves},
+        outcomes=_frozen(direct),
+        strike=strike,
+        prove=prove,
+        recover=_all_serve,
+        after=_is_not_moved_back,
+        workers=WORKERS,
+        layer_bytes=LAYER_BYTES,
+        may_retry=True,
+        is_watched=False,
+        recovery_s=recovery_s,
+        reason="the kernel has given connections to a frozen worker: they end with it, and clients ask again",
+    )
+
+
+def _wait_killed(scene: Scene) -> None:
+    victim = scene.props["victim"]
+    wait_for(lambda: victim not in scene.house.dockyard.worker_pids(), "the watchdog kills", WATCHDOG_S)
+
+
+OWNER_FROZEN = Fault(
+    "P04",
+    "SIGSTOP of the worker that fetches",
+    (
+        _frozen_plot("until it is killed", _freeze, _wait_killed, cut_by_death(WATCHDOG_S), RESPAWN_S),
+        _frozen_plot(
+            "and it wakes up",
+            _freeze_for_a_while,
+            _prove_awake,
+            Outcome("HIT", "a pause, and the rest", frozenset({200}), within_s=WATCHDOG_S),
+            RESPAWN_S,
+        ),
+    ),
+)
+
+FAULTS = (OWNER_KILLED, ANOTHER_KILLED, OWNER_FROZEN)

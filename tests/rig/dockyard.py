@@ -106,8 +106,11 @@ class Dockyard:
         kill_leftovers(workers)
 
     def worker_pids(self) -> list[int]:
-        """Return the pids of the workers, oldest first."""
-        return [child.pid for child in children(self.pid) if b"resource_tracker" not in child.command_line()]
+        """Return the pids of the workers, oldest first; none while it does not run."""
+        process = self._process
+        if process is None:
+            return []
+        return [child.pid for child in children(process.pid) if b"resource_tracker" not in child.command_line()]
 
     def is_answering(self) -> bool:
         """Say whether `/v2/` answers 200 now."""
