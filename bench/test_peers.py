@@ -16,7 +16,7 @@ from bench.peers.place import MIB
 from bench.peers.report import Report
 from bench.peers.truth import OCI_INDEX, REPOSITORY, Blob, Truth
 from tests.bodies import Synthetic
-from tests.misbehaviour import cut
+from tests.misbehaviour import cut, header
 from tests.origin import Origin
 
 BURN_S = 0.3
@@ -92,6 +92,18 @@ def test_a_short_body_fails_the_run() -> None:
         origin.on("blob", cut(MIB))
         with pytest.raises(LoadError, match="early"):
             discard(port, [[(path, body.size)]])
+
+
+def test_a_client_that_is_sent_away_connects_anew() -> None:
+    """A server may end the connection after an answer, if it says so."""
+    with Origin() as origin:
+        body = Synthetic(MIB)
+        digest = origin.add_blob(body)
+        origin.on("blob", header("Connection", "close"))
+        port = int(origin.authority.rpartition(":")[2])
+        result = discard(port, [[(f"/v2/{REPOSITORY}/blobs/{digest}", body.size)] * 3])
+        assert result["received"] == 3 * body.size
+        assert len(result["first_byte_s"]) == 3
 
 
 def test_wrong_bytes_fail_the_run(upstream: tuple[Upstream, Truth]) -> None:

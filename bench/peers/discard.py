@@ -3,9 +3,9 @@
     python -m bench.peers.discard < plan.json > result.json
 
 The plan has `port`, and `clients`: for each the list of `[path, size]` that it downloads one after the other. All
-connect, then all ask at once. An answer that is not a whole 200 (206 when the plan has a `range`) of the size expected
-ends the run with status 1. With `limit_s` the run is cut there, on purpose, and says so. Times are on the monotonic
-clock.
+connect, then all ask at once; who is told `Connection: close` connects anew for the next. An answer that is not a
+whole 200 (206 when the plan has a `range`) of the size expected ends the run with status 1. With `limit_s` the run is
+cut there, on purpose, and says so. Times are on the monotonic clock.
 """
 
 import contextlib
@@ -42,10 +42,11 @@ class Client:
     received: int = 0
     firsts: list[float] = attrs.field(factory=list)
     asked_at: float = 0.0
+    is_last_answer: bool = False  # has the server said that it closes the connection after this one?
 
     def ask(self) -> None:
         path, self.left = self.todo[0]
-        self.head = b""
+        self.head, self.is_last_answer = b"", False
         self.asked_at = time.monotonic()
         wanted = f"Range: {self.range}\r\n" if self.range else ""
         request = f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nUser-Agent: discard\r\n{wanted}\r\n".encode()
@@ -65,6 +66,8 @@ class Client:
             return False
         self.todo.pop(0)
         if self.todo:
+            if self.is_last_answer:
+                return False
             self.ask()
             return False
         self.done_at = time.monotonic()
@@ -91,6 +94,7 @@ class Client:
         path, size = self.todo[0]
         if status.split(" ")[1] != ("206" if self.range else "200") or headers.get("content-length") != str(size):
             raise BadAnswer(f"{path}: {status}, Content-Length {headers.get('content-length')}, expected {size}")
+        self.is_last_answer = headers.get("connection", "").lower() == "close"
         if body:
             self._got(len(body))
             return True
@@ -108,8 +112,7 @@ def _run(plan: dict[str, Any], opened: contextlib.ExitStack) -> dict[str, Any]:
     poll = opened.enter_context(select.epoll())
     clients: dict[int, Client] = {}
     for todo in plan["clients"]:
-        connected = opened.enter_context(socket.create_connection(("127.0.0.1", plan["port"]), timeout=30))
-        connected.setblocking(False)
+        connected = opened.enter_context(_connect(plan["port"]))
         clients[connected.fileno()] = Client(connected, [(path, size) for path, size in todo], plan.get("range", ""))
         poll.register(connected, select.EPOLLIN)
     limit_s = plan.get("limit_s")
@@ -135,6 +138,13 @@ def _run(plan: dict[str, Any], opened: contextlib.ExitStack) -> dict[str, Any]:
             if is_done:
                 waiting -= 1
                 poll.unregister(descriptor)
+            elif client.is_last_answer and not client.left:
+                poll.unregister(descriptor)
+                client.socket.close()
+                client.socket = opened.enter_context(_connect(plan["port"]))
+                clients[client.socket.fileno()] = clients.pop(descriptor)
+                poll.register(client.socket, select.EPOLLIN)
+                client.ask()
     ended_at = time.monotonic()
     return {
         "began_at": began_at,
@@ -146,6 +156,12 @@ def _run(plan: dict[str, Any], opened: contextlib.ExitStack) -> dict[str, Any]:
         "client_cpu_s": _cpu_s() - used_before_s,
         "was_cut": was_cut,
     }
+
+
+def _connect(port: int) -> socket.socket:
+    connected = socket.create_connection(("127.0.0.1", port), timeout=30)
+    connected.setblocking(False)
+    return connected
 
 
 def _cpu_s() -> float:
