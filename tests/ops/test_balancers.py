@@ -1,4 +1,4 @@
-"""The configurations of load balancers are taken by HAProxy and nginx; Envoy's is parsed and read."""
+"""The configurations of load balancers are taken by HAProxy, nginx and Envoy, and send each layer to one replica."""
 
 import contextlib
 import re
@@ -81,19 +81,23 @@ def test_nginx_sends_each_layer_to_one_replica(
     nginx_config.write_text(text)
     found = re.search(r"listen 127\.0\.0\.1:(\d+)", text)
     assert found is not None
-    client = Client(int(found[1]))
     nginx = Process.start(
         [programs.need("nginx"), "-p", tmp_path, "-c", nginx_config, "-g", "daemon off;"], log=tmp_path / "nginx.log"
     )
+    _check_that_each_layer_has_one_replica(fleet, nginx, int(found[1]))
+
+
+def _check_that_each_layer_has_one_replica(fleet: Fleet, balancer: Process, port: int) -> None:
+    client = Client(port)
     try:
-        nginx.wait_until(lambda: _answers(client), "answering", 30)
-        digests = [fleet.origin.add_blob(f"through nginx {number}".encode()) for number in range(24)]
+        balancer.wait_until(lambda: _answers(client), "answering", 30)
+        digests = [fleet.origin.add_blob(f"through {balancer.name} {number}".encode()) for number in range(24)]
         for digest in digests * 2:
             client.blob("up.test/team/app", digest)
         with pytest.raises(Exception, match="404"):
             client.get("/metrics")
     finally:
-        nginx.end()
+        balancer.end()
     holders = [fleet.holders(digest) for digest in digests]
     assert [len(each) for each in holders] == [1] * len(digests)
     assert len({each.port for (each,) in holders}) == len(fleet.replicas)
@@ -106,9 +110,33 @@ def _answers(client: Client) -> bool:
     return False
 
 
+def test_envoy_takes_its_configuration(ops: Path, programs: Programs) -> None:
+    """Envoy finds no mistake and nothing to warn of."""
+    said = run(programs.need("envoy"), "--mode", "validate", "-c", ops / "envoy" / "envoy.yaml")
+    assert "[warning]" not in said, said
+
+
+def test_envoy_sends_each_layer_to_one_replica(fleet: Fleet, ops: Path, programs: Programs, tmp_path: Path) -> None:
+    """Through Envoy too."""
+    port = free_port()
+    text = (ops / "envoy" / "envoy.yaml").read_text()
+    changes = {"address: 0.0.0.0, port_value: 5000": f"address: 127.0.0.1, port_value: {port}"}
+    for example, replica in zip(EXAMPLES, fleet.replicas, strict=True):
+        host, _, number = example.partition(":")
+        changes[f"address: {host}, port_value: {number}"] = f"address: 127.0.0.1, port_value: {replica.port}"
+    for old, new in changes.items():
+        assert text.count(old) == 1, old
+        text = text.replace(old, new)
+    config = tmp_path / "envoy.yaml"
+    config.write_text(text)
+    options = ["-c", config, "--concurrency", "2", "--use-dynamic-base-id"]
+    envoy = Process.start([programs.need("envoy"), *options], log=tmp_path / "envoy.log")
+    _check_that_each_layer_has_one_replica(fleet, envoy, port)
+
+
 @pytest.mark.parametrize(("path", "key"), PATHS)
 def test_envoy_hashes_digest_or_name(ops: Path, path: str, key: str) -> None:
-    """Envoy is not at hand: its file is parsed, and its expressions are tried on the paths that clients send."""
+    """Its expressions, tried on the paths that clients send, leave what is hashed."""
     document = yaml.safe_load((ops / "envoy" / "envoy.yaml").read_text())
     (cluster,) = document["static_resources"]["clusters"]
     assert cluster["lb_policy"] == "RING_HASH"
