@@ -144,10 +144,19 @@ class Place:
             {"Effect": "Allow", "Action": [action], "Resource": [f"arn:aws:s3:::{self.bucket}{self._below(action)}"]}
             for action in actions
         ]
-        admin = MinioAdmin(endpoint=self.server.host, credentials=StaticProvider(ACCESS_KEY, SECRET_KEY), secure=False)
+        admin = self._admin()
         admin.add_service_account(**login, policy={"Version": "2012-10-17", "Statement": rights})
         admin._http.clear()
         return login
+
+    def remove_login(self, login: dict[str, str]) -> None:
+        """The key is good for nothing any more."""
+        admin = self._admin()
+        admin.delete_service_account(login["access_key"])
+        admin._http.clear()
+
+    def _admin(self) -> MinioAdmin:
+        return MinioAdmin(endpoint=self.server.host, credentials=StaticProvider(ACCESS_KEY, SECRET_KEY), secure=False)
 
     @staticmethod
     def _below(action: str) -> str:

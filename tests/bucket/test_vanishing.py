@@ -13,18 +13,6 @@ from tests.stores.proxy import Forward, Proxy, Request, error
 SIZE = 3_000_000
 
 
-def test_a_blob_that_vanished_after_its_head(start: Callable[..., House], place: Place, origin: Origin) -> None:
-    """HEAD finds it in the bucket, then it expires: GET brings it from the upstream, and it is published again."""
-    body = layer("after head", SIZE)
-    origin.add_blob(body)
-    key = place.put_blob(body)
-    house = start()
-    assert house.head(f"/v2/{NAME}/blobs/{digest_of(body)}").status == 200
-    place.remove(key)
-    fetch(house, digest_of(body))
-    eventually(lambda: place.listed() == {key}, "the blob is published", WITHIN_S)
-
-
 def test_a_layer_that_vanished_from_a_living_image(start: Callable[..., House], place: Place, origin: Origin) -> None:
     """The manifest lives, a layer expired: the pull fetches that layer, and no other."""
     (image,) = add_images(origin, "v1")
@@ -66,27 +54,6 @@ def test_an_answer_that_breaks_again_goes_on_from_the_upstream(
     fetch(house, digest)
     (exchange,) = origin.seen("blob", "GET")
     assert (exchange.request.header("Range") or "").startswith("bytes=1")
-
-
-def test_a_blob_that_vanishes_while_it_is_read(
-    start: Callable[..., House], place: Place, proxy: Proxy, origin: Origin
-) -> None:
-    """The GET is cut and the object gone: the rest comes from the upstream; the blob is published again."""
-    body = layer("vanishing", SIZE)
-    digest = origin.add_blob(body)
-    key = place.put_blob(body)
-    house = start(proxy.host)
-
-    def vanish(request: Request) -> Forward:
-        if request.method == "GET" and "range" in request.headers:
-            place.remove(key)
-        return Forward(cut_answer=SIZE // 2 if request.method == "GET" and "range" not in request.headers else None)
-
-    proxy.rule = vanish
-    fetch(house, digest)
-    assert origin.count("blob", "GET") == 1
-    assert origin.sent_bytes("blob") < SIZE
-    eventually(lambda: place.listed() == {key}, "the blob is published", WITHIN_S)
 
 
 def test_a_blob_that_is_replaced_while_it_is_read(

@@ -201,12 +201,52 @@ NO_BUCKET = Fault(
     ),
 )
 
+_ACTIONS = ("s3:ListBucket", "s3:GetObject", "s3:PutObject", "s3:DeleteObject", "s3:AbortMultipartUpload")
+
+
+def _give_login(scene: Scene) -> None:
+    """A new key, where Dockyard is told to look for it."""
+    login = scene.props["login"] = scene.bucket.add_login(*_ACTIONS)
+    text = "[default]\naws_access_key_id = {access_key}\naws_secret_access_key = {secret_key}\n"
+    (scene.directory / "credentials").write_text(text.format(**login))
+
+
+def _with_files(scene: Scene) -> None:
+    fill_bucket(scene)
+    _give_login(scene)
+    scene.environ["AWS_SHARED_CREDENTIALS_FILE"] = str(scene.directory / "credentials")
+    scene.settings["storage"] |= {"access_key": "", "secret_key": ""}
+
+
+def _revoke_login(scene: Scene) -> None:
+    scene.props["is_gone"] = True
+    scene.bucket.remove_login(scene.props["login"])
+    scene.store.requests.clear()
+
+
+def _was_asked(scene: Scene) -> None:
+    assert scene.store.requests, "the store was never asked"
+
+
 REFUSED_LOGIN = Fault(
     "S07",
     "The store refuses our credentials",
     (
         _outage("clock skew", _says(error(403, "RequestTimeTooSkewed")), recovery_s=60.0),
         _outage("expired", _says(error(403, "ExpiredToken")), recovery_s=60.0),
+        Plot(
+            "key replaced",
+            tell=TELL,
+            outcomes=WITHOUT,
+            prepare=_with_files,
+            strike=_revoke_login,
+            prove=_was_asked,
+            mend=_give_login,
+            recover=is_used_again,
+            after=is_published,
+            has_bucket=True,
+            recovery_s=60.0,
+        ),
     ),
 )
 

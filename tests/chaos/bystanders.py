@@ -18,7 +18,7 @@ HEALTH_PER_S = 10
 HEALTHZ_S = 0.1
 # Two cores that everything shares, the origins and the clients too: below this, times say nothing of Dockyard.
 CONTROL_FLOOR_S = 0.5
-HEALTHZ_FLOOR_S = 0.5
+HEALTHZ_FLOOR_S = 1.0
 WORKER_BYTES = 128 * MIB
 CONNECTION_BYTES = 256 * 1024
 WORKER_BYTES_AT_MOST = 384 * MIB

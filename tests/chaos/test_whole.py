@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pytest
 
 from tests.bucket.place import Place
-from tests.chaos import bucket_damage, bucket_outages, client_plots, disk_plots, ending_plots, worker_plots
+from tests.chaos import bucket_damage, bucket_outages, client_plots, clock_plots, disk_plots, ending_plots, worker_plots
 from tests.chaos.cells import Record, State
 from tests.chaos.scenes import Fault, Plot, run
 
@@ -17,6 +17,7 @@ FAULTS = (
     *worker_plots.FAULTS,
     *ending_plots.FAULTS,
     *client_plots.FAULTS,
+    *clock_plots.FAULTS,
 )
 
 

@@ -1,0 +1,64 @@
+"""P03, beside its cells: two Dockyards are restarted one after the other, and no pull fails for good."""
+
+import itertools
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+from tests.client import ask
+from tests.house import House
+from tests.origin import Origin
+
+PULLS_PER_S = 50
+CLIENTS = 10
+TRIES = 3  # as container runtimes do
+RETRY_S = 0.2
+NOTICE_S = 0.5
+LAYER = b"a layer of a rolling restart" * 10_000
+
+
+def test_a_rolling_restart_fails_no_pull(make_house: Callable[..., House], origin: Origin) -> None:
+    """Fifty pulls a second over two servers: each pull succeeds, at the latest with its third try."""
+    image = origin.add_image("app", "v1", [LAYER])
+    paths = [("/v2/up.test/app/manifests/v1", image.body), (f"/v2/up.test/app/blobs/{image.layers[0]}", LAYER)]
+    houses = [make_house(workers=2) for _ in range(2)]
+    done = threading.Event()
+    failed: list[str] = []
+    counts = itertools.count()
+    retried = itertools.count()
+
+    def pull_again_and_again(client: int) -> None:
+        while not done.wait(CLIENTS / PULLS_PER_S):
+            next(counts)
+            for path, truth in paths:
+                if not _pull(houses, client, path, truth, retried):
+                    failed.append(path)
+
+    with ThreadPoolExecutor(CLIENTS) as pool:
+        clients = [pool.submit(pull_again_and_again, number) for number in range(CLIENTS)]
+        for house in houses:
+            (house.dockyard.storage / "run" / "draining").touch()
+            time.sleep(NOTICE_S)  # what a balancer is given to notice
+            house.dockyard.stop()
+            house.dockyard.start()
+        done.set()
+        for each in clients:
+            each.result()
+    assert failed == []
+    assert next(counts) > PULLS_PER_S
+    assert next(retried) > 0, "nobody ever met a server that was away"
+
+
+def _pull(houses: list[House], client: int, path: str, truth: bytes, retried: "itertools.count[int]") -> bool:
+    """Ask one server, then the other, then the first again."""
+    for attempt in range(TRIES):
+        try:
+            reply = ask(houses[(client + attempt) % len(houses)].address, path)
+            if reply.status == 200 and reply.body == truth:
+                return True
+        except OSError:
+            pass
+        next(retried)
+        time.sleep(RETRY_S)
+    return False
