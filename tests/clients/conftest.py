@@ -1,6 +1,8 @@
 """Real clients, one of each for the session, and one Dockyard for each file of tests."""
 
+import tempfile
 from collections.abc import Callable, Generator, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -49,11 +51,12 @@ def skopeo(programs: Programs, tmp_path_factory: pytest.TempPathFactory) -> Iter
 
 
 @pytest.fixture(scope="session")
-def podman(programs: Programs, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Podman]:
-    """The client podman, with nothing pulled."""
-    podman = Podman(programs.need("podman", as_root=True), tmp_path_factory.mktemp("podman"))
-    yield podman
-    podman.wipe()
+def podman(programs: Programs) -> Iterator[Podman]:
+    """The client podman, with nothing pulled. It wants a short path, shorter than pytest's."""
+    with tempfile.TemporaryDirectory(prefix="podman-") as directory:
+        podman = Podman(programs.need("podman", as_root=True), Path(directory))
+        yield podman
+        podman.wipe()
 
 
 @pytest.fixture(scope="session")
