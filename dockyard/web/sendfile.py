@@ -9,11 +9,13 @@ The pages of a file that are not in memory are read by a thread: the event loop 
 """
 
 import asyncio
+import contextlib
 import email.utils
 import errno
+import functools
 import os
 import socket
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from http import HTTPStatus
 
 from dockyard.cache.bridge import Threads
@@ -24,7 +26,7 @@ from dockyard.web.connections import Patience
 
 SMALLEST_BYTES = 1024 * 1024  # below, a connection that can be used again is worth more
 AT_ONCE_BYTES = 4 * 1024 * 1024
-MEMORY_CHUNK_BYTES = 256 * 1024
+READ_BYTES = 256 * 1024
 
 
 class Stalled(Exception):
@@ -55,25 +57,30 @@ class DirectAnswer:
     async def send(self, head: bytes) -> None:
         """Write all of it. Raises OSError when the client has left, Stalled, and RegistryError when no more comes."""
         await self._send_bytes(head)
-        while (position := self._part.start + self.sent_bytes) < self._part.stop:
+        while (position := self._position) < self._part.stop:
             fd, available = await self._body.find(position)
-            amount = min(AT_ONCE_BYTES, available, self._part.stop - position)
+            stop = min(position + available, self._part.stop)
             if fd is None:
-                await self._send_from_memory(position, amount)
+                await self._send_from_memory(stop)
             else:
-                await self._send_from_file(fd, position, amount)
+                await self._send_from_file(fd, stop)
             await asyncio.sleep(0)  # a client that reads as fast as we write would keep the others waiting
 
-    async def _send_from_file(self, fd: int, position: int, amount: int) -> None:
-        connection = self._connection.fileno()
+    @property
+    def _position(self) -> int:
+        return self._part.start + self.sent_bytes
+
+    async def _send_from_file(self, fd: int, stop: int) -> None:
+        while self._position < stop:
+            if not self._is_next_in_memory(fd, stop):
+                await self._threads.disk(_read_ahead, fd, self._position)
+            await self._as_it_takes(functools.partial(self._send_some, fd, stop))
+
+    def _send_some(self, fd: int, stop: int) -> bool:
+        """Send what the connection takes now. True: that was all, or what comes next is not in memory."""
+        amount = min(AT_ONCE_BYTES, stop - self._position)
         try:
-            if _is_in_memory(fd, position) and _is_in_memory(fd, position + amount - 1):
-                sent = os.sendfile(connection, fd, position, amount)  # what lies between was read with them
-            else:
-                sent = await self._threads.disk(os.sendfile, connection, fd, position, amount)
-        except BlockingIOError:
-            await self._wait()
-            return
+            sent = os.sendfile(self._connection.fileno(), fd, self._position, amount)
         except OSError as exc:
             if exc.errno == errno.EIO:  # the disk, not the client
                 raise Unavailable("a cached blob cannot be read") from exc
@@ -81,40 +88,64 @@ class DirectAnswer:
         if not sent:
             raise Unavailable("a cached blob ended early")
         self.sent_bytes += sent
+        return self._position == stop or not self._is_next_in_memory(fd, stop)
 
-    async def _send_from_memory(self, position: int, amount: int) -> None:
-        buffer = bytearray(min(amount, MEMORY_CHUNK_BYTES))
-        count = await self._body.read_into(buffer, position, len(buffer))
+    def _is_next_in_memory(self, fd: int, stop: int) -> bool:
+        """Whether both ends of what comes next are in the page cache; what lies between was read with them."""
+        last = min(self._position + AT_ONCE_BYTES, stop) - 1
+        return _is_in_memory(fd, self._position) and _is_in_memory(fd, last)
+
+    async def _send_from_memory(self, stop: int) -> None:
+        buffer = bytearray(min(stop - self._position, READ_BYTES))
+        count = await self._body.read_into(buffer, self._position, len(buffer))
         await self._send_bytes(bytes(buffer[:count]))
         self.sent_bytes += count
 
     async def _send_bytes(self, data: bytes) -> None:
-        while data:
-            try:
-                data = data[self._connection.send(data) :]
-            except BlockingIOError:
-                await self._wait()
+        left = memoryview(data)
 
-    async def _wait(self) -> None:
-        """Wait until the connection takes more. The kernel says so late: see whether the client reads meanwhile."""
-        loop = asyncio.get_running_loop()
-        while True:
-            waiter: asyncio.Future[None] = loop.create_future()
-            loop.add_writer(self._connection.fileno(), _wake, waiter)
-            try:
-                async with asyncio.timeout(self._patience.look_every_s):
-                    await waiter
+        def send_some() -> bool:
+            nonlocal left
+            left = left[self._connection.send(left) :]
+            return not left
+
+        await self._as_it_takes(send_some)
+
+    async def _as_it_takes(self, step: Callable[[], bool]) -> None:
+        """Call `step` now and whenever the connection takes more, until it is True. Raises what it raises; Stalled."""
+        with contextlib.suppress(BlockingIOError):
+            if step():
                 return
-            except TimeoutError:
-                if self._patience.is_over(self._connection):
-                    raise Stalled from None
-            finally:
-                loop.remove_writer(self._connection.fileno())
+        loop, fd = asyncio.get_running_loop(), self._connection.fileno()
+        done: asyncio.Future[None] = loop.create_future()
+        loop.add_writer(fd, _call, step, done)
+        try:
+            while not (await asyncio.wait([done], timeout=self._patience.look_every_s))[0]:
+                if self._patience.is_over(self._connection):  # the kernel says late that there is room: it was asked
+                    raise Stalled
+            done.result()
+        finally:
+            loop.remove_writer(fd)
 
 
-def _wake(waiter: asyncio.Future[None]) -> None:
-    if not waiter.done():
-        waiter.set_result(None)
+def _call(step: Callable[[], bool], done: asyncio.Future[None]) -> None:
+    try:
+        if not done.done() and step():
+            done.set_result(None)
+    except BlockingIOError:
+        pass
+    except Exception as exc:  # noqa: BLE001  it is raised where `done` is awaited
+        done.set_exception(exc)
+
+
+def _read_ahead(fd: int, position: int) -> None:
+    """Have the next part of a file in the page cache, waiting for the disk. Raises Unavailable."""
+    buffer = bytearray(READ_BYTES)
+    for start in range(position, position + AT_ONCE_BYTES, READ_BYTES):
+        try:
+            os.preadv(fd, [buffer], start)
+        except OSError as exc:
+            raise Unavailable("a cached blob cannot be read") from exc
 
 
 def _is_in_memory(fd: int, position: int) -> bool:
