@@ -7,6 +7,7 @@ again rather than taken for a reason to stop the server. That takes private name
 import errno
 import functools
 import os
+import resource
 import signal
 import socket
 import threading
@@ -28,6 +29,10 @@ from dockyard.workers.watchdog import LOOK_EVERY_S, Watchdog
 
 BARREN_STARTS = 5
 YOUNG_S = 2.0
+CONNECTIONS_AT_MOST = 4096  # of one worker; the others wait in the backlog
+DESCRIPTORS_WANTED = 65536
+DESCRIPTORS_KEPT = 200  # for logs, counters, peers, and idle connections to upstreams
+DESCRIPTORS_EACH = 4  # a client on a cold layer: its socket, the spool twice, the upstream's socket
 RUN = "run"
 GRANIAN_LOGS = {"loggers": {"_granian": {"handlers": [], "propagate": True}}, "handlers": {}, "formatters": {}}
 
@@ -106,7 +111,7 @@ class Supervisor(MPServer):
             http=HTTPModes.http1,
             websockets=False,
             backlog=2048,
-            backpressure=4096,
+            backpressure=_find_room(),
             runtime_blocking_threads=16,
             http1_settings=HTTP1Settings(header_read_timeout=10_000),
             log_dictconfig=GRANIAN_LOGS,
@@ -187,6 +192,15 @@ def _refuse_taken_port(host: str, port: int) -> None:
                 "is in use by another program" if exc.errno == errno.EADDRINUSE else f"cannot be used: {exc.strerror}"
             )
             raise CannotStart(f"server.host, server.port: {host}:{port} {what}") from exc
+
+
+def _find_room() -> int:
+    """How many connections a worker may have open: without a free descriptor it could not even answer the watch."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < DESCRIPTORS_WANTED:
+        soft = DESCRIPTORS_WANTED if hard == resource.RLIM_INFINITY else min(hard, DESCRIPTORS_WANTED)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))  # workers inherit it
+    return max(1, min(CONNECTIONS_AT_MOST, (soft - DESCRIPTORS_KEPT) // DESCRIPTORS_EACH))
 
 
 def _find_suspect_time(run_directory: Path) -> float:

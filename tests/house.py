@@ -135,11 +135,14 @@ def open_house(
     workers: int = 1,
     upstreams: Sequence[Mapping[str, Any]] | None = None,
     environ: Mapping[str, str] | None = None,
+    descriptors: int = 0,
     **settings: Any,
 ) -> Iterator[House]:
     """A Dockyard in front of the origin: prefix `up.test` and the default `docker.io` lead there, limits are short."""
     limits = {"check_timeout": f"{CHECK_TIMEOUT_S}s", "connect_timeout": "1s", "stall_timeout": f"{STALL_TIMEOUT_S}s"}
     settings["upstream"] = {**limits, **settings.get("upstream", {})}
     ours = [upstream("docker.io", origin.url), upstream("up.test", origin.url)] if upstreams is None else upstreams
-    with running(Dockyard(directory, ours, workers=workers, settings=settings, environ=environ)) as dockyard:
+    with running(
+        Dockyard(directory, ours, workers=workers, settings=settings, environ=environ, descriptors=descriptors)
+    ) as dockyard:
         yield House(origin, dockyard)

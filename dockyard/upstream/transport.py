@@ -33,6 +33,7 @@ IDLE_AT_MOST_S = 60.0
 WAIT_AT_MOST_S = 3600.0
 DRAINED_AT_MOST = 64 * 1024
 READ_BYTES = 64 * 1024
+HEADER_BYTES_AT_MOST = 64 * 1024  # of all headers; http.client takes a hundred of that size
 
 
 class _Watched:
@@ -220,7 +221,7 @@ class Transport:
     def _exchange(self, request: Request, watch: Watch) -> urllib3.BaseHTTPResponse:
         step_s = self._limits.stall_timeout or WAIT_AT_MOST_S
         headers = {"User-Agent": f"dockyard/{__version__}", "Accept-Encoding": "identity", **request.headers}
-        return self._pools.urlopen(
+        response = self._pools.urlopen(
             request.method,
             request.place.url,
             body=request.body,
@@ -232,6 +233,11 @@ class Transport:
             preload_content=False,
             decode_content=False,
         )
+        if sum(len(name) + len(value) for name, value in response.headers.items()) > HEADER_BYTES_AT_MOST:
+            response.close()
+            response.release_conn()
+            raise HTTPException("too many headers")
+        return response
 
     def _watch(self, request: Request, *, is_fresh: bool) -> Watch:
         return Watch(

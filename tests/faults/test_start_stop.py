@@ -2,6 +2,7 @@
 
 import contextlib
 import signal
+import socket
 import ssl
 import subprocess
 import sys
@@ -145,7 +146,7 @@ def test_a_restart_finds_the_cache_and_sweeps_the_rest(make_house: Callable[...,
 
 
 def test_the_server_speaks_tls(origin: Origin, tmp_path: Path) -> None:
-    """`server.tls` with a certificate and its key: HTTPS, and nothing for those who speak plain HTTP."""
+    """`server.tls` with a certificate and its key: HTTPS, and nothing for those who speak plain HTTP; never HTTP/2."""
     image = origin.add_image("app", "v1", [Random(15).randbytes(3 * MIB)])
     authority = trustme.CA()
     certificate = authority.issue_cert("localhost")
@@ -153,6 +154,7 @@ def test_the_server_speaks_tls(origin: Origin, tmp_path: Path) -> None:
     certificate.private_key_pem.write_to_path(str(tmp_path / "key.pem"))
     client = ssl.create_default_context()
     authority.configure_trust(client)
+    client.set_alpn_protocols(["h2", "http/1.1"])
     server = {"tls": True, "certfile": str(tmp_path / "cert.pem"), "keyfile": str(tmp_path / "key.pem")}
     dockyard = Dockyard(tmp_path / "house", [upstream("up.test", origin.url)], settings={"server": server})
     house = House(origin, dockyard, tls=client)
@@ -162,6 +164,9 @@ def test_the_server_speaks_tls(origin: Origin, tmp_path: Path) -> None:
         assert house.get("/v2/up.test/app/manifests/v1").body == image.body
         assert digest_of(house.get(f"/v2/up.test/app/blobs/{image.layers[0]}").body) == image.layers[0]
         assert not dockyard.is_answering()
+        plain = socket.create_connection(house.address, 10)
+        with client.wrap_socket(plain, server_hostname="localhost") as secure:
+            assert secure.selected_alpn_protocol() != "h2"
     finally:
         dockyard.kill()
 

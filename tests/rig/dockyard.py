@@ -25,6 +25,7 @@ class Dockyard:
     """One Dockyard server. `settings` is laid over the rig's own, key by key; a list or a scalar replaces.
 
     `environ` is added to an environment that has nothing of the user's but PATH: no keychain, no proxies, no settings.
+    `descriptors` is how many files each process may have open; 0: as many as the tests.
     """
 
     def __init__(
@@ -35,6 +36,7 @@ class Dockyard:
         workers: int = 2,
         settings: Mapping[str, Any] | None = None,
         environ: Mapping[str, str] | None = None,
+        descriptors: int = 0,
     ) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         self.directory = directory
@@ -58,6 +60,7 @@ class Dockyard:
             settings or {},
         )
         self._environ = {"PATH": os.environ["PATH"], "HOME": str(directory), **(environ or {})}
+        self._limits = ["prlimit", f"--nofile={descriptors}"] if descriptors else []
         self._process: Process | None = None
 
     @property
@@ -82,7 +85,9 @@ class Dockyard:
         assert not self.is_running, "Dockyard runs already"
         self.config.write_text(yaml.safe_dump(self.settings, sort_keys=False))
         self._process = Process.start(
-            [sys.executable, "-m", "dockyard", "server", "-c", self.config], log=self.log, environ=self._environ
+            [*self._limits, sys.executable, "-m", "dockyard", "server", "-c", self.config],
+            log=self.log,
+            environ=self._environ,
         )
         if wait:
             self._process.wait_until(self.is_answering, "answering", START_LIMIT_S)

@@ -1,0 +1,281 @@
+"""What strangers may make Dockyard spend: memory, time, connections, lines in the log (D1 to D10)."""
+
+import ast
+import socket
+import threading
+import time
+import zlib
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing, suppress
+from functools import cache
+from pathlib import Path
+from random import Random
+
+import pytest
+
+from dockyard.errors import RegistryError
+from dockyard.log import MAX_LINE_BYTES
+from dockyard.oci.challenge import is_realm_trusted, parse_challenges
+from dockyard.oci.links import find_next
+from dockyard.oci.ranges import parse_ranges
+from dockyard.oci.reference import Digest, Name, Tag, parse_reference
+from dockyard.upstream.answers import parse_content_range, parse_retry_after
+from dockyard.upstream.places import NotAPlace, parse_place
+from tests import misbehaviour as bad
+from tests.gatekeeper import TokenService
+from tests.house import eventually, opened_at_exit, upstream
+from tests.origin import Origin
+from tests.rig.processes import memory_bytes
+from tests.security.canaries import WatchedHouse
+from tests.security.conftest import STORE
+from tests.security.raw import talk
+from tests.stores.proxy import Proxy, Say
+
+DOCKYARD = Path(__file__).parents[2] / "dockyard"
+MIB = 2**20
+BOMB_BYTES = 512 * MIB
+
+
+@cache
+def _bomb() -> bytes:
+    """Half a GiB of zeros, as gzip."""
+    packer = zlib.compressobj(1, zlib.DEFLATED, 31)
+    block = bytes(16 * MIB)
+    return b"".join(packer.compress(block) for _ in range(BOMB_BYTES // len(block))) + packer.flush()
+
+
+def _storage(bucket: Proxy) -> dict[str, object]:
+    return {
+        "endpoint": bucket.host,
+        "bucket": "nothing-here",
+        "access_key": "a",
+        "secret_key": STORE.text,
+        "use_ssl": False,
+    }
+
+
+def _memory(house: WatchedHouse) -> int:
+    return max(memory_bytes(pid) for pid in house.dockyard.worker_pids())
+
+
+def test_d1_encoded_answers_are_not_decoded(make_house: Callable[..., WatchedHouse], origin: Origin) -> None:
+    """D1: a gzip bomb as manifest, blob, token, or error of the bucket is never unpacked; the upstream's are errors."""
+    bomb = _bomb()
+    assert len(bomb) < 4 * MIB
+    encoded = bad.replaced(200, bomb, ("Content-Encoding", "gzip"), ("Content-Type", "application/json"))
+    with closing(Proxy(0)) as bucket:
+        bucket.rule = lambda request: Say(404, bomb, "Content-Encoding: gzip\r\nContent-Type: application/xml\r\n")
+        house = make_house(
+            upstreams=[upstream(name, origin.url) for name in ("well.test", "up.test", "login.test")],
+            storage=_storage(bucket),
+        )
+        image = origin.add_image("app", "v1", [b"a layer that is well"])
+        assert house.get("/v2/well.test/app/manifests/v1").body == image.body
+        assert house.get(f"/v2/well.test/app/blobs/{image.layers[0]}").status == 200
+        before = _memory(house)
+        for kind in ("manifest", "blob"):
+            origin.on(kind, encoded, repo="bombs")
+        for path in ("manifests/v1", f"manifests/sha256:{'1' * 64}", f"blobs/sha256:{'1' * 64}"):
+            assert house.get(f"/v2/up.test/bombs/{path}").status == 502, path
+        TokenService(origin)
+        origin.on("token", encoded)
+        assert house.get("/v2/login.test/other/manifests/v1").status in (502, 503)
+        assert _memory(house) - before < 64 * MIB
+        assert bucket.requests
+
+
+def test_d2_nothing_here_can_unpack() -> None:
+    """D2: no module of Dockyard imports what unpacks: layers are bytes."""
+    unpackers = {"gzip", "zlib", "bz2", "lzma", "zipfile", "tarfile", "shutil.unpack_archive", "zstandard", "brotli"}
+    wanted = set()
+    for path in DOCKYARD.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            match node:
+                case ast.Import(names=names):
+                    wanted |= {name.name.partition(".")[0] for name in names}
+                case ast.ImportFrom(module=str(module)):
+                    wanted |= {module.partition(".")[0]}
+    assert {"urllib3", "hashlib"} <= wanted
+    assert wanted & unpackers == set()
+
+
+LAUGHS = b'<?xml version="1.0"?><!DOCTYPE l [<!ENTITY a "ha">' + b"".join(
+    b'<!ENTITY %c "%s">' % (letter, b"&%c;" % (letter - 1) * 10) for letter in range(ord("b"), ord("k"))
+)
+STORES = {
+    "billion laughs": LAUGHS + b"]><Error><Code>&j;</Code></Error>",
+    "an outside entity": b'<!DOCTYPE l [<!ENTITY a SYSTEM "file:///etc/passwd">]><Error><Code>&a;</Code></Error>',
+    "deep": b"<Error>" * 100_000,
+    "many codes": b"<Error>" + b"<Code>" * 50_000,
+    "8 MiB": b"<Error><Code>" + b"x" * (8 * MIB) + b"</Code></Error>",
+}
+
+
+@pytest.mark.parametrize("status", [200, 403])
+def test_d5_what_a_bucket_says_is_not_parsed(
+    make_house: Callable[..., WatchedHouse], origin: Origin, status: int
+) -> None:
+    """D5: entities, depth and size of the bucket's XML cost nothing; pulls go on as if there were no bucket.
+
+    Where it answers 200 that is a blob of 8 MiB, of which the beginning has left before it is known to be wrong: the
+    answer ends short, and the next one is right.
+    """
+    with closing(Proxy(0)) as bucket:
+        house = make_house(storage=_storage(bucket))
+        for number, (name, xml) in enumerate(STORES.items()):
+            bucket.rule = lambda request, xml=xml: Say(status, xml)  # type: ignore[misc]
+            image = origin.add_image(f"store-{number}", "v1", [name.encode()])
+            for path, body in (("manifests/v1", image.body), (f"blobs/{image.layers[0]}", name.encode())):
+                reply = house.get(f"/v2/up.test/store-{number}/{path}")
+                if (status, name, path[:5]) == (200, "8 MiB", "blobs"):
+                    assert not reply.is_complete
+                    reply = house.get(f"/v2/up.test/store-{number}/{path}")
+                assert (reply.status, reply.body, reply.took_s < 3) == (200, body, True), name
+        assert "root:" not in house.dockyard.said()
+        assert _memory(house) < 160 * MIB
+
+
+def test_d6_more_connections_than_descriptors(make_house: Callable[..., WatchedHouse], origin: Origin) -> None:
+    """D6: more idle connections than there are descriptors: no worker dies of them, and no running download is cut.
+
+    Those that a worker has no room for wait until idle ones are cut. The design has no cap for one address.
+    """
+    house = make_house(descriptors=600)
+    go_on = threading.Event()
+    blob = Random(6).randbytes(3 * MIB)
+    digest = origin.add_blob(blob)
+    origin.on("blob", bad.stalled(0.5, go_on), times=1)
+    (pid,) = house.dockyard.worker_pids()
+    with opened_at_exit(go_on), house.download(f"/v2/up.test/app/blobs/{digest}") as running, ExitStack() as idle:
+        assert running.head().status == 200
+        for _ in range(150):
+            idle.enter_context(socket.create_connection(house.address, 20))
+        began = time.monotonic()
+        assert house.get("/v2/").status == 200
+        assert 5 < time.monotonic() - began < 15  # it had to wait until others were cut
+        go_on.set()
+        assert running.rest() == (blob, "length")
+    assert house.dockyard.worker_pids() == [pid]
+    assert "does not answer" not in house.dockyard.said()
+
+
+def test_d7_many_unknown_tags(make_house: Callable[..., WatchedHouse], origin: Origin) -> None:
+    """D7: unknown names and tags are remembered nowhere: no counter is named for them, no file made, no memory kept.
+
+    The design has no limit on how often a client may ask; connections to the upstream are bounded.
+    """
+    house = make_house()
+    for number in range(50):
+        house.get(f"/v2/up.test/warm-{number}/manifests/v1")
+    files, memory = set(house.dockyard.storage.rglob("*")), _memory(house)
+    with ThreadPoolExecutor(20) as pool:
+        paths = [f"/v2/up.test/unknown-{number % 100}/manifests/tag-{number}" for number in range(1500)]
+        assert {reply.status for reply in pool.map(house.get, paths)} == {404}
+    metrics = house.get("/metrics").body.decode()
+    assert "unknown-" not in metrics
+    assert len(metrics.splitlines()) < 1000
+    assert {path for path in set(house.dockyard.storage.rglob("*")) - files if path.is_file()} == set()
+    assert _memory(house) - memory < 32 * MIB
+    assert origin.registry.connections <= 64
+
+
+FLOODS = {
+    "line ends": "/v2/up.test/a%0d%0a2026-01-01T00:00:00Z%20error%20forged/manifests/x",
+    "colours": "/v2/up.test/%1b[31mred/manifests/x",
+    "raw colours": "/v2/up.test/\x1b[31mred/manifests/x",
+    "a long name": "/v2/up.test/" + "a" * 1900 + "/manifests/x",
+    "64 KiB": "/v2/up.test/" + "a" * 65_000 + "/manifests/x",
+    "UTF-8": "/v2/up.test/\u202egnp.exe/manifests/x",
+    "a long tag": "/v2/up.test/a/manifests/" + "t" * 1900,
+    "a long query": "/v2/up.test/a/manifests/x?ns=" + "q" * 20_000,
+}
+
+
+def test_d8_the_log_is_not_flooded(make_house: Callable[..., WatchedHouse]) -> None:
+    """D8: a request has one line at most, printable ASCII, below 2 KiB, whatever is in its path and its query."""
+    house = make_house()
+    said = len(house.dockyard.said())
+    for path in FLOODS.values():
+        talk(
+            house.address,
+            f"GET {path} HTTP/1.1\r\nHost: h\r\nUser-Agent: {'u' * 8000}\r\nConnection: close\r\n\r\n".encode(),
+        )
+    assert house.get("/version").status == 200
+    lines = eventually(
+        lambda: "/version" in house.dockyard.said() and house.dockyard.said()[said:].splitlines(), "said"
+    )
+    assert len(lines) <= len(FLOODS) + 1
+    assert all(line.isascii() and line.isprintable() and len(line) < MAX_LINE_BYTES for line in lines)
+    assert not any(line.startswith("2026-01-01") for line in lines)
+
+
+LONG = 64 * 1024
+TEXTS = {
+    "letters": "a" * LONG,
+    "dashes": "-" * LONG,
+    "a and dashes": "a" + "-" * LONG,
+    "many components": "a/" * (LONG // 2),
+    "underscores": "a__" * (LONG // 3),
+    "dots": "a." * (LONG // 2) + "!",
+    "digits": "bytes=" + "9" * LONG,
+    "ranges": "bytes=" + "0-0," * (LONG // 4),
+    "spaces": "bytes=" + " " * LONG + "0-0",
+    "quotes": 'Bearer realm="' + '\\"' * (LONG // 2),
+    "parameters": "Bearer " + "a=b," * (LONG // 4),
+    "open quotes": 'a="' * (LONG // 3),
+    "commas": "," * LONG,
+    "schemes": "a " * (LONG // 2),
+    "equals": "Basic " + "=" * LONG,
+    "URL": "https://" + "a." * (LONG // 2),
+    "brackets": "https://" + "[" * LONG,
+    "links": '<a>; rel="next"' + "," * LONG,
+    "open links": "<" * LONG,
+}
+READERS: dict[str, Callable[[str], object]] = {
+    "name": Name.parse,
+    "tag": Tag.parse,
+    "digest": Digest.parse,
+    "reference": parse_reference,
+    "ranges": lambda text: parse_ranges(text, 2**40),
+    "challenges": lambda text: parse_challenges([text]),
+    "realm": lambda text: is_realm_trusted(text, _Registry()),
+    "place": parse_place,
+    "link": lambda text: find_next([text]),
+    "content range": parse_content_range,
+    "retry after": lambda text: parse_retry_after(text, 0.0),
+}
+
+
+class _Registry:
+    scheme, host, port = "https", "registry.test", 443
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_d9_hostile_texts_cost_little_time(reader: str) -> None:
+    """D9: 64 KiB of anything are read, or refused, within ten milliseconds."""
+    slow = {}
+    for name, text in TEXTS.items():
+        times = []
+        for _ in range(3):  # the machine may be busy: the best of three counts
+            began = time.perf_counter()
+            with suppress(RegistryError, NotAPlace, ValueError):
+                READERS[reader](text)
+            times.append(time.perf_counter() - began)
+        if min(times) > 0.01:
+            slow[name] = min(times)
+    assert slow == {}
+
+
+def _frames(count: int, kind: int) -> bytes:
+    """Frames of HTTP/2: RST_STREAM (3) or CONTINUATION (9), four bytes each."""
+    return b"".join(b"\0\0\4" + bytes([kind, 0]) + (2 * n + 1).to_bytes(4, "big") + b"\0\0\0\0" for n in range(count))
+
+
+@pytest.mark.parametrize("kind", [3, 9], ids=["rapid reset", "CONTINUATION"])
+def test_d10_there_is_no_http_2(house: WatchedHouse, kind: int) -> None:
+    """D10: the preface of HTTP/2 ends the connection without an answer; floods of its frames are never read."""
+    settings = b"\0\0\0\4\0\0\0\0\0"
+    answered = talk(house.address, b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + settings + _frames(10_000, kind))
+    assert (answered.received, answered.is_closed) == (b"", True)
+    assert house.get("/v2/").status == 200
