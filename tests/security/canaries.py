@@ -1,6 +1,6 @@
 """Unique strings in the place of every secret, and the search for them wherever they must not be.
 
-A canary may reach the listeners that it is for, and there only the Authorization header (`at`), or the body of a form
+A canary may reach the listeners that it is for (`at`), and there only the header for logins, or the body of a form
 (`in_form`, identity tokens). Anywhere else, in any spelling, it is a leak: other listeners, other headers, targets,
 what clients were answered, the log, the metrics, and all files of the storage directory.
 """
@@ -14,6 +14,8 @@ import attrs
 from tests.client import Reply
 from tests.house import House
 from tests.wire import Request
+
+LOGIN_HEADERS = {"authorization", "proxy-authorization"}
 
 
 @attrs.frozen
@@ -80,6 +82,6 @@ def is_in(texts: Iterable[bytes], spellings: Sequence[bytes]) -> bool:
 def _forbidden_part(request: Request, canary: Canary) -> list[bytes]:
     """Everything of a request that this canary must not be in."""
     is_there = request.listener in canary.at
-    headers = [pair for pair in request.headers if not (is_there and pair[0].lower() == "authorization")]
+    headers = [pair for pair in request.headers if not (is_there and pair[0].lower() in LOGIN_HEADERS)]
     body = b"" if is_there and canary.in_form else request.body
     return [request.target.encode(), str(headers).encode(), body]

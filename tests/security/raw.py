@@ -47,33 +47,31 @@ def talk(address: tuple[str, int], data: bytes, limit_s: float = LIMIT_S) -> Tal
 
 
 def count_requests(data: bytes) -> int:
-    """How many requests there are, one that is malformed (or not whole) counted as one, behind which all is lost."""
+    """How many requests there are, one that is malformed (or not whole) counted as one, behind which all is lost.
+
+    Empty lines before a request are passed over, whatever ends them (RFC 9112 section 2.2).
+    """
+    count = 0
+    while data := data.lstrip(b"\r\n"):
+        count += 1
+        data = _behind_first(data)
+    return count
+
+
+def _behind_first(data: bytes) -> bytes:
+    """What follows the first request on a connection that goes on after it; nothing where that cannot be told."""
     reader = h11.Connection(h11.SERVER, max_incomplete_event_size=2**21)
     reader.receive_data(data)
     reader.receive_data(b"")
-    count = 0
-    while True:
-        try:
-            event = reader.next_event()
-        except h11.RemoteProtocolError:
-            return count if reader.their_state is h11.DONE else count + (not _is_in_body(reader))
-        match event:
-            case h11.Request():
-                count += 1
-            case h11.NEED_DATA | h11.ConnectionClosed():
-                return count
-            case h11.PAUSED:
-                # Nobody is connected and nothing upgraded, so what follows is HTTP/1.1 again.
-                reader.send(h11.Response(status_code=400, headers=[("Content-Length", "0")]))
-                reader.send(h11.EndOfMessage())
-                if reader.our_state is not h11.DONE:
-                    return count
-                reader.start_next_cycle()
-
-
-def _is_in_body(reader: h11.Connection) -> bool:
-    """Whether the request that is malformed has been counted already, by its head."""
-    return reader.our_state is h11.SEND_RESPONSE
+    try:
+        while reader.next_event() not in (h11.NEED_DATA, h11.PAUSED, h11.ConnectionClosed()):
+            pass
+        # Nobody is connected and nothing upgraded, so what follows is HTTP/1.1 again.
+        reader.send(h11.Response(status_code=400, headers=[("Content-Length", "0")]))
+        reader.send(h11.EndOfMessage())
+    except (h11.RemoteProtocolError, h11.LocalProtocolError):
+        return b""
+    return reader.trailing_data[0] if reader.our_state is reader.their_state is h11.DONE else b""
 
 
 def _statuses(data: bytes) -> tuple[int, ...]:

@@ -1,7 +1,9 @@
 """The security checklist, line by line, and the tests that hold each line; a line without one fails here.
 
 S: raw requests (1 the 42 inputs, 2 clients that wait, 3 bodies, 4 what only a front can see). N: names, references,
-ranges, methods. R: where an upstream may not send us. C: credentials. K: poisoning. D: exhaustion.
+ranges, methods. R: where an upstream may not send us. C: credentials. K: poisoning. D: exhaustion. F: fuzzing (1 paths,
+2 ranges, 3 challenges, 4 manifests, 5 locations, 6 settings and keychains, 7 frames between workers, 8 raw HTTP, 9 the
+upstream, 10 the bucket, 11 the endpoints).
 """
 
 import ast
@@ -11,7 +13,9 @@ from pathlib import Path
 import pytest
 
 TESTS = Path(__file__).parents[1]
-LENGTHS = {"S": 4, "N": 10, "R": 7, "C": 9, "K": 5, "D": 10}
+LENGTHS = {"S": 4, "N": 10, "R": 7, "C": 9, "K": 5, "D": 10, "F": 11}
+
+READERS = ["fuzz/test_targets.py::test_readers_hold_against_anything"]
 
 CHECKLIST = {
     "S1": ["security/test_raw_requests.py::test_s1_raw_inputs"],
@@ -156,6 +160,15 @@ CHECKLIST = {
         "security/test_exhaustion.py::test_d10_there_is_no_http_2",
         "faults/test_start_stop.py::test_the_server_speaks_tls",
     ],
+    **{f"F{number}": READERS for number in range(1, 7)},
+    "F7": ["fuzz/test_targets.py::test_f7_frames_between_workers"],
+    "F8": ["fuzz/test_http.py::test_f8_raw_http"],
+    "F9": ["fuzz/test_upstream.py::test_f9_an_upstream_that_answers_anything"],
+    "F10": [
+        "fuzz/test_upstream.py::test_f10_a_bucket_that_answers_anything",
+        "fuzz/test_upstream.py::test_f10_the_tier_takes_any_answer",
+    ],
+    "F11": ["fuzz/test_http.py::test_f11_endpoints"],
 }
 
 

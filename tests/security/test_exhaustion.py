@@ -253,15 +253,15 @@ class _Registry:
 
 @pytest.mark.parametrize("reader", READERS)
 def test_d9_hostile_texts_cost_little_time(reader: str) -> None:
-    """D9: 64 KiB of anything are read, or refused, within ten milliseconds."""
+    """D9: 64 KiB of anything are read, or refused, within ten milliseconds of processor time."""
     slow = {}
     for name, text in TEXTS.items():
         times = []
-        for _ in range(3):  # the machine may be busy: the best of three counts
-            began = time.perf_counter()
+        for _ in range(3):  # the caches may be cold: the best of three counts
+            began = time.thread_time()
             with suppress(RegistryError, NotAPlace, ValueError):
                 READERS[reader](text)
-            times.append(time.perf_counter() - began)
+            times.append(time.thread_time() - began)
         if min(times) > 0.01:
             slow[name] = min(times)
     assert slow == {}

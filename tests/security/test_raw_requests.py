@@ -139,6 +139,7 @@ UNSEEN = {
     "bare-lf": b"GET /v2/up.test/NAME/manifests/x HTTP/1.1\nHost: h\nConnection: close\n\n",
     "bare-lf-twice": b"GET /v2/up.test/NAME/manifests/x HTTP/1.1\nHost: h\n\n" * 2 + LAST,
     "bare-lf-and-length": b"GET /v2/up.test/NAME/manifests/x HTTP/1.1\nHost: h\n" + _BODY + b"\n" + INNER + LAST,
+    "host-in-the-target": b"GET http://h/v2/up.test/NAME/manifests/x HTTP/1.1\r\nConnection: close\r\n\r\n",
     "fragment": b"GET /v2/up.test/NAME/manifests/x#/../y HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n",
 }
 
@@ -147,7 +148,7 @@ UNSEEN = {
 def test_s4_what_dockyard_cannot_see_is_settled_by_the_front(
     edge: WatchedHouse, programs: Programs, tmp_path: Path, name: str
 ) -> None:
-    """Bare LF and what follows a `#` never reach the application: Granian takes the one and drops the other.
+    """What never reaches the application: bare LF, what follows a `#`, a Host that is missing but is in the target.
 
     A load balancer of ops/ refuses such a request or writes it anew, so that both see the same: for each request that
     Dockyard was asked there is one answer, and no more than a strict reader finds.

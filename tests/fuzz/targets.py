@@ -1,0 +1,455 @@
+"""The readers of what strangers send, each with its oracle: bytes go in, an exception means that something is wrong.
+
+`TARGETS` has them by name, with the words that their input is made of. The tests here feed them with what hypothesis
+makes of those words; `python -m tests.fuzz NAME` lets atheris look for new branches in them, for as long as one likes.
+"""
+
+import json
+import re
+import tempfile
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import attrs
+from urllib3.util import parse_url
+
+from dockyard.addresses import Origin
+from dockyard.config import SettingsError, load, show
+from dockyard.errors import (
+    BadUpstream,
+    DigestInvalid,
+    NameInvalid,
+    RangeNotSatisfiable,
+    ReferenceInvalid,
+    RegistryError,
+    RequestInvalid,
+)
+from dockyard.oci.challenge import is_realm_trusted, parse_challenges, pick_challenge
+from dockyard.oci.manifest import Manifest
+from dockyard.oci.ranges import MAX_RANGES, parse_ranges
+from dockyard.oci.reference import Digest, Name, Tag, parse_reference
+from dockyard.routing import Router
+from dockyard.storage.keys import blob_key, manifest_key, tag_key
+from dockyard.upstream.faults import Fault
+from dockyard.upstream.helpers import HelperFailed, _parse
+from dockyard.upstream.keychain import Keychain
+from dockyard.upstream.places import NotAPlace, Place, next_place, parse_place
+from dockyard.upstream.zones import find_spelt_zone, zone_of
+from dockyard.web.asgi import MAX_PATH_BYTES, _check
+from dockyard.web.paths import PathRouter
+from tests.test_oci_reference import is_component
+from tests.test_web_paths import Endpoint
+
+CANARY = "canary-2b9e"
+HEX = "0123456789abcdef" * 4
+KINDS = ("manifests", "blobs", "tags", "referrers")
+HERE = Place(Origin("https", "registry.example.com", 443), "/v2/a/blobs/x?y=1")
+
+
+@attrs.frozen
+class Target:
+    """What is fuzzed, and the words that its input is made of."""
+
+    feed: Callable[[bytes], None]
+    words: Sequence[bytes]
+
+
+# Paths
+
+
+_ROUTER = PathRouter(Endpoint("base"), {kind: Endpoint(kind) for kind in KINDS}, {})
+_ROUTES = Router(load(None, {"HOME": "/nonexistent"}).upstreams)
+_PATH_BYTES = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._~!$&'()*+,;=:@-/")
+
+
+def feed_path(data: bytes) -> None:
+    """A path is refused, or is read as a plain reading from the right reads it, and its keys stay below the prefix."""
+    scope = {"type": "http", "http_version": "1.1", "method": "GET", "headers": [(b"host", b"h")], "raw_path": data}
+    plain = data.replace(b"%3A", b":").replace(b"%3a", b":")
+    is_fine = plain[:1] == b"/" and _PATH_BYTES.issuperset(plain) and not {b".", b".."} & set(plain.split(b"/"))
+    try:
+        _check(scope)
+    except RegistryError:
+        assert not is_fine or len(data) > MAX_PATH_BYTES
+        return
+    assert is_fine
+    path = plain.decode("ascii")
+    found = _ROUTER.find(path)
+    parts = path.split("/")
+    first = next((place for place, part in enumerate(parts[:-1]) if part == "v2" and place > 0), None)
+    if first is None or first == len(parts) - 2 or (first > 1 and parts[1] == "" and first == 2):
+        return  # no endpoint, or the base of all
+    kind = parts[-2]
+    is_endpoint = kind in KINDS and len(parts) - first >= 4 and (kind != "tags" or parts[-1] == "list")
+    if found is None or found[0].name == "base":
+        assert not is_endpoint or found is not None
+        return
+    assert found[0].name == kind
+    assert found[2]["name"] == "/".join(parts[first + 1 : -2])
+    assert found[2]["reference"] == parts[-1]
+    _judge_name(found[2]["name"])
+    _judge_reference(found[2]["reference"])
+    _judge_keys(found[2]["name"], found[2]["reference"])
+
+
+def _judge_name(text: str) -> None:
+    expected = len(text) <= 255 and all(is_component(part) for part in text.split("/"))
+    try:
+        assert str(Name.parse(text)) == text
+        assert expected
+        with suppress(RegistryError):
+            assert _ROUTES.route(text).name.components[-1] == text.rpartition("/")[2]
+    except NameInvalid:
+        assert not expected
+
+
+def _judge_reference(text: str) -> None:
+    algorithm, colon, encoded = text.partition(":")
+    is_digest = {"sha256": 64, "sha512": 128}.get(algorithm) == len(encoded) and set(encoded) <= set("0123456789abcdef")
+    is_tag = 0 < len(text) <= 128 and text[0] not in ".-" and all(char.isalnum() or char in "._-" for char in text)
+    try:
+        assert str(parse_reference(text)) == text
+        assert is_digest if colon else is_tag and text.isascii()
+    except DigestInvalid:
+        assert colon
+        assert not is_digest
+    except ReferenceInvalid:
+        assert not colon
+        assert not is_tag
+
+
+def _judge_keys(name: str, reference: str) -> None:
+    with suppress(RegistryError):
+        parsed, where = parse_reference(reference), Name.parse(name)
+        keys = [tag_key("p/", where, parsed)] if isinstance(parsed, Tag) else [manifest_key("p/", where, parsed)]
+        keys += [] if isinstance(parsed, Tag) else [blob_key("p/", parsed)]
+        for key in keys:
+            assert key.startswith(("p/manifests/", "p/blobs/"))
+            assert not {"", ".", ".."} & set(key.split("/"))
+            assert key.isascii()
+            assert key.isprintable()
+
+
+# Ranges
+
+
+def feed_range(data: bytes) -> None:
+    """The ranges of a small body are the bytes that a reading byte by byte finds."""
+    size, header = (data[0] % 50 if data else 0), data[1:].decode("latin-1")
+    expected = _read_ranges(header, size)
+    try:
+        found = parse_ranges(header, size)
+    except RangeNotSatisfiable:
+        assert expected == []
+    except RequestInvalid:
+        specs = [part for part in header.partition("=")[2].split(",") if part.strip(" \t")]
+        assert len(specs) > MAX_RANGES or sum(map(len, expected or [])) > 2 * size
+    else:
+        assert (found is None) == (expected is None)
+        assert [list(range(part.start, part.stop)) for part in found or ()] == (expected or [])
+
+
+def _read_ranges(header: str, size: int) -> list[list[int]] | None:
+    unit, equals, text = header.partition("=")
+    specs = [spec for part in text.split(",") if (spec := part.strip(" \t"))]
+    if not equals or unit.strip().lower() != "bytes" or not specs:
+        return None
+    found = []
+    for spec in specs:
+        first, dash, last = spec.partition("-")
+        if not dash or first + last == "" or not set(first + last) <= set("0123456789"):
+            return None
+        low, high = (int(text.lstrip("0")[:30] or "0") if text else None for text in (first, last))
+        if low is None:
+            found.append(list(range(size))[-high:] if high else [])
+        else:
+            found.append([place for place in range(size) if place >= low and (high is None or place <= high)])
+    return [places for places in found if places]
+
+
+# Challenges and realms
+
+
+def feed_challenge(data: bytes) -> None:
+    """Challenges never raise; a realm that gets credentials is https at the registry's site, for two URL readers."""
+    text = data.decode("latin-1")
+    challenges = parse_challenges(text.split("\n"))
+    for challenge in challenges:
+        assert challenge.scheme == challenge.scheme.lower()
+        assert all(name == name.lower() for name in challenge.parameters)
+    picked = pick_challenge(challenges)
+    for realm in (text, f"https://{text}", picked.parameters.get("realm", "") if picked else ""):
+        try:
+            place = parse_place(realm)
+        except NotAPlace:
+            continue
+        if is_realm_trusted(realm, HERE.origin):
+            host = place.origin.host
+            assert place.origin.scheme == "https"
+            assert host == "example.com" or host.endswith(".example.com")
+            assert (parse_url(realm).host or "").strip("[]") == host
+            assert parse_url(realm).auth is None
+
+
+# Manifests
+
+
+def feed_manifest(data: bytes) -> None:
+    """A body is a manifest of one shape that a strict reader of JSON reads alike, or BadUpstream."""
+    content_type, _, body = data.rpartition(b"\0")
+    try:
+        manifest = Manifest.parse(body, content_type.decode("latin-1") if content_type else None, None)
+    except BadUpstream:
+        return
+    document = json.loads(body.decode("utf-8"), object_pairs_hook=_unique)
+    assert isinstance(document, dict)
+    assert (
+        sum(({"manifests"} <= set(document), bool({"config", "layers"} & set(document)), "fsLayers" in document)) <= 1
+    )
+    assert document.get("mediaType") in (None, "", manifest.media_type)
+    assert re.fullmatch(r"[!-~]+/[!-~]+", manifest.media_type)
+    again = Manifest.stored(manifest.body, manifest.digest)
+    assert (again.digest, again.size) == (Digest.of(body), len(body))
+    assert all(isinstance(each, Digest) for each in (*again.children, *again.blobs))
+
+
+def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    found = dict(pairs)
+    assert len(found) == len(pairs)
+    return found
+
+
+# Places
+
+
+def feed_location(data: bytes) -> None:
+    """A Location that is followed means the same place to another reader of URLs, and is judged by its address."""
+    text = data.decode("latin-1")
+    try:
+        place = next_place(HERE, text)
+    except NotAPlace:
+        return
+    other = parse_url(place.url)
+    assert place.origin.scheme == other.scheme == "https"
+    assert other.auth is None
+    assert (other.host or "").strip("[]") == place.origin.host
+    assert (other.port or 443) == place.origin.port
+    assert place.url.isascii()
+    assert place.url.isprintable()
+    assert " " not in place.url
+    find_spelt_zone(place.origin.host)
+    if ":" in place.origin.host:
+        assert find_spelt_zone(place.origin.host) is zone_of(place.origin.host)
+
+
+# Settings and keychains
+
+
+_ROOM = Path(tempfile.mkdtemp(prefix="fuzz-", dir="/dev/shm" if Path("/dev/shm").is_dir() else None))
+
+
+def feed_settings(data: bytes) -> None:
+    """A file is settings or mistakes; a secret in its place is in neither the mistakes nor what is shown."""
+    path = _ROOM / "config.yaml"
+    for text in (data, _with_secrets(data.decode("latin-1")).encode()):
+        path.write_bytes(text)
+        try:
+            settings = load(path, {"HOME": "/nonexistent", "X": CANARY})
+            said = repr(settings) + show(settings)
+        except SettingsError as exc:
+            said = str(exc)
+        assert text is data or CANARY not in said
+
+
+def _with_secrets(text: str) -> str:
+    secret = json.dumps(f"{text}{CANARY}")
+    return (
+        f"storage: {{secret_key: {secret}, max_size: {json.dumps(text[:20])}}}\n"
+        f"upstreams:\n- {{prefix: a.test, registry: b.test, proxy: {json.dumps(f'http://u:{CANARY}@{text[:20]}')},\n"
+        f"   auth: {{type: {json.dumps(text[:8] or 'basic')}, username: u, password: {secret}}}}}\n"
+    )
+
+
+def feed_keychain(data: bytes) -> None:
+    """A keychain file gives a login or an error without its text; and so does the output of a helper."""
+    (_ROOM / "config.json").write_bytes(data)
+    # No helper is run: there is nothing on this PATH.
+    keychain = Keychain({"DOCKER_CONFIG": str(_ROOM), "PATH": str(_ROOM)})
+    for host in ("ghcr.io", "registry-1.docker.io", "a.test:5000"):
+        assert CANARY not in _said(lambda host=host: keychain.credential_for(host, "library/app", 1.0))
+    assert CANARY not in _said(lambda: _parse("x", data))
+
+
+def _said(ask: Callable[[], object]) -> str:
+    """What would be seen of an answer, or of the error that stands for it."""
+    try:
+        return repr(ask())
+    except Fault as exc:
+        return exc.error.message
+    except HelperFailed as exc:
+        return str(exc)
+
+
+def _json_words(*keys: str) -> list[bytes]:
+    return [json.dumps(key).encode() for key in keys] + [
+        *(bytes([char]) for char in b'{}[],:"\\'),
+        *(b"null", b"true", b"1", b"-1", b"1e999", b"NaN", b"\\ud800", b"\\u0061", b"{}", b"[]", b"[{}]"),
+    ]
+
+
+_DIGEST = f'"sha256:{HEX}"'.encode()
+
+TARGETS = {
+    "paths": Target(
+        feed_path,
+        [
+            *(b"/v2/", b"/", b"v2", b"a", b"docker.io", b"library", b"latest", b"list", b".", b"..", b"_", b"-", b"//"),
+            *(b"sha256:", b"sha256%3A", b"%3a", b"%2e", b"%2f", b"%00", b"\xff", b"A", b"a" * 130, b"a" * 64),
+            *(HEX.encode(), *(kind.encode() for kind in KINDS), b"/manifests/", b"/blobs/", b"/tags/list", b"sha512:"),
+        ],
+    ),
+    "ranges": Target(
+        feed_range,
+        [
+            b"\x20bytes=",
+            b"bytes",
+            b"=",
+            b"-",
+            b",",
+            b"0",
+            b"1",
+            b"9",
+            b"49",
+            b"0-",
+            b"-1",
+            b" ",
+            b"\t",
+            b"9" * 30,
+            b"0" * 30,
+            b"0-0,",
+        ],
+    ),
+    "challenges": Target(
+        feed_challenge,
+        [
+            *(
+                b"Bearer ",
+                b"Basic ",
+                b"realm=",
+                b'"',
+                b",",
+                b"=",
+                b" ",
+                b"\\",
+                b"service=",
+                b"scope=",
+                b"\n",
+                b"\t",
+                b"@",
+            ),
+            *(b"https://", b"http://", b"registry.example.com", b"auth.example.com", b"evil.test", b"/token", b":443"),
+            *(b":", b"[::1]", b"127.0.0.1", b"2130706433", b"example.com.", b"%2e", b"#", b"?", b"\xe9", b"."),
+        ],
+    ),
+    "manifests": Target(
+        feed_manifest,
+        [
+            *_json_words(
+                "schemaVersion", "mediaType", "manifests", "config", "layers", "fsLayers", "blobs", "digest", "size"
+            ),
+            *(
+                _DIGEST,
+                b"application/vnd.oci.image.manifest.v1+json",
+                b'"mediaType":"application/vnd.oci.image.index.v1+json"',
+            ),
+            *(b'"layers":[]', b'"config":{}', b'"manifests":[]', b"\0", b"\xff", b"\xef\xbb\xbf", b" "),
+            b'{"schemaVersion":2,"config":{"digest":' + _DIGEST + b'},"layers":[{"digest":' + _DIGEST + b"}]}",
+            b'{"mediaType":"application/vnd.oci.image.index.v1+json","manifests":[{"digest":' + _DIGEST + b"}]}",
+            b'{"mediaType":"application/vnd.oci.artifact.manifest.v1+json","blobs":[]}',
+            b'{"schemaVersion":1,"fsLayers":[],"signatures":[{}]}',
+        ],
+    ),
+    "locations": Target(
+        feed_location,
+        [
+            *(
+                b"https://",
+                b"http://",
+                b"//",
+                b"/",
+                b"..",
+                b"?",
+                b"#",
+                b"@",
+                b":",
+                b"\\",
+                b"%",
+                b"%00",
+                b" ",
+                b"\t",
+                b"\n",
+            ),
+            *(b"cdn.test", b"[::1]", b"[::ffff:127.0.0.1]", b"[fe80::1%25eth0]", b"127.1", b"0x7f.1", b"2130706433"),
+            *(b"localhost.", b":443", b":0", b":65536", b"file:", b"u:p@", b"\xe9", b"a", b".", b"-", b";", b"xn--"),
+        ],
+    ),
+    "settings": Target(
+        feed_settings,
+        [
+            *(
+                b"server:",
+                b"port:",
+                b"storage:",
+                b"upstreams:",
+                b"- ",
+                b"prefix:",
+                b"registry:",
+                b"auth:",
+                b"type:",
+                b"basic",
+            ),
+            *(
+                b"password:",
+                b"\n",
+                b"  ",
+                b": ",
+                b"{",
+                b"}",
+                b"[",
+                b"]",
+                b"&a",
+                b"*a",
+                b"!!python/object",
+                b"|",
+                b"'",
+                b'"',
+            ),
+            *(
+                b"${X}",
+                b"${",
+                b"$",
+                b"docker.io",
+                b"1m30s",
+                b"50GiB",
+                b"8080",
+                b"true",
+                b"#",
+                b"---",
+                b"\xff",
+                b"\0",
+                b"<<",
+            ),
+        ],
+    ),
+    "keychains": Target(
+        feed_keychain,
+        [
+            *_json_words(
+                "auths", "credHelpers", "credsStore", "auth", "username", "password", "identitytoken", "Username"
+            ),
+            *_json_words("Secret", "ghcr.io", "https://index.docker.io/v1/", "a.test:5000", "registrytoken", CANARY),
+            *(b'"dTpjYW5hcnktMmI5ZQ=="', b'"../x"', b'"ecr-login"', b'{"auths":{"ghcr.io":{'),
+        ],
+    ),
+}

@@ -1,0 +1,177 @@
+"""F8: raw HTTP, mutated from the smuggling corpus, through a real server; F11: the endpoints and all around them."""
+
+import json
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tests.client import ask
+from tests.fuzz.budget import runs
+from tests.house import House, open_house
+from tests.origin import Origin
+from tests.security.corpus import CORPUS, INNER, LAST
+from tests.security.raw import count_requests, talk
+
+HEX = "0123456789abcdef" * 4
+PIECES = [
+    *(
+        b"\r\n",
+        b"\n",
+        b"\r",
+        b"\r\n\r\n",
+        b" ",
+        b"\t",
+        b"\0",
+        b"\x0b",
+        b":",
+        b",",
+        b";",
+        b"0\r\n\r\n",
+        b"5\r\nhello\r\n",
+    ),
+    *(
+        b"Content-Length: 5\r\n",
+        b"Content-Length: 0\r\n",
+        b"Transfer-Encoding: chunked\r\n",
+        b"Host: h\r\n",
+        b"Host:\r\n",
+    ),
+    *(b"Connection: close\r\n", b"Connection: keep-alive\r\n", b"Expect: 100-continue\r\n", b"Upgrade: h2c\r\n"),
+    *(
+        b"HTTP/1.0",
+        b"HTTP/1.1",
+        b"HTTP/2.0",
+        b"GET ",
+        b"POST ",
+        b"HEAD ",
+        b"/v2/",
+        b"%2e",
+        b"#",
+        b"?",
+        b"\xff",
+        INNER,
+        LAST,
+    ),
+]
+
+
+# Without those that name a host in the target: Granian takes that for a Host that is missing, which h11 does not.
+BEGINNINGS = [each.data[:3000] for each in CORPUS if b"://" not in each.data]
+
+
+@pytest.fixture(scope="module")
+def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
+    """Give a house with something in it."""
+    with Origin() as origin, open_house(origin, tmp_path_factory.mktemp("house")) as house:
+        yield house
+
+
+@st.composite
+def mutated(draw: st.DrawFn) -> bytes:
+    """One or two inputs of the corpus with pieces put in, taken out, or put in the place of others."""
+    data = b"".join(draw(st.lists(st.sampled_from(BEGINNINGS), min_size=1, max_size=2)))
+    for _ in range(draw(st.integers(0, 4))):
+        at = draw(st.integers(0, len(data)))
+        gone = draw(st.integers(0, 20) | st.just(0))
+        data = data[:at] + draw(st.sampled_from(PIECES) | st.binary(max_size=2)) + data[at + gone :]
+    return data + LAST
+
+
+@settings(max_examples=runs(150), suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=mutated())
+def test_f8_raw_http(house: House, data: bytes) -> None:
+    """F8: never more answers than a strict reader finds requests, never 5xx, and the next connection is served."""
+    answered = talk(house.address, data, limit_s=0.3)
+    assert len(answered.statuses) <= count_requests(data)
+    assert all(status < 500 or status == 501 for status in answered.statuses)
+    assert talk(house.address, LAST).statuses == (200,)
+
+
+SEGMENTS = [
+    *(
+        "v2",
+        "",
+        "up.test",
+        "docker.io",
+        "library",
+        "app",
+        "manifests",
+        "blobs",
+        "tags",
+        "list",
+        "referrers",
+        "_catalog",
+    ),
+    *(
+        "latest",
+        "v1",
+        f"sha256:{HEX}",
+        "sha256:x",
+        "uploads",
+        ".",
+        "..",
+        "A",
+        "a" * 200,
+        "metrics",
+        "healthz",
+        "version",
+    ),
+]
+QUERIES = [
+    "",
+    "?ns=docker.io",
+    "?ns=evil.test",
+    "?n=1",
+    "?n=x",
+    "?n=1&last=a",
+    "?artifactType=a/b",
+    "?n=0",
+    "?" + "a=1&" * 40,
+]
+HEADERS = [
+    *(("Range", "bytes=0-1"), ("Range", "bytes=9-1"), ("If-None-Match", "*"), ("Accept", "text/html"), ("Accept", "")),
+    *(("If-Range", "x"), ("Range", "bytes=-1,0-0"), ("Accept-Encoding", "gzip"), ("X-Forwarded-For", "1.2.3.4")),
+]
+STATUSES = {200, 206, 304, 400, 404, 405, 414, 416, 431}
+METHODS = ["GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH", "TRACE", "BREW"]
+known = st.sampled_from(
+    [
+        "/v2/",
+        "/v2/up.test/app/manifests/v1",
+        "/v2/up.test/app/tags/list",
+        "/version",
+        "/healthz",
+        "/docker.io/v2/app/manifests/v1",
+    ]
+)
+made_up = st.lists(st.sampled_from(SEGMENTS), min_size=1, max_size=7).map(lambda parts: "/" + "/".join(parts))
+
+
+@settings(max_examples=runs(200), suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    path=known | made_up,
+    query=st.sampled_from(QUERIES),
+    headers=st.dictionaries(st.sampled_from([name for name, _ in HEADERS]), st.sampled_from([v for _, v in HEADERS])),
+    method=st.sampled_from(METHODS) | st.just("GET"),
+)
+def test_f11_endpoints(house: House, path: str, query: str, headers: dict[str, str], method: str) -> None:
+    """F11: every answer has a status that is documented and the form that goes with it; HEAD is GET without a body."""
+    house.origin.add_image("app", "v1")
+    if headers.get("Range") == "":
+        headers = {}
+    reply = ask(house.address, path + query, headers, method=method)
+    assert reply.status in STATUSES, reply
+    assert reply.header("X-Content-Type-Options") == "nosniff"
+    if reply.status >= 400 and method != "HEAD":
+        (error,) = json.loads(reply.body)["errors"]
+        assert set(error) == {"code", "message"}
+        assert reply.header("Content-Type") == "application/json"
+        assert len(reply.body) <= 4096
+    if method not in ("GET", "HEAD"):
+        assert reply.status in (400, 405, 414)
+    if method == "GET":
+        head = ask(house.address, path + query, headers, method="HEAD")
+        assert (head.status, head.body) in [(reply.status, b""), *([(200, b"")] if reply.status in (206, 416) else [])]
+        assert head.header("Content-Type") == reply.header("Content-Type") or reply.status in (206, 416)

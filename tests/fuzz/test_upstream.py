@@ -1,0 +1,287 @@
+"""F9: an upstream that answers anything at all, and F10: a bucket that does."""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from contextlib import closing, nullcontext, suppress
+from typing import Any
+
+import attrs
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from dockyard.config import Secret, StorageSettings
+from dockyard.oci.reference import Digest, Name, Tag
+from dockyard.storage.s3 import S3Body, S3Tier, StorageFault
+from tests.bodies import Bytes
+from tests.fuzz.budget import runs
+from tests.house import House, open_house, upstream
+from tests.origin import OCI_INDEX, OCI_MANIFEST, Origin
+from tests.stores.proxy import Proxy, Say
+from tests.wire import Answer, Request
+
+PREFIXES = 300  # a breaker that has opened keeps its own upstream back only
+KINDS = ("manifests/v1", "manifests/{manifest}", "blobs/{blob}", "tags/list", "referrers/{manifest}")
+STATUSES = {200, 403, 404, 429, 502, 503, 504}
+BLOB = b"the bytes of a small layer" * 200
+MIB = 2**20
+SIZES = {"small": BLOB, "large": hashlib.sha256(b"seed").digest() * (2 * MIB // 32)}
+
+values = st.sampled_from(
+    [
+        *("", "0", "-1", "5", "5, 5", "99999999999999999999", "gzip", "identity", "chunked", "bytes", "*", "abc"),
+        *("text/html", "application/json", OCI_MANIFEST, OCI_INDEX, "bytes 0-4/5", "bytes 5-4/9", "bytes */5"),
+        *('Bearer realm="http://127.0.0.1:1/token"', 'Basic realm="x"', "Bearer", f"sha256:{'a' * 64}", "a" * 9000),
+        *("/v2/app/blobs/x", "http://169.254.169.254/", "//", "file:///etc/passwd", "/", '</v2/x>; rel="next"', "1"),
+    ]
+)
+names = st.sampled_from(
+    [
+        *(
+            "Content-Type",
+            "Content-Length",
+            "Transfer-Encoding",
+            "Content-Encoding",
+            "Content-Range",
+            "Location",
+            "ETag",
+        ),
+        *("Docker-Content-Digest", "WWW-Authenticate", "Retry-After", "Link", "Connection", "Set-Cookie", "Date"),
+    ]
+)
+bodies = st.sampled_from(
+    [
+        *(
+            b"",
+            b"{}",
+            b"[]",
+            b"null",
+            b"<html>",
+            b'{"errors":[]}',
+            b'{"token":"x"}',
+            b'{"tags":null}',
+            b"\x1f\x8b\x08",
+            BLOB,
+        ),
+        *(
+            b'{"manifests":[]}',
+            b'{"name":"app","tags":["a","../b"]}',
+            b"[" * 5000,
+            b"a" * (2 * MIB),
+            BLOB[:-1],
+            BLOB + b"x",
+        ),
+    ]
+)
+
+
+@st.composite
+def changes(draw: st.DrawFn) -> dict[str, Any]:
+    """Parts of an answer that are other than they should be."""
+    parts: dict[str, Any] = {}
+    if draw(st.booleans()):
+        parts["status"] = draw(
+            st.sampled_from(
+                [100, 101, 200, 201, 204, 206, 301, 304, 307, 400, 401, 403, 404, 416, 429, 500, 503, 599, 999]
+            )
+        )
+    if draw(st.booleans()):
+        body = Bytes(draw(bodies | st.binary(max_size=50)))
+        parts |= {"body": body, "start": 0, "stop": body.size}
+    if draw(st.booleans()):
+        parts["framing"] = draw(st.sampled_from(["length", "chunked", "chunked-unended", "close"]))
+    if draw(st.booleans()):
+        parts["length"] = draw(st.sampled_from([0, 1, 100, 10**7, 10**18]))
+    if draw(st.booleans()):
+        parts |= {"cut": draw(st.integers(0, 6000)), "cut_how": draw(st.sampled_from(["fin", "rst"]))}
+    return parts
+
+
+def _spoil(parts: dict[str, Any], headers: dict[str, str]) -> Any:
+    def change(request: Request, answer: Answer) -> Answer:
+        for name, value in headers.items():
+            answer = answer.with_header(name, value)
+        return attrs.evolve(answer, **parts)
+
+    return change
+
+
+@pytest.fixture(scope="module")
+def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
+    """Give a house with many names for one upstream, and little patience; what it has kept is judged at the end."""
+    with Origin() as origin:
+        entries = [upstream(f"up{number}.test", origin.url) for number in range(PREFIXES)]
+        limits = {"check_timeout": "1s", "stall_timeout": "1s"}
+        with open_house(origin, tmp_path_factory.mktemp("house"), upstreams=entries, upstream=limits) as house:
+            yield house
+            assert _wrong_files(house) == []
+
+
+def _wrong_files(house: House) -> list[str]:
+    """Kept files whose bytes are not what their names say."""
+    cache = [
+        path for path in house.dockyard.storage.glob("*/[bm]*s/**/*") if path.is_file() and "run" not in path.parts
+    ]
+    whole = [path for path in cache if "partial" not in path.parts and len(path.name) == 64]
+    return [str(path) for path in whole if hashlib.sha256(path.read_bytes()).hexdigest() != path.name]
+
+
+turns = iter(range(10**9))
+
+
+@settings(max_examples=runs(60), suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    parts=changes(),
+    headers=st.dictionaries(names, values, max_size=3),
+    times=st.sampled_from([1, 2, None]),
+    size=st.sampled_from(sorted(SIZES)),
+)
+def test_f9_an_upstream_that_answers_anything(
+    house: House, parts: dict[str, Any], headers: dict[str, str], times: int | None, size: str
+) -> None:
+    """F9: a response that is complete is right, an error is one of ours and short, and no request takes long."""
+    turn = next(turns)
+    repo = f"app-{turn}"
+    blob = SIZES[size] + str(turn).encode()
+    image = house.origin.add_image(repo, "v1", [blob])
+    truth = {image.digest: image.body, image.layers[0]: blob}
+    rule = house.origin.on(None, _spoil(parts, headers), repo=repo, times=times)
+    for kind in KINDS:
+        path = kind.format(manifest=image.digest, blob=image.layers[0])
+        reply = house.get(f"/v2/up{turn % PREFIXES}.test/{repo}/{path}")
+        assert reply.took_s < 14, path
+        assert reply.status in STATUSES, (path, reply)
+        if reply.status != 200:
+            assert reply.error
+            house.assert_no_leak(reply)
+        elif reply.is_complete and path.startswith(("manifests", "blobs")):
+            digest = reply.header("Docker-Content-Digest") or ""
+            assert f"sha256:{hashlib.sha256(reply.body).hexdigest()}" == digest
+            assert "/v1" in path or reply.body == truth[digest]
+        elif reply.is_complete:
+            json.loads(reply.body)
+    house.origin.mend(rule)
+
+
+@pytest.fixture(scope="module")
+def bucket() -> Iterator[Proxy]:
+    """Give an S3 endpoint that says what it is told to."""
+    with closing(Proxy(0)) as bucket:
+        bucket.rule = lambda request: Say(404)
+        yield bucket
+
+
+@pytest.fixture(scope="module")
+def stored_house(bucket: Proxy, tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
+    """Give a house before that bucket."""
+    storage = {"endpoint": bucket.host, "bucket": "anything", "access_key": "a", "secret_key": "b", "use_ssl": False}
+    with Origin() as origin, open_house(origin, tmp_path_factory.mktemp("stored"), storage=storage) as house:
+        yield house
+        assert _wrong_files(house) == []
+
+
+XML = b"<?xml version='1.0'?><Error><Code>%s</Code></Error>"
+said = st.sampled_from(
+    [
+        *(
+            b"",
+            b"{}",
+            BLOB,
+            BLOB[:-1],
+            b"sha256:" + b"a" * 64,
+            b"a" * (2 * MIB),
+            b"<" * 9000,
+            b"\0" * 100,
+            b'{"manifests":[]}',
+        ),
+        *(
+            XML % code
+            for code in (b"NoSuchKey", b"SlowDown", b"AccessDenied", b"NoSuchBucket", b"PermanentRedirect", b"&x;")
+        ),
+    ]
+)
+s3_headers = st.dictionaries(
+    st.sampled_from(
+        [
+            "ETag",
+            "Last-Modified",
+            "Content-Range",
+            "Content-Encoding",
+            "x-amz-request-id",
+            "Location",
+            "Date",
+            "Content-Type",
+        ]
+    ),
+    st.sampled_from(
+        ['"a"', "", "gzip", "Thu, 01 Jan 1970 00:00:00 GMT", "bytes 0-4/5", "http://127.0.0.1:1/", "99", "text/html"]
+    ),
+    max_size=3,
+)
+
+
+s3_answers = st.builds(
+    lambda status, body, headers: Say(status, body, "".join(f"{name}: {value}\r\n" for name, value in headers.items())),
+    st.sampled_from([200, 204, 206, 301, 307, 400, 403, 404, 412, 416, 500, 503]),
+    said,
+    s3_headers,
+)
+
+
+@settings(max_examples=runs(60), suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(answer=s3_answers)
+def test_f10_a_bucket_that_answers_anything(stored_house: House, bucket: Proxy, answer: Say) -> None:
+    """F10: whatever the bucket says, a small image is pulled whole and right, at once."""
+    turn = next(turns)
+    repo, blob = f"stored-{turn}", BLOB + str(turn).encode()
+    image = stored_house.origin.add_image(repo, "v1", [blob])
+    bucket.rule = lambda request: answer
+    before = len(bucket.requests)
+    truth = {f"manifests/{image.digest}": image.body, "manifests/v1": image.body, f"blobs/{image.layers[0]}": blob}
+    for path, body in truth.items():
+        reply = stored_house.get(f"/v2/up.test/{repo}/{path}")
+        if answer.status in (200, 206) and len(answer.body) > MIB and not reply.is_complete:
+            reply = stored_house.get(f"/v2/up.test/{repo}/{path}")  # it had begun before it was known to be wrong
+        assert (reply.status, reply.body) == (200, body), path
+        assert reply.took_s < 14
+    assert len(bucket.requests) > before or "going without it" in stored_house.dockyard.said()
+
+
+DIGEST, NAME, TAG = Digest.of(BLOB), Name("up.test/app"), Tag("v1")
+ASKED: dict[str, Callable[[S3Tier], object]] = {
+    "open_blob": lambda tier: _read(tier.open_blob(DIGEST)),
+    "open_blob from 5": lambda tier: _read(tier.open_blob(DIGEST, 5)),
+    "stat_blob": lambda tier: tier.stat_blob(DIGEST),
+    "read_manifest": lambda tier: tier.read_manifest(NAME, DIGEST),
+    "read_pointer": lambda tier: tier.read_pointer(NAME, TAG),
+    "write_manifest": lambda tier: tier.write_manifest(NAME, DIGEST, BLOB, OCI_MANIFEST),
+    "write_pointer": lambda tier: tier.write_pointer(NAME, TAG, DIGEST),
+    "publish_blob": lambda tier: tier.publish_blob(DIGEST, len(BLOB), iter([BLOB])),
+    "check": lambda tier: tier.check(),
+    "abort_stale_uploads": lambda tier: tier.abort_stale_uploads(0.0),
+}
+
+
+def _read(body: S3Body | None) -> bytes | None:
+    with closing(body) if body else nullcontext():
+        return body and b"".join(iter(lambda: body.read(64 * 1024), b""))
+
+
+@pytest.mark.parametrize("question", ASKED)
+@settings(max_examples=runs(20), suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(answer=s3_answers)
+def test_f10_the_tier_takes_any_answer(bucket: Proxy, question: str, answer: Say) -> None:
+    """F10: each question to the bucket ends with an answer or StorageFault, whatever is said."""
+    kept = StorageSettings(
+        endpoint=bucket.host, bucket="anything", access_key="a", secret_key=Secret("b"), use_ssl=False
+    )
+    bucket.rule = lambda request: answer
+    before = len(bucket.requests)
+    tier = S3Tier(kept, {})
+    try:
+        with suppress(StorageFault):
+            ASKED[question](tier)
+    finally:
+        tier.close()
+    assert len(bucket.requests) > before
