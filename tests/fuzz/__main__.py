@@ -30,7 +30,7 @@ def main() -> None:
     target = TARGETS[given.target]
     corpus = given.corpus or Path(tempfile.mkdtemp(prefix=f"fuzz-{given.target}-"))
     corpus.mkdir(parents=True, exist_ok=True)
-    for number, word in enumerate(target.words):
+    for number, word in enumerate([*target.words, *target.begins]):
         (corpus / f"word-{number}").write_bytes(word)
     words = corpus.with_suffix(".dict")
     words.write_text("".join(f'"{_escaped(word)}"\n' for word in target.words if word))

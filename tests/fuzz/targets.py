@@ -49,10 +49,11 @@ HERE = Place(Origin("https", "registry.example.com", 443), "/v2/a/blobs/x?y=1")
 
 @attrs.frozen
 class Target:
-    """What is fuzzed, and the words that its input is made of."""
+    """What is fuzzed, the words that its input is made of, and what an input may begin with."""
 
     feed: Callable[[bytes], None]
     words: Sequence[bytes]
+    begins: Sequence[bytes] = (b"",)
 
 
 # Paths
@@ -300,6 +301,16 @@ def _json_words(*keys: str) -> list[bytes]:
 
 _DIGEST = f'"sha256:{HEX}"'.encode()
 
+_MANIFESTS = [
+    b"",
+    b'{"schemaVersion":2,"config":{"digest":' + _DIGEST + b'},"layers":[{"digest":' + _DIGEST + b"}]}",
+    b'application/vnd.oci.image.manifest.v1+json\0{"schemaVersion":2,"config":{},"layers":[]}',
+    b'{"mediaType":"application/vnd.oci.image.index.v1+json","manifests":[{"digest":' + _DIGEST + b"}]}",
+    b'{"mediaType":"application/vnd.oci.artifact.manifest.v1+json","blobs":[]}',
+    b'{"schemaVersion":1,"fsLayers":[],"signatures":[{}]}',
+    b'{"manifests":[],"a":"',
+]
+
 TARGETS = {
     "paths": Target(
         feed_path,
@@ -307,6 +318,10 @@ TARGETS = {
             *(b"/v2/", b"/", b"v2", b"a", b"docker.io", b"library", b"latest", b"list", b".", b"..", b"_", b"-", b"//"),
             *(b"sha256:", b"sha256%3A", b"%3a", b"%2e", b"%2f", b"%00", b"\xff", b"A", b"a" * 130, b"a" * 64),
             *(HEX.encode(), *(kind.encode() for kind in KINDS), b"/manifests/", b"/blobs/", b"/tags/list", b"sha512:"),
+        ],
+        [
+            *(b"", b"/v2/library/app/manifests/latest", b"/v2/a/blobs/sha256:" + HEX.encode(), b"/v2/a/manifests/"),
+            *(b"/docker.io/v2/alpine/tags/list", b"/v2/ghcr.io/a/b/referrers/", b"/v2/docker.io/app/manifests/v1"),
         ],
     ),
     "ranges": Target(
@@ -329,6 +344,7 @@ TARGETS = {
             b"0" * 30,
             b"0-0,",
         ],
+        [b"", b"\x20bytes=", b"\x31bytes=0-5", b"\x14bytes=-3,", b"\x0abytes=5-,", b"\x0abytes=" + b"0-0," * 300],
     ),
     "challenges": Target(
         feed_challenge,
@@ -351,6 +367,13 @@ TARGETS = {
             *(b"https://", b"http://", b"registry.example.com", b"auth.example.com", b"evil.test", b"/token", b":443"),
             *(b":", b"[::1]", b"127.0.0.1", b"2130706433", b"example.com.", b"%2e", b"#", b"?", b"\xe9", b"."),
         ],
+        [
+            b"",
+            b'Bearer realm="https://auth.example.com/token",service="s",scope="repository:a:pull"',
+            b'Basic realm="x", Bearer realm="https://registry.example.com',
+            b"auth.example.com",
+            b"[::1]:5000/token",
+        ],
     ),
     "manifests": Target(
         feed_manifest,
@@ -369,6 +392,7 @@ TARGETS = {
             b'{"mediaType":"application/vnd.oci.artifact.manifest.v1+json","blobs":[]}',
             b'{"schemaVersion":1,"fsLayers":[],"signatures":[{}]}',
         ],
+        _MANIFESTS,
     ),
     "locations": Target(
         feed_location,
@@ -393,6 +417,7 @@ TARGETS = {
             *(b"cdn.test", b"[::1]", b"[::ffff:127.0.0.1]", b"[fe80::1%25eth0]", b"127.1", b"0x7f.1", b"2130706433"),
             *(b"localhost.", b":443", b":0", b":65536", b"file:", b"u:p@", b"\xe9", b"a", b".", b"-", b";", b"xn--"),
         ],
+        [b"", b"https://cdn.test/a?b=c", b"//", b"/v2/", b"https://[::1]:444/", b"https://127.1/", b"http://cdn.test/"],
     ),
     "settings": Target(
         feed_settings,
@@ -441,6 +466,14 @@ TARGETS = {
                 b"<<",
             ),
         ],
+        [
+            b"",
+            b"server:\n  port: 8080\n  workers: 2\n",
+            b"storage:\n  max_size: 50GiB\n  bucket: b\n",
+            b"upstreams:\n- prefix: a.test\n  registry: https://b.test/path\n  auth: {type: basic, username: u}\n",
+            b"upstream:\n  check_timeout: 1m30s\n",
+            b"logger: {level: ${X}, encoding: json}\n",
+        ],
     ),
     "keychains": Target(
         feed_keychain,
@@ -450,6 +483,13 @@ TARGETS = {
             ),
             *_json_words("Secret", "ghcr.io", "https://index.docker.io/v1/", "a.test:5000", "registrytoken", CANARY),
             *(b'"dTpjYW5hcnktMmI5ZQ=="', b'"../x"', b'"ecr-login"', b'{"auths":{"ghcr.io":{'),
+        ],
+        [
+            b"",
+            b'{"auths":{"ghcr.io":{"auth":"dTpjYW5hcnktMmI5ZQ=="}}}',
+            b'{"auths":{"https://index.docker.io/v1/":{"username":"u","password":"canary-2b9e"}}}',
+            b'{"credHelpers":{"ghcr.io":"x"},"credsStore":"y"}',
+            b'{"Username":"u","Secret":"canary-2b9e"}',
         ],
     ),
 }
