@@ -4,88 +4,118 @@ import contextlib
 import os
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from http.client import HTTPConnection
 
 import pytest
 
 from dockyard.workers.shards import owners
 from tests import misbehaviour as bad
-from tests.client import Reply, ask
+from tests.faults.watch import workers_of_ports
 from tests.house import House, eventually, opened_at_exit
 from tests.origin import Origin
 
 WORKERS = 2
 PATH = "/v2/up.test/app/manifests/v1"
 POINTER = "cache/manifests/up.test/app/tags/v1"
-PATIENCE_S = 2.0  # the frozen worker gets connections too
+PATIENCE_S = 10.0
 
 
 @pytest.fixture
-def house(make_house: Callable[..., House]) -> House:
-    """Give two workers, a check that may take its time, and a watchdog that lets a frozen worker be for now."""
+def house(make_house: Callable[..., House], origin: Origin) -> House:
+    """Give two workers that know a tag, and a check that may take its time."""
     house = make_house(workers=WORKERS, upstream={"check_timeout": "20s"})
     eventually(lambda: len(list(house.dockyard.storage.glob("run/shard-*.sock"))) == WORKERS, "all workers serve")
+    origin.add_image("app", "v1", [b"one"])
+    assert house.get(PATH).status == 200
     return house
 
 
-def _owner(house: House) -> int:
+@pytest.fixture
+def owner(house: House) -> int:
+    """Give the worker that owns the tag."""
     shard = owners("up.test/app:v1", WORKERS)[0]
     return int((house.dockyard.storage / f"run/shard-{shard}.lock").read_text())
 
 
-def _try(house: House) -> Reply | None:
-    try:
-        return ask(house.address, PATH, timeout_s=PATIENCE_S)
-    except OSError:
-        return None
+@pytest.fixture
+def connect(house: House) -> Iterator[Callable[[Callable[[int], bool]], HTTPConnection]]:
+    """Give a function that connects to a worker that is wanted."""
+    with contextlib.ExitStack() as stack:
+
+        def connect(is_wanted: Callable[[int], bool]) -> HTTPConnection:
+            def once() -> HTTPConnection | None:
+                connection = stack.enter_context(closing(HTTPConnection(*house.address, timeout=PATIENCE_S)))
+                connection.connect()
+                _ask(connection, "/healthz")
+                port = connection.sock.getsockname()[1]
+                return connection if is_wanted(workers_of_ports(house)[port]) else None
+
+            return eventually(once, "a connection to a certain worker")
+
+        yield connect
 
 
-def _is_answered(house: House, digest: str, *, stale: bool = False) -> bool:
-    reply = _try(house)
-    return (
-        reply is not None and reply.header("Docker-Content-Digest") == digest and bool(reply.header("Warning")) == stale
-    )
+@pytest.fixture
+def other(owner: int, connect: Callable[[Callable[[int], bool]], HTTPConnection]) -> HTTPConnection:
+    """Give a connection to the worker that does not own the tag."""
+    return connect(lambda pid: pid != owner)
 
 
-def test_what_was_answered_for_a_frozen_owner_is_remembered(house: House, origin: Origin) -> None:
+@pytest.fixture
+def own(owner: int, connect: Callable[[Callable[[int], bool]], HTTPConnection]) -> HTTPConnection:
+    """Give a connection to the worker that does."""
+    return connect(lambda pid: pid == owner)
+
+
+def _ask(connection: HTTPConnection, path: str = PATH) -> tuple[str | None, bool]:
+    """The digest of the answer, and whether it is marked stale."""
+    connection.request("GET", path)
+    reply = connection.getresponse()
+    reply.read()
+    return reply.getheader("Docker-Content-Digest"), reply.getheader("Warning") is not None
+
+
+def test_what_was_answered_for_a_frozen_owner_is_remembered(
+    house: House, origin: Origin, owner: int, other: HTTPConnection
+) -> None:
     """Frozen owner, moved tag, an answer by the other worker; then the upstream dies: that answer is what is stale."""
-    origin.add_image("app", "v1", [b"one"])
-    assert house.get(PATH).status == 200
-    owner = _owner(house)
     os.kill(owner, signal.SIGSTOP)
     moved = origin.add_image("app", "v1", [b"two"])
-    eventually(lambda: _is_answered(house, moved.digest), "the other worker answers")
+    assert _ask(other) == (moved.digest, False)
     origin.registry.close()
-    with contextlib.suppress(ProcessLookupError):  # the watchdog was faster
+    with contextlib.suppress(ProcessLookupError):  # the watchdog may be faster
         os.kill(owner, signal.SIGKILL)
-    reply = eventually(lambda: _try(house), "an answer")
-    assert (reply.header("Docker-Content-Digest"), bool(reply.header("Warning"))) == (moved.digest, True)
+    assert _ask(other) == (moved.digest, True)
+    eventually(lambda: owner not in house.dockyard.worker_pids(), "the owner is gone")
+    for _ in range(5 * WORKERS):
+        assert house.get(PATH).header("Docker-Content-Digest") == moved.digest
 
 
-def test_an_owner_that_wakes_up_moves_no_pointer_back(house: House, origin: Origin) -> None:
+def test_an_owner_that_wakes_up_moves_no_pointer_back(
+    house: House, origin: Origin, owner: int, other: HTTPConnection, own: HTTPConnection
+) -> None:
     """Frozen between the upstream's answer and the pointer: when it wakes up the tag has moved on, and stays there."""
-    origin.add_image("app", "v1", [b"one"])
-    assert house.get(PATH).status == 200
     older = origin.add_image("app", "v1", [b"two"])
-    owner = _owner(house)
     with opened_at_exit(threading.Event()) as go_on:
         origin.on("manifest", bad.silent(go_on), method="HEAD", times=1)
         asked = origin.count("manifest", "HEAD")
-        waiting = threading.Thread(target=_try, args=(house,))
+        waiting = threading.Thread(target=_ask, args=(own,))
         waiting.start()
         origin.wait_for(lambda: origin.count("manifest", "HEAD") > asked, "the owner asks")
         os.kill(owner, signal.SIGSTOP)
         newer = origin.add_image("app", "v1", [b"three"])
         go_on.set()
-        eventually(lambda: _is_answered(house, newer.digest), "the other worker answers")
+        assert _ask(other) == (newer.digest, False)
         fetched = origin.count("manifest", "GET", reference=older.digest)
         os.kill(owner, signal.SIGCONT)
         origin.wait_for(
-            lambda: origin.count("manifest", "GET", reference=older.digest) > fetched,
-            "the owner goes on with its answer",
+            lambda: origin.count("manifest", "GET", reference=older.digest) > fetched, "the owner takes up its answer"
         )
         waiting.join()
     origin.registry.close()
     for _ in range(5 * WORKERS):
-        assert _is_answered(house, newer.digest, stale=True)
+        reply = house.get(PATH)
+        assert (reply.header("Docker-Content-Digest"), bool(reply.header("Warning"))) == (newer.digest, True)
     assert (house.dockyard.storage / POINTER).read_text() == newer.digest
