@@ -132,6 +132,10 @@ class Publisher:
                 s3.write_manifest(name, digest, manifest.body, manifest.media_type)
             case TagItem(name, tag) if pointer := self._local.read_pointer(name, tag):
                 s3.write_pointer(name, tag, pointer.digest)
+                now = self._local.read_pointer(name, tag)
+                if now and now.digest != pointer.digest:  # moved meanwhile, and perhaps published before ours arrived
+                    self._publish(s3, item)
+                    return
             case _:
                 self._publications.forget(item)
                 return

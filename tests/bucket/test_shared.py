@@ -5,10 +5,12 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.bucket.place import BLOB_TYPE, Place, manifest_key, tag_key
+from tests.bucket.place import BLOB_TYPE, Place, is_missing, manifest_key, tag_key
 from tests.bucket.pulls import NAME, REPO, WITHIN_S, add_images, add_index, fetch, fill, layer, pull, put_by_hand
+from tests.bucket.witness import key_of
 from tests.house import House, eventually
 from tests.origin import OCI_INDEX, OCI_MANIFEST, Origin
+from tests.stores.proxy import Forward, Proxy, Request
 
 
 def test_what_one_fetched_the_other_serves(start: Callable[..., House], place: Place, origin: Origin) -> None:
@@ -116,6 +118,32 @@ def test_a_moved_tag_moves_in_the_bucket(start: Callable[..., House], place: Pla
     pull(house, "v1")
     eventually(lambda: place.get(tag_key(NAME, "v1")) == new.digest.encode(), "the pointer moves", WITHIN_S)
     assert manifest_key(NAME, new.digest) in place.listed()
+
+
+def test_a_tag_that_moves_while_its_pointer_is_written_is_written_again(
+    start: Callable[..., House], place: Place, proxy: Proxy, origin: Origin
+) -> None:
+    """What another worker published meanwhile is not undone by a write that was held up."""
+    _, new = add_images(origin, "v1", "v2")
+    house = start(proxy.host)
+    pointer = house.dockyard.storage / tag_key(NAME, "v1")
+    moved = []
+
+    def move(request: Request) -> Forward:
+        if request.method == "PUT" and key_of(request) == tag_key(NAME, "v1") and not moved:
+            moved.append(request)
+            pointer.write_text(new.digest)
+        return Forward()
+
+    proxy.rule = move
+    pull(house, "v1")
+    key = tag_key(NAME, "v1")
+    eventually(
+        lambda: moved and not is_missing(place, key) and place.get(key) == new.digest.encode(),
+        "the newer one",
+        WITHIN_S,
+    )
+    assert len(moved) == 1
 
 
 def test_an_outage_of_the_upstream_does_not_move_a_pointer_back(
