@@ -7,7 +7,7 @@ arrives with `pieces()` instead of keeping or hashing it.
 import hashlib
 import random
 from collections.abc import Iterator
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Protocol
 
 PIECE_BYTES = 1024 * 1024
@@ -51,12 +51,14 @@ class Bytes:
 class Synthetic:
     """A large body from one random block, repeated; each repetition begins with its own number.
 
-    Gigabytes cost one mebibyte of memory, and a block at the wrong place is still seen.
+    Gigabytes cost one mebibyte of memory, and a block at the wrong place is still seen. Bodies of one seed share it:
+    what tells them apart is the number of the first repetition.
     """
 
-    def __init__(self, size: int, seed: int = 1) -> None:
+    def __init__(self, size: int, seed: int = 1, first: int = 0) -> None:
         self.size = size
-        self._block = random.Random(seed).randbytes(PIECE_BYTES)
+        self._first = first
+        self._block = _random_block(seed)
 
     @cached_property
     def digest(self) -> str:
@@ -71,7 +73,7 @@ class Synthetic:
         while start < stop:
             number, offset = divmod(start, PIECE_BYTES)
             upto = min(PIECE_BYTES, offset + stop - start)
-            block = b"".join((number.to_bytes(8, "big"), tail))
+            block = b"".join(((self._first + number).to_bytes(8, "big"), tail))
             yield block if upto - offset == PIECE_BYTES else block[offset:upto]
             start += upto - offset
 
@@ -109,6 +111,11 @@ class Endless:
         while start < stop:
             yield self._block
             start += len(self._block)
+
+
+@lru_cache(4)
+def _random_block(seed: int) -> bytes:
+    return random.Random(seed).randbytes(PIECE_BYTES)
 
 
 def digest_of(data: bytes, algorithm: str = "sha256") -> str:

@@ -10,6 +10,7 @@ is closing or the peer has gone.
 """
 
 import base64
+import itertools
 import json
 import re
 import secrets
@@ -266,6 +267,12 @@ class Origin:
         """Body bytes that were handed to the network for such requests."""
         return sum(exchange.sent_bytes for exchange in self.seen(kind, **fields))
 
+    def at_once(self, kind: str | None = None, method: str | None = None, **fields: str) -> int:
+        """How many such requests were being answered at the same time, at the most."""
+        seen = self.seen(kind, method, **fields)
+        events = sorted([(each.ended_at, -1) for each in seen] + [(each.began_at, 1) for each in seen])
+        return max(itertools.accumulate(step for _, step in events), default=0)
+
     def forget(self) -> None:
         """Begin a new count."""
         with self._changed:
@@ -298,6 +305,7 @@ class Origin:
             exchange.ended = "closed"
         finally:
             with self._changed:
+                exchange.ended_at = time.monotonic()
                 self._changed.notify_all()
         return exchange.ended == "whole" and request.header("Connection") != "close"
 

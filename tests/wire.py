@@ -117,6 +117,7 @@ class Exchange:
     status: int = 0
     sent_bytes: int = 0
     ended: str = ""
+    ended_at: float = float("inf")
 
 
 class PeerGoneError(Exception):

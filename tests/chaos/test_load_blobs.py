@@ -1,8 +1,9 @@
-"""L01, L02 for blobs: a thousand clients on one layer, cold, warm and with the owner killed; a thousand layers at once.
+"""L01: a thousand clients on one object: a layer cold, cached and with a worker killed, a tag, a manifest.
 
 The smaller numbers run every day, the full ones with `-m long`.
 """
 
+import contextlib
 import os
 import signal
 import threading
@@ -17,7 +18,7 @@ from tests.bodies import Bytes
 from tests.chaos.bounds import MemoryBound
 from tests.client import Crowd
 from tests.faults.watch import workers_of_ports, writers
-from tests.house import House, eventually, opened_at_exit
+from tests.house import House, eventually, opened_at_exit, stays
 from tests.origin import Origin
 
 MIB = 1024 * 1024
@@ -43,9 +44,7 @@ def _serve(crowd: Crowd) -> float:
 
 
 @pytest.mark.parametrize(("clients", "mib"), HERDS)
-def test_a_herd_on_one_cold_layer(
-    make_house: Callable[..., House], origin: Origin, clients: int, mib: int, record_property: Callable[..., None]
-) -> None:
+def test_a_herd_on_one_cold_layer(make_house: Callable[..., House], origin: Origin, clients: int, mib: int) -> None:
     """L01: one GET, the layer's bytes once, everybody right, memory bounded, as fast as the same herd on the cache."""
     truth = Bytes(Random(1).randbytes(mib * MIB))
     path = f"/v2/up.test/app/blobs/{origin.add_blob(truth)}"
@@ -63,7 +62,9 @@ def test_a_herd_on_one_cold_layer(
             assert all(member.is_right for member in crowd.members), crowd.summary()
     assert origin.count("blob") == 1
     memory.assert_held()
-    record_property("seen", f"cold {cold_s:.1f} s, cached {warm_s:.1f} s, {memory.peak / MIB:.0f} MiB, {memory.worst}")
+    print(  # noqa: T201  the numbers are what the long run is for
+        f"cold {cold_s:.1f} s, cached {warm_s:.1f} s, {memory.peak / MIB:.0f} MiB, {memory.worst}"
+    )
 
 
 @pytest.mark.parametrize(("clients", "mib"), HERDS)
@@ -75,12 +76,11 @@ def test_a_worker_is_killed_under_a_herd(
     truth = Bytes(Random(2).randbytes(mib * MIB))
     path = f"/v2/up.test/app/blobs/{origin.add_blob(truth)}"
     house = full_house(make_house, upstream={"stall_timeout": "300s"})  # it stalls until the whole herd is there
-    with (
-        opened_at_exit(threading.Event()) as go_on,
-        MemoryBound(house) as memory,
-        house.crowd(path, truth, clients) as crowd,
-    ):
+    with contextlib.ExitStack() as stack:
+        go_on = stack.enter_context(opened_at_exit(threading.Event()))
         origin.on("blob", bad.stalled(0.5, go_on))
+        memory = stack.enter_context(MemoryBound(house))
+        crowd = stack.enter_context(house.crowd(path, truth, clients))
         crowd.run(until=lambda: all(member.received > MIB for member in crowd.members), within_s=WITHIN_S)
         (owner,) = writers(house)
         workers = workers_of_ports(house)
@@ -96,3 +96,31 @@ def test_a_worker_is_killed_under_a_herd(
     assert gets <= 2 if victim == "owner" else gets == 1
     assert origin.sent_bytes("blob") <= 2 * truth.size
     memory.assert_held()
+    print(  # noqa: T201  see above
+        f"{gets} GETs, {origin.sent_bytes('blob') / truth.size:.2f} of the size, {len(cut)} cut, "
+        f"{memory.peak / MIB:.0f} MiB, {memory.worst}"
+    )
+
+
+@pytest.mark.parametrize("clients", [200, pytest.param(1000, marks=[pytest.mark.long, pytest.mark.timeout(300)])])
+@pytest.mark.parametrize("kind", ["tag", "digest"])
+def test_a_herd_on_one_manifest(make_house: Callable[..., House], origin: Origin, clients: int, kind: str) -> None:
+    """L01: of a tag one HEAD for all who ask while it runs, cold or cached; of a manifest one GET, and none again."""
+    image = origin.add_image("app", "latest")
+    path = f"/v2/up.test/app/manifests/{'latest' if kind == 'tag' else image.digest}"
+    truth = Bytes(image.body)
+    house = full_house(make_house, upstream={"check_timeout": "60s"})
+    for is_cached in (False, True):
+        origin.forget()
+        with opened_at_exit(threading.Event()) as go_on:
+            rule = origin.on("manifest", bad.silent(go_on))
+            with house.crowd(path, truth, clients) as crowd:
+                if kind == "tag" or not is_cached:
+                    origin.wait_for(lambda: origin.count("manifest") > 0, "somebody asks")
+                    stays(lambda: origin.count("manifest") == 1, f"one asks, {clients} wait", 1.0)
+                go_on.set()
+                crowd.run()
+                assert all(member.is_right for member in crowd.members), crowd.summary()
+            origin.mend(rule)
+        assert origin.count("manifest", "HEAD") == (1 if kind == "tag" else 0)
+        assert origin.count("manifest", "GET") == (0 if is_cached else 1)

@@ -56,6 +56,13 @@ class Town:
         eventually(lambda: len(self.house.dockyard.worker_pids()) == self.workers, "all workers are back", SETTLE_S)
 
 
+def send(pid: int | None, number: signal.Signals) -> None:
+    """Send a signal to a worker, if it is still there."""
+    if pid is not None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
+
+
 @contextlib.contextmanager
 def refused(town: Town, _: Random) -> Iterator[None]:
     """U01: nobody listens at the upstream."""
@@ -107,8 +114,7 @@ def answering(change: Callable[[Random], Change], kind: str | None = None) -> Tr
 @contextlib.contextmanager
 def killed(town: Town, dice: Random) -> Iterator[None]:
     """P01, P02: kill -9 of a worker."""
-    if pid := town.worker(dice):
-        os.kill(pid, signal.SIGKILL)
+    send(town.worker(dice), signal.SIGKILL)
     yield
 
 
@@ -116,13 +122,12 @@ def killed(town: Town, dice: Random) -> Iterator[None]:
 def frozen(town: Town, dice: Random) -> Iterator[None]:
     """P04: SIGSTOP of a worker, and SIGCONT if it has not been replaced meanwhile."""
     pid = town.worker(dice)
-    if pid:
-        os.kill(pid, signal.SIGSTOP)
+    send(pid, signal.SIGSTOP)
     try:
         yield
     finally:
         if pid in town.house.dockyard.worker_pids():
-            os.kill(pid, signal.SIGCONT)
+            send(pid, signal.SIGCONT)
 
 
 @contextlib.contextmanager
@@ -173,7 +178,7 @@ OUTAGES: Mapping[str, Trouble] = {
 HISTORY: Mapping[str, Trouble] = {**OUTAGES, "P01": killed, "P04": frozen, "P08": clock_off, "S01": bucket_refused}
 ALL: Mapping[str, Trouble] = {
     **HISTORY,
-    "U06": answering(lambda _: bad.slow(64 * 1024), "blob"),
+    "U06": answering(lambda _: bad.slow(512 * 1024), "blob"),
     "U07": stalled,
     "U08": answering(lambda dice: bad.cut(dice.random(), "rst")),
     "U09": answering(lambda dice: bad.cut(dice.random(), "fin")),

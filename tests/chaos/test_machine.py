@@ -1,0 +1,36 @@
+"""F12: the state machine over the whole system.
+
+`pytest tests/chaos/test_machine.py -m long --hypothesis-seed=7` walks further, and elsewhere with each seed.
+"""
+
+from collections.abc import Callable
+
+import pytest
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis.stateful import run_state_machine_as_test
+
+from tests.chaos.machine import Machine
+from tests.chaos.town import Town
+
+STEPS = 30
+# What fails is not made smaller: the town remembers, and each try costs seconds.
+BASE = settings(
+    stateful_step_count=STEPS,
+    deadline=None,
+    database=None,
+    phases=[Phase.generate],
+    suppress_health_check=list(HealthCheck),
+)
+
+
+@pytest.mark.parametrize(
+    ("walks", "is_fixed"),
+    [
+        pytest.param(3, True, id="every day"),
+        pytest.param(25, False, id="long", marks=[pytest.mark.long, pytest.mark.timeout(900)]),
+    ],
+)
+def test_any_order_of_events(make_town: Callable[..., Town], walks: int, is_fixed: bool) -> None:  # noqa: FBT001
+    """Whatever happens in whatever order, the invariants hold after each step."""
+    town = make_town(workers=2, upstream={"stall_timeout": "3s"})
+    run_state_machine_as_test(lambda: Machine(town), settings=settings(BASE, max_examples=walks, derandomize=is_fixed))
