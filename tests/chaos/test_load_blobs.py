@@ -24,6 +24,7 @@ from tests.origin import Origin
 MIB = 1024 * 1024
 WORKERS = 4
 WITHIN_S = 400.0
+SLACK_S = 5.0  # two cores, shared with everything else that runs
 HERDS = [
     pytest.param(300, 4, id="300 clients of 4 MiB"),
     pytest.param(1000, 100, id="1000 clients of 100 MiB", marks=[pytest.mark.long, pytest.mark.timeout(600)]),
@@ -45,7 +46,7 @@ def _serve(crowd: Crowd) -> float:
 
 @pytest.mark.parametrize(("clients", "mib"), HERDS)
 def test_a_herd_on_one_cold_layer(make_house: Callable[..., House], origin: Origin, clients: int, mib: int) -> None:
-    """L01: one GET, the layer's bytes once, everybody right, memory bounded, as fast as the same herd on the cache."""
+    """L01: one GET, the layer's bytes once, everybody right, memory bounded, about as fast as from the cache."""
     truth = Bytes(Random(1).randbytes(mib * MIB))
     path = f"/v2/up.test/app/blobs/{origin.add_blob(truth)}"
     house = full_house(make_house)
@@ -61,6 +62,7 @@ def test_a_herd_on_one_cold_layer(make_house: Callable[..., House], origin: Orig
             warm_s = _serve(crowd)
             assert all(member.is_right for member in crowd.members), crowd.summary()
     assert origin.count("blob") == 1
+    assert cold_s <= 2 * warm_s + SLACK_S
     memory.assert_held()
     print(  # noqa: T201  the numbers are what the long run is for
         f"cold {cold_s:.1f} s, cached {warm_s:.1f} s, {memory.peak / MIB:.0f} MiB, {memory.worst}"
