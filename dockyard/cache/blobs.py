@@ -1,4 +1,4 @@
-"""The blob path, top to bottom: the local tier, a running flight, a redirect to the bucket, a new flight."""
+"""The blob path, top to bottom: a running flight, the local tier, a redirect to the bucket, a new flight."""
 
 import time
 from collections.abc import Mapping
@@ -76,9 +76,10 @@ class Blobs:
 
     async def open(self, target: Target, digest: Digest) -> OpenedBlob | RedirectedBlob:
         """Open a blob for reading, fetched if need be. Whoever gets it closes the reader. Raises RegistryError."""
-        if stored := await self._open_stored(digest):
+        is_on_its_way = self._flights.find(digest) is not None  # then it is not in the tier yet: no need to look
+        if not is_on_its_way and (stored := await self._open_stored(digest)):
             return OpenedBlob(FileReader(stored, self._threads), "hit")
-        if self._redirects and not self._flights.find(digest) and (url := await self._find_url(digest)):
+        if not is_on_its_way and self._redirects and (url := await self._find_url(digest)):
             return RedirectedBlob(url)
         flight, was_running = self._flights.join(target, digest)
         reader = FlightReader(flight, self._threads)
