@@ -22,6 +22,7 @@ from granian.server.mp import MPServer
 
 from dockyard import __version__, log, metrics
 from dockyard.config import Settings
+from dockyard.storage.s3 import find_urls
 from dockyard.web.app import create_app  # before the fork: workers start at once, and share the code's memory
 from dockyard.web.worker import DRAINING
 from dockyard.workers.slots import AlreadyRunning, Lock
@@ -54,6 +55,11 @@ def run(settings: Settings) -> int:
 
 
 def _serve(settings: Settings) -> int:
+    if settings.storage.bucket:
+        try:
+            find_urls(settings.storage)
+        except ValueError as exc:
+            raise CannotStart(str(exc)) from exc
     run_directory = _prepare(Path(settings.storage.directory))
     host = settings.server.host or ("::" if socket.has_dualstack_ipv6() else "0.0.0.0")  # noqa: S104  as documented
     workers = settings.server.workers or len(os.sched_getaffinity(0))

@@ -124,6 +124,17 @@ def test_a_second_instance_on_the_directory_is_refused(
     assert all(house.get("/v2/").status == 200 for _ in range(20))
 
 
+def test_a_bucket_that_cannot_be_is_refused(make_house: Callable[..., House], origin: Origin, tmp_path: Path) -> None:
+    """Settings that make no address of a bucket are told before any worker is started."""
+    house = make_house()
+    house.dockyard.settings["storage"]["bucket"] = "b"
+    status, said = _second(house, tmp_path, port=free_port())
+    assert status == 1
+    assert "cannot start" in said
+    assert "storage.bucket" in said
+    assert "Traceback" not in said
+
+
 def test_a_restart_finds_the_cache_and_sweeps_the_rest(make_house: Callable[..., House], origin: Origin) -> None:
     """What was kept is served without asking; partial files of a run that was killed are gone."""
     image = origin.add_image("app", "v1", [b"a layer"])

@@ -3,5 +3,6 @@
 from dockyard.storage.s3.body import S3Body
 from dockyard.storage.s3.faults import StorageFault
 from dockyard.storage.s3.tier import S3Tier, Stat, StoredObject
+from dockyard.storage.s3.wire import find_urls
 
-__all__ = ["S3Body", "S3Tier", "Stat", "StorageFault", "StoredObject"]
+__all__ = ["S3Body", "S3Tier", "Stat", "StorageFault", "StoredObject", "find_urls"]

@@ -59,7 +59,7 @@ class Wire:
         self.bucket = settings.bucket
         self.region = settings.region
         self._credentials = credentials
-        self._urls = _urls(settings)
+        self._urls = find_urls(settings)
         self.host = self._urls.build(method="GET", region=self.region, bucket_name=self.bucket).netloc
         self._pools = make_pools()
         self._lock = threading.Lock()
@@ -269,7 +269,8 @@ class Wire:
         self.ask("head bucket", "HEAD")
 
 
-def _urls(settings: StorageSettings) -> BaseURL:
+def find_urls(settings: StorageSettings) -> BaseURL:
+    """Where the bucket's objects are. Raises ValueError for settings that name no place."""
     is_china = settings.region.startswith("cn-")
     endpoint = settings.endpoint or f"s3.{settings.region}.amazonaws.com{'.cn' if is_china else ''}"
     scheme = "https" if settings.use_ssl or not settings.endpoint else "http"
