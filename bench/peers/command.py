@@ -31,7 +31,7 @@ CEILING_TIMES = 4
 )
 @click.option("--stores", default=",".join(STORES), show_default=True, help="What is behind the peers.")
 @click.option("--rounds", type=click.IntRange(min=1), default=None, help="Default: 3, quick 1.")
-@click.option("--quick", is_flag=True, help="Small sizes: a look, in about three minutes.")
+@click.option("--quick", is_flag=True, help="Small sizes: a look, in about five minutes.")
 @click.option("--keep", is_flag=True, help="Add to what is in --out: other workloads keep their numbers.")
 @click.option("--clients", type=click.IntRange(min=2), default=None, help="On one cold layer. Default: 200.")
 @click.option("--layer", type=click.IntRange(min=2), default=None, help="MiB of the cold layer on the slow line.")
