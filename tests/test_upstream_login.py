@@ -336,3 +336,17 @@ def test_a_missing_blob_of_a_private_upstream_is_unknown(ward: Ward, image: Imag
     want_authorization(ward.origin, ANN)
     with pytest.raises(BlobUnknown):
         ward.registry(auth=BASIC).open_blob("lib/app", Digest.parse(digest_of(b"nothing")))
+
+
+@pytest.mark.parametrize("has_token", [False, True], ids=["never had a token", "the token is refused"])
+def test_a_token_service_that_is_gone_is_never_a_refusal(ward: Ward, image: Image, *, has_token: bool) -> None:
+    """Nobody listens at the token service: that is an outage for manifests by digest too, whatever was tried before."""
+    listener = ward.origin.listen("token")
+    tokens = TokenService(ward.origin, realm=f"{listener.url}/token")
+    registry = ward.registry()
+    if has_token:
+        registry.get_manifest("lib/app", Digest.parse(image.digest))
+        tokens.take_back()
+    listener.close()
+    with pytest.raises(Unavailable, match="token service"):
+        registry.get_manifest("lib/app", Digest.parse(image.digest))

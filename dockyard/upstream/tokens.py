@@ -154,9 +154,10 @@ class Tokens:
             if kept is not None and deadline is not None:
                 deadline = time.monotonic() + budget.left(float("inf")) / 2
             value, life_s = self._try(service, credential, budget, deadline)
-        except Fault:
+        except Fault as fault:
             if kept is None:
-                raise
+                # Another try was made here. One more by the caller would find the budget used up: a refusal, it seems.
+                raise Fault(fault.error, fault.blame) from fault
             kept.refresh_at = self._clock() + RETRY_REFRESH_S
             return kept.value
         token = _Token(value, begun + min(life_s * 2 / 3, life_s - 10.0), begun + life_s)

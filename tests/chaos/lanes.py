@@ -17,6 +17,8 @@ import time
 from collections.abc import Callable
 from typing import Any, Self
 
+import attrs
+
 from tests import misbehaviour as bad
 from tests.bodies import Bytes
 from tests.client import Download
@@ -55,6 +57,7 @@ class Lane:
         self.rules: list[Rule] = []
         self.once: list[Rule] = []  # of those, the ones that only Dockyard's next answers have
         self.tls: ssl.SSLContext | None = None  # of a client that trusts the lane's certificate
+        self.has_mended_itself = False
         self.released = threading.Event()  # what stalls here goes on when this is set
         self.half = threading.Event()  # the layer in flight goes on from its half when this is set
         self._toxiproxy = toxiproxy
@@ -78,13 +81,17 @@ class Lane:
     def add_tokens(self) -> None:
         """Registry requests need a token from the lane's own token service, behind a way of its own."""
         listener = self.origin.listen("token")
-        self.token_way = self._toxiproxy.way(listener.port)
+        self.token_way = self.add_way(listener.port)
         self.tokens = TokenService(self.origin, realm=f"{self.token_way.url}/token")
+
+    def add_way(self, port: int) -> Way:
+        """A way through toxiproxy of the lane's own."""
+        return self._toxiproxy.way(port)
 
     def add_cdn(self) -> None:
         """Blobs are redirected to presigned addresses of the lane's own CDN, behind a way of its own."""
         listener = self.origin.listen("cdn")
-        self.cdn_way = way = self._toxiproxy.way(listener.port)
+        self.cdn_way = way = self.add_way(listener.port)
 
         def location(request: Request) -> str:
             url = self.origin.presign(request.reference, method=request.method, listener="cdn")
@@ -129,16 +136,19 @@ class Lane:
         self.once.append(rule)
         return rule
 
-    def hold(self, place: int, *, breaks: bool = False) -> Rule:
-        """The next layer that Dockyard asks for stops at a byte until `half` is set; there it `breaks` off then."""
+    def hold(self, place: int, *, breaks: bool = False) -> "Hold":
+        """The next layer that Dockyard gets stops at a byte until `half` is set; there it `breaks` off then."""
+        hold = Hold()
 
         def change(request: Request, answer: Answer) -> Answer:
+            if is_plain(request) or answer.status not in (200, 206) or hold.begun:
+                return answer
+            hold.begun += 1
             held = bad.stalled(place, self.half)(request, answer)
             return bad.cut(place)(request, held) if breaks else held
 
-        rule = self.origin.on(self.body_kind, change, times=1, method="GET", when=lambda request: not is_plain(request))
-        self.rules.append(rule)
-        return rule
+        self.rules.append(self.origin.on(self.body_kind, change, method="GET"))
+        return hold
 
     def move_tag(self) -> Image:
         """The tag of the cached image means another one from now on."""
@@ -178,8 +188,47 @@ class Lane:
         address = chosen.address if chosen else (self.origin.registry.host, self.origin.registry.port)
         return look(address, path or f"/v2/{REPO}/manifests/cached", method=method, tls=self.tls)
 
+    def look_at_range(self, tag: str, start: int) -> str:
+        """The status and Content-Range that a plain client gets for the rest of a layer."""
+        assert self.way is not None
+        headers = {PLAIN[0]: PLAIN[1], "Range": f"bytes={start}-"}
+        with Download(self.way.address, self.path_upstream(self.blob_path(tag)), headers) as download:
+            download.head()
+            return f"{download.status} {download.header('Content-Range')}"
+
+    def measure(self, path: str) -> tuple[int, int]:
+        """The bytes of the head and of the body of an answer, as toxiproxy counts them."""
+        address = (self.origin.registry.host, self.origin.registry.port)
+        with Download(address, path, {PLAIN[0]: PLAIN[1]}) as download:
+            download.head()
+            lines = [f"HTTP/1.1 {download.status} Scripted", *(f"{key}: {value}" for key, value in download.headers)]
+            return len("\r\n".join([*lines, "", ""])), download.length or 0
+
+    def mend_way_at_second(self, kind: str) -> None:
+        """The way is well again from the second body on that Dockyard asks for."""
+        way, begun = self.way, 0
+        assert way is not None
+
+        def change(request: Request, answer: Answer) -> Answer:
+            nonlocal begun
+            if not is_plain(request):
+                begun += 1
+                if begun == 2:
+                    way.mend()
+                    self.has_mended_itself = True
+            return answer
+
+        self.on(kind, change, method="GET")
+
     def _add(self, tag: str) -> Image:
         return self.origin.add_image(REPO, tag, [self.layers[tag]])
+
+
+@attrs.define
+class Hold:
+    """A layer that stops on its way: how often it was begun."""
+
+    begun: int = 0
 
 
 def look(

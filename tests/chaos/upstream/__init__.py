@@ -1,0 +1,12 @@
+"""Section U of the matrix: what an upstream does to us, from refused connections to pages of hotel networks.
+
+What clients must see is the table of the matrix where the design of Dockyard does not say otherwise; where it does,
+the reason stands beside the fault.
+"""
+
+from tests.chaos.upstream.answers import ANSWERS
+from tests.chaos.upstream.bodies import BODIES
+from tests.chaos.upstream.places import PLACES
+from tests.chaos.upstream.reaching import REACHING
+
+FAULTS = tuple(sorted((*REACHING, *BODIES, *ANSWERS, *PLACES), key=lambda fault: fault.id))
