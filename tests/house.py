@@ -136,6 +136,7 @@ def open_house(
     upstreams: Sequence[Mapping[str, Any]] | None = None,
     environ: Mapping[str, str] | None = None,
     descriptors: int = 0,
+    wrapper: Sequence[str] = (),
     **settings: Any,
 ) -> Iterator[House]:
     """A Dockyard in front of the origin: prefix `up.test` and the default `docker.io` lead there, limits are short."""
@@ -143,6 +144,14 @@ def open_house(
     settings["upstream"] = {**limits, **settings.get("upstream", {})}
     ours = [upstream("docker.io", origin.url), upstream("up.test", origin.url)] if upstreams is None else upstreams
     with running(
-        Dockyard(directory, ours, workers=workers, settings=settings, environ=environ, descriptors=descriptors)
+        Dockyard(
+            directory,
+            ours,
+            workers=workers,
+            settings=settings,
+            environ=environ,
+            descriptors=descriptors,
+            wrapper=wrapper,
+        )
     ) as dockyard:
         yield House(origin, dockyard)

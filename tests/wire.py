@@ -27,6 +27,7 @@ MAX_HEAD_BYTES = 1024 * 1024
 TICK_S = 0.02
 BACKLOG = 1024
 DEAF_AFTER_S = 0.2
+TLS_HANDSHAKE = b"\x16"
 
 _MANIFEST_PATH = re.compile(r"/v2/(?P<repo>.+)/manifests/(?P<reference>[^/]+)")
 _BLOB_PATH = re.compile(r"/v2/(?P<repo>.+)/blobs/(?P<reference>[^/]+)")
@@ -247,6 +248,9 @@ class Listener:
                 self.first_bytes.append(raw.recv(65536, socket.MSG_PEEK))
             if self._tls is not None:
                 connection = self._secure(raw, self._tls)
+            elif raw.recv(1, socket.MSG_PEEK) == TLS_HANDSHAKE:
+                raw.sendall(b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\nThis port speaks plain HTTP.\n")
+                return
             left = b""
             while True:
                 request, left = _read_request(connection, left, self.name)

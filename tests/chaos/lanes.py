@@ -21,6 +21,7 @@ import attrs
 
 from tests import misbehaviour as bad
 from tests.bodies import Bytes
+from tests.chaos.resolver import NameServer
 from tests.client import Download
 from tests.gatekeeper import TokenService
 from tests.origin import Change, Image, Origin, Rule
@@ -57,6 +58,7 @@ class Lane:
         self.rules: list[Rule] = []
         self.once: list[Rule] = []  # of those, the ones that only Dockyard's next answers have
         self.tls: ssl.SSLContext | None = None  # of a client that trusts the lane's certificate
+        self.names: NameServer | None = None
         self.has_mended_itself = False
         self.released = threading.Event()  # what stalls here goes on when this is set
         self.half = threading.Event()  # the layer in flight goes on from its half when this is set
@@ -195,6 +197,15 @@ class Lane:
         with Download(self.way.address, self.path_upstream(self.blob_path(tag)), headers) as download:
             download.head()
             return f"{download.status} {download.header('Content-Range')}"
+
+    def time_bytes(self, path: str, amount: int) -> float:
+        """The seconds that a plain client waits for the first bytes of a body."""
+        assert self.way is not None
+        with Download(self.way.address, path, {PLAIN[0]: PLAIN[1]}) as download:
+            download.head()
+            began_at = time.monotonic()
+            download.read(amount)
+            return time.monotonic() - began_at
 
     def measure(self, path: str) -> tuple[int, int]:
         """The bytes of the head and of the body of an answer, as toxiproxy counts them."""

@@ -36,6 +36,10 @@ class Limits:
         """Somebody said no: a stale answer."""
         return 0.5
 
+    def untrusted(self) -> float:
+        """A handshake that came to nothing."""
+        return 1.0
+
     def no(self) -> float:
         """Somebody said no: an error, and nothing worth waiting for."""
         return 2.0

@@ -47,8 +47,10 @@ def run(
             )
             for state in states
         }
+        directory.mkdir(parents=True, exist_ok=True)
+        world = stack.enter_context(trouble.world(directory))
         for lane in lanes.values():
-            trouble.prepare(lane)
+            trouble.prepare(lane, world)
         control = stack.enter_context(Lane("control", toxiproxy, layer_bytes=CONTROL_BYTES, seed=seed))
         settings = {**trouble.settings, "upstream": {**limits.settings, **trouble.settings.get("upstream", {})}}
         house = stack.enter_context(
@@ -57,7 +59,8 @@ def run(
                 directory,
                 workers=trouble.workers,
                 upstreams=[lane.settings() for lane in (*lanes.values(), control)],
-                environ={**trouble.environ, **(environ or {})},
+                environ={**world.environ, **(environ or {})},
+                wrapper=world.wrapper,
                 **settings,
             )
         )

@@ -3,10 +3,13 @@
 A `Story` is told in one lane. Whatever is not as it must be becomes a line of its record; nothing is raised.
 """
 
+import contextlib
 import threading
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any
 
 import attrs
@@ -16,6 +19,7 @@ from tests.chaos.cells import Record, State
 from tests.chaos.lanes import Lane, wait_for
 from tests.chaos.limits import FAST_S, PROBE_EVERY_S, RECOVERY_S, SLACK_S, Limits
 from tests.chaos.outcomes import Got, Outcome, Seen, judge_always
+from tests.chaos.resolver import NameServer
 from tests.client import Crowd, Reply, ask
 from tests.house import House
 
@@ -30,8 +34,24 @@ LATER = 10
 NEVER_TOLD = ("127.0.0.", "localhost", "X-Amz", "Signature", "Traceback", "canary")
 
 
-def nothing(_: Any) -> None:
+def nothing(*_: Any) -> None:
     """Nothing to do."""
+
+
+@attrs.frozen
+class World:
+    """What a variant needs around its Dockyard: more environment, a command that starts it, and so on."""
+
+    environ: Mapping[str, str] = attrs.field(factory=dict)
+    wrapper: Sequence[str] = ()
+    names: NameServer | None = None
+    directory: Path | None = None
+
+
+@contextlib.contextmanager
+def plain_world(_: Path) -> Iterator[World]:
+    """Nothing but Dockyard."""
+    yield World()
 
 
 @attrs.frozen
@@ -48,7 +68,7 @@ class Trouble:
     strike: Callable[[Lane, State], None]
     prove: Callable[[Lane, State], None]
     outcomes: Mapping[State, tuple[Outcome, ...]]
-    prepare: Callable[[Lane], None] = nothing
+    prepare: Callable[[Lane, World], None] = nothing
     mend: Callable[[Lane], None] = nothing
     early: frozenset[State] = frozenset()
     breaks: bool = False  # a layer in flight is broken off when it strikes
@@ -63,7 +83,7 @@ class Trouble:
     stays_stale: bool = True  # the breaker, or a rate limit, answers from the sixth request on
     recovery_s: float = RECOVERY_S
     settings: Mapping[str, Any] = attrs.field(factory=dict)
-    environ: Mapping[str, str] = attrs.field(factory=dict)
+    world: Callable[[Path], AbstractContextManager[World]] = plain_world  # given a directory
 
 
 @attrs.frozen

@@ -8,6 +8,7 @@ from tests.chaos.limits import DEFAULTS, Limits
 
 TABLE = {
     "at_once": 0.5,
+    "untrusted": 1.0,
     "no": 2.0,
     "bad_content": 5.0,
     "connect": 3.5,

@@ -26,6 +26,7 @@ class Dockyard:
 
     `environ` is added to an environment that has nothing of the user's but PATH: no keychain, no proxies, no settings.
     `descriptors` is how many files each process may have open; 0: as many as the tests.
+    `wrapper` is a command that runs another, and becomes it.
     """
 
     def __init__(
@@ -37,6 +38,7 @@ class Dockyard:
         settings: Mapping[str, Any] | None = None,
         environ: Mapping[str, str] | None = None,
         descriptors: int = 0,
+        wrapper: Sequence[str] = (),
     ) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         self.directory = directory
@@ -61,6 +63,7 @@ class Dockyard:
         )
         self._environ = {"PATH": os.environ["PATH"], "HOME": str(directory), **(environ or {})}
         self._limits = ["prlimit", f"--nofile={descriptors}"] if descriptors else []
+        self._wrapper = wrapper
         self._process: Process | None = None
 
     @property
@@ -85,7 +88,7 @@ class Dockyard:
         assert not self.is_running, "Dockyard runs already"
         self.config.write_text(yaml.safe_dump(self.settings, sort_keys=False))
         self._process = Process.start(
-            [*self._limits, sys.executable, "-m", "dockyard", "server", "-c", self.config],
+            [*self._wrapper, *self._limits, sys.executable, "-m", "dockyard", "server", "-c", self.config],
             log=self.log,
             environ=self._environ,
         )

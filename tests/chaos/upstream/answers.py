@@ -6,7 +6,7 @@ from tests import misbehaviour as bad
 from tests.chaos.cells import State
 from tests.chaos.lanes import Lane
 from tests.chaos.outcomes import Outcome, Seen, cut, either, error, hit, hit1, new, resumed, stale
-from tests.chaos.stories import Fault, Story, Trouble
+from tests.chaos.stories import Fault, Story, Trouble, World, nothing
 from tests.chaos.upstream.proofs import L, sees
 from tests.gatekeeper import TokenService, bearer_challenge
 from tests.origin import basic
@@ -30,7 +30,7 @@ def _answering(status: int, code: str = "UNAVAILABLE") -> Trouble:
 # "there is no such thing for us" (404), as Docker Hub means it; with credentials it is 403.
 
 
-def _add_login(lane: Lane) -> None:
+def _add_login(lane: Lane, _: World) -> None:
     lane.upstream["auth"] = {"type": "basic", "username": USER, "password": PASSWORD}
     listener = lane.origin.listen("token")
     lane.token_way = lane.add_way(listener.port)
@@ -77,7 +77,7 @@ LOGIN_LOOP = Fault(
     "401 again and again: a token that nobody accepts",
     (
         _LOOP,
-        attrs.evolve(_LOOP, name="without a login", prepare=lambda lane: lane.add_tokens(), outcomes=_denied(404)),
+        attrs.evolve(_LOOP, name="without a login", prepare=lambda lane, _: lane.add_tokens(), outcomes=_denied(404)),
     ),
 )
 
@@ -186,7 +186,7 @@ def _absent(status: int, told: int, *, has_login: bool) -> Trouble:
     return attrs.evolve(
         _answering(status, "DENIED" if status == 403 else "UNKNOWN"),
         name=str(status) if status == 404 else f"403 {'with' if has_login else 'without'} a login",
-        prepare=_add_login if has_login else lambda lane: None,
+        prepare=_add_login if has_login else nothing,
         outcomes={
             State.TAG_CACHED: (no,),
             State.TAG_COLD: (no,),
@@ -233,7 +233,7 @@ def _is_service_away(lane: Lane, _: State) -> None:
 
 _NO_TOKENS = Trouble(
     "token expired",
-    prepare=lambda lane: lane.add_tokens(),
+    prepare=lambda lane, _: lane.add_tokens(),
     strike=_lose_tokens,
     prove=_is_service_away,
     outcomes={

@@ -13,7 +13,7 @@ from tests import misbehaviour as bad
 from tests.chaos.cells import State
 from tests.chaos.lanes import MIB, REPO, Lane
 from tests.chaos.outcomes import Outcome, Seen, cut, either, error, hit, new, resumed, stale
-from tests.chaos.stories import Fault, Story, Trouble
+from tests.chaos.stories import Fault, Story, Trouble, World
 from tests.chaos.upstream.proofs import BLOBS, L, sees
 from tests.origin import Change
 from tests.wire import Answer, Request
@@ -103,7 +103,7 @@ def _trickling(bytes_per_s: int, *, for_s: float = 0.0) -> Trouble:
     return Trouble(
         f"{bytes_per_s // 1024} KiB per s",
         strike=strike,
-        prove=lambda lane, state: None if lane.released.is_set() else sees("200 timeout at .*|200 whole")(lane, state),
+        prove=lambda lane, state: _is_slow(lane, state, bytes_per_s),
         outcomes=_outcomes(
             stale(L.answer()),
             error(504, L.answer()),
@@ -116,6 +116,16 @@ def _trickling(bytes_per_s: int, *, for_s: float = 0.0) -> Trouble:
         moves_tag=True,
         stays_stale=False,  # whoever answers is not down
     )
+
+
+def _is_slow(lane: Lane, state: State, bytes_per_s: int) -> None:
+    if lane.released.is_set():
+        return  # it has recovered, as this variant does by itself
+    path, speed = f"/v2/{REPO}/manifests/cached", 20
+    if state in BLOBS:
+        path, speed = lane.path_upstream(lane.blob_path("cold")), bytes_per_s
+    seconds = lane.time_bytes(path, speed)
+    assert seconds > 0.5, f"a plain client waits {seconds:.2f} s for what should take a second"
 
 
 TRICKLE = Fault("U06", "A body that trickles", (_trickling(64 * 1024), _trickling(1024, for_s=12.0)))
@@ -170,7 +180,7 @@ STALL = Fault(
 # U08: by toxiproxy, whose count begins with each connection: so one answer per connection.
 
 
-def _one_answer_each(lane: Lane) -> None:
+def _one_answer_each(lane: Lane, _: World) -> None:
     lane.origin.on(None, bad.header("Connection", "close"))
 
 
@@ -188,6 +198,11 @@ def _reset(at: float, *, is_lasting: bool = False) -> Callable[[Lane, State], No
     return strike
 
 
+def _was_reset(lane: Lane, state: State) -> None:
+    if not lane.has_mended_itself:
+        sees("200 rst at .*")(lane, state)
+
+
 def _broken_once() -> dict[State, tuple[Outcome, ...]]:
     """What is lost is fetched, unseen."""
     return _outcomes(new(2), new(2), new(2), resumed(1), resumed(1))
@@ -197,7 +212,7 @@ def _resetting(at: float) -> Trouble:
     return Trouble(
         f"at {at:.0%}".replace("%", " %"),
         strike=_reset(at),
-        prove=lambda lane, state: lane.has_mended_itself or sees("200 rst at .*")(lane, state),
+        prove=_was_reset,
         outcomes=_broken_once(),
         prepare=_one_answer_each,
         early=frozenset({State.BLOB_FLIGHT}),

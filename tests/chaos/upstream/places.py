@@ -8,7 +8,7 @@ from tests import misbehaviour as bad
 from tests.chaos.cells import State
 from tests.chaos.lanes import REPO, Lane
 from tests.chaos.outcomes import Seen, cut, either, error, hit, hit1, new, resumed, stale
-from tests.chaos.stories import Fault, Story, Trouble
+from tests.chaos.stories import Fault, Story, Trouble, World
 from tests.chaos.upstream.proofs import BLOBS, L, expect
 from tests.wire import Answer, Request
 
@@ -35,7 +35,7 @@ DEAD_CDN = Fault(
     (
         Trouble(
             "refused",
-            prepare=lambda lane: lane.add_cdn(),
+            prepare=lambda lane, _: lane.add_cdn(),
             strike=_lose_cdn,
             prove=_is_cdn_away,
             outcomes={
@@ -82,7 +82,7 @@ EXPIRED = Fault(
     (
         Trouble(
             "403 from the CDN",
-            prepare=lambda lane: lane.add_cdn(),
+            prepare=lambda lane, _: lane.add_cdn(),
             strike=_expire,
             prove=_has_expired,
             outcomes={
@@ -106,7 +106,7 @@ EXPIRED = Fault(
 REGISTRY = "registry.chaos.test"
 
 
-def _reach_by_proxy(lane: Lane) -> None:
+def _reach_by_proxy(lane: Lane, _: World) -> None:
     assert lane.way is not None
     lane.upstream.update(registry=f"http://{REGISTRY}", proxy=lane.way.url)
     lane.origin.listen("forbidden")

@@ -1,10 +1,24 @@
 """An upstream that cannot be reached: refused, unknown by name, silent, or not to be trusted."""
 
+import contextlib
+import ssl
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from functools import cache
+from pathlib import Path
+
+import attrs
+import trustme
+
 from tests.chaos.cells import State
 from tests.chaos.lanes import Lane
-from tests.chaos.outcomes import cut, error, hit, stale
-from tests.chaos.stories import Fault, Trouble
-from tests.chaos.upstream.proofs import L, sees
+from tests.chaos.outcomes import Outcome, cut, error, hit, resumed, stale
+from tests.chaos.resolver import NameServer
+from tests.chaos.stories import Fault, Trouble, World
+from tests.chaos.upstream.proofs import L, expect, sees
+from tests.gatekeeper import want_authorization
+from tests.origin import basic
+from tests.wire import TLS_HANDSHAKE
 
 # U01
 
@@ -35,4 +49,193 @@ REFUSED = Fault(
     ),
 )
 
-REACHING = (REFUSED,)
+# U02
+
+
+def _name(lane: Lane) -> str:
+    return f"{lane.prefix.removesuffix('.test')}.registry.test"
+
+
+@contextlib.contextmanager
+def _with_names(directory: Path) -> Iterator[World]:
+    with NameServer() as names:
+        yield World(wrapper=names.wrapper(directory), names=names)
+
+
+def _have_a_name(lane: Lane, world: World) -> None:
+    lane.upstream["registry"] = f"http://{_name(lane)}:{lane.front.rpartition(':')[2]}"
+    lane.names = world.names
+
+
+def _drop_idle(lane: Lane, state: State) -> None:
+    """A connection that is kept would hide the fault; the one of a layer in flight is what the fault is about."""
+    if state is not State.BLOB_FLIGHT:
+        lane.origin.registry.drop_connections()
+
+
+def _unname(mood: str) -> Trouble:
+    def strike(lane: Lane, state: State) -> None:
+        assert lane.names is not None
+        lane.names.moods[_name(lane)] = mood
+        _drop_idle(lane, state)
+
+    def prove(lane: Lane, _: State) -> None:
+        assert lane.names is not None
+        expect(mood, lane, lane.names.ask(_name(lane)))
+
+    def mend(lane: Lane) -> None:
+        assert lane.names is not None
+        lane.names.moods.clear()
+
+    return Trouble(
+        mood,
+        world=_with_names,
+        prepare=_have_a_name,
+        strike=strike,
+        prove=prove,
+        mend=mend,
+        outcomes=_away(stale(L.lookup()), error(503, L.lookup_error())),
+    )
+
+
+def _away(tag: Outcome, no: Outcome) -> dict[State, tuple[Outcome, ...]]:
+    """New connections fail; the one that a layer in flight has is not touched."""
+    return {
+        State.TAG_CACHED: (tag,),
+        State.TAG_COLD: (no,),
+        State.MANIFEST: (hit(), no),
+        State.BLOB_CACHED: (hit(),),
+        State.BLOB_COLD: (no,),
+        State.BLOB_FLIGHT: (resumed(0),),
+    }
+
+
+NO_NAME = Fault("U02", "The name is not found", tuple(_unname(mood) for mood in ("silent", "nxdomain", "servfail")))
+
+# U03
+
+
+def _drop_syns(lane: Lane, state: State) -> None:
+    _drop_idle(lane, state)
+    lane.origin.registry.deafen()
+
+
+_NO_CONNECTION = Trouble(
+    "SYN dropped",
+    strike=_drop_syns,
+    prove=sees("no connection"),
+    outcomes=_away(stale(L.connect()), error(504, L.connect_twice())),
+    is_direct=True,  # toxiproxy would take the connection first
+)
+
+NO_CONNECTION = Fault(
+    "U03",
+    "Connections time out",
+    (
+        _NO_CONNECTION,
+        attrs.evolve(
+            _NO_CONNECTION,
+            name="SYN dropped, and the connection broken",
+            breaks=True,
+            outcomes={**_NO_CONNECTION.outcomes, State.BLOB_FLIGHT: (cut(L.breaks_silently()),)},
+        ),
+    ),
+)
+
+# U04
+
+USER, PASSWORD = "ann", "canary-password-of-the-tls-upstream"
+
+
+@cache
+def _authority() -> trustme.CA:
+    return trustme.CA()
+
+
+def _context(authority: trustme.CA, name: str, not_after: datetime | None = None) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert(name, not_after=not_after).configure_cert(context)
+    return context
+
+
+@contextlib.contextmanager
+def _with_authority(directory: Path) -> Iterator[World]:
+    _authority().cert_pem.write_to_path(directory / "ca.pem")
+    yield World(directory=directory)
+
+
+def _speak_tls(lane: Lane, world: World) -> None:
+    assert world.directory is not None
+    lane.origin.registry.secure(_context(_authority(), "127.0.0.1"))
+    want_authorization(lane.origin, basic(USER, PASSWORD))
+    lane.upstream.update(
+        registry=f"https://{lane.front}",
+        ca_file=str(world.directory / "ca.pem"),
+        auth={"type": "basic", "username": USER, "password": PASSWORD},
+    )
+    lane.tls = ssl.create_default_context()
+    _authority().configure_trust(lane.tls)
+
+
+def _present(certify: Callable[[], ssl.SSLContext | None]) -> Callable[[Lane, State], None]:
+    def strike(lane: Lane, state: State) -> None:
+        lane.origin.registry.secure(certify())
+        lane.origin.registry.keep_first_bytes = True
+        _drop_idle(lane, state)
+
+    return strike
+
+
+def _reset_handshakes(lane: Lane, state: State) -> None:
+    assert lane.way is not None
+    lane.way.reset_connects()
+    lane.origin.registry.keep_first_bytes = True
+    _drop_idle(lane, state)
+
+
+def _trust_again(lane: Lane) -> None:
+    lane.origin.registry.secure(_context(_authority(), "127.0.0.1"))
+
+
+def _untrusted(name: str, strike: Callable[[Lane, State], None], seen: str) -> Trouble:
+    def prove(lane: Lane, _: State) -> None:
+        expect(seen, lane, lane.look())
+        sent = lane.origin.registry.first_bytes
+        assert all(data[:1] == TLS_HANDSHAKE for data in sent if data), f"spoke without TLS: {sent}"
+        assert all(PASSWORD.encode() not in data and b"Authorization" not in data for data in sent), "a secret was sent"
+
+    no = attrs.evolve(error(502, L.untrusted()), requests=(0, 0))
+    return Trouble(
+        name,
+        world=_with_authority,
+        prepare=_speak_tls,
+        strike=strike,
+        prove=prove,
+        mend=_trust_again,
+        outcomes=_away(stale(L.untrusted()), no),
+    )
+
+
+def _yesterday() -> ssl.SSLContext:
+    return _context(_authority(), "127.0.0.1", datetime.now(UTC) - timedelta(days=1))
+
+
+NO_TRUST = Fault(
+    "U04",
+    "TLS fails",
+    (
+        _untrusted("expired", _present(_yesterday), "tls CERTIFICATE_VERIFY_FAILED"),
+        _untrusted(
+            "wrong name", _present(lambda: _context(_authority(), "other.test")), "tls CERTIFICATE_VERIFY_FAILED"
+        ),
+        _untrusted(
+            "unknown authority",
+            _present(lambda: _context(trustme.CA(), "127.0.0.1")),
+            "tls CERTIFICATE_VERIFY_FAILED",
+        ),
+        _untrusted("reset in the handshake", _reset_handshakes, "reset"),
+        _untrusted("plain HTTP answer", _present(lambda: None), "tls (WRONG_VERSION_NUMBER|RECORD_LAYER_FAILURE)"),
+    ),
+)
+
+REACHING = (REFUSED, NO_NAME, NO_CONNECTION, NO_TRUST)
