@@ -20,7 +20,6 @@ from dockyard.errors import (
     ManifestUnknown,
     NameUnknown,
     RegistryError,
-    Unavailable,
     UpstreamTimeout,
     reason_of,
 )
@@ -221,7 +220,10 @@ class Registry:
         raise self._status_error(reply, question)
 
     def _open_blob(self, repository: str, digest: Digest, start: int) -> BlobSource:
-        """Through the registry twice at most: an address that it signed may have expired, or its host be dead."""
+        """Through the registry twice at most: an address that it signed may have expired, or its host hang.
+
+        Where nobody listens, whoever opens the blob tries again after a pause.
+        """
         budget = self._budget(self._limits.stall_timeout)
         byte_range = f"bytes={start}-" if start else ""
         question = Question("GET", repository, digest, is_blob=True, byte_range=byte_range)
@@ -239,7 +241,7 @@ class Registry:
         try:
             reply = self._ask(question, budget)
         except Fault as fault:
-            if fault.is_elsewhere and isinstance(fault.error, Unavailable | UpstreamTimeout) and budget.left(1.0):
+            if fault.is_elsewhere and isinstance(fault.error, UpstreamTimeout) and budget.left(1.0):
                 raise _ElsewhereFailed(fault) from fault
             raise
         answer = reply.answer

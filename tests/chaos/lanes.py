@@ -152,10 +152,17 @@ class Lane:
         self.rules.append(self.origin.on(self.body_kind, change, method="GET"))
         return hold
 
+    def show_earlier(self) -> Image:
+        """The tag `cached` means an older image, until `show`."""
+        return self.origin.add_image(REPO, "cached", [b"an older layer"])
+
+    def show(self, tag: str) -> None:
+        """The tag means the lane's image (again)."""
+        self.origin.add_manifest(REPO, tag, self.images[tag].body, self.images[tag].media_type)
+
     def move_tag(self) -> Image:
         """The tag of the cached image means another one from now on."""
-        layer = Bytes(self.layers["cached"].data[::-1])
-        return self.origin.add_image(REPO, "cached", [layer])
+        return self.origin.add_image(REPO, "cached", [Bytes(self.layers["cached"].data[::-1])])
 
     def path_upstream(self, path: str) -> str:
         """What Dockyard asks for, for a client's path."""
@@ -227,7 +234,8 @@ class Lane:
                 if begun == 2:
                     way.mend()
                     self.has_mended_itself = True
-            return answer
+            # Toxiproxy would end a connection that began with a reset by another one, and lose what is under way.
+            return answer.with_header("Connection") if self.has_mended_itself else answer
 
         self.on(kind, change, method="GET")
 
@@ -263,7 +271,7 @@ def look(
                 return "silence"
             body, ended = download.rest()
             if ended != "length":
-                return f"{download.status} {ended} at {len(body)}"
+                return f"{download.status} {ended} at {download.received}"
             digest = download.header("Docker-Content-Digest") or ""
             is_right = method == "HEAD" or not digest or digest == f"sha256:{hashlib.sha256(body).hexdigest()}"
             return f"{download.status} {'whole' if is_right else 'wrong'}"

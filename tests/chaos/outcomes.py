@@ -117,7 +117,8 @@ class Outcome:
 
     def _judge(self, seen: Seen) -> list[str]:
         found = [problem for got in seen.got for problem in self._judge_answer(got)]
-        bodies = [each for each in seen.asked("manifest", "blob") if each.request.method == "GET"]
+        # A request that only learns how to log in is none for a body.
+        bodies = [each for each in seen.asked("manifest", "blob", method="GET") if each.status != 401]
         counts = (
             ("requests", self.requests, len(seen.requests)),
             ("HEADs", self.heads, len(seen.asked("manifest", method="HEAD"))),

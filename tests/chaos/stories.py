@@ -236,8 +236,11 @@ class Story:
 def _tag_cached(story: Story) -> None:
     lane = story.lane
     path, truth = lane.manifest_path("cached"), lane.images["cached"].body
-    story.warm(path, truth)
-    pointer = _pointer(story)
+    story.warm(path, lane.show_earlier().body)
+    lane.show("cached")
+    story.warm(path, truth)  # a tag that has moved before: its pointer must not go back
+    pointer = lane.images["cached"].digest.encode()
+    story.record.check(_pointer(story) == pointer, "the pointer of the tag has not moved")
     story.meet()
     fresh = lane.move_tag() if story.trouble.moves_tag else lane.images["cached"]
     story.strike()
@@ -307,16 +310,17 @@ def _blob_flight(story: Story) -> None:
     if is_early:
         story.strike()
     place = max(0, int(story.trouble.point * truth.size) - (EARLIER_BYTES if is_early else 0))
+    is_blind = story.trouble.is_blind or place <= UNSEEN_BYTES
     gate = lane.hold(place, breaks=story.trouble.breaks)
 
     def are_attached() -> bool:
-        if story.trouble.is_blind:
+        if is_blind:
             return lane.origin.sent_bytes(lane.body_kind) >= place
         return all(member.status and member.received >= place - UNSEEN_BYTES for member in crowd.members)
 
     with Crowd(story.house.address, path, truth, 1 + FOLLOWERS) as crowd:
         crowd.run(are_attached, PATIENCE_S)
-        if story.trouble.is_blind:
+        if is_blind:
             time.sleep(BLIND_S)
         if not is_early:
             story.strike()

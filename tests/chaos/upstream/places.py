@@ -9,7 +9,7 @@ from tests.chaos.cells import State
 from tests.chaos.lanes import REPO, Lane
 from tests.chaos.outcomes import Seen, cut, either, error, hit, hit1, new, resumed, stale
 from tests.chaos.stories import Fault, Story, Trouble, World
-from tests.chaos.upstream.proofs import BLOBS, L, expect
+from tests.chaos.upstream.proofs import L, expect
 from tests.wire import Answer, Request
 
 # U15
@@ -58,8 +58,10 @@ DEAD_CDN = Fault(
 def _expire(lane: Lane, state: State) -> None:
     if state is State.BLOB_FLIGHT:
         lane.origin.expire_presigned()
-    elif state in BLOBS:
+    elif state is State.BLOB_COLD:
         lane.on_once("cdn", bad.replaced(403, b"<Error><Code>AccessDenied</Code></Error>"))
+    else:
+        lane.on("cdn", bad.replaced(403, b"<Error><Code>AccessDenied</Code></Error>"))
 
 
 def _has_expired(lane: Lane, state: State) -> None:
@@ -68,6 +70,9 @@ def _has_expired(lane: Lane, state: State) -> None:
         expect("403 whole", lane, lane.look(old, way=lane.cdn_way))
     elif state is State.BLOB_COLD:
         assert lane.once[0].applied == 1, "no address had expired"
+    else:
+        fresh = lane.origin.presign(lane.layers["cold"].digest, listener="cdn")
+        expect("403 whole", lane, lane.look("/cdn/" + fresh.partition("/cdn/")[2], way=lane.cdn_way))
 
 
 def _asks_for_a_fresh_one(story: Story, seen: Seen) -> None:
