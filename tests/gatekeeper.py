@@ -43,6 +43,12 @@ class TokenService:
             origin.on(kind, self._guard)
         origin.on("token", self._issue)
 
+    def grant(self) -> str:
+        """A token for the test's own use."""
+        token = secrets.token_urlsafe(16)
+        self.valid.add(token)
+        return token
+
     def take_back(self) -> None:
         """No token issued so far is good any more."""
         self.valid.clear()
@@ -67,8 +73,7 @@ class TokenService:
     def _issue(self, request: Request, answer: Answer) -> Answer:
         if self._login is not None and request.header("Authorization") != self._login:
             return challenged('Basic realm="token service"')(request, answer)
-        token = secrets.token_urlsafe(16)
-        self.valid.add(token)
+        token = self.grant()
         body = json.dumps(self._spell(token)).encode()
         return Answer.of(200, body, ("Content-Type", "application/json"))
 

@@ -195,7 +195,8 @@ class Lane:
         """What a plain client sees here now: `refused`, `reset`, `silence`, or status, bytes and end of the answer."""
         chosen = way or self.way
         address = chosen.address if chosen else (self.origin.registry.host, self.origin.registry.port)
-        return look(address, path or f"/v2/{REPO}/manifests/cached", method=method, tls=self.tls)
+        token = self.tokens and self.tokens.grant()
+        return look(address, path or f"/v2/{REPO}/manifests/cached", method=method, tls=self.tls, token=token)
 
     def look_at_range(self, tag: str, start: int) -> str:
         """The status and Content-Range that a plain client gets for the rest of a layer."""
@@ -256,19 +257,24 @@ def look(
     *,
     method: str = "GET",
     tls: ssl.SSLContext | None = None,
+    token: str | None = None,
     timeout_s: float = LOOK_S,
 ) -> str:
     """What a plain client sees.
 
     `refused`, `no connection`, `reset`, `closed` or `silence` when there is no answer, `tls` and the reason when there
-    is no trust; else the status and `whole`, `wrong` (whole, but not what its digest says), or how it ended and where.
+    is no trust; else the status and `whole`, `wrong` (whole, but not what its digest says), what is odd about it, or
+    how it ended and where.
     """
+    headers = {PLAIN[0]: PLAIN[1]} | ({"Authorization": f"Bearer {token}"} if token else {})
     try:
-        with Download(address, path, {PLAIN[0]: PLAIN[1]}, method=method, tls=tls, timeout_s=timeout_s) as download:
+        with Download(address, path, headers, method=method, tls=tls, timeout_s=timeout_s) as download:
             try:
                 download.head()
             except TimeoutError:
                 return "silence"
+            if kind := _oddity(download):
+                return f"{download.status} {kind}"
             body, ended = download.rest()
             if ended != "length":
                 return f"{download.status} {ended} at {download.received}"
@@ -285,6 +291,16 @@ def look(
         return "no connection"
     except ConnectionError:
         return "closed"
+
+
+def _oddity(download: Download) -> str:
+    lengths = {value for name, value in download.headers if name.lower() == "content-length"}
+    if len(lengths) > 1:
+        return "two lengths"
+    if lengths and download.header("Transfer-Encoding"):
+        return "length and chunks"
+    is_page = download.header("Content-Type") in ("text/html", "application/json")
+    return "page" if is_page and download.status == 200 else ""
 
 
 def wait_for(condition: Callable[[], bool], what: str, within_s: float) -> float:
