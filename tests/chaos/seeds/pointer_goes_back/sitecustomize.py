@@ -6,14 +6,18 @@ from typing import Any
 from dockyard.storage.local import LocalTier
 
 LATE_S = 0.1
-write_pointer = LocalTier.write_pointer
+move_pointer = LocalTier.move_pointer
 
 
-def _write_late(self: LocalTier, name: Any, tag: Any, pointer: Any) -> None:
-    before = self.read_pointer(name, tag)
-    write_pointer(self, name, tag, pointer)
-    if before is not None and before.digest != pointer.digest:
-        threading.Timer(LATE_S, write_pointer, (self, name, tag, before)).start()
+def _move_and_go_back(self: LocalTier, name: Any, tag: Any, old: Any, new: Any) -> bool:
+    has_moved = move_pointer(self, name, tag, old, new)
+    if has_moved and old is not None and old.digest != new.digest:
+        threading.Timer(LATE_S, _go_back, (self, name, tag, old)).start()
+    return has_moved
 
 
-LocalTier.write_pointer = _write_late  # type: ignore[method-assign]
+def _go_back(self: LocalTier, name: Any, tag: Any, before: Any) -> None:
+    move_pointer(self, name, tag, self.read_pointer(name, tag), before)
+
+
+LocalTier.move_pointer = _move_and_go_back  # type: ignore[method-assign]
