@@ -17,10 +17,10 @@ from collections.abc import Sequence
 import attrs
 
 from tests.chaos.limits import SLACK_S
-from tests.client import Member, Reply
+from tests.client import Ended, Member, Reply
 from tests.wire import Exchange
 
-ERROR_BYTES = 4096
+WASTE_BYTES = 64 * 1024
 
 
 @attrs.frozen
@@ -53,9 +53,11 @@ class Got:
     def of_member(cls, member: Member, took_s: float) -> "Got":
         """What one of a crowd has."""
         is_whole = member.ended == "length"
-        return cls(
-            member.status, member.headers, member.received, member.wrong_at is None, is_whole, took_s, member.ended
-        )
+        # The body of an error is kept, for its form.
+        ended: Ended = "length" if is_whole else "fin"
+        reply = Reply(member.status, member.headers, member.error, ended, took_s) if member.error else None
+        is_right = member.wrong_at is None
+        return cls(member.status, member.headers, member.received, is_right, is_whole, took_s, member.ended, reply)
 
     def describe(self) -> str:
         """In a word or two."""
@@ -106,6 +108,7 @@ class Outcome:
     gets: tuple[int, int] | None = None  # of bodies: manifests and blobs, at the registry
     is_stored: bool | None = None
     has_ranges: bool = False  # every body GET but the first asks for a range
+    waste_bytes: int | None = None  # what each of them may fetch twice, as the origin counts
     others: tuple["Outcome", ...] = ()
 
     def judge(self, seen: Seen) -> list[str]:
@@ -114,6 +117,15 @@ class Outcome:
         for other in self.others:
             found = found and other.judge(seen) and found
         return found
+
+    def judge_bytes(self, seen: Seen, size: int) -> list[str]:
+        """What is wrong with the bytes that the upstream sent for a layer of this size (I4)."""
+        if self.waste_bytes is None:
+            return []
+        bodies = seen.asked("blob", "cdn", method="GET")
+        sent = sum(each.sent_bytes for each in bodies)
+        bound = size + len(bodies) * self.waste_bytes
+        return [f"{sent} bytes from the upstream, expected {bound} at most"] if sent > bound else []
 
     def _judge(self, seen: Seen) -> list[str]:
         found = [problem for got in seen.got for problem in self._judge_answer(got)]
@@ -198,6 +210,7 @@ def resumed(gets: int, *, at_most: int | None = None) -> Outcome:
         gets=(1 + gets, 1 + (at_most or gets)),
         is_stored=True,
         has_ranges=True,
+        waste_bytes=WASTE_BYTES,
     )
 
 

@@ -20,7 +20,7 @@ from tests.chaos.lanes import Lane, wait_for
 from tests.chaos.limits import FAST_S, PROBE_EVERY_S, RECOVERY_S, SLACK_S, Limits
 from tests.chaos.outcomes import Got, Outcome, Seen, judge_always
 from tests.chaos.resolver import NameServer
-from tests.client import Crowd, Reply, ask
+from tests.client import Crowd, ask
 from tests.house import House
 
 FOLLOWERS = 9
@@ -61,7 +61,7 @@ class Trouble:
     `strike` begins it in a lane; `Lane.mend` ends it, and `mend` ends what that does not know of. `prove` raises
     unless the lane is struck. `outcomes` has what each state's clients must see: one outcome, and for a manifest by
     digest two (cached, not cached). `early`: states in which it must be there before the request is sent.
-    `more` are checks of single states after the first answers.
+    `more` and `after` are checks of single states, after the first answers and after the recovery.
     """
 
     name: str
@@ -77,6 +77,7 @@ class Trouble:
     point: float = 0.5  # the part of a layer in flight that has landed when it strikes
     is_blind: bool = False  # clients see nothing of a layer in flight before all of it is there
     more: Mapping[State, Callable[["Story", Seen], None]] = attrs.field(factory=dict)
+    after: Mapping[State, Callable[["Story"], None]] = attrs.field(factory=dict)  # all is well again
     workers: int = 2
     layer_bytes: int = 4 * 1024 * 1024
     is_direct: bool = False
@@ -154,7 +155,7 @@ class Story:
     def get(self, path: str, truth: bytes) -> Got:
         """One client."""
         got = Got.of(ask(self.house.address, path, timeout_s=PATIENCE_S), truth)
-        self._check_always(got, got.reply)
+        self.check_always(got)
         return got
 
     def see(self, path: str, truth: bytes, outcome: Outcome, digest: str) -> Seen:
@@ -170,6 +171,8 @@ class Story:
         requests = tuple(self.lane.seen())[before:]
         seen = Seen(got, requests, self.is_stored(digest))
         self.record.problems += outcome.judge(seen)
+        if digest in (layer.digest for layer in self.lane.layers.values()):
+            self.record.problems += outcome.judge_bytes(seen, self.lane.layers["cold"].size)
         self.record.seen += f"{' / ' if self.record.seen else ''}{seen.describe()}"
         self.record.requests += len(requests)
         self.record.received_bytes += sum(each.sent_bytes for each in requests)
@@ -211,13 +214,17 @@ class Story:
             self.record.recovery_s = round(wait_for(is_well, "well again", limit), 3)
         except AssertionError:
             self.record.problems.append(f"not well again {limit:.1f} s after the fault")
+        if after := self.trouble.after.get(self.state):
+            after(self)
 
     def _wait_stored(self, digest: str) -> None:
         deadline = time.monotonic() + STORED_WITHIN_S
         while not self.is_stored(digest) and time.monotonic() < deadline:
             time.sleep(0.02)
 
-    def _check_always(self, got: Got, reply: Reply | None) -> None:
+    def check_always(self, got: Got) -> None:
+        """What holds for every answer; and the form of an error (I8)."""
+        reply = got.reply
         self.record.problems += [each for each in judge_always(got) if each not in self.record.problems]
         if reply is None or got.status < 400:
             return
@@ -331,7 +338,7 @@ def _blob_flight(story: Story) -> None:
         got = tuple(Got.of_member(member, (member.ended_at or began_at) - began_at) for member in crowd.members)
     assert gate.begun == 1, "the layer was not begun before the fault"
     for each in got:
-        story._check_always(each, None)
+        story.check_always(each)
     (outcome,) = story.outcomes
     story.judge(outcome, got, truth.digest)
     story.finish(path, read_whole(truth))

@@ -210,12 +210,18 @@ def _broken_once() -> dict[State, tuple[Outcome, ...]]:
     return _outcomes(new(2), new(2), new(2), resumed(1), resumed(1))
 
 
+def _resumed_by_offset() -> dict[State, tuple[Outcome, ...]]:
+    """What the origin sent and toxiproxy threw away is not counted; that each GET asks for the rest is."""
+    uncounted = attrs.evolve(resumed(1), waste_bytes=None)
+    return {**_broken_once(), State.BLOB_COLD: (uncounted,), State.BLOB_FLIGHT: (uncounted,)}
+
+
 def _resetting(at: float) -> Trouble:
     return Trouble(
         f"at {at:.0%}".replace("%", " %"),
         strike=_reset(at),
         prove=_was_reset,
-        outcomes=_broken_once(),
+        outcomes=_resumed_by_offset(),
         prepare=_one_answer_each,
         early=frozenset({State.BLOB_FLIGHT}),
         point=at,
@@ -238,8 +244,8 @@ RESET = Fault(
                 stale(L.bad_content()),
                 error(503, L.bad_content()),
                 error(503, L.bad_content()),
-                resumed(3, at_most=9),
-                resumed(3, at_most=9),
+                attrs.evolve(resumed(3, at_most=9), waste_bytes=None),
+                attrs.evolve(resumed(3, at_most=9), waste_bytes=None),
             ),
             stays_stale=False,
         ),
@@ -462,7 +468,7 @@ RANGES = Fault(
     "U21",
     "Ranges ignored, or wrong",
     (
-        _ranging("200 instead of 206", bad.ignoring_range(), resumed(1)),
+        _ranging("200 instead of 206", bad.ignoring_range(), attrs.evolve(resumed(1), waste_bytes=2 * MIB)),
         _ranging("wrong Content-Range", _shift_range, cut(L.breaks())),
     ),
 )

@@ -12,9 +12,9 @@ import trustme
 
 from tests.chaos.cells import State
 from tests.chaos.lanes import Lane
-from tests.chaos.outcomes import Outcome, cut, error, hit, resumed, stale
+from tests.chaos.outcomes import WASTE_BYTES, Outcome, cut, error, hit, resumed, stale
 from tests.chaos.resolver import NameServer
-from tests.chaos.stories import Fault, Trouble, World
+from tests.chaos.stories import Fault, Story, Trouble, World
 from tests.chaos.upstream.proofs import L, expect, sees
 from tests.gatekeeper import want_authorization
 from tests.origin import basic
@@ -26,6 +26,12 @@ from tests.wire import TLS_HANDSHAKE
 def _refuse(lane: Lane, _: State) -> None:
     assert lane.way is not None
     lane.way.refuse()
+
+
+def _went_on(story: Story) -> None:
+    """What had landed was kept for a while: the next client's fetch went on from there."""
+    size, sent = story.lane.layers["cold"].size, story.lane.origin.sent_bytes("blob")
+    story.record.check(sent <= size + WASTE_BYTES, f"{sent} bytes were fetched of {size}")
 
 
 REFUSED = Fault(
@@ -44,6 +50,7 @@ REFUSED = Fault(
                 State.BLOB_COLD: (error(503, L.no()),),
                 State.BLOB_FLIGHT: (cut(L.breaks()),),
             },
+            after={State.BLOB_FLIGHT: _went_on},
             workers=4,
         ),
     ),
