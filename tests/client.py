@@ -79,9 +79,13 @@ class Download:
         self.received = 0
         self.began_at = time.monotonic()
         self.socket: socket.socket = _connect(address, timeout_s, receive_buffer)
-        if tls is not None:
-            self.socket = tls.wrap_socket(self.socket, server_hostname="localhost")
-        self.socket.sendall(request or request_bytes(method, path, address, headers or {}))
+        try:
+            if tls is not None:
+                self.socket = tls.wrap_socket(self.socket, server_hostname="localhost")
+            self.socket.sendall(request or request_bytes(method, path, address, headers or {}))
+        except OSError:
+            self.socket.close()
+            raise
         self.status = 0
         self.headers: tuple[tuple[str, str], ...] = ()
 

@@ -249,6 +249,7 @@ class Listener:
             if self._tls is not None:
                 connection = self._secure(raw, self._tls)
             elif raw.recv(1, socket.MSG_PEEK) == TLS_HANDSHAKE:
+                raw.recv(65536)
                 raw.sendall(b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\nThis port speaks plain HTTP.\n")
                 return
             left = b""

@@ -151,6 +151,7 @@ NO_CONNECTION = Fault(
 
 # U04
 
+OURS = ("127.0.0.1", "localhost")
 USER, PASSWORD = "ann", "canary-password-of-the-tls-upstream"
 
 
@@ -159,9 +160,9 @@ def _authority() -> trustme.CA:
     return trustme.CA()
 
 
-def _context(authority: trustme.CA, name: str, not_after: datetime | None = None) -> ssl.SSLContext:
+def _context(authority: trustme.CA, *names: str, not_after: datetime | None = None) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    authority.issue_cert(name, not_after=not_after).configure_cert(context)
+    authority.issue_cert(*names, not_after=not_after).configure_cert(context)
     return context
 
 
@@ -173,7 +174,7 @@ def _with_authority(directory: Path) -> Iterator[World]:
 
 def _speak_tls(lane: Lane, world: World) -> None:
     assert world.directory is not None
-    lane.origin.registry.secure(_context(_authority(), "127.0.0.1"))
+    lane.origin.registry.secure(_context(_authority(), *OURS))
     want_authorization(lane.origin, basic(USER, PASSWORD))
     lane.upstream.update(
         registry=f"https://{lane.front}",
@@ -201,7 +202,7 @@ def _reset_handshakes(lane: Lane, state: State) -> None:
 
 
 def _trust_again(lane: Lane) -> None:
-    lane.origin.registry.secure(_context(_authority(), "127.0.0.1"))
+    lane.origin.registry.secure(_context(_authority(), *OURS))
 
 
 def _untrusted(name: str, strike: Callable[[Lane, State], None], seen: str) -> Trouble:
@@ -224,7 +225,7 @@ def _untrusted(name: str, strike: Callable[[Lane, State], None], seen: str) -> T
 
 
 def _yesterday() -> ssl.SSLContext:
-    return _context(_authority(), "127.0.0.1", datetime.now(UTC) - timedelta(days=1))
+    return _context(_authority(), *OURS, not_after=datetime.now(UTC) - timedelta(days=1))
 
 
 NO_TRUST = Fault(
@@ -237,7 +238,7 @@ NO_TRUST = Fault(
         ),
         _untrusted(
             "unknown authority",
-            _present(lambda: _context(trustme.CA(), "127.0.0.1")),
+            _present(lambda: _context(trustme.CA(), *OURS)),
             "tls CERTIFICATE_VERIFY_FAILED",
         ),
         _untrusted("reset in the handshake", _reset_handshakes, "reset"),
