@@ -27,6 +27,7 @@ MAX_HEAD_BYTES = 1024 * 1024
 TICK_S = 0.02
 BACKLOG = 1024
 DEAF_AFTER_S = 0.2
+DEAF_WITHIN_S = 10.0
 TLS_HANDSHAKE = b"\x16"
 
 _MANIFEST_PATH = re.compile(r"/v2/(?P<repo>.+)/manifests/(?P<reference>[^/]+)")
@@ -157,6 +158,7 @@ class Listener:
         self._open: set[socket.socket] = set()
         self._lock = threading.Lock()
         self._is_deaf = False
+        self._takes_no_more = threading.Event()
         self._fillers: list[socket.socket] = []
         self.first_bytes: list[bytes] = []  # of each connection, while it is kept (`keep_first_bytes`)
         self.keep_first_bytes = False
@@ -197,6 +199,8 @@ class Listener:
         """Take no more connections: the kernel's queue is made short and filled, and drops what comes then."""
         assert self._socket is not None, "the listener is closed"
         self._is_deaf = True
+        self._fillers.append(socket.create_connection((self.host, self.port)))  # wakes the thread that takes them
+        assert self._takes_no_more.wait(DEAF_WITHIN_S), "the listener goes on"
         self._socket.listen(0)
         while True:
             filler = socket.socket()
@@ -213,6 +217,7 @@ class Listener:
             return
         assert self._socket is not None, "the listener is closed"
         self._is_deaf = False
+        self._takes_no_more.clear()
         for filler in self._fillers:
             filler.close()
         self._fillers.clear()
@@ -229,6 +234,7 @@ class Listener:
     def _accept(self, listening: socket.socket) -> None:
         while True:
             if self._is_deaf:
+                self._takes_no_more.set()
                 time.sleep(TICK_S)
                 continue
             try:

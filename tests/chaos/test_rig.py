@@ -37,7 +37,7 @@ def test_a_fault_is_there_without_dockyard(toxiproxy: Toxiproxy, tmp_path: Path,
     """A plain client sees it when it strikes, and neither before nor after."""
     trouble = TROUBLES[name]
     state = State.BLOB_CACHED  # where Dockyard asks for nothing: the fault is there for everybody
-    with trouble.world(tmp_path) as world, Lane(name, toxiproxy, direct=trouble.is_direct) as lane:
+    with trouble.world(tmp_path) as world, Lane("rig", toxiproxy, direct=trouble.is_direct) as lane:
         trouble.prepare(lane, world)
         _is_not_there(trouble, lane)
         trouble.strike(lane, state)

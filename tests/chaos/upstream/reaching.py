@@ -92,7 +92,7 @@ def _unname(mood: str) -> Trouble:
 
     def mend(lane: Lane) -> None:
         assert lane.names is not None
-        lane.names.moods.clear()
+        del lane.names.moods[_name(lane)]
 
     return Trouble(
         mood,
@@ -228,6 +228,11 @@ def _yesterday() -> ssl.SSLContext:
     return _context(_authority(), *OURS, not_after=datetime.now(UTC) - timedelta(days=1))
 
 
+def _broken(trouble: Trouble) -> Trouble:
+    """Toxiproxy ends the connections that are there: a layer in flight has to connect anew, and cannot."""
+    return attrs.evolve(trouble, outcomes={**trouble.outcomes, State.BLOB_FLIGHT: (cut(L.breaks()),)})
+
+
 NO_TRUST = Fault(
     "U04",
     "TLS fails",
@@ -241,7 +246,7 @@ NO_TRUST = Fault(
             _present(lambda: _context(trustme.CA(), *OURS)),
             "tls CERTIFICATE_VERIFY_FAILED",
         ),
-        _untrusted("reset in the handshake", _reset_handshakes, "reset"),
+        _broken(_untrusted("reset in the handshake", _reset_handshakes, "reset")),
         _untrusted("plain HTTP answer", _present(lambda: None), "tls (WRONG_VERSION_NUMBER|RECORD_LAYER_FAILURE)"),
     ),
 )
