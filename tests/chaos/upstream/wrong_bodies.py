@@ -1,0 +1,148 @@
+"""Bodies that are not what was asked for: other bytes, another length, a page."""
+
+import attrs
+
+from tests import misbehaviour as bad
+from tests.chaos.cells import State
+from tests.chaos.lanes import Lane
+from tests.chaos.outcomes import Outcome, Seen, cut, either, error, hit, new, resumed, stale
+from tests.chaos.stories import Fault, Story, Trouble
+from tests.chaos.upstream.bodies import by_state, spoilt
+from tests.chaos.upstream.proofs import L, sees
+from tests.origin import Change
+from tests.wire import Answer, Request
+
+# U10: the next request after wrong bytes fetches again, as the registry may be well by then (the table's quarantine of
+# five seconds would refuse it).
+
+
+JSON_PAGE = b'{"errors":[{"code":"UNAVAILABLE","message":"said the upstream"}]}'
+
+
+def _garbage(blob_cold: Outcome | None = None, blob_flight: Outcome | None = None) -> dict[State, tuple[Outcome, ...]]:
+    no = error(502, L.bad_content())
+    end = cut(L.breaks())
+    return by_state(stale(L.bad_content()), no, no, blob_cold or end, blob_flight or end)
+
+
+def _flip(at: float) -> Change:
+    return lambda request, answer: bad.flipped(int(at * (answer.body.size - 1)))(request, answer)
+
+
+def _other_bytes(request: Request, answer: Answer) -> Answer:
+    return bad.with_body(b"\x00" * (answer.stop - answer.start))(request, answer)
+
+
+def _wrong(name: str, change: Change) -> Trouble:
+    return Trouble(
+        name,
+        strike=spoilt(change),
+        prove=sees("200 wrong"),
+        outcomes=_garbage(),
+        early=frozenset({State.BLOB_FLIGHT}),
+        moves_tag=True,
+        stays_stale=False,  # an upstream that answers is not down
+        more={State.BLOB_COLD: _small_is_refused},
+    )
+
+
+def _small_is_refused(story: Story, _: Seen) -> None:
+    """Of a small blob no byte is sent before all are right."""
+    config = story.lane.images["cold"].config
+    got = story.get(story.lane.blob_path("cold").rpartition("/")[0] + f"/{config}", b"")
+    story.record.check(got.status in (200, 502), f"a small blob: status {got.status}")
+    story.record.check(got.status == 502 or story.is_stored(config), "a small blob was served unverified")
+
+
+WRONG = Fault(
+    "U10",
+    "Wrong bytes of the right length",
+    (
+        _wrong("one bit at 1 %", _flip(0.01)),
+        _wrong("the last byte", _flip(1.0)),
+        _wrong("all of it", _other_bytes),
+    ),
+)
+
+# U11
+
+
+def _two_lengths(request: Request, answer: Answer) -> Answer:
+    return answer.with_header("Content-Length", "12345")
+
+
+def _length_and_chunks(request: Request, answer: Answer) -> Answer:
+    size = answer.stop - answer.start
+    return bad.chunked()(request, answer).with_header("Content-Length", str(size // 2))
+
+
+def _too_small(request: Request, answer: Answer) -> Answer:
+    return attrs.evolve(answer, length=(answer.stop - answer.start) // 2)
+
+
+def _misfit(name: str, change: Change, seen: str, outcomes: dict[State, tuple[Outcome, ...]]) -> Trouble:
+    return attrs.evolve(_wrong(name, change), prove=sees(seen), outcomes=outcomes)
+
+
+_CHUNKS_WIN = by_state(new(2), new(2), new(2), new(), resumed(0))
+_NO_BYTE = error(502, L.bad_content())
+_CUT_OR_NOT = either(cut(L.breaks()), _NO_BYTE)
+
+# A body that ends ahead of its length was broken off, as far as anybody can see: 503, which clients try again.
+_BROKEN_OFF = error(503, L.bad_content())
+_TOO_LARGE = {**_garbage(), State.TAG_COLD: (_BROKEN_OFF,), State.MANIFEST: (hit(), _BROKEN_OFF)}
+
+LENGTH = Fault(
+    "U11",
+    "Wrong lengths",
+    (
+        _misfit("too small", _too_small, "200 wrong", _garbage(_CUT_OR_NOT, _CUT_OR_NOT)),
+        _misfit("too large", bad.claiming(1000), "200 fin at .*", _TOO_LARGE),
+        _misfit("other than the manifest says", bad.longer(b"x" * 1000), "200 wrong", _garbage()),
+        attrs.evolve(
+            _misfit("two lengths", _two_lengths, "200 two lengths", _garbage(_NO_BYTE, cut(L.breaks()))),
+            early=frozenset(),
+            breaks=True,
+        ),
+        attrs.evolve(
+            _misfit(
+                "length and chunks",
+                _length_and_chunks,
+                "200 length and chunks",
+                by_state(new(2), new(2), new(2), new(), resumed(0)),
+            ),
+            is_blind=True,
+            more={},  # all of it is right
+        ),
+    ),
+)
+
+# U19
+
+
+def _page(name: str, page: Change) -> Trouble:
+    return Trouble(
+        name,
+        strike=lambda lane, _: _show_pages(lane, page),
+        prove=sees("200 page"),
+        outcomes=_garbage(error(502, L.bad_content())),
+        breaks=True,
+        stays_stale=False,
+    )
+
+
+def _show_pages(lane: Lane, page: Change) -> None:
+    lane.on("manifest", page)
+    lane.on("blob", page)
+
+
+PAGES = Fault(
+    "U19",
+    "A page of a hotel network, or an error page with status 200",
+    (
+        _page("HTML", bad.html_page()),
+        _page("JSON", bad.replaced(200, JSON_PAGE, ("Content-Type", "application/json"))),
+    ),
+)
+
+WRONG_BODIES = (WRONG, LENGTH, PAGES)
