@@ -14,6 +14,7 @@ import trustme
 
 from tests import misbehaviour as bad
 from tests.bodies import Bytes, Synthetic, digest_of, read_whole
+from tests.client import Download
 from tests.origin import OCI_INDEX, OCI_MANIFEST, Origin
 from tests.wire import Ending
 
@@ -327,3 +328,49 @@ def test_a_proxy_leads_every_tunnel_to_the_origin(origin: Origin) -> None:
         assert connection.getresponse().read() == b"{}"
     assert [each.request.target for each in origin.seen("connect")] == ["registry.example.com:443"]
     assert ask(origin, "http://registry.example.com/v2/")[0].status == 200
+
+
+def test_a_listener_that_drops_syns(origin: Origin) -> None:
+    """Connections that are there go on, new ones are not made, and all is as before afterwards."""
+    origin.add_image("app", "v1")
+    listener = origin.registry
+    address = (listener.host, listener.port)
+    with Download(address, "/v2/app/manifests/v1") as before:
+        listener.deafen()
+        assert before.head().status == 200
+        for _ in range(2):
+            with pytest.raises(TimeoutError):
+                Download(address, "/v2/", timeout_s=0.3)
+        listener.hear()
+    assert ask(origin, "/v2/app/manifests/v1")[0].status == 200
+
+
+def test_a_body_that_trickles_until_it_may_hurry(origin: Origin) -> None:
+    """It comes in small pieces at its speed, and at once when the event is set."""
+    digest = origin.add_blob(b"x" * 10_000)
+    hurry = threading.Event()
+    origin.on("blob", bad.slow(1000, hurry))
+    with Download((origin.registry.host, origin.registry.port), f"/v2/app/blobs/{digest}") as download:
+        download.head()
+        began_at = time.monotonic()
+        assert download.read(300) == b"x" * 300
+        assert 0.2 <= time.monotonic() - began_at < 3
+        hurry.set()
+        body, ended = download.rest()
+    assert (len(body), ended) == (9700, "length")
+    assert time.monotonic() - began_at < 5
+
+
+def test_a_connection_that_ends_with_its_answer(origin: Origin) -> None:
+    """`Connection: close` in an answer is kept."""
+    origin.on("ping", bad.header("Connection", "close"))
+    with Download((origin.registry.host, origin.registry.port), "/v2/") as download:
+        download.head()
+        assert download.rest() == (b"{}", "length")
+        assert download.socket.recv(1) == b""
+
+
+def test_tls_to_a_port_of_plain_http(origin: Origin) -> None:
+    """It is answered in plain HTTP, as real servers do."""
+    with pytest.raises(ssl.SSLError, match=r"WRONG_VERSION_NUMBER|RECORD_LAYER_FAILURE"):
+        Download((origin.registry.host, origin.registry.port), "/v2/", tls=ssl.create_default_context())

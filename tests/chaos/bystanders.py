@@ -18,11 +18,12 @@ HEALTH_PER_S = 10
 HEALTHZ_S = 0.1
 # Two cores that everything shares, the origins and the clients too: below this, times say nothing of Dockyard.
 CONTROL_FLOOR_S = 0.5
-HEALTHZ_FLOOR_S = 1.0
+HEALTHZ_FLOOR_S = 1.5
 WORKER_BYTES = 128 * MIB
 CONNECTION_BYTES = 256 * 1024
 WORKER_BYTES_AT_MOST = 384 * MIB
 BASELINE_S = 1.0
+PACE_OF = 20
 
 
 @attrs.define
@@ -74,6 +75,10 @@ class Bystanders:
     def strike(self) -> None:
         """From here on times count as those under the fault."""
         self.control = Times()
+
+    def pace_s(self) -> float:
+        """How long a hit takes now, for the control client: half of the answers of late took longer."""
+        return Times(took_s=self.control.took_s[-PACE_OF:]).median() if self.control.took_s else 0.0
 
     def problems(self, connections: int) -> list[str]:
         """What they saw that must not be. `connections`: the most that were open to Dockyard."""

@@ -86,7 +86,9 @@ def _tell(
     with Bystanders(house, path, body.data) as bystanders:
         files_before = {pid: count_files(pid) for pid in house.dockyard.worker_pids()}
         met = threading.Barrier(len(lanes), action=bystanders.strike)
-        stories = [Story(house, lane, trouble, records[state], limits, met) for state, lane in lanes.items()]
+        stories = [
+            Story(house, lane, trouble, records[state], limits, met, bystanders.pace_s) for state, lane in lanes.items()
+        ]
         with ThreadPoolExecutor(len(stories)) as pool:
             list(pool.map(Story.tell, stories))
     leaks = _leaks_in_the_end(house, files_before)

@@ -28,9 +28,11 @@ EARLIER_BYTES = 128 * 1024
 UNSEEN_BYTES = 64 * 1024  # the tail that is held back, and what is under way
 BLIND_S = 0.5  # nothing tells when the last of ten clients is attached to a download that says nothing yet
 STORED_WITHIN_S = 5.0
+WARM_WITHIN_S = 20.0
 PATIENCE_S = 100.0
 REMEMBERED_FROM = 6  # the request from which on a breaker answers
 LATER = 10
+PACE = 3
 NEVER_TOLD = ("127.0.0.", "localhost", "X-Amz", "Signature", "Traceback", "canary")
 
 
@@ -97,10 +99,21 @@ class Fault:
 
 
 class Story:
-    """One cell, told in its lane. `met` is where all stories of a fault wait for each other before it strikes."""
+    """One cell, told in its lane.
+
+    `met` is where all stories of a fault wait for each other before it strikes; `pace_s` is how long a hit takes
+    elsewhere meanwhile.
+    """
 
     def __init__(
-        self, house: House, lane: Lane, trouble: Trouble, record: Record, limits: Limits, met: threading.Barrier
+        self,
+        house: House,
+        lane: Lane,
+        trouble: Trouble,
+        record: Record,
+        limits: Limits,
+        met: threading.Barrier,
+        pace_s: Callable[[], float],
     ) -> None:
         self.house = house
         self.lane = lane
@@ -110,6 +123,7 @@ class Story:
         self.struck_at = 0.0
         self.mended_at = 0.0
         self._met = met
+        self._pace_s = pace_s
         self._has_met = False
 
     @property
@@ -137,7 +151,11 @@ class Story:
     def warm(self, path: str, truth: bytes) -> None:
         """Have something cached."""
         got = self.get(path, truth)
-        assert (got.status, got.is_whole, got.is_right) == (200, True, True), f"{path}: {got.describe()}"
+        deadline = time.monotonic() + WARM_WITHIN_S
+        while (got.status, got.is_whole, got.is_right) != (200, True, True):  # short limits, on a machine with no time
+            assert time.monotonic() < deadline, f"{path}: {got.describe()}"
+            time.sleep(0.2)
+            got = self.get(path, truth)
         digest = got.header("Docker-Content-Digest") or ""
         wait_for(lambda: self.is_stored(digest), f"{path} is stored", STORED_WITHIN_S)
 
@@ -195,7 +213,8 @@ class Story:
         self.record.check(asked <= probes, f"{asked} requests upstream in {LATER} answers that should come from memory")
         self.record.check(all(got.header("Warning") for got in later), "not all later answers are marked stale")
         median = sorted(got.took_s for got in later)[LATER // 2]
-        self.record.check(median <= FAST_S, f"later answers take {median:.3f} s")
+        fast = max(FAST_S, PACE * self._pace_s())  # where everything is slow, no slower than a hit elsewhere
+        self.record.check(median <= fast, f"later answers take {median:.3f} s, expected {fast:.3f} s")
         self.record.seen += f", then {median * 1000:.0f} ms"
 
     def finish(self, path: str, truth: bytes) -> None:
