@@ -18,7 +18,7 @@ class Limits:
     """The settings that bound the waits, and what is fixed in the program (`lookup_s`, `answer_s`). In seconds."""
 
     connect_s: float = 1.0
-    check_s: float = 1.0
+    check_s: float = 2.0
     stall_s: float = 2.0
     lookup_s: float = 5.0
     answer_s: float = 10.0

@@ -24,7 +24,7 @@ INTRO = """\
 Made by `python -m tests.chaos.report` from the records of the fault matrix; not written by hand.
 
 Each line is a test: a fault, one of its variants, and what a client asks for meanwhile. The waits of these tests are
-shortened (`connect_timeout` 1 s, `check_timeout` 1 s, `stall_timeout` 2 s where no other is named); with other settings
+shortened (`connect_timeout` 1 s, `check_timeout` 2 s, `stall_timeout` 2 s where no other is named); with other settings
 the times follow. Where a digest manifest has two outcomes, the first is for one that is cached and the second for one
 that is not. "Seen" is from the run, on a shared machine of two cores; "well again" is how long after the end of the
 fault the first right and fresh answer came.

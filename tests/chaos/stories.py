@@ -32,7 +32,7 @@ WARM_WITHIN_S = 20.0
 PATIENCE_S = 100.0
 REMEMBERED_FROM = 6  # the request from which on a breaker answers
 LATER = 10
-PACE = 3
+PACE = 5
 NEVER_TOLD = ("127.0.0.", "localhost", "X-Amz", "Signature", "Traceback", "canary")
 
 
