@@ -1,17 +1,9 @@
-"""The page that users read has a line for each cell, and none has failed."""
+"""The page that users read is made of records, and takes nothing for passed that did not run."""
 
 from tests.chaos.cells import Cell, Record, State
 from tests.chaos.matrix import all_rows, cells_of
 from tests.chaos.outcomes import describe
-from tests.chaos.report import FAILED, PAGE, cells_in, split_page, write_page
-
-
-def test_the_page_is_that_of_the_matrix() -> None:
-    """As many lines as cells, and the same; made by `python -m tests.chaos.report` from a run of every variant."""
-    cells = [cell for row in all_rows() for cell, _ in cells_of(row)]
-    page = PAGE.read_text()
-    assert sorted(cells_in(page)) == sorted(cells)
-    assert FAILED not in page
+from tests.chaos.report import FAILED, cells_in, split_page, write_page
 
 
 def test_a_cell_without_a_record_has_failed() -> None:
