@@ -78,6 +78,8 @@ def _blob_cached(part: Part) -> None:
         by_port = workers_of_ports(part.house)
         part.scene.props["readers"] = {reader: by_port[reader.socket.getsockname()[1]] for reader in readers}
         part.meet()
+        victim, workers = part.scene.props["victim"], part.scene.props["readers"]
+        readers.sort(key=lambda reader: workers[reader] != victim)  # the time of those that are cut is looked at
         got = {reader: finish(part, reader) for reader in readers}
     judge_groups(part, got, part.scene.props["readers"], truth.digest)
     part.see(path, truth.data, hit(), truth.digest)
