@@ -262,7 +262,7 @@ class Part:
             crowd.run(
                 lambda: all(each.status and each.received >= place - UNSEEN_BYTES for each in crowd.members), PATIENCE_S
             )
-            assert gate.applied == 1, f"the layer was begun {gate.applied} times before the fault"
+            assert gate.begun == 1, f"the layer was begun {gate.begun} times before the fault"
             yield crowd
 
     def land(self, crowd: Crowd) -> tuple[Got, ...]:
