@@ -73,6 +73,7 @@ class Tags:
         registries: Mapping[str, Heads],
         threads: Threads,
         check_interval_s: float,
+        check_timeout_s: float,
     ) -> None:
         self._manifests = manifests
         self._stores = stores
@@ -80,7 +81,7 @@ class Tags:
         self._registries = registries
         self._threads = threads
         self._check_interval_s = check_interval_s
-        self._together = Together()
+        self._together = Together(join_within_s=check_timeout_s or float("inf"))
         self._checked: OrderedDict[Hashable, tuple[float, Resolution]] = OrderedDict()
 
     async def get(self, target: Target, tag: Tag) -> FoundTag:

@@ -74,7 +74,7 @@ class Worker:
         self.flights = Flights(stores, *with_upstreams)
         self.blobs = Blobs(stores, self.flights, self.registries, self.threads, redirects=storage.redirect)
         self.manifests = Manifests(stores, *with_upstreams)
-        self.tags = Tags(self.manifests, stores, *with_upstreams, limits.check_interval)
+        self.tags = Tags(self.manifests, stores, *with_upstreams, limits.check_interval, limits.check_timeout)
         self.listings = Listings(self.tier, *with_upstreams, limits.check_interval, limits.check_timeout)
         self.state = State(
             directory / blob_root(storage.prefix), directory / UNPUBLISHED, self._open_breakers, storage.max_size
