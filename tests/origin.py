@@ -305,7 +305,7 @@ class Origin:
             exchange.ended = "closed"
         finally:
             with self._changed:
-                exchange.ended_at = time.monotonic()
+                exchange.ended_at = min(exchange.ended_at, time.monotonic())
                 self._changed.notify_all()
         return exchange.ended == "whole" and request.header("Connection") != "close"
 

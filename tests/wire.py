@@ -361,6 +361,7 @@ class Sender:
 
     def _break(self, how: Ending) -> str:
         """End the connection visibly, after everything sent so far has left."""
+        self._exchange.ended_at = time.monotonic()  # before the peer can know
         if how == "rst":
             if not reset(self._connection, self._closing):
                 raise OriginClosedError
