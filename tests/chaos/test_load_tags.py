@@ -6,6 +6,7 @@ L05, a thousand hits on an old object, is in `tests/bucket/test_touch.py`.
 import threading
 import time
 from collections.abc import Callable
+from math import ceil
 from statistics import median
 
 import pytest
@@ -25,6 +26,7 @@ CONNECTIONS = 100
 PATH = "/v2/up.test/app/manifests/latest"
 UNKNOWN = "/v2/up.test/app/manifests/unknown"
 AT_ONCE = 64
+TRIES = 2  # what breaks off is tried once more
 
 
 @pytest.mark.parametrize("event", ["nothing", "it moves", "the upstream dies"])
@@ -63,7 +65,8 @@ def test_a_herd_on_a_tag(
     assert 1 <= heads_before <= seconds / 2 / CHECK_INTERVAL_S + 2
     heads_after = origin.count("manifest", "HEAD") - heads_before
     if event == "the upstream dies":
-        assert heads_after <= 2 + seconds / 2 / PROBE_EVERY_S
+        probes = 1 + ceil(seconds / 2 / PROBE_EVERY_S)
+        assert heads_after <= 1 + TRIES * probes  # the first of all found a connection that was open
         late = [each for each in after if each.began_at > happened_at + CHECK_INTERVAL_S + SLACK_S]
         assert late
         assert all(each.is_stale for each in late)
