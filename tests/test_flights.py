@@ -4,7 +4,6 @@ Each worker here is a `Flights` of its own with its own sockets, in one process;
 """
 
 import asyncio
-import contextlib
 import os
 import socket
 import threading
@@ -150,8 +149,7 @@ async def house(tmp_path: Path) -> AsyncIterator[House]:
     house.origin.gate.set()
     for worker in house.workers:
         worker.flights.stop()
-        with contextlib.suppress(OSError):
-            worker.peers.close()
+        worker.peers.close()
         worker.threads.close()
 
 

@@ -85,14 +85,17 @@ class Publisher:
 
     def follow(self, spool: Spool) -> bool:
         """Publish a blob while it is being fetched. False: no place is free, publish it when it is kept."""
-        if self._s3 is None or spool.size is None or not self._streaming.acquire(blocking=False):
+        if self._s3 is None or spool.size is None or not self._begin(BlobItem(spool.digest)):
             return False
-        try:
-            self._streams.submit(self._stream, self._s3, spool, spool.size, os.dup(spool.fd))
-        except (RuntimeError, OSError):  # shutting down, or a spool without a file
-            self._streaming.release()
-            return False
-        return True
+        if self._streaming.acquire(blocking=False):
+            try:
+                self._streams.submit(self._stream, self._s3, spool, spool.size, os.dup(spool.fd))
+            except (RuntimeError, OSError):  # shutting down, or a spool without a file
+                self._streaming.release()
+            else:
+                return True
+        self._end(BlobItem(spool.digest))
+        return False
 
     def remember(self, item: Item) -> None:
         """The item is about to be in the local tier and is not in the bucket."""
@@ -118,6 +121,7 @@ class Publisher:
             log.exception("publishing a blob ended in a fault of our own", digest=str(spool.digest))
         finally:
             self._streaming.release()
+            self._end(item)
             os.close(fd)
 
     def _publish(self, s3: S3Tier, item: Item) -> None:
@@ -213,13 +217,23 @@ class Publisher:
         self._paused_until = time.monotonic() + PAUSE_S
 
     def _submit(self, item: Item, errand: Callable[[S3Tier, Item], None]) -> None:
-        with self._mutex:
-            if item in self._running or self._stop.is_set():
-                return
-            self._running.add(item)
+        if not self._begin(item):
+            return
         try:
             self._errands.submit(self._run, item, errand)
         except RuntimeError:  # shutting down
+            self._end(item)
+
+    def _begin(self, item: Item) -> bool:
+        """Whether nobody brings or touches the item, so that the caller may; `_end` when done."""
+        with self._mutex:
+            if item in self._running or self._stop.is_set():
+                return False
+            self._running.add(item)
+            return True
+
+    def _end(self, item: Item) -> None:
+        with self._mutex:
             self._running.discard(item)
 
     def _run(self, item: Item, errand: Callable[[S3Tier, Item], None]) -> None:
@@ -231,8 +245,7 @@ class Publisher:
         except Exception:
             log.exception("an errand to S3 ended in a fault of our own", item=str(item))
         finally:
-            with self._mutex:
-                self._running.discard(item)
+            self._end(item)
 
 
 def _read_in_bucket(s3: S3Tier, item: ManifestItem) -> Manifest | None:

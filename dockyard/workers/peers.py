@@ -143,7 +143,9 @@ class Peers:
         """Stop listening."""
         if self._server is not None:
             self._server.close()
-        os.close(self._directory)
+        if self._directory >= 0:
+            os.close(self._directory)
+            self._directory = -1
 
     def _path(self, shard: int) -> str:
         return f"/proc/self/fd/{self._directory}/{socket_name(shard)}"
