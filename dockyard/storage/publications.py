@@ -15,6 +15,7 @@ import attrs
 from dockyard.errors import RegistryError
 from dockyard.oci.reference import Digest, Name, Tag
 
+BEING_BROUGHT_S = 5.0
 ABOUT_TO_BE_THERE_S = 600.0
 
 
@@ -101,6 +102,13 @@ class Publications:
             for path in sorted(self._directory.iterdir()):
                 with contextlib.suppress(OSError, ValueError):
                     yield parse_item(path.read_text())
+
+    def left_over(self) -> Iterator[Item]:
+        """The items that were not added a moment ago: whoever adds one brings it, if nothing happens to it."""
+        for item in self:
+            with contextlib.suppress(OSError):
+                if not 0 <= time.time() - self._path(item).stat().st_mtime < BEING_BROUGHT_S:
+                    yield item
 
     def _path(self, item: Item) -> Path:
         """A name of fixed length: those of items can be longer than a file system takes."""

@@ -157,7 +157,7 @@ class Publisher:
             pause = RETRY_EVERY_S
             if self._must_wait():
                 continue
-            for item in self._publications:
+            for item in self._publications.left_over():
                 if self._owns(item):
                     self._submit(item, self._publish)
             with contextlib.suppress(StorageFault):
