@@ -9,11 +9,9 @@ nobody can set, tells which ones: verifying touches the file.
 
 import contextlib
 import errno
-import fcntl
 import os
-import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import attrs
@@ -24,6 +22,7 @@ from dockyard.oci.reference import Digest, Name, Tag
 from dockyard.storage import keys
 from dockyard.storage.ages import Ages
 from dockyard.storage.eviction import SizeCap
+from dockyard.storage.files import alone_in, flush_directory, write_whole
 from dockyard.storage.publications import BlobItem, Item, ManifestItem, TagItem
 from dockyard.storage.spool import Spool
 
@@ -148,7 +147,7 @@ class LocalTier:
             os.fsync(spool.fd)
             path.parent.mkdir(parents=True, exist_ok=True)
             spool.path.rename(path)
-            _flush_directory(path.parent)
+            flush_directory(path.parent)
         except OSError as exc:
             log.warning("cannot keep a blob", digest=str(spool.digest), error=exc.strerror)
             return False
@@ -183,7 +182,7 @@ class LocalTier:
         So a process that was held up between asking the upstream and writing cannot undo what others wrote meanwhile.
         """
         key = keys.tag_key(self._prefix, name, tag)
-        with self._alone_in(self._path(key).parent):
+        with alone_in(self._path(key).parent):
             if self.read_pointer(name, tag) != old:
                 return False
             self._write(key, str(new.digest).encode())
@@ -251,22 +250,6 @@ class LocalTier:
                 return True
         return False
 
-    @contextlib.contextmanager
-    def _alone_in(self, directory: Path) -> Iterator[None]:
-        """Let no other process into this block for the same directory, unless the disk cannot tell."""
-        try:
-            directory.mkdir(parents=True, exist_ok=True)
-            lock = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        except OSError:  # nothing can be written there either
-            yield
-            return
-        try:
-            with contextlib.suppress(OSError):
-                fcntl.flock(lock, fcntl.LOCK_EX)
-            yield
-        finally:
-            os.close(lock)
-
     def _path(self, key: str) -> Path:
         return self.directory / key
 
@@ -281,20 +264,8 @@ class LocalTier:
             return None
 
     def _write(self, key: str, content: bytes) -> None:
-        path = self._path(key)
         try:
-            fd, temporary = tempfile.mkstemp(suffix=".tmp", dir=self.directory / PARTIAL)
-            try:
-                with open(fd, "wb") as file:
-                    file.write(content)
-                    file.flush()
-                    os.fsync(fd)
-                path.parent.mkdir(parents=True, exist_ok=True)
-                os.rename(temporary, path)
-            except BaseException:
-                Path(temporary).unlink(missing_ok=True)
-                raise
-            _flush_directory(path.parent)
+            write_whole(self._path(key), content, self.directory / PARTIAL)
         except OSError as exc:
             log.warning("cannot keep an object", key=key, error=exc.strerror)
 
@@ -306,14 +277,6 @@ def _has_digest(fd: int, digest: Digest) -> bool:
         hasher.update(chunk)
         offset += len(chunk)
     return digest.matches(hasher)
-
-
-def _flush_directory(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def _log_unless_absent(event: str, thing: object, exc: OSError) -> None:
