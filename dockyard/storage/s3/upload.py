@@ -91,7 +91,10 @@ def abort_upload(wire: Wire, key: str, upload_id: str) -> None:
 
 
 class _Upload:
-    """One multipart upload. Leaving the block without `complete` aborts it."""
+    """One multipart upload. Leaving the block without `complete` aborts it.
+
+    One whose beginning was not answered has no parts, so that it holds no room, and is left to `abort_stale_uploads`.
+    """
 
     def __init__(self, wire: Wire, key: str, headers: Mapping[str, str]) -> None:
         self._wire = wire
