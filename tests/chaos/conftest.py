@@ -9,19 +9,22 @@ pytest tests/chaos -m long                                full load, the tag's h
 
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 from xdist.scheduler import LoadScopeScheduling
 
+from tests.bucket.conftest import place, proxy, start
 from tests.chaos.cells import Record, State, append_record
+from tests.chaos.loads import KeepLoad, kept
 from tests.chaos.runs import run
 from tests.chaos.stories import Fault, Trouble
 from tests.chaos.town_fixtures import make_town, minio
 from tests.house_fixtures import make_house, origin
 from tests.rig.toxiproxy import Toxiproxy
 
-__all__ = ["make_house", "make_town", "minio", "origin"]
+__all__ = ["make_house", "make_town", "minio", "origin", "place", "proxy", "start"]
 
 RECORDS = "DOCKYARD_CHAOS_RECORDS"
 
@@ -101,6 +104,12 @@ def keep_record(request: pytest.FixtureRequest) -> Callable[[Record], None]:
             append_record(Path(path), record)
 
     return keep
+
+
+@pytest.fixture
+def keep_load(keep_record: Callable[[Record], None]) -> KeepLoad:
+    """Keep the records of cells of section L."""
+    return partial(kept, keep_record)
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""The whole matrix: the faults of all test modules of this package."""
+"""The whole matrix: the faults of all test modules of this package, and the loads."""
 
 import importlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Protocol
 
 from tests.chaos.cells import Cell, State
+from tests.chaos.loads import LOADS
 from tests.chaos.outcomes import Outcome
 
 
 class Variant(Protocol):
-    """A fault in one of its forms."""
+    """A fault or a load in one of its forms."""
 
     @property
     def name(self) -> str: ...
@@ -21,7 +22,7 @@ class Variant(Protocol):
 
 
 class Row(Protocol):
-    """A fault."""
+    """A fault or a load."""
 
     @property
     def id(self) -> str: ...
@@ -34,8 +35,8 @@ class Row(Protocol):
 
 
 def all_rows() -> list[Row]:
-    """Every fault, in the order of the matrix."""
-    rows: list[Row] = []
+    """Every fault and every load, in the order of the matrix."""
+    rows: list[Row] = list(LOADS)
     for path in sorted(Path(__file__).parent.glob("test_*.py")):
         module = importlib.import_module(f"tests.chaos.{path.stem}")
         rows += getattr(module, "FAULTS", ()) if path.stem != "test_rig" else ()
