@@ -14,7 +14,8 @@ from tests.chaos.cells import Cell, Record, State
 from tests.chaos.outcomes import Outcome, describe, hit, hit1, new
 from tests.origin import Origin
 
-MIB = 1024 * 1024
+KIB = 1024
+MIB = 1024 * KIB
 PROBLEM_CHARS = 500
 OK = frozenset({200})
 

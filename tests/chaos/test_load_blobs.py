@@ -1,4 +1,4 @@
-"""L01: a thousand clients on one object: a layer cold, cached and with a worker killed, a tag, a manifest.
+"""L01: a thousand clients on one layer: cold, cached, only in the bucket, and in flight while workers are killed.
 
 The smaller numbers run every day, the full ones with `-m long`.
 """
@@ -15,13 +15,18 @@ import pytest
 
 from tests import misbehaviour as bad
 from tests.bodies import Bytes
+from tests.bucket.place import Place
+from tests.bucket.pulls import NAME
+from tests.bucket.witness import Witness
 from tests.chaos.bounds import MemoryBound
+from tests.chaos.cells import State
+from tests.chaos.loads import ANOTHER, BUCKET, MIB, OWNER, UNDISTURBED, KeepLoad, note
 from tests.client import Crowd
 from tests.faults.watch import workers_of_ports, writers
-from tests.house import House, eventually, opened_at_exit, stays
+from tests.house import House, eventually, opened_at_exit
 from tests.origin import Origin
+from tests.stores.proxy import Proxy
 
-MIB = 1024 * 1024
 WORKERS = 4
 WITHIN_S = 400.0
 SLACK_S = 5.0  # two cores, shared with everything else that runs
@@ -39,46 +44,83 @@ def full_house(make_house: Callable[..., House], **settings: object) -> House:
 
 
 def _serve(crowd: Crowd) -> float:
+    """Until everybody has it, and all of it is right; seconds."""
     began_at = time.monotonic()
     crowd.run(within_s=WITHIN_S)
+    assert all(member.is_right for member in crowd.members), crowd.summary()
     return time.monotonic() - began_at
 
 
 @pytest.mark.parametrize(("clients", "mib"), HERDS)
-def test_a_herd_on_one_cold_layer(make_house: Callable[..., House], origin: Origin, clients: int, mib: int) -> None:
-    """L01: one GET, the layer's bytes once, everybody right, memory bounded, about as fast as from the cache."""
+def test_a_herd_on_one_cold_layer(
+    make_house: Callable[..., House], origin: Origin, keep_load: KeepLoad, clients: int, mib: int
+) -> None:
+    """One GET, the layer's bytes once, everybody right, memory bounded, about as fast as from the cache."""
     truth = Bytes(Random(1).randbytes(mib * MIB))
     path = f"/v2/up.test/app/blobs/{origin.add_blob(truth)}"
-    house = full_house(make_house)
-    with MemoryBound(house) as memory:
-        with house.crowd(path, truth, clients) as crowd:
-            cold_s = _serve(crowd)
-            assert all(member.is_right for member in crowd.members), crowd.summary()
-        assert origin.count("blob", "GET") == 1
-        assert origin.sent_bytes("blob") == truth.size
-        eventually(lambda: house.stored(truth.digest), "the layer is stored")
-        assert house.stored(truth.digest)[0].stat().st_size == truth.size
-        with house.crowd(path, truth, clients) as crowd:
-            warm_s = _serve(crowd)
-            assert all(member.is_right for member in crowd.members), crowd.summary()
-    assert origin.count("blob") == 1
-    assert cold_s <= 2 * warm_s + SLACK_S
-    memory.assert_held()
-    print(  # noqa: T201  the numbers are what the long run is for
-        f"cold {cold_s:.1f} s, cached {warm_s:.1f} s, {memory.peak / MIB:.0f} MiB, {memory.worst}"
-    )
+    with keep_load("L01", UNDISTURBED, State.BLOB_COLD, State.BLOB_CACHED) as (cold, cached):
+        house = full_house(make_house)
+        with MemoryBound(house) as memory:
+            with house.crowd(path, truth, clients) as crowd:
+                cold_s = _serve(crowd)
+            gets = origin.count("blob", "GET")
+            note(cold, f"{clients:,} x {mib} MiB in {cold_s:.1f} s, GETs: {gets}", origin, memory)
+            assert gets == 1
+            assert origin.sent_bytes("blob") == truth.size
+            eventually(lambda: house.stored(truth.digest), "the layer is stored")
+            assert house.stored(truth.digest)[0].stat().st_size == truth.size
+            origin.forget()
+            with house.crowd(path, truth, clients) as crowd:
+                warm_s = _serve(crowd)
+            note(
+                cached,
+                f"{clients:,} x {mib} MiB in {warm_s:.1f} s, requests upstream: {origin.count()}",
+                origin,
+                memory,
+            )
+        assert origin.count() == 0
+        assert cold_s <= 2 * warm_s + SLACK_S
+        memory.assert_held()
 
 
 @pytest.mark.parametrize(("clients", "mib"), HERDS)
-@pytest.mark.parametrize("victim", ["owner", "another worker"])
-def test_a_worker_is_killed_under_a_herd(
-    make_house: Callable[..., House], origin: Origin, clients: int, mib: int, victim: str
+def test_a_herd_on_a_layer_that_only_the_bucket_has(
+    start: Callable[..., House],
+    place: Place,
+    proxy: Proxy,
+    origin: Origin,
+    keep_load: KeepLoad,
+    clients: int,
+    mib: int,
 ) -> None:
-    """L01 with P01, P02: the clients of other workers finish; two GETs at most, one when it was not the owner."""
+    """No more GETs at S3 than workers, and none upstream."""
+    truth = Bytes(Random(3).randbytes(mib * MIB))
+    with keep_load("L01", BUCKET, State.BLOB_CACHED) as (record,):
+        key = place.put_blob(truth.data)
+        house = full_house(start, endpoint=proxy.host)
+        witness = Witness(proxy)
+        with MemoryBound(house) as memory, house.crowd(f"/v2/{NAME}/blobs/{truth.digest}", truth, clients) as crowd:
+            took_s = _serve(crowd)
+        gets = witness.of(key).count("GET")
+        note(record, f"{clients:,} x {mib} MiB in {took_s:.1f} s, GETs at S3: {gets}", origin, memory)
+        assert 1 <= gets <= WORKERS
+        assert origin.count() == 0
+        memory.assert_held()
+
+
+@pytest.mark.parametrize(("clients", "mib"), HERDS)
+@pytest.mark.parametrize("what", [UNDISTURBED, OWNER, ANOTHER])
+def test_a_herd_joins_a_layer_in_flight(
+    make_house: Callable[..., House], origin: Origin, keep_load: KeepLoad, clients: int, mib: int, what: str
+) -> None:
+    """All join the download that runs. With P01, P02: only the clients of a killed worker are cut off.
+
+    There is one GET, and a second one only when it was the owner that died.
+    """
     truth = Bytes(Random(2).randbytes(mib * MIB))
     path = f"/v2/up.test/app/blobs/{origin.add_blob(truth)}"
-    house = full_house(make_house, upstream={"stall_timeout": "300s"})  # it stalls until the whole herd is there
-    with contextlib.ExitStack() as stack:
+    with keep_load("L01", what, State.BLOB_FLIGHT) as (record,), contextlib.ExitStack() as stack:
+        house = full_house(make_house, upstream={"stall_timeout": "300s"})  # it stalls until the whole herd is there
         go_on = stack.enter_context(opened_at_exit(threading.Event()))
         origin.on("blob", bad.stalled(0.5, go_on))
         memory = stack.enter_context(MemoryBound(house))
@@ -87,42 +129,20 @@ def test_a_worker_is_killed_under_a_herd(
         (owner,) = writers(house)
         workers = workers_of_ports(house)
         of_member = {member: workers[member.socket.getsockname()[1]] for member in crowd.members}
-        killed = owner if victim == "owner" else next(pid for pid in of_member.values() if pid != owner)
-        os.kill(killed, signal.SIGKILL)
+        killed = {UNDISTURBED: None, OWNER: owner, ANOTHER: next(pid for pid in of_member.values() if pid != owner)}
+        victim = killed[what]
+        if victim is not None:
+            os.kill(victim, signal.SIGKILL)
+        went_on_at = time.monotonic()
         go_on.set()
         crowd.run(within_s=WITHIN_S)
+        took_s = time.monotonic() - went_on_at
         cut = {member for member in crowd.members if not member.is_right}
-        assert cut == {member for member, pid in of_member.items() if pid == killed}, crowd.summary()
+        gets, part = origin.count("blob", "GET"), origin.sent_bytes("blob") / truth.size
+        seen = f"{clients:,} x {mib} MiB, {len(cut)} cut, the others whole in {took_s:.1f} s from its half"
+        note(record, f"{seen}, GETs: {gets}, of {part:.2f} of the size", origin, memory)
+        assert cut == {member for member, pid in of_member.items() if pid == victim}, crowd.summary()
         assert all(member.wrong_at is None and member.ended in ("fin", "rst") for member in cut)
-    gets = origin.count("blob", "GET")
-    assert gets <= 2 if victim == "owner" else gets == 1
-    assert origin.sent_bytes("blob") <= 2 * truth.size
-    memory.assert_held()
-    print(  # noqa: T201  see above
-        f"{gets} GETs, {origin.sent_bytes('blob') / truth.size:.2f} of the size, {len(cut)} cut, "
-        f"{memory.peak / MIB:.0f} MiB, {memory.worst}"
-    )
-
-
-@pytest.mark.parametrize("clients", [200, pytest.param(1000, marks=[pytest.mark.long, pytest.mark.timeout(300)])])
-@pytest.mark.parametrize("kind", ["tag", "digest"])
-def test_a_herd_on_one_manifest(make_house: Callable[..., House], origin: Origin, clients: int, kind: str) -> None:
-    """L01: of a tag one HEAD for all who ask while it runs, cold or cached; of a manifest one GET, and none again."""
-    image = origin.add_image("app", "latest")
-    path = f"/v2/up.test/app/manifests/{'latest' if kind == 'tag' else image.digest}"
-    truth = Bytes(image.body)
-    house = full_house(make_house, upstream={"check_timeout": "60s"})
-    for is_cached in (False, True):
-        origin.forget()
-        with opened_at_exit(threading.Event()) as go_on:
-            rule = origin.on("manifest", bad.silent(go_on))
-            with house.crowd(path, truth, clients) as crowd:
-                if kind == "tag" or not is_cached:
-                    origin.wait_for(lambda: origin.count("manifest") > 0, "somebody asks")
-                    stays(lambda: origin.count("manifest") == 1, f"one asks, {clients} wait", 1.0)
-                go_on.set()
-                crowd.run()
-                assert all(member.is_right for member in crowd.members), crowd.summary()
-            origin.mend(rule)
-        assert origin.count("manifest", "HEAD") == (1 if kind == "tag" else 0)
-        assert origin.count("manifest", "GET") == (0 if is_cached else 1)
+        assert gets <= 2 if what == OWNER else gets == 1
+        assert part <= 2 if what == OWNER else part == 1
+        memory.assert_held()

@@ -1,23 +1,30 @@
-"""L02: as many objects as clients, all cold and at once: each is fetched once, and nobody is turned away."""
+"""L02: as many objects as clients and all at once: each is fetched once, and nobody is turned away."""
 
+import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from statistics import mean
 
 import attrs
 import pytest
 
+from tests import misbehaviour as bad
 from tests.bodies import Synthetic
 from tests.chaos.bounds import MemoryBound
-from tests.chaos.test_load_blobs import MIB, WORKERS, full_house
+from tests.chaos.cells import State
+from tests.chaos.loads import KIB, MIB, UNDISTURBED, KeepLoad, note
+from tests.chaos.stories import nothing
+from tests.chaos.test_load_blobs import SLACK_S, WORKERS, full_house
 from tests.client import ask
-from tests.house import House
-from tests.origin import Origin
+from tests.house import House, opened_at_exit
+from tests.origin import Image, Origin
 
 FILLS_AT_ONCE = 64 * WORKERS
 QUESTIONS_AT_ONCE = 32 * WORKERS
-PATIENCE_S = 240.0
+PATIENCE_S = 400.0
 CAP_BYTES = 4096 * MIB
+COUNTS = [200, pytest.param(1000, marks=[pytest.mark.long, pytest.mark.timeout(300)])]
 
 
 @attrs.frozen
@@ -28,65 +35,191 @@ class Fetched:
     is_right: bool
 
 
-def _fetch(house: House, truth: Synthetic) -> Fetched:
+def _fetch(house: House, truth: Synthetic, begun: Callable[[], object] = nothing) -> Fetched:
     began_at = time.monotonic()
     with house.download(f"/v2/up.test/app/blobs/{truth.digest}") as download:
         download.socket.settimeout(PATIENCE_S)
         download.head()
         first_byte_s = time.monotonic() - began_at
+        begun()
         is_right = download.status == 200 and download.length == truth.size and download.find_wrong(truth) is None
         return Fetched(first_byte_s, is_right)
 
 
-def _together(house: House, bodies: Sequence[Synthetic]) -> list[Fetched]:
+def _together(house: House, bodies: Sequence[Synthetic]) -> tuple[list[Fetched], float]:
+    """Each body for a client of its own, all at once; what they saw, and in how many seconds."""
+    began_at = time.monotonic()
     with ThreadPoolExecutor(len(bodies)) as pool:
-        return list(pool.map(lambda truth: _fetch(house, truth), bodies))
+        fetched = list(pool.map(lambda truth: _fetch(house, truth), bodies))
+    assert all(each.is_right for each in fetched), f"{sum(not each.is_right for each in fetched)} are not right"
+    return fetched, time.monotonic() - began_at
+
+
+def _add_bodies(origin: Origin, count: int, size: int) -> list[Synthetic]:
+    bodies = [Synthetic(size, first=number * 1000) for number in range(count)]
+    for body in bodies:
+        origin.add_blob(body)
+    return bodies
+
+
+def _assert_fetched_once(origin: Origin, bodies: Sequence[Synthetic]) -> None:
+    gets = [each.request.reference for each in origin.seen("blob", "GET")]
+    assert sorted(gets) == sorted(body.digest for body in bodies)
+    assert origin.at_once("blob", "GET") <= FILLS_AT_ONCE
+
+
+def _kept_bytes(house: House) -> int:
+    return sum(path.stat().st_size for path in house.dockyard.storage.glob("cache/blobs/**/*") if path.is_file())
 
 
 @pytest.mark.parametrize(
     ("count", "size"),
     [
-        pytest.param(200, 50_000, id="200 of 50 kB"),
+        pytest.param(200, 50 * KIB, id="200 of 50 KiB"),
         pytest.param(1000, 10 * MIB, id="1000 of 10 MiB", marks=[pytest.mark.long, pytest.mark.timeout(580)]),
     ],
 )
-def test_many_cold_layers(make_house: Callable[..., House], origin: Origin, count: int, size: int) -> None:
+def test_many_cold_layers(
+    make_house: Callable[..., House], origin: Origin, keep_load: KeepLoad, count: int, size: int
+) -> None:
     """One GET each, a bounded number at a time, everybody right, memory and disk within their bounds."""
-    bodies = [Synthetic(size, first=number * 1000) for number in range(count)]
-    for body in bodies:
-        origin.add_blob(body)
-    house = full_house(make_house, storage={"max_size": "4GiB"})
-    with MemoryBound(house) as memory:
-        began_at = time.monotonic()
-        fetched = _together(house, bodies)
-        took_s = time.monotonic() - began_at
-    assert all(each.is_right for each in fetched), f"{sum(not each.is_right for each in fetched)} are not right"
-    gets = [each.request.reference for each in origin.seen("blob", "GET")]
-    assert sorted(gets) == sorted(body.digest for body in bodies)
-    at_once = origin.at_once("blob", "GET")
-    assert at_once <= FILLS_AT_ONCE
-    memory.assert_held()
-    kept = sum(path.stat().st_size for path in house.dockyard.storage.glob("cache/blobs/**/*") if path.is_file())
-    assert kept <= CAP_BYTES * 1.05
-    waits = sorted(each.first_byte_s for each in fetched)
-    print(  # noqa: T201  the numbers are what the long run is for
-        f"{count} in {took_s:.1f} s, {at_once} at once, first byte: median {waits[count // 2]:.1f} s, last "
-        f"{waits[-1]:.1f} s, {memory.peak / MIB:.0f} MiB, {kept / MIB:.0f} MiB kept"
-    )
+    bodies = _add_bodies(origin, count, size)
+    with keep_load("L02", UNDISTURBED, State.BLOB_COLD) as (record,):
+        house = full_house(make_house, storage={"max_size": "4GiB"})
+        with MemoryBound(house) as memory:
+            fetched, took_s = _together(house, bodies)
+        waits = sorted(each.first_byte_s for each in fetched)
+        at_once, kept = origin.at_once("blob", "GET"), _kept_bytes(house)
+        note(
+            record,
+            f"{count:,} x {size // KIB:,} KiB in {took_s:.1f} s, {at_once} GETs at once, first byte: median "
+            f"{waits[count // 2]:.1f} s, last {waits[-1]:.1f} s, {kept / MIB:.0f} MiB kept",
+            origin,
+            memory,
+        )
+        _assert_fetched_once(origin, bodies)
+        memory.assert_held()
+        assert kept <= CAP_BYTES * 1.05
+        served_s = mean(each.ended_at - each.began_at for each in origin.seen("blob", "GET"))
+        assert waits[int(count * 0.99)] <= max(2 * served_s * count / FILLS_AT_ONCE, SLACK_S)
 
 
-@pytest.mark.parametrize("count", [200, pytest.param(1000, marks=[pytest.mark.long, pytest.mark.timeout(300)])])
-def test_many_tags(make_house: Callable[..., House], origin: Origin, count: int) -> None:
-    """Cold: one HEAD and one GET each. Cached: one HEAD each, and nothing else."""
-    images = [origin.add_image("app", f"v{number}", [f"layer {number}".encode()]) for number in range(count)]
-    house = full_house(make_house, upstream={"check_timeout": "60s"})
-    paths = [f"/v2/up.test/app/manifests/v{number}" for number in range(count)]
-    for is_cached in (False, True):
+@pytest.mark.parametrize(
+    ("count", "size"),
+    [
+        pytest.param(200, 50 * KIB, id="200 of 50 KiB"),
+        pytest.param(1000, MIB, id="1000 of 1 MiB", marks=[pytest.mark.long, pytest.mark.timeout(300)]),
+    ],
+)
+def test_many_cached_layers(
+    make_house: Callable[..., House], origin: Origin, keep_load: KeepLoad, count: int, size: int
+) -> None:
+    """Everybody right, and nothing reaches the upstream."""
+    bodies = _add_bodies(origin, count, size)
+    with keep_load("L02", UNDISTURBED, State.BLOB_CACHED) as (record,):
+        house = full_house(make_house)
+        _together(house, bodies)
         origin.forget()
-        with ThreadPoolExecutor(count) as pool:
-            replies = list(pool.map(lambda path: ask(house.address, path, timeout_s=PATIENCE_S), paths))
-        assert [reply.body for reply in replies] == [image.body for image in images]
-        assert all(reply.header("Warning") is None for reply in replies)
-        assert origin.count("manifest", "HEAD") == count
-        assert origin.count("manifest", "GET") == (0 if is_cached else count)
-        assert origin.at_once("manifest") <= QUESTIONS_AT_ONCE
+        with MemoryBound(house) as memory:
+            _, took_s = _together(house, bodies)
+        note(record, f"{count:,} x {size // KIB:,} KiB in {took_s:.1f} s", origin, memory)
+        assert origin.count() == 0
+        memory.assert_held()
+
+
+@pytest.mark.parametrize(
+    ("count", "size"),
+    [
+        pytest.param(100, 2 * MIB, id="100 of 2 MiB"),
+        pytest.param(1000, 10 * MIB, id="1000 of 10 MiB", marks=[pytest.mark.long, pytest.mark.timeout(800)]),
+    ],
+)
+def test_many_layers_in_flight(
+    make_house: Callable[..., House], origin: Origin, keep_load: KeepLoad, count: int, size: int
+) -> None:
+    """A second client for each while as many as may are half fetched and the others wait: still one GET each."""
+    bodies = _add_bodies(origin, count, size)
+    in_flight = min(count, FILLS_AT_ONCE)
+    with (
+        keep_load("L02", UNDISTURBED, State.BLOB_FLIGHT) as (record,),
+        ThreadPoolExecutor(2 * count) as pool,
+        opened_at_exit(threading.Event()) as go_on,
+    ):
+        house = full_house(make_house, storage={"max_size": "4GiB"}, upstream={"stall_timeout": "300s"})
+        origin.on("blob", bad.stalled(0.5, go_on))
+        begun = threading.Semaphore(0)
+        with MemoryBound(house) as memory:
+            downloads = []
+            for _ in ("the first", "the second"):
+                downloads += [pool.submit(_fetch, house, body, begun.release) for body in bodies]
+                for _ in range(in_flight):
+                    assert begun.acquire(timeout=PATIENCE_S), "not all that are half fetched are half served"
+            went_on_at = time.monotonic()
+            go_on.set()
+            fetched = [download.result() for download in downloads]
+            took_s = time.monotonic() - went_on_at
+        at_once = origin.at_once("blob", "GET")
+        seen = f"2 x {count:,} x {size // KIB:,} KiB in {took_s:.1f} s, {at_once} of them half fetched before"
+        note(record, seen, origin, memory)
+        assert all(each.is_right for each in fetched), f"{sum(not each.is_right for each in fetched)} are not right"
+        _assert_fetched_once(origin, bodies)
+        memory.assert_held()
+        assert _kept_bytes(house) <= CAP_BYTES * 1.05
+
+
+def _add_images(origin: Origin, count: int) -> list[Image]:
+    return [origin.add_image("app", f"v{number}", [f"layer {number}".encode()]) for number in range(count)]
+
+
+def _ask_together(house: House, images: Sequence[Image], references: Sequence[str]) -> float:
+    """Each manifest for a client of its own, all at once, and all right and fresh; in how many seconds."""
+    began_at = time.monotonic()
+    paths = [f"/v2/up.test/app/manifests/{reference}" for reference in references]
+    with ThreadPoolExecutor(len(paths)) as pool:
+        replies = list(pool.map(lambda path: ask(house.address, path, timeout_s=PATIENCE_S), paths))
+    took_s = time.monotonic() - began_at
+    assert [reply.body for reply in replies] == [image.body for image in images]
+    assert all(reply.header("Warning") is None for reply in replies)
+    return took_s
+
+
+@pytest.mark.parametrize("count", COUNTS)
+def test_many_tags(make_house: Callable[..., House], origin: Origin, keep_load: KeepLoad, count: int) -> None:
+    """Cold: one HEAD and one GET each. Cached: one HEAD each, and nothing else."""
+    images = _add_images(origin, count)
+    with keep_load("L02", UNDISTURBED, State.TAG_COLD, State.TAG_CACHED) as (cold, cached):
+        house = full_house(make_house, upstream={"check_timeout": "60s"})
+        with MemoryBound(house) as memory:
+            for record, expected_gets in ((cold, count), (cached, 0)):
+                origin.forget()
+                took_s = _ask_together(house, images, [image.tag for image in images])
+                heads, gets = origin.count("manifest", "HEAD"), origin.count("manifest", "GET")
+                at_once = origin.at_once("manifest")
+                seen = f"{count:,} in {took_s:.1f} s, HEADs: {heads}, GETs: {gets}, {at_once} at once"
+                note(record, seen, origin, memory)
+                assert (heads, gets) == (count, expected_gets)
+                assert at_once <= QUESTIONS_AT_ONCE
+        memory.assert_held()
+
+
+@pytest.mark.parametrize("count", COUNTS)
+def test_many_manifests_by_digest(
+    make_house: Callable[..., House], origin: Origin, keep_load: KeepLoad, count: int
+) -> None:
+    """Cold: one GET each. Cached: nothing."""
+    images = _add_images(origin, count)
+    digests = [image.digest for image in images]
+    with keep_load("L02", UNDISTURBED, State.MANIFEST) as (record,):
+        house = full_house(make_house, upstream={"check_timeout": "60s"})
+        with MemoryBound(house) as memory:
+            cold_s = _ask_together(house, images, digests)
+            at_once = origin.at_once("manifest")
+            assert sorted(each.request.reference for each in origin.seen("manifest", "GET")) == sorted(digests)
+            assert origin.count() == count
+            assert at_once <= QUESTIONS_AT_ONCE
+            origin.forget()
+            cached_s = _ask_together(house, images, digests)
+        seen = f"{count:,} not cached in {cold_s:.1f} s, {at_once} GETs at once; cached in {cached_s:.1f} s"
+        note(record, f"{seen}, requests upstream: {origin.count()}", origin, memory)
+        assert origin.count() == 0
+        memory.assert_held()
