@@ -186,6 +186,14 @@ def test_a_manifest_that_breaks_off_is_asked_for_once_more(ward: Ward, image: Im
     assert ward.origin.count("manifest") == 2
 
 
+def test_a_registry_that_hangs_up_is_asked_for_a_manifest_twice(ward: Ward, image: Image) -> None:
+    """What ended before its answer is tried once more in one place, not in two."""
+    ward.origin.on("manifest", bad.hanging_up())
+    with pytest.raises(Unavailable):
+        ward.registry().get_manifest("lib/app", Digest.parse(image.digest))
+    assert methods(ward.origin.seen()) == ["GET", "GET"]
+
+
 def test_a_manifest_that_always_breaks_off_is_an_error(ward: Ward, image: Image) -> None:
     """After two tries, and it does not close the registry to others: it did answer."""
     ward.origin.on("manifest", bad.cut(50, "rst"))

@@ -156,16 +156,17 @@ class Registry:
         return descriptor
 
     def _get_manifest(self, repository: str, reference: Reference, budget: Budget) -> Manifest:
+        """A body that breaks off is asked for once more; a connection without an answer was already tried twice."""
         question = Question("GET", repository, reference, accept=ACCEPT_HEADER)
+        reply = self._ask(question, budget)
         try:
-            return self._fetch_manifest(question, budget)
+            return self._read_manifest(reply, question)
         except Fault as fault:
             if not fault.is_broken:
                 raise
-        return self._fetch_manifest(question, budget)
+        return self._read_manifest(self._ask(question, budget), question)
 
-    def _fetch_manifest(self, question: Question, budget: Budget) -> Manifest:
-        reply = self._ask(question, budget)
+    def _read_manifest(self, reply: Reply, question: Question) -> Manifest:
         answer = reply.answer
         note_limits(self._who, answer)
         if answer.status != 200:
