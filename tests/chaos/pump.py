@@ -1,4 +1,4 @@
-"""One path asked for at a steady rate over kept connections, by one thread: what each answer said, and when.
+"""Paths asked for at a steady rate over kept connections, by one thread: what each answer said, and when.
 
 Cheap on purpose (a thousand requests a second are a fifth of a core), because it shares the machine with the servers
 that it asks. Every body is hashed and compared with the digest that the answer names.
@@ -9,7 +9,9 @@ import selectors
 import socket
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import repeat
 from typing import Self
 
 import attrs
@@ -47,14 +49,17 @@ class _Line:
 
 
 class Pump:
-    """`answers` has what came, `failures` how often a connection ended without an answer."""
+    """`answers` has what came, `failures` how often a connection ended without an answer.
 
-    def __init__(self, address: tuple[str, int], path: str, connections: int) -> None:
+    `path` is the one that is always asked for, or as many as will be.
+    """
+
+    def __init__(self, address: tuple[str, int], path: str | Iterable[str], connections: int) -> None:
         self.answers: list[Answer] = []
         self.failures = 0
         self.unasked = 0  # the time had come and every connection still waited
         self._address = address
-        self._request = request_bytes("GET", path, address, {})
+        self._paths = repeat(path) if isinstance(path, str) else iter(path)
         self._selector = selectors.DefaultSelector()
         self._idle: deque[_Line | None] = deque([None] * connections)
         self._busy: set[_Line] = set()
@@ -97,7 +102,7 @@ class Pump:
                 self._selector.register(line.socket, selectors.EVENT_READ, line)
             line.began_at = began_at
             self._busy.add(line)
-            line.socket.sendall(self._request)
+            line.socket.sendall(request_bytes("GET", next(self._paths), self._address, {}))
         except OSError:
             self._drop(line)
 
@@ -155,3 +160,9 @@ class Pump:
         self._selector.unregister(line.socket)
         line.socket.close()
         self._idle.append(None)
+
+
+def run_together(pumps: Sequence[Pump], rate_per_s: float, for_s: float) -> list[list[Answer]]:
+    """Each at this rate and all at once; the answers of each."""
+    with ThreadPoolExecutor(len(pumps)) as pool:
+        return list(pool.map(lambda pump: pump.run(rate_per_s, for_s), pumps))

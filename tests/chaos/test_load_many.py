@@ -17,7 +17,7 @@ from tests.chaos.loads import KIB, MIB, UNDISTURBED, KeepLoad, note
 from tests.chaos.stories import nothing
 from tests.chaos.test_load_blobs import SLACK_S, WORKERS, full_house
 from tests.client import ask
-from tests.house import House, opened_at_exit
+from tests.house import House, opened_at_exit, stays
 from tests.origin import Image, Origin
 
 FILLS_AT_ONCE = 64 * WORKERS
@@ -171,15 +171,27 @@ def _add_images(origin: Origin, count: int) -> list[Image]:
     return [origin.add_image("app", f"v{number}", [f"layer {number}".encode()]) for number in range(count)]
 
 
-def _ask_together(house: House, images: Sequence[Image], references: Sequence[str]) -> float:
-    """Each manifest for a client of its own, all at once, and all right and fresh; in how many seconds."""
-    began_at = time.monotonic()
+def _ask_together(
+    house: House, origin: Origin, images: Sequence[Image], references: Sequence[str], *, asks: bool = True
+) -> float:
+    """Each manifest for a client of its own, all at once, and all right and fresh; how long the last one took.
+
+    When that `asks` the upstream, it is silent until as many questions are there as may be at once: time begins then.
+    """
     paths = [f"/v2/up.test/app/manifests/{reference}" for reference in references]
-    with ThreadPoolExecutor(len(paths)) as pool:
-        replies = list(pool.map(lambda path: ask(house.address, path, timeout_s=PATIENCE_S), paths))
-    took_s = time.monotonic() - began_at
-    assert [reply.body for reply in replies] == [image.body for image in images]
-    assert all(reply.header("Warning") is None for reply in replies)
+    with ThreadPoolExecutor(len(paths)) as pool, opened_at_exit(threading.Event()) as go_on:
+        rule = origin.on("manifest", bad.silent(go_on))
+        replies = [pool.submit(ask, house.address, path, timeout_s=PATIENCE_S) for path in paths]
+        if asks:
+            origin.wait_for(lambda: origin.count() >= QUESTIONS_AT_ONCE, f"{QUESTIONS_AT_ONCE} at once")
+            stays(lambda: origin.count() == QUESTIONS_AT_ONCE, f"{QUESTIONS_AT_ONCE} at once", 1.0)
+        began_at = time.monotonic()
+        go_on.set()
+        bodies = [reply.result().body for reply in replies]
+        took_s = time.monotonic() - began_at
+    origin.mend(rule)
+    assert bodies == [image.body for image in images]
+    assert all(reply.result().header("Warning") is None for reply in replies)
     return took_s
 
 
@@ -192,7 +204,7 @@ def test_many_tags(make_house: Callable[..., House], origin: Origin, keep_load: 
         with MemoryBound(house) as memory:
             for record, expected_gets in ((cold, count), (cached, 0)):
                 origin.forget()
-                took_s = _ask_together(house, images, [image.tag for image in images])
+                took_s = _ask_together(house, origin, images, [image.tag for image in images])
                 heads, gets = origin.count("manifest", "HEAD"), origin.count("manifest", "GET")
                 at_once = origin.at_once("manifest")
                 seen = f"{count:,} in {took_s:.1f} s, HEADs: {heads}, GETs: {gets}, {at_once} at once"
@@ -212,13 +224,13 @@ def test_many_manifests_by_digest(
     with keep_load("L02", UNDISTURBED, State.MANIFEST) as (record,):
         house = full_house(make_house, upstream={"check_timeout": "60s"})
         with MemoryBound(house) as memory:
-            cold_s = _ask_together(house, images, digests)
+            cold_s = _ask_together(house, origin, images, digests)
             at_once = origin.at_once("manifest")
             assert sorted(each.request.reference for each in origin.seen("manifest", "GET")) == sorted(digests)
             assert origin.count() == count
             assert at_once <= QUESTIONS_AT_ONCE
             origin.forget()
-            cached_s = _ask_together(house, images, digests)
+            cached_s = _ask_together(house, origin, images, digests, asks=False)
         seen = f"{count:,} not cached in {cold_s:.1f} s, {at_once} GETs at once; cached in {cached_s:.1f} s"
         note(record, f"{seen}, requests upstream: {origin.count()}", origin, memory)
         assert origin.count() == 0

@@ -1,0 +1,109 @@
+"""L06: everybody asks again every second while the upstream is down, and when it is back."""
+
+import contextlib
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from statistics import median
+
+import pytest
+
+from tests import misbehaviour as bad
+from tests.bodies import Synthetic
+from tests.chaos.bounds import MemoryBound
+from tests.chaos.cells import Record, State
+from tests.chaos.limits import FAST_S, PROBE_EVERY_S, RECOVERY_S
+from tests.chaos.loads import KIB, STORM, KeepLoad, note
+from tests.chaos.pump import Answer, Pump, run_together
+from tests.chaos.test_load_blobs import full_house
+from tests.house import House
+from tests.origin import Origin
+
+AT_ONCE = 64
+TRIES = 2  # what breaks off is tried once more
+SLACK_S = 1.0  # two cores, shared with everything else that runs
+COLD = {502, 503}
+
+
+def _add_things(origin: Origin) -> tuple[dict[State, list[str]], list[str]]:
+    """What is asked for in each state, and which of it must have been asked for before."""
+    by_digest, unknown_by_digest = origin.add_image("app", None, [b"one"]), origin.add_image("app", None, [b"two"])
+    origin.add_image("app", "known")
+    origin.add_image("app", "unknown")
+    blob, unknown_blob = (origin.add_blob(Synthetic(64 * KIB, first=number)) for number in (1, 2))
+    manifests, blobs = "/v2/up.test/app/manifests", "/v2/up.test/app/blobs"
+    paths = {
+        State.TAG_CACHED: [f"{manifests}/known"],
+        State.TAG_COLD: [f"{manifests}/unknown"],
+        State.MANIFEST: [f"{manifests}/{by_digest.digest}", f"{manifests}/{unknown_by_digest.digest}"],
+        State.BLOB_CACHED: [f"{blobs}/{blob}"],
+        State.BLOB_COLD: [f"{blobs}/{unknown_blob}"],
+    }
+    return paths, [paths[state][0] for state in (State.TAG_CACHED, State.MANIFEST, State.BLOB_CACHED)]
+
+
+def _judge_while_down(record: Record, answers: Sequence[Answer], *, is_cached: bool) -> None:
+    found = {(each.status, each.is_stale) for each in answers}
+    is_stale = record.cell.state is State.TAG_CACHED
+    is_right = found == {(200, is_stale)} if is_cached else {status for status, _ in found} <= COLD
+    record.check(is_right, f"while it is down: {found}")
+    took_s = median(each.took_s for each in answers)
+    record.check(took_s < FAST_S, f"while it is down half of the answers take longer than {took_s:.3f} s")
+
+
+def _judge_after(record: Record, answers: Sequence[Answer], back_at: float, *, was_well: bool) -> None:
+    late = {(each.status, each.is_stale) for each in answers if each.began_at > back_at + RECOVERY_S}
+    record.check(late == {(200, False)}, f"{RECOVERY_S} s after its return: {late}")
+    record.check(all(each.is_right for each in answers), "WRONG BYTES SERVED WHOLE")
+    well = [each.ended_at - back_at for each in answers if (each.status, each.is_stale) == (200, False)]
+    if well and not was_well:
+        record.recovery_s = min(well)
+
+
+@pytest.mark.parametrize(
+    ("clients", "seconds"),
+    [
+        pytest.param(100, 7, id="100 clients"),
+        pytest.param(500, 60, id="500 clients", marks=[pytest.mark.long, pytest.mark.timeout(180)]),
+    ],
+)
+def test_a_storm_of_retries(
+    make_house: Callable[..., House], origin: Origin, keep_load: KeepLoad, clients: int, seconds: int
+) -> None:
+    """Each wants one of six things: one probe now and then, and no rush when the upstream is back."""
+    paths, cached = _add_things(origin)
+    wanted = [(state, path) for state in paths for path in paths[state]]
+    of_each = clients // len(wanted)
+    with keep_load("L06", STORM, *paths) as records, contextlib.ExitStack() as stack:
+        record_of = dict(zip(paths, records, strict=True))
+        house = full_house(make_house)
+        closing = origin.on(None, bad.header("Connection", "close"))  # a try on a kept connection would not count
+        for path in cached:
+            assert house.get(path).status == 200
+        origin.mend(closing)
+        memory = stack.enter_context(MemoryBound(house))
+        pumps = [stack.enter_context(Pump(house.address, path, of_each)) for _, path in wanted]
+        down = origin.on(None, bad.hanging_up("rst"))
+        origin.forget()
+        answers = run_together(pumps, of_each, seconds)
+        asked = origin.count()
+        for (state, path), of_path in zip(wanted, answers, strict=True):
+            seen = f"{clients} clients for {seconds} s; of all, requests upstream: {asked}"
+            note(record_of[state], seen, origin, memory)
+            _judge_while_down(record_of[state], of_path, is_cached=path in cached)
+        origin.forget()
+        origin.mend(down)
+        back_at = time.monotonic()
+        answers = run_together(pumps, of_each, RECOVERY_S + SLACK_S)
+        for (state, path), of_path in zip(wanted, answers, strict=True):
+            was_well = path in cached and state is not State.TAG_CACHED
+            _judge_after(record_of[state], of_path, back_at, was_well=was_well)
+        for record in records:
+            record.seen += f"; {origin.at_once()} at once afterwards"
+        questions = len(wanted) - 2  # the manifest by digest and the blob that are cached are never asked for
+        assert asked <= TRIES * (questions + seconds / PROBE_EVERY_S)
+        assert origin.at_once() <= AT_ONCE
+        fetched = Counter(each.request.reference for each in origin.seen(method="GET"))
+        assert max(fetched.values()) <= 2, fetched  # by the probe that found it well, and for all who wait
+        assert [pump.failures for pump in pumps] == [0] * len(pumps)
+        memory.assert_held()
