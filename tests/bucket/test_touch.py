@@ -1,9 +1,11 @@
-"""Touching: what is pulled stays young in the bucket, at one copy for each object and threshold."""
+"""Touching: what is pulled stays young in the bucket.
+
+That a thousand hits cost one copy of each object is row L05 of the matrix: `tests/chaos/test_load_touch.py`.
+"""
 
 import os
 import time
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -11,14 +13,12 @@ from tests.bodies import digest_of
 from tests.bucket.place import Place, blob_key
 from tests.bucket.pulls import NAME, add_images, add_index, fetch, fill, layer, pull, put_by_hand
 from tests.bucket.witness import Witness
-from tests.client import ask
 from tests.house import House, eventually, stays
 from tests.origin import Origin
 from tests.stores.proxy import Forward, Proxy, Request
 
 DAY_S = 86_400
 QUIET_S = 1.5
-HITS = 1_000
 WITHIN_S = 10.0
 
 
@@ -41,37 +41,6 @@ def see_young(place: Place, keys: Iterable[str]) -> None:
         eventually(are_young, "young", WITHIN_S)
     except AssertionError:
         pytest.fail(f"not touched within {WITHIN_S} s: {sorted(old)}")
-
-
-def hit(house: House, path: str, times: int) -> None:
-    """Ask for the same many times, a few at once."""
-    with ThreadPoolExecutor(8) as pool:
-        statuses = list(pool.map(lambda _: ask(house.address, path).status, range(times)))
-    assert statuses == [200] * times
-
-
-def test_a_thousand_hits_on_an_old_blob_are_one_copy(start: Callable[..., House], place: Place, proxy: Proxy) -> None:
-    """Two workers, one object older than the threshold: it is copied onto itself once."""
-    body = layer("old", 10_000)
-    key = place.put_blob(body, days_ago=30)
-    house = start(proxy.host)
-    witness = Witness(proxy)
-    hit(house, f"/v2/{NAME}/blobs/{digest_of(body)}", HITS)
-    see_young(place, [key])
-    stays(lambda: witness.copies() == {key: 1}, "one copy", QUIET_S)
-
-
-def test_a_thousand_hits_on_an_old_tag_are_one_copy_of_each_object(
-    start: Callable[..., House], place: Place, proxy: Proxy, old_image: set[str]
-) -> None:
-    """The tag of an old index: everything that it names becomes young by one request each."""
-    house = start(proxy.host, upstream={"check_interval": "60s"})
-    witness = Witness(proxy)
-    hit(house, f"/v2/{NAME}/manifests/v1", HITS)
-    see_young(place, old_image)
-    stays(lambda: set(witness.copies().values()) == {1}, "one copy each", QUIET_S)
-    written = {key: [each for each in witness.of(key) if each.startswith("PUT")] for key in old_image}
-    assert {key: len(each) for key, each in written.items()} == dict.fromkeys(old_image, 1)
 
 
 def test_an_image_that_is_only_partly_pulled_is_touched_whole(

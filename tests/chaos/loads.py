@@ -66,7 +66,7 @@ _UNMOVED = _says(hit1(), "as ever, after one freshness check a second for all")
 _NEW_IMAGE = _says(hit1(), "the new image after check_interval and check_timeout at the latest")
 _LAST_KNOWN = Outcome("FAST", "the last known image at once, marked stale", OK, is_stale=True)
 _AS_EVER = Outcome("HIT", "as ever, in no more than twice the time", OK)
-_COPIED = _says(hit(), "as ever; the bucket's object becomes young by one copy")
+_COPIED = "as ever; what is old in the bucket becomes young by one copy"
 _REFUSED = Outcome("E503", "502 or 503 at once; fetched within 5 s of the return", frozenset({502, 503}))
 
 LOADS = (
@@ -124,7 +124,16 @@ LOADS = (
     Load(
         "L05",
         "a thousand hits on what is old in the bucket",
-        (Variant(OLD, dict.fromkeys((State.TAG_CACHED, State.MANIFEST, State.BLOB_CACHED), (_COPIED,))),),
+        (
+            Variant(
+                OLD,
+                {
+                    State.TAG_CACHED: (_says(hit1(), _COPIED),),
+                    State.MANIFEST: (_says(hit(), _COPIED),),
+                    State.BLOB_CACHED: (_says(hit(), _COPIED),),
+                },
+            ),
+        ),
     ),
     Load(
         "L06",
