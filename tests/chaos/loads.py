@@ -180,14 +180,12 @@ def kept(keep: Callable[[Record], None], load: str, variant: str, *states: State
         raise AssertionError("\n".join(problems))
 
 
-def note(record: Record, seen: str, origin: Origin, memory: MemoryBound | None = None) -> None:
-    """What was seen, with what has reached the upstream until now and how large a worker has been."""
-    record.seen = seen
-    record.requests = origin.count()
-    record.received_bytes = origin.sent_bytes()
-    if memory is not None:
-        record.rss_max_bytes = memory.peak
-        record.seen += f", {memory.peak // MIB} MiB in a worker"
+def note(record: Record, seen: str, origin: Origin, memory: MemoryBound, **fields: str) -> None:
+    """What was seen, what has reached the upstream until now (with such `fields`), and how large a worker has been."""
+    record.seen = f"{seen}, {memory.peak // MIB} MiB in a worker"
+    record.requests = origin.count(**fields)
+    record.received_bytes = origin.sent_bytes(**fields)
+    record.rss_max_bytes = memory.peak
 
 
 def _begin(load: str, variant: str, state: State) -> Record:

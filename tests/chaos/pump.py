@@ -1,7 +1,7 @@
 """Paths asked for at a steady rate over kept connections, by one thread: what each answer said, and when.
 
 Cheap on purpose (a thousand requests a second are a fifth of a core), because it shares the machine with the servers
-that it asks. Every body is hashed and compared with the digest that the answer names.
+that it asks. Every body is hashed and compared with the digest that the answer names, and that with one in the path.
 """
 
 import hashlib
@@ -44,6 +44,7 @@ class _Line:
     """One kept connection and the request that runs on it."""
 
     socket: socket.socket
+    path: str = ""
     began_at: float = 0.0
     received: bytes = b""
 
@@ -100,9 +101,9 @@ class Pump:
                 line = _Line(socket.create_connection(self._address, CONNECT_LIMIT_S))
                 line.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 self._selector.register(line.socket, selectors.EVENT_READ, line)
-            line.began_at = began_at
+            line.began_at, line.path = began_at, next(self._paths)
             self._busy.add(line)
-            line.socket.sendall(request_bytes("GET", next(self._paths), self._address, {}))
+            line.socket.sendall(request_bytes("GET", line.path, self._address, {}))
         except OSError:
             self._drop(line)
 
@@ -128,7 +129,7 @@ class Pump:
         if len(body) < int(headers["content-length"]):
             return
         digest = headers.get("docker-content-digest", "") if status == 200 else ""
-        is_right = status != 200 or f"sha256:{hashlib.sha256(body).hexdigest()}" == digest
+        is_right = status != 200 or _is_right(line.path, digest, body)
         is_stale = headers.get("warning", "").startswith("299 ")
         self.answers.append(Answer(line.began_at, time.monotonic(), status, digest, is_stale, is_right))
         line.received = b""
@@ -160,6 +161,11 @@ class Pump:
         self._selector.unregister(line.socket)
         line.socket.close()
         self._idle.append(None)
+
+
+def _is_right(path: str, digest: str, body: bytes) -> bool:
+    reference = path.rpartition("/")[2]
+    return f"sha256:{hashlib.sha256(body).hexdigest()}" == digest and (":" not in reference or reference == digest)
 
 
 def run_together(pumps: Sequence[Pump], rate_per_s: float, for_s: float) -> list[list[Answer]]:

@@ -1,115 +1,150 @@
 """L04: clients that send their headers a byte at a time, and clients that read nothing, among real ones."""
 
 import contextlib
-import socket
+import threading
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from itertools import chain, count
 from statistics import median
-from typing import Self
 
 import pytest
 
+from tests import misbehaviour as bad
 from tests.bodies import Synthetic
+from tests.chaos.attackers import Attackers
 from tests.chaos.bounds import MemoryBound
 from tests.chaos.bystanders import CONTROL_FLOOR_S
-from tests.chaos.pump import Answer, Pump
-from tests.chaos.test_load_blobs import MIB, full_house
-from tests.client import request_bytes
-from tests.faults.watch import workers_of_ports
-from tests.house import House
+from tests.chaos.cells import State
+from tests.chaos.loads import ATTACK, KIB, MIB, KeepLoad, note
+from tests.chaos.pump import Answer, Pump, run_together
+from tests.chaos.test_load_blobs import full_house
+from tests.house import House, opened_at_exit
 from tests.origin import Origin
 
-PATH = "/v2/up.test/app/manifests/latest"
 HEADERS_CLOSED_S = 10.0
 READERS_CLOSED_S = 60.0
 SLACK_S = 4.0  # two cores, shared with everything else that runs
-BYTE_EVERY_S = 1.0
+CALM_S = 3.0
+LOOK_EVERY_S = 0.1
+FLIGHT_EVERY_S = 0.5
+BLOB_BYTES = 16 * KIB
+FLIGHT_BYTES = 4 * MIB
+IN_FLIGHT = 10
+PUMPS = 5  # for all states but the layer in flight
+PER_CLIENT_S = 2  # requests
+# The repository that each state has for itself at the origin.
+REPOS = {
+    State.TAG_CACHED: "tag-cached",
+    State.TAG_COLD: "tag-cold",
+    State.MANIFEST: "manifest",
+    State.BLOB_CACHED: "blob-cached",
+    State.BLOB_COLD: "blob-cold",
+    State.BLOB_FLIGHT: "flight",
+}
 
 
-class Attackers:
-    """Connections that are never done. The lists have how long the server bore those that it closed."""
+def _path(state: State, reference: str) -> str:
+    kind = "manifests" if state in (State.TAG_CACHED, State.TAG_COLD, State.MANIFEST) else "blobs"
+    return f"/v2/up.test/{REPOS[state]}/{kind}/{reference}"
 
-    def __init__(self, house: House, path: str, slow_headers: int, slow_readers: int) -> None:
+
+def _add_cached(origin: Origin) -> dict[State, str]:
+    """What is in the cache when the clients come; by state, the path."""
+    references = {
+        State.TAG_CACHED: origin.add_image(REPOS[State.TAG_CACHED], "latest").tag,
+        State.MANIFEST: origin.add_image(REPOS[State.MANIFEST], None, [b"cached"]).digest,
+        State.BLOB_CACHED: origin.add_blob(Synthetic(BLOB_BYTES)),
+    }
+    return {state: _path(state, reference) for state, reference in references.items()}
+
+
+def _add_cold(origin: Origin, how_many: int) -> dict[State, list[str]]:
+    """What is asked for once; by state, the paths."""
+    numbers = range(1, how_many + 1)
+    references = {
+        State.TAG_COLD: [origin.add_image(REPOS[State.TAG_COLD], f"v{number}").tag for number in numbers],
+        State.MANIFEST: [origin.add_image(REPOS[State.MANIFEST], None, [b"%d" % number]).digest for number in numbers],
+        State.BLOB_COLD: [origin.add_blob(Synthetic(BLOB_BYTES, first=number)) for number in numbers],
+    }
+    return {state: [_path(state, each) for each in found] for state, found in references.items()}
+
+
+def _fly(house: House, origin: Origin, number: int) -> float:
+    """Ten clients join a layer that is half fetched; how long the last of them took for the rest."""
+    truth = Synthetic(FLIGHT_BYTES, first=1_000_000 + 1_000 * number)
+    path = _path(State.BLOB_FLIGHT, origin.add_blob(truth))
+    with opened_at_exit(threading.Event()) as go_on:
+        rule = origin.on("blob", bad.stalled(0.5, go_on), reference=truth.digest)
+        with house.crowd(path, truth, IN_FLIGHT) as crowd:
+            crowd.run(until=lambda: all(member.received > MIB for member in crowd.members))
+            went_on_at = time.monotonic()
+            go_on.set()
+            crowd.run()
+            took_s = time.monotonic() - went_on_at
+            assert all(member.is_right for member in crowd.members), crowd.summary()
+        origin.mend(rule)
+    return took_s
+
+
+class Clients:
+    """A pump for each state and one flight after the other; `took_s` has the times of the last run."""
+
+    def __init__(self, house: House, origin: Origin, of_each: int, for_s: float) -> None:
         self._house = house
-        address = house.address
-        self.header_closed_s: list[float] = []
-        self.reader_closed_s: list[float] = []
-        self._headers: dict[socket.socket, float] = {}
-        self._readers: dict[socket.socket, float] = {}
-        self._were_held: set[int] = set()
-        self._said_at = 0.0
-        request = request_bytes("GET", path, address, {})
-        for kind, count, said in (
-            (self._headers, slow_headers, b"GET /v2/ HTTP/1.1\r\n"),
-            (self._readers, slow_readers, request),
-        ):
-            for _ in range(count):
-                connection = socket.socket()
-                if kind is self._readers:
-                    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-                connection.settimeout(10)
-                connection.connect(address)
-                connection.sendall(said)
-                connection.setblocking(False)
-                kind[connection] = time.monotonic()
+        self._origin = origin
+        self._rate_per_s = PER_CLIENT_S * of_each
+        self._flights = count()
+        self.cached = _add_cached(origin)
+        cold = _add_cold(origin, int(self._rate_per_s * for_s) + 2)
+        by_turns = chain.from_iterable((path, self.cached[State.MANIFEST]) for path in cold[State.MANIFEST])
+        paths: dict[State, str | Iterable[str]] = {**self.cached, **cold, State.MANIFEST: by_turns}
+        self.pumps = {state: Pump(house.address, path, of_each) for state, path in paths.items()}
+        self.took_s: dict[State, list[float]] = {}
 
-    def __enter__(self) -> Self:
-        return self
+    def run(self, for_s: float, meanwhile: Callable[[], object] = lambda: None) -> None:
+        """Ask for so long; `meanwhile` is called again and again."""
+        with ThreadPoolExecutor(2) as pool:
+            pumping = pool.submit(run_together, list(self.pumps.values()), self._rate_per_s, for_s)
+            flying = pool.submit(self._fly_until, pumping)
+            while not pumping.done():
+                meanwhile()
+                wait([pumping], LOOK_EVERY_S)
+        for state, answers in zip(self.pumps, pumping.result(), strict=True):
+            self.took_s[state] = [each.took_s for each in answers]
+        self.took_s[State.BLOB_FLIGHT] = flying.result()
 
-    def __exit__(self, *_: object) -> None:
-        for connection in (*self._headers, *self._readers):
-            connection.close()
+    def _fly_until(self, pumping: Future[list[list[Answer]]]) -> list[float]:
+        took_s = []
+        while not wait([pumping], FLIGHT_EVERY_S).done:
+            took_s.append(_fly(self._house, self._origin, next(self._flights)))
+        return took_s
 
-    def attack(self) -> None:
-        """One more byte of a header each, and a look at who was thrown out. Reads nothing."""
-        now = time.monotonic()
-        if now - self._said_at < BYTE_EVERY_S:
-            return
-        self._said_at = now
-        for connection, began_at in list(self._headers.items()):
-            try:
-                connection.send(b"X")
-                is_open = not _has_ended(connection)
-            except OSError:
-                is_open = False
-            if not is_open:
-                self.header_closed_s.append(now - began_at)
-                del self._headers[connection]
-                connection.close()
-        held = workers_of_ports(self._house).keys()  # what is full is not told that the other side has closed
-        self._were_held.update(held)
-        for connection, began_at in list(self._readers.items()):
-            port = connection.getsockname()[1]
-            if port in self._were_held and port not in held:
-                self.reader_closed_s.append(now - began_at)
-                del self._readers[connection]
-                connection.close()
-
-    @property
-    def left(self) -> tuple[int, int]:
-        """How many of each are still there."""
-        return len(self._headers), len(self._readers)
+    def find_wrong(self, state: State) -> list[str]:
+        """What was wrong with the answers of a state, and with what they cost upstream."""
+        found = []
+        if pump := self.pumps.get(state):
+            kinds = {(each.status, each.is_stale, each.is_right) for each in pump.answers}
+            if kinds != {(200, False, True)}:
+                found.append(f"answers: {kinds}")
+            if pump.failures:
+                found.append(f"{pump.failures} connections that ended without an answer")
+        gets = Counter(each.request.reference for each in self._origin.seen(method="GET", repo=REPOS[state]))
+        is_cached = state in (State.TAG_CACHED, State.BLOB_CACHED)
+        if set(gets.values()) != (set() if is_cached else {1}):
+            found.append(f"not fetched as often as it must be: {gets.most_common(3)}")
+        return found
 
 
-def _has_ended(connection: socket.socket) -> bool:
-    with contextlib.suppress(BlockingIOError):
-        return not connection.recv(4096, socket.MSG_PEEK)
-    return False
-
-
-def _p99(answers: list[Answer]) -> float:
-    times = sorted(each.took_s for each in answers)
-    return times[int(len(times) * 0.99)]
-
-
-def _median(answers: list[Answer]) -> float:
-    return median(each.took_s for each in answers)
+def _p99(times_s: Sequence[float]) -> float:
+    return sorted(times_s)[int(len(times_s) * 0.99)]
 
 
 @pytest.mark.parametrize(
     ("attackers", "clients", "seconds"),
     [
-        pytest.param(150, 20, HEADERS_CLOSED_S + SLACK_S, id="300 attackers"),
+        pytest.param(150, 25, HEADERS_CLOSED_S + SLACK_S, id="300 attackers"),
         pytest.param(
             1000,
             50,
@@ -121,39 +156,49 @@ def _median(answers: list[Answer]) -> float:
 )
 @pytest.mark.timeout(180)
 def test_attackers_among_clients(
-    make_house: Callable[..., House], origin: Origin, attackers: int, clients: int, seconds: float
+    make_house: Callable[..., House],
+    origin: Origin,
+    keep_load: KeepLoad,
+    attackers: int,
+    clients: int,
+    seconds: float,
 ) -> None:
     """Every real client is answered, about as fast as without them; the others are thrown out in time."""
     truth = Synthetic(16 * MIB)
     blob = f"/v2/up.test/app/blobs/{origin.add_blob(truth)}"
-    origin.add_image("app", "latest")
-    house = full_house(make_house)
-    with house.download(blob) as download:
-        download.head()
-        assert download.find_wrong(truth) is None
-    assert house.get(PATH).status == 200
-    with Pump(house.address, PATH, clients) as pump, MemoryBound(house) as memory:
-        calm = pump.run(2 * clients, 3)
+    with keep_load("L04", ATTACK, *REPOS) as records, contextlib.ExitStack() as stack:
+        house = full_house(make_house)
+        with house.download(blob) as download:
+            download.head()
+            assert download.find_wrong(truth) is None
+        who = Clients(house, origin, (clients - IN_FLIGHT) // PUMPS, CALM_S + seconds)
+        for path in who.cached.values():
+            assert house.get(path).status == 200
+        origin.forget()
+        memory = stack.enter_context(MemoryBound(house))
+        for pump in who.pumps.values():
+            stack.enter_context(pump)
+        who.run(CALM_S)
+        calm_s = dict(who.took_s)
         with Attackers(house, blob, attackers, attackers) as crowd:
-
-            def attack() -> bool:
-                crowd.attack()
-                return False
-
-            struck = pump.run(2 * clients, seconds, until=attack)
+            who.run(seconds, meanwhile=crowd.attack)
             headers_left, readers_left = crowd.left
-            assert headers_left == 0
-            assert max(crowd.header_closed_s) <= HEADERS_CLOSED_S + SLACK_S
-            if seconds > READERS_CLOSED_S:
-                assert readers_left == 0
-                assert max(crowd.reader_closed_s) <= READERS_CLOSED_S + 3 * SLACK_S
-            assert all(each >= READERS_CLOSED_S - 1 for each in crowd.reader_closed_s)
-    assert pump.failures == 0
-    assert {(each.status, each.is_stale, each.is_right) for each in (*calm, *struck)} == {(200, False, True)}
-    # On a machine that other tests share, one answer in a hundred is late whatever Dockyard does.
-    slow = _p99 if seconds > READERS_CLOSED_S else _median
-    assert slow(struck) <= max(2 * slow(calm), CONTROL_FLOOR_S)
-    memory.assert_held()
-    print(  # noqa: T201  the numbers are what the long run is for
-        f"p99 {_p99(calm) * 1000:.0f} ms, under attack {_p99(struck) * 1000:.0f} ms; {memory.peak / MIB:.0f} MiB"
-    )
+        # On a machine that other tests share, one answer in a hundred is late whatever Dockyard does.
+        slow = _p99 if seconds > READERS_CLOSED_S else median
+        for record in records:
+            state = record.cell.state
+            calm, struck = slow(calm_s[state]), slow(who.took_s[state])
+            seen = f"{2 * attackers:,} attackers, {clients} clients: {slow.__name__.strip('_')} {calm * 1000:.0f} ms"
+            note(record, f"{seen}, under attack {struck * 1000:.0f} ms", origin, memory, repo=REPOS[state])
+            record.problems += who.find_wrong(state)
+            bound_s = max(2 * calm, CONTROL_FLOOR_S)
+            record.check(struck <= bound_s, f"{struck:.3f} s under attack, expected {bound_s:.3f} s")
+        tags = Counter(each.digest for each in who.pumps[State.TAG_COLD].answers)
+        assert max(tags.values()) == 1, "one image for two tags"
+        assert headers_left == 0
+        assert max(crowd.header_closed_s) <= HEADERS_CLOSED_S + SLACK_S
+        if seconds > READERS_CLOSED_S:
+            assert readers_left == 0
+            assert max(crowd.reader_closed_s) <= READERS_CLOSED_S + 3 * SLACK_S
+        assert all(each >= READERS_CLOSED_S - 1 for each in crowd.reader_closed_s)
+        memory.assert_held()
