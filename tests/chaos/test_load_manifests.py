@@ -44,7 +44,7 @@ def _herd(house: House, origin: Origin, path: str, truth: Bytes, clients: int, *
 
 def _describe(clients: int, took_s: float, origin: Origin) -> str:
     heads, gets = origin.count("manifest", "HEAD"), origin.count("manifest", "GET")
-    return f"{clients:,} within {took_s:.1f} s of its answer, HEADs: {heads}, GETs: {gets}"
+    return f"{clients:,} clients within {took_s:.1f} s of the upstream's answer, HEADs: {heads}, GETs: {gets}"
 
 
 @pytest.mark.parametrize("clients", CLIENTS)
@@ -95,6 +95,6 @@ def test_a_herd_on_one_manifest_by_digest(
             assert origin.count() == 1
             seen = f"not cached: {_describe(clients, cold_s, origin)}"
             cached_s = _herd(house, origin, path, truth, clients, asks=False)
-        note(record, f"{seen}; cached: {cached_s:.1f} s, requests upstream: {origin.count()}", origin, memory)
+        note(record, f"{seen}; cached: within {cached_s:.1f} s, requests upstream: {origin.count()}", origin, memory)
         assert origin.count() == 0
         memory.assert_held()

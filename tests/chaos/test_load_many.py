@@ -181,11 +181,12 @@ def _ask_together(
     paths = [f"/v2/up.test/app/manifests/{reference}" for reference in references]
     with ThreadPoolExecutor(len(paths)) as pool, opened_at_exit(threading.Event()) as go_on:
         rule = origin.on("manifest", bad.silent(go_on))
+        began_at = time.monotonic()
         replies = [pool.submit(ask, house.address, path, timeout_s=PATIENCE_S) for path in paths]
         if asks:
             origin.wait_for(lambda: origin.count() >= QUESTIONS_AT_ONCE, f"{QUESTIONS_AT_ONCE} at once")
             stays(lambda: origin.count() == QUESTIONS_AT_ONCE, f"{QUESTIONS_AT_ONCE} at once", 1.0)
-        began_at = time.monotonic()
+            began_at = time.monotonic()
         go_on.set()
         bodies = [reply.result().body for reply in replies]
         took_s = time.monotonic() - began_at
