@@ -1,11 +1,13 @@
 """Worker asks worker: the answer, a dead peer, a frozen one, and words that make no sense."""
 
 import asyncio
+import contextlib
 import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+import uvloop
 
 from dockyard.workers import peers as peers_module
 from dockyard.workers.peers import PeerGone, Peers, PeerSilent, Question, Reply
@@ -78,3 +80,26 @@ async def test_words_that_make_no_sense_end_their_connection_only(peers: Peers, 
     writer.close()
     async with peers.ask(0, Question("tag")) as reply:
         assert await reply.next_words() == {"well": True}
+
+
+def test_what_is_said_to_an_asker_that_has_gone_is_no_fault_of_ours(tmp_path: Path) -> None:
+    """Also on the loop that the server runs on, whose transports raise RuntimeError once they are closed."""
+
+    async def tell_nobody() -> None:
+        has_ended = asyncio.Event()
+
+        async def answer(question: Question, reply: Reply) -> None:
+            for _ in range(3):
+                with contextlib.suppress(ConnectionError):
+                    await reply.say({"still": "here"})
+                await asyncio.sleep(0.05)  # the loop closes what cannot be written to
+            has_ended.set()
+
+        with contextlib.closing(Peers(tmp_path, 1)) as peers:
+            await peers.listen(0, answer)
+            async with peers.ask(0, Question("tag")):
+                pass
+            await asyncio.wait_for(has_ended.wait(), 5)
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(tell_nobody())

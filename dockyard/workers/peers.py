@@ -63,6 +63,8 @@ class Reply:
         """Send a line, and the payload behind it. Raises ConnectionError when the asker has gone."""
         if payload:
             words = words | {"payload": len(payload)}
+        if self._writer.is_closing():  # uvloop has a RuntimeError for whoever writes there
+            raise ConnectionResetError("the asker has gone")
         self._writer.write(json.dumps(words).encode() + b"\n" + payload)
         await self._writer.drain()
 
