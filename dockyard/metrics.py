@@ -44,6 +44,11 @@ upstream_seconds = Histogram(
 upstream_failures = Counter(
     "dockyard_upstream_failures", "Questions to upstreams without a usable answer.", ["upstream", "reason"]
 )
+upstream_untrusted = Counter(
+    "dockyard_upstream_untrusted",
+    "Connections to upstreams that were given up for what they would expose, by what was wrong: tls, place, secret.",
+    ["upstream", "wrong"],
+)
 ratelimit_limit = Gauge(
     "dockyard_upstream_ratelimit_limit", "Pulls that the upstream allows.", ["upstream"], multiprocess_mode="mostrecent"
 )

@@ -2,7 +2,8 @@
 
 A blob is published while it is being fetched: one PUT reads the spool at its own pace, and the last bytes are held back
 until the digest is right. What fails, or finds no place, is left in the directory of publications and brought from the
-local tier later, for as long as it takes.
+local tier later, for as long as it takes. After a failure the store is given a pause, and if it was too busy, half as
+much at once.
 
 An object that is served and older in the bucket than the touch threshold is *touched*: copied onto itself, so that a
 lifecycle rule spares it. How old it is there, the local tier knows by the file's modification time. A manifest that is
@@ -26,6 +27,7 @@ from dockyard.storage.local import LocalTier
 from dockyard.storage.publications import BlobItem, Item, ManifestItem, Publications, TagItem
 from dockyard.storage.s3 import S3Tier, StorageFault
 from dockyard.storage.spool import Spool
+from dockyard.storage.throttle import Throttle
 
 STREAMS = 8
 ERRANDS = 4
@@ -64,7 +66,8 @@ class Publisher:
         self._streams = ThreadPoolExecutor(STREAMS, "stream")
         self._errands = ThreadPoolExecutor(ERRANDS, "errand")
         self._running: set[Item] = set()
-        self._streaming = threading.BoundedSemaphore(STREAMS)
+        self._streaming = Throttle(STREAMS)
+        self._running_errands = Throttle(ERRANDS)
         self._look_again: OrderedDict[Item, float] = OrderedDict()
         self._mutex = threading.Lock()
         self._paused_until = float("-inf")
@@ -87,11 +90,11 @@ class Publisher:
         """Publish a blob while it is being fetched. False: no place is free, publish it when it is kept."""
         if self._s3 is None or spool.size is None or not self._begin(BlobItem(spool.digest)):
             return False
-        if self._streaming.acquire(blocking=False):
+        if self._streaming.enter(waits=False):
             try:
                 self._streams.submit(self._stream, self._s3, spool, spool.size, os.dup(spool.fd))
             except (RuntimeError, OSError):  # shutting down, or a spool without a file
-                self._streaming.release()
+                self._streaming.leave()
             else:
                 return True
         self._end(BlobItem(spool.digest))
@@ -120,7 +123,7 @@ class Publisher:
         except Exception:
             log.exception("publishing a blob ended in a fault of our own", digest=str(spool.digest))
         finally:
-            self._streaming.release()
+            self._streaming.leave()
             self._end(item)
             os.close(fd)
 
@@ -147,6 +150,8 @@ class Publisher:
 
     def _is_there(self, item: Item) -> None:
         metrics.published.labels("done").inc()
+        self._streaming.went_well()
+        self._running_errands.went_well()
         self._local.ages.mark_published(item)
         self._publications.remove(item)
 
@@ -210,10 +215,13 @@ class Publisher:
         return time.monotonic() < self._paused_until
 
     def _pause(self, item: Item, fault: StorageFault) -> None:
-        """Leave what there is to bring for a while; say so once."""
+        """Leave what there is to bring for a while; say so once, and bring less at once to a store that is busy."""
         metrics.published.labels("failed").inc()
         if time.monotonic() >= self._paused_until:
             log.warning("cannot publish, trying again later", item=str(item), error=str(fault))
+            if fault.is_busy:
+                self._streaming.was_too_much()
+                self._running_errands.was_too_much()
         self._paused_until = time.monotonic() + PAUSE_S
 
     def _submit(self, item: Item, errand: Callable[[S3Tier, Item], None]) -> None:
@@ -238,6 +246,7 @@ class Publisher:
 
     def _run(self, item: Item, errand: Callable[[S3Tier, Item], None]) -> None:
         assert self._s3 is not None  # noqa: S101  for mypy: nothing is submitted without
+        self._running_errands.enter(waits=True)
         try:
             errand(self._s3, item)
         except StorageFault as exc:
@@ -245,6 +254,7 @@ class Publisher:
         except Exception:
             log.exception("an errand to S3 ended in a fault of our own", item=str(item))
         finally:
+            self._running_errands.leave()
             self._end(item)
 
 

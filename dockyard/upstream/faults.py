@@ -8,6 +8,7 @@ A message names the upstream by its configured prefix. It never has an address, 
 
 from enum import Enum, auto
 
+from dockyard import metrics
 from dockyard.errors import BadUpstream, Denied, RegistryError, TooManyRequests, Unavailable, UpstreamTimeout
 
 RETRY_AFTER_S = 3
@@ -69,7 +70,8 @@ def late(who: str, what: str = "did not answer in time") -> Fault:
 
 
 def insecure(who: str) -> Fault:
-    """No TLS connection that can be trusted."""
+    """No TLS connection that can be trusted. Counted, as all that might be an attack."""
+    metrics.upstream_untrusted.labels(who, "tls").inc()
     return Fault(BadUpstream(f"no trusted TLS connection to {who}"), Blame.SILENCE)
 
 
@@ -79,7 +81,8 @@ def garbage(who: str, what: str) -> Fault:
 
 
 def forbidden(who: str, what: str) -> Fault:
-    """An answer that sends us where we do not go."""
+    """An answer that sends us where we do not go. Counted, as `insecure`."""
+    metrics.upstream_untrusted.labels(who, "place").inc()
     return Fault(BadUpstream(f"{who} {what}: refused"), Blame.NONE)
 
 
@@ -94,7 +97,8 @@ def limited(who: str, retry_after_s: int) -> Fault:
 
 
 def withheld(who: str) -> Fault:
-    """A secret that would travel unencrypted."""
+    """A secret that would travel unencrypted. Counted, as `insecure`."""
+    metrics.upstream_untrusted.labels(who, "secret").inc()
     return Fault(Denied(f"{who} speaks plain HTTP: credentials are not sent there"), Blame.NONE)
 
 

@@ -4,15 +4,17 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import pytest
 
+from dockyard.storage.publisher import STREAMS
 from tests import misbehaviour as bad
 from tests.bodies import Bytes
 from tests.bucket.place import Place, blob_key
 from tests.bucket.pulls import NAME, add_images, add_index, fetch, fill, layer, pull, put_by_hand
-from tests.house import House, eventually
+from tests.bucket.witness import key_of
+from tests.house import House, eventually, opened_at_exit
 from tests.origin import Origin
 from tests.rig.toxiproxy import Way
 from tests.stores.proxy import Forward, Proxy, Request, Say, error
@@ -22,6 +24,7 @@ MIB = 1024 * 1024
 BACK_WITHIN_S = 60.0
 LAYER_BYTES = 64 * MIB
 UPSTREAM_BYTES_PER_S = 48 * MIB
+QUIET_S = 1.0
 SLACK_S = 0.35  # of scheduling, on a machine with two cores for everybody
 
 
@@ -174,6 +177,37 @@ def test_an_upload_that_s3_died_under_is_aborted(
     eventually(lambda: place.listed() == {blob_key(digest)}, "the blob is published", BACK_WITHIN_S)
     eventually(lambda: not place.uploads(), "no upload is unfinished", BACK_WITHIN_S)
     assert proxy.counted()["DELETE uploadId"]
+
+
+def test_a_busy_store_is_given_half_as_much(
+    start: Callable[..., House], place: Place, proxy: Proxy, origin: Origin
+) -> None:
+    """503 SlowDown to eight uploads: four of the next go up while they are fetched, and in the end all are there."""
+    house = start(proxy.host, workers=1)
+    keys: set[str] = set()
+
+    def begun(kind: str) -> int:
+        """Twelve layers on their way at once: so many of them go up meanwhile."""
+        digests = [origin.add_blob(layer(f"{kind} {number}", MIB)) for number in range(12)]
+        wanted = {blob_key(digest) for digest in digests}
+        keys.update(wanted)
+        with ExitStack() as stack:
+            go_on = stack.enter_context(opened_at_exit(threading.Event()))
+            stall = origin.on("blob", bad.stalled(0.5, go_on))
+            for digest in digests:
+                stack.enter_context(house.download(f"/v2/{NAME}/blobs/{digest}"))
+            origin.wait_for(lambda: origin.count("blob") == len(digests), "all are being fetched")
+            time.sleep(QUIET_S)  # nothing tells that no other upload begins
+            origin.mend(stall)
+            return sum(request.method == "PUT" and key_of(request) in wanted for request in list(proxy.requests))
+
+    proxy.rule = lambda request: error(503, "SlowDown") if request.method == "PUT" else Forward()
+    assert begun("first") == STREAMS
+    eventually(lambda: "cannot publish" in house.dockyard.said(), "the store has said that it is busy")
+    origin.forget()
+    assert begun("second") == STREAMS // 2
+    proxy.rule = lambda _: Forward()
+    eventually(lambda: keys == place.listed(), "all is in the bucket", BACK_WITHIN_S)
 
 
 def test_s3_alone_serves_while_it_is_slow_and_the_upstream_is_down(

@@ -183,7 +183,6 @@ BUSY = Fault(
         attrs.evolve(
             _outage("half of the requests", _says(error(503, "SlowDown"), 0.5)),
             outcomes=with_or_without(FIRST_BYTE_S),
-            reason="publishing pauses for all objects, and does not halve its streams",
         ),
         _outage("every request", _says(error(503, "SlowDown"))),
     ),

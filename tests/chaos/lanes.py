@@ -15,6 +15,7 @@ import ssl
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Self
 
 import attrs
@@ -60,6 +61,8 @@ class Lane:
         self.tls: ssl.SSLContext | None = None  # of a client that trusts the lane's certificate
         self.names: NameServer | None = None
         self.has_mended_itself = False
+        self.connects: Path | None = None  # where Dockyard's connects are put down, if they are
+        self.connects_before = 0
         self.released = threading.Event()  # what stalls here goes on when this is set
         self.half = threading.Event()  # the layer in flight goes on from its half when this is set
         self._toxiproxy = toxiproxy
@@ -190,6 +193,12 @@ class Lane:
     def seen(self, kind: str | None = None, method: str | None = None) -> list[Exchange]:
         """The requests that Dockyard made here since `forget`."""
         return [each for each in self.origin.seen(kind, method) if not is_plain(each.request)]
+
+    def count_connects(self) -> int:
+        """How often Dockyard has connected to the front of the lane, or tried to."""
+        assert self.connects is not None, "connects are not put down"
+        host, _, port = self.front.rpartition(":")
+        return self.connects.read_text().splitlines().count(str((host, int(port))))
 
     def look(self, path: str = "", *, way: Way | None = None, method: str = "GET") -> str:
         """What a plain client sees here now: `refused`, `reset`, `silence`, or status, bytes and end of the answer."""

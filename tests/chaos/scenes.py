@@ -70,6 +70,7 @@ class Plot:
     has_bucket: bool = False
     may_retry: bool = False  # a connection that waits for the struck worker may end with it
     is_watched: bool = True  # the control client and the liveness check must see nothing of it
+    again_within_s: float = 0.0  # or may have to ask twice, and have their answer in this time
     settings: Mapping[str, Any] = attrs.field(factory=dict)
     environ: Mapping[str, str] = attrs.field(factory=dict)
     recovery_s: float = RECOVERY_S
@@ -339,7 +340,7 @@ def _play(scene: Scene, records: Mapping[State, Record]) -> None:
     assert (reply.status, reply.body == body.data) == (200, True), f"the control blob: {reply}"
     wait_for(lambda: len(list(house.dockyard.storage.glob("run/shard-*.sock"))) == plot.workers, "all serve", 10.0)
     files_before = {pid: count_files(pid) for pid in house.dockyard.worker_pids()}
-    with Bystanders(house, path, body.data) as bystanders:
+    with Bystanders(house, path, body.data, plot.again_within_s) as bystanders:
 
         def strike() -> None:
             bystanders.strike()

@@ -215,7 +215,7 @@ OWNER_KILLED = Fault(
             recovery_s=RESPAWN_S,
             workers=WORKERS,
             layer_bytes=LAYER_BYTES,
-            is_watched=False,
+            again_within_s=RESPAWN_S + SLACK_S,
         ),
     ),
 )
@@ -234,7 +234,7 @@ ANOTHER_KILLED = Fault(
             recovery_s=RESPAWN_S,
             workers=WORKERS,
             layer_bytes=LAYER_BYTES,
-            is_watched=False,
+            again_within_s=RESPAWN_S + SLACK_S,
         ),
     ),
 )
@@ -301,7 +301,7 @@ def _frozen_plot(
         workers=WORKERS,
         layer_bytes=LAYER_BYTES,
         may_retry=True,
-        is_watched=False,
+        again_within_s=WATCHDOG_S + SLACK_S,
         recovery_s=recovery_s,
         reason="the kernel has given connections to a frozen worker: they end with it, and clients ask again",
     )

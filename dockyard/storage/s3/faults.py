@@ -31,6 +31,11 @@ class StorageFault(Exception):
         """Whether the same request may do better at once."""
         return self.code == "broken" or self.status in {429, 500, 502, 503, 504} or self.code in _MAY_PASS
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether the store wants fewer requests."""
+        return self.status in {429, 503} or self.code == "SlowDown"
+
 
 def explain(exc: Exception, who: str) -> StorageFault:
     """The fault behind an exception of urllib3, http.client or the socket."""

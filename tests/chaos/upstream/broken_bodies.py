@@ -48,7 +48,7 @@ def _broken_once() -> dict[State, tuple[Outcome, ...]]:
 
 
 def _resumed_by_offset() -> dict[State, tuple[Outcome, ...]]:
-    """What the origin sent and toxiproxy threw away is not counted; that each GET asks for the rest is."""
+    """What the origin sent and toxiproxy threw away is not counted, but that each GET asks for the rest."""
     uncounted = attrs.evolve(resumed(1), waste_bytes=None)
     return {**_broken_once(), State.BLOB_COLD: (uncounted,), State.BLOB_FLIGHT: (uncounted,)}
 
@@ -66,11 +66,28 @@ def _resetting(at: float) -> Trouble:
     )
 
 
+def _cut_short(name: str, change: Change, *, is_blind: bool = False) -> Trouble:
+    return Trouble(
+        name,
+        strike=spoilt_once(change),
+        prove=sees("200 fin at .*"),
+        outcomes=_broken_once(),
+        early=frozenset({State.BLOB_FLIGHT}),
+        moves_tag=True,
+        is_blind=is_blind,
+    )
+
+
 RESET = Fault(
     "U08",
     "RST in the middle of a body",
     (
         *(_resetting(at) for at in (0.5, 0.01, 0.99)),
+        attrs.evolve(
+            _cut_short("at 50 %, when all before it has arrived", bad.cut(0.5, "rst")),
+            prove=sees("200 rst at .*"),
+            is_direct=True,  # a reset of toxiproxy's takes along what it has not sent yet
+        ),
         attrs.evolve(
             _resetting(0.3),
             name="every 30 %",
@@ -89,19 +106,7 @@ RESET = Fault(
     ),
 )
 
-# U09
-
-
-def _cut_short(name: str, change: Change, *, is_blind: bool = False) -> Trouble:
-    return Trouble(
-        name,
-        strike=spoilt_once(change),
-        prove=sees("200 fin at .*"),
-        outcomes=_broken_once(),
-        early=frozenset({State.BLOB_FLIGHT}),
-        moves_tag=True,
-        is_blind=is_blind,
-    )
+# U09, by the origin
 
 
 def _unended(request: Request, answer: Answer) -> Answer:

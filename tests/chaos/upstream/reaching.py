@@ -12,10 +12,12 @@ import trustme
 
 from tests.chaos.cells import State
 from tests.chaos.lanes import Lane
-from tests.chaos.outcomes import WASTE_BYTES, Outcome, cut, error, hit, resumed, stale
+from tests.chaos.outcomes import WASTE_BYTES, Outcome, Seen, cut, error, hit, resumed, stale
+from tests.chaos.patches import patched
 from tests.chaos.resolver import NameServer
 from tests.chaos.stories import Fault, Story, Trouble, World
 from tests.chaos.upstream.proofs import L, expect, sees
+from tests.client import ask
 from tests.gatekeeper import want_authorization
 from tests.origin import basic
 from tests.wire import TLS_HANDSHAKE
@@ -23,9 +25,39 @@ from tests.wire import TLS_HANDSHAKE
 # U01
 
 
+CONNECTS_AT_MOST = 3
+# Python tells of each connect(2); nobody else could count those that are refused.
+_TELL_OF_CONNECTS = """
+import os, sys
+told = os.open({path!r}, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+def tell(event, arguments):
+    if event == "socket.connect":
+        os.write(told, f"{{arguments[1]}}\\n".encode())
+sys.addaudithook(tell)
+"""
+
+
+@contextlib.contextmanager
+def _with_told_connects(directory: Path) -> Iterator[World]:
+    code = _TELL_OF_CONNECTS.format(path=str(directory / "connects"))
+    (directory / "connects").touch()
+    yield World(environ=patched(directory / "told", code), directory=directory)
+
+
+def _count_connects(lane: Lane, world: World) -> None:
+    assert world.directory is not None
+    lane.connects = world.directory / "connects"
+
+
 def _refuse(lane: Lane, _: State) -> None:
     assert lane.way is not None
     lane.way.refuse()
+    lane.connects_before = lane.count_connects()
+
+
+def _few_connects(story: Story, _: Seen) -> None:
+    made = story.lane.count_connects() - story.lane.connects_before
+    story.record.check(1 <= made <= CONNECTS_AT_MOST, f"connected {made} times, expected 1 to {CONNECTS_AT_MOST}")
 
 
 def _went_on(story: Story) -> None:
@@ -41,6 +73,8 @@ REFUSED = Fault(
         Trouble(
             "refused",
             strike=_refuse,
+            world=_with_told_connects,
+            prepare=_count_connects,
             prove=sees("refused"),
             outcomes={
                 State.TAG_CACHED: (stale(L.at_once()),),
@@ -50,6 +84,7 @@ REFUSED = Fault(
                 State.BLOB_COLD: (error(503, L.no()),),
                 State.BLOB_FLIGHT: (cut(L.breaks()),),
             },
+            more={State.BLOB_COLD: _few_connects},
             after={State.BLOB_FLIGHT: _went_on},
             workers=4,
         ),
@@ -205,6 +240,13 @@ def _trust_again(lane: Lane) -> None:
     lane.origin.registry.secure(_context(_authority(), *OURS))
 
 
+def _is_counted(story: Story, _: Seen) -> None:
+    """What an operator can be alarmed by."""
+    counted = f'dockyard_upstream_untrusted_total{{upstream="{story.lane.prefix}",wrong="tls"}}'
+    said = ask(story.house.address, "/metrics").body.decode()
+    story.record.check(counted in said, "not counted as untrusted")
+
+
 def _untrusted(name: str, strike: Callable[[Lane, State], None], seen: str) -> Trouble:
     def prove(lane: Lane, _: State) -> None:
         expect(seen, lane, lane.look())
@@ -220,6 +262,7 @@ def _untrusted(name: str, strike: Callable[[Lane, State], None], seen: str) -> T
         strike=strike,
         prove=prove,
         mend=_trust_again,
+        more={State.TAG_CACHED: _is_counted, State.BLOB_COLD: _is_counted},
         outcomes=_away(stale(L.untrusted()), no),
     )
 
