@@ -20,6 +20,10 @@ class Variant(Protocol):
     def outcomes(self) -> Mapping[State, tuple[Outcome, ...]]:
         """What each state's clients must see."""
 
+    @property
+    def reason(self) -> str:
+        """Why, where that may surprise."""
+
 
 class Row(Protocol):
     """A fault or a load."""

@@ -42,6 +42,10 @@ def write_section(row: Row, records: Mapping[Cell, Record]) -> str:
         "|---|---|---|---|---|",
     ]
     lines += [_line(cell, outcomes, records.get(cell)) for cell, outcomes in cells_of(row)]
+    reasons = dict.fromkeys(variant.reason for variant in row.variants if variant.reason)
+    for reason in reasons:
+        names = ", ".join(variant.name for variant in row.variants if variant.reason == reason)
+        lines += ["", f"{names}: {reason}."]
     return "\n".join([*lines, ""])
 
 

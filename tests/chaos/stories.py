@@ -87,6 +87,7 @@ class Trouble:
     recovery_s: float = RECOVERY_S
     settings: Mapping[str, Any] = attrs.field(factory=dict)
     world: Callable[[Path], AbstractContextManager[World]] = plain_world  # given a directory
+    reason: str = ""  # where the design decides otherwise than the table
 
 
 @attrs.frozen

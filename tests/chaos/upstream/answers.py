@@ -26,8 +26,9 @@ def _answering(status: int, code: str = "UNAVAILABLE") -> Trouble:
     return Trouble(str(status), strike=strike, prove=sees(f"{status} whole"), outcomes={})
 
 
-# U12: FAULTS U12 and the table of DESIGN section 5: a login that is refused is an answer, for an anonymous upstream
-# "there is no such thing for us" (404), as Docker Hub means it; with credentials it is 403.
+REFUSED_LOGIN = "a refused login is an answer: 403, and without a login 404, as registries mean it"
+
+# U12
 
 
 def _add_login(lane: Lane, _: World) -> None:
@@ -70,6 +71,7 @@ _LOOP = Trouble(
     outcomes=_denied(403),
     breaks=True,
     more=dict.fromkeys(_denied(403), _costs_little),
+    reason=REFUSED_LOGIN,
 )
 
 LOGIN_LOOP = Fault(
@@ -197,6 +199,7 @@ def _absent(status: int, told: int, *, has_login: bool) -> Trouble:
         },
         breaks=True,
         recovery_s=1.0,
+        reason=REFUSED_LOGIN if status == 403 else "",
     )
 
 

@@ -10,6 +10,7 @@ from tests.chaos.lanes import REPO, Lane
 from tests.chaos.outcomes import Seen, cut, either, error, hit, hit1, new, resumed, stale
 from tests.chaos.stories import Fault, Story, Trouble, World
 from tests.chaos.upstream.proofs import L, expect
+from tests.chaos.upstream.reaching import speak_tls, with_authority
 from tests.wire import Answer, Request
 
 # U15
@@ -105,8 +106,7 @@ EXPIRED = Fault(
 )
 
 # U20: the lane's upstream is reached through an egress proxy, so that it lies outside; a registry on a loopback address
-# might lead to another one. Nobody may be connected to at the forbidden place, nor the proxy be asked for it. Ten hops
-# are followed (the table has five).
+# might lead to another one. Nobody may be connected to at the forbidden place, nor the proxy be asked for it.
 
 REGISTRY = "registry.chaos.test"
 
@@ -150,6 +150,16 @@ def _forbidden(name: str, location: str) -> Trouble:
     )
 
 
+def _downgraded(lane: Lane, world: World) -> None:
+    speak_tls(lane, world)
+    lane.origin.listen("forbidden")
+
+
+def _leads_nowhere_by_tls(lane: Lane, _: State) -> None:
+    assert lane.origin.listeners["forbidden"].connections == 0, "somebody went on without TLS"
+    assert lane.look().startswith("307"), "a plain client is not redirected"
+
+
 def _lead_on(lane: Lane, state: State) -> None:
     lock, hops = threading.Lock(), 0
 
@@ -174,7 +184,13 @@ FORBIDDEN = Fault(
         _forbidden("IPv4 in IPv6", "http://[::ffff:127.0.0.1]:{port}/x"),
         _forbidden("file", "file:///etc/passwd"),
         _forbidden("loop", f"http://{REGISTRY}/v2/{REPO}/blobs/sha256:{'0' * 64}"),
-        attrs.evolve(_forbidden("many hops", ""), strike=_lead_on),
+        attrs.evolve(
+            _forbidden("from https to http", "http://127.0.0.1:{port}/x"),
+            world=with_authority,
+            prepare=_downgraded,
+            prove=_leads_nowhere_by_tls,
+        ),
+        attrs.evolve(_forbidden("many hops", ""), strike=_lead_on, reason="ten redirects are followed, and no more"),
     ),
 )
 

@@ -202,22 +202,25 @@ def _context(authority: trustme.CA, *names: str, not_after: datetime | None = No
 
 
 @contextlib.contextmanager
-def _with_authority(directory: Path) -> Iterator[World]:
+def with_authority(directory: Path) -> Iterator[World]:
+    """A certificate authority that Dockyard can be told to trust."""
     _authority().cert_pem.write_to_path(directory / "ca.pem")
     yield World(directory=directory)
 
 
-def _speak_tls(lane: Lane, world: World) -> None:
+def speak_tls(lane: Lane, world: World) -> None:
+    """The lane's registry has a certificate of the world's authority."""
     assert world.directory is not None
     lane.origin.registry.secure(_context(_authority(), *OURS))
-    want_authorization(lane.origin, basic(USER, PASSWORD))
-    lane.upstream.update(
-        registry=f"https://{lane.front}",
-        ca_file=str(world.directory / "ca.pem"),
-        auth={"type": "basic", "username": USER, "password": PASSWORD},
-    )
+    lane.upstream.update(registry=f"https://{lane.front}", ca_file=str(world.directory / "ca.pem"))
     lane.tls = ssl.create_default_context()
     _authority().configure_trust(lane.tls)
+
+
+def _speak_tls_with_a_login(lane: Lane, world: World) -> None:
+    speak_tls(lane, world)
+    want_authorization(lane.origin, basic(USER, PASSWORD))
+    lane.upstream["auth"] = {"type": "basic", "username": USER, "password": PASSWORD}
 
 
 def _present(certify: Callable[[], ssl.SSLContext | None]) -> Callable[[Lane, State], None]:
@@ -257,8 +260,8 @@ def _untrusted(name: str, strike: Callable[[Lane, State], None], seen: str) -> T
     no = attrs.evolve(error(502, L.untrusted()), requests=(0, 0))
     return Trouble(
         name,
-        world=_with_authority,
-        prepare=_speak_tls,
+        world=with_authority,
+        prepare=_speak_tls_with_a_login,
         strike=strike,
         prove=prove,
         mend=_trust_again,

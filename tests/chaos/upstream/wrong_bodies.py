@@ -12,10 +12,6 @@ from tests.chaos.upstream.proofs import L, sees
 from tests.origin import Change
 from tests.wire import Answer, Request
 
-# U10: the next request after wrong bytes fetches again, as the registry may be well by then (the table's quarantine of
-# five seconds would refuse it).
-
-
 JSON_PAGE = b'{"errors":[{"code":"UNAVAILABLE","message":"said the upstream"}]}'
 
 
@@ -33,7 +29,7 @@ def _other_bytes(request: Request, answer: Answer) -> Answer:
     return bad.with_body(b"\x00" * (answer.stop - answer.start))(request, answer)
 
 
-def _wrong(name: str, change: Change) -> Trouble:
+def _wrong(name: str, change: Change, reason: str = "") -> Trouble:
     return Trouble(
         name,
         strike=spoilt(change),
@@ -43,6 +39,7 @@ def _wrong(name: str, change: Change) -> Trouble:
         moves_tag=True,
         stays_stale=False,  # an upstream that answers is not down
         more={State.BLOB_COLD: _small_is_refused},
+        reason=reason,
     )
 
 
@@ -54,13 +51,14 @@ def _small_is_refused(story: Story, _: Seen) -> None:
     story.record.check(got.status == 502 or story.is_stored(config), "a small blob was served unverified")
 
 
+_FETCHED_AGAIN = "the next request fetches again: the registry may be well by then"
 WRONG = Fault(
     "U10",
     "Wrong bytes of the right length",
     (
-        _wrong("one bit at 1 %", _flip(0.01)),
-        _wrong("the last byte", _flip(1.0)),
-        _wrong("all of it", _other_bytes),
+        _wrong("one bit at 1 %", _flip(0.01), _FETCHED_AGAIN),
+        _wrong("the last byte", _flip(1.0), _FETCHED_AGAIN),
+        _wrong("all of it", _other_bytes, _FETCHED_AGAIN),
     ),
 )
 
