@@ -6,6 +6,7 @@ to SMALL_BYTES. So a wrong body never completes.
 
 import asyncio
 import os
+import time
 
 from dockyard.errors import RegistryError, Unavailable, UpstreamTimeout
 from dockyard.oci.reference import Digest
@@ -14,6 +15,9 @@ from dockyard.storage.spool import Cursor, Spool
 TAIL_BYTES = 32 * 1024
 SMALL_BYTES = 1024 * 1024
 NO_PROGRESS_TIMEOUT_S = 120.0
+FEW_BYTES = 256 * 1024
+PAUSE_EACH_S = 0.001
+PAUSE_AT_MOST_S = 0.25
 
 
 class Flight:
@@ -38,6 +42,9 @@ class Flight:
         self._is_reported = False
         self._readers: set[Cursor] = set()
         self._waiting: set[asyncio.Future[None]] = set()
+        self._announced = 0
+        self._announced_at = 0.0
+        self._deferred: asyncio.TimerHandle | None = None
 
     @property
     def is_filling(self) -> bool:
@@ -137,12 +144,12 @@ class Flight:
         self.size = self.spool.size
         if self.size is not None and self.size > SMALL_BYTES:
             self.released = min(self.spool.landed, self.size - TAIL_BYTES)
-        self._announce()
+        self._announce_progress()
 
     def follow(self, size: int | None, released: int) -> None:
         """The owner says that so many bytes may be read."""
         self.size, self.released = size, released
-        self._announce()
+        self._announce_progress()
 
     def fork_spool(self) -> Spool:
         """A spool that goes on in memory after the bytes that the file of this flight has."""
@@ -168,7 +175,23 @@ class Flight:
         self._is_over = True
         self._close_when_idle()
 
+    def _announce_progress(self) -> None:
+        """Wake who waits; many of them only now and then for a few bytes, but at once for the first.
+
+        Otherwise a line that brings little at a time would keep the loop busy with that alone.
+        """
+        pause_s = min(len(self._readers) * PAUSE_EACH_S, PAUSE_AT_MOST_S)
+        left_s = self._announced_at + pause_s - time.monotonic()
+        if not self._announced or self.released - self._announced >= FEW_BYTES or left_s <= 0:
+            self._announce()
+        elif self._deferred is None:
+            self._deferred = asyncio.get_running_loop().call_later(left_s, self._announce)
+
     def _announce(self) -> None:
+        self._announced, self._announced_at = self.released, time.monotonic()
+        if self._deferred:
+            self._deferred.cancel()
+            self._deferred = None
         for waiter in self._waiting:
             if not waiter.done():
                 waiter.set_result(None)

@@ -1,0 +1,84 @@
+"""A flight wakes its readers: at once for the first and the last bytes, now and then for the few between."""
+
+import asyncio
+
+import attrs
+
+from dockyard.cache.flight import FEW_BYTES, Flight
+from dockyard.oci.reference import Digest
+
+SIZE = 100 * FEW_BYTES
+STEP = 1024
+STEPS = 50
+
+
+@attrs.define(eq=False)
+class Place:
+    """A reader's place."""
+
+    position: int = 0
+
+
+def flight_with(readers: int) -> Flight:
+    """A flight that so many read."""
+    flight = Flight(Digest.of(b"flight"))
+    for _ in range(readers):
+        flight.attach(Place())
+    return flight
+
+
+async def read_on(flight: Flight, until: int) -> int:
+    """Follow the flight up to a byte; how often there was news."""
+    position = wakes = 0
+    while position < until:
+        position += (await flight.wait_for(position))[1]
+        wakes += 1
+    return wakes
+
+
+async def drip(flight: Flight, start: int = 0) -> None:
+    """Release some bytes after the other, and let the readers run after each."""
+    for step in range(1, STEPS + 1):
+        flight.follow(SIZE, start + step * STEP)
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+
+
+async def test_with_few_readers_each_byte_is_announced_at_once() -> None:
+    """With hardly anybody to wake there is nothing to save."""
+    flight = flight_with(0)
+    reader = asyncio.create_task(read_on(flight, STEPS * STEP))
+    await asyncio.sleep(0)
+    await drip(flight)
+    assert reader.done()
+    assert reader.result() == STEPS
+
+
+async def test_many_readers_are_not_woken_for_every_few_bytes() -> None:
+    """The first bytes come at once, the others together and soon."""
+    flight = flight_with(100)
+    first = asyncio.create_task(flight.wait_for(0))
+    reader = asyncio.create_task(read_on(flight, STEPS * STEP))
+    await asyncio.sleep(0)
+    flight.follow(SIZE, STEP)
+    await asyncio.sleep(0)
+    assert first.done()
+    await drip(flight)
+    assert not reader.done()
+    assert await asyncio.wait_for(reader, 5.0) < STEPS / 5
+
+
+async def test_many_bytes_and_the_end_are_announced_at_once() -> None:
+    """What is worth a wake-up waits for nothing; nor does the end, or an error."""
+    flight = flight_with(100)
+    flight.follow(SIZE, STEP)
+    for position, release in (
+        (STEP, lambda: flight.follow(SIZE, STEP + FEW_BYTES)),
+        (STEP + FEW_BYTES, lambda: flight.complete(SIZE)),
+    ):
+        waits = asyncio.create_task(flight.wait_for(position))
+        await asyncio.sleep(0)
+        release()
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert waits.done()
