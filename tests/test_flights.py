@@ -130,6 +130,13 @@ class House:
     def partial(self) -> list[str]:
         return os.listdir(self.directory / "partial")
 
+    def close(self) -> None:
+        self.origin.gate.set()
+        for worker in self.workers:
+            worker.flights.stop()
+            worker.peers.close()
+            worker.threads.close()
+
 
 def answerer(flights: Flights) -> Answerer:
     """Answer questions about blobs, as a worker does."""
@@ -146,11 +153,7 @@ async def house(tmp_path: Path) -> AsyncIterator[House]:
     house = House(tmp_path)
     await house.start(3)
     yield house
-    house.origin.gate.set()
-    for worker in house.workers:
-        worker.flights.stop()
-        worker.peers.close()
-        worker.threads.close()
+    house.close()
 
 
 async def read_all(reader: Reader, position: int = 0, until: int | None = None) -> bytes:
@@ -300,6 +303,29 @@ async def test_a_full_disk_fails_nobody(house: House, full_at: int, monkeypatch:
     await settled(house)
     assert house.stored() is None
     assert house.partial() == []
+
+
+async def test_to_wait_for_ones_turn_is_no_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All threads for fills are taken for longer than a download may stand still: who waits is served in the end."""
+    monkeypatch.setattr("dockyard.cache.bridge.FILL_THREADS", 1)
+    monkeypatch.setattr("dockyard.cache.flight.QUEUED_NEWS_EVERY_S", 0.05)
+    monkeypatch.setattr("dockyard.cache.flight.NO_PROGRESS_TIMEOUT_S", 0.4)
+    monkeypatch.setattr("dockyard.cache.flights.FOLLOW_TIMEOUT_S", 0.4)
+    house = House(tmp_path)
+    await house.start(2)
+    is_free = threading.Event()
+    try:
+        other = asyncio.create_task(house.workers[0].threads.fill(is_free.wait, 20))
+        pulls = [asyncio.create_task(pull(worker)) for worker in house.workers]
+        await asyncio.wait(pulls, timeout=1.0)
+        assert not any(each.done() for each in pulls)
+        is_free.set()
+        assert await asyncio.gather(*pulls) == [BODY, BODY]
+        assert await other
+    finally:
+        is_free.set()
+        house.close()
+    assert house.origin.starts == [0]
 
 
 async def test_a_frozen_owner_is_done_without(house: House, monkeypatch: pytest.MonkeyPatch) -> None:

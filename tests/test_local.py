@@ -33,7 +33,6 @@ def keep(tier: LocalTier, body: bytes) -> Digest:
     assert spool is not None
     spool.append(body)
     assert tier.keep(spool)
-    spool.close()
     return digest
 
 

@@ -3,7 +3,9 @@
 import asyncio
 import contextlib
 import socket
-from collections.abc import AsyncIterator
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,9 @@ import uvloop
 
 from dockyard.workers import peers as peers_module
 from dockyard.workers.peers import PeerGone, Peers, PeerSilent, Question, Reply
-from dockyard.workers.slots import socket_name
+from dockyard.workers.processes import processor_ticks
+from dockyard.workers.slots import lock_path, socket_name
+from tests.house import eventually
 
 
 @pytest.fixture
@@ -22,6 +26,20 @@ async def peers(tmp_path: Path) -> AsyncIterator[Peers]:
     peers = Peers(run, 4)
     yield peers
     peers.close()
+
+
+@pytest.fixture
+def owner(peers: Peers) -> Iterator[Callable[[int, str], None]]:
+    """Have a process claim a shard, and do this."""
+    with contextlib.ExitStack() as stack:
+
+        def start(shard: int, program: str) -> None:
+            process = stack.enter_context(subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE))
+            stack.callback(process.kill)
+            lock_path(peers._run, shard).write_text(str(process.pid))
+            eventually(lambda: processor_ticks(process.pid), "it runs")
+
+        yield start
 
 
 async def test_an_answer_comes_back_with_its_payload(peers: Peers) -> None:
@@ -51,15 +69,35 @@ async def test_nobody_listens(peers: Peers) -> None:
             pass
 
 
-async def test_a_frozen_peer_is_silent(peers: Peers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A socket that is open but never answered is told from a dead one."""
+async def test_a_frozen_peer_is_silent(
+    peers: Peers, owner: Callable[[int, str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A socket that is open but never answered, by a process that does not run, is told from a dead one."""
     monkeypatch.setattr(peers_module, "ACKNOWLEDGE_TIMEOUT_S", 0.05)
+    owner(1, "input()")
     with socket.socket(socket.AF_UNIX) as frozen:
         frozen.bind(f"/proc/self/fd/{peers._directory}/{socket_name(1)}")
         frozen.listen()
         with pytest.raises(PeerSilent):
             async with peers.ask(1, Question("tag")):
                 pass
+
+
+async def test_a_busy_peer_is_waited_for(
+    peers: Peers, owner: Callable[[int, str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The process that claimed the shard runs, and its first word comes late."""
+    monkeypatch.setattr(peers_module, "ACKNOWLEDGE_TIMEOUT_S", 0.1)
+    owner(1, "while True: pass")
+
+    async def answer_late(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readline()
+        await asyncio.sleep(0.5)
+        writer.write(b'{"heard": "tag"}\n{"well": true}\n')
+        writer.close()
+
+    async with await asyncio.start_unix_server(answer_late, f"/proc/self/fd/{peers._directory}/{socket_name(1)}"):
+        assert await peers.ask_once(1, Question("tag")) == ({"well": True}, b"")
 
 
 @pytest.mark.parametrize(

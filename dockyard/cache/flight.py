@@ -15,6 +15,7 @@ from dockyard.storage.spool import Cursor, Spool
 TAIL_BYTES = 32 * 1024
 SMALL_BYTES = 1024 * 1024
 NO_PROGRESS_TIMEOUT_S = 120.0
+QUEUED_NEWS_EVERY_S = 30.0
 FEW_BYTES = 256 * 1024
 PAUSE_EACH_S = 0.001
 PAUSE_AT_MOST_S = 0.25
@@ -24,7 +25,8 @@ class Flight:
     """One blob on its way, as this worker sees it.
 
     `released` bytes may be read. `size` is None until the upstream has told it. `is_done` and `error` are final;
-    `is_interrupted` says that the error is this worker's end and not the upstream's.
+    `is_interrupted` says that the error is this worker's end and not the upstream's. `is_queued`: its fill waits
+    for its turn behind those of others.
     """
 
     def __init__(self, digest: Digest) -> None:
@@ -34,6 +36,7 @@ class Flight:
         self.is_done = False
         self.error: RegistryError | None = None
         self.is_interrupted = False
+        self.is_queued = False
         self.spool: Spool | None = None
         self.inode = 0
         self._fd = -1
@@ -96,13 +99,19 @@ class Flight:
         return self.spool.read_window(position, amount) if self.spool else b""
 
     async def news(self) -> None:
-        """Wait until something has changed. Raises UpstreamTimeout when nothing does for a long time."""
+        """Wait until something has changed, or the fill has waited for its turn for another while.
+
+        Raises UpstreamTimeout when nothing changes for a long time.
+        """
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.add(waiter)
+        is_queued = self.is_queued
         try:
-            async with asyncio.timeout(NO_PROGRESS_TIMEOUT_S):
+            async with asyncio.timeout(QUEUED_NEWS_EVERY_S if is_queued else NO_PROGRESS_TIMEOUT_S):
                 await waiter
         except TimeoutError as exc:
+            if is_queued:
+                return
             raise UpstreamTimeout("the download made no progress", retry_after_s=5) from exc
         finally:
             self._waiting.discard(waiter)
@@ -130,6 +139,11 @@ class Flight:
         if spool:
             for reader in self._readers:
                 spool.attach(reader)
+
+    def wait_for_turn(self) -> None:
+        """The fill is queued: to wait for it is no fault of the upstream's from now on."""
+        self.is_queued = True
+        self._announce()
 
     def report_to(self, loop: asyncio.AbstractEventLoop) -> None:
         """Called by the fill's thread: have `advance` run in the loop, once for all reports that it has not seen."""

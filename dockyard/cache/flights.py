@@ -35,7 +35,7 @@ from dockyard.errors import (
 )
 from dockyard.oci.reference import Digest
 from dockyard.routing import Target
-from dockyard.storage.local import LocalTier, StoredBlob
+from dockyard.storage.local import StoredBlob
 from dockyard.storage.publications import BlobItem
 from dockyard.storage.spool import Spool
 from dockyard.storage.stores import Stores
@@ -97,7 +97,6 @@ class Flights:
                 return
         else:
             flight, _ = self.join(target, digest)
-        told: tuple[object, ...] = ()
         flight.attach(follower := _Follower())
         try:
             while True:
@@ -109,10 +108,8 @@ class Flights:
                 if flight.is_filling and flight.spool and flight.spool.path is None:
                     await reply.say({"full": True})
                     return
-                now = (flight.size, flight.released_on_disk, flight.inode)
-                if now != told:
-                    await reply.say({"size": now[0], "released": now[1], "inode": now[2], "done": flight.is_done})
-                    told = now
+                place = {"size": flight.size, "released": flight.released_on_disk, "inode": flight.inode}
+                await reply.say({**place, "done": flight.is_done})
                 if flight.is_done:
                     return
                 if flight.disk_end is not None:
@@ -207,7 +204,7 @@ class Flights:
                 return
             for shard in self._peers.others:
                 try:
-                    await self._follow(shard, flight, _only_running(question))
+                    await self._follow(shard, flight, attrs.evolve(question, only_running=True))
                     return
                 except (PeerGone, PeerSilent):
                     continue
@@ -238,15 +235,31 @@ class Flights:
             self._damaged.discard(flight.digest)
 
     async def _fill_from(self, sources: Sources, flight: Flight, spool: Spool) -> None:
-        """Run the fill in a thread, to its end, and publish on the way what comes from the upstream."""
+        """Run the fill in a thread, to its end, and publish on the way what comes from the upstream.
+
+        The same thread keeps what was fetched and makes room for the next: a disk that is slow holds up the fills, and
+        not what they have fetched.
+        """
         loop = asyncio.get_running_loop()
+        local, publisher = self._stores.local, self._stores.publisher
+        item = BlobItem(flight.digest)
         is_followed = False
 
         def report() -> None:
             nonlocal is_followed
             if not is_followed and sources.is_from_upstream and not sources.is_from_bucket:
-                is_followed = self._stores.publisher.follow(spool)
+                is_followed = publisher.follow(spool)
             flight.report_to(loop)
+
+        def run() -> None:
+            flight.is_queued = False
+            size = fill.run()
+            if sources.is_from_upstream:
+                publisher.remember(item)
+            spool.finish(is_right=True)
+            loop.call_soon_threadsafe(flight.complete, size)
+            local.keep(spool, sources.age_s)
+            local.cap.enforce_if_due()
 
         spool.begin()
         flight.read_from(os.dup(spool.fd) if spool.fd >= 0 else -1, spool)
@@ -254,33 +267,30 @@ class Flights:
         self._fills.add(fill)
         metrics.fills_running.inc()
         had = spool.landed
+        flight.wait_for_turn()
         try:
-            size = await self._threads.fill(fill.run)
+            await self._threads.fill(run)
         except Exception as exc:
-            metrics.fills.labels(type(exc).__name__).inc()
-            spool.finish(is_right=False)
-            if isinstance(exc, Unavailable | UpstreamTimeout | TooManyRequests):
-                self._linger(spool)
-            elif not (isinstance(exc, BadUpstream) and sources.is_from_bucket):
-                spool.discard()
+            if not flight.is_done:  # else it was fetched, and could not be kept
+                self._give_up(spool, exc, may_be_fetched_again=sources.is_from_bucket)
             raise
         finally:
             self._fills.discard(fill)
             metrics.fills_running.dec()
             metrics.received_bytes.labels("upstream" if sources.is_from_upstream else "bucket").inc(spool.landed - had)
         metrics.fills.labels("done").inc()
-        item = BlobItem(flight.digest)
-        if sources.is_from_upstream:
-            self._stores.publisher.remember(item)
-        spool.finish(is_right=True)
-        flight.complete(size)
-        await self._threads.fill(_keep, self._stores.local, spool, sources.age_s)
         if sources.is_from_upstream and not is_followed:
-            self._stores.publisher.publish(item)
+            publisher.publish(item)
         if sources.is_from_bucket:
-            self._stores.publisher.used(item)
-        if self._stores.local.cap.is_due:
-            await self._threads.disk(self._stores.local.cap.enforce)
+            publisher.used(item)
+
+    def _give_up(self, spool: Spool, exc: Exception, *, may_be_fetched_again: bool) -> None:
+        metrics.fills.labels(type(exc).__name__).inc()
+        spool.finish(is_right=False)
+        if isinstance(exc, Unavailable | UpstreamTimeout | TooManyRequests):
+            self._linger(spool)
+        elif not (isinstance(exc, BadUpstream) and may_be_fetched_again):
+            spool.discard()
 
     def _linger(self, spool: Spool) -> None:
         """Leave what has landed for a while, to whichever worker tries next: it goes on from there."""
@@ -298,19 +308,6 @@ class _Follower:
     position = 2**63
 
 
-def _keep(tier: LocalTier, spool: Spool, age_s: float) -> None:
-    """Keep what was fetched and let go of it, in one thread: nothing may close the file meanwhile."""
-    try:
-        if not tier.keep(spool, age_s):
-            spool.discard()
-    finally:
-        spool.close()
-
-
 def _complete_from(flight: Flight, stored: StoredBlob) -> None:
     flight.read_from(stored.fd)
     flight.complete(stored.size)
-
-
-def _only_running(question: Question) -> Question:
-    return attrs.evolve(question, only_running=True)

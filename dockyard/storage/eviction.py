@@ -43,17 +43,17 @@ class SizeCap:
         """So many bytes came in."""
         self._added += size
 
-    @property
-    def is_due(self) -> bool:
-        """Whether enough came in since the last look to be worth another."""
-        return bool(self._max_size) and self._added >= self._max_size // LOOKS_PER_CAP
+    def enforce_if_due(self) -> None:
+        """Enforce, if enough came in since the last time to be worth a look."""
+        if self._added >= self._max_size // LOOKS_PER_CAP:
+            self.enforce()
 
     def enforce(self) -> None:
         """Drop the least recently used blobs until all fit. Blocks; raises nothing."""
         if not self._max_size:
             return
-        self._added = 0
         with contextlib.suppress(OSError), self._alone():
+            self._added = 0
             blobs = _files_below(self._blobs)
             total = sum(size for _, size, _ in (*blobs, *_files_below(self._partial)))
             if total > self._max_size:

@@ -135,10 +135,20 @@ class LocalTier:
         return None
 
     def keep(self, spool: Spool, age_s: float = 0.0) -> bool:
-        """Make a verified spool a complete blob. False when the disk would not have it.
+        """Make a verified spool a complete blob, and let go of it. False when the disk would not have it.
 
         `age_s` is how long ago the bucket got it, for one that came from there.
         """
+        try:
+            if not self._move_in(spool, age_s):
+                spool.discard()
+                return False
+        finally:
+            spool.close()
+        self.cap.add(spool.landed)
+        return True
+
+    def _move_in(self, spool: Spool, age_s: float) -> bool:
         path = self._path(keys.blob_key(self._prefix, spool.digest))
         if spool.path is None or spool.is_overflowing:
             return False
@@ -151,7 +161,6 @@ class LocalTier:
         except OSError as exc:
             log.warning("cannot keep a blob", digest=str(spool.digest), error=exc.strerror)
             return False
-        self.cap.add(spool.landed)
         return True
 
     # Manifests and tags

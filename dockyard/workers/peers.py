@@ -2,14 +2,15 @@
 
 One connection per question. The asker sends one line of JSON and reads lines of JSON until the connection ends; a line
 with `"payload": n` is followed by n raw bytes. The first line back is an acknowledgement that costs the peer nothing:
-its absence means a frozen process, and the end of the connection means a dead one. In both cases the asker does the
-work itself.
+its absence means a frozen process if the peer does not run meanwhile, and the end of the connection means a dead one.
+In both cases the asker does the work itself. A peer that runs is only busy, and is waited for.
 """
 
 import asyncio
 import contextlib
 import json
 import os
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -19,11 +20,13 @@ import cattrs
 import structlog
 
 from dockyard.errors import UpstreamTimeout, from_words
+from dockyard.workers.processes import find_worker, processor_ticks
 from dockyard.workers.shards import owners
 from dockyard.workers.slots import socket_name
 
-CONNECT_TIMEOUT_S = 0.5
+CONNECT_TIMEOUT_S = 2.0
 ACKNOWLEDGE_TIMEOUT_S = 1.0
+BUSY_AT_MOST_S = 20.0
 ANSWER_TIMEOUT_S = 60.0
 MAX_LINE_BYTES = 64 * 1024
 MAX_PAYLOAD_BYTES = 8 * 1024 * 1024
@@ -38,7 +41,7 @@ class PeerGone(Exception):
 
 
 class PeerSilent(Exception):
-    """Somebody holds the socket and does not answer: a frozen process."""
+    """Somebody holds the socket and does not answer: a frozen process, or one that is far too busy."""
 
 
 @attrs.frozen
@@ -81,6 +84,7 @@ class Peers:
 
     def __init__(self, run: Path, shards: int) -> None:
         self.shard: int | None = None
+        self._run = run
         self._shards = shards
         self._directory = os.open(run, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self._server: asyncio.AbstractServer | None = None
@@ -120,11 +124,7 @@ class Peers:
         try:
             writer.write(json.dumps(attrs.asdict(question)).encode() + b"\n")
             answer = Answer(reader)
-            try:
-                async with asyncio.timeout(ACKNOWLEDGE_TIMEOUT_S):
-                    await answer.next_words()
-            except TimeoutError as exc:
-                raise PeerSilent from exc
+            await self._acknowledgement(shard, answer)
             yield answer
         finally:
             writer.close()
@@ -140,6 +140,21 @@ class Peers:
         if "error" in words:
             raise from_words(words)
         return words, payload
+
+    async def _acknowledgement(self, shard: int, answer: "Answer") -> None:
+        """Wait for the first line for as long as the peer runs. Raises PeerGone or PeerSilent."""
+        patience_until = time.monotonic() + BUSY_AT_MOST_S
+        ran = None
+        while True:
+            try:
+                async with asyncio.timeout(ACKNOWLEDGE_TIMEOUT_S):
+                    await answer.next_words()
+                    return
+            except TimeoutError as exc:
+                pid = find_worker(self._run, shard)
+                before, ran = ran, processor_ticks(pid) if pid else 0
+                if ran == before or not ran or time.monotonic() > patience_until:
+                    raise PeerSilent from exc
 
     def close(self) -> None:
         """Stop listening."""

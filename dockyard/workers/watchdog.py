@@ -16,7 +16,8 @@ from pathlib import Path
 import attrs
 import structlog
 
-from dockyard.workers.slots import lock_path, socket_name
+from dockyard.workers.processes import find_worker, processor_ticks
+from dockyard.workers.slots import socket_name
 
 LOOK_EVERY_S = 0.5
 FROZEN_S = 5.0
@@ -58,7 +59,7 @@ class Watchdog:
                 continue
             now = time.monotonic()
             if ping is None:
-                ping = self._pings[shard] = _Ping(pid, now, now, _processor_ticks(pid))
+                ping = self._pings[shard] = _Ping(pid, now, now, processor_ticks(pid))
             if ping.connection is None:
                 ping.connection = self._ask(shard)
             self._judge(ping, now)
@@ -69,7 +70,7 @@ class Watchdog:
             _hang_up(self._pings.popitem()[1])
 
     def _judge(self, ping: _Ping, now: float) -> None:
-        ticks = _processor_ticks(ping.pid)
+        ticks = processor_ticks(ping.pid)
         if ticks != ping.processor_ticks:
             ping.processor_ticks, ping.ran_at = ticks, now
         silent_s = now - ping.asked_at
@@ -80,11 +81,8 @@ class Watchdog:
 
     def _find_worker(self, shard: int) -> int | None:
         """The process that claimed a shard, if it is one of ours."""
-        try:
-            pid = int(lock_path(self._run, shard).read_text())
-        except (OSError, ValueError):
-            return None
-        return pid if self._is_ours(pid) else None
+        pid = find_worker(self._run, shard)
+        return pid if pid is not None and self._is_ours(pid) else None
 
     def _ask(self, shard: int) -> socket.socket | None:
         connection = socket.socket(socket.AF_UNIX)
@@ -120,12 +118,3 @@ def _is_answered(ping: _Ping) -> bool:
 def _hang_up(ping: _Ping) -> None:
     if ping.connection is not None:
         ping.connection.close()
-
-
-def _processor_ticks(pid: int) -> int:
-    """How long the event loop's thread, which is the first of its process, has run; 0 when it is gone."""
-    try:
-        fields = Path(f"/proc/{pid}/task/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return 0
-    return int(fields[11]) + int(fields[12])

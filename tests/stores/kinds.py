@@ -65,7 +65,6 @@ class LocalStore:
         except BaseException:
             spool.discard()
             raise
-        spool.close()
 
     def read(self, digest: Digest, start: int = 0) -> bytes | None:
         stored = self._tier.open_blob(digest)
