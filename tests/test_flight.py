@@ -3,8 +3,11 @@
 import asyncio
 
 import attrs
+import pytest
 
+from dockyard.cache import flight as flight_module
 from dockyard.cache.flight import FEW_BYTES, Flight
+from dockyard.errors import UpstreamTimeout
 from dockyard.oci.reference import Digest
 
 SIZE = 100 * FEW_BYTES
@@ -66,6 +69,33 @@ async def test_many_readers_are_not_woken_for_every_few_bytes() -> None:
     await drip(flight)
     assert not reader.done()
     assert await asyncio.wait_for(reader, 5.0) < STEPS / 5
+
+
+async def test_what_changes_before_one_waits_is_not_missed() -> None:
+    """Whoever looked, and was busy when it changed, does not wait for the next change."""
+    flight = flight_with(0)
+    seen = flight.changes
+    flight.complete(SIZE)
+    await asyncio.wait_for(flight.news(seen), 1.0)
+    waits = asyncio.create_task(flight.news(flight.changes))
+    await asyncio.sleep(0)
+    assert not waits.done()
+    flight.follow(SIZE, SIZE)
+    await asyncio.wait_for(waits, 1.0)
+
+
+async def test_a_download_that_stands_still_ends_for_those_who_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a long time without any change; not while its fill waits for its turn."""
+    monkeypatch.setattr(flight_module, "LOOK_EVERY_S", 0.02)
+    monkeypatch.setattr(flight_module, "NO_PROGRESS_TIMEOUT_S", 0.1)
+    flight = flight_with(0)
+    flight.is_queued = True
+    waits = asyncio.create_task(flight.wait_for(0))
+    await asyncio.sleep(0.3)
+    assert not waits.done()
+    flight.is_queued = False
+    with pytest.raises(UpstreamTimeout):
+        await asyncio.wait_for(waits, 5.0)
 
 
 async def test_many_bytes_and_the_end_are_announced_at_once() -> None:

@@ -308,7 +308,7 @@ async def test_a_full_disk_fails_nobody(house: House, full_at: int, monkeypatch:
 async def test_to_wait_for_ones_turn_is_no_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """All threads for fills are taken for longer than a download may stand still: who waits is served in the end."""
     monkeypatch.setattr("dockyard.cache.bridge.FILL_THREADS", 1)
-    monkeypatch.setattr("dockyard.cache.flight.QUEUED_NEWS_EVERY_S", 0.05)
+    monkeypatch.setattr("dockyard.cache.flight.LOOK_EVERY_S", 0.05)
     monkeypatch.setattr("dockyard.cache.flight.NO_PROGRESS_TIMEOUT_S", 0.4)
     monkeypatch.setattr("dockyard.cache.flights.FOLLOW_TIMEOUT_S", 0.4)
     house = House(tmp_path)

@@ -15,7 +15,7 @@ from dockyard.storage.spool import Cursor, Spool
 TAIL_BYTES = 32 * 1024
 SMALL_BYTES = 1024 * 1024
 NO_PROGRESS_TIMEOUT_S = 120.0
-QUEUED_NEWS_EVERY_S = 30.0
+LOOK_EVERY_S = 30.0
 FEW_BYTES = 256 * 1024
 PAUSE_EACH_S = 0.001
 PAUSE_AT_MOST_S = 0.25
@@ -45,9 +45,11 @@ class Flight:
         self._is_reported = False
         self._readers: set[Cursor] = set()
         self._waiting: set[asyncio.Future[None]] = set()
+        self.changes = 0
         self._announced = 0
-        self._announced_at = 0.0
+        self._announced_at = time.monotonic()
         self._deferred: asyncio.TimerHandle | None = None
+        self._look_timer: asyncio.TimerHandle | None = None
 
     @property
     def is_filling(self) -> bool:
@@ -98,21 +100,20 @@ class Flight:
         """Bytes of an overflowing spool; empty when they are gone."""
         return self.spool.read_window(position, amount) if self.spool else b""
 
-    async def news(self) -> None:
-        """Wait until something has changed, or the fill has waited for its turn for another while.
+    async def news(self, since: int | None = None) -> None:
+        """Wait until something has changed, or a fill that is queued has waited for another while.
 
-        Raises UpstreamTimeout when nothing changes for a long time.
+        `since`: what `changes` was when the caller last looked. Raises UpstreamTimeout when nothing changes for a long
+        time.
         """
+        if since not in (None, self.changes):
+            return
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.add(waiter)
-        is_queued = self.is_queued
+        if self._look_timer is None:
+            self._look_later()
         try:
-            async with asyncio.timeout(QUEUED_NEWS_EVERY_S if is_queued else NO_PROGRESS_TIMEOUT_S):
-                await waiter
-        except TimeoutError as exc:
-            if is_queued:
-                return
-            raise UpstreamTimeout("the download made no progress", retry_after_s=5) from exc
+            await waiter
         finally:
             self._waiting.discard(waiter)
 
@@ -139,11 +140,6 @@ class Flight:
         if spool:
             for reader in self._readers:
                 spool.attach(reader)
-
-    def wait_for_turn(self) -> None:
-        """The fill is queued: to wait for it is no fault of the upstream's from now on."""
-        self.is_queued = True
-        self._announce()
 
     def report_to(self, loop: asyncio.AbstractEventLoop) -> None:
         """Called by the fill's thread: have `advance` run in the loop, once for all reports that it has not seen."""
@@ -203,12 +199,29 @@ class Flight:
 
     def _announce(self) -> None:
         self._announced, self._announced_at = self.released, time.monotonic()
+        self.changes += 1
         if self._deferred:
             self._deferred.cancel()
             self._deferred = None
         for waiter in self._waiting:
             if not waiter.done():
                 waiter.set_result(None)
+
+    def _look_later(self) -> None:
+        self._look_timer = asyncio.get_running_loop().call_later(LOOK_EVERY_S, self._look)
+
+    def _look(self) -> None:
+        """Whether those who wait may go on waiting."""
+        self._look_timer = None
+        if not self._waiting:
+            return
+        if self.is_queued:
+            self._announce()
+        elif time.monotonic() - self._announced_at >= NO_PROGRESS_TIMEOUT_S:
+            for waiter in self._waiting:
+                if not waiter.done():
+                    waiter.set_exception(UpstreamTimeout("the download made no progress", retry_after_s=5))
+        self._look_later()
 
     def _close_when_idle(self) -> None:
         if self._readers or not self._is_over:

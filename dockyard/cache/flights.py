@@ -100,6 +100,7 @@ class Flights:
         flight.attach(follower := _Follower())
         try:
             while True:
+                seen = flight.changes  # to say it takes time, where the asker is slow to listen
                 if flight.is_interrupted:
                     return  # as if dead: the asker goes on by itself
                 if flight.error:
@@ -108,14 +109,15 @@ class Flights:
                 if flight.is_filling and flight.spool and flight.spool.path is None:
                     await reply.say({"full": True})
                     return
+                is_whole = flight.is_done and flight.disk_end is None
                 place = {"size": flight.size, "released": flight.released_on_disk, "inode": flight.inode}
-                await reply.say({**place, "done": flight.is_done})
-                if flight.is_done:
+                await reply.say({**place, "done": is_whole})
+                if is_whole:
                     return
                 if flight.disk_end is not None:
                     await reply.say({"full": True})
                     return
-                await flight.news()
+                await flight.news(seen)
         finally:
             flight.detach(follower)
 
@@ -267,7 +269,7 @@ class Flights:
         self._fills.add(fill)
         metrics.fills_running.inc()
         had = spool.landed
-        flight.wait_for_turn()
+        flight.is_queued = True
         try:
             await self._threads.fill(run)
         except Exception as exc:
