@@ -40,6 +40,7 @@ class Variant:
 
     name: str
     outcomes: Mapping[State, tuple[Outcome, ...]]
+    reason: str = ""
 
 
 @attrs.frozen
