@@ -76,7 +76,8 @@ class Blobs:
 
     async def open(self, target: Target, digest: Digest) -> OpenedBlob | RedirectedBlob:
         """Open a blob for reading, fetched if need be. Whoever gets it closes the reader. Raises RegistryError."""
-        is_on_its_way = self._flights.find(digest) is not None  # then it is not in the tier yet: no need to look
+        running = self._flights.find(digest)
+        is_on_its_way = running is not None and not running.is_done  # then it is not in the tier: no need to look
         if not is_on_its_way and (stored := await self._open_stored(digest)):
             return OpenedBlob(FileReader(stored, self._threads), "hit")
         if not is_on_its_way and self._redirects and (url := await self._find_url(digest)):

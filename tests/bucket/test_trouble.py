@@ -82,6 +82,13 @@ def pull_all(house: House, *references: str) -> set[str]:
         return set().union(*pool.map(lambda reference: pull(house, reference), references))
 
 
+@pytest.fixture
+def stack() -> Iterator[ExitStack]:
+    """Give what ends with the test."""
+    with ExitStack() as stack:
+        yield stack
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_pulls_go_on_and_all_is_in_the_bucket_later(
     start: Callable[..., House], place: Place, origin: Origin, storm: Storm, kind: str
@@ -180,33 +187,45 @@ def test_an_upload_that_s3_died_under_is_aborted(
 
 
 def test_a_busy_store_is_given_half_as_much(
-    start: Callable[..., House], place: Place, proxy: Proxy, origin: Origin
+    start: Callable[..., House], place: Place, proxy: Proxy, origin: Origin, stack: ExitStack
 ) -> None:
     """503 SlowDown to eight uploads: four of the next go up while they are fetched, and in the end all are there."""
     house = start(proxy.host, workers=1)
     keys: set[str] = set()
+    refused: list[Request] = []
+    is_well = stack.enter_context(opened_at_exit(threading.Event()))
+
+    def refuse_some(request: Request) -> Forward | Say:
+        """The first uploads; what comes later is kept waiting, so that nothing else fails or goes well."""
+        if request.method != "PUT":
+            return Forward()
+        if len(refused) < STREAMS:
+            refused.append(request)
+            return error(503, "SlowDown")
+        is_well.wait(BACK_WITHIN_S)
+        return Forward()
 
     def begun(kind: str) -> int:
         """Twelve layers on their way at once: so many of them go up meanwhile."""
         digests = [origin.add_blob(layer(f"{kind} {number}", MIB)) for number in range(12)]
         wanted = {blob_key(digest) for digest in digests}
         keys.update(wanted)
-        with ExitStack() as stack:
-            go_on = stack.enter_context(opened_at_exit(threading.Event()))
+        with ExitStack() as downloads:
+            go_on = downloads.enter_context(opened_at_exit(threading.Event()))
             stall = origin.on("blob", bad.stalled(0.5, go_on))
             for digest in digests:
-                stack.enter_context(house.download(f"/v2/{NAME}/blobs/{digest}"))
+                downloads.enter_context(house.download(f"/v2/{NAME}/blobs/{digest}"))
             origin.wait_for(lambda: origin.count("blob") == len(digests), "all are being fetched")
             time.sleep(QUIET_S)  # nothing tells that no other upload begins
             origin.mend(stall)
             return sum(request.method == "PUT" and key_of(request) in wanted for request in list(proxy.requests))
 
-    proxy.rule = lambda request: error(503, "SlowDown") if request.method == "PUT" else Forward()
+    proxy.rule = refuse_some
     assert begun("first") == STREAMS
     eventually(lambda: "cannot publish" in house.dockyard.said(), "the store has said that it is busy")
     origin.forget()
     assert begun("second") == STREAMS // 2
-    proxy.rule = lambda _: Forward()
+    is_well.set()
     eventually(lambda: keys == place.listed(), "all is in the bucket", BACK_WITHIN_S)
 
 

@@ -107,6 +107,7 @@ LOADS = (
                     State.BLOB_COLD: (_NEW_AT_ITS_TURN,),
                     State.BLOB_FLIGHT: (_NEW_AT_ITS_TURN,),
                 },
+                "64 layers and 32 questions are under way at a time in each worker, the others wait for their turn",
             ),
         ),
     ),
@@ -121,7 +122,13 @@ LOADS = (
     Load(
         "L04",
         "attackers among the clients",
-        (Variant(ATTACK, dict.fromkeys(State, (_AS_EVER,))),),
+        (
+            Variant(
+                ATTACK,
+                dict.fromkeys(State, (_AS_EVER,)),
+                "addresses are not counted, as a thousand nodes may share one: idle connections are closed",
+            ),
+        ),
     ),
     Load(
         "L05",
@@ -150,6 +157,7 @@ LOADS = (
                     State.BLOB_CACHED: (hit(),),
                     State.BLOB_COLD: (_REFUSED,),
                 },
+                "a question that breaks off is asked once more, also by a probe",
             ),
         ),
     ),

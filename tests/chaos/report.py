@@ -27,7 +27,8 @@ Each line is a test: a fault, one of its variants, and what a client asks for me
 shortened (`connect_timeout` 1 s, `check_timeout` 2 s, `stall_timeout` 2 s where no other is named); with other settings
 the times follow. Where a digest manifest has two outcomes, the first is for one that is cached and the second for one
 that is not. "Seen" is from the run, on a shared machine of two cores; "well again" is how long after the end of the
-fault the first right and fresh answer came.
+fault the first right and fresh answer came. U is about the upstream, S about the bucket, P about processes, clients and
+clocks, L about load.
 """
 _SECTION = re.compile(r"^## (\w+) ", re.MULTILINE)
 _ROW = re.compile(r"^\| (?P<state>[a-z ]+) \| (?P<variant>[^|]+) \| ", re.MULTILINE)

@@ -3,7 +3,7 @@
 from tests.chaos.cells import Cell, Record, State
 from tests.chaos.matrix import all_rows, cells_of
 from tests.chaos.outcomes import describe
-from tests.chaos.report import FAILED, cells_in, split_page, write_page
+from tests.chaos.report import FAILED, PAGE, cells_in, split_page, write_page
 
 
 def test_a_cell_without_a_record_has_failed() -> None:
@@ -27,3 +27,10 @@ def test_other_sections_stay() -> None:
     assert split_page(after)[second.id] == split_page(before)[second.id]
     assert "as expected" in split_page(after)[first.id]
     assert Cell(first.id, cell.variant, State(cell.state)) in cells_in(after)
+
+
+def test_the_page_has_a_line_for_every_cell() -> None:
+    """The page that is read was made of a run of the whole matrix, and nothing failed in it."""
+    page = PAGE.read_text()
+    assert cells_in(page) == [cell for row in all_rows() for cell, _ in cells_of(row)]
+    assert FAILED not in page

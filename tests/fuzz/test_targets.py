@@ -43,6 +43,9 @@ class Sink:
     async def drain(self) -> None:
         """Nothing waits here."""
 
+    def is_closing(self) -> bool:
+        return self.is_closed
+
     def close(self) -> None:
         self.is_closed = True
 
