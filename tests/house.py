@@ -75,6 +75,10 @@ class House:
         """What running fills have open."""
         return [path for path in self.dockyard.storage.glob("**/partial/**/*") if path.is_file()]
 
+    def wait_for_workers(self, count: int) -> None:
+        """Wait until so many workers answer their peers."""
+        eventually(lambda: len(list(self.dockyard.storage.glob("run/shard-*.sock"))) == count, "all workers serve")
+
     def assert_no_leak(self, reply: Reply) -> None:
         """An error tells nothing about the upstream or this machine."""
         text = reply.body.decode() + str(reply.headers)

@@ -338,7 +338,7 @@ def _play(scene: Scene, records: Mapping[State, Record]) -> None:
     path, body = control.blob_path("cached"), control.layers["cached"]
     reply = ask(house.address, path)
     assert (reply.status, reply.body == body.data) == (200, True), f"the control blob: {reply}"
-    wait_for(lambda: len(list(house.dockyard.storage.glob("run/shard-*.sock"))) == plot.workers, "all serve", 10.0)
+    house.wait_for_workers(plot.workers)
     files_before = {pid: count_files(pid) for pid in house.dockyard.worker_pids()}
     with Bystanders(house, path, body.data, plot.again_within_s) as bystanders:
 

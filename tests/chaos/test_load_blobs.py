@@ -39,7 +39,7 @@ HERDS = [
 def full_house(make_house: Callable[..., House], **settings: object) -> House:
     """Four workers that all answer their peers."""
     house = make_house(workers=WORKERS, **settings)
-    eventually(lambda: len(list(house.dockyard.storage.glob("run/shard-*.sock"))) == WORKERS, "all workers serve")
+    house.wait_for_workers(WORKERS)
     return house
 
 

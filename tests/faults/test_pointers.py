@@ -26,7 +26,7 @@ PATIENCE_S = 10.0
 def house(make_house: Callable[..., House], origin: Origin) -> House:
     """Give two workers that know a tag, and a check that may take its time."""
     house = make_house(workers=WORKERS, upstream={"check_timeout": "20s"})
-    eventually(lambda: len(list(house.dockyard.storage.glob("run/shard-*.sock"))) == WORKERS, "all workers serve")
+    house.wait_for_workers(WORKERS)
     origin.add_image("app", "v1", [b"one"])
     assert house.get(PATH).status == 200
     return house

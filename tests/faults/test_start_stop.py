@@ -78,7 +78,7 @@ def test_a_stalled_client_does_not_hold_up_the_end(make_house: Callable[..., Hou
 def test_an_idle_server_ends_at_once(make_house: Callable[..., House], origin: Origin) -> None:
     """Nothing runs, though a client keeps its connection open: the end comes well before the drain time."""
     house = make_house(workers=2, server={"drain_timeout": "20s"})
-    eventually(lambda: len(list(house.dockyard.storage.glob("run/shard-*.sock"))) == 2, "both workers serve")
+    house.wait_for_workers(2)
     with house.download("/v2/") as idle:
         idle.head().rest()
         _, poll = _terminate(house)

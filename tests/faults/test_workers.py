@@ -22,7 +22,7 @@ RECOVERY_S = 2.0
 
 def _full_house(make_house: Callable[..., House]) -> House:
     house = make_house(workers=WORKERS)
-    eventually(lambda: len(list(house.dockyard.storage.glob("run/shard-*.sock"))) == WORKERS, "all workers serve")
+    house.wait_for_workers(WORKERS)
     return house
 
 
