@@ -6,16 +6,30 @@ from collections.abc import Callable
 import pytest
 
 from tests.bucket.place import Place
-from tests.chaos import bucket_damage, bucket_outages, client_plots, clock_plots, disk_plots, ending_plots, worker_plots
+from tests.chaos import (
+    bucket_damage,
+    bucket_outages,
+    bucket_puts,
+    bucket_reads,
+    client_plots,
+    clock_plots,
+    disk_plots,
+    ending_plots,
+    leaving_plots,
+    worker_plots,
+)
 from tests.chaos.cells import Record, State
 from tests.chaos.scenes import Fault, Plot, run
 
 FAULTS = (
     *bucket_outages.FAULTS,
+    *bucket_puts.FAULTS,
+    *bucket_reads.FAULTS,
     *bucket_damage.FAULTS,
     *disk_plots.FAULTS,
     *worker_plots.FAULTS,
     *ending_plots.FAULTS,
+    *leaving_plots.FAULTS,
     *client_plots.FAULTS,
     *clock_plots.FAULTS,
 )
