@@ -4,6 +4,7 @@ Built on Granian's multi-process server, of which it changes one thing: a worker
 again rather than taken for a reason to stop the server. That takes private names of Granian: its version is pinned.
 """
 
+import contextlib
 import errno
 import functools
 import os
@@ -12,6 +13,7 @@ import signal
 import socket
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,7 @@ from dockyard import __version__, log, metrics
 from dockyard.config import Settings
 from dockyard.storage.s3 import find_urls
 from dockyard.web.app import create_app  # before the fork: workers start at once, and share the code's memory
-from dockyard.web.worker import DRAINING
+from dockyard.web.worker import DRAINING, STOP_SIGNALS
 from dockyard.workers.slots import AlreadyRunning, Lock
 from dockyard.workers.watchdog import LOOK_EVERY_S, Watchdog
 
@@ -133,7 +135,8 @@ class Supervisor(MPServer):
 
     def startup(self, spawn_target: Any, target_loader: Any) -> None:
         """Start the workers, then the watch on them."""
-        super().startup(spawn_target, target_loader)  # type: ignore[no-untyped-call]
+        with _stop_signals_held():
+            super().startup(spawn_target, target_loader)  # type: ignore[no-untyped-call]
         threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
 
     def _serve_loop(self, spawn_target: Any, target_loader: Any) -> None:
@@ -144,7 +147,8 @@ class Supervisor(MPServer):
                 (self._run_directory / DRAINING).touch()
                 return
             if self.reload_signal:
-                self._reload(spawn_target, target_loader)  # type: ignore[no-untyped-call]
+                with _stop_signals_held():
+                    self._reload(spawn_target, target_loader)  # type: ignore[no-untyped-call]
             dead = list(dict.fromkeys(self.interrupt_children))
             if not dead:
                 continue
@@ -155,7 +159,8 @@ class Supervisor(MPServer):
             metrics.worker_restarts.inc(len(dead))
             for index in dead:
                 metrics.forget_worker(self.wrks[index].inner.pid)
-            self._respawn_workers(dead, spawn_target, target_loader)
+            with _stop_signals_held():
+                self._respawn_workers(dead, spawn_target, target_loader)
 
     def _has_given_up(self, dead: list[int]) -> bool:
         """Whether no worker lives long enough to serve: a fault of the settings or the machine, not of a request."""
@@ -175,6 +180,16 @@ class Supervisor(MPServer):
 
     def _is_ours(self, pid: int) -> bool:
         return any(worker.inner.pid == pid and worker.inner.is_alive() for worker in list(self.wrks))
+
+
+@contextlib.contextmanager
+def _stop_signals_held() -> Iterator[None]:
+    """Have the signals that end a worker wait until it serves (`Worker.start`): it inherits that."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
 
 
 def _prepare(directory: Path) -> Path:

@@ -1,6 +1,8 @@
 """The local tier: whole objects or none, the size cap, and what a crash leaves behind."""
 
+import fcntl
 import os
+import threading
 import time
 from pathlib import Path
 
@@ -106,6 +108,21 @@ def test_the_cap_drops_what_was_used_longest_ago(tmp_path: Path) -> None:
     assert read(tier, digests[0]) is not None
     tier.cap.enforce()
     assert [path_of(tier, digest).exists() for digest in digests] == [True, False, True, True]
+
+
+def test_who_brings_more_waits_while_another_process_evicts(tmp_path: Path) -> None:
+    """The cap is kept by the time that the next download begins."""
+    tier = make(tmp_path, max_size=10_000)
+    for number in range(6):
+        keep(tier, bytes([number]) * 3000)
+    with open(tmp_path / "run" / "evict.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        thread = threading.Thread(target=tier.cap.enforce_if_due)
+        thread.start()
+        thread.join(0.2)
+        assert thread.is_alive()
+    thread.join(10)
+    assert sum(path.stat().st_size for path in (tmp_path / "cache").rglob("*") if path.is_file()) == 9_000
 
 
 def test_no_cap_keeps_everything(tier: LocalTier) -> None:

@@ -44,20 +44,20 @@ class SizeCap:
         self._added += size
 
     def enforce_if_due(self) -> None:
-        """Enforce, if enough came in since the last time to be worth a look."""
-        if self._added >= self._max_size // LOOKS_PER_CAP:
-            self.enforce()
+        """Enforce, if enough came in since the last time to be worth a look.
+
+        Whoever brings more waits meanwhile, so that what pours in faster than it can be dropped does not pile up.
+        """
+        if self._is_due:
+            with contextlib.suppress(OSError), self._alone(waits=True):
+                if self._is_due:  # no other thread has done it meanwhile
+                    self._enforce()
 
     def enforce(self) -> None:
         """Drop the least recently used blobs until all fit. Blocks; raises nothing."""
-        if not self._max_size:
-            return
-        with contextlib.suppress(OSError), self._alone():
-            self._added = 0
-            blobs = _files_below(self._blobs)
-            total = sum(size for _, size, _ in (*blobs, *_files_below(self._partial)))
-            if total > self._max_size:
-                self._drop(blobs, total - int(self._max_size * LOW_WATER))
+        if self._max_size:
+            with contextlib.suppress(OSError), self._alone():
+                self._enforce()
 
     def make_room(self, size: int) -> bool:
         """The disk is full: drop old blobs. False when there is nothing to drop."""
@@ -68,6 +68,17 @@ class SizeCap:
             return True  # another process is at it
         except OSError:
             return False
+
+    @property
+    def _is_due(self) -> bool:
+        return bool(self._max_size) and self._added >= self._max_size // LOOKS_PER_CAP
+
+    def _enforce(self) -> None:
+        self._added = 0
+        blobs = _files_below(self._blobs)
+        total = sum(size for _, size, _ in (*blobs, *_files_below(self._partial)))
+        if total > self._max_size:
+            self._drop(blobs, total - int(self._max_size * LOW_WATER))
 
     def _drop(self, blobs: list[tuple[float, int, Path]], excess: int) -> int:
         freed = 0
@@ -88,11 +99,11 @@ class SizeCap:
             return False  # not ours, and in the way
 
     @contextlib.contextmanager
-    def _alone(self) -> Iterator[None]:
-        """Raises BlockingIOError while another process evicts."""
+    def _alone(self, *, waits: bool = False) -> Iterator[None]:
+        """Raises BlockingIOError while somebody else evicts, unless it `waits` for that."""
         fd = os.open(self._lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(fd, fcntl.LOCK_EX | (0 if waits else fcntl.LOCK_NB))
             yield
         finally:
             os.close(fd)

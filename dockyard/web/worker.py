@@ -41,6 +41,8 @@ PARENT_CHECK_EVERY_S = 1.0
 STALE_UPLOADS_S = 3600.0
 UNPUBLISHED = "unpublished"
 DRAINING = "draining"
+SERVES_SOON_S = 0.1
+STOP_SIGNALS = {signal.SIGTERM, signal.SIGINT}
 
 log = structlog.get_logger()
 
@@ -93,6 +95,8 @@ class Worker:
         self.publisher.start()
         if self.s3 and self.peers.shard == 0:
             self._tasks.append(asyncio.create_task(self._check_bucket(self.s3)))
+        # Granian forgets a signal that comes between this and the moment when it serves.
+        asyncio.get_running_loop().call_later(SERVES_SOON_S, signal.pthread_sigmask, signal.SIG_UNBLOCK, STOP_SIGNALS)
 
     async def stop(self) -> None:
         """Let go of everything. The clients have left already."""

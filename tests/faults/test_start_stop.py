@@ -24,6 +24,8 @@ from tests.rig.processes import free_port
 
 MIB = 1024 * 1024
 SLACK_S = 4.0
+STARTS = 10
+START_S = 0.15  # from the first worker's start to the last one's
 
 
 def _terminate(house: House) -> tuple[float, Callable[[], int | None]]:
@@ -83,6 +85,20 @@ def test_an_idle_server_ends_at_once(make_house: Callable[..., House], origin: O
         idle.head().rest()
         _, poll = _terminate(house)
         eventually(lambda: poll() == 0, "the end", 12)
+
+
+def test_a_server_that_is_still_starting_ends_at_once(origin: Origin, tmp_path: Path) -> None:
+    """SIGTERM at whatever moment of the start: no worker misses it, and the end is not the end of the drain time."""
+    for attempt in range(STARTS):
+        dockyard = Dockyard(
+            tmp_path / str(attempt), [upstream("up.test", origin.url)], settings={"server": {"drain_timeout": "20s"}}
+        )
+        dockyard.start(wait=False)
+        eventually(lambda: "Spawning worker-1" in dockyard.said(), "it starts")  # noqa: B023
+        time.sleep(attempt / STARTS * START_S)
+        process = dockyard._running
+        process.send(signal.SIGTERM)
+        eventually(lambda: process.popen.poll() == 0, f"the end, attempt {attempt}", 12)  # noqa: B023
 
 
 def _second(house: House, directory: Path, *, port: int | None = None, storage: Path | None = None) -> tuple[int, str]:
