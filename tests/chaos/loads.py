@@ -74,7 +74,7 @@ _REFUSED = Outcome("E503", "502 or 503 at once; fetched within 5 s of the return
 LOADS = (
     Load(
         "L01",
-        "a thousand clients want one object",
+        "A thousand clients want one object",
         (
             Variant(
                 UNDISTURBED,
@@ -95,7 +95,7 @@ LOADS = (
     ),
     Load(
         "L02",
-        "a thousand objects are wanted at once",
+        "A thousand objects are wanted at once",
         (
             Variant(
                 UNDISTURBED,
@@ -113,7 +113,7 @@ LOADS = (
     ),
     Load(
         "L03",
-        "a herd on one tag",
+        "A herd on one tag",
         tuple(
             Variant(name, {State.TAG_CACHED: (of_tag,), State.TAG_COLD: (of_tag,), State.MANIFEST: (hit(),)})
             for name, of_tag in ((STEADY, _UNMOVED), (MOVED, _NEW_IMAGE), (DIES, _LAST_KNOWN))
@@ -121,7 +121,7 @@ LOADS = (
     ),
     Load(
         "L04",
-        "attackers among the clients",
+        "Attackers among the clients",
         (
             Variant(
                 ATTACK,
@@ -132,7 +132,7 @@ LOADS = (
     ),
     Load(
         "L05",
-        "a thousand hits on what is old in the bucket",
+        "A thousand hits on what is old in the bucket",
         (
             Variant(
                 OLD,
@@ -146,7 +146,7 @@ LOADS = (
     ),
     Load(
         "L06",
-        "a storm of retries",
+        "A storm of retries",
         (
             Variant(
                 STORM,

@@ -9,6 +9,8 @@ from tests.chaos.cells import Cell, State
 from tests.chaos.loads import LOADS
 from tests.chaos.outcomes import Outcome
 
+SECTIONS = "USPL"  # upstream; store; processes, clients and clocks; load
+
 
 class Variant(Protocol):
     """A fault or a load in one of its forms."""
@@ -44,7 +46,7 @@ def all_rows() -> list[Row]:
     for path in sorted(Path(__file__).parent.glob("test_*.py")):
         module = importlib.import_module(f"tests.chaos.{path.stem}")
         rows += getattr(module, "FAULTS", ()) if path.stem != "test_rig" else ()
-    return sorted(rows, key=lambda row: row.id)
+    return sorted(rows, key=lambda row: (SECTIONS.index(row.id[0]), row.id))
 
 
 def cells_of(row: Row) -> Iterator[tuple[Cell, tuple[Outcome, ...]]]:
