@@ -217,12 +217,14 @@ class Publisher:
     def _pause(self, item: Item, fault: StorageFault) -> None:
         """Leave what there is to bring for a while; say so once, and bring less at once to a store that is busy."""
         metrics.published.labels("failed").inc()
-        if time.monotonic() >= self._paused_until:
+        with self._mutex:
+            is_first = not self._must_wait()
+            self._paused_until = time.monotonic() + PAUSE_S
+        if is_first:
             log.warning("cannot publish, trying again later", item=str(item), error=str(fault))
-            if fault.is_busy:
-                self._streaming.was_too_much()
-                self._running_errands.was_too_much()
-        self._paused_until = time.monotonic() + PAUSE_S
+        if is_first and fault.is_busy:
+            self._streaming.was_too_much()
+            self._running_errands.was_too_much()
 
     def _submit(self, item: Item, errand: Callable[[S3Tier, Item], None]) -> None:
         if not self._begin(item):
