@@ -17,7 +17,7 @@ import attrs
 from tests.bodies import read_whole
 from tests.chaos.cells import Record, State
 from tests.chaos.lanes import Lane, wait_for
-from tests.chaos.limits import FAST_S, PROBE_EVERY_S, RECOVERY_S, SLACK_S, Limits
+from tests.chaos.limits import FAST_S, PACE, PROBE_EVERY_S, RECOVERY_S, SLACK_S, Limits
 from tests.chaos.outcomes import Got, Outcome, Seen, judge_always
 from tests.chaos.resolver import NameServer
 from tests.client import Crowd, ask
@@ -32,7 +32,6 @@ WARM_WITHIN_S = 20.0
 PATIENCE_S = 100.0
 REMEMBERED_FROM = 6  # the request from which on a breaker answers
 LATER = 10
-PACE = 5
 NEVER_TOLD = ("127.0.0.", "localhost", "X-Amz", "Signature", "Traceback", "canary")
 
 
