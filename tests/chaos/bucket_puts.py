@@ -6,10 +6,9 @@ from collections.abc import Callable
 from tests.bucket.place import blob_key, is_missing
 from tests.bucket.witness import key_of
 from tests.chaos.bucket_rules import Rule, StoreRule, flip, plot_of
-from tests.chaos.bucket_scenes import is_published
+from tests.chaos.bucket_scenes import AS_EVER, is_published
 from tests.chaos.cells import State
 from tests.chaos.lanes import Lane, wait_for
-from tests.chaos.outcomes import Outcome, hit, hit1, new
 from tests.chaos.patches import patched
 from tests.chaos.scenes import MIB, Fault, Plot, Scene, nothing
 from tests.client import ask
@@ -23,16 +22,6 @@ PARTS = """
 from dockyard.storage.s3 import S3Tier
 S3Tier.__init__.__kwdefaults__.update(single_at_most=2**20, part_size=5 * 2**20)
 """
-
-# Whatever becomes of what is published: clients have it from the upstream, once.
-PUBLISHING: dict[State, tuple[Outcome, ...]] = {
-    State.TAG_CACHED: (hit1(),),
-    State.TAG_COLD: (new(),),
-    State.MANIFEST: (hit(), new()),
-    State.BLOB_CACHED: (hit(),),
-    State.BLOB_COLD: (new(),),
-    State.BLOB_FLIGHT: (new(),),
-}
 
 
 def _is_blob(request: Request) -> bool:
@@ -73,7 +62,7 @@ def _early(name: str, rule: StoreRule, *, in_parts: bool = False, **more: object
             scene.environ |= patched(scene.directory / "patch", PARTS)
 
     layer_bytes = SEVERAL_PARTS_BYTES if in_parts else 4 * MIB
-    return plot_of(name, rule, PUBLISHING, strike=nothing, prepare=prepare, layer_bytes=layer_bytes, **more)
+    return plot_of(name, rule, AS_EVER, strike=nothing, prepare=prepare, layer_bytes=layer_bytes, **more)
 
 
 CUT_PUTS = Fault(

@@ -12,7 +12,7 @@ from tests.bodies import digest_of, read_whole
 from tests.bucket.place import blob_key, manifest_key, tag_key
 from tests.chaos.cells import State
 from tests.chaos.lanes import REPO, Lane, wait_for
-from tests.chaos.outcomes import Got, Outcome, error
+from tests.chaos.outcomes import Got, Outcome, error, hit, hit1, new
 from tests.chaos.scenes import Part, Scene, Tell
 from tests.client import Crowd, ask
 from tests.origin import OCI_MANIFEST
@@ -138,6 +138,17 @@ TELL: dict[State, Tell] = {
     State.BLOB_CACHED: blob_cached,
     State.BLOB_COLD: blob_cold,
     State.BLOB_FLIGHT: blob_in_flight,
+}
+
+
+# What clients must see where the fault is none of theirs: what is cached, and the rest from the upstream, once.
+AS_EVER: dict[State, tuple[Outcome, ...]] = {
+    State.TAG_CACHED: (hit1(),),
+    State.TAG_COLD: (new(),),
+    State.MANIFEST: (hit(), new()),
+    State.BLOB_CACHED: (hit(),),
+    State.BLOB_COLD: (new(),),
+    State.BLOB_FLIGHT: (new(),),
 }
 
 

@@ -6,13 +6,12 @@ from datetime import datetime
 import attrs
 
 from tests.chaos.bucket_outages import WITHOUT
+from tests.chaos.bucket_scenes import AS_EVER, fill_bucket, is_published, is_used_again
 from tests.chaos.bucket_scenes import TELL as TELL_WITH_BUCKET
-from tests.chaos.bucket_scenes import fill_bucket, is_published, is_used_again
 from tests.chaos.cells import State
 from tests.chaos.clock import NOTICED_WITHIN_S, Clock
 from tests.chaos.lanes import wait_for
 from tests.chaos.limits import SLACK_S
-from tests.chaos.outcomes import Outcome, hit, hit1, new
 from tests.chaos.scenes import Fault, Part, Plot, Scene, Tell
 from tests.client import ask
 
@@ -55,14 +54,6 @@ TELL: dict[State, Tell] = {
     State.MANIFEST: _manifest,
     State.BLOB_CACHED: _blob_cached,
 }
-OUTCOMES: dict[State, tuple[Outcome, ...]] = {
-    State.TAG_CACHED: (hit1(),),
-    State.TAG_COLD: (new(),),
-    State.MANIFEST: (hit(), new()),
-    State.BLOB_CACHED: (hit(),),
-    State.BLOB_COLD: (new(),),
-    State.BLOB_FLIGHT: (new(),),
-}
 
 
 def _offset(scene: Scene) -> float:
@@ -95,7 +86,7 @@ def _jump(offset_s: int) -> Plot:
     return Plot(
         f"{hours:+d} h while it runs",
         tell=TELL,
-        outcomes=OUTCOMES,
+        outcomes=AS_EVER,
         prepare=_right_clock,
         strike=strike,
         prove=prove,
