@@ -8,11 +8,11 @@ import pytest
 
 from bench.peers.origin import Upstream
 from bench.peers.truth import Truth
-from tests.house import upstream
-from tests.house_fixtures import make_house, origin
-from tests.rig.dockyard import Dockyard, running
+from tests.support.deployment import upstream
+from tests.support.deployment_fixtures import make_deployment, origin
+from tests.support.dockyard import Dockyard, running
 
-__all__ = ["make_house", "origin", "yard"]
+__all__ = ["make_deployment", "origin", "yard"]
 
 
 @attrs.frozen

@@ -15,9 +15,9 @@ from bench.peers.origin import Upstream
 from bench.peers.place import MIB
 from bench.peers.report import Report
 from bench.peers.truth import OCI_INDEX, REPOSITORY, Blob, Truth
-from tests.bodies import Synthetic
-from tests.misbehaviour import cut, header
-from tests.origin import Origin
+from tests.support.bodies import Synthetic
+from tests.support.fake_registry import Origin
+from tests.support.misbehaviour import cut, header
 
 BURN_S = 0.3
 BURN = f"import time\nuntil = time.process_time() + {BURN_S}\nwhile time.process_time() < until: pass"

@@ -6,7 +6,7 @@ import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from dockyard.cache.freshness import Cached, Serve, decide
-from dockyard.config import Auth, Upstream
+from dockyard.config.settings import Auth, Upstream
 from dockyard.errors import Unavailable
 from dockyard.oci.manifest import OCI_IMAGE, Descriptor, Manifest
 from dockyard.oci.ranges import ByteRange, parse_ranges

@@ -14,10 +14,10 @@ from bench.peers import discard
 from bench.peers.load import ACCEPT, check
 from bench.peers.place import MIB
 from bench.peers.truth import REPOSITORY, Blob
-from tests.bodies import Synthetic
-from tests.house import House, eventually, opened_at_exit
-from tests.misbehaviour import stalled
-from tests.origin import Origin
+from tests.support.bodies import Synthetic
+from tests.support.deployment import Deployment, eventually, opened_at_exit
+from tests.support.fake_registry import Origin
+from tests.support.misbehaviour import stalled
 
 WARM_BYTES = 64 * MIB
 COLD_BYTES = 16 * MIB
@@ -32,7 +32,7 @@ def _blob_path(digest: str) -> str:
 
 @pytest.mark.parametrize("clients", [1, 16])
 def test_warm_blob(benchmark: BenchmarkFixture, yard: Yard, clients: int) -> None:
-    """A blob that the local tier has."""
+    """A blob that the local store has."""
     blob = yard.truth.add_blob(WARM_BYTES // clients)
     check(yard.dockyard.port, _blob_path(blob.digest), blob)
     plan = {"port": yard.dockyard.port, "clients": [[(_blob_path(blob.digest), blob.size)]] * clients}
@@ -61,20 +61,20 @@ def test_warm_manifest(benchmark: BenchmarkFixture, yard: Yard, by: str) -> None
     assert (asked.heads > 0) == (by == "tag")
 
 
-def test_joined_read(benchmark: BenchmarkFixture, origin: Origin, make_house: Callable[..., House]) -> None:
+def test_joined_read(benchmark: BenchmarkFixture, origin: Origin, make_deployment: Callable[..., Deployment]) -> None:
     """The first half of a layer whose fetch has come that far and stands still."""
     body = Synthetic(HELD_BYTES)
     release = threading.Event()
     origin.on("blob", stalled(HELD_BYTES - MIB, release))
     digest = origin.add_blob(body)
-    house = make_house(workers=2)
+    deployment = make_deployment(workers=2)
     path = _blob_path(digest)
     plan = {
-        "port": house.dockyard.port,
+        "port": deployment.dockyard.port,
         "clients": [[(path, JOINED_BYTES)]],
         "range": f"bytes=0-{JOINED_BYTES - 1}",
     }
-    with house.download(path), opened_at_exit(release):
+    with deployment.download(path), opened_at_exit(release):
         eventually(lambda: origin.exchanges, "a fetch has begun")
         assert benchmark(discard.run, plan)["received"] == JOINED_BYTES
     assert len([exchange for exchange in origin.exchanges if exchange.request.method == "GET"]) == 1

@@ -9,8 +9,8 @@ from typing import TextIO
 import click
 
 from dockyard import __version__
-from dockyard.config import Settings, SettingsError, load, show
-from dockyard.workers.counts import claim_counts
+from dockyard.config.settings import Settings, SettingsError, load, show
+from dockyard.workers.metrics_directory import claim_counts
 
 EXIT_MISTAKES = 2
 
@@ -47,7 +47,7 @@ def server(config_file: Path | None) -> None:
     settings = _load(config_file)
     counts = claim_counts()
     os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(counts)  # read when the counters are imported
-    from dockyard.server import run  # noqa: PLC0415  see above, and the other commands do without its weight
+    from dockyard.supervisor import run  # noqa: PLC0415  see above, and the other commands do without its weight
 
     try:
         status = run(settings)

@@ -19,7 +19,7 @@ from typing import Any
 
 import structlog
 
-from dockyard.config import LoggerSettings
+from dockyard.config.settings import LoggerSettings
 
 MAX_LINE_BYTES = 2048
 

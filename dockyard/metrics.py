@@ -59,7 +59,7 @@ ratelimit_remaining = Gauge(
     multiprocess_mode="mostrecent",
 )
 
-evicted_bytes = Counter("dockyard_evicted_bytes", "Bytes of blobs evicted from the local tier.")
+evicted_bytes = Counter("dockyard_evicted_bytes", "Bytes of blobs evicted from the local store.")
 published = Counter("dockyard_published", "Objects brought to the bucket, by outcome (done, failed).", ["outcome"])
 touched = Counter("dockyard_touched", "Objects of the bucket that were refreshed.")
 bucket_faults = Counter("dockyard_bucket_faults", "Questions to the bucket that failed.")

@@ -13,7 +13,7 @@ from typing import Final
 
 import attrs
 
-from dockyard.config import Upstream
+from dockyard.config.settings import Upstream
 from dockyard.errors import NameUnknown
 from dockyard.oci.reference import Name, quote
 

@@ -22,10 +22,10 @@ from typing import Any
 import hypothesis
 import pytest
 
-from tests.rig.dockyard import Dockyard
-from tests.rig.programs import Programs
-from tests.rig.registry import Registry
-from tests.rig.toxiproxy import Toxiproxy
+from tests.support.dockyard import Dockyard
+from tests.support.programs import Programs
+from tests.support.registry import Registry
+from tests.support.toxiproxy import Toxiproxy
 
 # The tests may share their machine with servers: a slow example is not a finding.
 hypothesis.settings.register_profile("dockyard", deadline=None)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import attrs
 
-from tests.rig.processes import descendants
+from tests.support.processes import descendants
 
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 RESET_PEAK = "5"  # what clear_refs takes for it

@@ -18,9 +18,9 @@ import yaml
 from bench.peers.accounting import Group
 from bench.peers.programs import Had, Programs
 from dockyard import __version__
-from tests.rig.dockyard import Dockyard as RigDockyard
-from tests.rig.processes import Process, free_port
-from tests.stores.servers import ACCESS_KEY, BUCKET, SECRET_KEY
+from tests.s3.store.servers import ACCESS_KEY, BUCKET, SECRET_KEY
+from tests.support.dockyard import Dockyard as RigDockyard
+from tests.support.processes import Process, free_port
 
 START_LIMIT_S = 30.0
 ANSWER_POLL_S = 0.001

@@ -10,7 +10,7 @@ from pathlib import Path
 import attrs
 
 from bench.peers.accounting import Group
-from tests.rig.processes import Process, free_port
+from tests.support.processes import Process, free_port
 
 START_LIMIT_S = 10.0
 

@@ -15,7 +15,7 @@ from bench.peers.origin import Upstream
 from bench.peers.place import Place, Sizes
 from bench.peers.programs import Had, Programs
 from bench.peers.truth import Truth
-from tests.stores.servers import Minio
+from tests.s3.store.servers import Minio
 
 WITH_STORE = ("dockyard", "distribution", "docker-registry")
 

@@ -1,4 +1,4 @@
-"""The blob path, top to bottom: a running flight, the local tier, a redirect to the bucket, a new flight."""
+"""The blob path, top to bottom: a running download, the local store, a redirect to the bucket, a new download."""
 
 import time
 from collections.abc import Mapping
@@ -6,15 +6,15 @@ from typing import Protocol
 
 import attrs
 
-from dockyard.cache.bridge import Threads
-from dockyard.cache.flights import Flights
-from dockyard.cache.readers import FileReader, FlightReader, Reader
+from dockyard.cache.downloads import Downloads
+from dockyard.cache.readers import DownloadReader, FileReader, Reader
+from dockyard.cache.stores import Stores
+from dockyard.cache.threads import Threads
 from dockyard.oci.reference import Digest
 from dockyard.routing import Target
+from dockyard.s3 import Stat
+from dockyard.storage.items import BlobItem
 from dockyard.storage.local import StoredBlob
-from dockyard.storage.publications import BlobItem
-from dockyard.storage.s3 import Stat
-from dockyard.storage.stores import Stores
 
 URL_VALID_S = 1200
 OPENED_LATELY_S = 10.0
@@ -61,14 +61,14 @@ class Blobs:
     def __init__(
         self,
         stores: Stores,
-        flights: Flights,
+        downloads: Downloads,
         registries: Mapping[str, Heads],
         threads: Threads,
         *,
         redirects: bool,
     ) -> None:
         self._stores = stores
-        self._flights = flights
+        self._downloads = downloads
         self._registries = registries
         self._threads = threads
         self._redirects = redirects
@@ -76,14 +76,14 @@ class Blobs:
 
     async def open(self, target: Target, digest: Digest) -> OpenedBlob | RedirectedBlob:
         """Open a blob for reading, fetched if need be. Whoever gets it closes the reader. Raises RegistryError."""
-        running = self._flights.find(digest)
+        running = self._downloads.find(digest)
         is_on_its_way = running is not None and not running.is_done  # then it is not in the tier: no need to look
         if not is_on_its_way and (stored := await self._open_stored(digest)):
             return OpenedBlob(FileReader(stored, self._threads), "hit")
         if not is_on_its_way and self._redirects and (url := await self._find_url(digest)):
             return RedirectedBlob(url)
-        flight, was_running = self._flights.join(target, digest)
-        reader = FlightReader(flight, self._threads)
+        download, was_running = self._downloads.join(target, digest)
+        reader = DownloadReader(download, self._threads)
         try:
             await reader.open()
         except BaseException:
@@ -96,9 +96,9 @@ class Blobs:
         if stored := await self._open_stored(digest):
             FileReader(stored, self._threads).close()
             return FoundSize(stored.size, "hit")
-        flight = self._flights.find(digest)
-        if flight and flight.size is not None and not flight.error:
-            return FoundSize(flight.size, "joined")
+        download = self._downloads.find(digest)
+        if download and download.size is not None and not download.error:
+            return FoundSize(download.size, "joined")
         if found := await self._stat_in_bucket(digest):
             return FoundSize(found.size, "hit")
         registry = self._registries[target.upstream.prefix]
@@ -106,7 +106,7 @@ class Blobs:
         return FoundSize(size, "asked")
 
     async def _open_stored(self, digest: Digest) -> StoredBlob | None:
-        """Open a blob of the local tier. One that was opened a moment ago takes no thread: the kernel knows the way."""
+        """Open a blob of the local store. One that was opened a moment ago takes no thread."""
         now = time.monotonic()
         if now - self._opened_at.pop(digest, float("-inf")) < OPENED_LATELY_S:
             stored = self._stores.local.open_blob(digest)
@@ -127,6 +127,6 @@ class Blobs:
     async def _stat_in_bucket(self, digest: Digest) -> Stat | None:
         found = await self._threads.bucket(self._stores.bucket.stat_blob, digest)
         if found:
-            await self._threads.disk(self._stores.local.ages.mark_published, BlobItem(digest), found.age_s)
+            await self._threads.disk(self._stores.local.touch_times.mark_published, BlobItem(digest), found.age_s)
             self._stores.publisher.used(BlobItem(digest))
         return found

@@ -1,4 +1,4 @@
-"""The fill: one thread that moves one blob from its source into a spool, verifying it on the way.
+"""The fill: one thread that moves one blob from its source into a partial file, verifying it on the way.
 
 It belongs to the server, not to a request. A source that breaks is reopened at the byte reached; giving up takes
 `MAX_BARREN_ATTEMPTS` attempts that brought less than 1 MiB each. Nothing here knows of clients: the fill reports how
@@ -14,7 +14,7 @@ import structlog
 
 from dockyard import metrics
 from dockyard.errors import BadUpstream, RegistryError, TooManyRequests, Unavailable, UpstreamTimeout
-from dockyard.storage.spool import Spool, SpoolAbandoned
+from dockyard.storage.partial_file import PartialFile, PartialFileAbandoned
 
 CHUNK_BYTES = 256 * 1024
 MAX_BARREN_ATTEMPTS = 4
@@ -46,14 +46,16 @@ class Stopped(Exception):
 
 
 class Fill:
-    """Fetch one blob into `spool`.
+    """Fetch one blob into `partial_file`.
 
-    `open_source(start)` opens the source at a byte; it raises RegistryError. `report()` is called whenever the spool
-    knows more: its size, or that more has landed.
+    `open_source(start)` opens the source at a byte; it raises RegistryError. `report()` is called whenever the partial
+    file knows more: its size, or that more has landed.
     """
 
-    def __init__(self, spool: Spool, open_source: Callable[[int], Source], report: Callable[[], None]) -> None:
-        self.spool = spool
+    def __init__(
+        self, partial_file: PartialFile, open_source: Callable[[int], Source], report: Callable[[], None]
+    ) -> None:
+        self.partial_file = partial_file
         self._open_source = open_source
         self._report = report
         self._source: Source | None = None
@@ -63,27 +65,27 @@ class Fill:
         """Fetch until the blob is whole and right; its size.
 
         Raises RegistryError when the upstream does not have it, does not answer, or sends something else; Stopped;
-        SpoolAbandoned; OSError when the spool cannot be read back.
+        SpoolAbandoned; OSError when the partial file cannot be read back.
         """
-        self.spool.catch_up()
+        self.partial_file.catch_up()
         barren = 0
         while True:
-            before = self.spool.landed
+            before = self.partial_file.landed
             try:
                 self._fetch()
             except RegistryError as exc:
                 if self._stop.is_set():
                     raise Stopped from exc
-                barren = 0 if self.spool.landed - before >= PROGRESS_BYTES else barren + 1
+                barren = 0 if self.partial_file.landed - before >= PROGRESS_BYTES else barren + 1
                 if not self._is_worth_another_try(exc, barren):
                     raise
                 self._pause(exc, barren)
                 metrics.fills_resumed.inc()
                 continue
-            if not self.spool.is_right():
-                log.warning("a blob has another digest than asked for", digest=str(self.spool.digest))
-                raise BadUpstream(f"the upstream sent wrong bytes for {self.spool.digest}")
-            return self.spool.landed
+            if not self.partial_file.is_right():
+                log.warning("a blob has another digest than asked for", digest=str(self.partial_file.digest))
+                raise BadUpstream(f"the upstream sent wrong bytes for {self.partial_file.digest}")
+            return self.partial_file.landed
 
     def stop(self) -> None:
         """End the fill from another thread."""
@@ -92,9 +94,9 @@ class Fill:
             source.abort()
 
     def _fetch(self) -> None:
-        """Read one source to its end. A source that starts before the spool's end is skipped up to there."""
-        start = self.spool.landed
-        if self.spool.size is not None and start == self.spool.size:
+        """Read one source to its end. A source that starts before the partial file's end is skipped up to there."""
+        start = self.partial_file.landed
+        if self.partial_file.size is not None and start == self.partial_file.size:
             return
         source = self._source = self._open_source(start)
         try:
@@ -106,26 +108,28 @@ class Fill:
                 if skip:
                     chunk, skip = chunk[skip:], max(skip - len(chunk), 0)
                 if chunk:
-                    self.spool.append(chunk)
+                    self.partial_file.append(chunk)
                     self._report()
-            if self.spool.size is not None and self.spool.landed != self.spool.size:
-                raise BadUpstream(f"the upstream sent another number of bytes than announced for {self.spool.digest}")
+            if self.partial_file.size is not None and self.partial_file.landed != self.partial_file.size:
+                raise BadUpstream(
+                    f"the upstream sent another number of bytes than announced for {self.partial_file.digest}"
+                )
         finally:
             self._source = None
             source.close()
 
     def _learn_size(self, size: int | None) -> None:
         if size is None:
-            if self.spool.is_overflowing:
+            if self.partial_file.is_overflowing:
                 raise Unavailable("no room to receive a blob of unknown size", retry_after_s=30)
             return
-        if size < self.spool.landed or self.spool.size not in {None, size}:
-            raise BadUpstream(f"the upstream is not sure how long {self.spool.digest} is")
-        self.spool.size = size
+        if size < self.partial_file.landed or self.partial_file.size not in {None, size}:
+            raise BadUpstream(f"the upstream is not sure how long {self.partial_file.digest} is")
+        self.partial_file.size = size
         self._report()
 
     def _is_worth_another_try(self, exc: RegistryError, barren: int) -> bool:
-        has_begun = self.spool.landed > 0
+        has_begun = self.partial_file.landed > 0
         match exc:
             case Unavailable(remembered=False) | BadUpstream() if has_begun:
                 return barren < MAX_BARREN_ATTEMPTS
@@ -146,4 +150,4 @@ class Fill:
             raise Stopped
 
 
-__all__ = ["Fill", "Source", "SpoolAbandoned", "Stopped"]
+__all__ = ["Fill", "PartialFileAbandoned", "Source", "Stopped"]

@@ -1,4 +1,4 @@
-"""Manifests by digest: memory, the local tier, the bucket, and then the upstream, once over all workers.
+"""Manifests by digest: memory, the local store, the bucket, and then the upstream, once over all workers.
 
 A digest means one sequence of bytes, so what is here is served without asking anybody. What is not is fetched by the
 worker that owns the digest; an owner that is dead or frozen is done without.
@@ -12,14 +12,14 @@ from typing import Protocol
 import attrs
 import structlog
 
-from dockyard.cache.bridge import Threads
-from dockyard.cache.together import Together
+from dockyard.cache.singleflight import Singleflight
+from dockyard.cache.stores import Stores
+from dockyard.cache.threads import Threads
 from dockyard.errors import BadUpstream, Outage, RegistryError, TooManyRequests, to_words
 from dockyard.oci.manifest import Manifest
 from dockyard.oci.reference import Digest, Reference
 from dockyard.routing import Target
-from dockyard.storage.publications import ManifestItem
-from dockyard.storage.stores import Stores
+from dockyard.storage.items import ManifestItem
 from dockyard.workers.peers import PeerGone, Peers, PeerSilent, Question, Reply
 
 MEMORY_BYTES = 16 * 1024 * 1024
@@ -58,7 +58,7 @@ class Manifests:
         self._peers = peers
         self._registries = registries
         self._threads = threads
-        self._together = Together()
+        self._singleflight = Singleflight()
         self._memory = _Memory()
 
     async def get(self, target: Target, digest: Digest) -> FoundManifest:
@@ -67,7 +67,9 @@ class Manifests:
         manifest = await self._find_here(target, digest)
         if manifest is None:
             how = "miss"
-            manifest = await self._together.once(("obtain", target.name, digest), lambda: self._obtain(target, digest))
+            manifest = await self._singleflight.once(
+                ("obtain", target.name, digest), lambda: self._obtain(target, digest)
+            )
             self._memory.keep((target.name, digest), manifest)
         self._stores.publisher.used(ManifestItem(target.name, digest))
         return FoundManifest(manifest, how)
@@ -94,7 +96,7 @@ class Manifests:
             log.warning("a manifest in the bucket is damaged", name=str(target.name), digest=str(digest))
             return None
         await self._threads.disk(self._stores.local.write_manifest, target.name, digest, manifest.body)
-        self._stores.local.ages.mark_published(ManifestItem(target.name, digest), found.age_s)
+        self._stores.local.touch_times.mark_published(ManifestItem(target.name, digest), found.age_s)
         return manifest
 
     async def _find_here(self, target: Target, digest: Digest) -> Manifest | None:
@@ -115,7 +117,7 @@ class Manifests:
         return await self._fetch_once(target, digest)
 
     async def _fetch_once(self, target: Target, digest: Digest) -> Manifest:
-        return await self._together.once(("fetch", target.name, digest), lambda: self._fetch(target, digest))
+        return await self._singleflight.once(("fetch", target.name, digest), lambda: self._fetch(target, digest))
 
     async def _fetch(self, target: Target, digest: Digest) -> Manifest:
         if manifest := await self.find_stored(target, digest):

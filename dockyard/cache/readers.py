@@ -1,4 +1,4 @@
-"""Readers: the bytes of one blob by position, from a complete file or from a running flight.
+"""Readers: the bytes of one blob by position, from a complete file or from a running download.
 
 Files are read in the event loop without ever waiting for the disk: the kernel is asked for what is in its page cache,
 and only where it would block does a thread read instead.
@@ -8,8 +8,8 @@ import errno
 import os
 from typing import Protocol
 
-from dockyard.cache.bridge import Threads
-from dockyard.cache.flight import Flight
+from dockyard.cache.download import Download
+from dockyard.cache.threads import Threads
 from dockyard.errors import Unavailable
 from dockyard.storage.local import StoredBlob
 
@@ -36,7 +36,7 @@ class Reader(Protocol):
 
 
 class FileReader:
-    """A complete blob of the local tier."""
+    """A complete blob of the local store."""
 
     def __init__(self, blob: StoredBlob, threads: Threads) -> None:
         self.size = blob.size
@@ -58,25 +58,25 @@ class FileReader:
             self._fd = -1
 
 
-class FlightReader:
+class DownloadReader:
     """A blob that is being fetched: waits for the bytes that have not landed. `size` is right after `open`."""
 
-    def __init__(self, flight: Flight, threads: Threads) -> None:
+    def __init__(self, download: Download, threads: Threads) -> None:
         self.size = 0
         self.position = 0
-        self._flight = flight
+        self._download = download
         self._is_open = True
         self._threads = threads
-        flight.attach(self)
+        download.attach(self)
 
     async def open(self) -> None:
         """Wait until the answer can begin. Raises RegistryError when there will be none."""
-        self.size = await self._flight.opened()
+        self.size = await self._download.opened()
 
     async def find(self, position: int) -> tuple[int | None, int]:
         """See Reader."""
         self.position = position
-        return await self._flight.wait_for(position)
+        return await self._download.wait_for(position)
 
     async def read_into(self, buffer: bytearray, position: int, amount: int) -> int:
         """See Reader."""
@@ -84,7 +84,7 @@ class FlightReader:
         amount = min(amount, available)
         if fd is not None:
             return await _read(fd, buffer, position, amount, self._threads)
-        chunk = self._flight.read_window(position, amount)
+        chunk = self._download.read_window(position, amount)
         if not chunk:
             raise Unavailable("the disk is full and this client fell behind", retry_after_s=5)
         buffer[: len(chunk)] = chunk
@@ -94,7 +94,7 @@ class FlightReader:
         """See Reader."""
         if self._is_open:
             self._is_open = False
-            self._flight.detach(self)
+            self._download.detach(self)
 
 
 async def _read(fd: int, buffer: bytearray, position: int, amount: int, threads: Threads) -> int:

@@ -14,17 +14,17 @@ from typing import Protocol
 import attrs
 
 from dockyard import metrics
-from dockyard.cache.bridge import Threads
 from dockyard.cache.freshness import Answer, Cached, Fail, Fetch, Serve, decide
 from dockyard.cache.manifests import Manifests
-from dockyard.cache.together import Together
+from dockyard.cache.singleflight import Singleflight
+from dockyard.cache.stores import Stores
+from dockyard.cache.threads import Threads
 from dockyard.errors import Outage, RegistryError, TooManyRequests, from_words, reason_of, to_words
 from dockyard.oci.manifest import Descriptor, Manifest
 from dockyard.oci.reference import Digest, Reference, Tag
 from dockyard.routing import Target
+from dockyard.storage.items import TagItem
 from dockyard.storage.local import Pointer
-from dockyard.storage.publications import TagItem
-from dockyard.storage.stores import Stores
 from dockyard.workers.peers import PeerGone, Peers, PeerSilent, Question, Reply
 
 CONFIRM_EVERY_S = 60.0
@@ -81,12 +81,12 @@ class Tags:
         self._registries = registries
         self._threads = threads
         self._check_interval_s = check_interval_s
-        self._together = Together(join_within_s=check_timeout_s or float("inf"))
+        self._singleflight = Singleflight(join_within_s=check_timeout_s or float("inf"))
         self._checked: OrderedDict[Hashable, tuple[float, Resolution]] = OrderedDict()
 
     async def get(self, target: Target, tag: Tag) -> FoundTag:
         """The manifest that a tag means. Raises RegistryError."""
-        resolution = await self._together.once(("resolve", target.name, tag), lambda: self._resolve(target, tag))
+        resolution = await self._singleflight.once(("resolve", target.name, tag), lambda: self._resolve(target, tag))
         if resolution.error:
             metrics.stale.labels(target.upstream.prefix, reason_of(resolution.error)).inc()
         found = await self._manifests.get(target, resolution.digest)
@@ -130,7 +130,7 @@ class Tags:
             raise PeerGone from exc
 
     async def _check_once(self, target: Target, tag: Tag) -> Resolution:
-        return await self._together.once(("check", target.name, tag), lambda: self._check(target, tag))
+        return await self._singleflight.once(("check", target.name, tag), lambda: self._check(target, tag))
 
     async def _check(self, target: Target, tag: Tag) -> Resolution:
         """Ask the upstream what the tag means, decide, act."""
@@ -193,7 +193,7 @@ class Tags:
             return None
         if await self._threads.disk(self._stores.local.move_pointer, target.name, tag, None, found):
             age_s = max(time.time() - found.checked_at, 0.0)
-            self._stores.local.ages.mark_published(TagItem(target.name, tag), age_s)
+            self._stores.local.touch_times.mark_published(TagItem(target.name, tag), age_s)
         return await self._threads.disk(self._stores.local.read_pointer, target.name, tag) or found
 
     async def _usable(self, target: Target, pointer: Pointer | None, *, insist: bool = False) -> Pointer | None:

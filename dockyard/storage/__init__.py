@@ -1,1 +1,1 @@
-"""Where bytes rest: object keys, the local tier, and the spool of a running fill."""
+"""Where bytes rest: object keys, the local store, and the partial file of a running fill."""

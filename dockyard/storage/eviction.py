@@ -1,4 +1,4 @@
-"""The size cap of the local tier, kept by least recent use.
+"""The size cap of the local store, kept by least recent use.
 
 A file's access time is its last use; it is set by us, so that the mount options do not matter. One process at a time
 evicts: the directory is read, the oldest are dropped. Whoever has a dropped blob open reads it to its end.

@@ -1,4 +1,4 @@
-"""The local tier: complete objects in a directory, named by their keys.
+"""The local store: complete objects in a directory, named by their keys.
 
 An object appears whole or not at all: it is written beside its place, flushed, and renamed. A file's access time is its
 last use and is set by us, so that the size cap can drop the least recently used blobs whatever the mount options are.
@@ -20,11 +20,11 @@ import structlog
 from dockyard.errors import DigestInvalid
 from dockyard.oci.reference import Digest, Name, Tag
 from dockyard.storage import keys
-from dockyard.storage.ages import Ages
+from dockyard.storage.atomic_write import alone_in, flush_directory, write_whole
 from dockyard.storage.eviction import SizeCap
-from dockyard.storage.files import alone_in, flush_directory, write_whole
-from dockyard.storage.publications import BlobItem, Item, ManifestItem, TagItem
-from dockyard.storage.spool import Spool
+from dockyard.storage.items import BlobItem, Item, ManifestItem, TagItem
+from dockyard.storage.partial_file import PartialFile
+from dockyard.storage.touch_times import TouchTimes
 
 PARTIAL = "partial"
 RUN = "run"
@@ -61,7 +61,7 @@ class KeptList:
     checked_at: float
 
 
-class LocalTier:
+class LocalStore:
     """Blobs, manifests and tag pointers under one directory.
 
     `max_size` (bytes, 0 = none) caps the blobs; manifests and tags are small and stay.
@@ -84,7 +84,7 @@ class LocalTier:
         self._suspect_before = suspect_before
         partial, run = directory / PARTIAL, directory / RUN
         self.cap = SizeCap(self._path(keys.blob_root(prefix)), partial, run / "evict.lock", max_size, is_wanted)
-        self.ages = Ages(lambda item: self._path(self.key(item)), run / "touched")
+        self.touch_times = TouchTimes(lambda item: self._path(self.key(item)), run / "touched")
 
     # Blobs
 
@@ -113,18 +113,18 @@ class LocalTier:
             return None
         return StoredBlob(fd, found.st_size)
 
-    def spool(self, digest: Digest) -> Spool | None:
+    def partial_file(self, digest: Digest) -> PartialFile | None:
         """The partial file of a blob, locked for us; None when another process is writing it.
 
-        Where no file can be made, the spool keeps to memory.
+        Where no file can be made, the partial file keeps to memory.
         """
         try:
-            return Spool.claim(digest, self._partial_path(digest), self.cap.make_room)
+            return PartialFile.claim(digest, self._partial_path(digest), self.cap.make_room)
         except OSError as exc:
             log.warning("cannot make a partial file, serving without it", digest=str(digest), error=exc.strerror)
-            return Spool.without_file(digest)
+            return PartialFile.without_file(digest)
 
-    def open_spooled(self, digest: Digest, inode: int) -> int | None:
+    def open_partial_file(self, digest: Digest, inode: int) -> int | None:
         """Open the file that another worker writes, in its place or already kept; None when it is in neither."""
         for path in (self._partial_path(digest), self._path(keys.blob_key(self._prefix, digest))):
             with contextlib.suppress(OSError):
@@ -134,32 +134,32 @@ class LocalTier:
                 os.close(fd)
         return None
 
-    def keep(self, spool: Spool, age_s: float = 0.0) -> bool:
-        """Make a verified spool a complete blob, and let go of it. False when the disk would not have it.
+    def keep(self, partial_file: PartialFile, age_s: float = 0.0) -> bool:
+        """Make a verified partial file a complete blob, and let go of it. False when the disk would not have it.
 
         `age_s` is how long ago the bucket got it, for one that came from there.
         """
         try:
-            if not self._move_in(spool, age_s):
-                spool.discard()
+            if not self._move_in(partial_file, age_s):
+                partial_file.discard()
                 return False
         finally:
-            spool.close()
-        self.cap.add(spool.landed)
+            partial_file.close()
+        self.cap.add(partial_file.landed)
         return True
 
-    def _move_in(self, spool: Spool, age_s: float) -> bool:
-        path = self._path(keys.blob_key(self._prefix, spool.digest))
-        if spool.path is None or spool.is_overflowing:
+    def _move_in(self, partial_file: PartialFile, age_s: float) -> bool:
+        path = self._path(keys.blob_key(self._prefix, partial_file.digest))
+        if partial_file.path is None or partial_file.is_overflowing:
             return False
         try:
-            os.utime(spool.fd, (time.time(), time.time() - age_s))
-            os.fsync(spool.fd)
+            os.utime(partial_file.fd, (time.time(), time.time() - age_s))
+            os.fsync(partial_file.fd)
             path.parent.mkdir(parents=True, exist_ok=True)
-            spool.path.rename(path)
+            partial_file.path.rename(path)
             flush_directory(path.parent)
         except OSError as exc:
-            log.warning("cannot keep a blob", digest=str(spool.digest), error=exc.strerror)
+            log.warning("cannot keep a blob", digest=str(partial_file.digest), error=exc.strerror)
             return False
         return True
 
@@ -254,8 +254,8 @@ class LocalTier:
         """Delete a partial file that nobody writes; whether there was one."""
         path = self._partial_path(digest)
         with contextlib.suppress(OSError):
-            if path.exists() and (spool := Spool.claim(digest, path, lambda _: False)):
-                spool.discard()
+            if path.exists() and (partial_file := PartialFile.claim(digest, path, lambda _: False)):
+                partial_file.discard()
                 return True
         return False
 

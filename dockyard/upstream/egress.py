@@ -3,8 +3,8 @@
 import ssl
 from urllib.parse import unquote, urlsplit
 
-from dockyard.config import Upstream
-from dockyard.upstream.sockets import DialFailed
+from dockyard.config.settings import Upstream
+from dockyard.upstream.dialer import DialFailed
 
 
 def make_tls_context(upstream: Upstream) -> ssl.SSLContext:

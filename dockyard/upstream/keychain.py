@@ -20,8 +20,9 @@ from typing import Any
 
 import attrs
 
-from dockyard.upstream import faults, helpers
-from dockyard.upstream.helpers import HelperFailed, ask_helper
+from dockyard.upstream import credential_helper as helpers
+from dockyard.upstream import errors as faults
+from dockyard.upstream.credential_helper import HelperFailed, ask_helper
 
 FOUND_FOR_S = 300.0
 NOT_FOUND_FOR_S = 30.0

@@ -3,8 +3,8 @@
 from dockyard import metrics
 from dockyard.oci.manifest import ACCEPT, MAX_MANIFEST_BYTES, Descriptor
 from dockyard.oci.reference import Digest, Reference
-from dockyard.upstream import faults
-from dockyard.upstream.answers import (
+from dockyard.upstream import errors as faults
+from dockyard.upstream.headers import (
     find_digest,
     find_limit,
     find_media_type,

@@ -3,8 +3,8 @@
 import threading
 
 from dockyard.errors import Unavailable
-from dockyard.upstream import faults
-from dockyard.upstream.faults import Fault
+from dockyard.upstream import errors as faults
+from dockyard.upstream.errors import Fault
 from dockyard.upstream.transport import Answer
 
 

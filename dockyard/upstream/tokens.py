@@ -17,13 +17,13 @@ from urllib.parse import quote, urlencode
 import attrs
 
 from dockyard.errors import Unavailable, UpstreamTimeout
-from dockyard.upstream import faults
-from dockyard.upstream.answers import parse_retry_after
-from dockyard.upstream.faults import Blame, Fault, LoginRefused
+from dockyard.upstream import errors as faults
+from dockyard.upstream.errors import Blame, Fault, LoginRefused
+from dockyard.upstream.headers import parse_retry_after
 from dockyard.upstream.keychain import Credential
-from dockyard.upstream.places import REDIRECTS, NotAPlace, Place, next_place
+from dockyard.upstream.network_zones import Zone
 from dockyard.upstream.transport import Answer, Request
-from dockyard.upstream.zones import Zone
+from dockyard.upstream.urls import REDIRECTS, NotAPlace, Place, next_place
 
 TOKEN_BYTES_AT_MOST = 64 * 1024
 LIFE_S = (60.0, 3600.0)
@@ -99,7 +99,7 @@ class Tokens:
         self._clock = clock
         self._lock = threading.Lock()
         self._tokens: OrderedDict[Hashable, _Token] = OrderedDict()
-        self._flights: dict[Hashable, Future[str]] = {}
+        self._downloads: dict[Hashable, Future[str]] = {}
         self._refusals = Refusals(clock)
         self._without_post: set[Place] = set()
 
@@ -113,30 +113,30 @@ class Tokens:
                 kept = None
             if kept is not None and self._clock() >= kept.expires_at:
                 kept = None
-            flight = self._flights.get(key)
-            if kept is not None and (flight is not None or self._clock() < kept.refresh_at):
+            download = self._downloads.get(key)
+            if kept is not None and (download is not None or self._clock() < kept.refresh_at):
                 self._tokens.move_to_end(key)
                 return kept.value
-            is_ours = flight is None
-            if flight is None:
-                flight = self._flights[key] = Future()
+            is_ours = download is None
+            if download is None:
+                download = self._downloads[key] = Future()
         if not is_ours:
-            return self._wait(flight, budget)
+            return self._wait(download, budget)
         try:
             token = self._make(key, service, credential, budget, kept)
         except BaseException as exc:
-            flight.set_exception(exc)
+            download.set_exception(exc)
             raise
         else:
-            flight.set_result(token)
+            download.set_result(token)
             return token
         finally:
             with self._lock:
-                del self._flights[key]
+                del self._downloads[key]
 
-    def _wait(self, flight: "Future[str]", budget: Budget) -> str:
+    def _wait(self, download: "Future[str]", budget: Budget) -> str:
         try:
-            return flight.result(None if budget.deadline is None else budget.left(float("inf")))
+            return download.result(None if budget.deadline is None else budget.left(float("inf")))
         except TimeoutError as exc:
             raise faults.late(self._who) from exc
         except Fault as exc:

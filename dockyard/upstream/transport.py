@@ -19,13 +19,13 @@ from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 
 from dockyard import __version__
-from dockyard.config import Upstream, UpstreamLimits
-from dockyard.upstream import faults
+from dockyard.config.settings import Upstream, UpstreamLimits
+from dockyard.upstream import errors as faults
+from dockyard.upstream.dialer import DialFailed, Resolver, Stage, Watch
 from dockyard.upstream.egress import make_tls_context, split_proxy
-from dockyard.upstream.faults import Fault
-from dockyard.upstream.places import Place, is_listed
-from dockyard.upstream.sockets import DialFailed, Resolver, Stage, Watch
-from dockyard.upstream.zones import Zone, find_spelt_zone, is_reachable
+from dockyard.upstream.errors import Fault
+from dockyard.upstream.network_zones import Zone, find_spelt_zone, is_reachable
+from dockyard.upstream.urls import Place, is_listed
 
 POOLS_AT_MOST = 16
 IDLE_CONNECTIONS_AT_MOST = 64

@@ -1,69 +1,84 @@
-"""create_app(settings): the endpoints over a worker, and its life span."""
+"""The ASGI application: the endpoints, and how errors are rendered."""
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, cast
 
+import attrs
 import falcon
 import falcon.asgi
 import structlog
 from falcon.routing import CompiledRouter
 
-from dockyard.config import Settings
+from dockyard.cache.blobs import Blobs
+from dockyard.cache.lists import Listings
+from dockyard.cache.manifests import Manifests
+from dockyard.cache.tags import Tags
+from dockyard.cache.threads import Threads
+from dockyard.config.settings import Settings
 from dockyard.errors import RegistryError
 from dockyard.routing import Router
-from dockyard.web.asgi import Edge
-from dockyard.web.body import Load
+from dockyard.web.bodies import Load
 from dockyard.web.errors import error_body, error_response
 from dockyard.web.handlers import Base, BlobEndpoint, ManifestEndpoint, Version
-from dockyard.web.listings import ReferrersEndpoint, TagsEndpoint
-from dockyard.web.operations import Health, Metrics, Readiness
+from dockyard.web.health import Health, Metrics, Readiness, State
+from dockyard.web.lists import ReferrersEndpoint, TagsEndpoint
 from dockyard.web.paths import PathRouter
-from dockyard.web.worker import Worker
+from dockyard.web.request_filter import Edge
 
 log = structlog.get_logger()
 
 
-class LifeSpan:
-    """Falcon's hooks for the worker's start and end."""
+@attrs.frozen
+class Services:
+    """What the endpoints of one worker serve with. `start` and `stop` are called when the worker begins and ends."""
 
-    def __init__(self, worker: Worker) -> None:
-        self._worker = worker
+    manifests: Manifests
+    tags: Tags
+    blobs: Blobs
+    lists: Listings
+    threads: Threads
+    gauges: State
+    is_ready: Callable[[], bool]
+    start: Callable[[], Awaitable[None]]
+    stop: Callable[[], Awaitable[None]]
+
+
+class Lifespan:
+    """Falcon's hooks for the start and the end of the worker."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
 
     async def process_startup(self, scope: Mapping[str, Any], event: Mapping[str, Any]) -> None:
         """Start the worker; an exception keeps the server from starting."""
-        await self._worker.start()
+        await self._services.start()
 
     async def process_shutdown(self, scope: Mapping[str, Any], event: Mapping[str, Any]) -> None:
         """Stop the worker."""
-        await self._worker.stop()
+        await self._services.stop()
 
 
-def create_app(settings: Settings, shards: int, suspect_before: float, environ: Mapping[str, str]) -> Edge:
-    """The ASGI application of one worker.
-
-    `shards` is the number of workers. Blobs on disk that are older than `suspect_before` (seconds since the epoch) are
-    verified before their first use. Raises OSError when the storage directory cannot be used.
-    """
-    worker = Worker(settings, shards, suspect_before, environ)
+def create_app(settings: Settings, services: Services) -> Edge:
+    """The ASGI application of one worker."""
     load = Load()
     routes = Router(settings.upstreams)
     paths = PathRouter(
         Base(),
         {
-            "manifests": ManifestEndpoint(routes, worker.tags, worker.manifests, load),
-            "blobs": BlobEndpoint(routes, worker.blobs, load),
-            "tags": TagsEndpoint(routes, worker.listings),
-            "referrers": ReferrersEndpoint(routes, worker.listings),
+            "manifests": ManifestEndpoint(routes, services.tags, services.manifests, load),
+            "blobs": BlobEndpoint(routes, services.blobs, load),
+            "tags": TagsEndpoint(routes, services.lists),
+            "referrers": ReferrersEndpoint(routes, services.lists),
         },
         {
             "/version": Version(),
-            "/metrics": Metrics(worker.state, worker.threads),
+            "/metrics": Metrics(services.gauges, services.threads),
             "/healthz": Health(),
-            "/readyz": Readiness(worker.is_ready),
+            "/readyz": Readiness(services.is_ready),
         },
     )
     app = falcon.asgi.App(router=cast(CompiledRouter, paths))
-    app.add_middleware(LifeSpan(worker))
+    app.add_middleware(Lifespan(services))
     app.resp_options.default_media_type = "application/json"
     app.add_error_handler(RegistryError, _answer_error)
     app.add_error_handler(Exception, _answer_fault)
@@ -71,7 +86,7 @@ def create_app(settings: Settings, shards: int, suspect_before: float, environ: 
     logs = settings.server.log
     return Edge(
         app,
-        worker.threads,
+        services.threads,
         logs.level if logs.enabled else None,
         logs.ignore_paths,
         log_requests=logs.request_body,

@@ -14,12 +14,12 @@ from typing import Any
 import structlog
 
 from dockyard import metrics
-from dockyard.cache.bridge import Threads
+from dockyard.cache.threads import Threads
 from dockyard.errors import RegistryError
 from dockyard.oci.ranges import ByteRange
-from dockyard.web.body import BlobBody
+from dockyard.web.bodies import BlobBody
 from dockyard.web.connections import Connections, Patience, shut_down, traffic
-from dockyard.web.sendfile import SMALLEST_BYTES, DirectAnswer, Stalled, response_head
+from dockyard.web.zero_copy import SMALLEST_BYTES, DirectAnswer, Stalled, response_head
 
 CLIENT_TIMEOUT_S = 60.0
 MAX_UNREAD_BYTES = 16 * 1024

@@ -20,7 +20,7 @@ from dockyard.errors import RequestInvalid
 from dockyard.oci.ranges import ByteRange, parse_ranges
 from dockyard.oci.reference import Digest, parse_reference
 from dockyard.routing import Router, Target
-from dockyard.web.body import BlobBody, Load, Multipart
+from dockyard.web.bodies import BlobBody, Load, Multipart
 from dockyard.web.exchange import Exchange
 from dockyard.web.headers import content_headers, freshness_headers, is_not_modified, range_applies, redirect_headers
 

@@ -21,8 +21,8 @@ import structlog
 
 from dockyard.errors import UpstreamTimeout, from_words
 from dockyard.workers.processes import find_worker, processor_ticks
-from dockyard.workers.shards import owners
-from dockyard.workers.slots import socket_name
+from dockyard.workers.rendezvous import owners
+from dockyard.workers.shard_lock import socket_name
 
 CONNECT_TIMEOUT_S = 2.0
 ACKNOWLEDGE_TIMEOUT_S = 1.0

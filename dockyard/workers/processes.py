@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from dockyard.workers.slots import lock_path
+from dockyard.workers.shard_lock import lock_path
 
 
 def find_worker(run: Path, shard: int) -> int | None:

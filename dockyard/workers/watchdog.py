@@ -17,7 +17,7 @@ import attrs
 import structlog
 
 from dockyard.workers.processes import find_worker, processor_ticks
-from dockyard.workers.slots import socket_name
+from dockyard.workers.shard_lock import socket_name
 
 LOOK_EVERY_S = 0.5
 FROZEN_S = 5.0

@@ -5,9 +5,9 @@ import socket
 import time
 from typing import Self
 
-from tests.client import request_bytes
-from tests.faults.watch import workers_of_ports
-from tests.house import House
+from tests.processes.watch import workers_of_ports
+from tests.support.deployment import Deployment
+from tests.support.http_client import request_bytes
 
 BYTE_EVERY_S = 1.0
 
@@ -15,9 +15,9 @@ BYTE_EVERY_S = 1.0
 class Attackers:
     """Connections that are never done. The lists have how long the server bore those that it closed."""
 
-    def __init__(self, house: House, path: str, slow_headers: int, slow_readers: int) -> None:
-        self._house = house
-        address = house.address
+    def __init__(self, deployment: Deployment, path: str, slow_headers: int, slow_readers: int) -> None:
+        self._deployment = deployment
+        address = deployment.address
         self.header_closed_s: list[float] = []
         self.reader_closed_s: list[float] = []
         self._headers: dict[socket.socket, float] = {}
@@ -62,7 +62,7 @@ class Attackers:
                 self.header_closed_s.append(now - began_at)
                 del self._headers[connection]
                 connection.close()
-        held = workers_of_ports(self._house).keys()  # what is full is not told that the other side has closed
+        held = workers_of_ports(self._deployment).keys()  # what is full is not told that the other side has closed
         self._were_held.update(held)
         for connection, began_at in list(self._readers.items()):
             port = connection.getsockname()[1]

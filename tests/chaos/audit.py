@@ -4,9 +4,9 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from tests.bucket.place import judge_object
-from tests.faults.watch import open_files
-from tests.house import House
+from tests.processes.watch import open_files
+from tests.s3.service.place import judge_object
+from tests.support.deployment import Deployment
 
 READ_BYTES = 1024 * 1024
 NOT_CONTENT = {"partial", "run", "unpublished"}
@@ -15,7 +15,7 @@ SOCKETS_AT_MOST = 64  # idle connections that an upstream's pool may keep
 
 
 def audit_directory(storage: Path) -> list[str]:
-    """One line for each file of the local tier that is not what its name says."""
+    """One line for each file of the local store that is not what its name says."""
     found = []
     for path in _content(storage):
         key = str(path.relative_to(storage))
@@ -24,10 +24,10 @@ def audit_directory(storage: Path) -> list[str]:
     return found
 
 
-def find_leaks(house: House, before: dict[int, int]) -> list[str]:
+def find_leaks(deployment: Deployment, before: dict[int, int]) -> list[str]:
     """What a fault left behind: partial files, open files and sockets more than there were."""
-    found = [f"a partial file is left: {path.name}" for path in house.partial_files()]
-    for pid in house.dockyard.worker_pids():
+    found = [f"a partial file is left: {path.name}" for path in deployment.partial_files()]
+    for pid in deployment.dockyard.worker_pids():
         files = count_files(pid)
         if pid in before and files > before[pid] + FILES_MORE:
             found.append(f"worker {pid} has {files} files open, {before[pid]} before")

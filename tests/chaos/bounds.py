@@ -8,8 +8,8 @@ from typing import Self
 
 import attrs
 
-from tests.faults.watch import open_files, resident_bytes
-from tests.house import House
+from tests.processes.watch import open_files, resident_bytes
+from tests.support.deployment import Deployment
 
 SAMPLE_EVERY_S = 0.1
 BASE_BYTES = 128 * 1024 * 1024
@@ -37,12 +37,12 @@ class Sample:
 class MemoryBound:
     """Samples every worker ten times a second while the block runs; `worst` is the one nearest to its bound."""
 
-    def __init__(self, house: House) -> None:
+    def __init__(self, deployment: Deployment) -> None:
         self.worst = Sample(0, 0)
         self.peak = 0
         self.samples = 0
-        self._house = house
-        self._idle = {pid: _sockets(pid) for pid in house.dockyard.worker_pids()}
+        self._deployment = deployment
+        self._idle = {pid: _sockets(pid) for pid in deployment.dockyard.worker_pids()}
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
@@ -63,7 +63,7 @@ class MemoryBound:
         usual = min(self._idle.values())
         most: dict[int, int] = {}
         while not self._done.wait(SAMPLE_EVERY_S):
-            for pid in self._house.dockyard.worker_pids():
+            for pid in self._deployment.dockyard.worker_pids():
                 resident = resident_bytes(pid)
                 most[pid] = max(most.get(pid, 0), _sockets(pid) - self._idle.get(pid, usual))
                 sample = Sample(resident, most[pid])

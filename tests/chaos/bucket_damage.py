@@ -4,8 +4,6 @@ from collections.abc import Callable
 
 import attrs
 
-from tests.bodies import digest_of
-from tests.bucket.place import blob_key, manifest_key
 from tests.chaos.bucket_rules import flip
 from tests.chaos.bucket_scenes import (
     TELL,
@@ -22,8 +20,10 @@ from tests.chaos.cells import State
 from tests.chaos.lanes import REPO
 from tests.chaos.outcomes import Outcome, cut, new
 from tests.chaos.scenes import Fault, Part, Plot, Scene
-from tests.house import eventually
-from tests.origin import OCI_MANIFEST
+from tests.s3.service.place import blob_key, manifest_key
+from tests.support.bodies import digest_of
+from tests.support.deployment import eventually
+from tests.support.fake_registry import OCI_MANIFEST
 
 DOWN_S = 3.0
 

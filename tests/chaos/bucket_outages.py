@@ -10,7 +10,7 @@ from tests.chaos.cells import State
 from tests.chaos.lanes import look
 from tests.chaos.outcomes import Outcome, either, hit, hit1, new, passed
 from tests.chaos.scenes import Fault, Plot, Scene
-from tests.stores.proxy import Forward, Request, Say, error
+from tests.s3.store.proxy import Forward, Request, Say, error
 
 SLOW_S = 1.5  # more than Dockyard takes for well, less than it waits
 SLOWER_S = 5.0
@@ -26,7 +26,7 @@ WITHOUT: dict[State, tuple[Outcome, ...]] = {
     State.MANIFEST: (passed(), passed()),
     State.BLOB_CACHED: (passed(),),
     State.BLOB_COLD: (passed(),),
-    State.BLOB_FLIGHT: (passed(),),
+    State.BLOB_DOWNLOAD: (passed(),),
 }
 
 
@@ -38,7 +38,7 @@ def with_or_without(within_s: float) -> dict[State, tuple[Outcome, ...]]:
         State.MANIFEST: (within(either(hit(), passed()), within_s), within(either(new(), passed()), within_s)),
         State.BLOB_CACHED: (within(either(hit(), passed()), within_s),),
         State.BLOB_COLD: (within(either(new(), passed()), within_s),),
-        State.BLOB_FLIGHT: (either(new(), passed()),),
+        State.BLOB_DOWNLOAD: (either(new(), passed()),),
     }
 
 

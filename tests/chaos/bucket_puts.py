@@ -3,23 +3,23 @@
 import threading
 from collections.abc import Callable
 
-from tests.bucket.place import blob_key, is_missing
-from tests.bucket.witness import key_of
 from tests.chaos.bucket_rules import Rule, StoreRule, flip, plot_of
 from tests.chaos.bucket_scenes import AS_EVER, is_published
 from tests.chaos.cells import State
 from tests.chaos.lanes import Lane, wait_for
 from tests.chaos.patches import patched
 from tests.chaos.scenes import MIB, Fault, Plot, Scene, nothing
-from tests.client import ask
-from tests.house import eventually, open_house
-from tests.stores.proxy import Forward, Request, Say, error
+from tests.s3.service.place import blob_key, is_missing
+from tests.s3.service.witness import key_of
+from tests.s3.store.proxy import Forward, Request, Say, error
+from tests.support.deployment import eventually, open_deployment
+from tests.support.http_client import ask
 
 SEVERAL_PARTS_BYTES = 12 * MIB
 REPAIRED_WITHIN_S = 30.0
 # A blob of one MiB goes up in one PUT, anything larger in parts of five: the smallest that S3 takes.
 PARTS = """
-from dockyard.storage.s3 import S3Tier
+from dockyard.s3 import S3Tier
 S3Tier.__init__.__kwdefaults__.update(single_at_most=2**20, part_size=5 * 2**20)
 """
 
@@ -50,7 +50,7 @@ def _cut_puts(part: str) -> StoreRule:
 def _nothing_half(scene: Scene) -> None:
     """While puts are cut: no object of those that were sent."""
     _cut_puts("").prove(scene)
-    for state in (State.BLOB_COLD, State.BLOB_FLIGHT):
+    for state in (State.BLOB_COLD, State.BLOB_DOWNLOAD):
         key = blob_key(scene.lanes[state].layers["cold"].digest)
         assert is_missing(scene.bucket, key), "an object is there whose PUT was cut"
 
@@ -102,10 +102,10 @@ def _lying(change: Callable[[bytes], bytes]) -> Callable[[Scene, list[Request]],
 
 def _found_out_when_read(scene: Scene) -> None:
     """Another Dockyard over the bucket: nobody gets the wrong bytes whole, and reading repairs the bucket."""
-    lanes = [scene.lanes[state] for state in (State.BLOB_COLD, State.BLOB_FLIGHT)]
+    lanes = [scene.lanes[state] for state in (State.BLOB_COLD, State.BLOB_DOWNLOAD)]
     keys = {blob_key(lane.layers["cold"].digest) for lane in lanes}
     wait_for(lambda: keys <= scene.bucket.listed(), "what was stored is there", REPAIRED_WITHIN_S)
-    with open_house(
+    with open_deployment(
         scene.control.origin,
         scene.directory / "second",
         upstreams=[lane.settings() for lane in lanes],

@@ -3,14 +3,14 @@
 import threading
 from collections.abc import Callable, Iterable
 
-from tests.bucket.place import blob_key
-from tests.bucket.witness import key_of
 from tests.chaos.bucket_rules import Rule, StoreRule, plot_of
 from tests.chaos.bucket_scenes import TELL, blob_cached, cached_layers, cached_manifests
 from tests.chaos.cells import State
 from tests.chaos.outcomes import Outcome, either, hit, hit1, new
 from tests.chaos.scenes import Fault, Part, Scene
-from tests.stores.proxy import Forward, Request
+from tests.s3.service.place import blob_key
+from tests.s3.service.witness import key_of
+from tests.s3.store.proxy import Forward, Request
 
 # S05
 
@@ -45,7 +45,7 @@ def _vanishing_midway(scene: Scene, applied: list[Request]) -> Rule:
 
 def _head_then_get(part: Part) -> None:
     """HEAD finds it, then it expires, then GET."""
-    reply = part.house.head(part.lane.blob_path("cached"))
+    reply = part.deployment.head(part.lane.blob_path("cached"))
     part.check(reply.header("Content-Length") == str(part.plot.layer_bytes), f"HEAD: {reply.status}")
     blob_cached(part)
 
@@ -62,7 +62,7 @@ _FETCHED_AGAIN: dict[State, tuple[Outcome, ...]] = {
     State.MANIFEST: (new(), new()),
     State.BLOB_CACHED: (new(),),
     State.BLOB_COLD: (new(),),
-    State.BLOB_FLIGHT: (new(),),
+    State.BLOB_DOWNLOAD: (new(),),
 }
 
 VANISHING = Fault(

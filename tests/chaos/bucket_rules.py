@@ -9,7 +9,7 @@ from tests.chaos.cells import State
 from tests.chaos.lanes import wait_for
 from tests.chaos.outcomes import Outcome
 from tests.chaos.scenes import Plot, Scene
-from tests.stores.proxy import Forward, Request, Say
+from tests.s3.store.proxy import Forward, Request, Say
 
 STRUCK_WITHIN_S = 10.0
 Rule = Callable[[Request], Forward | Say]
@@ -28,7 +28,7 @@ class StoreRule:
         scene.store.rule = self.make(scene, applied)
 
     def prepare(self, scene: Scene) -> None:
-        """From the start on: a layer in flight is being published when all are ready."""
+        """From the start on: a layer in progress is being published when all are ready."""
         fill_bucket(scene)
         self.strike(scene)
 

@@ -8,15 +8,15 @@ import time
 
 import attrs
 
-from tests.bodies import digest_of, read_whole
-from tests.bucket.place import blob_key, manifest_key, tag_key
 from tests.chaos.cells import State
 from tests.chaos.lanes import REPO, Lane, wait_for
 from tests.chaos.outcomes import Got, Outcome, error, hit, hit1, new
 from tests.chaos.scenes import Part, Scene, Tell
-from tests.client import Crowd, ask
-from tests.origin import OCI_MANIFEST
-from tests.stores.proxy import Forward
+from tests.s3.service.place import blob_key, manifest_key, tag_key
+from tests.s3.store.proxy import Forward
+from tests.support.bodies import digest_of, read_whole
+from tests.support.fake_registry import OCI_MANIFEST
+from tests.support.http_client import Crowd, ask
 
 READERS = 5
 BOTH_DOWN_S = 3.0
@@ -123,10 +123,10 @@ def blob_cold(part: Part) -> None:
     part.see(part.lane.blob_path("cold"), truth.data, part.outcomes[0], truth.digest)
 
 
-def blob_in_flight(part: Part) -> None:
+def blob_in_download(part: Part) -> None:
     """A leader and nine followers, and the publication, half way."""
-    with part.flight() as crowd:
-        part.meet_in_flight()
+    with part.download() as crowd:
+        part.meet_in_download()
         got = part.land(crowd)
     part.judge(part.outcomes[0], got, part.lane.layers["cold"].digest)
 
@@ -137,7 +137,7 @@ TELL: dict[State, Tell] = {
     State.MANIFEST: manifest,
     State.BLOB_CACHED: blob_cached,
     State.BLOB_COLD: blob_cold,
-    State.BLOB_FLIGHT: blob_in_flight,
+    State.BLOB_DOWNLOAD: blob_in_download,
 }
 
 
@@ -148,14 +148,14 @@ AS_EVER: dict[State, tuple[Outcome, ...]] = {
     State.MANIFEST: (hit(), new()),
     State.BLOB_CACHED: (hit(),),
     State.BLOB_COLD: (new(),),
-    State.BLOB_FLIGHT: (new(),),
+    State.BLOB_DOWNLOAD: (new(),),
 }
 
 
 def read_together(part: Part, tag: str) -> tuple[Got, ...]:
     """What a few readers of a layer have."""
     began_at = time.monotonic()
-    with Crowd(part.house.address, part.lane.blob_path(tag), part.lane.layers[tag], READERS) as crowd:
+    with Crowd(part.deployment.address, part.lane.blob_path(tag), part.lane.layers[tag], READERS) as crowd:
         crowd.run(within_s=100.0)
         got = tuple(Got.of_member(each, (each.ended_at or began_at) - began_at) for each in crowd.members)
     for each in got:
@@ -185,7 +185,7 @@ def is_used_again(scene: Scene) -> None:
         asked += 1
         body = hashlib.shake_128(f"well {scene.bucket.bucket} {asked}".encode()).digest(1000)
         scene.bucket.put_blob(body)
-        reply = ask(scene.house.address, f"/v2/{scene.control.prefix}/{REPO}/blobs/{digest_of(body)}")
+        reply = ask(scene.deployment.address, f"/v2/{scene.control.prefix}/{REPO}/blobs/{digest_of(body)}")
         row = row + 1 if reply.status == 200 and reply.body == body else 0
         if time.monotonic() - scene.mended_at > PUBLISHED_WITHIN_S:
             raise AssertionError(f"the bucket is not used again: {reply.status}")
@@ -200,7 +200,7 @@ def is_published(scene: Scene) -> None:
             wanted[tag_key(name, "cold")] = image.digest.encode()
         if state in (State.TAG_COLD, State.MANIFEST):
             wanted[manifest_key(name, image.digest)] = image.body
-        if state in (State.BLOB_COLD, State.BLOB_FLIGHT):
+        if state in (State.BLOB_COLD, State.BLOB_DOWNLOAD):
             wanted[blob_key(lane.layers["cold"].digest)] = lane.layers["cold"].data
     wait_for(lambda: wanted.keys() <= place.listed(), "everything is in the bucket", PUBLISHED_WITHIN_S)
     wait_for(lambda: all(place.get(key) == body for key, body in wanted.items()), "it is right", PUBLISHED_WITHIN_S)

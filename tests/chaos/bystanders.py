@@ -8,9 +8,9 @@ from typing import Self
 
 import attrs
 
-from tests.client import Reply, ask
-from tests.faults.watch import MemoryWatch
-from tests.house import House
+from tests.processes.watch import MemoryWatch
+from tests.support.deployment import Deployment
+from tests.support.http_client import Reply, ask
 
 MIB = 1024 * 1024
 CONTROL_PER_S = 20
@@ -43,20 +43,22 @@ class Times:
 
 
 class Bystanders:
-    """Watches a house in threads of its own, from a calm moment on. `strike` tells it that the calm is over.
+    """Watches a deployment in threads of its own, from a calm moment on. `strike` tells it that the calm is over.
 
     With `again_within_s`, a connection may end with a worker: it is made again, once, and then answered in that time.
     """
 
-    def __init__(self, house: House, control_path: str, control_body: bytes, again_within_s: float = 0.0) -> None:
-        self._house = house
+    def __init__(
+        self, deployment: Deployment, control_path: str, control_body: bytes, again_within_s: float = 0.0
+    ) -> None:
+        self._deployment = deployment
         self._again_within_s = again_within_s
         self._path = control_path
         self._body = control_body
         self.calm = Times()
         self.control = self.calm
         self.health = Times()
-        self.memory = MemoryWatch(house)
+        self.memory = MemoryWatch(deployment)
         self._done = threading.Event()
         self._threads = [
             threading.Thread(target=self._repeat, args=(CONTROL_PER_S, self._ask_control), daemon=True),
@@ -127,8 +129,8 @@ class Bystanders:
 
     def _ask_once(self, path: str) -> Reply:
         try:
-            return ask(self._house.address, path)
+            return ask(self._deployment.address, path)
         except ConnectionError:
             if not self._again_within_s:
                 raise
-        return ask(self._house.address, path)
+        return ask(self._deployment.address, path)

@@ -21,7 +21,7 @@ class State(StrEnum):
     MANIFEST = "digest manifest"  # one that is cached, and one that is not
     BLOB_CACHED = "blob cached"
     BLOB_COLD = "blob cold"
-    BLOB_FLIGHT = "blob in flight"  # a leader and nine followers, half of it fetched
+    BLOB_DOWNLOAD = "blob in progress"  # a leader and nine followers, half of it fetched
 
 
 @attrs.frozen(order=True)

@@ -9,13 +9,13 @@ from typing import Self
 
 import attrs
 
-from tests.bodies import Bytes
 from tests.chaos.cells import State
 from tests.chaos.lanes import wait_for
 from tests.chaos.limits import SLACK_S
 from tests.chaos.outcomes import Got, Outcome, hit, hit1, new
 from tests.chaos.scenes import MIB, PATIENCE_S, Fault, Part, Plot, Scene, Tell, nothing
-from tests.client import Crowd, Download, is_part_of, request_bytes
+from tests.support.bodies import Bytes
+from tests.support.http_client import Crowd, StreamedReply, is_part_of, request_bytes
 
 CROWDED_BYTES = 6 * MIB
 FAST_CLIENTS = 99
@@ -29,7 +29,7 @@ MEMBERS = 9  # that ask as ever, beside the odd one
 
 def _among_many(part: Part) -> None:
     """Ninety-nine as fast as they can, alone and then with one that hardly reads."""
-    lane, address = part.lane, part.house.address
+    lane, address = part.lane, part.deployment.address
     if part.state is State.BLOB_CACHED:
         truth, path = lane.layers["cached"], lane.blob_path("cached")
         part.warm(path, truth.data)
@@ -40,13 +40,15 @@ def _among_many(part: Part) -> None:
         part.meet()
         usual_s = _download_all(part, lane.blob_path("cached"), lane.layers["cached"], new())
     part.lane.origin.forget()
-    with Download(address, path, receive_buffer=4096) as slow, _Reading(slow) as reading:
+    with StreamedReply(address, path, receive_buffer=4096) as slow, _Reading(slow) as reading:
         took_s = _download_all(part, path, truth, part.outcomes[0])
         bound_s = SLOWED_AT_MOST * usual_s + SLACK_S
         part.check(took_s <= bound_s, f"99 clients took {took_s:.2f} s with a slow one, {usual_s:.2f} s without")
         encoded = truth.digest.partition(":")[2]
         wait_for(
-            lambda: not any(encoded in file.name for file in part.house.partial_files()), "no partial file is left", 5.0
+            lambda: not any(encoded in file.name for file in part.deployment.partial_files()),
+            "no partial file is left",
+            5.0,
         )
         reading.stop()
         part.check(is_part_of(truth, 0, reading.body), "wrong bytes for the slow one")
@@ -57,7 +59,7 @@ def _among_many(part: Part) -> None:
 
 def _download_all(part: Part, path: str, truth: Bytes, outcome: Outcome) -> float:
     began_at = time.monotonic()
-    with Crowd(part.house.address, path, truth, FAST_CLIENTS) as crowd:
+    with Crowd(part.deployment.address, path, truth, FAST_CLIENTS) as crowd:
         crowd.run(within_s=PATIENCE_S)
         took_s = time.monotonic() - began_at
         got = tuple(Got.of_member(each, (each.ended_at or began_at) - began_at) for each in crowd.members)
@@ -68,7 +70,7 @@ def _download_all(part: Part, path: str, truth: Bytes, outcome: Outcome) -> floa
 class _Reading:
     """Reads a download at one KiB a second, in a thread."""
 
-    def __init__(self, download: Download) -> None:
+    def __init__(self, download: StreamedReply) -> None:
         self.body = b""
         self._download = download
         self._done = threading.Event()
@@ -98,13 +100,13 @@ SLOW = Fault(
     (
         Plot(
             "1 KiB/s",
-            tell=dict.fromkeys((State.BLOB_CACHED, State.BLOB_COLD, State.BLOB_FLIGHT), _among_many),
-            outcomes={State.BLOB_CACHED: (hit(),), State.BLOB_COLD: (new(),), State.BLOB_FLIGHT: (new(),)},
+            tell=dict.fromkeys((State.BLOB_CACHED, State.BLOB_COLD, State.BLOB_DOWNLOAD), _among_many),
+            outcomes={State.BLOB_CACHED: (hit(),), State.BLOB_COLD: (new(),), State.BLOB_DOWNLOAD: (new(),)},
             strike=nothing,
             layer_bytes=CROWDED_BYTES,
             connections=3 * FAST_CLIENTS,
             is_watched=False,  # the clients themselves take the processors
-            reason="the slow one goes on reading the file of the local tier: there is no spool to free",
+            reason="the slow one goes on reading the file of the local store: there is no partial file to free",
         ),
     ),
 )
@@ -134,14 +136,14 @@ def _beside_odd_one(part: Part) -> None:
         before = len(lane.seen())
         odd = threading.Thread(target=part.scene.props["odd"], args=(part, path, truth))
         with contextlib.ExitStack() as stack:
-            members = [stack.enter_context(Download(part.house.address, path)) for _ in range(MEMBERS)]
+            members = [stack.enter_context(StreamedReply(part.deployment.address, path)) for _ in range(MEMBERS)]
             odd.start()
             got = tuple(_take(part, each, truth) for each in members)
         odd.join()
         part.judge(outcome, got, digest, before)
 
 
-def _take(part: Part, download: Download, truth: bytes) -> Got:
+def _take(part: Part, download: StreamedReply, truth: bytes) -> Got:
     download.head()
     body, ended = download.rest()
     is_right = truth.startswith(body) and (ended != "length" or len(body) == len(truth))
@@ -153,8 +155,8 @@ def _take(part: Part, download: Download, truth: bytes) -> Got:
 
 def _resets(part: Part, path: str, _: bytes) -> None:
     """Ask, and reset at once; ask, read a little, and reset."""
-    Download(part.house.address, path).reset()
-    download = Download(part.house.address, path, receive_buffer=4096)
+    StreamedReply(part.deployment.address, path).reset()
+    download = StreamedReply(part.deployment.address, path, receive_buffer=4096)
     with contextlib.suppress(ConnectionError):
         download.head().read(100)
     download.reset()
@@ -162,7 +164,7 @@ def _resets(part: Part, path: str, _: bytes) -> None:
 
 def _half_closes(part: Part, path: str, truth: bytes) -> None:
     """Ask, and shut the sending side: the answer is whole and right, or the connection is closed; nothing else."""
-    with Download(part.house.address, path) as download:
+    with StreamedReply(part.deployment.address, path) as download:
         download.socket.shutdown(socket.SHUT_WR)
         try:
             status = download.head().status
@@ -177,9 +179,9 @@ def _half_closes(part: Part, path: str, truth: bytes) -> None:
 
 def _pipelines(part: Part, path: str, truth: bytes) -> None:
     """Two requests in one packet: two answers in their order, each its own."""
-    first = request_bytes("GET", "/v2/", part.house.address, {})
-    second = request_bytes("GET", path, part.house.address, {"Connection": "close"})
-    with Download(part.house.address, "", request=first + second) as download:
+    first = request_bytes("GET", "/v2/", part.deployment.address, {})
+    second = request_bytes("GET", path, part.deployment.address, {"Connection": "close"})
+    with StreamedReply(part.deployment.address, "", request=first + second) as download:
         ping = (download.head().status, download.read(download.length or 0))
         part.check(ping == (200, b"{}"), f"the first of two pipelined requests gets {ping}")
         download.received = 0
@@ -190,10 +192,10 @@ def _pipelines(part: Part, path: str, truth: bytes) -> None:
 
 def _odd(name: str, odd: Callable[[Part, str, bytes], None]) -> Plot:
     def strike(scene: Scene) -> None:
-        scene.props |= {"odd": odd, "workers": scene.house.dockyard.worker_pids()}
+        scene.props |= {"odd": odd, "workers": scene.deployment.dockyard.worker_pids()}
 
     def prove(scene: Scene) -> None:
-        assert scene.house.dockyard.worker_pids() == scene.props["workers"], "a worker has died"
+        assert scene.deployment.dockyard.worker_pids() == scene.props["workers"], "a worker has died"
 
     many = (0, MEMBERS + 2)
     told: Mapping[State, Tell] = dict.fromkeys(State, _beside_odd_one)
@@ -206,7 +208,7 @@ def _odd(name: str, odd: Callable[[Part, str, bytes], None]) -> Plot:
             State.MANIFEST: (hit(), new()),
             State.BLOB_CACHED: (hit(),),
             State.BLOB_COLD: (new(),),
-            State.BLOB_FLIGHT: (new(),),
+            State.BLOB_DOWNLOAD: (new(),),
         },
         strike=strike,
         prove=prove,

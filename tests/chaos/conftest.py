@@ -15,16 +15,16 @@ from pathlib import Path
 import pytest
 from xdist.scheduler import LoadScopeScheduling
 
-from tests.bucket.conftest import place, proxy, start
 from tests.chaos.cells import Record, State, append_record
 from tests.chaos.loads import KeepLoad, kept
 from tests.chaos.runs import run
 from tests.chaos.stories import Fault, Trouble
 from tests.chaos.town_fixtures import make_town, minio
-from tests.house_fixtures import make_house, origin
-from tests.rig.toxiproxy import Toxiproxy
+from tests.s3.service.conftest import place, proxy, start
+from tests.support.deployment_fixtures import make_deployment, origin
+from tests.support.toxiproxy import Toxiproxy
 
-__all__ = ["make_house", "make_town", "minio", "origin", "place", "proxy", "start"]
+__all__ = ["make_deployment", "make_town", "minio", "origin", "place", "proxy", "start"]
 
 RECORDS = "DOCKYARD_CHAOS_RECORDS"
 

@@ -8,15 +8,15 @@ import time
 
 import attrs
 
-from tests import misbehaviour as bad
 from tests.chaos.cells import State
 from tests.chaos.lanes import REPO, wait_for
 from tests.chaos.limits import SLACK_S
 from tests.chaos.outcomes import Outcome, cut, hit, hit1, new
 from tests.chaos.scenes import MIB, PATIENCE_S, Fault, Part, Plot, Scene
 from tests.chaos.worker_plots import READ_BYTES, finish
-from tests.client import Download, ask
-from tests.rig.dockyard import Dockyard
+from tests.support import misbehaviour as bad
+from tests.support.dockyard import Dockyard
+from tests.support.http_client import StreamedReply, ask
 
 DRAIN_S = 8  # 25 s by default
 SHORT_DRAIN_S = 2
@@ -33,18 +33,18 @@ RESTART_S = 5.0
 
 def _drain(scene: Scene) -> None:
     """What `ops/` does before SIGTERM: the server is not ready any more, and serves on."""
-    (scene.house.dockyard.storage / "run" / "draining").touch()
-    wait_for(lambda: ask(scene.house.address, "/readyz").status == 503, "not ready", NOTICE_S)
+    (scene.deployment.dockyard.storage / "run" / "draining").touch()
+    wait_for(lambda: ask(scene.deployment.address, "/readyz").status == 503, "not ready", NOTICE_S)
     time.sleep(NOTICE_S)  # the time that a balancer is given
     parts = len(scene.lanes)
     scene.props["term"] = threading.Barrier(parts, action=lambda: _terminate(scene))
 
 
 def _terminate(scene: Scene) -> None:
-    process = scene.house.dockyard._running
+    process = scene.deployment.dockyard._running
     process.send(signal.SIGTERM)
     scene.props["terminated_at"] = scene.struck_at = time.monotonic()
-    wait_for(lambda: _is_refused(scene.house.dockyard), "no new connections", EXIT_S)
+    wait_for(lambda: _is_refused(scene.deployment.dockyard), "no new connections", EXIT_S)
 
 
 def _is_refused(dockyard: Dockyard) -> bool:
@@ -85,7 +85,8 @@ def _blob_cached(part: Part) -> None:
     part.warm(path, truth.data)
     with contextlib.ExitStack() as stack:
         readers = [
-            stack.enter_context(Download(part.house.address, path, receive_buffer=READ_BYTES)) for _ in range(DOWNLOADS)
+            stack.enter_context(StreamedReply(part.deployment.address, path, receive_buffer=READ_BYTES))
+            for _ in range(DOWNLOADS)
         ]
         for reader in readers:
             reader.head().read(READ_BYTES)
@@ -99,16 +100,16 @@ def _blob_cached(part: Part) -> None:
 
 
 def _blob_cold(part: Part) -> None:
-    _flight(part, 1)
+    _download(part, 1)
 
 
-def _blob_in_flight(part: Part) -> None:
-    _flight(part, DOWNLOADS)
+def _blob_in_download(part: Part) -> None:
+    _download(part, DOWNLOADS)
 
 
-def _flight(part: Part, clients: int) -> None:
-    with part.flight(clients) as crowd:
-        part.meet_in_flight()
+def _download(part: Part, clients: int) -> None:
+    with part.download(clients) as crowd:
+        part.meet_in_download()
         _term(part)
         _wait_out(part)
         got = part.land(crowd)
@@ -127,7 +128,7 @@ def _wait_out(part: Part) -> None:
 
 def _has_ended(scene: Scene) -> None:
     """Exit status 0, within the drain time and a little."""
-    dockyard, process = scene.house.dockyard, scene.house.dockyard._running
+    dockyard, process = scene.deployment.dockyard, scene.deployment.dockyard._running
     drain_s = float(scene.settings["server"]["drain_timeout"].removesuffix("s"))
     within_s = drain_s + EXIT_S - (time.monotonic() - scene.props["terminated_at"])
     wait_for(lambda: not process.is_running, "the end", within_s)
@@ -136,13 +137,13 @@ def _has_ended(scene: Scene) -> None:
 
 
 def _start_again(scene: Scene) -> None:
-    scene.house.dockyard.start()
+    scene.deployment.dockyard.start()
 
 
 def _is_ready(scene: Scene) -> None:
-    wait_for(lambda: ask(scene.house.address, "/readyz").status == 200, "ready", RESTART_S)
+    wait_for(lambda: ask(scene.deployment.address, "/readyz").status == 200, "ready", RESTART_S)
     lane = scene.control
-    assert ask(scene.house.address, lane.blob_path("cached")).body == lane.layers["cached"].data
+    assert ask(scene.deployment.address, lane.blob_path("cached")).body == lane.layers["cached"].data
 
 
 def _terminated(name: str, drain_s: int, cached: Outcome, cold: Outcome) -> Plot:
@@ -154,7 +155,7 @@ def _terminated(name: str, drain_s: int, cached: Outcome, cold: Outcome) -> Plot
             State.MANIFEST: _manifest,
             State.BLOB_CACHED: _blob_cached,
             State.BLOB_COLD: _blob_cold,
-            State.BLOB_FLIGHT: _blob_in_flight,
+            State.BLOB_DOWNLOAD: _blob_in_download,
         },
         outcomes={
             State.TAG_CACHED: (hit1(),),
@@ -162,7 +163,7 @@ def _terminated(name: str, drain_s: int, cached: Outcome, cold: Outcome) -> Plot
             State.MANIFEST: (hit(), new()),
             State.BLOB_CACHED: (cached,),
             State.BLOB_COLD: (cold,),
-            State.BLOB_FLIGHT: (cold,),
+            State.BLOB_DOWNLOAD: (cold,),
         },
         strike=_drain,
         prove=_has_ended,
@@ -190,10 +191,10 @@ TERMINATED = Fault(
 
 
 def _kill_all_and_restart(scene: Scene) -> None:
-    dockyard = scene.house.dockyard
-    lane = scene.lanes[State.BLOB_FLIGHT]
+    dockyard = scene.deployment.dockyard
+    lane = scene.lanes[State.BLOB_DOWNLOAD]
     dockyard.kill()
-    scene.props["left"] = list(scene.house.partial_files())
+    scene.props["left"] = list(scene.deployment.partial_files())
     lane.half.set()
     if scene.shim is not None:
         scene.store.requests.clear()
@@ -210,7 +211,7 @@ def _had_fetches(scene: Scene) -> None:
 
 
 def _nothing_partial(scene: Scene) -> None:
-    wait_for(lambda: not scene.house.partial_files(), "the partial files are swept", RESTART_S)
+    wait_for(lambda: not scene.deployment.partial_files(), "the partial files are swept", RESTART_S)
 
 
 def _cached_after(part: Part) -> None:
@@ -247,17 +248,17 @@ def _cold_blob_after(part: Part) -> None:
     part.see(part.lane.blob_path("cold"), truth.data, part.outcomes[0], truth.digest)
 
 
-def _flight_of_many(part: Part) -> None:
+def _download_of_many(part: Part) -> None:
     """Twenty fetches: ten clients of a layer, and one of each of nineteen others."""
-    lane, address = part.lane, part.house.address
+    lane, address = part.lane, part.deployment.address
     others = [lane.origin.add_blob(f"fetch {number} of P09".encode() * 100_000) for number in range(FETCHES - 1)]
     paths = [f"/v2/{lane.prefix}/{REPO}/blobs/{digest}" for digest in others]
-    with part.flight() as crowd, contextlib.ExitStack() as stack:
+    with part.download() as crowd, contextlib.ExitStack() as stack:
         stalled = lane.origin.on("blob", bad.stalled(MIB // 2, lane.half), method="GET")
-        readers = [stack.enter_context(Download(address, path)).head() for path in paths]
+        readers = [stack.enter_context(StreamedReply(address, path)).head() for path in paths]
         for reader in readers:
             assert reader.read(1000)
-        part.meet_in_flight()
+        part.meet_in_download()
         lane.origin.mend(stalled)
         got = part.land(crowd)
         ends = [reader.rest()[1] for reader in readers]
@@ -274,7 +275,7 @@ _RESTARTED = {
     State.MANIFEST: (hit(), new()),
     State.BLOB_CACHED: (attrs.evolve(hit(), within_s=1.0),),
     State.BLOB_COLD: (new(),),
-    State.BLOB_FLIGHT: (attrs.evolve(cut(RESTART_S), is_stored=None),),
+    State.BLOB_DOWNLOAD: (attrs.evolve(cut(RESTART_S), is_stored=None),),
 }
 
 
@@ -287,7 +288,7 @@ def _killed(name: str, *, has_bucket: bool) -> Plot:
             State.MANIFEST: _manifest_after,
             State.BLOB_CACHED: _blob_after,
             State.BLOB_COLD: _cold_blob_after,
-            State.BLOB_FLIGHT: _flight_of_many,
+            State.BLOB_DOWNLOAD: _download_of_many,
         },
         outcomes=_RESTARTED,
         strike=_kill_all_and_restart,

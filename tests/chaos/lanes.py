@@ -20,14 +20,14 @@ from typing import Any, Self
 
 import attrs
 
-from tests import misbehaviour as bad
-from tests.bodies import Bytes
 from tests.chaos.resolver import NameServer
-from tests.client import Download
-from tests.gatekeeper import TokenService
-from tests.origin import Change, Image, Origin, Rule
-from tests.rig.toxiproxy import Toxiproxy, Way
-from tests.wire import Answer, Exchange, Request
+from tests.support import misbehaviour as bad
+from tests.support.bodies import Bytes
+from tests.support.fake_registry import Change, Image, Origin, Rule
+from tests.support.gatekeeper import TokenService
+from tests.support.http_client import StreamedReply
+from tests.support.raw_http import Answer, Exchange, Request
+from tests.support.toxiproxy import Toxiproxy, Way
 
 MIB = 1024 * 1024
 REPO = "team/app"
@@ -64,7 +64,7 @@ class Lane:
         self.connects: Path | None = None  # where Dockyard's connects are put down, if they are
         self.connects_before = 0
         self.released = threading.Event()  # what stalls here goes on when this is set
-        self.half = threading.Event()  # the layer in flight goes on from its half when this is set
+        self.half = threading.Event()  # the layer in progress goes on from its half when this is set
         self._toxiproxy = toxiproxy
         dice = random.Random(f"{name} {seed}")
         self.layers = {tag: Bytes(dice.randbytes(layer_bytes)) for tag in ("cached", "cold")}
@@ -211,14 +211,14 @@ class Lane:
         """The status and Content-Range that a plain client gets for the rest of a layer."""
         assert self.way is not None
         headers = {PLAIN[0]: PLAIN[1], "Range": f"bytes={start}-"}
-        with Download(self.way.address, self.path_upstream(self.blob_path(tag)), headers) as download:
+        with StreamedReply(self.way.address, self.path_upstream(self.blob_path(tag)), headers) as download:
             download.head()
             return f"{download.status} {download.header('Content-Range')}"
 
     def time_bytes(self, path: str, amount: int) -> float:
         """The seconds that a plain client waits for the first bytes of a body."""
         assert self.way is not None
-        with Download(self.way.address, path, {PLAIN[0]: PLAIN[1]}) as download:
+        with StreamedReply(self.way.address, path, {PLAIN[0]: PLAIN[1]}) as download:
             download.head()
             began_at = time.monotonic()
             download.read(amount)
@@ -227,7 +227,7 @@ class Lane:
     def measure(self, path: str) -> tuple[int, int]:
         """The bytes of the head and of the body of an answer, as toxiproxy counts them."""
         address = (self.origin.registry.host, self.origin.registry.port)
-        with Download(address, path, {PLAIN[0]: PLAIN[1]}) as download:
+        with StreamedReply(address, path, {PLAIN[0]: PLAIN[1]}) as download:
             download.head()
             lines = [f"HTTP/1.1 {download.status} Scripted", *(f"{key}: {value}" for key, value in download.headers)]
             return len("\r\n".join([*lines, "", ""])), download.length or 0
@@ -277,7 +277,7 @@ def look(
     """
     headers = {PLAIN[0]: PLAIN[1]} | ({"Authorization": f"Bearer {token}"} if token else {})
     try:
-        with Download(address, path, headers, method=method, tls=tls, timeout_s=timeout_s) as download:
+        with StreamedReply(address, path, headers, method=method, tls=tls, timeout_s=timeout_s) as download:
             try:
                 download.head()
             except TimeoutError:
@@ -302,7 +302,7 @@ def look(
         return "closed"
 
 
-def _oddity(download: Download) -> str:
+def _oddity(download: StreamedReply) -> str:
     lengths = {value for name, value in download.headers if name.lower() == "content-length"}
     if len(lengths) > 1:
         return "two lengths"

@@ -7,8 +7,8 @@ from tests.chaos.lanes import wait_for
 from tests.chaos.limits import SLACK_S
 from tests.chaos.outcomes import hit, new
 from tests.chaos.scenes import MIB, PATIENCE_S, Fault, Part, Plot, Scene
-from tests.client import Crowd, Download, is_part_of
-from tests.faults.watch import open_files, processor_s
+from tests.processes.watch import open_files, processor_s
+from tests.support.http_client import Crowd, StreamedReply, is_part_of
 
 LEAVERS = 10
 LINES_EACH = 3
@@ -20,12 +20,12 @@ MEMBERS = 9  # that ask as ever, beside the odd one
 
 
 def _reset_all(scene: Scene) -> None:
-    scene.props["logged"] = len(scene.house.dockyard.said().splitlines())
+    scene.props["logged"] = len(scene.deployment.dockyard.said().splitlines())
     for download in scene.props.get("leavers", []):
         download.reset()
 
 
-def _join_leavers(part: Part, downloads: list[Download]) -> None:
+def _join_leavers(part: Part, downloads: list[StreamedReply]) -> None:
     part.scene.props.setdefault("leavers", []).extend(downloads)
 
 
@@ -36,7 +36,7 @@ def _leaves_cached(part: Part) -> None:
     """The file of a cached layer is closed when its readers have left."""
     truth, path = part.lane.layers["cached"], part.lane.blob_path("cached")
     part.warm(path, truth.data)
-    leavers = [Download(part.house.address, path, receive_buffer=4096) for _ in range(LEAVERS)]
+    leavers = [StreamedReply(part.deployment.address, path, receive_buffer=4096) for _ in range(LEAVERS)]
     share = part.scene.props["share"]
     for each in leavers:
         assert is_part_of(truth, 0, each.head().read(int(share * MIB)))
@@ -45,7 +45,9 @@ def _leaves_cached(part: Part) -> None:
     encoded = truth.digest.partition(":")[2]
     within = wait_for(
         lambda: (
-            not any(encoded in name for pid in part.house.dockyard.worker_pids() for name in open_files(pid).values())
+            not any(
+                encoded in name for pid in part.deployment.dockyard.worker_pids() for name in open_files(pid).values()
+            )
         ),
         "the layer is closed",
         PATIENCE_S,
@@ -60,12 +62,12 @@ def _leaves_cold(part: Part) -> None:
     place = int(part.scene.props["share"] * truth.size)
     part.lane.origin.forget()
     part.lane.hold(place)
-    count = LEAVERS if part.state is State.BLOB_FLIGHT else 1
-    leavers = [Download(part.house.address, path) for _ in range(count)]
+    count = LEAVERS if part.state is State.BLOB_DOWNLOAD else 1
+    leavers = [StreamedReply(part.deployment.address, path) for _ in range(count)]
     for each in leavers:
         assert is_part_of(truth, 0, each.head().read(place))
     _join_leavers(part, leavers)
-    part.meet_in_flight()
+    part.meet_in_download()
     part.lane.half.set()
     wait_for(lambda: part.is_stored(truth.digest), "the layer is stored though all have left", 11.0)
     before = len(part.lane.seen())
@@ -76,14 +78,14 @@ def _leaves_cold(part: Part) -> None:
 
 def _is_quiet(scene: Scene) -> None:
     """Few lines in the log, and idle workers."""
-    said = scene.house.dockyard.said().splitlines()[scene.props["logged"] :]
+    said = scene.deployment.dockyard.said().splitlines()[scene.props["logged"] :]
     about = [line for line in said if any(lane.prefix in line for lane in scene.lanes.values())]
     answered = 2 * len(scene.lanes)
     most = LINES_EACH * len(scene.props["leavers"]) + answered
     scene.check(len(about) <= most, f"{len(about)} lines in the log for {len(scene.props['leavers'])} that left")
 
     def is_idle() -> bool:
-        pids = scene.house.dockyard.worker_pids()
+        pids = scene.deployment.dockyard.worker_pids()
         used, since = sum(map(processor_s, pids)), time.monotonic()
         time.sleep(0.5)  # a share of a processor can only be told over a while
         return sum(map(processor_s, pids)) - used < IDLE_SHARE * (time.monotonic() - since)
@@ -98,8 +100,8 @@ def _leave_at(share: float) -> Plot:
 
     return Plot(
         f"at {share:.0%}",
-        tell={State.BLOB_CACHED: _leaves_cached, State.BLOB_COLD: _leaves_cold, State.BLOB_FLIGHT: _leaves_cold},
-        outcomes={State.BLOB_CACHED: (hit(),), State.BLOB_COLD: (new(),), State.BLOB_FLIGHT: (new(),)},
+        tell={State.BLOB_CACHED: _leaves_cached, State.BLOB_COLD: _leaves_cold, State.BLOB_DOWNLOAD: _leaves_cold},
+        outcomes={State.BLOB_CACHED: (hit(),), State.BLOB_COLD: (new(),), State.BLOB_DOWNLOAD: (new(),)},
         prepare=prepare,
         strike=_reset_all,
         prove=_is_quiet,
@@ -119,12 +121,12 @@ def _leader_leaves(part: Part) -> None:
     place = truth.size // 10
     lane.origin.forget()
     lane.hold(place)
-    leader = Download(part.house.address, lane.blob_path("cold"))
+    leader = StreamedReply(part.deployment.address, lane.blob_path("cold"))
     assert is_part_of(truth, 0, leader.head().read(place))
-    with Crowd(part.house.address, lane.blob_path("cold"), truth, MEMBERS) as crowd:
+    with Crowd(part.deployment.address, lane.blob_path("cold"), truth, MEMBERS) as crowd:
         crowd.run(lambda: all(each.received >= place for each in crowd.members), PATIENCE_S)
         _join_leavers(part, [leader])
-        part.meet_in_flight()
+        part.meet_in_download()
         got = part.land(crowd)
     seen = part.judge(part.outcomes[0], got, truth.digest)
     sent = sum(each.sent_bytes for each in seen.requests)
@@ -137,8 +139,8 @@ LEADER = Fault(
     (
         Plot(
             "at 10%",
-            tell={State.BLOB_FLIGHT: _leader_leaves},
-            outcomes={State.BLOB_FLIGHT: (new(),)},
+            tell={State.BLOB_DOWNLOAD: _leader_leaves},
+            outcomes={State.BLOB_DOWNLOAD: (new(),)},
             strike=_reset_all,
             layer_bytes=LAYER_BYTES,
         ),

@@ -13,7 +13,7 @@ from tests.chaos.bounds import MemoryBound
 from tests.chaos.bystanders import CONTROL_FLOOR_S
 from tests.chaos.cells import Cell, Record, State
 from tests.chaos.outcomes import Outcome, describe, hit, hit1, new
-from tests.origin import Origin
+from tests.support.fake_registry import Origin
 
 KIB = 1024
 MIB = 1024 * KIB
@@ -84,13 +84,13 @@ LOADS = (
                     State.MANIFEST: (hit(), _ONCE),
                     State.BLOB_CACHED: (hit(),),
                     State.BLOB_COLD: (_ONCE,),
-                    State.BLOB_FLIGHT: (_says(new(), "the whole layer, by the download that runs"),),
+                    State.BLOB_DOWNLOAD: (_says(new(), "the whole layer, by the download that runs"),),
                 },
             ),
             Variant(TOKEN, {State.TAG_COLD: (_says(new(), f"{_ONCE.says}, with one token"),)}),
             Variant(BUCKET, {State.BLOB_CACHED: (_says(hit(), "as ever; a worker reads the bucket once at most"),)}),
-            Variant(OWNER, {State.BLOB_FLIGHT: (_KILLED,)}),
-            Variant(ANOTHER, {State.BLOB_FLIGHT: (_KILLED,)}),
+            Variant(OWNER, {State.BLOB_DOWNLOAD: (_KILLED,)}),
+            Variant(ANOTHER, {State.BLOB_DOWNLOAD: (_KILLED,)}),
         ),
     ),
     Load(
@@ -105,7 +105,7 @@ LOADS = (
                     State.MANIFEST: (hit(), new()),
                     State.BLOB_CACHED: (hit(),),
                     State.BLOB_COLD: (_NEW_AT_ITS_TURN,),
-                    State.BLOB_FLIGHT: (_NEW_AT_ITS_TURN,),
+                    State.BLOB_DOWNLOAD: (_NEW_AT_ITS_TURN,),
                 },
                 "64 layers and 32 questions are under way at a time in each worker, the others wait for their turn",
             ),

@@ -14,17 +14,17 @@ from random import Random
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from tests.bodies import digest_of
-from tests.bucket.place import blob_key
 from tests.chaos.audit import audit_directory
 from tests.chaos.bounds import NEVER_ABOVE_BYTES
 from tests.chaos.history import Move, Outage, find_violations
 from tests.chaos.pullers import Truth, find_wrong
 from tests.chaos.pump import Answer
 from tests.chaos.town import ALL, OUTAGES, Town, send
-from tests.client import Download, Reply, ask
-from tests.faults.watch import resident_bytes
-from tests.house import CHECK_TIMEOUT_S, eventually
+from tests.processes.watch import resident_bytes
+from tests.s3.service.place import blob_key
+from tests.support.bodies import digest_of
+from tests.support.deployment import CHECK_TIMEOUT_S, eventually
+from tests.support.http_client import Reply, StreamedReply, ask
 
 RECOVERY_S = 5.0
 SLACK_S = 3.0  # two cores, shared with everything else that runs
@@ -121,7 +121,7 @@ class Machine(RuleBasedStateMachine):
         """Begin a layer and be gone."""
         digest, _ = self._choose(self.truth.blobs, which)
         path = f"/v2/up.test/{self.repo}/blobs/{digest}"
-        with contextlib.suppress(OSError), Download(self.town.house.address, path, timeout_s=1.0) as download:
+        with contextlib.suppress(OSError), StreamedReply(self.town.deployment.address, path, timeout_s=1.0) as download:
             download.head().read(1)
             download.reset()
 
@@ -149,14 +149,14 @@ class Machine(RuleBasedStateMachine):
     @rule(which=places)
     def kill_worker(self, which: float) -> None:
         """Kill -9."""
-        if pids := self.town.house.dockyard.worker_pids():
+        if pids := self.town.deployment.dockyard.worker_pids():
             send(pids[int(which * len(pids))], signal.SIGKILL)
 
     @precondition(lambda self: self.frozen is None)
     @rule(which=places)
     def freeze_worker(self, which: float) -> None:
         """SIGSTOP."""
-        if pids := self.town.house.dockyard.worker_pids():
+        if pids := self.town.deployment.dockyard.worker_pids():
             self.frozen = pids[int(which * len(pids))]
             send(self.frozen, signal.SIGSTOP)
 
@@ -164,7 +164,7 @@ class Machine(RuleBasedStateMachine):
     @rule()
     def thaw_worker(self) -> None:
         """SIGCONT, if it has not been replaced meanwhile."""
-        if self.frozen in self.town.house.dockyard.worker_pids():
+        if self.frozen in self.town.deployment.dockyard.worker_pids():
             send(self.frozen, signal.SIGCONT)
         self.frozen = None
 
@@ -183,7 +183,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule(which=places)
     def spoil(self, which: float) -> None:
-        """Other bytes of the same length in the bucket, and nothing in the local tier."""
+        """Other bytes of the same length in the bucket, and nothing in the local store."""
         digest, body = self._choose(self.truth.blobs, which)
         self.spoilt[blob_key(digest)] = wrong = bytes([body[0] ^ 1]) + body[1:]
         self.town.place.put(blob_key(digest), wrong)
@@ -193,15 +193,15 @@ class Machine(RuleBasedStateMachine):
 
     @invariant()
     def stored_is_right(self) -> None:
-        """I1: every file of the local tier is what its name says."""
-        assert audit_directory(self.town.house.dockyard.storage) == []
+        """I1: every file of the local store is what its name says."""
+        assert audit_directory(self.town.deployment.dockyard.storage) == []
 
     @invariant()
     def is_alive_and_small(self) -> None:
         """I5, I9: no worker is too large, and the liveness check is answered."""
-        for pid in self.town.house.dockyard.worker_pids():
+        for pid in self.town.deployment.dockyard.worker_pids():
             assert resident_bytes(pid) <= NEVER_ABOVE_BYTES
-        assert self.town.house.dockyard.is_running
+        assert self.town.deployment.dockyard.is_running
         if self.frozen is None:
             eventually(self._is_healthy, "alive", HEALTHZ_S + SLACK_S)
 
@@ -228,7 +228,7 @@ class Machine(RuleBasedStateMachine):
     def _get(self, path: str, **headers: str) -> Reply | None:
         """None when there was no answer: never without a reason."""
         try:
-            return ask(self.town.house.address, f"/v2/up.test/{self.repo}/{path}", headers, timeout_s=PATIENCE_S)
+            return ask(self.town.deployment.address, f"/v2/up.test/{self.repo}/{path}", headers, timeout_s=PATIENCE_S)
         except OSError:
             return None
 
@@ -240,7 +240,7 @@ class Machine(RuleBasedStateMachine):
         return digest, truth[digest]
 
     def _sweep(self, digest: str) -> None:
-        for path in self.town.house.stored(digest):
+        for path in self.town.deployment.stored(digest):
             path.unlink(missing_ok=True)
 
     def _holds(self, key: str, body: bytes) -> bool:
@@ -248,7 +248,7 @@ class Machine(RuleBasedStateMachine):
 
     def _is_healthy(self) -> bool:
         with contextlib.suppress(OSError):
-            return ask(self.town.house.address, "/healthz", timeout_s=HEALTHZ_S).status == 200
+            return ask(self.town.deployment.address, "/healthz", timeout_s=HEALTHZ_S).status == 200
         return False
 
     def _see_recovery(self, kind: str, ended_at: float) -> None:

@@ -17,8 +17,8 @@ from collections.abc import Sequence
 import attrs
 
 from tests.chaos.limits import SLACK_S
-from tests.client import Ended, Member, Reply
-from tests.wire import Exchange
+from tests.support.http_client import Ended, Member, Reply
+from tests.support.raw_http import Exchange
 
 WASTE_BYTES = 64 * 1024
 

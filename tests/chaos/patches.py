@@ -2,9 +2,11 @@
 
 from pathlib import Path
 
+from tests.support.paths import ROOT
+
 
 def patched(directory: Path, code: str) -> dict[str, str]:
     """Write the code where the processes find it; their environment."""
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "sitecustomize.py").write_text(code)
-    return {"PYTHONPATH": f"{directory}:{Path(__file__).parents[2]}"}
+    return {"PYTHONPATH": f"{directory}:{ROOT}"}

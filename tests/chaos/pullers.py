@@ -14,8 +14,8 @@ from typing import Self
 
 import attrs
 
-from tests.client import Download, Reply, ask
-from tests.house import House
+from tests.support.deployment import Deployment
+from tests.support.http_client import Reply, StreamedReply, ask
 
 PATIENCE_S = 20.0
 NAME = "up.test/app"
@@ -61,11 +61,13 @@ def name_of(reply: Reply) -> str:
 class Pullers:
     """So many clients, each a thread, while the block runs. `is_under_fault` is asked when an answer has come."""
 
-    def __init__(self, house: House, truth: Truth, clients: int, seed: int, is_under_fault: Callable[[], bool]) -> None:
+    def __init__(
+        self, deployment: Deployment, truth: Truth, clients: int, seed: int, is_under_fault: Callable[[], bool]
+    ) -> None:
         self.outcomes: Counter[str] = Counter()
         self.wrong: list[str] = []
         self.under_fault = 0  # answers, whole or cut, that came while a fault was on
-        self._house = house
+        self._deployment = deployment
         self._truth = truth
         self._is_under_fault = is_under_fault
         self._mutex = threading.Lock()
@@ -135,14 +137,14 @@ class Pullers:
     def _leave(self, dice: Random) -> tuple[str, str, bool]:
         """P05, P10: begin a blob and go, politely or not."""
         digest = dice.choice(list(self._truth.blobs))
-        with Download(self._house.address, f"/v2/{NAME}/blobs/{digest}", timeout_s=PATIENCE_S) as download:
+        with StreamedReply(self._deployment.address, f"/v2/{NAME}/blobs/{digest}", timeout_s=PATIENCE_S) as download:
             download.head().read(min(dice.randrange(20_000), download.length or 0))
             if dice.random() < 0.5:
                 download.reset()
         return "left", "", False
 
     def _ask(self, path: str, **headers: str) -> Reply:
-        return ask(self._house.address, f"/v2/{NAME}/{path}", headers, timeout_s=PATIENCE_S)
+        return ask(self._deployment.address, f"/v2/{NAME}/{path}", headers, timeout_s=PATIENCE_S)
 
 
 def digests_of(bodies: Sequence[bytes]) -> dict[str, bytes]:

@@ -16,7 +16,7 @@ from typing import Self
 
 import attrs
 
-from tests.client import parse_head, request_bytes
+from tests.support.http_client import parse_head, request_bytes
 
 CONNECT_LIMIT_S = 10.0
 ANSWER_LIMIT_S = 15.0

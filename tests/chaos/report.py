@@ -14,8 +14,9 @@ from pathlib import Path
 from tests.chaos.cells import Cell, Record, State, read_records
 from tests.chaos.matrix import Row, all_rows, cells_of
 from tests.chaos.outcomes import Outcome
+from tests.support.paths import ROOT
 
-PAGE = Path(__file__).parents[2] / "ops" / "FAULTS.md"
+PAGE = ROOT / "ops" / "FAULTS.md"
 FAILED = "FAILED"
 MIB = 1024 * 1024
 INTRO = """\

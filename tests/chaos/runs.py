@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from tests.bodies import Bytes
 from tests.chaos.audit import audit_directory, count_files, find_leaks
 from tests.chaos.bystanders import Bystanders
 from tests.chaos.cells import Cell, Record, State
@@ -14,9 +13,10 @@ from tests.chaos.lanes import Lane, wait_for
 from tests.chaos.limits import Limits
 from tests.chaos.outcomes import describe
 from tests.chaos.stories import FOLLOWERS, Fault, Story, Trouble
-from tests.client import ask
-from tests.house import House, open_house
-from tests.rig.toxiproxy import Toxiproxy
+from tests.support.bodies import Bytes
+from tests.support.deployment import Deployment, open_deployment
+from tests.support.http_client import ask
+from tests.support.toxiproxy import Toxiproxy
 
 CONTROL_BYTES = 64 * 1024
 LEAK_GONE_S = 10.0
@@ -53,8 +53,8 @@ def run(
             trouble.prepare(lane, world)
         control = stack.enter_context(Lane("control", toxiproxy, layer_bytes=CONTROL_BYTES, seed=seed))
         settings = {**trouble.settings, "upstream": {**limits.settings, **trouble.settings.get("upstream", {})}}
-        house = stack.enter_context(
-            open_house(
+        deployment = stack.enter_context(
+            open_deployment(
                 control.origin,
                 directory,
                 workers=trouble.workers,
@@ -64,17 +64,17 @@ def run(
                 **settings,
             )
         )
-        _tell(house, lanes, records, trouble, limits, control)
-        problems = audit_directory(house.dockyard.storage)
-        house.dockyard.stop()
-        problems += audit_directory(house.dockyard.storage)
+        _tell(deployment, lanes, records, trouble, limits, control)
+        problems = audit_directory(deployment.dockyard.storage)
+        deployment.dockyard.stop()
+        problems += audit_directory(deployment.dockyard.storage)
     for record in records.values():
         record.problems += list(dict.fromkeys(problems))
     return records
 
 
 def _tell(
-    house: House,
+    deployment: Deployment,
     lanes: Mapping[State, Lane],
     records: Mapping[State, Record],
     trouble: Trouble,
@@ -82,28 +82,29 @@ def _tell(
     control: Lane,
 ) -> None:
     path, body = control.blob_path("cached"), control.layers["cached"]
-    _fetch(house, path, body)
-    with Bystanders(house, path, body.data) as bystanders:
-        files_before = {pid: count_files(pid) for pid in house.dockyard.worker_pids()}
+    _fetch(deployment, path, body)
+    with Bystanders(deployment, path, body.data) as bystanders:
+        files_before = {pid: count_files(pid) for pid in deployment.dockyard.worker_pids()}
         met = threading.Barrier(len(lanes), action=bystanders.strike)
         stories = [
-            Story(house, lane, trouble, records[state], limits, met, bystanders.pace_s) for state, lane in lanes.items()
+            Story(deployment, lane, trouble, records[state], limits, met, bystanders.pace_s)
+            for state, lane in lanes.items()
         ]
         with ThreadPoolExecutor(len(stories)) as pool:
             list(pool.map(Story.tell, stories))
-    leaks = _leaks_in_the_end(house, files_before)
+    leaks = _leaks_in_the_end(deployment, files_before)
     seen_by_all = bystanders.problems(CONNECTIONS_AT_MOST) + leaks
     for record in records.values():
         record.rss_max_bytes = bystanders.memory.peak
         record.problems += seen_by_all
 
 
-def _fetch(house: House, path: str, body: Bytes) -> None:
-    reply = ask(house.address, path)
+def _fetch(deployment: Deployment, path: str, body: Bytes) -> None:
+    reply = ask(deployment.address, path)
     assert (reply.status, reply.body == body.data) == (200, True), f"the control blob: {reply}"
 
 
-def _leaks_in_the_end(house: House, before: Mapping[int, int]) -> list[str]:
+def _leaks_in_the_end(deployment: Deployment, before: Mapping[int, int]) -> list[str]:
     with contextlib.suppress(AssertionError):
-        wait_for(lambda: not find_leaks(house, dict(before)), "nothing is left", LEAK_GONE_S)
-    return find_leaks(house, dict(before))
+        wait_for(lambda: not find_leaks(deployment, dict(before)), "nothing is left", LEAK_GONE_S)
+    return find_leaks(deployment, dict(before))

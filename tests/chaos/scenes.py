@@ -17,7 +17,6 @@ from typing import Any
 
 import attrs
 
-from tests.bucket.place import Place
 from tests.chaos.audit import audit_directory, count_files, find_leaks
 from tests.chaos.bystanders import Bystanders
 from tests.chaos.cells import Cell, Record, State
@@ -25,10 +24,11 @@ from tests.chaos.clock import Clock
 from tests.chaos.lanes import Lane, wait_for
 from tests.chaos.limits import RECOVERY_S, SLACK_S, Limits
 from tests.chaos.outcomes import Got, Outcome, Seen, describe, judge_always
-from tests.client import Crowd, Reply, ask
-from tests.house import House, open_house
-from tests.rig.toxiproxy import Toxiproxy, Way
-from tests.stores.proxy import Proxy
+from tests.s3.service.place import Place
+from tests.s3.store.proxy import Proxy
+from tests.support.deployment import Deployment, open_deployment
+from tests.support.http_client import Crowd, Reply, ask
+from tests.support.toxiproxy import Toxiproxy, Way
 
 MIB = 1024 * 1024
 CONTROL_BYTES = 64 * 1024
@@ -36,7 +36,7 @@ PATIENCE_S = 100.0
 STORED_WITHIN_S = 5.0
 LEAK_GONE_S = 10.0
 UNSEEN_BYTES = 64 * 1024  # the tail that is held back, and what is under way
-LIMITS = Limits(stall_s=30.0)  # a layer in flight stands still until all states are ready
+LIMITS = Limits(stall_s=30.0)  # a layer in progress stands still until all states are ready
 NEVER_TOLD = ("127.0.0.", "localhost", "X-Amz", "Signature", "Traceback", "canary")
 
 Tell = Callable[["Part"], None]
@@ -104,14 +104,14 @@ class Scene:
     props: dict[str, Any] = attrs.field(factory=dict)
     crowd: Crowd | None = None
     problems: list[str] = attrs.field(factory=list)
-    _house: House | None = None
+    _deployment: Deployment | None = None
     struck_at: float = 0.0
     mended_at: float = 0.0
 
     @property
-    def house(self) -> House:
-        assert self._house is not None, "Dockyard does not run"
-        return self._house
+    def deployment(self) -> Deployment:
+        assert self._deployment is not None, "Dockyard does not run"
+        return self._deployment
 
     @property
     def bucket(self) -> Place:
@@ -141,8 +141,8 @@ class Part:
         self._seen = seen
 
     @property
-    def house(self) -> House:
-        return self.scene.house
+    def deployment(self) -> Deployment:
+        return self.scene.deployment
 
     @property
     def plot(self) -> Plot:
@@ -175,10 +175,10 @@ class Part:
     def meet(self) -> None:
         """Wait until all are ready, and the fault has struck. What reaches the upstream counts from here."""
         self.lane.origin.forget()
-        self.meet_in_flight()
+        self.meet_in_download()
 
-    def meet_in_flight(self) -> None:
-        """The same, and what has reached the upstream for the flight counts too."""
+    def meet_in_download(self) -> None:
+        """The same, and what has reached the upstream for the download counts too."""
         self._ready.wait(PATIENCE_S)
 
     def warm(self, path: str, truth: bytes) -> None:
@@ -198,12 +198,12 @@ class Part:
         """One request, and one more where the fault may have ended its connection; the time is that of both."""
         began_at = time.monotonic()
         try:
-            return ask(self.house.address, path, headers, timeout_s=timeout_s)
+            return ask(self.deployment.address, path, headers, timeout_s=timeout_s)
         except ConnectionError:
             if not self.plot.may_retry:
                 raise
         self.retried += 1
-        reply = ask(self.house.address, path, headers, timeout_s=timeout_s)
+        reply = ask(self.deployment.address, path, headers, timeout_s=timeout_s)
         return attrs.evolve(reply, took_s=time.monotonic() - began_at)
 
     def see(self, path: str, truth: bytes, outcome: Outcome, digest: str) -> Seen:
@@ -231,8 +231,8 @@ class Part:
         self.record.received_bytes += sum(each.sent_bytes for each in seen.requests)
 
     def is_stored(self, digest: str) -> bool:
-        """Whether the local tier has it."""
-        return bool(self.house.stored(digest))
+        """Whether the local store has it."""
+        return bool(self.deployment.stored(digest))
 
     def check(self, holds: object, problem: str) -> None:
         """Note a problem unless something holds."""
@@ -246,19 +246,19 @@ class Part:
         try:
             assert got.reply.error, "an error without a code"
             text = got.reply.body.decode() + str(got.reply.headers)
-            told = [secret for secret in (*NEVER_TOLD, str(self.house.dockyard.storage)) if secret in text]
+            told = [secret for secret in (*NEVER_TOLD, str(self.deployment.dockyard.storage)) if secret in text]
             assert not told, f"an error tells {told}"
         except (AssertionError, ValueError, KeyError) as exc:
             self.record.problems.append(f"the form of an error: {exc}")
 
     @contextlib.contextmanager
-    def flight(self, clients: int = 10, point: float = 0.5) -> Any:
+    def download(self, clients: int = 10, point: float = 0.5) -> Any:
         """A cold layer on its way, with a leader and followers who all have what the upstream has sent."""
         path, truth = self.lane.blob_path("cold"), self.lane.layers["cold"]
         place = int(point * truth.size)
         self.lane.origin.forget()
         gate = self.lane.hold(place)
-        with Crowd(self.house.address, path, truth, clients) as crowd:
+        with Crowd(self.deployment.address, path, truth, clients) as crowd:
             self.scene.crowd = crowd
             crowd.run(
                 lambda: all(each.status and each.received >= place - UNSEEN_BYTES for each in crowd.members), PATIENCE_S
@@ -309,10 +309,10 @@ def run(
             scene.way = stack.enter_context(contextlib.closing(toxiproxy.way(scene.shim.port)))
             scene.settings["storage"] = place.storage(scene.way.authority, **plot.settings.get("storage", {}))
         plot.prepare(scene)
-        scene._house = stack.enter_context(
-            open_house(
+        scene._deployment = stack.enter_context(
+            open_deployment(
                 scene.control.origin,
-                directory / "house",
+                directory / "deployment",
                 workers=plot.workers,
                 upstreams=[each.settings() for each in (*lanes.values(), scene.control)],
                 environ=scene.environ,
@@ -320,10 +320,10 @@ def run(
             )
         )
         _play(scene, records)
-        storage = Path(scene.house.dockyard.settings["storage"]["directory"])
+        storage = Path(scene.deployment.dockyard.settings["storage"]["directory"])
         problems = audit_directory(storage)
-        if scene.house.dockyard.is_running:
-            scene.house.dockyard.stop()
+        if scene.deployment.dockyard.is_running:
+            scene.deployment.dockyard.stop()
         problems += audit_directory(storage)
         if place is not None:
             problems += place.audit()
@@ -334,13 +334,13 @@ def run(
 
 def _play(scene: Scene, records: Mapping[State, Record]) -> None:
     """Dockyard runs: all parts at once."""
-    house, control, plot = scene.house, scene.control, scene.plot
+    deployment, control, plot = scene.deployment, scene.control, scene.plot
     path, body = control.blob_path("cached"), control.layers["cached"]
-    reply = ask(house.address, path)
+    reply = ask(deployment.address, path)
     assert (reply.status, reply.body == body.data) == (200, True), f"the control blob: {reply}"
-    house.wait_for_workers(plot.workers)
-    files_before = {pid: count_files(pid) for pid in house.dockyard.worker_pids()}
-    with Bystanders(house, path, body.data, plot.again_within_s) as bystanders:
+    deployment.wait_for_workers(plot.workers)
+    files_before = {pid: count_files(pid) for pid in deployment.dockyard.worker_pids()}
+    with Bystanders(deployment, path, body.data, plot.again_within_s) as bystanders:
 
         def strike() -> None:
             bystanders.strike()
@@ -362,7 +362,7 @@ def _play(scene: Scene, records: Mapping[State, Record]) -> None:
     watched = (bystanders.problems if plot.is_watched else bystanders.memory_problems)(plot.connections)
     for record in records.values():
         record.rss_max_bytes = bystanders.memory.peak
-        record.problems += [*watched, *_leaks_in_the_end(house, files_before)]
+        record.problems += [*watched, *_leaks_in_the_end(deployment, files_before)]
 
 
 def _recover(scene: Scene, records: Mapping[State, Record]) -> None:
@@ -378,7 +378,7 @@ def _recover(scene: Scene, records: Mapping[State, Record]) -> None:
         scene.problems.append(f"not well again: {exc}")
 
 
-def _leaks_in_the_end(house: House, before: Mapping[int, int]) -> list[str]:
+def _leaks_in_the_end(deployment: Deployment, before: Mapping[int, int]) -> list[str]:
     with contextlib.suppress(AssertionError):
-        wait_for(lambda: not find_leaks(house, dict(before)), "nothing is left", LEAK_GONE_S)
-    return find_leaks(house, dict(before))
+        wait_for(lambda: not find_leaks(deployment, dict(before)), "nothing is left", LEAK_GONE_S)
+    return find_leaks(deployment, dict(before))

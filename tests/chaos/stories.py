@@ -14,14 +14,14 @@ from typing import Any
 
 import attrs
 
-from tests.bodies import read_whole
 from tests.chaos.cells import Record, State
 from tests.chaos.lanes import Lane, wait_for
 from tests.chaos.limits import FAST_S, PACE, PROBE_EVERY_S, RECOVERY_S, SLACK_S, Limits
 from tests.chaos.outcomes import Got, Outcome, Seen, judge_always
 from tests.chaos.resolver import NameServer
-from tests.client import Crowd, ask
-from tests.house import House
+from tests.support.bodies import read_whole
+from tests.support.deployment import Deployment
+from tests.support.http_client import Crowd, ask
 
 FOLLOWERS = 9
 EARLIER_BYTES = 128 * 1024
@@ -72,11 +72,11 @@ class Trouble:
     prepare: Callable[[Lane, World], None] = nothing
     mend: Callable[[Lane], None] = nothing
     early: frozenset[State] = frozenset()
-    breaks: bool = False  # a layer in flight is broken off when it strikes
-    stalls: bool = False  # a layer in flight stays where it is when it strikes
+    breaks: bool = False  # a layer in progress is broken off when it strikes
+    stalls: bool = False  # a layer in progress stays where it is when it strikes
     moves_tag: bool = False  # the cached tag means another image from then on, so that a body is asked for
-    point: float = 0.5  # the part of a layer in flight that has landed when it strikes
-    is_blind: bool = False  # clients see nothing of a layer in flight before all of it is there
+    point: float = 0.5  # the part of a layer in progress that has landed when it strikes
+    is_blind: bool = False  # clients see nothing of a layer in progress before all of it is there
     more: Mapping[State, Callable[["Story", Seen], None]] = attrs.field(factory=dict)
     after: Mapping[State, Callable[["Story"], None]] = attrs.field(factory=dict)  # all is well again
     workers: int = 2
@@ -107,7 +107,7 @@ class Story:
 
     def __init__(
         self,
-        house: House,
+        deployment: Deployment,
         lane: Lane,
         trouble: Trouble,
         record: Record,
@@ -115,7 +115,7 @@ class Story:
         met: threading.Barrier,
         pace_s: Callable[[], float],
     ) -> None:
-        self.house = house
+        self.deployment = deployment
         self.lane = lane
         self.trouble = trouble
         self.record = record
@@ -172,7 +172,7 @@ class Story:
 
     def get(self, path: str, truth: bytes) -> Got:
         """One client."""
-        got = Got.of(ask(self.house.address, path, timeout_s=PATIENCE_S), truth)
+        got = Got.of(ask(self.deployment.address, path, timeout_s=PATIENCE_S), truth)
         self.check_always(got)
         return got
 
@@ -199,8 +199,8 @@ class Story:
         return seen
 
     def is_stored(self, digest: str) -> bool:
-        """Whether the local tier has it."""
-        return bool(self.house.stored(digest))
+        """Whether the local store has it."""
+        return bool(self.deployment.stored(digest))
 
     def stays_fast(self, path: str, truth: bytes) -> None:
         """Once it is known to be down, stale answers come at once and the upstream is left alone but for probes."""
@@ -250,7 +250,7 @@ class Story:
         try:
             assert reply.error, "an error without a code"
             text = reply.body.decode() + str(reply.headers)
-            told = [secret for secret in (*NEVER_TOLD, str(self.house.dockyard.storage)) if secret in text]
+            told = [secret for secret in (*NEVER_TOLD, str(self.deployment.dockyard.storage)) if secret in text]
             assert not told, f"an error tells {told}"
         except (AssertionError, ValueError, KeyError) as exc:
             self.record.problems.append(f"the form of an error: {exc}")
@@ -327,7 +327,7 @@ def _blob_cold(story: Story) -> None:
     story.finish(path, truth.data)
 
 
-def _blob_flight(story: Story) -> None:
+def _blob_download(story: Story) -> None:
     lane = story.lane
     story.warm(lane.manifest_path("cached"), lane.images["cached"].body)
     path, truth = lane.blob_path("cold"), lane.layers["cold"]
@@ -344,7 +344,7 @@ def _blob_flight(story: Story) -> None:
             return lane.origin.sent_bytes(lane.body_kind) >= place
         return all(member.status and member.received >= place - UNSEEN_BYTES for member in crowd.members)
 
-    with Crowd(story.house.address, path, truth, 1 + FOLLOWERS) as crowd:
+    with Crowd(story.deployment.address, path, truth, 1 + FOLLOWERS) as crowd:
         crowd.run(are_attached, PATIENCE_S)
         if is_blind:
             time.sleep(BLIND_S)
@@ -364,7 +364,7 @@ def _blob_flight(story: Story) -> None:
 
 
 def _pointer(story: Story) -> bytes:
-    path = story.house.dockyard.storage / "cache" / "manifests" / story.lane.prefix / "team/app/tags/cached"
+    path = story.deployment.dockyard.storage / "cache" / "manifests" / story.lane.prefix / "team/app/tags/cached"
     return path.read_bytes()
 
 
@@ -374,5 +374,5 @@ _TELL: Mapping[State, Callable[[Story], None]] = {
     State.MANIFEST: _manifest,
     State.BLOB_CACHED: _blob_cached,
     State.BLOB_COLD: _blob_cold,
-    State.BLOB_FLIGHT: _blob_flight,
+    State.BLOB_DOWNLOAD: _blob_download,
 }

@@ -11,28 +11,28 @@ from statistics import median
 
 import pytest
 
-from tests import misbehaviour as bad
-from tests.bodies import Synthetic
 from tests.chaos.attackers import Attackers
 from tests.chaos.bounds import MemoryBound
 from tests.chaos.bystanders import CONTROL_FLOOR_S
 from tests.chaos.cells import State
 from tests.chaos.loads import ATTACK, KIB, MIB, KeepLoad, note
 from tests.chaos.pump import Answer, Pump, run_together
-from tests.chaos.test_load_blobs import full_house
-from tests.house import House, opened_at_exit
-from tests.origin import Origin
+from tests.chaos.test_load_blobs import full_deployment
+from tests.support import misbehaviour as bad
+from tests.support.bodies import Synthetic
+from tests.support.deployment import Deployment, opened_at_exit
+from tests.support.fake_registry import Origin
 
 HEADERS_CLOSED_S = 10.0
 READERS_CLOSED_S = 60.0
 SLACK_S = 4.0  # two cores, shared with everything else that runs
 CALM_S = 3.0
 LOOK_EVERY_S = 0.1
-FLIGHT_EVERY_S = 0.5
+DOWNLOAD_EVERY_S = 0.5
 BLOB_BYTES = 16 * KIB
-FLIGHT_BYTES = 4 * MIB
-IN_FLIGHT = 10
-PUMPS = 5  # for all states but the layer in flight
+DOWNLOAD_BYTES = 4 * MIB
+IN_DOWNLOAD = 10
+PUMPS = 5  # for all states but the layer in progress
 PER_CLIENT_S = 2  # requests
 # The repository that each state has for itself at the origin.
 REPOS = {
@@ -41,7 +41,7 @@ REPOS = {
     State.MANIFEST: "manifest",
     State.BLOB_CACHED: "blob-cached",
     State.BLOB_COLD: "blob-cold",
-    State.BLOB_FLIGHT: "flight",
+    State.BLOB_DOWNLOAD: "download",
 }
 
 
@@ -71,13 +71,13 @@ def _add_cold(origin: Origin, how_many: int) -> dict[State, list[str]]:
     return {state: [_path(state, each) for each in found] for state, found in references.items()}
 
 
-def _fly(house: House, origin: Origin, number: int) -> float:
+def _fly(deployment: Deployment, origin: Origin, number: int) -> float:
     """Ten clients join a layer that is half fetched; how long the last of them took for the rest."""
-    truth = Synthetic(FLIGHT_BYTES, first=1_000_000 + 1_000 * number)
-    path = _path(State.BLOB_FLIGHT, origin.add_blob(truth))
+    truth = Synthetic(DOWNLOAD_BYTES, first=1_000_000 + 1_000 * number)
+    path = _path(State.BLOB_DOWNLOAD, origin.add_blob(truth))
     with opened_at_exit(threading.Event()) as go_on:
         rule = origin.on("blob", bad.stalled(0.5, go_on), reference=truth.digest)
-        with house.crowd(path, truth, IN_FLIGHT) as crowd:
+        with deployment.crowd(path, truth, IN_DOWNLOAD) as crowd:
             crowd.run(until=lambda: all(member.received > MIB for member in crowd.members))
             went_on_at = time.monotonic()
             go_on.set()
@@ -89,18 +89,18 @@ def _fly(house: House, origin: Origin, number: int) -> float:
 
 
 class Clients:
-    """A pump for each state and one flight after the other; `took_s` has the times of the last run."""
+    """A pump for each state and one download after the other; `took_s` has the times of the last run."""
 
-    def __init__(self, house: House, origin: Origin, of_each: int, for_s: float) -> None:
-        self._house = house
+    def __init__(self, deployment: Deployment, origin: Origin, of_each: int, for_s: float) -> None:
+        self._deployment = deployment
         self._origin = origin
         self._rate_per_s = PER_CLIENT_S * of_each
-        self._flights = count()
+        self._downloads = count()
         self.cached = _add_cached(origin)
         cold = _add_cold(origin, int(self._rate_per_s * for_s) + 2)
         by_turns = chain.from_iterable((path, self.cached[State.MANIFEST]) for path in cold[State.MANIFEST])
         paths: dict[State, str | Iterable[str]] = {**self.cached, **cold, State.MANIFEST: by_turns}
-        self.pumps = {state: Pump(house.address, path, of_each) for state, path in paths.items()}
+        self.pumps = {state: Pump(deployment.address, path, of_each) for state, path in paths.items()}
         self.took_s: dict[State, list[float]] = {}
 
     def run(self, for_s: float, meanwhile: Callable[[], object] = lambda: None) -> None:
@@ -113,12 +113,12 @@ class Clients:
                 wait([pumping], LOOK_EVERY_S)
         for state, answers in zip(self.pumps, pumping.result(), strict=True):
             self.took_s[state] = [each.took_s for each in answers]
-        self.took_s[State.BLOB_FLIGHT] = flying.result()
+        self.took_s[State.BLOB_DOWNLOAD] = flying.result()
 
     def _fly_until(self, pumping: Future[list[list[Answer]]]) -> list[float]:
         took_s = []
-        while not wait([pumping], FLIGHT_EVERY_S).done:
-            took_s.append(_fly(self._house, self._origin, next(self._flights)))
+        while not wait([pumping], DOWNLOAD_EVERY_S).done:
+            took_s.append(_fly(self._deployment, self._origin, next(self._downloads)))
         return took_s
 
     def find_wrong(self, state: State) -> list[str]:
@@ -156,7 +156,7 @@ def _p99(times_s: Sequence[float]) -> float:
 )
 @pytest.mark.timeout(180)
 def test_attackers_among_clients(
-    make_house: Callable[..., House],
+    make_deployment: Callable[..., Deployment],
     origin: Origin,
     keep_load: KeepLoad,
     attackers: int,
@@ -167,20 +167,20 @@ def test_attackers_among_clients(
     truth = Synthetic(16 * MIB)
     blob = f"/v2/up.test/app/blobs/{origin.add_blob(truth)}"
     with keep_load("L04", ATTACK, *REPOS) as records, contextlib.ExitStack() as stack:
-        house = full_house(make_house)
-        with house.download(blob) as download:
+        deployment = full_deployment(make_deployment)
+        with deployment.download(blob) as download:
             download.head()
             assert download.find_wrong(truth) is None
-        who = Clients(house, origin, (clients - IN_FLIGHT) // PUMPS, CALM_S + seconds)
+        who = Clients(deployment, origin, (clients - IN_DOWNLOAD) // PUMPS, CALM_S + seconds)
         for path in who.cached.values():
-            assert house.get(path).status == 200
+            assert deployment.get(path).status == 200
         origin.forget()
-        memory = stack.enter_context(MemoryBound(house))
+        memory = stack.enter_context(MemoryBound(deployment))
         for pump in who.pumps.values():
             stack.enter_context(pump)
         who.run(CALM_S)
         calm_s = dict(who.took_s)
-        with Attackers(house, blob, attackers, attackers) as crowd:
+        with Attackers(deployment, blob, attackers, attackers) as crowd:
             who.run(seconds, meanwhile=crowd.attack)
             headers_left, readers_left = crowd.left
         # On a machine that other tests share, one answer in a hundred is late whatever Dockyard does.

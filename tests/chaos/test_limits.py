@@ -2,8 +2,9 @@
 
 import pytest
 
-from dockyard.config import UpstreamLimits
-from dockyard.upstream import registry, sockets
+from dockyard.config.settings import UpstreamLimits
+from dockyard.upstream import client as registry
+from dockyard.upstream import dialer as sockets
 from tests.chaos.limits import DEFAULTS, Limits
 
 TABLE = {

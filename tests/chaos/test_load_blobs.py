@@ -1,4 +1,4 @@
-"""L01: a thousand clients on one layer: cold, cached, only in the bucket, and in flight while workers are killed.
+"""L01: a thousand clients on one layer: cold, cached, only in the bucket, and in progress while workers are killed.
 
 The smaller numbers run every day, the full ones with `-m long`.
 """
@@ -13,19 +13,19 @@ from random import Random
 
 import pytest
 
-from tests import misbehaviour as bad
-from tests.bodies import Bytes
-from tests.bucket.place import Place
-from tests.bucket.pulls import NAME
-from tests.bucket.witness import Witness
 from tests.chaos.bounds import MemoryBound
 from tests.chaos.cells import State
 from tests.chaos.loads import ANOTHER, BUCKET, MIB, OWNER, UNDISTURBED, KeepLoad, note
-from tests.client import Crowd
-from tests.faults.watch import workers_of_ports, writers
-from tests.house import House, eventually, opened_at_exit
-from tests.origin import Origin
-from tests.stores.proxy import Proxy
+from tests.processes.watch import workers_of_ports, writers
+from tests.s3.service.place import Place
+from tests.s3.service.pulls import NAME
+from tests.s3.service.witness import Witness
+from tests.s3.store.proxy import Proxy
+from tests.support import misbehaviour as bad
+from tests.support.bodies import Bytes
+from tests.support.deployment import Deployment, eventually, opened_at_exit
+from tests.support.fake_registry import Origin
+from tests.support.http_client import Crowd
 
 WORKERS = 4
 WITHIN_S = 400.0
@@ -36,11 +36,11 @@ HERDS = [
 ]
 
 
-def full_house(make_house: Callable[..., House], **settings: object) -> House:
+def full_deployment(make_deployment: Callable[..., Deployment], **settings: object) -> Deployment:
     """Four workers that all answer their peers."""
-    house = make_house(workers=WORKERS, **settings)
-    house.wait_for_workers(WORKERS)
-    return house
+    deployment = make_deployment(workers=WORKERS, **settings)
+    deployment.wait_for_workers(WORKERS)
+    return deployment
 
 
 def _serve(crowd: Crowd) -> float:
@@ -53,24 +53,24 @@ def _serve(crowd: Crowd) -> float:
 
 @pytest.mark.parametrize(("clients", "mib"), HERDS)
 def test_a_herd_on_one_cold_layer(
-    make_house: Callable[..., House], origin: Origin, keep_load: KeepLoad, clients: int, mib: int
+    make_deployment: Callable[..., Deployment], origin: Origin, keep_load: KeepLoad, clients: int, mib: int
 ) -> None:
     """One GET, the layer's bytes once, everybody right, memory bounded, about as fast as from the cache."""
     truth = Bytes(Random(1).randbytes(mib * MIB))
     path = f"/v2/up.test/app/blobs/{origin.add_blob(truth)}"
     with keep_load("L01", UNDISTURBED, State.BLOB_COLD, State.BLOB_CACHED) as (cold, cached):
-        house = full_house(make_house)
-        with MemoryBound(house) as memory:
-            with house.crowd(path, truth, clients) as crowd:
+        deployment = full_deployment(make_deployment)
+        with MemoryBound(deployment) as memory:
+            with deployment.crowd(path, truth, clients) as crowd:
                 cold_s = _serve(crowd)
             gets = origin.count("blob", "GET")
             note(cold, f"{clients:,} x {mib} MiB in {cold_s:.1f} s, GETs: {gets}", origin, memory)
             assert gets == 1
             assert origin.sent_bytes("blob") == truth.size
-            eventually(lambda: house.stored(truth.digest), "the layer is stored")
-            assert house.stored(truth.digest)[0].stat().st_size == truth.size
+            eventually(lambda: deployment.stored(truth.digest), "the layer is stored")
+            assert deployment.stored(truth.digest)[0].stat().st_size == truth.size
             origin.forget()
-            with house.crowd(path, truth, clients) as crowd:
+            with deployment.crowd(path, truth, clients) as crowd:
                 warm_s = _serve(crowd)
             note(
                 cached,
@@ -85,7 +85,7 @@ def test_a_herd_on_one_cold_layer(
 
 @pytest.mark.parametrize(("clients", "mib"), HERDS)
 def test_a_herd_on_a_layer_that_only_the_bucket_has(
-    start: Callable[..., House],
+    start: Callable[..., Deployment],
     place: Place,
     proxy: Proxy,
     origin: Origin,
@@ -97,9 +97,12 @@ def test_a_herd_on_a_layer_that_only_the_bucket_has(
     truth = Bytes(Random(3).randbytes(mib * MIB))
     with keep_load("L01", BUCKET, State.BLOB_CACHED) as (record,):
         key = place.put_blob(truth.data)
-        house = full_house(start, endpoint=proxy.host)
+        deployment = full_deployment(start, endpoint=proxy.host)
         witness = Witness(proxy)
-        with MemoryBound(house) as memory, house.crowd(f"/v2/{NAME}/blobs/{truth.digest}", truth, clients) as crowd:
+        with (
+            MemoryBound(deployment) as memory,
+            deployment.crowd(f"/v2/{NAME}/blobs/{truth.digest}", truth, clients) as crowd,
+        ):
             took_s = _serve(crowd)
         gets = witness.of(key).count("GET")
         note(record, f"{clients:,} x {mib} MiB in {took_s:.1f} s, GETs at S3: {gets}", origin, memory)
@@ -110,8 +113,8 @@ def test_a_herd_on_a_layer_that_only_the_bucket_has(
 
 @pytest.mark.parametrize(("clients", "mib"), HERDS)
 @pytest.mark.parametrize("what", [UNDISTURBED, OWNER, ANOTHER])
-def test_a_herd_joins_a_layer_in_flight(
-    make_house: Callable[..., House], origin: Origin, keep_load: KeepLoad, clients: int, mib: int, what: str
+def test_a_herd_joins_a_layer_in_download(
+    make_deployment: Callable[..., Deployment], origin: Origin, keep_load: KeepLoad, clients: int, mib: int, what: str
 ) -> None:
     """All join the download that runs. With P01, P02: only the clients of a killed worker are cut off.
 
@@ -119,15 +122,17 @@ def test_a_herd_joins_a_layer_in_flight(
     """
     truth = Bytes(Random(2).randbytes(mib * MIB))
     path = f"/v2/up.test/app/blobs/{origin.add_blob(truth)}"
-    with keep_load("L01", what, State.BLOB_FLIGHT) as (record,), contextlib.ExitStack() as stack:
-        house = full_house(make_house, upstream={"stall_timeout": "300s"})  # it stalls until the whole herd is there
+    with keep_load("L01", what, State.BLOB_DOWNLOAD) as (record,), contextlib.ExitStack() as stack:
+        deployment = full_deployment(
+            make_deployment, upstream={"stall_timeout": "300s"}
+        )  # it stalls until the whole herd is there
         go_on = stack.enter_context(opened_at_exit(threading.Event()))
         origin.on("blob", bad.stalled(0.5, go_on))
-        memory = stack.enter_context(MemoryBound(house))
-        crowd = stack.enter_context(house.crowd(path, truth, clients))
+        memory = stack.enter_context(MemoryBound(deployment))
+        crowd = stack.enter_context(deployment.crowd(path, truth, clients))
         crowd.run(until=lambda: all(member.received > MIB for member in crowd.members), within_s=WITHIN_S)
-        (owner,) = writers(house)
-        workers = workers_of_ports(house)
+        (owner,) = writers(deployment)
+        workers = workers_of_ports(deployment)
         of_member = {member: workers[member.socket.getsockname()[1]] for member in crowd.members}
         killed = {UNDISTURBED: None, OWNER: owner, ANOTHER: next(pid for pid in of_member.values() if pid != owner)}
         victim = killed[what]

@@ -10,16 +10,16 @@ from statistics import mean
 import attrs
 import pytest
 
-from tests import misbehaviour as bad
-from tests.bodies import Synthetic
 from tests.chaos.bounds import MemoryBound
 from tests.chaos.cells import State
 from tests.chaos.loads import KIB, MIB, UNDISTURBED, KeepLoad, note
 from tests.chaos.stories import nothing
-from tests.chaos.test_load_blobs import SLACK_S, WORKERS, full_house
-from tests.client import ask
-from tests.house import House, opened_at_exit, stays
-from tests.origin import Image, Origin
+from tests.chaos.test_load_blobs import SLACK_S, WORKERS, full_deployment
+from tests.support import misbehaviour as bad
+from tests.support.bodies import Synthetic
+from tests.support.deployment import Deployment, opened_at_exit, stays
+from tests.support.fake_registry import Image, Origin
+from tests.support.http_client import ask
 
 FILLS_AT_ONCE = 64 * WORKERS
 QUESTIONS_AT_ONCE = 32 * WORKERS
@@ -37,9 +37,9 @@ class Fetched:
     wrong: str
 
 
-def _fetch(house: House, truth: Synthetic, begun: Callable[[], object] = nothing) -> Fetched:
+def _fetch(deployment: Deployment, truth: Synthetic, begun: Callable[[], object] = nothing) -> Fetched:
     began_at = time.monotonic()
-    with house.download(f"/v2/up.test/app/blobs/{truth.digest}") as download:
+    with deployment.download(f"/v2/up.test/app/blobs/{truth.digest}") as download:
         download.socket.settimeout(PATIENCE_S)
         download.head()
         first_byte_s = time.monotonic() - began_at
@@ -54,11 +54,11 @@ def _assert_right(fetched: Sequence[Fetched]) -> None:
     assert Counter(each.wrong for each in fetched if each.wrong) == Counter()
 
 
-def _together(house: House, bodies: Sequence[Synthetic]) -> tuple[list[Fetched], float]:
+def _singleflight(deployment: Deployment, bodies: Sequence[Synthetic]) -> tuple[list[Fetched], float]:
     """Each body for a client of its own, all at once; what they saw, and in how many seconds."""
     began_at = time.monotonic()
     with ThreadPoolExecutor(len(bodies)) as pool:
-        fetched = list(pool.map(lambda truth: _fetch(house, truth), bodies))
+        fetched = list(pool.map(lambda truth: _fetch(deployment, truth), bodies))
     _assert_right(fetched)
     return fetched, time.monotonic() - began_at
 
@@ -76,8 +76,8 @@ def _assert_fetched_once(origin: Origin, bodies: Sequence[Synthetic]) -> None:
     assert origin.at_once("blob", "GET") <= FILLS_AT_ONCE
 
 
-def _kept_bytes(house: House) -> int:
-    return sum(path.stat().st_size for path in house.dockyard.storage.glob("cache/blobs/**/*") if path.is_file())
+def _kept_bytes(deployment: Deployment) -> int:
+    return sum(path.stat().st_size for path in deployment.dockyard.storage.glob("cache/blobs/**/*") if path.is_file())
 
 
 @pytest.mark.parametrize(
@@ -88,16 +88,16 @@ def _kept_bytes(house: House) -> int:
     ],
 )
 def test_many_cold_layers(
-    make_house: Callable[..., House], origin: Origin, keep_load: KeepLoad, count: int, size: int
+    make_deployment: Callable[..., Deployment], origin: Origin, keep_load: KeepLoad, count: int, size: int
 ) -> None:
     """One GET each, a bounded number at a time, everybody right, memory and disk within their bounds."""
     bodies = _add_bodies(origin, count, size)
     with keep_load("L02", UNDISTURBED, State.BLOB_COLD) as (record,):
-        house = full_house(make_house, storage={"max_size": "4GiB"}, upstream=PATIENT)
-        with MemoryBound(house) as memory:
-            fetched, took_s = _together(house, bodies)
+        deployment = full_deployment(make_deployment, storage={"max_size": "4GiB"}, upstream=PATIENT)
+        with MemoryBound(deployment) as memory:
+            fetched, took_s = _singleflight(deployment, bodies)
         waits = sorted(each.first_byte_s for each in fetched)
-        at_once, kept = origin.at_once("blob", "GET"), _kept_bytes(house)
+        at_once, kept = origin.at_once("blob", "GET"), _kept_bytes(deployment)
         note(
             record,
             f"{count:,} x {size // KIB:,} KiB in {took_s:.1f} s, {at_once} GETs at once, first byte: median "
@@ -120,16 +120,16 @@ def test_many_cold_layers(
     ],
 )
 def test_many_cached_layers(
-    make_house: Callable[..., House], origin: Origin, keep_load: KeepLoad, count: int, size: int
+    make_deployment: Callable[..., Deployment], origin: Origin, keep_load: KeepLoad, count: int, size: int
 ) -> None:
     """Everybody right, and nothing reaches the upstream."""
     bodies = _add_bodies(origin, count, size)
     with keep_load("L02", UNDISTURBED, State.BLOB_CACHED) as (record,):
-        house = full_house(make_house)
-        _together(house, bodies)
+        deployment = full_deployment(make_deployment)
+        _singleflight(deployment, bodies)
         origin.forget()
-        with MemoryBound(house) as memory:
-            _, took_s = _together(house, bodies)
+        with MemoryBound(deployment) as memory:
+            _, took_s = _singleflight(deployment, bodies)
         note(record, f"{count:,} x {size // KIB:,} KiB in {took_s:.1f} s", origin, memory)
         assert origin.count() == 0
         memory.assert_held()
@@ -142,25 +142,25 @@ def test_many_cached_layers(
         pytest.param(1000, 10 * MIB, id="1000 of 10 MiB", marks=[pytest.mark.long, pytest.mark.timeout(800)]),
     ],
 )
-def test_many_layers_in_flight(
-    make_house: Callable[..., House], origin: Origin, keep_load: KeepLoad, count: int, size: int
+def test_many_layers_in_download(
+    make_deployment: Callable[..., Deployment], origin: Origin, keep_load: KeepLoad, count: int, size: int
 ) -> None:
     """A second client for each while as many as may are half fetched and the others wait: still one GET each."""
     bodies = _add_bodies(origin, count, size)
-    in_flight = min(count, FILLS_AT_ONCE)
+    in_download = min(count, FILLS_AT_ONCE)
     with (
-        keep_load("L02", UNDISTURBED, State.BLOB_FLIGHT) as (record,),
+        keep_load("L02", UNDISTURBED, State.BLOB_DOWNLOAD) as (record,),
         ThreadPoolExecutor(2 * count) as pool,
         opened_at_exit(threading.Event()) as go_on,
     ):
-        house = full_house(make_house, storage={"max_size": "4GiB"}, upstream=PATIENT)
+        deployment = full_deployment(make_deployment, storage={"max_size": "4GiB"}, upstream=PATIENT)
         origin.on("blob", bad.stalled(0.5, go_on))
         begun = threading.Semaphore(0)
-        with MemoryBound(house) as memory:
+        with MemoryBound(deployment) as memory:
             downloads = []
             for _ in ("the first", "the second"):
-                downloads += [pool.submit(_fetch, house, body, begun.release) for body in bodies]
-                for _ in range(in_flight):
+                downloads += [pool.submit(_fetch, deployment, body, begun.release) for body in bodies]
+                for _ in range(in_download):
                     assert begun.acquire(timeout=PATIENCE_S), "not all that are half fetched are half served"
             went_on_at = time.monotonic()
             go_on.set()
@@ -172,7 +172,7 @@ def test_many_layers_in_flight(
         _assert_right(fetched)
         _assert_fetched_once(origin, bodies)
         memory.assert_held()
-        assert _kept_bytes(house) <= CAP_BYTES * 1.05
+        assert _kept_bytes(deployment) <= CAP_BYTES * 1.05
 
 
 def _add_images(origin: Origin, count: int) -> list[Image]:
@@ -180,7 +180,7 @@ def _add_images(origin: Origin, count: int) -> list[Image]:
 
 
 def _ask_together(
-    house: House, origin: Origin, images: Sequence[Image], references: Sequence[str], *, asks: bool = True
+    deployment: Deployment, origin: Origin, images: Sequence[Image], references: Sequence[str], *, asks: bool = True
 ) -> float:
     """Each manifest for a client of its own, all at once, and all right and fresh; how long the last one took.
 
@@ -190,7 +190,7 @@ def _ask_together(
     with ThreadPoolExecutor(len(paths)) as pool, opened_at_exit(threading.Event()) as go_on:
         rule = origin.on("manifest", bad.silent(go_on))
         began_at = time.monotonic()
-        replies = [pool.submit(ask, house.address, path, timeout_s=PATIENCE_S) for path in paths]
+        replies = [pool.submit(ask, deployment.address, path, timeout_s=PATIENCE_S) for path in paths]
         if asks:
             origin.wait_for(lambda: origin.count() >= QUESTIONS_AT_ONCE, f"{QUESTIONS_AT_ONCE} at once")
             stays(lambda: origin.count() == QUESTIONS_AT_ONCE, f"{QUESTIONS_AT_ONCE} at once", 1.0)
@@ -205,15 +205,15 @@ def _ask_together(
 
 
 @pytest.mark.parametrize("count", COUNTS)
-def test_many_tags(make_house: Callable[..., House], origin: Origin, keep_load: KeepLoad, count: int) -> None:
+def test_many_tags(make_deployment: Callable[..., Deployment], origin: Origin, keep_load: KeepLoad, count: int) -> None:
     """Cold: one HEAD and one GET each. Cached: one HEAD each, and nothing else."""
     images = _add_images(origin, count)
     with keep_load("L02", UNDISTURBED, State.TAG_COLD, State.TAG_CACHED) as (cold, cached):
-        house = full_house(make_house, upstream={"check_timeout": "60s"})
-        with MemoryBound(house) as memory:
+        deployment = full_deployment(make_deployment, upstream={"check_timeout": "60s"})
+        with MemoryBound(deployment) as memory:
             for record, expected_gets in ((cold, count), (cached, 0)):
                 origin.forget()
-                took_s = _ask_together(house, origin, images, [image.tag for image in images])
+                took_s = _ask_together(deployment, origin, images, [image.tag for image in images])
                 heads, gets = origin.count("manifest", "HEAD"), origin.count("manifest", "GET")
                 at_once = origin.at_once("manifest")
                 seen = f"{count:,} in {took_s:.1f} s, HEADs: {heads}, GETs: {gets}, {at_once} at once"
@@ -225,21 +225,21 @@ def test_many_tags(make_house: Callable[..., House], origin: Origin, keep_load: 
 
 @pytest.mark.parametrize("count", COUNTS)
 def test_many_manifests_by_digest(
-    make_house: Callable[..., House], origin: Origin, keep_load: KeepLoad, count: int
+    make_deployment: Callable[..., Deployment], origin: Origin, keep_load: KeepLoad, count: int
 ) -> None:
     """Cold: one GET each. Cached: nothing."""
     images = _add_images(origin, count)
     digests = [image.digest for image in images]
     with keep_load("L02", UNDISTURBED, State.MANIFEST) as (record,):
-        house = full_house(make_house, upstream={"check_timeout": "60s"})
-        with MemoryBound(house) as memory:
-            cold_s = _ask_together(house, origin, images, digests)
+        deployment = full_deployment(make_deployment, upstream={"check_timeout": "60s"})
+        with MemoryBound(deployment) as memory:
+            cold_s = _ask_together(deployment, origin, images, digests)
             at_once = origin.at_once("manifest")
             assert sorted(each.request.reference for each in origin.seen("manifest", "GET")) == sorted(digests)
             assert origin.count() == count
             assert at_once <= QUESTIONS_AT_ONCE
             origin.forget()
-            cached_s = _ask_together(house, origin, images, digests, asks=False)
+            cached_s = _ask_together(deployment, origin, images, digests, asks=False)
         seen = f"{count:,} not cached in {cold_s:.1f} s, {at_once} GETs at once; cached in {cached_s:.1f} s"
         note(record, f"{seen}, requests upstream: {origin.count()}", origin, memory)
         assert origin.count() == 0

@@ -8,16 +8,16 @@ from statistics import median
 
 import pytest
 
-from tests import misbehaviour as bad
-from tests.bodies import Synthetic
 from tests.chaos.bounds import MemoryBound
 from tests.chaos.cells import Record, State
 from tests.chaos.limits import FAST_S, PACE, PROBE_EVERY_S, RECOVERY_S
 from tests.chaos.loads import KIB, STORM, KeepLoad, note
 from tests.chaos.pump import Answer, Pump, run_together
-from tests.chaos.test_load_blobs import full_house
-from tests.house import House
-from tests.origin import Origin
+from tests.chaos.test_load_blobs import full_deployment
+from tests.support import misbehaviour as bad
+from tests.support.bodies import Synthetic
+from tests.support.deployment import Deployment
+from tests.support.fake_registry import Origin
 
 AT_ONCE = 64
 TRIES = 2  # what breaks off is tried once more
@@ -68,7 +68,7 @@ def _judge_after(record: Record, answers: Sequence[Answer], back_at: float, *, w
     ],
 )
 def test_a_storm_of_retries(
-    make_house: Callable[..., House], origin: Origin, keep_load: KeepLoad, clients: int, seconds: int
+    make_deployment: Callable[..., Deployment], origin: Origin, keep_load: KeepLoad, clients: int, seconds: int
 ) -> None:
     """Each wants one of six things: one probe now and then, and no rush when the upstream is back."""
     paths, cached = _add_things(origin)
@@ -76,13 +76,13 @@ def test_a_storm_of_retries(
     of_each = clients // len(wanted)
     with keep_load("L06", STORM, *paths) as records, contextlib.ExitStack() as stack:
         record_of = dict(zip(paths, records, strict=True))
-        house = full_house(make_house)
+        deployment = full_deployment(make_deployment)
         closing = origin.on(None, bad.header("Connection", "close"))  # a try on a kept connection would not count
         for path in cached:
-            assert house.get(path).status == 200
+            assert deployment.get(path).status == 200
         origin.mend(closing)
-        memory = stack.enter_context(MemoryBound(house))
-        pumps = [stack.enter_context(Pump(house.address, path, of_each)) for _, path in wanted]
+        memory = stack.enter_context(MemoryBound(deployment))
+        pumps = [stack.enter_context(Pump(deployment.address, path, of_each)) for _, path in wanted]
         down = origin.on(None, bad.hanging_up("rst"))
         origin.forget()
         answers = run_together(pumps, of_each, seconds)

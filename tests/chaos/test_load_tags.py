@@ -7,16 +7,16 @@ from statistics import median
 
 import pytest
 
-from tests import misbehaviour as bad
 from tests.chaos.bounds import MemoryBound
 from tests.chaos.cells import State
 from tests.chaos.history import Move, Outage, find_violations
 from tests.chaos.limits import FAST_S, PACE, PROBE_EVERY_S
 from tests.chaos.loads import DIES, MOVED, STEADY, KeepLoad, note
 from tests.chaos.pump import Answer, Pump
-from tests.chaos.test_load_blobs import full_house
-from tests.house import CHECK_TIMEOUT_S, House
-from tests.origin import Origin
+from tests.chaos.test_load_blobs import full_deployment
+from tests.support import misbehaviour as bad
+from tests.support.deployment import CHECK_TIMEOUT_S, Deployment
+from tests.support.fake_registry import Origin
 
 CHECK_INTERVAL_S = 1
 SLACK_S = 1.0  # two cores, shared with everything else that runs
@@ -67,7 +67,7 @@ def _assert_fast(answers: list[Answer], before: list[Answer]) -> None:
 @pytest.mark.parametrize("state", [State.TAG_CACHED, State.TAG_COLD])
 @pytest.mark.parametrize(("rate_per_s", "seconds"), RATES)
 def test_a_herd_on_a_tag(
-    make_house: Callable[..., House],
+    make_deployment: Callable[..., Deployment],
     origin: Origin,
     keep_load: KeepLoad,
     event: str,
@@ -79,11 +79,11 @@ def test_a_herd_on_a_tag(
     began_at = time.monotonic()
     moves = [Move(origin.add_image("app", "latest", [b"one"]).digest, began_at, began_at)]
     with keep_load("L03", event, state) as (record,):
-        house = full_house(make_house, upstream={"check_interval": f"{CHECK_INTERVAL_S}s"})
+        deployment = full_deployment(make_deployment, upstream={"check_interval": f"{CHECK_INTERVAL_S}s"})
         if state is State.TAG_CACHED:
-            assert house.get(PATH).status == 200
+            assert deployment.get(PATH).status == 200
         origin.forget()
-        with MemoryBound(house) as memory, Pump(house.address, PATH, CONNECTIONS) as pump:
+        with MemoryBound(deployment) as memory, Pump(deployment.address, PATH, CONNECTIONS) as pump:
             before = pump.run(rate_per_s, seconds / 2)
             heads_before = origin.count("manifest", "HEAD")
             happened_at = time.monotonic()
@@ -115,16 +115,21 @@ def test_a_herd_on_a_tag(
 @pytest.mark.parametrize("event", EVENTS)
 @pytest.mark.parametrize(("rate_per_s", "seconds"), RATES)
 def test_a_herd_on_the_manifest_by_its_digest(
-    make_house: Callable[..., House], origin: Origin, keep_load: KeepLoad, event: str, rate_per_s: int, seconds: int
+    make_deployment: Callable[..., Deployment],
+    origin: Origin,
+    keep_load: KeepLoad,
+    event: str,
+    rate_per_s: int,
+    seconds: int,
 ) -> None:
     """Whatever happens to the tag and to the upstream: the same, as fast, and nobody is asked."""
     image = origin.add_image("app", "latest", [b"one"])
     with keep_load("L03", event, State.MANIFEST) as (record,):
-        house = full_house(make_house)
-        assert house.get(PATH).status == 200
+        deployment = full_deployment(make_deployment)
+        assert deployment.get(PATH).status == 200
         origin.forget()
         path = f"/v2/up.test/app/manifests/{image.digest}"
-        with MemoryBound(house) as memory, Pump(house.address, path, CONNECTIONS) as pump:
+        with MemoryBound(deployment) as memory, Pump(deployment.address, path, CONNECTIONS) as pump:
             before = pump.run(rate_per_s, seconds / 2)
             _happen(origin, event)
             after = pump.run(rate_per_s, seconds / 2)

@@ -6,18 +6,18 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from tests.bodies import digest_of
-from tests.bucket.place import Place
-from tests.bucket.pulls import NAME, REPO, add_index, layer, put_by_hand
-from tests.bucket.test_touch import QUIET_S, see_young
-from tests.bucket.witness import Witness
 from tests.chaos.bounds import MemoryBound
 from tests.chaos.cells import State
 from tests.chaos.loads import OLD, KeepLoad, note
-from tests.client import ask
-from tests.house import House, stays
-from tests.origin import Origin
-from tests.stores.proxy import Proxy
+from tests.s3.service.place import Place
+from tests.s3.service.pulls import NAME, REPO, add_index, layer, put_by_hand
+from tests.s3.service.test_touch import QUIET_S, see_young
+from tests.s3.service.witness import Witness
+from tests.s3.store.proxy import Proxy
+from tests.support.bodies import digest_of
+from tests.support.deployment import Deployment, stays
+from tests.support.fake_registry import Origin
+from tests.support.http_client import ask
 
 HITS = 1_000
 AT_ONCE = 8
@@ -35,26 +35,26 @@ def _put_old(place: Place, origin: Origin, state: State) -> tuple[str, set[str]]
     return f"manifests/{reference}", put_by_hand(place, origin, reference, days_ago=DAYS)
 
 
-def _hit(house: House, path: str) -> float:
+def _hit(deployment: Deployment, path: str) -> float:
     """Ask for the same many times, a few at once; seconds."""
     began_at = time.monotonic()
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        statuses = list(pool.map(lambda _: ask(house.address, path).status, range(HITS)))
+        statuses = list(pool.map(lambda _: ask(deployment.address, path).status, range(HITS)))
     assert statuses == [200] * HITS
     return time.monotonic() - began_at
 
 
 @pytest.mark.parametrize("state", [State.TAG_CACHED, State.MANIFEST, State.BLOB_CACHED])
 def test_a_thousand_hits_on_what_is_old(
-    start: Callable[..., House], place: Place, proxy: Proxy, origin: Origin, keep_load: KeepLoad, state: State
+    start: Callable[..., Deployment], place: Place, proxy: Proxy, origin: Origin, keep_load: KeepLoad, state: State
 ) -> None:
     """What is asked for and all that it names, the pointer of the tag too, is copied onto itself once."""
     path, keys = _put_old(place, origin, state)
     with keep_load("L05", OLD, state) as (record,):
-        house = start(proxy.host, workers=WORKERS, upstream={"check_interval": "60s"})
+        deployment = start(proxy.host, workers=WORKERS, upstream={"check_interval": "60s"})
         witness = Witness(proxy)
-        with MemoryBound(house) as memory:
-            took_s = _hit(house, f"/v2/{NAME}/{path}")
+        with MemoryBound(deployment) as memory:
+            took_s = _hit(deployment, f"/v2/{NAME}/{path}")
             see_young(place, keys)
             stays(lambda: witness.copies() == dict.fromkeys(keys, 1), "one copy each", QUIET_S)
         seen = f"{HITS:,} hits in {took_s:.1f} s, objects: {len(keys)}, copies: {witness.copies().total()}"

@@ -14,7 +14,7 @@ from tests.chaos.runs import run
 from tests.chaos.seeds import environ_of
 from tests.chaos.stories import Trouble
 from tests.chaos.upstream import FAULTS
-from tests.rig.toxiproxy import Toxiproxy
+from tests.support.toxiproxy import Toxiproxy
 
 TROUBLES = {f"{fault.id} {trouble.name}": trouble for fault in FAULTS for trouble in fault.variants}
 
@@ -22,7 +22,7 @@ TROUBLES = {f"{fault.id} {trouble.name}": trouble for fault in FAULTS for troubl
 BUGS: dict[str, tuple[str, dict[State, str]]] = {
     "no_tail_withheld": (
         "U10 one bit at 1 %",
-        {State.BLOB_COLD: "WRONG BYTES SERVED WHOLE", State.BLOB_FLIGHT: "WRONG BYTES SERVED WHOLE"},
+        {State.BLOB_COLD: "WRONG BYTES SERVED WHOLE", State.BLOB_DOWNLOAD: "WRONG BYTES SERVED WHOLE"},
     ),
     "no_breaker": (
         "U14 503",

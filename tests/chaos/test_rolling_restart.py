@@ -6,9 +6,9 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
-from tests.client import ask
-from tests.house import House
-from tests.origin import Origin
+from tests.support.deployment import Deployment
+from tests.support.fake_registry import Origin
+from tests.support.http_client import ask
 
 PULLS_PER_S = 50
 CLIENTS = 10
@@ -18,11 +18,11 @@ NOTICE_S = 0.5
 LAYER = b"a layer of a rolling restart" * 10_000
 
 
-def test_a_rolling_restart_fails_no_pull(make_house: Callable[..., House], origin: Origin) -> None:
+def test_a_rolling_restart_fails_no_pull(make_deployment: Callable[..., Deployment], origin: Origin) -> None:
     """Fifty pulls a second over two servers: each pull succeeds, at the latest with its third try."""
     image = origin.add_image("app", "v1", [LAYER])
     paths = [("/v2/up.test/app/manifests/v1", image.body), (f"/v2/up.test/app/blobs/{image.layers[0]}", LAYER)]
-    houses = [make_house(workers=2) for _ in range(2)]
+    deployments = [make_deployment(workers=2) for _ in range(2)]
     done = threading.Event()
     failed: list[str] = []
     counts = itertools.count()
@@ -32,16 +32,16 @@ def test_a_rolling_restart_fails_no_pull(make_house: Callable[..., House], origi
         while not done.wait(CLIENTS / PULLS_PER_S):
             next(counts)
             for path, truth in paths:
-                if not _pull(houses, client, path, truth, retried):
+                if not _pull(deployments, client, path, truth, retried):
                     failed.append(path)
 
     with ThreadPoolExecutor(CLIENTS) as pool:
         clients = [pool.submit(pull_again_and_again, number) for number in range(CLIENTS)]
-        for house in houses:
-            (house.dockyard.storage / "run" / "draining").touch()
+        for deployment in deployments:
+            (deployment.dockyard.storage / "run" / "draining").touch()
             time.sleep(NOTICE_S)  # what a balancer is given to notice
-            house.dockyard.stop()
-            house.dockyard.start()
+            deployment.dockyard.stop()
+            deployment.dockyard.start()
         done.set()
         for each in clients:
             each.result()
@@ -50,11 +50,11 @@ def test_a_rolling_restart_fails_no_pull(make_house: Callable[..., House], origi
     assert next(retried) > 0, "nobody ever met a server that was away"
 
 
-def _pull(houses: list[House], client: int, path: str, truth: bytes, retried: "itertools.count[int]") -> bool:
+def _pull(deployments: list[Deployment], client: int, path: str, truth: bytes, retried: "itertools.count[int]") -> bool:
     """Ask one server, then the other, then the first again."""
     for attempt in range(TRIES):
         try:
-            reply = ask(houses[(client + attempt) % len(houses)].address, path)
+            reply = ask(deployments[(client + attempt) % len(deployments)].address, path)
             if reply.status == 200 and reply.body == truth:
                 return True
         except OSError:

@@ -13,7 +13,7 @@ import pytest
 
 from tests.chaos.pullers import NAME, Pullers, Truth, digests_of
 from tests.chaos.town import ALL, Nemesis, Town
-from tests.house import eventually
+from tests.support.deployment import eventually
 
 CLIENTS = 32
 LASTING_S = (0.3, 4.0)
@@ -67,7 +67,7 @@ def test_nothing_wrong_under_random_faults(
     done = threading.Event()
     with (
         Nemesis(town, ALL, Random(seed), lasting_s=LASTING_S, calm_s=CALM_S) as nemesis,
-        Pullers(town.house, truth, CLIENTS, seed, lambda: nemesis.is_on) as pullers,
+        Pullers(town.deployment, truth, CLIENTS, seed, lambda: nemesis.is_on) as pullers,
     ):
         began_at, number = time.monotonic(), TAGS
         while pullers.under_fault < responses and not pullers.wrong and time.monotonic() - began_at < seconds:
@@ -89,5 +89,5 @@ def test_nothing_wrong_under_random_faults(
 
 
 def _is_right(town: Town, digest: str, body: bytes) -> bool:
-    reply = town.house.get(f"/v2/{NAME}/manifests/{digest}")
+    reply = town.deployment.get(f"/v2/{NAME}/manifests/{digest}")
     return (reply.status, reply.body) == (200, body)

@@ -15,7 +15,7 @@ import pytest
 from tests.chaos.history import Move, Outage, find_violations
 from tests.chaos.pump import Answer, Pump
 from tests.chaos.town import HISTORY, OUTAGES, Episode, Nemesis, Town
-from tests.origin import Origin
+from tests.support.fake_registry import Origin
 
 CHECK_TIMEOUT_S = 2
 CHECK_INTERVAL_S = 0.5
@@ -87,7 +87,7 @@ def test_the_history_of_a_tag(make_town: Callable[..., Town], seed: int, seconds
     path = "/v2/up.test/app/manifests/latest"
     with (
         Writer(town.origin, Random(f"writer {seed}")) as writer,
-        Pump(town.house.address, path, CONNECTIONS) as pump,
+        Pump(town.deployment.address, path, CONNECTIONS) as pump,
     ):
         with Nemesis(town, HISTORY, dice, lasting_s=LASTING_S, calm_s=CALM_S) as nemesis:
             pump.run(QUESTIONS_PER_S, seconds)

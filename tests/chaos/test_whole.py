@@ -5,7 +5,6 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.bucket.place import Place
 from tests.chaos import (
     bucket_damage,
     bucket_outages,
@@ -20,6 +19,7 @@ from tests.chaos import (
 )
 from tests.chaos.cells import Record, State
 from tests.chaos.scenes import Fault, Plot, run
+from tests.s3.service.place import Place
 
 FAULTS = (
     *bucket_outages.FAULTS,

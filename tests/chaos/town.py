@@ -18,13 +18,13 @@ from typing import Self
 
 import attrs
 
-from tests import misbehaviour as bad
-from tests.bucket.place import Place
 from tests.chaos.audit import audit_directory
 from tests.chaos.clock import Clock
-from tests.house import House, eventually
-from tests.origin import Change, Origin
-from tests.rig.toxiproxy import Way
+from tests.s3.service.place import Place
+from tests.support import misbehaviour as bad
+from tests.support.deployment import Deployment, eventually
+from tests.support.fake_registry import Change, Origin
+from tests.support.toxiproxy import Way
 
 HOUR_S = 3600
 SETTLE_S = 20.0
@@ -36,7 +36,7 @@ class Town:
     """All of it."""
 
     origin: Origin
-    house: House
+    deployment: Deployment
     place: Place
     bucket: Way
     clock: Clock
@@ -44,16 +44,18 @@ class Town:
 
     def worker(self, dice: Random) -> int | None:
         """One of the workers; None when there is none at the moment."""
-        pids = self.house.dockyard.worker_pids()
+        pids = self.deployment.dockyard.worker_pids()
         return dice.choice(pids) if pids else None
 
     def audit(self) -> list[str]:
         """Read all that is stored: one line for each object that is not what its name says."""
-        return audit_directory(self.house.dockyard.storage) + self.place.audit()
+        return audit_directory(self.deployment.dockyard.storage) + self.place.audit()
 
     def settle(self) -> None:
         """Wait until all workers serve and nothing is being fetched or published."""
-        eventually(lambda: len(self.house.dockyard.worker_pids()) == self.workers, "all workers are back", SETTLE_S)
+        eventually(
+            lambda: len(self.deployment.dockyard.worker_pids()) == self.workers, "all workers are back", SETTLE_S
+        )
 
 
 def send(pid: int | None, number: signal.Signals) -> None:
@@ -126,7 +128,7 @@ def frozen(town: Town, dice: Random) -> Iterator[None]:
     try:
         yield
     finally:
-        if pid in town.house.dockyard.worker_pids():
+        if pid in town.deployment.dockyard.worker_pids():
             send(pid, signal.SIGCONT)
 
 

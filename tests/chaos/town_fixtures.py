@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 
-from tests.bucket.place import Place
 from tests.chaos.clock import Clock
 from tests.chaos.town import Town
-from tests.house import open_house
-from tests.origin import Origin
-from tests.rig.toxiproxy import Toxiproxy
-from tests.stores.conftest import minio
-from tests.stores.servers import Server
+from tests.s3.service.place import Place
+from tests.s3.store.conftest import minio
+from tests.s3.store.servers import Server
+from tests.support.deployment import open_deployment
+from tests.support.fake_registry import Origin
+from tests.support.toxiproxy import Toxiproxy
 
 __all__ = ["make_town", "minio"]
 
@@ -32,8 +32,8 @@ def make_town(minio: Server, toxiproxy: Toxiproxy, tmp_path: Path) -> Iterator[C
             bucket = stack.enter_context(contextlib.closing(toxiproxy.way(minio.port)))
             clock = Clock(directory)
             origin = stack.enter_context(Origin())
-            house = stack.enter_context(
-                open_house(
+            deployment = stack.enter_context(
+                open_deployment(
                     origin,
                     directory,
                     workers=workers,
@@ -42,6 +42,6 @@ def make_town(minio: Server, toxiproxy: Toxiproxy, tmp_path: Path) -> Iterator[C
                     **settings,
                 )
             )
-            return Town(origin, house, place, bucket, clock, workers)
+            return Town(origin, deployment, place, bucket, clock, workers)
 
         yield make

@@ -15,8 +15,8 @@ from tests.chaos.lanes import REPO, wait_for
 from tests.chaos.limits import SLACK_S
 from tests.chaos.outcomes import Got, Outcome, Seen, cut, hit, hit1, new
 from tests.chaos.scenes import MIB, Fault, Part, Plot, Scene
-from tests.client import Download, ask
-from tests.faults.watch import workers_of_ports, writers
+from tests.processes.watch import workers_of_ports, writers
+from tests.support.http_client import StreamedReply, ask
 
 WORKERS = 4
 LAYER_BYTES = 12 * MIB
@@ -71,11 +71,12 @@ def _blob_cached(part: Part) -> None:
     part.warm(path, truth.data)
     with contextlib.ExitStack() as stack:
         readers = [
-            stack.enter_context(Download(part.house.address, path, receive_buffer=READ_BYTES)) for _ in range(CLIENTS)
+            stack.enter_context(StreamedReply(part.deployment.address, path, receive_buffer=READ_BYTES))
+            for _ in range(CLIENTS)
         ]
         for reader in readers:
             assert truth.data.startswith(reader.head().read(READ_BYTES))
-        by_port = workers_of_ports(part.house)
+        by_port = workers_of_ports(part.deployment)
         part.scene.props["readers"] = {reader: by_port[reader.socket.getsockname()[1]] for reader in readers}
         part.meet()
         victim, workers = part.scene.props["victim"], part.scene.props["readers"]
@@ -92,17 +93,17 @@ def _blob_cold(part: Part) -> None:
     connect_again(part, path, truth.data)
 
 
-def _flight(part: Part) -> None:
+def _download(part: Part) -> None:
     truth = part.lane.layers["cold"]
-    with part.flight(CLIENTS) as crowd:
+    with part.download(CLIENTS) as crowd:
         (owner,) = (
-            pid for pid, paths in writers(part.house).items() if any(truth.digest[7:] in path for path in paths)
+            pid for pid, paths in writers(part.deployment).items() if any(truth.digest[7:] in path for path in paths)
         )
-        by_port = workers_of_ports(part.house)
+        by_port = workers_of_ports(part.deployment)
         workers = {id(each): by_port[each.socket.getsockname()[1]] for each in crowd.members}
-        assert set(workers.values()) == set(part.house.dockyard.worker_pids()), "not every worker has a client"
+        assert set(workers.values()) == set(part.deployment.dockyard.worker_pids()), "not every worker has a client"
         part.scene.props["owner"] = owner
-        part.meet_in_flight()
+        part.meet_in_download()
         got = part.land(crowd)
         ends = dict(zip(map(id, crowd.members), got, strict=True))
     judge_groups(part, ends, workers, truth.digest)
@@ -110,7 +111,7 @@ def _flight(part: Part) -> None:
     part.check(sent <= 2 * truth.size, f"{sent} bytes from upstream for a layer of {truth.size}")
 
 
-def finish(part: Part, reader: Download) -> Got:
+def finish(part: Part, reader: StreamedReply) -> Got:
     """Read a download of the cached layer to its end."""
     truth = part.lane.layers["cached"].data
     before = reader.received
@@ -157,7 +158,7 @@ def _kill_owner(scene: Scene) -> None:
 
 
 def _kill_another(scene: Scene) -> None:
-    _kill(scene, next(pid for pid in scene.house.dockyard.worker_pids() if pid != scene.props["owner"]))
+    _kill(scene, next(pid for pid in scene.deployment.dockyard.worker_pids() if pid != scene.props["owner"]))
 
 
 def _kill(scene: Scene, pid: int) -> None:
@@ -167,17 +168,17 @@ def _kill(scene: Scene, pid: int) -> None:
 
 
 def _prove_killed(scene: Scene) -> None:
-    assert scene.props["victim"] not in scene.house.dockyard.worker_pids(), "nobody was killed"
+    assert scene.props["victim"] not in scene.deployment.dockyard.worker_pids(), "nobody was killed"
 
 
 def _all_serve(scene: Scene) -> None:
     """Four workers, each with its shard, and nothing partial left."""
-    house = scene.house
-    wait_for(lambda: len(house.dockyard.worker_pids()) == WORKERS, "four workers", 10.0)
-    wait_for(lambda: not house.partial_files(), "no partial file", 10.0)
+    deployment = scene.deployment
+    wait_for(lambda: len(deployment.dockyard.worker_pids()) == WORKERS, "four workers", 10.0)
+    wait_for(lambda: not deployment.partial_files(), "no partial file", 10.0)
     lane = scene.control
     for _ in range(4 * WORKERS):
-        assert ask(house.address, lane.blob_path("cached")).body == lane.layers["cached"].data
+        assert ask(deployment.address, lane.blob_path("cached")).body == lane.layers["cached"].data
 
 
 TELL = {
@@ -186,7 +187,7 @@ TELL = {
     State.MANIFEST: _manifest,
     State.BLOB_CACHED: _blob_cached,
     State.BLOB_COLD: _blob_cold,
-    State.BLOB_FLIGHT: _flight,
+    State.BLOB_DOWNLOAD: _download,
 }
 
 
@@ -197,7 +198,7 @@ def _outcomes(gets: int, cut_s: float) -> dict[State, tuple[Outcome, ...]]:
         State.MANIFEST: (hit(), new()),
         State.BLOB_CACHED: (hit(), cut_by_death(cut_s)),
         State.BLOB_COLD: (new(),),
-        State.BLOB_FLIGHT: (goes_on(gets), cut_by_death(cut_s)),
+        State.BLOB_DOWNLOAD: (goes_on(gets), cut_by_death(cut_s)),
     }
 
 
@@ -252,7 +253,7 @@ def _freeze_for_a_while(scene: Scene) -> None:
 
 
 def _prove_awake(scene: Scene) -> None:
-    assert scene.props["victim"] in scene.house.dockyard.worker_pids(), "the worker was killed before it woke up"
+    assert scene.props["victim"] in scene.deployment.dockyard.worker_pids(), "the worker was killed before it woke up"
 
 
 def _tag_moves(part: Part) -> None:
@@ -268,9 +269,9 @@ def _tag_moves(part: Part) -> None:
 def _is_not_moved_back(scene: Scene) -> None:
     """Long after the waking: who slept has not written what it knew."""
     lane = scene.lanes[State.TAG_CACHED]
-    pointer = scene.house.dockyard.storage / "cache" / "manifests" / lane.prefix / REPO / "tags" / "cached"
+    pointer = scene.deployment.dockyard.storage / "cache" / "manifests" / lane.prefix / REPO / "tags" / "cached"
     for _ in range(4 * WORKERS):
-        reply = ask(scene.house.address, lane.manifest_path("cached"))
+        reply = ask(scene.deployment.address, lane.manifest_path("cached"))
         assert reply.body == lane.images["cold"].body, "the tag has moved back"
     assert pointer.read_text() == lane.images["cold"].digest, "the pointer of the tag has moved back"
 
@@ -283,7 +284,7 @@ def _frozen(direct: Outcome) -> dict[State, tuple[Outcome, ...]]:
         State.MANIFEST: (attrs.evolve(hit(), **within), attrs.evolve(new(2), **within)),
         State.BLOB_CACHED: (hit(), direct),
         State.BLOB_COLD: (attrs.evolve(new(WORKERS), is_stored=None, **within),),
-        State.BLOB_FLIGHT: (attrs.evolve(goes_on(WORKERS), is_stored=None, has_ranges=False), direct),
+        State.BLOB_DOWNLOAD: (attrs.evolve(goes_on(WORKERS), is_stored=None, has_ranges=False), direct),
     }
 
 
@@ -309,7 +310,7 @@ def _frozen_plot(
 
 def _wait_killed(scene: Scene) -> None:
     victim = scene.props["victim"]
-    wait_for(lambda: victim not in scene.house.dockyard.worker_pids(), "the watchdog kills", WATCHDOG_S)
+    wait_for(lambda: victim not in scene.deployment.dockyard.worker_pids(), "the watchdog kills", WATCHDOG_S)
 
 
 OWNER_FROZEN = Fault(

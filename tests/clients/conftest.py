@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from tests.clients.ways import OTHER_REGISTRY, WAYS, Way
-from tests.rig.clients import Containerd, Crane, DockerDaemon, Podman, Skopeo
-from tests.rig.dockyard import Dockyard, docker_hub, running
-from tests.rig.images import Pushed, push_docker, push_index
-from tests.rig.programs import Programs
-from tests.rig.registry import Registry
+from tests.support.dockyard import Dockyard, docker_hub, running
+from tests.support.image_clients import Containerd, Crane, DockerDaemon, Podman, Skopeo
+from tests.support.images import Pushed, push_docker, push_index
+from tests.support.programs import Programs
+from tests.support.registry import Registry
 
 KINDS: dict[str, Callable[[Registry, str, str], Pushed]] = {"index": push_index, "docker-v2": push_docker}
 

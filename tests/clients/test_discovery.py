@@ -10,13 +10,13 @@ from typing import TypeVar
 
 import pytest
 
-from tests.olareg_fixtures import olareg
-from tests.rig.artifacts import Cosign, Helm, Oras
-from tests.rig.clients import ClientError, Crane
-from tests.rig.dockyard import Dockyard, docker_hub
-from tests.rig.olareg import Olareg
-from tests.rig.programs import Programs
-from tests.rig.registry import Registry
+from tests.support.artifact_clients import Cosign, Helm, Oras
+from tests.support.dockyard import Dockyard, docker_hub
+from tests.support.image_clients import ClientError, Crane
+from tests.support.olareg import Olareg
+from tests.support.olareg_fixtures import olareg
+from tests.support.programs import Programs
+from tests.support.registry import Registry
 
 __all__ = ["olareg"]
 

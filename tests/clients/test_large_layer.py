@@ -2,10 +2,10 @@
 
 import pytest
 
-from tests.rig.clients import Crane, DockerDaemon, Skopeo
-from tests.rig.dockyard import Dockyard
-from tests.rig.images import push_large
-from tests.rig.registry import Registry
+from tests.support.dockyard import Dockyard
+from tests.support.image_clients import Crane, DockerDaemon, Skopeo
+from tests.support.images import push_large
+from tests.support.registry import Registry
 
 pytestmark = [pytest.mark.clients, pytest.mark.timeout(240)]  # 4 GiB written by three clients
 

@@ -6,11 +6,11 @@ import pytest
 
 from tests.clients.conftest import KINDS
 from tests.clients.ways import OTHER_REGISTRY, Way
-from tests.rig.clients import ClientError, Skopeo
-from tests.rig.dockyard import Dockyard
-from tests.rig.images import Pushed, push_index
-from tests.rig.registry import Registry
-from tests.rig.walk import walk
+from tests.support.dockyard import Dockyard
+from tests.support.image_clients import ClientError, Skopeo
+from tests.support.images import Pushed, push_index
+from tests.support.pull_image import walk
+from tests.support.registry import Registry
 
 pytestmark = pytest.mark.clients
 

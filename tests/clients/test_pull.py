@@ -7,8 +7,8 @@ import pytest
 
 from tests.clients.conftest import KINDS
 from tests.clients.ways import Way
-from tests.rig.images import Pushed
-from tests.rig.registry import Registry
+from tests.support.images import Pushed
+from tests.support.registry import Registry
 
 pytestmark = pytest.mark.clients
 

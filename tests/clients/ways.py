@@ -14,9 +14,9 @@ from pathlib import Path
 import attrs
 import pytest
 
-from tests.rig.clients import DEAD_PROXY, Containerd, Crane, DockerDaemon, Podman, Skopeo
-from tests.rig.dockyard import Dockyard
-from tests.rig.images import Pushed
+from tests.support.dockyard import Dockyard
+from tests.support.image_clients import DEAD_PROXY, Containerd, Crane, DockerDaemon, Podman, Skopeo
+from tests.support.images import Pushed
 
 Digests = frozenset[str]
 

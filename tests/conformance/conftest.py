@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from tests.conformance.suite import Outcome, run_suite
-from tests.olareg_fixtures import olareg
-from tests.rig.olareg import Olareg
-from tests.rig.programs import Programs
-from tests.rig.registry import Registry
+from tests.support.olareg import Olareg
+from tests.support.olareg_fixtures import olareg
+from tests.support.programs import Programs
+from tests.support.registry import Registry
 
 __all__ = ["olareg", "straight", "suite"]
 

@@ -12,9 +12,9 @@ import pytest
 
 from tests.conformance.split import Room, Split
 from tests.conformance.suite import Outcome, run_suite
-from tests.rig.dockyard import Dockyard, docker_hub
-from tests.rig.olareg import Olareg
-from tests.rig.registry import Registry
+from tests.support.dockyard import Dockyard, docker_hub
+from tests.support.olareg import Olareg
+from tests.support.registry import Registry
 
 pytestmark = pytest.mark.clients
 

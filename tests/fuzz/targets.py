@@ -14,8 +14,8 @@ from pathlib import Path
 import attrs
 from urllib3.util import parse_url
 
-from dockyard.addresses import Origin
-from dockyard.config import SettingsError, load, show
+from dockyard.config.hosts import Origin
+from dockyard.config.settings import SettingsError, load, show
 from dockyard.errors import (
     BadUpstream,
     DigestInvalid,
@@ -31,15 +31,15 @@ from dockyard.oci.ranges import MAX_RANGES, parse_ranges
 from dockyard.oci.reference import Digest, Name, Tag, parse_reference
 from dockyard.routing import Router
 from dockyard.storage.keys import blob_key, manifest_key, tag_key
-from dockyard.upstream.faults import Fault
-from dockyard.upstream.helpers import HelperFailed, _parse
+from dockyard.upstream.credential_helper import HelperFailed, _parse
+from dockyard.upstream.errors import Fault
 from dockyard.upstream.keychain import Keychain
-from dockyard.upstream.places import NotAPlace, Place, next_place, parse_place
-from dockyard.upstream.zones import find_spelt_zone, zone_of
-from dockyard.web.asgi import MAX_PATH_BYTES, _check
+from dockyard.upstream.network_zones import find_spelt_zone, zone_of
+from dockyard.upstream.urls import NotAPlace, Place, next_place, parse_place
 from dockyard.web.paths import PathRouter
-from tests.test_oci_reference import is_component
-from tests.test_web_paths import Endpoint
+from dockyard.web.request_filter import MAX_PATH_BYTES, _check
+from tests.unit.oci.test_reference import is_component
+from tests.unit.web.test_paths import Endpoint
 
 CANARY = "canary-2b9e"
 HEX = "0123456789abcdef" * 4

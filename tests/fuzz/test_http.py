@@ -7,12 +7,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.client import ask
 from tests.fuzz.budget import runs
-from tests.house import House, open_house
-from tests.origin import Origin
 from tests.security.corpus import CORPUS, INNER, LAST
 from tests.security.raw import count_requests, talk
+from tests.support.deployment import Deployment, open_deployment
+from tests.support.fake_registry import Origin
+from tests.support.http_client import ask
 
 HEX = "0123456789abcdef" * 4
 PIECES = [
@@ -62,10 +62,10 @@ BEGINNINGS = [each.data[:3000] for each in CORPUS if b"://" not in each.data]
 
 
 @pytest.fixture(scope="module")
-def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
-    """Give a house with something in it."""
-    with Origin() as origin, open_house(origin, tmp_path_factory.mktemp("house")) as house:
-        yield house
+def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
+    """Give a deployment with something in it."""
+    with Origin() as origin, open_deployment(origin, tmp_path_factory.mktemp("deployment")) as deployment:
+        yield deployment
 
 
 @st.composite
@@ -81,12 +81,12 @@ def mutated(draw: st.DrawFn) -> bytes:
 
 @settings(max_examples=runs(150), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=mutated())
-def test_f8_raw_http(house: House, data: bytes) -> None:
+def test_f8_raw_http(deployment: Deployment, data: bytes) -> None:
     """F8: never more answers than a strict reader finds requests, never 5xx, and the next connection is served."""
-    answered = talk(house.address, data, limit_s=0.3)
+    answered = talk(deployment.address, data, limit_s=0.3)
     assert len(answered.statuses) <= count_requests(data)
     assert all(status < 500 or status == 501 for status in answered.statuses)
-    assert talk(house.address, LAST).statuses == (200,)
+    assert talk(deployment.address, LAST).statuses == (200,)
 
 
 SEGMENTS = [
@@ -156,12 +156,12 @@ made_up = st.lists(st.sampled_from(SEGMENTS), min_size=1, max_size=7).map(lambda
     headers=st.dictionaries(st.sampled_from([name for name, _ in HEADERS]), st.sampled_from([v for _, v in HEADERS])),
     method=st.sampled_from(METHODS) | st.just("GET"),
 )
-def test_f11_endpoints(house: House, path: str, query: str, headers: dict[str, str], method: str) -> None:
+def test_f11_endpoints(deployment: Deployment, path: str, query: str, headers: dict[str, str], method: str) -> None:
     """F11: every answer has a status that is documented and the form that goes with it; HEAD is GET without a body."""
-    house.origin.add_image("app", "v1")
+    deployment.origin.add_image("app", "v1")
     if headers.get("Range") == "":
         headers = {}
-    reply = ask(house.address, path + query, headers, method=method)
+    reply = ask(deployment.address, path + query, headers, method=method)
     assert reply.status in STATUSES, reply
     assert reply.header("X-Content-Type-Options") == "nosniff"
     if reply.status >= 400 and method != "HEAD":
@@ -172,6 +172,6 @@ def test_f11_endpoints(house: House, path: str, query: str, headers: dict[str, s
     if method not in ("GET", "HEAD"):
         assert reply.status in (400, 405, 414)
     if method == "GET":
-        head = ask(house.address, path + query, headers, method="HEAD")
+        head = ask(deployment.address, path + query, headers, method="HEAD")
         assert (head.status, head.body) in [(reply.status, b""), *([(200, b"")] if reply.status in (206, 416) else [])]
         assert head.header("Content-Type") == reply.header("Content-Type") or reply.status in (206, 416)

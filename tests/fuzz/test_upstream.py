@@ -11,15 +11,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dockyard.config import Secret, StorageSettings
+from dockyard.config.settings import Secret, StorageSettings
 from dockyard.oci.reference import Digest, Name, Tag
-from dockyard.storage.s3 import S3Body, S3Tier, StorageFault
-from tests.bodies import Bytes
+from dockyard.s3 import S3Body, S3Store, StorageFault
 from tests.fuzz.budget import runs
-from tests.house import House, open_house, upstream
-from tests.origin import OCI_INDEX, OCI_MANIFEST, Origin
-from tests.stores.proxy import Proxy, Say
-from tests.wire import Answer, Request
+from tests.s3.store.proxy import Proxy, Say
+from tests.support.bodies import Bytes
+from tests.support.deployment import Deployment, open_deployment, upstream
+from tests.support.fake_registry import OCI_INDEX, OCI_MANIFEST, Origin
+from tests.support.raw_http import Answer, Request
 
 PREFIXES = 300  # a breaker that has opened keeps its own upstream back only
 KINDS = ("manifests/v1", "manifests/{manifest}", "blobs/{blob}", "tags/list", "referrers/{manifest}")
@@ -108,20 +108,22 @@ def _spoil(parts: dict[str, Any], headers: dict[str, str]) -> Any:
 
 
 @pytest.fixture(scope="module")
-def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
-    """Give a house with many names for one upstream, and little patience; what it has kept is judged at the end."""
+def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
+    """Give a deployment with many names for one upstream and short limits; what it stored is checked at the end."""
     with Origin() as origin:
         entries = [upstream(f"up{number}.test", origin.url) for number in range(PREFIXES)]
         limits = {"check_timeout": "1s", "stall_timeout": "1s"}
-        with open_house(origin, tmp_path_factory.mktemp("house"), upstreams=entries, upstream=limits) as house:
-            yield house
-            assert _wrong_files(house) == []
+        with open_deployment(
+            origin, tmp_path_factory.mktemp("deployment"), upstreams=entries, upstream=limits
+        ) as deployment:
+            yield deployment
+            assert _wrong_files(deployment) == []
 
 
-def _wrong_files(house: House) -> list[str]:
+def _wrong_files(deployment: Deployment) -> list[str]:
     """Kept files whose bytes are not what their names say."""
     cache = [
-        path for path in house.dockyard.storage.glob("*/[bm]*s/**/*") if path.is_file() and "run" not in path.parts
+        path for path in deployment.dockyard.storage.glob("*/[bm]*s/**/*") if path.is_file() and "run" not in path.parts
     ]
     whole = [path for path in cache if "partial" not in path.parts and len(path.name) == 64]
     return [str(path) for path in whole if hashlib.sha256(path.read_bytes()).hexdigest() != path.name]
@@ -138,30 +140,30 @@ turns = iter(range(10**9))
     size=st.sampled_from(sorted(SIZES)),
 )
 def test_f9_an_upstream_that_answers_anything(
-    house: House, parts: dict[str, Any], headers: dict[str, str], times: int | None, size: str
+    deployment: Deployment, parts: dict[str, Any], headers: dict[str, str], times: int | None, size: str
 ) -> None:
     """F9: a response that is complete is right, an error is one of ours and short, and no request takes long."""
     turn = next(turns)
     repo = f"app-{turn}"
     blob = SIZES[size] + str(turn).encode()
-    image = house.origin.add_image(repo, "v1", [blob])
+    image = deployment.origin.add_image(repo, "v1", [blob])
     truth = {image.digest: image.body, image.layers[0]: blob}
-    rule = house.origin.on(None, _spoil(parts, headers), repo=repo, times=times)
+    rule = deployment.origin.on(None, _spoil(parts, headers), repo=repo, times=times)
     for kind in KINDS:
         path = kind.format(manifest=image.digest, blob=image.layers[0])
-        reply = house.get(f"/v2/up{turn % PREFIXES}.test/{repo}/{path}")
+        reply = deployment.get(f"/v2/up{turn % PREFIXES}.test/{repo}/{path}")
         assert reply.took_s < 14, path
         assert reply.status in STATUSES, (path, reply)
         if reply.status != 200:
             assert reply.error
-            house.assert_no_leak(reply)
+            deployment.assert_no_leak(reply)
         elif reply.is_complete and path.startswith(("manifests", "blobs")):
             digest = reply.header("Docker-Content-Digest") or ""
             assert f"sha256:{hashlib.sha256(reply.body).hexdigest()}" == digest
             assert "/v1" in path or reply.body == truth[digest]
         elif reply.is_complete:
             json.loads(reply.body)
-    house.origin.mend(rule)
+    deployment.origin.mend(rule)
 
 
 @pytest.fixture(scope="module")
@@ -173,12 +175,12 @@ def bucket() -> Iterator[Proxy]:
 
 
 @pytest.fixture(scope="module")
-def stored_house(bucket: Proxy, tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
-    """Give a house before that bucket."""
+def stored_deployment(bucket: Proxy, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
+    """Give a deployment before that bucket."""
     storage = {"endpoint": bucket.host, "bucket": "anything", "access_key": "a", "secret_key": "b", "use_ssl": False}
-    with Origin() as origin, open_house(origin, tmp_path_factory.mktemp("stored"), storage=storage) as house:
-        yield house
-        assert _wrong_files(house) == []
+    with Origin() as origin, open_deployment(origin, tmp_path_factory.mktemp("stored"), storage=storage) as deployment:
+        yield deployment
+        assert _wrong_files(deployment) == []
 
 
 XML = b"<?xml version='1.0'?><Error><Code>%s</Code></Error>"
@@ -231,25 +233,25 @@ s3_answers = st.builds(
 
 @settings(max_examples=runs(60), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(answer=s3_answers)
-def test_f10_a_bucket_that_answers_anything(stored_house: House, bucket: Proxy, answer: Say) -> None:
+def test_f10_a_bucket_that_answers_anything(stored_deployment: Deployment, bucket: Proxy, answer: Say) -> None:
     """F10: whatever the bucket says, a small image is pulled whole and right, at once."""
     turn = next(turns)
     repo, blob = f"stored-{turn}", BLOB + str(turn).encode()
-    image = stored_house.origin.add_image(repo, "v1", [blob])
+    image = stored_deployment.origin.add_image(repo, "v1", [blob])
     bucket.rule = lambda request: answer
     before = len(bucket.requests)
     truth = {f"manifests/{image.digest}": image.body, "manifests/v1": image.body, f"blobs/{image.layers[0]}": blob}
     for path, body in truth.items():
-        reply = stored_house.get(f"/v2/up.test/{repo}/{path}")
+        reply = stored_deployment.get(f"/v2/up.test/{repo}/{path}")
         if answer.status in (200, 206) and len(answer.body) > MIB and not reply.is_complete:
-            reply = stored_house.get(f"/v2/up.test/{repo}/{path}")  # it had begun before it was known to be wrong
+            reply = stored_deployment.get(f"/v2/up.test/{repo}/{path}")  # it had begun before it was known to be wrong
         assert (reply.status, reply.body) == (200, body), path
         assert reply.took_s < 14
-    assert len(bucket.requests) > before or "going without it" in stored_house.dockyard.said()
+    assert len(bucket.requests) > before or "going without it" in stored_deployment.dockyard.said()
 
 
 DIGEST, NAME, TAG = Digest.of(BLOB), Name("up.test/app"), Tag("v1")
-ASKED: dict[str, Callable[[S3Tier], object]] = {
+ASKED: dict[str, Callable[[S3Store], object]] = {
     "open_blob": lambda tier: _read(tier.open_blob(DIGEST)),
     "open_blob from 5": lambda tier: _read(tier.open_blob(DIGEST, 5)),
     "stat_blob": lambda tier: tier.stat_blob(DIGEST),
@@ -278,7 +280,7 @@ def test_f10_the_tier_takes_any_answer(bucket: Proxy, question: str, answer: Say
     )
     bucket.rule = lambda request: answer
     before = len(bucket.requests)
-    tier = S3Tier(kept, {})
+    tier = S3Store(kept, {})
     try:
         with suppress(StorageFault):
             ASKED[question](tier)

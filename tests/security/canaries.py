@@ -11,9 +11,9 @@ from urllib.parse import quote
 
 import attrs
 
-from tests.client import Reply
-from tests.house import House
-from tests.wire import Request
+from tests.support.deployment import Deployment
+from tests.support.http_client import Reply
+from tests.support.raw_http import Request
 
 LOGIN_HEADERS = {"authorization", "proxy-authorization"}
 
@@ -37,8 +37,8 @@ class Canary:
 
 
 @attrs.define(eq=False)
-class WatchedHouse(House):
-    """A house that remembers what it answered."""
+class WatchedDeployment(Deployment):
+    """A deployment that remembers what it answered."""
 
     replies: list[Reply] = attrs.field(factory=list)
 
@@ -56,7 +56,7 @@ class WatchedHouse(House):
         return reply
 
     def leaks(self, canaries: Sequence[Canary]) -> list[str]:
-        """Where canaries were found and must not be. Asks for the metrics, so the house must still run."""
+        """Where canaries were found and must not be. Asks for the metrics, so the deployment must still run."""
         return [f"{canary.text} in {where}" for canary in canaries for where in self._find(canary)]
 
     def _find(self, canary: Canary) -> Iterator[str]:

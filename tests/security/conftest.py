@@ -1,4 +1,4 @@
-"""Houses whose secrets are canaries; each is searched when its test has ended."""
+"""Deployments whose secrets are canaries; each is searched when its test has ended."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from tests.house import eventually, open_house, upstream
-from tests.house_fixtures import origin
-from tests.origin import Origin
-from tests.security.canaries import Canary, WatchedHouse
-from tests.stores.proxy import Proxy, error
+from tests.s3.store.proxy import Proxy, error
+from tests.security.canaries import Canary, WatchedDeployment
+from tests.support.deployment import eventually, open_deployment, upstream
+from tests.support.deployment_fixtures import origin
+from tests.support.fake_registry import Origin
 
 __all__ = ["origin"]
 
@@ -34,23 +34,23 @@ def logins(registry: str) -> list[dict[str, Any]]:
 
 
 @contextlib.contextmanager
-def watched(origin: Origin, directory: Path, **settings: Any) -> Iterator[WatchedHouse]:
-    """A house with logins; no canary may be found where it is not for, when all is over."""
+def watched(origin: Origin, directory: Path, **settings: Any) -> Iterator[WatchedDeployment]:
+    """A deployment with logins; no canary may be found where it is not for, when all is over."""
     settings.setdefault("upstreams", logins(origin.url))
-    with open_house(origin, directory, **settings) as opened:
-        house = WatchedHouse(opened.origin, opened.dockyard)
-        yield house
-        assert house.leaks(CANARIES) == []
+    with open_deployment(origin, directory, **settings) as opened:
+        deployment = WatchedDeployment(opened.origin, opened.dockyard)
+        yield deployment
+        assert deployment.leaks(CANARIES) == []
 
 
 @pytest.fixture
-def make_house(origin: Origin, tmp_path: Path) -> Iterator[Callable[..., WatchedHouse]]:
+def make_deployment(origin: Origin, tmp_path: Path) -> Iterator[Callable[..., WatchedDeployment]]:
     """Start a watched Dockyard of the test's own; what is given goes over its settings."""
-    with contextlib.ExitStack() as houses:
+    with contextlib.ExitStack() as deployments:
 
-        def start(**settings: Any) -> WatchedHouse:
-            directory = tmp_path / f"house-{len(list(tmp_path.glob('house-*')))}"
-            return houses.enter_context(watched(origin, directory, **settings))
+        def start(**settings: Any) -> WatchedDeployment:
+            directory = tmp_path / f"deployment-{len(list(tmp_path.glob('deployment-*')))}"
+            return deployments.enter_context(watched(origin, directory, **settings))
 
         yield start
 
@@ -64,15 +64,15 @@ def bucket() -> Iterator[Proxy]:
 
 
 @pytest.fixture(scope="package")
-def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WatchedHouse]:
-    """Give a house with one worker whose upstream stays well; its tests use names of their own."""
-    with Origin() as origin, watched(origin, tmp_path_factory.mktemp("house")) as house:
-        yield house
+def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WatchedDeployment]:
+    """Give a deployment with one worker whose upstream stays well; its tests use names of their own."""
+    with Origin() as origin, watched(origin, tmp_path_factory.mktemp("deployment")) as deployment:
+        yield deployment
 
 
 @pytest.fixture(scope="package")
-def edge(bucket: Proxy, tmp_path_factory: pytest.TempPathFactory) -> Iterator[WatchedHouse]:
-    """Give a house before an empty bucket, for what is refused: nothing is ever pulled from it."""
+def edge(bucket: Proxy, tmp_path_factory: pytest.TempPathFactory) -> Iterator[WatchedDeployment]:
+    """Give a deployment before an empty bucket, for what is refused: nothing is ever pulled from it."""
     storage = {
         "endpoint": bucket.host,
         "bucket": "nothing-here",
@@ -80,14 +80,14 @@ def edge(bucket: Proxy, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Wa
         "secret_key": STORE.text,
         "use_ssl": False,
     }
-    with Origin() as origin, watched(origin, tmp_path_factory.mktemp("edge"), storage=storage) as house:
+    with Origin() as origin, watched(origin, tmp_path_factory.mktemp("edge"), storage=storage) as deployment:
         eventually(lambda: bucket.counted()["GET uploads"], "the look at the bucket has ended")
-        yield house
+        yield deployment
 
 
 @pytest.fixture
-def asks_nobody(edge: WatchedHouse, bucket: Proxy) -> Iterator[None]:
-    """The test sends nothing that reaches the upstream or the bucket; after it the house answers as ever."""
+def asks_nobody(edge: WatchedDeployment, bucket: Proxy) -> Iterator[None]:
+    """The test sends nothing that reaches the upstream or the bucket; after it the deployment answers as ever."""
     before = edge.origin.count(), len(bucket.requests)
     yield
     assert (edge.origin.count(), len(bucket.requests)) == before

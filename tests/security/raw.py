@@ -12,7 +12,7 @@ from contextlib import suppress
 import attrs
 import h11
 
-from tests.client import READ_BYTES, parse_head
+from tests.support.http_client import READ_BYTES, parse_head
 
 LIMIT_S = 5.0
 

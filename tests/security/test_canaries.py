@@ -1,7 +1,7 @@
 """One run with a canary in the place of every secret there is, well and ill; then everything is searched.
 
-The other tests of this directory have three canaries in each house; this one has the rest as well: a keychain, a proxy,
-a token service, a bucket that is really kept in, presigned addresses.
+The other tests of this directory have three canaries in each deployment; this one has the rest as well: a keychain, a
+proxy, a token service, a bucket that is really kept in, presigned addresses.
 """
 
 import base64
@@ -11,18 +11,18 @@ from pathlib import Path
 
 import pytest
 
-from tests import misbehaviour as bad
-from tests.bucket.conftest import place, proxy
-from tests.bucket.place import Place
-from tests.client import ask
-from tests.gatekeeper import TokenService
-from tests.house import eventually, upstream
-from tests.origin import Origin, basic
-from tests.security.canaries import Canary, WatchedHouse, is_in
+from tests.s3.service.conftest import place, proxy
+from tests.s3.service.place import Place
+from tests.s3.store.conftest import minio
+from tests.s3.store.proxy import Proxy, error
+from tests.s3.store.servers import SECRET_KEY
+from tests.security.canaries import Canary, WatchedDeployment, is_in
 from tests.security.conftest import BEARER, CLIENT, PASSWORD
-from tests.stores.conftest import minio
-from tests.stores.proxy import Proxy, error
-from tests.stores.servers import SECRET_KEY
+from tests.support import misbehaviour as bad
+from tests.support.deployment import eventually, upstream
+from tests.support.fake_registry import Origin, basic
+from tests.support.gatekeeper import TokenService
+from tests.support.http_client import ask
 
 __all__ = ["minio", "place", "proxy"]
 
@@ -62,12 +62,12 @@ def _upstreams(origin: Origin) -> list[dict[str, object]]:
 
 
 def test_no_secret_is_where_it_should_not_be(
-    place: Place, proxy: Proxy, make_house: Callable[..., WatchedHouse], origin: Origin, tmp_path: Path
+    place: Place, proxy: Proxy, make_deployment: Callable[..., WatchedDeployment], origin: Origin, tmp_path: Path
 ) -> None:
     """Every way of logging in, with and without trouble: no canary is where it is not for, in whatever spelling."""
     origin.listen("cdn", "127.0.0.2")
     service = TokenService(origin)
-    house = make_house(
+    deployment = make_deployment(
         upstreams=_upstreams(origin),
         storage=place.storage(proxy.host, redirect=True),
         environ=_keychain(tmp_path / "docker", origin),
@@ -82,15 +82,17 @@ def test_no_secret_is_where_it_should_not_be(
             signed = f"{origin.listeners['cdn'].url}/cdn/{image.layers[0]}?X-Amz-Signature={SIGNED.text}"
             origin.on("blob", bad.redirected(signed), reference=image.layers[0], times=1)
             for path in (f"manifests/v{number}", f"blobs/{image.layers[0]}", "tags/list", "manifests/none"):
-                house.get(f"/v2/{prefix}.test/{repo}/{path}", **own)
+                deployment.get(f"/v2/{prefix}.test/{repo}/{path}", **own)
         if number == len(prefixes):  # from here on everything fails, and says all that it knows
             service.take_back()
             origin.on("token", lambda request, answer: answer.of(500, str(request).encode()), times=3)
             proxy.rule = lambda request: error(403, "AccessDenied", str(request.headers))
     assert len(place.listed()) > 10
-    _assert_used(house, proxy)
+    _assert_used(deployment, proxy)
     # The identity token goes in a form; the signature is in an address of the CDN, and there only.
-    found = [leak for leak in house.leaks(ALL) if not leak.startswith(f"{SIGNED.text} in a GET at the listener cdn")]
+    found = [
+        leak for leak in deployment.leaks(ALL) if not leak.startswith(f"{SIGNED.text} in a GET at the listener cdn")
+    ]
     assert found == []
     for canary in ALL:
         spellings = tuple(canary.spellings())
@@ -100,26 +102,26 @@ def test_no_secret_is_where_it_should_not_be(
             assert not is_in([key.encode(), place.get(key), str(place.stat(key)).encode()], spellings), (canary, key)
 
 
-def _assert_used(house: WatchedHouse, proxy: Proxy) -> None:
+def _assert_used(deployment: WatchedDeployment, proxy: Proxy) -> None:
     """The run has really shown each login to whom it is for."""
-    sent = {each.request.header("Authorization") for each in house.origin.seen()}
+    sent = {each.request.header("Authorization") for each in deployment.origin.seen()}
     assert {basic("ann", each.text) for each in (PASSWORD, KEYCHAIN, EXPANDED)} <= sent
     assert f"Bearer {BEARER.text}" in sent
-    assert any(IDENTITY.text in each.request.body.decode() for each in house.origin.seen("token"))
-    asked = [each.request.header("Proxy-Authorization") for each in house.origin.seen(listener="proxy")]
+    assert any(IDENTITY.text in each.request.body.decode() for each in deployment.origin.seen("token"))
+    asked = [each.request.header("Proxy-Authorization") for each in deployment.origin.seen(listener="proxy")]
     assert set(asked) == {basic("ann", PROXY.text)}
     assert any("AWS4-HMAC-SHA256" in each.headers.get("authorization", "") for each in proxy.requests)
 
 
 @pytest.mark.parametrize("where", ["log", "file", "name of a file", "another listener", "another header", "answer"])
-def test_the_search_finds_what_it_is_for(house: WatchedHouse, where: str) -> None:
+def test_the_search_finds_what_it_is_for(deployment: WatchedDeployment, where: str) -> None:
     """The harness itself: a canary that is put where it should not be is found, in base64 too."""
     canary = Canary(f"planted-{where.replace(' ', '-')}-77", frozenset({"registry"}))
     hidden = base64.b64encode(f"user:{canary.text}".encode()).decode()
-    planted = house.dockyard.storage / "planted"
+    planted = deployment.dockyard.storage / "planted"
     match where:
         case "log":
-            with house.dockyard.log.open("a") as file:
+            with deployment.dockyard.log.open("a") as file:
                 file.write(f"{hidden}\n")
         case "file":
             planted.write_text(f"..{hidden}..")
@@ -129,11 +131,11 @@ def test_the_search_finds_what_it_is_for(house: WatchedHouse, where: str) -> Non
         case "another listener" | "another header":
             name = "registry" if where == "another header" else "strange"
             if name == "strange":
-                house.origin.listen(name, "127.0.0.9")
+                deployment.origin.listen(name, "127.0.0.9")
             header = "Cookie" if where == "another header" else "Authorization"
-            listener = house.origin.listeners[name]
+            listener = deployment.origin.listeners[name]
             ask((listener.host, listener.port), "/v2/", {header: f"Basic {hidden}"})
         case "answer":
-            house.get(f"/v2/{canary.text}/blobs/x")
-    eventually(lambda: house.leaks([canary]), "the canary is found")
+            deployment.get(f"/v2/{canary.text}/blobs/x")
+    eventually(lambda: deployment.leaks([canary]), "the canary is found")
     planted.unlink(missing_ok=True)

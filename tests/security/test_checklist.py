@@ -8,11 +8,12 @@ upstream, 10 the bucket, 11 the endpoints).
 
 import ast
 from functools import cache
-from pathlib import Path
 
 import pytest
 
-TESTS = Path(__file__).parents[1]
+from tests.support.paths import ROOT
+
+TESTS = ROOT / "tests"
 LENGTHS = {"S": 4, "N": 10, "R": 7, "C": 9, "K": 5, "D": 10, "F": 11}
 
 READERS = ["fuzz/test_targets.py::test_readers_hold_against_anything"]
@@ -22,37 +23,37 @@ CHECKLIST = {
     "S2": ["security/test_raw_requests.py::test_s2_clients_that_wait_are_cut"],
     "S3": ["security/test_raw_requests.py::test_s3_the_body_of_a_post_is_not_waited_for"],
     "S4": ["security/test_raw_requests.py::test_s4_what_dockyard_cannot_see_is_settled_by_the_front"],
-    "N1": ["security/test_names.py::test_n1_bad_names", "cases/test_t01_names.py::test_t01_names_outside_the_grammar"],
+    "N1": ["security/test_names.py::test_n1_bad_names", "protocol/test_names.py::test_names_outside_the_grammar"],
     "N2": ["security/test_names.py::test_n2_bad_references"],
     "N3": [
         "security/test_names.py::test_n3_names_made_of_the_words_of_the_protocol",
-        "cases/test_t01_names.py::test_t07_a_repository_named_like_endpoints",
+        "protocol/test_names.py::test_a_repository_named_like_endpoints",
     ],
     "N4": [
         "security/test_names.py::test_n4_a_neighbour_of_a_prefix_does_not_get_its_login",
-        "cases/test_t08_routing.py::test_t10_the_longest_prefix_by_component",
+        "protocol/test_routing.py::test_the_longest_prefix_by_component",
     ],
     "N5": ["security/test_names.py::test_n5_one_path_at_two_upstreams"],
     "N6": [
         "security/test_names.py::test_n6_an_ns_that_is_given_twice",
-        "cases/test_t08_routing.py::test_t09_an_unknown_namespace_is_not_asked",
-        "cases/test_t08_routing.py::test_t09_a_listening_namespace_gets_no_connection",
+        "protocol/test_routing.py::test_an_unknown_namespace_is_not_asked",
+        "protocol/test_routing.py::test_a_listening_namespace_gets_no_connection",
     ],
     "N7": [
         "security/test_names.py::test_n7_ranges",
-        "cases/test_t24_ranges.py::test_t24_ranges_of_a_cold_and_a_warm_blob",
-        "cases/test_t24_ranges.py::test_t25_too_many_ranges_are_a_bad_request",
+        "protocol/test_ranges.py::test_ranges_of_a_cold_and_a_warm_blob",
+        "protocol/test_ranges.py::test_too_many_ranges_are_a_bad_request",
     ],
     "N8": ["security/test_names.py::test_n8_head_is_get_without_a_body"],
     "N9": [
-        "cases/test_t08_routing.py::test_t12_writing_is_not_supported",
-        "cases/test_t08_routing.py::test_t12_an_override_header_does_not_write",
-        "cases/test_t08_routing.py::test_t12_an_upload_is_refused_with_its_body_unread",
+        "protocol/test_routing.py::test_writing_is_not_supported",
+        "protocol/test_routing.py::test_an_override_header_does_not_write",
+        "protocol/test_routing.py::test_an_upload_is_refused_with_its_body_unread",
     ],
     "N10": ["security/test_names.py::test_n10_accept_changes_nothing"],
     "R1": [
         "security/test_ssrf.py::test_r1_redirects",
-        "cases/test_t35_redirects.py::test_t35_a_public_registry_may_not_send_us_to_a_private_address",
+        "protocol/test_redirects.py::test_a_public_registry_may_not_send_us_to_a_private_address",
     ],
     "R2": [
         "security/test_ssrf.py::test_r2_names_that_are_bound_anew",
@@ -61,24 +62,24 @@ CHECKLIST = {
     "R3": [
         "security/test_ssrf.py::test_r3_realms",
         "security/test_ssrf.py::test_r3_realms_of_strangers",
-        "test_oci_challenge.py::test_any_other_realm_gets_no_credentials",
+        "unit/oci/test_challenge.py::test_any_other_realm_gets_no_credentials",
     ],
     "R4": ["security/test_ssrf.py::test_r4_urls_in_a_manifest_are_not_followed"],
     "R5": [
         "security/test_ssrf.py::test_r5_a_private_registry_points_to_its_neighbours_only",
-        "cases/test_t35_redirects.py::test_t35_a_trusted_private_address_is_followed",
+        "protocol/test_redirects.py::test_a_trusted_private_address_is_followed",
     ],
     "R6": ["security/test_ssrf.py::test_r6_proxies_of_the_environment_are_not_used"],
     "R7": [
-        "cases/test_t35_redirects.py::test_t35_redirects_that_lead_nowhere",
-        "cases/test_t35_redirects.py::test_t35_eleven_hops_are_too_many",
-        "cases/test_t35_redirects.py::test_t35_relative_locations",
-        "test_upstream_places.py::test_a_location_is_resolved_against_where_we_are",
-        "test_upstream_places.py::test_a_location_that_leads_astray_is_refused",
+        "protocol/test_redirects.py::test_redirects_that_lead_nowhere",
+        "protocol/test_redirects.py::test_eleven_hops_are_too_many",
+        "protocol/test_redirects.py::test_relative_locations",
+        "unit/upstream/test_urls.py::test_a_location_is_resolved_against_where_we_are",
+        "unit/upstream/test_urls.py::test_a_location_that_leads_astray_is_refused",
     ],
     "C1": [
         "security/test_credentials.py::test_c1_c3_credentials_do_not_follow_a_redirect",
-        "cases/test_t35_redirects.py::test_t35_credentials_stay_with_the_registry",
+        "protocol/test_redirects.py::test_credentials_stay_with_the_registry",
     ],
     "C2": ["security/test_credentials.py::test_c2_a_redirect_back_to_the_registry"],
     "C3": [
@@ -88,48 +89,48 @@ CHECKLIST = {
     "C4": [
         "security/test_credentials.py::test_c4_the_scope_is_our_own",
         "security/test_credentials.py::test_c4_basic_is_not_sent_to_a_realm",
-        "cases/test_t32_auth.py::test_t32_challenges_of_every_shape",
-        "cases/test_t37_keychain.py::test_t37_basic_credentials_do_not_go_in_plain_text",
-        "test_oci_challenge.py::test_a_hostile_header_costs_little_time",
+        "protocol/test_auth.py::test_challenges_of_every_shape",
+        "protocol/test_keychain.py::test_basic_credentials_do_not_go_in_plain_text",
+        "unit/oci/test_challenge.py::test_a_hostile_header_costs_little_time",
     ],
     "C5": [
         "security/test_credentials.py::test_c5_a_token_without_a_sensible_life",
         "security/test_credentials.py::test_c5_bodies_that_are_no_token",
-        "test_upstream_tokens.py::test_a_token_is_kept_for_two_thirds_of_its_life",
+        "unit/upstream/test_tokens.py::test_a_token_is_kept_for_two_thirds_of_its_life",
     ],
     "C6": [
         "security/test_credentials.py::test_c6_an_upstream_that_tells_what_it_was_sent",
         "security/test_credentials.py::test_c6_connections_that_fail",
-        "cases/test_t37_keychain.py::test_t37_a_broken_helper_is_an_error_and_not_anonymity",
+        "protocol/test_keychain.py::test_a_broken_helper_is_an_error_and_not_anonymity",
     ],
     "C7": [
-        "cases/test_t37_keychain.py::test_t37_a_broken_helper_is_an_error_and_not_anonymity",
-        "cases/test_t37_keychain.py::test_t37_a_cached_tag_outlives_its_helper",
-        "cases/test_t37_keychain.py::test_t37_a_helper_is_asked_and_remembered",
-        "test_upstream_keychain.py::test_a_helper_has_a_plain_name",
-        "test_upstream_keychain.py::test_a_helper_sees_our_environment_and_no_shell",
-        "test_upstream_keychain.py::test_a_helper_that_hangs_is_killed_with_its_children",
+        "protocol/test_keychain.py::test_a_broken_helper_is_an_error_and_not_anonymity",
+        "protocol/test_keychain.py::test_a_cached_tag_outlives_its_helper",
+        "protocol/test_keychain.py::test_a_helper_is_asked_and_remembered",
+        "unit/upstream/test_keychain.py::test_a_helper_has_a_plain_name",
+        "unit/upstream/test_keychain.py::test_a_helper_sees_our_environment_and_no_shell",
+        "unit/upstream/test_keychain.py::test_a_helper_that_hangs_is_killed_with_its_children",
     ],
     "C8": [
-        "test_config.py::test_braced_variables_are_replaced_once",
-        "test_config.py::test_a_variable_that_is_not_set_is_warned_of",
-        "test_config.py::test_no_mistake_shows_a_secret",
+        "unit/config/test_settings.py::test_braced_variables_are_replaced_once",
+        "unit/config/test_settings.py::test_a_variable_that_is_not_set_is_warned_of",
+        "unit/config/test_settings.py::test_no_mistake_shows_a_secret",
     ],
     "C9": [
         "security/test_credentials.py::test_c9_two_logins_at_one_registry",
-        "test_upstream_tokens.py::test_two_upstreams_on_one_host_do_not_share_tokens",
+        "unit/upstream/test_tokens.py::test_two_upstreams_on_one_host_do_not_share_tokens",
     ],
     "K1": [
-        "cases/test_t21_blobs.py::test_t21_a_wrong_body_is_never_complete",
-        "cases/test_t13_manifests.py::test_t16_what_is_no_manifest_is_not_passed_on",
-        "faults/test_upstream_breaks.py::test_wrong_bodies_for_a_crowd",
-        "stores/test_s3_faults.py::test_a_completed_blob_of_another_size_is_not_believed",
+        "protocol/test_blobs.py::test_a_wrong_body_is_never_complete",
+        "protocol/test_manifests.py::test_what_is_no_manifest_is_not_passed_on",
+        "processes/test_upstream_breaks.py::test_wrong_bodies_for_a_crowd",
+        "s3/store/test_s3_faults.py::test_a_completed_blob_of_another_size_is_not_believed",
     ],
     "K2": [
         "security/test_poisoning.py::test_k2_a_document_with_two_meanings",
         "security/test_poisoning.py::test_k2_the_first_type_of_a_digest_stays",
-        "test_oci_manifest.py::test_a_document_of_two_shapes_is_refused",
-        "test_oci_manifest.py::test_a_document_that_contradicts_its_type_is_refused",
+        "unit/oci/test_manifest.py::test_a_document_of_two_shapes_is_refused",
+        "unit/oci/test_manifest.py::test_a_document_that_contradicts_its_type_is_refused",
     ],
     "K3": [
         "security/test_poisoning.py::test_k3_a_request_that_spoils_a_cold_object",
@@ -143,22 +144,22 @@ CHECKLIST = {
     "D1": ["security/test_exhaustion.py::test_d1_encoded_answers_are_not_decoded"],
     "D2": ["security/test_exhaustion.py::test_d2_nothing_here_can_unpack"],
     "D3": [
-        "cases/test_t13_manifests.py::test_t17_a_large_manifest",
-        "cases/test_t13_manifests.py::test_t17_a_manifest_over_the_cap",
-        "test_oci_manifest.py::test_a_manifest_may_be_as_large_as_clients_take",
+        "protocol/test_manifests.py::test_a_large_manifest",
+        "protocol/test_manifests.py::test_a_manifest_over_the_cap",
+        "unit/oci/test_manifest.py::test_a_manifest_may_be_as_large_as_clients_take",
     ],
-    "D4": ["test_oci_manifest.py::test_json_that_is_broken_or_hostile_is_refused"],
+    "D4": ["unit/oci/test_manifest.py::test_json_that_is_broken_or_hostile_is_refused"],
     "D5": ["security/test_exhaustion.py::test_d5_what_a_bucket_says_is_not_parsed"],
     "D6": ["security/test_exhaustion.py::test_d6_more_connections_than_descriptors"],
     "D7": ["security/test_exhaustion.py::test_d7_many_unknown_tags"],
     "D8": [
         "security/test_exhaustion.py::test_d8_the_log_is_not_flooded",
-        "test_log.py::test_no_value_can_break_a_line",
+        "unit/test_log.py::test_no_value_can_break_a_line",
     ],
     "D9": ["security/test_exhaustion.py::test_d9_hostile_texts_cost_little_time"],
     "D10": [
         "security/test_exhaustion.py::test_d10_there_is_no_http_2",
-        "faults/test_start_stop.py::test_the_server_speaks_tls",
+        "processes/test_start_stop.py::test_the_server_speaks_tls",
     ],
     **{f"F{number}": READERS for number in range(1, 7)},
     "F7": ["fuzz/test_targets.py::test_f7_frames_between_workers"],

@@ -1,4 +1,4 @@
-"""Where credentials go (C1 to C9). Each house is searched for its canaries when its test ends."""
+"""Where credentials go (C1 to C9). Each deployment is searched for its canaries when its test ends."""
 
 import itertools
 import json
@@ -11,14 +11,14 @@ from random import Random
 import pytest
 import trustme
 
-from tests import misbehaviour as bad
-from tests.gatekeeper import TokenService, bearer_challenge, want_authorization
-from tests.house import upstream
-from tests.origin import Origin, basic
-from tests.security.canaries import WatchedHouse
+from tests.s3.store.proxy import Proxy, error
+from tests.security.canaries import WatchedDeployment
 from tests.security.conftest import BEARER, CLIENT, PASSWORD, STORE
-from tests.stores.proxy import Proxy, error
-from tests.wire import Answer, Request
+from tests.support import misbehaviour as bad
+from tests.support.deployment import upstream
+from tests.support.fake_registry import Origin, basic
+from tests.support.gatekeeper import TokenService, bearer_challenge, want_authorization
+from tests.support.raw_http import Answer, Request
 
 BLOB = Random(34).randbytes(50_000)
 CLIENTS_OWN = {
@@ -33,7 +33,7 @@ CLIENTS_OWN = {
 @pytest.mark.parametrize("where", ["another host", "another port", "another scheme"])
 @pytest.mark.parametrize("prefix", ["basic.test", "bearer.test"])
 def test_c1_c3_credentials_do_not_follow_a_redirect(
-    make_house: Callable[..., WatchedHouse], origin: Origin, tmp_path: Path, where: str, prefix: str
+    make_deployment: Callable[..., WatchedDeployment], origin: Origin, tmp_path: Path, where: str, prefix: str
 ) -> None:
     """C1: our login does not go where the registry sends us; C3: what a client sent goes nowhere at all."""
     authority = trustme.CA()
@@ -56,15 +56,15 @@ def test_c1_c3_credentials_do_not_follow_a_redirect(
         if prefix == "basic.test"
         else {"type": "bearer", "password": BEARER.text}
     )
-    house = make_house(upstreams=[upstream(prefix, origin.url, auth=auth, ca_file=str(tmp_path / "ca.pem"))])
-    reply = house.get(f"/v2/{prefix}/app/blobs/{digest}", **CLIENTS_OWN)
+    deployment = make_deployment(upstreams=[upstream(prefix, origin.url, auth=auth, ca_file=str(tmp_path / "ca.pem"))])
+    reply = deployment.get(f"/v2/{prefix}/app/blobs/{digest}", **CLIENTS_OWN)
     assert reply.body == BLOB
     (download,) = origin.seen(listener="cdn")
     names = {name.lower() for name, _ in download.request.headers}
     assert names <= {"host", "user-agent", "accept-encoding", "accept", "range"}
 
 
-def test_c2_a_redirect_back_to_the_registry(make_house: Callable[..., WatchedHouse], origin: Origin) -> None:
+def test_c2_a_redirect_back_to_the_registry(make_deployment: Callable[..., WatchedDeployment], origin: Origin) -> None:
     """C2: on the way back the login is shown again, to exactly the scheme, host and port that are configured."""
     want_authorization(origin, basic("ann", PASSWORD.text))
     digest = origin.add_blob(BLOB)
@@ -83,21 +83,23 @@ def test_c2_a_redirect_back_to_the_registry(make_house: Callable[..., WatchedHou
             repo="app",
             when=lambda request: request.listener != "registry" or request.header("Authorization") is not None,
         )
-    house = make_house()
-    assert house.get(f"/v2/basic.test/app/blobs/{digest}").body == BLOB
+    deployment = make_deployment()
+    assert deployment.get(f"/v2/basic.test/app/blobs/{digest}").body == BLOB
     sent = [(each.request.listener, each.request.header("Authorization")) for each in origin.seen("blob")]
     login = basic("ann", PASSWORD.text)
     assert sent[-4:] == [("registry", login), ("there", None), ("neighbour", None), ("registry", login)]
 
 
-def test_c3_a_clients_own_login_is_no_part_of_any_key(make_house: Callable[..., WatchedHouse], origin: Origin) -> None:
+def test_c3_a_clients_own_login_is_no_part_of_any_key(
+    make_deployment: Callable[..., WatchedDeployment], origin: Origin
+) -> None:
     """C3: two clients with logins of their own share one copy, and what they sent reached nobody."""
     image = origin.add_image("app", "v1", [BLOB])
-    house = make_house()
+    deployment = make_deployment()
     for number in range(3):
         own = {name: f"{value}{number}" for name, value in CLIENTS_OWN.items()}
-        assert house.get("/v2/up.test/app/manifests/v1", **own).body == image.body
-        assert house.get(f"/v2/up.test/app/blobs/{image.layers[0]}", **own).body == BLOB
+        assert deployment.get("/v2/up.test/app/manifests/v1", **own).body == image.body
+        assert deployment.get(f"/v2/up.test/app/blobs/{image.layers[0]}", **own).body == BLOB
     assert origin.count("manifest", "GET") == 1
     assert origin.count("blob", "GET") == 1
 
@@ -115,7 +117,7 @@ SCOPES = [
 ]
 
 
-def test_c4_the_scope_is_our_own(make_house: Callable[..., WatchedHouse], origin: Origin) -> None:
+def test_c4_the_scope_is_our_own(make_deployment: Callable[..., WatchedDeployment], origin: Origin) -> None:
     """C4: whatever scope a challenge names, a token is asked for pulling from this repository and nothing else."""
     asked = iter(SCOPES)
     service = TokenService(
@@ -124,35 +126,35 @@ def test_c4_the_scope_is_our_own(make_house: Callable[..., WatchedHouse], origin
         challenges=lambda realm, repo: [f'Bearer realm="{realm}",service="s",scope="{next(asked)}"'],
     )
     image = origin.add_image("app", "v1")
-    house = make_house()
+    deployment = make_deployment()
     for _ in SCOPES:
-        assert house.get("/v2/basic.test/app/manifests/v1").body == image.body
+        assert deployment.get("/v2/basic.test/app/manifests/v1").body == image.body
         service.take_back()
     assert len(service.requests()) >= len(SCOPES) - 1
     assert set(map(tuple, service.scopes())) == {("repository:app:pull",)}
 
 
-def test_c4_basic_is_not_sent_to_a_realm(make_house: Callable[..., WatchedHouse], origin: Origin) -> None:
+def test_c4_basic_is_not_sent_to_a_realm(make_deployment: Callable[..., WatchedDeployment], origin: Origin) -> None:
     """C4: the realm of a Basic challenge is a text, though it may look like a URL; nobody goes there."""
     elsewhere = origin.listen("elsewhere", "127.0.0.2")
     want_authorization(origin, basic("ann", PASSWORD.text), f'bAsIc realm="{elsewhere.url}/token"')
     image = origin.add_image("app", "v1")
-    assert make_house().get("/v2/basic.test/app/manifests/v1").body == image.body
+    assert make_deployment().get("/v2/basic.test/app/manifests/v1").body == image.body
     assert elsewhere.connections == 0
 
 
 LIVES = [0, -1, 10**12, "300", None, [], True, 1e308]
 
 
-def test_c5_a_token_without_a_sensible_life(make_house: Callable[..., WatchedHouse], origin: Origin) -> None:
+def test_c5_a_token_without_a_sensible_life(make_deployment: Callable[..., WatchedDeployment], origin: Origin) -> None:
     """C5: whatever `expires_in` says, the token is used for a minute at least: five pulls cost one."""
     lives = iter(LIVES)
     service = TokenService(origin, spell=lambda token: {"token": token, "expires_in": next(lives)})
-    house = make_house()
+    deployment = make_deployment()
     for number in range(len(LIVES)):
         image = origin.add_image(f"life-{number}", "v1")
         for _ in range(5):
-            assert house.get(f"/v2/up.test/life-{number}/manifests/v1").body == image.body
+            assert deployment.get(f"/v2/up.test/life-{number}/manifests/v1").body == image.body
         assert len(service.requests()) == number + 1
 
 
@@ -166,14 +168,16 @@ TOKEN_BODIES = {
 }
 
 
-def test_c5_bodies_that_are_no_token(make_house: Callable[..., WatchedHouse], origin: Origin) -> None:
+def test_c5_bodies_that_are_no_token(make_deployment: Callable[..., WatchedDeployment], origin: Origin) -> None:
     """C5: at most 64 KiB are read, and what is no token is 502 or 503."""
     TokenService(origin)
-    house = make_house(upstreams=[upstream(f"up{number}.test", origin.url) for number in range(len(TOKEN_BODIES))])
+    deployment = make_deployment(
+        upstreams=[upstream(f"up{number}.test", origin.url) for number in range(len(TOKEN_BODIES))]
+    )
     for number, (name, change) in enumerate(TOKEN_BODIES.items()):
         rule = origin.on("token", change)
         origin.forget()
-        reply = house.get(f"/v2/up{number}.test/app/manifests/v1")
+        reply = deployment.get(f"/v2/up{number}.test/app/manifests/v1")
         assert (reply.status in (502, 503), reply.took_s < 3) == (True, True), name
         assert rule.applied > 0, name
         assert origin.sent_bytes("token") < 10 * 2**20, name  # what the kernel takes beyond the 64 KiB that are read
@@ -193,31 +197,33 @@ def _echo(status: int) -> Callable[[Request, Answer], Answer]:
     return change
 
 
-def test_c6_an_upstream_that_tells_what_it_was_sent(make_house: Callable[..., WatchedHouse], origin: Origin) -> None:
+def test_c6_an_upstream_that_tells_what_it_was_sent(
+    make_deployment: Callable[..., WatchedDeployment], origin: Origin
+) -> None:
     """C6: an error of the registry or its token service may hold our login; none of it goes to a client or a log."""
     TokenService(origin, login=basic("ann", PASSWORD.text))
     ways = list(itertools.product(("manifest", "token", "blob"), (200, 400, 401, 403, 404, 418, 429, 500, 503)))
     auth = {"type": "basic", "username": "ann", "password": PASSWORD.text}
-    house = make_house(
+    deployment = make_deployment(
         upstreams=[upstream(f"up{number}.test", origin.url, auth=auth) for number in range(len(ways))],
         logger={"level": "debug"},
     )
     for number, (kind, status) in enumerate(ways):
         rule = origin.on(kind, _echo(status), when=lambda request: request.header("Authorization") is not None)
         for path in ("manifests/v1", f"manifests/sha256:{'1' * 64}", f"blobs/sha256:{'1' * 64}", "tags/list"):
-            reply = house.get(f"/v2/up{number}.test/app/{path}")
+            reply = deployment.get(f"/v2/up{number}.test/app/{path}")
             assert reply.status >= 400, (kind, status, path)
-            house.assert_no_leak(reply)
+            deployment.assert_no_leak(reply)
         assert rule.applied > 0, (kind, status)
         origin.mend(rule)
 
 
-def test_c6_connections_that_fail(make_house: Callable[..., WatchedHouse], origin: Origin) -> None:
+def test_c6_connections_that_fail(make_deployment: Callable[..., WatchedDeployment], origin: Origin) -> None:
     """C6: no TLS, no such name, nobody there, a bucket that echoes its request: errors without a secret in them."""
     auth = {"type": "basic", "username": "ann", "password": PASSWORD.text}
     with closing(Proxy(0)) as bucket:
         bucket.rule = lambda request: error(403, "AccessDenied", f"<Sent>{STORE.text}{request.headers}</Sent>")
-        house = make_house(
+        deployment = make_deployment(
             upstreams=[
                 upstream("tls.test", f"https://{origin.authority}", auth=auth),
                 upstream("dns.test", "https://nobody.invalid", auth=auth),
@@ -237,13 +243,13 @@ def test_c6_connections_that_fail(make_house: Callable[..., WatchedHouse], origi
         )
         for prefix in ("tls", "dns", "gone", "proxy"):
             for path in ("manifests/v1", f"blobs/sha256:{'1' * 64}"):
-                reply = house.get(f"/v2/{prefix}.test/app/{path}")
+                reply = deployment.get(f"/v2/{prefix}.test/app/{path}")
                 assert reply.status in (502, 503, 504)
-                house.assert_no_leak(reply)
+                deployment.assert_no_leak(reply)
         assert bucket.requests
 
 
-def test_c9_two_logins_at_one_registry(make_house: Callable[..., WatchedHouse], origin: Origin) -> None:
+def test_c9_two_logins_at_one_registry(make_deployment: Callable[..., WatchedDeployment], origin: Origin) -> None:
     """C9: two upstreams of one host have tokens of their own, even when they ask for the same repository at once."""
     logins: dict[str, str | None] = {}
 
@@ -263,9 +269,11 @@ def test_c9_two_logins_at_one_registry(make_house: Callable[..., WatchedHouse], 
     origin.on("manifest", guard)
     origin.on("token", issue)
     images = [origin.add_image("app", f"v{number}", [bytes([number])]) for number in range(10)]
-    house = make_house()
+    deployment = make_deployment()
     paths = [f"/v2/{prefix}/app/manifests/v{number}" for number in range(10) for prefix in ("basic.test", "up.test")]
-    assert [reply.body for reply in house.get_together(paths)] == [image.body for image in images for _ in range(2)]
+    assert [reply.body for reply in deployment.get_together(paths)] == [
+        image.body for image in images for _ in range(2)
+    ]
     assert set(logins.values()) == {None, basic("ann", PASSWORD.text)}
     used = [(each.request.header("Authorization") or "").removeprefix("Bearer ") for each in origin.seen("manifest")]
     by_login = {login: sum(logins.get(token) == login for token in used if token) for login in logins.values()}

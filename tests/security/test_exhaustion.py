@@ -9,7 +9,6 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, suppress
 from functools import cache
-from pathlib import Path
 from random import Random
 
 import pytest
@@ -20,19 +19,20 @@ from dockyard.oci.challenge import is_realm_trusted, parse_challenges
 from dockyard.oci.links import find_next
 from dockyard.oci.ranges import parse_ranges
 from dockyard.oci.reference import Digest, Name, Tag, parse_reference
-from dockyard.upstream.answers import parse_content_range, parse_retry_after
-from dockyard.upstream.places import NotAPlace, parse_place
-from tests import misbehaviour as bad
-from tests.gatekeeper import TokenService
-from tests.house import eventually, opened_at_exit, upstream
-from tests.origin import Origin
-from tests.rig.processes import memory_bytes
-from tests.security.canaries import WatchedHouse
+from dockyard.upstream.headers import parse_content_range, parse_retry_after
+from dockyard.upstream.urls import NotAPlace, parse_place
+from tests.s3.store.proxy import Proxy, Say
+from tests.security.canaries import WatchedDeployment
 from tests.security.conftest import STORE
 from tests.security.raw import talk
-from tests.stores.proxy import Proxy, Say
+from tests.support import misbehaviour as bad
+from tests.support.deployment import eventually, opened_at_exit, upstream
+from tests.support.fake_registry import Origin
+from tests.support.gatekeeper import TokenService
+from tests.support.paths import ROOT
+from tests.support.processes import memory_bytes
 
-DOCKYARD = Path(__file__).parents[2] / "dockyard"
+DOCKYARD = ROOT / "dockyard"
 MIB = 2**20
 BOMB_BYTES = 512 * MIB
 
@@ -55,33 +55,33 @@ def _storage(bucket: Proxy) -> dict[str, object]:
     }
 
 
-def _memory(house: WatchedHouse) -> int:
-    return max(memory_bytes(pid) for pid in house.dockyard.worker_pids())
+def _memory(deployment: WatchedDeployment) -> int:
+    return max(memory_bytes(pid) for pid in deployment.dockyard.worker_pids())
 
 
-def test_d1_encoded_answers_are_not_decoded(make_house: Callable[..., WatchedHouse], origin: Origin) -> None:
+def test_d1_encoded_answers_are_not_decoded(make_deployment: Callable[..., WatchedDeployment], origin: Origin) -> None:
     """D1: a gzip bomb as manifest, blob, token, or error of the bucket is never unpacked; the upstream's are errors."""
     bomb = _bomb()
     assert len(bomb) < 4 * MIB
     encoded = bad.replaced(200, bomb, ("Content-Encoding", "gzip"), ("Content-Type", "application/json"))
     with closing(Proxy(0)) as bucket:
         bucket.rule = lambda request: Say(404, bomb, "Content-Encoding: gzip\r\nContent-Type: application/xml\r\n")
-        house = make_house(
+        deployment = make_deployment(
             upstreams=[upstream(name, origin.url) for name in ("well.test", "up.test", "login.test")],
             storage=_storage(bucket),
         )
         image = origin.add_image("app", "v1", [b"a layer that is well"])
-        assert house.get("/v2/well.test/app/manifests/v1").body == image.body
-        assert house.get(f"/v2/well.test/app/blobs/{image.layers[0]}").status == 200
-        before = _memory(house)
+        assert deployment.get("/v2/well.test/app/manifests/v1").body == image.body
+        assert deployment.get(f"/v2/well.test/app/blobs/{image.layers[0]}").status == 200
+        before = _memory(deployment)
         for kind in ("manifest", "blob"):
             origin.on(kind, encoded, repo="bombs")
         for path in ("manifests/v1", f"manifests/sha256:{'1' * 64}", f"blobs/sha256:{'1' * 64}"):
-            assert house.get(f"/v2/up.test/bombs/{path}").status == 502, path
+            assert deployment.get(f"/v2/up.test/bombs/{path}").status == 502, path
         TokenService(origin)
         origin.on("token", encoded)
-        assert house.get("/v2/login.test/other/manifests/v1").status in (502, 503)
-        assert _memory(house) - before < 64 * MIB
+        assert deployment.get("/v2/login.test/other/manifests/v1").status in (502, 503)
+        assert _memory(deployment) - before < 64 * MIB
         assert bucket.requests
 
 
@@ -114,7 +114,7 @@ STORES = {
 
 @pytest.mark.parametrize("status", [200, 403])
 def test_d5_what_a_bucket_says_is_not_parsed(
-    make_house: Callable[..., WatchedHouse], origin: Origin, status: int
+    make_deployment: Callable[..., WatchedDeployment], origin: Origin, status: int
 ) -> None:
     """D5: entities, depth and size of the bucket's XML cost nothing; pulls go on as if there were no bucket.
 
@@ -122,61 +122,63 @@ def test_d5_what_a_bucket_says_is_not_parsed(
     answer ends short, and the next one is right.
     """
     with closing(Proxy(0)) as bucket:
-        house = make_house(storage=_storage(bucket))
+        deployment = make_deployment(storage=_storage(bucket))
         for number, (name, xml) in enumerate(STORES.items()):
             bucket.rule = lambda request, xml=xml: Say(status, xml)  # type: ignore[misc]
             image = origin.add_image(f"store-{number}", "v1", [name.encode()])
             for path, body in (("manifests/v1", image.body), (f"blobs/{image.layers[0]}", name.encode())):
-                reply = house.get(f"/v2/up.test/store-{number}/{path}")
+                reply = deployment.get(f"/v2/up.test/store-{number}/{path}")
                 if (status, name, path[:5]) == (200, "8 MiB", "blobs"):
                     assert not reply.is_complete
-                    reply = house.get(f"/v2/up.test/store-{number}/{path}")
+                    reply = deployment.get(f"/v2/up.test/store-{number}/{path}")
                 assert (reply.status, reply.body, reply.took_s < 3) == (200, body, True), name
-        assert "root:" not in house.dockyard.said()
-        assert _memory(house) < 160 * MIB
+        assert "root:" not in deployment.dockyard.said()
+        assert _memory(deployment) < 160 * MIB
 
 
-def test_d6_more_connections_than_descriptors(make_house: Callable[..., WatchedHouse], origin: Origin) -> None:
+def test_d6_more_connections_than_descriptors(
+    make_deployment: Callable[..., WatchedDeployment], origin: Origin
+) -> None:
     """D6: more idle connections than there are descriptors: no worker dies of them, and no running download is cut.
 
     Those that a worker has no room for wait until idle ones are cut. The design has no cap for one address.
     """
-    house = make_house(descriptors=600)
+    deployment = make_deployment(descriptors=600)
     go_on = threading.Event()
     blob = Random(6).randbytes(3 * MIB)
     digest = origin.add_blob(blob)
     origin.on("blob", bad.stalled(0.5, go_on), times=1)
-    (pid,) = house.dockyard.worker_pids()
-    with opened_at_exit(go_on), house.download(f"/v2/up.test/app/blobs/{digest}") as running, ExitStack() as idle:
+    (pid,) = deployment.dockyard.worker_pids()
+    with opened_at_exit(go_on), deployment.download(f"/v2/up.test/app/blobs/{digest}") as running, ExitStack() as idle:
         assert running.head().status == 200
         for _ in range(150):
-            idle.enter_context(socket.create_connection(house.address, 20))
+            idle.enter_context(socket.create_connection(deployment.address, 20))
         began = time.monotonic()
-        assert house.get("/v2/").status == 200
+        assert deployment.get("/v2/").status == 200
         assert 5 < time.monotonic() - began < 15  # it had to wait until others were cut
         go_on.set()
         assert running.rest() == (blob, "length")
-    assert house.dockyard.worker_pids() == [pid]
-    assert "does not answer" not in house.dockyard.said()
+    assert deployment.dockyard.worker_pids() == [pid]
+    assert "does not answer" not in deployment.dockyard.said()
 
 
-def test_d7_many_unknown_tags(make_house: Callable[..., WatchedHouse], origin: Origin) -> None:
+def test_d7_many_unknown_tags(make_deployment: Callable[..., WatchedDeployment], origin: Origin) -> None:
     """D7: unknown names and tags are remembered nowhere: no counter is named for them, no file made, no memory kept.
 
     The design has no limit on how often a client may ask; connections to the upstream are bounded.
     """
-    house = make_house()
+    deployment = make_deployment()
     for number in range(50):
-        house.get(f"/v2/up.test/warm-{number}/manifests/v1")
-    files, memory = set(house.dockyard.storage.rglob("*")), _memory(house)
+        deployment.get(f"/v2/up.test/warm-{number}/manifests/v1")
+    files, memory = set(deployment.dockyard.storage.rglob("*")), _memory(deployment)
     with ThreadPoolExecutor(20) as pool:
         paths = [f"/v2/up.test/unknown-{number % 100}/manifests/tag-{number}" for number in range(1500)]
-        assert {reply.status for reply in pool.map(house.get, paths)} == {404}
-    metrics = house.get("/metrics").body.decode()
+        assert {reply.status for reply in pool.map(deployment.get, paths)} == {404}
+    metrics = deployment.get("/metrics").body.decode()
     assert "unknown-" not in metrics
     assert len(metrics.splitlines()) < 1000
-    assert {path for path in set(house.dockyard.storage.rglob("*")) - files if path.is_file()} == set()
-    assert _memory(house) - memory < 32 * MIB
+    assert {path for path in set(deployment.dockyard.storage.rglob("*")) - files if path.is_file()} == set()
+    assert _memory(deployment) - memory < 32 * MIB
     assert origin.registry.connections <= 64
 
 
@@ -192,18 +194,18 @@ FLOODS = {
 }
 
 
-def test_d8_the_log_is_not_flooded(make_house: Callable[..., WatchedHouse]) -> None:
+def test_d8_the_log_is_not_flooded(make_deployment: Callable[..., WatchedDeployment]) -> None:
     """D8: a request has one line at most, printable ASCII, below 2 KiB, whatever is in its path and its query."""
-    house = make_house()
-    said = len(house.dockyard.said())
+    deployment = make_deployment()
+    said = len(deployment.dockyard.said())
     for path in FLOODS.values():
         talk(
-            house.address,
+            deployment.address,
             f"GET {path} HTTP/1.1\r\nHost: h\r\nUser-Agent: {'u' * 8000}\r\nConnection: close\r\n\r\n".encode(),
         )
-    assert house.get("/version").status == 200
+    assert deployment.get("/version").status == 200
     lines = eventually(
-        lambda: "/version" in house.dockyard.said() and house.dockyard.said()[said:].splitlines(), "said"
+        lambda: "/version" in deployment.dockyard.said() and deployment.dockyard.said()[said:].splitlines(), "said"
     )
     assert len(lines) <= len(FLOODS) + 1
     assert all(line.isascii() and line.isprintable() and len(line) < MAX_LINE_BYTES for line in lines)
@@ -273,9 +275,9 @@ def _frames(count: int, kind: int) -> bytes:
 
 
 @pytest.mark.parametrize("kind", [3, 9], ids=["rapid reset", "CONTINUATION"])
-def test_d10_there_is_no_http_2(house: WatchedHouse, kind: int) -> None:
+def test_d10_there_is_no_http_2(deployment: WatchedDeployment, kind: int) -> None:
     """D10: the preface of HTTP/2 ends the connection without an answer; floods of its frames are never read."""
     settings = b"\0\0\0\4\0\0\0\0\0"
-    answered = talk(house.address, b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + settings + _frames(10_000, kind))
+    answered = talk(deployment.address, b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + settings + _frames(10_000, kind))
     assert (answered.received, answered.is_closed) == (b"", True)
-    assert house.get("/v2/").status == 200
+    assert deployment.get("/v2/").status == 200

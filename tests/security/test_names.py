@@ -6,13 +6,13 @@ from collections.abc import Callable
 import pytest
 
 from dockyard.web.paths import PathRouter
-from tests.client import parse_multipart
-from tests.house import upstream
-from tests.origin import OCI_MANIFEST, Origin, basic
-from tests.security.canaries import WatchedHouse
+from tests.security.canaries import WatchedDeployment
 from tests.security.conftest import PASSWORD
 from tests.security.raw import talk
-from tests.test_web_paths import Endpoint
+from tests.support.deployment import upstream
+from tests.support.fake_registry import OCI_MANIFEST, Origin, basic
+from tests.support.http_client import parse_multipart
+from tests.unit.web.test_paths import Endpoint
 
 HEX = "0123456789abcdef" * 4
 BLOB = random.Random(7).randbytes(100_000)
@@ -29,7 +29,7 @@ BAD_NAMES = [
 
 
 @pytest.mark.usefixtures("asks_nobody")
-def test_n1_bad_names(edge: WatchedHouse) -> None:
+def test_n1_bad_names(edge: WatchedDeployment) -> None:
     """N1: a name outside the grammar is 400 NAME_INVALID, or no endpoint at all; no file, no key, no question."""
     assert len(set(BAD_NAMES)) >= 60
     files = set(edge.dockyard.storage.rglob("*"))
@@ -57,7 +57,7 @@ BAD_DIGESTS = [
 
 
 @pytest.mark.usefixtures("asks_nobody")
-def test_n2_bad_references(edge: WatchedHouse) -> None:
+def test_n2_bad_references(edge: WatchedDeployment) -> None:
     """N2: a tag outside the grammar is MANIFEST_INVALID, a digest DIGEST_INVALID, each 400, for manifests and blobs."""
     assert len({*BAD_TAGS, *BAD_DIGESTS}) >= 40
     wrong = []
@@ -93,46 +93,48 @@ NEIGHBOURS = ["ghcr.io/my-org-evil/x", "ghcr.io/my-orgx/y", "ghcr.io//my-org/x",
 
 
 def test_n4_a_neighbour_of_a_prefix_does_not_get_its_login(
-    make_house: Callable[..., WatchedHouse], origin: Origin
+    make_deployment: Callable[..., WatchedDeployment], origin: Origin
 ) -> None:
     """N4: a name that only looks like one of `ghcr.io/my-org` goes to the catch-all upstream, or nowhere."""
     login = {"type": "basic", "username": "ann", "password": PASSWORD.text}
-    house = make_house(
+    deployment = make_deployment(
         upstreams=[upstream("ghcr.io/my-org", f"{origin.url}/my-org", auth=login), upstream("ghcr.io", origin.url)]
     )
     origin.on(None, lambda request, answer: answer.of(401).with_header("WWW-Authenticate", 'Basic realm="x"'))
     for name in NEIGHBOURS:
-        assert house.get(f"/v2/{name}/manifests/v1").status in (400, 404), name
+        assert deployment.get(f"/v2/{name}/manifests/v1").status in (400, 404), name
     assert {each.request.header("Authorization") for each in origin.seen()} == {None}
-    assert house.get("/v2/ghcr.io/my-org/x/manifests/v1").status == 403
+    assert deployment.get("/v2/ghcr.io/my-org/x/manifests/v1").status == 403
     sent = {each.request.header("Authorization") for each in origin.seen(repo="my-org/x")}
     assert sent == {None, basic("ann", PASSWORD.text)}
 
 
-def test_n5_one_path_at_two_upstreams(make_house: Callable[..., WatchedHouse], origin: Origin) -> None:
+def test_n5_one_path_at_two_upstreams(make_deployment: Callable[..., WatchedDeployment], origin: Origin) -> None:
     """N5: the same repository and tag of two upstreams are two things, with a place in the storage each."""
-    house = make_house(upstreams=[upstream("one.test", f"{origin.url}/one"), upstream("two.test", f"{origin.url}/two")])
+    deployment = make_deployment(
+        upstreams=[upstream("one.test", f"{origin.url}/one"), upstream("two.test", f"{origin.url}/two")]
+    )
     images = {name: origin.add_image(f"{name}/a/b", "v1", [name.encode()]) for name in ("one", "two")}
     for _ in range(2):
         for name, image in images.items():
-            reply = house.get(f"/v2/{name}.test/a/b/manifests/v1")
+            reply = deployment.get(f"/v2/{name}.test/a/b/manifests/v1")
             assert (reply.status, reply.header("Docker-Content-Digest")) == (200, image.digest)
     assert images["one"].digest != images["two"].digest
-    pointers = [path for path in house.dockyard.storage.rglob("tags/v1") if path.is_file()]
+    pointers = [path for path in deployment.dockyard.storage.rglob("tags/v1") if path.is_file()]
     assert {path.read_text().split()[0][:71] for path in pointers} == {image.digest for image in images.values()}
 
 
-def test_n6_an_ns_that_is_given_twice(house: WatchedHouse) -> None:
+def test_n6_an_ns_that_is_given_twice(deployment: WatchedDeployment) -> None:
     """N6: the same `ns` twice is one, another beside it is 400, and the cache key is that of the prefix."""
-    image = house.origin.add_image("library/ns", "v1")
+    image = deployment.origin.add_image("library/ns", "v1")
     path = "/v2/library/ns/manifests/"
-    assert house.get(f"{path}{image.digest}?ns=docker.io&ns=docker.io").status == 200
-    before = house.origin.count()
+    assert deployment.get(f"{path}{image.digest}?ns=docker.io&ns=docker.io").status == 200
+    before = deployment.origin.count()
     for query in ("ns=docker.io&ns=169.254.169.254", "ns=other.io&ns=docker.io", "ns=docker.io&ns=DOCKER.IO&ns=x"):
-        assert house.get(f"{path}{image.digest}?{query}").status == 400
+        assert deployment.get(f"{path}{image.digest}?{query}").status == 400
     for query in ("", "?ns=docker.io", "?x=1&x=2", "?ns="):
-        assert house.get(f"{path}{image.digest}{query}").status == 200
-    assert house.origin.count() == before
+        assert deployment.get(f"{path}{image.digest}{query}").status == 200
+    assert deployment.origin.count() == before
 
 
 RANGES: dict[str, int | bytes | list[bytes]] = {
@@ -171,12 +173,12 @@ RANGES: dict[str, int | bytes | list[bytes]] = {
 }
 
 
-def test_n7_ranges(house: WatchedHouse) -> None:
+def test_n7_ranges(deployment: WatchedDeployment) -> None:
     """N7: 206 with exactly those bytes, one part for each of several ranges, 416, 400 for too many, or 200 whole."""
-    digest = house.origin.add_blob(BLOB)
+    digest = deployment.origin.add_blob(BLOB)
     assert len(RANGES) >= 30
     for asked, expected in RANGES.items():
-        reply = house.get(f"/v2/up.test/app/blobs/{digest}", Range=asked)
+        reply = deployment.get(f"/v2/up.test/app/blobs/{digest}", Range=asked)
         match expected:
             case int(status):
                 assert reply.status == status, asked
@@ -190,13 +192,13 @@ def test_n7_ranges(house: WatchedHouse) -> None:
                 assert [body for _, body in parse_multipart(reply)] == parts
 
 
-def test_n8_head_is_get_without_a_body(house: WatchedHouse) -> None:
+def test_n8_head_is_get_without_a_body(deployment: WatchedDeployment) -> None:
     """N8: HEAD of everything has the status and the headers of GET, its length too, no body, and fetches none."""
-    image = house.origin.add_image("heads", "v1", [b"a layer for HEAD"])
-    layer = house.origin.add_blob(BLOB + b"a cold one")
+    image = deployment.origin.add_image("heads", "v1", [b"a layer for HEAD"])
+    layer = deployment.origin.add_blob(BLOB + b"a cold one")
     cold = f"/v2/up.test/heads/blobs/{layer}"
-    assert house.head(cold).header("Content-Length") == str(SIZE + 10)
-    assert house.origin.count("blob", "GET", reference=layer) == 0
+    assert deployment.head(cold).header("Content-Length") == str(SIZE + 10)
+    assert deployment.origin.count("blob", "GET", reference=layer) == 0
     paths = [
         *("/v2/", "/version", "/healthz", "/readyz", "/v2/_catalog", "/nothing", "/v2/up.test/A/manifests/x", cold),
         *(f"/v2/up.test/heads/manifests/{reference}" for reference in ("v1", image.digest, "none", f"sha256:{HEX}")),
@@ -204,8 +206,8 @@ def test_n8_head_is_get_without_a_body(house: WatchedHouse) -> None:
         *("/v2/up.test/heads/tags/list", f"/v2/up.test/heads/referrers/{image.digest}", "/v2/unknown.test/a/blobs/x"),
     ]
     for path in paths:
-        house.get(path)
-        get, head = house.get(path), house.head(path)
+        deployment.get(path)
+        get, head = deployment.get(path), deployment.head(path)
         assert head.body == b""
         assert head.status == get.status, path
         assert _comparable(head.headers) == _comparable(get.headers), path
@@ -226,12 +228,14 @@ ACCEPTS = [
 ]
 
 
-def test_n10_accept_changes_nothing(house: WatchedHouse) -> None:
+def test_n10_accept_changes_nothing(deployment: WatchedDeployment) -> None:
     """N10: whatever a client accepts, a digest and a tag have the same bytes and the same type, fetched once."""
-    image = house.origin.add_image("accepts", "v1", [b"a layer for all"])
+    image = deployment.origin.add_image("accepts", "v1", [b"a layer for all"])
     for reference in (image.digest, "v1"):
         for accept in ACCEPTS:
-            reply = house.get(f"/v2/up.test/accepts/manifests/{reference}", **({"Accept": accept} if accept else {}))
+            reply = deployment.get(
+                f"/v2/up.test/accepts/manifests/{reference}", **({"Accept": accept} if accept else {})
+            )
             assert (reply.status, reply.body) == (200, image.body), accept
             assert (reply.header("Docker-Content-Digest"), reply.header("Content-Type")) == (image.digest, OCI_MANIFEST)
-    assert house.origin.count("manifest", "GET", repo="accepts") == 1
+    assert deployment.origin.count("manifest", "GET", repo="accepts") == 1

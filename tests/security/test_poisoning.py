@@ -2,12 +2,12 @@
 
 import pytest
 
-from tests import misbehaviour as bad
-from tests.house import eventually
-from tests.origin import DOCKER_MANIFEST, OCI_MANIFEST
-from tests.security.canaries import WatchedHouse
+from tests.security.canaries import WatchedDeployment
 from tests.security.conftest import CLIENT
-from tests.wire import Answer, Request
+from tests.support import misbehaviour as bad
+from tests.support.deployment import eventually
+from tests.support.fake_registry import DOCKER_MANIFEST, OCI_MANIFEST
+from tests.support.raw_http import Answer, Request
 
 CONFIG = {"mediaType": "application/json", "digest": f"sha256:{'c' * 64}", "size": 2}
 AMBIGUOUS = {
@@ -29,26 +29,26 @@ AMBIGUOUS = {
 
 
 @pytest.mark.parametrize("name", AMBIGUOUS)
-def test_k2_a_document_with_two_meanings(house: WatchedHouse, name: str) -> None:
+def test_k2_a_document_with_two_meanings(deployment: WatchedDeployment, name: str) -> None:
     """K2: a manifest that two clients could read as two images is 502 by tag and by digest, and is not kept."""
     repo = f"ambiguous-{list(AMBIGUOUS).index(name)}"
-    digest = house.origin.add_manifest(repo, "v1", AMBIGUOUS[name], OCI_MANIFEST)
+    digest = deployment.origin.add_manifest(repo, "v1", AMBIGUOUS[name], OCI_MANIFEST)
     for reference in ("v1", digest):
-        assert house.get(f"/v2/up.test/{repo}/manifests/{reference}").status == 502
-    assert house.stored(digest) == []
+        assert deployment.get(f"/v2/up.test/{repo}/manifests/{reference}").status == 502
+    assert deployment.stored(digest) == []
 
 
-def test_k2_the_first_type_of_a_digest_stays(house: WatchedHouse) -> None:
+def test_k2_the_first_type_of_a_digest_stays(deployment: WatchedDeployment) -> None:
     """K2: a document that does not name its type keeps the one that it was verified with, whatever is said later."""
     document = {"schemaVersion": 2, "config": CONFIG, "layers": []}
-    digest = house.origin.add_manifest("typeless", "v1", document, DOCKER_MANIFEST)
+    digest = deployment.origin.add_manifest("typeless", "v1", document, DOCKER_MANIFEST)
     path = f"/v2/up.test/typeless/manifests/{digest}"
-    assert house.get(path).header("Content-Type") == DOCKER_MANIFEST
-    rule = house.origin.on("manifest", bad.header("Content-Type", OCI_MANIFEST), repo="typeless")
+    assert deployment.get(path).header("Content-Type") == DOCKER_MANIFEST
+    rule = deployment.origin.on("manifest", bad.header("Content-Type", OCI_MANIFEST), repo="typeless")
     for reference in (digest, "v1", digest):
-        reply = house.get(f"/v2/up.test/typeless/manifests/{reference}")
+        reply = deployment.get(f"/v2/up.test/typeless/manifests/{reference}")
         assert (reply.status, reply.header("Content-Type")) == (200, DOCKER_MANIFEST), reference
-    house.origin.mend(rule)
+    deployment.origin.mend(rule)
 
 
 SPOILERS = {
@@ -60,27 +60,27 @@ SPOILERS = {
 
 
 @pytest.mark.parametrize("name", SPOILERS)
-def test_k3_a_request_that_spoils_a_cold_object(house: WatchedHouse, name: str) -> None:
+def test_k3_a_request_that_spoils_a_cold_object(deployment: WatchedDeployment, name: str) -> None:
     """K3: what is refused reaches nobody, and the next client gets the object: no error is ever kept for it."""
     method, headers, status = SPOILERS[name]
     repo = f"spoilt-{list(SPOILERS).index(name)}"
-    image = house.origin.add_image(repo, "v1", [repo.encode()])
+    image = deployment.origin.add_image(repo, "v1", [repo.encode()])
     for path, body in ((f"manifests/{image.digest}", image.body), (f"blobs/{image.layers[0]}", repo.encode())):
-        before = house.origin.count()
-        assert house.send(method, f"/v2/up.test/{repo}/{path}", **headers).status == status
-        assert house.origin.count() == before
-        reply = house.get(f"/v2/up.test/{repo}/{path}")
+        before = deployment.origin.count()
+        assert deployment.send(method, f"/v2/up.test/{repo}/{path}", **headers).status == status
+        assert deployment.origin.count() == before
+        reply = deployment.get(f"/v2/up.test/{repo}/{path}")
         assert (reply.status, reply.body) == (200, body)
 
 
-def test_k3_an_override_on_a_get_changes_nothing(house: WatchedHouse) -> None:
+def test_k3_an_override_on_a_get_changes_nothing(deployment: WatchedDeployment) -> None:
     """K3: GET stays GET, with every name that such a header has."""
-    image = house.origin.add_image("override", "v1")
+    image = deployment.origin.add_image("override", "v1")
     for name in ("X_HTTP_Method_Override", "X_HTTP_Method", "X_Method_Override"):
-        assert house.get("/v2/up.test/override/manifests/v1", **{name: "DELETE"}).body == image.body
-    sent = {name.lower() for each in house.origin.seen(repo="override") for name, _ in each.request.headers}
+        assert deployment.get("/v2/up.test/override/manifests/v1", **{name: "DELETE"}).body == image.body
+    sent = {name.lower() for each in deployment.origin.seen(repo="override") for name, _ in each.request.headers}
     assert sent == {"host", "user-agent", "accept-encoding", "accept"}
-    assert {each.request.method for each in house.origin.seen(repo="override")} == {"HEAD", "GET"}
+    assert {each.request.method for each in deployment.origin.seen(repo="override")} == {"HEAD", "GET"}
 
 
 EVIL = {
@@ -95,25 +95,25 @@ EVIL = {
 }
 
 
-def test_k4_headers_that_name_another_place(house: WatchedHouse) -> None:
+def test_k4_headers_that_name_another_place(deployment: WatchedDeployment) -> None:
     """K4: Host and its relatives change no key and nothing in an answer, and the evil name is nowhere in it."""
-    image = house.origin.add_image("places", "v1", [b"a layer in its place"])
-    house.origin.on(
+    image = deployment.origin.add_image("places", "v1", [b"a layer in its place"])
+    deployment.origin.on(
         "other",
         bad.replaced(200, b'{"name":"places","tags":["a","b","c"]}', ("Content-Type", "application/json")),
         when=lambda request: request.path == "/v2/places/tags/list",
     )
     paths = ["manifests/v1", f"manifests/{image.digest}", f"blobs/{image.layers[0]}", "tags/list?n=1", "blobs/sha256:x"]
     for path in [f"/v2/up.test/places/{path}" for path in paths] + ["/v2/", "/v2/evil.test/a/manifests/v1"]:
-        house.get(path)
-        plain, evil = house.get(path), house.get(path, **EVIL)
+        deployment.get(path)
+        plain, evil = deployment.get(path), deployment.get(path, **EVIL)
         assert (evil.status, evil.body) == (plain.status, plain.body), path
         assert "evil.test" not in str(evil.headers), path
         assert [name for name, _ in evil.headers] == [name for name, _ in plain.headers], path
-    assert house.get("/v2/up.test/places/tags/list?n=1", **EVIL).header("Link") == (
+    assert deployment.get("/v2/up.test/places/tags/list?n=1", **EVIL).header("Link") == (
         '</v2/up.test/places/tags/list?n=1&last=a>; rel="next"'
     )
-    assert house.origin.count("manifest", "GET", repo="places") == 1
+    assert deployment.origin.count("manifest", "GET", repo="places") == 1
 
 
 NOISE = {
@@ -136,7 +136,7 @@ OURS = {
 }
 
 
-def test_k5_headers_of_the_upstream_are_not_passed_on(house: WatchedHouse) -> None:
+def test_k5_headers_of_the_upstream_are_not_passed_on(deployment: WatchedDeployment) -> None:
     """K5: an answer has the headers that Dockyard makes and no others, cold and warm; a client's canary says so too."""
 
     def noisy(request: Request, answer: Answer) -> Answer:
@@ -144,11 +144,11 @@ def test_k5_headers_of_the_upstream_are_not_passed_on(house: WatchedHouse) -> No
             answer = answer.with_header(name, value)
         return answer
 
-    image = house.origin.add_image("noisy", "v1", [b"a layer with many headers"])
-    house.origin.on(None, noisy, repo="noisy")
+    image = deployment.origin.add_image("noisy", "v1", [b"a layer with many headers"])
+    deployment.origin.on(None, noisy, repo="noisy")
     for path in (f"manifests/{image.digest}", "manifests/v1", f"blobs/{image.layers[0]}"):
         for _ in range(2):
-            reply = house.get(f"/v2/up.test/noisy/{path}")
+            reply = deployment.get(f"/v2/up.test/noisy/{path}")
             assert reply.status == 200
             assert {name for name, _ in reply.headers} <= OURS
             assert reply.header("Server") == "granian"
@@ -164,7 +164,7 @@ LARGE = {
 
 @pytest.mark.parametrize("name", LARGE)
 @pytest.mark.parametrize("kind", ["manifests", "blobs"])
-def test_k5_too_many_headers(house: WatchedHouse, name: str, kind: str) -> None:
+def test_k5_too_many_headers(deployment: WatchedDeployment, name: str, kind: str) -> None:
     """K5: an answer of the upstream with more than 64 KiB of headers is 502, and nothing of it is kept."""
 
     def large(request: Request, answer: Answer) -> Answer:
@@ -173,11 +173,11 @@ def test_k5_too_many_headers(house: WatchedHouse, name: str, kind: str) -> None:
         )
 
     repo = f"large-{list(LARGE).index(name)}-{kind}"
-    image = house.origin.add_image(repo, "v1", [repo.encode()])
+    image = deployment.origin.add_image(repo, "v1", [repo.encode()])
     digest = image.digest if kind == "manifests" else image.layers[0]
-    rule = house.origin.on(None, large, repo=repo)
+    rule = deployment.origin.on(None, large, repo=repo)
     path = f"/v2/up.test/{repo}/{kind}/{digest}"
-    assert house.get(path).status == 502
-    assert house.stored(digest) == []
-    house.origin.mend(rule)
-    eventually(lambda: house.get(path).status == 200, "it is well again")
+    assert deployment.get(path).status == 502
+    assert deployment.stored(digest) == []
+    deployment.origin.mend(rule)
+    eventually(lambda: deployment.get(path).status == 200, "it is well again")

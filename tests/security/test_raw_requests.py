@@ -13,15 +13,16 @@ from pathlib import Path
 
 import pytest
 
-from tests.ops.fleet import EXAMPLES
-from tests.rig.processes import Process, free_port
-from tests.rig.programs import Programs
-from tests.security.canaries import WatchedHouse
+from tests.deploy.fleet import EXAMPLES
+from tests.security.canaries import WatchedDeployment
 from tests.security.corpus import CORPUS, INNER, LAST, Input
 from tests.security.raw import count_requests, talk
+from tests.support.paths import ROOT
+from tests.support.processes import Process, free_port
+from tests.support.programs import Programs
 
 _BODY = b"Content-Length: %d\n" % len(INNER)
-OPS = Path(__file__).parents[2] / "ops"
+OPS = ROOT / "ops"
 
 
 def test_the_corpus_is_whole() -> None:
@@ -38,7 +39,7 @@ def test_the_corpus_is_whole() -> None:
 
 @pytest.mark.usefixtures("asks_nobody")
 @pytest.mark.parametrize("case", CORPUS, ids=lambda case: case.name)
-def test_s1_raw_inputs(edge: WatchedHouse, case: Input) -> None:
+def test_s1_raw_inputs(edge: WatchedDeployment, case: Input) -> None:
     """Exactly these answers, then the end of the connection; nothing inside an input is taken for a request."""
     answered = talk(edge.address, case.data)
     assert answered.statuses == case.statuses
@@ -62,7 +63,7 @@ WAITING: dict[str, Callable[[socket.socket], None]] = {
 }
 
 
-def test_s2_clients_that_wait_are_cut(edge: WatchedHouse) -> None:
+def test_s2_clients_that_wait_are_cut(edge: WatchedDeployment) -> None:
     """Whoever has not sent a whole request within ten seconds is cut, and an idle connection is as well."""
 
     def wait(start: Callable[[socket.socket], None]) -> float:
@@ -81,7 +82,7 @@ def test_s2_clients_that_wait_are_cut(edge: WatchedHouse) -> None:
     assert {name for name, seconds in took.items() if not 5 < seconds < 12} == set(), took
 
 
-def test_s3_the_body_of_a_post_is_not_waited_for(edge: WatchedHouse) -> None:
+def test_s3_the_body_of_a_post_is_not_waited_for(edge: WatchedDeployment) -> None:
     """405 within half a second, and the connection is closed, though not a byte of the body has come."""
     head = b"POST /v2/up.test/app/blobs/uploads/ HTTP/1.1\r\nHost: h\r\nContent-Length: 1000000\r\n\r\n"
     answered = talk(edge.address, head)
@@ -90,7 +91,7 @@ def test_s3_the_body_of_a_post_is_not_waited_for(edge: WatchedHouse) -> None:
 
 
 @contextmanager
-def _front(name: str, programs: Programs, edge: WatchedHouse, directory: Path) -> Iterator[tuple[str, int]]:
+def _front(name: str, programs: Programs, edge: WatchedDeployment, directory: Path) -> Iterator[tuple[str, int]]:
     """A load balancer with its configuration of ops/ before one Dockyard."""
     port = free_port()
     changes = dict.fromkeys(EXAMPLES, edge.dockyard.host)
@@ -146,7 +147,7 @@ UNSEEN = {
 
 @pytest.mark.parametrize("name", ["haproxy", "nginx"])
 def test_s4_what_dockyard_cannot_see_is_settled_by_the_front(
-    edge: WatchedHouse, programs: Programs, tmp_path: Path, name: str
+    edge: WatchedDeployment, programs: Programs, tmp_path: Path, name: str
 ) -> None:
     """What never reaches the application: bare LF, what follows a `#`, a Host that is missing but is in the target.
 

@@ -14,15 +14,15 @@ import attrs
 import pytest
 import trustme
 
-from tests import misbehaviour as bad
-from tests.client import Reply
-from tests.house import upstream
-from tests.origin import OCI_MANIFEST, Origin
-from tests.security.canaries import WatchedHouse
+from tests.s3.store.proxy import Proxy, error
+from tests.security.canaries import WatchedDeployment
 from tests.security.conftest import PASSWORD, STORE, watched
 from tests.security.island import Coast, Island, Names, need_island
-from tests.stores.proxy import Proxy, error
-from tests.wire import Request
+from tests.support import misbehaviour as bad
+from tests.support.deployment import upstream
+from tests.support.fake_registry import OCI_MANIFEST, Origin
+from tests.support.http_client import Reply
+from tests.support.raw_http import Request
 
 PUBLIC, ELSEWHERE = "8.8.4.4", "9.9.9.9"
 PORT = 8080
@@ -72,20 +72,20 @@ LISTENING = [
 
 @attrs.define(eq=False)
 class Shore:
-    """The island with a house on it, whose upstreams `up.test` (plain) and `safe.test` (TLS, a login) are public."""
+    """The island with a deployment on it; `up.test` (plain) and `safe.test` (TLS, a login) are public there."""
 
     island: Island
-    house: WatchedHouse
+    deployment: WatchedDeployment
     coast: Coast
     names: Names
     bucket: Proxy
 
     @property
     def origin(self) -> Origin:
-        return self.house.origin
+        return self.deployment.origin
 
     def get(self, path: str) -> Reply:
-        return self.island.run(lambda: self.house.get(path))
+        return self.island.run(lambda: self.deployment.get(path))
 
     def assert_untouched(self) -> None:
         """Nobody has connected to a forbidden address, nor asked the bucket for what is not its own."""
@@ -108,9 +108,9 @@ def _settle(island: Island, directory: Path, stack: ExitStack) -> Shore:
     bucket = stack.enter_context(closing(Proxy(0)))
     bucket.rule = lambda request: error(404, "NoSuchKey")
     login = {"type": "basic", "username": "ann", "password": PASSWORD.text}
-    house = watched(
+    deployment = watched(
         origin,
-        directory / "house",
+        directory / "deployment",
         upstreams=[
             upstream("up.test", f"http://registry.example.com:{plain.port}"),
             upstream(
@@ -129,7 +129,7 @@ def _settle(island: Island, directory: Path, stack: ExitStack) -> Shore:
             "use_ssl": False,
         },
     )
-    return Shore(island, stack.enter_context(house), coast, names, bucket)
+    return Shore(island, stack.enter_context(deployment), coast, names, bucket)
 
 
 @pytest.fixture(scope="module")
@@ -176,7 +176,7 @@ def test_r1_redirects(shore: Shore, kind: str) -> None:
         reply = shore.get(f"/v2/{'safe' if name == 'http from https' else 'up'}.test/app/{kind}/{digest}")
         assert (reply.status, reply.took_s < 3) == (502, True), name
         assert rule.applied > 0, name
-        shore.house.assert_no_leak(reply)
+        shore.deployment.assert_no_leak(reply)
         shore.assert_untouched()
 
 
@@ -196,7 +196,7 @@ def test_r3_realms(shore: Shore, login: str) -> None:
             reply = shore.get(f"/v2/{prefix}.test/{repo}/manifests/sha256:{'a' * 64}")
         assert (reply.status, reply.took_s < 3) == (502, True), name
         assert rule.applied > 0, name
-        shore.house.assert_no_leak(reply)
+        shore.deployment.assert_no_leak(reply)
         shore.assert_untouched()
 
 
@@ -274,7 +274,9 @@ def test_r5_a_private_registry_points_to_its_neighbours_only(shore: Shore, addre
     shore.assert_untouched()
 
 
-def test_r4_urls_in_a_manifest_are_not_followed(make_house: Callable[..., WatchedHouse], origin: Origin) -> None:
+def test_r4_urls_in_a_manifest_are_not_followed(
+    make_deployment: Callable[..., WatchedDeployment], origin: Origin
+) -> None:
     """R4: a foreign layer is passed on as the manifest has it; what its `urls` name gets no connection."""
     elsewhere = origin.listen("elsewhere", "127.0.0.2")
     layer = {"mediaType": "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip", "digest": f"sha256:{'f' * 64}"}
@@ -282,24 +284,26 @@ def test_r4_urls_in_a_manifest_are_not_followed(make_house: Callable[..., Watche
     config = {"mediaType": "application/json", "digest": origin.add_blob(b"{}"), "size": 2}
     document = {"schemaVersion": 2, "mediaType": OCI_MANIFEST, "config": config, "layers": [layer]}
     digest = origin.add_manifest("app", "v1", document, OCI_MANIFEST)
-    house = make_house()
+    deployment = make_deployment()
     for reference in ("v1", digest):
-        assert house.get(f"/v2/up.test/app/manifests/{reference}").body == origin.manifest_body("app", digest)
-    assert house.get(f"/v2/up.test/app/blobs/{layer['digest']}").status == 404
+        assert deployment.get(f"/v2/up.test/app/manifests/{reference}").body == origin.manifest_body("app", digest)
+    assert deployment.get(f"/v2/up.test/app/blobs/{layer['digest']}").status == 404
     assert elsewhere.connections == 0
 
 
-def test_r6_proxies_of_the_environment_are_not_used(make_house: Callable[..., WatchedHouse], origin: Origin) -> None:
+def test_r6_proxies_of_the_environment_are_not_used(
+    make_deployment: Callable[..., WatchedDeployment], origin: Origin
+) -> None:
     """R6: HTTP_PROXY and its kind change nothing, neither for upstreams nor for the bucket."""
     proxy = origin.listen("proxy", "127.0.0.2")
     names = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy")
     with closing(Proxy(0)) as bucket:
         bucket.rule = lambda request: error(404, "NoSuchKey")
         storage = {"endpoint": bucket.host, "bucket": "nothing-here", "access_key": "a", "secret_key": STORE.text}
-        house = make_house(
+        deployment = make_deployment(
             environ=dict.fromkeys(names, proxy.url) | {"NO_PROXY": ""}, storage={**storage, "use_ssl": False}
         )
         image = origin.add_image("app", "v1")
-        assert house.get("/v2/up.test/app/manifests/v1").body == image.body
+        assert deployment.get("/v2/up.test/app/manifests/v1").body == image.body
         assert bucket.requests
     assert proxy.connections == 0

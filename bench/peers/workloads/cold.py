@@ -11,7 +11,7 @@ from bench.peers.contestants import Peer
 from bench.peers.load import LoadError, check, discard
 from bench.peers.place import GIB, MIB, Line, Place, Values, Workload
 from bench.peers.truth import REPOSITORY, Blob, Image
-from tests.rig.clients import environment
+from tests.support.image_clients import environment
 
 CRANE_LIMIT_S = 120.0
 DIRECT = f"/v2/{REPOSITORY}/blobs/"

@@ -2,14 +2,14 @@
 
 import attrs
 
-from tests import misbehaviour as bad
 from tests.chaos.cells import State
 from tests.chaos.lanes import Lane
 from tests.chaos.outcomes import Outcome, Seen, cut, either, error, hit, hit1, new, resumed, stale
 from tests.chaos.stories import Fault, Story, Trouble, World, nothing
 from tests.chaos.upstream.proofs import L, sees
-from tests.gatekeeper import TokenService, bearer_challenge
-from tests.origin import basic
+from tests.support import misbehaviour as bad
+from tests.support.fake_registry import basic
+from tests.support.gatekeeper import TokenService, bearer_challenge
 
 USER, PASSWORD = "ann", "canary-password-of-the-upstream"
 DEFAULT_LIMIT_S = 5.0
@@ -47,7 +47,7 @@ def _loop(lane: Lane, _: State) -> None:
 def _costs_little(story: Story, seen: Seen) -> None:
     tokens, others = len(seen.asked("token")), len(seen.asked("manifest", "blob", "ping"))
     story.record.check(tokens <= 2, f"{tokens} token requests")
-    most = 3 if story.state is not State.BLOB_FLIGHT else 4  # the one that broke comes before
+    most = 3 if story.state is not State.BLOB_DOWNLOAD else 4  # the one that broke comes before
     story.record.check(others <= most, f"{others} registry requests")
 
 
@@ -59,7 +59,7 @@ def _denied(status: int) -> dict[State, tuple[Outcome, ...]]:
         State.MANIFEST: (hit(), denied),
         State.BLOB_CACHED: (hit(),),
         State.BLOB_COLD: (denied,),
-        State.BLOB_FLIGHT: (either(cut(L.breaks()), resumed(1)),),
+        State.BLOB_DOWNLOAD: (either(cut(L.breaks()), resumed(1)),),
     }
 
 
@@ -103,7 +103,7 @@ def _limited(retry_after: str | None, window_s: float) -> Trouble:
             State.BLOB_CACHED: (hit(),),
             State.BLOB_COLD: (refused,),
             # Four attempts that wait as told, ten seconds at the most.
-            State.BLOB_FLIGHT: (either(cut(L.breaks() + 4 * min(window_s, 10.0)), resumed(1)),),
+            State.BLOB_DOWNLOAD: (either(cut(L.breaks() + 4 * min(window_s, 10.0)), resumed(1)),),
         },
         breaks=True,
         stays_stale=window_s > 2,
@@ -148,7 +148,7 @@ def _failing(status: int) -> Trouble:
             State.MANIFEST: (hit(), attrs.evolve(failed, requests=(1, 3))),
             State.BLOB_CACHED: (hit(),),
             State.BLOB_COLD: (attrs.evolve(failed, within_s=2 * L.bad_content(), gets=(1, 3)),),
-            State.BLOB_FLIGHT: (cut(L.breaks()),),
+            State.BLOB_DOWNLOAD: (cut(L.breaks()),),
         },
         breaks=True,
     )
@@ -158,7 +158,7 @@ def _fail_twice(lane: Lane, state: State) -> None:
     if state is State.BLOB_CACHED:
         lane.on("blob", bad.refusing(503, "UNAVAILABLE"))
         return
-    lane.on_once(None, bad.refusing(503, "UNAVAILABLE"), times=2 if state is State.BLOB_FLIGHT else 1)
+    lane.on_once(None, bad.refusing(503, "UNAVAILABLE"), times=2 if state is State.BLOB_DOWNLOAD else 1)
 
 
 FAILING = Fault(
@@ -174,7 +174,7 @@ FAILING = Fault(
             outcomes={
                 **_failing(503).outcomes,
                 State.BLOB_COLD: (new(2),),
-                State.BLOB_FLIGHT: (resumed(3),),
+                State.BLOB_DOWNLOAD: (resumed(3),),
             },
         ),
     ),
@@ -195,7 +195,7 @@ def _absent(status: int, told: int, *, has_login: bool) -> Trouble:
             State.MANIFEST: (hit(), no),
             State.BLOB_CACHED: (hit(),),
             State.BLOB_COLD: (attrs.evolve(no, gets=(1, 1) if status == 404 else (1, 2)),),
-            State.BLOB_FLIGHT: (cut(L.breaks()),),
+            State.BLOB_DOWNLOAD: (cut(L.breaks()),),
         },
         breaks=True,
         recovery_s=1.0,
@@ -219,7 +219,7 @@ ABSENT = Fault(
 def _lose_tokens(lane: Lane, state: State) -> None:
     assert lane.tokens is not None
     assert lane.token_way is not None
-    if state is not State.BLOB_FLIGHT:  # its body has been granted
+    if state is not State.BLOB_DOWNLOAD:  # its body has been granted
         lane.tokens.take_back()
     lane.token_way.refuse()
 
@@ -245,7 +245,7 @@ _NO_TOKENS = Trouble(
         State.MANIFEST: (hit(), error(503, L.lookup_error())),
         State.BLOB_CACHED: (hit(),),
         State.BLOB_COLD: (error(503, L.lookup_error()),),
-        State.BLOB_FLIGHT: (resumed(0),),
+        State.BLOB_DOWNLOAD: (resumed(0),),
     },
 )
 
@@ -265,7 +265,7 @@ NO_TOKENS = Fault(
                 State.MANIFEST: (hit(), new()),
                 State.BLOB_CACHED: (hit(),),
                 State.BLOB_COLD: (new(),),
-                State.BLOB_FLIGHT: (resumed(0),),
+                State.BLOB_DOWNLOAD: (resumed(0),),
             },
         ),
     ),

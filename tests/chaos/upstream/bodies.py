@@ -10,11 +10,11 @@ from tests.chaos.cells import State
 from tests.chaos.lanes import Lane
 from tests.chaos.outcomes import Outcome, hit
 from tests.chaos.upstream.proofs import BLOBS
-from tests.origin import Change
+from tests.support.fake_registry import Change
 
 
 def by_state(
-    tag_cached: Outcome, tag_cold: Outcome, manifest: Outcome, blob_cold: Outcome, blob_flight: Outcome
+    tag_cached: Outcome, tag_cold: Outcome, manifest: Outcome, blob_cold: Outcome, blob_download: Outcome
 ) -> dict[State, tuple[Outcome, ...]]:
     """What is cached by digest is a hit, whatever ails the upstream."""
     return {
@@ -23,7 +23,7 @@ def by_state(
         State.MANIFEST: (hit(), manifest),
         State.BLOB_CACHED: (hit(),),
         State.BLOB_COLD: (blob_cold,),
-        State.BLOB_FLIGHT: (blob_flight,),
+        State.BLOB_DOWNLOAD: (blob_download,),
     }
 
 

@@ -4,15 +4,15 @@ from collections.abc import Callable
 
 import attrs
 
-from tests import misbehaviour as bad
 from tests.chaos.cells import State
 from tests.chaos.lanes import MIB, REPO, Lane
 from tests.chaos.outcomes import Outcome, cut, error, hit, new, resumed, stale
 from tests.chaos.stories import Fault, Trouble, World, nothing
 from tests.chaos.upstream.bodies import by_state, spoilt, spoilt_once
 from tests.chaos.upstream.proofs import BLOBS, L, sees
-from tests.origin import Change
-from tests.wire import Answer, Request
+from tests.support import misbehaviour as bad
+from tests.support.fake_registry import Change
+from tests.support.raw_http import Answer, Request
 
 # U08: by toxiproxy, whose count begins with each connection: so one answer per connection.
 
@@ -50,7 +50,7 @@ def _broken_once() -> dict[State, tuple[Outcome, ...]]:
 def _resumed_by_offset() -> dict[State, tuple[Outcome, ...]]:
     """What the origin sent and toxiproxy threw away is not counted, but that each GET asks for the rest."""
     uncounted = attrs.evolve(resumed(1), waste_bytes=None)
-    return {**_broken_once(), State.BLOB_COLD: (uncounted,), State.BLOB_FLIGHT: (uncounted,)}
+    return {**_broken_once(), State.BLOB_COLD: (uncounted,), State.BLOB_DOWNLOAD: (uncounted,)}
 
 
 def _resetting(at: float) -> Trouble:
@@ -60,7 +60,7 @@ def _resetting(at: float) -> Trouble:
         prove=_was_reset,
         outcomes=_resumed_by_offset(),
         prepare=_one_answer_each,
-        early=frozenset({State.BLOB_FLIGHT}),
+        early=frozenset({State.BLOB_DOWNLOAD}),
         point=at,
         moves_tag=True,
     )
@@ -72,7 +72,7 @@ def _cut_short(name: str, change: Change, *, is_blind: bool = False) -> Trouble:
         strike=spoilt_once(change),
         prove=sees("200 fin at .*"),
         outcomes=_broken_once(),
-        early=frozenset({State.BLOB_FLIGHT}),
+        early=frozenset({State.BLOB_DOWNLOAD}),
         moves_tag=True,
         is_blind=is_blind,
     )
@@ -161,7 +161,7 @@ def _is_range_wrong(lane: Lane, _: State) -> None:
     assert seen != f"206 bytes 100-{size - 1}/{size}", "a plain client gets the range that it asks for"
 
 
-def _ranging(name: str, change: Change, flight: Outcome) -> Trouble:
+def _ranging(name: str, change: Change, download: Outcome) -> Trouble:
     return Trouble(
         name,
         strike=lambda lane, _: _change_blobs(lane, change),
@@ -170,7 +170,7 @@ def _ranging(name: str, change: Change, flight: Outcome) -> Trouble:
             State.MANIFEST: (hit(), new()),
             State.BLOB_CACHED: (hit(),),
             State.BLOB_COLD: (new(),),
-            State.BLOB_FLIGHT: (flight,),
+            State.BLOB_DOWNLOAD: (download,),
         },
         breaks=True,
     )

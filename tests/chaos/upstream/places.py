@@ -4,14 +4,14 @@ import threading
 
 import attrs
 
-from tests import misbehaviour as bad
 from tests.chaos.cells import State
 from tests.chaos.lanes import REPO, Lane
 from tests.chaos.outcomes import Seen, cut, either, error, hit, hit1, new, resumed, stale
 from tests.chaos.stories import Fault, Story, Trouble, World
 from tests.chaos.upstream.proofs import L, expect
 from tests.chaos.upstream.reaching import speak_tls, with_authority
-from tests.wire import Answer, Request
+from tests.support import misbehaviour as bad
+from tests.support.raw_http import Answer, Request
 
 # U15
 
@@ -46,9 +46,9 @@ DEAD_CDN = Fault(
                 State.BLOB_CACHED: (hit(),),
                 # The first redirect and two fresh ones.
                 State.BLOB_COLD: (attrs.evolve(error(503, 2 * L.bad_content()), gets=(1, 3)),),
-                State.BLOB_FLIGHT: (either(cut(L.breaks()), resumed(1)),),
+                State.BLOB_DOWNLOAD: (either(cut(L.breaks()), resumed(1)),),
             },
-            more={State.BLOB_COLD: _tag_is_fresh, State.BLOB_FLIGHT: _tag_is_fresh},
+            more={State.BLOB_COLD: _tag_is_fresh, State.BLOB_DOWNLOAD: _tag_is_fresh},
         ),
     ),
 )
@@ -57,7 +57,7 @@ DEAD_CDN = Fault(
 
 
 def _expire(lane: Lane, state: State) -> None:
-    if state is State.BLOB_FLIGHT:
+    if state is State.BLOB_DOWNLOAD:
         lane.origin.expire_presigned()
     elif state is State.BLOB_COLD:
         lane.on_once("cdn", bad.replaced(403, b"<Error><Code>AccessDenied</Code></Error>"))
@@ -66,7 +66,7 @@ def _expire(lane: Lane, state: State) -> None:
 
 
 def _has_expired(lane: Lane, state: State) -> None:
-    if state is State.BLOB_FLIGHT:
+    if state is State.BLOB_DOWNLOAD:
         old = lane.origin.seen("cdn")[0].request.target
         expect("403 whole", lane, lane.look(old, way=lane.cdn_way))
     elif state is State.BLOB_COLD:
@@ -97,10 +97,10 @@ EXPIRED = Fault(
                 State.MANIFEST: (hit(), new()),
                 State.BLOB_CACHED: (hit(),),
                 State.BLOB_COLD: (new(2),),
-                State.BLOB_FLIGHT: (resumed(1),),
+                State.BLOB_DOWNLOAD: (resumed(1),),
             },
             breaks=True,
-            more={State.BLOB_COLD: _asks_for_a_fresh_one, State.BLOB_FLIGHT: _asks_for_a_fresh_one},
+            more={State.BLOB_COLD: _asks_for_a_fresh_one, State.BLOB_DOWNLOAD: _asks_for_a_fresh_one},
         ),
     ),
 )
@@ -143,7 +143,7 @@ def _forbidden(name: str, location: str) -> Trouble:
             State.MANIFEST: (hit(), error(502, L.no())),
             State.BLOB_CACHED: (hit(),),
             State.BLOB_COLD: (error(502, L.no()),),
-            State.BLOB_FLIGHT: (cut(L.breaks()),),
+            State.BLOB_DOWNLOAD: (cut(L.breaks()),),
         },
         breaks=True,
         stays_stale=False,

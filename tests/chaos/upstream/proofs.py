@@ -8,7 +8,7 @@ from tests.chaos.lanes import REPO, Lane
 from tests.chaos.limits import Limits
 
 L = Limits()
-BLOBS = (State.BLOB_CACHED, State.BLOB_COLD, State.BLOB_FLIGHT)
+BLOBS = (State.BLOB_CACHED, State.BLOB_COLD, State.BLOB_DOWNLOAD)
 MANIFEST_PATH = f"/v2/{REPO}/manifests/cached"
 
 Prove = Callable[[Lane, State], None]

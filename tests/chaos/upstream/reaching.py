@@ -17,10 +17,10 @@ from tests.chaos.patches import patched
 from tests.chaos.resolver import NameServer
 from tests.chaos.stories import Fault, Story, Trouble, World
 from tests.chaos.upstream.proofs import L, expect, sees
-from tests.client import ask
-from tests.gatekeeper import want_authorization
-from tests.origin import basic
-from tests.wire import TLS_HANDSHAKE
+from tests.support.fake_registry import basic
+from tests.support.gatekeeper import want_authorization
+from tests.support.http_client import ask
+from tests.support.raw_http import TLS_HANDSHAKE
 
 # U01
 
@@ -82,10 +82,10 @@ REFUSED = Fault(
                 State.MANIFEST: (hit(), error(503, L.no())),
                 State.BLOB_CACHED: (hit(),),
                 State.BLOB_COLD: (error(503, L.no()),),
-                State.BLOB_FLIGHT: (cut(L.breaks()),),
+                State.BLOB_DOWNLOAD: (cut(L.breaks()),),
             },
             more={State.BLOB_COLD: _few_connects},
-            after={State.BLOB_FLIGHT: _went_on},
+            after={State.BLOB_DOWNLOAD: _went_on},
             workers=4,
         ),
     ),
@@ -110,8 +110,8 @@ def _have_a_name(lane: Lane, world: World) -> None:
 
 
 def _drop_idle(lane: Lane, state: State) -> None:
-    """A connection that is kept would hide the fault; the one of a layer in flight is what the fault is about."""
-    if state is not State.BLOB_FLIGHT:
+    """A connection that is kept would hide the fault; the one of a layer in progress is what the fault is about."""
+    if state is not State.BLOB_DOWNLOAD:
         lane.origin.registry.drop_connections()
 
 
@@ -141,14 +141,14 @@ def _unname(mood: str) -> Trouble:
 
 
 def _away(tag: Outcome, no: Outcome) -> dict[State, tuple[Outcome, ...]]:
-    """New connections fail; the one that a layer in flight has is not touched."""
+    """New connections fail; the one that a layer in progress has is not touched."""
     return {
         State.TAG_CACHED: (tag,),
         State.TAG_COLD: (no,),
         State.MANIFEST: (hit(), no),
         State.BLOB_CACHED: (hit(),),
         State.BLOB_COLD: (no,),
-        State.BLOB_FLIGHT: (resumed(0),),
+        State.BLOB_DOWNLOAD: (resumed(0),),
     }
 
 
@@ -179,7 +179,7 @@ NO_CONNECTION = Fault(
             _NO_CONNECTION,
             name="SYN dropped, and the connection broken",
             breaks=True,
-            outcomes={**_NO_CONNECTION.outcomes, State.BLOB_FLIGHT: (cut(L.breaks_silently()),)},
+            outcomes={**_NO_CONNECTION.outcomes, State.BLOB_DOWNLOAD: (cut(L.breaks_silently()),)},
         ),
     ),
 )
@@ -246,7 +246,7 @@ def _trust_again(lane: Lane) -> None:
 def _is_counted(story: Story, _: Seen) -> None:
     """What an operator can be alarmed by."""
     counted = f'dockyard_upstream_untrusted_total{{upstream="{story.lane.prefix}",wrong="tls"}}'
-    said = ask(story.house.address, "/metrics").body.decode()
+    said = ask(story.deployment.address, "/metrics").body.decode()
     story.record.check(counted in said, "not counted as untrusted")
 
 
@@ -275,8 +275,8 @@ def _yesterday() -> ssl.SSLContext:
 
 
 def _broken(trouble: Trouble) -> Trouble:
-    """Toxiproxy ends the connections that are there: a layer in flight has to connect anew, and cannot."""
-    return attrs.evolve(trouble, outcomes={**trouble.outcomes, State.BLOB_FLIGHT: (cut(L.breaks()),)})
+    """Toxiproxy ends the connections that are there: a layer in progress has to connect anew, and cannot."""
+    return attrs.evolve(trouble, outcomes={**trouble.outcomes, State.BLOB_DOWNLOAD: (cut(L.breaks()),)})
 
 
 NO_TRUST = Fault(

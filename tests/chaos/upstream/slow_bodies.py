@@ -4,13 +4,13 @@ import threading
 
 import attrs
 
-from tests import misbehaviour as bad
 from tests.chaos.cells import State
 from tests.chaos.lanes import MIB, REPO, Lane
 from tests.chaos.outcomes import cut, error, new, resumed, stale
 from tests.chaos.stories import Fault, Trouble
 from tests.chaos.upstream.bodies import by_state
 from tests.chaos.upstream.proofs import BLOBS, L, sees
+from tests.support import misbehaviour as bad
 
 # U05
 
@@ -66,7 +66,7 @@ def _trickling(bytes_per_s: int, *, for_s: float = 0.0) -> Trouble:
             slowly,
             attrs.evolve(resumed(0, at_most=1), within_s=seconds, says="at the speed of the upstream"),
         ),
-        early=frozenset({State.BLOB_FLIGHT}),
+        early=frozenset({State.BLOB_DOWNLOAD}),
         layer_bytes=TRICKLE_BYTES,
         moves_tag=True,
         stays_stale=False,  # whoever answers is not down
@@ -105,7 +105,7 @@ def _stall_always(lane: Lane, _: State) -> None:
 _STALL = Trouble(
     "once",
     strike=_stall_once,
-    prove=lambda lane, state: None if state is State.BLOB_FLIGHT else sees("200 timeout at .*")(lane, state),
+    prove=lambda lane, state: None if state is State.BLOB_DOWNLOAD else sees("200 timeout at .*")(lane, state),
     outcomes=by_state(
         stale(L.answer()),
         error(504, L.answer()),
@@ -127,7 +127,7 @@ STALL = Fault(
             _STALL,
             name="at each attempt",
             strike=_stall_always,
-            outcomes={**_STALL.outcomes, State.BLOB_COLD: (cut(L.stalls()),), State.BLOB_FLIGHT: (cut(L.stalls()),)},
+            outcomes={**_STALL.outcomes, State.BLOB_COLD: (cut(L.stalls()),), State.BLOB_DOWNLOAD: (cut(L.stalls()),)},
         ),
     ),
 )

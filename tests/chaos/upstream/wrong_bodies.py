@@ -2,23 +2,25 @@
 
 import attrs
 
-from tests import misbehaviour as bad
 from tests.chaos.cells import State
 from tests.chaos.lanes import Lane
 from tests.chaos.outcomes import Outcome, Seen, cut, either, error, hit, new, resumed, stale
 from tests.chaos.stories import Fault, Story, Trouble
 from tests.chaos.upstream.bodies import by_state, spoilt
 from tests.chaos.upstream.proofs import L, sees
-from tests.origin import Change
-from tests.wire import Answer, Request
+from tests.support import misbehaviour as bad
+from tests.support.fake_registry import Change
+from tests.support.raw_http import Answer, Request
 
 JSON_PAGE = b'{"errors":[{"code":"UNAVAILABLE","message":"said the upstream"}]}'
 
 
-def _garbage(blob_cold: Outcome | None = None, blob_flight: Outcome | None = None) -> dict[State, tuple[Outcome, ...]]:
+def _garbage(
+    blob_cold: Outcome | None = None, blob_download: Outcome | None = None
+) -> dict[State, tuple[Outcome, ...]]:
     no = error(502, L.bad_content())
     end = cut(L.breaks())
-    return by_state(stale(L.bad_content()), no, no, blob_cold or end, blob_flight or end)
+    return by_state(stale(L.bad_content()), no, no, blob_cold or end, blob_download or end)
 
 
 def _flip(at: float) -> Change:
@@ -35,7 +37,7 @@ def _wrong(name: str, change: Change, reason: str = "") -> Trouble:
         strike=spoilt(change),
         prove=sees("200 wrong"),
         outcomes=_garbage(),
-        early=frozenset({State.BLOB_FLIGHT}),
+        early=frozenset({State.BLOB_DOWNLOAD}),
         moves_tag=True,
         stays_stale=False,  # an upstream that answers is not down
         more={State.BLOB_COLD: _small_is_refused},

@@ -19,7 +19,7 @@ app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
 {{- end }}
 
-{{- define "dockyard.config" -}}
+{{- define "dockyard.config.settings" -}}
 {{- $config := deepCopy .Values.config }}
 {{- $storage := merge (dict "directory" "/var/cache/dockyard") (default (dict) $config.storage) }}
 {{- toYaml (set $config "storage" $storage) }}

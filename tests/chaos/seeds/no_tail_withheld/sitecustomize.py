@@ -1,5 +1,5 @@
 """The last bytes of a blob are released like all others, before its digest is known."""
 
-from dockyard.cache import flight
+from dockyard.cache import download
 
-flight.TAIL_BYTES = 0
+download.TAIL_BYTES = 0

@@ -1,0 +1,175 @@
+"""Lists from a registry: all pages of its tags, all referrers of a manifest.
+
+The pages are followed by the registry's own Link headers, whose `last` may be anything, and never to another host. A
+walk ends: it has a time limit, and caps on pages, bytes and entries. What is beyond them is BadUpstream, as is a Link
+that leads back: half a list is not given out for a whole one.
+
+A registry without the referrers API keeps them under a tag, which clients make ("Referrers Tag Schema" of the OCI
+distribution specification); nothing there either means that there are none. A refused login or a failure does not.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from urllib.parse import urljoin
+
+import attrs
+
+from dockyard.config.hosts import DEFAULT_PORTS, Origin
+from dockyard.errors import Denied, ManifestUnknown, NameUnknown, RegistryError
+from dockyard.oci.links import find_next
+from dockyard.oci.lists import (
+    Referrer,
+    find_referrers,
+    merge_referrers,
+    parse_referrers,
+    parse_tags,
+    referrers_tag,
+)
+from dockyard.oci.manifest import ACCEPT, MAX_MANIFEST_BYTES, OCI_INDEX, Manifest
+from dockyard.oci.reference import Digest
+from dockyard.upstream import errors as faults
+from dockyard.upstream.errors import Fault
+from dockyard.upstream.exchange import Question, Reply
+from dockyard.upstream.headers import find_digest
+from dockyard.upstream.reading import check_encoding
+from dockyard.upstream.tokens import Budget
+from dockyard.upstream.urls import NotAPlace, Place, parse_place
+
+WALK_TIMEOUT_S = 30.0
+MAX_PAGES = 1000
+MAX_BYTES = 32 * 1024 * 1024
+MAX_ENTRIES = 200_000
+PAGE_ENTRIES = 1000  # asked for at a time; what crane asks of every registry
+
+# What registries say to a path that they do not have. (405 and 406 to a GET mean just that.)
+_NO_SUCH_API = frozenset({400, 404, 405, 406, 410})
+
+
+class Lists:
+    """The lists of one registry. `ask` and `status_error` are the registry's own."""
+
+    def __init__(
+        self,
+        who: str,
+        ask: Callable[[Question, Budget], Reply],
+        status_error: Callable[[Reply, Question], Fault | RegistryError],
+    ) -> None:
+        self._who = who
+        self._ask = ask
+        self._status_error = status_error
+
+    def tags(self, repository: str) -> list[str]:
+        """All tags of a repository, sorted, each once. Raises Fault, RegistryError."""
+        question = Question("GET", repository, listing=f"tags/list?n={PAGE_ENTRIES}")
+        found: set[str] = set()
+        for reply, body in self._walk(question, self._deadline()):
+            if body is None:
+                raise self._status_error(reply, question)
+            found.update(parse_tags(body))
+            self._check_count(len(found))
+        return sorted(found)
+
+    def referrers(self, repository: str, digest: Digest) -> list[Referrer]:
+        """All manifests that name this one as their subject. Raises Fault, RegistryError."""
+        deadline = self._deadline()
+        question = Question("GET", repository, listing=f"referrers/{digest}", accept=OCI_INDEX)
+        pages: list[list[Referrer]] = []
+        try:
+            for reply, body in self._walk(question, deadline):
+                if body is None and reply.answer.status in _NO_SUCH_API:
+                    return self._by_tag(repository, digest, deadline)
+                if body is None:
+                    raise self._status_error(reply, question)
+                pages.append(parse_referrers(body, reply.answer.header("Content-Type")))
+                self._check_count(sum(map(len, pages)))
+        except NameUnknown as exc:  # what an anonymous client gets for 401 and 403
+            raise self._denied(repository) from exc
+        return merge_referrers(pages)
+
+    def _by_tag(self, repository: str, digest: Digest, deadline: float) -> list[Referrer]:
+        question = Question("GET", repository, referrers_tag(digest), accept=", ".join(ACCEPT))
+        try:
+            reply = self._ask(question, Budget(deadline))
+        except ManifestUnknown as exc:  # as above
+            raise self._denied(repository) from exc
+        if reply.answer.status in (404, 410):
+            reply.answer.finish()
+            return []
+        if reply.answer.status != 200:
+            reply.answer.finish()
+            error = self._status_error(reply, question)
+            raise self._denied(repository) if isinstance(error, ManifestUnknown) else error
+        body = self._read(reply, MAX_MANIFEST_BYTES)
+        told = find_digest(reply.answer.header("Docker-Content-Digest"))
+        manifest = Manifest.parse(body, reply.answer.header("Content-Type"), told)
+        return merge_referrers([find_referrers(manifest) or []])
+
+    def _walk(self, question: Question, deadline: float) -> Iterator[tuple[Reply, bytes | None]]:
+        """Yield the pages, each with its body; None for a first page that is not there. Raises Fault."""
+        room = MAX_BYTES
+        seen: set[str] = set()
+        for number in range(MAX_PAGES):
+            reply = self._ask_page(question, deadline)
+            if reply.answer.status != 200:
+                reply.answer.finish()
+                if number and isinstance(self._status_error(reply, question), NameUnknown):
+                    raise faults.garbage(self._who, "does not have all pages of a list")
+                if number:
+                    raise self._status_error(reply, question)
+                yield reply, None
+                return
+            body = self._read(reply, room)
+            yield reply, body
+            place = self._next(reply)
+            if place is None:
+                return
+            if place.target in seen:
+                raise faults.garbage(self._who, "has a list whose pages lead back to each other")
+            seen.add(place.target)
+            room -= len(body)
+            question = attrs.evolve(question, place=place)
+        raise faults.garbage(self._who, f"has a list of more than {MAX_PAGES} pages")
+
+    def _ask_page(self, question: Question, deadline: float) -> Reply:
+        try:
+            return self._ask(question, Budget(deadline))
+        except Fault as fault:
+            if time.monotonic() < deadline:
+                raise
+            raise fault.blameless() from fault  # long lists are slow in registries that are otherwise well
+
+    def _read(self, reply: Reply, room: int) -> bytes:
+        try:
+            check_encoding(reply.answer)
+        except Fault:
+            reply.answer.close()
+            raise
+        return reply.answer.read(room)
+
+    def _next(self, reply: Reply) -> Place | None:
+        """Where the next page is: on the host that sent this one. Raises Fault."""
+        here = reply.answer.place
+        try:
+            link = find_next(reply.answer.header_values("Link"))
+            place = parse_place(urljoin(here.url, link)) if link is not None else None
+        except (NotAPlace, ValueError) as exc:
+            raise faults.garbage(self._who, "has a list whose next page is nowhere") from exc
+        if place and not _is_same_host(place.origin, here.origin):
+            raise faults.forbidden(self._who, "has a list whose next page is on another host")
+        return Place(here.origin, place.target) if place else None
+
+    def _check_count(self, count: int) -> None:
+        if count > MAX_ENTRIES:
+            raise faults.garbage(self._who, f"has a list of more than {MAX_ENTRIES} entries")
+
+    def _denied(self, repository: str) -> Denied:
+        return Denied(f"{self._who} does not show us the referrers in {repository}")
+
+    def _deadline(self) -> float:
+        return time.monotonic() + WALK_TIMEOUT_S
+
+
+def _is_same_host(one: Origin, other: Origin) -> bool:
+    """Also when one is http and the other https, each on its own port: registries behind a proxy mistake theirs."""
+    is_default = all(origin.port == DEFAULT_PORTS[origin.scheme] for origin in (one, other))
+    return one.host == other.host and (one.port == other.port or is_default)

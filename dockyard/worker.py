@@ -1,0 +1,194 @@
+"""One worker process: its stores, its shard, its peers, and the paths that serve with them.
+
+Built in the worker, never in the supervisor: workers are forked, and no thread, socket or client survives that.
+"""
+
+import asyncio
+import contextlib
+import os
+import signal
+from collections.abc import Mapping
+from pathlib import Path
+
+import structlog
+
+from dockyard.cache.blobs import Blobs
+from dockyard.cache.downloads import Downloads
+from dockyard.cache.lists import Listings
+from dockyard.cache.manifests import Manifests
+from dockyard.cache.stores import Stores
+from dockyard.cache.tags import Tags
+from dockyard.cache.threads import Threads
+from dockyard.config.settings import Settings
+from dockyard.errors import RegistryError
+from dockyard.oci.reference import Digest, Name, Tag
+from dockyard.routing import Target
+from dockyard.s3 import S3Store, StorageFault
+from dockyard.s3.bucket import Bucket
+from dockyard.s3.outbox import Outbox
+from dockyard.s3.publisher import Publisher
+from dockyard.storage.items import BlobItem, Item
+from dockyard.storage.keys import blob_root
+from dockyard.storage.local import RUN, LocalStore
+from dockyard.upstream.circuit_breaker import Breaker
+from dockyard.upstream.client import Registry
+from dockyard.upstream.keychain import Keychain
+from dockyard.web import app as web_app
+from dockyard.web.health import State
+from dockyard.web.request_filter import Edge
+from dockyard.workers.peers import Peers, Question, Reply
+from dockyard.workers.shard_lock import Lock, claim_shard
+
+CLAIM_EVERY_S = 0.2
+PARENT_CHECK_EVERY_S = 1.0
+STALE_UPLOADS_S = 3600.0
+UNPUBLISHED = "unpublished"
+DRAINING = "draining"
+SERVES_SOON_S = 0.1
+STOP_SIGNALS = {signal.SIGTERM, signal.SIGINT}
+
+log = structlog.get_logger()
+
+
+def create_app(settings: Settings, shards: int, suspect_before: float, environ: Mapping[str, str]) -> Edge:
+    """The ASGI application of one worker process.
+
+    `shards` is the number of workers. Blobs on disk that are older than `suspect_before` (seconds since the epoch) are
+    verified before their first use. Raises OSError when the storage directory cannot be used.
+    """
+    worker = Worker(settings, shards, suspect_before, environ)
+    services = web_app.Services(
+        manifests=worker.manifests,
+        tags=worker.tags,
+        blobs=worker.blobs,
+        lists=worker.listings,
+        threads=worker.threads,
+        gauges=worker.state,
+        is_ready=worker.is_ready,
+        start=worker.start,
+        stop=worker.stop,
+    )
+    return web_app.create_app(settings, services)
+
+
+class Worker:
+    """One worker process: its shard, its peers, and what it serves with them."""
+
+    def __init__(self, settings: Settings, shards: int, suspect_before: float, environ: Mapping[str, str]) -> None:
+        storage, limits = settings.storage, settings.upstream
+        self.settings = settings
+        self.shards = shards
+        self.run = Path(storage.directory) / RUN
+        directory = Path(storage.directory)
+        outbox = Outbox(directory / UNPUBLISHED)
+        self.tier = LocalStore(
+            directory, storage.prefix, storage.max_size, suspect_before, lambda blob: BlobItem(blob) in outbox
+        )
+        self.tier.prepare()
+        self.s3 = S3Store(storage, environ) if storage.bucket else None
+        self.bucket = Bucket(self.s3)
+        self.publisher = Publisher(self.tier, self.s3, outbox, storage.touch_threshold, self._owns)
+        stores = Stores(self.tier, self.bucket, self.publisher)
+        self.threads = Threads()
+        self.peers = Peers(self.run, shards)
+        keychain = Keychain(environ)
+        self.registries = {
+            upstream.prefix: Registry(upstream, limits, keychain, Breaker(self.run, upstream.prefix))
+            for upstream in settings.upstreams
+        }
+        with_upstreams = (self.peers, self.registries, self.threads)
+        self.downloads = Downloads(stores, *with_upstreams)
+        self.blobs = Blobs(stores, self.downloads, self.registries, self.threads, redirects=storage.redirect)
+        self.manifests = Manifests(stores, *with_upstreams)
+        self.tags = Tags(self.manifests, stores, *with_upstreams, limits.check_interval, limits.check_timeout)
+        self.listings = Listings(self.tier, *with_upstreams, limits.check_interval, limits.check_timeout)
+        self.state = State(
+            directory / blob_root(storage.prefix), directory / UNPUBLISHED, self._open_breakers, storage.max_size
+        )
+        self._upstreams = {upstream.prefix: upstream for upstream in settings.upstreams}
+        self._parent = os.getppid()
+        self._lock: Lock | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def start(self) -> None:
+        """Claim a shard and answer for it. Waits in the background when all are taken."""
+        if not await self._claim():
+            self._tasks.append(asyncio.create_task(self._claim_later()))
+        self._tasks.append(asyncio.create_task(self._watch_parent()))
+        await self.threads.disk(self.tier.sweep)
+        self.publisher.start()
+        if self.s3 and self.peers.shard == 0:
+            self._tasks.append(asyncio.create_task(self._check_bucket(self.s3)))
+        # Granian forgets a signal that comes between this and the moment when it serves.
+        asyncio.get_running_loop().call_later(SERVES_SOON_S, signal.pthread_sigmask, signal.SIG_UNBLOCK, STOP_SIGNALS)
+
+    async def stop(self) -> None:
+        """Let go of everything. The clients have left already."""
+        for task in self._tasks:
+            task.cancel()
+        self.downloads.stop()
+        self.publisher.stop()
+        self.bucket.close()
+        self.peers.close()
+        for registry in self.registries.values():
+            registry.close()
+        self.threads.close()
+
+    def is_ready(self) -> bool:
+        """Whether to send requests here: not while an operator or the supervisor wants the server to drain."""
+        return not (self.run / DRAINING).exists()
+
+    def _open_breakers(self) -> dict[str, bool]:
+        return {prefix: registry.is_kept_back for prefix, registry in self.registries.items()}
+
+    async def _claim(self) -> bool:
+        claimed = await self.threads.disk(claim_shard, self.run, self.shards)
+        if claimed is None:
+            return False
+        shard, self._lock = claimed
+        await self.peers.listen(shard, self._answer)
+        return True
+
+    async def _claim_later(self) -> None:
+        while not await self._claim():  # noqa: ASYNC110  no event tells of a freed lock
+            await asyncio.sleep(CLAIM_EVERY_S)
+
+    def _owns(self, item: Item) -> bool:
+        return self.peers.shard is not None and not self.peers.before_us(str(item))
+
+    async def _check_bucket(self, s3: S3Store) -> None:
+        """Say what is wrong with the bucket, and serve all the same."""
+        for trouble in await self.threads.bucket(s3.check):
+            log.error("the bucket cannot be used as it is, serving without it", reason=trouble)
+        with contextlib.suppress(StorageFault):
+            await self.threads.bucket(s3.abort_stale_uploads, STALE_UPLOADS_S)
+
+    async def _watch_parent(self) -> None:
+        """A worker without its supervisor would never be stopped: drain and end."""
+        while os.getppid() == self._parent:  # noqa: ASYNC110  no event tells of a dead parent
+            await asyncio.sleep(PARENT_CHECK_EVERY_S)
+        log.error("the supervisor is gone, this worker ends")
+        os.kill(os.getpid(), signal.SIGTERM)
+        await asyncio.sleep(self.settings.server.drain_timeout)
+        os._exit(1)
+
+    async def _answer(self, question: Question, reply: Reply) -> None:
+        """A peer's question. Raises ValueError when it makes no sense."""
+        upstream = self._upstreams.get(question.upstream)
+        if upstream is None:
+            raise ValueError("no such upstream")
+        try:
+            target = Target(upstream, question.repository, Name.parse(question.name))
+            match question.kind:
+                case "blob":
+                    await self.downloads.answer(target, Digest.parse(question.reference), question, reply)
+                case "tag":
+                    await self.tags.answer(target, Tag.parse(question.reference), reply)
+                case "manifest":
+                    await self.manifests.answer(target, Digest.parse(question.reference), reply)
+                case "tags":
+                    await self.listings.answer(target, None, reply)
+                case "referrers":
+                    await self.listings.answer(target, Digest.parse(question.reference), reply)
+        except RegistryError as exc:
+            raise ValueError(exc.message) from exc

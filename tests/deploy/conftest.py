@@ -1,0 +1,36 @@
+"""Three Dockyards over one bucket behind one HAProxy: one fleet for all tests of this directory."""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.deploy.fleet import Fleet
+from tests.s3.service.place import Place
+from tests.s3.store.conftest import minio
+from tests.s3.store.servers import Server
+from tests.support.fake_registry import Origin
+from tests.support.paths import ROOT
+from tests.support.programs import Programs
+
+__all__ = ["minio"]
+
+
+@pytest.fixture(scope="session")
+def ops() -> Path:
+    """Return the directory of what operators take."""
+    return ROOT / "ops"
+
+
+@pytest.fixture(scope="package")
+def fleet(ops: Path, programs: Programs, minio: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
+    """Give a fleet, and judge what is in its bucket when it is gone."""
+    directory = tmp_path_factory.mktemp("fleet")
+    haproxy = programs.need("haproxy")
+    with contextlib.closing(Place(minio)) as place, Origin() as origin:
+        place.make()
+        with contextlib.closing(Fleet(ops, haproxy, directory, origin, place)) as fleet:
+            fleet.start()
+            yield fleet
+        assert place.audit() == []

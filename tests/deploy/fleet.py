@@ -1,0 +1,178 @@
+"""A fleet as an operator would have it: three Dockyards, one bucket, and HAProxy with the configuration of ops/.
+
+Only addresses are changed in that configuration, and what a test has no right to: another user, many open files.
+"""
+
+import contextlib
+import csv
+import hashlib
+import http.client
+import io
+import json
+import shutil
+import socket
+import time
+from pathlib import Path
+
+import attrs
+
+from tests.s3.service.place import Place
+from tests.support.deployment import upstream
+from tests.support.dockyard import Dockyard
+from tests.support.fake_registry import OCI_INDEX, OCI_MANIFEST, Origin
+from tests.support.processes import Process, free_port, wait_until
+
+REPLICAS = 3
+EXAMPLES = [f"10.0.0.1{number}:5000" for number in (1, 2, 3)]  # what the configurations of ops/ have
+SEEN_LIMIT_S = 30.0
+ANSWER_LIMIT_S = 30.0
+TRIES = 5  # as Docker and containerd do
+PAUSE_S = 0.2  # between two tries
+
+
+class Balancer:
+    """HAProxy with ops/haproxy/haproxy.cfg."""
+
+    def __init__(self, program: Path, example: Path, directory: Path, replicas: list[Dockyard]) -> None:
+        self.port = free_port()
+        self._stats = free_port()
+        self._program = program
+        self._config = directory / "haproxy.cfg"
+        self._log = directory / "haproxy.log"
+        self._process: Process | None = None
+        text = example.read_text()
+        changes = {
+            "    user haproxy\n    group haproxy\n": "",
+            "    maxconn 16384\n": "    maxconn 2048\n",  # twice as many files, and some
+            "bind :5000": f"bind 127.0.0.1:{self.port}",
+            "stats socket /run/haproxy/admin.sock mode 660": f"stats socket ipv4@127.0.0.1:{self._stats}",
+            **{old: replica.host for old, replica in zip(EXAMPLES, replicas, strict=True)},
+        }
+        for old, new in changes.items():
+            assert text.count(old) == 1, f"{old!r} is {text.count(old)} times in {example}"
+            text = text.replace(old, new)
+        self._config.write_text(text)
+
+    def start(self) -> None:
+        """Start it and wait until all replicas are up for it."""
+        self._process = Process.start([self._program, "-db", "-f", self._config], log=self._log)
+        self._process.wait_until(self._listens, "listening", SEEN_LIMIT_S)
+        self.wait_for({f"dockyard-{number}": "UP" for number in (1, 2, 3)})
+
+    def close(self) -> None:
+        if self._process is not None:
+            self._process.end()
+
+    def wait_for(self, wanted: dict[str, str]) -> None:
+        """Wait until HAProxy thinks so of its servers."""
+        wait_until(lambda: wanted.items() <= self.states().items(), f"seen as {wanted} by HAProxy", SEEN_LIMIT_S)
+
+    def states(self) -> dict[str, str]:
+        """Each server and its status: UP, DOWN, or on its way to one of them."""
+        with socket.create_connection(("127.0.0.1", self._stats), ANSWER_LIMIT_S) as connection:
+            connection.sendall(b"show stat\n")
+            said = b"".join(iter(lambda: connection.recv(65536), b"")).decode()
+        rows = csv.DictReader(io.StringIO(said.removeprefix("# ")))
+        return {row["svname"]: row["status"] for row in rows if row["svname"].startswith("dockyard-")}
+
+    def _listens(self) -> bool:
+        with contextlib.suppress(OSError):
+            self.states()
+            return True
+        return False
+
+
+class Fleet:
+    """The origin, the bucket, the replicas and the balancer before them."""
+
+    def __init__(self, ops: Path, haproxy: Path, directory: Path, origin: Origin, place: Place) -> None:
+        self.origin = origin
+        self.place = place
+        settings = {"storage": place.storage(), "upstream": {"stall_timeout": "30s"}}
+        self.replicas = [
+            Dockyard(directory / f"{number}", [upstream("up.test", origin.url)], workers=2, settings=settings)
+            for number in range(REPLICAS)
+        ]
+        self.balancer = Balancer(haproxy, ops / "haproxy" / "haproxy.cfg", directory, self.replicas)
+
+    def start(self) -> None:
+        for replica in self.replicas:
+            replica.start(wait=False)
+        for replica in self.replicas:
+            wait_until(replica.is_answering, "answering", SEEN_LIMIT_S)
+        self.balancer.start()
+
+    def close(self) -> None:
+        self.balancer.close()
+        for replica in self.replicas:
+            replica.kill()
+            shutil.rmtree(replica.storage, ignore_errors=True)
+
+    def name_of(self, replica: Dockyard) -> str:
+        """What HAProxy calls it."""
+        return f"dockyard-{self.replicas.index(replica) + 1}"
+
+    def holders(self, digest: str, where: str = "cache") -> list[Dockyard]:
+        """The replicas that have a blob in this part of their directory: `cache`, or `partial`."""
+        encoded = digest.partition(":")[2]
+        return [each for each in self.replicas if any((each.storage / where).glob(f"**/*{encoded}*"))]
+
+    def restart(self, replica: Dockyard) -> None:
+        """As preStop and ExecStop do it: not ready, seen by the balancer, stopped, started, seen again."""
+        (replica.storage / "run" / "draining").touch()
+        self.balancer.wait_for({self.name_of(replica): "DOWN"})
+        replica.stop()
+        replica.start()
+        self.balancer.wait_for({self.name_of(replica): "UP"})
+
+
+@attrs.define
+class Client:
+    """A client that tries again what failed, and reads on where it was cut. `retries` counts that.
+
+    `received` says how far the answer has got that is being read.
+    """
+
+    port: int
+    retries: int = 0
+    received: int = 0
+
+    def pull(self, repository: str, tag: str) -> None:
+        """Pull an image: its manifest by tag, its configuration and its layers; all digests are checked."""
+        manifest = json.loads(self.get(f"/v2/{repository}/manifests/{tag}"))
+        for part in (manifest["config"], *manifest["layers"]):
+            self.blob(repository, part["digest"])
+
+    def blob(self, repository: str, digest: str) -> bytes:
+        """A layer, whole and right."""
+        body = self.get(f"/v2/{repository}/blobs/{digest}")
+        assert f"sha256:{hashlib.sha256(body).hexdigest()}" == digest, f"wrong bytes of {digest}"
+        return body
+
+    def get(self, path: str) -> bytes:
+        """The body of an answer; raises what the last try raised."""
+        body = bytearray()
+        for left in reversed(range(TRIES)):
+            try:
+                return self._go_on(path, body)
+            except (OSError, http.client.HTTPException):
+                if not left:
+                    raise
+            self.retries += 1
+            time.sleep(PAUSE_S)  # a client waits between two tries
+        raise AssertionError("unreachable")
+
+    def _go_on(self, path: str, body: bytearray) -> bytes:
+        headers = {"Accept": f"{OCI_MANIFEST}, {OCI_INDEX}"} | ({"Range": f"bytes={len(body)}-"} if body else {})
+        with contextlib.closing(http.client.HTTPConnection("127.0.0.1", self.port, timeout=ANSWER_LIMIT_S)) as asked:
+            asked.request("GET", path, headers=headers)
+            answer = asked.getresponse()
+            if answer.status != (206 if body else 200):
+                raise http.client.HTTPException(f"GET {path} -> {answer.status} {answer.read()[:200]!r}")
+            wanted = len(body) + int(answer.headers["Content-Length"])
+            while piece := answer.read1(65536):
+                body += piece
+                self.received = len(body)
+        if len(body) != wanted:
+            raise http.client.IncompleteRead(bytes(body), wanted - len(body))
+        return bytes(body)

@@ -1,0 +1,89 @@
+"""The image, built from the Dockerfile by a Docker daemon of the rig; its layers are kept from one run to the next."""
+
+import fcntl
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import attrs
+import pytest
+
+import dockyard
+from ops.test_servers import cache_directory
+from tests.clients.conftest import containerd
+from tests.deploy.image.bases import Bases, make_bases
+from tests.support.image_clients import Containerd, DockerDaemon
+from tests.support.paths import ROOT
+from tests.support.programs import Programs, cannot_run
+
+__all__ = ["containerd"]
+
+NAME = "dockyard-test/dockyard"
+REVISION = "0123456789abcdef0123456789abcdef01234567"
+BUILD_LIMIT_S = 900.0
+KEPT = "4GB"  # of layers
+BUILDKIT_IS_OWN = 23  # from this release on, the client needs a plugin to build
+
+
+@attrs.frozen
+class Image:
+    """The built image and the daemon that has it."""
+
+    docker: DockerDaemon
+    bases: Bases
+    name: str = NAME
+
+
+@pytest.fixture(scope="session")
+def image(programs: Programs, containerd: Containerd) -> Iterator[Image]:
+    """Build the image as the Dockerfile says, but for the images that it starts from."""
+    cache = cache_directory()
+    dockerd, debootstrap = programs.need("dockerd", as_root=True), programs.need("debootstrap", as_root=True)
+    cache.mkdir(parents=True, exist_ok=True)
+    with (cache / "docker.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # two daemons on one directory would spoil it
+        directory = Path(tempfile.mkdtemp(prefix="dockyard-docker-"))  # a killed run leaves mounts: pytest would trip
+        docker = DockerDaemon(dockerd, _client(programs), containerd, directory, cache / "docker")
+        try:
+            docker.wait()
+            bases = make_bases(docker, debootstrap, directory)
+            docker.run("build", *_options(bases), ROOT, limit_s=BUILD_LIMIT_S)
+            yield Image(docker, bases)
+            docker.run("image", "rm", "--force", NAME)
+            docker.run("builder", "prune", "--force", "--keep-storage", KEPT)
+        finally:
+            docker.stop()
+
+
+def _options(bases: Bases) -> list[str]:
+    arguments = {
+        "PYTHON_IMAGE": bases.python,
+        "GO_IMAGE": bases.golang,
+        "VERSION": dockyard.__version__,
+        "REVISION": REVISION,
+    }
+    return [
+        "--network=host",
+        "--progress=plain",
+        f"--tag={NAME}",
+        *(f"--build-arg={name}={value}" for name, value in arguments.items()),
+    ]
+
+
+def _client(programs: Programs) -> Path:
+    """Return a client `docker` that can build with BuildKit: not every one on PATH can."""
+    programs.need("docker")
+    for directory in os.get_exec_path():
+        client = shutil.which("docker", path=directory)
+        if client is None:
+            continue
+        said = subprocess.run([client, "--version"], stdout=subprocess.PIPE, text=True, timeout=60, check=True).stdout
+        release = re.search(r"version (\d+)\.", said)
+        plugin = subprocess.run([client, "buildx", "version"], capture_output=True, timeout=60, check=False)
+        if plugin.returncode == 0 or (release and int(release[1]) < BUILDKIT_IS_OWN):
+            return Path(client)
+    return cannot_run("no docker on PATH can build with BuildKit (Debian package docker-buildx)")

@@ -1,0 +1,161 @@
+"""The configurations of load balancers are taken by HAProxy, nginx and Envoy, and send each layer to one replica."""
+
+import contextlib
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.deploy.fleet import EXAMPLES, Client, Fleet
+from tests.deploy.programs import run
+from tests.support.processes import Process, free_port
+from tests.support.programs import Programs
+
+DIGEST = "sha256:" + "ab" * 32
+PATHS = [  # path without its query, and what is hashed of it
+    (f"/v2/docker.io/library/alpine/blobs/{DIGEST}", DIGEST),
+    (f"/docker.io/v2/library/alpine/blobs/{DIGEST}", DIGEST),
+    (f"/v2/docker.io/library/alpine/manifests/{DIGEST}", DIGEST),
+    (f"/v2/docker.io/library/alpine/referrers/{DIGEST}", DIGEST),
+    ("/v2/docker.io/library/alpine/manifests/3.20", "/v2/docker.io/library/alpine"),
+    ("/v2/docker.io/library/alpine/tags/list", "/v2/docker.io/library/alpine"),
+]
+
+
+@pytest.mark.parametrize("file", ["haproxy/haproxy.cfg", "kubernetes/balancer/haproxy.cfg"])
+def test_haproxy_takes_its_configuration(ops: Path, programs: Programs, tmp_path: Path, file: str) -> None:
+    """HAProxy finds no mistake and nothing to warn of; its own user may not be on this machine."""
+    text = (ops / file).read_text().replace("    user haproxy\n    group haproxy\n", "")
+    config = tmp_path / "haproxy.cfg"
+    config.write_text(text.replace("maxconn 16384", "maxconn 1024"))
+    said = run(programs.need("haproxy"), "-c", "-f", config)
+    assert "WARNING" not in said, said
+
+
+def test_both_haproxys_hash_alike(ops: Path) -> None:
+    """The one for Kubernetes differs in its servers only: what is hashed, and how, is the same."""
+    both = [(ops / file).read_text() for file in ("haproxy/haproxy.cfg", "kubernetes/balancer/haproxy.cfg")]
+    rule = re.compile(r"^ +((?:acl|http-request|balance|hash-type|http-check) .*)$", re.MULTILINE)
+    rules = [rule.findall(text) for text in both]
+    assert rules[0] == rules[1]
+    assert len(rules[0]) == 8
+
+
+@pytest.fixture
+def nginx_config(ops: Path, tmp_path: Path) -> Path:
+    """Give nginx's configuration with a port and places of the test's own."""
+    changes = {
+        "pid /run/nginx.pid": f"pid {tmp_path}/nginx.pid",
+        "/var/log/nginx/error.log": f"{tmp_path}/error.log",
+        "listen 5000": f"listen 127.0.0.1:{free_port()}",
+        "worker_connections 16384": "worker_connections 512",
+        "access_log off;": "access_log off;"
+        + "".join(
+            f"\n    {kind}_temp_path {tmp_path}/{kind};"
+            for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+        ),
+    }
+    text = (ops / "nginx" / "nginx.conf").read_text()
+    for old, new in changes.items():
+        assert text.count(old) == 1, old
+        text = text.replace(old, new)
+    config = tmp_path / "nginx.conf"
+    config.write_text(text)
+    return config
+
+
+def test_nginx_takes_its_configuration(programs: Programs, nginx_config: Path, tmp_path: Path) -> None:
+    """Nginx finds no mistake and nothing to warn of."""
+    said = run(programs.need("nginx"), "-t", "-p", tmp_path, "-c", nginx_config)
+    assert "[warn]" not in said, said
+
+
+def test_nginx_sends_each_layer_to_one_replica(
+    fleet: Fleet, programs: Programs, nginx_config: Path, tmp_path: Path
+) -> None:
+    """Through nginx too, each layer is kept by one replica, and not all by the same; the probes are not for clients."""
+    text = nginx_config.read_text()
+    for old, replica in zip(EXAMPLES, fleet.replicas, strict=True):
+        text = text.replace(old, replica.host)
+    nginx_config.write_text(text)
+    found = re.search(r"listen 127\.0\.0\.1:(\d+)", text)
+    assert found is not None
+    nginx = Process.start(
+        [programs.need("nginx"), "-p", tmp_path, "-c", nginx_config, "-g", "daemon off;"], log=tmp_path / "nginx.log"
+    )
+    _check_that_each_layer_has_one_replica(fleet, nginx, int(found[1]))
+
+
+def _check_that_each_layer_has_one_replica(fleet: Fleet, balancer: Process, port: int) -> None:
+    client = Client(port)
+    try:
+        balancer.wait_until(lambda: _answers(client), "answering", 30)
+        digests = [fleet.origin.add_blob(f"through {balancer.name} {number}".encode()) for number in range(24)]
+        for digest in digests * 2:
+            client.blob("up.test/team/app", digest)
+        with pytest.raises(Exception, match="404"):
+            client.get("/metrics")
+    finally:
+        balancer.end()
+    holders = [fleet.holders(digest) for digest in digests]
+    assert [len(each) for each in holders] == [1] * len(digests)
+    assert len({each.port for (each,) in holders}) == len(fleet.replicas)
+
+
+def _answers(client: Client) -> bool:
+    with contextlib.suppress(OSError):
+        client.get("/v2/")
+        return True
+    return False
+
+
+def test_envoy_takes_its_configuration(ops: Path, programs: Programs) -> None:
+    """Envoy finds no mistake and nothing to warn of."""
+    said = run(programs.need("envoy"), "--mode", "validate", "-c", ops / "envoy" / "envoy.yaml")
+    assert "[warning]" not in said, said
+
+
+def test_envoy_sends_each_layer_to_one_replica(fleet: Fleet, ops: Path, programs: Programs, tmp_path: Path) -> None:
+    """Through Envoy too."""
+    port = free_port()
+    text = (ops / "envoy" / "envoy.yaml").read_text()
+    changes = {"address: 0.0.0.0, port_value: 5000": f"address: 127.0.0.1, port_value: {port}"}
+    for example, replica in zip(EXAMPLES, fleet.replicas, strict=True):
+        host, _, number = example.partition(":")
+        changes[f"address: {host}, port_value: {number}"] = f"address: 127.0.0.1, port_value: {replica.port}"
+    for old, new in changes.items():
+        assert text.count(old) == 1, old
+        text = text.replace(old, new)
+    config = tmp_path / "envoy.yaml"
+    config.write_text(text)
+    options = ["-c", config, "--concurrency", "2", "--use-dynamic-base-id"]
+    envoy = Process.start([programs.need("envoy"), *options], log=tmp_path / "envoy.log")
+    _check_that_each_layer_has_one_replica(fleet, envoy, port)
+
+
+@pytest.mark.parametrize(("path", "key"), PATHS)
+def test_envoy_hashes_digest_or_name(ops: Path, path: str, key: str) -> None:
+    """Its expressions, tried on the paths that clients send, leave what is hashed."""
+    document = yaml.safe_load((ops / "envoy" / "envoy.yaml").read_text())
+    (cluster,) = document["static_resources"]["clusters"]
+    assert cluster["lb_policy"] == "RING_HASH"
+    assert cluster["health_checks"][0]["http_health_check"]["path"] == "/readyz"
+    (listener,) = document["static_resources"]["listeners"]
+    manager = listener["filter_chains"][0]["filters"][0]["typed_config"]
+    (host,) = manager["route_config"]["virtual_hosts"]
+    for query in ("", "?ns=docker.io"):
+        route = next(route for route in host["routes"] if _matches(route["match"], path))
+        (policy,) = route["route"]["hash_policy"]
+        rewrite = policy["header"]["regex_rewrite"]
+        hashed = re.sub(rewrite["pattern"]["regex"], rewrite["substitution"], path + query)
+        assert key.removeprefix("sha256:") == hashed
+
+
+def _matches(match: dict[str, object], path: str) -> bool:
+    match match:
+        case {"safe_regex": {"regex": str(regex)}}:
+            return re.fullmatch(regex, path) is not None
+        case {"prefix": str(prefix)}:
+            return path.startswith(prefix)
+    raise AssertionError(match)

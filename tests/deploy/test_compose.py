@@ -1,0 +1,52 @@
+"""The compose files: what they set is what Dockyard reads, and what they start is pinned."""
+
+from typing import Any
+
+import pytest
+import yaml
+
+from dockyard.config.settings import load
+from tests.support.paths import ROOT
+
+FILES = ["docker-compose.yml", "ops/docker-compose.versitygw.yml"]
+
+
+def services(file: str) -> dict[str, Any]:
+    """The services of a compose file."""
+    found = yaml.safe_load((ROOT / file).read_text())["services"]
+    assert isinstance(found, dict)
+    return found
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_the_variables_are_settings(file: str) -> None:
+    """With the config.yaml that is mounted they make a bucket in path style, and nothing to warn of."""
+    settings = load(ROOT / "config.yaml", services(file)["dockyard"]["environment"])
+    assert settings.warnings == ()
+    assert (settings.storage.bucket, settings.storage.prefix) == ("dockyard-cache", "cache/")
+    assert settings.storage.force_path_style
+    assert not settings.storage.use_ssl
+    assert settings.storage.touch_threshold == 86_400
+    assert settings.server.drain_timeout < int(services(file)["dockyard"]["stop_grace_period"].removesuffix("s"))
+
+
+def test_the_store_is_where_the_original_had_it() -> None:
+    """Ports, keys and names of the quick start."""
+    found = services("docker-compose.yml")
+    assert found["dockyard"]["ports"] == ["5000:5000"]
+    assert found["minio"]["ports"] == ["9000:9000", "9001:9001"]
+    storage = load(None, found["dockyard"]["environment"]).storage
+    assert (storage.endpoint, storage.access_key, storage.secret_key.reveal()) == (
+        "minio:9000",
+        "minioadmin",
+        "minioadmin",
+    )
+    assert found["minio-init"]["command"][-1].endswith(f"/{storage.bucket}")
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_images_are_pinned(file: str) -> None:
+    """What worked goes on working."""
+    images = [service["image"] for service in services(file).values() if "image" in service]
+    assert images
+    assert all(":" in image and not image.endswith(":latest") for image in images)

@@ -1,0 +1,122 @@
+"""The unit of systemd and the files of nodes: loaded by the programs that they are for."""
+
+import configparser
+import re
+import shutil
+import signal
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from dockyard.config.settings import ServerSettings
+from tests.clients.conftest import containerd, docker, skopeo
+from tests.deploy.programs import run
+from tests.support.dockyard import Dockyard, docker_hub, running
+from tests.support.image_clients import Containerd, DockerDaemon, Skopeo
+from tests.support.images import push_index
+from tests.support.processes import wait_until
+from tests.support.programs import Programs
+from tests.support.registry import Registry
+
+__all__ = ["containerd", "docker", "skopeo"]
+
+EXAMPLE = "dockyard:5000"
+
+
+def test_systemd_takes_the_unit(ops: Path, tmp_path: Path) -> None:
+    """systemd-analyze finds nothing wrong with it, the program being one that is there."""
+    analyze = shutil.which("systemd-analyze")
+    if analyze is None:
+        pytest.skip("systemd-analyze is not on PATH (Debian package systemd)")
+    text = (ops / "systemd" / "dockyard.service").read_text()
+    assert text.count("/opt/dockyard/bin/dockyard server") == 1
+    unit = tmp_path / "dockyard.service"
+    unit.write_text(text.replace("/opt/dockyard/bin/dockyard server", f"{sys.executable} -m dockyard server"))
+    said = run(analyze, "verify", "--man=no", unit)
+    assert "dockyard.service" not in said, said
+
+
+def test_the_unit_gives_time_to_drain(ops: Path) -> None:
+    """A stop says that the server drains, sleeps, and is patient for longer than the drain may last."""
+    unit = configparser.ConfigParser(strict=False, interpolation=None, delimiters=("=",))
+    unit.optionxform = str  # type: ignore[assignment,method-assign]
+    text = (ops / "systemd" / "dockyard.service").read_text()
+    unit.read_string(text)
+    directory = re.search(r"^Environment=DOCKYARD_STORAGE_DIRECTORY=(\S+)$", text, re.MULTILINE)
+    stops = re.findall(r"^ExecStop=(.*)$", text, re.MULTILINE)
+    assert directory is not None
+    assert stops[0] == f"/bin/touch {directory[1]}/run/draining"
+    slept = int(stops[1].removeprefix("/bin/sleep "))
+    assert slept + ServerSettings().drain_timeout < int(unit["Service"]["TimeoutStopSec"])
+
+
+@pytest.fixture(scope="module")
+def dockyard(registry: Registry, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Dockyard]:
+    """Give a Dockyard before our registry as Docker Hub."""
+    with running(Dockyard(tmp_path_factory.mktemp("dockyard"), [docker_hub(registry)], workers=1)) as dockyard:
+        yield dockyard
+
+
+@pytest.mark.clients
+@pytest.mark.parametrize("host", ["_default", "docker.io"])
+def test_containerd_pulls_with_its_file(
+    ops: Path, registry: Registry, containerd: Containerd, dockyard: Dockyard, tmp_path: Path, host: str
+) -> None:
+    """With hosts.toml in certs.d, containerd pulls a name of the Hub through Dockyard."""
+    image = push_index(registry, "library/node", seed="containerd's node")
+    certs = tmp_path / "certs.d" / host
+    certs.mkdir(parents=True)
+    text = (ops / "nodes" / "containerd" / "certs.d" / host / "hosts.toml").read_text()
+    assert text.count(EXAMPLE) == 1
+    (certs / "hosts.toml").write_text(text.replace(EXAMPLE, dockyard.host))
+    containerd.wipe()
+    containerd.pull("docker.io/library/node:latest", "--hosts-dir", certs.parent)
+    assert containerd.digest("docker.io/library/node:latest") == image.digest
+    containerd.wipe()
+
+
+def test_containerd_takes_its_configuration(ops: Path, programs: Programs, tmp_path: Path) -> None:
+    """`containerd config dump` reads the file; containerd 1 after the two changes that the file tells of."""
+    text = (ops / "nodes" / "containerd" / "config.toml").read_text()
+    program = programs.need("containerd")
+    if re.search(r"\b1\.\d+\.\d+", run(program, "--version")):
+        text = text.replace("version = 3", "version = 2").replace(
+            "io.containerd.cri.v1.images", "io.containerd.grpc.v1.cri"
+        )
+    file = tmp_path / "config.toml"
+    file.write_text(text)
+    said = tomllib.loads(run(program, "--config", file, "config", "dump"))
+    (plugin,) = tomllib.loads(text)["plugins"]
+    assert said["plugins"][plugin]["registry"]["config_path"] == "/etc/containerd/certs.d"
+
+
+@pytest.mark.clients
+def test_the_library_of_cri_o_pulls_with_its_file(
+    ops: Path, registry: Registry, skopeo: Skopeo, dockyard: Dockyard
+) -> None:
+    """Skopeo reads registries.conf with the library that CRI-O and podman use, and pulls through the mirror."""
+    image = push_index(registry, "library/node", seed="cri-o's node")
+    text = (ops / "nodes" / "crio" / "registries.conf.d" / "dockyard.conf").read_text()
+    tree = skopeo.pull("docker.io/library/node:latest", registries=text.replace(EXAMPLE, dockyard.host))
+    assert tree.top == image.ours.digest
+
+
+def test_the_file_of_k3s_says_what_containerd_is_told(ops: Path) -> None:
+    """k3s makes hosts.toml of it, and is not at hand: its mirrors are the URLs of containerd's files."""
+    document = yaml.safe_load((ops / "nodes" / "k3s" / "registries.yaml").read_text())
+    for host, directory in {"docker.io": "docker.io", "*": "_default"}.items():
+        hosts = tomllib.loads((ops / "nodes" / "containerd" / "certs.d" / directory / "hosts.toml").read_text())
+        assert document["mirrors"][host]["endpoint"] == list(hosts["host"])
+    assert document.keys() == {"mirrors"}
+
+
+@pytest.mark.clients
+def test_docker_takes_its_file(ops: Path, docker: DockerDaemon) -> None:
+    """A running dockerd reads it, and has Dockyard as its mirror after that."""
+    docker._config.write_text((ops / "nodes" / "docker" / "daemon.json").read_text())
+    docker._process.send(signal.SIGHUP)
+    wait_until(lambda: docker._mirrors() == [f"http://{EXAMPLE}/"], "told of the mirror", 30)

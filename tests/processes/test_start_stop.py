@@ -1,0 +1,233 @@
+"""Starting, stopping, and starting twice."""
+
+import contextlib
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from random import Random
+
+import trustme
+import yaml
+
+from tests.support import misbehaviour as bad
+from tests.support.bodies import Bytes, Synthetic, digest_of
+from tests.support.deployment import Deployment, eventually, opened_at_exit, upstream
+from tests.support.dockyard import Dockyard
+from tests.support.fake_registry import Origin
+from tests.support.processes import free_port
+
+MIB = 1024 * 1024
+SLACK_S = 4.0
+STARTS = 10
+START_S = 0.15  # from the first worker's start to the last one's
+
+
+def _terminate(deployment: Deployment) -> tuple[float, Callable[[], int | None]]:
+    """SIGTERM; when it was sent, and how to ask for the exit status."""
+    process = deployment.dockyard._running  # the rig waits for the end, we want to watch it come
+    process.send(signal.SIGTERM)
+    return time.monotonic(), process.popen.poll
+
+
+def _is_refused(deployment: Deployment) -> bool:
+    try:
+        return deployment.get("/v2/").status == 503
+    except OSError:
+        return True
+
+
+def test_a_running_download_finishes_after_sigterm(make_deployment: Callable[..., Deployment], origin: Origin) -> None:
+    """New connections are refused, the download that runs is finished, and the exit status is 0."""
+    truth = Bytes(Random(13).randbytes(20 * MIB))
+    path = f"/v2/up.test/app/blobs/{origin.add_blob(truth)}"
+    deployment = make_deployment(workers=2, server={"drain_timeout": "20s"})
+    with opened_at_exit(threading.Event()) as go_on, deployment.crowd(path, truth, 6) as crowd:
+        origin.on("blob", bad.stalled(0.5, go_on))
+        crowd.run(until=lambda: all(member.received > MIB for member in crowd.members))
+        sent_at, poll = _terminate(deployment)
+        eventually(lambda: _is_refused(deployment), "no new connections", 8)
+        assert poll() is None
+        go_on.set()
+        crowd.run()
+        assert all(member.is_right for member in crowd.members), crowd.summary()
+    eventually(lambda: poll() is not None, "the end", 20)
+    assert poll() == 0, deployment.dockyard.said()[-2000:]
+    assert time.monotonic() - sent_at < 20 + SLACK_S
+    assert deployment.stored(truth.digest)
+
+
+def test_a_stalled_client_does_not_hold_up_the_end(make_deployment: Callable[..., Deployment], origin: Origin) -> None:
+    """A client that reads nothing is cut when the drain time is over, and the server ends."""
+    path = f"/v2/up.test/app/blobs/{origin.add_blob(Synthetic(50 * MIB))}"
+    deployment = make_deployment(workers=2, server={"drain_timeout": "2s"})
+    with deployment.download(path, receive_buffer=4096) as stalled:
+        assert stalled.head().status == 200
+        sent_at, poll = _terminate(deployment)
+        eventually(lambda: poll() is not None, "the end within the drain time", 2 + SLACK_S)
+        assert time.monotonic() - sent_at < 2 + SLACK_S
+        assert poll() == 0, deployment.dockyard.said()[-2000:]
+        body, ended = stalled.rest()
+        assert ended in ("fin", "rst")
+        assert len(body) < 50 * MIB
+
+
+def test_an_idle_server_ends_at_once(make_deployment: Callable[..., Deployment], origin: Origin) -> None:
+    """Nothing runs, though a client keeps its connection open: the end comes well before the drain time."""
+    deployment = make_deployment(workers=2, server={"drain_timeout": "20s"})
+    deployment.wait_for_workers(2)
+    with deployment.download("/v2/") as idle:
+        idle.head().rest()
+        _, poll = _terminate(deployment)
+        eventually(lambda: poll() == 0, "the end", 12)
+
+
+def test_a_server_that_is_still_starting_ends_at_once(origin: Origin, tmp_path: Path) -> None:
+    """SIGTERM at whatever moment of the start: no worker misses it, and the end is not the end of the drain time."""
+    for attempt in range(STARTS):
+        dockyard = Dockyard(
+            tmp_path / str(attempt), [upstream("up.test", origin.url)], settings={"server": {"drain_timeout": "20s"}}
+        )
+        dockyard.start(wait=False)
+        eventually(lambda: "Spawning worker-1" in dockyard.said(), "it starts")  # noqa: B023
+        time.sleep(attempt / STARTS * START_S)
+        process = dockyard._running
+        process.send(signal.SIGTERM)
+        eventually(lambda: process.popen.poll() == 0, f"the end, attempt {attempt}", 12)  # noqa: B023
+
+
+def _second(
+    deployment: Deployment, directory: Path, *, port: int | None = None, storage: Path | None = None
+) -> tuple[int, str]:
+    """Start another Dockyard that shares something with the first; its exit status and what it said."""
+    settings = {section: values.copy() for section, values in deployment.dockyard.settings.items()}
+    settings["server"]["port"] = str(port or 0)
+    settings["storage"]["directory"] = str(storage or directory / "second")
+    config = directory / "second.yaml"
+    config.write_text(yaml.safe_dump(settings))
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "dockyard", "server", "-c", config], capture_output=True, timeout=20, check=False
+        )
+    except subprocess.TimeoutExpired as exc:
+        return 0, f"still running: {exc.stderr!r}"
+    return done.returncode, (done.stdout + done.stderr).decode()
+
+
+def test_a_second_instance_on_the_port_is_refused(
+    make_deployment: Callable[..., Deployment], origin: Origin, tmp_path: Path
+) -> None:
+    """Two servers on one port would share its connections silently: the second says why it does not start."""
+    deployment = make_deployment(workers=2)
+    status, said = _second(deployment, tmp_path, port=deployment.dockyard.port)
+    assert status not in (0, None), said
+    assert str(deployment.dockyard.port) in said
+    assert "Traceback" not in said
+    assert all(deployment.get("/v2/").status == 200 for _ in range(20))
+
+
+def test_a_second_instance_on_the_directory_is_refused(
+    make_deployment: Callable[..., Deployment], origin: Origin, tmp_path: Path
+) -> None:
+    """Two servers in one directory would sweep each other's files: the second does not start, and says why."""
+    deployment = make_deployment(workers=2)
+    status, said = _second(deployment, tmp_path, port=free_port(), storage=deployment.dockyard.storage)
+    assert status not in (0, None), said
+    assert str(deployment.dockyard.storage) in said
+    assert "Traceback" not in said
+    assert all(deployment.get("/v2/").status == 200 for _ in range(20))
+
+
+def test_a_bucket_that_cannot_be_is_refused(
+    make_deployment: Callable[..., Deployment], origin: Origin, tmp_path: Path
+) -> None:
+    """Settings that make no address of a bucket are told before any worker is started."""
+    deployment = make_deployment()
+    deployment.dockyard.settings["storage"]["bucket"] = "b"
+    status, said = _second(deployment, tmp_path, port=free_port())
+    assert status == 1
+    assert "cannot start" in said
+    assert "storage.bucket" in said
+    assert "Traceback" not in said
+
+
+def test_a_restart_finds_the_cache_and_sweeps_the_rest(
+    make_deployment: Callable[..., Deployment], origin: Origin
+) -> None:
+    """What was kept is served without asking; partial files of a run that was killed are gone."""
+    image = origin.add_image("app", "v1", [b"a layer"])
+    deployment = make_deployment()
+    paths = [f"/v2/up.test/app/manifests/{image.digest}", f"/v2/up.test/app/blobs/{image.layers[0]}"]
+    bodies = [deployment.get(path).body for path in paths]
+    with opened_at_exit(threading.Event()) as never:
+        origin.on("blob", bad.stalled(0.5, never))
+        digest = origin.add_blob(Random(14).randbytes(3 * MIB))
+        with deployment.download(f"/v2/up.test/app/blobs/{digest}") as download:
+            download.head().read(1000)
+            assert deployment.partial_files()
+            deployment.dockyard.kill()
+    assert deployment.partial_files()
+    deployment.dockyard.start()
+    eventually(lambda: not deployment.partial_files(), "the partial files are swept")
+    asked = origin.count()
+    assert [deployment.get(path).body for path in paths] == bodies
+    assert origin.count() == asked
+
+
+def test_the_server_speaks_tls(origin: Origin, tmp_path: Path) -> None:
+    """`server.tls` with a certificate and its key: HTTPS, and nothing for those who speak plain HTTP; never HTTP/2."""
+    image = origin.add_image("app", "v1", [Random(15).randbytes(3 * MIB)])
+    authority = trustme.CA()
+    certificate = authority.issue_cert("localhost")
+    certificate.cert_chain_pems[0].write_to_path(str(tmp_path / "cert.pem"))
+    certificate.private_key_pem.write_to_path(str(tmp_path / "key.pem"))
+    client = ssl.create_default_context()
+    authority.configure_trust(client)
+    client.set_alpn_protocols(["h2", "http/1.1"])
+    server = {"tls": True, "certfile": str(tmp_path / "cert.pem"), "keyfile": str(tmp_path / "key.pem")}
+    dockyard = Dockyard(tmp_path / "deployment", [upstream("up.test", origin.url)], settings={"server": server})
+    deployment = Deployment(origin, dockyard, tls=client)
+    try:
+        dockyard.start(wait=False)
+        eventually(lambda: not _is_refused(deployment), "HTTPS", 20)
+        assert deployment.get("/v2/up.test/app/manifests/v1").body == image.body
+        assert digest_of(deployment.get(f"/v2/up.test/app/blobs/{image.layers[0]}").body) == image.layers[0]
+        assert not dockyard.is_answering()
+        plain = socket.create_connection(deployment.address, 10)
+        with client.wrap_socket(plain, server_hostname="localhost") as secure:
+            assert secure.selected_alpn_protocol() != "h2"
+    finally:
+        dockyard.kill()
+
+
+def test_a_stop_while_the_upstream_hangs(make_deployment: Callable[..., Deployment], origin: Origin) -> None:
+    """A fill that waits for a silent upstream does not hold up the end beyond the drain time."""
+    deployment = make_deployment(
+        server={"drain_timeout": "2s"}, upstream={"stall_timeout": "60s", "check_timeout": "60s"}
+    )
+    origin.on(None, bad.silent())
+    with contextlib.ExitStack() as clients:
+        for path in ("blobs/sha256:" + "7" * 64, "manifests/v1"):
+            clients.enter_context(deployment.download(f"/v2/up.test/app/{path}"))
+        origin.wait_for(lambda: origin.count() >= 2, "both are being asked for")
+        sent_at, poll = _terminate(deployment)
+        eventually(lambda: poll() is not None, "the end within the drain time", 2 + SLACK_S)
+        assert time.monotonic() - sent_at < 2 + SLACK_S
+
+
+def test_a_directory_that_cannot_be_written(
+    make_deployment: Callable[..., Deployment], origin: Origin, tmp_path: Path
+) -> None:
+    """A storage directory that is a file: the server says so and does not start."""
+    deployment = make_deployment()
+    in_the_way = tmp_path / "a-file"
+    in_the_way.write_text("")
+    status, said = _second(deployment, tmp_path, port=free_port(), storage=in_the_way)
+    assert status not in (0, None), said
+    assert str(in_the_way) in said
+    assert "Traceback" not in said

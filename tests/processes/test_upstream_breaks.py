@@ -1,0 +1,134 @@
+"""Transfers that break upstream: resumed unseen, and at most 64 KiB fetched twice each time."""
+
+import threading
+import time
+from collections.abc import Callable
+from random import Random
+
+import pytest
+
+from tests.support import misbehaviour as bad
+from tests.support.bodies import Bytes
+from tests.support.deployment import Deployment, eventually, opened_at_exit
+from tests.support.fake_registry import Change, Origin
+from tests.support.raw_http import Ending
+
+MIB = 1024 * 1024
+WASTE = 64 * 1024
+
+
+def _assert_unseen(deployment: Deployment, truth: Bytes, clients: int = 10) -> None:
+    """All clients get the layer whole, in one piece."""
+    with deployment.crowd(f"/v2/up.test/app/blobs/{truth.digest}", truth, clients) as crowd:
+        crowd.run()
+        assert all(member.is_right for member in crowd.members), crowd.summary()
+
+
+@pytest.mark.parametrize("how", ["fin", "rst"])
+@pytest.mark.parametrize("at", [0.01, 0.5, 0.99])
+def test_an_upstream_cut(make_deployment: Callable[..., Deployment], origin: Origin, at: float, how: Ending) -> None:
+    """The upstream breaks off at 1, 50 or 99 %: no client notices, and the rest is fetched from where it stopped."""
+    truth = Bytes(Random(5).randbytes(20 * MIB))
+    origin.add_blob(truth)
+    origin.on("blob", bad.cut(at, how), times=1)
+    deployment = make_deployment(workers=2)
+    _assert_unseen(deployment, truth)
+    first, second = origin.seen("blob", "GET")
+    assert (first.ended, first.request.header("Range")) == (how, None)
+    assert (second.request.header("Range") or "").startswith("bytes=")
+    assert origin.sent_bytes("blob") <= truth.size + WASTE
+
+
+def test_an_upstream_that_breaks_again_and_again(make_deployment: Callable[..., Deployment], origin: Origin) -> None:
+    """Every answer breaks after two mebibytes: each makes progress, so it goes on to the end."""
+    truth = Bytes(Random(6).randbytes(12 * MIB))
+    origin.add_blob(truth)
+    origin.on("blob", bad.cut(2 * MIB, "rst"))
+    deployment = make_deployment()
+    _assert_unseen(deployment, truth, clients=3)
+    gets = origin.count("blob", "GET")
+    assert gets >= 6
+    assert origin.sent_bytes("blob") <= truth.size + (gets - 1) * WASTE
+
+
+def test_an_upstream_that_stalls(make_deployment: Callable[..., Deployment], origin: Origin) -> None:
+    """No byte for `stall_timeout`: the connection is given up, and the rest is fetched over another."""
+    truth = Bytes(Random(7).randbytes(8 * MIB))
+    origin.add_blob(truth)
+    with opened_at_exit(threading.Event()) as never:
+        origin.on("blob", bad.stalled(0.5, never), times=1)
+        deployment = make_deployment(upstream={"stall_timeout": "2s"})
+        began = time.monotonic()
+        _assert_unseen(deployment, truth)
+        assert time.monotonic() - began > 1.8
+        first, _ = origin.seen("blob", "GET")
+        eventually(lambda: first.ended == "gone", "the stalled connection is closed")
+    assert origin.sent_bytes("blob") <= truth.size + WASTE
+
+
+def test_a_slow_upstream_is_not_a_stalled_one(make_deployment: Callable[..., Deployment], origin: Origin) -> None:
+    """A body that takes longer than every limit, but keeps coming, is fetched once."""
+    truth = Bytes(Random(8).randbytes(3 * MIB))
+    origin.add_blob(truth)
+    origin.on("blob", bad.slow(MIB))
+    deployment = make_deployment(upstream={"check_timeout": "1s", "stall_timeout": "1s"})
+    _assert_unseen(deployment, truth)
+    assert origin.count("blob", "GET") == 1
+
+
+@pytest.mark.parametrize("status", [500, 503, 429, 404])
+def test_a_resume_that_is_refused(make_deployment: Callable[..., Deployment], origin: Origin, status: int) -> None:
+    """The transfer breaks and the next try is refused: the body is whole in the end, or it ends short by FIN."""
+    truth = Bytes(Random(status).randbytes(4 * MIB))
+    origin.add_blob(truth)
+    origin.on("blob", bad.cut(0.5), times=1)
+    origin.on("blob", bad.refusing(status), times=1, when=lambda request: request.header("Range") is not None)
+    deployment = make_deployment()
+    reply = deployment.get(f"/v2/up.test/app/blobs/{truth.digest}")
+    assert reply.status == 200
+    assert (reply.ended, len(reply.body)) == ("length", truth.size) or reply.ended == "fin"
+    assert truth.data.startswith(reply.body)
+    if status in (500, 503):
+        assert reply.ended == "length"
+    assert deployment.get(f"/v2/up.test/app/blobs/{truth.digest}").body == truth.data
+
+
+WRONG: dict[str, tuple[Change, ...]] = {
+    "wrong bytes early": (bad.flipped(1000),),
+    "wrong last byte": (bad.flipped(6 * MIB - 1),),
+    "short": (bad.ending_before(5 * MIB),),
+    "short, and chunked": (bad.chunked(), bad.short(MIB)),
+    "html": (bad.html_page(),),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_wrong_bodies_for_a_crowd(make_deployment: Callable[..., Deployment], origin: Origin, wrong: str) -> None:
+    """Ten clients over two workers: none of them can take a wrong body for whole, and nothing is kept."""
+    truth = Bytes(Random(9).randbytes(6 * MIB))
+    origin.add_blob(truth)
+    rules = [origin.on("blob", change) for change in WRONG[wrong]]
+    deployment = make_deployment(workers=2)
+    with deployment.crowd(f"/v2/up.test/app/blobs/{truth.digest}", truth, 10) as crowd:
+        crowd.run()
+        for member in crowd.members:
+            assert member.status in (200, 502, 503)
+            assert member.status != 200 or member.ended == "fin", crowd.summary()
+    assert deployment.stored(truth.digest) == []
+    origin.mend(*rules)
+    _assert_unseen(deployment, truth)
+    eventually(lambda: deployment.stored(truth.digest), "the right bytes are kept")
+
+
+@pytest.mark.parametrize("first", [0, 5 * MIB])
+def test_an_error_before_the_first_byte_is_told_as_one(
+    make_deployment: Callable[..., Deployment], origin: Origin, first: int
+) -> None:
+    """The upstream stops ahead of the first byte that a client wants: 504 with an OCI error, nothing half begun."""
+    truth = Bytes(Random(8).randbytes(6 * MIB))
+    origin.add_blob(truth)
+    with opened_at_exit(threading.Event()) as never:
+        origin.on("blob", bad.stuck_at(first // 2, never))
+        deployment = make_deployment(upstream={"stall_timeout": "1s"})
+        reply = deployment.get(f"/v2/up.test/app/blobs/{truth.digest}", Range=f"bytes={first}-")
+    assert (reply.status, reply.error) == (504, "UNKNOWN")

@@ -1,0 +1,103 @@
+"""What /proc tells of the workers of a Dockyard: memory, open files, and whose connection is whose."""
+
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Self
+
+from tests.support.deployment import Deployment
+
+SAMPLE_EVERY_S = 0.1
+
+
+class MemoryWatch:
+    """The largest resident memory of each worker while the block runs, sampled ten times a second."""
+
+    def __init__(self, deployment: Deployment) -> None:
+        self.peaks: dict[int, int] = {}
+        self._deployment = deployment
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._sample, daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        self._thread.join()
+
+    @property
+    def peak(self) -> int:
+        """Bytes of the largest worker."""
+        return max(self.peaks.values())
+
+    def _sample(self) -> None:
+        while not self._done.wait(SAMPLE_EVERY_S):
+            for pid in self._deployment.dockyard.worker_pids():
+                self.peaks[pid] = max(self.peaks.get(pid, 0), resident_bytes(pid))
+
+
+def resident_bytes(pid: int) -> int:
+    """VmRSS of a process; 0 when it has gone."""
+    with suppress(OSError):
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+            if line.startswith("VmRSS:"):
+                return int(line.split()[1]) * 1024
+    return 0
+
+
+def open_files(pid: int) -> dict[int, str]:
+    """The descriptors of a process and what they lead to."""
+    found = {}
+    with suppress(OSError):
+        for entry in os.scandir(f"/proc/{pid}/fd"):
+            with suppress(OSError):
+                found[int(entry.name)] = os.readlink(entry.path)
+    return found
+
+
+def writers(deployment: Deployment) -> dict[int, list[str]]:
+    """The workers that have a partial file open for writing: they own what is being fetched."""
+    found: dict[int, list[str]] = {}
+    for pid in deployment.dockyard.worker_pids():
+        for number, path in open_files(pid).items():
+            if "/partial/" in path and _is_for_writing(pid, number):
+                found.setdefault(pid, []).append(path)
+    return found
+
+
+def workers_of_ports(deployment: Deployment) -> dict[int, int]:
+    """The workers that hold the connections to us, by the local ports of their clients."""
+    port_of_socket = {f"socket:[{inode}]": port for port, inode in _server_sockets(deployment.dockyard.port)}
+    return {
+        port_of_socket[target]: pid
+        for pid in deployment.dockyard.worker_pids()
+        for target in open_files(pid).values()
+        if target in port_of_socket
+    }
+
+
+def processor_s(pid: int) -> float:
+    """Seconds of processor time that a process has used."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def _is_for_writing(pid: int, number: int) -> bool:
+    with suppress(OSError):
+        for line in Path(f"/proc/{pid}/fdinfo/{number}").read_text().splitlines():
+            if line.startswith("flags:"):
+                return int(line.split()[1], 8) & os.O_ACCMODE != os.O_RDONLY
+    return False
+
+
+def _server_sockets(server_port: int) -> Iterator[tuple[int, str]]:
+    """Client port and inode of each connection that the server has."""
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        for line in Path(table).read_text().splitlines()[1:]:
+            fields = line.split()
+            if int(fields[1].rpartition(":")[2], 16) == server_port:
+                yield int(fields[2].rpartition(":")[2], 16), fields[9]

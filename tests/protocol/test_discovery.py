@@ -1,0 +1,481 @@
+"""Case T40: lists of tags and of referrers, whole and exactly paged, whatever the upstream makes of them."""
+
+import json
+import random
+import re
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from threading import Event
+from typing import Any
+from urllib.parse import quote, urlencode
+
+import pytest
+
+from tests.support import misbehaviour as bad
+from tests.support.bodies import digest_of
+from tests.support.deployment import CHECK_TIMEOUT_S, Deployment, eventually, opened_at_exit, parse_cache_status, stays
+from tests.support.fake_lists import (
+    at,
+    count,
+    descriptor,
+    index,
+    offer_referrers,
+    offer_tags,
+    referrers_path,
+    refuse,
+    tags_path,
+)
+from tests.support.fake_registry import OCI_INDEX, OCI_MANIFEST, Origin
+from tests.support.http_client import Reply
+
+MANY = sorted(f"{letter}{number}" for letter in ("v", "V", "_", "1.") for number in range(625))
+UNSORTED = random.Random(40).sample(MANY, len(MANY))
+FEW = ["latest", "v1", "v2"]
+SUBJECT = digest_of(b"a subject")
+SBOM, SIGNATURE = "application/vnd.sbom", "application/vnd.signature"
+REFERRERS = [
+    descriptor(digest_of(b"one"), SBOM, annotations={"org.example.made": "today"}),
+    descriptor(digest_of(b"two", "sha512"), SIGNATURE),
+    descriptor(digest_of(b"three"), SBOM),
+    descriptor(digest_of(b"four"), platform={"os": "linux", "architecture": "amd64"}),
+]
+ROOT = "/v2/up.test/many/tags/list"
+
+
+def _list(name: str) -> str:
+    return f"/v2/{name}/tags/list"
+
+
+def _tags(reply: Reply) -> list[str]:
+    assert (reply.status, reply.header("Content-Type")) == (200, "application/json")
+    assert reply.is_complete
+    return list(reply.json["tags"])
+
+
+def _next(reply: Reply) -> str | None:
+    link = reply.header("Link")
+    if link is None:
+        return None
+    match = re.fullmatch(r'<(/[^>]*)>; rel="next"', link)
+    assert match, link
+    return match[1]
+
+
+@pytest.fixture(scope="module")
+def many(deployment: Deployment) -> Deployment:
+    """A deployment before a registry with 2,500 tags, 100 on a page."""
+    offer_tags(deployment.origin, "many", UNSORTED, page_size=100)
+    return deployment
+
+
+# Tags
+
+
+def test_the_whole_list_is_sorted_and_complete(many: Deployment) -> None:
+    """25 pages in no order become one list in order, under the name that the client used."""
+    reply = many.get(ROOT)
+    assert _tags(reply) == MANY
+    assert reply.json["name"] == "up.test/many"
+    assert _next(reply) is None
+    assert reply.header("Cache-Control") == "no-cache"
+
+
+@pytest.mark.parametrize(
+    ("query", "tags", "has_more"),
+    [
+        ({"n": "0"}, [], False),
+        ({"n": "1"}, MANY[:1], True),
+        ({"n": "100"}, MANY[:100], True),
+        ({"n": "2499"}, MANY[:2499], True),
+        ({"n": "2500"}, MANY, False),
+        ({"n": "10000"}, MANY, False),
+        ({"n": "5", "last": MANY[99]}, MANY[100:105], True),
+        ({"last": MANY[2489]}, MANY[2490:], False),
+        ({"n": "10", "last": MANY[2489]}, MANY[2490:], False),
+        ({"n": "5", "last": f"{MANY[99]}-not-there"}, MANY[100:105], True),
+        ({"last": MANY[-1]}, [], False),
+        ({"n": "3", "last": MANY[-1]}, [], False),
+        ({"last": "~"}, [], False),
+        ({"last": "."}, MANY, False),
+        ({"n": "0", "last": MANY[5]}, [], False),
+    ],
+)
+def test_n_and_last_mean_exactly_what_they_say(
+    many: Deployment, query: dict[str, str], tags: list[str], *, has_more: bool
+) -> None:
+    """`last` is a tag, there or not, and is not in the answer; a Link is there when there is more, and not for n=0."""
+    reply = many.get(f"{ROOT}?{urlencode(query)}")
+    assert _tags(reply) == tags
+    assert (_next(reply) is not None) == has_more
+
+
+@pytest.mark.parametrize("n", ["-1", "x", "", "1.5", "+1", "1e3", "%D9%A3", "0x10", "9" * 40, "1&n=2"])
+def test_a_bad_n_is_refused(many: Deployment, n: str) -> None:
+    """It is the client's mistake, and the upstream is not asked."""
+    before = len(many.origin.exchanges)
+    reply = many.get(f"{ROOT}?n={n}")
+    assert (reply.status, reply.error) == (400, "UNSUPPORTED")
+    assert len(many.origin.exchanges) == before
+
+
+@pytest.mark.parametrize("n", [1000, 999])
+def test_our_links_lead_through_the_whole_list(many: Deployment, n: int) -> None:
+    """Following Link from page to page brings each tag once."""
+    path: str | None = f"{ROOT}?n={n}"
+    found: list[str] = []
+    while path:
+        reply = many.get(path)
+        found += _tags(reply)
+        path = _next(reply)
+    assert found == MANY
+
+
+@pytest.mark.parametrize(
+    ("path", "query", "name"),
+    [
+        (_list("up.test/many"), {}, "up.test/many"),
+        (_list("up.test/many"), {"ns": "up.test"}, "up.test/many"),
+        ("/up.test/v2/many/tags/list", {"ns": "up.test"}, "many"),
+        (_list("many"), {"ns": "up.test"}, "many"),
+        (_list("library/many"), {}, "library/many"),
+    ],
+)
+def test_all_shapes_of_url(many: Deployment, path: str, query: dict[str, str], name: str) -> None:
+    """Name and Link are as the client calls them, in each of the five shapes."""
+    if name == "library/many":
+        offer_tags(many.origin, "library/many", UNSORTED, page_size=1000)
+    reply = many.get(f"{path}?{urlencode(query | {'n': '2'})}")
+    assert (_tags(reply), reply.json["name"]) == (MANY[:2], name)
+    assert _next(reply) == f"{path}?{urlencode(query | {'n': '2', 'last': MANY[1]})}"
+    assert reply.header("OCI-Namespace") == query.get("ns")
+    assert _tags(many.get(_next(reply) or "")) == MANY[2:4]
+
+
+def test_head_is_get_without_a_body(many: Deployment) -> None:
+    """The same headers, the length among them."""
+    get, head = many.get(f"{ROOT}?n=3"), many.head(f"{ROOT}?n=3")
+    assert (head.status, head.body) == (200, b"")
+    for name in ("Content-Length", "Content-Type", "Link", "Cache-Control"):
+        assert head.header(name) == get.header(name)
+
+
+@pytest.mark.parametrize(("tags", "expected"), [(FEW[::-1], FEW), ([], []), (None, []), ([*FEW, *FEW], FEW)])
+def test_one_page(deployment: Deployment, tags: list[str] | None, expected: list[str]) -> None:
+    """Sorted too, and each tag once; an empty list is a list, in Go's spelling as well."""
+    repo = f"one-page-{len(tags or [])}-{tags is None}".lower()
+    offer_tags(deployment.origin, repo, tags)
+    assert _tags(deployment.get(_list(f"up.test/{repo}"))) == expected
+
+
+def test_a_repository_that_is_not_there(deployment: Deployment) -> None:
+    """404 with its code, and 404 as well when it was there before: an answer is no outage."""
+    assert deployment.get(_list("up.test/nothing")).error == "NAME_UNKNOWN"
+    rule = offer_tags(deployment.origin, "gone", FEW)
+    assert _tags(deployment.get(_list("up.test/gone"))) == FEW
+    deployment.origin.mend(rule)
+    reply = deployment.get(_list("up.test/gone"))
+    assert (reply.status, reply.error) == (404, "NAME_UNKNOWN")
+
+
+@pytest.mark.parametrize("path", ["/v2/up.test/App/tags/list", "/v2/up.test/a..b/tags/list", "/v2/no.such/a/tags/list"])
+def test_names_are_checked(deployment: Deployment, path: str) -> None:
+    """As for manifests: 400 outside the grammar, 404 when no upstream is configured."""
+    reply = deployment.get(path)
+    assert (reply.status, reply.error) == ((404, "NAME_UNKNOWN") if "no.such" in path else (400, "NAME_INVALID"))
+
+
+def test_a_loop_of_pages(deployment: Deployment) -> None:
+    """An upstream whose Link leads back is garbage, quickly."""
+    path = tags_path("loop")
+    offer_tags(deployment.origin, "loop", UNSORTED, page_size=100, link=lambda _: f'<{path}?n=100>; rel="next"')
+    reply = deployment.get(_list("up.test/loop"))
+    assert reply.status == 502
+    deployment.assert_no_leak(reply)
+    assert count(deployment.origin, path) <= 3
+
+
+@pytest.mark.parametrize("where", ["another host", "another port", "a file", "nowhere"])
+def test_pages_on_another_host(deployment: Deployment, where: str) -> None:
+    """A Link to another host is refused, and nobody there is asked."""
+    stranger = deployment.origin.listen(where, "127.0.0.2" if where == "another host" else "127.0.0.1")
+    repo = where.replace(" ", "-")
+    links = {"a file": "<file:///etc/passwd>", "nowhere": "<http://[::>"}
+    link = links.get(where, f"<{stranger.url}{tags_path(repo)}?n=100>")
+    offer_tags(deployment.origin, repo, UNSORTED, page_size=100, link=lambda _: f"{link}; rel=next")
+    reply = deployment.get(_list(f"up.test/{repo}"))
+    assert reply.status == 502
+    deployment.assert_no_leak(reply)
+    assert stranger.connections == 0
+
+
+def test_tags_that_nobody_can_pull(deployment: Deployment) -> None:
+    """What is outside the grammar is left out; what is no list of tags is garbage."""
+    offer_tags(deployment.origin, "odd", ["v1", "-x", "a/b", "a" * 129, "", 'x"><script>', "v\n2"])
+    assert _tags(deployment.get(_list("up.test/odd"))) == ["v1"]
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"{}", b"[]", b'{"tags": {}}', b'{"tags": [1]}', b"[" * 100_000, b'{"tags": ["a"', bad.HTML, b"\xff"]
+)
+def test_garbage_instead_of_tags(deployment: Deployment, body: bytes) -> None:
+    """502 for what is no list, and the worker goes on."""
+    deployment.origin.on(None, bad.replaced(200, body), when=at(tags_path("garbage")), times=1)
+    assert deployment.get(_list("up.test/garbage")).status == 502
+
+
+def _assert_stale(reply: Reply, *, was_asked: bool) -> None:
+    assert (reply.header("Warning") or "").startswith('299 - "')
+    status = parse_cache_status(reply)
+    assert int(str(status["ttl"])) < 0
+    assert ("hit" in status, "fwd" in status) == (not was_asked, was_asked)
+
+
+@pytest.mark.parametrize("workers", [1, 4])
+def test_stale_when_the_upstream_is_down(
+    make_deployment: Callable[..., Deployment], origin: Origin, workers: int
+) -> None:
+    """Lists that were got once are served, marked stale, by every worker; others are 503; it heals by itself."""
+    offer_tags(origin, "app", FEW)
+    offer_referrers(origin, "app", SUBJECT, REFERRERS)
+    deployment = make_deployment(workers=workers)
+    tags, referrers = _list("up.test/app"), f"/v2/up.test/app/referrers/{SUBJECT}"
+    for path in (tags, referrers):
+        fresh = deployment.get(path)
+        assert (fresh.status, fresh.header("Warning")) == (200, None)
+    origin.registry.close()
+    first = deployment.get(tags)
+    assert _tags(first) == FEW
+    _assert_stale(first, was_asked=True)
+    for _ in range(2 * workers):
+        later = deployment.get(f"{tags}?n=1")
+        assert _tags(later) == FEW[:1]
+        _assert_stale(later, was_asked=False)
+        stale = deployment.get(referrers)
+        assert stale.json["manifests"] == REFERRERS
+        _assert_stale(stale, was_asked=False)
+    for unknown in (_list("up.test/other"), f"/v2/up.test/other/referrers/{SUBJECT}"):
+        reply = deployment.get(unknown)
+        assert (reply.status, reply.error) == (503, "UNAVAILABLE")
+        assert 1 <= int(reply.header("Retry-After") or 0) <= 60
+    origin.registry.open()
+    eventually(lambda: deployment.get(tags).header("Warning") is None, "fresh again", 8)
+
+
+@pytest.mark.parametrize(
+    ("change", "status"),
+    [
+        (bad.refusing(500), 503),
+        (bad.refusing(503), 503),
+        (bad.refusing(429, "TOOMANYREQUESTS", "7"), 429),
+        (bad.html_page(), 502),
+        (bad.silent(), 504),
+        (bad.hanging_up("rst"), 503),
+    ],
+    ids=["500", "503", "429", "a web page", "silent", "reset"],
+)
+def test_stale_when_the_upstream_fails(
+    make_deployment: Callable[..., Deployment], origin: Origin, change: Any, status: int
+) -> None:
+    """Whatever fails: the last list within the time of one check, and for what was never got an honest error."""
+    offer_tags(origin, "app", FEW)
+    offer_referrers(origin, "app", SUBJECT, REFERRERS)
+    deployment = make_deployment(upstream={"stall_timeout": "2s"})
+    tags, referrers = _list("up.test/app"), f"/v2/up.test/app/referrers/{SUBJECT}"
+    assert {deployment.get(path).status for path in (tags, referrers)} == {200}
+    origin.on(None, change)
+    for path in (tags, referrers):
+        reply = deployment.get(path)
+        assert (reply.status, (reply.header("Warning") or "")[:3]) == (200, "299")
+        assert reply.took_s < CHECK_TIMEOUT_S + 1.5
+    assert deployment.get(_list("up.test/other")).status == status
+
+
+def test_stale_lists_outlive_a_restart(make_deployment: Callable[..., Deployment], origin: Origin) -> None:
+    """They are kept on disk: a Dockyard that is started while the upstream is away has them."""
+    offer_tags(origin, "app", FEW)
+    deployment = make_deployment()
+    assert _tags(deployment.get(_list("up.test/app"))) == FEW
+    deployment.dockyard.stop()
+    origin.registry.close()
+    deployment.dockyard.start()
+    assert _tags(deployment.get(_list("up.test/app"))) == FEW
+
+
+def test_one_question_for_all_who_ask(make_deployment: Callable[..., Deployment], origin: Origin) -> None:
+    """Many clients on four workers wait for one walk over the pages."""
+    offer_tags(origin, "app", UNSORTED, page_size=1000)
+    deployment = make_deployment(workers=4)
+    run = deployment.dockyard.storage / "run"
+    eventually(lambda: len(list(run.glob("shard-*.sock"))) == 4, "four workers that can be asked")
+    path = tags_path("app")
+    with opened_at_exit(Event()) as gate, ThreadPoolExecutor(1) as pool:
+        origin.on(None, bad.silent(gate), when=at(path), times=1)
+        replies = pool.submit(deployment.get_together, [_list("up.test/app")] * 24)
+        origin.wait_for(lambda: count(origin, path) > 0, "the first question")
+        stays(lambda: count(origin, path) == 1, "one question", 0.5)
+        gate.set()
+        assert all(_tags(reply) == MANY for reply in replies.result(20))
+    assert count(origin, path) == 3
+
+
+def test_a_slow_list_is_shown_stale_and_walked_to_its_end(
+    make_deployment: Callable[..., Deployment], origin: Origin
+) -> None:
+    """Who has an old copy is not kept waiting, and the next one has the new list."""
+    rule = offer_tags(origin, "app", FEW)
+    deployment = make_deployment(upstream={"stall_timeout": "20s"})
+    assert _tags(deployment.get(_list("up.test/app"))) == FEW
+    origin.mend(rule)
+    offer_tags(origin, "app", [*FEW, "v3"])
+    with opened_at_exit(Event()) as gate:
+        origin.on(None, bad.silent(gate), when=at(tags_path("app")), times=1)
+        reply = deployment.get(_list("up.test/app"))
+        assert _tags(reply) == FEW
+        _assert_stale(reply, was_asked=True)
+        assert reply.took_s < CHECK_TIMEOUT_S + 1.5
+    assert _tags(deployment.get(_list("up.test/app"))) == [*FEW, "v3"]
+
+
+def test_an_interval_makes_lists_fresh_for_a_while(make_deployment: Callable[..., Deployment], origin: Origin) -> None:
+    """With `upstream.check_interval` a list that was just asked for is not asked for again, by any worker."""
+    offer_tags(origin, "app", FEW)
+    deployment = make_deployment(workers=2, upstream={"check_interval": "1h"})
+    replies = [deployment.get(_list("up.test/app")) for _ in range(8)]
+    assert all(_tags(reply) == FEW for reply in replies)
+    assert count(origin, tags_path("app")) == 1
+    assert parse_cache_status(replies[-1])["hit"] is True
+
+
+def test_cache_status_of_lists(make_deployment: Callable[..., Deployment], origin: Origin) -> None:
+    """New, unchanged, changed."""
+    rule = offer_tags(origin, "app", FEW)
+    deployment = make_deployment()
+    statuses = [deployment.get(_list("up.test/app")).header("Cache-Status") for _ in range(2)]
+    origin.mend(rule)
+    offer_tags(origin, "app", FEW[:2])
+    statuses.append(deployment.get(_list("up.test/app")).header("Cache-Status"))
+    assert statuses == [
+        "Dockyard; fwd=uri-miss; stored",
+        "Dockyard; fwd=stale; fwd-status=200",
+        "Dockyard; fwd=stale; stored",
+    ]
+
+
+# Referrers
+
+
+def _manifests(reply: Reply) -> list[dict[str, Any]]:
+    assert (reply.status, reply.header("Content-Type")) == (200, OCI_INDEX)
+    assert (reply.json["schemaVersion"], reply.json["mediaType"]) == (2, OCI_INDEX)
+    return list(reply.json["manifests"])
+
+
+@pytest.mark.parametrize("page_size", [100, 1])
+def test_referrers_of_a_registry_that_has_them(deployment: Deployment, page_size: int) -> None:
+    """One index with all descriptors as they came, annotations and all, from one page or from four."""
+    repo = f"referred-{page_size}"
+    offer_referrers(deployment.origin, repo, SUBJECT, REFERRERS, page_size=page_size)
+    reply = deployment.get(f"/v2/up.test/{repo}/referrers/{SUBJECT}")
+    assert _manifests(reply) == REFERRERS
+    assert reply.header("OCI-Filters-Applied") is None
+    assert reply.header("Cache-Control") == "no-cache"
+    head = deployment.head(f"/v2/up.test/{repo}/referrers/{SUBJECT}")
+    assert (head.status, head.header("Content-Length")) == (200, reply.header("Content-Length"))
+
+
+@pytest.mark.parametrize(
+    ("artifact_type", "expected"),
+    [(SBOM, [REFERRERS[0], REFERRERS[2]]), (SIGNATURE, [REFERRERS[1]]), ("application/vnd.nothing", [])],
+)
+def test_the_filter_is_ours(deployment: Deployment, artifact_type: str, expected: list[dict[str, Any]]) -> None:
+    """An upstream that cannot filter makes no difference, and the answer says that it is filtered."""
+    offer_referrers(deployment.origin, "filtered", SUBJECT, REFERRERS)
+    reply = deployment.get(f"/v2/up.test/filtered/referrers/{SUBJECT}?{urlencode({'artifactType': artifact_type})}")
+    assert _manifests(reply) == expected
+    assert reply.header("OCI-Filters-Applied") == "artifactType"
+    asked = [exchange.request for exchange in deployment.origin.seen() if "/filtered/" in exchange.request.path]
+    assert all("artifactType" not in request.query for request in asked)
+
+
+@pytest.mark.parametrize("status", [400, 404, 405])
+@pytest.mark.parametrize("algorithm", ["sha256", "sha512"])
+def test_referrers_from_the_fallback_tag(deployment: Deployment, algorithm: str, status: int) -> None:
+    """A registry without the API has them under a tag; that of sha512 is cut to 64 digits."""
+    subject = digest_of(b"the subject of a fallback", algorithm)
+    repo = f"fallback-{algorithm}-{status}"
+    refuse(deployment.origin, referrers_path(repo, subject), status)
+    tag = subject.replace(":", "-")[: len(algorithm) + 1 + 64]
+    deployment.origin.add_manifest(repo, tag, json.loads(index(REFERRERS)), OCI_INDEX)
+    path = f"/v2/up.test/{repo}/referrers/{subject}"
+    assert _manifests(deployment.get(path)) == REFERRERS
+    filtered = deployment.get(f"{path}?artifactType={quote(SIGNATURE, safe='')}")
+    assert _manifests(filtered) == [REFERRERS[1]]
+    assert filtered.header("OCI-Filters-Applied") == "artifactType"
+
+
+def test_nothing_refers(deployment: Deployment) -> None:
+    """No API and no tag, or a tag that is no index: an empty index, never 404."""
+    assert _manifests(deployment.get(f"/v2/up.test/unreferred/referrers/{SUBJECT}")) == []
+    document = {"schemaVersion": 2, "mediaType": OCI_MANIFEST, "config": {}, "layers": []}
+    deployment.origin.add_manifest("unreferred", SUBJECT.replace(":", "-"), document, OCI_MANIFEST)
+    assert _manifests(deployment.get(f"/v2/up.test/unreferred/referrers/{SUBJECT}")) == []
+
+
+@pytest.mark.parametrize(("status", "answer"), [(401, 403), (403, 403), (500, 503), (502, 503)])
+def test_no_referrers_are_made_up(deployment: Deployment, status: int, answer: int) -> None:
+    """A refusal or a failure says nothing of referrers: no empty index, no 404, and the tag is not asked for."""
+    repo = f"refused-{status}"
+    refuse(deployment.origin, referrers_path(repo, SUBJECT), status)
+    deployment.origin.add_manifest(repo, SUBJECT.replace(":", "-"), json.loads(index(REFERRERS)), OCI_INDEX)
+    reply = deployment.get(f"/v2/up.test/{repo}/referrers/{SUBJECT}")
+    assert reply.status == answer
+    assert reply.error == ("DENIED" if answer == 403 else "UNAVAILABLE")
+    assert deployment.origin.count("manifest", repo=repo) == 0
+
+
+@pytest.mark.parametrize("status", [401, 403, 500])
+def test_nor_by_a_tag_that_is_refused(deployment: Deployment, status: int) -> None:
+    """The same for the tag: only "there is none" is none."""
+    repo = f"tag-refused-{status}"
+    deployment.origin.on("manifest", bad.refusing(status), repo=repo)
+    assert deployment.get(f"/v2/up.test/{repo}/referrers/{SUBJECT}").status == (503 if status == 500 else 403)
+
+
+@pytest.mark.parametrize("digest", ["sha256:abc", "sha256:" + "G" * 64, "md5:" + "0" * 32, "latest", "sha256:"])
+def test_a_bad_digest_is_refused(deployment: Deployment, digest: str) -> None:
+    """400, and the upstream is not asked."""
+    before = len(deployment.origin.exchanges)
+    reply = deployment.get(f"/v2/up.test/app/referrers/{digest}")
+    assert (reply.status, reply.error) == (400, "DIGEST_INVALID")
+    assert len(deployment.origin.exchanges) == before
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"{}",
+        b"[]",
+        b'{"schemaVersion": 2, "manifests": [1]}',
+        index([{"digest": 5}]),
+        bad.HTML,
+        index([{}]),
+        b"{" * 9999,
+    ],
+)
+def test_garbage_instead_of_referrers(deployment: Deployment, body: bytes) -> None:
+    """502 for what is no index of descriptors."""
+    answer = bad.replaced(200, body, ("Content-Type", OCI_INDEX))
+    deployment.origin.on(None, answer, when=at(referrers_path("senseless", SUBJECT)), times=1)
+    assert deployment.get(f"/v2/up.test/senseless/referrers/{SUBJECT}").status == 502
+
+
+def test_an_empty_answer_is_kept_for_what_exists(make_deployment: Callable[..., Deployment], origin: Origin) -> None:
+    """That an image has no signature is known in an outage too; digests that somebody made up leave nothing behind."""
+    image = origin.add_image("app", "v1")
+    deployment = make_deployment()
+    real, made_up = (f"/v2/up.test/app/referrers/{digest}" for digest in (image.digest, SUBJECT))
+    for path in (real, made_up):
+        assert _manifests(deployment.get(path)) == []
+    origin.registry.close()
+    assert _manifests(deployment.get(real)) == []
+    assert deployment.get(made_up).status == 503

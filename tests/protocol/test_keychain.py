@@ -1,0 +1,312 @@
+"""Case T37: credentials from a Docker `config.json` and from credential helpers."""
+
+import base64
+import json
+import os
+import ssl
+import stat
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trustme
+
+from tests.support import misbehaviour as bad
+from tests.support.deployment import Deployment, upstream
+from tests.support.fake_registry import Image, Origin, basic
+from tests.support.gatekeeper import TokenService, want_authorization
+
+USER, PASSWORD = "canary-user", "canary-password-77ab"
+ENCODED = base64.b64encode(f"{USER}:{PASSWORD}".encode()).decode()
+PATH = "/v2/up.test/app/manifests/v1"
+
+
+@pytest.fixture
+def image(origin: Origin) -> Image:
+    """Offer an image that can be pulled with the right credentials."""
+    return origin.add_image("app", "v1")
+
+
+class Keychain:
+    """A directory with a config.json and helpers in it."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.runs = directory / "runs"
+
+    def write(self, **config: Any) -> None:
+        """Replace config.json, as Kubernetes does: a new file in the old one's place."""
+        (self.directory / "new.json").write_text(json.dumps(config))
+        (self.directory / "new.json").replace(self.directory / "config.json")
+
+    def add_helper(self, name: str, script: str) -> None:
+        """A shell script `docker-credential-<name>`; the server URL is in `$server`, every run leaves a line."""
+        path = self.directory / f"docker-credential-{name}"
+        path.write_text(f'#!/bin/sh\nread server\necho "$1 $server" >> {self.runs}\n{script}\n')
+        path.chmod(path.stat().st_mode | stat.S_IXUSR)
+
+    def run_lines(self) -> list[str]:
+        return self.runs.read_text().splitlines() if self.runs.exists() else []
+
+    @property
+    def environ(self) -> dict[str, str]:
+        return {"DOCKER_CONFIG": str(self.directory), "PATH": f"{self.directory}:{os.environ['PATH']}"}
+
+
+@pytest.fixture
+def keychain(tmp_path: Path) -> Keychain:
+    """Give a directory that DOCKER_CONFIG can name."""
+    directory = tmp_path / "docker"
+    directory.mkdir()
+    return Keychain(directory)
+
+
+def _without_auth(origin: Origin, **more: Any) -> list[dict[str, Any]]:
+    """An upstream that says nothing of auth uses the keychain."""
+    entry = upstream("up.test", origin.url) | more
+    del entry["auth"]
+    return [entry]
+
+
+def _answer(username: str, secret: str) -> str:
+    return "echo '" + json.dumps({"ServerURL": "x", "Username": username, "Secret": secret}) + "'"
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"auth": ENCODED},
+        {"auth": base64.b64encode(f"{USER}:{PASSWORD}\0\0".encode()).decode()},
+        {"username": USER, "password": PASSWORD},
+    ],
+    ids=["auth", "padded auth", "username and password"],
+)
+@pytest.mark.parametrize("key", ["{host}", "http://{host}", "https://{host}/v1/"])
+def test_entries_of_the_file(
+    make_deployment: Callable[..., Deployment],
+    origin: Origin,
+    keychain: Keychain,
+    image: Image,
+    entry: dict[str, str],
+    key: str,
+) -> None:
+    """A login in the file is used for its host, however the key is spelt."""
+    want_authorization(origin, basic(USER, PASSWORD))
+    keychain.write(auths={key.format(host=origin.authority): entry})
+    deployment = make_deployment(upstreams=_without_auth(origin), environ=keychain.environ)
+    assert deployment.get(PATH).body == image.body
+    assert PASSWORD not in deployment.dockyard.said()
+
+
+def test_a_password_with_colons(
+    make_deployment: Callable[..., Deployment], origin: Origin, keychain: Keychain, image: Image
+) -> None:
+    """`auth` is cut at its first colon only."""
+    want_authorization(origin, basic(USER, "a:b:c"))
+    auth = base64.b64encode(f"{USER}:a:b:c".encode()).decode()
+    keychain.write(auths={origin.authority: {"auth": auth}})
+    assert make_deployment(upstreams=_without_auth(origin), environ=keychain.environ).get(PATH).status == 200
+
+
+def test_an_identity_token_is_exchanged_by_post(
+    make_deployment: Callable[..., Deployment], origin: Origin, keychain: Keychain, image: Image
+) -> None:
+    """`identitytoken` is a refresh token: it goes to the realm in a form, not in a URL."""
+    service = TokenService(origin)
+    keychain.write(auths={origin.authority: {"auth": ENCODED, "identitytoken": PASSWORD}})
+    deployment = make_deployment(upstreams=_without_auth(origin), environ=keychain.environ)
+    assert deployment.get(PATH).body == image.body
+    (asked,) = service.requests()
+    assert asked.request.method == "POST"
+    form = asked.request.body.decode()
+    assert "grant_type=refresh_token" in form
+    assert f"refresh_token={PASSWORD}" in form
+    assert service.scopes() == [["repository:app:pull"]]
+    assert PASSWORD not in asked.request.target
+
+
+def test_a_registry_token_goes_as_it_is(
+    make_deployment: Callable[..., Deployment], origin: Origin, keychain: Keychain, image: Image
+) -> None:
+    """`registrytoken` is a bearer token of the registry."""
+    want_authorization(origin, f"Bearer {PASSWORD}", f'Bearer realm="{origin.url}/token"')
+    keychain.write(auths={origin.authority: {"registrytoken": PASSWORD}})
+    assert make_deployment(upstreams=_without_auth(origin), environ=keychain.environ).get(PATH).status == 200
+    assert origin.count("token") == 0
+
+
+@pytest.mark.parametrize("where", ["credHelpers", "credsStore"])
+def test_a_helper_is_asked_and_remembered(
+    make_deployment: Callable[..., Deployment], origin: Origin, keychain: Keychain, image: Image, where: str
+) -> None:
+    """A hundred requests at once run the helper once, with `get` and the host on its input."""
+    want_authorization(origin, basic(USER, PASSWORD))
+    keychain.add_helper("canary", _answer(USER, PASSWORD))
+    keychain.write(**({where: {origin.authority: "canary"}} if where == "credHelpers" else {where: "canary"}))
+    deployment = make_deployment(upstreams=_without_auth(origin), environ=keychain.environ)
+    for _ in range(4):
+        assert {reply.status for reply in deployment.get_together([PATH] * 25)} == {200}
+    lines = keychain.run_lines()
+    assert len(lines) == 1 or (where == "credsStore" and len(lines) <= 2)
+    assert {line.split()[0] for line in lines} == {"get"}
+    assert origin.authority in lines[-1]
+    assert PASSWORD not in deployment.dockyard.said()
+
+
+def test_a_helper_may_give_an_identity_token(
+    make_deployment: Callable[..., Deployment], origin: Origin, keychain: Keychain, image: Image
+) -> None:
+    """A user called `<token>` means that the secret is a refresh token."""
+    service = TokenService(origin)
+    keychain.add_helper("canary", _answer("<token>", PASSWORD))
+    keychain.write(credHelpers={origin.authority: "canary"})
+    assert make_deployment(upstreams=_without_auth(origin), environ=keychain.environ).get(PATH).status == 200
+    (asked,) = service.requests()
+    assert f"refresh_token={PASSWORD}" in asked.request.body.decode()
+
+
+@pytest.mark.parametrize(
+    "config", ["nothing", "no file", "not found", "another host"], ids=lambda config: str(config).replace(" ", "-")
+)
+def test_without_a_credential_we_are_anonymous(
+    make_deployment: Callable[..., Deployment], origin: Origin, keychain: Keychain, image: Image, config: str
+) -> None:
+    """No file, no entry, or a helper that has nothing stored: the request goes out without credentials."""
+    match config:
+        case "nothing":
+            keychain.write()
+        case "not found":
+            keychain.add_helper("canary", 'echo "credentials not found in native keychain"; exit 1')
+            keychain.write(credHelpers={origin.authority: "canary"})
+        case "another host":
+            keychain.write(auths={"elsewhere.test": {"auth": ENCODED}})
+    deployment = make_deployment(upstreams=_without_auth(origin), environ=keychain.environ)
+    assert deployment.get(PATH).body == image.body
+    assert {exchange.request.header("Authorization") for exchange in origin.seen()} == {None}
+
+
+BROKEN_HELPERS = {
+    "error": 'echo "cannot reach the vault"; exit 1',
+    "error on stderr": "echo secret-stderr-canary >&2; exit 3",
+    "garbage": "echo this is not json",
+    "empty": "true",
+    "hangs": "sleep 60",
+    "10 MB": "head -c 10000000 /dev/zero | tr '\\0' x",
+    "missing": "",
+    "a path": "",
+}
+
+
+@pytest.mark.parametrize("helper", BROKEN_HELPERS)
+def test_a_broken_helper_is_an_error_and_not_anonymity(
+    make_deployment: Callable[..., Deployment], origin: Origin, keychain: Keychain, image: Image, helper: str
+) -> None:
+    """A configured helper that fails makes the pull fail, within its time limit: no going on without credentials."""
+    name = {"missing": "not-there", "a path": "../../bin/sh"}.get(helper, "canary")
+    if name == "canary":
+        keychain.add_helper(name, BROKEN_HELPERS[helper])
+    keychain.write(credHelpers={origin.authority: name})
+    want_authorization(origin, basic(USER, PASSWORD))
+    deployment = make_deployment(upstreams=_without_auth(origin), environ=keychain.environ)
+    reply = deployment.get(PATH)
+    assert reply.status in (502, 503, 504)
+    assert reply.took_s < 12
+    assert origin.count("manifest", "GET") == 0
+    deployment.assert_no_leak(reply)
+    assert "secret-stderr-canary" not in reply.body.decode()
+
+
+@pytest.mark.parametrize("helper", ["error", "hangs"])
+def test_a_cached_tag_outlives_its_helper(
+    make_deployment: Callable[..., Deployment], origin: Origin, keychain: Keychain, image: Image, helper: str
+) -> None:
+    """When the helper breaks later, what was pulled is served stale."""
+    want_authorization(origin, basic(USER, PASSWORD))
+    keychain.add_helper("canary", _answer(USER, PASSWORD))
+    keychain.write(credHelpers={origin.authority: "canary"})
+    deployment = make_deployment(upstreams=_without_auth(origin), environ=keychain.environ)
+    assert deployment.get(PATH).status == 200
+    keychain.add_helper("broken", BROKEN_HELPERS[helper])
+    keychain.write(credHelpers={origin.authority: "broken"})
+    reply = deployment.get(PATH)
+    assert (reply.status, reply.body) == (200, image.body)
+    assert reply.took_s < 12
+
+
+def test_a_changed_file_is_seen(
+    make_deployment: Callable[..., Deployment], origin: Origin, keychain: Keychain, image: Image
+) -> None:
+    """A new password in the file is used at the next request, without a restart."""
+    rules = want_authorization(origin, basic(USER, "the old one"))
+    keychain.write(auths={origin.authority: {"username": USER, "password": "the old one"}})
+    deployment = make_deployment(upstreams=_without_auth(origin), environ=keychain.environ)
+    assert deployment.get(PATH).status == 200
+    origin.mend(*rules)
+    want_authorization(origin, basic(USER, PASSWORD))
+    keychain.write(auths={origin.authority: {"username": USER, "password": PASSWORD}})
+    reply = deployment.get(PATH)
+    assert (reply.status, reply.header("Warning")) == (200, None)
+
+
+@pytest.fixture
+def hub(origin: Origin, tmp_path: Path) -> list[dict[str, Any]]:
+    """Give a Docker Hub: the origin, over TLS, behind a forward proxy that leads nowhere else."""
+    authority = trustme.CA()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("registry-1.docker.io").configure_cert(context)
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    proxy = origin.listen("proxy", tunnel=context)
+    entry = upstream("docker.io", "registry-1.docker.io", proxy=proxy.url, ca_file=str(tmp_path / "ca.pem"))
+    del entry["auth"]
+    return [entry]
+
+
+@pytest.mark.parametrize("key", ["https://index.docker.io/v1/", "docker.io", "registry-1.docker.io"])
+def test_the_docker_hub_login_is_found(
+    make_deployment: Callable[..., Deployment], origin: Origin, keychain: Keychain, hub: list[dict[str, Any]], key: str
+) -> None:
+    """A login made by `docker login` is used for `registry-1.docker.io`."""
+    image = origin.add_image("library/app", "v1")
+    want_authorization(origin, basic(USER, PASSWORD))
+    keychain.write(auths={key: {"auth": ENCODED}})
+    deployment = make_deployment(upstreams=hub, environ=keychain.environ)
+    assert deployment.get("/v2/library/app/manifests/v1").body == image.body
+    assert {each.request.target for each in origin.seen("connect")} == {"registry-1.docker.io:443"}
+    assert PASSWORD not in str([each.request for each in origin.seen("connect")])
+
+
+def test_a_helper_for_docker_hub_is_asked_by_its_old_name(
+    make_deployment: Callable[..., Deployment], origin: Origin, keychain: Keychain, hub: list[dict[str, Any]]
+) -> None:
+    """Helpers know Docker Hub as `https://index.docker.io/v1/`."""
+    origin.add_image("library/app", "v1")
+    want_authorization(origin, basic(USER, PASSWORD))
+    keychain.add_helper("canary", _answer(USER, PASSWORD))
+    keychain.write(credsStore="canary")
+    assert make_deployment(upstreams=hub, environ=keychain.environ).get("/v2/library/app/manifests/v1").status == 200
+    assert keychain.run_lines()[0] == "get https://index.docker.io/v1/"
+
+
+def test_a_refused_login_is_forbidden(
+    make_deployment: Callable[..., Deployment], origin: Origin, keychain: Keychain, image: Image
+) -> None:
+    """A login that the registry refuses is 403, not an invitation to log in at Dockyard."""
+    origin.on(None, bad.challenged('Basic realm="origin"'))
+    keychain.write(auths={origin.authority: {"auth": ENCODED}})
+    reply = make_deployment(upstreams=_without_auth(origin), environ=keychain.environ).get(PATH)
+    assert (reply.status, reply.error) == (403, "DENIED")
+
+
+def test_basic_credentials_do_not_go_in_plain_text(
+    make_deployment: Callable[..., Deployment], origin: Origin, keychain: Keychain, image: Image
+) -> None:
+    """A registry that is reached by plain HTTP, and not on this machine, is not told a password."""
+    want_authorization(origin, basic(USER, PASSWORD))
+    keychain.write(auths={"registry.example.com": {"auth": ENCODED}})
+    deployment = make_deployment(
+        upstreams=_without_auth(origin, registry="http://registry.example.com", proxy=origin.url),
+        environ=keychain.environ,
+    )
+    assert deployment.get(PATH).status in (403, 502)
+    assert {each.request.header("Authorization") for each in origin.seen()} == {None}

@@ -1,0 +1,188 @@
+"""Cases T24 to T26: ranges of cold, warm and running blobs, one or many, and of very small ones."""
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from random import Random
+
+import pytest
+
+from tests.support import misbehaviour as bad
+from tests.support.bodies import digest_of
+from tests.support.deployment import Deployment, eventually, opened_at_exit
+from tests.support.fake_registry import Origin
+from tests.support.http_client import parse_multipart
+
+MIB = 1024 * 1024
+LARGE = 3 * MIB  # streamed, all but its tail
+
+
+def _random(size: int, seed: str) -> bytes:
+    return Random(seed).randbytes(size)
+
+
+PARTS = {
+    "bytes=500-1499": (500, 1500),
+    "bytes=500-": (500, 2048),
+    "bytes=-500": (1548, 2048),
+    "bytes=0-0": (0, 1),
+    "bytes=0-": (0, 2048),
+    "bytes=2000-5000": (2000, 2048),
+    "bytes=-9999": (0, 2048),
+    "bytes=2047-2047": (2047, 2048),
+}
+
+
+@pytest.mark.parametrize(
+    "asked", [*PARTS, "bytes=2048-", "bytes=5000-10000", "bytes=500-0", "bytes=-0", "bytes=x", "items=0-1", ""]
+)
+def test_ranges_of_a_cold_and_a_warm_blob(deployment: Deployment, asked: str) -> None:
+    """206 with exact bytes and place, 416 with the size, or 200 for what is no range of bytes: cold as warm."""
+    blob = _random(2048, f"range {asked}")
+    digest = deployment.origin.add_blob(blob)
+    path = f"/v2/up.test/app/blobs/{digest}"
+    for temperature in ("cold", "warm"):
+        reply = deployment.get(path, **({"Range": asked} if asked else {}))
+        if asked in PARTS:
+            start, stop = PARTS[asked]
+            assert (reply.status, reply.body) == (206, blob[start:stop]), temperature
+            assert reply.header("Content-Range") == f"bytes {start}-{stop - 1}/2048"
+            assert reply.header("Content-Length") == str(stop - start)
+            assert reply.header("Content-Type") == "application/octet-stream"
+            assert reply.header("Docker-Content-Digest") == digest
+        elif asked in ("bytes=x", "items=0-1", ""):
+            assert (reply.status, reply.body) == (200, blob), temperature
+            assert reply.header("Accept-Ranges") == "bytes"
+        else:
+            assert (reply.status, reply.header("Content-Range")) == (416, "bytes */2048"), temperature
+            assert reply.error
+        eventually(lambda: deployment.get(path).body == blob, "the blob is warm")
+
+
+def test_range_is_ignored_on_head(deployment: Deployment) -> None:
+    """HEAD tells of the whole blob, whatever range it names."""
+    digest = deployment.origin.add_blob(_random(2048, "head with range"))
+    for _ in range(2):
+        reply = deployment.head(f"/v2/up.test/app/blobs/{digest}", Range="bytes=5-9")
+        assert (reply.status, reply.header("Content-Length")) == (200, "2048")
+        deployment.get(f"/v2/up.test/app/blobs/{digest}")
+
+
+@pytest.mark.parametrize(("start", "stop"), [(0, 1), (MIB, 2 * MIB), (LARGE - 10, LARGE), (40_000, LARGE)])
+def test_ranges_of_a_running_fill(deployment: Deployment, start: int, stop: int) -> None:
+    """A range of a blob whose fetch has stopped half-way is right too, as soon as its bytes are there."""
+    blob = _random(LARGE, f"running {start}")
+    digest = deployment.origin.add_blob(blob)
+    path = f"/v2/up.test/app/blobs/{digest}"
+    with opened_at_exit(threading.Event()) as go_on, ThreadPoolExecutor(1) as pool:
+        deployment.origin.on("blob", bad.stalled(LARGE * 2 // 3, go_on), reference=digest)
+        whole = pool.submit(deployment.get, path)
+        deployment.origin.wait_for(
+            lambda: deployment.origin.sent_bytes(reference=digest) >= 2 * MIB, "the fill is running"
+        )
+        part = pool.submit(deployment.get, path, Range=f"bytes={start}-{stop - 1}") if stop <= MIB else None
+        go_on.set()
+        assert whole.result().body == blob
+    reply = part.result() if part else deployment.get(path, Range=f"bytes={start}-{stop - 1}")
+    assert (reply.status, reply.body == blob[start:stop]) == (206, True)
+    assert reply.header("Content-Range") == f"bytes {start}-{stop - 1}/{LARGE}"
+    assert deployment.origin.count("blob", "GET", reference=digest) == 1
+
+
+def test_a_range_is_served_before_the_fill_ends(deployment: Deployment) -> None:
+    """Bytes that have landed are given to whoever asks for them while the upstream still holds the rest back."""
+    blob = _random(LARGE, "landed")
+    digest = deployment.origin.add_blob(blob)
+    path = f"/v2/up.test/app/blobs/{digest}"
+    with opened_at_exit(threading.Event()) as go_on:
+        deployment.origin.on("blob", bad.stalled(2 * MIB, go_on), reference=digest)
+        with deployment.download(path) as first:
+            assert first.head().read(MIB) == blob[:MIB]
+            reply = deployment.get(path, Range="bytes=1000-1999")
+            assert (reply.status, reply.body) == (206, blob[1000:2000])
+            with deployment.download(path, Range=f"bytes=500000-{LARGE}") as second:
+                assert second.head().status == 206
+                assert second.read(MIB) == blob[500_000 : 500_000 + MIB]
+            go_on.set()
+            assert first.rest() == (blob[MIB:], "length")
+
+
+def _ranges(pairs: list[tuple[int, int]]) -> str:
+    return "bytes=" + ",".join(f"{start}-{stop - 1}" for start, stop in pairs)
+
+
+MULTI = {
+    "three, one open": ("bytes=0-9,100-109,2000-", [(0, 10), (100, 110), (2000, 2048)]),
+    "a hundred": (_ranges([(20 * n, 20 * n + 5) for n in range(100)]), [(20 * n, 20 * n + 5) for n in range(100)]),
+    "backwards": ("bytes=1000-1009,0-9", [(1000, 1010), (0, 10)]),
+    "touching": ("bytes=0-9,10-19", [(0, 10), (10, 20)]),
+    "overlapping a little": ("bytes=0-19,10-29", [(0, 20), (10, 30)]),
+    "suffix and spaces": ("bytes=0-0, -1", [(0, 1), (2047, 2048)]),
+    "one beyond the end": ("bytes=0-9,5000-5009,20-29", [(0, 10), (20, 30)]),
+}
+
+
+@pytest.mark.parametrize("name", MULTI)
+@pytest.mark.parametrize("temperature", ["cold", "warm"])
+def test_several_ranges(deployment: Deployment, name: str, temperature: str) -> None:
+    """One part per range, in the order asked, each with its own place; never merged."""
+    asked, places = MULTI[name]
+    blob = _random(2048, f"multi {name} {temperature}")
+    path = f"/v2/up.test/app/blobs/{deployment.origin.add_blob(blob)}"
+    if temperature == "warm":
+        assert deployment.get(path).body == blob
+    reply = deployment.get(path, Range=asked)
+    assert reply.status == 206
+    assert reply.is_complete
+    assert parse_multipart(reply) == [(f"bytes {a}-{b - 1}/2048", blob[a:b]) for a, b in places]
+    assert reply.header("Content-Range") is None
+
+
+@pytest.mark.parametrize(
+    "asked",
+    ["bytes=" + ",".join(["0-"] * 50), "bytes=" + ",".join(["0-0"] * 1000), "bytes=" + ",".join(["5-9"] * 10_000)],
+    ids=["overlapping", "1,000", "10,000"],
+)
+def test_too_many_ranges_are_a_bad_request(deployment: Deployment, asked: str) -> None:
+    """Over the limit the answer is 400: clients take it as "ask for the whole blob"."""
+    path = f"/v2/up.test/app/blobs/{deployment.origin.add_blob(_random(2048, 'too many'))}"
+    deployment.get(path)
+    reply = deployment.get(path, Range=asked)
+    assert reply.status in ((400, 431) if len(asked) > 16_384 else (400,))
+
+
+def test_no_range_can_be_satisfied(deployment: Deployment) -> None:
+    """Several ranges, all of them beyond the end: 416."""
+    path = f"/v2/up.test/app/blobs/{deployment.origin.add_blob(_random(2048, 'none'))}"
+    for _ in range(2):
+        reply = deployment.get(path, Range="bytes=3000-3009,4000-")
+        assert (reply.status, reply.header("Content-Range")) == (416, "bytes */2048")
+
+
+@pytest.mark.parametrize("temperature", ["cold", "warm"])
+def test_the_empty_blob(make_deployment: Callable[..., Deployment], origin: Origin, temperature: str) -> None:
+    """No bytes are 200 with length 0, and no range of them can be satisfied."""
+    deployment = make_deployment()
+    digest = origin.add_blob(b"")
+    path = f"/v2/up.test/app/blobs/{digest}"
+    if temperature == "warm":
+        deployment.get(path)
+    for asked in ("bytes=0-1", "bytes=0-"):
+        reply = deployment.get(path, Range=asked)
+        assert (reply.status, reply.header("Content-Range")) == (416, "bytes */0")
+    for method in ("HEAD", "GET"):
+        reply = deployment.send(method, path)
+        assert (reply.status, reply.header("Content-Length"), reply.body) == (200, "0", b"")
+        assert reply.header("Docker-Content-Digest") == digest_of(b"")
+
+
+@pytest.mark.parametrize("asked", ["bytes=0-1", "bytes=0-", "bytes=-1", "bytes=-5"])
+def test_a_blob_of_one_byte(deployment: Deployment, asked: str) -> None:
+    """Ranges of a single byte are clipped to it."""
+    digest = deployment.origin.add_blob(bytes([len(asked)]))
+    for _ in range(2):
+        reply = deployment.get(f"/v2/up.test/app/blobs/{digest}", Range=asked)
+        assert (reply.status, reply.body) == (206, bytes([len(asked)]))
+        assert reply.header("Content-Range") == "bytes 0-0/1"
+    whole = deployment.get(f"/v2/up.test/app/blobs/{digest}")
+    assert (whole.status, whole.header("Content-Length")) == (200, "1")

@@ -1,0 +1,65 @@
+"""Dockyards before a bucket of the test's own, on a real MinIO; the bucket is audited when the test ends."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from tests.s3.service.place import Place
+from tests.s3.store.conftest import minio
+from tests.s3.store.proxy import Proxy
+from tests.s3.store.servers import Server
+from tests.support.deployment import Deployment
+from tests.support.deployment_fixtures import make_deployment, origin
+from tests.support.toxiproxy import Toxiproxy, Way
+
+__all__ = ["make_deployment", "minio", "origin"]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Name the mark of what is too long for every day."""
+    config.addinivalue_line("markers", "large: gigabytes through real servers; only with -m large")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what is large, unless it is asked for."""
+    if "large" not in config.getoption("-m"):
+        large = [item for item in items if item.get_closest_marker("large")]
+        config.hook.pytest_deselected(items=large)
+        items[:] = [item for item in items if item not in large]
+
+
+@pytest.fixture
+def place(minio: Server) -> Iterator[Place]:
+    """Give an empty bucket, and judge what is in it when all Dockyards are gone."""
+    with contextlib.closing(Place(minio)) as place:
+        place.make()
+        yield place
+        assert place.audit() == []
+
+
+@pytest.fixture
+def proxy(minio: Server) -> Iterator[Proxy]:
+    """Give what stands before MinIO, counts and makes trouble."""
+    with contextlib.closing(Proxy(minio.port)) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def toxics(toxiproxy: Toxiproxy, minio: Server) -> Iterator[Way]:
+    """Give a slow way to MinIO; it is fast until told otherwise."""
+    with contextlib.closing(toxiproxy.way(minio.port)) as toxics:
+        yield toxics
+
+
+@pytest.fixture
+def start(place: Place, make_deployment: Callable[..., Deployment]) -> Callable[..., Deployment]:
+    """Start a Dockyard over the bucket; `storage` is laid over, `endpoint` is a proxy."""
+
+    def start(
+        endpoint: str = "", *, workers: int = 2, storage: dict[str, Any] | None = None, **more: Any
+    ) -> Deployment:
+        return make_deployment(workers=workers, storage=place.storage(endpoint, **(storage or {})), **more)
+
+    return start

@@ -1,0 +1,108 @@
+"""A client that pulls whole images, by nothing but what the manifests say, and checks every byte."""
+
+import hashlib
+import time
+from collections.abc import Sequence
+
+from tests.s3.service.place import Place, blob_key, manifest_key, named_by, tag_key
+from tests.support.bodies import digest_of
+from tests.support.deployment import Deployment, eventually
+from tests.support.fake_registry import DOCKER_LIST, DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST, Image, Origin
+from tests.support.http_client import StreamedReply, ask
+
+ACCEPT = f"{OCI_INDEX}, {OCI_MANIFEST}, {DOCKER_LIST}, {DOCKER_MANIFEST}"
+NAME = "up.test/team/app"
+REPO = "team/app"
+READ_BYTES = 256 * 1024
+PATIENCE_S = 60.0
+WITHIN_S = 20.0
+
+
+def pull(deployment: Deployment, reference: str, name: str = NAME) -> set[str]:
+    """Pull an image by tag or digest, with all that it names; the keys under which the bucket has it then."""
+    reply = ask(deployment.address, f"/v2/{name}/manifests/{reference}", {"Accept": ACCEPT}, timeout_s=PATIENCE_S)
+    assert reply.status == 200, f"{reference}: {reply.status} {reply.body!r}"
+    assert reply.is_complete
+    digest = digest_of(reply.body)
+    assert reply.header("Docker-Content-Digest") == digest
+    keys = {manifest_key(name, digest)}
+    if ":" in reference:
+        assert digest == reference
+    else:
+        keys.add(tag_key(name, reference))
+    children, blobs = named_by(reply.body)
+    for child in children:
+        keys |= pull(deployment, child, name)
+    for blob in blobs:
+        fetch(deployment, blob, name)
+        keys.add(blob_key(blob))
+    return keys
+
+
+def fetch(deployment: Deployment, digest: str, name: str = NAME) -> float:
+    """Download a blob and check it; seconds."""
+    begun = time.monotonic()
+    with StreamedReply(deployment.address, f"/v2/{name}/blobs/{digest}", timeout_s=PATIENCE_S) as download:
+        download.head()
+        assert download.status == 200, f"{digest}: {download.status}"
+        algorithm, _, encoded = digest.partition(":")
+        hasher = hashlib.new(algorithm)
+        length = download.length
+        assert length is not None
+        while download.received < length:
+            piece = download.read(min(READ_BYTES, length - download.received))
+            assert piece, f"{digest} ended after {download.received} of {length} bytes"
+            hasher.update(piece)
+    assert hasher.hexdigest() == encoded, f"wrong bytes of {digest}"
+    return time.monotonic() - begun
+
+
+def add_images(origin: Origin, *tags: str, size: int = 100_000) -> list[Image]:
+    """Images that share nothing, each of two layers."""
+    return [origin.add_image(REPO, tag, [layer(f"{tag} one", size), layer(f"{tag} two", 2 * size)]) for tag in tags]
+
+
+def add_index(origin: Origin, tag: str) -> Image:
+    """An index of images for two platforms, with one layer in common."""
+    common = layer(f"{tag} common", 50_000)
+    images = [
+        origin.add_image(REPO, f"{tag}-{platform}", [common, layer(f"{tag} {platform}", 70_000)])
+        for platform in ("amd64", "arm64")
+    ]
+    return origin.add_index(REPO, tag, images)
+
+
+def layer(seed: str, size: int) -> bytes:
+    """Bytes that do not repeat, another sequence for each seed."""
+    return hashlib.shake_128(seed.encode()).digest(size)
+
+
+def blob_requests(origin: Origin, digests: Sequence[str]) -> int:
+    """How many bodies of these blobs were asked for upstream."""
+    return sum(origin.count("blob", "GET", reference=digest) for digest in digests)
+
+
+def fill(deployment: Deployment, place: Place, *references: str) -> set[str]:
+    """Pull images, and wait until all of them is in the bucket; their keys."""
+    keys = set().union(*(pull(deployment, reference) for reference in references))
+    eventually(lambda: keys <= place.listed(), "everything pulled is in the bucket", WITHIN_S)
+    return keys
+
+
+def put_by_hand(place: Place, origin: Origin, reference: str, days_ago: int = 0) -> set[str]:
+    """Put an image of the origin into the bucket as the original would have; the keys."""
+    body = origin.manifest_body(REPO, reference)
+    media_type = OCI_INDEX if b'"manifests"' in body else OCI_MANIFEST
+    key = manifest_key(NAME, digest_of(body))
+    place.put(key, body, media_type, days_ago=days_ago)
+    keys = {key}
+    if ":" not in reference:
+        keys.add(tag_key(NAME, reference))
+        place.put(tag_key(NAME, reference), digest_of(body).encode(), "text/plain", days_ago=days_ago)
+    children, blobs = named_by(body)
+    for child in children:
+        keys |= put_by_hand(place, origin, child, days_ago)
+    for blob in blobs:
+        content = origin._blobs[blob][0]
+        keys.add(place.put_blob(b"".join(content.pieces(0, content.size)), days_ago=days_ago))
+    return keys

@@ -1,0 +1,63 @@
+"""A layer of 6 GiB, which is more than one PUT can be.
+
+Run by `pytest tests/s3/service/test_large.py -m large`; needs 20 GiB of disk.
+"""
+
+import shutil
+import time
+from collections.abc import Callable
+
+import pytest
+
+from tests.s3.service.place import BLOB_TYPE, Place, blob_key
+from tests.s3.service.pulls import NAME
+from tests.support.bodies import Synthetic
+from tests.support.deployment import Deployment, eventually
+from tests.support.fake_registry import Origin
+
+GIB = 2**30
+WITHIN_S = 300.0
+
+
+@pytest.mark.large
+@pytest.mark.timeout(1200)
+def test_a_layer_of_six_gibibytes(start: Callable[..., Deployment], place: Place, origin: Origin) -> None:
+    """It goes through, is published in parts, is served from S3 to a second Dockyard, and is touched.
+
+    Takes some minutes and is left out of the usual run: `pytest tests/s3/service/test_large.py -m large`.
+    """
+    truth = Synthetic(6 * GIB, seed=6)
+    key, path = blob_key(origin.add_blob(truth)), f"/v2/{NAME}/blobs/{truth.digest}"
+    clock = time.monotonic()
+
+    def say(what: str) -> None:
+        nonlocal clock
+        print(f"{what}: {time.monotonic() - clock:.1f} s")  # noqa: T201  to be seen with -s
+        clock = time.monotonic()
+
+    first = start()
+    with first.download(path) as download:
+        assert download.head().find_wrong(truth) is None
+    say("fetched from the upstream")
+    eventually(lambda: key in place.listed(), "the layer is published", WITHIN_S)
+    say("and then published")
+    found = place.stat(key)
+    assert (found.size, found.content_type) == (truth.size, BLOB_TYPE)
+    assert "-" in found.metadata["etag"], "sent in parts"
+    first.dockyard.stop()
+    shutil.rmtree(first.dockyard.storage)
+
+    second = start(storage={"touch_threshold": "5s"})
+    with second.download(path) as download:
+        assert download.head().find_wrong(truth) is None
+    say("served from S3")
+    assert origin.count("blob", "GET") == 1
+
+    def is_touched() -> bool:
+        assert second.head(path).header("Content-Length") == str(truth.size)
+        return place.stat(key).modified > found.modified
+
+    eventually(is_touched, "the layer is touched", WITHIN_S)
+    say("touched")
+    assert place.stat(key).content_type == BLOB_TYPE
+    second.dockyard.stop()

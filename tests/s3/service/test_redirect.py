@@ -1,0 +1,145 @@
+"""`storage.redirect`: a blob that only the bucket has is fetched from there by the client itself."""
+
+import threading
+from collections.abc import Callable
+from contextlib import ExitStack
+from http.client import HTTPConnection
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+
+from tests.s3.service.place import Place, blob_key
+from tests.s3.service.pulls import NAME, REPO, WITHIN_S, add_images, add_index, fetch, fill, layer, put_by_hand
+from tests.s3.service.witness import Witness
+from tests.s3.store.proxy import Proxy, Stall
+from tests.s3.store.servers import SECRET_KEY
+from tests.support import misbehaviour as bad
+from tests.support.bodies import digest_of
+from tests.support.deployment import Deployment, eventually, opened_at_exit, stays
+from tests.support.fake_registry import Origin
+from tests.support.http_client import Reply
+from tests.support.image_clients import Crane, Skopeo
+from tests.support.programs import Programs
+
+REDIRECTS = {"redirect": True}
+CANARY = "Basic Y2FuYXJ5OmNhbmFyeQ=="
+
+
+def follow(reply: Reply, **headers: str) -> tuple[int, bytes]:
+    """Ask where the answer sends us, with nothing but these headers."""
+    url = urlsplit(reply.header("Location") or "")
+    connection = HTTPConnection(url.netloc, timeout=10)
+    try:
+        connection.request("GET", f"{url.path}?{url.query}", headers=headers)
+        answer = connection.getresponse()
+        return answer.status, answer.read()
+    finally:
+        connection.close()
+
+
+def test_a_blob_that_only_the_bucket_has_is_redirected(start: Callable[..., Deployment], place: Place) -> None:
+    """307 to a URL that gives the blob to whoever has it, whole or in part."""
+    body = layer("redirected", 200_000)
+    place.put_blob(body)
+    deployment = start(storage=REDIRECTS)
+    reply = deployment.get(f"/v2/{NAME}/blobs/{digest_of(body)}")
+    assert (reply.status, reply.header("Cache-Control")) == (307, "no-store")
+    assert follow(reply) == (200, body)
+    assert follow(reply, Range="bytes=1000-1999") == (206, body[1000:2000])
+
+
+def test_a_redirect_carries_no_credentials(start: Callable[..., Deployment], place: Place) -> None:
+    """Neither the client's nor ours: a signature is all that the URL has."""
+    body = layer("canary", 10_000)
+    place.put_blob(body)
+    deployment = start(storage=REDIRECTS)
+    reply = deployment.get(f"/v2/{NAME}/blobs/{digest_of(body)}", Authorization=CANARY)
+    assert reply.status == 307
+    said = str(reply.headers) + reply.body.decode()
+    assert not [secret for secret in (CANARY.split()[1], "canary", SECRET_KEY) if secret in said]
+    assert CANARY.split()[1] not in deployment.dockyard.said()
+
+
+def test_a_local_hit_is_not_redirected(start: Callable[..., Deployment], place: Place, origin: Origin) -> None:
+    """What this Dockyard has it serves."""
+    (image,) = add_images(origin, "v1")
+    deployment = start(storage=REDIRECTS)
+    fill(deployment, place, "v1")
+    assert deployment.get(f"/v2/{NAME}/blobs/{image.layers[0]}").status == 200
+
+
+def test_a_running_fill_is_not_redirected(start: Callable[..., Deployment], origin: Origin) -> None:
+    """Whoever comes while a blob is being fetched reads along, at any worker."""
+    body = layer("running", 3_000_000)
+    digest = origin.add_blob(body)
+    deployment = start(storage=REDIRECTS)
+    with opened_at_exit(threading.Event()) as go_on, ExitStack() as downloads:
+        origin.on("blob", bad.stalled(0.5, go_on))
+        running = [downloads.enter_context(deployment.download(f"/v2/{NAME}/blobs/{digest}")).head() for _ in range(6)]
+        assert [download.status for download in running] == [200] * 6
+        go_on.set()
+        assert [download.rest() for download in running] == [(body, "length")] * 6
+    assert origin.count("blob", "GET") == 1
+
+
+def test_a_blob_that_is_nowhere_is_fetched(start: Callable[..., Deployment], place: Place, origin: Origin) -> None:
+    """A miss in the bucket comes from the upstream, and is published."""
+    digest = origin.add_blob(layer("nowhere", 100_000))
+    fetch(start(storage=REDIRECTS), digest)
+    eventually(lambda: place.listed() == {blob_key(digest)}, "the blob is published", WITHIN_S)
+
+
+def test_nobody_is_sent_to_a_bucket_in_trouble(start: Callable[..., Deployment], proxy: Proxy, origin: Origin) -> None:
+    """S3 says nothing: the client gets the blob from the upstream."""
+    digest = origin.add_blob(layer("trouble", 100_000))
+    deployment = start(proxy.host, storage=REDIRECTS)
+    proxy.rule = lambda _: Stall()
+    fetch(deployment, digest)
+
+
+def test_a_redirect_to_a_young_blob_touches_nothing(
+    start: Callable[..., Deployment], place: Place, proxy: Proxy
+) -> None:
+    """The bucket is asked whether it has the blob, and left as it is."""
+    body = layer("young", 10_000)
+    place.put_blob(body)
+    deployment = start(proxy.host, storage=REDIRECTS)
+    witness = Witness(proxy)
+    assert deployment.get(f"/v2/{NAME}/blobs/{digest_of(body)}").status == 307
+    stays(lambda: witness.counted() == {"HEAD": 1}, "one HEAD", 1.0)
+
+
+def test_a_redirect_to_an_old_blob_touches_it(start: Callable[..., Deployment], place: Place) -> None:
+    """What clients fetch from the bucket itself stays alive too."""
+    body = layer("old", 10_000)
+    key = place.put_blob(body, days_ago=30)
+    deployment = start(storage=REDIRECTS)
+    assert deployment.get(f"/v2/{NAME}/blobs/{digest_of(body)}").status == 307
+    eventually(lambda: place.age(key).days < 1, "the blob is young", WITHIN_S)
+
+
+def test_nobody_is_sent_to_an_empty_object(start: Callable[..., Deployment], place: Place, origin: Origin) -> None:
+    """An object without a byte, where there should be some, is as good as none: the blob comes from the upstream."""
+    digest = origin.add_blob(layer("emptied", 100_000))
+    place.put(blob_key(digest), b"")
+    deployment = start(storage=REDIRECTS)
+    fetch(deployment, digest)
+    eventually(lambda: place.stat(blob_key(digest)).size, "the bucket is repaired", WITHIN_S)
+
+
+@pytest.mark.parametrize("client", ["crane", "skopeo"])
+def test_a_real_client_follows(
+    start: Callable[..., Deployment], place: Place, origin: Origin, programs: Programs, tmp_path: Path, client: str
+) -> None:
+    """Crane and skopeo pull an image whose blobs are only in the bucket; not one is asked of the upstream."""
+    image = add_images(origin, "v1")[0] if client == "skopeo" else add_index(origin, "v1")
+    put_by_hand(place, origin, "v1")
+    deployment = start(storage=REDIRECTS)
+    (tmp_path / client).mkdir()
+    puller = {"crane": Crane, "skopeo": Skopeo}[client](programs.need(client), tmp_path / client)
+    tree = puller.pull(f"{deployment.dockyard.host}/{NAME}:v1")
+    assert tree.top == image.digest
+    assert origin.count("blob") == 0
+    assert "redirected" in deployment.dockyard.said()
+    assert origin.count("manifest", "GET", repo=REPO) == 0

@@ -1,0 +1,151 @@
+"""What an operation costs in requests to S3, counted before a real one.
+
+The table, without touches that are due:
+
+| operation | requests |
+|---|---|
+| a warm blob or manifest by digest, a warm tag | none |
+| a cold blob | GET (nothing), PUT |
+| a cold manifest by digest | GET (nothing), PUT |
+| a cold manifest by tag | GET of the pointer (nothing), and as by digest; PUT of the pointer |
+| a blob or manifest that is only in the bucket | GET |
+| HEAD of a blob that is only in the bucket | HEAD |
+"""
+
+import time
+from collections.abc import Callable
+
+import pytest
+
+from tests.s3.service.place import Place, blob_key, manifest_key, tag_key
+from tests.s3.service.pulls import NAME, WITHIN_S, add_images, fetch, fill, layer, pull, put_by_hand
+from tests.s3.service.witness import Witness
+from tests.s3.store.proxy import Proxy
+from tests.support.deployment import Deployment, eventually
+from tests.support.fake_registry import Image, Origin
+
+QUIET_S = 1.0
+
+
+def settle(witness: Witness) -> None:
+    """Wait until no request has come for a while."""
+    seen = [-1, 0.0]
+
+    def is_quiet() -> bool:
+        total = witness.counted().total()
+        if total != seen[0]:
+            seen[:] = [total, time.monotonic()]
+        return time.monotonic() - seen[1] > QUIET_S
+
+    eventually(is_quiet, "requests come to an end", WITHIN_S)
+
+
+def test_a_warm_pull_costs_nothing(
+    start: Callable[..., Deployment], place: Place, proxy: Proxy, origin: Origin
+) -> None:
+    """The second pull of an image, by tag, asks S3 for nothing."""
+    add_images(origin, "v1")
+    deployment = start(proxy.host)
+    fill(deployment, place, "v1")
+    witness = Witness(proxy)
+    settle(witness)
+    witness.forget()
+    pull(deployment, "v1")
+    settle(witness)
+    assert witness.counted() == {}
+
+
+def test_a_cold_blob_costs_a_get_and_a_put(
+    start: Callable[..., Deployment], place: Place, proxy: Proxy, origin: Origin
+) -> None:
+    """A blob that is nowhere: one GET that finds nothing, one PUT."""
+    digest = origin.add_blob(layer("cold", 2_000_000))
+    deployment = start(proxy.host)
+    witness = Witness(proxy)
+    fetch(deployment, digest)
+    eventually(lambda: place.listed() == {blob_key(digest)}, "the blob is published", WITHIN_S)
+    settle(witness)
+    assert witness.of(blob_key(digest)) == ["GET", "PUT"]
+    assert witness.counted() == {"GET": 1, "PUT": 1}
+
+
+def test_a_cold_manifest_costs_a_get_and_a_put(
+    start: Callable[..., Deployment], place: Place, proxy: Proxy, origin: Origin
+) -> None:
+    """A manifest by digest that is nowhere: one GET that finds nothing, one PUT."""
+    (image,) = add_images(origin, "v1")
+    deployment = start(proxy.host)
+    witness = Witness(proxy)
+    assert deployment.get(f"/v2/{NAME}/manifests/{image.digest}").status == 200
+    eventually(place.listed, "the manifest is published", WITHIN_S)
+    settle(witness)
+    assert witness.counted() == {"GET": 1, "PUT": 1}
+
+
+def test_a_cold_tag_costs_two_gets_and_two_puts(
+    start: Callable[..., Deployment], place: Place, proxy: Proxy, origin: Origin
+) -> None:
+    """A tag that is nowhere: pointer and manifest are looked for once and written once."""
+    (image,) = add_images(origin, "v1")
+    deployment = start(proxy.host)
+    witness = Witness(proxy)
+    assert deployment.get(f"/v2/{NAME}/manifests/v1").status == 200
+    eventually(lambda: len(place.listed()) == 2, "manifest and pointer are published", WITHIN_S)
+    settle(witness)
+    assert witness.of(tag_key(NAME, "v1")) == ["GET", "PUT"]
+    assert witness.of(manifest_key(NAME, image.digest)) == ["GET", "PUT"]
+
+
+def test_a_cold_image_costs_two_requests_for_each_object(
+    start: Callable[..., Deployment], place: Place, proxy: Proxy, origin: Origin
+) -> None:
+    """A whole pull by tag: a GET and a PUT for the pointer, the manifest, the config and each layer."""
+    add_images(origin, "v1")
+    deployment = start(proxy.host)
+    witness = Witness(proxy)
+    keys = fill(deployment, place, "v1")
+    settle(witness)
+    assert {key: witness.of(key) for key in keys} == {key: ["GET", "PUT"] for key in keys}
+
+
+def test_what_only_the_bucket_has_costs_one_get(
+    start: Callable[..., Deployment], place: Place, proxy: Proxy, origin: Origin
+) -> None:
+    """A whole pull of an image that another Dockyard brought a moment ago: a GET for each object, no touch."""
+    add_images(origin, "v1")
+    keys = put_by_hand(place, origin, "v1")
+    deployment = start(proxy.host)
+    witness = Witness(proxy)
+    assert pull(deployment, "v1") == keys
+    settle(witness)
+    assert {key: witness.of(key) for key in keys} == {key: ["GET"] for key in keys}
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["only in the bucket", "nowhere"])
+def test_a_head_of_a_blob_costs_one_head(
+    start: Callable[..., Deployment], place: Place, proxy: Proxy, origin: Origin, *, known: bool
+) -> None:
+    """HEAD of a young blob asks the bucket once, and neither fetches nor touches anything."""
+    body = layer("head", 100_000)
+    digest = origin.add_blob(body)
+    if known:
+        place.put_blob(body)
+    deployment = start(proxy.host)
+    witness = Witness(proxy)
+    assert deployment.head(f"/v2/{NAME}/blobs/{digest}").header("Content-Length") == "100000"
+    settle(witness)
+    assert witness.of(blob_key(digest)) == ["HEAD"]
+
+
+def test_a_herd_on_a_cold_image_costs_no_more(
+    start: Callable[..., Deployment], place: Place, proxy: Proxy, origin: Origin
+) -> None:
+    """Forty pulls of a layer at once, over two workers: one GET and one PUT."""
+    image: Image = add_images(origin, "v1")[0]
+    deployment = start(proxy.host)
+    witness = Witness(proxy)
+    replies = deployment.get_together([f"/v2/{NAME}/blobs/{image.layers[1]}"] * 40)
+    assert {(reply.status, len(reply.body)) for reply in replies} == {(200, 200_000)}
+    eventually(place.listed, "the blob is published", WITHIN_S)
+    settle(witness)
+    assert witness.of(blob_key(image.layers[1])) == ["GET", "PUT"]

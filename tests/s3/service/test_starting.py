@@ -1,0 +1,112 @@
+"""A bucket that cannot be used: the operator is told in plain words, and pulls work all the same."""
+
+from collections.abc import Callable
+
+import pytest
+
+from tests.s3.service.place import Place, is_missing
+from tests.s3.service.pulls import add_images, pull
+from tests.s3.service.witness import key_of
+from tests.s3.store.proxy import Forward, Proxy, error
+from tests.s3.store.servers import SECRET_KEY, Server
+from tests.support.deployment import Deployment, eventually
+from tests.support.fake_registry import Origin
+
+WITHIN_S = 15.0
+BACK_WITHIN_S = 60.0
+
+
+def see_said(deployment: Deployment, *words: str) -> None:
+    """Wait for one line of the log that has all these words."""
+    eventually(
+        lambda: any(all(word in line for word in words) for line in deployment.dockyard.said().splitlines()),
+        f"{words} in the log",
+        WITHIN_S,
+    )
+    assert SECRET_KEY not in deployment.dockyard.said()
+
+
+@pytest.mark.parametrize(
+    ("storage", "words"),
+    [
+        ({"bucket": "no-such-bucket"}, ("bucket no-such-bucket does not exist", "storage.bucket")),
+        ({"secret_key": "wrong-secret"}, ("the secret key is wrong", "storage.secret_key")),
+        ({"access_key": "nobody-at-all"}, ("does not take our access key", "storage.access_key")),
+    ],
+    ids=["no bucket", "wrong secret key", "wrong access key"],
+)
+def test_a_bucket_that_cannot_be_used(
+    start: Callable[..., Deployment], place: Place, origin: Origin, storage: dict[str, str], words: tuple[str, ...]
+) -> None:
+    """The mistake is in the log with the setting to change; a cold pull and a warm one work."""
+    add_images(origin, "v1")
+    deployment = start(storage=storage)
+    see_said(deployment, *words)
+    pull(deployment, "v1")
+    pull(deployment, "v1")
+    assert place.listed() == set()
+
+
+def test_a_login_without_the_right_to_list(
+    start: Callable[..., Deployment], place: Place, proxy: Proxy, origin: Origin
+) -> None:
+    """Without ListBucket AWS S3 says that what is missing is forbidden: that is told, and all that is pulled published.
+
+    MinIO says that it is missing all the same, so the proxy speaks for AWS.
+    """
+    add_images(origin, "v1")
+    proxy.rule = lambda request: (
+        error(403, "AccessDenied") if request.method != "PUT" and is_missing(place, key_of(request)) else Forward()
+    )
+    deployment = start(proxy.host)
+    see_said(deployment, "s3:ListBucket", place.bucket)
+    keys = pull(deployment, "v1")
+    eventually(lambda: place.listed() == keys, "everything pulled is in the bucket", BACK_WITHIN_S)
+
+
+def test_a_login_without_the_right_to_write(start: Callable[..., Deployment], place: Place, origin: Origin) -> None:
+    """Without PutObject: that is said, and pulls work."""
+    add_images(origin, "v1")
+    deployment = start(storage=place.add_login("s3:GetObject", "s3:ListBucket"))
+    see_said(deployment, "s3:PutObject", place.bucket)
+    pull(deployment, "v1")
+    assert place.listed() == set()
+
+
+def test_a_store_that_is_not_there_yet(
+    start: Callable[..., Deployment], place: Place, origin: Origin, minio: Server
+) -> None:
+    """Dockyard starts before S3: it says so, serves, and publishes when S3 has come."""
+    add_images(origin, "v1")
+    minio.stop()
+    try:
+        deployment = start()
+        see_said(deployment, "does not take connections", "storage.endpoint")
+        keys = pull(deployment, "v1")
+    finally:
+        minio.start()
+    eventually(lambda: place.listed() == keys, "everything pulled is in the bucket", BACK_WITHIN_S)
+
+
+def test_a_bucket_that_is_made_later(
+    start: Callable[..., Deployment], place: Place, origin: Origin, minio: Server
+) -> None:
+    """The bucket is made after the first pull: it is used without a restart."""
+    add_images(origin, "v1")
+    late = Place(minio)
+    deployment = start(storage={"bucket": late.bucket})
+    keys = pull(deployment, "v1")
+    late.make()
+    eventually(lambda: late.listed() == keys, "everything pulled is in the bucket", BACK_WITHIN_S)
+    assert late.audit() == []
+    late.close()
+
+
+def test_a_clock_that_is_wrong(start: Callable[..., Deployment], proxy: Proxy, origin: Origin) -> None:
+    """S3 refuses our signatures for their time: the clock is named."""
+    add_images(origin, "v1")
+    proxy.rule = lambda _: error(403, "RequestTimeTooSkewed")
+    deployment = start(proxy.host)
+    see_said(deployment, "clock")
+    pull(deployment, "v1")
+    proxy.rule = lambda _: Forward()

@@ -1,0 +1,145 @@
+"""Real S3 servers as processes: MinIO, and versitygw over a directory."""
+
+import contextlib
+import http.client
+import shutil
+import signal
+from collections.abc import Mapping
+from pathlib import Path
+
+from dockyard.config.settings import Secret, StorageSettings
+from dockyard.s3 import S3Store
+from tests.support.processes import Process, free_port
+
+ACCESS_KEY = "dockyard-tests"
+SECRET_KEY = "canary-secret-of-the-store"
+BUCKET = "dockyard-cache"
+START_LIMIT_S = 30.0
+MIB = 2**20
+
+
+class Server:
+    """An S3 server on one port and one directory; it can be stopped and started, and keeps both."""
+
+    name = ""
+
+    def __init__(self, program: Path, directory: Path) -> None:
+        self.program = program
+        self.data = directory / "data"
+        self.data.mkdir(parents=True)
+        self.log = directory / f"{self.name}.log"
+        self.port = free_port()
+        self._home = directory
+        self._process: Process | None = None
+
+    @property
+    def host(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+    def start(self) -> None:
+        """Start it and wait until it answers; the bucket is made with the first start."""
+        self._process = Process.start(self._command(), log=self.log, environ=self._environ())
+        self._process.wait_until(self._answers, "answering", START_LIMIT_S)
+        make_bucket(self.settings())
+
+    def stop(self) -> None:
+        """End it at once: connections are refused from here on."""
+        process, self._process = self._process, None
+        if process is not None:
+            process.end(signal.SIGKILL)
+
+    def freeze(self) -> None:
+        """Have it take connections and say nothing, until `thaw`."""
+        assert self._process is not None, "the server does not run"
+        self._process.send(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """End `freeze`."""
+        assert self._process is not None, "the server does not run"
+        self._process.send(signal.SIGCONT)
+
+    def close(self) -> None:
+        """Stop it for good and give the disk back."""
+        self.stop()
+        shutil.rmtree(self.data, ignore_errors=True)
+
+    def settings(self, prefix: str = "cache/", endpoint: str = "", bucket: str = BUCKET) -> StorageSettings:
+        """What an operator would write, `endpoint` being a proxy before it."""
+        return StorageSettings(
+            endpoint=endpoint or self.host,
+            bucket=bucket,
+            prefix=prefix,
+            access_key=ACCESS_KEY,
+            secret_key=Secret(SECRET_KEY),
+            force_path_style=True,
+            directory=self._home,
+        )
+
+    def _command(self) -> list[str | Path]:
+        raise NotImplementedError
+
+    def _environ(self) -> Mapping[str, str]:
+        raise NotImplementedError
+
+    def _answers(self) -> bool:
+        with contextlib.closing(http.client.HTTPConnection("127.0.0.1", self.port, timeout=5)) as connection:
+            try:
+                connection.request("GET", "/")
+                return connection.getresponse().status in {200, 403}
+            except (OSError, http.client.HTTPException):
+                return False
+
+
+class Minio(Server):
+    """MinIO, from its last commit. With a certificate in the directory `certificates` it speaks TLS."""
+
+    name = "minio"
+    domain = "store.test"  # for virtual host style
+
+    def _command(self) -> list[str | Path]:
+        certificates = self._home / "certificates"
+        certificates.mkdir(exist_ok=True)
+        return [
+            *(self.program, "server", "--quiet", "--address", self.host),
+            *("--certs-dir", certificates, self.data),
+        ]
+
+    def _environ(self) -> Mapping[str, str]:
+        return {
+            "MINIO_ROOT_USER": ACCESS_KEY,
+            "MINIO_ROOT_PASSWORD": SECRET_KEY,
+            "MINIO_BROWSER": "off",
+            "MINIO_DOMAIN": self.domain,
+            "MINIO_UPDATE": "off",
+            "HOME": str(self._home),
+            "PATH": "/usr/bin:/bin",
+        }
+
+
+class Versitygw(Server):
+    """versitygw with its POSIX backend; metadata beside the data, as not every directory has extended attributes."""
+
+    name = "versitygw"
+
+    def _command(self) -> list[str | Path]:
+        sidecar = self._home / "metadata"
+        sidecar.mkdir(exist_ok=True)
+        return [self.program, "--port", self.host, "posix", "--sidecar", sidecar, self.data]
+
+    def _environ(self) -> Mapping[str, str]:
+        return {"ROOT_ACCESS_KEY": ACCESS_KEY, "ROOT_SECRET_KEY": SECRET_KEY, "PATH": "/usr/bin:/bin"}
+
+
+def make_tier(settings: StorageSettings) -> S3Store:
+    """A tier that takes 6 MiB for what 5 GiB are otherwise; 5 MiB are the smallest parts that S3 takes."""
+    return S3Store(settings, {}, single_at_most=6 * MIB, part_size=5 * MIB, copy_part_size=5 * MIB)
+
+
+def make_bucket(settings: StorageSettings) -> None:
+    """Make the bucket unless it is there."""
+    tier = S3Store(settings, {})
+    with contextlib.closing(tier):
+        if tier.check():
+            opened = tier._wire.open("make bucket", "PUT", headers={"Content-Length": "0"})
+            assert opened is not None
+            opened.close()

@@ -1,0 +1,153 @@
+"""The S3 store over TLS, and with the bucket in the name of the host: as AWS has it."""
+
+import contextlib
+import os
+import socket
+import ssl
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import attrs
+import pytest
+import trustme
+from urllib3 import exceptions as failures
+
+from dockyard.config.settings import StorageSettings
+from dockyard.errors import Unavailable
+from dockyard.oci.reference import Digest
+from dockyard.s3 import S3Store, StorageFault
+from dockyard.s3.errors import explain
+from tests.s3.store.kinds import pieces
+from tests.s3.store.servers import BUCKET, MIB, START_LIMIT_S, Minio, make_tier
+from tests.support.processes import Process
+from tests.support.programs import Programs
+
+BODY = os.urandom(8 * MIB)
+DIGEST = Digest.of(BODY)
+
+
+class TlsMinio(Minio):
+    """A MinIO that speaks TLS; its bucket is a directory that was there before."""
+
+    def start(self) -> None:
+        (self.data / BUCKET).mkdir()
+        self._process = Process.start(self._command(), log=self.log, environ=self._environ())
+        self._process.wait_until(self._listens, "listening", START_LIMIT_S)
+
+    def _listens(self) -> bool:
+        with socket.socket() as probe:
+            return probe.connect_ex(("127.0.0.1", self.port)) == 0
+
+
+@pytest.fixture(scope="module")
+def authority() -> trustme.CA:
+    """Who signs the certificate."""
+    return trustme.CA()
+
+
+@pytest.fixture(scope="module")
+def tls_minio(
+    programs: Programs, authority: trustme.CA, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[TlsMinio]:
+    """A MinIO with a certificate for its domain and what stands before it."""
+    home = tmp_path_factory.mktemp("minio-tls")
+    certificate = authority.issue_cert(f"*.{Minio.domain}", Minio.domain)
+    (home / "certificates").mkdir()
+    (home / "certificates" / "public.crt").write_bytes(certificate.cert_chain_pems[0].bytes())
+    (home / "certificates" / "private.key").write_bytes(certificate.private_key_pem.bytes())
+    with contextlib.closing(TlsMinio(programs.need("minio"), home)) as server:
+        server.start()
+        yield server
+
+
+@pytest.fixture
+def settings(tls_minio: TlsMinio, prefix: str, monkeypatch: pytest.MonkeyPatch) -> StorageSettings:
+    """Settings for it; every name below its domain is this machine."""
+    lookup = socket.getaddrinfo
+
+    def find(host: str, *given: object, **named: object) -> object:
+        return lookup("127.0.0.1" if host.endswith(Minio.domain) else host, *given, **named)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(socket, "getaddrinfo", find)
+    endpoint = f"{Minio.domain}:{tls_minio.port}"
+    return attrs.evolve(tls_minio.settings(prefix, endpoint), use_ssl=True, force_path_style=False)
+
+
+@pytest.fixture
+def _trusted(authority: trustme.CA, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The certificate's authority is one of ours."""
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
+
+
+@pytest.mark.usefixtures("_trusted")
+@pytest.mark.parametrize("path_style", [False, True])
+def test_both_styles_work_over_tls(settings: StorageSettings, path_style: bool) -> None:  # noqa: FBT001
+    """The bucket stands in the host, or in the path; the rest is the same."""
+    with contextlib.closing(make_tier(attrs.evolve(settings, force_path_style=path_style))) as tier:
+        assert tier._wire.host.startswith(BUCKET) is not path_style
+        assert tier.check() == []
+        assert tier.open_blob(DIGEST) is None
+        tier.publish_blob(DIGEST, len(BODY), iter(pieces(BODY)))
+        body = tier.open_blob(DIGEST)
+        assert body is not None
+        assert b"".join(iter(lambda: body.read(256 * 1024), b"")) == BODY
+        assert tier.touch(f"{settings.prefix}blobs/sha256/{DIGEST.encoded[:2]}/{DIGEST.encoded}")
+
+
+@pytest.mark.usefixtures("_trusted")
+def test_wrong_bytes_are_refused_over_tls(settings: StorageSettings) -> None:
+    """The hash is signed there as well, where others leave the payload unsigned."""
+    with contextlib.closing(make_tier(settings)) as tier:
+        with pytest.raises(StorageFault, match="XAmzContentSHA256Mismatch"):
+            tier.publish_blob(Digest.of(b"another"), 1000, iter([bytes(1000)]))
+        assert tier.stat_blob(Digest.of(b"another")) is None
+
+
+@pytest.mark.usefixtures("_trusted")
+def test_a_read_can_be_aborted_over_tls(settings: StorageSettings, tls_minio: TlsMinio) -> None:
+    """The connection is cut below TLS."""
+    with contextlib.closing(S3Store(settings, {})) as tier:
+        large = os.urandom(32 * MIB)
+        tier.publish_blob(Digest.of(large), len(large), iter(pieces(large)))
+        body = tier.open_blob(Digest.of(large))
+        assert body is not None
+        tls_minio.freeze()
+        try:
+            threading.Timer(0.1, body.abort).start()
+            with pytest.raises(Unavailable):
+                b"".join(iter(lambda: body.read(256 * 1024), b""))
+        finally:
+            tls_minio.thaw()
+        body.close()
+
+
+def test_a_certificate_of_strangers_is_not_trusted(settings: StorageSettings) -> None:
+    """And the check says where to look."""
+    [said] = S3Store(settings, {}).check()
+    assert "no trusted TLS connection" in said
+    assert "certificate" in said
+
+
+@pytest.mark.parametrize(
+    ("exc", "code"),
+    [
+        (failures.SSLError(ssl.SSLCertVerificationError("self-signed")), "insecure"),
+        (failures.SSLError(ssl.SSLEOFError("in the middle")), "broken"),
+        (ssl.SSLEOFError("in the middle"), "broken"),
+        (ssl.SSLError("bad record"), "insecure"),
+        (failures.ProtocolError("aborted", ConnectionResetError()), "broken"),
+        (failures.ReadTimeoutError(None, "", ""), "timeout"),  # type: ignore[arg-type]
+    ],
+    ids=lambda given: given if isinstance(given, str) else type(given).__name__,
+)
+def test_an_end_without_goodbye_is_no_question_of_trust(exc: Exception, code: str) -> None:
+    """A kept connection that the store has closed meanwhile gets another try."""
+    assert explain(exc, "S3").code == code
+
+
+def test_plain_http_to_a_tls_port_is_named(settings: StorageSettings) -> None:
+    """`use_ssl` is easily forgotten."""
+    [said] = S3Store(attrs.evolve(settings, use_ssl=False), {}).check()
+    assert "storage.use_ssl" in said

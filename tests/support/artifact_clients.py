@@ -1,0 +1,105 @@
+"""Real clients of what is in a registry beside images: oras, helm and cosign. Each has a directory of its own.
+
+None of them sees the user's configuration, keys or credentials, or finds a way to the servers of the outside.
+"""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from tests.support.image_clients import environment, run
+
+
+class Oras:
+    """oras: files as artifacts, and what refers to what."""
+
+    def __init__(self, program: Path, directory: Path) -> None:
+        self.directory = directory
+        self._program = program
+        self._environ = environment(directory)
+
+    def push(self, reference: str, name: str, content: bytes, artifact_type: str) -> None:
+        """Push one file as an artifact."""
+        self._run("push", "--artifact-type", artifact_type, reference, self._file(name, content))
+
+    def attach(self, reference: str, name: str, content: bytes, artifact_type: str) -> None:
+        """Push one file as an artifact that refers to another."""
+        self._run("attach", "--artifact-type", artifact_type, reference, self._file(name, content))
+
+    def digest(self, reference: str) -> str:
+        """Return the digest of what stands under a tag."""
+        return self._run("resolve", reference).strip()
+
+    def discover(self, reference: str, *options: str) -> list[dict[str, Any]]:
+        """Return the descriptors of what refers to an artifact."""
+        return list(json.loads(self._run("discover", "--format=json", *options, reference))["referrers"] or [])
+
+    def pull(self, reference: str) -> dict[str, bytes]:
+        """Return the files of an artifact."""
+        target = self.directory / "pulled"
+        shutil.rmtree(target, ignore_errors=True)
+        self._run("pull", "--output", str(target), reference)
+        return {path.name: path.read_bytes() for path in target.iterdir()}
+
+    def _file(self, name: str, content: bytes) -> str:
+        (self.directory / name).write_bytes(content)
+        return f"{name}:text/plain"
+
+    def _run(self, command: str, *words: str) -> str:
+        return run([self._program, command, "--plain-http", *words], self._environ, directory=self.directory)
+
+
+class Helm:
+    """helm: charts."""
+
+    def __init__(self, program: Path, directory: Path) -> None:
+        self.directory = directory
+        self._program = program
+        self._environ = environment(directory)
+
+    def push(self, registry: str, name: str, version: str) -> bytes:
+        """Make a chart and push it below `oci://registry`; return the packed chart."""
+        chart = self.directory / name
+        (chart / "templates").mkdir(parents=True)
+        (chart / "Chart.yaml").write_text(f"apiVersion: v2\nname: {name}\nversion: {version}\n")
+        self._run("package", str(chart))
+        packed = self.directory / f"{name}-{version}.tgz"
+        self._run("push", packed.name, f"oci://{registry}", "--plain-http")
+        return packed.read_bytes()
+
+    def pull(self, registry: str, name: str, version: str) -> bytes:
+        """Return a packed chart."""
+        target = self.directory / "pulled"
+        shutil.rmtree(target, ignore_errors=True)
+        target.mkdir()
+        where = ("--version", version, "--destination", str(target))
+        self._run("pull", f"oci://{registry}/{name}", "--plain-http", *where)
+        return (target / f"{name}-{version}.tgz").read_bytes()
+
+    def _run(self, *words: str) -> str:
+        return run([self._program, *words], self._environ, directory=self.directory)
+
+
+class Cosign:
+    """cosign with a key pair of its own, and no log of transparency to ask."""
+
+    def __init__(self, program: Path, directory: Path) -> None:
+        self.directory = directory
+        self._program = program
+        self._environ = environment(directory, COSIGN_PASSWORD="rig")
+        self._run("generate-key-pair")
+
+    def sign(self, reference: str, *, is_bundle: bool) -> None:
+        """Sign an image; with a bundle that refers to it, or the way of old with a tag beside it."""
+        bundle = f"--new-bundle-format={str(is_bundle).lower()}"
+        offline = ("--use-signing-config=false", "--tlog-upload=false", "--yes")
+        self._run("sign", "--key", "cosign.key", bundle, *offline, "--allow-http-registry", reference)
+
+    def verify(self, reference: str) -> list[dict[str, Any]]:
+        """Return the claims that were signed; raise ClientError when there are none by our key."""
+        offline = ("--insecure-ignore-tlog", "--allow-http-registry")
+        return list(json.loads(self._run("verify", "--key", "cosign.pub", *offline, reference)))
+
+    def _run(self, *words: str) -> str:
+        return run([self._program, *words], self._environ, directory=self.directory)

@@ -1,0 +1,161 @@
+"""An origin and a Dockyard in front of it, with the few questions that all cases ask."""
+
+import contextlib
+import os
+import re
+import ssl
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from tests.support.bodies import Body
+from tests.support.dockyard import Dockyard, running
+from tests.support.fake_registry import Origin
+from tests.support.http_client import Crowd, Reply, StreamedReply, ask
+
+POLL_S = 0.02
+CHECK_TIMEOUT_S = 2
+STALL_TIMEOUT_S = 10
+
+
+@attrs.define(eq=False)
+class Deployment:
+    """What a case works with. Paths are given without the host, as a client would send them."""
+
+    origin: Origin
+    dockyard: Dockyard
+    tls: ssl.SSLContext | None = None
+
+    @property
+    def address(self) -> tuple[str, int]:
+        return "127.0.0.1", self.dockyard.port
+
+    def get(self, path: str, **headers: str) -> Reply:
+        """GET; headers are given by name with underscores for hyphens."""
+        return ask(self.address, path, _header_names(headers), tls=self.tls)
+
+    def head(self, path: str, **headers: str) -> Reply:
+        return ask(self.address, path, _header_names(headers), method="HEAD", tls=self.tls)
+
+    def send(self, method: str, path: str, **headers: str) -> Reply:
+        return ask(self.address, path, _header_names(headers), method=method, tls=self.tls)
+
+    def download(self, path: str, *, receive_buffer: int | None = None, **headers: str) -> StreamedReply:
+        """GET of which the test reads as much as it wants."""
+        return StreamedReply(self.address, path, _header_names(headers), receive_buffer=receive_buffer)
+
+    def raw(self, request: bytes) -> StreamedReply:
+        """A request of the test's own spelling."""
+        return StreamedReply(self.address, "", request=request)
+
+    def crowd(self, path: str, truth: Body, size: int, headers: Sequence[Mapping[str, str]] = ()) -> Crowd:
+        """Many clients of one body at once."""
+        return Crowd(self.address, path, truth, size, headers)
+
+    def get_together(self, paths: Sequence[str], **headers: str) -> list[Reply]:
+        """One GET per path, all at once."""
+        with ThreadPoolExecutor(len(paths)) as pool:
+            return list(pool.map(lambda path: self.get(path, **headers), paths))
+
+    def stored(self, digest: str) -> list[Path]:
+        """The files in the storage directory that are named for a digest and are not partial."""
+        encoded = digest.partition(":")[2]
+        found = []
+        for directory, folders, files in os.walk(self.dockyard.storage):
+            folders[:] = [name for name in folders if name not in ("partial", "run")]
+            found += [Path(directory, name) for name in files if encoded in name]
+        return found
+
+    def partial_files(self) -> list[Path]:
+        """What running fills have open."""
+        return [path for path in self.dockyard.storage.glob("**/partial/**/*") if path.is_file()]
+
+    def wait_for_workers(self, count: int) -> None:
+        """Wait until so many workers answer their peers."""
+        eventually(lambda: len(list(self.dockyard.storage.glob("run/shard-*.sock"))) == count, "all workers serve")
+
+    def assert_no_leak(self, reply: Reply) -> None:
+        """An error tells nothing about the upstream or this machine."""
+        text = reply.body.decode() + str(reply.headers)
+        hosts = {listener.authority for listener in self.origin.listeners.values()}
+        for secret in (*hosts, "127.0.0.", "X-Amz", "Signature", str(self.dockyard.storage), "Traceback"):
+            assert secret not in text, f"{secret!r} in {text}"
+
+
+def eventually(condition: Callable[[], Any], what: str, within_s: float = 10.0) -> Any:
+    """Wait until the condition gives something true, and return that."""
+    deadline = time.monotonic() + within_s
+    while not (found := condition()):
+        if time.monotonic() > deadline:
+            raise AssertionError(f"not within {within_s} s: {what}")
+        time.sleep(POLL_S)
+    return found
+
+
+def stays(condition: Callable[[], Any], what: str, for_s: float) -> None:
+    """Watch for a while that the condition holds: for what must *not* happen."""
+    deadline = time.monotonic() + for_s
+    while time.monotonic() < deadline:
+        assert condition(), f"no longer true: {what}"
+        time.sleep(POLL_S)
+
+
+@contextlib.contextmanager
+def opened_at_exit(event: threading.Event) -> Iterator[threading.Event]:
+    """An event that is set when the block ends, however it ends."""
+    try:
+        yield event
+    finally:
+        event.set()
+
+
+def parse_cache_status(reply: Reply) -> dict[str, str | bool]:
+    """The parameters of our member of Cache-Status (RFC 9211); `""` is the name of the cache."""
+    value = reply.header("Cache-Status") or ""
+    name, *parameters = re.split(r"\s*;\s*", value)
+    parts = (parameter.partition("=") for parameter in parameters)
+    return {"": name, **{key: value.strip('"') if equals else True for key, equals, value in parts}}
+
+
+def _header_names(headers: Mapping[str, str]) -> dict[str, str]:
+    return {name.replace("_", "-"): value for name, value in headers.items()}
+
+
+def upstream(prefix: str, registry: str, **more: Any) -> dict[str, Any]:
+    """One entry of `upstreams:`; anonymous unless it says otherwise."""
+    return {"prefix": prefix, "registry": registry, "auth": {"type": "anonymous"}, **more}
+
+
+@contextlib.contextmanager
+def open_deployment(
+    origin: Origin,
+    directory: Path,
+    *,
+    workers: int = 1,
+    upstreams: Sequence[Mapping[str, Any]] | None = None,
+    environ: Mapping[str, str] | None = None,
+    descriptors: int = 0,
+    wrapper: Sequence[str] = (),
+    **settings: Any,
+) -> Iterator[Deployment]:
+    """A Dockyard in front of the origin: prefix `up.test` and the default `docker.io` lead there, limits are short."""
+    limits = {"check_timeout": f"{CHECK_TIMEOUT_S}s", "connect_timeout": "1s", "stall_timeout": f"{STALL_TIMEOUT_S}s"}
+    settings["upstream"] = {**limits, **settings.get("upstream", {})}
+    ours = [upstream("docker.io", origin.url), upstream("up.test", origin.url)] if upstreams is None else upstreams
+    with running(
+        Dockyard(
+            directory,
+            ours,
+            workers=workers,
+            settings=settings,
+            environ=environ,
+            descriptors=descriptors,
+            wrapper=wrapper,
+        )
+    ) as dockyard:
+        yield Deployment(origin, dockyard)

@@ -1,0 +1,32 @@
+"""An origin and deployments in front of it, as fixtures of the cases and of the faults."""
+
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.deployment import Deployment, open_deployment
+from tests.support.fake_registry import Origin
+
+
+@pytest.fixture
+def origin() -> Iterator[Origin]:
+    """Give an origin with one listener."""
+    with Origin() as origin:
+        yield origin
+
+
+@pytest.fixture
+def make_deployment(origin: Origin, tmp_path: Path) -> Iterator[Callable[..., Deployment]]:
+    """Start a Dockyard of the test's own; what is given goes over the settings of `open_deployment`."""
+    with ExitStack() as deployments:
+
+        def start(**settings: Any) -> Deployment:
+            directory = tmp_path / f"deployment-{len(list(tmp_path.glob('deployment-*')))}"
+            deployments.callback(shutil.rmtree, directory / "storage", ignore_errors=True)  # gigabytes, some of them
+            return deployments.enter_context(open_deployment(origin, directory, **settings))
+
+        yield start

@@ -1,0 +1,167 @@
+"""Dockyard itself as a process: `python -m dockyard server` on a free port and a directory of its own."""
+
+import contextlib
+import http.client
+import os
+import shutil
+import signal
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tests.support.olareg import Olareg
+from tests.support.processes import Process, children, descendants, free_port, kill_leftovers
+from tests.support.registry import Registry
+
+START_LIMIT_S = 30.0
+DRAIN_TIMEOUT_S = 10
+ASK_LIMIT_S = 5.0
+
+
+class Dockyard:
+    """One Dockyard server. `settings` is laid over the rig's own, key by key; a list or a scalar replaces.
+
+    `environ` is added to an environment that has nothing of the user's but PATH: no keychain, no proxies, no settings.
+    `descriptors` is how many files each process may have open; 0: as many as the tests.
+    `wrapper` is a command that runs another, and becomes it.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        upstreams: Sequence[Mapping[str, Any]],
+        *,
+        workers: int = 2,
+        settings: Mapping[str, Any] | None = None,
+        environ: Mapping[str, str] | None = None,
+        descriptors: int = 0,
+        wrapper: Sequence[str] = (),
+    ) -> None:
+        directory.mkdir(parents=True, exist_ok=True)
+        self.directory = directory
+        self.storage = directory / "storage"
+        self.config = directory / "config.yaml"
+        self.log = directory / "dockyard.log"
+        self.port = free_port()
+        self.settings = _laid_over(
+            {
+                "logger": {"level": "info", "encoding": "console", "color": False, "output": "stderr"},
+                "server": {
+                    "host": "127.0.0.1",
+                    "port": str(self.port),
+                    "workers": workers,
+                    "drain_timeout": f"{DRAIN_TIMEOUT_S}s",
+                },
+                "storage": {"directory": str(self.storage)},
+                "upstream": {"check_timeout": "2s"},
+                "upstreams": [dict(upstream) for upstream in upstreams],
+            },
+            settings or {},
+        )
+        self._environ = {"PATH": os.environ["PATH"], "HOME": str(directory), **(environ or {})}
+        self._limits = ["prlimit", f"--nofile={descriptors}"] if descriptors else []
+        self._wrapper = wrapper
+        self._process: Process | None = None
+
+    @property
+    def host(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+    @property
+    def url(self) -> str:
+        return f"http://{self.host}"
+
+    @property
+    def pid(self) -> int:
+        """The supervisor's pid."""
+        return self._running.pid
+
+    @property
+    def is_running(self) -> bool:
+        return self._process is not None and self._process.is_running
+
+    def start(self, *, wait: bool = True) -> None:
+        """Start it and wait until `/v2/` answers 200. Every start after the first finds the cache as it was."""
+        assert not self.is_running, "Dockyard runs already"
+        self.config.write_text(yaml.safe_dump(self.settings, sort_keys=False))
+        self._process = Process.start(
+            [*self._wrapper, *self._limits, sys.executable, "-m", "dockyard", "server", "-c", self.config],
+            log=self.log,
+            environ=self._environ,
+        )
+        if wait:
+            self._process.wait_until(self.is_answering, "answering", START_LIMIT_S)
+
+    def stop(self) -> None:
+        """Send SIGTERM; the exit status must be 0 within the drain time, and no worker may be left."""
+        process, workers = self._running, descendants(self.pid)
+        self._process = None
+        status = process.end(signal.SIGTERM, DRAIN_TIMEOUT_S + ASK_LIMIT_S)
+        left = kill_leftovers(workers)
+        assert status == 0, f"exit status {status}\n{process.tail()}"
+        assert left == [], f"left running: {left}\n{process.tail()}"
+
+    def kill(self) -> None:
+        """Kill the supervisor and all its workers, at once."""
+        if self._process is None:
+            return
+        process, self._process = self._process, None
+        workers = descendants(process.pid)
+        process.end(signal.SIGKILL)
+        kill_leftovers(workers)
+
+    def worker_pids(self) -> list[int]:
+        """Return the pids of the workers, oldest first; none while it does not run."""
+        process = self._process
+        if process is None:
+            return []
+        return [child.pid for child in children(process.pid) if b"resource_tracker" not in child.command_line()]
+
+    def is_answering(self) -> bool:
+        """Say whether `/v2/` answers 200 now."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=ASK_LIMIT_S)
+        with contextlib.closing(connection):
+            try:
+                connection.request("GET", "/v2/")
+                return connection.getresponse().status == http.HTTPStatus.OK
+            except (OSError, http.client.HTTPException):
+                return False
+
+    def said(self) -> str:
+        """Return the whole log."""
+        return self.log.read_text(errors="replace")
+
+    @property
+    def _running(self) -> Process:
+        assert self._process is not None, "Dockyard does not run"
+        return self._process
+
+
+def docker_hub(registry: Registry | Olareg) -> dict[str, Any]:
+    """Return the upstream `docker.io`, played by our registry."""
+    return {"prefix": "docker.io", "registry": registry.url, "auth": {"type": "anonymous"}}
+
+
+@contextlib.contextmanager
+def running(dockyard: Dockyard) -> Iterator[Dockyard]:
+    """Start it, and see that nothing of it is left, whatever happens between."""
+    try:
+        dockyard.start()
+        yield dockyard
+    finally:
+        dockyard.kill()
+        shutil.rmtree(dockyard.storage, ignore_errors=True)
+
+
+def _laid_over(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in top.items():
+        match merged.get(key), value:
+            case Mapping() as under, Mapping() as over:
+                merged[key] = _laid_over(under, over)
+            case _:
+                merged[key] = value
+    return merged

@@ -1,0 +1,90 @@
+"""Lists at the scripted origin: tags in pages of its own making, referrers with and without the API."""
+
+import base64
+import json
+from collections.abc import Callable, Sequence
+from typing import Any
+from urllib.parse import quote
+
+from tests.support.fake_registry import OCI_INDEX, OCI_MANIFEST, Origin, Rule
+from tests.support.misbehaviour import refusing
+from tests.support.raw_http import Answer, Request
+
+JSON = ("Content-Type", "application/json")
+
+
+def at(path: str) -> Callable[[Request], bool]:
+    """Tell the requests to one path, whatever their query."""
+    return lambda request: request.path == path
+
+
+def tags_path(repo: str) -> str:
+    """Where the upstream has the tags of a repository."""
+    return f"/v2/{repo}/tags/list"
+
+
+def referrers_path(repo: str, digest: str) -> str:
+    """Where the upstream has the referrers of a manifest."""
+    return f"/v2/{repo}/referrers/{digest}"
+
+
+def count(origin: Origin, path: str) -> int:
+    """How many requests for a path reached the origin."""
+    return sum(exchange.request.path == path for exchange in origin.seen())
+
+
+def offer_tags(
+    origin: Origin,
+    repo: str,
+    tags: Sequence[str] | None,
+    *,
+    page_size: int = 100_000,
+    link: Callable[[str], str] | None = None,
+) -> Rule:
+    """Offer a list of tags (None: `null`, as Go programs write it) in pages, in the order given.
+
+    As in ECR: `last` is opaque, the Link is absolute, and the JSON calls itself text. `link` makes another Link of it.
+    """
+
+    def change(request: Request, answer: Answer) -> Answer:
+        start = int(base64.b64decode(request.query["last"])) if "last" in request.query else 0
+        page = None if tags is None else list(tags[start : start + page_size])
+        told = Answer.of(200, json.dumps({"name": repo, "tags": page}).encode(), ("Content-Type", "text/plain"))
+        if tags is None or start + page_size >= len(tags):
+            return told
+        last = quote(base64.b64encode(str(start + page_size).encode()))
+        url = f"{origin.url}{tags_path(repo)}?n={page_size}&last={last}"
+        return told.with_header("Link", link(url) if link else f'<{url}>; rel="next"')
+
+    return origin.on(None, change, when=at(tags_path(repo)))
+
+
+def descriptor(digest: str, artifact_type: str | None = None, **more: Any) -> dict[str, Any]:
+    """An entry of an index of referrers."""
+    named = {} if artifact_type is None else {"artifactType": artifact_type}
+    return {"mediaType": OCI_MANIFEST, "digest": digest, "size": 7} | named | more
+
+
+def index(descriptors: Sequence[Any]) -> bytes:
+    """An index of these."""
+    return json.dumps({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": list(descriptors)}).encode()
+
+
+def offer_referrers(
+    origin: Origin, repo: str, digest: str, descriptors: Sequence[Any], *, page_size: int = 100_000
+) -> Rule:
+    """Offer referrers by the API, in pages; a filter is not heeded."""
+
+    def change(request: Request, answer: Answer) -> Answer:
+        start = int(request.query.get("next", "0"))
+        told = Answer.of(200, index(descriptors[start : start + page_size]), ("Content-Type", OCI_INDEX))
+        if start + page_size >= len(descriptors):
+            return told
+        return told.with_header("Link", f'<{referrers_path(repo, digest)}?next={start + page_size}>; rel="next"')
+
+    return origin.on(None, change, when=at(referrers_path(repo, digest)))
+
+
+def refuse(origin: Origin, path: str, status: int, *, times: int | None = None) -> Rule:
+    """Answer a path with an error."""
+    return origin.on(None, refusing(status), when=at(path), times=times)

@@ -1,0 +1,401 @@
+"""A scripted upstream: registry, token server and CDN, over raw sockets, with every fault a test can name.
+
+One `Origin` has one or more listeners (a port each, on any loopback address, TLS if wanted). Every listener answers
+every path: `/v2/…` is the registry, `/token` the token server, `/cdn/…` presigned downloads. A request is first
+answered honestly from the content that was added; then each rule that matches may change the answer
+(`tests/support/misbehaviour.py` has the changes). Everything that arrived is kept in `origin.exchanges`: tests count
+there.
+
+Threads: one per listener and one per connection, all daemons. Nothing here sleeps without looking whether the origin
+is closing or the peer has gone.
+"""
+
+import base64
+import itertools
+import json
+import re
+import secrets
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Self
+
+import attrs
+
+from tests.support.bodies import Body, Bytes, digest_of
+from tests.support.raw_http import TICK_S, Answer, Exchange, Listener, OriginClosedError, PeerGoneError, Request, Sender
+
+OCI_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
+OCI_INDEX = "application/vnd.oci.image.index.v1+json"
+OCI_CONFIG = "application/vnd.oci.image.config.v1+json"
+OCI_LAYER = "application/vnd.oci.image.layer.v1.tar+gzip"
+DOCKER_MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
+DOCKER_LIST = "application/vnd.docker.distribution.manifest.list.v2+json"
+DOCKER_CONFIG = "application/vnd.docker.container.image.v1+json"
+DOCKER_LAYER = "application/vnd.docker.image.rootfs.diff.tar.gzip"
+
+Change = Callable[[Request, Answer], Answer]
+
+
+@attrs.define(eq=False)
+class Rule:
+    """A change to the answers of the requests that match; `times` is how often it still applies (None: always)."""
+
+    change: Change
+    kind: str | None
+    reference: str | None
+    repo: str | None
+    method: str | None
+    listener: str | None
+    when: Callable[[Request], bool] | None
+    times: int | None
+    applied: int = 0
+
+    def matches(self, request: Request) -> bool:
+        if self.times is not None and self.applied >= self.times:
+            return False
+        wanted = (
+            (self.kind, request.kind),
+            (self.reference, request.reference),
+            (self.repo, request.repo),
+            (self.method, request.method),
+            (self.listener, request.listener),
+        )
+        if any(want is not None and want != is_ for want, is_ in wanted):
+            return False
+        return self.when is None or self.when(request)
+
+
+@attrs.frozen
+class Image:
+    """An image that was added: its manifest and what is in it."""
+
+    repo: str
+    tag: str
+    digest: str
+    body: bytes
+    media_type: str
+    config: str
+    layers: tuple[str, ...]
+
+
+@attrs.frozen
+class _Manifest:
+    body: bytes
+    media_type: str
+    digest: str
+
+
+class Origin:
+    """The upstream of a test: content, rules, listeners, and the record of what reached it."""
+
+    def __init__(self) -> None:
+        self.exchanges: list[Exchange] = []
+        self.listeners: dict[str, Listener] = {}
+        self.rules: list[Rule] = []
+        self.closing = threading.Event()
+        self._changed = threading.Condition()
+        self._manifests: dict[tuple[str, str], _Manifest] = {}
+        self._blobs: dict[str, tuple[Body, frozenset[str] | None]] = {}
+        self._presigned: dict[str, _Presigned] = {}
+        self.registry = self.listen("registry")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.closing.set()
+        for listener in self.listeners.values():
+            listener.close()
+
+    # Listeners
+
+    def listen(
+        self,
+        name: str,
+        host: str = "127.0.0.1",
+        *,
+        port: int = 0,
+        tls: ssl.SSLContext | None = None,
+        tunnel: ssl.SSLContext | None = None,
+    ) -> Listener:
+        """One more port (0: a free one); requests to it are recorded under `name`."""
+        self.listeners[name] = Listener(name, host, port, tls, tunnel, self._handle)
+        return self.listeners[name]
+
+    @property
+    def authority(self) -> str:
+        """`host:port` of the registry."""
+        return self.registry.authority
+
+    @property
+    def url(self) -> str:
+        """What goes into `registry:` of an upstream."""
+        return self.registry.url
+
+    # Content
+
+    def add_blob(self, content: bytes | Body, *, repos: Iterable[str] | None = None, algorithm: str = "sha256") -> str:
+        """Offer a blob, in some repositories or in all; its digest."""
+        body = Bytes(content) if isinstance(content, bytes) else content
+        digest = digest_of(content, algorithm) if isinstance(content, bytes) else body.digest
+        self._blobs[digest] = (body, None if repos is None else frozenset(repos))
+        return digest
+
+    def add_manifest(
+        self, repo: str, tag: str | None, document: Any, media_type: str, *, algorithm: str = "sha256"
+    ) -> str:
+        """Offer a manifest (bytes, or what json can write) under its digest, and a tag if one is given."""
+        body = document if isinstance(document, bytes) else json.dumps(document, indent=3).encode()
+        manifest = _Manifest(body, media_type, digest_of(body, algorithm))
+        self._manifests[repo, manifest.digest] = manifest
+        if tag is not None:
+            self._manifests[repo, tag] = manifest
+        return manifest.digest
+
+    def manifest_body(self, repo: str, reference: str) -> bytes:
+        """The bytes of a manifest that was added."""
+        return self._manifests[repo, reference].body
+
+    def remove(self, repo: str, reference: str) -> None:
+        """Forget a tag or a manifest."""
+        del self._manifests[repo, reference]
+
+    def add_image(
+        self, repo: str, tag: str | None, layers: Sequence[bytes | Body] = (b"a layer",), *, docker: bool = False
+    ) -> Image:
+        """Offer an image: config, layers and manifest, in OCI or Docker spelling."""
+        config = json.dumps({"architecture": "amd64", "os": "linux", "in": repo, "tag": tag}).encode()
+        config_digest = self.add_blob(config)
+        digests = tuple(self.add_blob(layer) for layer in layers)
+        sizes = [len(layer) if isinstance(layer, bytes) else layer.size for layer in layers]
+        media_type = DOCKER_MANIFEST if docker else OCI_MANIFEST
+        document = {
+            "schemaVersion": 2,
+            "mediaType": media_type,
+            "config": {
+                "mediaType": DOCKER_CONFIG if docker else OCI_CONFIG,
+                "digest": config_digest,
+                "size": len(config),
+            },
+            "layers": [
+                {"mediaType": DOCKER_LAYER if docker else OCI_LAYER, "digest": digest, "size": size}
+                for digest, size in zip(digests, sizes, strict=True)
+            ],
+        }
+        digest = self.add_manifest(repo, tag, document, media_type)
+        body = self._manifests[repo, digest].body
+        return Image(repo, tag or "", digest, body, media_type, config_digest, digests)
+
+    def add_index(self, repo: str, tag: str | None, images: Sequence[Image], *, docker: bool = False) -> Image:
+        """Offer an index (or a Docker manifest list) of images that were added before."""
+        media_type = DOCKER_LIST if docker else OCI_INDEX
+        document = {
+            "schemaVersion": 2,
+            "mediaType": media_type,
+            "manifests": [
+                {
+                    "mediaType": image.media_type,
+                    "digest": image.digest,
+                    "size": len(image.body),
+                    "platform": {"architecture": architecture, "os": "linux"},
+                }
+                for image, architecture in zip(images, ("amd64", "arm64", "riscv64", "s390x"), strict=False)
+            ],
+        }
+        digest = self.add_manifest(repo, tag, document, media_type)
+        return Image(repo, tag or "", digest, self._manifests[repo, digest].body, media_type, "", ())
+
+    # Presigned downloads
+
+    def presign(self, digest: str, *, method: str = "GET", listener: str = "registry", uses: int | None = None) -> str:
+        """A URL for one blob and one method, good for `uses` requests (None: until `expire_presigned`)."""
+        signature = secrets.token_hex(16)
+        self._presigned[signature] = _Presigned(digest, method, uses)
+        return f"{self.listeners[listener].url}/cdn/{digest}?X-Amz-Expires=60&X-Amz-Signature={signature}"
+
+    def expire_presigned(self) -> None:
+        """Every URL handed out so far answers 403 from now on."""
+        for presigned in self._presigned.values():
+            presigned.uses = 0
+
+    # Rules
+
+    def on(
+        self,
+        kind: str | None,
+        change: Change,
+        *,
+        reference: str | None = None,
+        repo: str | None = None,
+        method: str | None = None,
+        listener: str | None = None,
+        when: Callable[[Request], bool] | None = None,
+        times: int | None = None,
+    ) -> Rule:
+        """Change the answers to matching requests, after the changes that were asked for before."""
+        rule = Rule(change, kind, reference, repo, method, listener, when, times)
+        with self._changed:
+            self.rules.append(rule)
+        return rule
+
+    def mend(self, *rules: Rule) -> None:
+        """Drop these rules, or all: the upstream is well again."""
+        with self._changed:
+            self.rules = [rule for rule in self.rules if rules and rule not in rules]
+
+    # What reached us
+
+    def seen(self, kind: str | None = None, method: str | None = None, **fields: str) -> list[Exchange]:
+        """The exchanges of one kind and method, `fields` compared with those of the request."""
+        with self._changed:
+            exchanges = list(self.exchanges)
+        return [
+            exchange
+            for exchange in exchanges
+            if (kind is None or exchange.request.kind == kind)
+            and (method is None or exchange.request.method == method)
+            and all(getattr(exchange.request, name) == value for name, value in fields.items())
+        ]
+
+    def count(self, kind: str | None = None, method: str | None = None, **fields: str) -> int:
+        """How many such requests reached us."""
+        return len(self.seen(kind, method, **fields))
+
+    def sent_bytes(self, kind: str | None = None, **fields: str) -> int:
+        """Body bytes that were handed to the network for such requests."""
+        return sum(exchange.sent_bytes for exchange in self.seen(kind, **fields))
+
+    def at_once(self, kind: str | None = None, method: str | None = None, **fields: str) -> int:
+        """How many such requests were being answered at the same time, at the most."""
+        seen = self.seen(kind, method, **fields)
+        events = sorted([(each.ended_at, -1) for each in seen] + [(each.began_at, 1) for each in seen])
+        return max(itertools.accumulate(step for _, step in events), default=0)
+
+    def forget(self) -> None:
+        """Begin a new count."""
+        with self._changed:
+            self.exchanges.clear()
+
+    def wait_for(self, condition: Callable[[], bool], what: str, within_s: float = 20.0) -> None:
+        """Block until something that reached us makes the condition true; `what` names it when it does not."""
+        deadline = time.monotonic() + within_s
+        while not condition():
+            with self._changed:
+                self._changed.wait(TICK_S)
+            if time.monotonic() > deadline:
+                raise AssertionError(f"not within {within_s} s: {what}")
+
+    # Answering
+
+    def _handle(self, connection: socket.socket, request: Request) -> bool:
+        """Answer one request; True when the connection may be used again."""
+        exchange = Exchange(request, time.monotonic())
+        with self._changed:
+            self.exchanges.append(exchange)
+            self._changed.notify_all()
+        answer = self._answer(request)
+        exchange.status = answer.status
+        try:
+            exchange.ended = Sender(connection, self.closing, exchange).send(request, answer)
+        except (OSError, PeerGoneError):
+            exchange.ended = "gone"
+        except OriginClosedError:
+            exchange.ended = "closed"
+        finally:
+            with self._changed:
+                exchange.ended_at = min(exchange.ended_at, time.monotonic())
+                self._changed.notify_all()
+        return exchange.ended == "whole" and request.header("Connection") != "close"
+
+    def _answer(self, request: Request) -> Answer:
+        answer = self._honest(request)
+        with self._changed:
+            rules = list(self.rules)
+        for rule in rules:
+            with self._changed:
+                if not rule.matches(request):
+                    continue
+                rule.applied += 1
+            answer = rule.change(request, answer)
+        return answer
+
+    def _honest(self, request: Request) -> Answer:
+        match request.kind:
+            case "ping":
+                return Answer.of(200, b"{}", ("Content-Type", "application/json"))
+            case "token":
+                token = {"token": "an-anonymous-token", "expires_in": 300}
+                return Answer.of(200, json.dumps(token).encode(), ("Content-Type", "application/json"))
+            case "manifest":
+                return self._manifest(request)
+            case "blob":
+                return self._blob(request)
+            case "cdn":
+                return self._download(request)
+            case "connect":
+                return Answer.of(200)
+            case _:
+                return _error(404, "NAME_UNKNOWN")
+
+    def _manifest(self, request: Request) -> Answer:
+        manifest = self._manifests.get((request.repo, request.reference))
+        if manifest is None:
+            return _error(404, "MANIFEST_UNKNOWN")
+        return Answer.of(
+            200,
+            manifest.body,
+            ("Content-Type", manifest.media_type),
+            ("Docker-Content-Digest", manifest.digest),
+            ("ETag", f'"{manifest.digest}"'),
+        )
+
+    def _blob(self, request: Request) -> Answer:
+        body, repos = self._blobs.get(request.reference, (None, None))
+        if body is None or (repos is not None and request.repo not in repos):
+            return _error(404, "BLOB_UNKNOWN")
+        return _ranged(request, body).with_header("Docker-Content-Digest", request.reference)
+
+    def _download(self, request: Request) -> Answer:
+        presigned = self._presigned.get(request.query.get("X-Amz-Signature", ""))
+        if presigned is None or presigned.uses == 0 or presigned.method != request.method:
+            return Answer.of(403, b"<Error><Code>AccessDenied</Code></Error>", ("Content-Type", "application/xml"))
+        if request.header("Authorization"):
+            return Answer.of(400, b"<Error>Only one auth mechanism</Error>", ("Content-Type", "application/xml"))
+        if presigned.uses is not None:
+            presigned.uses -= 1
+        return _ranged(request, self._blobs[presigned.digest][0])
+
+
+@attrs.define
+class _Presigned:
+    digest: str
+    method: str
+    uses: int | None
+
+
+def _ranged(request: Request, body: Body) -> Answer:
+    """200, 206 or 416 for a request with at most one range."""
+    base = Answer.of(200, body, ("Content-Type", "application/octet-stream"), ("Accept-Ranges", "bytes"))
+    match = re.fullmatch(r"bytes=(\d*)-(\d*)", request.header("Range") or "")
+    if match is None or match.group() == "bytes=-":
+        return base
+    first, last = match.groups()
+    start = int(first) if first else max(0, body.size - int(last))
+    stop = min(body.size, int(last) + 1) if first and last else body.size
+    if start >= stop:
+        return Answer.of(416).with_header("Content-Range", f"bytes */{body.size}")
+    part = attrs.evolve(base, status=206, start=start, stop=stop)
+    return part.with_header("Content-Range", f"bytes {start}-{stop - 1}/{body.size}")
+
+
+def _error(status: int, code: str) -> Answer:
+    body = json.dumps({"errors": [{"code": code, "message": "said the upstream"}]}).encode()
+    return Answer.of(status, body, ("Content-Type", "application/json"))
+
+
+def basic(username: str, password: str) -> str:
+    """The value of an Authorization header."""
+    return "Basic " + base64.b64encode(f"{username}:{password}".encode()).decode()

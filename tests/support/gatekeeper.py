@@ -1,0 +1,87 @@
+"""An origin that wants to be logged in to: tokens from its own token service, or Basic credentials."""
+
+import json
+import secrets
+from collections.abc import Callable, Mapping
+from urllib.parse import parse_qs, urlsplit
+
+from tests.support.fake_registry import Origin, Rule
+from tests.support.misbehaviour import challenged
+from tests.support.raw_http import Answer, Exchange, Request
+
+GUARDED = ("manifest", "blob", "ping")
+
+
+def bearer_challenge(realm: str, repo: str) -> str:
+    """The challenge of an ordinary registry."""
+    return f'Bearer realm="{realm}",service="origin.test",scope="repository:{repo}:pull"'
+
+
+class TokenService:
+    """Registry requests need a token that this service issued and that has not been taken back.
+
+    `challenges` makes the WWW-Authenticate headers from realm and repository; `spell` makes the token answer; `login`
+    is the Authorization that the token service wants (None: everybody gets a token).
+    """
+
+    def __init__(
+        self,
+        origin: Origin,
+        *,
+        realm: str | None = None,
+        challenges: Callable[[str, str], list[str]] = lambda realm, repo: [bearer_challenge(realm, repo)],
+        spell: Callable[[str], Mapping[str, object]] = lambda token: {"token": token, "expires_in": 300},
+        login: str | None = None,
+    ) -> None:
+        self.valid: set[str] = set()
+        self._origin = origin
+        self._realm = f"{origin.url}/token" if realm is None else realm
+        self._challenges = challenges
+        self._spell = spell
+        self._login = login
+        for kind in GUARDED:
+            origin.on(kind, self._guard)
+        origin.on("token", self._issue)
+
+    def grant(self) -> str:
+        """A token for the test's own use."""
+        token = secrets.token_urlsafe(16)
+        self.valid.add(token)
+        return token
+
+    def take_back(self) -> None:
+        """No token issued so far is good any more."""
+        self.valid.clear()
+
+    def requests(self) -> list[Exchange]:
+        """What reached the token service."""
+        return self._origin.seen("token")
+
+    def scopes(self) -> list[list[str]]:
+        """The scopes of each token request, by GET or POST."""
+        return [
+            parse_qs(urlsplit(each.request.target).query + "&" + each.request.body.decode()).get("scope", [])
+            for each in self.requests()
+        ]
+
+    def _guard(self, request: Request, answer: Answer) -> Answer:
+        scheme, _, token = (request.header("Authorization") or "").partition(" ")
+        if scheme.lower() == "bearer" and token in self.valid:
+            return answer
+        return challenged(*self._challenges(self._realm, request.repo))(request, answer)
+
+    def _issue(self, request: Request, answer: Answer) -> Answer:
+        if self._login is not None and request.header("Authorization") != self._login:
+            return challenged('Basic realm="token service"')(request, answer)
+        token = self.grant()
+        body = json.dumps(self._spell(token)).encode()
+        return Answer.of(200, body, ("Content-Type", "application/json"))
+
+
+def want_authorization(origin: Origin, value: str, challenge: str = 'Basic realm="origin"') -> list[Rule]:
+    """Registry requests must carry exactly this Authorization."""
+
+    def guard(request: Request, answer: Answer) -> Answer:
+        return answer if request.header("Authorization") == value else challenged(challenge)(request, answer)
+
+    return [origin.on(kind, guard) for kind in GUARDED]

@@ -1,0 +1,403 @@
+"""Plain clients over raw sockets: what they see is what was on the wire.
+
+`ask` is one request and its whole answer. `StreamedReply` is a body read step by step. `Crowd` is hundreds of downloads
+of one body in one thread, each byte compared with the truth and nothing kept.
+"""
+
+import json
+import re
+import selectors
+import socket
+import ssl
+import struct
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, Self
+
+import attrs
+
+from tests.support.bodies import PIECE_BYTES, Body
+
+READ_BYTES = 256 * 1024
+PATIENCE_S = 30.0
+
+Ended = Literal["length", "fin", "rst", "timeout"]
+
+
+@attrs.frozen
+class Reply:
+    """An answer as it arrived. `ended` is "length" when the body came whole, else what came instead."""
+
+    status: int
+    headers: tuple[tuple[str, str], ...]
+    body: bytes = attrs.field(repr=False)
+    ended: Ended
+    took_s: float
+
+    def header(self, name: str) -> str | None:
+        """The value of a header; several are joined with a comma."""
+        values = [value for key, value in self.headers if key.lower() == name.lower()]
+        return ", ".join(values) if values else None
+
+    @property
+    def is_complete(self) -> bool:
+        """Would a client take this body for whole?"""
+        return self.ended == "length"
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+    @property
+    def error(self) -> str:
+        """The code of an OCI error body, after its form was checked."""
+        assert self.header("Content-Type") == "application/json", self
+        assert len(self.body) <= 4096
+        assert self.header("WWW-Authenticate") is None
+        (error,) = self.json["errors"]
+        assert set(error) <= {"code", "message", "detail"}
+        return str(error["code"])
+
+
+class StreamedReply:
+    """One request whose answer is read as far as the test wants."""
+
+    def __init__(
+        self,
+        address: tuple[str, int],
+        path: str,
+        headers: Mapping[str, str] | None = None,
+        *,
+        method: str = "GET",
+        tls: ssl.SSLContext | None = None,
+        receive_buffer: int | None = None,
+        timeout_s: float = PATIENCE_S,
+        request: bytes | None = None,
+    ) -> None:
+        self._method = method
+        self._buffer = b""
+        self.received = 0
+        self.began_at = time.monotonic()
+        self.socket: socket.socket = _connect(address, timeout_s, receive_buffer)
+        try:
+            if tls is not None:
+                self.socket = tls.wrap_socket(self.socket, server_hostname="localhost")
+            self.socket.sendall(request or request_bytes(method, path, address, headers or {}))
+        except OSError:
+            self.socket.close()
+            raise
+        self.status = 0
+        self.headers: tuple[tuple[str, str], ...] = ()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.socket.close()
+
+    def head(self) -> "StreamedReply":
+        """Read status and headers."""
+        while b"\r\n\r\n" not in self._buffer:
+            more = self.socket.recv(READ_BYTES)
+            if not more:
+                raise ConnectionError(f"no answer but {self._buffer!r}")
+            self._buffer += more
+        head, _, self._buffer = self._buffer.partition(b"\r\n\r\n")
+        self.status, self.headers = parse_head(head)
+        return self
+
+    def header(self, name: str) -> str | None:
+        return next((value for key, value in self.headers if key.lower() == name.lower()), None)
+
+    @property
+    def length(self) -> int | None:
+        """How many body bytes the answer claims to have."""
+        if self._method == "HEAD" or self.status in (204, 304):
+            return 0
+        length = self.header("Content-Length")
+        return None if length is None else int(length)
+
+    def read(self, amount: int) -> bytes:
+        """Exactly so many body bytes, or fewer when the body ends before."""
+        parts = []
+        while amount > 0:
+            part = self._buffer[:amount] if self._buffer else self.socket.recv(min(amount, READ_BYTES))
+            self._buffer = self._buffer[len(part) :]
+            if not part:
+                break
+            parts.append(part)
+            amount -= len(part)
+            self.received += len(part)
+        return b"".join(parts)
+
+    def rest(self) -> tuple[bytes, Ended]:
+        """What is left of the body, and how it ended."""
+        parts: list[bytes] = []
+        left = None if self.length is None else self.length - self.received
+        try:
+            while left is None or left > 0:
+                part = self.read(READ_BYTES if left is None else min(left, READ_BYTES))
+                if not part:
+                    return b"".join(parts), "fin"
+                parts.append(part)
+                left = None if left is None else left - len(part)
+        except TimeoutError:
+            return b"".join(parts), "timeout"
+        except (ConnectionResetError, BrokenPipeError):
+            return b"".join(parts), "rst"
+        return b"".join(parts), "length"
+
+    def find_wrong(self, truth: Body) -> int | None:
+        """Read the rest of the body; the first piece that is not the truth's, as an offset, or None. Keeps nothing."""
+        place = bytearray(PIECE_BYTES)
+        for piece in truth.pieces(self.received, truth.size):
+            if self._buffer or len(piece) < PIECE_BYTES:
+                is_right = self.read(len(piece)) == piece
+            else:
+                is_right = self._fill(place) and place == piece
+                self.received += len(piece)
+            if not is_right:
+                return self.received - len(piece)
+        return None
+
+    def _fill(self, place: bytearray) -> bool:
+        view, filled = memoryview(place), 0
+        while filled < len(place):
+            got = self.socket.recv_into(view[filled:])
+            if not got:
+                return False
+            filled += got
+        return True
+
+    def reset(self) -> None:
+        """Leave by RST."""
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.socket.close()
+
+
+def ask(
+    address: tuple[str, int],
+    path: str,
+    headers: Mapping[str, str] | None = None,
+    *,
+    method: str = "GET",
+    tls: ssl.SSLContext | None = None,
+    timeout_s: float = PATIENCE_S,
+) -> Reply:
+    """One request on a connection of its own."""
+    with StreamedReply(address, path, headers, method=method, tls=tls, timeout_s=timeout_s) as download:
+        download.head()
+        body, ended = download.rest()
+        if (download.header("Transfer-Encoding") or "").lower() == "chunked":
+            body, ended = _unchunked(body)
+        return Reply(download.status, download.headers, body, ended, time.monotonic() - download.began_at)
+
+
+def exchange(address: tuple[str, int], data: bytes, timeout_s: float = 5.0) -> bytes:
+    """Send raw bytes, half-close, and return all that comes back until the other side closes or says no more."""
+    with _connect(address, timeout_s, None) as connection:
+        connection.sendall(data)
+        received = b""
+        try:
+            while more := connection.recv(READ_BYTES):
+                received += more
+                if _is_whole(received):
+                    break
+        except (TimeoutError, ConnectionResetError):
+            pass
+        return received
+
+
+@attrs.define(eq=False)
+class Member:
+    """One client of a crowd: when its first byte came, how much came, and what was wrong."""
+
+    offset: int
+    socket: socket.socket
+    head: bytes = b""
+    status: int = 0
+    headers: tuple[tuple[str, str], ...] = ()
+    error: bytes = b""  # the body of an answer that is no success
+    length: int = -1
+    received: int = 0
+    first_byte_at: float | None = None
+    ended: str = ""
+    ended_at: float | None = None
+    wrong_at: int | None = None
+
+    @property
+    def is_right(self) -> bool:
+        return self.ended == "length" and self.wrong_at is None
+
+
+class Crowd:
+    """Many downloads of one body at once, read by the one thread that calls `run`."""
+
+    def __init__(
+        self, address: tuple[str, int], path: str, truth: Body, size: int, headers: Sequence[Mapping[str, str]] = ()
+    ) -> None:
+        self._address = address
+        self._truth = truth
+        self._bytes = b"".join(truth.pieces(0, truth.size)) if truth.size <= 256 * 1024 * 1024 else None
+        self._selector = selectors.DefaultSelector()
+        self.members: list[Member] = []
+        for number in range(size):
+            self._join(path, headers[number] if headers else {})
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for member in self.members:
+            member.socket.close()
+        self._selector.close()
+
+    def run(self, until: Callable[[], bool] | None = None, within_s: float = 60.0) -> None:
+        """Read for everybody until the condition holds, or every download has ended."""
+        deadline = time.monotonic() + within_s
+        while any(not member.ended for member in self.members):
+            if until is not None and until():
+                return
+            if time.monotonic() > deadline:
+                raise AssertionError(f"the crowd is not served within {within_s} s: {self.summary()}")
+            for key, _ in self._selector.select(0.05):
+                self._read(key.data)
+        if until is not None and not until():
+            raise AssertionError(f"all downloads have ended before what we wait for: {self.summary()}")
+
+    def summary(self) -> str:
+        """For messages: how many ended how."""
+        ends: dict[str, int] = {}
+        for member in self.members:
+            word = f"{member.status} {member.ended or 'running'}{' WRONG' if member.wrong_at is not None else ''}"
+            ends[word] = ends.get(word, 0) + 1
+        return str(ends)
+
+    def _join(self, path: str, headers: Mapping[str, str]) -> None:
+        connection = _connect(self._address, PATIENCE_S, None)
+        connection.sendall(request_bytes("GET", path, self._address, headers))
+        connection.setblocking(False)
+        match = re.match(r"bytes=(\d+)-", headers.get("Range", ""))
+        member = Member(int(match.group(1)) if match else 0, connection)
+        self.members.append(member)
+        self._selector.register(connection, selectors.EVENT_READ, member)
+
+    def _read(self, member: Member) -> None:
+        try:
+            data = member.socket.recv(READ_BYTES)
+        except BlockingIOError:
+            return
+        except ConnectionResetError:
+            self._end(member, "rst")
+            return
+        if not data:
+            self._end(member, "fin")
+            return
+        if not member.status:
+            member.head += data
+            if b"\r\n\r\n" not in member.head:
+                return
+            head, _, data = member.head.partition(b"\r\n\r\n")
+            member.status, member.headers = parse_head(head)
+            member.length = int({name.lower(): value for name, value in member.headers}.get("content-length", "-1"))
+        if data:
+            self._take(member, data)
+        if member.received == member.length:
+            self._end(member, "length")
+
+    def _take(self, member: Member, data: bytes) -> None:
+        if member.first_byte_at is None:
+            member.first_byte_at = time.monotonic()
+        at = member.offset + member.received
+        if member.status >= 400:
+            member.error += data
+        if member.status in (200, 206) and member.wrong_at is None and not self._is_right(at, data):
+            member.wrong_at = at
+        member.received += len(data)
+
+    def _is_right(self, at: int, data: bytes) -> bool:
+        if self._bytes is not None:
+            return self._bytes.startswith(data, at)
+        return is_part_of(self._truth, at, data)
+
+    def _end(self, member: Member, how: str) -> None:
+        member.ended = how
+        member.ended_at = time.monotonic()
+        self._selector.unregister(member.socket)
+
+
+def is_part_of(truth: Body, at: int, data: bytes) -> bool:
+    """Are these the bytes of the body from `at` on?"""
+    place = 0
+    for piece in truth.pieces(at, at + len(data)):
+        if not data.startswith(piece, place):
+            return False
+        place += len(piece)
+    return place == len(data)
+
+
+def request_bytes(method: str, path: str, address: tuple[str, int], headers: Mapping[str, str]) -> bytes:
+    """A request as it goes over the wire; a Host header of the test's own wins."""
+    fields = dict(headers) if any(name.lower() == "host" for name in headers) else _with_host(address, headers)
+    lines = [f"{method} {path} HTTP/1.1", *(f"{name}: {value}" for name, value in fields.items()), "", ""]
+    return "\r\n".join(lines).encode()
+
+
+def parse_head(head: bytes) -> tuple[int, tuple[tuple[str, str], ...]]:
+    """Status and headers of an answer."""
+    line, *fields = head.decode("latin-1").split("\r\n")
+    headers = tuple((name, value.strip()) for name, _, value in (field.partition(":") for field in fields))
+    return int(line.split(" ")[1]), headers
+
+
+def parse_multipart(reply: Reply) -> list[tuple[str, bytes]]:
+    """The Content-Range and bytes of each part of a multipart/byteranges body, in order."""
+    match = re.fullmatch(r'multipart/byteranges; *boundary="?([^"]+)"?', reply.header("Content-Type") or "")
+    assert match, reply.header("Content-Type")
+    delimiter = b"--" + match.group(1).encode()
+    first, *parts, last = (b"\r\n" + reply.body).split(b"\r\n" + delimiter)
+    assert first.strip() == b""  # a line end ahead of the first delimiter is a legal, empty preamble
+    assert last.strip() == b"--"
+    found = []
+    for part in parts:
+        head, _, body = part.removeprefix(b"\r\n").partition(b"\r\n\r\n")
+        fields = dict(line.split(": ", 1) for line in head.decode().split("\r\n"))
+        named = {name.lower(): value for name, value in fields.items()}
+        assert named["content-type"] == "application/octet-stream"
+        found.append((named["content-range"], body))
+    return found
+
+
+def _with_host(address: tuple[str, int], headers: Mapping[str, str]) -> dict[str, str]:
+    return {"Host": f"{address[0]}:{address[1]}", **headers}
+
+
+def _connect(address: tuple[str, int], timeout_s: float, receive_buffer: int | None) -> socket.socket:
+    connection = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    if receive_buffer is not None:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+    connection.settimeout(timeout_s)
+    try:
+        connection.connect(address)
+    except OSError:
+        connection.close()
+        raise
+    return connection
+
+
+def _unchunked(data: bytes) -> tuple[bytes, Ended]:
+    body = b""
+    while data:
+        size, _, data = data.partition(b"\r\n")
+        length = int(size, 16)
+        if length == 0:
+            return body, "length"
+        body, data = body + data[:length], data[length + 2 :]
+    return body, "fin"
+
+
+def _is_whole(data: bytes) -> bool:
+    """Is this one answer with its whole body? (For servers that keep the connection open.)"""
+    head, found, body = data.partition(b"\r\n\r\n")
+    match = re.search(rb"(?i)\r\ncontent-length: *(\d+)", head)
+    return bool(found) and match is not None and len(body) >= int(match.group(1))

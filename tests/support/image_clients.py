@@ -1,0 +1,354 @@
+"""Real clients, each with a state of its own that a test can wipe: Docker, containerd, skopeo, podman, crane.
+
+None of them sees the user's configuration or credentials. A client that falls back to the real Docker Hub fails at
+once: its HTTPS proxy is a port that nobody listens on.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from tests.support.processes import Process
+
+PULL_LIMIT_S = 120.0
+START_LIMIT_S = 30.0
+DEAD_PROXY = "http://127.0.0.1:9"
+ANYTHING_GOES = {"default": [{"type": "insecureAcceptAnything"}]}
+
+
+class ClientError(Exception):
+    """A client failed; the text has what it printed."""
+
+
+@attrs.frozen
+class Tree:
+    """A pulled image as files: the manifest that the client put on top, and the digests of all files that it wrote."""
+
+    top: str
+    digests: frozenset[str]
+
+
+def environment(home: Path, **more: str) -> dict[str, str]:
+    """Return the environment of a client: nothing of the user's, and no way out to the real registries."""
+    no_credentials = home / "auth.json"
+    no_credentials.write_text("{}")
+    return {
+        "PATH": os.environ["PATH"],
+        "HOME": str(home),
+        "TMPDIR": str(home),
+        "XDG_RUNTIME_DIR": str(home),
+        "DOCKER_CONFIG": str(home),
+        "REGISTRY_AUTH_FILE": str(no_credentials),
+        "HTTPS_PROXY": DEAD_PROXY,
+        "NO_PROXY": "127.0.0.1",
+        **more,
+    }
+
+
+def run(
+    argv: Sequence[str | Path],
+    environ: Mapping[str, str],
+    limit_s: float = PULL_LIMIT_S,
+    directory: Path | None = None,
+) -> str:
+    """Run a client to its end, in `directory` if it matters where, and return what it printed on standard output."""
+    try:
+        done = subprocess.run(
+            argv,
+            env=environ,
+            cwd=directory,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=limit_s,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as exc:
+        raise ClientError(f"{_words(argv)}\nnot ready after {limit_s:.0f} s\n{exc.stdout!r}\n{exc.stderr!r}") from exc
+    if done.returncode != 0:
+        raise ClientError(f"{_words(argv)}\nexit status {done.returncode}\n{done.stdout}\n{done.stderr}")
+    return done.stdout
+
+
+class Containerd:
+    """containerd and its client `ctr`; images are unpacked by the native snapshotter."""
+
+    def __init__(self, containerd: Path, ctr: Path, directory: Path) -> None:
+        self.directory = directory
+        self.address = directory / "containerd.sock"
+        self._ctr = ctr
+        self._environ = environment(directory)
+        config = directory / "config.toml"
+        config.write_text(
+            f"""\
+version = 2
+root = "{directory}/root"
+state = "{directory}/state"
+disabled_plugins = ["io.containerd.grpc.v1.cri", "io.containerd.internal.v1.opt"]
+[grpc]
+  address = "{self.address}"
+"""
+        )
+        self._process = Process.start(
+            [containerd, "--config", config], log=directory / "containerd.log", environ=self._environ
+        )
+
+    def wait(self) -> None:
+        """Wait until it answers."""
+        self._process.wait_until(self._is_answering, "answering", START_LIMIT_S)
+
+    def stop(self) -> None:
+        self._process.end_all()
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+    def pull(self, reference: str, *options: str | Path) -> None:
+        """Pull an image of this machine's platform; `--hosts-dir DIR` or `--plain-http` say how."""
+        self._run("images", "pull", "--snapshotter", "native", *options, reference)
+
+    def digest(self, reference: str) -> str:
+        """Return the digest that the image's name stands for."""
+        for line in self._run("images", "list", f"name=={reference}").splitlines()[1:]:
+            return line.split()[2]
+        raise ClientError(f"containerd has no image {reference}")
+
+    def content(self) -> frozenset[str]:
+        """Return the digests of all that is in the content store."""
+        return frozenset(self._run("content", "list", "--quiet").split())
+
+    def wipe(self) -> None:
+        """Remove all images, and their content with them."""
+        names = self._run("images", "list", "--quiet").split()
+        if names:
+            self._run("images", "remove", "--sync", *names)
+        left = self.content()
+        assert not left, f"containerd kept {left}"
+
+    def _run(self, *words: str | Path) -> str:
+        return run([self._ctr, "--address", self.address, "--namespace", "rig", *words], self._environ)
+
+    def _is_answering(self) -> bool:
+        try:
+            self._run("version")
+        except ClientError:
+            return False
+        return True
+
+
+class DockerDaemon:
+    """dockerd with its classic image store, on a containerd of the rig; `use_mirrors` changes it while it runs.
+
+    `data` is where it keeps what it has, if that shall outlast it; it then also takes the storage driver that it likes.
+    """
+
+    def __init__(
+        self, dockerd: Path, docker: Path, containerd: Containerd, directory: Path, data: Path | None = None
+    ) -> None:
+        self.directory = directory
+        self._docker = docker
+        self._socket = directory / "docker.sock"
+        self._config = directory / "daemon.json"
+        self._environ = environment(directory)
+        self._config.write_text("{}")
+        options = {
+            "config-file": self._config,
+            "containerd": containerd.address,
+            "data-root": data or directory / "data",
+            "exec-root": directory / "exec",
+            "pidfile": directory / "docker.pid",
+            "host": f"unix://{self._socket}",
+            **({} if data else {"storage-driver": "vfs"}),
+            "iptables": "false",
+            "ip6tables": "false",
+            "bridge": "none",
+        }
+        self._process = Process.start(
+            [dockerd, *(f"--{name}={value}" for name, value in options.items())],
+            log=directory / "dockerd.log",
+            environ=self._environ,
+        )
+
+    def wait(self) -> None:
+        """Wait until it answers."""
+        self._process.wait_until(self._is_answering, "answering", START_LIMIT_S)
+
+    def stop(self) -> None:
+        self._process.end_all()
+        _unmount_below(self.directory)  # the network namespace of its containers
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+    def use_mirrors(self, *urls: str) -> None:
+        """Set `registry-mirrors` to these; the daemon reads its file again."""
+        self._config.write_text(json.dumps({"registry-mirrors": urls}))
+        self._process.send(signal.SIGHUP)
+        wanted = [f"{url}/" for url in urls]
+        self._process.wait_until(lambda: self._mirrors() == wanted, "using its new mirrors", START_LIMIT_S)
+
+    def pull(self, reference: str) -> None:
+        """Pull an image of this machine's platform."""
+        self.run("pull", "--quiet", reference)
+
+    def digest(self, reference: str) -> str:
+        """Return the digest that the reference was pulled by."""
+        (digest,) = {name.partition("@")[2] for name in self.inspect(reference)["RepoDigests"]}
+        return str(digest)
+
+    def identifier(self, reference: str) -> str:
+        """Return the image's id: the digest of its configuration."""
+        return str(self.inspect(reference)["Id"])
+
+    def wipe(self) -> None:
+        """Remove all images."""
+        images = self.run("image", "list", "--quiet", "--no-trunc").split()
+        if images:
+            self.run("image", "rm", "--force", *sorted(set(images)))
+
+    def run(self, *words: str | Path, limit_s: float = PULL_LIMIT_S) -> str:
+        """Run the client `docker`, with BuildKit for builds, and return what it printed."""
+        environ = {**self._environ, "DOCKER_BUILDKIT": "1"}
+        return run([self._docker, "--host", f"unix://{self._socket}", *words], environ, limit_s)
+
+    def has_image(self, reference: str) -> bool:
+        """Say whether it has an image of this name."""
+        return bool(self.run("image", "list", "--quiet", reference).strip())
+
+    def inspect(self, name: str) -> dict[str, Any]:
+        """Return what it knows of an image or a container."""
+        (found,) = json.loads(self.run("inspect", name))
+        return dict(found)
+
+    def _mirrors(self) -> list[str]:
+        return list(json.loads(self.run("info", "--format", "{{json .RegistryConfig.Mirrors}}")) or [])
+
+    def _is_answering(self) -> bool:
+        try:
+            self.run("version")
+        except ClientError:
+            return False
+        return True
+
+
+class Skopeo:
+    """skopeo, which keeps nothing between two copies but the last copy itself."""
+
+    def __init__(self, program: Path, directory: Path) -> None:
+        self.directory = directory
+        self.target = directory / "pulled"
+        self._program = program
+        self._environ = environment(directory)
+
+    def pull(self, reference: str, *options: str, registries: str = "") -> Tree:
+        """Copy an image into a directory; `registries` is the text of a registries.conf."""
+        self.wipe()
+        (self.directory / "registries.conf").write_text(registries)
+        command: list[str | Path] = [
+            self._program,
+            "--insecure-policy",
+            f"--registries-conf={self.directory / 'registries.conf'}",
+        ]
+        plain_http = [] if registries else ["--src-tls-verify=false"]  # registries.conf says it of each mirror
+        source, target = f"docker://{reference}", f"dir:{self.target}"
+        run([*command, "copy", "--quiet", *plain_http, *options, source, target], self._environ)
+        digests = {_digest(path) for path in self.target.iterdir() if path.name != "version"}
+        return Tree(_digest(self.target / "manifest.json"), frozenset(digests))
+
+    def wipe(self) -> None:
+        """Remove the last copy."""
+        shutil.rmtree(self.target, ignore_errors=True)
+
+
+class Podman:
+    """podman with its own storage."""
+
+    def __init__(self, program: Path, directory: Path) -> None:
+        self.directory = directory
+        self._program = program
+        self._environ = environment(directory)
+        self._policy = directory / "policy.json"
+        self._policy.write_text(json.dumps(ANYTHING_GOES))
+
+    def pull(self, reference: str, *, registries: str = "") -> None:
+        """Pull an image of this machine's platform; `registries` is the text of a registries.conf."""
+        (self.directory / "registries.conf").write_text(registries)
+        environ = {**self._environ, "CONTAINERS_REGISTRIES_CONF": str(self.directory / "registries.conf")}
+        plain_http = [] if registries else ["--tls-verify=false"]  # registries.conf says it of each mirror
+        run([*self._command, "pull", "--quiet", f"--signature-policy={self._policy}", *plain_http, reference], environ)
+
+    def digests(self, reference: str) -> frozenset[str]:
+        """Return the digests that the image is known by: the index's and the platform's."""
+        (image,) = json.loads(run([*self._command, "image", "inspect", reference], self._environ))
+        return frozenset({image["Digest"], *(name.partition("@")[2] for name in image["RepoDigests"])})
+
+    def identifier(self, reference: str) -> str:
+        """Return the image's id: the digest of its configuration."""
+        (image,) = json.loads(run([*self._command, "image", "inspect", reference], self._environ))
+        return f"sha256:{image['Id']}"
+
+    def wipe(self) -> None:
+        """Remove all images."""
+        run([*self._command, "image", "rm", "--all", "--force"], self._environ)
+
+    @property
+    def _command(self) -> list[str | Path]:
+        return [
+            self._program,
+            f"--root={self.directory / 'root'}",
+            f"--runroot={self.directory / 'run'}",
+            f"--tmpdir={self.directory / 'tmp'}",
+            "--storage-driver=vfs",
+            "--cgroup-manager=cgroupfs",
+            "--events-backend=none",
+        ]
+
+
+class Crane:
+    """crane, which keeps nothing between two pulls but the last pull itself."""
+
+    def __init__(self, program: Path, directory: Path) -> None:
+        self.directory = directory
+        self.target = directory / "pulled"
+        self._program = program
+        self._environ = environment(directory)
+
+    def pull(self, reference: str) -> Tree:
+        """Pull an image, for an index the images of all its platforms, into an OCI layout."""
+        self.wipe()
+        run([self._program, "pull", "--insecure", "--format=oci", reference, self.target], self._environ)
+        (top,) = json.loads((self.target / "index.json").read_text())["manifests"]
+        digests = {_digest(path) for path in (self.target / "blobs" / "sha256").iterdir()}
+        return Tree(top["digest"], frozenset(digests))
+
+    def tags(self, repository: str) -> list[str]:
+        """List the tags of a repository."""
+        return run([self._program, "ls", "--insecure", repository], self._environ).split()
+
+    def digest(self, reference: str) -> str:
+        """Ask for a digest by HEAD."""
+        return run([self._program, "digest", "--insecure", reference], self._environ).strip()
+
+    def wipe(self) -> None:
+        """Remove the last pull."""
+        shutil.rmtree(self.target, ignore_errors=True)
+
+
+def _unmount_below(directory: Path) -> None:
+    mounted = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
+    for path in reversed(mounted):
+        if Path(path).is_relative_to(directory):
+            subprocess.run(["umount", path], check=True, timeout=START_LIMIT_S)
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
+
+
+def _words(argv: Sequence[str | Path]) -> str:
+    return " ".join(str(word) for word in argv)

@@ -1,0 +1,215 @@
+"""Images for the real registry: small ones of every kind, and one with a layer as large as you like.
+
+Layers are proper tar files, so that clients can unpack them. Everything is a function of `seed`: another seed gives
+other digests in every part, so a test with a seed of its own always starts cold.
+"""
+
+import gzip
+import hashlib
+import io
+import json
+import platform
+import random
+import tarfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from tests.support.fake_registry import (
+    DOCKER_CONFIG,
+    DOCKER_LAYER,
+    DOCKER_MANIFEST,
+    OCI_CONFIG,
+    OCI_INDEX,
+    OCI_LAYER,
+    OCI_MANIFEST,
+)
+from tests.support.registry import Registry
+
+OCI_TAR_LAYER = "application/vnd.oci.image.layer.v1.tar"
+ARCHITECTURES = ("amd64", "arm64")
+OUR_ARCHITECTURE = {"x86_64": "amd64", "aarch64": "arm64"}[platform.machine()]
+BLOCK_BYTES = 1 << 20
+PAGE_BYTES = 4096
+
+
+@attrs.frozen
+class Part:
+    """One blob of an image."""
+
+    media_type: str
+    digest: str
+    size: int
+
+    @property
+    def descriptor(self) -> dict[str, Any]:
+        return {"mediaType": self.media_type, "digest": self.digest, "size": self.size}
+
+
+@attrs.frozen
+class Single:
+    """The image of one platform."""
+
+    digest: str
+    media_type: str
+    size: int
+    config: Part
+    layers: tuple[Part, ...]
+
+    @property
+    def blobs(self) -> frozenset[str]:
+        return frozenset(part.digest for part in (self.config, *self.layers))
+
+
+@attrs.frozen
+class Pushed:
+    """What stands in the registry under `repository:tag`: its digest, and the image of each architecture."""
+
+    repository: str
+    tag: str
+    digest: str
+    media_type: str
+    singles: Mapping[str, Single]
+
+    @property
+    def ours(self) -> Single:
+        """The image of this machine's platform."""
+        return self.singles[OUR_ARCHITECTURE]
+
+    @property
+    def blobs(self) -> frozenset[str]:
+        return frozenset(digest for single in self.singles.values() for digest in single.blobs)
+
+    @property
+    def manifests(self) -> frozenset[str]:
+        return frozenset({self.digest, *(single.digest for single in self.singles.values())})
+
+
+def push_index(registry: Registry, repository: str, seed: str, *, tag: str = "latest") -> Pushed:
+    """Push an OCI index for two platforms, each of two gzip layers; the first layer is common to both."""
+    singles = {
+        architecture: _push_single(
+            registry,
+            repository,
+            architecture,
+            (f"{seed} common", f"{seed} {architecture}"),
+            (OCI_MANIFEST, OCI_CONFIG, OCI_LAYER),
+        )
+        for architecture in ARCHITECTURES
+    }
+    entries = [
+        {
+            "mediaType": single.media_type,
+            "digest": single.digest,
+            "size": single.size,
+            "platform": {"architecture": architecture, "os": "linux"},
+        }
+        for architecture, single in singles.items()
+    ]
+    body = json.dumps({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": entries}).encode()
+    registry.put_manifest(repository, tag, body, OCI_INDEX)
+    return Pushed(repository, tag, _digest(body), OCI_INDEX, singles)
+
+
+def push_docker(registry: Registry, repository: str, seed: str, *, tag: str = "latest") -> Pushed:
+    """Push a Docker v2 schema 2 image for this machine's platform."""
+    types = (DOCKER_MANIFEST, DOCKER_CONFIG, DOCKER_LAYER)
+    single = _push_single(registry, repository, OUR_ARCHITECTURE, (f"{seed} one", f"{seed} two"), types, tag=tag)
+    return Pushed(repository, tag, single.digest, DOCKER_MANIFEST, {OUR_ARCHITECTURE: single})
+
+
+def push_large(registry: Registry, repository: str, seed: str, size_bytes: int, *, tag: str = "latest") -> Pushed:
+    """Push an OCI image whose one layer is a plain tar holding one file of `size_bytes` that does not compress."""
+    source = registry.directory / f"layer-{_digest(seed.encode())[7:19]}"
+    layer = _write_large_layer(source, seed, size_bytes)
+    registry.put_blob_file(repository, layer.digest, source)
+    config_body = _config(OUR_ARCHITECTURE, [layer.digest])
+    config = Part(OCI_CONFIG, _digest(config_body), len(config_body))
+    registry.put_blob(repository, config.digest, config_body)
+    single = _push_manifest(registry, repository, OCI_MANIFEST, config, (layer,), tag)
+    return Pushed(repository, tag, single.digest, OCI_MANIFEST, {OUR_ARCHITECTURE: single})
+
+
+def _push_single(
+    registry: Registry,
+    repository: str,
+    architecture: str,
+    seeds: tuple[str, ...],
+    types: tuple[str, str, str],
+    tag: str | None = None,
+) -> Single:
+    manifest_type, config_type, layer_type = types
+    tars = [_tar(f"{seed}.bin".replace(" ", "-"), random.Random(seed).randbytes(200_000)) for seed in seeds]
+    layers = []
+    for tar in tars:
+        packed = gzip.compress(tar, compresslevel=1, mtime=0)
+        layers.append(Part(layer_type, _digest(packed), len(packed)))
+        registry.put_blob(repository, layers[-1].digest, packed)
+    config_body = _config(architecture, [_digest(tar) for tar in tars])
+    config = Part(config_type, _digest(config_body), len(config_body))
+    registry.put_blob(repository, config.digest, config_body)
+    return _push_manifest(registry, repository, manifest_type, config, tuple(layers), tag)
+
+
+def _push_manifest(
+    registry: Registry, repository: str, media_type: str, config: Part, layers: tuple[Part, ...], tag: str | None
+) -> Single:
+    document = {
+        "schemaVersion": 2,
+        "mediaType": media_type,
+        "config": config.descriptor,
+        "layers": [layer.descriptor for layer in layers],
+    }
+    body = json.dumps(document).encode()
+    digest = _digest(body)
+    registry.put_manifest(repository, tag or digest, body, media_type)
+    return Single(digest, media_type, len(body), config, layers)
+
+
+def _config(architecture: str, diff_ids: list[str]) -> bytes:
+    document = {
+        "created": "2026-01-01T00:00:00Z",
+        "architecture": architecture,
+        "os": "linux",
+        "config": {},
+        "rootfs": {"type": "layers", "diff_ids": diff_ids},
+        "history": [{"created": "2026-01-01T00:00:00Z", "created_by": "rig"} for _ in diff_ids],
+    }
+    return json.dumps(document).encode()
+
+
+def _tar(name: str, data: bytes) -> bytes:
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+        info = tarfile.TarInfo(name)
+        info.size = len(data)
+        tar.addfile(info, io.BytesIO(data))
+    return file.getvalue()
+
+
+def _write_large_layer(path: Path, seed: str, size_bytes: int) -> Part:
+    """Write a tar of one large file block by block; every page of it has its own number, so none equals another."""
+    info = tarfile.TarInfo("large.bin")
+    info.size = size_bytes
+    block = bytearray(random.Random(seed).randbytes(BLOCK_BYTES))
+    hasher = hashlib.sha256()
+    with path.open("wb") as file:
+
+        def put(data: bytes | bytearray) -> None:
+            hasher.update(data)
+            file.write(data)
+
+        put(info.tobuf(tarfile.GNU_FORMAT))
+        for start in range(0, size_bytes, BLOCK_BYTES):
+            for page in range(0, BLOCK_BYTES, PAGE_BYTES):
+                block[page : page + 8] = (start + page).to_bytes(8, "big")
+            put(block[: size_bytes - start])
+        put(bytes(-size_bytes % tarfile.BLOCKSIZE + 2 * tarfile.BLOCKSIZE))
+        size = file.tell()
+    return Part(OCI_TAR_LAYER, f"sha256:{hasher.hexdigest()}", size)
+
+
+def _digest(data: bytes) -> str:
+    return f"sha256:{hashlib.sha256(data).hexdigest()}"

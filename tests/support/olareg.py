@@ -1,0 +1,66 @@
+"""Another real upstream: olareg, a registry that has the referrers API and sha512, which distribution lacks."""
+
+import contextlib
+import http.client
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+from tests.support.processes import Process, free_port
+
+START_LIMIT_S = 20.0
+ASK_LIMIT_S = 5.0
+
+
+class Olareg:
+    """A registry on one port and one directory; it can be stopped and started, and keeps both."""
+
+    def __init__(self, program: Path, directory: Path) -> None:
+        self.program = program
+        self.directory = directory
+        self.port = free_port()
+        self._process: Process | None = None
+
+    @property
+    def host(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+    @property
+    def url(self) -> str:
+        return f"http://{self.host}"
+
+    def start(self) -> None:
+        """Start it and wait until it answers."""
+        storage = self.directory / "storage"
+        storage.mkdir(exist_ok=True)
+        listen = ["--addr", "127.0.0.1", "--port", str(self.port)]
+        self._process = Process.start(
+            [self.program, "serve", *listen, "--dir", storage, "--gc-frequency", "-1s"],
+            log=self.directory / "olareg.log",
+            environ={"PATH": "/usr/bin:/bin", "HOME": str(self.directory)},
+        )
+        self._process.wait_until(self._answers, "answering", START_LIMIT_S)
+
+    def stop(self) -> None:
+        """End it at once: connections are refused from here on. What was pushed is on disk already."""
+        process, self._process = self._process, None
+        if process is not None:
+            process.end(signal.SIGKILL)
+
+    @contextlib.contextmanager
+    def stopped(self) -> Iterator[None]:
+        """Have it stopped for a while."""
+        self.stop()
+        try:
+            yield
+        finally:
+            self.start()
+
+    def _answers(self) -> bool:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=ASK_LIMIT_S)
+        with contextlib.closing(connection):
+            try:
+                connection.request("GET", "/v2/")
+                return connection.getresponse().status == http.HTTPStatus.OK
+            except (OSError, http.client.HTTPException):
+                return False

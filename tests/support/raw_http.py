@@ -1,0 +1,463 @@
+"""HTTP/1.1 by hand: the ports of the scripted origin, how a request is read and how an answer is spoilt.
+
+`Listener` owns a port and a thread per connection, `Sender` puts one `Answer` on the wire with its faults: wrong
+lengths, other framings, a stop at a byte until told, an end by FIN or RST at a byte. Nothing here waits without
+looking whether the origin is closing or the peer has gone.
+"""
+
+import fcntl
+import re
+import select
+import socket
+import ssl
+import struct
+import termios
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Literal
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+import attrs
+
+from tests.support.bodies import PIECE_BYTES, Body, Bytes
+
+MAX_HEAD_BYTES = 1024 * 1024
+TICK_S = 0.02
+BACKLOG = 1024
+DEAF_AFTER_S = 0.2
+DEAF_WITHIN_S = 10.0
+TLS_HANDSHAKE = b"\x16"
+
+_MANIFEST_PATH = re.compile(r"/v2/(?P<repo>.+)/manifests/(?P<reference>[^/]+)")
+_BLOB_PATH = re.compile(r"/v2/(?P<repo>.+)/blobs/(?P<reference>[^/]+)")
+_CDN_PATH = re.compile(r"/cdn/(?P<reference>[^/]+)")
+
+
+Framing = Literal["length", "chunked", "chunked-unended", "close"]
+Ending = Literal["fin", "rst"]
+
+
+@attrs.frozen
+class Request:
+    """One request as it arrived. `path` is decoded, `target` is what stood in the request line."""
+
+    listener: str
+    method: str
+    target: str
+    path: str
+    query: dict[str, str]
+    headers: tuple[tuple[str, str], ...]
+    body: bytes
+    kind: str  # "manifest", "blob", "ping", "token", "cdn", "connect" or "other"
+    repo: str
+    reference: str  # tag or digest; "" for what has none
+
+    def header(self, name: str) -> str | None:
+        """The values of a header joined with a comma, or None."""
+        values = [value for key, value in self.headers if key.lower() == name.lower()]
+        return ", ".join(values) if values else None
+
+
+@attrs.frozen
+class Gate:
+    """A place in the body where sending waits until the event is set."""
+
+    at: int
+    event: threading.Event
+
+
+@attrs.frozen
+class Answer:
+    """One response as it will be sent; rules make changed copies with `attrs.evolve`.
+
+    `body` is sent from `start` to `stop`. `length` is the Content-Length to claim when it is not the true one.
+    `cut` ends the connection after so many body bytes. `before` is waited for ahead of the status line; `hangs_up` ends
+    the connection instead of one.
+    """
+
+    status: int
+    headers: tuple[tuple[str, str], ...] = ()
+    body: Body = attrs.field(factory=lambda: Bytes(b""))
+    start: int = 0
+    stop: int = 0
+    framing: Framing = "length"
+    length: int | None = None
+    cut: int | None = None
+    cut_how: Ending = "fin"
+    gates: tuple[Gate, ...] = ()
+    bytes_per_s: int | None = None
+    hurry: threading.Event | None = None  # once set, `bytes_per_s` is no limit any more
+    before: threading.Event | None = None
+    hangs_up: Ending | None = None
+    drip_s: float = 0.0
+
+    @classmethod
+    def of(cls, status: int, body: Body | bytes = b"", *headers: tuple[str, str]) -> "Answer":
+        """An answer with a whole body."""
+        whole = Bytes(body) if isinstance(body, bytes) else body
+        return cls(status=status, headers=headers, body=whole, stop=whole.size)
+
+    @property
+    def is_last(self) -> bool:
+        """Whether the connection ends after it."""
+        return ("connection", "close") in [(name.lower(), value.lower()) for name, value in self.headers]
+
+    def with_header(self, name: str, *values: str) -> "Answer":
+        """The same with this header replaced; no values: without it; several: sent several times."""
+        kept = tuple(pair for pair in self.headers if pair[0].lower() != name.lower())
+        return attrs.evolve(self, headers=kept + tuple((name, value) for value in values))
+
+
+@attrs.define(eq=False)
+class Exchange:
+    """A request and how its answer went. `ended` is "" while it runs, then whole, fin, rst, gone or closed."""
+
+    request: Request
+    began_at: float
+    status: int = 0
+    sent_bytes: int = 0
+    ended: str = ""
+    ended_at: float = float("inf")
+
+
+class PeerGoneError(Exception):
+    """The other side closed or reset the connection while we were answering."""
+
+
+class OriginClosedError(Exception):
+    """The test is over."""
+
+
+class Listener:
+    """One port of an origin. It can be closed (connections are then refused) and opened again on the same port.
+
+    `deafen` has it drop the SYN of whoever connects, until `hear`; connections that are there stay.
+    With `tls` it speaks TLS from the first byte; with `tunnel` it is a forward proxy whose every CONNECT leads to the
+    origin itself, which speaks TLS there.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        host: str,
+        port: int,
+        tls: ssl.SSLContext | None,
+        tunnel: ssl.SSLContext | None,
+        handle: Callable[[socket.socket, Request], bool],
+    ) -> None:
+        self.name = name
+        self.host = host
+        self.port = port
+        self.connections = 0
+        self._handle = handle  # True: the connection may be used again
+        self._tls = tls
+        self._tunnel = tunnel
+        self._socket: socket.socket | None = None
+        self._open: set[socket.socket] = set()
+        self._lock = threading.Lock()
+        self._is_deaf = False
+        self._takes_no_more = threading.Event()
+        self._fillers: list[socket.socket] = []
+        self.first_bytes: list[bytes] = []  # of each connection, while it is kept (`keep_first_bytes`)
+        self.keep_first_bytes = False
+        self.open()
+
+    @property
+    def authority(self) -> str:
+        return f"{self.host}:{self.port}"
+
+    @property
+    def url(self) -> str:
+        return f"{'https' if self._tls else 'http'}://{self.authority}"
+
+    @property
+    def is_open(self) -> bool:
+        return self._socket is not None
+
+    def open(self) -> None:
+        """Listen, on the port that was ours before if there was one."""
+        self._socket = socket.create_server((self.host, self.port), backlog=BACKLOG)
+        self.port = self._socket.getsockname()[1]
+        threading.Thread(target=self._accept, args=(self._socket,), daemon=True).start()
+
+    def close(self) -> None:
+        """Refuse new connections and end the ones there are."""
+        if self._socket is not None:
+            with suppress(OSError):
+                self._socket.shutdown(socket.SHUT_RDWR)
+            self._socket.close()
+            self._socket = None
+        self.drop_connections()
+
+    def secure(self, tls: ssl.SSLContext | None) -> None:
+        """Speak TLS with another certificate, or none, on connections that come from now on."""
+        self._tls = tls
+
+    def deafen(self) -> None:
+        """Take no more connections: the kernel's queue is made short and filled, and drops what comes then."""
+        assert self._socket is not None, "the listener is closed"
+        self._is_deaf = True
+        self._fillers.append(socket.create_connection((self.host, self.port)))  # wakes the thread that takes them
+        assert self._takes_no_more.wait(DEAF_WITHIN_S), "the listener goes on"
+        self._socket.listen(0)
+        while True:
+            filler = socket.socket()
+            filler.settimeout(DEAF_AFTER_S)
+            self._fillers.append(filler)
+            try:
+                filler.connect((self.host, self.port))
+            except TimeoutError:
+                return
+
+    def hear(self) -> None:
+        """End `deafen`."""
+        if not self._is_deaf:
+            return
+        assert self._socket is not None, "the listener is closed"
+        self._is_deaf = False
+        self._takes_no_more.clear()
+        for filler in self._fillers:
+            filler.close()
+        self._fillers.clear()
+        self._socket.listen(BACKLOG)
+
+    def drop_connections(self) -> None:
+        """End every open connection of this listener, idle or busy."""
+        with self._lock:
+            connections = list(self._open)
+        for connection in connections:
+            with suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+
+    def _accept(self, listening: socket.socket) -> None:
+        while True:
+            if self._is_deaf:
+                self._takes_no_more.set()
+                time.sleep(TICK_S)
+                continue
+            try:
+                connection, _ = listening.accept()
+            except OSError:
+                return
+            with self._lock:
+                self.connections += 1
+                self._open.add(connection)
+            threading.Thread(target=self._converse, args=(connection,), daemon=True).start()
+
+    def _converse(self, raw: socket.socket) -> None:
+        connection = raw
+        try:
+            raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if self.keep_first_bytes:
+                self.first_bytes.append(raw.recv(65536, socket.MSG_PEEK))
+            if self._tls is not None:
+                connection = self._secure(raw, self._tls)
+            elif raw.recv(1, socket.MSG_PEEK) == TLS_HANDSHAKE:
+                raw.recv(65536)
+                raw.sendall(b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\nThis port speaks plain HTTP.\n")
+                return
+            left = b""
+            while True:
+                request, left = _read_request(connection, left, self.name)
+                if request is None or not self._handle(connection, request):
+                    return
+                if request.method == "CONNECT" and self._tunnel is not None:
+                    connection = self._secure(connection, self._tunnel)
+        except (OSError, PeerGoneError, OriginClosedError, ValueError):
+            return
+        finally:
+            with self._lock:
+                self._open.discard(raw)
+                self._open.discard(connection)
+            with suppress(OSError):
+                connection.close()
+
+    def _secure(self, connection: socket.socket, context: ssl.SSLContext) -> ssl.SSLSocket:
+        secure = context.wrap_socket(connection, server_side=True)
+        with self._lock:
+            self._open.discard(connection)
+            self._open.add(secure)
+        return secure
+
+
+class Sender:
+    """Puts one answer on the wire, with its faults."""
+
+    def __init__(self, connection: socket.socket, closing: threading.Event, exchange: Exchange) -> None:
+        self._connection = connection
+        self._closing = closing
+        self._exchange = exchange
+
+    def send(self, request: Request, answer: Answer) -> str:
+        """How it ended: whole (the connection is good for more), fin or rst."""
+        if answer.before is not None:
+            self._wait(answer.before)
+        if answer.hangs_up is not None:
+            return self._break(answer.hangs_up)
+        self._send_head(request, answer)
+        if request.method in ("HEAD", "CONNECT") or answer.status in (204, 304):
+            return self._break("fin") if answer.is_last else "whole"
+        if not self._send_body(answer):
+            return self._break(answer.cut_how)
+        if answer.framing == "chunked":
+            self._connection.sendall(b"0\r\n\r\n")
+        if answer.framing in ("close", "chunked-unended") or answer.length is not None or answer.is_last:
+            return self._break("fin")
+        return "whole"
+
+    def _send_head(self, request: Request, answer: Answer) -> None:
+        headers = list(answer.headers)
+        match answer.framing:
+            case "length" if request.method != "CONNECT":
+                length = answer.stop - answer.start if answer.length is None else answer.length
+                if length >= 0:
+                    headers.append(("Content-Length", str(length)))
+            case "chunked" | "chunked-unended":
+                headers.append(("Transfer-Encoding", "chunked"))
+            case "close":
+                headers.append(("Connection", "close"))
+        lines = [f"HTTP/1.1 {answer.status} Scripted", *(f"{name}: {value}" for name, value in headers), "", ""]
+        head = "\r\n".join(lines).encode("latin-1")
+        if not answer.drip_s:
+            self._connection.sendall(head)
+            return
+        for byte in head:
+            self._connection.sendall(bytes([byte]))
+            self._pause(answer.drip_s)
+
+    def _send_body(self, answer: Answer) -> bool:
+        """False when the answer is to break off here."""
+        begun = time.monotonic()
+        sent = 0
+        gates = sorted(answer.gates, key=lambda gate: gate.at)
+        stops = sorted({gate.at for gate in gates} | ({answer.cut} if answer.cut is not None else set()))
+        for piece in answer.body.pieces(answer.start, answer.stop):
+            view = memoryview(piece)
+            while view:
+                while gates and gates[0].at <= sent:
+                    self._wait(gates.pop(0).event)
+                if answer.cut is not None and sent >= answer.cut:
+                    return False
+                room = min([stop - sent for stop in stops if stop > sent], default=PIECE_BYTES)
+                is_slow = answer.bytes_per_s and not (answer.hurry and answer.hurry.is_set())
+                part = view[: min(room, 64 * 1024, max(1, answer.bytes_per_s // 10))] if is_slow else view[:room]
+                if is_slow:
+                    self._pause(begun + (sent + len(part)) / answer.bytes_per_s - time.monotonic())
+                self._send_part(part, answer.framing)
+                sent += len(part)
+                self._exchange.sent_bytes = sent
+                view = view[len(part) :]
+        while gates and gates[0].at <= sent:
+            self._wait(gates.pop(0).event)
+        return answer.cut is None or sent < answer.cut
+
+    def _send_part(self, part: memoryview, framing: Framing) -> None:
+        if framing.startswith("chunked"):
+            self._connection.sendall(b"%x\r\n" % len(part) + part + b"\r\n")
+        else:
+            self._connection.sendall(part)
+
+    def _break(self, how: Ending) -> str:
+        """End the connection visibly, after everything sent so far has left."""
+        self._exchange.ended_at = time.monotonic()  # before the peer can know
+        if how == "rst":
+            if not reset(self._connection, self._closing):
+                raise OriginClosedError
+            return "rst"
+        self._connection.shutdown(socket.SHUT_WR)
+        deadline = time.monotonic() + 2
+        while time.monotonic() < deadline and not self._closing.is_set():
+            if _is_readable(self._connection, TICK_S) and not self._connection.recv(65536):
+                break
+        return "fin"
+
+    def _pause(self, seconds: float) -> None:
+        if seconds > 0 and self._closing.wait(seconds):
+            raise OriginClosedError
+
+    def _wait(self, event: threading.Event) -> None:
+        while not event.wait(TICK_S):
+            if self._closing.is_set():
+                raise OriginClosedError
+            if _is_readable(self._connection, 0) and not _peek(self._connection):
+                raise PeerGoneError
+
+
+def _read_request(connection: socket.socket, left: bytes, listener: str) -> tuple[Request | None, bytes]:
+    """The next request and what was read beyond it; None when the peer is done."""
+    data = left
+    while b"\r\n\r\n" not in data:
+        if len(data) > MAX_HEAD_BYTES:
+            raise ValueError("endless request head")
+        more = connection.recv(65536)
+        if not more:
+            return None, b""
+        data += more
+    head, _, data = data.partition(b"\r\n\r\n")
+    line, *fields = head.decode("latin-1").split("\r\n")
+    method, target, _ = line.split(" ", 2)
+    headers = tuple((name, value.strip()) for name, _, value in (field.partition(":") for field in fields))
+    length = int({name.lower(): value for name, value in headers}.get("content-length", "0"))
+    while len(data) < length:
+        more = connection.recv(65536)
+        if not more:
+            raise PeerGoneError
+        data += more
+    parts = urlsplit(target)
+    path = unquote(parts.path)
+    kind, repo, reference = ("connect", "", "") if method == "CONNECT" else _classify(path)
+    request = Request(
+        listener=listener,
+        method=method,
+        target=target,
+        path=path,
+        query=dict(parse_qsl(parts.query, keep_blank_values=True)),
+        headers=headers,
+        body=data[:length],
+        kind=kind,
+        repo=repo,
+        reference=reference,
+    )
+    return request, data[length:]
+
+
+def _classify(path: str) -> tuple[str, str, str]:
+    for kind, pattern in (("manifest", _MANIFEST_PATH), ("blob", _BLOB_PATH), ("cdn", _CDN_PATH)):
+        if match := pattern.fullmatch(path):
+            fields = match.groupdict()
+            return kind, fields.get("repo", ""), fields["reference"]
+    if path in ("/v2", "/v2/"):
+        return "ping", "", ""
+    return ("token" if path.startswith("/token") else "other"), "", ""
+
+
+def _is_readable(connection: socket.socket, within_s: float) -> bool:
+    if isinstance(connection, ssl.SSLSocket) and connection.pending():
+        return True
+    poll = select.poll()  # select() knows no descriptor above 1023
+    poll.register(connection, select.POLLIN)
+    return bool(poll.poll(within_s * 1000))
+
+
+def _peek(connection: socket.socket) -> bytes:
+    if isinstance(connection, ssl.SSLSocket):
+        return b"?"
+    return connection.recv(1, socket.MSG_PEEK)
+
+
+def reset(connection: socket.socket, closing: threading.Event) -> bool:
+    """End a connection by RST, after everything sent so far has left; False when it is `closing` before that."""
+    deadline = time.monotonic() + 10
+    while _unsent_bytes(connection) and time.monotonic() < deadline:
+        if closing.wait(0.001):
+            return False
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    connection.close()
+    return True
+
+
+def _unsent_bytes(connection: socket.socket) -> int:
+    answer = fcntl.ioctl(connection.fileno(), termios.TIOCOUTQ, b"\0\0\0\0")
+    return int(struct.unpack("i", answer)[0])

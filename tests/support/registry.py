@@ -1,0 +1,190 @@
+"""A real upstream: distribution's registry as a process, with its own access log as the witness of what reached it."""
+
+import contextlib
+import http.client
+import re
+import secrets
+import shutil
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import attrs
+
+from tests.support.processes import Process, RigError, free_port, wait_until
+
+START_LIMIT_S = 20.0
+REQUEST_LIMIT_S = 60.0
+OUR_AGENT = "dockyard-rig"  # requests of the rig itself are not counted
+
+LOG_LINE = re.compile(
+    r'"(?P<method>[A-Z]+) (?P<target>\S+) HTTP/[\d.]+" (?P<status>\d+) (?P<sent>\d+) "[^"]*" "(?P<agent>[^"]*)"'
+)
+
+CONFIG = """\
+version: 0.1
+log: {{level: warn, accesslog: {{disabled: false}}}}
+storage: {{filesystem: {{rootdirectory: {root}}}, delete: {{enabled: true}}}}
+http: {{addr: "127.0.0.1:{port}", secret: rig}}
+"""
+
+
+@attrs.frozen
+class Request:
+    """One request that the registry answered; `target` has the query, `sent` is the number of body bytes."""
+
+    method: str
+    target: str
+    status: int
+    sent: int
+
+    @property
+    def path(self) -> str:
+        return self.target.partition("?")[0]
+
+    def __str__(self) -> str:
+        return f"{self.method} {self.target} -> {self.status} ({self.sent} bytes)"
+
+
+class Registry:
+    """A registry on one port and one directory; it can be stopped and started, and keeps both."""
+
+    def __init__(self, program: Path, directory: Path) -> None:
+        self.program = program
+        self.directory = directory
+        self.storage = directory / "storage"
+        self.port = free_port()
+        self.log = directory / "registry.log"
+        self.access_log = directory / "access.log"
+        self._config = directory / "config.yml"
+        self._config.write_text(CONFIG.format(root=self.storage, port=self.port))
+        self._process: Process | None = None
+        self._read_from = 0
+
+    @property
+    def host(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+    @property
+    def url(self) -> str:
+        return f"http://{self.host}"
+
+    @property
+    def is_running(self) -> bool:
+        return self._process is not None
+
+    def start(self) -> None:
+        """Start it and wait until it answers."""
+        assert self._process is None, "the registry runs already"
+        self._process = Process.start(
+            [self.program, "serve", self._config],
+            log=self.log,
+            output=self.access_log,
+            environ={"OTEL_TRACES_EXPORTER": "none", "PATH": "/usr/bin:/bin"},
+        )
+        self._process.wait_until(self._answers, "answering", START_LIMIT_S)
+
+    def stop(self) -> None:
+        """End it at once: connections are refused from here on, running downloads are cut."""
+        process, self._process = self._process, None
+        if process is not None:
+            process.end(signal.SIGKILL)
+
+    def close(self) -> None:
+        """Stop it for good and give the disk back."""
+        self.stop()
+        shutil.rmtree(self.storage, ignore_errors=True)
+
+    @contextlib.contextmanager
+    def stopped(self) -> Iterator[None]:
+        """Have it stopped for a while."""
+        self.stop()
+        try:
+            yield
+        finally:
+            self.start()
+
+    def freeze(self) -> None:
+        """Have it accept connections and say nothing, until `thaw`."""
+        assert self._process is not None, "the registry does not run"
+        self._process.send(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """End `freeze`."""
+        assert self._process is not None, "the registry does not run"
+        self._process.send(signal.SIGCONT)
+
+    def forget_requests(self) -> None:
+        """Count from here."""
+        self._fence()
+        self._read_from = self.access_log.stat().st_size
+
+    def requests(self) -> list[Request]:
+        """Return the requests since `forget_requests`, in the order in which they ended; none still running."""
+        self._fence()
+        with self.access_log.open() as log:
+            log.seek(self._read_from)
+            found = [LOG_LINE.search(line) for line in log]
+        return [
+            Request(line["method"], line["target"], int(line["status"]), int(line["sent"]))
+            for line in found
+            if line is not None and line["agent"] != OUR_AGENT
+        ]
+
+    def put_blob(self, repository: str, digest: str, data: bytes) -> None:
+        """Push a blob in one piece."""
+        location = self.call("POST", f"/v2/{repository}/blobs/uploads/", expect=202).getheader("Location", "")
+        target = location.removeprefix(self.url)
+        joint = "&" if "?" in target else "?"
+        self.call("PUT", f"{target}{joint}digest={digest}", data, "application/octet-stream", expect=201)
+
+    def put_blob_file(self, repository: str, digest: str, source: Path) -> None:
+        """Take a file over as a blob, straight into the registry's storage: quick for the very large."""
+        algorithm, _, encoded = digest.partition(":")
+        root = self.storage / "docker" / "registry" / "v2"
+        data = root / "blobs" / algorithm / encoded[:2] / encoded / "data"
+        data.parent.mkdir(parents=True, exist_ok=True)
+        shutil.move(source, data)
+        link = root / "repositories" / repository / "_layers" / algorithm / encoded / "link"
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.write_text(digest)
+
+    def put_manifest(self, repository: str, reference: str, body: bytes, media_type: str) -> None:
+        """Push a manifest under a tag or its digest."""
+        self.call("PUT", f"/v2/{repository}/manifests/{reference}", body, media_type, expect=201)
+
+    def call(
+        self,
+        method: str,
+        target: str,
+        body: bytes | None = None,
+        content_type: str = "",
+        *,
+        expect: int = 200,
+    ) -> http.client.HTTPResponse:
+        """Send one request of the rig's own; the answer's body has been read."""
+        headers = {"User-Agent": OUR_AGENT} | ({"Content-Type": content_type} if content_type else {})
+        with contextlib.closing(
+            http.client.HTTPConnection("127.0.0.1", self.port, timeout=REQUEST_LIMIT_S)
+        ) as connection:
+            connection.request(method, target, body, headers)
+            response = connection.getresponse()
+            said = response.read()
+        if response.status != expect:
+            raise RigError(f"registry: {method} {target} -> {response.status}, not {expect}: {said[:500]!r}")
+        return response
+
+    def _answers(self) -> bool:
+        try:
+            self.call("GET", "/v2/")
+        except OSError:
+            return False
+        return True
+
+    def _fence(self) -> None:
+        """Wait until the log has everything that was answered before now; a stopped registry has nothing to add."""
+        if self._process is None:
+            return
+        mark = f"/v2/?fence={secrets.token_hex(8)}"
+        self.call("GET", mark)
+        wait_until(lambda: mark in self.access_log.read_text(), "in the access log", REQUEST_LIMIT_S)

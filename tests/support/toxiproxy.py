@@ -1,0 +1,106 @@
+"""Toxiproxy between Dockyard and the servers that it asks: refused, reset, cut, silent, slow, as a network does it.
+
+Driven through toxiproxy-python, whose traps are kept in here: it knows one server per process, its HTTP client listens
+to proxy variables, and a toxic may do something else than its name says. What each recipe does was measured:
+
+- `refuse` refuses new connections and ends the running ones by FIN.
+- `reset_connects` resets a connection that is made from now on, before its first byte.
+- `cut(n)` lets exactly `n` bytes of an answer through, headers included, and then ends by FIN or RST. It counts per
+  connection, so the server must close after each answer (`Connection: close`). The RST comes from a `reset_peer` that
+  never runs: that it is there when a connection begins makes every end of it a reset.
+- `swallow` passes nothing on; the connection stays open as long as the server keeps it.
+"""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import toxiproxy
+from toxiproxy.api import APIConsumer
+
+from tests.support.processes import Process, free_port
+
+START_LIMIT_S = 10.0
+LOOPBACK = "127.0.0.1"
+
+
+class Way:
+    """One way to a server. It keeps its port, whatever happens on it."""
+
+    def __init__(self, proxy: toxiproxy.Proxy) -> None:
+        self.authority: str = proxy.listen
+        self._proxy = proxy
+
+    @property
+    def address(self) -> tuple[str, int]:
+        host, _, port = self.authority.rpartition(":")
+        return host, int(port)
+
+    @property
+    def url(self) -> str:
+        return f"http://{self.authority}"
+
+    def refuse(self) -> None:
+        """Nobody listens any more, and what was connected ends by FIN."""
+        self._proxy.disable()
+
+    def reset_connects(self) -> None:
+        """RST to each new connection, before its first byte."""
+        self._add("reset_peer", timeout=0)
+
+    def cut(self, at: int, *, by_reset: bool = False) -> None:
+        """End each new connection after so many bytes from the server."""
+        self._add("limit_data", bytes=at)
+        if by_reset:
+            self._add("reset_peer", toxicity=0.0, timeout=0)
+
+    def swallow(self) -> None:
+        """Nothing from the server arrives."""
+        self._add("timeout", timeout=0)
+
+    def slow_down(self, latency_s: float) -> None:
+        """Every answer comes so much later."""
+        self._add("latency", latency=int(latency_s * 1000))
+
+    def narrow(self, kilobytes_per_s: int, streams: Sequence[str] = ("upstream", "downstream")) -> None:
+        """So little goes through, each way."""
+        for stream in streams:
+            self._add("bandwidth", stream=stream, rate=kilobytes_per_s)
+
+    def mend(self) -> None:
+        """All is well again."""
+        for name in self._proxy.toxics():
+            self._proxy.destroy_toxic(name)
+        if not self._proxy.enabled:
+            self._proxy.enable()
+
+    def close(self) -> None:
+        self._proxy.destroy()
+
+    def _add(self, kind: str, *, stream: str = "downstream", toxicity: float = 1.0, **attributes: int) -> None:
+        self._proxy.add_toxic(type=kind, stream=stream, toxicity=toxicity, attributes=attributes)
+
+
+class Toxiproxy:
+    """A toxiproxy server. One per test process: the library has room for the address of one."""
+
+    def __init__(self, program: Path, directory: Path) -> None:
+        os.environ["NO_PROXY"] = os.environ["no_proxy"] = LOOPBACK  # the library's HTTP client would ask a proxy
+        self._port = free_port()
+        self._server = toxiproxy.Toxiproxy()
+        self._server.update_api_consumer(LOOPBACK, self._port)
+        self._ways = 0
+        self._process = Process.start(
+            [program, "-host", LOOPBACK, "-port", str(self._port)], log=directory / "toxiproxy.log"
+        )
+        self._process.wait_until(self._server.running, "answering", START_LIMIT_S)
+
+    def way(self, port: int) -> Way:
+        """A new way to a loopback port."""
+        assert APIConsumer.port == self._port, "there is another toxiproxy in this process"
+        self._ways += 1
+        listen = f"{LOOPBACK}:{free_port()}"
+        return Way(self._server.create(f"{LOOPBACK}:{port}", f"way-{self._ways}", listen=listen))
+
+    def close(self) -> None:
+        self._process.end()

@@ -1,0 +1,121 @@
+"""For the tests of `dockyard/upstream/`: an origin, and registries that ask it."""
+
+import contextlib
+import ssl
+import threading
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+import pytest
+import trustme
+
+from dockyard.config.settings import Auth, Upstream, UpstreamLimits
+from dockyard.config.types import Secret
+from dockyard.oci.reference import Tag
+from dockyard.upstream.circuit_breaker import Breaker
+from dockyard.upstream.client import Registry
+from dockyard.upstream.keychain import Keychain
+from dockyard.upstream.network_zones import Zone, find_spelt_zone, zone_of
+from tests.support.fake_registry import Change, Origin
+from tests.support.raw_http import Exchange, Request
+
+LIMITS = UpstreamLimits(check_timeout=3.0, connect_timeout=1.0, stall_timeout=2.0)
+SHORT = UpstreamLimits(check_timeout=0.3, connect_timeout=0.3, stall_timeout=0.3)
+ANONYMOUS = Auth("anonymous")
+BASIC = Auth("basic", "ann", Secret("s3cret-pass"))
+BEARER = Auth("bearer", "", Secret("s3cret-bearer"))
+KEYCHAIN = Auth("keychain")
+LATEST = Tag("latest")
+
+T = TypeVar("T")
+
+
+class Ward:
+    """An origin, and the registries that were made to ask it. Closes them all."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.origin = Origin()
+        self._registries: list[Registry] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for registry in self._registries:
+            registry.close()
+        self.origin.__exit__()
+
+    def registry(
+        self,
+        *,
+        at: str = "",
+        auth: Auth = ANONYMOUS,
+        limits: UpstreamLimits = LIMITS,
+        environ: Mapping[str, str] | None = None,
+        **upstream: Any,
+    ) -> Registry:
+        """A registry object; `at` is what `registry:` holds, the origin's own listener if it is not given."""
+        name = f"up{len(self._registries)}.test"
+        registry = Registry(
+            Upstream(name, at or self.origin.url, auth, **upstream),
+            limits,
+            Keychain(environ or {}),
+            Breaker(self.directory, name, interval_s=60.0),
+        )
+        self._registries.append(registry)
+        return registry
+
+    def authorizations(self, kind: str | None = None) -> list[str | None]:
+        """The Authorization headers that reached the origin."""
+        return [each.request.header("Authorization") for each in self.origin.seen(kind)]
+
+
+def together(count: int, action: Callable[[], T]) -> list[T]:
+    """Do the same in many threads that start at once."""
+    barrier = threading.Barrier(count)
+
+    def one(_: int) -> T:
+        barrier.wait(10)
+        return action()
+
+    with ThreadPoolExecutor(count) as pool:
+        return list(pool.map(one, range(count)))
+
+
+def only_if(is_wanted: Callable[[Request], bool], change: Change) -> Change:
+    """A change for the requests that a test picks itself."""
+    return lambda request, answer: change(request, answer) if is_wanted(request) else answer
+
+
+def methods(exchanges: list[Exchange]) -> list[str]:
+    """The methods of some exchanges."""
+    return [exchange.request.method for exchange in exchanges]
+
+
+def pretend(monkeypatch: pytest.MonkeyPatch, zones: Mapping[str, Zone]) -> None:
+    """Let some loopback addresses pass for addresses elsewhere."""
+    monkeypatch.setattr("dockyard.upstream.dialer.zone_of", lambda address: zones.get(address) or zone_of(address))
+    spelt = "dockyard.upstream.transport.find_spelt_zone"
+    monkeypatch.setattr(spelt, lambda host: zones.get(host) or find_spelt_zone(host))
+
+
+def certified(authority: trustme.CA, *names: str) -> ssl.SSLContext:
+    """A server's TLS context with a certificate for these names."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert(*names).configure_cert(context)
+    return context
+
+
+def error_text(exc: BaseException) -> str:
+    """All that an error could show to anybody: itself and what is behind it."""
+    texts = []
+    seen: BaseException | None = exc
+    while seen is not None:
+        texts.append(f"{seen!r} {seen}")
+        with contextlib.suppress(AttributeError):
+            texts.append(repr(vars(seen)))
+        seen = seen.__cause__ or seen.__context__
+    return "\n".join(texts)

@@ -1,0 +1,978 @@
+"""Settings: where a value comes from, how it is written, and what is said of one that is wrong."""
+
+import contextlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from textwrap import dedent
+from typing import Any
+
+import attrs
+import pytest
+import trustme
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from dockyard.config import units
+from dockyard.config.settings import (
+    Auth,
+    Origin,
+    Secret,
+    ServerSettings,
+    Settings,
+    SettingsError,
+    StorageSettings,
+    Upstream,
+    load,
+    show,
+)
+from tests.support.paths import ROOT
+
+EXAMPLE = ROOT / "config.yaml"
+HOME = {"HOME": "/home/someone"}
+CANARY = "canary-7f3a"
+
+Load = Callable[..., Settings]
+
+
+@pytest.fixture
+def load_text(tmp_path: Path) -> Load:
+    """Load settings from the text of a file and an environment."""
+
+    def load_text(text: str, **environ: str) -> Settings:
+        path = tmp_path / "config.yaml"
+        path.write_text(dedent(text), encoding="utf-8")
+        return load(path, HOME | environ)
+
+    return load_text
+
+
+@pytest.fixture
+def mistakes_of(load_text: Load, tmp_path: Path) -> Callable[..., list[str]]:
+    """Load a file that is wrong; its mistakes, with the file called by its bare name."""
+
+    def mistakes_of(text: str, **environ: str) -> list[str]:
+        with pytest.raises(SettingsError) as caught:
+            load_text(text, **environ)
+        return [mistake.replace(f"{tmp_path}/", "") for mistake in caught.value.mistakes]
+
+    return mistakes_of
+
+
+def value_at(settings: Settings, key: str) -> Any:
+    """The value of a dotted key."""
+    value: Any = settings
+    for name in key.split("."):
+        value = getattr(value, name)
+    return value
+
+
+def yaml_for(key: str, value: str) -> str:
+    """A file that sets one dotted key."""
+    *sections, name = key.split(".")
+    lines = [f"{'  ' * depth}{section}:" for depth, section in enumerate(sections)]
+    return "\n".join([*lines, f"{'  ' * len(sections)}{name}: {value}", ""])
+
+
+# Defaults
+
+
+def test_the_defaults_are_those_promised() -> None:
+    """Without a file and without variables, the settings are the documented ones."""
+    settings = load(None, HOME)
+
+    assert attrs.asdict(settings, recurse=True, filter=attrs.filters.exclude("upstreams", "warnings")) == {
+        "logger": {"level": "info", "encoding": "console", "color": True, "output": "stderr"},
+        "server": {
+            "host": "",
+            "port": 5000,
+            "tls": False,
+            "certfile": "",
+            "keyfile": "",
+            "log": {
+                "enabled": True,
+                "level": "info",
+                "request_body": False,
+                "response_body": False,
+                "ignore_paths": (),
+            },
+            "workers": 0,
+            "drain_timeout": 25.0,
+        },
+        "storage": {
+            "endpoint": "",
+            "region": "us-east-1",
+            "bucket": "",
+            "prefix": "cache/",
+            "access_key": "",
+            "secret_key": {"_value": ""},
+            "use_ssl": False,
+            "force_path_style": False,
+            "touch_threshold": 86400.0,
+            "directory": Path("/home/someone/.cache/dockyard"),
+            "max_size": 50 * 2**30,
+            "redirect": False,
+        },
+        "upstream": {"check_timeout": 5.0, "check_interval": 0.0, "connect_timeout": 3.0, "stall_timeout": 15.0},
+    }
+
+
+def test_docker_hub_and_ghcr_are_the_default_upstreams() -> None:
+    """Without an upstreams block there are Docker Hub, which is the default, and GHCR, both anonymous."""
+    assert load(None, HOME).upstreams == (
+        Upstream("docker.io", "registry-1.docker.io", Auth("anonymous"), default=True),
+        Upstream("ghcr.io", "ghcr.io", Auth("anonymous"), default=False),
+    )
+
+
+def test_the_shipped_file_says_the_defaults() -> None:
+    """config.yaml sets every key to its default."""
+    assert load(EXAMPLE, HOME) == load(None, HOME)
+
+
+def test_the_shipped_file_names_every_key() -> None:
+    """No key is missing in config.yaml (the directory stands in a comment, for its default depends on the user)."""
+    text = EXAMPLE.read_text()
+    missing = [line.split(":")[0].strip(" -") for line in show(load(None, HOME)).splitlines() if ":" in line]
+
+    assert [name for name in missing if f"{name}:" not in text] == []
+
+
+@pytest.mark.parametrize(
+    "text", ["", "---\n", "# nothing\n", "server:\n", "upstreams:\n", "storage: {}\n", "server: ~\n"]
+)
+def test_what_is_left_empty_is_the_default(load_text: Load, text: str) -> None:
+    """An empty file, section or list is the same as none."""
+    assert load_text(text) == load(None, HOME)
+
+
+@pytest.mark.parametrize(
+    ("environ", "directory"),
+    [
+        ({"XDG_CACHE_HOME": "/big", "HOME": "/home/x"}, "/big/dockyard"),
+        ({"XDG_CACHE_HOME": "relative", "HOME": "/home/x"}, "/home/x/.cache/dockyard"),
+        ({"XDG_CACHE_HOME": "", "HOME": "/home/x"}, "/home/x/.cache/dockyard"),
+        ({}, "/var/cache/dockyard"),
+        ({"STORAGE_DIRECTORY": "/data", "XDG_CACHE_HOME": "/big"}, "/data"),
+    ],
+)
+def test_the_local_tier_is_in_the_users_cache_directory(environ: Mapping[str, str], directory: str) -> None:
+    """The XDG rules decide where layers are kept when nobody says."""
+    assert load(None, environ).storage.directory == Path(directory)
+
+
+# Precedence
+
+SCALARS = [
+    ("logger.level", "LOGGER_LEVEL", "debug", "debug"),
+    ("logger.encoding", "LOGGER_ENCODING", "json", "json"),
+    ("logger.color", "LOGGER_COLOR", "false", False),
+    ("logger.output", "LOGGER_OUTPUT", "stdout", "stdout"),
+    ("server.host", "SERVER_HOST", "127.0.0.1", "127.0.0.1"),
+    ("server.port", "SERVER_PORT", "8080", 8080),
+    ("server.log.enabled", "SERVER_LOG_ENABLED", "false", False),
+    ("server.log.level", "SERVER_LOG_LEVEL", "warn", "warn"),
+    ("server.log.request_body", "SERVER_LOG_REQUEST_BODY", "true", True),
+    ("server.log.response_body", "SERVER_LOG_RESPONSE_BODY", "true", True),
+    ("server.workers", "SERVER_WORKERS", "3", 3),
+    ("server.drain_timeout", "SERVER_DRAIN_TIMEOUT", "1m", 60.0),
+    ("server.certfile", "SERVER_CERTFILE", "/tls.crt", "/tls.crt"),
+    ("server.keyfile", "SERVER_KEYFILE", "/tls.key", "/tls.key"),
+    ("storage.endpoint", "STORAGE_ENDPOINT", "minio:9000", "minio:9000"),
+    ("storage.region", "STORAGE_REGION", "auto", "auto"),
+    ("storage.bucket", "STORAGE_BUCKET", "dockyard-cache", "dockyard-cache"),
+    ("storage.prefix", "STORAGE_PREFIX", "a/b/", "a/b/"),
+    ("storage.access_key", "STORAGE_ACCESS_KEY", "0123", "0123"),
+    ("storage.secret_key", "STORAGE_SECRET_KEY", "0456", Secret("0456")),
+    ("storage.use_ssl", "STORAGE_USE_SSL", "true", True),
+    ("storage.force_path_style", "STORAGE_FORCE_PATH_STYLE", "true", True),
+    ("storage.touch_threshold", "STORAGE_TOUCH_THRESHOLD", "0", 0.0),
+    ("storage.directory", "STORAGE_DIRECTORY", "/data", Path("/data")),
+    ("storage.max_size", "STORAGE_MAX_SIZE", "1TiB", 2**40),
+    ("storage.redirect", "STORAGE_REDIRECT", "true", True),
+    ("upstream.check_timeout", "UPSTREAM_CHECK_TIMEOUT", "0", 0.0),
+    ("upstream.check_interval", "UPSTREAM_CHECK_INTERVAL", "10s", 10.0),
+    ("upstream.connect_timeout", "UPSTREAM_CONNECT_TIMEOUT", "500ms", 0.5),
+    ("upstream.stall_timeout", "UPSTREAM_STALL_TIMEOUT", "1m30s", 90.0),
+]
+
+
+@pytest.mark.parametrize(("key", "variable", "text", "value"), SCALARS)
+def test_every_scalar_is_read_from_the_file(load_text: Load, key: str, variable: str, text: str, value: Any) -> None:
+    """A key in the file replaces its default."""
+    assert value_at(load_text(yaml_for(key, text)), key) == value
+
+
+@pytest.mark.parametrize(("key", "variable", "text", "value"), SCALARS)
+def test_every_scalar_is_read_from_the_environment(key: str, variable: str, text: str, value: Any) -> None:
+    """The key in capitals, with underscores, is its variable."""
+    assert value_at(load(None, {variable: text}), key) == value
+
+
+@pytest.mark.parametrize(("key", "variable", "text", "value"), SCALARS)
+def test_every_scalar_answers_to_its_dockyard_name(key: str, variable: str, text: str, value: Any) -> None:
+    """The DOCKYARD_ form wins, and the bare one is not even looked at."""
+    assert value_at(load(None, {f"DOCKYARD_{variable}": text, variable: "\0"}), key) == value
+
+
+def test_the_environment_wins_over_the_file(load_text: Load) -> None:
+    """A variable replaces what the file says, even where the file is wrong."""
+    assert load_text("server: {port: nonsense}", SERVER_PORT="7000").server.port == 7000
+
+
+def test_an_empty_variable_empties_a_text(load_text: Load) -> None:
+    """A prefix can be taken away by a variable that is set and empty."""
+    assert load_text("storage: {prefix: cache/}", STORAGE_PREFIX="").storage.prefix == ""
+
+
+@pytest.mark.parametrize(
+    ("text", "environ"),
+    [
+        ("server: {log: {ignore_paths: [/v2/, /version]}}", {}),
+        ("server: {log: {ignore_paths: '/v2/, /version'}}", {}),
+        ("", {"SERVER_LOG_IGNORE_PATHS": "/v2/,/version"}),
+    ],
+)
+def test_paths_to_ignore_are_a_list_or_cut_at_commas(load_text: Load, text: str, environ: dict[str, str]) -> None:
+    """A variable cannot hold a list, so a text is cut at its commas."""
+    assert load_text(text, **environ).server.log.ignore_paths == ("/v2/", "/version")
+
+
+def test_upstreams_cannot_be_set_by_variables(load_text: Load) -> None:
+    """Keys in a list have no variable of their own, and no other key's variable leaks into them."""
+    upstreams = load_text("upstreams: [{prefix: a, registry: b}]", UPSTREAMS_PREFIX="x", PREFIX="y", AUTH_TYPE="basic")
+
+    assert upstreams.upstreams == (Upstream("a", "b"),)
+
+
+def test_an_upstreams_block_replaces_the_defaults(load_text: Load) -> None:
+    """Docker Hub and GHCR are gone once there is a list."""
+    assert [upstream.prefix for upstream in load_text("upstreams: [{prefix: a, registry: b}]").upstreams] == ["a"]
+
+
+# How values are written
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        *[(text, True) for text in ("true", "True", "yes", "on", "1", '"true"')],
+        *[(text, False) for text in ("false", "FALSE", "no", "off", "0", '"false"')],
+    ],
+)
+def test_truth_is_written_as_operators_write_it(load_text: Load, text: str, value: object) -> None:
+    """Quotes change nothing: "false" is false."""
+    assert load_text(f"logger: {{color: {text}}}").logger.color is value
+
+
+@pytest.mark.parametrize("text", ["0123", "1e3", "yes", "null_", "12:30", "1_000", "0x1f", "2026-01-01"])
+def test_a_text_stays_as_it_is_written(load_text: Load, text: str) -> None:
+    """A password of digits is not a number, and one that says yes is not true."""
+    settings = load_text(f"storage: {{secret_key: {text}, bucket: {text}}}")
+
+    assert (settings.storage.secret_key.reveal(), settings.storage.bucket) == (text, text)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("24h", 86400.0),
+        ("1m30s", 90.0),
+        ("500ms", 0.5),
+        ("0", 0.0),
+        ("0s", 0.0),
+        ("1.5h", 5400.0),
+        (".5s", 0.5),
+        ("1h0m0s", 3600.0),
+        ("250us", 0.00025),
+        ("250\u00b5s", 0.00025),
+        ("250\u03bcs", 0.00025),
+        ("100ns", 0.0000001),
+    ],
+)
+def test_durations_are_written_as_in_go(text: str, seconds: float) -> None:
+    """A duration is numbers with units, or a bare zero."""
+    assert units.parse_duration(text) == seconds
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("5", "needs a unit: 5s, 5m or 5h"),
+        ("1.5", "needs a unit"),
+        ("-5s", "must not be negative"),
+        ("", "must be a duration"),
+        ("5 s", "must be a duration"),
+        ("5d", "must be a duration"),
+        ("s", "must be a duration"),
+        ("1s2", "must be a duration"),
+        ("inf", "must be a duration"),
+        ("1e3s", "must be a duration"),
+        ("9" * 400 + "h", "must be a duration"),
+        ("\u0663s", "must be a duration"),
+    ],
+)
+def test_what_is_no_duration_is_refused(text: str, reason: str) -> None:
+    """A bare number that is not zero is told to have a unit."""
+    with pytest.raises(ValueError, match=reason):
+        units.parse_duration(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("50GiB", 50 * 2**30),
+        ("50Gi", 50 * 2**30),
+        ("50 gib", 50 * 2**30),
+        ("500MB", 500 * 10**6),
+        ("1.5KiB", 1536),
+        ("0", 0),
+        ("123", 123),
+        ("123B", 123),
+        ("2PiB", 2**51),
+    ],
+)
+def test_sizes_have_units_of_1000_or_1024(text: str, size: int) -> None:
+    """A size is a number with a unit, or bare bytes."""
+    assert units.parse_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "50G", "GiB", "-1", "1e9", "50 gigs", "50GiBs", "\u0663", "9" * 40])
+def test_what_is_no_size_is_refused(text: str) -> None:
+    """50G is refused too: it is 1000 to one reader and 1024 to the next."""
+    with pytest.raises(ValueError, match="must"):
+        units.parse_size(text)
+
+
+@given(st.integers(0, 10**15))
+def test_a_formatted_size_is_read_back(size: int) -> None:
+    """Formatting and parsing a size give the same bytes."""
+    assert units.parse_size(units.format_size(size)) == size
+
+
+@given(st.integers(0, 10**12).map(lambda microseconds: microseconds / 10**6))
+@example(90.0)
+@example(0.0005)
+def test_a_formatted_duration_is_read_back(seconds: float) -> None:
+    """Formatting and parsing a duration give the same seconds."""
+    assert units.parse_duration(units.format_duration(seconds)) == seconds
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(86400.0, "24h"), (90.0, "1m30s"), (0.5, "500ms"), (0.0, "0s"), (5.0, "5s"), (1.5, "1.5s"), (3601.0, "1h1s")],
+)
+def test_durations_are_shown_short(seconds: float, text: str) -> None:
+    """What is shown is what an operator would write."""
+    assert units.format_duration(seconds) == text
+
+
+# ${VAR}
+
+
+@pytest.mark.parametrize(
+    ("written", "value"),
+    [
+        ("${A}", "alpha"),
+        ("x-${A}-${B}-y", "x-alpha-${A}-y"),  # one pass: the ${A} that came out of B stays
+        ("$A", "$A"),
+        ("${UNSET}", "${UNSET}"),
+        ("${A", "${A"),
+        ("${}", "${}"),
+        ("${A:-x}", "${A:-x}"),
+        ("$${A}", "$alpha"),
+        ("${EMPTY}x", "x"),
+        ("${a}", "${a}"),
+    ],
+)
+def test_braced_variables_are_replaced_once(load_text: Load, written: str, value: str) -> None:
+    """Only ${VAR} is replaced, only if it is set, and what comes out is not looked at again."""
+    settings = load_text(f"storage: {{bucket: '{written}'}}", A="alpha", B="${A}", EMPTY="")
+
+    assert settings.storage.bucket == value
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "value"),
+    [
+        ("upstream.check_timeout", "5m", 300.0),
+        ("storage.max_size", "1GiB", 2**30),
+        ("server.port", "81", 81),
+        ("logger.color", "false", False),
+        ("logger.level", "error", "error"),
+        ("storage.directory", "/data", Path("/data")),
+        ("storage.secret_key", "s", Secret("s")),
+    ],
+)
+def test_variables_work_for_every_kind_of_value(load_text: Load, key: str, text: str, value: Any) -> None:
+    """Durations, sizes, numbers, truth and words may stand in variables."""
+    assert value_at(load_text(yaml_for(key, "${X}"), X=text), key) == value
+
+
+def test_variables_work_in_lists(load_text: Load) -> None:
+    """Each text of a list, and each value of an upstream, is replaced."""
+    settings = load_text(
+        """
+        server: {log: {ignore_paths: ["/${P}"]}}
+        upstreams: [{prefix: a, registry: "${R}", auth: {type: bearer, password: "${T}"}}]
+        """,
+        P="p",
+        R="r.example",
+        T=CANARY,
+    )
+
+    assert settings.server.log.ignore_paths == ("/p",)
+    assert settings.upstreams[0].registry == "r.example"
+    assert settings.upstreams[0].auth.password.reveal() == CANARY
+
+
+def test_values_of_the_environment_are_taken_as_they_are() -> None:
+    """A secret that holds ${...} is not changed."""
+    assert load(None, {"STORAGE_SECRET_KEY": "a${HOME}b", "HOME": "/x"}).storage.secret_key.reveal() == "a${HOME}b"
+
+
+def test_a_variable_that_is_not_set_is_warned_of(load_text: Load) -> None:
+    """The warning names the key and the line, and nothing of the value."""
+    settings = load_text(f"storage:\n  secret_key: {CANARY}$" + "{OOPS}")
+
+    assert len(settings.warnings) == 1
+    assert settings.warnings[0].startswith("storage.secret_key: a ${...} in it is not set")
+    assert settings.warnings[0].endswith("config.yaml:2)")
+    assert CANARY not in settings.warnings[0]
+    assert "OOPS" not in settings.warnings[0]
+
+
+# Mistakes
+
+MISTAKES = [
+    # numbers, truth, words
+    ("server: {port: 0}", 'server.port = "0": must be from 1 to 65535 (config.yaml:1)'),
+    ("server: {port: 65536}", 'server.port = "65536": must be from 1 to 65535 (config.yaml:1)'),
+    ("server: {port: 80.0}", 'server.port = "80.0": must be a whole number (config.yaml:1)'),
+    ("server:\n  port: ''", "server.port: must be a whole number (config.yaml:2)"),
+    ("server: {workers: -1}", 'server.workers = "-1": must be a whole number (config.yaml:1)'),
+    ("server: {workers: 5000}", 'server.workers = "5000": must be from 0 to 1024 (config.yaml:1)'),
+    ("server: {tls: maybe}", 'server.tls = "maybe": must be true or false (config.yaml:1)'),
+    ("logger: {level: loud}", 'logger.level = "loud": must be one of debug, info, warn, error (config.yaml:1)'),
+    ("logger: {encoding: xml}", 'logger.encoding = "xml": must be one of console, json (config.yaml:1)'),
+    ("logger: {output: /no/such/x}", 'logger.output = "/no/such/x": must be stderr, stdout, or a file'),
+    ("logger: {output: ''}", "logger.output: must be stderr, stdout, or a file"),
+    ("server: {host: 'localhost:80'}", 'server.host = "localhost:80": must be a host name or an IP address'),
+    ("server: {host: 1.2.3}", 'server.host = "1.2.3": must be a host name or an IP address'),
+    ("server: {log: {ignore_paths: [healthz]}}", 'server.log.ignore_paths = "healthz": must hold paths that begin'),
+    # durations and sizes
+    ("upstream: {check_timeout: 5}", 'upstream.check_timeout = "5": needs a unit: 5s, 5m or 5h (config.yaml:1)'),
+    ("upstream: {check_timeout: -5s}", 'upstream.check_timeout = "-5s": must not be negative (config.yaml:1)'),
+    ("upstream: {check_timeout: 25h}", 'upstream.check_timeout = "25h": must be 24h or less (config.yaml:1)'),
+    ("upstream: {stall_timeout: 0}", 'upstream.stall_timeout = "0": must be more than 0'),
+    ("upstream: {connect_timeout: 0s}", 'upstream.connect_timeout = "0s": must be more than 0'),
+    ("server: {drain_timeout: 9999h}", 'server.drain_timeout = "9999h": must be 24h or less (config.yaml:1)'),
+    ("storage: {max_size: 50G}", 'storage.max_size = "50G": must be a size such as 50GiB'),
+    # shapes
+    ("[1, 2]", "the file must be a mapping of keys to values (config.yaml:1)"),
+    ("hello", "the file must be a mapping of keys to values (config.yaml:1)"),
+    ("server: 5000", "server: must be a mapping of keys to values (config.yaml:1)"),
+    ("server: [port]", "server: must be a mapping of keys to values (config.yaml:1)"),
+    ("server: {port: [80]}", "server.port: must be a single value (config.yaml:1)"),
+    ("server: {port: {a: b}}", "server.port: must be a single value (config.yaml:1)"),
+    ("server: {log: {ignore_paths: [[a]]}}", "server.log.ignore_paths: must be a list of single values"),
+    ("upstreams: {prefix: a}", "upstreams: must be a list (config.yaml:1)"),
+    ("upstreams: []", "upstreams: must have at least one upstream (config.yaml:1)"),
+    ("upstreams: [a]", "upstreams[0]: must be a mapping of keys to values (config.yaml:1)"),
+    ("upstreams:\n- registry: b", "upstreams[0].prefix: is missing (config.yaml:2)"),
+    ("upstreams:\n- prefix: a", "upstreams[0].registry: is missing (config.yaml:2)"),
+    ("server: {port: 1, port: 2}", "server.port: is given twice, first in line 1 (config.yaml:1)"),
+    ("storage: {secret_key: !x y}", "storage.secret_key: is read as a YAML tag"),
+    # unknown keys
+    ("server: {prot: 1}", "server.prot: unknown key; did you mean server.port? (config.yaml:1)"),
+    ("sever: {}", "sever: unknown key; did you mean server? (config.yaml:1)"),
+    ("bucket: x", "bucket: unknown key; did you mean storage.bucket? (config.yaml:1)"),
+    ("storage: {accessKey: x}", "storage.accessKey: unknown key; did you mean storage.access_key? (config.yaml:1)"),
+    ("upstreams: [{prefix: a, registry: b, pasword: x}]", "upstreams[0].pasword: unknown key; did you mean"),
+    ("warnings: []", "warnings: unknown key (config.yaml:1)"),
+    ("server: {zzzzzz: 1}", "server.zzzzzz: unknown key (config.yaml:1)"),
+    ("server: {<<: {port: 1}}", "server.<<: unknown key; merge keys are not read"),
+    ("? [a]\n: b", "?: unknown key (config.yaml:1)"),
+    # TLS
+    ("server: {tls: true, keyfile: x}", "server.certfile: is needed by server.tls (config.yaml:1)"),
+    (
+        "server: {tls: true, certfile: /no/such, keyfile: x}",
+        'server.certfile = "/no/such": cannot be read: No such file',
+    ),
+    # storage
+    ("storage: {prefix: ../x}", 'storage.prefix = "../x": must be a path such as cache/'),
+    ("storage: {prefix: /x/}", 'storage.prefix = "/x/": must be a path such as cache/'),
+    ("storage: {prefix: a//b}", 'storage.prefix = "a//b": must be a path such as cache/'),
+    ("storage: {directory: ''}", "storage.directory: must not be empty (config.yaml:1)"),
+]
+
+
+@pytest.mark.parametrize(("text", "mistake"), MISTAKES)
+def test_a_mistake_is_told_with_its_key_and_line(
+    mistakes_of: Callable[..., list[str]], text: str, mistake: str
+) -> None:
+    """The key, the value as written, what is wrong, and where."""
+    assert mistakes_of(text)[0].startswith(mistake)
+
+
+UPSTREAM_MISTAKES = [
+    ("prefix: Docker.io, registry: x", 'prefix = "Docker.io": must be a name in lower case'),
+    ("prefix: 'localhost:5001', registry: x", 'prefix = "localhost:5001": must be a name in lower case'),
+    ("prefix: a//b, registry: x", 'prefix = "a//b": must be a name in lower case'),
+    ("prefix: a/, registry: x", 'prefix = "a/": must be a name in lower case'),
+    ("prefix: a, registry: 'ftp://x'", 'registry = "ftp://x": must be host[:port][/path]'),
+    ("prefix: a, registry: 'x:0'", 'registry = "x:0": must have a port from 1 to 65535'),
+    ("prefix: a, registry: 'x:99999'", 'registry = "x:99999": must have a port from 1 to 65535'),
+    ("prefix: a, registry: 'x:'", 'registry = "x:": must be host or host:port'),
+    ("prefix: a, registry: ''", "registry: must be host or host:port"),
+    ("prefix: a, registry: '[::1'", 'registry = "[::1": must be host or host:port'),
+    ("prefix: a, registry: '[::g]:5'", 'registry = "[::g]:5": must be host or host:port'),
+    ("prefix: a, registry: 'a_b..c'", 'registry = "a_b..c": must be a host name or an IP address'),
+    ("prefix: a, registry: 'x?a=b'", 'registry = "x?a=b": must not have a query or a fragment'),
+    ("prefix: a, registry: 'x/v2/'", 'registry = "x/v2/": must not hold /v2'),
+    ("prefix: a, registry: 'x/Org'", 'registry = "x/Org": must have a path that can begin a repository name'),
+    ("prefix: a, registry: x, auth: {type: basic, password: p}", "auth.username: is needed by auth.type basic"),
+    ("prefix: a, registry: x, auth: {type: basic, username: u}", "auth.password: is needed by auth.type basic"),
+    ("prefix: a, registry: x, auth: {type: bearer}", "auth.password: is needed by auth.type bearer"),
+    ("prefix: a, registry: x, auth: {type: basic, username: 'a:b', password: p}", 'auth.username = "a:b": must not'),
+    ("prefix: a, registry: x, auth: {type: bearer, password: 'a b'}", "auth.password: must be ASCII without spaces"),
+    ("prefix: a, registry: x, ca_file: /no/such", 'ca_file = "/no/such": cannot be read: No such file'),
+    ("prefix: a, registry: x, proxy: 'proxy:3128'", 'proxy = "proxy:3128": must be a URL such as'),
+    ("prefix: a, registry: x, proxy: 'socks5://proxy:1'", 'proxy = "socks5://proxy:1": must be a URL such as'),
+    ("prefix: a, registry: x, trusted_hosts: ['https://x']", 'trusted_hosts = "https://x": must be host or host:port'),
+    ("prefix: a, registry: x, default: perhaps", 'default = "perhaps": must be true or false'),
+]
+
+
+@pytest.mark.parametrize(("text", "mistake"), UPSTREAM_MISTAKES)
+def test_a_mistake_in_an_upstream_is_told_with_its_index(
+    mistakes_of: Callable[..., list[str]], text: str, mistake: str
+) -> None:
+    """Upstreams are counted from 0, as in the file."""
+    assert mistakes_of(f"upstreams: [{{prefix: ok, registry: ok}}, {{{text}}}]")[0].startswith(
+        f"upstreams[1].{mistake}"
+    )
+
+
+def test_prefixes_are_there_once(mistakes_of: Callable[..., list[str]]) -> None:
+    """Two upstreams with one prefix would be a guess."""
+    assert mistakes_of("upstreams:\n- {prefix: a, registry: b}\n- {prefix: a, registry: c}") == [
+        'upstreams[1].prefix = "a": is the prefix of upstreams[0] too (config.yaml:3)'
+    ]
+
+
+def test_one_upstream_at_most_is_the_default(mistakes_of: Callable[..., list[str]]) -> None:
+    """The second default is a mistake."""
+    text = "upstreams:\n- {prefix: a, registry: b, default: true}\n- {prefix: b, registry: c, default: true}"
+
+    assert mistakes_of(text) == ['upstreams[1].default = "true": upstreams[0] is the default already (config.yaml:3)']
+
+
+def test_all_mistakes_are_told_together(mistakes_of: Callable[..., list[str]]) -> None:
+    """Of the file and the environment, of single values and of what must fit together."""
+    mistakes = mistakes_of(
+        """
+        server:
+          tls: true
+          prot: 80
+        upstream:
+          check_timeout: 5
+        upstreams:
+          - prefix: A
+            registry: x
+            auth: {type: bearer}
+        """,
+        LOGGER_LEVEL="loud",
+    )
+
+    assert [mistake.split(":")[0].split(" ")[0] for mistake in mistakes] == [
+        "logger.level",
+        "server.prot",
+        "upstream.check_timeout",
+        "server.certfile",
+        "server.keyfile",
+        "upstreams[0].prefix",
+        "upstreams[0].auth.password",
+    ]
+
+
+def test_a_mistake_in_the_environment_names_the_variable(mistakes_of: Callable[..., list[str]]) -> None:
+    """The place is the variable, in the form that was used."""
+    assert mistakes_of("", DOCKYARD_SERVER_TLS="?") == [
+        'server.tls = "?": must be true or false (env DOCKYARD_SERVER_TLS)'
+    ]
+
+
+def test_the_port_that_kubernetes_sets_is_explained(mistakes_of: Callable[..., list[str]]) -> None:
+    """A service called "server" is the usual reason for a URL in SERVER_PORT."""
+    (mistake,) = mistakes_of("", SERVER_PORT="tcp://10.0.0.1:5000")
+
+    assert 'a service called "server"' in mistake
+    assert "set DOCKYARD_SERVER_PORT, which wins" in mistake
+
+
+def test_the_other_name_is_not_advised_when_it_is_the_one_in_the_way(mistakes_of: Callable[..., list[str]]) -> None:
+    """A service called "dockyard-server" takes the DOCKYARD_ form too."""
+    (mistake,) = mistakes_of("", DOCKYARD_SERVER_PORT="tcp://10.0.0.1:5000")
+
+    assert 'a service called "dockyard-server"' in mistake
+    assert "enableServiceLinks: false" in mistake
+    assert "which wins" not in mistake
+
+
+def test_a_mistake_behind_a_variable_shows_only_its_name(mistakes_of: Callable[..., list[str]]) -> None:
+    """What ${VAR} stands for may be a secret that went to the wrong key."""
+    assert mistakes_of("server: {port: '${TOKEN}'}", TOKEN=CANARY) == [
+        'server.port = "${TOKEN}": must be a whole number (config.yaml:1)'
+    ]
+
+
+def test_a_mistake_says_that_a_variable_is_not_set(mistakes_of: Callable[..., list[str]]) -> None:
+    """The usual reason for a wrong value with braces."""
+    assert mistakes_of("upstream: {check_timeout: '${TTL}'}")[0].endswith("a ${...} in it is not set (config.yaml:1)")
+
+
+def test_long_values_are_cut_and_strange_ones_escaped(mistakes_of: Callable[..., list[str]]) -> None:
+    """A mistake is one line that a terminal can show."""
+    (long,) = mistakes_of(f"server: {{port: {'9' * 500}}}")
+    (strange,) = mistakes_of('server: {port: "\\e[31m"}')
+
+    assert len(long) < 200
+    assert (
+        strange
+        == 'server.port = "\\u001b[31m": holds a line break, a control character or broken UTF-8 (config.yaml:1)'
+    )
+
+
+# Secrets
+
+SECRET_FILES = [
+    f"storage: {{secret_key: [{CANARY}]}}",
+    f"storage: {{secret_key: {{a: {CANARY}}}}}",
+    f'storage: {{secret_key: "{CANARY}\\n"}}',
+    f"storage: {{secret_key: !{CANARY} x}}",
+    f"storage: {{secret_key: *{CANARY}}}",
+    f"storage: {{secret_key: &{CANARY} x, bucket: &{CANARY} x, port: 1}}",
+    f"storage: {{secret_key: !a!{CANARY} x}}",
+    f"storage: {{secret_key: '{CANARY}}}",
+    f"storage: {{secret_key: {CANARY}: x}}",
+    f"storage:\n  secret_key: {CANARY}\n bucket: x",
+    f"storage:\n\tsecret_key: {CANARY}",
+    f"storage: {{secret_key: {CANARY}, secret_key: {CANARY}, prot: 1}}",
+    f"storage: {{secret_key: @{CANARY}}}",
+    f"storage: {{secret_key: %{CANARY}}}",
+    f"upstreams: [{{prefix: a, registry: 'https://user:{CANARY}@x'}}]",
+    f"upstreams: [{{prefix: a, registry: x, proxy: 'ftp://user:{CANARY}@x'}}]",
+    f"upstreams: [{{prefix: a, registry: x, auth: {CANARY}}}]",
+    f"upstreams: [{{prefix: a, registry: x, auth: [{CANARY}]}}]",
+    f"upstreams: [{{prefix: a, registry: x, auth: {{type: bearer, password: '{CANARY} x'}}}}]",
+    f"upstreams: [{{prefix: a, registry: x, auth: {{type: basic, password: {CANARY}}}}}]",
+    f"upstreams: [{{prefix: a, registry: x, auth: {{pasword: {CANARY}}}}}]",
+]
+
+
+@pytest.mark.parametrize("text", SECRET_FILES)
+def test_no_mistake_shows_a_secret(mistakes_of: Callable[..., list[str]], text: str) -> None:
+    """Whatever is wrong with the key of a secret, or with the YAML around it."""
+    assert CANARY not in "\n".join(mistakes_of(text))
+
+
+def secret_settings(load_text: Load) -> Settings:
+    """Settings with a secret wherever one can be."""
+    return load_text(
+        f"""
+        storage: {{access_key: minioadmin, secret_key: {CANARY}}}
+        upstreams:
+          - prefix: a
+            registry: x
+            auth: {{type: basic, username: someone, password: {CANARY}}}
+            proxy: http://user:{CANARY}@proxy:3128
+        """
+    )
+
+
+def test_no_repr_shows_a_secret(load_text: Load) -> None:
+    """Settings may end in a log or a traceback."""
+    settings = secret_settings(load_text)
+
+    assert CANARY not in repr(settings)
+    assert CANARY not in f"{settings.storage.secret_key} {settings.upstreams[0].auth.password!r}"
+    assert settings.upstreams[0].proxy == f"http://user:{CANARY}@proxy:3128"
+
+
+def test_shown_settings_hide_secrets(load_text: Load) -> None:
+    """Three stars where there is one, nothing where there is none."""
+    text = show(secret_settings(load_text))
+
+    assert CANARY not in text
+    assert "secret_key: '***'" in text
+    assert "proxy: http://***@proxy:3128" in text
+    assert "secret_key: ''" in show(load(None, HOME))
+
+
+def test_shown_settings_are_read_back(load_text: Load) -> None:
+    """Nothing is lost but the secrets."""
+    settings = load_text(
+        """
+        logger: {level: warn, encoding: json, color: false, output: stdout}
+        server: {host: "::1", port: 81, log: {ignore_paths: [/a, /b]}, workers: 2, drain_timeout: 1m30s}
+        storage: {bucket: "yes", prefix: "", touch_threshold: 36h, max_size: 1234567, directory: "/a b/\u00e9"}
+        upstream: {check_timeout: 0, check_interval: 250ms}
+        upstreams:
+          - {prefix: a, registry: "http://x:5000/org", default: true, trusted_hosts: ["cdn.example:8443"]}
+          - {prefix: docker.io, registry: docker.io, auth: {type: anonymous}}
+        """
+    )
+
+    assert load_text(show(settings)) == settings
+
+
+def test_a_secret_is_true_when_there_is_one() -> None:
+    """`if secret` asks whether it was given."""
+    assert Secret("x")
+    assert not Secret("")
+
+
+# Files
+
+
+@pytest.mark.parametrize(
+    ("data", "mistake"),
+    [
+        (b"server:\n  port: [1\n", ":3: is not valid YAML: expected ',' or ']'"),
+        (b"server:\n\tport: 1\n", ":2: is not valid YAML: found character '\\t'"),
+        (b"a: 1\n---\nb: 2\n", ":2: is not valid YAML: but found another document"),
+        (b"server:\n  host: \xff\n", ":2: is not UTF-8 text"),
+        (b"server:\n  host: \x01\n", ":2: holds a character that YAML forbids, U+0001"),
+        (b"[" * 100_000, ": is nested too deeply"),
+        (b"#" * (2**20 + 1), ": is larger than 1048576 bytes"),
+        (b"a: *b\n", ":1: is not valid YAML: a value that begins with * or & or ! needs quotes"),
+    ],
+)
+def test_a_file_that_is_not_yaml_is_told_with_its_line(tmp_path: Path, data: bytes, mistake: str) -> None:
+    """Where it breaks, and why."""
+    path = tmp_path / "config.yaml"
+    path.write_bytes(data)
+
+    with pytest.raises(SettingsError) as caught:
+        load(path, HOME)
+
+    assert caught.value.mistakes[0].startswith(f"{path}{mistake}")
+
+
+def test_a_file_that_is_not_there_is_a_mistake(tmp_path: Path) -> None:
+    """And the environment is read all the same."""
+    with pytest.raises(SettingsError) as caught:
+        load(tmp_path / "none.yaml", {"SERVER_PORT": "x"})
+
+    assert caught.value.mistakes == [
+        f"{tmp_path}/none.yaml: cannot be read: No such file or directory",
+        'server.port = "x": must be a whole number (env SERVER_PORT)',
+    ]
+
+
+def test_a_directory_is_not_a_file(tmp_path: Path) -> None:
+    """A wrongly mounted ConfigMap looks like this."""
+    with pytest.raises(SettingsError) as caught:
+        load(tmp_path, HOME)
+
+    assert caught.value.mistakes == [f"{tmp_path}: cannot be read: Is a directory"]
+
+
+def test_a_byte_order_mark_is_no_mistake(tmp_path: Path) -> None:
+    """Some editors put one there."""
+    path = tmp_path / "config.yaml"
+    path.write_bytes(b"\xef\xbb\xbfserver:\n  port: 81\n")
+
+    assert load(path, HOME).server.port == 81
+
+
+def test_an_anchor_can_be_used_again(load_text: Load) -> None:
+    """Two upstreams may share one auth block."""
+    settings = load_text(
+        """
+        upstreams:
+          - {prefix: a, registry: x, auth: &login {type: basic, username: u, password: p}}
+          - {prefix: b, registry: x, auth: *login}
+        """
+    )
+
+    assert settings.upstreams[0].auth == settings.upstreams[1].auth == Auth("basic", "u", Secret("p"))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a: &a [*a]",
+        "upstreams: &a [*a, *a]",
+        "upstreams: [&a {prefix: *a, registry: x}]",
+        "server: &a {log: *a}",
+        "a: &a [x,x]\nb: &b [*a,*a]\nc: &c [*b,*b]\nd: &d [*c,*c]\ne: [*d,*d]",
+    ],
+)
+def test_references_that_go_in_circles_are_only_mistakes(mistakes_of: Callable[..., list[str]], text: str) -> None:
+    """The tree of settings is finite, whatever the file refers to."""
+    assert mistakes_of(text)
+
+
+@given(st.text(alphabet=st.sampled_from("abserv:port \n-[]{}\"'#&*!|>%@`$0,?\t<\\"), max_size=60))
+@example("upstreams: [{? {a: b} : c}]")
+def test_whatever_a_file_holds_is_settings_or_mistakes(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
+    """No text makes loading fail in any other way."""
+    path = tmp_path_factory.getbasetemp() / "fuzz.yaml"
+    path.write_text(text, encoding="utf-8")
+
+    with contextlib.suppress(SettingsError):
+        assert isinstance(load(path, HOME), Settings)
+
+
+# Upstreams
+
+
+@pytest.mark.parametrize(
+    ("registry", "origin", "path"),
+    [
+        ("ghcr.io", "https://ghcr.io", ""),
+        ("GHCR.io/my-org/team/", "https://ghcr.io", "my-org/team"),
+        ("docker.io", "https://registry-1.docker.io", ""),
+        ("registry-1.docker.io", "https://registry-1.docker.io", ""),
+        ("r.example:8443", "https://r.example:8443", ""),
+        ("https://r.example:443", "https://r.example", ""),
+        ("HTTP://r.example:80/org", "http://r.example", "org"),
+        ("http://r.example:443", "http://r.example:443", ""),
+        ("localhost:5001", "http://localhost:5001", ""),
+        ("registry.localhost", "http://registry.localhost", ""),
+        ("https://localhost:5001", "https://localhost:5001", ""),
+        ("127.0.0.2:5001/org", "http://127.0.0.2:5001", "org"),
+        ("[::1]:5001", "http://[::1]:5001", ""),
+        ("[2001:DB8:0::1]", "https://[2001:db8::1]", ""),
+        ("10.0.0.1:5000", "https://10.0.0.1:5000", ""),
+        ("my_registry:5000", "https://my_registry:5000", ""),
+    ],
+)
+def test_a_registry_has_an_origin_and_a_path(load_text: Load, registry: str, origin: str, path: str) -> None:
+    """Plain HTTP for loopback hosts, https for all others, unless a scheme says."""
+    (upstream,) = load_text(f"upstreams: [{{prefix: a, registry: '{registry}'}}]").upstreams
+
+    assert (str(upstream.origin), upstream.path) == (origin, path)
+
+
+def test_an_origin_has_numbers() -> None:
+    """The port is there even when nobody wrote it, an IPv6 host has no brackets."""
+    assert Upstream("a", "[::1]").origin == Origin("http", "::1", 80)
+
+
+@pytest.mark.parametrize(
+    ("lines", "defaults"),
+    [
+        (["prefix: docker.io"], [True]),
+        (["prefix: a", "prefix: docker.io"], [False, True]),
+        (["prefix: docker.io, default: false"], [False]),
+        (["prefix: a, default: true", "prefix: docker.io"], [True, False]),
+        (["prefix: a"], [False]),
+        (["prefix: docker.io/library"], [False]),
+    ],
+)
+def test_docker_hub_is_the_default_unless_the_file_says_otherwise(
+    load_text: Load, lines: list[str], defaults: list[bool]
+) -> None:
+    """Of Docker Hub itself, or by naming another."""
+    text = "upstreams:\n" + "\n".join(f"- {{{line}, registry: x}}" for line in lines)
+
+    assert [upstream.default for upstream in load_text(text).upstreams] == defaults
+
+
+@pytest.mark.parametrize(
+    ("auth", "kind"),
+    [
+        ("", "keychain"),
+        (", auth: {}", "keychain"),
+        (", auth: {type: ''}", "keychain"),
+        (", auth: {type: keychain}", "keychain"),
+        (", auth: {type: ecr}", "keychain"),
+        (", auth: {type: Anonymous}", "anonymous"),
+        (", auth: {type: bearer, password: x}", "bearer"),
+    ],
+)
+def test_every_other_type_of_auth_is_the_keychain(load_text: Load, auth: str, kind: str) -> None:
+    """Nothing, or any word that is not one of the three, means the Docker keychain."""
+    assert load_text(f"upstreams: [{{prefix: a, registry: x{auth}}}]").upstreams[0].auth.type == kind
+
+
+@pytest.mark.parametrize(
+    ("auth", "warning"),
+    [
+        ("{type: anonymus}", "upstreams[0].auth.type: is none of anonymous, basic, bearer, keychain"),
+        ("{username: u, password: p}", "upstreams[0].auth: username and password are not used by the Docker keychain"),
+    ],
+)
+def test_a_keychain_that_is_probably_not_meant_is_warned_of(load_text: Load, auth: str, warning: str) -> None:
+    """A misspelt type is allowed, and said."""
+    (said,) = load_text(f"upstreams: [{{prefix: a, registry: x, auth: {auth}}}]").warnings
+
+    assert said.startswith(warning)
+
+
+# Files that settings name
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with two key pairs and their CA."""
+    directory = tmp_path_factory.mktemp("certificates")
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(directory / "ca.pem")
+    for name in ("one", "two"):
+        certificate = authority.issue_cert("localhost")
+        certificate.cert_chain_pems[0].write_to_path(directory / f"{name}.crt")
+        certificate.private_key_pem.write_to_path(directory / f"{name}.key")
+    return directory
+
+
+def test_a_certificate_and_its_key_are_accepted(load_text: Load, certificates: Path) -> None:
+    """With TLS on, both are there and belong together."""
+    settings = load_text(f"server: {{tls: true, certfile: {certificates}/one.crt, keyfile: {certificates}/one.key}}")
+
+    assert settings.server == ServerSettings(
+        tls=True, certfile=f"{certificates}/one.crt", keyfile=f"{certificates}/one.key"
+    )
+
+
+@pytest.mark.parametrize(
+    ("certfile", "keyfile"), [("one.crt", "two.key"), ("one.key", "one.key"), ("ca.pem", "ca.pem")]
+)
+def test_a_certificate_with_another_key_is_refused(
+    mistakes_of: Callable[..., list[str]], certificates: Path, certfile: str, keyfile: str
+) -> None:
+    """Found when the settings are read, not by a worker that cannot start."""
+    text = f"server: {{tls: true, certfile: {certificates}/{certfile}, keyfile: {certificates}/{keyfile}}}"
+
+    assert "cannot be used with server.certfile" in mistakes_of(text)[0]
+
+
+def test_certificates_are_not_looked_at_without_tls(load_text: Load) -> None:
+    """They may be missing while TLS is off."""
+    assert load_text("server: {tls: false, certfile: /no/such}").server.certfile == "/no/such"
+
+
+def test_a_ca_file_holds_certificates(
+    mistakes_of: Callable[..., list[str]], load_text: Load, certificates: Path
+) -> None:
+    """A key, or any other file, is refused."""
+    text = f"upstreams: [{{prefix: a, registry: x, ca_file: {certificates}/%s}}]"
+
+    assert load_text(text % "ca.pem").upstreams[0].ca_file == f"{certificates}/ca.pem"
+    assert "must be a PEM file with CA certificates" in mistakes_of(text % "one.key")[0]
+
+
+def test_the_s3_keys_are_kept(load_text: Load) -> None:
+    """They are read as they are, whether or not a bucket is used."""
+    text = "storage: {endpoint: minio:9000, region: auto, bucket: b, access_key: a, secret_key: s}"
+
+    assert load_text(text).storage == StorageSettings(
+        endpoint="minio:9000",
+        region="auto",
+        bucket="b",
+        access_key="a",
+        secret_key=Secret("s"),
+        directory=Path("/home/someone/.cache/dockyard"),
+    )

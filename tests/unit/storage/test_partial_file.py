@@ -1,0 +1,156 @@
+"""The partial file: one writer, many readers, and what happens when the disk is full."""
+
+import hashlib
+import os
+from pathlib import Path
+
+import pytest
+
+from dockyard.oci.reference import Digest
+from dockyard.storage import partial_file as partial_file_module
+from dockyard.storage.partial_file import PartialFile, PartialFileAbandoned
+
+BODY = os.urandom(300_000)
+DIGEST = Digest.of(BODY)
+
+
+def no_room(_: int) -> bool:
+    """A disk with nothing to evict."""
+    return False
+
+
+def claim(path: Path) -> PartialFile:
+    """Claim a partial file that nobody holds."""
+    partial_file = PartialFile.claim(DIGEST, path, no_room)
+    assert partial_file is not None
+    return partial_file
+
+
+class Reader:
+    """A reader that stays where it is."""
+
+    def __init__(self, position: int = 0) -> None:
+        self.position = position
+
+
+def test_bytes_land_in_the_file_and_are_verified(tmp_path: Path) -> None:
+    """What was appended is in the file, and has its digest."""
+    partial_file = claim(tmp_path / "partial")
+    partial_file.append(BODY[:1000])
+    assert not partial_file.is_right()
+    partial_file.append(BODY[1000:])
+    assert partial_file.is_right()
+    assert (tmp_path / "partial").read_bytes() == BODY
+
+
+def test_a_partial_file_has_one_writer(tmp_path: Path) -> None:
+    """While one partial file holds the file, nobody else gets it."""
+    partial_file = claim(tmp_path / "partial")
+    assert PartialFile.claim(DIGEST, tmp_path / "partial", no_room) is None
+    partial_file.close()
+    assert PartialFile.claim(DIGEST, tmp_path / "partial", no_room) is not None
+
+
+def test_a_new_writer_goes_on_where_a_dead_one_stopped(tmp_path: Path) -> None:
+    """The bytes of a dead writer are hashed once and kept."""
+    dead = claim(tmp_path / "partial")
+    dead.append(BODY[:200_000])
+    dead.close()
+    partial_file = claim(tmp_path / "partial")
+    assert partial_file.landed == 200_000
+    partial_file.catch_up()
+    partial_file.append(BODY[200_000:])
+    assert partial_file.is_right()
+
+
+def test_a_discarded_file_is_gone(tmp_path: Path) -> None:
+    """Wrong bytes leave nothing behind."""
+    partial_file = claim(tmp_path / "partial")
+    partial_file.append(b"wrong")
+    partial_file.discard()
+    assert not (tmp_path / "partial").exists()
+
+
+def test_a_full_disk_moves_the_rest_to_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the byte that did not fit, readers read the window, and the digest is right all the same."""
+    partial_file = claim(tmp_path / "partial")
+    partial_file.append(BODY[:100_000])
+    full_disk(monkeypatch)
+    partial_file.append(BODY[100_000:])
+    assert partial_file.disk_end == 100_000
+    assert partial_file.read_window(100_000, len(BODY)) == BODY[100_000:]
+    assert partial_file.is_right()
+
+
+def test_room_that_was_made_keeps_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When something could be evicted the write is tried once more."""
+    asked: list[int] = []
+
+    def make_room(size: int) -> bool:
+        asked.append(size)
+        monkeypatch.undo()
+        return True
+
+    partial_file = PartialFile.claim(DIGEST, tmp_path / "partial", make_room)
+    assert partial_file is not None
+    full_disk(monkeypatch)
+    partial_file.append(BODY)
+    assert asked == [len(BODY)]
+    assert not partial_file.is_overflowing
+    assert (tmp_path / "partial").read_bytes() == BODY
+
+
+def test_the_window_waits_for_its_readers_and_then_drops_the_oldest(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What every reader has passed makes room for what comes."""
+    monkeypatch.setattr(partial_file_module, "WINDOW_BYTES", 1000)
+    partial_file = PartialFile.without_file(DIGEST)
+    reader = Reader()
+    partial_file.attach(reader)
+    partial_file.append(BODY[:600])
+    reader.position = 600
+    partial_file.append(BODY[600:1200])
+    assert partial_file.read_window(0, 100) == b""
+    assert partial_file.read_window(600, 1000) == BODY[600:1200]
+    assert partial_file.has_dropped
+
+
+def test_a_reader_that_stands_still_is_left_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stalled reader holds an overflowing writer for a limited time only."""
+    monkeypatch.setattr(partial_file_module, "WINDOW_BYTES", 1000)
+    monkeypatch.setattr(partial_file_module, "LAGGARD_TIMEOUT_S", 0.05)
+    partial_file = PartialFile.without_file(DIGEST)
+    partial_file.attach(Reader())
+    partial_file.append(BODY[:600])
+    partial_file.append(BODY[600:1200])
+    assert partial_file.read_window(0, 100) == b""
+
+
+def test_overflow_without_readers_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is no point in fetching what is stored nowhere and read by nobody."""
+    monkeypatch.setattr(partial_file_module, "WINDOW_BYTES", 1000)
+    partial_file = PartialFile.without_file(DIGEST)
+    partial_file.append(BODY[:600])
+    with pytest.raises(PartialFileAbandoned):
+        partial_file.append(BODY[600:1200])
+
+
+def test_memory_goes_on_after_the_bytes_of_a_file(tmp_path: Path) -> None:
+    """Another worker's file gives the beginning, memory the rest, and the digest covers both."""
+    with (tmp_path / "theirs").open("w+b") as file:
+        file.write(BODY[:100_000])
+        file.flush()
+        partial_file = PartialFile.without_file(DIGEST, file.fileno(), 100_000)
+    partial_file.attach(Reader())
+    partial_file.catch_up()
+    partial_file.append(BODY[100_000:])
+    assert partial_file.is_right()
+    assert hashlib.sha256(os.pread(partial_file.fd, 100_000, 0)).digest() == hashlib.sha256(BODY[:100_000]).digest()
+
+
+def full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let every write fail as a full disk does."""
+
+    def fail(*_: object) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(partial_file_module.os, "pwrite", fail)

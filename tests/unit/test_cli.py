@@ -1,0 +1,172 @@
+"""The commands, as an operator meets them."""
+
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from click.testing import CliRunner
+
+from dockyard import __version__
+from dockyard.cli import main
+from dockyard.config.settings import Settings, load
+from tests.support.paths import ROOT
+
+CANARY = "canary-5d20"
+
+
+@pytest.fixture
+def runner() -> CliRunner:
+    """Runs commands with an environment of their own."""
+    return CliRunner(env={"DOCKYARD_CONFIG": None, "SERVER_PORT": None, "DOCKYARD_SERVER_PORT": None})
+
+
+@pytest.fixture
+def served(monkeypatch: pytest.MonkeyPatch) -> list[Settings]:
+    """The settings that a server was started with; it ends at once, with status 7."""
+    started: list[Settings] = []
+
+    def run(settings: Settings) -> int:
+        started.append(settings)
+        return 7
+
+    fake = ModuleType("dockyard.supervisor")
+    fake.run = run  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "dockyard.supervisor", fake)
+    return started
+
+
+def write(path: Path, text: str) -> str:
+    """Write a file; its path as an argument."""
+    path.write_text(text, encoding="utf-8")
+    return str(path)
+
+
+def test_the_server_runs_with_the_settings_of_the_file(
+    runner: CliRunner, served: list[Settings], tmp_path: Path
+) -> None:
+    """`-c` names the file; the exit status is the server's."""
+    result = runner.invoke(main, ["server", "-c", write(tmp_path / "c.yaml", "server: {port: 81}")])
+
+    assert result.exit_code == 7
+    assert [settings.server.port for settings in served] == [81]
+
+
+def test_the_server_runs_without_a_file(runner: CliRunner, served: list[Settings]) -> None:
+    """No configuration is needed."""
+    runner.invoke(main, ["server"], env={"SERVER_PORT": "82"})
+
+    assert [settings.server.port for settings in served] == [82]
+
+
+def test_the_file_may_be_named_by_the_environment(runner: CliRunner, served: list[Settings], tmp_path: Path) -> None:
+    """DOCKYARD_CONFIG stands in for `-c`."""
+    runner.invoke(main, ["server"], env={"DOCKYARD_CONFIG": write(tmp_path / "c.yaml", "server: {port: 83}")})
+
+    assert [settings.server.port for settings in served] == [83]
+
+
+@pytest.mark.parametrize("command", ["server", "config"])
+def test_mistakes_end_a_command_with_status_2(
+    runner: CliRunner, served: list[Settings], tmp_path: Path, command: str
+) -> None:
+    """All of them are printed to stderr, one on a line, and nothing is started."""
+    path = write(tmp_path / "c.yaml", "server:\n  port: 0\n  prot: 1\n")
+
+    result = runner.invoke(main, [command, "-c", path])
+
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    assert result.stderr == (
+        "dockyard: 2 mistakes in the settings:\n"
+        f"  server.prot: unknown key; did you mean server.port? ({path}:3)\n"
+        f'  server.port = "0": must be from 1 to 65535 ({path}:2)\n'
+    )
+    assert served == []
+
+
+def test_one_mistake_is_not_called_mistakes(runner: CliRunner) -> None:
+    """A file that is not there is one."""
+    result = runner.invoke(main, ["config", "-c", "/no/such.yaml"])
+
+    assert result.exit_code == 2
+    assert result.stderr == (
+        "dockyard: 1 mistake in the settings:\n  /no/such.yaml: cannot be read: No such file or directory\n"
+    )
+
+
+def test_config_shows_settings_that_can_be_read_back(runner: CliRunner, tmp_path: Path) -> None:
+    """File and environment together, as one file."""
+    path = write(tmp_path / "c.yaml", "upstream: {check_timeout: 7s}")
+    environ = {"SERVER_PORT": "84", "HOME": "/home/someone", "XDG_CACHE_HOME": None}
+
+    result = runner.invoke(main, ["config", "-c", path], env=environ)
+
+    assert result.exit_code == 0
+    shown = load(Path(write(tmp_path / "shown.yaml", result.stdout)), {})
+    assert (shown.server.port, shown.upstream.check_timeout) == (84, 7.0)
+    assert shown.storage.directory == Path("/home/someone/.cache/dockyard")
+
+
+def test_config_hides_secrets(runner: CliRunner) -> None:
+    """The output may go into a ticket."""
+    result = runner.invoke(main, ["config"], env={"STORAGE_SECRET_KEY": CANARY})
+
+    assert CANARY not in result.output
+    assert "secret_key: '***'" in result.stdout
+
+
+def test_config_warns_on_stderr(runner: CliRunner, tmp_path: Path) -> None:
+    """What is allowed and odd is said beside the settings, not among them."""
+    path = write(tmp_path / "c.yaml", "storage: {bucket: '${OOPS}'}")
+
+    result = runner.invoke(main, ["config", "-c", path], env={"OOPS": None})
+
+    assert result.exit_code == 0
+    assert "warning" not in result.stdout
+    assert result.stderr == (
+        f"dockyard: warning: storage.bucket: a ${{...}} in it is not set and stays as it is ({path}:1)\n"
+    )
+
+
+@pytest.mark.parametrize("arguments", [["version"], ["--version"]])
+def test_the_version_is_told(runner: CliRunner, arguments: list[str]) -> None:
+    """As a command and as an option."""
+    assert runner.invoke(main, arguments).stdout == f"dockyard {__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--help"], ["server", "config", "version", "SERVER_PORT", "docker pull"]),
+        (["-h"], ["server", "config", "version"]),
+        (["server", "--help"], ["-c, --config FILE", "DOCKYARD_CONFIG"]),
+        (["pull", "--help"], ["IMAGE...", "--platform OS/ARCH", "DOCKYARD_URL", "Exit status"]),
+        (["config", "--help"], ["-c, --config FILE", "secrets are hidden"]),
+    ],
+)
+def test_help_says_what_there_is(runner: CliRunner, arguments: list[str], words: list[str]) -> None:
+    """A newcomer finds the next command in it."""
+    result = runner.invoke(main, arguments)
+
+    assert result.exit_code == 0
+    assert [word for word in words if word not in result.stdout] == []
+
+
+def test_the_module_is_the_command() -> None:
+    """`python -m dockyard` works, with status 2 and no traceback for a mistake, and without loading the server."""
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "dockyard", "config"],
+        env={"SERVER_PORT": "x"},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+
+    assert done.returncode == 2
+    assert 'server.port = "x": must be a whole number (env SERVER_PORT)' in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "granian" not in done.stderr

@@ -1,0 +1,363 @@
+"""The four ways to log in, and what is done when a login is refused."""
+
+import base64
+import json
+from collections.abc import Iterator, Mapping
+from functools import partial
+from pathlib import Path
+
+import attrs
+import pytest
+
+from dockyard.config.settings import Auth
+from dockyard.config.types import Secret
+from dockyard.errors import BlobUnknown, Denied, ManifestUnknown, Unavailable
+from dockyard.oci.reference import Digest
+from dockyard.upstream import auth as login
+from dockyard.upstream import keychain as keychain_module
+from dockyard.upstream.credential_helper import ask_helper
+from tests.support import misbehaviour as bad
+from tests.support.bodies import digest_of
+from tests.support.fake_registry import Change, Image, basic
+from tests.support.gatekeeper import TokenService, want_authorization
+from tests.support.upstreams import (
+    ANONYMOUS,
+    BASIC,
+    BEARER,
+    KEYCHAIN,
+    LATEST,
+    LIMITS,
+    Ward,
+    error_text,
+    only_if,
+    together,
+)
+
+ANN = basic("ann", "s3cret-pass")
+SECRET = "s3cret-bearer"
+
+
+@pytest.fixture
+def ward(tmp_path: Path) -> Iterator[Ward]:
+    """Give an origin and what asks it."""
+    with Ward(tmp_path) as ward:
+        yield ward
+
+
+@pytest.fixture
+def image(ward: Ward) -> Image:
+    """Give an image at the origin."""
+    return ward.origin.add_image("lib/app", "latest")
+
+
+def keychain(directory: Path, document: object) -> Mapping[str, str]:
+    """An environment whose keychain this is."""
+    (directory / "config.json").write_text(json.dumps(document))
+    return {"DOCKER_CONFIG": str(directory), "PATH": f"{directory}:/usr/bin:/bin"}
+
+
+def helper(directory: Path, name: str, script: str) -> None:
+    """A credential helper that notes its runs in `<name>.runs`."""
+    path = directory / f"docker-credential-{name}"
+    path.write_text(f"#!/bin/sh\necho run >> {directory}/{name}.runs\nread server\n{script}\n")
+    path.chmod(0o755)
+
+
+def runs(directory: Path, name: str) -> int:
+    """How often a helper was run."""
+    path = directory / f"{name}.runs"
+    return len(path.read_text().split()) if path.exists() else 0
+
+
+def say(username: str, secret: str) -> str:
+    """A shell command that prints a helper's answer."""
+    return f"echo '{json.dumps({'ServerURL': 'x', 'Username': username, 'Secret': secret})}'"
+
+
+def first_then(directory: Path, first: str, then: str) -> str:
+    """A shell command that does one thing in its first run and another one later."""
+    return f"if [ $(wc -l < {directory}/ours.runs) = 1 ]; then {first}; else {then}; fi"
+
+
+def auth_entry(username: str, password: str) -> dict[str, str]:
+    """A login as `docker login` writes it."""
+    return {"auth": base64.b64encode(f"{username}:{password}".encode()).decode()}
+
+
+# Basic
+
+
+def test_basic_is_sent_when_it_is_asked_for(ward: Ward, image: Image) -> None:
+    """After the first refusal without another one."""
+    want_authorization(ward.origin, ANN)
+    registry = ward.registry(auth=BASIC)
+    for _ in range(3):
+        registry.head_manifest("lib/app", LATEST)
+    assert ward.authorizations() == [None, ANN, ANN, ANN]
+    assert registry.head_blob("lib/app", Digest.parse(image.config))
+
+
+def test_a_refused_password_is_not_tried_again_for_a_while(ward: Ward, image: Image) -> None:
+    """One bad login, not one per pull."""
+    want_authorization(ward.origin, basic("bob", "other"))
+    registry = ward.registry(auth=BASIC)
+    with pytest.raises(Denied) as caught:
+        registry.get_manifest("lib/app", LATEST)
+    assert "s3cret" not in error_text(caught.value)
+    for repository in ("lib/app", "lib/other"):
+        with pytest.raises(Denied) as caught:
+            registry.get_manifest(repository, LATEST)
+        assert caught.value.remembered
+    assert ward.authorizations() == [None, ANN]
+
+
+def test_a_password_that_works_elsewhere_is_refused_for_one_repository_only(ward: Ward, image: Image) -> None:
+    """Then it is no bad login."""
+    want_authorization(ward.origin, ANN)
+    ward.origin.on("manifest", bad.challenged('Basic realm="x"'), repo="lib/private")
+    registry = ward.registry(auth=BASIC)
+    registry.head_manifest("lib/app", LATEST)
+    with pytest.raises(Denied):
+        registry.get_manifest("lib/private", LATEST)
+    assert registry.get_manifest("lib/app", LATEST)
+
+
+@pytest.mark.parametrize("auth", [BASIC, BEARER])
+def test_secrets_do_not_travel_in_plain_text(
+    ward: Ward, image: Image, auth: Auth, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Plain HTTP is for this machine only."""
+    monkeypatch.setattr(login, "is_loopback", lambda host: False)
+    want_authorization(ward.origin, ANN)
+    with pytest.raises(Denied, match="plain HTTP"):
+        ward.registry(auth=auth).get_manifest("lib/app", LATEST)
+    assert set(ward.authorizations()) <= {None}
+
+
+def test_an_anonymous_upstream_shows_nothing(ward: Ward, image: Image) -> None:
+    """And a refusal is 'not found' for it."""
+    want_authorization(ward.origin, ANN)
+    with pytest.raises(ManifestUnknown):
+        ward.registry(auth=ANONYMOUS).get_manifest("lib/app", LATEST)
+    with pytest.raises(BlobUnknown):
+        ward.registry(auth=ANONYMOUS).open_blob("lib/app", Digest.parse(image.config))
+    assert set(ward.authorizations()) == {None}
+
+
+# Bearer
+
+
+def test_a_bearer_is_sent_as_it_is(ward: Ward, image: Image) -> None:
+    """At once, without asking anybody."""
+    want_authorization(ward.origin, f"Bearer {SECRET}")
+    registry = ward.registry(auth=BEARER)
+    for _ in range(2):
+        registry.head_manifest("lib/app", LATEST)
+    assert ward.authorizations() == [f"Bearer {SECRET}"] * 2
+
+
+@pytest.mark.parametrize(("username", "user"), [("", "token"), ("ann", "ann")])
+@pytest.mark.parametrize(
+    "refusal",
+    [None, bad.refusing(403), bad.refusing(401)],
+)
+def test_a_refused_bearer_is_exchanged_and_that_is_remembered(
+    ward: Ward, image: Image, username: str, user: str, refusal: Change | None
+) -> None:
+    """As the password for a token, whether the refusal has a challenge or not."""
+    service = TokenService(ward.origin, login=basic(user, SECRET))
+    if refusal is not None:
+        is_verbatim = lambda request: request.header("Authorization") == f"Bearer {SECRET}"  # noqa: E731
+        ward.origin.on("manifest", only_if(is_verbatim, refusal))
+    registry = ward.registry(auth=Auth("bearer", username, Secret(SECRET)))
+    registry.head_manifest("lib/app", LATEST)
+    assert ward.authorizations("manifest")[0] == f"Bearer {SECRET}"
+    assert ward.origin.count("ping") == (refusal is not None)
+    ward.origin.forget()
+    registry.head_manifest("lib/app", LATEST)
+    registry.head_blob("lib/app", Digest.parse(image.config))
+    assert f"Bearer {SECRET}" not in ward.authorizations()
+    assert service.requests() == []
+
+
+def test_a_bearer_that_is_good_for_nothing_is_denied(ward: Ward, image: Image) -> None:
+    """Sent once as it is and once as a password."""
+    service = TokenService(ward.origin, login=ANN)
+    with pytest.raises(Denied) as caught:
+        ward.registry(auth=BEARER).get_manifest("lib/app", LATEST)
+    assert ward.authorizations("manifest") == [f"Bearer {SECRET}"]
+    assert len(service.requests()) == 1
+    assert SECRET not in error_text(caught.value)
+
+
+# Keychain
+
+
+def test_a_keychain_without_an_entry_is_anonymous(ward: Ward, image: Image, tmp_path: Path) -> None:
+    """Public registries work without any login."""
+    service = TokenService(ward.origin)
+    environ = keychain(tmp_path, {"auths": {"other.test": auth_entry("ann", "x")}})
+    ward.registry(auth=KEYCHAIN, environ=environ).head_manifest("lib/app", LATEST)
+    assert [each.request.header("Authorization") for each in service.requests()] == [None]
+
+
+def entry_of(kind: str) -> dict[str, str]:
+    """A login in one of its spellings."""
+    entries = {
+        "auth": auth_entry("ann", "s3cret-pass"),
+        "fields": {"username": "ann", "password": "s3cret-pass"},
+        "identity": {"auth": base64.b64encode(b"ann:").decode(), "identitytoken": "s3cret-refresh"},
+        "registry": {"registrytoken": "s3cret-token"},
+    }
+    return entries[kind]
+
+
+@pytest.mark.parametrize("kind", ["auth", "fields"])
+def test_a_login_of_the_keychain_makes_the_token(ward: Ward, image: Image, tmp_path: Path, kind: str) -> None:
+    """In both spellings (T37)."""
+    service = TokenService(ward.origin, login=ANN)
+    environ = keychain(tmp_path, {"auths": {ward.origin.authority: entry_of(kind)}})
+    ward.registry(auth=KEYCHAIN, environ=environ).head_manifest("lib/app", LATEST)
+    assert [each.request.header("Authorization") for each in service.requests()] == [ANN]
+
+
+def test_an_identity_token_is_exchanged_by_post(ward: Ward, image: Image, tmp_path: Path) -> None:
+    """And never sent to the registry (T37)."""
+    TokenService(ward.origin)
+    environ = keychain(tmp_path, {"auths": {ward.origin.authority: entry_of("identity")}})
+    ward.registry(auth=KEYCHAIN, environ=environ).head_manifest("lib/app", LATEST)
+    (seen,) = ward.origin.seen("token")
+    assert seen.request.method == "POST"
+    assert b"refresh_token=s3cret-refresh" in seen.request.body
+    assert not any("s3cret" in (value or "") for value in ward.authorizations())
+
+
+def test_a_registry_token_is_sent_as_it_is(ward: Ward, image: Image, tmp_path: Path) -> None:
+    """And never exchanged (T37)."""
+    want_authorization(ward.origin, "Bearer s3cret-token", f'Bearer realm="{ward.origin.url}/token"')
+    environ = keychain(tmp_path, {"auths": {ward.origin.authority: entry_of("registry")}})
+    ward.registry(auth=KEYCHAIN, environ=environ).head_manifest("lib/app", LATEST)
+    assert ward.authorizations() == ["Bearer s3cret-token"]
+
+
+def test_a_helper_is_run_once_for_many(ward: Ward, image: Image, tmp_path: Path) -> None:
+    """A hundred calls, twenty of them at once (T37)."""
+    helper(tmp_path, "ours", say("ann", "s3cret-pass"))
+    want_authorization(ward.origin, ANN)
+    environ = keychain(tmp_path, {"credHelpers": {ward.origin.authority: "ours"}})
+    registry = ward.registry(auth=KEYCHAIN, environ=environ)
+    together(20, lambda: registry.head_manifest("lib/app", LATEST))
+    for _ in range(80):
+        registry.head_manifest("lib/app", LATEST)
+    assert runs(tmp_path, "ours") == 1
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_a_password_that_became_too_old_is_renewed(ward: Ward, image: Image, tmp_path: Path, status: int) -> None:
+    """ECR says 403 when its password is too old; the same call gets through."""
+    helper(tmp_path, "ours", first_then(tmp_path, say("AWS", "old"), say("AWS", "new")))
+    old, new = basic("AWS", "old"), basic("AWS", "new")
+    environ = keychain(tmp_path, {"credHelpers": {ward.origin.authority: "ours"}})
+    registry = ward.registry(auth=KEYCHAIN, environ=environ)
+    rules = want_authorization(ward.origin, old)
+    registry.head_manifest("lib/app", LATEST)
+    ward.origin.mend(*rules)
+    refusal = bad.challenged('Basic realm="x"') if status == 401 else bad.refusing(403)
+    ward.origin.on("manifest", only_if(lambda request: request.header("Authorization") != new, refusal))
+    ward.origin.forget()
+    registry.head_manifest("lib/app", LATEST)
+    assert ward.authorizations() == [old, new]
+    assert runs(tmp_path, "ours") == 2
+
+
+def test_a_helper_that_knows_nothing_newer_is_not_run_for_each_refusal(
+    ward: Ward, image: Image, tmp_path: Path
+) -> None:
+    """A repository that is forbidden stays forbidden."""
+    helper(tmp_path, "ours", say("ann", "s3cret-pass"))
+    want_authorization(ward.origin, ANN)
+    ward.origin.on("manifest", bad.refusing(403), repo="lib/private")
+    environ = keychain(tmp_path, {"credHelpers": {ward.origin.authority: "ours"}})
+    registry = ward.registry(auth=KEYCHAIN, environ=environ)
+    registry.head_manifest("lib/app", LATEST)
+    for _ in range(5):
+        with pytest.raises(Denied):
+            registry.get_manifest("lib/private", LATEST)
+    assert runs(tmp_path, "ours") == 2
+
+
+def test_a_login_that_the_token_service_refuses_is_renewed(ward: Ward, image: Image, tmp_path: Path) -> None:
+    """Within the same call."""
+    helper(tmp_path, "ours", first_then(tmp_path, say("ann", "old"), say("ann", "new")))
+    service = TokenService(ward.origin, login=basic("ann", "new"))
+    environ = keychain(tmp_path, {"credHelpers": {ward.origin.authority: "ours"}})
+    ward.registry(auth=KEYCHAIN, environ=environ).head_manifest("lib/app", LATEST)
+    sent = [each.request.header("Authorization") for each in service.requests()]
+    assert sent == [basic("ann", "old"), basic("ann", "new")]
+
+
+@pytest.mark.parametrize(
+    ("script", "words", "check_timeout"),
+    [
+        ("echo 'no credentials server URL'; exit 1", "failed", 3.0),
+        ("echo s3cret-noise >&2; exit 2", "failed", 3.0),
+        ("echo s3cret-garbage", "no sensible answer", 3.0),
+        ("""echo '{"Username":"ann"}'""", "no sensible answer", 3.0),
+        ("head -c 200000 /dev/zero", "prints too much", 3.0),
+        ("sleep 60", "takes too long", 3.0),
+        ("sleep 60", "takes too long", 0.3),
+        (None, "not installed", 3.0),
+    ],
+)
+def test_a_helper_that_does_not_work_is_an_outage(
+    ward: Ward,
+    image: Image,
+    tmp_path: Path,
+    script: str | None,
+    words: str,
+    check_timeout: float,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Never an anonymous pull; nothing it printed is repeated; the registry is not asked and not blamed (T37, C7)."""
+    monkeypatch.setattr(keychain_module, "ask_helper", partial(ask_helper, timeout_s=1.0))
+    if script is not None:
+        helper(tmp_path, "ours", script)
+    environ = keychain(tmp_path, {"credHelpers": {ward.origin.authority: "ours"}})
+    registry = ward.registry(auth=KEYCHAIN, environ=environ, limits=attrs.evolve(LIMITS, check_timeout=check_timeout))
+    for _ in range(2):
+        with pytest.raises(Unavailable, match=words) as caught:
+            registry.head_manifest("lib/app", LATEST)
+        assert "s3cret" not in error_text(caught.value)
+        assert not caught.value.remembered
+    assert ward.origin.count() == 0
+    assert runs(tmp_path, "ours") == (script is not None)
+
+
+def test_no_login_in_the_helper_is_anonymous(ward: Ward, image: Image, tmp_path: Path) -> None:
+    """It says so on stdout, with exit status 1 (T37)."""
+    helper(tmp_path, "ours", "echo 'credentials not found in native keychain'; exit 1")
+    environ = keychain(tmp_path, {"credsStore": "ours"})
+    ward.registry(auth=KEYCHAIN, environ=environ).head_manifest("lib/app", LATEST)
+    assert ward.authorizations() == [None]
+    assert runs(tmp_path, "ours") == 1
+
+
+def test_a_missing_blob_of_a_private_upstream_is_unknown(ward: Ward, image: Image) -> None:
+    """404 is an answer, whoever asks."""
+    want_authorization(ward.origin, ANN)
+    with pytest.raises(BlobUnknown):
+        ward.registry(auth=BASIC).open_blob("lib/app", Digest.parse(digest_of(b"nothing")))
+
+
+@pytest.mark.parametrize("has_token", [False, True], ids=["never had a token", "the token is refused"])
+def test_a_token_service_that_is_gone_is_never_a_refusal(ward: Ward, image: Image, *, has_token: bool) -> None:
+    """Nobody listens at the token service: that is an outage for manifests by digest too, whatever was tried before."""
+    listener = ward.origin.listen("token")
+    tokens = TokenService(ward.origin, realm=f"{listener.url}/token")
+    registry = ward.registry()
+    if has_token:
+        registry.get_manifest("lib/app", Digest.parse(image.digest))
+        tokens.take_back()
+    listener.close()
+    with pytest.raises(Unavailable, match="token service"):
+        registry.get_manifest("lib/app", Digest.parse(image.digest))

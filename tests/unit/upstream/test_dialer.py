@@ -1,0 +1,131 @@
+"""Looking names up and connecting: every wait is bounded, every address is checked."""
+
+import socket
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from dockyard.upstream import dialer as sockets
+from dockyard.upstream.dialer import LOOKUPS_AT_MOST, DialFailed, Found, Resolver, Watch
+from dockyard.upstream.network_zones import Zone
+from tests.support.upstreams import together
+
+V4, V6 = socket.AF_INET, socket.AF_INET6
+
+
+class Names:
+    """Stands for the C library: names that were given to it, and names that hang until told."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.known: dict[str, list[Found]] = {}
+        self.hang = threading.Event()
+        self.asked: list[str] = []
+        monkeypatch.setattr(sockets, "_lookup", self.look_up)
+
+    def look_up(self, host: str, port: int, flags: int = 0) -> list[Found]:
+        if flags:
+            raise OSError("not a number")
+        self.asked.append(host)
+        if host.startswith("hangs"):
+            self.hang.wait(10)
+        if host not in self.known:
+            raise socket.gaierror("no such host")
+        return list(self.known[host])
+
+
+@pytest.fixture
+def names(monkeypatch: pytest.MonkeyPatch) -> Iterator[Names]:
+    """Give a name service without names."""
+    names = Names(monkeypatch)
+    yield names
+    names.hang.set()
+
+
+def watch(resolver: Resolver, deadline_s: float = 5.0, home: Zone | None = None) -> Watch:
+    """Limits for one request that starts now."""
+    return Watch(resolver, connect_s=1.0, step_s=1.0, deadline=time.monotonic() + deadline_s, home=home)
+
+
+def test_a_lookup_that_hangs_ends_in_time(names: Names) -> None:
+    """And whoever waits for the same name shares one lookup."""
+    resolver = Resolver()
+
+    def ask() -> str:
+        with pytest.raises(DialFailed) as caught:
+            resolver.find("hangs.test", 443, 0.1)
+        return caught.value.why
+
+    begun = time.monotonic()
+    assert set(together(20, ask)) == {"its name was not found in time"}
+    assert time.monotonic() - begun < 2
+    assert names.asked == ["hangs.test"]
+
+
+def test_hanging_lookups_do_not_pile_up(names: Names) -> None:
+    """Only so many run at once; the next is refused at once, and names come back when the name server does."""
+    names.known["fine.test"] = [(V4, ("192.0.2.1", 443))]
+    resolver = Resolver()
+    for number in range(LOOKUPS_AT_MOST):
+        with pytest.raises(DialFailed):
+            resolver.find(f"hangs-{number}.test", 443, 0.01)
+    with pytest.raises(DialFailed, match="name server"):
+        resolver.find("fine.test", 443, 5)
+    names.hang.set()
+    deadline = time.monotonic() + 5
+    while resolver._lookups and time.monotonic() < deadline:
+        threading.Event().wait(0.01)
+    assert resolver.find("fine.test", 443, 5)
+
+
+def test_families_are_tried_in_turn_and_what_worked_first(names: Names) -> None:
+    """A network without a way out for IPv6 costs one attempt, and that once."""
+    v6 = [(V6, (f"2001:db8::{number}", 443, 0, 0)) for number in range(3)]
+    v4 = [(V4, (f"192.0.2.{number}", 443)) for number in range(2)]
+    names.known["both.test"] = [*v6, *v4]
+    resolver = Resolver()
+    assert resolver.find("both.test", 443, 5) == [v6[0], v4[0], v6[1], v4[1], v6[2]]
+    resolver.remember("both.test", 443, v4[1])
+    assert resolver.find("both.test", 443, 5)[0] == v4[1]
+
+
+def test_an_unknown_name_is_told(names: Names) -> None:
+    """In words that do not repeat the name."""
+    with pytest.raises(DialFailed) as caught:
+        Resolver().find("nowhere.test", 443, 5)
+    assert "nowhere" not in str(caught.value)
+    assert names.asked == ["nowhere.test"]
+
+
+def test_the_next_address_is_tried(names: Names) -> None:
+    """An address that refuses does not end the attempt."""
+    with socket.create_server(("127.0.0.1", 0)) as closed, socket.create_server(("127.0.0.1", 0)) as server:
+        dead, alive = closed.getsockname(), server.getsockname()
+        closed.close()
+        names.known["two.test"] = [(V4, dead), (V4, alive)]
+        sock, zone = watch(Resolver()).dial("two.test", 0, is_proxy=False)
+        with sock:
+            assert sock.getpeername() == alive
+        assert zone is Zone.LOOPBACK
+
+
+def test_addresses_that_are_not_allowed_are_not_connected_to(names: Names) -> None:
+    """The answer of the name server is checked, and what is connected to is what was checked."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.setblocking(False)
+        names.known["rebound.test"] = [(V4, server.getsockname())]
+        with pytest.raises(DialFailed) as caught:
+            watch(Resolver(), home=Zone.PUBLIC).dial("rebound.test", 0, is_proxy=False)
+        assert caught.value.is_forbidden
+        with pytest.raises(BlockingIOError):
+            server.accept()
+    assert names.asked == ["rebound.test"]
+
+
+def test_a_deadline_that_is_over_connects_to_nobody(names: Names) -> None:
+    """It is late, whatever else would have happened."""
+    with pytest.raises(DialFailed) as caught:
+        watch(Resolver(), deadline_s=-1).dial("any.test", 1, is_proxy=False)
+    assert caught.value.is_late
+    assert names.asked == []

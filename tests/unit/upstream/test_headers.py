@@ -1,0 +1,89 @@
+"""Headers of answers as values."""
+
+import pytest
+
+from dockyard.upstream.headers import (
+    ContentRange,
+    find_digest,
+    find_media_type,
+    find_unsatisfied_size,
+    parse_content_range,
+    parse_length,
+    parse_retry_after,
+)
+
+NOW = 1_700_000_000.0
+
+
+@pytest.mark.parametrize(
+    ("values", "length"), [([], None), (["0"], 0), (["12"], 12), (["12", "12"], 12), (["12, 12"], 12), ([" 7 "], 7)]
+)
+def test_a_length_is_read(values: list[str], length: int | None) -> None:
+    """The same length said twice is one length."""
+    assert parse_length(values) == length
+
+
+@pytest.mark.parametrize("values", [["1", "2"], ["1, 2"], ["x"], [""], ["-1"], ["+1"], ["1.0"], ["٣"], ["9" * 19]])
+def test_a_length_that_makes_no_sense_is_refused(values: list[str]) -> None:
+    """Two that differ, and what is not a number."""
+    with pytest.raises(ValueError, match="Content-Length"):
+        parse_length(values)
+
+
+def test_a_content_range_is_read() -> None:
+    """First, last and total."""
+    assert parse_content_range("bytes 5-9/20") == ContentRange(5, 9, 20)
+
+
+@pytest.mark.parametrize(
+    "value", [None, "", "bytes 5-9/*", "bytes */20", "bytes 9-5/20", "bytes 5-20/20", "items 0-1/2", "bytes 0-1/2 x"]
+)
+def test_a_content_range_that_makes_no_sense_is_refused(value: str | None) -> None:
+    """Also one without a total: the size of a blob has to be known."""
+    with pytest.raises(ValueError, match="Content-Range"):
+        parse_content_range(value)
+
+
+@pytest.mark.parametrize(("value", "size"), [("bytes */0", 0), ("bytes */77", 77), ("bytes 0-1/2", None), (None, None)])
+def test_a_416_may_tell_the_size(value: str | None, size: int | None) -> None:
+    """`bytes */size`."""
+    assert find_unsatisfied_size(value) == size
+
+
+@pytest.mark.parametrize(
+    ("value", "media_type"),
+    [("Application/JSON; charset=utf-8", "application/json"), ("text/html", "text/html"), ("", None), (None, None)],
+)
+def test_a_media_type_loses_its_parameters(value: str | None, media_type: str | None) -> None:
+    """And is in lower case."""
+    assert find_media_type(value) == media_type
+
+
+@pytest.mark.parametrize("value", [None, "", "sha256:garbage", "md5:" + "0" * 32, '"sha256:' + "0" * 64 + '"'])
+def test_a_digest_that_cannot_be_used_is_none(value: str | None) -> None:
+    """The caller then computes it."""
+    assert find_digest(value) is None
+
+
+@pytest.mark.parametrize(
+    ("value", "seconds"),
+    [
+        (None, 5),
+        ("", 5),
+        ("abc", 5),
+        ("-3", 5),
+        ("0", 1),
+        ("1", 1),
+        ("59", 59),
+        ("999999", 60),
+        ("9" * 1000, 60),
+        ("Tue, 14 Nov 2023 22:13:50 GMT", 30),
+        ("Tue, 14 Nov 2023 22:13:50", 30),
+        ("Tue, 14 Nov 2023 20:00:00 GMT", 1),
+        ("Tue, 14 Nov 2093 20:00:00 GMT", 60),
+        ("Tue, 99 Nov 2023 20:00:00 GMT", 5),
+    ],
+)
+def test_retry_after_is_seconds_or_a_date_within_a_minute(value: str | None, seconds: int) -> None:
+    """And five seconds when it says nothing sensible (U13)."""
+    assert parse_retry_after(value, NOW) == seconds

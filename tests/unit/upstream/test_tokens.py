@@ -1,0 +1,529 @@
+"""Tokens: what is asked for, who is asked, how often, and what is made of the answer."""
+
+import base64
+import json
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from urllib.parse import parse_qs
+
+import attrs
+import pytest
+
+from dockyard.config.settings import Auth
+from dockyard.errors import BadUpstream, Denied, ManifestUnknown, RegistryError, TooManyRequests, Unavailable
+from dockyard.oci.reference import Digest
+from dockyard.upstream.errors import Blame, Fault, LoginRefused, failing
+from dockyard.upstream.keychain import ANONYMOUS as NOBODY
+from dockyard.upstream.keychain import Credential
+from dockyard.upstream.network_zones import Zone
+from dockyard.upstream.tokens import Budget, Service, Tokens
+from dockyard.upstream.transport import Answer, Request
+from dockyard.upstream.urls import parse_place
+from tests.support import misbehaviour as bad
+from tests.support.bodies import Endless
+from tests.support.fake_registry import Change, basic
+from tests.support.gatekeeper import TokenService, bearer_challenge
+from tests.support.upstreams import ANONYMOUS, BASIC, LATEST, Ward, error_text, methods, only_if, together
+
+ANN = basic("ann", "s3cret-pass")
+
+
+@pytest.fixture
+def ward(tmp_path: Path) -> Iterator[Ward]:
+    """Give an origin with an image, and what asks it."""
+    with Ward(tmp_path) as ward:
+        ward.origin.add_image("lib/app", "latest")
+        ward.origin.add_image("lib/other", "latest")
+        yield ward
+
+
+def json_answer(document: object, status: int = 200) -> Change:
+    """A token service's answer."""
+    return bad.replaced(status, json.dumps(document).encode(), ("Content-Type", "application/json"))
+
+
+def test_a_warm_check_is_exactly_one_request(ward: Ward) -> None:
+    """The challenge and the token are remembered; the first check costs one refusal and one token."""
+    service = TokenService(ward.origin)
+    registry = ward.registry()
+    registry.head_manifest("lib/app", LATEST)
+    assert [each.request.kind for each in ward.origin.seen()] == ["manifest", "token", "manifest"]
+    ward.origin.forget()
+    for _ in range(10):
+        registry.head_manifest("lib/app", LATEST)
+    assert methods(ward.origin.seen()) == ["HEAD"] * 10
+    assert service.requests() == []
+
+
+def test_another_repository_needs_its_own_token_and_no_refusal(ward: Ward) -> None:
+    """The challenge is known by then."""
+    service = TokenService(ward.origin)
+    registry = ward.registry()
+    registry.head_manifest("lib/app", LATEST)
+    ward.origin.forget()
+    registry.head_manifest("lib/other", LATEST)
+    assert [each.request.kind for each in ward.origin.seen()] == ["token", "manifest"]
+    assert service.scopes() == [["repository:lib/other:pull"]]
+
+
+@pytest.mark.parametrize(
+    ("challenges", "spell"),
+    [
+        (
+            lambda realm, repo: [f'Bearer realm="{realm}",service="s",scope="repository:{repo}:pull,push"'],
+            lambda token: {"token": token},
+        ),
+        (
+            lambda realm, repo: [f'Basic realm="x, y", BEARER Realm="{realm}" , Service=s'],
+            lambda token: {"access_token": token, "expires_in": 5},
+        ),
+        (
+            lambda realm, repo: ['Basic realm="x"', f'bearer service="s",realm="{realm}",scope="repository:a/b:pull"'],
+            lambda token: {"token": token, "access_token": token, "issued_at": "2001-01-01T00:00:00Z"},
+        ),
+        (
+            lambda realm, repo: [f'Bearer realm="{realm}",service="s",error="insufficient_scope"'],
+            lambda token: {"token": token, "expires_in": "300"},
+        ),
+        (lambda realm, repo: [f'Bearer realm="{realm}",service="s"'], lambda token: {"token": token, "expires_in": -1}),
+        (
+            lambda realm, repo: [f'Bearer realm="{realm}",service="s"'],
+            lambda token: {"token": token, "expires_in": 1e99},
+        ),
+    ],
+)
+def test_a_hundred_checks_cost_one_token(
+    ward: Ward,
+    challenges: Callable[[str, str], list[str]],
+    spell: Callable[[str], Mapping[str, object]],
+) -> None:
+    """However the challenge and the token are spelt; and only pulling is asked for (T32, C4, C5)."""
+    service = TokenService(ward.origin, challenges=challenges, spell=spell)
+    registry = ward.registry()
+    for _ in range(100):
+        registry.head_manifest("lib/app", LATEST)
+    assert service.scopes() == [["repository:lib/app:pull"]]
+    assert service.requests()[0].request.query["service"] == "s"
+    assert service.requests()[0].request.header("Authorization") is None
+
+
+def test_a_scope_of_the_same_repository_that_only_pulls_is_asked_for_too(ward: Ward) -> None:
+    """Beside our own, which comes first."""
+    scope = "repository(plugin):lib/app:pull"
+    service = TokenService(ward.origin, challenges=lambda realm, repo: [f'Bearer realm="{realm}",scope="{scope}"'])
+    ward.registry().head_manifest("lib/app", LATEST)
+    assert service.scopes() == [["repository:lib/app:pull", scope]]
+
+
+def test_fifty_waiting_requests_share_one_token(ward: Ward) -> None:
+    """At the start, and when the token is taken back (T34)."""
+    service = TokenService(ward.origin)
+    registry = ward.registry()
+    registry.head_manifest("lib/other", LATEST)
+    for _ in range(2):
+        ward.origin.forget()
+        together(50, lambda: registry.get_manifest("lib/app", LATEST))
+        assert len(service.requests()) == 1
+        service.take_back()
+
+
+def test_a_token_that_is_refused_is_replaced_once(ward: Ward) -> None:
+    """Without an error for anybody."""
+    service = TokenService(ward.origin)
+    registry = ward.registry()
+    registry.head_manifest("lib/app", LATEST)
+    service.take_back()
+    ward.origin.forget()
+    registry.head_manifest("lib/app", LATEST)
+    assert [each.request.kind for each in ward.origin.seen()] == ["manifest", "token", "manifest"]
+
+
+@pytest.mark.parametrize(("auth", "error"), [(ANONYMOUS, ManifestUnknown), (BASIC, Denied)])
+def test_a_registry_that_takes_no_token_is_soon_left_alone(ward: Ward, auth: Auth, error: type[RegistryError]) -> None:
+    """At most two requests and two tokens, and one more for a GET where a HEAD was refused (T33, U12)."""
+    realm = f"{ward.origin.url}/token"
+    ward.origin.on("manifest", bad.challenged(bearer_challenge(realm, "lib/app")))
+    registry = ward.registry(auth=auth)
+    for operation, requests in ((registry.get_manifest, 2), (registry.head_manifest, 3)):
+        for repository in ("lib/app", "lib/app", "lib/other"):
+            ward.origin.forget()
+            with pytest.raises(error):
+                operation(repository, LATEST)
+            assert 1 <= ward.origin.count("manifest") <= requests
+            assert ward.origin.count("token") <= 2
+            assert ward.origin.count() <= 4
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        (bad.refusing(500), Unavailable),
+        (bad.refusing(503), Unavailable),
+        (bad.refusing(404), Unavailable),
+        (bad.refusing(400), Unavailable),
+        (bad.refusing(429, retry_after="7"), TooManyRequests),
+        (bad.html_page(), Unavailable),
+        (bad.replaced(200, b""), Unavailable),
+        (json_answer([]), Unavailable),
+        (json_answer({}), Unavailable),
+        (json_answer({"token": ""}), Unavailable),
+        (json_answer({"token": 5}), Unavailable),
+        (json_answer({"token": "a\r\nX: y"}), Unavailable),
+        (json_answer({"token": "é"}), Unavailable),
+        (bad.replaced(200, b"[" * 60_000), Unavailable),
+        (bad.replaced(200, b'{"expires_in":' + b"9" * 60_000 + b"}"), Unavailable),
+        (bad.replaced(200, b'{"token":"' + b"a" * 70_000 + b'"}'), Unavailable),
+        (bad.replaced(200, Endless(b" " * 65536)), Unavailable),
+        (bad.refusing(401), ManifestUnknown),
+        (bad.refusing(403), ManifestUnknown),
+    ],
+)
+def test_a_token_service_that_fails_is_an_outage(ward: Ward, change: Change, error: type[RegistryError]) -> None:
+    """What it refuses is an answer; the registry is asked once (T33, U17, C5)."""
+    TokenService(ward.origin)
+    ward.origin.on("token", change)
+    with pytest.raises(error) as caught:
+        ward.registry().head_manifest("lib/app", LATEST)
+    assert type(caught.value) is error
+    assert ward.origin.count("manifest") == 1
+    assert ward.origin.count("token") == 1
+    assert ward.origin.sent_bytes("token") < 20 * 2**20
+
+
+def test_a_token_that_breaks_off_is_asked_for_once_more(ward: Ward) -> None:
+    """A single reset is no outage; two are."""
+    service = TokenService(ward.origin)
+    rule = ward.origin.on("token", bad.cut(5, "rst"), times=1)
+    registry = ward.registry()
+    registry.head_manifest("lib/app", LATEST)
+    assert len(service.requests()) == 2
+    rule.times = None
+    with pytest.raises(Unavailable):
+        registry.head_manifest("lib/other", LATEST)
+    assert len(service.requests()) == 4
+
+
+def test_a_dead_token_service_is_remembered(ward: Ward) -> None:
+    """As no answer: the next call is not sent."""
+    tokens = ward.origin.listen("tokens")
+    TokenService(ward.origin, realm=f"{tokens.url}/token")
+    tokens.close()
+    registry = ward.registry()
+    for remembered in (False, True, True):
+        with pytest.raises(Unavailable, match="token service") as caught:
+            registry.head_manifest("lib/app", LATEST)
+        assert caught.value.remembered is remembered
+    assert ward.origin.count("manifest") == 1
+
+
+def test_a_bad_login_is_not_repeated(ward: Ward) -> None:
+    """For a while, so that no account is locked."""
+    service = TokenService(ward.origin, login=basic("bob", "other"))
+    registry = ward.registry(auth=BASIC)
+    for remembered in (False, True, True):
+        with pytest.raises(Denied) as caught:
+            registry.head_manifest("lib/app", LATEST)
+        assert caught.value.remembered is remembered
+        assert "s3cret" not in error_text(caught.value)
+    assert len(service.requests()) == 1
+
+
+def test_an_empty_token_is_a_bad_login(ward: Ward) -> None:
+    """So one service says that a password is wrong."""
+    TokenService(ward.origin, spell=lambda token: {"token": ""})
+    with pytest.raises(Denied):
+        ward.registry(auth=BASIC).head_manifest("lib/app", LATEST)
+
+
+def test_a_login_makes_the_token(ward: Ward) -> None:
+    """By GET with Basic; the registry sees the token only."""
+    service = TokenService(ward.origin, login=ANN)
+    ward.registry(auth=BASIC).head_manifest("lib/app", LATEST)
+    assert [each.request.header("Authorization") for each in service.requests()] == [ANN]
+    first, second = ward.authorizations("manifest")
+    assert first is None
+    assert (second or "").startswith("Bearer ")
+
+
+@pytest.mark.parametrize(
+    "realm",
+    [
+        "http://169.254.169.254/latest/meta-data",
+        "http://tokens.test/token",
+        "file:///etc/passwd",
+        "http://u:p@127.0.0.1/token",
+        "http://127.0.0.1:1\\@evil.test/",
+        "not a URL",
+    ],
+)
+def test_credentials_go_to_no_strange_realm(ward: Ward, realm: str) -> None:
+    """Another site, a metadata service, a file (T33, C4; CVE-2026-33540)."""
+    ward.origin.on("manifest", bad.challenged(f'Bearer realm="{realm}",service="s"'))
+    with pytest.raises(BadUpstream):
+        ward.registry(auth=BASIC).head_manifest("lib/app", LATEST)
+    assert ward.origin.count() == 1
+
+
+def test_a_realm_of_another_site_may_be_listed(ward: Ward) -> None:
+    """In `trusted_hosts`."""
+    tokens = ward.origin.listen("tokens", "127.0.0.2")
+    service = TokenService(ward.origin, realm=f"{tokens.url}/token", login=ANN)
+    with pytest.raises(BadUpstream, match="trusted_hosts"):
+        ward.registry(auth=BASIC).head_manifest("lib/app", LATEST)
+    assert service.requests() == []
+    ward.registry(auth=BASIC, trusted_hosts=(tokens.authority,)).head_manifest("lib/app", LATEST)
+    assert [each.request.listener for each in service.requests()] == ["tokens"]
+
+
+def test_a_token_service_that_moved_is_found(ward: Ward) -> None:
+    """What was learned from the registry is learned anew when it does not work any more."""
+    image = ward.origin.add_image("lib/app", "latest")
+    old = ward.origin.listen("old")
+    TokenService(ward.origin, realm=f"{old.url}/token")
+    registry = ward.registry()
+    registry.head_manifest("lib/app", LATEST)
+    ward.origin.mend()
+    TokenService(ward.origin)
+    old.close()
+    blob = Digest.parse(image.config)
+    with pytest.raises(Unavailable):
+        registry.open_blob("lib/other", blob, 1)
+    registry.open_blob("lib/other", blob, 1).close()
+
+
+def test_a_realm_that_was_wrong_for_once_is_forgotten(ward: Ward) -> None:
+    """A strange answer in between does not last."""
+    rule = ward.origin.on("manifest", bad.challenged('Bearer realm="http://169.254.169.254/",service="s"'))
+    registry = ward.registry()
+    with pytest.raises(BadUpstream):
+        registry.head_manifest("lib/app", LATEST)
+    ward.origin.mend(rule)
+    with pytest.raises(BadUpstream):
+        registry.head_manifest("lib/app", LATEST)
+    registry.head_manifest("lib/app", LATEST)
+
+
+def test_a_redirect_of_the_token_service_gets_no_credentials(ward: Ward) -> None:
+    """Once it is another origin."""
+    other = ward.origin.listen("other")
+    TokenService(ward.origin, login=ANN)
+    ward.origin.on("token", bad.redirected(f"{other.url}/token/moved"), listener="registry")
+    with pytest.raises(Denied):
+        ward.registry(auth=BASIC).head_manifest("lib/app", LATEST)
+    assert ward.authorizations("token") == [ANN, None]
+
+
+def test_two_upstreams_on_one_host_do_not_share_tokens(ward: Ward) -> None:
+    """Each has its own credentials (C9)."""
+    service = TokenService(ward.origin)
+    ward.registry(auth=BASIC).head_manifest("lib/app", LATEST)
+    ward.registry().head_manifest("lib/app", LATEST)
+    assert [each.request.header("Authorization") for each in service.requests()] == [ANN, None]
+
+
+# With a clock of our own
+
+
+class Mint:
+    """A token service in a function: counts, and does what the test wants."""
+
+    def __init__(self) -> None:
+        self.requests: list[Request] = []
+        self.life: object = 300
+        self.fault: Fault | None = None
+        self.post_status = 200
+        self.wait = threading.Event()
+        self.wait.set()
+
+    def send(self, request: Request) -> Answer:
+        self.requests.append(request)
+        self.wait.wait(5)
+        if self.fault is not None:
+            raise self.fault
+        return Canned(  # type: ignore[return-value]
+            self.post_status if request.method == "POST" else 200,
+            json.dumps({"token": f"token-{len(self.requests)}", "expires_in": self.life}).encode(),
+        )
+
+
+@attrs.define
+class Canned:
+    status: int
+    body: bytes
+
+    def header(self, name: str) -> None:
+        return None
+
+    def read(self, at_most: int) -> bytes:
+        return self.body
+
+    def finish(self) -> None:
+        pass
+
+
+class Clock:
+    now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+SERVICE = Service(parse_place("https://auth.test/token?a=b"), "s", ("repository:a:pull",), Zone.PUBLIC)
+
+
+@pytest.fixture
+def clock() -> Clock:
+    """Give a clock that stands still."""
+    return Clock()
+
+
+@pytest.fixture
+def service() -> Mint:
+    """Give a token service."""
+    return Mint()
+
+
+@pytest.fixture
+def tokens(service: Mint, clock: Clock) -> Tokens:
+    """Give the tokens of an upstream."""
+    return Tokens("up.test", service, clock)
+
+
+def get(tokens: Tokens, credential: Credential = NOBODY, refused: str | None = None) -> str:
+    """Ask for a token, in a call of its own."""
+    return tokens.get(SERVICE, credential, Budget(None), refused)
+
+
+@pytest.mark.parametrize(
+    ("life", "renewed_after_s"),
+    [
+        (300, 200),
+        (3600, 2400),
+        (60, 40),
+        (45, 40),
+        (5, 40),
+        (None, 40),
+        (True, 40),
+        (10**12, 2400),
+        (-1, 40),
+        ("9", 40),
+    ],
+)
+def test_a_token_is_kept_for_two_thirds_of_its_life(
+    tokens: Tokens, service: Mint, clock: Clock, life: object, renewed_after_s: float
+) -> None:
+    """A life is within a minute and an hour, whatever the service says."""
+    service.life = life
+    assert get(tokens) == "token-1"
+    clock.now += renewed_after_s - 1
+    assert get(tokens) == "token-1"
+    clock.now += 2
+    assert get(tokens) == "token-2"
+
+
+def test_a_good_token_outlives_its_service(tokens: Tokens, service: Mint, clock: Clock) -> None:
+    """Renewal fails, the old one is used to its end, and the service is asked now and then only (U17)."""
+    get(tokens)
+    service.fault = failing("x", 500)
+    clock.now += 250
+    assert [get(tokens) for _ in range(5)] == ["token-1"] * 5
+    assert len(service.requests) == 2
+    clock.now += 11
+    assert get(tokens) == "token-1"
+    assert len(service.requests) == 3
+    clock.now += 60
+    with pytest.raises(Fault) as caught:
+        get(tokens)
+    assert caught.value.blame is not Blame.NONE
+
+
+def test_while_one_renews_the_others_use_the_old_token(tokens: Tokens, service: Mint, clock: Clock) -> None:
+    """Nobody waits for a renewal that is not urgent."""
+    get(tokens)
+    clock.now += 250
+    service.wait.clear()
+    renewal = threading.Thread(target=get, args=(tokens,))
+    renewal.start()
+    while len(service.requests) < 2:
+        threading.Event().wait(0.001)
+    assert get(tokens) == "token-1"
+    service.wait.set()
+    renewal.join(5)
+    assert get(tokens) == "token-2"
+
+
+def test_the_refused_token_is_not_given_again(tokens: Tokens, service: Mint) -> None:
+    """But who was refused with an older one gets the one that is there."""
+    get(tokens)
+    assert get(tokens, refused="token-1") == "token-2"
+    assert get(tokens, refused="token-1") == "token-2"
+    assert len(service.requests) == 2
+
+
+def test_a_failed_exchange_fails_for_all_who_wait(tokens: Tokens, service: Mint) -> None:
+    """And the next call tries again."""
+    service.fault = failing("x", 500)
+    service.wait.clear()
+    threading.Timer(0.1, service.wait.set).start()
+
+    def ask() -> bool:
+        with pytest.raises(Fault):
+            get(tokens)
+        return True
+
+    assert all(together(10, ask))
+    assert len(service.requests) <= 2
+    service.fault = None
+    assert get(tokens).startswith("token-")
+
+
+def test_an_identity_token_is_posted(tokens: Tokens, service: Mint) -> None:
+    """As a refresh token, with our name, in a form."""
+    get(tokens, Credential("<token>", "", "s3cret-refresh"))
+    (request,) = service.requests
+    assert request.method == "POST"
+    assert request.place.url == "https://auth.test/token?a=b"
+    assert parse_qs((request.body or b"").decode()) == {
+        "grant_type": ["refresh_token"],
+        "service": ["s"],
+        "client_id": ["dockyard"],
+        "scope": ["repository:a:pull"],
+        "refresh_token": ["s3cret-refresh"],
+    }
+    assert "s3cret" not in repr(request)
+
+
+@pytest.mark.parametrize("status", [404, 405])
+def test_a_service_without_post_is_asked_by_get(tokens: Tokens, service: Mint, status: int) -> None:
+    """From then on at once; the query of the realm stays."""
+    service.post_status = status
+    credential = Credential("user", "", "s3cret-refresh")
+    get(tokens, credential)
+    get(tokens, credential, refused="token-2")
+    assert [request.method for request in service.requests] == ["POST", "GET", "GET"]
+    last = service.requests[-1]
+    assert last.headers["Authorization"] == "Basic " + base64.b64encode(b"user:s3cret-refresh").decode()
+    assert last.place.target == "/token?a=b&service=s&scope=repository%3Aa%3Apull"
+    assert "s3cret" not in repr(last)
+
+
+def test_one_call_makes_two_token_requests_at_most(tokens: Tokens, service: Mint) -> None:
+    """Then it is over."""
+    budget = Budget(None)
+    tokens.get(SERVICE, NOBODY, budget)
+    tokens.get(SERVICE, NOBODY, budget, "token-1")
+    with pytest.raises(LoginRefused):
+        tokens.get(SERVICE, NOBODY, budget, "token-2")
+    assert len(service.requests) == 2
+
+
+def test_a_challenge_that_hides_is_asked_for(ward: Ward) -> None:
+    """Some registries show it at `/v2/` only."""
+    service = TokenService(ward.origin)
+    ward.origin.on("manifest", only_if(lambda r: not r.header("Authorization"), bad.refusing(401)))
+    registry = ward.registry()
+    registry.head_manifest("lib/app", LATEST)
+    registry.head_manifest("lib/other", LATEST)
+    assert ward.origin.count("ping") == 1
+    assert len(service.requests()) == 2

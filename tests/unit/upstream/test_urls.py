@@ -1,0 +1,122 @@
+"""URLs that upstreams send, and where redirects may lead."""
+
+import pytest
+
+from dockyard.config.hosts import Origin
+from dockyard.upstream.urls import NotAPlace, Place, is_listed, next_place, parse_place
+
+HERE = Place(Origin("https", "registry.test", 443), "/v2/a/blobs/x?y=1")
+
+
+@pytest.mark.parametrize(
+    ("url", "origin", "target"),
+    [
+        ("https://h.test", Origin("https", "h.test", 443), "/"),
+        ("https://H.Test/A?b=C#d", Origin("https", "h.test", 443), "/A?b=C"),
+        ("http://h.test:8080/a", Origin("http", "h.test", 8080), "/a"),
+        ("https://[2001:DB8::1]:444/a", Origin("https", "2001:db8::1", 444), "/a"),
+        ("https://h.test./a", Origin("https", "h.test.", 443), "/a"),
+        ("https://h.test/a%2Fb?sig=a%2Bb/c=", Origin("https", "h.test", 443), "/a%2Fb?sig=a%2Bb/c="),
+    ],
+)
+def test_a_url_becomes_an_origin_and_a_target(url: str, origin: Origin, target: str) -> None:
+    """Hosts in lower case, default ports filled in, the rest untouched."""
+    assert parse_place(url) == Place(origin, target)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "",
+        "h.test/a",
+        "//h.test/a",
+        "file:///etc/passwd",
+        "gopher://h.test/",
+        "ftp://h.test/",
+        "https://",
+        "https:///a",
+        "https://u@h.test/",
+        "https://u:p@h.test/",
+        "https://h.test:0/",
+        "https://h.test:65536/",
+        "https://h.test:80:81/",
+        "https://h.test:/",
+        "https://h.test:x/",
+        "https://h.test\\@evil.test/",
+        "https://h.test /",
+        "https://h.test/a\r\nX: y",
+        "https://h\t.test/",
+        "https://h..test/",
+        "https://%31.test/",
+        "https://-h.test/",
+        "https://é.test/",
+        "https://[::1/",
+        "https://[fe80::1%25eth0]/",
+        "https://[x]/",
+        "https://h.test/" + "a" * 9000,
+    ],
+)
+def test_what_two_parsers_could_read_in_two_ways_is_refused(url: str) -> None:
+    """No other schemes, no user names, no odd hosts and ports; and the message does not repeat the text."""
+    with pytest.raises(NotAPlace) as caught:
+        parse_place(url)
+    assert len(url) < 8 or url not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("location", "url"),
+    [
+        ("/other?z", "https://registry.test/other?z"),
+        ("other", "https://registry.test/v2/a/blobs/other"),
+        ("../q", "https://registry.test/v2/a/q"),
+        ("?z=2", "https://registry.test/v2/a/blobs/x?z=2"),
+        ("//cdn.test/b", "https://cdn.test/b"),
+        ("https://cdn.test:444/b?sig=1", "https://cdn.test:444/b?sig=1"),
+    ],
+)
+def test_a_location_is_resolved_against_where_we_are(location: str, url: str) -> None:
+    """Relative, absolute, and without a scheme."""
+    assert next_place(HERE, location).url == url
+
+
+@pytest.mark.parametrize(
+    "location",
+    [
+        None,
+        "",
+        "http://registry.test/",
+        "http://cdn.test/",
+        "file:///etc/passwd",
+        "gopher:x",
+        "https://u:p@cdn.test/",
+        "https://cdn.test/\u20ac",
+        "https://cdn.test/ x",
+        "/" + "a" * 65536,
+        "//[",
+    ],
+)
+def test_a_location_that_leads_astray_is_refused(location: str | None) -> None:
+    """No location, no step down from https, no other scheme, no user names."""
+    with pytest.raises(NotAPlace):
+        next_place(HERE, location)
+
+
+def test_from_plain_http_both_schemes_are_fine() -> None:
+    """A registry without TLS may send us to one with or without."""
+    here = Place(Origin("http", "registry.test", 80), "/")
+    assert next_place(here, "https://cdn.test/").origin.scheme == "https"
+    assert next_place(here, "http://cdn.test/").origin.scheme == "http"
+
+
+@pytest.mark.parametrize(
+    ("hosts", "is_there"),
+    [((), False), (("h.test",), True), (("H.test:444",), True), (("h.test:443",), False), (("x.h.test",), False)],
+)
+def test_a_list_names_hosts_with_or_without_a_port(hosts: tuple[str, ...], is_there: bool) -> None:  # noqa: FBT001
+    """`host` stands for all its ports."""
+    assert is_listed(Origin("https", "h.test", 444), hosts) is is_there
+
+
+def test_a_place_does_not_show_its_query() -> None:
+    """Presigned addresses are secrets for as long as they are good."""
+    assert "y=1" not in repr(HERE)
