@@ -16,7 +16,7 @@ from bench.peers.place import MIB
 from bench.peers.report import Report
 from bench.peers.truth import OCI_INDEX, REPOSITORY, Blob, Truth
 from tests.support.bodies import Synthetic
-from tests.support.fake_registry import Origin
+from tests.support.fake_registry import FakeRegistry
 from tests.support.misbehaviour import cut, header
 
 BURN_S = 0.3
@@ -81,7 +81,7 @@ def test_the_line_is_shared(upstream: tuple[Upstream, Truth]) -> None:
 
 def test_a_short_body_fails_the_run() -> None:
     """It is not counted as fast."""
-    with Origin() as origin:
+    with FakeRegistry() as origin:
         body = Synthetic(2 * MIB)
         digest = origin.add_blob(body)
         port = int(origin.authority.rpartition(":")[2])
@@ -96,7 +96,7 @@ def test_a_short_body_fails_the_run() -> None:
 
 def test_a_client_that_is_sent_away_connects_anew() -> None:
     """A server may end the connection after an answer, if it says so."""
-    with Origin() as origin:
+    with FakeRegistry() as origin:
         body = Synthetic(MIB)
         digest = origin.add_blob(body)
         origin.on("blob", header("Connection", "close"))

@@ -16,7 +16,7 @@ from bench.peers.place import MIB
 from bench.peers.truth import REPOSITORY, Blob
 from tests.support.bodies import Synthetic
 from tests.support.deployment import Deployment, eventually, opened_at_exit
-from tests.support.fake_registry import Origin
+from tests.support.fake_registry import FakeRegistry
 from tests.support.misbehaviour import stalled
 
 WARM_BYTES = 64 * MIB
@@ -61,7 +61,8 @@ def test_warm_manifest(benchmark: BenchmarkFixture, yard: Yard, by: str) -> None
     assert (asked.heads > 0) == (by == "tag")
 
 
-def test_joined_read(benchmark: BenchmarkFixture, origin: Origin, make_deployment: Callable[..., Deployment]) -> None:
+def test_joined_read(benchmark: BenchmarkFixture, origin: FakeRegistry, make_deployment: Callable[..., Deployment]) ->
+None:
     """The first half of a layer whose fetch has come that far and stands still."""
     body = Synthetic(HELD_BYTES)
     release = threading.Event()

@@ -23,7 +23,7 @@ import attrs
 from tests.chaos.resolver import NameServer
 from tests.support import misbehaviour as bad
 from tests.support.bodies import Bytes
-from tests.support.fake_registry import Change, Image, Origin, Rule
+from tests.support.fake_registry import Change, FakeRegistry, Image, Rule
 from tests.support.gatekeeper import TokenService
 from tests.support.http_client import StreamedReply
 from tests.support.raw_http import Answer, Exchange, Request
@@ -49,7 +49,7 @@ class Lane:
     ) -> None:
         self.name = name
         self.prefix = f"{name.replace(' ', '-')}.test"
-        self.origin = Origin()
+        self.origin = FakeRegistry()
         self.way: Way | None = None if direct else toxiproxy.way(self.origin.registry.port)
         self.token_way: Way | None = None
         self.cdn_way: Way | None = None

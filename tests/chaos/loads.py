@@ -13,7 +13,7 @@ from tests.chaos.bounds import MemoryBound
 from tests.chaos.bystanders import CONTROL_FLOOR_S
 from tests.chaos.cells import Cell, Record, State
 from tests.chaos.outcomes import Outcome, describe, hit, hit1, new
-from tests.support.fake_registry import Origin
+from tests.support.fake_registry import FakeRegistry
 
 KIB = 1024
 MIB = 1024 * KIB
@@ -190,7 +190,7 @@ def kept(keep: Callable[[Record], None], load: str, variant: str, *states: State
         raise AssertionError("\n".join(problems))
 
 
-def note(record: Record, seen: str, origin: Origin, memory: MemoryBound, **fields: str) -> None:
+def note(record: Record, seen: str, origin: FakeRegistry, memory: MemoryBound, **fields: str) -> None:
     """What was seen, what has reached the upstream until now (with such `fields`), and how large a worker has been."""
     record.seen = f"{seen}, {memory.peak // MIB} MiB in a worker"
     record.requests = origin.count(**fields)

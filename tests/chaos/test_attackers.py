@@ -21,7 +21,7 @@ from tests.chaos.test_load_blobs import full_deployment
 from tests.support import misbehaviour as bad
 from tests.support.bodies import Synthetic
 from tests.support.deployment import Deployment, opened_at_exit
-from tests.support.fake_registry import Origin
+from tests.support.fake_registry import FakeRegistry
 
 HEADERS_CLOSED_S = 10.0
 READERS_CLOSED_S = 60.0
@@ -50,7 +50,7 @@ def _path(state: State, reference: str) -> str:
     return f"/v2/up.test/{REPOS[state]}/{kind}/{reference}"
 
 
-def _add_cached(origin: Origin) -> dict[State, str]:
+def _add_cached(origin: FakeRegistry) -> dict[State, str]:
     """What is in the cache when the clients come; by state, the path."""
     references = {
         State.TAG_CACHED: origin.add_image(REPOS[State.TAG_CACHED], "latest").tag,
@@ -60,7 +60,7 @@ def _add_cached(origin: Origin) -> dict[State, str]:
     return {state: _path(state, reference) for state, reference in references.items()}
 
 
-def _add_cold(origin: Origin, how_many: int) -> dict[State, list[str]]:
+def _add_cold(origin: FakeRegistry, how_many: int) -> dict[State, list[str]]:
     """What is asked for once; by state, the paths."""
     numbers = range(1, how_many + 1)
     references = {
@@ -71,7 +71,7 @@ def _add_cold(origin: Origin, how_many: int) -> dict[State, list[str]]:
     return {state: [_path(state, each) for each in found] for state, found in references.items()}
 
 
-def _fly(deployment: Deployment, origin: Origin, number: int) -> float:
+def _fly(deployment: Deployment, origin: FakeRegistry, number: int) -> float:
     """Ten clients join a layer that is half fetched; how long the last of them took for the rest."""
     truth = Synthetic(DOWNLOAD_BYTES, first=1_000_000 + 1_000 * number)
     path = _path(State.BLOB_DOWNLOAD, origin.add_blob(truth))
@@ -91,7 +91,7 @@ def _fly(deployment: Deployment, origin: Origin, number: int) -> float:
 class Clients:
     """A pump for each state and one download after the other; `took_s` has the times of the last run."""
 
-    def __init__(self, deployment: Deployment, origin: Origin, of_each: int, for_s: float) -> None:
+    def __init__(self, deployment: Deployment, origin: FakeRegistry, of_each: int, for_s: float) -> None:
         self._deployment = deployment
         self._origin = origin
         self._rate_per_s = PER_CLIENT_S * of_each
@@ -157,7 +157,7 @@ def _p99(times_s: Sequence[float]) -> float:
 @pytest.mark.timeout(180)
 def test_attackers_among_clients(
     make_deployment: Callable[..., Deployment],
-    origin: Origin,
+    origin: FakeRegistry,
     keep_load: KeepLoad,
     attackers: int,
     clients: int,

@@ -24,7 +24,7 @@ from tests.s3.store.proxy import Proxy
 from tests.support import misbehaviour as bad
 from tests.support.bodies import Bytes
 from tests.support.deployment import Deployment, eventually, opened_at_exit
-from tests.support.fake_registry import Origin
+from tests.support.fake_registry import FakeRegistry
 from tests.support.http_client import Crowd
 
 WORKERS = 4
@@ -53,7 +53,7 @@ def _serve(crowd: Crowd) -> float:
 
 @pytest.mark.parametrize(("clients", "mib"), HERDS)
 def test_a_herd_on_one_cold_layer(
-    make_deployment: Callable[..., Deployment], origin: Origin, keep_load: KeepLoad, clients: int, mib: int
+    make_deployment: Callable[..., Deployment], origin: FakeRegistry, keep_load: KeepLoad, clients: int, mib: int
 ) -> None:
     """One GET, the layer's bytes once, everybody right, memory bounded, about as fast as from the cache."""
     truth = Bytes(Random(1).randbytes(mib * MIB))
@@ -88,7 +88,7 @@ def test_a_herd_on_a_layer_that_only_the_bucket_has(
     start: Callable[..., Deployment],
     place: Place,
     proxy: Proxy,
-    origin: Origin,
+    origin: FakeRegistry,
     keep_load: KeepLoad,
     clients: int,
     mib: int,
@@ -114,7 +114,12 @@ def test_a_herd_on_a_layer_that_only_the_bucket_has(
 @pytest.mark.parametrize(("clients", "mib"), HERDS)
 @pytest.mark.parametrize("what", [UNDISTURBED, OWNER, ANOTHER])
 def test_a_herd_joins_a_layer_in_download(
-    make_deployment: Callable[..., Deployment], origin: Origin, keep_load: KeepLoad, clients: int, mib: int, what: str
+    make_deployment: Callable[..., Deployment],
+    origin: FakeRegistry,
+    keep_load: KeepLoad,
+    clients: int,
+    mib: int,
+    what: str,
 ) -> None:
     """All join the download that runs. With P01, P02: only the clients of a killed worker are cut off.
 

@@ -16,7 +16,7 @@ from tests.chaos.test_load_blobs import full_deployment
 from tests.support import misbehaviour as bad
 from tests.support.bodies import Bytes
 from tests.support.deployment import Deployment, opened_at_exit, stays
-from tests.support.fake_registry import Origin
+from tests.support.fake_registry import FakeRegistry
 from tests.support.gatekeeper import TokenService
 
 TAG = "/v2/up.test/app/manifests/latest"
@@ -24,7 +24,9 @@ PATIENT = {"check_timeout": "60s"}  # the upstream is silent until the whole her
 CLIENTS = [200, pytest.param(1000, marks=[pytest.mark.long, pytest.mark.timeout(300)])]
 
 
-def _herd(deployment: Deployment, origin: Origin, path: str, truth: Bytes, clients: int, *, asks: bool = True) -> float:
+def _herd(
+    deployment: Deployment, origin: FakeRegistry, path: str, truth: Bytes, clients: int, *, asks: bool = True
+) -> float:
     """All ask while the upstream is silent, and one of them `asks` it; how long they waited after it spoke."""
     origin.forget()
     with opened_at_exit(threading.Event()) as go_on:
@@ -42,14 +44,14 @@ def _herd(deployment: Deployment, origin: Origin, path: str, truth: Bytes, clien
     return took_s
 
 
-def _describe(clients: int, took_s: float, origin: Origin) -> str:
+def _describe(clients: int, took_s: float, origin: FakeRegistry) -> str:
     heads, gets = origin.count("manifest", "HEAD"), origin.count("manifest", "GET")
     return f"{clients:,} clients within {took_s:.1f} s of the upstream's answer, HEADs: {heads}, GETs: {gets}"
 
 
 @pytest.mark.parametrize("clients", CLIENTS)
 def test_a_herd_on_one_tag(
-    make_deployment: Callable[..., Deployment], origin: Origin, keep_load: KeepLoad, clients: int
+    make_deployment: Callable[..., Deployment], origin: FakeRegistry, keep_load: KeepLoad, clients: int
 ) -> None:
     """One HEAD for all who ask while it runs, cold or cached; cold, one GET as well."""
     truth = Bytes(origin.add_image("app", "latest").body)
@@ -66,7 +68,7 @@ def test_a_herd_on_one_tag(
 
 @pytest.mark.parametrize("clients", CLIENTS)
 def test_a_herd_on_one_tag_that_needs_a_token(
-    make_deployment: Callable[..., Deployment], origin: Origin, keep_load: KeepLoad, clients: int
+    make_deployment: Callable[..., Deployment], origin: FakeRegistry, keep_load: KeepLoad, clients: int
 ) -> None:
     """One token for all, which the HEAD and the GET share."""
     truth = Bytes(origin.add_image("app", "latest").body)
@@ -84,7 +86,7 @@ def test_a_herd_on_one_tag_that_needs_a_token(
 
 @pytest.mark.parametrize("clients", CLIENTS)
 def test_a_herd_on_one_manifest_by_digest(
-    make_deployment: Callable[..., Deployment], origin: Origin, keep_load: KeepLoad, clients: int
+    make_deployment: Callable[..., Deployment], origin: FakeRegistry, keep_load: KeepLoad, clients: int
 ) -> None:
     """One GET for all, and none again."""
     image = origin.add_image("app", "latest")

@@ -18,7 +18,7 @@ from tests.chaos.test_load_blobs import SLACK_S, WORKERS, full_deployment
 from tests.support import misbehaviour as bad
 from tests.support.bodies import Synthetic
 from tests.support.deployment import Deployment, opened_at_exit, stays
-from tests.support.fake_registry import Image, Origin
+from tests.support.fake_registry import FakeRegistry, Image
 from tests.support.http_client import ask
 
 FILLS_AT_ONCE = 64 * WORKERS
@@ -63,14 +63,14 @@ def _singleflight(deployment: Deployment, bodies: Sequence[Synthetic]) -> tuple[
     return fetched, time.monotonic() - began_at
 
 
-def _add_bodies(origin: Origin, count: int, size: int) -> list[Synthetic]:
+def _add_bodies(origin: FakeRegistry, count: int, size: int) -> list[Synthetic]:
     bodies = [Synthetic(size, first=number * 1000) for number in range(count)]
     for body in bodies:
         origin.add_blob(body)
     return bodies
 
 
-def _assert_fetched_once(origin: Origin, bodies: Sequence[Synthetic]) -> None:
+def _assert_fetched_once(origin: FakeRegistry, bodies: Sequence[Synthetic]) -> None:
     gets = [each.request.reference for each in origin.seen("blob", "GET")]
     assert sorted(gets) == sorted(body.digest for body in bodies)
     assert origin.at_once("blob", "GET") <= FILLS_AT_ONCE
@@ -88,7 +88,7 @@ def _kept_bytes(deployment: Deployment) -> int:
     ],
 )
 def test_many_cold_layers(
-    make_deployment: Callable[..., Deployment], origin: Origin, keep_load: KeepLoad, count: int, size: int
+    make_deployment: Callable[..., Deployment], origin: FakeRegistry, keep_load: KeepLoad, count: int, size: int
 ) -> None:
     """One GET each, a bounded number at a time, everybody right, memory and disk within their bounds."""
     bodies = _add_bodies(origin, count, size)
@@ -120,7 +120,7 @@ def test_many_cold_layers(
     ],
 )
 def test_many_cached_layers(
-    make_deployment: Callable[..., Deployment], origin: Origin, keep_load: KeepLoad, count: int, size: int
+    make_deployment: Callable[..., Deployment], origin: FakeRegistry, keep_load: KeepLoad, count: int, size: int
 ) -> None:
     """Everybody right, and nothing reaches the upstream."""
     bodies = _add_bodies(origin, count, size)
@@ -143,7 +143,7 @@ def test_many_cached_layers(
     ],
 )
 def test_many_layers_in_download(
-    make_deployment: Callable[..., Deployment], origin: Origin, keep_load: KeepLoad, count: int, size: int
+    make_deployment: Callable[..., Deployment], origin: FakeRegistry, keep_load: KeepLoad, count: int, size: int
 ) -> None:
     """A second client for each while as many as may are half fetched and the others wait: still one GET each."""
     bodies = _add_bodies(origin, count, size)
@@ -175,12 +175,17 @@ def test_many_layers_in_download(
         assert _kept_bytes(deployment) <= CAP_BYTES * 1.05
 
 
-def _add_images(origin: Origin, count: int) -> list[Image]:
+def _add_images(origin: FakeRegistry, count: int) -> list[Image]:
     return [origin.add_image("app", f"v{number}", [f"layer {number}".encode()]) for number in range(count)]
 
 
 def _ask_together(
-    deployment: Deployment, origin: Origin, images: Sequence[Image], references: Sequence[str], *, asks: bool = True
+    deployment: Deployment,
+    origin: FakeRegistry,
+    images: Sequence[Image],
+    references: Sequence[str],
+    *,
+    asks: bool = True,
 ) -> float:
     """Each manifest for a client of its own, all at once, and all right and fresh; how long the last one took.
 
@@ -205,7 +210,9 @@ def _ask_together(
 
 
 @pytest.mark.parametrize("count", COUNTS)
-def test_many_tags(make_deployment: Callable[..., Deployment], origin: Origin, keep_load: KeepLoad, count: int) -> None:
+def test_many_tags(
+    make_deployment: Callable[..., Deployment], origin: FakeRegistry, keep_load: KeepLoad, count: int
+) -> None:
     """Cold: one HEAD and one GET each. Cached: one HEAD each, and nothing else."""
     images = _add_images(origin, count)
     with keep_load("L02", UNDISTURBED, State.TAG_COLD, State.TAG_CACHED) as (cold, cached):
@@ -225,7 +232,7 @@ def test_many_tags(make_deployment: Callable[..., Deployment], origin: Origin, k
 
 @pytest.mark.parametrize("count", COUNTS)
 def test_many_manifests_by_digest(
-    make_deployment: Callable[..., Deployment], origin: Origin, keep_load: KeepLoad, count: int
+    make_deployment: Callable[..., Deployment], origin: FakeRegistry, keep_load: KeepLoad, count: int
 ) -> None:
     """Cold: one GET each. Cached: nothing."""
     images = _add_images(origin, count)

@@ -17,7 +17,7 @@ from tests.chaos.test_load_blobs import full_deployment
 from tests.support import misbehaviour as bad
 from tests.support.bodies import Synthetic
 from tests.support.deployment import Deployment
-from tests.support.fake_registry import Origin
+from tests.support.fake_registry import FakeRegistry
 
 AT_ONCE = 64
 TRIES = 2  # what breaks off is tried once more
@@ -25,7 +25,7 @@ SLACK_S = 1.0  # two cores, shared with everything else that runs
 COLD = {502, 503}
 
 
-def _add_things(origin: Origin) -> tuple[dict[State, list[str]], list[str]]:
+def _add_things(origin: FakeRegistry) -> tuple[dict[State, list[str]], list[str]]:
     """What is asked for in each state, and which of it must have been asked for before."""
     by_digest, unknown_by_digest = origin.add_image("app", None, [b"one"]), origin.add_image("app", None, [b"two"])
     origin.add_image("app", "known")
@@ -68,7 +68,7 @@ def _judge_after(record: Record, answers: Sequence[Answer], back_at: float, *, w
     ],
 )
 def test_a_storm_of_retries(
-    make_deployment: Callable[..., Deployment], origin: Origin, keep_load: KeepLoad, clients: int, seconds: int
+    make_deployment: Callable[..., Deployment], origin: FakeRegistry, keep_load: KeepLoad, clients: int, seconds: int
 ) -> None:
     """Each wants one of six things: one probe now and then, and no rush when the upstream is back."""
     paths, cached = _add_things(origin)

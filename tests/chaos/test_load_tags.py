@@ -16,7 +16,7 @@ from tests.chaos.pump import Answer, Pump
 from tests.chaos.test_load_blobs import full_deployment
 from tests.support import misbehaviour as bad
 from tests.support.deployment import CHECK_TIMEOUT_S, Deployment
-from tests.support.fake_registry import Origin
+from tests.support.fake_registry import FakeRegistry
 
 CHECK_INTERVAL_S = 1
 SLACK_S = 1.0  # two cores, shared with everything else that runs
@@ -39,7 +39,7 @@ def _describe(pump: Pump, rate_per_s: int, seconds: int) -> str:
     )
 
 
-def _happen(origin: Origin, event: str) -> tuple[list[Move], list[Outage]]:
+def _happen(origin: FakeRegistry, event: str) -> tuple[list[Move], list[Outage]]:
     """What the event of a variant does to the tag, and to the upstream."""
     happened_at = time.monotonic()
     if event == MOVED:
@@ -68,7 +68,7 @@ def _assert_fast(answers: list[Answer], before: list[Answer]) -> None:
 @pytest.mark.parametrize(("rate_per_s", "seconds"), RATES)
 def test_a_herd_on_a_tag(
     make_deployment: Callable[..., Deployment],
-    origin: Origin,
+    origin: FakeRegistry,
     keep_load: KeepLoad,
     event: str,
     state: State,
@@ -116,7 +116,7 @@ def test_a_herd_on_a_tag(
 @pytest.mark.parametrize(("rate_per_s", "seconds"), RATES)
 def test_a_herd_on_the_manifest_by_its_digest(
     make_deployment: Callable[..., Deployment],
-    origin: Origin,
+    origin: FakeRegistry,
     keep_load: KeepLoad,
     event: str,
     rate_per_s: int,

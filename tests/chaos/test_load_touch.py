@@ -16,7 +16,7 @@ from tests.s3.service.witness import Witness
 from tests.s3.store.proxy import Proxy
 from tests.support.bodies import digest_of
 from tests.support.deployment import Deployment, stays
-from tests.support.fake_registry import Origin
+from tests.support.fake_registry import FakeRegistry
 from tests.support.http_client import ask
 
 HITS = 1_000
@@ -25,7 +25,7 @@ DAYS = 30
 WORKERS = 2
 
 
-def _put_old(place: Place, origin: Origin, state: State) -> tuple[str, set[str]]:
+def _put_old(place: Place, origin: FakeRegistry, state: State) -> tuple[str, set[str]]:
     """Put something into the bucket as it was long ago: an index, an image, a layer; its path and all its keys."""
     if state is State.BLOB_CACHED:
         body = layer("old", 10_000)
@@ -46,7 +46,12 @@ def _hit(deployment: Deployment, path: str) -> float:
 
 @pytest.mark.parametrize("state", [State.TAG_CACHED, State.MANIFEST, State.BLOB_CACHED])
 def test_a_thousand_hits_on_what_is_old(
-    start: Callable[..., Deployment], place: Place, proxy: Proxy, origin: Origin, keep_load: KeepLoad, state: State
+    start: Callable[..., Deployment],
+    place: Place,
+    proxy: Proxy,
+    origin: FakeRegistry,
+    keep_load: KeepLoad,
+    state: State,
 ) -> None:
     """What is asked for and all that it names, the pointer of the tag too, is copied onto itself once."""
     path, keys = _put_old(place, origin, state)

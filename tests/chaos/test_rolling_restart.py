@@ -7,7 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 from tests.support.deployment import Deployment
-from tests.support.fake_registry import Origin
+from tests.support.fake_registry import FakeRegistry
 from tests.support.http_client import ask
 
 PULLS_PER_S = 50
@@ -18,7 +18,7 @@ NOTICE_S = 0.5
 LAYER = b"a layer of a rolling restart" * 10_000
 
 
-def test_a_rolling_restart_fails_no_pull(make_deployment: Callable[..., Deployment], origin: Origin) -> None:
+def test_a_rolling_restart_fails_no_pull(make_deployment: Callable[..., Deployment], origin: FakeRegistry) -> None:
     """Fifty pulls a second over two servers: each pull succeeds, at the latest with its third try."""
     image = origin.add_image("app", "v1", [LAYER])
     paths = [("/v2/up.test/app/manifests/v1", image.body), (f"/v2/up.test/app/blobs/{image.layers[0]}", LAYER)]

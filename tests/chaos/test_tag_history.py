@@ -15,7 +15,7 @@ import pytest
 from tests.chaos.history import Move, Outage, find_violations
 from tests.chaos.pump import Answer, Pump
 from tests.chaos.town import HISTORY, OUTAGES, Episode, Nemesis, Town
-from tests.support.fake_registry import Origin
+from tests.support.fake_registry import FakeRegistry
 
 CHECK_TIMEOUT_S = 2
 CHECK_INTERVAL_S = 0.5
@@ -39,7 +39,7 @@ RUNS = [
 class Writer:
     """Moves a tag through digests that never come twice while the block runs."""
 
-    def __init__(self, origin: Origin, dice: Random) -> None:
+    def __init__(self, origin: FakeRegistry, dice: Random) -> None:
         self.moves: list[Move] = []
         self._origin = origin
         self._dice = dice

@@ -23,7 +23,7 @@ from tests.chaos.clock import Clock
 from tests.s3.service.place import Place
 from tests.support import misbehaviour as bad
 from tests.support.deployment import Deployment, eventually
-from tests.support.fake_registry import Change, Origin
+from tests.support.fake_registry import Change, FakeRegistry
 from tests.support.toxiproxy import Way
 
 HOUR_S = 3600
@@ -35,7 +35,7 @@ Trouble = Callable[["Town", Random], AbstractContextManager[None]]
 class Town:
     """All of it."""
 
-    origin: Origin
+    origin: FakeRegistry
     deployment: Deployment
     place: Place
     bucket: Way

@@ -13,7 +13,7 @@ from tests.s3.service.place import Place
 from tests.s3.store.conftest import minio
 from tests.s3.store.servers import Server
 from tests.support.deployment import open_deployment
-from tests.support.fake_registry import Origin
+from tests.support.fake_registry import FakeRegistry
 from tests.support.toxiproxy import Toxiproxy
 
 __all__ = ["make_town", "minio"]
@@ -31,7 +31,7 @@ def make_town(minio: Server, toxiproxy: Toxiproxy, tmp_path: Path) -> Iterator[C
             place.make()
             bucket = stack.enter_context(contextlib.closing(toxiproxy.way(minio.port)))
             clock = Clock(directory)
-            origin = stack.enter_context(Origin())
+            origin = stack.enter_context(FakeRegistry())
             deployment = stack.enter_context(
                 open_deployment(
                     origin,

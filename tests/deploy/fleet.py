@@ -19,7 +19,7 @@ import attrs
 from tests.s3.service.place import Place
 from tests.support.deployment import upstream
 from tests.support.dockyard import Dockyard
-from tests.support.fake_registry import OCI_INDEX, OCI_MANIFEST, Origin
+from tests.support.fake_registry import OCI_INDEX, OCI_MANIFEST, FakeRegistry
 from tests.support.processes import Process, free_port, wait_until
 
 REPLICAS = 3
@@ -85,7 +85,7 @@ class Balancer:
 class Fleet:
     """The origin, the bucket, the replicas and the balancer before them."""
 
-    def __init__(self, ops: Path, haproxy: Path, directory: Path, origin: Origin, place: Place) -> None:
+    def __init__(self, ops: Path, haproxy: Path, directory: Path, origin: FakeRegistry, place: Place) -> None:
         self.origin = origin
         self.place = place
         settings = {"storage": place.storage(), "upstream": {"stall_timeout": "30s"}}

@@ -11,7 +11,7 @@ from tests.fuzz.budget import runs
 from tests.security.corpus import CORPUS, INNER, LAST
 from tests.security.raw import count_requests, talk
 from tests.support.deployment import Deployment, open_deployment
-from tests.support.fake_registry import Origin
+from tests.support.fake_registry import FakeRegistry
 from tests.support.http_client import ask
 
 HEX = "0123456789abcdef" * 4
@@ -64,7 +64,7 @@ BEGINNINGS = [each.data[:3000] for each in CORPUS if b"://" not in each.data]
 @pytest.fixture(scope="module")
 def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
     """Give a deployment with something in it."""
-    with Origin() as origin, open_deployment(origin, tmp_path_factory.mktemp("deployment")) as deployment:
+    with FakeRegistry() as origin, open_deployment(origin, tmp_path_factory.mktemp("deployment")) as deployment:
         yield deployment
 
 

@@ -18,7 +18,7 @@ from tests.fuzz.budget import runs
 from tests.s3.store.proxy import Proxy, Say
 from tests.support.bodies import Bytes
 from tests.support.deployment import Deployment, open_deployment, upstream
-from tests.support.fake_registry import OCI_INDEX, OCI_MANIFEST, Origin
+from tests.support.fake_registry import OCI_INDEX, OCI_MANIFEST, FakeRegistry
 from tests.support.raw_http import Answer, Request
 
 PREFIXES = 300  # a breaker that has opened keeps its own upstream back only
@@ -110,7 +110,7 @@ def _spoil(parts: dict[str, Any], headers: dict[str, str]) -> Any:
 @pytest.fixture(scope="module")
 def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
     """Give a deployment with many names for one upstream and short limits; what it stored is checked at the end."""
-    with Origin() as origin:
+    with FakeRegistry() as origin:
         entries = [upstream(f"up{number}.test", origin.url) for number in range(PREFIXES)]
         limits = {"check_timeout": "1s", "stall_timeout": "1s"}
         with open_deployment(
@@ -178,7 +178,10 @@ def bucket() -> Iterator[Proxy]:
 def stored_deployment(bucket: Proxy, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
     """Give a deployment before that bucket."""
     storage = {"endpoint": bucket.host, "bucket": "anything", "access_key": "a", "secret_key": "b", "use_ssl": False}
-    with Origin() as origin, open_deployment(origin, tmp_path_factory.mktemp("stored"), storage=storage) as deployment:
+    with (
+        FakeRegistry() as origin,
+        open_deployment(origin, tmp_path_factory.mktemp("stored"), storage=storage) as deployment,
+    ):
         yield deployment
         assert _wrong_files(deployment) == []
 

@@ -12,7 +12,7 @@ from tests.processes.watch import open_files, processor_s
 from tests.support import misbehaviour as bad
 from tests.support.bodies import Bytes, Synthetic
 from tests.support.deployment import Deployment, eventually, open_deployment, opened_at_exit, stays
-from tests.support.fake_registry import Origin
+from tests.support.fake_registry import FakeRegistry
 from tests.support.http_client import is_part_of
 from tests.support.paths import ROOT
 
@@ -22,11 +22,11 @@ MIB = 1024 * 1024
 @pytest.fixture(scope="module")
 def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
     """Give a deployment for odd requests, none of which harms it."""
-    with Origin() as origin, open_deployment(origin, tmp_path_factory.mktemp("deployment")) as deployment:
+    with FakeRegistry() as origin, open_deployment(origin, tmp_path_factory.mktemp("deployment")) as deployment:
         yield deployment
 
 
-def test_a_client_that_leaves_a_running_fetch(make_deployment: Callable[..., Deployment], origin: Origin) -> None:
+def test_a_client_that_leaves_a_running_fetch(make_deployment: Callable[..., Deployment], origin: FakeRegistry) -> None:
     """The fill goes on to its end; there are three lines in the log at most."""
     truth = Bytes(Random(11).randbytes(20 * MIB))
     path = f"/v2/up.test/app/blobs/{origin.add_blob(truth)}"
@@ -45,7 +45,7 @@ def test_a_client_that_leaves_a_running_fetch(make_deployment: Callable[..., Dep
 
 @pytest.mark.parametrize("how", ["close", "reset"])
 def test_the_work_for_clients_that_left_stops(
-    make_deployment: Callable[..., Deployment], origin: Origin, how: str
+    make_deployment: Callable[..., Deployment], origin: FakeRegistry, how: str
 ) -> None:
     """Twenty clients leave a large warm layer: its file is closed, the worker is idle, and the log is quiet."""
     truth = Synthetic(200 * MIB)
@@ -75,7 +75,7 @@ def impatient(tmp_path: Path) -> dict[str, str]:
 
 
 def test_a_client_that_reads_nothing_is_cut(
-    make_deployment: Callable[..., Deployment], origin: Origin, impatient: dict[str, str]
+    make_deployment: Callable[..., Deployment], origin: FakeRegistry, impatient: dict[str, str]
 ) -> None:
     """A client that has read nothing for the time limit is cut, short of its Content-Length, and costs nothing more."""
     truth = Synthetic(50 * MIB)
@@ -95,7 +95,7 @@ def test_a_client_that_reads_nothing_is_cut(
 
 
 def test_a_client_that_reads_slowly_is_not_cut(
-    make_deployment: Callable[..., Deployment], origin: Origin, impatient: dict[str, str]
+    make_deployment: Callable[..., Deployment], origin: FakeRegistry, impatient: dict[str, str]
 ) -> None:
     """A client that reads a little now and then, over many time limits, is served."""
     truth = Synthetic(50 * MIB)

@@ -11,7 +11,7 @@ import pytest
 
 from tests.support.bodies import Bytes, digest_of
 from tests.support.deployment import Deployment, eventually
-from tests.support.fake_registry import Origin
+from tests.support.fake_registry import FakeRegistry
 
 MIB = 1024 * 1024
 
@@ -34,7 +34,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 @pytest.mark.parametrize("clients", [1, 20])
 @pytest.mark.parametrize("size", [20 * MIB, 60 * MIB], ids=["reserved before", "larger than the disk"])
 def test_a_full_disk_fails_nobody(
-    make_deployment: Callable[..., Deployment], origin: Origin, small_disk: Path, clients: int, size: int
+    make_deployment: Callable[..., Deployment], origin: FakeRegistry, small_disk: Path, clients: int, size: int
 ) -> None:
     """There is no room for the layer: all clients get the right bytes all the same, and the server goes on."""
     (small_disk / "in-the-way").write_bytes(bytes(20 * MIB))
@@ -57,7 +57,7 @@ def test_a_full_disk_fails_nobody(
 
 
 def test_a_full_disk_leaves_hits_alone(
-    make_deployment: Callable[..., Deployment], origin: Origin, small_disk: Path
+    make_deployment: Callable[..., Deployment], origin: FakeRegistry, small_disk: Path
 ) -> None:
     """With not a byte left, what is cached is served, and a tag is still checked."""
     image = origin.add_image("app", "v1", [b"a layer"])
@@ -89,7 +89,9 @@ def _stored_bytes(deployment: Deployment) -> int:
     return sum(path.stat().st_size for path in files)
 
 
-def test_the_size_cap_is_kept_by_least_recent_use(make_deployment: Callable[..., Deployment], origin: Origin) -> None:
+def test_the_size_cap_is_kept_by_least_recent_use(
+    make_deployment: Callable[..., Deployment], origin: FakeRegistry
+) -> None:
     """Over the cap, the blob that was not used for longest goes first, and is fetched again when it is wanted."""
     digests = [origin.add_blob(Random(n).randbytes(3 * MIB)) for n in range(4)]
     deployment = make_deployment(storage={"max_size": "10MiB"})
@@ -112,7 +114,7 @@ def _let_the_clock_tick() -> None:
     eventually(lambda: time.time_ns() - began > 30_000_000, "thirty milliseconds")
 
 
-def test_the_size_cap_holds_over_all_workers(make_deployment: Callable[..., Deployment], origin: Origin) -> None:
+def test_the_size_cap_holds_over_all_workers(make_deployment: Callable[..., Deployment], origin: FakeRegistry) -> None:
     """Four workers share one directory and its cap."""
     deployment = make_deployment(workers=4, storage={"max_size": "16MiB"})
     for number in range(30):
@@ -121,7 +123,9 @@ def test_the_size_cap_holds_over_all_workers(make_deployment: Callable[..., Depl
     eventually(lambda: 0 < _stored_bytes(deployment) <= 16 * MIB, "within the cap", 15)
 
 
-def test_a_layer_larger_than_the_cap_is_served(make_deployment: Callable[..., Deployment], origin: Origin) -> None:
+def test_a_layer_larger_than_the_cap_is_served(
+    make_deployment: Callable[..., Deployment], origin: FakeRegistry
+) -> None:
     """A layer that may not be kept is passed on whole."""
     truth = Bytes(Random(16).randbytes(8 * MIB))
     path = f"/v2/up.test/app/blobs/{origin.add_blob(truth)}"
@@ -134,7 +138,7 @@ def test_a_layer_larger_than_the_cap_is_served(make_deployment: Callable[..., De
 
 @pytest.mark.parametrize("size", [0, 1000], ids=["emptied", "cut short"])
 def test_a_cached_file_of_the_wrong_size_is_not_served(
-    make_deployment: Callable[..., Deployment], origin: Origin, size: int
+    make_deployment: Callable[..., Deployment], origin: FakeRegistry, size: int
 ) -> None:
     """A file that lost its bytes, in a crash or by hand: never a short 200, fetched again instead."""
     digest = origin.add_blob(Random(17).randbytes(2 * MIB))
@@ -151,7 +155,7 @@ def test_a_cached_file_of_the_wrong_size_is_not_served(
 
 
 def test_a_file_spoilt_in_a_crash_is_verified_before_its_first_use(
-    make_deployment: Callable[..., Deployment], origin: Origin
+    make_deployment: Callable[..., Deployment], origin: FakeRegistry
 ) -> None:
     """After a run that did not end cleanly a file is hashed once: other bytes of the same length are not served."""
     digest = origin.add_blob(Random(18).randbytes(2 * MIB))
@@ -170,7 +174,7 @@ def test_a_file_spoilt_in_a_crash_is_verified_before_its_first_use(
 
 @pytest.mark.parametrize("content", [b"", b"not a digest", b"sha256:" + b"8" * 64])
 def test_a_spoilt_tag_pointer_is_healed(
-    make_deployment: Callable[..., Deployment], origin: Origin, content: bytes
+    make_deployment: Callable[..., Deployment], origin: FakeRegistry, content: bytes
 ) -> None:
     """A pointer that holds no digest, or one that is not there, is written anew from the upstream."""
     image = origin.add_image("app", "v1")

@@ -11,13 +11,15 @@ from tests.processes.watch import MemoryWatch
 from tests.support import misbehaviour as bad
 from tests.support.bodies import Bytes, Synthetic
 from tests.support.deployment import Deployment, eventually, opened_at_exit
-from tests.support.fake_registry import Origin
+from tests.support.fake_registry import FakeRegistry
 
 MIB = 1024 * 1024
 MEMORY_LIMIT = 384 * MIB
 
 
-def test_two_hundred_clients_on_one_cold_layer(make_deployment: Callable[..., Deployment], origin: Origin) -> None:
+def test_two_hundred_clients_on_one_cold_layer(
+    make_deployment: Callable[..., Deployment], origin: FakeRegistry
+) -> None:
     """Four workers: one GET upstream, every first byte before the fetch ends, all bytes right, memory bounded."""
     truth = Bytes(Random(1).randbytes(24 * MIB))
     digest = origin.add_blob(truth)
@@ -38,7 +40,7 @@ def test_two_hundred_clients_on_one_cold_layer(make_deployment: Callable[..., De
 
 @pytest.mark.timeout(300)
 def test_the_memory_of_a_worker_does_not_depend_on_the_layer(
-    make_deployment: Callable[..., Deployment], origin: Origin
+    make_deployment: Callable[..., Deployment], origin: FakeRegistry
 ) -> None:
     """A layer of 5 GiB goes through one worker with little more memory than a layer of 50 MiB."""
     small, large = Synthetic(50 * MIB, seed=1), Synthetic(5 * 1024 * MIB, seed=2)
@@ -57,7 +59,7 @@ def test_the_memory_of_a_worker_does_not_depend_on_the_layer(
     assert origin.count("blob", "GET") == 2
 
 
-def test_a_slow_reader_holds_nobody_up(make_deployment: Callable[..., Deployment], origin: Origin) -> None:
+def test_a_slow_reader_holds_nobody_up(make_deployment: Callable[..., Deployment], origin: FakeRegistry) -> None:
     """One client that reads nothing: twenty others get a cold layer whole, and then so does it."""
     truth = Bytes(Random(2).randbytes(20 * MIB))
     path = f"/v2/up.test/app/blobs/{origin.add_blob(truth)}"
@@ -75,7 +77,7 @@ def test_a_slow_reader_holds_nobody_up(make_deployment: Callable[..., Deployment
 
 @pytest.mark.parametrize("temperature", ["cold", "warm"])
 def test_stalled_clients_cost_little_memory(
-    make_deployment: Callable[..., Deployment], origin: Origin, temperature: str
+    make_deployment: Callable[..., Deployment], origin: FakeRegistry, temperature: str
 ) -> None:
     """A hundred clients that read nothing of a large layer hold a bounded amount each."""
     truth = Synthetic(100 * MIB)
@@ -98,7 +100,7 @@ def test_stalled_clients_cost_little_memory(
     assert memory.peak < MEMORY_LIMIT
 
 
-def test_many_cold_layers_at_once(make_deployment: Callable[..., Deployment], origin: Origin) -> None:
+def test_many_cold_layers_at_once(make_deployment: Callable[..., Deployment], origin: FakeRegistry) -> None:
     """Sixty layers over four workers: each is fetched once, and all are right."""
     bodies = {origin.add_blob(body): body for body in (Random(n).randbytes(300_000) for n in range(60))}
     deployment = make_deployment(workers=4)

@@ -8,7 +8,7 @@ import pytest
 
 from tests.support import misbehaviour as bad
 from tests.support.deployment import CHECK_TIMEOUT_S, Deployment, eventually, parse_cache_status
-from tests.support.fake_registry import Origin
+from tests.support.fake_registry import FakeRegistry
 from tests.support.http_client import Reply
 
 SLACK_S = 1.0  # two cores, shared with everything else that runs
@@ -22,7 +22,7 @@ def _is_stale(reply: Reply) -> bool:
     return reply.status == 200 and (reply.header("Warning") or "").startswith("299 ")
 
 
-def _go_away(origin: Origin, how: str) -> None:
+def _go_away(origin: FakeRegistry, how: str) -> None:
     origin.registry.drop_connections()
     if how == "refused":
         origin.registry.close()
@@ -30,7 +30,7 @@ def _go_away(origin: Origin, how: str) -> None:
         origin.on(None, bad.silent())
 
 
-def _return(origin: Origin, how: str) -> None:
+def _return(origin: FakeRegistry, how: str) -> None:
     origin.mend()
     if how == "refused":
         origin.registry.open()
@@ -39,7 +39,7 @@ def _return(origin: Origin, how: str) -> None:
 @pytest.mark.parametrize("workers", [1, 4])
 @pytest.mark.parametrize("how", ["refused", "silent"])
 def test_an_outage_costs_one_check(
-    make_deployment: Callable[..., Deployment], origin: Origin, how: str, workers: int
+    make_deployment: Callable[..., Deployment], origin: FakeRegistry, how: str, workers: int
 ) -> None:
     """The first stale tag within `check_timeout` and half a second, the later ones at once and without asking."""
     origin.add_image("app", "v1")
@@ -68,7 +68,9 @@ def test_an_outage_costs_one_check(
     assert all(deployment.get(CACHED).header("Warning") is None for _ in range(5 * workers))
 
 
-def test_a_herd_on_many_tags_of_a_silent_upstream(make_deployment: Callable[..., Deployment], origin: Origin) -> None:
+def test_a_herd_on_many_tags_of_a_silent_upstream(
+    make_deployment: Callable[..., Deployment], origin: FakeRegistry
+) -> None:
     """Forty tags at once, and the upstream does not answer: all of them are stale after one check, not after forty."""
     tags = [f"v{number}" for number in range(40)]
     for tag in tags:
@@ -83,7 +85,7 @@ def test_a_herd_on_many_tags_of_a_silent_upstream(make_deployment: Callable[...,
 
 
 def test_errors_of_the_upstream_open_the_breaker_after_a_few(
-    make_deployment: Callable[..., Deployment], origin: Origin
+    make_deployment: Callable[..., Deployment], origin: FakeRegistry
 ) -> None:
     """503 again and again: after five in a row the upstream is left alone, and found again when it is well."""
     origin.add_image("app", "v1")
@@ -101,9 +103,11 @@ def test_errors_of_the_upstream_open_the_breaker_after_a_few(
     eventually(lambda: deployment.get(CACHED).header("Warning") is None, "fresh again", RECOVERY_S + SLACK_S)
 
 
-def test_one_upstream_away_leaves_the_others_fresh(make_deployment: Callable[..., Deployment], origin: Origin) -> None:
+def test_one_upstream_away_leaves_the_others_fresh(
+    make_deployment: Callable[..., Deployment], origin: FakeRegistry
+) -> None:
     """The breaker is for one upstream: the neighbour is asked as ever."""
-    with Origin() as neighbour:
+    with FakeRegistry() as neighbour:
         origin.add_image("app", "v1")
         neighbour.add_image("app", "v1")
         deployment = make_deployment(
@@ -120,7 +124,7 @@ def test_one_upstream_away_leaves_the_others_fresh(make_deployment: Callable[...
             assert (reply.status, reply.header("Warning")) == (200, None)
 
 
-def test_a_rate_limit_is_kept_until_its_time(make_deployment: Callable[..., Deployment], origin: Origin) -> None:
+def test_a_rate_limit_is_kept_until_its_time(make_deployment: Callable[..., Deployment], origin: FakeRegistry) -> None:
     """429 with `Retry-After: 3`: one request for all, stale meanwhile, and asked again when the time is over."""
     origin.add_image("app", "v1")
     deployment = make_deployment(workers=2)
@@ -139,7 +143,7 @@ def test_a_rate_limit_is_kept_until_its_time(make_deployment: Callable[..., Depl
     assert time.monotonic() - limited_at > 2
 
 
-def test_the_outage_is_not_a_missing_tag(make_deployment: Callable[..., Deployment], origin: Origin) -> None:
+def test_the_outage_is_not_a_missing_tag(make_deployment: Callable[..., Deployment], origin: FakeRegistry) -> None:
     """Never 404 for "could not ask": unknown tags, digests and blobs are all 503 with Retry-After."""
     deployment = make_deployment()
     _go_away(origin, "refused")

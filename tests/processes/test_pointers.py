@@ -14,7 +14,7 @@ from dockyard.workers.rendezvous import owners
 from tests.processes.watch import workers_of_ports
 from tests.support import misbehaviour as bad
 from tests.support.deployment import Deployment, eventually, opened_at_exit
-from tests.support.fake_registry import Origin
+from tests.support.fake_registry import FakeRegistry
 
 WORKERS = 2
 PATH = "/v2/up.test/app/manifests/v1"
@@ -23,7 +23,7 @@ PATIENCE_S = 10.0
 
 
 @pytest.fixture
-def deployment(make_deployment: Callable[..., Deployment], origin: Origin) -> Deployment:
+def deployment(make_deployment: Callable[..., Deployment], origin: FakeRegistry) -> Deployment:
     """Give two workers that know a tag, and a check that may take its time."""
     deployment = make_deployment(workers=WORKERS, upstream={"check_timeout": "20s"})
     deployment.wait_for_workers(WORKERS)
@@ -78,7 +78,7 @@ def _ask(connection: HTTPConnection, path: str = PATH) -> tuple[str | None, bool
 
 
 def test_what_was_answered_for_a_frozen_owner_is_remembered(
-    deployment: Deployment, origin: Origin, owner: int, other: HTTPConnection
+    deployment: Deployment, origin: FakeRegistry, owner: int, other: HTTPConnection
 ) -> None:
     """Frozen owner, moved tag, an answer by the other worker; then the upstream dies: that answer is what is stale."""
     os.kill(owner, signal.SIGSTOP)
@@ -94,7 +94,7 @@ def test_what_was_answered_for_a_frozen_owner_is_remembered(
 
 
 def test_an_owner_that_wakes_up_moves_no_pointer_back(
-    deployment: Deployment, origin: Origin, owner: int, other: HTTPConnection, own: HTTPConnection
+    deployment: Deployment, origin: FakeRegistry, owner: int, other: HTTPConnection, own: HTTPConnection
 ) -> None:
     """Frozen between the upstream's answer and the pointer: when it wakes up the tag has moved on, and stays there."""
     older = origin.add_image("app", "v1", [b"two"])

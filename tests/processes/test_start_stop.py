@@ -19,7 +19,7 @@ from tests.support import misbehaviour as bad
 from tests.support.bodies import Bytes, Synthetic, digest_of
 from tests.support.deployment import Deployment, eventually, opened_at_exit, upstream
 from tests.support.dockyard import Dockyard
-from tests.support.fake_registry import Origin
+from tests.support.fake_registry import FakeRegistry
 from tests.support.processes import free_port
 
 MIB = 1024 * 1024
@@ -42,7 +42,9 @@ def _is_refused(deployment: Deployment) -> bool:
         return True
 
 
-def test_a_running_download_finishes_after_sigterm(make_deployment: Callable[..., Deployment], origin: Origin) -> None:
+def test_a_running_download_finishes_after_sigterm(
+    make_deployment: Callable[..., Deployment], origin: FakeRegistry
+) -> None:
     """New connections are refused, the download that runs is finished, and the exit status is 0."""
     truth = Bytes(Random(13).randbytes(20 * MIB))
     path = f"/v2/up.test/app/blobs/{origin.add_blob(truth)}"
@@ -62,7 +64,9 @@ def test_a_running_download_finishes_after_sigterm(make_deployment: Callable[...
     assert deployment.stored(truth.digest)
 
 
-def test_a_stalled_client_does_not_hold_up_the_end(make_deployment: Callable[..., Deployment], origin: Origin) -> None:
+def test_a_stalled_client_does_not_hold_up_the_end(
+    make_deployment: Callable[..., Deployment], origin: FakeRegistry
+) -> None:
     """A client that reads nothing is cut when the drain time is over, and the server ends."""
     path = f"/v2/up.test/app/blobs/{origin.add_blob(Synthetic(50 * MIB))}"
     deployment = make_deployment(workers=2, server={"drain_timeout": "2s"})
@@ -77,7 +81,7 @@ def test_a_stalled_client_does_not_hold_up_the_end(make_deployment: Callable[...
         assert len(body) < 50 * MIB
 
 
-def test_an_idle_server_ends_at_once(make_deployment: Callable[..., Deployment], origin: Origin) -> None:
+def test_an_idle_server_ends_at_once(make_deployment: Callable[..., Deployment], origin: FakeRegistry) -> None:
     """Nothing runs, though a client keeps its connection open: the end comes well before the drain time."""
     deployment = make_deployment(workers=2, server={"drain_timeout": "20s"})
     deployment.wait_for_workers(2)
@@ -87,7 +91,7 @@ def test_an_idle_server_ends_at_once(make_deployment: Callable[..., Deployment],
         eventually(lambda: poll() == 0, "the end", 12)
 
 
-def test_a_server_that_is_still_starting_ends_at_once(origin: Origin, tmp_path: Path) -> None:
+def test_a_server_that_is_still_starting_ends_at_once(origin: FakeRegistry, tmp_path: Path) -> None:
     """SIGTERM at whatever moment of the start: no worker misses it, and the end is not the end of the drain time."""
     for attempt in range(STARTS):
         dockyard = Dockyard(
@@ -120,7 +124,7 @@ def _second(
 
 
 def test_a_second_instance_on_the_port_is_refused(
-    make_deployment: Callable[..., Deployment], origin: Origin, tmp_path: Path
+    make_deployment: Callable[..., Deployment], origin: FakeRegistry, tmp_path: Path
 ) -> None:
     """Two servers on one port would share its connections silently: the second says why it does not start."""
     deployment = make_deployment(workers=2)
@@ -132,7 +136,7 @@ def test_a_second_instance_on_the_port_is_refused(
 
 
 def test_a_second_instance_on_the_directory_is_refused(
-    make_deployment: Callable[..., Deployment], origin: Origin, tmp_path: Path
+    make_deployment: Callable[..., Deployment], origin: FakeRegistry, tmp_path: Path
 ) -> None:
     """Two servers in one directory would sweep each other's files: the second does not start, and says why."""
     deployment = make_deployment(workers=2)
@@ -144,7 +148,7 @@ def test_a_second_instance_on_the_directory_is_refused(
 
 
 def test_a_bucket_that_cannot_be_is_refused(
-    make_deployment: Callable[..., Deployment], origin: Origin, tmp_path: Path
+    make_deployment: Callable[..., Deployment], origin: FakeRegistry, tmp_path: Path
 ) -> None:
     """Settings that make no address of a bucket are told before any worker is started."""
     deployment = make_deployment()
@@ -157,7 +161,7 @@ def test_a_bucket_that_cannot_be_is_refused(
 
 
 def test_a_restart_finds_the_cache_and_sweeps_the_rest(
-    make_deployment: Callable[..., Deployment], origin: Origin
+    make_deployment: Callable[..., Deployment], origin: FakeRegistry
 ) -> None:
     """What was kept is served without asking; partial files of a run that was killed are gone."""
     image = origin.add_image("app", "v1", [b"a layer"])
@@ -179,7 +183,7 @@ def test_a_restart_finds_the_cache_and_sweeps_the_rest(
     assert origin.count() == asked
 
 
-def test_the_server_speaks_tls(origin: Origin, tmp_path: Path) -> None:
+def test_the_server_speaks_tls(origin: FakeRegistry, tmp_path: Path) -> None:
     """`server.tls` with a certificate and its key: HTTPS, and nothing for those who speak plain HTTP; never HTTP/2."""
     image = origin.add_image("app", "v1", [Random(15).randbytes(3 * MIB)])
     authority = trustme.CA()
@@ -205,7 +209,7 @@ def test_the_server_speaks_tls(origin: Origin, tmp_path: Path) -> None:
         dockyard.kill()
 
 
-def test_a_stop_while_the_upstream_hangs(make_deployment: Callable[..., Deployment], origin: Origin) -> None:
+def test_a_stop_while_the_upstream_hangs(make_deployment: Callable[..., Deployment], origin: FakeRegistry) -> None:
     """A fill that waits for a silent upstream does not hold up the end beyond the drain time."""
     deployment = make_deployment(
         server={"drain_timeout": "2s"}, upstream={"stall_timeout": "60s", "check_timeout": "60s"}
@@ -221,7 +225,7 @@ def test_a_stop_while_the_upstream_hangs(make_deployment: Callable[..., Deployme
 
 
 def test_a_directory_that_cannot_be_written(
-    make_deployment: Callable[..., Deployment], origin: Origin, tmp_path: Path
+    make_deployment: Callable[..., Deployment], origin: FakeRegistry, tmp_path: Path
 ) -> None:
     """A storage directory that is a file: the server says so and does not start."""
     deployment = make_deployment()

@@ -10,7 +10,7 @@ import pytest
 from tests.support import misbehaviour as bad
 from tests.support.bodies import Bytes
 from tests.support.deployment import Deployment, eventually, opened_at_exit
-from tests.support.fake_registry import Change, Origin
+from tests.support.fake_registry import Change, FakeRegistry
 from tests.support.raw_http import Ending
 
 MIB = 1024 * 1024
@@ -26,7 +26,9 @@ def _assert_unseen(deployment: Deployment, truth: Bytes, clients: int = 10) -> N
 
 @pytest.mark.parametrize("how", ["fin", "rst"])
 @pytest.mark.parametrize("at", [0.01, 0.5, 0.99])
-def test_an_upstream_cut(make_deployment: Callable[..., Deployment], origin: Origin, at: float, how: Ending) -> None:
+def test_an_upstream_cut(
+    make_deployment: Callable[..., Deployment], origin: FakeRegistry, at: float, how: Ending
+) -> None:
     """The upstream breaks off at 1, 50 or 99 %: no client notices, and the rest is fetched from where it stopped."""
     truth = Bytes(Random(5).randbytes(20 * MIB))
     origin.add_blob(truth)
@@ -39,7 +41,9 @@ def test_an_upstream_cut(make_deployment: Callable[..., Deployment], origin: Ori
     assert origin.sent_bytes("blob") <= truth.size + WASTE
 
 
-def test_an_upstream_that_breaks_again_and_again(make_deployment: Callable[..., Deployment], origin: Origin) -> None:
+def test_an_upstream_that_breaks_again_and_again(
+    make_deployment: Callable[..., Deployment], origin: FakeRegistry
+) -> None:
     """Every answer breaks after two mebibytes: each makes progress, so it goes on to the end."""
     truth = Bytes(Random(6).randbytes(12 * MIB))
     origin.add_blob(truth)
@@ -51,7 +55,7 @@ def test_an_upstream_that_breaks_again_and_again(make_deployment: Callable[..., 
     assert origin.sent_bytes("blob") <= truth.size + (gets - 1) * WASTE
 
 
-def test_an_upstream_that_stalls(make_deployment: Callable[..., Deployment], origin: Origin) -> None:
+def test_an_upstream_that_stalls(make_deployment: Callable[..., Deployment], origin: FakeRegistry) -> None:
     """No byte for `stall_timeout`: the connection is given up, and the rest is fetched over another."""
     truth = Bytes(Random(7).randbytes(8 * MIB))
     origin.add_blob(truth)
@@ -66,7 +70,7 @@ def test_an_upstream_that_stalls(make_deployment: Callable[..., Deployment], ori
     assert origin.sent_bytes("blob") <= truth.size + WASTE
 
 
-def test_a_slow_upstream_is_not_a_stalled_one(make_deployment: Callable[..., Deployment], origin: Origin) -> None:
+def test_a_slow_upstream_is_not_a_stalled_one(make_deployment: Callable[..., Deployment], origin: FakeRegistry) -> None:
     """A body that takes longer than every limit, but keeps coming, is fetched once."""
     truth = Bytes(Random(8).randbytes(3 * MIB))
     origin.add_blob(truth)
@@ -77,7 +81,9 @@ def test_a_slow_upstream_is_not_a_stalled_one(make_deployment: Callable[..., Dep
 
 
 @pytest.mark.parametrize("status", [500, 503, 429, 404])
-def test_a_resume_that_is_refused(make_deployment: Callable[..., Deployment], origin: Origin, status: int) -> None:
+def test_a_resume_that_is_refused(
+    make_deployment: Callable[..., Deployment], origin: FakeRegistry, status: int
+) -> None:
     """The transfer breaks and the next try is refused: the body is whole in the end, or it ends short by FIN."""
     truth = Bytes(Random(status).randbytes(4 * MIB))
     origin.add_blob(truth)
@@ -103,7 +109,7 @@ WRONG: dict[str, tuple[Change, ...]] = {
 
 
 @pytest.mark.parametrize("wrong", WRONG)
-def test_wrong_bodies_for_a_crowd(make_deployment: Callable[..., Deployment], origin: Origin, wrong: str) -> None:
+def test_wrong_bodies_for_a_crowd(make_deployment: Callable[..., Deployment], origin: FakeRegistry, wrong: str) -> None:
     """Ten clients over two workers: none of them can take a wrong body for whole, and nothing is kept."""
     truth = Bytes(Random(9).randbytes(6 * MIB))
     origin.add_blob(truth)
@@ -122,7 +128,7 @@ def test_wrong_bodies_for_a_crowd(make_deployment: Callable[..., Deployment], or
 
 @pytest.mark.parametrize("first", [0, 5 * MIB])
 def test_an_error_before_the_first_byte_is_told_as_one(
-    make_deployment: Callable[..., Deployment], origin: Origin, first: int
+    make_deployment: Callable[..., Deployment], origin: FakeRegistry, first: int
 ) -> None:
     """The upstream stops ahead of the first byte that a client wants: 504 with an OCI error, nothing half begun."""
     truth = Bytes(Random(8).randbytes(6 * MIB))

@@ -13,7 +13,7 @@ from tests.processes.watch import writers
 from tests.support import misbehaviour as bad
 from tests.support.bodies import Bytes, digest_of
 from tests.support.deployment import Deployment, eventually, opened_at_exit
-from tests.support.fake_registry import Origin
+from tests.support.fake_registry import FakeRegistry
 
 MIB = 1024 * 1024
 WORKERS = 4
@@ -26,7 +26,7 @@ def _full_deployment(make_deployment: Callable[..., Deployment]) -> Deployment:
     return deployment
 
 
-def test_a_killed_worker_refuses_nobody(make_deployment: Callable[..., Deployment], origin: Origin) -> None:
+def test_a_killed_worker_refuses_nobody(make_deployment: Callable[..., Deployment], origin: FakeRegistry) -> None:
     """While workers are killed one after the other, every new connection is accepted and answered in time."""
     warm = f"/v2/up.test/app/blobs/{origin.add_blob(b'a warm blob')}"
     deployment = _full_deployment(make_deployment)
@@ -48,7 +48,9 @@ def test_a_killed_worker_refuses_nobody(make_deployment: Callable[..., Deploymen
     assert errors == []
 
 
-def test_everything_is_killed_and_started_again(make_deployment: Callable[..., Deployment], origin: Origin) -> None:
+def test_everything_is_killed_and_started_again(
+    make_deployment: Callable[..., Deployment], origin: FakeRegistry
+) -> None:
     """After kill -9 of all in the middle of several fetches: what was whole is served, what was not is fetched anew."""
     warm = origin.add_blob(b"a warm blob")
     cold = [origin.add_blob(Random(n).randbytes(3 * MIB)) for n in range(5)]
@@ -74,7 +76,7 @@ def test_everything_is_killed_and_started_again(make_deployment: Callable[..., D
 
 
 def test_a_failed_fetch_of_a_former_owner_is_in_nobodys_way(
-    make_deployment: Callable[..., Deployment], origin: Origin
+    make_deployment: Callable[..., Deployment], origin: FakeRegistry
 ) -> None:
     """The owner is killed, the one that takes over fails, the owner's shard is back: the next fetch just works."""
     truth = Bytes(Random(5).randbytes(6 * MIB))

@@ -7,7 +7,7 @@ import pytest
 
 from tests.support import misbehaviour as bad
 from tests.support.deployment import Deployment, eventually, upstream
-from tests.support.fake_registry import Change, Origin, basic
+from tests.support.fake_registry import Change, FakeRegistry, basic
 from tests.support.gatekeeper import TokenService, bearer_challenge, want_authorization
 from tests.support.raw_http import Answer, Request
 
@@ -53,26 +53,30 @@ def _assert_two_tokens_at_most(deployment: Deployment, service: TokenService, te
 
 
 @pytest.mark.parametrize("shape", CHALLENGES)
-def test_challenges_of_every_shape(make_deployment: Callable[..., Deployment], origin: Origin, shape: str) -> None:
+def test_challenges_of_every_shape(
+    make_deployment: Callable[..., Deployment], origin: FakeRegistry, shape: str
+) -> None:
     """However the challenge is spelt, one token is fetched for exactly the pull scope, and used for all requests."""
     _assert_two_tokens_at_most(make_deployment(), TokenService(origin, challenges=CHALLENGES[shape]))
 
 
 @pytest.mark.parametrize("spelling", SPELLINGS)
-def test_tokens_of_every_spelling(make_deployment: Callable[..., Deployment], origin: Origin, spelling: str) -> None:
+def test_tokens_of_every_spelling(
+    make_deployment: Callable[..., Deployment], origin: FakeRegistry, spelling: str
+) -> None:
     """However the token is spelt, it is used, and used again."""
     _assert_two_tokens_at_most(make_deployment(), TokenService(origin, spell=SPELLINGS[spelling]))
 
 
 @pytest.mark.parametrize("spelling", ["both", "expires_in 5"])
 def test_a_hundred_requests_cost_two_tokens(
-    make_deployment: Callable[..., Deployment], origin: Origin, spelling: str
+    make_deployment: Callable[..., Deployment], origin: FakeRegistry, spelling: str
 ) -> None:
     """A token is kept for a minute at least, whatever it says of itself."""
     _assert_two_tokens_at_most(make_deployment(), TokenService(origin, spell=SPELLINGS[spelling]), tens=10)
 
 
-def test_each_repository_has_its_own_scope(make_deployment: Callable[..., Deployment], origin: Origin) -> None:
+def test_each_repository_has_its_own_scope(make_deployment: Callable[..., Deployment], origin: FakeRegistry) -> None:
     """A token for one repository is not taken for another."""
     service = TokenService(origin)
     deployment = make_deployment()
@@ -97,7 +101,9 @@ TOKEN_FAILURES: dict[str, tuple[Change, set[int]]] = {
 
 
 @pytest.mark.parametrize("failure", TOKEN_FAILURES)
-def test_a_token_service_that_fails(make_deployment: Callable[..., Deployment], origin: Origin, failure: str) -> None:
+def test_a_token_service_that_fails(
+    make_deployment: Callable[..., Deployment], origin: FakeRegistry, failure: str
+) -> None:
     """Few requests, a bounded time, and the error that fits; nothing of the token service reaches the client."""
     change, statuses = TOKEN_FAILURES[failure]
     TokenService(origin)
@@ -116,7 +122,7 @@ def test_a_token_service_that_fails(make_deployment: Callable[..., Deployment], 
 
 @pytest.mark.parametrize("failure", ["500", "html", "hangs", "hangs up"])
 def test_a_cached_tag_outlives_the_token_service(
-    make_deployment: Callable[..., Deployment], origin: Origin, failure: str
+    make_deployment: Callable[..., Deployment], origin: FakeRegistry, failure: str
 ) -> None:
     """A token service that is down is an outage like any other: what was pulled once is served stale."""
     service = TokenService(origin)
@@ -132,7 +138,7 @@ def test_a_cached_tag_outlives_the_token_service(
 
 @pytest.mark.parametrize(("auth", "status"), [("anonymous", 404), ("basic", 403)])
 def test_tokens_that_nobody_accepts(
-    make_deployment: Callable[..., Deployment], origin: Origin, auth: str, status: int
+    make_deployment: Callable[..., Deployment], origin: FakeRegistry, auth: str, status: int
 ) -> None:
     """After one new try it is over: 404 for an anonymous upstream, 403 for one with credentials."""
     origin.on("manifest", bad.challenged(bearer_challenge(f"{origin.url}/token", "app")))
@@ -147,7 +153,7 @@ def test_tokens_that_nobody_accepts(
     assert PASSWORD not in deployment.dockyard.said()
 
 
-def test_a_refused_tag_costs_few_requests(make_deployment: Callable[..., Deployment], origin: Origin) -> None:
+def test_a_refused_tag_costs_few_requests(make_deployment: Callable[..., Deployment], origin: FakeRegistry) -> None:
     """By tag there is one more registry request, for upstreams whose HEAD is refused where GET is not."""
     origin.on("manifest", bad.challenged(bearer_challenge(f"{origin.url}/token", "app")))
     deployment = make_deployment()
@@ -159,7 +165,7 @@ def test_a_refused_tag_costs_few_requests(make_deployment: Callable[..., Deploym
 @pytest.mark.parametrize("kind", ["manifests", "blobs"])
 @pytest.mark.parametrize(("auth", "status"), [("anonymous", 404), ("basic", 403)])
 def test_a_forbidden_answer_is_an_answer(
-    make_deployment: Callable[..., Deployment], origin: Origin, kind: str, auth: str, status: int
+    make_deployment: Callable[..., Deployment], origin: FakeRegistry, kind: str, auth: str, status: int
 ) -> None:
     """403 upstream is neither an outage nor ours to pass on with the upstream's words."""
     origin.on(None, bad.refusing(403, "DENIED"), listener="registry")
@@ -174,7 +180,9 @@ def test_a_forbidden_answer_is_an_answer(
 @pytest.mark.parametrize(
     "realm", ["http://169.254.169.254/token", "file:///etc/passwd", "/token", "", "http://", "gopher://x/"]
 )
-def test_realms_that_lead_nowhere_good(make_deployment: Callable[..., Deployment], origin: Origin, realm: str) -> None:
+def test_realms_that_lead_nowhere_good(
+    make_deployment: Callable[..., Deployment], origin: FakeRegistry, realm: str
+) -> None:
     """A realm that cannot be a token service is an error within a bounded time, whatever it was meant to reach."""
     TokenService(origin, realm=realm)
     origin.add_image("app", "v1")
@@ -189,7 +197,7 @@ def test_realms_that_lead_nowhere_good(make_deployment: Callable[..., Deployment
 
 @pytest.mark.parametrize("auth", ["basic", "bearer"])
 def test_credentials_do_not_follow_a_realm_to_another_host(
-    make_deployment: Callable[..., Deployment], origin: Origin, auth: str
+    make_deployment: Callable[..., Deployment], origin: FakeRegistry, auth: str
 ) -> None:
     """The realm is written by whoever answers: on another host it gets no credentials."""
     elsewhere = origin.listen("elsewhere", "127.0.0.2")
@@ -203,7 +211,7 @@ def test_credentials_do_not_follow_a_realm_to_another_host(
         assert PASSWORD not in exchange.request.target + exchange.request.body.decode()
 
 
-def test_a_trusted_host_gets_the_credentials(make_deployment: Callable[..., Deployment], origin: Origin) -> None:
+def test_a_trusted_host_gets_the_credentials(make_deployment: Callable[..., Deployment], origin: FakeRegistry) -> None:
     """`trusted_hosts` says that a token service on another host belongs to the registry."""
     elsewhere = origin.listen("elsewhere", "127.0.0.2")
     TokenService(origin, realm=f"{elsewhere.url}/token", login=basic(USER, PASSWORD))
@@ -217,7 +225,7 @@ def test_a_trusted_host_gets_the_credentials(make_deployment: Callable[..., Depl
 
 
 def test_basic_credentials_are_exchanged_at_the_realm(
-    make_deployment: Callable[..., Deployment], origin: Origin
+    make_deployment: Callable[..., Deployment], origin: FakeRegistry
 ) -> None:
     """A Bearer challenge sends the credentials to the realm of the same host, and only the token to the registry."""
     TokenService(origin, login=basic(USER, PASSWORD))
@@ -231,7 +239,9 @@ def test_basic_credentials_are_exchanged_at_the_realm(
     assert origin.count("token") == 1
 
 
-def test_basic_credentials_for_a_basic_challenge(make_deployment: Callable[..., Deployment], origin: Origin) -> None:
+def test_basic_credentials_for_a_basic_challenge(
+    make_deployment: Callable[..., Deployment], origin: FakeRegistry
+) -> None:
     """A registry that wants Basic (ECR) gets it."""
     want_authorization(origin, basic(USER, PASSWORD))
     image = origin.add_image("app", "v1")
@@ -241,7 +251,7 @@ def test_basic_credentials_for_a_basic_challenge(make_deployment: Callable[..., 
     assert PASSWORD not in deployment.dockyard.said()
 
 
-def test_a_bearer_secret_goes_verbatim_first(make_deployment: Callable[..., Deployment], origin: Origin) -> None:
+def test_a_bearer_secret_goes_verbatim_first(make_deployment: Callable[..., Deployment], origin: FakeRegistry) -> None:
     """`auth.type: bearer`: the secret is the token."""
     want_authorization(origin, f"Bearer {PASSWORD}", bearer_challenge(f"{origin.url}/token", "app"))
     image = origin.add_image("app", "v1")
@@ -252,7 +262,7 @@ def test_a_bearer_secret_goes_verbatim_first(make_deployment: Callable[..., Depl
 
 
 def test_a_bearer_secret_that_is_refused_is_exchanged(
-    make_deployment: Callable[..., Deployment], origin: Origin
+    make_deployment: Callable[..., Deployment], origin: FakeRegistry
 ) -> None:
     """A `ghp_…` that the registry does not take is a password at the realm; that is remembered."""
     service = TokenService(origin, login=basic(USER, PASSWORD))
@@ -266,7 +276,9 @@ def test_a_bearer_secret_that_is_refused_is_exchanged(
     assert len(verbatim) <= 2
 
 
-def test_a_token_that_expires_between_two_blobs(make_deployment: Callable[..., Deployment], origin: Origin) -> None:
+def test_a_token_that_expires_between_two_blobs(
+    make_deployment: Callable[..., Deployment], origin: FakeRegistry
+) -> None:
     """The next request gets a new token, and the client no error."""
     service = TokenService(origin)
     image = origin.add_image("app", "v1", [b"first", b"second"])
@@ -278,7 +290,7 @@ def test_a_token_that_expires_between_two_blobs(make_deployment: Callable[..., D
 
 
 def test_a_token_that_expires_in_the_middle_of_a_transfer(
-    make_deployment: Callable[..., Deployment], origin: Origin
+    make_deployment: Callable[..., Deployment], origin: FakeRegistry
 ) -> None:
     """When the transfer must be resumed with a token that has expired meanwhile, it is with a new one."""
     service = TokenService(origin)
@@ -295,7 +307,7 @@ def test_a_token_that_expires_in_the_middle_of_a_transfer(
     assert (reply.ended, reply.body == blob) == ("length", True)
 
 
-def test_insufficient_scope_once(make_deployment: Callable[..., Deployment], origin: Origin) -> None:
+def test_insufficient_scope_once(make_deployment: Callable[..., Deployment], origin: FakeRegistry) -> None:
     """A token that was good for less is replaced by a new one, and the client sees nothing of it."""
     service = TokenService(origin)
     challenge = bearer_challenge(f"{origin.url}/token", "app") + ',error="insufficient_scope"'
@@ -309,7 +321,9 @@ def test_insufficient_scope_once(make_deployment: Callable[..., Deployment], ori
     assert len(service.requests()) == 2
 
 
-def test_a_token_that_expires_between_two_checks(make_deployment: Callable[..., Deployment], origin: Origin) -> None:
+def test_a_token_that_expires_between_two_checks(
+    make_deployment: Callable[..., Deployment], origin: FakeRegistry
+) -> None:
     """A cached tag is fresh, not stale, when all that was wrong was an old token; and HEAD is enough."""
     service = TokenService(origin)
     origin.add_image("app", "v1")
@@ -323,7 +337,9 @@ def test_a_token_that_expires_between_two_checks(make_deployment: Callable[..., 
     assert origin.count("manifest", "GET") == gets
 
 
-def test_one_refresh_for_many_waiting_requests(make_deployment: Callable[..., Deployment], origin: Origin) -> None:
+def test_one_refresh_for_many_waiting_requests(
+    make_deployment: Callable[..., Deployment], origin: FakeRegistry
+) -> None:
     """Fifty requests that find their token expired wait for one new one."""
     service = TokenService(origin)
     digests = [origin.add_blob(f"blob {number}".encode()) for number in range(51)]

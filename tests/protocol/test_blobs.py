@@ -10,7 +10,7 @@ import pytest
 from tests.support import misbehaviour as bad
 from tests.support.bodies import Bytes, Synthetic, digest_of, read_whole
 from tests.support.deployment import Deployment, eventually, opened_at_exit, parse_cache_status, stays
-from tests.support.fake_registry import Change, Origin
+from tests.support.fake_registry import Change, FakeRegistry
 from tests.support.http_client import is_part_of
 from tests.support.raw_http import Answer, Request
 
@@ -127,7 +127,7 @@ def test_a_cached_blob_is_served_under_every_repository(deployment: Deployment) 
     assert deployment.origin.count() == asked
 
 
-def test_parallel_open_ranges_share_one_fetch(make_deployment: Callable[..., Deployment], origin: Origin) -> None:
+def test_parallel_open_ranges_share_one_fetch(make_deployment: Callable[..., Deployment], origin: FakeRegistry) -> None:
     """The parallel fetch of containerd: eight open ranges of a cold layer, each left by RST when it has its part."""
     truth = Synthetic(200 * MIB)
     digest = origin.add_blob(truth)
@@ -152,7 +152,7 @@ def test_parallel_open_ranges_share_one_fetch(make_deployment: Callable[..., Dep
 
 
 def test_the_fill_goes_on_when_its_only_client_leaves(
-    make_deployment: Callable[..., Deployment], origin: Origin
+    make_deployment: Callable[..., Deployment], origin: FakeRegistry
 ) -> None:
     """The policy: a fill belongs to the server. It is finished, and nothing of it can be seen before that."""
     truth = Synthetic(100 * MIB)
@@ -173,7 +173,7 @@ def test_the_fill_goes_on_when_its_only_client_leaves(
 
 
 def test_a_second_client_is_not_hurt_when_the_first_leaves(
-    make_deployment: Callable[..., Deployment], origin: Origin
+    make_deployment: Callable[..., Deployment], origin: FakeRegistry
 ) -> None:
     """Whoever joined the fetch before its first client left gets all of it."""
     truth = Bytes(_random(20 * MIB, "joined"))
@@ -193,7 +193,7 @@ def test_a_second_client_is_not_hurt_when_the_first_leaves(
     assert origin.count("blob", "GET") == 1
 
 
-def test_two_hundred_clients_of_one_cold_blob(make_deployment: Callable[..., Deployment], origin: Origin) -> None:
+def test_two_hundred_clients_of_one_cold_blob(make_deployment: Callable[..., Deployment], origin: FakeRegistry) -> None:
     """One fetch for all of them; everybody has a first byte while the upstream still holds half of it back."""
     truth = Bytes(_random(8 * MIB, "two hundred"))
     digest = origin.add_blob(truth)
@@ -208,7 +208,7 @@ def test_two_hundred_clients_of_one_cold_blob(make_deployment: Callable[..., Dep
     assert origin.count("blob", "GET") == 1
 
 
-def test_fifty_clients_of_one_cold_tag(make_deployment: Callable[..., Deployment], origin: Origin) -> None:
+def test_fifty_clients_of_one_cold_tag(make_deployment: Callable[..., Deployment], origin: FakeRegistry) -> None:
     """One HEAD and one GET for all of them, over all workers."""
     image = origin.add_image("app", "v1")
     deployment = make_deployment(workers=2, upstream={"check_timeout": "10s"})
@@ -223,7 +223,7 @@ def test_fifty_clients_of_one_cold_tag(make_deployment: Callable[..., Deployment
     assert (origin.count("manifest", "HEAD"), origin.count("manifest", "GET")) == (1, 1)
 
 
-def test_a_reset_upstream_is_resumed_unseen(make_deployment: Callable[..., Deployment], origin: Origin) -> None:
+def test_a_reset_upstream_is_resumed_unseen(make_deployment: Callable[..., Deployment], origin: FakeRegistry) -> None:
     """The upstream resets at 60 %: Dockyard asks for the rest, and the client sees one clean body."""
     truth = Bytes(_random(10 * MIB, "reset"))
     digest = origin.add_blob(truth)
@@ -240,7 +240,7 @@ def test_a_reset_upstream_is_resumed_unseen(make_deployment: Callable[..., Deplo
 
 @pytest.mark.parametrize("place", ["bytes 0-{last}/{size}", "bytes {start}-{last}/{wrong}", "bytes 7-{last}/{size}"])
 def test_a_resume_at_the_wrong_place_is_not_believed(
-    make_deployment: Callable[..., Deployment], origin: Origin, place: str
+    make_deployment: Callable[..., Deployment], origin: FakeRegistry, place: str
 ) -> None:
     """A 206 whose Content-Range is not what was asked for is never glued to what is there."""
     truth = Bytes(_random(4 * MIB, place))
@@ -258,7 +258,7 @@ def test_a_resume_at_the_wrong_place_is_not_believed(
     assert all(digest_of(path.read_bytes()) == digest for path in deployment.stored(digest))
 
 
-def test_an_upstream_that_ignores_the_resume(make_deployment: Callable[..., Deployment], origin: Origin) -> None:
+def test_an_upstream_that_ignores_the_resume(make_deployment: Callable[..., Deployment], origin: FakeRegistry) -> None:
     """200 instead of 206: what was there is read again and dropped, and the client does not notice."""
     truth = Bytes(_random(4 * MIB, "ignored"))
     digest = origin.add_blob(truth)
@@ -271,7 +271,7 @@ def test_an_upstream_that_ignores_the_resume(make_deployment: Callable[..., Depl
     assert origin.sent_bytes("blob") <= 2 * truth.size
 
 
-def test_a_client_that_was_cut_resumes(make_deployment: Callable[..., Deployment], origin: Origin) -> None:
+def test_a_client_that_was_cut_resumes(make_deployment: Callable[..., Deployment], origin: FakeRegistry) -> None:
     """The only worker is killed in mid fill: nothing partial is served afterwards, and `bytes=N-` is answered 206."""
     truth = Synthetic(32 * MIB)
     digest = origin.add_blob(truth)

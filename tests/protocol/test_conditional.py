@@ -7,7 +7,7 @@ from random import Random
 import pytest
 
 from tests.support.deployment import Deployment, parse_cache_status
-from tests.support.fake_registry import Image, Origin
+from tests.support.fake_registry import FakeRegistry, Image
 from tests.support.http_client import Reply
 from tests.support.raw_http import Answer, Request
 
@@ -164,7 +164,7 @@ def test_errors_are_not_to_be_kept(deployment: Deployment) -> None:
 
 
 def test_content_fetched_with_credentials_is_private(
-    make_deployment: Callable[..., Deployment], origin: Origin
+    make_deployment: Callable[..., Deployment], origin: FakeRegistry
 ) -> None:
     """What only a login can see is not for shared caches on the way."""
     image = origin.add_image("app", "v1", [BLOB])

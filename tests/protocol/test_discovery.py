@@ -25,7 +25,7 @@ from tests.support.fake_lists import (
     refuse,
     tags_path,
 )
-from tests.support.fake_registry import OCI_INDEX, OCI_MANIFEST, Origin
+from tests.support.fake_registry import OCI_INDEX, OCI_MANIFEST, FakeRegistry
 from tests.support.http_client import Reply
 
 MANY = sorted(f"{letter}{number}" for letter in ("v", "V", "_", "1.") for number in range(625))
@@ -232,7 +232,7 @@ def _assert_stale(reply: Reply, *, was_asked: bool) -> None:
 
 @pytest.mark.parametrize("workers", [1, 4])
 def test_stale_when_the_upstream_is_down(
-    make_deployment: Callable[..., Deployment], origin: Origin, workers: int
+    make_deployment: Callable[..., Deployment], origin: FakeRegistry, workers: int
 ) -> None:
     """Lists that were got once are served, marked stale, by every worker; others are 503; it heals by itself."""
     offer_tags(origin, "app", FEW)
@@ -274,7 +274,7 @@ def test_stale_when_the_upstream_is_down(
     ids=["500", "503", "429", "a web page", "silent", "reset"],
 )
 def test_stale_when_the_upstream_fails(
-    make_deployment: Callable[..., Deployment], origin: Origin, change: Any, status: int
+    make_deployment: Callable[..., Deployment], origin: FakeRegistry, change: Any, status: int
 ) -> None:
     """Whatever fails: the last list within the time of one check, and for what was never got an honest error."""
     offer_tags(origin, "app", FEW)
@@ -290,7 +290,7 @@ def test_stale_when_the_upstream_fails(
     assert deployment.get(_list("up.test/other")).status == status
 
 
-def test_stale_lists_outlive_a_restart(make_deployment: Callable[..., Deployment], origin: Origin) -> None:
+def test_stale_lists_outlive_a_restart(make_deployment: Callable[..., Deployment], origin: FakeRegistry) -> None:
     """They are kept on disk: a Dockyard that is started while the upstream is away has them."""
     offer_tags(origin, "app", FEW)
     deployment = make_deployment()
@@ -301,7 +301,7 @@ def test_stale_lists_outlive_a_restart(make_deployment: Callable[..., Deployment
     assert _tags(deployment.get(_list("up.test/app"))) == FEW
 
 
-def test_one_question_for_all_who_ask(make_deployment: Callable[..., Deployment], origin: Origin) -> None:
+def test_one_question_for_all_who_ask(make_deployment: Callable[..., Deployment], origin: FakeRegistry) -> None:
     """Many clients on four workers wait for one walk over the pages."""
     offer_tags(origin, "app", UNSORTED, page_size=1000)
     deployment = make_deployment(workers=4)
@@ -319,7 +319,7 @@ def test_one_question_for_all_who_ask(make_deployment: Callable[..., Deployment]
 
 
 def test_a_slow_list_is_shown_stale_and_walked_to_its_end(
-    make_deployment: Callable[..., Deployment], origin: Origin
+    make_deployment: Callable[..., Deployment], origin: FakeRegistry
 ) -> None:
     """Who has an old copy is not kept waiting, and the next one has the new list."""
     rule = offer_tags(origin, "app", FEW)
@@ -336,7 +336,9 @@ def test_a_slow_list_is_shown_stale_and_walked_to_its_end(
     assert _tags(deployment.get(_list("up.test/app"))) == [*FEW, "v3"]
 
 
-def test_an_interval_makes_lists_fresh_for_a_while(make_deployment: Callable[..., Deployment], origin: Origin) -> None:
+def test_an_interval_makes_lists_fresh_for_a_while(
+    make_deployment: Callable[..., Deployment], origin: FakeRegistry
+) -> None:
     """With `upstream.check_interval` a list that was just asked for is not asked for again, by any worker."""
     offer_tags(origin, "app", FEW)
     deployment = make_deployment(workers=2, upstream={"check_interval": "1h"})
@@ -346,7 +348,7 @@ def test_an_interval_makes_lists_fresh_for_a_while(make_deployment: Callable[...
     assert parse_cache_status(replies[-1])["hit"] is True
 
 
-def test_cache_status_of_lists(make_deployment: Callable[..., Deployment], origin: Origin) -> None:
+def test_cache_status_of_lists(make_deployment: Callable[..., Deployment], origin: FakeRegistry) -> None:
     """New, unchanged, changed."""
     rule = offer_tags(origin, "app", FEW)
     deployment = make_deployment()
@@ -469,7 +471,9 @@ def test_garbage_instead_of_referrers(deployment: Deployment, body: bytes) -> No
     assert deployment.get(f"/v2/up.test/senseless/referrers/{SUBJECT}").status == 502
 
 
-def test_an_empty_answer_is_kept_for_what_exists(make_deployment: Callable[..., Deployment], origin: Origin) -> None:
+def test_an_empty_answer_is_kept_for_what_exists(
+    make_deployment: Callable[..., Deployment], origin: FakeRegistry
+) -> None:
     """That an image has no signature is known in an outage too; digests that somebody made up leave nothing behind."""
     image = origin.add_image("app", "v1")
     deployment = make_deployment()

@@ -19,7 +19,7 @@ from tests.support.deployment import (
     parse_cache_status,
     upstream,
 )
-from tests.support.fake_registry import Change, Image, Origin
+from tests.support.fake_registry import Change, FakeRegistry, Image
 from tests.support.http_client import Reply
 
 CACHED = "/v2/up.test/app/manifests/v1"
@@ -43,7 +43,7 @@ FAILURES: dict[str, tuple[Change | str, set[int]]] = {
 }
 
 
-def _break(origin: Origin, failure: str) -> None:
+def _break(origin: FakeRegistry, failure: str) -> None:
     change, _ = FAILURES[failure]
     if isinstance(change, str):
         origin.registry.close()
@@ -52,7 +52,7 @@ def _break(origin: Origin, failure: str) -> None:
         origin.on(None, change)
 
 
-def _mend(origin: Origin) -> None:
+def _mend(origin: FakeRegistry) -> None:
     origin.mend()
     if not origin.registry.is_open:
         origin.registry.open()
@@ -75,7 +75,9 @@ def _assert_stale(reply: Reply, image: Image, *, was_asked: bool) -> None:
 
 
 @pytest.mark.parametrize("failure", FAILURES)
-def test_a_cached_tag_is_served_stale(make_deployment: Callable[..., Deployment], origin: Origin, failure: str) -> None:
+def test_a_cached_tag_is_served_stale(
+    make_deployment: Callable[..., Deployment], origin: FakeRegistry, failure: str
+) -> None:
     """Whatever fails: the last image within the time of one check, marked stale; digests and blobs as ever."""
     image = origin.add_image("app", "v1")
     deployment = make_deployment()
@@ -96,7 +98,7 @@ def test_a_cached_tag_is_served_stale(make_deployment: Callable[..., Deployment]
 
 @pytest.mark.parametrize("failure", FAILURES)
 def test_an_uncached_tag_is_an_error_that_tells_to_come_back(
-    make_deployment: Callable[..., Deployment], origin: Origin, failure: str
+    make_deployment: Callable[..., Deployment], origin: FakeRegistry, failure: str
 ) -> None:
     """Five tries at once, as containerd does: never 404, always Retry-After, and a 429 is remembered."""
     origin.add_image("app", "v1")
@@ -116,7 +118,7 @@ def test_an_uncached_tag_is_an_error_that_tells_to_come_back(
         assert all(reply.error == "TOOMANYREQUESTS" for reply in replies)
 
 
-def test_a_stale_answer_tells_its_age(make_deployment: Callable[..., Deployment], origin: Origin) -> None:
+def test_a_stale_answer_tells_its_age(make_deployment: Callable[..., Deployment], origin: FakeRegistry) -> None:
     """`Age` counts the seconds since the tag was last checked."""
     origin.add_image("app", "v1")
     deployment = make_deployment()
@@ -135,7 +137,7 @@ def _aged(deployment: Deployment, age_s: int) -> Reply | None:
 
 
 def test_an_error_of_one_tag_says_nothing_of_its_neighbours(
-    make_deployment: Callable[..., Deployment], origin: Origin
+    make_deployment: Callable[..., Deployment], origin: FakeRegistry
 ) -> None:
     """A garbled answer for one repository leaves the others fresh: it is no outage of the upstream."""
     origin.add_image("app", "v1")
@@ -148,7 +150,7 @@ def test_an_error_of_one_tag_says_nothing_of_its_neighbours(
 
 
 def _with_another_registry(
-    origin: Origin, directory: Path, deployments: ExitStack, registry: str, **more: Any
+    origin: FakeRegistry, directory: Path, deployments: ExitStack, registry: str, **more: Any
 ) -> tuple[Deployment, Image]:
     """A deployment whose cache was filled from the origin and whose upstream is another place now."""
     image = origin.add_image("app", "v1")
@@ -163,14 +165,14 @@ def _with_another_registry(
     return deployment, image
 
 
-def _tls_listener(origin: Origin, *names: str) -> str:
+def _tls_listener(origin: FakeRegistry, *names: str) -> str:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     trustme.CA().issue_cert(*names).configure_cert(context)
     return origin.listen("tls", tls=context).url
 
 
 @pytest.mark.parametrize("failure", ["no such host", "unknown authority", "plain HTTP on the TLS port", "refused"])
-def test_started_with_an_upstream_that_cannot_be_reached(origin: Origin, tmp_path: Path, failure: str) -> None:
+def test_started_with_an_upstream_that_cannot_be_reached(origin: FakeRegistry, tmp_path: Path, failure: str) -> None:
     """DNS, TLS, nobody there: Dockyard starts, serves what it has, and says 502 or 503 for what it has not."""
     match failure:
         case "no such host":
@@ -196,7 +198,7 @@ def test_started_with_an_upstream_that_cannot_be_reached(origin: Origin, tmp_pat
         assert origin.count() == 0, "nothing is sent over a connection that is not what it should be"
 
 
-def test_an_https_upstream_is_never_asked_in_plain_text(origin: Origin, tmp_path: Path) -> None:
+def test_an_https_upstream_is_never_asked_in_plain_text(origin: FakeRegistry, tmp_path: Path) -> None:
     """`insecure_skip_verify` is for certificates; a registry with https:// is asked over TLS only."""
     registry = _tls_listener(origin, "another.test")
     with ExitStack() as deployments:
@@ -206,7 +208,7 @@ def test_an_https_upstream_is_never_asked_in_plain_text(origin: Origin, tmp_path
         assert origin.count(listener="tls") > 0
 
 
-def test_private_authorities_are_trusted_when_named(origin: Origin, tmp_path: Path) -> None:
+def test_private_authorities_are_trusted_when_named(origin: FakeRegistry, tmp_path: Path) -> None:
     """`ca_file` makes a registry with a certificate of one's own an ordinary one."""
     authority = trustme.CA()
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -222,7 +224,9 @@ def test_private_authorities_are_trusted_when_named(origin: Origin, tmp_path: Pa
 
 
 @pytest.mark.parametrize("kind", ["manifests", "blobs"])
-def test_uncached_digests_are_errors_too(make_deployment: Callable[..., Deployment], origin: Origin, kind: str) -> None:
+def test_uncached_digests_are_errors_too(
+    make_deployment: Callable[..., Deployment], origin: FakeRegistry, kind: str
+) -> None:
     """By digest as by tag: down means 503 with Retry-After, not 404."""
     deployment = make_deployment()
     origin.registry.close()

@@ -14,7 +14,7 @@ import trustme
 
 from tests.support import misbehaviour as bad
 from tests.support.deployment import Deployment, upstream
-from tests.support.fake_registry import Image, Origin, basic
+from tests.support.fake_registry import FakeRegistry, Image, basic
 from tests.support.gatekeeper import TokenService, want_authorization
 
 USER, PASSWORD = "canary-user", "canary-password-77ab"
@@ -23,7 +23,7 @@ PATH = "/v2/up.test/app/manifests/v1"
 
 
 @pytest.fixture
-def image(origin: Origin) -> Image:
+def image(origin: FakeRegistry) -> Image:
     """Offer an image that can be pulled with the right credentials."""
     return origin.add_image("app", "v1")
 
@@ -62,7 +62,7 @@ def keychain(tmp_path: Path) -> Keychain:
     return Keychain(directory)
 
 
-def _without_auth(origin: Origin, **more: Any) -> list[dict[str, Any]]:
+def _without_auth(origin: FakeRegistry, **more: Any) -> list[dict[str, Any]]:
     """An upstream that says nothing of auth uses the keychain."""
     entry = upstream("up.test", origin.url) | more
     del entry["auth"]
@@ -85,7 +85,7 @@ def _answer(username: str, secret: str) -> str:
 @pytest.mark.parametrize("key", ["{host}", "http://{host}", "https://{host}/v1/"])
 def test_entries_of_the_file(
     make_deployment: Callable[..., Deployment],
-    origin: Origin,
+    origin: FakeRegistry,
     keychain: Keychain,
     image: Image,
     entry: dict[str, str],
@@ -100,7 +100,7 @@ def test_entries_of_the_file(
 
 
 def test_a_password_with_colons(
-    make_deployment: Callable[..., Deployment], origin: Origin, keychain: Keychain, image: Image
+    make_deployment: Callable[..., Deployment], origin: FakeRegistry, keychain: Keychain, image: Image
 ) -> None:
     """`auth` is cut at its first colon only."""
     want_authorization(origin, basic(USER, "a:b:c"))
@@ -110,7 +110,7 @@ def test_a_password_with_colons(
 
 
 def test_an_identity_token_is_exchanged_by_post(
-    make_deployment: Callable[..., Deployment], origin: Origin, keychain: Keychain, image: Image
+    make_deployment: Callable[..., Deployment], origin: FakeRegistry, keychain: Keychain, image: Image
 ) -> None:
     """`identitytoken` is a refresh token: it goes to the realm in a form, not in a URL."""
     service = TokenService(origin)
@@ -127,7 +127,7 @@ def test_an_identity_token_is_exchanged_by_post(
 
 
 def test_a_registry_token_goes_as_it_is(
-    make_deployment: Callable[..., Deployment], origin: Origin, keychain: Keychain, image: Image
+    make_deployment: Callable[..., Deployment], origin: FakeRegistry, keychain: Keychain, image: Image
 ) -> None:
     """`registrytoken` is a bearer token of the registry."""
     want_authorization(origin, f"Bearer {PASSWORD}", f'Bearer realm="{origin.url}/token"')
@@ -138,7 +138,7 @@ def test_a_registry_token_goes_as_it_is(
 
 @pytest.mark.parametrize("where", ["credHelpers", "credsStore"])
 def test_a_helper_is_asked_and_remembered(
-    make_deployment: Callable[..., Deployment], origin: Origin, keychain: Keychain, image: Image, where: str
+    make_deployment: Callable[..., Deployment], origin: FakeRegistry, keychain: Keychain, image: Image, where: str
 ) -> None:
     """A hundred requests at once run the helper once, with `get` and the host on its input."""
     want_authorization(origin, basic(USER, PASSWORD))
@@ -155,7 +155,7 @@ def test_a_helper_is_asked_and_remembered(
 
 
 def test_a_helper_may_give_an_identity_token(
-    make_deployment: Callable[..., Deployment], origin: Origin, keychain: Keychain, image: Image
+    make_deployment: Callable[..., Deployment], origin: FakeRegistry, keychain: Keychain, image: Image
 ) -> None:
     """A user called `<token>` means that the secret is a refresh token."""
     service = TokenService(origin)
@@ -170,7 +170,7 @@ def test_a_helper_may_give_an_identity_token(
     "config", ["nothing", "no file", "not found", "another host"], ids=lambda config: str(config).replace(" ", "-")
 )
 def test_without_a_credential_we_are_anonymous(
-    make_deployment: Callable[..., Deployment], origin: Origin, keychain: Keychain, image: Image, config: str
+    make_deployment: Callable[..., Deployment], origin: FakeRegistry, keychain: Keychain, image: Image, config: str
 ) -> None:
     """No file, no entry, or a helper that has nothing stored: the request goes out without credentials."""
     match config:
@@ -200,7 +200,7 @@ BROKEN_HELPERS = {
 
 @pytest.mark.parametrize("helper", BROKEN_HELPERS)
 def test_a_broken_helper_is_an_error_and_not_anonymity(
-    make_deployment: Callable[..., Deployment], origin: Origin, keychain: Keychain, image: Image, helper: str
+    make_deployment: Callable[..., Deployment], origin: FakeRegistry, keychain: Keychain, image: Image, helper: str
 ) -> None:
     """A configured helper that fails makes the pull fail, within its time limit: no going on without credentials."""
     name = {"missing": "not-there", "a path": "../../bin/sh"}.get(helper, "canary")
@@ -219,7 +219,7 @@ def test_a_broken_helper_is_an_error_and_not_anonymity(
 
 @pytest.mark.parametrize("helper", ["error", "hangs"])
 def test_a_cached_tag_outlives_its_helper(
-    make_deployment: Callable[..., Deployment], origin: Origin, keychain: Keychain, image: Image, helper: str
+    make_deployment: Callable[..., Deployment], origin: FakeRegistry, keychain: Keychain, image: Image, helper: str
 ) -> None:
     """When the helper breaks later, what was pulled is served stale."""
     want_authorization(origin, basic(USER, PASSWORD))
@@ -235,7 +235,7 @@ def test_a_cached_tag_outlives_its_helper(
 
 
 def test_a_changed_file_is_seen(
-    make_deployment: Callable[..., Deployment], origin: Origin, keychain: Keychain, image: Image
+    make_deployment: Callable[..., Deployment], origin: FakeRegistry, keychain: Keychain, image: Image
 ) -> None:
     """A new password in the file is used at the next request, without a restart."""
     rules = want_authorization(origin, basic(USER, "the old one"))
@@ -250,7 +250,7 @@ def test_a_changed_file_is_seen(
 
 
 @pytest.fixture
-def hub(origin: Origin, tmp_path: Path) -> list[dict[str, Any]]:
+def hub(origin: FakeRegistry, tmp_path: Path) -> list[dict[str, Any]]:
     """Give a Docker Hub: the origin, over TLS, behind a forward proxy that leads nowhere else."""
     authority = trustme.CA()
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -264,7 +264,11 @@ def hub(origin: Origin, tmp_path: Path) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("key", ["https://index.docker.io/v1/", "docker.io", "registry-1.docker.io"])
 def test_the_docker_hub_login_is_found(
-    make_deployment: Callable[..., Deployment], origin: Origin, keychain: Keychain, hub: list[dict[str, Any]], key: str
+    make_deployment: Callable[..., Deployment],
+    origin: FakeRegistry,
+    keychain: Keychain,
+    hub: list[dict[str, Any]],
+    key: str,
 ) -> None:
     """A login made by `docker login` is used for `registry-1.docker.io`."""
     image = origin.add_image("library/app", "v1")
@@ -277,7 +281,7 @@ def test_the_docker_hub_login_is_found(
 
 
 def test_a_helper_for_docker_hub_is_asked_by_its_old_name(
-    make_deployment: Callable[..., Deployment], origin: Origin, keychain: Keychain, hub: list[dict[str, Any]]
+    make_deployment: Callable[..., Deployment], origin: FakeRegistry, keychain: Keychain, hub: list[dict[str, Any]]
 ) -> None:
     """Helpers know Docker Hub as `https://index.docker.io/v1/`."""
     origin.add_image("library/app", "v1")
@@ -289,7 +293,7 @@ def test_a_helper_for_docker_hub_is_asked_by_its_old_name(
 
 
 def test_a_refused_login_is_forbidden(
-    make_deployment: Callable[..., Deployment], origin: Origin, keychain: Keychain, image: Image
+    make_deployment: Callable[..., Deployment], origin: FakeRegistry, keychain: Keychain, image: Image
 ) -> None:
     """A login that the registry refuses is 403, not an invitation to log in at Dockyard."""
     origin.on(None, bad.challenged('Basic realm="origin"'))
@@ -299,7 +303,7 @@ def test_a_refused_login_is_forbidden(
 
 
 def test_basic_credentials_do_not_go_in_plain_text(
-    make_deployment: Callable[..., Deployment], origin: Origin, keychain: Keychain, image: Image
+    make_deployment: Callable[..., Deployment], origin: FakeRegistry, keychain: Keychain, image: Image
 ) -> None:
     """A registry that is reached by plain HTTP, and not on this machine, is not told a password."""
     want_authorization(origin, basic(USER, PASSWORD))

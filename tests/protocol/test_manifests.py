@@ -10,7 +10,15 @@ import pytest
 from tests.support import misbehaviour as bad
 from tests.support.bodies import digest_of
 from tests.support.deployment import Deployment, eventually, open_deployment
-from tests.support.fake_registry import DOCKER_LIST, DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST, Change, Image, Origin
+from tests.support.fake_registry import (
+    DOCKER_LIST,
+    DOCKER_MANIFEST,
+    OCI_INDEX,
+    OCI_MANIFEST,
+    Change,
+    FakeRegistry,
+    Image,
+)
 from tests.support.http_client import Reply
 from tests.support.raw_http import Answer, Request
 
@@ -25,7 +33,7 @@ KINDS = {"oci index": OCI_INDEX, "docker list": DOCKER_LIST, "oci manifest": OCI
 NEVER_THERE = "sha256:" + "0" * 64
 
 
-def _add(origin: Origin, repo: str, kind: str) -> Image:
+def _add(origin: FakeRegistry, repo: str, kind: str) -> Image:
     docker = kind.startswith("docker")
     if kind in ("oci manifest", "docker v2"):
         return origin.add_image(repo, "v1", [kind.encode()], docker=docker)
@@ -218,7 +226,7 @@ HEAD_FLAWS: dict[str, Change] = {
 @pytest.fixture(scope="module")
 def odd_deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
     """Give a deployment whose upstream is odd about HEAD: Dockyard may remember that, so others have another one."""
-    with Origin() as origin, open_deployment(origin, tmp_path_factory.mktemp("odd")) as deployment:
+    with FakeRegistry() as origin, open_deployment(origin, tmp_path_factory.mktemp("odd")) as deployment:
         yield deployment
 
 
@@ -337,7 +345,9 @@ def test_a_tag_that_appears_is_there_at_once(deployment: Deployment) -> None:
     _assert_is(deployment.get(path), image)
 
 
-def test_within_the_check_interval_nobody_is_asked(make_deployment: Callable[..., Deployment], origin: Origin) -> None:
+def test_within_the_check_interval_nobody_is_asked(
+    make_deployment: Callable[..., Deployment], origin: FakeRegistry
+) -> None:
     """`upstream.check_interval`: a tag that was just checked counts as fresh."""
     image = origin.add_image("fresh", "v1")
     deployment = make_deployment(upstream={"check_interval": "1h"})

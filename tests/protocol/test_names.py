@@ -8,7 +8,7 @@ import pytest
 
 from tests.support.bodies import digest_of
 from tests.support.deployment import Deployment, eventually
-from tests.support.fake_registry import OCI_MANIFEST, Origin
+from tests.support.fake_registry import OCI_MANIFEST, FakeRegistry
 from tests.support.http_client import exchange
 
 HEX = "0123456789abcdef" * 4
@@ -135,7 +135,7 @@ def test_a_digest_algorithm_that_nobody_can_verify(deployment: Deployment) -> No
     assert len(deployment.origin.exchanges) == before
 
 
-def _sha512_content(origin: Origin) -> tuple[str, bytes, str, bytes]:
+def _sha512_content(origin: FakeRegistry) -> tuple[str, bytes, str, bytes]:
     blob = b"a layer that is named by sha512" * 50
     document: dict[str, Any] = {"schemaVersion": 2, "mediaType": OCI_MANIFEST, "config": {}, "layers": []}
     digest = origin.add_manifest("sha512", None, document, OCI_MANIFEST, algorithm="sha512")

@@ -10,7 +10,7 @@ import pytest
 from tests.support import misbehaviour as bad
 from tests.support.bodies import digest_of
 from tests.support.deployment import Deployment, eventually, opened_at_exit
-from tests.support.fake_registry import Origin
+from tests.support.fake_registry import FakeRegistry
 from tests.support.http_client import parse_multipart
 
 MIB = 1024 * 1024
@@ -160,7 +160,7 @@ def test_no_range_can_be_satisfied(deployment: Deployment) -> None:
 
 
 @pytest.mark.parametrize("temperature", ["cold", "warm"])
-def test_the_empty_blob(make_deployment: Callable[..., Deployment], origin: Origin, temperature: str) -> None:
+def test_the_empty_blob(make_deployment: Callable[..., Deployment], origin: FakeRegistry, temperature: str) -> None:
     """No bytes are 200 with length 0, and no range of them can be satisfied."""
     deployment = make_deployment()
     digest = origin.add_blob(b"")

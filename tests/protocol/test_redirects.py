@@ -10,20 +10,20 @@ import trustme
 
 from tests.support import misbehaviour as bad
 from tests.support.deployment import Deployment, open_deployment, upstream
-from tests.support.fake_registry import Change, Origin
+from tests.support.fake_registry import Change, FakeRegistry
 from tests.support.gatekeeper import TokenService
 from tests.support.raw_http import Answer, Request
 
 BLOB = Random(35).randbytes(2_000_000)
 
 
-def _to_cdn(origin: Origin, digest: str) -> None:
+def _to_cdn(origin: FakeRegistry, digest: str) -> None:
     """Every request for the blob is sent to a URL of its own at the CDN, which is on another host."""
     origin.listen("cdn", "127.0.0.2")
     origin.on("blob", bad.redirected(lambda request: origin.presign(digest, listener="cdn")))
 
 
-def test_credentials_stay_with_the_registry(make_deployment: Callable[..., Deployment], origin: Origin) -> None:
+def test_credentials_stay_with_the_registry(make_deployment: Callable[..., Deployment], origin: FakeRegistry) -> None:
     """The other host sees neither the token nor a cookie, but is asked for identity bytes."""
     TokenService(origin)
     digest = origin.add_blob(BLOB)
@@ -42,7 +42,7 @@ def test_credentials_stay_with_the_registry(make_deployment: Callable[..., Deplo
 
 
 def test_a_resume_goes_through_the_registry_with_its_range(
-    make_deployment: Callable[..., Deployment], origin: Origin
+    make_deployment: Callable[..., Deployment], origin: FakeRegistry
 ) -> None:
     """A download that broke at the CDN goes on with `Range`, and still without credentials."""
     TokenService(origin)
@@ -59,7 +59,7 @@ def test_a_resume_goes_through_the_registry_with_its_range(
 
 
 def test_an_https_cdn_of_a_private_authority(
-    make_deployment: Callable[..., Deployment], origin: Origin, tmp_path: Path
+    make_deployment: Callable[..., Deployment], origin: FakeRegistry, tmp_path: Path
 ) -> None:
     """From http to https on another host, with the `ca_file` of the upstream."""
     authority = trustme.CA()
@@ -74,14 +74,14 @@ def test_an_https_cdn_of_a_private_authority(
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
-def test_relative_locations(make_deployment: Callable[..., Deployment], origin: Origin, status: int) -> None:
+def test_relative_locations(make_deployment: Callable[..., Deployment], origin: FakeRegistry, status: int) -> None:
     """A path alone is taken at the host that gave it."""
     digest = origin.add_blob(BLOB)
     origin.on("blob", bad.redirected(lambda request: origin.presign(digest).removeprefix(origin.url), status))
     assert make_deployment().get(f"/v2/up.test/app/blobs/{digest}").body == BLOB
 
 
-def _chain(origin: Origin, digest: str, hops: int) -> Callable[[Request], str]:
+def _chain(origin: FakeRegistry, digest: str, hops: int) -> Callable[[Request], str]:
     """The n-th request leads to the next, the last one to the blob."""
     left = iter(range(hops - 1))
 
@@ -91,7 +91,7 @@ def _chain(origin: Origin, digest: str, hops: int) -> Callable[[Request], str]:
     return location
 
 
-def test_a_short_chain_is_followed(make_deployment: Callable[..., Deployment], origin: Origin) -> None:
+def test_a_short_chain_is_followed(make_deployment: Callable[..., Deployment], origin: FakeRegistry) -> None:
     """Three redirects in a row are ordinary."""
     digest = origin.add_blob(BLOB)
     origin.on("blob", bad.redirected(_chain(origin, digest, 3)))
@@ -111,7 +111,9 @@ LONG_WAYS: dict[str, Callable[[str], Change]] = {
 
 
 @pytest.mark.parametrize("way", LONG_WAYS)
-def test_redirects_that_lead_nowhere(make_deployment: Callable[..., Deployment], origin: Origin, way: str) -> None:
+def test_redirects_that_lead_nowhere(
+    make_deployment: Callable[..., Deployment], origin: FakeRegistry, way: str
+) -> None:
     """A loop, a scheme that is not HTTP, no place at all: an error, soon, after few requests."""
     digest = origin.add_blob(BLOB)
     origin.on("blob", LONG_WAYS[way](digest))
@@ -123,7 +125,7 @@ def test_redirects_that_lead_nowhere(make_deployment: Callable[..., Deployment],
     deployment.assert_no_leak(reply)
 
 
-def test_eleven_hops_are_too_many(make_deployment: Callable[..., Deployment], origin: Origin) -> None:
+def test_eleven_hops_are_too_many(make_deployment: Callable[..., Deployment], origin: FakeRegistry) -> None:
     """Where a chain does not end after ten redirects, it is not followed further."""
     digest = origin.add_blob(BLOB)
     origin.on("blob", bad.redirected(_chain(origin, digest, 11)))
@@ -151,7 +153,7 @@ FORBIDDEN = [
 @pytest.fixture(scope="module")
 def public_deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
     """Give a deployment whose registry has a public name: the origin behind a proxy, which would lead us anywhere."""
-    with Origin() as origin:
+    with FakeRegistry() as origin:
         origin.listen("forbidden")
         entry = upstream("up.test", "http://registry.example.com", proxy=origin.listen("proxy").url)
         with open_deployment(origin, tmp_path_factory.mktemp("public"), upstreams=[entry]) as deployment:
@@ -173,7 +175,9 @@ def test_a_public_registry_may_not_send_us_to_a_private_address(public_deploymen
     assert origin.count(listener="proxy", reference=digest) > 0
 
 
-def test_a_trusted_private_address_is_followed(make_deployment: Callable[..., Deployment], origin: Origin) -> None:
+def test_a_trusted_private_address_is_followed(
+    make_deployment: Callable[..., Deployment], origin: FakeRegistry
+) -> None:
     """`trusted_hosts` allows what the rule forbids."""
     cdn = origin.listen("cdn", "127.0.0.2")
     proxy = origin.listen("proxy")
@@ -185,7 +189,9 @@ def test_a_trusted_private_address_is_followed(make_deployment: Callable[..., De
     assert deployment.get(f"/v2/up.test/app/blobs/{digest}").body == BLOB
 
 
-def test_head_of_a_blob_whose_url_is_signed_for_get(make_deployment: Callable[..., Deployment], origin: Origin) -> None:
+def test_head_of_a_blob_whose_url_is_signed_for_get(
+    make_deployment: Callable[..., Deployment], origin: FakeRegistry
+) -> None:
     """The CDN refuses HEAD: the size comes from one byte by Range."""
     digest = origin.add_blob(BLOB)
     _to_cdn(origin, digest)
@@ -195,7 +201,7 @@ def test_head_of_a_blob_whose_url_is_signed_for_get(make_deployment: Callable[..
     assert origin.sent_bytes("cdn") <= 200  # one byte, and the body of the refusal
 
 
-def test_a_first_use_that_is_refused(make_deployment: Callable[..., Deployment], origin: Origin) -> None:
+def test_a_first_use_that_is_refused(make_deployment: Callable[..., Deployment], origin: FakeRegistry) -> None:
     """A presigned URL that is no good from the start: a new one is taken from the registry."""
     digest = origin.add_blob(BLOB)
     _to_cdn(origin, digest)
@@ -204,7 +210,7 @@ def test_a_first_use_that_is_refused(make_deployment: Callable[..., Deployment],
     assert (origin.count("blob", "GET"), origin.count("cdn", "GET")) == (2, 2)
 
 
-def test_a_url_that_expires_in_the_middle(make_deployment: Callable[..., Deployment], origin: Origin) -> None:
+def test_a_url_that_expires_in_the_middle(make_deployment: Callable[..., Deployment], origin: FakeRegistry) -> None:
     """The body breaks and the old URL answers 403 from now on: it is never used again, and the client sees nothing."""
     digest = origin.add_blob(BLOB)
     _to_cdn(origin, digest)
@@ -221,7 +227,7 @@ def test_a_url_that_expires_in_the_middle(make_deployment: Callable[..., Deploym
     assert [exchange.status for exchange in origin.seen("cdn")] == [200, 206]
 
 
-def test_a_dead_cdn_leaves_tags_fresh(make_deployment: Callable[..., Deployment], origin: Origin) -> None:
+def test_a_dead_cdn_leaves_tags_fresh(make_deployment: Callable[..., Deployment], origin: FakeRegistry) -> None:
     """The registry is well, only its CDN is down: blobs are 502 or 503, tags are still checked."""
     image = origin.add_image("app", "v1", [BLOB])
     _to_cdn(origin, image.layers[0])

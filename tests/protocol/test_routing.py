@@ -7,7 +7,7 @@ import pytest
 
 from tests.support import misbehaviour as bad
 from tests.support.deployment import Deployment, upstream
-from tests.support.fake_registry import Origin, basic
+from tests.support.fake_registry import FakeRegistry, basic
 from tests.support.http_client import exchange
 
 SHAPES = {
@@ -71,14 +71,14 @@ def test_a_listening_namespace_gets_no_connection(deployment: Deployment) -> Non
     assert elsewhere.connections == 0
 
 
-def _demand(origin: Origin, repo: str, username: str, password: str) -> None:
+def _demand(origin: FakeRegistry, repo: str, username: str, password: str) -> None:
     """The origin wants Basic credentials for one repository."""
     wanted = basic(username, password)
     refusal = bad.challenged('Basic realm="origin"')
     origin.on(None, refusal, repo=repo, when=lambda request: request.header("Authorization") != wanted)
 
 
-def test_the_longest_prefix_by_component(make_deployment: Callable[..., Deployment], origin: Origin) -> None:
+def test_the_longest_prefix_by_component(make_deployment: Callable[..., Deployment], origin: FakeRegistry) -> None:
     """`up.test/org` is no prefix of `up.test/orgx`; each name uses the credential of its own upstream."""
     _demand(origin, "app", "org-user", "org-secret")
     _demand(origin, "orgx/app", "up-user", "up-secret")
@@ -107,7 +107,7 @@ def test_the_longest_prefix_by_component(make_deployment: Callable[..., Deployme
 
 
 def test_a_path_in_the_registry_is_put_before_the_repository(
-    make_deployment: Callable[..., Deployment], origin: Origin
+    make_deployment: Callable[..., Deployment], origin: FakeRegistry
 ) -> None:
     """`registry: host/org` with a prefix of another name: the prefix goes, the path comes."""
     origin.add_image("org/app", "v1")
@@ -117,7 +117,9 @@ def test_a_path_in_the_registry_is_put_before_the_repository(
 
 
 @pytest.mark.parametrize("name", ["ghcr.io/org/app", "docker.iox/library/app", "UP.TEST/app"])
-def test_a_prefix_is_compared_whole(make_deployment: Callable[..., Deployment], origin: Origin, name: str) -> None:
+def test_a_prefix_is_compared_whole(
+    make_deployment: Callable[..., Deployment], origin: FakeRegistry, name: str
+) -> None:
     """Without a default upstream a name that begins with no configured prefix is unknown."""
     deployment = make_deployment(upstreams=[upstream("up.test", origin.url)])
     reply = deployment.get(f"/v2/{name}/manifests/v1")

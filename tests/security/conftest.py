@@ -11,7 +11,7 @@ from tests.s3.store.proxy import Proxy, error
 from tests.security.canaries import Canary, WatchedDeployment
 from tests.support.deployment import eventually, open_deployment, upstream
 from tests.support.deployment_fixtures import origin
-from tests.support.fake_registry import Origin
+from tests.support.fake_registry import FakeRegistry
 
 __all__ = ["origin"]
 
@@ -34,7 +34,7 @@ def logins(registry: str) -> list[dict[str, Any]]:
 
 
 @contextlib.contextmanager
-def watched(origin: Origin, directory: Path, **settings: Any) -> Iterator[WatchedDeployment]:
+def watched(origin: FakeRegistry, directory: Path, **settings: Any) -> Iterator[WatchedDeployment]:
     """A deployment with logins; no canary may be found where it is not for, when all is over."""
     settings.setdefault("upstreams", logins(origin.url))
     with open_deployment(origin, directory, **settings) as opened:
@@ -44,7 +44,7 @@ def watched(origin: Origin, directory: Path, **settings: Any) -> Iterator[Watche
 
 
 @pytest.fixture
-def make_deployment(origin: Origin, tmp_path: Path) -> Iterator[Callable[..., WatchedDeployment]]:
+def make_deployment(origin: FakeRegistry, tmp_path: Path) -> Iterator[Callable[..., WatchedDeployment]]:
     """Start a watched Dockyard of the test's own; what is given goes over its settings."""
     with contextlib.ExitStack() as deployments:
 
@@ -66,7 +66,7 @@ def bucket() -> Iterator[Proxy]:
 @pytest.fixture(scope="package")
 def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WatchedDeployment]:
     """Give a deployment with one worker whose upstream stays well; its tests use names of their own."""
-    with Origin() as origin, watched(origin, tmp_path_factory.mktemp("deployment")) as deployment:
+    with FakeRegistry() as origin, watched(origin, tmp_path_factory.mktemp("deployment")) as deployment:
         yield deployment
 
 
@@ -80,7 +80,7 @@ def edge(bucket: Proxy, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Wa
         "secret_key": STORE.text,
         "use_ssl": False,
     }
-    with Origin() as origin, watched(origin, tmp_path_factory.mktemp("edge"), storage=storage) as deployment:
+    with FakeRegistry() as origin, watched(origin, tmp_path_factory.mktemp("edge"), storage=storage) as deployment:
         eventually(lambda: bucket.counted()["GET uploads"], "the look at the bucket has ended")
         yield deployment
 

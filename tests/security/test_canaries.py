@@ -20,7 +20,7 @@ from tests.security.canaries import Canary, WatchedDeployment, is_in
 from tests.security.conftest import BEARER, CLIENT, PASSWORD
 from tests.support import misbehaviour as bad
 from tests.support.deployment import eventually, upstream
-from tests.support.fake_registry import Origin, basic
+from tests.support.fake_registry import FakeRegistry, basic
 from tests.support.gatekeeper import TokenService
 from tests.support.http_client import ask
 
@@ -35,7 +35,7 @@ STORE = Canary(SECRET_KEY)
 ALL = [PASSWORD, BEARER, CLIENT, KEYCHAIN, IDENTITY, EXPANDED, PROXY, SIGNED, STORE]
 
 
-def _keychain(directory: Path, origin: Origin) -> dict[str, str]:
+def _keychain(directory: Path, origin: FakeRegistry) -> dict[str, str]:
     directory.mkdir()
     auth = base64.b64encode(f"ann:{KEYCHAIN.text}".encode()).decode()
     entries = {"key": {"auth": auth}, "identity": {"auth": auth, "identitytoken": IDENTITY.text}}
@@ -44,7 +44,7 @@ def _keychain(directory: Path, origin: Origin) -> dict[str, str]:
     return {"DOCKER_CONFIG": str(directory), "EXPANDED": EXPANDED.text}
 
 
-def _upstreams(origin: Origin) -> list[dict[str, object]]:
+def _upstreams(origin: FakeRegistry) -> list[dict[str, object]]:
     kept = upstream("key.test", origin.url)
     del kept["auth"]
     return [
@@ -62,7 +62,7 @@ def _upstreams(origin: Origin) -> list[dict[str, object]]:
 
 
 def test_no_secret_is_where_it_should_not_be(
-    place: Place, proxy: Proxy, make_deployment: Callable[..., WatchedDeployment], origin: Origin, tmp_path: Path
+    place: Place, proxy: Proxy, make_deployment: Callable[..., WatchedDeployment], origin: FakeRegistry, tmp_path: Path
 ) -> None:
     """Every way of logging in, with and without trouble: no canary is where it is not for, in whatever spelling."""
     origin.listen("cdn", "127.0.0.2")

@@ -16,7 +16,7 @@ from tests.security.canaries import WatchedDeployment
 from tests.security.conftest import BEARER, CLIENT, PASSWORD, STORE
 from tests.support import misbehaviour as bad
 from tests.support.deployment import upstream
-from tests.support.fake_registry import Origin, basic
+from tests.support.fake_registry import FakeRegistry, basic
 from tests.support.gatekeeper import TokenService, bearer_challenge, want_authorization
 from tests.support.raw_http import Answer, Request
 
@@ -33,7 +33,7 @@ CLIENTS_OWN = {
 @pytest.mark.parametrize("where", ["another host", "another port", "another scheme"])
 @pytest.mark.parametrize("prefix", ["basic.test", "bearer.test"])
 def test_c1_c3_credentials_do_not_follow_a_redirect(
-    make_deployment: Callable[..., WatchedDeployment], origin: Origin, tmp_path: Path, where: str, prefix: str
+    make_deployment: Callable[..., WatchedDeployment], origin: FakeRegistry, tmp_path: Path, where: str, prefix: str
 ) -> None:
     """C1: our login does not go where the registry sends us; C3: what a client sent goes nowhere at all."""
     authority = trustme.CA()
@@ -64,7 +64,9 @@ def test_c1_c3_credentials_do_not_follow_a_redirect(
     assert names <= {"host", "user-agent", "accept-encoding", "accept", "range"}
 
 
-def test_c2_a_redirect_back_to_the_registry(make_deployment: Callable[..., WatchedDeployment], origin: Origin) -> None:
+def test_c2_a_redirect_back_to_the_registry(
+    make_deployment: Callable[..., WatchedDeployment], origin: FakeRegistry
+) -> None:
     """C2: on the way back the login is shown again, to exactly the scheme, host and port that are configured."""
     want_authorization(origin, basic("ann", PASSWORD.text))
     digest = origin.add_blob(BLOB)
@@ -91,7 +93,7 @@ def test_c2_a_redirect_back_to_the_registry(make_deployment: Callable[..., Watch
 
 
 def test_c3_a_clients_own_login_is_no_part_of_any_key(
-    make_deployment: Callable[..., WatchedDeployment], origin: Origin
+    make_deployment: Callable[..., WatchedDeployment], origin: FakeRegistry
 ) -> None:
     """C3: two clients with logins of their own share one copy, and what they sent reached nobody."""
     image = origin.add_image("app", "v1", [BLOB])
@@ -117,7 +119,7 @@ SCOPES = [
 ]
 
 
-def test_c4_the_scope_is_our_own(make_deployment: Callable[..., WatchedDeployment], origin: Origin) -> None:
+def test_c4_the_scope_is_our_own(make_deployment: Callable[..., WatchedDeployment], origin: FakeRegistry) -> None:
     """C4: whatever scope a challenge names, a token is asked for pulling from this repository and nothing else."""
     asked = iter(SCOPES)
     service = TokenService(
@@ -134,7 +136,9 @@ def test_c4_the_scope_is_our_own(make_deployment: Callable[..., WatchedDeploymen
     assert set(map(tuple, service.scopes())) == {("repository:app:pull",)}
 
 
-def test_c4_basic_is_not_sent_to_a_realm(make_deployment: Callable[..., WatchedDeployment], origin: Origin) -> None:
+def test_c4_basic_is_not_sent_to_a_realm(
+    make_deployment: Callable[..., WatchedDeployment], origin: FakeRegistry
+) -> None:
     """C4: the realm of a Basic challenge is a text, though it may look like a URL; nobody goes there."""
     elsewhere = origin.listen("elsewhere", "127.0.0.2")
     want_authorization(origin, basic("ann", PASSWORD.text), f'bAsIc realm="{elsewhere.url}/token"')
@@ -146,7 +150,9 @@ def test_c4_basic_is_not_sent_to_a_realm(make_deployment: Callable[..., WatchedD
 LIVES = [0, -1, 10**12, "300", None, [], True, 1e308]
 
 
-def test_c5_a_token_without_a_sensible_life(make_deployment: Callable[..., WatchedDeployment], origin: Origin) -> None:
+def test_c5_a_token_without_a_sensible_life(
+    make_deployment: Callable[..., WatchedDeployment], origin: FakeRegistry
+) -> None:
     """C5: whatever `expires_in` says, the token is used for a minute at least: five pulls cost one."""
     lives = iter(LIVES)
     service = TokenService(origin, spell=lambda token: {"token": token, "expires_in": next(lives)})
@@ -168,7 +174,7 @@ TOKEN_BODIES = {
 }
 
 
-def test_c5_bodies_that_are_no_token(make_deployment: Callable[..., WatchedDeployment], origin: Origin) -> None:
+def test_c5_bodies_that_are_no_token(make_deployment: Callable[..., WatchedDeployment], origin: FakeRegistry) -> None:
     """C5: at most 64 KiB are read, and what is no token is 502 or 503."""
     TokenService(origin)
     deployment = make_deployment(
@@ -198,7 +204,7 @@ def _echo(status: int) -> Callable[[Request, Answer], Answer]:
 
 
 def test_c6_an_upstream_that_tells_what_it_was_sent(
-    make_deployment: Callable[..., WatchedDeployment], origin: Origin
+    make_deployment: Callable[..., WatchedDeployment], origin: FakeRegistry
 ) -> None:
     """C6: an error of the registry or its token service may hold our login; none of it goes to a client or a log."""
     TokenService(origin, login=basic("ann", PASSWORD.text))
@@ -218,7 +224,7 @@ def test_c6_an_upstream_that_tells_what_it_was_sent(
         origin.mend(rule)
 
 
-def test_c6_connections_that_fail(make_deployment: Callable[..., WatchedDeployment], origin: Origin) -> None:
+def test_c6_connections_that_fail(make_deployment: Callable[..., WatchedDeployment], origin: FakeRegistry) -> None:
     """C6: no TLS, no such name, nobody there, a bucket that echoes its request: errors without a secret in them."""
     auth = {"type": "basic", "username": "ann", "password": PASSWORD.text}
     with closing(Proxy(0)) as bucket:
@@ -249,7 +255,7 @@ def test_c6_connections_that_fail(make_deployment: Callable[..., WatchedDeployme
         assert bucket.requests
 
 
-def test_c9_two_logins_at_one_registry(make_deployment: Callable[..., WatchedDeployment], origin: Origin) -> None:
+def test_c9_two_logins_at_one_registry(make_deployment: Callable[..., WatchedDeployment], origin: FakeRegistry) -> None:
     """C9: two upstreams of one host have tokens of their own, even when they ask for the same repository at once."""
     logins: dict[str, str | None] = {}
 

@@ -27,7 +27,7 @@ from tests.security.conftest import STORE
 from tests.security.raw import talk
 from tests.support import misbehaviour as bad
 from tests.support.deployment import eventually, opened_at_exit, upstream
-from tests.support.fake_registry import Origin
+from tests.support.fake_registry import FakeRegistry
 from tests.support.gatekeeper import TokenService
 from tests.support.paths import ROOT
 from tests.support.processes import memory_bytes
@@ -59,7 +59,9 @@ def _memory(deployment: WatchedDeployment) -> int:
     return max(memory_bytes(pid) for pid in deployment.dockyard.worker_pids())
 
 
-def test_d1_encoded_answers_are_not_decoded(make_deployment: Callable[..., WatchedDeployment], origin: Origin) -> None:
+def test_d1_encoded_answers_are_not_decoded(
+    make_deployment: Callable[..., WatchedDeployment], origin: FakeRegistry
+) -> None:
     """D1: a gzip bomb as manifest, blob, token, or error of the bucket is never unpacked; the upstream's are errors."""
     bomb = _bomb()
     assert len(bomb) < 4 * MIB
@@ -114,7 +116,7 @@ STORES = {
 
 @pytest.mark.parametrize("status", [200, 403])
 def test_d5_what_a_bucket_says_is_not_parsed(
-    make_deployment: Callable[..., WatchedDeployment], origin: Origin, status: int
+    make_deployment: Callable[..., WatchedDeployment], origin: FakeRegistry, status: int
 ) -> None:
     """D5: entities, depth and size of the bucket's XML cost nothing; pulls go on as if there were no bucket.
 
@@ -137,7 +139,7 @@ def test_d5_what_a_bucket_says_is_not_parsed(
 
 
 def test_d6_more_connections_than_descriptors(
-    make_deployment: Callable[..., WatchedDeployment], origin: Origin
+    make_deployment: Callable[..., WatchedDeployment], origin: FakeRegistry
 ) -> None:
     """D6: more idle connections than there are descriptors: no worker dies of them, and no running download is cut.
 
@@ -162,7 +164,7 @@ def test_d6_more_connections_than_descriptors(
     assert "does not answer" not in deployment.dockyard.said()
 
 
-def test_d7_many_unknown_tags(make_deployment: Callable[..., WatchedDeployment], origin: Origin) -> None:
+def test_d7_many_unknown_tags(make_deployment: Callable[..., WatchedDeployment], origin: FakeRegistry) -> None:
     """D7: unknown names and tags are remembered nowhere: no counter is named for them, no file made, no memory kept.
 
     The design has no limit on how often a client may ask; connections to the upstream are bounded.

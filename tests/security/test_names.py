@@ -10,7 +10,7 @@ from tests.security.canaries import WatchedDeployment
 from tests.security.conftest import PASSWORD
 from tests.security.raw import talk
 from tests.support.deployment import upstream
-from tests.support.fake_registry import OCI_MANIFEST, Origin, basic
+from tests.support.fake_registry import OCI_MANIFEST, FakeRegistry, basic
 from tests.support.http_client import parse_multipart
 from tests.unit.web.test_paths import Endpoint
 
@@ -93,7 +93,7 @@ NEIGHBOURS = ["ghcr.io/my-org-evil/x", "ghcr.io/my-orgx/y", "ghcr.io//my-org/x",
 
 
 def test_n4_a_neighbour_of_a_prefix_does_not_get_its_login(
-    make_deployment: Callable[..., WatchedDeployment], origin: Origin
+    make_deployment: Callable[..., WatchedDeployment], origin: FakeRegistry
 ) -> None:
     """N4: a name that only looks like one of `ghcr.io/my-org` goes to the catch-all upstream, or nowhere."""
     login = {"type": "basic", "username": "ann", "password": PASSWORD.text}
@@ -109,7 +109,7 @@ def test_n4_a_neighbour_of_a_prefix_does_not_get_its_login(
     assert sent == {None, basic("ann", PASSWORD.text)}
 
 
-def test_n5_one_path_at_two_upstreams(make_deployment: Callable[..., WatchedDeployment], origin: Origin) -> None:
+def test_n5_one_path_at_two_upstreams(make_deployment: Callable[..., WatchedDeployment], origin: FakeRegistry) -> None:
     """N5: the same repository and tag of two upstreams are two things, with a place in the storage each."""
     deployment = make_deployment(
         upstreams=[upstream("one.test", f"{origin.url}/one"), upstream("two.test", f"{origin.url}/two")]

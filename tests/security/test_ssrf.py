@@ -20,7 +20,7 @@ from tests.security.conftest import PASSWORD, STORE, watched
 from tests.security.island import Coast, Island, Names, need_island
 from tests.support import misbehaviour as bad
 from tests.support.deployment import upstream
-from tests.support.fake_registry import OCI_MANIFEST, Origin
+from tests.support.fake_registry import OCI_MANIFEST, FakeRegistry
 from tests.support.http_client import Reply
 from tests.support.raw_http import Request
 
@@ -81,7 +81,7 @@ class Shore:
     bucket: Proxy
 
     @property
-    def origin(self) -> Origin:
+    def origin(self) -> FakeRegistry:
         return self.deployment.origin
 
     def get(self, path: str) -> Reply:
@@ -100,7 +100,7 @@ def _settle(island: Island, directory: Path, stack: ExitStack) -> Shore:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     authority.issue_cert("registry.example.com").configure_cert(context)
     authority.cert_pem.write_to_path(str(directory / "ca.pem"))
-    origin = stack.enter_context(Origin())
+    origin = stack.enter_context(FakeRegistry())
     plain = origin.listen("plain", PUBLIC)
     secure = origin.listen("registry", PUBLIC, tls=context)
     origin.listen("cdn", PUBLIC, port=PORT)
@@ -275,7 +275,7 @@ def test_r5_a_private_registry_points_to_its_neighbours_only(shore: Shore, addre
 
 
 def test_r4_urls_in_a_manifest_are_not_followed(
-    make_deployment: Callable[..., WatchedDeployment], origin: Origin
+    make_deployment: Callable[..., WatchedDeployment], origin: FakeRegistry
 ) -> None:
     """R4: a foreign layer is passed on as the manifest has it; what its `urls` name gets no connection."""
     elsewhere = origin.listen("elsewhere", "127.0.0.2")
@@ -292,7 +292,7 @@ def test_r4_urls_in_a_manifest_are_not_followed(
 
 
 def test_r6_proxies_of_the_environment_are_not_used(
-    make_deployment: Callable[..., WatchedDeployment], origin: Origin
+    make_deployment: Callable[..., WatchedDeployment], origin: FakeRegistry
 ) -> None:
     """R6: HTTP_PROXY and its kind change nothing, neither for upstreams nor for the bucket."""
     proxy = origin.listen("proxy", "127.0.0.2")

@@ -15,7 +15,7 @@ import attrs
 
 from tests.support.bodies import Body
 from tests.support.dockyard import Dockyard, running
-from tests.support.fake_registry import Origin
+from tests.support.fake_registry import FakeRegistry
 from tests.support.http_client import Crowd, Reply, StreamedReply, ask
 
 POLL_S = 0.02
@@ -27,7 +27,7 @@ STALL_TIMEOUT_S = 10
 class Deployment:
     """What a case works with. Paths are given without the host, as a client would send them."""
 
-    origin: Origin
+    origin: FakeRegistry
     dockyard: Dockyard
     tls: ssl.SSLContext | None = None
 
@@ -133,7 +133,7 @@ def upstream(prefix: str, registry: str, **more: Any) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def open_deployment(
-    origin: Origin,
+    origin: FakeRegistry,
     directory: Path,
     *,
     workers: int = 1,

@@ -9,18 +9,18 @@ from typing import Any
 import pytest
 
 from tests.support.deployment import Deployment, open_deployment
-from tests.support.fake_registry import Origin
+from tests.support.fake_registry import FakeRegistry
 
 
 @pytest.fixture
-def origin() -> Iterator[Origin]:
+def origin() -> Iterator[FakeRegistry]:
     """Give an origin with one listener."""
-    with Origin() as origin:
+    with FakeRegistry() as origin:
         yield origin
 
 
 @pytest.fixture
-def make_deployment(origin: Origin, tmp_path: Path) -> Iterator[Callable[..., Deployment]]:
+def make_deployment(origin: FakeRegistry, tmp_path: Path) -> Iterator[Callable[..., Deployment]]:
     """Start a Dockyard of the test's own; what is given goes over the settings of `open_deployment`."""
     with ExitStack() as deployments:
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 from urllib.parse import quote
 
-from tests.support.fake_registry import OCI_INDEX, OCI_MANIFEST, Origin, Rule
+from tests.support.fake_registry import OCI_INDEX, OCI_MANIFEST, FakeRegistry, Rule
 from tests.support.misbehaviour import refusing
 from tests.support.raw_http import Answer, Request
 
@@ -28,13 +28,13 @@ def referrers_path(repo: str, digest: str) -> str:
     return f"/v2/{repo}/referrers/{digest}"
 
 
-def count(origin: Origin, path: str) -> int:
+def count(origin: FakeRegistry, path: str) -> int:
     """How many requests for a path reached the origin."""
     return sum(exchange.request.path == path for exchange in origin.seen())
 
 
 def offer_tags(
-    origin: Origin,
+    origin: FakeRegistry,
     repo: str,
     tags: Sequence[str] | None,
     *,
@@ -71,7 +71,7 @@ def index(descriptors: Sequence[Any]) -> bytes:
 
 
 def offer_referrers(
-    origin: Origin, repo: str, digest: str, descriptors: Sequence[Any], *, page_size: int = 100_000
+    origin: FakeRegistry, repo: str, digest: str, descriptors: Sequence[Any], *, page_size: int = 100_000
 ) -> Rule:
     """Offer referrers by the API, in pages; a filter is not heeded."""
 
@@ -85,6 +85,6 @@ def offer_referrers(
     return origin.on(None, change, when=at(referrers_path(repo, digest)))
 
 
-def refuse(origin: Origin, path: str, status: int, *, times: int | None = None) -> Rule:
+def refuse(origin: FakeRegistry, path: str, status: int, *, times: int | None = None) -> Rule:
     """Answer a path with an error."""
     return origin.on(None, refusing(status), when=at(path), times=times)

@@ -1,7 +1,7 @@
 """A scripted upstream: registry, token server and CDN, over raw sockets, with every fault a test can name.
 
-One `Origin` has one or more listeners (a port each, on any loopback address, TLS if wanted). Every listener answers
-every path: `/v2/…` is the registry, `/token` the token server, `/cdn/…` presigned downloads. A request is first
+One `FakeRegistry` has one or more listeners (a port each, on any loopback address, TLS if wanted). Every listener
+answers every path: `/v2/…` is the registry, `/token` the token server, `/cdn/…` presigned downloads. A request is first
 answered honestly from the content that was added; then each rule that matches may change the answer
 (`tests/support/misbehaviour.py` has the changes). Everything that arrived is kept in `origin.exchanges`: tests count
 there.
@@ -88,7 +88,7 @@ class _Manifest:
     digest: str
 
 
-class Origin:
+class FakeRegistry:
     """The upstream of a test: content, rules, listeners, and the record of what reached it."""
 
     def __init__(self) -> None:

@@ -5,7 +5,7 @@ import secrets
 from collections.abc import Callable, Mapping
 from urllib.parse import parse_qs, urlsplit
 
-from tests.support.fake_registry import Origin, Rule
+from tests.support.fake_registry import FakeRegistry, Rule
 from tests.support.misbehaviour import challenged
 from tests.support.raw_http import Answer, Exchange, Request
 
@@ -26,7 +26,7 @@ class TokenService:
 
     def __init__(
         self,
-        origin: Origin,
+        origin: FakeRegistry,
         *,
         realm: str | None = None,
         challenges: Callable[[str, str], list[str]] = lambda realm, repo: [bearer_challenge(realm, repo)],
@@ -78,7 +78,7 @@ class TokenService:
         return Answer.of(200, body, ("Content-Type", "application/json"))
 
 
-def want_authorization(origin: Origin, value: str, challenge: str = 'Basic realm="origin"') -> list[Rule]:
+def want_authorization(origin: FakeRegistry, value: str, challenge: str = 'Basic realm="origin"') -> list[Rule]:
     """Registry requests must carry exactly this Authorization."""
 
     def guard(request: Request, answer: Answer) -> Answer:

@@ -14,7 +14,7 @@ import trustme
 
 from tests.support import misbehaviour as bad
 from tests.support.bodies import Bytes, Synthetic, digest_of, read_whole
-from tests.support.fake_registry import OCI_INDEX, OCI_MANIFEST, Origin
+from tests.support.fake_registry import OCI_INDEX, OCI_MANIFEST, FakeRegistry
 from tests.support.http_client import StreamedReply
 from tests.support.raw_http import Ending
 
@@ -22,13 +22,13 @@ BLOB = bytes(range(256)) * 400
 
 
 @pytest.fixture
-def origin() -> Iterator[Origin]:
+def origin() -> Iterator[FakeRegistry]:
     """Give an origin with one listener."""
-    with Origin() as origin:
+    with FakeRegistry() as origin:
         yield origin
 
 
-def ask(origin: Origin, path: str, method: str = "GET", **headers: str) -> tuple[http.client.HTTPResponse, bytes]:
+def ask(origin: FakeRegistry, path: str, method: str = "GET", **headers: str) -> tuple[http.client.HTTPResponse, bytes]:
     """One request by the standard library's client; names of headers are given with underscores."""
     named = {name.replace("_", "-"): value for name, value in headers.items()}
     with closing(http.client.HTTPConnection("127.0.0.1", origin.registry.port, timeout=10)) as connection:
@@ -37,7 +37,7 @@ def ask(origin: Origin, path: str, method: str = "GET", **headers: str) -> tuple
         return response, response.read()
 
 
-def raw(origin: Origin, path: str) -> tuple[bytes, bytes, str]:
+def raw(origin: FakeRegistry, path: str) -> tuple[bytes, bytes, str]:
     """Head and body as they were on the wire, and whether a FIN or an RST ended them."""
     with socket.create_connection(("127.0.0.1", origin.registry.port), timeout=10) as connection:
         connection.sendall(f"GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
@@ -51,7 +51,7 @@ def raw(origin: Origin, path: str) -> tuple[bytes, bytes, str]:
     return head, body, ended
 
 
-def test_an_image_can_be_read_as_from_a_registry(origin: Origin) -> None:
+def test_an_image_can_be_read_as_from_a_registry(origin: FakeRegistry) -> None:
     """Manifest by tag and by digest, config and layers, each with the headers of a registry."""
     image = origin.add_image("library/app", "v1", [b"one", b"two"])
     by_tag, body = ask(origin, "/v2/library/app/manifests/v1")
@@ -65,7 +65,7 @@ def test_an_image_can_be_read_as_from_a_registry(origin: Origin) -> None:
     ]
 
 
-def test_an_index_names_its_images(origin: Origin) -> None:
+def test_an_index_names_its_images(origin: FakeRegistry) -> None:
     """An index lists the manifests it was made of."""
     images = [origin.add_image("app", None, [layer]) for layer in (b"amd", b"arm")]
     index = origin.add_index("app", "latest", images)
@@ -75,7 +75,7 @@ def test_an_index_names_its_images(origin: Origin) -> None:
     assert digest_of(body) == index.digest
 
 
-def test_what_is_not_there_is_404(origin: Origin) -> None:
+def test_what_is_not_there_is_404(origin: FakeRegistry) -> None:
     """Unknown content is a registry's 404; a blob of other repositories as well."""
     digest = origin.add_blob(BLOB, repos=["mine"])
     assert ask(origin, f"/v2/mine/blobs/{digest}")[0].status == 200
@@ -83,7 +83,7 @@ def test_what_is_not_there_is_404(origin: Origin) -> None:
     assert ask(origin, "/v2/mine/manifests/nope")[0].status == 404
 
 
-def test_head_has_the_length_and_no_body(origin: Origin) -> None:
+def test_head_has_the_length_and_no_body(origin: FakeRegistry) -> None:
     """HEAD answers as GET without the body, and the connection can be used again."""
     digest = origin.add_blob(BLOB)
     with closing(http.client.HTTPConnection("127.0.0.1", origin.registry.port, timeout=10)) as connection:
@@ -98,7 +98,7 @@ def test_head_has_the_length_and_no_body(origin: Origin) -> None:
     ("asked", "start", "stop"),
     [("bytes=10-19", 10, 20), ("bytes=102390-", 102390, 102400), ("bytes=-5", 102395, 102400)],
 )
-def test_ranges_are_honoured(origin: Origin, asked: str, start: int, stop: int) -> None:
+def test_ranges_are_honoured(origin: FakeRegistry, asked: str, start: int, stop: int) -> None:
     """One range gives 206 with its place; beyond the end 416."""
     digest = origin.add_blob(BLOB)
     response, body = ask(origin, f"/v2/app/blobs/{digest}", Range=asked)
@@ -107,7 +107,7 @@ def test_ranges_are_honoured(origin: Origin, asked: str, start: int, stop: int) 
     assert ask(origin, f"/v2/app/blobs/{digest}", Range="bytes=102400-")[0].status == 416
 
 
-def test_requests_are_recorded_with_headers_and_bytes(origin: Origin) -> None:
+def test_requests_are_recorded_with_headers_and_bytes(origin: FakeRegistry) -> None:
     """What reached the origin can be counted: kind, method, headers, query, and the bytes that left."""
     digest = origin.add_blob(BLOB)
     ask(origin, f"/v2/a/b/blobs/{digest}?ns=x", X_Mark="seen")
@@ -122,7 +122,7 @@ def test_requests_are_recorded_with_headers_and_bytes(origin: Origin) -> None:
 
 @pytest.mark.parametrize("how", ["fin", "rst"])
 @pytest.mark.parametrize("at", [0, 1, 50_000, 102_399])
-def test_a_body_is_cut_at_a_byte(origin: Origin, how: Ending, at: int) -> None:
+def test_a_body_is_cut_at_a_byte(origin: FakeRegistry, how: Ending, at: int) -> None:
     """Exactly so many bytes arrive, and then FIN or RST, whichever was asked for."""
     digest = origin.add_blob(BLOB)
     origin.on("blob", bad.cut(at, how))
@@ -131,7 +131,7 @@ def test_a_body_is_cut_at_a_byte(origin: Origin, how: Ending, at: int) -> None:
     assert (body, ended) == (BLOB[:at], how)
 
 
-def test_a_rule_applies_as_often_as_it_says(origin: Origin) -> None:
+def test_a_rule_applies_as_often_as_it_says(origin: FakeRegistry) -> None:
     """`times=1` breaks the first answer and leaves the second whole."""
     digest = origin.add_blob(BLOB)
     origin.on("blob", bad.cut(0.5), times=1)
@@ -139,7 +139,7 @@ def test_a_rule_applies_as_often_as_it_says(origin: Origin) -> None:
     assert raw(origin, f"/v2/app/blobs/{digest}")[1] == BLOB
 
 
-def test_a_stalled_body_goes_on_when_told(origin: Origin) -> None:
+def test_a_stalled_body_goes_on_when_told(origin: FakeRegistry) -> None:
     """The bytes before the stall arrive, then none, then the rest."""
     digest = origin.add_blob(BLOB)
     go_on = threading.Event()
@@ -159,7 +159,7 @@ def test_a_stalled_body_goes_on_when_told(origin: Origin) -> None:
         assert data.partition(b"\r\n\r\n")[2] == BLOB
 
 
-def test_a_silent_origin_never_answers_and_sees_the_client_leave(origin: Origin) -> None:
+def test_a_silent_origin_never_answers_and_sees_the_client_leave(origin: FakeRegistry) -> None:
     """Nothing comes back; that the client gave up is recorded."""
     origin.on("ping", bad.silent())
     with socket.create_connection(("127.0.0.1", origin.registry.port), timeout=0.2) as connection:
@@ -170,13 +170,13 @@ def test_a_silent_origin_never_answers_and_sees_the_client_leave(origin: Origin)
 
 
 @pytest.mark.parametrize("how", ["fin", "rst"])
-def test_an_origin_hangs_up_without_an_answer(origin: Origin, how: Ending) -> None:
+def test_an_origin_hangs_up_without_an_answer(origin: FakeRegistry, how: Ending) -> None:
     """Not a byte, and then FIN or RST."""
     origin.on("ping", bad.hanging_up(how))
     assert raw(origin, "/v2/") == (b"", b"", how)
 
 
-def test_dripping_headers(origin: Origin) -> None:
+def test_dripping_headers(origin: FakeRegistry) -> None:
     """The head comes byte by byte: the first line is not there after one read."""
     origin.on("ping", bad.dripping(0.02))
     with socket.create_connection(("127.0.0.1", origin.registry.port), timeout=5) as connection:
@@ -184,7 +184,7 @@ def test_dripping_headers(origin: Origin) -> None:
         assert len(connection.recv(65536)) < 5
 
 
-def test_a_slow_body_takes_its_time(origin: Origin) -> None:
+def test_a_slow_body_takes_its_time(origin: FakeRegistry) -> None:
     """100 KiB at 400 KiB/s cannot arrive in a tenth of a second."""
     digest = origin.add_blob(BLOB)
     origin.on("blob", bad.slow(400 * 1024))
@@ -193,7 +193,7 @@ def test_a_slow_body_takes_its_time(origin: Origin) -> None:
     assert time.monotonic() - began > 0.2
 
 
-def test_framings_without_a_length(origin: Origin) -> None:
+def test_framings_without_a_length(origin: FakeRegistry) -> None:
     """Chunked, chunked without an end, and a body that only the closing connection ends."""
     digest = origin.add_blob(b"hello")
     rule = origin.on("blob", bad.chunked())
@@ -207,7 +207,7 @@ def test_framings_without_a_length(origin: Origin) -> None:
     assert (b"Content-Length" in head, body, ended) == (False, b"hello", "fin")
 
 
-def test_lengths_that_lie(origin: Origin) -> None:
+def test_lengths_that_lie(origin: FakeRegistry) -> None:
     """Too long and too short a Content-Length, a body with a tail, and a short body that looks whole."""
     digest = origin.add_blob(b"hello")
     for change, claimed, sent in (
@@ -223,7 +223,7 @@ def test_lengths_that_lie(origin: Origin) -> None:
         origin.mend(rule)
 
 
-def test_wrong_bytes_under_the_right_headers(origin: Origin) -> None:
+def test_wrong_bytes_under_the_right_headers(origin: FakeRegistry) -> None:
     """A flipped bit changes one byte of the content and nothing else, in a range too."""
     digest = origin.add_blob(BLOB)
     origin.on("blob", bad.flipped(70_000))
@@ -232,7 +232,7 @@ def test_wrong_bytes_under_the_right_headers(origin: Origin) -> None:
     assert ask(origin, f"/v2/app/blobs/{digest}", Range="bytes=70000-70000")[1] == bytes([BLOB[70_000] ^ 1])
 
 
-def test_other_answers(origin: Origin) -> None:
+def test_other_answers(origin: FakeRegistry) -> None:
     """Errors, pages, headers sent twice or left out, ignored ranges."""
     digest = origin.add_blob(BLOB)
     path = f"/v2/app/blobs/{digest}"
@@ -254,7 +254,7 @@ def test_other_answers(origin: Origin) -> None:
     assert ask(origin, path, "HEAD")[0].getheader("Content-Length") is None
 
 
-def test_presigned_downloads_are_for_one_method_and_expire(origin: Origin) -> None:
+def test_presigned_downloads_are_for_one_method_and_expire(origin: FakeRegistry) -> None:
     """A redirect leads to a URL that answers GET only, so often, never with credentials, and not once expired."""
     digest = origin.add_blob(BLOB)
     cdn = origin.listen("cdn", "127.0.0.2")
@@ -272,7 +272,7 @@ def test_presigned_downloads_are_for_one_method_and_expire(origin: Origin) -> No
     assert ask(origin, lasting)[0].status == 403
 
 
-def test_a_closed_listener_refuses_and_comes_back_on_its_port(origin: Origin) -> None:
+def test_a_closed_listener_refuses_and_comes_back_on_its_port(origin: FakeRegistry) -> None:
     """Closing ends open connections and refuses new ones; opening again keeps the port."""
     with socket.create_connection(("127.0.0.1", origin.registry.port), timeout=5) as idle:
         ask(origin, "/v2/")
@@ -284,7 +284,7 @@ def test_a_closed_listener_refuses_and_comes_back_on_its_port(origin: Origin) ->
     assert ask(origin, "/v2/")[0].status == 200
 
 
-def test_a_listener_speaks_tls(origin: Origin) -> None:
+def test_a_listener_speaks_tls(origin: FakeRegistry) -> None:
     """A certificate of our own authority is presented; a broken-off answer is broken off under TLS too."""
     authority = trustme.CA()
     server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -315,7 +315,7 @@ def test_a_synthetic_body_is_the_same_from_every_offset() -> None:
     assert whole[: 1024 * 1024] != whole[1024 * 1024 : 2 * 1024 * 1024]
 
 
-def test_a_proxy_leads_every_tunnel_to_the_origin(origin: Origin) -> None:
+def test_a_proxy_leads_every_tunnel_to_the_origin(origin: FakeRegistry) -> None:
     """CONNECT to any name is the origin over TLS, and is recorded; an absolute target is the origin in plain text."""
     authority = trustme.CA()
     server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -331,7 +331,7 @@ def test_a_proxy_leads_every_tunnel_to_the_origin(origin: Origin) -> None:
     assert ask(origin, "http://registry.example.com/v2/")[0].status == 200
 
 
-def test_a_listener_that_drops_syns(origin: Origin) -> None:
+def test_a_listener_that_drops_syns(origin: FakeRegistry) -> None:
     """Connections that are there go on, new ones are not made, and all is as before afterwards."""
     origin.add_image("app", "v1")
     listener = origin.registry
@@ -346,7 +346,7 @@ def test_a_listener_that_drops_syns(origin: Origin) -> None:
     assert ask(origin, "/v2/app/manifests/v1")[0].status == 200
 
 
-def test_a_body_that_trickles_until_it_may_hurry(origin: Origin) -> None:
+def test_a_body_that_trickles_until_it_may_hurry(origin: FakeRegistry) -> None:
     """It comes in small pieces at its speed, and at once when the event is set."""
     digest = origin.add_blob(b"x" * 10_000)
     hurry = threading.Event()
@@ -362,7 +362,7 @@ def test_a_body_that_trickles_until_it_may_hurry(origin: Origin) -> None:
     assert time.monotonic() - began_at < 5
 
 
-def test_a_connection_that_ends_with_its_answer(origin: Origin) -> None:
+def test_a_connection_that_ends_with_its_answer(origin: FakeRegistry) -> None:
     """`Connection: close` in an answer is kept."""
     origin.on("ping", bad.header("Connection", "close"))
     with StreamedReply((origin.registry.host, origin.registry.port), "/v2/") as download:
@@ -371,7 +371,7 @@ def test_a_connection_that_ends_with_its_answer(origin: Origin) -> None:
         assert download.socket.recv(1) == b""
 
 
-def test_tls_to_a_port_of_plain_http(origin: Origin) -> None:
+def test_tls_to_a_port_of_plain_http(origin: FakeRegistry) -> None:
     """It is answered in plain HTTP, as real servers do."""
     with pytest.raises(ssl.SSLError, match=r"WRONG_VERSION_NUMBER|RECORD_LAYER_FAILURE"):
         StreamedReply((origin.registry.host, origin.registry.port), "/v2/", tls=ssl.create_default_context())

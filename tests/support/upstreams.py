@@ -18,7 +18,7 @@ from dockyard.upstream.circuit_breaker import Breaker
 from dockyard.upstream.client import Registry
 from dockyard.upstream.keychain import Keychain
 from dockyard.upstream.network_zones import Zone, find_spelt_zone, zone_of
-from tests.support.fake_registry import Change, Origin
+from tests.support.fake_registry import Change, FakeRegistry
 from tests.support.raw_http import Exchange, Request
 
 LIMITS = UpstreamLimits(check_timeout=3.0, connect_timeout=1.0, stall_timeout=2.0)
@@ -37,7 +37,7 @@ class Ward:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        self.origin = Origin()
+        self.origin = FakeRegistry()
         self._registries: list[Registry] = []
 
     def __enter__(self) -> Self:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from tests.s3.service.place import Place, blob_key, manifest_key, named_by, tag_key
 from tests.support.bodies import digest_of
 from tests.support.deployment import Deployment, eventually
-from tests.support.fake_registry import DOCKER_LIST, DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST, Image, Origin
+from tests.support.fake_registry import DOCKER_LIST, DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST, FakeRegistry, Image
 from tests.support.http_client import StreamedReply, ask
 
 ACCEPT = f"{OCI_INDEX}, {OCI_MANIFEST}, {DOCKER_LIST}, {DOCKER_MANIFEST}"
@@ -57,12 +57,12 @@ def fetch(deployment: Deployment, digest: str, name: str = NAME) -> float:
     return time.monotonic() - begun
 
 
-def add_images(origin: Origin, *tags: str, size: int = 100_000) -> list[Image]:
+def add_images(origin: FakeRegistry, *tags: str, size: int = 100_000) -> list[Image]:
     """Images that share nothing, each of two layers."""
     return [origin.add_image(REPO, tag, [layer(f"{tag} one", size), layer(f"{tag} two", 2 * size)]) for tag in tags]
 
 
-def add_index(origin: Origin, tag: str) -> Image:
+def add_index(origin: FakeRegistry, tag: str) -> Image:
     """An index of images for two platforms, with one layer in common."""
     common = layer(f"{tag} common", 50_000)
     images = [
@@ -77,7 +77,7 @@ def layer(seed: str, size: int) -> bytes:
     return hashlib.shake_128(seed.encode()).digest(size)
 
 
-def blob_requests(origin: Origin, digests: Sequence[str]) -> int:
+def blob_requests(origin: FakeRegistry, digests: Sequence[str]) -> int:
     """How many bodies of these blobs were asked for upstream."""
     return sum(origin.count("blob", "GET", reference=digest) for digest in digests)
 
@@ -89,7 +89,7 @@ def fill(deployment: Deployment, place: Place, *references: str) -> set[str]:
     return keys
 
 
-def put_by_hand(place: Place, origin: Origin, reference: str, days_ago: int = 0) -> set[str]:
+def put_by_hand(place: Place, origin: FakeRegistry, reference: str, days_ago: int = 0) -> set[str]:
     """Put an image of the origin into the bucket as the original would have; the keys."""
     body = origin.manifest_body(REPO, reference)
     media_type = OCI_INDEX if b'"manifests"' in body else OCI_MANIFEST

@@ -8,7 +8,7 @@ from tests.s3.service.place import Place, blob_key, manifest_key, tag_key
 from tests.s3.service.pulls import NAME, WITHIN_S, add_images, fetch, layer, pull, put_by_hand
 from tests.support.bodies import digest_of
 from tests.support.deployment import Deployment, eventually
-from tests.support.fake_registry import OCI_MANIFEST, Origin
+from tests.support.fake_registry import OCI_MANIFEST, FakeRegistry
 
 SMALL, LARGE = 200_000, 4_000_000
 
@@ -37,7 +37,7 @@ DAMAGES = ["flipped at the start", "flipped at the end", "too short", "too long"
 
 @pytest.mark.parametrize("how", DAMAGES)
 def test_a_damaged_small_blob_is_fetched_again(
-    start: Callable[..., Deployment], place: Place, origin: Origin, how: str
+    start: Callable[..., Deployment], place: Place, origin: FakeRegistry, how: str
 ) -> None:
     """A client gets the right bytes at once, and the bucket does too."""
     body = layer(how, SMALL)
@@ -49,7 +49,9 @@ def test_a_damaged_small_blob_is_fetched_again(
 
 
 @pytest.mark.parametrize("how", DAMAGES[:-1])
-def test_a_damaged_large_blob_is_cut(start: Callable[..., Deployment], place: Place, origin: Origin, how: str) -> None:
+def test_a_damaged_large_blob_is_cut(
+    start: Callable[..., Deployment], place: Place, origin: FakeRegistry, how: str
+) -> None:
     """The first client sees a broken download, the next one gets it right, and so does the bucket."""
     body = layer(how, LARGE)
     origin.add_blob(body)
@@ -62,7 +64,7 @@ def test_a_damaged_large_blob_is_cut(start: Callable[..., Deployment], place: Pl
 
 
 def test_an_empty_object_for_a_large_blob_is_fetched_again(
-    start: Callable[..., Deployment], place: Place, origin: Origin
+    start: Callable[..., Deployment], place: Place, origin: FakeRegistry
 ) -> None:
     """Nothing where megabytes should be: right for the first client already."""
     body = layer("emptied", LARGE)
@@ -72,7 +74,7 @@ def test_an_empty_object_for_a_large_blob_is_fetched_again(
 
 
 def test_a_head_does_not_believe_an_empty_object(
-    start: Callable[..., Deployment], place: Place, origin: Origin
+    start: Callable[..., Deployment], place: Place, origin: FakeRegistry
 ) -> None:
     """Nothing where a blob should be: HEAD tells the size that GET gives."""
     body = layer("emptied", SMALL)
@@ -85,7 +87,7 @@ def test_a_head_does_not_believe_an_empty_object(
     assert told == str(SMALL)
 
 
-def test_the_empty_blob_is_no_damage(start: Callable[..., Deployment], place: Place, origin: Origin) -> None:
+def test_the_empty_blob_is_no_damage(start: Callable[..., Deployment], place: Place, origin: FakeRegistry) -> None:
     """The blob of no bytes is served from the bucket."""
     place.put_blob(b"")
     reply = start().get(f"/v2/{NAME}/blobs/{digest_of(b'')}")
@@ -95,7 +97,7 @@ def test_the_empty_blob_is_no_damage(start: Callable[..., Deployment], place: Pl
 
 @pytest.mark.parametrize("how", ["flipped at the start", "too short"])
 def test_a_damaged_blob_is_never_served_for_want_of_an_upstream(
-    start: Callable[..., Deployment], place: Place, origin: Origin, how: str
+    start: Callable[..., Deployment], place: Place, origin: FakeRegistry, how: str
 ) -> None:
     """Upstream down: an error, and no complete download of wrong bytes; the bucket is repaired when it is back."""
     body = layer(how, SMALL)
@@ -111,7 +113,7 @@ def test_a_damaged_blob_is_never_served_for_want_of_an_upstream(
 
 @pytest.mark.parametrize("wrong", [b"", b"{}", b'{"schemaVersion":2}', b"\xff" * 100, b"x" * 5_000_000])
 def test_a_damaged_manifest_is_fetched_again(
-    start: Callable[..., Deployment], place: Place, origin: Origin, wrong: bytes
+    start: Callable[..., Deployment], place: Place, origin: FakeRegistry, wrong: bytes
 ) -> None:
     """A manifest with other bytes than its digest's comes from the upstream, and the bucket is repaired."""
     (image,) = add_images(origin, "v1")
@@ -123,7 +125,7 @@ def test_a_damaged_manifest_is_fetched_again(
 
 @pytest.mark.parametrize("text", [b"", b"nonsense", b"sha256:abc", b"\xff\xfe", b"x" * 100_000])
 def test_a_damaged_pointer_is_written_again(
-    start: Callable[..., Deployment], place: Place, origin: Origin, text: bytes
+    start: Callable[..., Deployment], place: Place, origin: FakeRegistry, text: bytes
 ) -> None:
     """A pointer that is no digest is as good as none."""
     (image,) = add_images(origin, "v1")
@@ -133,7 +135,7 @@ def test_a_damaged_pointer_is_written_again(
 
 
 def test_a_pointer_to_nothing_is_asked_of_the_upstream(
-    start: Callable[..., Deployment], place: Place, origin: Origin
+    start: Callable[..., Deployment], place: Place, origin: FakeRegistry
 ) -> None:
     """A pointer whose manifest has expired does not stand in the way."""
     (image,) = add_images(origin, "v1")

@@ -9,14 +9,14 @@ from tests.s3.service.pulls import NAME, add_images, fetch, layer, pull
 from tests.s3.store.proxy import Forward, Proxy, error
 from tests.support import misbehaviour as bad
 from tests.support.deployment import Deployment, eventually, opened_at_exit
-from tests.support.fake_registry import Origin
+from tests.support.fake_registry import FakeRegistry
 
 MIB = 1024 * 1024
 BACK_WITHIN_S = 60.0
 FILLS = 20
 
 
-def test_a_kill_during_twenty_fills(start: Callable[..., Deployment], place: Place, origin: Origin) -> None:
+def test_a_kill_during_twenty_fills(start: Callable[..., Deployment], place: Place, origin: FakeRegistry) -> None:
     """Supervisor and workers die with twenty layers half way up: none of them is in the bucket, and then all are."""
     digests = [origin.add_blob(layer(f"fill {number}", 3 * MIB)) for number in range(FILLS)]
     deployment = start()
@@ -36,7 +36,7 @@ def test_a_kill_during_twenty_fills(start: Callable[..., Deployment], place: Pla
 
 
 def test_what_was_pulled_before_a_kill_is_published_after_it(
-    start: Callable[..., Deployment], place: Place, proxy: Proxy, origin: Origin
+    start: Callable[..., Deployment], place: Place, proxy: Proxy, origin: FakeRegistry
 ) -> None:
     """S3 takes nothing, five images are pulled, everything dies: after a restart the bucket has them, unasked."""
     tags = [f"v{number}" for number in range(5)]
@@ -53,7 +53,7 @@ def test_what_was_pulled_before_a_kill_is_published_after_it(
     assert origin.count() == 0
 
 
-def test_a_kill_at_the_last_byte(start: Callable[..., Deployment], place: Place, origin: Origin) -> None:
+def test_a_kill_at_the_last_byte(start: Callable[..., Deployment], place: Place, origin: FakeRegistry) -> None:
     """A pull ends and everything dies at once, five times over: all of it is in the bucket in the end."""
     keys: set[str] = set()
     tags = [f"v{number}" for number in range(5)]

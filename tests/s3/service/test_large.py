@@ -13,7 +13,7 @@ from tests.s3.service.place import BLOB_TYPE, Place, blob_key
 from tests.s3.service.pulls import NAME
 from tests.support.bodies import Synthetic
 from tests.support.deployment import Deployment, eventually
-from tests.support.fake_registry import Origin
+from tests.support.fake_registry import FakeRegistry
 
 GIB = 2**30
 WITHIN_S = 300.0
@@ -21,7 +21,7 @@ WITHIN_S = 300.0
 
 @pytest.mark.large
 @pytest.mark.timeout(1200)
-def test_a_layer_of_six_gibibytes(start: Callable[..., Deployment], place: Place, origin: Origin) -> None:
+def test_a_layer_of_six_gibibytes(start: Callable[..., Deployment], place: Place, origin: FakeRegistry) -> None:
     """It goes through, is published in parts, is served from S3 to a second Dockyard, and is touched.
 
     Takes some minutes and is left out of the usual run: `pytest tests/s3/service/test_large.py -m large`.

@@ -17,7 +17,7 @@ from tests.s3.store.servers import SECRET_KEY
 from tests.support import misbehaviour as bad
 from tests.support.bodies import digest_of
 from tests.support.deployment import Deployment, eventually, opened_at_exit, stays
-from tests.support.fake_registry import Origin
+from tests.support.fake_registry import FakeRegistry
 from tests.support.http_client import Reply
 from tests.support.image_clients import Crane, Skopeo
 from tests.support.programs import Programs
@@ -61,7 +61,7 @@ def test_a_redirect_carries_no_credentials(start: Callable[..., Deployment], pla
     assert CANARY.split()[1] not in deployment.dockyard.said()
 
 
-def test_a_local_hit_is_not_redirected(start: Callable[..., Deployment], place: Place, origin: Origin) -> None:
+def test_a_local_hit_is_not_redirected(start: Callable[..., Deployment], place: Place, origin: FakeRegistry) -> None:
     """What this Dockyard has it serves."""
     (image,) = add_images(origin, "v1")
     deployment = start(storage=REDIRECTS)
@@ -69,7 +69,7 @@ def test_a_local_hit_is_not_redirected(start: Callable[..., Deployment], place: 
     assert deployment.get(f"/v2/{NAME}/blobs/{image.layers[0]}").status == 200
 
 
-def test_a_running_fill_is_not_redirected(start: Callable[..., Deployment], origin: Origin) -> None:
+def test_a_running_fill_is_not_redirected(start: Callable[..., Deployment], origin: FakeRegistry) -> None:
     """Whoever comes while a blob is being fetched reads along, at any worker."""
     body = layer("running", 3_000_000)
     digest = origin.add_blob(body)
@@ -83,14 +83,18 @@ def test_a_running_fill_is_not_redirected(start: Callable[..., Deployment], orig
     assert origin.count("blob", "GET") == 1
 
 
-def test_a_blob_that_is_nowhere_is_fetched(start: Callable[..., Deployment], place: Place, origin: Origin) -> None:
+def test_a_blob_that_is_nowhere_is_fetched(
+    start: Callable[..., Deployment], place: Place, origin: FakeRegistry
+) -> None:
     """A miss in the bucket comes from the upstream, and is published."""
     digest = origin.add_blob(layer("nowhere", 100_000))
     fetch(start(storage=REDIRECTS), digest)
     eventually(lambda: place.listed() == {blob_key(digest)}, "the blob is published", WITHIN_S)
 
 
-def test_nobody_is_sent_to_a_bucket_in_trouble(start: Callable[..., Deployment], proxy: Proxy, origin: Origin) -> None:
+def test_nobody_is_sent_to_a_bucket_in_trouble(
+    start: Callable[..., Deployment], proxy: Proxy, origin: FakeRegistry
+) -> None:
     """S3 says nothing: the client gets the blob from the upstream."""
     digest = origin.add_blob(layer("trouble", 100_000))
     deployment = start(proxy.host, storage=REDIRECTS)
@@ -119,7 +123,9 @@ def test_a_redirect_to_an_old_blob_touches_it(start: Callable[..., Deployment], 
     eventually(lambda: place.age(key).days < 1, "the blob is young", WITHIN_S)
 
 
-def test_nobody_is_sent_to_an_empty_object(start: Callable[..., Deployment], place: Place, origin: Origin) -> None:
+def test_nobody_is_sent_to_an_empty_object(
+    start: Callable[..., Deployment], place: Place, origin: FakeRegistry
+) -> None:
     """An object without a byte, where there should be some, is as good as none: the blob comes from the upstream."""
     digest = origin.add_blob(layer("emptied", 100_000))
     place.put(blob_key(digest), b"")
@@ -130,7 +136,12 @@ def test_nobody_is_sent_to_an_empty_object(start: Callable[..., Deployment], pla
 
 @pytest.mark.parametrize("client", ["crane", "skopeo"])
 def test_a_real_client_follows(
-    start: Callable[..., Deployment], place: Place, origin: Origin, programs: Programs, tmp_path: Path, client: str
+    start: Callable[..., Deployment],
+    place: Place,
+    origin: FakeRegistry,
+    programs: Programs,
+    tmp_path: Path,
+    client: str,
 ) -> None:
     """Crane and skopeo pull an image whose blobs are only in the bucket; not one is asked of the upstream."""
     image = add_images(origin, "v1")[0] if client == "skopeo" else add_index(origin, "v1")

@@ -22,7 +22,7 @@ from tests.s3.service.pulls import NAME, WITHIN_S, add_images, fetch, fill, laye
 from tests.s3.service.witness import Witness
 from tests.s3.store.proxy import Proxy
 from tests.support.deployment import Deployment, eventually
-from tests.support.fake_registry import Image, Origin
+from tests.support.fake_registry import FakeRegistry, Image
 
 QUIET_S = 1.0
 
@@ -41,7 +41,7 @@ def settle(witness: Witness) -> None:
 
 
 def test_a_warm_pull_costs_nothing(
-    start: Callable[..., Deployment], place: Place, proxy: Proxy, origin: Origin
+    start: Callable[..., Deployment], place: Place, proxy: Proxy, origin: FakeRegistry
 ) -> None:
     """The second pull of an image, by tag, asks S3 for nothing."""
     add_images(origin, "v1")
@@ -56,7 +56,7 @@ def test_a_warm_pull_costs_nothing(
 
 
 def test_a_cold_blob_costs_a_get_and_a_put(
-    start: Callable[..., Deployment], place: Place, proxy: Proxy, origin: Origin
+    start: Callable[..., Deployment], place: Place, proxy: Proxy, origin: FakeRegistry
 ) -> None:
     """A blob that is nowhere: one GET that finds nothing, one PUT."""
     digest = origin.add_blob(layer("cold", 2_000_000))
@@ -70,7 +70,7 @@ def test_a_cold_blob_costs_a_get_and_a_put(
 
 
 def test_a_cold_manifest_costs_a_get_and_a_put(
-    start: Callable[..., Deployment], place: Place, proxy: Proxy, origin: Origin
+    start: Callable[..., Deployment], place: Place, proxy: Proxy, origin: FakeRegistry
 ) -> None:
     """A manifest by digest that is nowhere: one GET that finds nothing, one PUT."""
     (image,) = add_images(origin, "v1")
@@ -83,7 +83,7 @@ def test_a_cold_manifest_costs_a_get_and_a_put(
 
 
 def test_a_cold_tag_costs_two_gets_and_two_puts(
-    start: Callable[..., Deployment], place: Place, proxy: Proxy, origin: Origin
+    start: Callable[..., Deployment], place: Place, proxy: Proxy, origin: FakeRegistry
 ) -> None:
     """A tag that is nowhere: pointer and manifest are looked for once and written once."""
     (image,) = add_images(origin, "v1")
@@ -97,7 +97,7 @@ def test_a_cold_tag_costs_two_gets_and_two_puts(
 
 
 def test_a_cold_image_costs_two_requests_for_each_object(
-    start: Callable[..., Deployment], place: Place, proxy: Proxy, origin: Origin
+    start: Callable[..., Deployment], place: Place, proxy: Proxy, origin: FakeRegistry
 ) -> None:
     """A whole pull by tag: a GET and a PUT for the pointer, the manifest, the config and each layer."""
     add_images(origin, "v1")
@@ -109,7 +109,7 @@ def test_a_cold_image_costs_two_requests_for_each_object(
 
 
 def test_what_only_the_bucket_has_costs_one_get(
-    start: Callable[..., Deployment], place: Place, proxy: Proxy, origin: Origin
+    start: Callable[..., Deployment], place: Place, proxy: Proxy, origin: FakeRegistry
 ) -> None:
     """A whole pull of an image that another Dockyard brought a moment ago: a GET for each object, no touch."""
     add_images(origin, "v1")
@@ -123,7 +123,7 @@ def test_what_only_the_bucket_has_costs_one_get(
 
 @pytest.mark.parametrize("known", [True, False], ids=["only in the bucket", "nowhere"])
 def test_a_head_of_a_blob_costs_one_head(
-    start: Callable[..., Deployment], place: Place, proxy: Proxy, origin: Origin, *, known: bool
+    start: Callable[..., Deployment], place: Place, proxy: Proxy, origin: FakeRegistry, *, known: bool
 ) -> None:
     """HEAD of a young blob asks the bucket once, and neither fetches nor touches anything."""
     body = layer("head", 100_000)
@@ -138,7 +138,7 @@ def test_a_head_of_a_blob_costs_one_head(
 
 
 def test_a_herd_on_a_cold_image_costs_no_more(
-    start: Callable[..., Deployment], place: Place, proxy: Proxy, origin: Origin
+    start: Callable[..., Deployment], place: Place, proxy: Proxy, origin: FakeRegistry
 ) -> None:
     """Forty pulls of a layer at once, over two workers: one GET and one PUT."""
     image: Image = add_images(origin, "v1")[0]

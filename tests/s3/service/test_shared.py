@@ -10,10 +10,12 @@ from tests.s3.service.pulls import NAME, REPO, WITHIN_S, add_images, add_index, 
 from tests.s3.service.witness import key_of
 from tests.s3.store.proxy import Forward, Proxy, Request
 from tests.support.deployment import Deployment, eventually
-from tests.support.fake_registry import OCI_INDEX, OCI_MANIFEST, Origin
+from tests.support.fake_registry import OCI_INDEX, OCI_MANIFEST, FakeRegistry
 
 
-def test_what_one_fetched_the_other_serves(start: Callable[..., Deployment], place: Place, origin: Origin) -> None:
+def test_what_one_fetched_the_other_serves(
+    start: Callable[..., Deployment], place: Place, origin: FakeRegistry
+) -> None:
     """A second Dockyard has an image by digest without one request to the upstream."""
     index = add_index(origin, "v1")
     fill(start(), place, "v1")
@@ -24,7 +26,7 @@ def test_what_one_fetched_the_other_serves(start: Callable[..., Deployment], pla
 
 
 def test_a_tag_that_the_other_fetched_costs_one_head(
-    start: Callable[..., Deployment], place: Place, origin: Origin
+    start: Callable[..., Deployment], place: Place, origin: FakeRegistry
 ) -> None:
     """A second Dockyard asks whether the tag still holds, and nothing else."""
     add_index(origin, "v1")
@@ -36,7 +38,7 @@ def test_a_tag_that_the_other_fetched_costs_one_head(
 
 
 def test_a_wiped_directory_is_filled_from_the_bucket(
-    start: Callable[..., Deployment], place: Place, origin: Origin
+    start: Callable[..., Deployment], place: Place, origin: FakeRegistry
 ) -> None:
     """A Dockyard that lost its disk has everything again without the upstream."""
     index = add_index(origin, "v1")
@@ -51,7 +53,7 @@ def test_a_wiped_directory_is_filled_from_the_bucket(
 
 
 def test_the_other_serves_while_the_upstream_is_down(
-    start: Callable[..., Deployment], place: Place, origin: Origin
+    start: Callable[..., Deployment], place: Place, origin: FakeRegistry
 ) -> None:
     """A second Dockyard serves by digest, and a tag by the bucket's pointer, marked stale."""
     index = add_index(origin, "v1")
@@ -63,7 +65,7 @@ def test_the_other_serves_while_the_upstream_is_down(
     assert "could not be asked" in (second.get(f"/v2/{NAME}/manifests/v1").header("Warning") or "")
 
 
-def test_the_keys_are_the_originals(start: Callable[..., Deployment], place: Place, origin: Origin) -> None:
+def test_the_keys_are_the_originals(start: Callable[..., Deployment], place: Place, origin: FakeRegistry) -> None:
     """After a pull the bucket has the manifests, the pointer and the blobs under the keys of the seed, no others."""
     (image,) = add_images(origin, "v1")
     deployment = start()
@@ -81,7 +83,7 @@ def test_the_keys_are_the_originals(start: Callable[..., Deployment], place: Pla
 
 
 def test_a_name_of_the_hub_has_its_whole_name_in_the_keys(
-    start: Callable[..., Deployment], place: Place, origin: Origin
+    start: Callable[..., Deployment], place: Place, origin: FakeRegistry
 ) -> None:
     """`alpine` is `docker.io/library/alpine` in the bucket, as the original writes it."""
     origin.add_image("library/alpine", "latest", [b"rootfs"])
@@ -93,7 +95,7 @@ def test_a_name_of_the_hub_has_its_whole_name_in_the_keys(
 
 
 def test_a_sha512_blob_has_its_algorithm_in_its_key(
-    start: Callable[..., Deployment], place: Place, origin: Origin
+    start: Callable[..., Deployment], place: Place, origin: FakeRegistry
 ) -> None:
     """The place of `sha256` in the key is the algorithm's; the blob goes up in parts and none is left over."""
     body = layer("sha512", 3_000_000)
@@ -104,7 +106,7 @@ def test_a_sha512_blob_has_its_algorithm_in_its_key(
 
 @pytest.mark.parametrize("newline", ["", "\n"])
 def test_a_bucket_of_the_original_is_served(
-    start: Callable[..., Deployment], place: Place, origin: Origin, newline: str
+    start: Callable[..., Deployment], place: Place, origin: FakeRegistry, newline: str
 ) -> None:
     """What was put there by plain PUTs is served as it stands, the upstream being gone."""
     index = add_index(origin, "v1")
@@ -116,7 +118,7 @@ def test_a_bucket_of_the_original_is_served(
     assert deployment.get(f"/v2/{NAME}/manifests/v1").header("Content-Type") == OCI_INDEX
 
 
-def test_a_moved_tag_moves_in_the_bucket(start: Callable[..., Deployment], place: Place, origin: Origin) -> None:
+def test_a_moved_tag_moves_in_the_bucket(start: Callable[..., Deployment], place: Place, origin: FakeRegistry) -> None:
     """The pointer of the bucket follows the upstream, after the new manifest."""
     old, new = add_images(origin, "v1", "v2")
     deployment = start()
@@ -129,7 +131,7 @@ def test_a_moved_tag_moves_in_the_bucket(start: Callable[..., Deployment], place
 
 
 def test_a_tag_that_moves_while_its_pointer_is_written_is_written_again(
-    start: Callable[..., Deployment], place: Place, proxy: Proxy, origin: Origin
+    start: Callable[..., Deployment], place: Place, proxy: Proxy, origin: FakeRegistry
 ) -> None:
     """What another worker published meanwhile is not undone by a write that was held up."""
     _, new = add_images(origin, "v1", "v2")
@@ -155,7 +157,7 @@ def test_a_tag_that_moves_while_its_pointer_is_written_is_written_again(
 
 
 def test_an_outage_of_the_upstream_does_not_move_a_pointer_back(
-    start: Callable[..., Deployment], place: Place, origin: Origin
+    start: Callable[..., Deployment], place: Place, origin: FakeRegistry
 ) -> None:
     """A Dockyard that knows an older digest serves it stale, and leaves the newer pointer in the bucket alone."""
     _, new = add_images(origin, "v1", "v2")

@@ -10,7 +10,7 @@ from tests.s3.service.witness import key_of
 from tests.s3.store.proxy import Forward, Proxy, error
 from tests.s3.store.servers import SECRET_KEY, Server
 from tests.support.deployment import Deployment, eventually
-from tests.support.fake_registry import Origin
+from tests.support.fake_registry import FakeRegistry
 
 WITHIN_S = 15.0
 BACK_WITHIN_S = 60.0
@@ -36,7 +36,11 @@ def see_said(deployment: Deployment, *words: str) -> None:
     ids=["no bucket", "wrong secret key", "wrong access key"],
 )
 def test_a_bucket_that_cannot_be_used(
-    start: Callable[..., Deployment], place: Place, origin: Origin, storage: dict[str, str], words: tuple[str, ...]
+    start: Callable[..., Deployment],
+    place: Place,
+    origin: FakeRegistry,
+    storage: dict[str, str],
+    words: tuple[str, ...],
 ) -> None:
     """The mistake is in the log with the setting to change; a cold pull and a warm one work."""
     add_images(origin, "v1")
@@ -48,7 +52,7 @@ def test_a_bucket_that_cannot_be_used(
 
 
 def test_a_login_without_the_right_to_list(
-    start: Callable[..., Deployment], place: Place, proxy: Proxy, origin: Origin
+    start: Callable[..., Deployment], place: Place, proxy: Proxy, origin: FakeRegistry
 ) -> None:
     """Without ListBucket AWS S3 says that what is missing is forbidden: that is told, and all that is pulled published.
 
@@ -64,7 +68,9 @@ def test_a_login_without_the_right_to_list(
     eventually(lambda: place.listed() == keys, "everything pulled is in the bucket", BACK_WITHIN_S)
 
 
-def test_a_login_without_the_right_to_write(start: Callable[..., Deployment], place: Place, origin: Origin) -> None:
+def test_a_login_without_the_right_to_write(
+    start: Callable[..., Deployment], place: Place, origin: FakeRegistry
+) -> None:
     """Without PutObject: that is said, and pulls work."""
     add_images(origin, "v1")
     deployment = start(storage=place.add_login("s3:GetObject", "s3:ListBucket"))
@@ -74,7 +80,7 @@ def test_a_login_without_the_right_to_write(start: Callable[..., Deployment], pl
 
 
 def test_a_store_that_is_not_there_yet(
-    start: Callable[..., Deployment], place: Place, origin: Origin, minio: Server
+    start: Callable[..., Deployment], place: Place, origin: FakeRegistry, minio: Server
 ) -> None:
     """Dockyard starts before S3: it says so, serves, and publishes when S3 has come."""
     add_images(origin, "v1")
@@ -89,7 +95,7 @@ def test_a_store_that_is_not_there_yet(
 
 
 def test_a_bucket_that_is_made_later(
-    start: Callable[..., Deployment], place: Place, origin: Origin, minio: Server
+    start: Callable[..., Deployment], place: Place, origin: FakeRegistry, minio: Server
 ) -> None:
     """The bucket is made after the first pull: it is used without a restart."""
     add_images(origin, "v1")
@@ -102,7 +108,7 @@ def test_a_bucket_that_is_made_later(
     late.close()
 
 
-def test_a_clock_that_is_wrong(start: Callable[..., Deployment], proxy: Proxy, origin: Origin) -> None:
+def test_a_clock_that_is_wrong(start: Callable[..., Deployment], proxy: Proxy, origin: FakeRegistry) -> None:
     """S3 refuses our signatures for their time: the clock is named."""
     add_images(origin, "v1")
     proxy.rule = lambda _: error(403, "RequestTimeTooSkewed")

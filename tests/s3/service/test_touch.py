@@ -15,7 +15,7 @@ from tests.s3.service.witness import Witness
 from tests.s3.store.proxy import Forward, Proxy, Request
 from tests.support.bodies import digest_of
 from tests.support.deployment import Deployment, eventually, stays
-from tests.support.fake_registry import Origin
+from tests.support.fake_registry import FakeRegistry
 
 DAY_S = 86_400
 QUIET_S = 1.5
@@ -23,7 +23,7 @@ WITHIN_S = 10.0
 
 
 @pytest.fixture
-def old_image(place: Place, origin: Origin) -> set[str]:
+def old_image(place: Place, origin: FakeRegistry) -> set[str]:
     """An index with its images, thirty days old in the bucket; the keys."""
     add_index(origin, "v1")
     return put_by_hand(place, origin, "v1", days_ago=30)
@@ -44,7 +44,7 @@ def see_young(place: Place, keys: Iterable[str]) -> None:
 
 
 def test_an_image_that_is_only_partly_pulled_is_touched_whole(
-    start: Callable[..., Deployment], place: Place, old_image: set[str], origin: Origin
+    start: Callable[..., Deployment], place: Place, old_image: set[str], origin: FakeRegistry
 ) -> None:
     """A client that has all layers asks for the manifest of its platform only: config and layers are touched too."""
     manifest = origin.manifest_body("team/app", "v1-arm64")
@@ -67,7 +67,7 @@ def test_a_touch_keeps_what_an_object_is(start: Callable[..., Deployment], place
 
 
 def test_a_threshold_of_nothing_touches_nothing(
-    start: Callable[..., Deployment], place: Place, proxy: Proxy, old_image: set[str], origin: Origin
+    start: Callable[..., Deployment], place: Place, proxy: Proxy, old_image: set[str], origin: FakeRegistry
 ) -> None:
     """`touch_threshold: 0`: an old image is served, and S3 is only read."""
     deployment = start(proxy.host, storage={"touch_threshold": "0"})
@@ -78,7 +78,7 @@ def test_a_threshold_of_nothing_touches_nothing(
 
 
 def test_a_young_image_is_not_touched(
-    start: Callable[..., Deployment], place: Place, proxy: Proxy, origin: Origin
+    start: Callable[..., Deployment], place: Place, proxy: Proxy, origin: FakeRegistry
 ) -> None:
     """What came into the bucket a moment ago is left as it is, whoever brought it."""
     add_index(origin, "v1")
@@ -91,7 +91,7 @@ def test_a_young_image_is_not_touched(
 
 
 def test_what_is_pulled_again_and_again_stays_young(
-    start: Callable[..., Deployment], place: Place, origin: Origin
+    start: Callable[..., Deployment], place: Place, origin: FakeRegistry
 ) -> None:
     """With a threshold of two seconds: LastModified of every object of an image moves on with the pulls."""
     add_index(origin, "v1")
@@ -107,7 +107,7 @@ def test_what_is_pulled_again_and_again_stays_young(
 
 
 def test_a_local_image_that_is_two_days_old_is_touched(
-    start: Callable[..., Deployment], place: Place, origin: Origin
+    start: Callable[..., Deployment], place: Place, origin: FakeRegistry
 ) -> None:
     """Threshold 24 h, two days since the last pull: manifests, blobs and the pointer are touched by the next."""
     add_index(origin, "v1")
@@ -123,7 +123,9 @@ def test_a_local_image_that_is_two_days_old_is_touched(
     see_young(place, keys)
 
 
-def test_what_was_deleted_is_published_again(start: Callable[..., Deployment], place: Place, origin: Origin) -> None:
+def test_what_was_deleted_is_published_again(
+    start: Callable[..., Deployment], place: Place, origin: FakeRegistry
+) -> None:
     """What the bucket lost comes back from the local store when it would be touched: all parts of an image."""
     add_images(origin, "v1")
     deployment = start(storage={"touch_threshold": "2s"})
@@ -138,7 +140,7 @@ def test_what_was_deleted_is_published_again(start: Callable[..., Deployment], p
 
 
 def test_an_object_that_vanishes_before_its_copy_is_published_again(
-    start: Callable[..., Deployment], place: Place, proxy: Proxy, origin: Origin
+    start: Callable[..., Deployment], place: Place, proxy: Proxy, origin: FakeRegistry
 ) -> None:
     """Deleted between the HEAD and the copy of a touch: no error, and it comes back."""
     digest = origin.add_blob(layer("vanishing", 50_000))

@@ -17,7 +17,7 @@ from tests.s3.store.servers import Server
 from tests.support import misbehaviour as bad
 from tests.support.bodies import Bytes
 from tests.support.deployment import Deployment, eventually, opened_at_exit
-from tests.support.fake_registry import Origin
+from tests.support.fake_registry import FakeRegistry
 from tests.support.toxiproxy import Way
 
 MIB = 1024 * 1024
@@ -91,7 +91,7 @@ def stack() -> Iterator[ExitStack]:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_pulls_go_on_and_all_is_in_the_bucket_later(
-    start: Callable[..., Deployment], place: Place, origin: Origin, storm: Storm, kind: str
+    start: Callable[..., Deployment], place: Place, origin: FakeRegistry, storm: Storm, kind: str
 ) -> None:
     """Warm images, cold ones and one that the bucket has: all come right, and within a minute the bucket has them."""
     add_index(origin, "warm")
@@ -108,7 +108,7 @@ def test_pulls_go_on_and_all_is_in_the_bucket_later(
 
 @pytest.mark.parametrize("kind", ["frozen", "5 s per call", "100 KB/s"])
 def test_a_cold_layer_is_not_held_up(
-    start: Callable[..., Deployment], place: Place, origin: Origin, storm: Storm, kind: str
+    start: Callable[..., Deployment], place: Place, origin: FakeRegistry, storm: Storm, kind: str
 ) -> None:
     """64 MiB from the upstream with S3 known to be in trouble: at most a tenth slower than with S3 in order."""
     origin.on("blob", bad.slow(UPSTREAM_BYTES_PER_S))
@@ -124,7 +124,7 @@ def test_a_cold_layer_is_not_held_up(
     eventually(lambda: blob_key(during) in place.listed(), "the layer is published", BACK_WITHIN_S)
 
 
-def test_an_outage_is_paid_for_once(start: Callable[..., Deployment], origin: Origin, storm: Storm) -> None:
+def test_an_outage_is_paid_for_once(start: Callable[..., Deployment], origin: FakeRegistry, storm: Storm) -> None:
     """S3 takes connections and says nothing, a cold blob after the other: all but the first come as fast as ever.
 
     The first may wait for as long as an operation may take (10 s); 25 s show whether it is paid for again.
@@ -142,7 +142,7 @@ def test_an_outage_is_paid_for_once(start: Callable[..., Deployment], origin: Or
 
 @pytest.mark.parametrize("at", ["the first part", "the end"])
 def test_a_broken_upload_in_parts_is_aborted(
-    start: Callable[..., Deployment], place: Place, proxy: Proxy, origin: Origin, at: str
+    start: Callable[..., Deployment], place: Place, proxy: Proxy, origin: FakeRegistry, at: str
 ) -> None:
     """A multipart upload that breaks leaves nothing behind, and the blob goes up again."""
     digest = origin.add_blob(layer("cut part", 6 * MIB), algorithm="sha512")
@@ -163,7 +163,7 @@ def test_a_broken_upload_in_parts_is_aborted(
 
 
 def test_an_upload_that_s3_died_under_is_aborted(
-    start: Callable[..., Deployment], place: Place, minio: Server, proxy: Proxy, origin: Origin
+    start: Callable[..., Deployment], place: Place, minio: Server, proxy: Proxy, origin: FakeRegistry
 ) -> None:
     """S3 dies in the middle of a multipart upload and comes back: in the end no upload is left unfinished.
 
@@ -187,7 +187,7 @@ def test_an_upload_that_s3_died_under_is_aborted(
 
 
 def test_a_busy_store_is_given_half_as_much(
-    start: Callable[..., Deployment], place: Place, proxy: Proxy, origin: Origin, stack: ExitStack
+    start: Callable[..., Deployment], place: Place, proxy: Proxy, origin: FakeRegistry, stack: ExitStack
 ) -> None:
     """503 SlowDown to eight uploads: four of the next go up while they are fetched, and in the end all are there."""
     deployment = start(proxy.host, workers=1)
@@ -231,7 +231,7 @@ def test_a_busy_store_is_given_half_as_much(
 
 
 def test_s3_alone_serves_while_it_is_slow_and_the_upstream_is_down(
-    start: Callable[..., Deployment], place: Place, origin: Origin, storm: Storm
+    start: Callable[..., Deployment], place: Place, origin: FakeRegistry, storm: Storm
 ) -> None:
     """A slow answer is better than none: what only a slow bucket has is still pulled."""
     add_images(origin, "v1")

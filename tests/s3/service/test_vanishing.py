@@ -8,13 +8,13 @@ from tests.s3.service.witness import Witness
 from tests.s3.store.proxy import Forward, Proxy, Request, error
 from tests.support.bodies import digest_of
 from tests.support.deployment import Deployment, eventually
-from tests.support.fake_registry import Origin
+from tests.support.fake_registry import FakeRegistry
 
 SIZE = 3_000_000
 
 
 def test_a_layer_that_vanished_from_a_living_image(
-    start: Callable[..., Deployment], place: Place, origin: Origin
+    start: Callable[..., Deployment], place: Place, origin: FakeRegistry
 ) -> None:
     """The manifest lives, a layer expired: the pull fetches that layer, and no other."""
     (image,) = add_images(origin, "v1")
@@ -27,7 +27,7 @@ def test_a_layer_that_vanished_from_a_living_image(
 
 
 def test_an_answer_that_breaks_goes_on_from_the_bucket(
-    start: Callable[..., Deployment], place: Place, proxy: Proxy, origin: Origin
+    start: Callable[..., Deployment], place: Place, proxy: Proxy, origin: FakeRegistry
 ) -> None:
     """A GET that is cut is asked again from there, of the same object; the client sees one clean 200."""
     body = layer("cut once", SIZE)
@@ -45,7 +45,7 @@ def test_an_answer_that_breaks_goes_on_from_the_bucket(
 
 
 def test_an_answer_that_breaks_again_goes_on_from_the_upstream(
-    start: Callable[..., Deployment], place: Place, proxy: Proxy, origin: Origin
+    start: Callable[..., Deployment], place: Place, proxy: Proxy, origin: FakeRegistry
 ) -> None:
     """Every GET is cut: the rest comes from the upstream by Range."""
     body = layer("cut twice", SIZE)
@@ -59,7 +59,7 @@ def test_an_answer_that_breaks_again_goes_on_from_the_upstream(
 
 
 def test_a_blob_that_is_replaced_while_it_is_read(
-    start: Callable[..., Deployment], place: Place, proxy: Proxy, origin: Origin
+    start: Callable[..., Deployment], place: Place, proxy: Proxy, origin: FakeRegistry
 ) -> None:
     """The GET is cut and the object becomes another: its bytes are not mixed in."""
     body = layer("replaced", SIZE)
@@ -78,7 +78,7 @@ def test_a_blob_that_is_replaced_while_it_is_read(
 
 
 def test_trouble_is_not_a_missing_object(
-    start: Callable[..., Deployment], place: Place, proxy: Proxy, origin: Origin
+    start: Callable[..., Deployment], place: Place, proxy: Proxy, origin: FakeRegistry
 ) -> None:
     """S3 refuses everything and the upstream is down: 503, never 404."""
     (image,) = add_images(origin, "v1")

@@ -14,21 +14,21 @@ from dockyard.pull.tries import Failed
 from dockyard.pull.warm import ImageRead, Order, warm
 from tests.support import misbehaviour
 from tests.support.bodies import Synthetic
-from tests.support.fake_registry import Change, Origin
+from tests.support.fake_registry import Change, FakeRegistry
 
 LAYER = Synthetic(3_000_000)
 
 
 @pytest.fixture
-def origin() -> Iterator[Origin]:
+def origin() -> Iterator[FakeRegistry]:
     """What stands for Dockyard: a registry with one large layer."""
-    with Origin() as origin:
+    with FakeRegistry() as origin:
         origin.add_blob(LAYER)
         yield origin
 
 
 @pytest.fixture
-def client(origin: Origin, monkeypatch: pytest.MonkeyPatch) -> Iterator[Client]:
+def client(origin: FakeRegistry, monkeypatch: pytest.MonkeyPatch) -> Iterator[Client]:
     """A client that does not wait long."""
     monkeypatch.setattr(tries, "PAUSE_S", 0.001)
     client = Client(origin.url, 4)
@@ -41,7 +41,7 @@ def read(client: Client, said: Callable[[int, int | None], None] = lambda reache
     return client.read_blob(parse_image("ghcr.io/org/app", "x"), Digest.parse(LAYER.digest), said)
 
 
-def test_a_blob_is_read_in_one_go(origin: Origin, client: Client) -> None:
+def test_a_blob_is_read_in_one_go(origin: FakeRegistry, client: Client) -> None:
     """One request, and progress up to the last byte."""
     reached: list[tuple[int, int | None]] = []
 
@@ -52,7 +52,7 @@ def test_a_blob_is_read_in_one_go(origin: Origin, client: Client) -> None:
 
 
 @pytest.mark.parametrize("how", ["fin", "rst"])
-def test_a_cut_body_is_resumed_where_it_broke(origin: Origin, client: Client, how: str) -> None:
+def test_a_cut_body_is_resumed_where_it_broke(origin: FakeRegistry, client: Client, how: str) -> None:
     """No byte is asked for twice."""
     origin.on("blob", misbehaviour.cut(1_000_000, "fin" if how == "fin" else "rst"), times=1)
 
@@ -66,7 +66,7 @@ def test_a_cut_body_is_resumed_where_it_broke(origin: Origin, client: Client, ho
         assert start == 1_000_000
 
 
-def test_a_range_that_is_ignored_begins_anew(origin: Origin, client: Client) -> None:
+def test_a_range_that_is_ignored_begins_anew(origin: FakeRegistry, client: Client) -> None:
     """The digest is that of the whole, not of both pieces."""
     origin.on("blob", misbehaviour.cut(0.5), times=1)
     origin.on("blob", misbehaviour.ignoring_range())
@@ -74,7 +74,7 @@ def test_a_range_that_is_ignored_begins_anew(origin: Origin, client: Client) -> 
     assert read(client) == Read(LAYER.size, "", 2)
 
 
-def test_a_body_that_goes_on_breaking_is_given_up(origin: Origin, client: Client) -> None:
+def test_a_body_that_goes_on_breaking_is_given_up(origin: FakeRegistry, client: Client) -> None:
     """Tries that bring nothing are counted."""
     origin.on("blob", misbehaviour.ending_before(1000))
 
@@ -84,7 +84,7 @@ def test_a_body_that_goes_on_breaking_is_given_up(origin: Origin, client: Client
     assert origin.count("blob") == tries.TRIES_IN_A_ROW
 
 
-def test_wrong_bytes_are_never_called_warm(origin: Origin, client: Client) -> None:
+def test_wrong_bytes_are_never_called_warm(origin: FakeRegistry, client: Client) -> None:
     """Every try begins at the first byte again."""
     origin.on("blob", misbehaviour.flipped(5))
 
@@ -94,7 +94,7 @@ def test_wrong_bytes_are_never_called_warm(origin: Origin, client: Client) -> No
     assert [exchange.request.header("Range") for exchange in origin.seen("blob")] == [None, None]
 
 
-def test_a_redirect_to_a_bucket_is_followed(origin: Origin, client: Client) -> None:
+def test_a_redirect_to_a_bucket_is_followed(origin: FakeRegistry, client: Client) -> None:
     """A Dockyard with `storage.redirect` sends its clients there."""
     origin.listen("bucket")
     where = origin.presign(LAYER.digest, listener="bucket")
@@ -120,7 +120,7 @@ def test_a_redirect_to_a_bucket_is_followed(origin: Origin, client: Client) -> N
     ],
 )
 def test_a_refusal_is_told_in_its_own_words(
-    origin: Origin, client: Client, change: Change, times: int, words: str
+    origin: FakeRegistry, client: Client, change: Change, times: int, words: str
 ) -> None:
     """Status, code and message; and it is asked again only where that may help."""
     origin.on("blob", change)
@@ -132,14 +132,14 @@ def test_a_refusal_is_told_in_its_own_words(
     assert origin.count("blob") == times
 
 
-def test_a_server_that_recovers_is_asked_again(origin: Origin, client: Client) -> None:
+def test_a_server_that_recovers_is_asked_again(origin: FakeRegistry, client: Client) -> None:
     """One 503 is not the end."""
     origin.on("blob", misbehaviour.refusing(503), times=1)
 
     assert read(client).tries == 2
 
 
-def test_a_manifest_must_be_what_its_digest_says(origin: Origin, client: Client) -> None:
+def test_a_manifest_must_be_what_its_digest_says(origin: FakeRegistry, client: Client) -> None:
     """A manifest by digest is checked against it."""
     image = origin.add_image("ghcr.io/org/app", "latest")
     origin.on("manifest", misbehaviour.with_body(b" " * len(image.body)))
@@ -156,7 +156,7 @@ def test_a_server_that_is_not_there_is_named() -> None:
         client.check()
 
 
-def test_a_registry_with_a_port_is_named_by_ns(origin: Origin, client: Client) -> None:
+def test_a_registry_with_a_port_is_named_by_ns(origin: FakeRegistry, client: Client) -> None:
     """A name cannot hold a port."""
     origin.add_image("team/app", "v1")
 
@@ -173,7 +173,7 @@ def ordered(client: Client, *images: str) -> list[ImageRead]:
     return warm(client, Order(found, (Platform("linux", "amd64"),), 4), Quiet())
 
 
-def test_a_layer_that_images_share_is_read_once(origin: Origin, client: Client) -> None:
+def test_a_layer_that_images_share_is_read_once(origin: FakeRegistry, client: Client) -> None:
     """Over all images of an order."""
     images = [origin.add_image(f"ghcr.io/org/{name}", "latest", [LAYER, name.encode()]) for name in "abc"]
 
@@ -183,7 +183,7 @@ def test_a_layer_that_images_share_is_read_once(origin: Origin, client: Client) 
     assert origin.count("blob", reference=LAYER.digest) == 1
 
 
-def test_a_shared_layer_is_tried_under_the_other_names(origin: Origin, client: Client) -> None:
+def test_a_shared_layer_is_tried_under_the_other_names(origin: FakeRegistry, client: Client) -> None:
     """An image is not cold because another one's upstream is."""
     for name in "ab":
         origin.add_image(f"ghcr.io/org/{name}", "latest", [LAYER])
@@ -192,7 +192,7 @@ def test_a_shared_layer_is_tried_under_the_other_names(origin: Origin, client: C
     assert [read.is_warm for read in ordered(client, "ghcr.io/org/a", "ghcr.io/org/b")] == [True, True]
 
 
-def test_one_image_fails_for_itself(origin: Origin, client: Client) -> None:
+def test_one_image_fails_for_itself(origin: FakeRegistry, client: Client) -> None:
     """The others are warm."""
     good, bad = (origin.add_image(f"ghcr.io/org/{name}", "latest", [name.encode()]) for name in ("good", "bad"))
     origin.on("blob", misbehaviour.refusing(404), reference=bad.layers[0])
@@ -203,7 +203,7 @@ def test_one_image_fails_for_itself(origin: Origin, client: Client) -> None:
     assert reads[1].errors == (f"{bad.layers[0]}: 404 UNKNOWN: said the upstream",)
 
 
-def test_an_index_that_names_itself_ends(origin: Origin, client: Client) -> None:
+def test_an_index_that_names_itself_ends(origin: FakeRegistry, client: Client) -> None:
     """Indexes in indexes are followed to a depth."""
     inner = origin.add_index("ghcr.io/org/deep", None, [origin.add_image("ghcr.io/org/deep", None)])
     for _ in range(3):
