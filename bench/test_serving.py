@@ -61,8 +61,9 @@ def test_warm_manifest(benchmark: BenchmarkFixture, yard: Yard, by: str) -> None
     assert (asked.heads > 0) == (by == "tag")
 
 
-def test_joined_read(benchmark: BenchmarkFixture, origin: FakeRegistry, make_deployment: Callable[..., Deployment]) ->
-None:
+def test_joined_read(
+    benchmark: BenchmarkFixture, origin: FakeRegistry, make_deployment: Callable[..., Deployment]
+) -> None:
     """The first half of a layer whose fetch has come that far and stands still."""
     body = Synthetic(HELD_BYTES)
     release = threading.Event()
