@@ -24,7 +24,7 @@ from granian.server.mp import MPServer
 
 from dockyard import __version__, log, metrics
 from dockyard.config.settings import Settings
-from dockyard.s3 import find_urls
+from dockyard.s3 import make_base_url
 from dockyard.worker import (  # before the fork: workers start at once, and share the code's memory
     DRAINING,
     STOP_SIGNALS,
@@ -62,7 +62,7 @@ def run(settings: Settings) -> int:
 def _serve(settings: Settings) -> int:
     if settings.storage.bucket:
         try:
-            find_urls(settings.storage)
+            make_base_url(settings.storage)
         except ValueError as exc:
             raise CannotStart(str(exc)) from exc
     run_directory = _prepare(Path(settings.storage.directory))
@@ -77,7 +77,7 @@ def _serve(settings: Settings) -> int:
     try:
         (run_directory / DRAINING).unlink(missing_ok=True)
         _refuse_taken_port(host, settings.server.port)
-        suspect_before = _find_suspect_time(run_directory)
+        unverified_before = _find_suspect_time(run_directory)
         _warn(settings)
         server = Supervisor(settings, host, workers, run_directory)
         log.set_up(settings.logger)  # Granian has put its own in place
@@ -90,7 +90,9 @@ def _serve(settings: Settings) -> int:
             upstreams=[upstream.prefix for upstream in settings.upstreams],
         )
         try:
-            server.serve(target_loader=functools.partial(_load, settings, workers, suspect_before), wrap_loader=False)
+            server.serve(
+                target_loader=functools.partial(_load, settings, workers, unverified_before), wrap_loader=False
+            )
         except SystemExit as exc:
             return int(exc.code or 0)
         (run_directory / "clean").touch()
@@ -100,11 +102,11 @@ def _serve(settings: Settings) -> int:
         lock.release()
 
 
-def _load(settings: Settings, workers: int, suspect_before: float) -> Any:
+def _load(settings: Settings, workers: int, unverified_before: float) -> Any:
     """Build the application; runs in the worker."""
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     log.set_up(settings.logger)
-    return create_app(settings, workers, suspect_before, os.environ)
+    return create_app(settings, workers, unverified_before, os.environ)
 
 
 class Supervisor(MPServer):

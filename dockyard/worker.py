@@ -23,7 +23,7 @@ from dockyard.config.settings import Settings
 from dockyard.errors import RegistryError
 from dockyard.oci.reference import Digest, Name, Tag
 from dockyard.routing import Target
-from dockyard.s3 import S3Store, StorageFault
+from dockyard.s3 import S3Error, S3Store
 from dockyard.s3.bucket import Bucket
 from dockyard.s3.outbox import Outbox
 from dockyard.s3.publisher import Publisher
@@ -50,13 +50,13 @@ STOP_SIGNALS = {signal.SIGTERM, signal.SIGINT}
 log = structlog.get_logger()
 
 
-def create_app(settings: Settings, shards: int, suspect_before: float, environ: Mapping[str, str]) -> Edge:
+def create_app(settings: Settings, shards: int, unverified_before: float, environ: Mapping[str, str]) -> Edge:
     """The ASGI application of one worker process.
 
-    `shards` is the number of workers. Blobs on disk that are older than `suspect_before` (seconds since the epoch) are
-    verified before their first use. Raises OSError when the storage directory cannot be used.
+    `shards` is the number of workers. Blobs on disk that are older than `unverified_before` (seconds since the epoch)
+    are verified before their first use. Raises OSError when the storage directory cannot be used.
     """
-    worker = Worker(settings, shards, suspect_before, environ)
+    worker = Worker(settings, shards, unverified_before, environ)
     services = web_app.Services(
         manifests=worker.manifests,
         tags=worker.tags,
@@ -74,7 +74,7 @@ def create_app(settings: Settings, shards: int, suspect_before: float, environ: 
 class Worker:
     """One worker process: its shard, its peers, and what it serves with them."""
 
-    def __init__(self, settings: Settings, shards: int, suspect_before: float, environ: Mapping[str, str]) -> None:
+    def __init__(self, settings: Settings, shards: int, unverified_before: float, environ: Mapping[str, str]) -> None:
         storage, limits = settings.storage, settings.upstream
         self.settings = settings
         self.shards = shards
@@ -82,9 +82,9 @@ class Worker:
         directory = Path(storage.directory)
         outbox = Outbox(directory / UNPUBLISHED)
         self.tier = LocalStore(
-            directory, storage.prefix, storage.max_size, suspect_before, lambda blob: BlobItem(blob) in outbox
+            directory, storage.prefix, storage.max_size, unverified_before, lambda blob: BlobItem(blob) in outbox
         )
-        self.tier.prepare()
+        self.tier.create_directories()
         self.s3 = S3Store(storage, environ) if storage.bucket else None
         self.bucket = Bucket(self.s3)
         self.publisher = Publisher(self.tier, self.s3, outbox, storage.touch_threshold, self._owns)
@@ -115,7 +115,7 @@ class Worker:
         if not await self._claim():
             self._tasks.append(asyncio.create_task(self._claim_later()))
         self._tasks.append(asyncio.create_task(self._watch_parent()))
-        await self.threads.disk(self.tier.sweep)
+        await self.threads.disk(self.tier.sweep_partial_files)
         self.publisher.start()
         if self.s3 and self.peers.shard == 0:
             self._tasks.append(asyncio.create_task(self._check_bucket(self.s3)))
@@ -160,7 +160,7 @@ class Worker:
         """Say what is wrong with the bucket, and serve all the same."""
         for trouble in await self.threads.bucket(s3.check):
             log.error("the bucket cannot be used as it is, serving without it", reason=trouble)
-        with contextlib.suppress(StorageFault):
+        with contextlib.suppress(S3Error):
             await self.threads.bucket(s3.abort_stale_uploads, STALE_UPLOADS_S)
 
     async def _watch_parent(self) -> None:

@@ -12,7 +12,7 @@ from dockyard.cache.stores import Stores
 from dockyard.cache.threads import Threads
 from dockyard.oci.reference import Digest
 from dockyard.routing import Target
-from dockyard.s3 import Stat
+from dockyard.s3 import ObjectInfo
 from dockyard.storage.items import BlobItem
 from dockyard.storage.local import StoredBlob
 
@@ -116,7 +116,7 @@ class Blobs:
             self._opened_at[digest] = now
             if len(self._opened_at) > REMEMBERED_BLOBS:
                 del self._opened_at[next(iter(self._opened_at))]
-            self._stores.publisher.used(BlobItem(digest))
+            self._stores.publisher.touch_if_due(BlobItem(digest))
         return stored
 
     async def _find_url(self, digest: Digest) -> str | None:
@@ -124,9 +124,9 @@ class Blobs:
             return None
         return await self._threads.bucket(self._stores.bucket.presign_blob, digest, URL_VALID_S)
 
-    async def _stat_in_bucket(self, digest: Digest) -> Stat | None:
+    async def _stat_in_bucket(self, digest: Digest) -> ObjectInfo | None:
         found = await self._threads.bucket(self._stores.bucket.stat_blob, digest)
         if found:
             await self._threads.disk(self._stores.local.touch_times.mark_published, BlobItem(digest), found.age_s)
-            self._stores.publisher.used(BlobItem(digest))
+            self._stores.publisher.touch_if_due(BlobItem(digest))
         return found

@@ -10,7 +10,7 @@ import time
 
 from dockyard.errors import RegistryError, Unavailable, UpstreamTimeout
 from dockyard.oci.reference import Digest
-from dockyard.storage.partial_file import Cursor, PartialFile
+from dockyard.storage.partial_file import OverflowReader, PartialFile
 
 TAIL_BYTES = 32 * 1024
 SMALL_BYTES = 1024 * 1024
@@ -43,7 +43,7 @@ class Download:
         self._old_fds: list[int] = []
         self._is_over = False
         self._is_reported = False
-        self._readers: set[Cursor] = set()
+        self._readers: set[OverflowReader] = set()
         self._waiting: set[asyncio.Future[None]] = set()
         self.changes = 0
         self._announced = 0
@@ -57,19 +57,19 @@ class Download:
         return self.partial_file is not None
 
     @property
-    def disk_end(self) -> int | None:
+    def overflow_start(self) -> int | None:
         """Where the file stops being of use because the disk is full; None while it is not."""
-        return self.partial_file.disk_end if self.partial_file else None
+        return self.partial_file.overflow_start if self.partial_file else None
 
     @property
     def released_on_disk(self) -> int:
         """How many of the released bytes are in the file."""
-        return self.released if self.disk_end is None else min(self.released, self.disk_end)
+        return self.released if self.overflow_start is None else min(self.released, self.overflow_start)
 
     @property
     def can_be_joined(self) -> bool:
         """Whether a reader from byte 0 would get everything."""
-        return self.error is None and not (self.partial_file and self.partial_file.has_dropped)
+        return self.error is None and not (self.partial_file and self.partial_file.has_gap)
 
     async def opened(self) -> int:
         """Wait until the answer can begin: the size is known, and a small blob is verified. The size.
@@ -86,7 +86,7 @@ class Download:
     async def wait_for(self, position: int) -> tuple[int | None, int]:
         """Wait until the byte at `position` may be read: the file to read it from, and how many bytes are there.
 
-        No file: the bytes are in memory (`read_window`). Raises RegistryError.
+        No file: the bytes are in memory (`read_overflow`). Raises RegistryError.
         """
         while self.released <= position:
             if self.error:
@@ -96,9 +96,9 @@ class Download:
             return self._fd, self.released_on_disk - position
         return None, self.released - position
 
-    def read_window(self, position: int, amount: int) -> bytes:
+    def read_overflow(self, position: int, amount: int) -> bytes:
         """Bytes of an overflowing partial file; empty when they are gone."""
-        return self.partial_file.read_window(position, amount) if self.partial_file else b""
+        return self.partial_file.read_overflow(position, amount) if self.partial_file else b""
 
     async def news(self, since: int | None = None) -> None:
         """Wait until something has changed, or a fill that is queued has waited for another while.
@@ -117,13 +117,13 @@ class Download:
         finally:
             self._waiting.discard(waiter)
 
-    def attach(self, reader: Cursor) -> None:
+    def attach(self, reader: OverflowReader) -> None:
         """A reader holds the download's file open."""
         self._readers.add(reader)
         if self.partial_file:
             self.partial_file.attach(reader)
 
-    def detach(self, reader: Cursor) -> None:
+    def detach(self, reader: OverflowReader) -> None:
         """The reader has left. The download goes on."""
         self._readers.discard(reader)
         if self.partial_file:
@@ -153,7 +153,7 @@ class Download:
             return
         self.size = self.partial_file.size
         if self.size is not None and self.size > SMALL_BYTES:
-            self.released = min(self.partial_file.landed, self.size - TAIL_BYTES)
+            self.released = min(self.partial_file.received_bytes, self.size - TAIL_BYTES)
         self._announce_progress()
 
     def follow(self, size: int | None, released: int) -> None:
@@ -163,7 +163,7 @@ class Download:
 
     def fork_partial_file(self) -> PartialFile:
         """A partial file that goes on in memory after the bytes that the file of this download has."""
-        return PartialFile.without_file(self.digest, self._fd, self.released_on_disk)
+        return PartialFile.in_memory(self.digest, self._fd, self.released_on_disk)
 
     def complete(self, size: int) -> None:
         """Size and digest are right: everything may be read."""

@@ -22,7 +22,7 @@ import structlog
 from dockyard import metrics
 from dockyard.cache.blob_sources import Opens, Sources
 from dockyard.cache.download import Download
-from dockyard.cache.fill import Fill, PartialFileAbandoned, Stopped
+from dockyard.cache.fill import Fill, NoReadersLeft, Stopped
 from dockyard.cache.stores import Stores
 from dockyard.cache.threads import Threads
 from dockyard.errors import (
@@ -109,12 +109,12 @@ class Downloads:
                 if download.is_filling and download.partial_file and download.partial_file.path is None:
                     await reply.say({"full": True})
                     return
-                is_whole = download.is_done and download.disk_end is None
+                is_whole = download.is_done and download.overflow_start is None
                 place = {"size": download.size, "released": download.released_on_disk, "inode": download.inode}
                 await reply.say({**place, "done": is_whole})
                 if is_whole:
                     return
-                if download.disk_end is not None:
+                if download.overflow_start is not None:
                     await reply.say({"full": True})
                     return
                 await download.news(seen)
@@ -130,13 +130,13 @@ class Downloads:
 
     async def _run(self, download: Download, target: Target, after: Download | None) -> None:
         try:
-            if after and after.partial_file and after.partial_file.has_dropped:
+            if after and after.partial_file and after.partial_file.has_gap:
                 await self._fill(download, target, after.fork_partial_file())
             else:
                 await self._fly(download, target)
         except RegistryError as exc:
             download.fail(exc)
-        except (Stopped, PartialFileAbandoned):
+        except (Stopped, NoReadersLeft):
             pass  # nobody is left to tell
         except Exception:
             log.exception("a download ended in a fault of our own", digest=str(download.digest))
@@ -194,7 +194,7 @@ class Downloads:
     async def _fetch(self, download: Download, target: Target, question: Question) -> None:
         """Become the one that fetches, or follow whoever is before us."""
         for _ in range(LOCK_ATTEMPTS):
-            partial_file = await self._threads.disk(self._stores.local.partial_file, download.digest)
+            partial_file = await self._threads.disk(self._stores.local.claim_partial_file, download.digest)
             stored = await self._threads.disk(self._stores.local.open_blob, download.digest)
             if stored:  # somebody finished between our look at the tier and the lock
                 if partial_file:
@@ -214,7 +214,7 @@ class Downloads:
                     await self._fill(download, target, download.fork_partial_file())
                     return
             await asyncio.sleep(LOCK_RETRY_S)
-        await self._fill(download, target, PartialFile.without_file(download.digest))
+        await self._fill(download, target, PartialFile.in_memory(download.digest))
 
     async def _fill(self, download: Download, target: Target, partial_file: PartialFile) -> None:
         """Fetch, and fetch from the upstream what the bucket has wrong, if nobody has read of it yet."""
@@ -250,25 +250,25 @@ class Downloads:
         def report() -> None:
             nonlocal is_followed
             if not is_followed and sources.is_from_upstream and not sources.is_from_bucket:
-                is_followed = publisher.follow(partial_file)
+                is_followed = publisher.start_upload(partial_file)
             download.report_to(loop)
 
         def run() -> None:
             download.is_queued = False
             size = fill.run()
             if sources.is_from_upstream:
-                publisher.remember(item)
-            partial_file.finish(is_right=True)
+                publisher.add_to_outbox(item)
+            partial_file.finish(is_verified=True)
             loop.call_soon_threadsafe(download.complete, size)
-            local.keep(partial_file, sources.age_s)
-            local.cap.enforce_if_due()
+            local.commit(partial_file, sources.age_s)
+            local.size_cap.enforce_if_due()
 
         partial_file.begin()
         download.read_from(os.dup(partial_file.fd) if partial_file.fd >= 0 else -1, partial_file)
         fill = Fill(partial_file, sources.open, report)
         self._fills.add(fill)
         metrics.fills_running.inc()
-        had = partial_file.landed
+        had = partial_file.received_bytes
         download.is_queued = True
         try:
             await self._threads.fill(run)
@@ -280,17 +280,17 @@ class Downloads:
             self._fills.discard(fill)
             metrics.fills_running.dec()
             metrics.received_bytes.labels("upstream" if sources.is_from_upstream else "bucket").inc(
-                partial_file.landed - had
+                partial_file.received_bytes - had
             )
         metrics.fills.labels("done").inc()
         if sources.is_from_upstream and not is_followed:
             publisher.publish(item)
         if sources.is_from_bucket:
-            publisher.used(item)
+            publisher.touch_if_due(item)
 
     def _give_up(self, partial_file: PartialFile, exc: Exception, *, may_be_fetched_again: bool) -> None:
         metrics.fills.labels(type(exc).__name__).inc()
-        partial_file.finish(is_right=False)
+        partial_file.finish(is_verified=False)
         if isinstance(exc, Unavailable | UpstreamTimeout | TooManyRequests):
             self._linger(partial_file)
         elif not (isinstance(exc, BadUpstream) and may_be_fetched_again):
@@ -298,13 +298,13 @@ class Downloads:
 
     def _linger(self, partial_file: PartialFile) -> None:
         """Leave what has landed for a while, to whichever worker tries next: it goes on from there."""
-        if not partial_file.landed or partial_file.path is None or partial_file.is_overflowing:
+        if not partial_file.received_bytes or partial_file.path is None or partial_file.is_overflowing:
             partial_file.discard()
             return
         partial_file.close()
         loop = asyncio.get_running_loop()
         loop.call_later(
-            LINGER_S, lambda: loop.run_in_executor(None, self._stores.local.discard_partial, partial_file.digest)
+            LINGER_S, lambda: loop.run_in_executor(None, self._stores.local.discard_partial_file, partial_file.digest)
         )
 
 

@@ -14,7 +14,7 @@ import structlog
 
 from dockyard import metrics
 from dockyard.errors import BadUpstream, RegistryError, TooManyRequests, Unavailable, UpstreamTimeout
-from dockyard.storage.partial_file import PartialFile, PartialFileAbandoned
+from dockyard.storage.partial_file import NoReadersLeft, PartialFile
 
 CHUNK_BYTES = 256 * 1024
 MAX_BARREN_ATTEMPTS = 4
@@ -65,27 +65,27 @@ class Fill:
         """Fetch until the blob is whole and right; its size.
 
         Raises RegistryError when the upstream does not have it, does not answer, or sends something else; Stopped;
-        SpoolAbandoned; OSError when the partial file cannot be read back.
+        NoReadersLeft; OSError when the partial file cannot be read back.
         """
-        self.partial_file.catch_up()
+        self.partial_file.hash_existing_bytes()
         barren = 0
         while True:
-            before = self.partial_file.landed
+            before = self.partial_file.received_bytes
             try:
                 self._fetch()
             except RegistryError as exc:
                 if self._stop.is_set():
                     raise Stopped from exc
-                barren = 0 if self.partial_file.landed - before >= PROGRESS_BYTES else barren + 1
+                barren = 0 if self.partial_file.received_bytes - before >= PROGRESS_BYTES else barren + 1
                 if not self._is_worth_another_try(exc, barren):
                     raise
                 self._pause(exc, barren)
                 metrics.fills_resumed.inc()
                 continue
-            if not self.partial_file.is_right():
+            if not self.partial_file.has_correct_digest():
                 log.warning("a blob has another digest than asked for", digest=str(self.partial_file.digest))
                 raise BadUpstream(f"the upstream sent wrong bytes for {self.partial_file.digest}")
-            return self.partial_file.landed
+            return self.partial_file.received_bytes
 
     def stop(self) -> None:
         """End the fill from another thread."""
@@ -95,7 +95,7 @@ class Fill:
 
     def _fetch(self) -> None:
         """Read one source to its end. A source that starts before the partial file's end is skipped up to there."""
-        start = self.partial_file.landed
+        start = self.partial_file.received_bytes
         if self.partial_file.size is not None and start == self.partial_file.size:
             return
         source = self._source = self._open_source(start)
@@ -110,7 +110,7 @@ class Fill:
                 if chunk:
                     self.partial_file.append(chunk)
                     self._report()
-            if self.partial_file.size is not None and self.partial_file.landed != self.partial_file.size:
+            if self.partial_file.size is not None and self.partial_file.received_bytes != self.partial_file.size:
                 raise BadUpstream(
                     f"the upstream sent another number of bytes than announced for {self.partial_file.digest}"
                 )
@@ -123,13 +123,13 @@ class Fill:
             if self.partial_file.is_overflowing:
                 raise Unavailable("no room to receive a blob of unknown size", retry_after_s=30)
             return
-        if size < self.partial_file.landed or self.partial_file.size not in {None, size}:
+        if size < self.partial_file.received_bytes or self.partial_file.size not in {None, size}:
             raise BadUpstream(f"the upstream is not sure how long {self.partial_file.digest} is")
         self.partial_file.size = size
         self._report()
 
     def _is_worth_another_try(self, exc: RegistryError, barren: int) -> bool:
-        has_begun = self.partial_file.landed > 0
+        has_begun = self.partial_file.received_bytes > 0
         match exc:
             case Unavailable(remembered=False) | BadUpstream() if has_begun:
                 return barren < MAX_BARREN_ATTEMPTS
@@ -150,4 +150,4 @@ class Fill:
             raise Stopped
 
 
-__all__ = ["Fill", "PartialFileAbandoned", "Source", "Stopped"]
+__all__ = ["Fill", "NoReadersLeft", "Source", "Stopped"]

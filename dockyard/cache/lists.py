@@ -24,7 +24,7 @@ from dockyard.oci.lists import Referrer
 from dockyard.oci.manifest import Descriptor
 from dockyard.oci.reference import Digest, Reference
 from dockyard.routing import Target
-from dockyard.storage.local import KeptList, LocalStore
+from dockyard.storage.local import LocalStore, StoredList
 from dockyard.workers.peers import MAX_PAYLOAD_BYTES, PeerGone, Peers, PeerSilent, Question, Reply
 
 CONFIRM_EVERY_S = 60.0
@@ -173,7 +173,7 @@ class Listings:
             raise error
         return _Answer(kept.body, "stale", kept.checked_at, error)
 
-    async def _walk(self, wanted: _Wanted, kept: KeptList | None, *, writes: bool) -> _Answer:
+    async def _walk(self, wanted: _Wanted, kept: StoredList | None, *, writes: bool) -> _Answer:
         """Ask the upstream for the whole list, and keep it. Its time limit is the registry's own."""
         registry = self._registries[wanted.target.upstream.prefix]
         body = await self._threads.listing(_list, registry, wanted)
@@ -185,7 +185,7 @@ class Listings:
             return _Answer(body, "miss" if is_kept else "asked", time.time())
         return _Answer(body, "checked" if body == kept.body else "changed", time.time())
 
-    def _read(self, wanted: _Wanted) -> KeptList | None:
+    def _read(self, wanted: _Wanted) -> StoredList | None:
         kept = self._tier.read_list(wanted.target.name, wanted.subject)
         if kept is None:
             return None
@@ -211,7 +211,7 @@ class Listings:
             return False
         return True
 
-    def _keep(self, wanted: _Wanted, kept: KeptList | None, body: bytes) -> None:
+    def _keep(self, wanted: _Wanted, kept: StoredList | None, body: bytes) -> None:
         if not kept or kept.body != body or time.time() - kept.checked_at > CONFIRM_EVERY_S:
             self._tier.write_list(wanted.target.name, wanted.subject, body)
 

@@ -71,7 +71,7 @@ class Manifests:
                 ("obtain", target.name, digest), lambda: self._obtain(target, digest)
             )
             self._memory.keep((target.name, digest), manifest)
-        self._stores.publisher.used(ManifestItem(target.name, digest))
+        self._stores.publisher.touch_if_due(ManifestItem(target.name, digest))
         return FoundManifest(manifest, how)
 
     async def answer(self, target: Target, digest: Digest, reply: Reply) -> None:
@@ -129,7 +129,7 @@ class Manifests:
             if self._stores.bucket.is_left_alone and (found := await self.find_stored(target, digest, insist=True)):
                 return found
             raise
-        self._stores.publisher.remember(ManifestItem(target.name, digest))
+        self._stores.publisher.add_to_outbox(ManifestItem(target.name, digest))
         await self._threads.disk(self._stores.local.write_manifest, target.name, digest, manifest.body)
         self._stores.publisher.publish(ManifestItem(target.name, digest))
         return manifest

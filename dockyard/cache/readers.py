@@ -84,7 +84,7 @@ class DownloadReader:
         amount = min(amount, available)
         if fd is not None:
             return await _read(fd, buffer, position, amount, self._threads)
-        chunk = self._download.read_window(position, amount)
+        chunk = self._download.read_overflow(position, amount)
         if not chunk:
             raise Unavailable("the disk is full and this client fell behind", retry_after_s=5)
         buffer[: len(chunk)] = chunk

@@ -90,7 +90,7 @@ class Tags:
         if resolution.error:
             metrics.stale.labels(target.upstream.prefix, reason_of(resolution.error)).inc()
         found = await self._manifests.get(target, resolution.digest)
-        self._stores.publisher.used(TagItem(target.name, tag))
+        self._stores.publisher.touch_if_due(TagItem(target.name, tag))
         return FoundTag(found.manifest, resolution.how, resolution.checked_at, resolution.error)
 
     async def answer(self, target: Target, tag: Tag, reply: Reply) -> None:
@@ -168,7 +168,7 @@ class Tags:
             if pointer is None:
                 raise
             return Resolution(pointer.digest, "stale", pointer.checked_at, exc)
-        self._stores.publisher.remember(TagItem(target.name, tag))
+        self._stores.publisher.add_to_outbox(TagItem(target.name, tag))
         moved = Pointer(digest, time.time())
         if not await self._threads.disk(self._stores.local.move_pointer, target.name, tag, written, moved):
             return await self._check(target, tag)  # another worker moved it while we asked: ask again

@@ -1,8 +1,8 @@
 """The S3 store, in rooms of its own; the only ones that know minio-py."""
 
-from dockyard.s3.body import S3Body
-from dockyard.s3.client import find_urls
-from dockyard.s3.errors import StorageFault
-from dockyard.s3.store import S3Store, Stat, StoredObject
+from dockyard.s3.body import S3BlobStream
+from dockyard.s3.client import make_base_url
+from dockyard.s3.errors import S3Error
+from dockyard.s3.store import ObjectInfo, S3Object, S3Store
 
-__all__ = ["S3Body", "S3Store", "Stat", "StorageFault", "StoredObject", "find_urls"]
+__all__ = ["ObjectInfo", "S3BlobStream", "S3Error", "S3Object", "S3Store", "make_base_url"]

@@ -4,13 +4,13 @@ import re
 import threading
 
 from dockyard.errors import Unavailable, UpstreamTimeout
-from dockyard.s3.errors import StorageFault
-from dockyard.s3.responses import Answer, OpenAnswer
+from dockyard.s3.errors import S3Error
+from dockyard.s3.responses import S3Response, S3StreamingResponse
 
 RETRY_AFTER_S = 3
 
 
-class S3Body:
+class S3BlobStream:
     """A blob that is coming from the store: what a fill reads from.
 
     `size` is the whole blob's; `start` is the offset of the first byte that `read` gives. `last_modified` is in seconds
@@ -19,8 +19,8 @@ class S3Body:
 
     size: int | None
 
-    def __init__(self, opened: OpenAnswer, size: int, start: int) -> None:
-        answer = Answer(opened.headers, b"")
+    def __init__(self, opened: S3StreamingResponse, size: int, start: int) -> None:
+        answer = S3Response(opened.headers, b"")
         self.size = size
         self.start = start
         self.etag = opened.headers.get("ETag", "")
@@ -39,7 +39,7 @@ class S3Body:
         """
         try:
             data = self._opened.read(amount)
-        except StorageFault as fault:
+        except S3Error as fault:
             if fault.code == "timeout" and not self._is_aborted:
                 raise UpstreamTimeout("the storage stalled", retry_after_s=RETRY_AFTER_S) from fault
             raise Unavailable("the storage broke the connection off", retry_after_s=RETRY_AFTER_S) from fault
@@ -64,7 +64,7 @@ class S3Body:
                 self._opened.abort()
 
 
-def find_extent(opened: OpenAnswer, start: int) -> tuple[int, int]:
+def find_extent(opened: S3StreamingResponse, start: int) -> tuple[int, int]:
     """Where the body begins, and the size of the whole. Raises ValueError."""
     length = int(opened.headers["Content-Length"]) if "Content-Length" in opened.headers else -1
     if opened.status == 200:

@@ -13,7 +13,7 @@ import structlog
 
 from dockyard import metrics
 from dockyard.oci.reference import Digest, Name, Tag
-from dockyard.s3 import S3Body, S3Store, Stat, StorageFault, StoredObject
+from dockyard.s3 import ObjectInfo, S3BlobStream, S3Error, S3Object, S3Store
 from dockyard.storage.local import Pointer
 
 SLOW_S = 1.0
@@ -43,23 +43,22 @@ class Bucket:
         """Ask no more."""
         self._stop.set()
 
-    def open_blob(self, digest: Digest, start: int = 0, etag: str = "", *, insist: bool = False) -> S3Body | None:
+    def open_blob(self, digest: Digest, start: int = 0, etag: str = "", *, insist: bool = False) -> S3BlobStream | None:
         """A blob from byte `start` on."""
         return self._ask(lambda s3: s3.open_blob(digest, start, etag), insist=insist)
 
-    def stat_blob(self, digest: Digest, *, insist: bool = False) -> Stat | None:
+    def stat_blob(self, digest: Digest, *, insist: bool = False) -> ObjectInfo | None:
         """The size and age of a blob. One that is empty and should not be is not there."""
         found = self._ask(lambda s3: s3.stat_blob(digest), insist=insist)
         return found if found and (found.size or digest == Digest.of(b"", digest.algorithm)) else None
 
-    def read_manifest(self, name: Name, digest: Digest, *, insist: bool = False) -> StoredObject | None:
+    def read_manifest(self, name: Name, digest: Digest, *, insist: bool = False) -> S3Object | None:
         """A manifest, not verified."""
         return self._ask(lambda s3: s3.read_manifest(name, digest), insist=insist)
 
     def read_pointer(self, name: Name, tag: Tag, *, insist: bool = False) -> Pointer | None:
         """What a tag pointed to when it was last published."""
-        found = self._ask(lambda s3: s3.read_pointer(name, tag), insist=insist)
-        return Pointer(found[0], found[1]) if found else None
+        return self._ask(lambda s3: s3.read_pointer(name, tag), insist=insist)
 
     def presign_blob(self, digest: Digest, expires_s: int) -> str | None:
         """A URL of the bucket for a blob, valid for so long."""
@@ -71,7 +70,7 @@ class Bucket:
         begun = time.monotonic()
         try:
             answer = question(self._s3)
-        except StorageFault as exc:
+        except S3Error as exc:
             metrics.bucket_faults.inc()
             self._leave_alone(self._s3, str(exc))
             return None
@@ -92,7 +91,7 @@ class Bucket:
             begun = time.monotonic()
             try:
                 s3.stat_blob(NOTHING)
-            except StorageFault:
+            except S3Error:
                 continue
             if time.monotonic() - begun <= SLOW_S:
                 self._is_left_alone = False

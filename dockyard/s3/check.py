@@ -10,55 +10,57 @@ import time
 from hashlib import sha256
 
 from dockyard.config.settings import StorageSettings
-from dockyard.s3.client import WRONG_LOGIN, Wire
-from dockyard.s3.errors import StorageFault
+from dockyard.s3.client import WRONG_LOGIN, S3Client
+from dockyard.s3.errors import S3Error
 
-SKEW_AT_MOST_S = 300.0
+MAX_CLOCK_SKEW_S = 300.0
 _REFUSED = {"XAmzContentSHA256Mismatch", "BadDigest", "InvalidDigest"}
 _LOGIN = (*WRONG_LOGIN - {"SignatureDoesNotMatch"}, "TokenRefreshRequired")
 _CLOCK = ("RequestTimeTooSkewed", "ClockSkewed")
 _TLS = ("insecure", "garbage", "broken")
 
 
-def find_troubles(wire: Wire, settings: StorageSettings) -> list[str]:
+def check_bucket(client: S3Client, settings: StorageSettings) -> list[str]:
     """One sentence for each, with what to change; empty when all is well."""
     key = f"{settings.prefix}check-{secrets.token_hex(16)}"
     try:
-        if wire.ask("check", "GET", key) is not None:
-            return [f"{wire.host} has an object that cannot exist: storage.endpoint is not an S3 service"]
-    except StorageFault as fault:
-        return [_explain(fault, wire, settings)]
-    return [*_writing(wire, settings, key)]
+        if client.request("check", "GET", key) is not None:
+            return [f"{client.host} has an object that cannot exist: storage.endpoint is not an S3 service"]
+    except S3Error as fault:
+        return [_explain(fault, client, settings)]
+    return [*_writing(client, settings, key)]
 
 
-def _writing(wire: Wire, settings: StorageSettings, key: str) -> list[str]:
+def _writing(client: S3Client, settings: StorageSettings, key: str) -> list[str]:
     body = b"dockyard"
     headers = {"Content-Type": "text/plain", "Content-Length": str(len(body))}
     try:
         # As an iterator it is sent once, with the hash that we claim.
-        opened = wire.open(
+        opened = client.open_response(
             "check", "PUT", key, headers=headers, body=iter([body]), payload=sha256(key.encode()).hexdigest()
         )
-    except StorageFault as fault:
+    except S3Error as fault:
         if fault.code in _REFUSED:
             return []
         if fault.status == 403 and fault.code in {"AccessDenied", ""}:
-            objects = f"{wire.bucket}/{settings.prefix}*"
-            return [f"nothing may be written to bucket {wire.bucket}: give us s3:PutObject on {objects}"]
-        return [_explain(fault, wire, settings)]
+            objects = f"{client.bucket}/{settings.prefix}*"
+            return [f"nothing may be written to bucket {client.bucket}: give us s3:PutObject on {objects}"]
+        return [_explain(fault, client, settings)]
     if opened is not None:
         opened.close()
-    wire.ask("check", "DELETE", key)
-    return [f"{wire.host} stored bytes of another hash than it was told: what it has is verified only when it is read"]
+    client.request("check", "DELETE", key)
+    return [
+        f"{client.host} stored bytes of another hash than it was told: what it has is verified only when it is read"
+    ]
 
 
-def _explain(fault: StorageFault, wire: Wire, settings: StorageSettings) -> str:
+def _explain(fault: S3Error, client: S3Client, settings: StorageSettings) -> str:
     where = settings.endpoint or f"AWS S3 in {settings.region}"
     skew = abs(fault.date - time.time()) if fault.date else 0.0
-    code = "ClockSkewed" if fault.code == "SignatureDoesNotMatch" and skew > SKEW_AT_MOST_S else fault.code
-    bucket = wire.bucket
+    code = "ClockSkewed" if fault.code == "SignatureDoesNotMatch" and skew > MAX_CLOCK_SKEW_S else fault.code
+    bucket = client.bucket
     sentences = {
-        "unreachable": f"{fault}: check storage.endpoint{_style(wire, settings)}",
+        "unreachable": f"{fault}: check storage.endpoint{_style(client, settings)}",
         "credentials": str(fault),
         "NoSuchBucket": f"bucket {bucket} does not exist at {where}: create it, or set storage.bucket",
         "SignatureDoesNotMatch": f"{where} says that the secret key is wrong: check storage.secret_key",
@@ -70,7 +72,9 @@ def _explain(fault: StorageFault, wire: Wire, settings: StorageSettings) -> str:
             _LOGIN, f"{where} does not take our access key ({code}): check storage.access_key, or the role"
         ),
         **dict.fromkeys(_CLOCK, f"our clock and that of {where} differ by {skew:.0f} s: set this machine's clock"),
-        **dict.fromkeys(_TLS, f"{fault}: check storage.use_ssl (it is {str(wire.is_tls).lower()}) and the certificate"),
+        **dict.fromkeys(
+            _TLS, f"{fault}: check storage.use_ssl (it is {str(client.is_tls).lower()}) and the certificate"
+        ),
     }
     if sentence := sentences.get(code):
         return sentence
@@ -79,11 +83,11 @@ def _explain(fault: StorageFault, wire: Wire, settings: StorageSettings) -> str:
     if fault.status == 403:
         return f"{where} refuses us ({code or 403}): check the keys, or the role, and their rights"
     if fault.status in {400, 404, 405} and not code:
-        return f"{fault}: that is no S3 service, or storage.use_ssl is wrong{_style(wire, settings)}"
+        return f"{fault}: that is no S3 service, or storage.use_ssl is wrong{_style(client, settings)}"
     return f"{fault}: it is used as soon as it works"
 
 
-def _style(wire: Wire, settings: StorageSettings) -> str:
-    if settings.force_path_style or not settings.endpoint or not wire.host.startswith(f"{wire.bucket}."):
+def _style(client: S3Client, settings: StorageSettings) -> str:
+    if settings.force_path_style or not settings.endpoint or not client.host.startswith(f"{client.bucket}."):
         return ""
-    return f"; the bucket is asked for at {wire.host}: MinIO and others want storage.force_path_style: true"
+    return f"; the bucket is asked for at {client.host}: MinIO and others want storage.force_path_style: true"

@@ -5,7 +5,7 @@ body whose hash is known, it hashes every body again (and with MD5 over TLS), a 
 missing object there, and its waits and retries are its own.
 
 Its one rule: only the store's own word that there is no such object is None. Everything else that is no success is a
-`StorageFault`. Requests that can be sent again are sent twice at most.
+`S3Error`. Requests that can be sent again are sent twice at most.
 """
 
 import ipaddress
@@ -27,14 +27,21 @@ from urllib3 import exceptions as failures
 
 from dockyard import __version__
 from dockyard.config.settings import StorageSettings
-from dockyard.s3.connections import STALL_S, make_pools
+from dockyard.s3.connections import STALL_TIMEOUT_S, make_pools
 from dockyard.s3.credentials import CredentialChain, NoCredentials
-from dockyard.s3.errors import StorageFault, explain
-from dockyard.s3.responses import ANSWER_LIMIT_S, Answer, OpenAnswer, find_hidden_error, find_text, parse_date
+from dockyard.s3.errors import S3Error, explain
+from dockyard.s3.responses import (
+    RESPONSE_TIMEOUT_S,
+    S3Response,
+    S3StreamingResponse,
+    find_hidden_error,
+    find_text,
+    parse_date,
+)
 
-CONNECT_S = 3.0
-ANSWER_AT_MOST_BYTES = 4 * 1024 * 1024
-PAUSE_S = (0.05, 0.25)
+CONNECT_TIMEOUT_S = 3.0
+MAX_RESPONSE_BYTES = 4 * 1024 * 1024
+RETRY_DELAY_S = (0.05, 0.25)
 BUCKET_KNOWN_FOR_S = 60.0
 UNSIGNED = "UNSIGNED-PAYLOAD"
 
@@ -48,18 +55,18 @@ Body = bytes | Iterable[bytes]
 T = TypeVar("T")
 
 
-class Wire:
+class S3Client:
     """The way to one bucket. For many threads; not across a fork.
 
     `requests` counts what was sent, by operation. Raises ValueError when the settings make no address.
     """
 
     def __init__(self, settings: StorageSettings, credentials: CredentialChain) -> None:
-        self.orphans: list[tuple[str, str]] = []  # key and id of uploads that could not be aborted
+        self.unaborted_uploads: list[tuple[str, str]] = []  # key and id of uploads that could not be aborted
         self.bucket = settings.bucket
         self.region = settings.region
         self._credentials = credentials
-        self._urls = find_urls(settings)
+        self._urls = make_base_url(settings)
         self.host = self._urls.build(method="GET", region=self.region, bucket_name=self.bucket).netloc
         self._pools = make_pools()
         self._lock = threading.Lock()
@@ -73,7 +80,7 @@ class Wire:
     def close(self) -> None:
         self._pools.clear()
 
-    def ask(
+    def request(
         self,
         operation: str,
         method: str,
@@ -82,25 +89,25 @@ class Wire:
         query: Mapping[str, str] | None = None,
         headers: Mapping[str, str] | None = None,
         body: bytes = b"",
-        patience_s: float = STALL_S,
-        at_most: int = ANSWER_AT_MOST_BYTES,
-    ) -> Answer | None:
-        """Send a request and read the answer; None when there is no such object (any more). Raises StorageFault.
+        read_timeout_s: float = STALL_TIMEOUT_S,
+        max_bytes: int = MAX_RESPONSE_BYTES,
+    ) -> S3Response | None:
+        """Send a request and read the answer; None when there is no such object (any more). Raises S3Error.
 
-        The store is told the SHA-256 of the body and refuses another one. An answer of more than `at_most` bytes is a
+        The store is told the SHA-256 of the body and refuses another one. An answer of more than `max_bytes` bytes is a
         fault with the code `oversize`.
         """
 
-        def read(opened: OpenAnswer) -> Answer:
-            return Answer(opened.headers, opened.read_all(at_most, max(ANSWER_LIMIT_S, patience_s)))
+        def read(opened: S3StreamingResponse) -> S3Response:
+            return S3Response(opened.headers, opened.read_all(max_bytes, max(RESPONSE_TIMEOUT_S, read_timeout_s)))
 
         hashed = sha256(body).hexdigest()
-        answer = self._try(operation, method, key, query or {}, headers or {}, body, hashed, patience_s, read)
+        answer = self._try(operation, method, key, query or {}, headers or {}, body, hashed, read_timeout_s, read)
         if answer and method in {"PUT", "POST"} and (code := find_hidden_error(answer.body)):
-            raise StorageFault(f"S3 at {self.host} answered 200 and {code} to {operation}", code, status=200)
+            raise S3Error(f"S3 at {self.host} answered 200 and {code} to {operation}", code, status=200)
         return answer
 
-    def open(
+    def open_response(
         self,
         operation: str,
         method: str,
@@ -110,16 +117,16 @@ class Wire:
         headers: Mapping[str, str] | None = None,
         body: Body = b"",
         payload: str = sha256().hexdigest(),
-        patience_s: float = STALL_S,
-    ) -> OpenAnswer | None:
+        read_timeout_s: float = STALL_TIMEOUT_S,
+    ) -> S3StreamingResponse | None:
         """As `ask`, with the body of the answer still to come.
 
         `payload` is the SHA-256 of the body in hex, or UNSIGNED. A body that is not bytes is sent once; its
         Content-Length is in `headers`, and what its iterator raises comes out of here, the request having been cut.
-        `patience_s` is how long the store may be silent.
+        `read_timeout_s` is how long the store may be silent.
         """
         return self._try(
-            operation, method, key, query or {}, headers or {}, body, payload, patience_s, lambda opened: opened
+            operation, method, key, query or {}, headers or {}, body, payload, read_timeout_s, lambda opened: opened
         )
 
     def _try(
@@ -131,27 +138,27 @@ class Wire:
         headers: Mapping[str, str],
         body: Body,
         payload: str,
-        patience_s: float,
-        take: Callable[[OpenAnswer], T],
+        read_timeout_s: float,
+        take: Callable[[S3StreamingResponse], T],
     ) -> T | None:
         """Send a request, and once more if that may help and it can be sent again; what `take` makes of the answer."""
         tries_left = 2 if isinstance(body, bytes) else 1
         while True:
             tries_left -= 1
             try:
-                response = self._send(operation, method, key, query, headers, body, payload, patience_s)
+                response = self._send(operation, method, key, query, headers, body, payload, read_timeout_s)
                 opened = self._judge(response, operation, method, key)
                 return take(opened) if opened else None
-            except StorageFault as fault:
+            except S3Error as fault:
                 if fault.code in WRONG_LOGIN:
                     if not self._credentials.renew() or not tries_left:
                         raise
                 elif not (tries_left and fault.may_pass):
                     raise
-            time.sleep(random.uniform(*PAUSE_S))
+            time.sleep(random.uniform(*RETRY_DELAY_S))
 
     def presign(self, key: str, expires_s: int) -> str:
-        """A URL that reads an object without credentials. Raises StorageFault."""
+        """A URL that reads an object without credentials. Raises S3Error."""
         login = self._login()
         query: dict[str, Any] = {"X-Amz-Security-Token": login.session_token} if login.session_token else {}
         url = presign_v4(
@@ -173,7 +180,7 @@ class Wire:
         headers: Mapping[str, str],
         body: Body,
         payload: str,
-        patience_s: float,
+        read_timeout_s: float,
     ) -> urllib3.BaseHTTPResponse:
         url = self._url(method, key, query)
         signed = self._signed(method, url, headers, payload)
@@ -186,7 +193,7 @@ class Wire:
                 urlunsplit(url),
                 body=body if body or method in {"PUT", "POST"} else None,
                 headers=sent,
-                timeout=urllib3.Timeout(connect=CONNECT_S, read=patience_s),
+                timeout=urllib3.Timeout(connect=CONNECT_TIMEOUT_S, read=read_timeout_s),
                 retries=False,
                 redirect=False,
                 preload_content=False,
@@ -223,7 +230,7 @@ class Wire:
         try:
             return self._credentials.find()
         except NoCredentials as exc:
-            raise StorageFault(f"no credentials for S3: {exc}", "credentials") from exc
+            raise S3Error(f"no credentials for S3: {exc}", "credentials") from exc
 
     def _url(self, method: str, key: str, query: Mapping[str, str]) -> SplitResult:
         # A bucket itself is asked about with a slash behind it: so path style and virtual host style end alike.
@@ -236,13 +243,15 @@ class Wire:
         )
         return url if url.path.endswith("/") or key else url._replace(path=f"{url.path}/")
 
-    def _judge(self, response: urllib3.BaseHTTPResponse, operation: str, method: str, key: str) -> OpenAnswer | None:
-        """The answer if it is one, None if there is no such object. Raises StorageFault."""
-        opened = OpenAnswer(response, response.connection)
+    def _judge(
+        self, response: urllib3.BaseHTTPResponse, operation: str, method: str, key: str
+    ) -> S3StreamingResponse | None:
+        """The answer if it is one, None if there is no such object. Raises S3Error."""
+        opened = S3StreamingResponse(response, response.connection)
         if response.status in {200, 204, 206}:
             self._bucket_seen_at = time.monotonic()
             return opened
-        said = opened.read_all(ANSWER_AT_MOST_BYTES)
+        said = opened.read_all(MAX_RESPONSE_BYTES)
         code = find_text(said, "Code") or response.headers.get("x-minio-error-code", "")
         match response.status:
             case 404 if code in _MISSING and key:
@@ -254,7 +263,7 @@ class Wire:
             case 412 | 416 if key:
                 return None
         region = response.headers.get("x-amz-bucket-region") or find_text(said, "Region")
-        raise StorageFault(
+        raise S3Error(
             f"S3 at {self.host} answered {response.status} {code} to {operation}".replace("  ", " "),
             code,
             status=response.status,
@@ -266,10 +275,10 @@ class Wire:
         """Tell a missing object from a missing bucket: to HEAD both are 404 and nothing else."""
         if time.monotonic() - self._bucket_seen_at < BUCKET_KNOWN_FOR_S:
             return
-        self.ask("head bucket", "HEAD")
+        self.request("head bucket", "HEAD")
 
 
-def find_urls(settings: StorageSettings) -> BaseURL:
+def make_base_url(settings: StorageSettings) -> BaseURL:
     """Where the bucket's objects are. Raises ValueError for settings that name no place."""
     is_china = settings.region.startswith("cn-")
     endpoint = settings.endpoint or f"s3.{settings.region}.amazonaws.com{'.cn' if is_china else ''}"

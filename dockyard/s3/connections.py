@@ -7,8 +7,8 @@ import urllib3
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 
-STALL_S = 10.0
-IDLE_CONNECTIONS_AT_MOST = 64
+STALL_TIMEOUT_S = 10.0
+MAX_IDLE_CONNECTIONS = 64
 SENT_AT_ONCE_BYTES = 64 * 1024
 
 
@@ -31,7 +31,7 @@ class _Patient:
         if self.sock is None:
             self.connect()
         # The limit holds for a whole sendall() and would otherwise be that of connecting.
-        self.sock.settimeout(STALL_S)
+        self.sock.settimeout(STALL_TIMEOUT_S)
         view = memoryview(data)
         for start in range(0, len(view), SENT_AT_ONCE_BYTES):
             super().send(view[start : start + SENT_AT_ONCE_BYTES])  # type: ignore[misc]
@@ -56,7 +56,7 @@ class _TLSPool(HTTPSConnectionPool):
 def make_pools() -> urllib3.PoolManager:
     """Pools of such connections. TLS trusts the roots of the system (or those of SSL_CERT_FILE)."""
     pools = urllib3.PoolManager(
-        num_pools=2, maxsize=IDLE_CONNECTIONS_AT_MOST, block=False, ssl_context=ssl.create_default_context()
+        num_pools=2, maxsize=MAX_IDLE_CONNECTIONS, block=False, ssl_context=ssl.create_default_context()
     )
     pools.pool_classes_by_scheme = {"http": _PlainPool, "https": _TLSPool}
     return pools

@@ -9,7 +9,7 @@ _MAY_PASS = {"RequestTimeout", "SlowDown", "InternalError", "ServiceUnavailable"
 _ENDED = (ssl.SSLEOFError, ssl.SSLZeroReturnError)
 
 
-class StorageFault(Exception):
+class S3Error(Exception):
     """The store gave no usable answer. The message is fit for a log.
 
     `code` is the store's own (`SlowDown`), or one of ours: `unreachable`, `insecure`, `timeout`, `broken`, `garbage`,
@@ -37,22 +37,22 @@ class StorageFault(Exception):
         return self.status in {429, 503} or self.code == "SlowDown"
 
 
-def explain(exc: Exception, who: str) -> StorageFault:
+def explain(exc: Exception, who: str) -> S3Error:
     """The fault behind an exception of urllib3, http.client or the socket."""
     inner = exc.args[-1] if isinstance(exc, failures.ProtocolError) and exc.args else exc
     match inner:
         case failures.NameResolutionError():
-            return StorageFault(f"{who} is unknown to the name server", "unreachable")
+            return S3Error(f"{who} is unknown to the name server", "unreachable")
         case failures.NewConnectionError():
-            return StorageFault(f"{who} does not take connections", "unreachable")
+            return S3Error(f"{who} does not take connections", "unreachable")
         case failures.ConnectTimeoutError():
-            return StorageFault(f"{who} cannot be reached in time", "unreachable")
+            return S3Error(f"{who} cannot be reached in time", "unreachable")
         case failures.TimeoutError() | TimeoutError():
-            return StorageFault(f"{who} was silent for too long", "timeout")
+            return S3Error(f"{who} was silent for too long", "timeout")
         case failures.SSLError() if isinstance(inner.args[0], _ENDED):
-            return StorageFault(f"{who} broke the connection off", "broken")
+            return S3Error(f"{who} broke the connection off", "broken")
         case failures.SSLError() | ssl.SSLError() if not isinstance(inner, _ENDED):
-            return StorageFault(f"no trusted TLS connection to {who}", "insecure")
+            return S3Error(f"no trusted TLS connection to {who}", "insecure")
         case failures.LocationValueError() | failures.InvalidHeader():
-            return StorageFault(f"{who} sent something that is not HTTP", "garbage")
-    return StorageFault(f"{who} broke the connection off", "broken")
+            return S3Error(f"{who} sent something that is not HTTP", "garbage")
+    return S3Error(f"{who} broke the connection off", "broken")

@@ -34,7 +34,7 @@ class Outbox:
         with contextlib.suppress(OSError):
             self._path(item).unlink(missing_ok=True)
 
-    def forget(self, item: Item) -> None:
+    def remove_if_stale(self, item: Item) -> None:
         """The item is not in the local store: forget it, unless it was added a moment ago and is about to be there."""
         with contextlib.suppress(OSError):
             if time.time() - self._path(item).stat().st_mtime > ABOUT_TO_BE_THERE_S:
@@ -50,7 +50,7 @@ class Outbox:
                 with contextlib.suppress(OSError, ValueError):
                     yield parse_item(path.read_text())
 
-    def left_over(self) -> Iterator[Item]:
+    def overdue(self) -> Iterator[Item]:
         """The items that were not added a moment ago: whoever adds one brings it, if nothing happens to it."""
         for item in self:
             with contextlib.suppress(OSError):

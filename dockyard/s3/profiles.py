@@ -14,7 +14,7 @@ from minio.credentials.credentials import Credentials
 from minio.credentials.providers import AssumeRoleProvider, WebIdentityProvider
 
 PROCESS_LIMIT_S = 20.0
-ROLES_AT_MOST = 4
+MAX_ASSUMED_ROLES = 4
 _GIVES = {"aws_access_key_id", "role_arn", "credential_process"}
 
 log = structlog.get_logger()
@@ -39,7 +39,7 @@ class Profiles:
     def find(self, profile: str, depth: int = 0) -> Credentials:
         """The credentials of a profile; a role is assumed with those of the profile that it names."""
         section = self._section(profile)
-        if depth > ROLES_AT_MOST:
+        if depth > MAX_ASSUMED_ROLES:
             raise ValueError("profiles that name each other")
         role, session = section.get("role_arn", ""), section.get("role_session_name", "") or "dockyard"
         sts = sts_address(self._environ, section.get("region") or self._region)

@@ -23,9 +23,9 @@ import structlog
 from dockyard import metrics
 from dockyard.errors import BadUpstream
 from dockyard.oci.manifest import Manifest
-from dockyard.s3 import S3Store, StorageFault
+from dockyard.s3 import S3Error, S3Store
+from dockyard.s3.concurrency_limit import ConcurrencyLimit
 from dockyard.s3.outbox import Outbox
-from dockyard.s3.throttle import Throttle
 from dockyard.storage.items import BlobItem, Item, ManifestItem, TagItem
 from dockyard.storage.local import LocalStore
 from dockyard.storage.partial_file import PartialFile
@@ -33,15 +33,15 @@ from dockyard.storage.partial_file import PartialFile
 STREAMS = 8
 ERRANDS = 4
 RETRY_EVERY_S = 3.0
-PAUSE_S = 4.0
-LOOK_AGAIN_AT_MOST_S = 600.0
+RETRY_DELAY_S = 4.0
+MAX_TOUCH_CHECK_INTERVAL_S = 600.0
 REMEMBERED_ITEMS = 50_000
 CHUNK_BYTES = 256 * 1024
 
 log = structlog.get_logger()
 
 
-class Interrupted(Exception):
+class SourceEnded(Exception):
     """The fill that a stream followed did not end well: no object may appear."""
 
 
@@ -67,8 +67,8 @@ class Publisher:
         self._streams = ThreadPoolExecutor(STREAMS, "stream")
         self._errands = ThreadPoolExecutor(ERRANDS, "errand")
         self._running: set[Item] = set()
-        self._streaming = Throttle(STREAMS)
-        self._running_errands = Throttle(ERRANDS)
+        self._streaming = ConcurrencyLimit(STREAMS)
+        self._running_errands = ConcurrencyLimit(ERRANDS)
         self._look_again: OrderedDict[Item, float] = OrderedDict()
         self._mutex = threading.Lock()
         self._paused_until = float("-inf")
@@ -87,28 +87,28 @@ class Publisher:
 
     # Publishing
 
-    def follow(self, partial_file: PartialFile) -> bool:
+    def start_upload(self, partial_file: PartialFile) -> bool:
         """Publish a blob while it is being fetched. False: no place is free, publish it when it is kept."""
         if self._s3 is None or partial_file.size is None or not self._begin(BlobItem(partial_file.digest)):
             return False
-        if self._streaming.enter(waits=False):
+        if self._streaming.acquire(blocking=False):
             try:
                 self._streams.submit(self._stream, self._s3, partial_file, partial_file.size, os.dup(partial_file.fd))
             except (RuntimeError, OSError):  # shutting down, or a partial file without a file
-                self._streaming.leave()
+                self._streaming.release()
             else:
                 return True
         self._end(BlobItem(partial_file.digest))
         return False
 
-    def remember(self, item: Item) -> None:
+    def add_to_outbox(self, item: Item) -> None:
         """The item is about to be in the local store and is not in the bucket."""
         if self._s3:
             self._outbox.add(item)
 
     def publish(self, item: Item) -> None:
         """Bring an item of the local store to the bucket soon."""
-        self.remember(item)
+        self.add_to_outbox(item)
         if self._s3 and not self._must_wait():
             self._submit(item, self._publish)
 
@@ -117,14 +117,14 @@ class Publisher:
         try:
             s3.publish_blob(partial_file.digest, size, _follow(partial_file, fd, size))
             self._is_there(item)
-        except Interrupted:
+        except SourceEnded:
             pass
-        except StorageFault as exc:
+        except S3Error as exc:
             self._pause(item, exc)
         except Exception:
             log.exception("publishing a blob ended in a fault of our own", digest=str(partial_file.digest))
         finally:
-            self._streaming.leave()
+            self._streaming.release()
             self._end(item)
             os.close(fd)
 
@@ -145,14 +145,14 @@ class Publisher:
                     self._publish(s3, item)
                     return
             case _:
-                self._outbox.forget(item)
+                self._outbox.remove_if_stale(item)
                 return
         self._is_there(item)
 
     def _is_there(self, item: Item) -> None:
         metrics.published.labels("done").inc()
-        self._streaming.went_well()
-        self._running_errands.went_well()
+        self._streaming.increase()
+        self._running_errands.increase()
         self._local.touch_times.mark_published(item)
         self._outbox.remove(item)
 
@@ -163,15 +163,15 @@ class Publisher:
             pause = RETRY_EVERY_S
             if self._must_wait():
                 continue
-            for item in self._outbox.left_over():
+            for item in self._outbox.overdue():
                 if self._owns(item):
                     self._submit(item, self._publish)
-            with contextlib.suppress(StorageFault):
-                s3.abort_orphans()
+            with contextlib.suppress(S3Error):
+                s3.retry_aborts()
 
     # Touching
 
-    def used(self, item: Item) -> None:
+    def touch_if_due(self, item: Item) -> None:
         """The item was served: touch it if that is due. Cheap for one that was looked at lately."""
         if self._s3 is None or not self._touch_threshold_s:
             return
@@ -179,7 +179,7 @@ class Publisher:
         with self._mutex:
             if self._look_again.get(item, 0.0) > now:
                 return
-            self._look_again[item] = now + min(self._touch_threshold_s / 4, LOOK_AGAIN_AT_MOST_S)
+            self._look_again[item] = now + min(self._touch_threshold_s / 4, MAX_TOUCH_CHECK_INTERVAL_S)
             self._look_again.move_to_end(item)
             if len(self._look_again) > REMEMBERED_ITEMS:
                 self._look_again.popitem(last=False)
@@ -194,14 +194,14 @@ class Publisher:
                 metrics.touched.inc()
             else:
                 self.publish(item)
-        except StorageFault:
-            self._local.touch_times.give_back_touch(item, self._touch_threshold_s)
+        except S3Error:
+            self._local.touch_times.release_touch(item, self._touch_threshold_s)
             raise
         if isinstance(item, ManifestItem) and (manifest := self._read_manifest(item) or _read_in_bucket(s3, item)):
             for digest in manifest.children:
-                self.used(ManifestItem(item.name, digest))
+                self.touch_if_due(ManifestItem(item.name, digest))
             for digest in manifest.blobs:
-                self.used(BlobItem(digest))
+                self.touch_if_due(BlobItem(digest))
 
     def _read_manifest(self, item: ManifestItem) -> Manifest | None:
         body = self._local.read_manifest(item.name, item.digest)
@@ -215,17 +215,17 @@ class Publisher:
     def _must_wait(self) -> bool:
         return time.monotonic() < self._paused_until
 
-    def _pause(self, item: Item, fault: StorageFault) -> None:
+    def _pause(self, item: Item, fault: S3Error) -> None:
         """Leave what there is to bring for a while; say so once, and bring less at once to a store that is busy."""
         metrics.published.labels("failed").inc()
         with self._mutex:
             is_first = not self._must_wait()
-            self._paused_until = time.monotonic() + PAUSE_S
+            self._paused_until = time.monotonic() + RETRY_DELAY_S
         if is_first:
             log.warning("cannot publish, trying again later", item=str(item), error=str(fault))
         if is_first and fault.is_busy:
-            self._streaming.was_too_much()
-            self._running_errands.was_too_much()
+            self._streaming.halve()
+            self._running_errands.halve()
 
     def _submit(self, item: Item, errand: Callable[[S3Store, Item], None]) -> None:
         if not self._begin(item):
@@ -249,15 +249,15 @@ class Publisher:
 
     def _run(self, item: Item, errand: Callable[[S3Store, Item], None]) -> None:
         assert self._s3 is not None  # noqa: S101  for mypy: nothing is submitted without
-        self._running_errands.enter(waits=True)
+        self._running_errands.acquire(blocking=True)
         try:
             errand(self._s3, item)
-        except StorageFault as exc:
+        except S3Error as exc:
             self._pause(item, exc)
         except Exception:
             log.exception("an errand to S3 ended in a fault of our own", item=str(item))
         finally:
-            self._running_errands.leave()
+            self._running_errands.release()
             self._end(item)
 
 
@@ -273,13 +273,13 @@ def _follow(partial_file: PartialFile, fd: int, size: int) -> Iterator[bytes]:
     """The bytes of a growing partial file; the last of them once the digest was verified. Raises Interrupted."""
     position = 0
     while position < size:
-        available = partial_file.wait_beyond(position)
+        available = partial_file.wait_for_bytes_after(position)
         if available is None:
-            raise Interrupted
+            raise SourceEnded
         while position < available:
             chunk = os.pread(fd, min(CHUNK_BYTES, available - position), position)
             if not chunk:
-                raise Interrupted
+                raise SourceEnded
             yield chunk
             position += len(chunk)
 
@@ -289,6 +289,6 @@ def _read(fd: int, size: int) -> Iterator[bytes]:
     while position < size:
         chunk = os.pread(fd, CHUNK_BYTES, position)
         if not chunk:
-            raise Interrupted
+            raise SourceEnded
         yield chunk
         position += len(chunk)

@@ -14,14 +14,14 @@ import attrs
 import urllib3
 from urllib3 import exceptions as failures
 
-from dockyard.s3.errors import StorageFault, explain
+from dockyard.s3.errors import S3Error, explain
 
 READ_BYTES = 64 * 1024
-ANSWER_LIMIT_S = 30.0
+RESPONSE_TIMEOUT_S = 30.0
 
 
 @attrs.frozen
-class Answer:
+class S3Response:
     """A whole answer that was a success. `date` is the store's clock, `last_modified` 0 when it did not tell."""
 
     headers: Mapping[str, str] = attrs.field(repr=False)
@@ -44,7 +44,7 @@ class Answer:
         return find_text(self.body, tag)
 
 
-class OpenAnswer:
+class S3StreamingResponse:
     """A success whose body is still coming. Whoever has it closes it."""
 
     def __init__(self, response: urllib3.BaseHTTPResponse, connection: Any) -> None:
@@ -56,25 +56,25 @@ class OpenAnswer:
         self._wire = connection.wire
 
     def read(self, amount: int) -> bytes:
-        """What has come, at most `amount` bytes; empty at the end. Raises StorageFault: `broken`, `timeout`."""
+        """What has come, at most `amount` bytes; empty at the end. Raises S3Error: `broken`, `timeout`."""
         try:
             return self._response.read1(amount, decode_content=False)
         except (failures.HTTPError, HTTPException, OSError, ValueError, AttributeError) as exc:
             self.close()
             raise explain(exc, "the store") from exc
 
-    def read_all(self, at_most: int, limit_s: float = ANSWER_LIMIT_S) -> bytes:
-        """The whole body, within `limit_s`. Raises StorageFault, `oversize` when it is longer than `at_most`."""
+    def read_all(self, max_bytes: int, limit_s: float = RESPONSE_TIMEOUT_S) -> bytes:
+        """The whole body, within `limit_s`. Raises S3Error, `oversize` when it is longer than `max_bytes`."""
         deadline = time.monotonic() + limit_s
-        pieces, left = [], at_most
+        pieces, left = [], max_bytes
         while piece := self.read(min(left + 1, READ_BYTES)):
             left -= len(piece)
             if left < 0:
                 self.close()
-                raise StorageFault(f"the store sent more than {at_most} bytes", "oversize")
+                raise S3Error(f"the store sent more than {max_bytes} bytes", "oversize")
             if time.monotonic() > deadline:
                 self.close()
-                raise StorageFault(f"the store took more than {limit_s:.0f} s to send an answer", "timeout")
+                raise S3Error(f"the store took more than {limit_s:.0f} s to send an answer", "timeout")
             pieces.append(piece)
         return b"".join(pieces)
 

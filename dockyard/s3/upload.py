@@ -16,63 +16,63 @@ from xml.sax.saxutils import escape
 import structlog
 
 from dockyard.oci.reference import Digest
-from dockyard.s3.client import UNSIGNED, Wire
-from dockyard.s3.errors import StorageFault
-from dockyard.s3.responses import Answer
+from dockyard.s3.client import UNSIGNED, S3Client
+from dockyard.s3.errors import S3Error
+from dockyard.s3.responses import S3Response
 
 GIB = 2**30
-SINGLE_AT_MOST_BYTES = 5 * GIB
+MAX_PUT_BYTES = 5 * GIB
 PART_BYTES = GIB // 2
-PARTS_AT_MOST = 10_000
+MAX_PARTS = 10_000
 NAMESPACE = "http://s3.amazonaws.com/doc/2006-03-01/"
 BLOB_TYPE = "application/octet-stream"
 # A store may check and copy what it has received before it answers.
-STORED_S = 60.0
-COPIED_S = 300.0
+STORE_TIMEOUT_S = 60.0
+COPY_TIMEOUT_S = 300.0
 
 log = structlog.get_logger()
 
 
-def fits_one_put(digest: Digest, size: int, single_at_most: int) -> bool:
+def fits_one_put(digest: Digest, size: int, max_put_bytes: int) -> bool:
     """Whether a blob can go in one PUT that the store verifies."""
-    return size <= single_at_most and (digest.algorithm == "sha256" or not size)
+    return size <= max_put_bytes and (digest.algorithm == "sha256" or not size)
 
 
-def put_blob(wire: Wire, key: str, digest: Digest, size: int, chunks: Iterator[bytes]) -> None:
-    """Send a blob in one PUT. Raises StorageFault, and what `chunks` raises; then there is no object."""
+def put_blob(client: S3Client, key: str, digest: Digest, size: int, chunks: Iterator[bytes]) -> None:
+    """Send a blob in one PUT. Raises S3Error, and what `chunks` raises; then there is no object."""
     payload = digest.encoded if size else sha256().hexdigest()
-    _put(wire, "put blob", key, {}, {"Content-Type": BLOB_TYPE}, payload, size, _whole(chunks, size, None))
+    _put(client, "put blob", key, {}, {"Content-Type": BLOB_TYPE}, payload, size, _whole(chunks, size, None))
 
 
-def put_parts(wire: Wire, key: str, digest: Digest, size: int, chunks: Iterator[bytes], part_size: int) -> None:
-    """Send a blob in parts of `part_size` bytes, the last one smaller. Raises as `put_blob`."""
+def put_parts(client: S3Client, key: str, digest: Digest, size: int, chunks: Iterator[bytes], part_bytes: int) -> None:
+    """Send a blob in parts of `part_bytes` bytes, the last one smaller. Raises as `put_blob`."""
     cutter = _Cutter(_whole(chunks, size, digest))
     try:
-        with _Upload(wire, key, {"Content-Type": BLOB_TYPE}) as upload:
-            for number, (_, length) in enumerate(_ranges(size, part_size), 1):
+        with _Upload(client, key, {"Content-Type": BLOB_TYPE}) as upload:
+            for number, (_, length) in enumerate(_ranges(size, part_bytes), 1):
                 query = upload.query | {"partNumber": str(number)}
-                answer = _put(wire, "put part", key, query, {}, UNSIGNED, length, cutter.take(length))
+                answer = _put(client, "put part", key, query, {}, UNSIGNED, length, cutter.take(length))
                 upload.add(number, answer.headers.get("ETag", ""))
             upload.complete()
-    except StorageFault as fault:
+    except S3Error as fault:
         if fault.code != "NoSuchUpload":  # completed already, when the answer to that got lost
             raise
-    _check_size(wire, key, size)
+    _check_size(client, key, size)
 
 
 def copy_parts(
-    wire: Wire, key: str, source: Mapping[str, str], headers: Mapping[str, str], size: int, part_size: int
+    client: S3Client, key: str, source: Mapping[str, str], headers: Mapping[str, str], size: int, part_bytes: int
 ) -> bool:
-    """Copy an object onto itself in parts; False when it vanished or changed. Raises StorageFault."""
-    with _Upload(wire, key, headers) as upload:
-        for number, (start, length) in enumerate(_ranges(size, part_size), 1):
-            answer = wire.ask(
+    """Copy an object onto itself in parts; False when it vanished or changed. Raises S3Error."""
+    with _Upload(client, key, headers) as upload:
+        for number, (start, length) in enumerate(_ranges(size, part_bytes), 1):
+            answer = client.request(
                 "copy part",
                 "PUT",
                 key,
                 query=upload.query | {"partNumber": str(number)},
                 headers={**source, "x-amz-copy-source-range": f"bytes={start}-{start + length - 1}"},
-                patience_s=COPIED_S,
+                read_timeout_s=COPY_TIMEOUT_S,
             )
             if answer is None:
                 return False
@@ -81,11 +81,11 @@ def copy_parts(
     return True
 
 
-def abort_upload(wire: Wire, key: str, upload_id: str) -> None:
-    """Give an upload up; the store drops its parts. Raises StorageFault, but not when it is gone already."""
+def abort_upload(client: S3Client, key: str, upload_id: str) -> None:
+    """Give an upload up; the store drops its parts. Raises S3Error, but not when it is gone already."""
     try:
-        wire.ask("abort upload", "DELETE", key, query={"uploadId": upload_id})
-    except StorageFault as fault:
+        client.request("abort upload", "DELETE", key, query={"uploadId": upload_id})
+    except S3Error as fault:
         if fault.code != "NoSuchUpload":
             raise
 
@@ -96,8 +96,8 @@ class _Upload:
     One whose beginning was not answered has no parts, so that it holds no room, and is left to `abort_stale_uploads`.
     """
 
-    def __init__(self, wire: Wire, key: str, headers: Mapping[str, str]) -> None:
-        self._wire = wire
+    def __init__(self, client: S3Client, key: str, headers: Mapping[str, str]) -> None:
+        self._client = client
         self._key = key
         self._headers = headers
         self._etags: list[tuple[int, str]] = []
@@ -105,10 +105,10 @@ class _Upload:
         self.query: dict[str, str] = {}
 
     def __enter__(self) -> Self:
-        answer = self._wire.ask("begin upload", "POST", self._key, query={"uploads": ""}, headers=self._headers)
+        answer = self._client.request("begin upload", "POST", self._key, query={"uploads": ""}, headers=self._headers)
         upload_id = answer.find("UploadId") if answer else ""
         if not upload_id:
-            raise StorageFault("the store began no upload", "garbage")
+            raise S3Error("the store began no upload", "garbage")
         self.query = {"uploadId": upload_id}
         return self
 
@@ -116,14 +116,14 @@ class _Upload:
         if self._is_complete:
             return
         try:
-            abort_upload(self._wire, self._key, self.query["uploadId"])
-        except StorageFault as fault:
-            self._wire.orphans.append((self._key, self.query["uploadId"]))
+            abort_upload(self._client, self._key, self.query["uploadId"])
+        except S3Error as fault:
+            self._client.unaborted_uploads.append((self._key, self.query["uploadId"]))
             log.warning("an upload could not be aborted, trying again later", key=self._key, error=str(fault))
 
     def add(self, number: int, etag: str) -> None:
         if not etag:
-            raise StorageFault("the store took a part and did not name it", "garbage")
+            raise S3Error("the store took a part and did not name it", "garbage")
         self._etags.append((number, etag))
 
     def complete(self) -> None:
@@ -131,11 +131,11 @@ class _Upload:
             f"<Part><PartNumber>{number}</PartNumber><ETag>{escape(etag)}</ETag></Part>" for number, etag in self._etags
         )
         body = f'<CompleteMultipartUpload xmlns="{NAMESPACE}">{parts}</CompleteMultipartUpload>'
-        answer = self._wire.ask(
-            "complete upload", "POST", self._key, query=self.query, body=body.encode(), patience_s=COPIED_S
+        answer = self._client.request(
+            "complete upload", "POST", self._key, query=self.query, body=body.encode(), read_timeout_s=COPY_TIMEOUT_S
         )
         if answer is None or not answer.find("ETag"):
-            raise StorageFault("the store did not complete an upload", "garbage")
+            raise S3Error("the store did not complete an upload", "garbage")
         self._is_complete = True
 
 
@@ -163,30 +163,30 @@ class _Cutter:
 def _whole(chunks: Iterator[bytes], size: int, digest: Digest | None) -> Iterator[bytes]:
     """The chunks, the last one only when all are there and have the digest (None: somebody else looks at that).
 
-    Raises StorageFault.
+    Raises S3Error.
     """
     hasher = digest.hasher() if digest else None
-    landed = 0
+    received_bytes = 0
     held = b""
     for chunk in chunks:
         if held:
             yield held
         held = chunk
-        landed += len(chunk)
-        if landed > size:
+        received_bytes += len(chunk)
+        if received_bytes > size:
             break
         if hasher:
             hasher.update(chunk)
-    if landed != size:
-        raise StorageFault(f"not published: there are other than the announced {size} bytes", "mismatch")
+    if received_bytes != size:
+        raise S3Error(f"not published: there are other than the announced {size} bytes", "mismatch")
     if digest and hasher and not digest.matches(hasher):
-        raise StorageFault(f"not published: the bytes are not those of {digest}", "mismatch")
+        raise S3Error(f"not published: the bytes are not those of {digest}", "mismatch")
     if held:
         yield held
 
 
 def _put(
-    wire: Wire,
+    client: S3Client,
     operation: str,
     key: str,
     query: Mapping[str, str],
@@ -194,7 +194,7 @@ def _put(
     payload: str,
     size: int,
     pieces: Iterator[bytes],
-) -> Answer:
+) -> S3Response:
     failure: list[BaseException] = []
 
     def guarded() -> Iterator[bytes]:
@@ -207,7 +207,7 @@ def _put(
             raise _ChunksFailed from exc
 
     try:
-        opened = wire.open(
+        opened = client.open_response(
             operation,
             "PUT",
             key,
@@ -215,25 +215,25 @@ def _put(
             headers={**headers, "Content-Length": str(size)},
             body=guarded(),
             payload=payload,
-            patience_s=STORED_S,
+            read_timeout_s=STORE_TIMEOUT_S,
         )
     except _ChunksFailed:
         raise failure[0] from None
     if opened is None:
-        raise StorageFault(f"the store answered nonsense to {operation}", "garbage")
-    return Answer(opened.headers, opened.read_all(64 * 1024))
+        raise S3Error(f"the store answered nonsense to {operation}", "garbage")
+    return S3Response(opened.headers, opened.read_all(64 * 1024))
 
 
-def _check_size(wire: Wire, key: str, size: int) -> None:
+def _check_size(client: S3Client, key: str, size: int) -> None:
     """A store that answers 200 may have stored something else: an object made of parts is looked at once."""
-    answer = wire.ask("head", "HEAD", key)
+    answer = client.request("head", "HEAD", key)
     found = answer.headers.get("Content-Length") if answer else None
     if found != str(size):
-        raise StorageFault(f"the store has {found} bytes and not {size} of {key}", "mismatch")
+        raise S3Error(f"the store has {found} bytes and not {size} of {key}", "mismatch")
 
 
-def _ranges(size: int, part_size: int) -> Iterator[tuple[int, int]]:
+def _ranges(size: int, part_bytes: int) -> Iterator[tuple[int, int]]:
     """Starts and lengths, all alike but the last one: R2 wants that."""
-    part_size = max(part_size, -(-size // PARTS_AT_MOST))
-    for start in range(0, size, part_size):
-        yield start, min(part_size, size - start)
+    part_bytes = max(part_bytes, -(-size // MAX_PARTS))
+    for start in range(0, size, part_bytes):
+        yield start, min(part_bytes, size - start)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 
-def write_whole(path: Path, content: bytes, workshop: Path) -> None:
+def write_atomically(path: Path, content: bytes, workshop: Path) -> None:
     """Write a file in `workshop`, flush it, and move it into its place on the same file system. Raises OSError."""
     fd, temporary = tempfile.mkstemp(suffix=".tmp", dir=workshop)
     try:
@@ -21,10 +21,10 @@ def write_whole(path: Path, content: bytes, workshop: Path) -> None:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
-    flush_directory(path.parent)
+    sync_directory(path.parent)
 
 
-def flush_directory(path: Path) -> None:
+def sync_directory(path: Path) -> None:
     """Have the names in a directory on the disk. Raises OSError."""
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
@@ -34,7 +34,7 @@ def flush_directory(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def alone_in(directory: Path) -> Iterator[None]:
+def lock_directory(directory: Path) -> Iterator[None]:
     """Let no other process into this block for the same directory, unless the disk cannot tell."""
     try:
         directory.mkdir(parents=True, exist_ok=True)

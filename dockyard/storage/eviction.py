@@ -26,17 +26,17 @@ log = structlog.get_logger()
 class SizeCap:
     """Keeps what is below `blobs`, together with what is below `partial`, under `max_size` bytes; 0 = no cap.
 
-    `is_wanted(digest)` spares a blob that must not go yet. `lock` is a file that all workers share.
+    `is_protected(digest)` spares a blob that must not go yet. `lock` is a file that all workers share.
     """
 
     def __init__(
-        self, blobs: Path, partial: Path, lock: Path, max_size: int, is_wanted: Callable[[Digest], bool]
+        self, blobs: Path, partial: Path, lock: Path, max_size: int, is_protected: Callable[[Digest], bool]
     ) -> None:
         self._blobs = blobs
         self._partial = partial
         self._lock = lock
         self._max_size = max_size
-        self._is_wanted = is_wanted
+        self._is_protected = is_protected
         self._added = 0
 
     def add(self, size: int) -> None:
@@ -59,7 +59,7 @@ class SizeCap:
             with contextlib.suppress(OSError), self._alone():
                 self._enforce()
 
-    def make_room(self, size: int) -> bool:
+    def free_disk_space(self, size: int) -> bool:
         """The disk is full: drop old blobs. False when there is nothing to drop."""
         try:
             with self._alone():
@@ -94,7 +94,7 @@ class SizeCap:
 
     def _must_stay(self, path: Path) -> bool:
         try:
-            return self._is_wanted(Digest.parse(f"{path.parts[-3]}:{path.name}"))
+            return self._is_protected(Digest.parse(f"{path.parts[-3]}:{path.name}"))
         except DigestInvalid:
             return False  # not ours, and in the way
 

@@ -20,7 +20,7 @@ import structlog
 from dockyard.errors import DigestInvalid
 from dockyard.oci.reference import Digest, Name, Tag
 from dockyard.storage import keys
-from dockyard.storage.atomic_write import alone_in, flush_directory, write_whole
+from dockyard.storage.atomic_write import lock_directory, sync_directory, write_atomically
 from dockyard.storage.eviction import SizeCap
 from dockyard.storage.items import BlobItem, Item, ManifestItem, TagItem
 from dockyard.storage.partial_file import PartialFile
@@ -54,7 +54,7 @@ class Pointer:
 
 
 @attrs.frozen
-class KeptList:
+class StoredList:
     """A list as it was written, and when it was last checked (seconds since the epoch)."""
 
     body: bytes
@@ -65,8 +65,8 @@ class LocalStore:
     """Blobs, manifests and tag pointers under one directory.
 
     `max_size` (bytes, 0 = none) caps the blobs; manifests and tags are small and stay.
-    `suspect_before` (seconds since the epoch): blobs not changed since then are verified before their first use.
-    `is_wanted(digest)`: a blob that must not be evicted yet.
+    `unverified_before` (seconds since the epoch): blobs not changed since then are verified before their first use.
+    `is_protected(digest)`: a blob that must not be evicted yet.
 
     Methods block. A fault of the disk is logged and looks like a miss, or like a write that did not happen.
     """
@@ -76,14 +76,14 @@ class LocalStore:
         directory: Path,
         prefix: str,
         max_size: int,
-        suspect_before: float = 0.0,
-        is_wanted: Callable[[Digest], bool] = lambda _: False,
+        unverified_before: float = 0.0,
+        is_protected: Callable[[Digest], bool] = lambda _: False,
     ) -> None:
         self.directory = directory
         self._prefix = prefix
-        self._suspect_before = suspect_before
+        self._unverified_before = unverified_before
         partial, run = directory / PARTIAL, directory / RUN
-        self.cap = SizeCap(self._path(keys.blob_root(prefix)), partial, run / "evict.lock", max_size, is_wanted)
+        self.size_cap = SizeCap(self._path(keys.blob_root(prefix)), partial, run / "evict.lock", max_size, is_protected)
         self.touch_times = TouchTimes(lambda item: self._path(self.key(item)), run / "touched")
 
     # Blobs
@@ -98,7 +98,7 @@ class LocalStore:
             return None
         try:
             found = os.fstat(fd)
-            if found.st_ctime < self._suspect_before or (not found.st_size and str(digest) not in _EMPTY_IS_FINE):
+            if found.st_ctime < self._unverified_before or (not found.st_size and str(digest) not in _EMPTY_IS_FINE):
                 if not _has_digest(fd, digest):
                     log.warning("a cached blob was damaged and is fetched again", digest=str(digest))
                     path.unlink(missing_ok=True)
@@ -113,16 +113,16 @@ class LocalStore:
             return None
         return StoredBlob(fd, found.st_size)
 
-    def partial_file(self, digest: Digest) -> PartialFile | None:
+    def claim_partial_file(self, digest: Digest) -> PartialFile | None:
         """The partial file of a blob, locked for us; None when another process is writing it.
 
         Where no file can be made, the partial file keeps to memory.
         """
         try:
-            return PartialFile.claim(digest, self._partial_path(digest), self.cap.make_room)
+            return PartialFile.claim(digest, self._partial_path(digest), self.size_cap.free_disk_space)
         except OSError as exc:
             log.warning("cannot make a partial file, serving without it", digest=str(digest), error=exc.strerror)
-            return PartialFile.without_file(digest)
+            return PartialFile.in_memory(digest)
 
     def open_partial_file(self, digest: Digest, inode: int) -> int | None:
         """Open the file that another worker writes, in its place or already kept; None when it is in neither."""
@@ -134,7 +134,7 @@ class LocalStore:
                 os.close(fd)
         return None
 
-    def keep(self, partial_file: PartialFile, age_s: float = 0.0) -> bool:
+    def commit(self, partial_file: PartialFile, age_s: float = 0.0) -> bool:
         """Make a verified partial file a complete blob, and let go of it. False when the disk would not have it.
 
         `age_s` is how long ago the bucket got it, for one that came from there.
@@ -145,7 +145,7 @@ class LocalStore:
                 return False
         finally:
             partial_file.close()
-        self.cap.add(partial_file.landed)
+        self.size_cap.add(partial_file.received_bytes)
         return True
 
     def _move_in(self, partial_file: PartialFile, age_s: float) -> bool:
@@ -157,7 +157,7 @@ class LocalStore:
             os.fsync(partial_file.fd)
             path.parent.mkdir(parents=True, exist_ok=True)
             partial_file.path.rename(path)
-            flush_directory(path.parent)
+            sync_directory(path.parent)
         except OSError as exc:
             log.warning("cannot keep a blob", digest=str(partial_file.digest), error=exc.strerror)
             return False
@@ -191,7 +191,7 @@ class LocalStore:
         So a process that was held up between asking the upstream and writing cannot undo what others wrote meanwhile.
         """
         key = keys.tag_key(self._prefix, name, tag)
-        with alone_in(self._path(key).parent):
+        with lock_directory(self._path(key).parent):
             if self.read_pointer(name, tag) != old:
                 return False
             self._write(key, str(new.digest).encode())
@@ -217,11 +217,11 @@ class LocalStore:
 
     # Lists: tags of a name, or referrers of a subject
 
-    def read_list(self, name: Name, subject: Digest | None) -> KeptList | None:
+    def read_list(self, name: Name, subject: Digest | None) -> StoredList | None:
         """The last list that was written; None when there is none."""
         path = self._path(keys.list_key(self._prefix, name, subject))
         try:
-            return KeptList(path.read_bytes(), path.stat().st_mtime)
+            return StoredList(path.read_bytes(), path.stat().st_mtime)
         except OSError as exc:
             _log_unless_absent("cannot read a list", name, exc)
             return None
@@ -232,12 +232,12 @@ class LocalStore:
 
     # Housekeeping
 
-    def prepare(self) -> None:
+    def create_directories(self) -> None:
         """Make the directories. Raises OSError."""
         for room in (PARTIAL, RUN):
             (self.directory / room).mkdir(parents=True, exist_ok=True)
 
-    def sweep(self) -> int:
+    def sweep_partial_files(self) -> int:
         """Delete the partial files whose writer is dead; how many."""
         swept = 0
         for path in (self.directory / PARTIAL).iterdir():
@@ -246,11 +246,11 @@ class LocalStore:
                     if time.time() - path.stat().st_mtime > ABANDONED_S:
                         path.unlink()
                         swept += 1
-                elif self.discard_partial(Digest.parse(path.name.replace("-", ":", 1))):
+                elif self.discard_partial_file(Digest.parse(path.name.replace("-", ":", 1))):
                     swept += 1
         return swept
 
-    def discard_partial(self, digest: Digest) -> bool:
+    def discard_partial_file(self, digest: Digest) -> bool:
         """Delete a partial file that nobody writes; whether there was one."""
         path = self._partial_path(digest)
         with contextlib.suppress(OSError):
@@ -274,7 +274,7 @@ class LocalStore:
 
     def _write(self, key: str, content: bytes) -> None:
         try:
-            write_whole(self._path(key), content, self.directory / PARTIAL)
+            write_atomically(self._path(key), content, self.directory / PARTIAL)
         except OSError as exc:
             log.warning("cannot keep an object", key=key, error=exc.strerror)
 

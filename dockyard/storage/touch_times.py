@@ -48,7 +48,7 @@ class TouchTimes:
             log.warning("cannot tell whether an object is due for a touch", item=str(item), error=exc.strerror)
             return False
 
-    def give_back_touch(self, item: Item, threshold_s: float) -> None:
+    def release_touch(self, item: Item, threshold_s: float) -> None:
         """A claimed touch failed: it is due again in a minute."""
         self.mark_published(item, age_s=threshold_s - RETRY_TOUCH_S)
 

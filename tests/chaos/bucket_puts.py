@@ -19,8 +19,8 @@ SEVERAL_PARTS_BYTES = 12 * MIB
 REPAIRED_WITHIN_S = 30.0
 # A blob of one MiB goes up in one PUT, anything larger in parts of five: the smallest that S3 takes.
 PARTS = """
-from dockyard.s3 import S3Tier
-S3Tier.__init__.__kwdefaults__.update(single_at_most=2**20, part_size=5 * 2**20)
+from dockyard.s3 import S3Store
+S3Store.__init__.__kwdefaults__.update(max_put_bytes=2**20, part_bytes=5 * 2**20)
 """
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from dockyard.config.settings import Secret, StorageSettings
 from dockyard.oci.reference import Digest, Name, Tag
-from dockyard.s3 import S3Body, S3Store, StorageFault
+from dockyard.s3 import S3BlobStream, S3Error, S3Store
 from tests.fuzz.budget import runs
 from tests.s3.store.proxy import Proxy, Say
 from tests.support.bodies import Bytes
@@ -268,7 +268,7 @@ ASKED: dict[str, Callable[[S3Store], object]] = {
 }
 
 
-def _read(body: S3Body | None) -> bytes | None:
+def _read(body: S3BlobStream | None) -> bytes | None:
     with closing(body) if body else nullcontext():
         return body and b"".join(iter(lambda: body.read(64 * 1024), b""))
 
@@ -277,7 +277,7 @@ def _read(body: S3Body | None) -> bytes | None:
 @settings(max_examples=runs(20), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(answer=s3_answers)
 def test_f10_the_tier_takes_any_answer(bucket: Proxy, question: str, answer: Say) -> None:
-    """F10: each question to the bucket ends with an answer or StorageFault, whatever is said."""
+    """F10: each question to the bucket ends with an answer or S3Error, whatever is said."""
     kept = StorageSettings(
         endpoint=bucket.host, bucket="anything", access_key="a", secret_key=Secret("b"), use_ssl=False
     )
@@ -285,7 +285,7 @@ def test_f10_the_tier_takes_any_answer(bucket: Proxy, question: str, answer: Say
     before = len(bucket.requests)
     tier = S3Store(kept, {})
     try:
-        with suppress(StorageFault):
+        with suppress(S3Error):
             ASKED[question](tier)
     finally:
         tier.close()

@@ -50,18 +50,18 @@ class LocalStoreAdapter:
         self.prefix = prefix
         self._directory = directory
         self._tier = LocalStore(directory, prefix, 0)
-        self._tier.prepare()
+        self._tier.create_directories()
 
     def publish(self, digest: Digest, size: int, chunks: Iterable[bytes]) -> None:
-        partial_file = self._tier.partial_file(digest)
+        partial_file = self._tier.claim_partial_file(digest)
         if partial_file is None:
             return  # another thread writes it
         try:
             for chunk in chunks:
                 partial_file.append(chunk)
-            assert partial_file.landed == size
-            assert partial_file.is_right()
-            assert self._tier.keep(partial_file)
+            assert partial_file.received_bytes == size
+            assert partial_file.has_correct_digest()
+            assert self._tier.commit(partial_file)
         except BaseException:
             partial_file.discard()
             raise
@@ -130,13 +130,13 @@ class S3StoreAdapter:
 
     def read_pointer(self, name: Name, tag: Tag) -> Digest | None:
         found = self._tier.read_pointer(name, tag)
-        return found[0] if found else None
+        return found.digest if found else None
 
     def put_raw(self, key: str, body: bytes) -> None:
-        assert self._tier._wire.ask("put raw", "PUT", key, body=body)
+        assert self._tier._client.request("put raw", "PUT", key, body=body)
 
     def get_raw(self, key: str) -> bytes | None:
-        answer = self._tier._wire.ask("get raw", "GET", key, at_most=2**30)
+        answer = self._tier._client.request("get raw", "GET", key, max_bytes=2**30)
         return answer.body if answer else None
 
 

@@ -132,7 +132,7 @@ class Versitygw(Server):
 
 def make_tier(settings: StorageSettings) -> S3Store:
     """A tier that takes 6 MiB for what 5 GiB are otherwise; 5 MiB are the smallest parts that S3 takes."""
-    return S3Store(settings, {}, single_at_most=6 * MIB, part_size=5 * MIB, copy_part_size=5 * MIB)
+    return S3Store(settings, {}, max_put_bytes=6 * MIB, part_bytes=5 * MIB, copy_part_bytes=5 * MIB)
 
 
 def make_bucket(settings: StorageSettings) -> None:
@@ -140,6 +140,6 @@ def make_bucket(settings: StorageSettings) -> None:
     tier = S3Store(settings, {})
     with contextlib.closing(tier):
         if tier.check():
-            opened = tier._wire.open("make bucket", "PUT", headers={"Content-Length": "0"})
+            opened = tier._client.open_response("make bucket", "PUT", headers={"Content-Length": "0"})
             assert opened is not None
             opened.close()

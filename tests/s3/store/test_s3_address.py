@@ -64,4 +64,4 @@ def test_settings_that_make_no_address_are_refused(given: dict[str, object]) -> 
 def test_secrets_are_not_shown() -> None:
     """Not by the tier, and not by its parts."""
     tier = S3Store(settings(secret_key=Secret("canary")), {})
-    assert "canary" not in f"{tier!r}{tier.__dict__!r}{tier._wire.__dict__!r}{tier._wire._credentials!r}"
+    assert "canary" not in f"{tier!r}{tier.__dict__!r}{tier._client.__dict__!r}{tier._client._credentials!r}"

@@ -27,7 +27,7 @@ def test_a_good_store_has_no_troubles(tier: S3Store, direct: S3Store, proxy: Pro
     """Two requests, and the bucket is as it was."""
     assert tier.check() == []
     assert len(proxy.requests) == 2
-    listing = direct._wire.ask("list", "GET", query={"prefix": direct._prefix})
+    listing = direct._client.request("list", "GET", query={"prefix": direct._prefix})
     assert listing is not None
     assert b"<Contents>" not in listing.body
 

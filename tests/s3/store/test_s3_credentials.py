@@ -16,7 +16,7 @@ from minio.credentials.providers import StaticProvider
 
 from dockyard.config.settings import Secret, StorageSettings
 from dockyard.oci.reference import Digest
-from dockyard.s3 import S3Store, StorageFault, credentials
+from dockyard.s3 import S3Error, S3Store, credentials
 from dockyard.s3.credentials import CredentialChain, NoCredentials, _container_address
 from tests.s3.store.aws import TOKEN, Aws
 from tests.s3.store.servers import ACCESS_KEY, SECRET_KEY, Server
@@ -222,7 +222,7 @@ def test_keys_that_the_store_refuses_are_renewed_at_once(aws: Aws, minio: Server
     settings = attrs.evolve(minio.settings(prefix), access_key="")
     with contextlib.closing(S3Store(settings, aws.environ("eks", tmp_path))) as tier:
         aws.session = None
-        with pytest.raises(StorageFault) as caught:
+        with pytest.raises(S3Error) as caught:
             tier.open_blob(Digest.of(b"x"))
         assert caught.value.code == "InvalidAccessKeyId"
         aws.key, aws.secret = ACCESS_KEY, SECRET_KEY

@@ -10,7 +10,7 @@ import pytest
 
 from dockyard.errors import Unavailable, UpstreamTimeout
 from dockyard.oci.reference import Digest, Name, Tag
-from dockyard.s3 import S3Store, StorageFault, client, connections
+from dockyard.s3 import S3Error, S3Store, client, connections
 from dockyard.storage import keys
 from tests.s3.store.kinds import MANIFEST_TYPE, pieces
 from tests.s3.store.proxy import Forward, Proxy, Request, Rule, Say, Stall, error
@@ -40,15 +40,15 @@ ANY_SERVER = pytest.mark.parametrize("server", ["minio"], indirect=True)  # the 
 @pytest.fixture
 def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     """Seconds become tenths."""
-    monkeypatch.setattr(connections, "STALL_S", 0.3)
-    for call in (client.Wire.ask, client.Wire.open):
+    monkeypatch.setattr(connections, "STALL_TIMEOUT_S", 0.3)
+    for call in (client.S3Client.request, client.S3Client.open_response):
         assert call.__kwdefaults__ is not None
-        monkeypatch.setitem(call.__kwdefaults__, "patience_s", 0.3)
+        monkeypatch.setitem(call.__kwdefaults__, "read_timeout_s", 0.3)
 
 
 def no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
     """Try again at once."""
-    monkeypatch.setattr(client, "PAUSE_S", (0.0, 0.0))
+    monkeypatch.setattr(client, "RETRY_DELAY_S", (0.0, 0.0))
 
 
 @ANY_SERVER
@@ -74,7 +74,7 @@ def test_trouble_is_never_a_miss(
     """Only the store's own word for it means that an object is not there."""
     no_pause(monkeypatch)
     proxy.rule = lambda _: answer
-    with pytest.raises(StorageFault) as caught:
+    with pytest.raises(S3Error) as caught:
         ask(tier)
     assert SECRET_KEY not in str(caught.value)
     assert "Signature" not in str(caught.value)
@@ -86,7 +86,7 @@ def test_a_server_that_is_gone_is_trouble(minio: Server, ask: Callable[[S3Store]
     """Refused is not missing; and it is told at once."""
     tier = make_tier(minio.settings(endpoint="127.0.0.1:1"))
     begun = time.monotonic()
-    with pytest.raises(StorageFault, match="does not take connections"):
+    with pytest.raises(S3Error, match="does not take connections"):
         ask(tier)
     assert time.monotonic() - begun < 1
 
@@ -97,9 +97,9 @@ def test_a_silent_server_is_trouble(
     tier: S3Store, proxy: Proxy, ask: Callable[[S3Store], object], short_waits: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every wait ends, and is not begun again."""
-    monkeypatch.setattr("dockyard.s3.upload.STORED_S", 0.3)
+    monkeypatch.setattr("dockyard.s3.upload.STORE_TIMEOUT_S", 0.3)
     proxy.rule = lambda _: Stall()
-    with pytest.raises(StorageFault, match="silent") as caught:
+    with pytest.raises(S3Error, match="silent") as caught:
         ask(tier)
     assert caught.value.code == "timeout"
     assert len(proxy.requests) == 1
@@ -109,7 +109,7 @@ def test_a_silent_server_is_trouble(
 def test_a_bucket_that_is_missing_is_trouble(server: Server, ask: Callable[[S3Store], object]) -> None:
     """Nothing is found in it, and yet nothing is missing from it."""
     tier = make_tier(server.settings(bucket="no-such-bucket"))
-    with pytest.raises(StorageFault) as caught:
+    with pytest.raises(S3Error) as caught:
         ask(tier)
     assert caught.value.code in {"NoSuchBucket", ""}
 
@@ -153,7 +153,7 @@ def cut_request(after: int) -> Rule:
 def test_a_cut_put_leaves_nothing(tier: S3Store, direct: S3Store, proxy: Proxy, after: int) -> None:
     """The object is there whole, or not at all."""
     proxy.rule = cut_request(after)
-    with pytest.raises(StorageFault):
+    with pytest.raises(S3Error):
         tier.publish_blob(DIGEST, len(BODY), iter(pieces(BODY)))
     assert direct.stat_blob(DIGEST) is None
 
@@ -163,7 +163,7 @@ def test_a_cut_part_leaves_no_object_and_no_upload(tier: S3Store, direct: S3Stor
     """What was begun is aborted."""
     proxy.rule = lambda request: Forward(cut_request=1000 if f"partNumber={part}&" in request.target else None)
     digest = Digest.of(LARGE)
-    with pytest.raises(StorageFault):
+    with pytest.raises(S3Error):
         tier.publish_blob(digest, len(LARGE), iter(pieces(LARGE)))
     assert direct.stat_blob(digest) is None
     assert direct.abort_stale_uploads(0) == 0
@@ -175,7 +175,7 @@ def test_an_abort_that_fails_is_made_up_for_later(tier: S3Store, direct: S3Store
     proxy.rule = lambda request: (
         error(500, "InternalError") if request.method == "DELETE" or "partNumber=2" in request.target else Forward()
     )
-    with pytest.raises(StorageFault, match="put part"):
+    with pytest.raises(S3Error, match="put part"):
         tier.publish_blob(Digest.of(LARGE), len(LARGE), iter(pieces(LARGE)))
     assert direct.abort_stale_uploads(3600) == 0
     assert direct.abort_stale_uploads(0) == 1
@@ -185,7 +185,7 @@ def test_an_abort_that_fails_is_made_up_for_later(tier: S3Store, direct: S3Store
 def test_uploads_of_others_are_left_alone(tier: S3Store, server: Server) -> None:
     """The bucket may hold more than the cache."""
     other = make_tier(server.settings("of-somebody-else/"))
-    other._wire.ask("begin", "POST", "of-somebody-else/thing", query={"uploads": ""})
+    other._client.request("begin", "POST", "of-somebody-else/thing", query={"uploads": ""})
     assert tier.abort_stale_uploads(0) == 0
     assert other.abort_stale_uploads(0) == 1
 
@@ -209,7 +209,7 @@ def test_a_completion_that_failed_is_not_believed(
     no_pause(monkeypatch)
     proxy.rule = completed_with(answer)
     digest = Digest.of(LARGE)
-    with pytest.raises(StorageFault):
+    with pytest.raises(S3Error):
         tier.publish_blob(digest, len(LARGE), iter(pieces(LARGE)))
     assert direct.stat_blob(digest) is None
     assert direct.abort_stale_uploads(0) == 0
@@ -233,7 +233,7 @@ def test_a_store_that_copies_slowly_is_waited_for(
 ) -> None:
     """S3 sends white space while it copies: longer than other answers may take."""
     direct.publish_blob(DIGEST, len(BODY), iter(pieces(BODY)))
-    monkeypatch.setattr(client, "ANSWER_LIMIT_S", -1.0)
+    monkeypatch.setattr(client, "RESPONSE_TIMEOUT_S", -1.0)
     assert tier.touch(keys.blob_key(tier._prefix, DIGEST))
 
 
@@ -241,14 +241,14 @@ def test_a_copy_that_failed_is_not_believed(tier: S3Store, direct: S3Store, prox
     """As with completions."""
     direct.publish_blob(DIGEST, len(BODY), iter(pieces(BODY)))
     proxy.rule = lambda request: error(200, "InternalError") if request.operation == "PUT copy" else Forward()
-    with pytest.raises(StorageFault, match="InternalError"):
+    with pytest.raises(S3Error, match="InternalError"):
         tier.touch(keys.blob_key(tier._prefix, DIGEST))
 
 
 def test_a_completed_blob_of_another_size_is_not_believed(tier: S3Store, proxy: Proxy) -> None:
     """A store that says 200 and kept less is found out."""
     proxy.rule = lambda request: Say(200, b"xx") if request.method == "HEAD" else Forward()
-    with pytest.raises(StorageFault, match="has 2 bytes"):
+    with pytest.raises(S3Error, match="has 2 bytes"):
         tier.publish_blob(Digest.of(LARGE), len(LARGE), iter(pieces(LARGE)))
 
 
@@ -313,7 +313,7 @@ def test_an_object_that_vanishes_is_a_miss(tier: S3Store, direct: S3Store) -> No
     assert body is not None
     body.close()
     key = keys.blob_key(direct._prefix, DIGEST)
-    direct._wire.ask("delete", "DELETE", key)
+    direct._client.request("delete", "DELETE", key)
     assert tier.open_blob(DIGEST) is None
     assert tier.open_blob(DIGEST, start=100, etag=body.etag) is None
     assert tier.stat_blob(DIGEST) is None
@@ -327,7 +327,7 @@ def test_an_object_that_vanishes_before_its_copy_is_a_miss(tier: S3Store, direct
 
     def rule(request: Request) -> Forward:
         if request.operation == "PUT copy":
-            direct._wire.ask("delete", "DELETE", key)
+            direct._client.request("delete", "DELETE", key)
         return Forward()
 
     proxy.rule = rule
@@ -363,5 +363,5 @@ def test_chunks_that_come_slowly_are_waited_for(tier: S3Store, direct: S3Store, 
 def test_a_manifest_that_is_too_large_is_not_read(tier: S3Store, direct: S3Store) -> None:
     """Nobody fills our memory."""
     key = keys.manifest_key(direct._prefix, NAME, DIGEST)
-    direct._wire.ask("put", "PUT", key, body=bytes(5 * MIB))
+    direct._client.request("put", "PUT", key, body=bytes(5 * MIB))
     assert tier.read_manifest(NAME, DIGEST) is None

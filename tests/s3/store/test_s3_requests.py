@@ -154,13 +154,13 @@ def test_reads_and_small_writes_are_sent_from_many_threads(tier: S3Store) -> Non
 
 def test_connections_are_kept(direct: S3Store, server: Server) -> None:
     """Misses, refusals and looks do not cost a connection each (versitygw closes them itself)."""
-    pool = direct._wire._pools.connection_from_url(f"http://{server.host}")
+    pool = direct._client._pools.connection_from_url(f"http://{server.host}")
     for _ in range(3):
         assert direct.open_blob(DIGEST) is None
         assert direct.stat_blob(DIGEST) is None
         assert direct.read_pointer(NAME, TAG) is None
         publish(direct)
         assert direct.open_blob(DIGEST, start=len(BODY)) is None
-        direct._wire.ask("delete", "DELETE", keys.blob_key(direct._prefix, DIGEST))
+        direct._client.request("delete", "DELETE", keys.blob_key(direct._prefix, DIGEST))
     assert isinstance(pool, HTTPConnectionPool)
     assert pool.num_connections == 1 or server.name == "versitygw"

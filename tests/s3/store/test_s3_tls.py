@@ -16,7 +16,7 @@ from urllib3 import exceptions as failures
 from dockyard.config.settings import StorageSettings
 from dockyard.errors import Unavailable
 from dockyard.oci.reference import Digest
-from dockyard.s3 import S3Store, StorageFault
+from dockyard.s3 import S3Error, S3Store
 from dockyard.s3.errors import explain
 from tests.s3.store.kinds import pieces
 from tests.s3.store.servers import BUCKET, MIB, START_LIMIT_S, Minio, make_tier
@@ -86,7 +86,7 @@ def _trusted(authority: trustme.CA, tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_both_styles_work_over_tls(settings: StorageSettings, path_style: bool) -> None:  # noqa: FBT001
     """The bucket stands in the host, or in the path; the rest is the same."""
     with contextlib.closing(make_tier(attrs.evolve(settings, force_path_style=path_style))) as tier:
-        assert tier._wire.host.startswith(BUCKET) is not path_style
+        assert tier._client.host.startswith(BUCKET) is not path_style
         assert tier.check() == []
         assert tier.open_blob(DIGEST) is None
         tier.publish_blob(DIGEST, len(BODY), iter(pieces(BODY)))
@@ -100,7 +100,7 @@ def test_both_styles_work_over_tls(settings: StorageSettings, path_style: bool) 
 def test_wrong_bytes_are_refused_over_tls(settings: StorageSettings) -> None:
     """The hash is signed there as well, where others leave the payload unsigned."""
     with contextlib.closing(make_tier(settings)) as tier:
-        with pytest.raises(StorageFault, match="XAmzContentSHA256Mismatch"):
+        with pytest.raises(S3Error, match="XAmzContentSHA256Mismatch"):
             tier.publish_blob(Digest.of(b"another"), 1000, iter([bytes(1000)]))
         assert tier.stat_blob(Digest.of(b"another")) is None
 

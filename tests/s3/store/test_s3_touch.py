@@ -6,7 +6,7 @@ import time
 import pytest
 
 from dockyard.oci.reference import Digest
-from dockyard.s3 import S3Store, StorageFault
+from dockyard.s3 import S3Error, S3Store
 from dockyard.storage import keys
 from tests.s3.store.kinds import pieces
 from tests.s3.store.proxy import Forward, Proxy, Request, error
@@ -50,12 +50,12 @@ def test_a_touched_object_is_new_and_what_it_was(tier: S3Store, direct: S3Store)
     prefix = direct._prefix
     bodies = {f"{prefix}small": SMALL, f"{prefix}empty": b"", publish(direct, LARGE): LARGE}
     for key in (f"{prefix}small", f"{prefix}empty"):
-        assert direct._wire.ask("put", "PUT", key, headers=HEADERS, body=bodies[key])
+        assert direct._client.request("put", "PUT", key, headers=HEADERS, body=bodies[key])
     before = {key: modified(direct, key) for key in bodies}
     wait_for_the_next_second_but_one(direct, list(bodies)[-1])
     for key, body in bodies.items():
         assert tier.touch(key)
-        answer = direct._wire.ask("get", "GET", key, at_most=2**30)
+        answer = direct._client.request("get", "GET", key, max_bytes=2**30)
         assert answer is not None
         assert answer.body == body
         assert answer.last_modified > before[key]
@@ -117,12 +117,12 @@ def test_a_touch_never_puts_old_bytes_over_new_ones(tier: S3Store, direct: S3Sto
 
     def rule(request: Request) -> Forward:
         if request.operation.endswith("copy"):
-            direct._wire.ask("put", "PUT", key, body=b"newer")
+            direct._client.request("put", "PUT", key, body=b"newer")
         return Forward()
 
     proxy.rule = rule
     tier.touch(key)
-    answer = direct._wire.ask("get", "GET", key)
+    answer = direct._client.request("get", "GET", key)
     assert answer is not None
     assert answer.body == b"newer"
     assert direct.abort_stale_uploads(0) == 0
@@ -133,7 +133,7 @@ def test_a_large_touch_that_fails_leaves_no_upload(tier: S3Store, direct: S3Stor
     """As with publishing."""
     key = publish(direct, LARGE)
     proxy.rule = lambda request: error(403, "AccessDenied") if "partNumber=2" in request.target else Forward()
-    with pytest.raises(StorageFault):
+    with pytest.raises(S3Error):
         tier.touch(key)
     assert direct.abort_stale_uploads(0) == 0
 

@@ -114,7 +114,7 @@ class Deployment:
     async def start(self, count: int) -> None:
         for shard in owners(str(DIGEST), count):
             tier = LocalStore(self.directory, "cache/", 0)
-            tier.prepare()
+            tier.create_directories()
             peers, threads = Peers(self.directory / "run", count), Threads()
             publisher = Publisher(tier, None, Outbox(self.directory / "unpublished"), 0, lambda _: True)
             stores = Stores(tier, Bucket(None), publisher)

@@ -83,7 +83,7 @@ class Deployment:
         self.directory = directory
         self.origin = Origin()
         self.tier = LocalStore(directory, "", 0)
-        self.tier.prepare()
+        self.tier.create_directories()
         self.workers: list[Worker] = []
 
     async def open(self, shards: int, check_interval_s: float = 0.0, check_timeout_s: float = 0.0) -> None:

@@ -61,7 +61,7 @@ def test_what_was_added_a_moment_ago_is_not_left_over(tmp_path: Path) -> None:
     outbox.add(item)
     (file,) = tmp_path.iterdir()
     assert list(outbox) == [item]
-    assert list(outbox.left_over()) == []
+    assert list(outbox.overdue()) == []
     for age_s in (10, -3600):
         os.utime(file, (time.time() - age_s,) * 2)
-        assert list(outbox.left_over()) == [item]
+        assert list(outbox.overdue()) == [item]

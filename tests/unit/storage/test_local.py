@@ -21,20 +21,20 @@ def tier(tmp_path: Path) -> LocalStore:
     return make(tmp_path)
 
 
-def make(directory: Path, max_size: int = 0, suspect_before: float = 0.0) -> LocalStore:
+def make(directory: Path, max_size: int = 0, unverified_before: float = 0.0) -> LocalStore:
     """A tier over a directory."""
-    tier = LocalStore(directory, "cache/", max_size, suspect_before)
-    tier.prepare()
+    tier = LocalStore(directory, "cache/", max_size, unverified_before)
+    tier.create_directories()
     return tier
 
 
 def keep(tier: LocalStore, body: bytes) -> Digest:
     """Put a blob into the tier the way a fill does."""
     digest = Digest.of(body)
-    partial_file = tier.partial_file(digest)
+    partial_file = tier.claim_partial_file(digest)
     assert partial_file is not None
     partial_file.append(body)
-    assert tier.keep(partial_file)
+    assert tier.commit(partial_file)
     return digest
 
 
@@ -85,7 +85,7 @@ def test_after_a_crash_a_damaged_blob_is_a_miss(tmp_path: Path) -> None:
     tier = make(tmp_path)
     good, bad = keep(tier, b"good"), keep(tier, b"bad")
     path_of(tier, bad).write_bytes(b"BAD")
-    restarted = make(tmp_path, suspect_before=time.time() + 60)
+    restarted = make(tmp_path, unverified_before=time.time() + 60)
     assert read(restarted, good) == b"good"
     assert read(restarted, bad) is None
 
@@ -94,7 +94,7 @@ def test_a_blob_is_verified_once(tmp_path: Path) -> None:
     """Verifying changes the file's change time, which tells every worker that it was done."""
     digest = keep(make(tmp_path), b"good")
     before = os.stat(path_of(make(tmp_path), digest)).st_ctime
-    assert read(make(tmp_path, suspect_before=before + 0.001), digest) == b"good"
+    assert read(make(tmp_path, unverified_before=before + 0.001), digest) == b"good"
     assert os.stat(path_of(make(tmp_path), digest)).st_ctime > before
 
 
@@ -106,7 +106,7 @@ def test_the_cap_drops_what_was_used_longest_ago(tmp_path: Path) -> None:
         path = path_of(tier, digest)
         os.utime(path, (time.time() - 1000 + age, path.stat().st_mtime))
     assert read(tier, digests[0]) is not None
-    tier.cap.enforce()
+    tier.size_cap.enforce()
     assert [path_of(tier, digest).exists() for digest in digests] == [True, False, True, True]
 
 
@@ -117,7 +117,7 @@ def test_who_brings_more_waits_while_another_process_evicts(tmp_path: Path) -> N
         keep(tier, bytes([number]) * 3000)
     with open(tmp_path / "run" / "evict.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        thread = threading.Thread(target=tier.cap.enforce_if_due)
+        thread = threading.Thread(target=tier.size_cap.enforce_if_due)
         thread.start()
         thread.join(0.2)
         assert thread.is_alive()
@@ -128,7 +128,7 @@ def test_who_brings_more_waits_while_another_process_evicts(tmp_path: Path) -> N
 def test_no_cap_keeps_everything(tier: LocalStore) -> None:
     """0 means no limit."""
     digest = keep(tier, b"x" * 100_000)
-    tier.cap.enforce()
+    tier.size_cap.enforce()
     assert read(tier, digest) is not None
 
 
@@ -138,7 +138,7 @@ def test_an_evicted_blob_is_read_to_its_end_by_who_has_it_open(tmp_path: Path) -
     digest = keep(tier, b"x" * 5000)
     stored = tier.open_blob(digest)
     assert stored is not None
-    tier.cap.enforce()
+    tier.size_cap.enforce()
     assert not path_of(tier, digest).exists()
     assert os.pread(stored.fd, 5000, 0) == b"x" * 5000
     os.close(stored.fd)
@@ -147,13 +147,13 @@ def test_an_evicted_blob_is_read_to_its_end_by_who_has_it_open(tmp_path: Path) -
 def test_partial_files_of_the_dead_are_swept_and_others_stay(tier: LocalStore) -> None:
     """A partial file that nobody has locked is deleted; one that is being written is not."""
     dead, alive = Digest.of(b"dead"), Digest.of(b"alive")
-    partial_file = tier.partial_file(dead)
+    partial_file = tier.claim_partial_file(dead)
     assert partial_file is not None
     partial_file.append(b"de")
     partial_file.close()
-    writing = tier.partial_file(alive)
+    writing = tier.claim_partial_file(alive)
     assert writing is not None
-    assert tier.sweep() == 1
+    assert tier.sweep_partial_files() == 1
     assert [path.name for path in (tier.directory / "partial").iterdir()] == [str(alive).replace(":", "-")]
 
 
@@ -203,9 +203,9 @@ def test_a_directory_in_the_place_of_a_tag_is_a_miss(tier: LocalStore) -> None:
 def test_a_directory_that_cannot_be_written_gives_a_partial_file_in_memory(tmp_path: Path) -> None:
     """Without a partial file a blob is still passed on."""
     tier = LocalStore(tmp_path / "nowhere", "cache/", 0)
-    partial_file = tier.partial_file(Digest.of(b"blob"))
+    partial_file = tier.claim_partial_file(Digest.of(b"blob"))
     assert partial_file is not None
     partial_file.append(b"blob")
-    assert partial_file.is_right()
-    assert partial_file.read_window(0, 10) == b"blob"
-    assert not tier.keep(partial_file)
+    assert partial_file.has_correct_digest()
+    assert partial_file.read_overflow(0, 10) == b"blob"
+    assert not tier.commit(partial_file)

@@ -8,7 +8,7 @@ import pytest
 
 from dockyard.oci.reference import Digest
 from dockyard.storage import partial_file as partial_file_module
-from dockyard.storage.partial_file import PartialFile, PartialFileAbandoned
+from dockyard.storage.partial_file import NoReadersLeft, PartialFile
 
 BODY = os.urandom(300_000)
 DIGEST = Digest.of(BODY)
@@ -37,9 +37,9 @@ def test_bytes_land_in_the_file_and_are_verified(tmp_path: Path) -> None:
     """What was appended is in the file, and has its digest."""
     partial_file = claim(tmp_path / "partial")
     partial_file.append(BODY[:1000])
-    assert not partial_file.is_right()
+    assert not partial_file.has_correct_digest()
     partial_file.append(BODY[1000:])
-    assert partial_file.is_right()
+    assert partial_file.has_correct_digest()
     assert (tmp_path / "partial").read_bytes() == BODY
 
 
@@ -57,10 +57,10 @@ def test_a_new_writer_goes_on_where_a_dead_one_stopped(tmp_path: Path) -> None:
     dead.append(BODY[:200_000])
     dead.close()
     partial_file = claim(tmp_path / "partial")
-    assert partial_file.landed == 200_000
-    partial_file.catch_up()
+    assert partial_file.received_bytes == 200_000
+    partial_file.hash_existing_bytes()
     partial_file.append(BODY[200_000:])
-    assert partial_file.is_right()
+    assert partial_file.has_correct_digest()
 
 
 def test_a_discarded_file_is_gone(tmp_path: Path) -> None:
@@ -77,21 +77,21 @@ def test_a_full_disk_moves_the_rest_to_memory(tmp_path: Path, monkeypatch: pytes
     partial_file.append(BODY[:100_000])
     full_disk(monkeypatch)
     partial_file.append(BODY[100_000:])
-    assert partial_file.disk_end == 100_000
-    assert partial_file.read_window(100_000, len(BODY)) == BODY[100_000:]
-    assert partial_file.is_right()
+    assert partial_file.overflow_start == 100_000
+    assert partial_file.read_overflow(100_000, len(BODY)) == BODY[100_000:]
+    assert partial_file.has_correct_digest()
 
 
 def test_room_that_was_made_keeps_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """When something could be evicted the write is tried once more."""
     asked: list[int] = []
 
-    def make_room(size: int) -> bool:
+    def free_disk_space(size: int) -> bool:
         asked.append(size)
         monkeypatch.undo()
         return True
 
-    partial_file = PartialFile.claim(DIGEST, tmp_path / "partial", make_room)
+    partial_file = PartialFile.claim(DIGEST, tmp_path / "partial", free_disk_space)
     assert partial_file is not None
     full_disk(monkeypatch)
     partial_file.append(BODY)
@@ -102,35 +102,35 @@ def test_room_that_was_made_keeps_the_file(tmp_path: Path, monkeypatch: pytest.M
 
 def test_the_window_waits_for_its_readers_and_then_drops_the_oldest(monkeypatch: pytest.MonkeyPatch) -> None:
     """What every reader has passed makes room for what comes."""
-    monkeypatch.setattr(partial_file_module, "WINDOW_BYTES", 1000)
-    partial_file = PartialFile.without_file(DIGEST)
+    monkeypatch.setattr(partial_file_module, "MAX_OVERFLOW_BYTES", 1000)
+    partial_file = PartialFile.in_memory(DIGEST)
     reader = Reader()
     partial_file.attach(reader)
     partial_file.append(BODY[:600])
     reader.position = 600
     partial_file.append(BODY[600:1200])
-    assert partial_file.read_window(0, 100) == b""
-    assert partial_file.read_window(600, 1000) == BODY[600:1200]
-    assert partial_file.has_dropped
+    assert partial_file.read_overflow(0, 100) == b""
+    assert partial_file.read_overflow(600, 1000) == BODY[600:1200]
+    assert partial_file.has_gap
 
 
 def test_a_reader_that_stands_still_is_left_behind(monkeypatch: pytest.MonkeyPatch) -> None:
     """A stalled reader holds an overflowing writer for a limited time only."""
-    monkeypatch.setattr(partial_file_module, "WINDOW_BYTES", 1000)
-    monkeypatch.setattr(partial_file_module, "LAGGARD_TIMEOUT_S", 0.05)
-    partial_file = PartialFile.without_file(DIGEST)
+    monkeypatch.setattr(partial_file_module, "MAX_OVERFLOW_BYTES", 1000)
+    monkeypatch.setattr(partial_file_module, "SLOW_READER_TIMEOUT_S", 0.05)
+    partial_file = PartialFile.in_memory(DIGEST)
     partial_file.attach(Reader())
     partial_file.append(BODY[:600])
     partial_file.append(BODY[600:1200])
-    assert partial_file.read_window(0, 100) == b""
+    assert partial_file.read_overflow(0, 100) == b""
 
 
 def test_overflow_without_readers_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     """There is no point in fetching what is stored nowhere and read by nobody."""
-    monkeypatch.setattr(partial_file_module, "WINDOW_BYTES", 1000)
-    partial_file = PartialFile.without_file(DIGEST)
+    monkeypatch.setattr(partial_file_module, "MAX_OVERFLOW_BYTES", 1000)
+    partial_file = PartialFile.in_memory(DIGEST)
     partial_file.append(BODY[:600])
-    with pytest.raises(PartialFileAbandoned):
+    with pytest.raises(NoReadersLeft):
         partial_file.append(BODY[600:1200])
 
 
@@ -139,11 +139,11 @@ def test_memory_goes_on_after_the_bytes_of_a_file(tmp_path: Path) -> None:
     with (tmp_path / "theirs").open("w+b") as file:
         file.write(BODY[:100_000])
         file.flush()
-        partial_file = PartialFile.without_file(DIGEST, file.fileno(), 100_000)
+        partial_file = PartialFile.in_memory(DIGEST, file.fileno(), 100_000)
     partial_file.attach(Reader())
-    partial_file.catch_up()
+    partial_file.hash_existing_bytes()
     partial_file.append(BODY[100_000:])
-    assert partial_file.is_right()
+    assert partial_file.has_correct_digest()
     assert hashlib.sha256(os.pread(partial_file.fd, 100_000, 0)).digest() == hashlib.sha256(BODY[:100_000]).digest()
 
 
