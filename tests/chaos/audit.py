@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tests.processes.watch import open_files
-from tests.s3.service.place import judge_object
+from tests.s3.service.bucket_view import find_object_problem
 from tests.support.deployment import Deployment
 
 READ_BYTES = 1024 * 1024
@@ -19,7 +19,7 @@ def audit_directory(storage: Path) -> list[str]:
     found = []
     for path in _content(storage):
         key = str(path.relative_to(storage))
-        if "/lists/" not in key and (problem := judge_object(key, _pieces(path))):
+        if "/lists/" not in key and (problem := find_object_problem(key, _pieces(path))):
             found.append(f"{key}: {problem}")
     return found
 

@@ -20,7 +20,7 @@ from tests.chaos.cells import State
 from tests.chaos.lanes import REPO
 from tests.chaos.outcomes import Outcome, cut, new
 from tests.chaos.scenes import Fault, Part, Plot, Scene
-from tests.s3.service.place import blob_key, manifest_key
+from tests.s3.service.bucket_view import blob_key, manifest_key
 from tests.support.bodies import digest_of
 from tests.support.deployment import eventually
 from tests.support.fake_registry import OCI_MANIFEST

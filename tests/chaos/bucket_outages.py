@@ -10,7 +10,7 @@ from tests.chaos.cells import State
 from tests.chaos.lanes import look
 from tests.chaos.outcomes import Outcome, either, hit, hit1, new, passed
 from tests.chaos.scenes import Fault, Plot, Scene
-from tests.s3.store.proxy import Forward, Request, Say, error
+from tests.s3.store.proxy import Forward, Request, Respond, s3_error
 
 SLOW_S = 1.5  # more than Dockyard takes for well, less than it waits
 SLOWER_S = 5.0
@@ -57,7 +57,7 @@ def _is_refused(scene: Scene) -> None:
     assert seen == "refused", f"a plain client of the store sees {seen!r}"
 
 
-def _says(answer: Say, share: float = 1.0) -> "_Saying":
+def _says(answer: Respond, share: float = 1.0) -> "_Saying":
     return _Saying(answer, share)
 
 
@@ -65,7 +65,7 @@ def _says(answer: Say, share: float = 1.0) -> "_Saying":
 class _Saying:
     """The store gives one answer to a share of all requests."""
 
-    answer: Say
+    answer: Respond
     share: float
 
     def strike(self, scene: Scene) -> None:
@@ -77,7 +77,7 @@ class _Saying:
         scene.store.requests.clear()
         scene.props["said"] = 0
 
-        def rule(_: Request) -> Forward | Say:
+        def rule(_: Request) -> Forward | Respond:
             if dice.random() >= self.share:
                 return Forward()
             scene.props["said"] += 1
@@ -181,10 +181,10 @@ BUSY = Fault(
     "The store answers 503 SlowDown",
     (
         attrs.evolve(
-            _outage("half of the requests", _says(error(503, "SlowDown"), 0.5)),
+            _outage("half of the requests", _says(s3_error(503, "SlowDown"), 0.5)),
             outcomes=with_or_without(FIRST_BYTE_S),
         ),
-        _outage("every request", _says(error(503, "SlowDown"))),
+        _outage("every request", _says(s3_error(503, "SlowDown"))),
     ),
 )
 
@@ -194,7 +194,7 @@ NO_BUCKET = Fault(
     (
         _outage(
             "NoSuchBucket",
-            _says(error(404, "NoSuchBucket")),
+            _says(s3_error(404, "NoSuchBucket")),
             reason="the start says what is wrong and serves all the same: the upstream is there",
         ),
     ),
@@ -231,8 +231,8 @@ REFUSED_LOGIN = Fault(
     "S07",
     "The store refuses our credentials",
     (
-        _outage("clock skew", _says(error(403, "RequestTimeTooSkewed")), recovery_s=60.0),
-        _outage("expired", _says(error(403, "ExpiredToken")), recovery_s=60.0),
+        _outage("clock skew", _says(s3_error(403, "RequestTimeTooSkewed")), recovery_s=60.0),
+        _outage("expired", _says(s3_error(403, "ExpiredToken")), recovery_s=60.0),
         Plot(
             "key replaced",
             tell=TELL,

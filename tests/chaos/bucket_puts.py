@@ -9,9 +9,9 @@ from tests.chaos.cells import State
 from tests.chaos.lanes import Lane, wait_for
 from tests.chaos.patches import patched
 from tests.chaos.scenes import MIB, Fault, Plot, Scene, nothing
-from tests.s3.service.place import blob_key, is_missing
-from tests.s3.service.witness import key_of
-from tests.s3.store.proxy import Forward, Request, Say, error
+from tests.s3.service.bucket_view import blob_key, is_missing
+from tests.s3.service.request_log import object_key
+from tests.s3.store.proxy import Forward, Request, Respond, s3_error
 from tests.support.deployment import eventually, open_deployment
 from tests.support.http_client import ask
 
@@ -40,7 +40,7 @@ def _cut_puts(part: str) -> StoreRule:
             if request.method != "PUT" or not _is_blob(request) or part not in request.target:
                 return Forward()
             applied.append(request)
-            return Forward(cut_request=int(request.headers["content-length"]) // 2, by_reset=True)
+            return Forward(cut_request_after=int(request.headers["content-length"]) // 2, by_reset=True)
 
         return rule
 
@@ -87,13 +87,13 @@ def _lying(change: Callable[[bytes], bytes]) -> Callable[[Scene, list[Request]],
         lock = threading.Lock()
 
         def rule(request: Request) -> Forward:
-            key = key_of(request)
+            key = object_key(request)
             with lock:
                 body = bodies.pop(key, None) if request.method == "PUT" else None
             if body is None:
                 return Forward()
             applied.append(request)
-            return Forward(then=lambda: scene.bucket.put(key, change(body)))
+            return Forward(before_response=lambda: scene.bucket.put(key, change(body)))
 
         return rule
 
@@ -130,11 +130,11 @@ def _read_until_right(address: tuple[str, int], lane: Lane) -> None:
 def _says_done(scene: Scene, applied: list[Request]) -> Rule:
     """The first completions of a multipart upload are answered 200 and an error."""
 
-    def rule(request: Request) -> Forward | Say:
+    def rule(request: Request) -> Forward | Respond:
         if request.operation != "POST uploadId" or len(applied) >= 3:
             return Forward()
         applied.append(request)
-        return error(200, "InternalError")
+        return s3_error(200, "InternalError")
 
     return rule
 

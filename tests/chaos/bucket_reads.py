@@ -8,8 +8,8 @@ from tests.chaos.bucket_scenes import TELL, blob_cached, cached_layers, cached_m
 from tests.chaos.cells import State
 from tests.chaos.outcomes import Outcome, either, hit, hit1, new
 from tests.chaos.scenes import Fault, Part, Scene
-from tests.s3.service.place import blob_key
-from tests.s3.service.witness import key_of
+from tests.s3.service.bucket_view import blob_key
+from tests.s3.service.request_log import object_key
 from tests.s3.store.proxy import Forward, Request
 
 # S05
@@ -20,9 +20,9 @@ def _vanishing(scene: Scene, applied: list[Request]) -> Rule:
     doomed = cached_layers(scene) | cached_manifests(scene)
 
     def rule(request: Request) -> Forward:
-        if request.method == "GET" and doomed.pop(key_of(request), None) is not None:
+        if request.method == "GET" and doomed.pop(object_key(request), None) is not None:
             applied.append(request)
-            scene.bucket.remove(key_of(request))
+            scene.bucket.remove(object_key(request))
         return Forward()
 
     return rule
@@ -33,12 +33,12 @@ def _vanishing_midway(scene: Scene, applied: list[Request]) -> Rule:
     doomed = cached_layers(scene) | cached_manifests(scene)
 
     def rule(request: Request) -> Forward:
-        key = key_of(request)
+        key = object_key(request)
         if request.method != "GET" or key not in doomed:
             return Forward()
         applied.append(request)
         body = doomed.pop(key)
-        return Forward(cut_answer=len(body) // 2 + 600, then=lambda: scene.bucket.remove(key))
+        return Forward(cut_response_after=len(body) // 2 + 600, before_response=lambda: scene.bucket.remove(key))
 
     return rule
 
@@ -89,7 +89,7 @@ def _resetting(times: int, keys: Callable[[Scene], Iterable[tuple[str, bytes]]])
         lock = threading.Lock()
 
         def rule(request: Request) -> Forward:
-            key = key_of(request)
+            key = object_key(request)
             with lock:
                 count, size = left.get(key, (0, 0))
                 if request.method != "GET" or not count:
@@ -97,7 +97,7 @@ def _resetting(times: int, keys: Callable[[Scene], Iterable[tuple[str, bytes]]])
                 left[key] = (count - 1, size)
             applied.append(request)
             head = 600 if "range" not in request.headers else 700
-            return Forward(cut_answer=head + size // 4, by_reset=True)
+            return Forward(cut_response_after=head + size // 4, by_reset=True)
 
         return rule
 
@@ -110,7 +110,7 @@ def _all_cached(scene: Scene) -> list[tuple[str, bytes]]:
 
 def _resumed_at_store(part: Part, _: object) -> None:
     key = blob_key(part.lane.layers["cached"].digest)
-    asked = [each for each in list(part.scene.store.requests) if each.method == "GET" and key_of(each) == key]
+    asked = [each for each in list(part.scene.store.requests) if each.method == "GET" and object_key(each) == key]
     part.check(len(asked) == 2, f"{len(asked)} GETs of the object")
     part.check("range" in asked[-1].headers, "the second GET has no Range")
     part.check("if-match" in asked[-1].headers, "the second GET has no If-Match")

@@ -9,10 +9,10 @@ from tests.chaos.cells import State
 from tests.chaos.lanes import wait_for
 from tests.chaos.outcomes import Outcome
 from tests.chaos.scenes import Plot, Scene
-from tests.s3.store.proxy import Forward, Request, Say
+from tests.s3.store.proxy import Forward, Request, Respond
 
 STRUCK_WITHIN_S = 10.0
-Rule = Callable[[Request], Forward | Say]
+Rule = Callable[[Request], Forward | Respond]
 
 
 @attrs.frozen

@@ -12,7 +12,7 @@ from tests.chaos.cells import State
 from tests.chaos.lanes import REPO, Lane, wait_for
 from tests.chaos.outcomes import Got, Outcome, error, hit, hit1, new
 from tests.chaos.scenes import Part, Scene, Tell
-from tests.s3.service.place import blob_key, manifest_key, tag_key
+from tests.s3.service.bucket_view import blob_key, manifest_key, tag_key
 from tests.s3.store.proxy import Forward
 from tests.support.bodies import digest_of, read_whole
 from tests.support.fake_registry import OCI_MANIFEST

@@ -20,11 +20,11 @@ from tests.chaos.loads import KeepLoad, kept
 from tests.chaos.runs import run
 from tests.chaos.stories import Fault, Trouble
 from tests.chaos.town_fixtures import make_town, minio
-from tests.s3.service.conftest import place, proxy, start
+from tests.s3.service.conftest import bucket_view, proxy, start
 from tests.support.deployment_fixtures import make_deployment, origin
 from tests.support.toxiproxy import Toxiproxy
 
-__all__ = ["make_deployment", "make_town", "minio", "origin", "place", "proxy", "start"]
+__all__ = ["bucket_view", "make_deployment", "make_town", "minio", "origin", "proxy", "start"]
 
 RECORDS = "DOCKYARD_CHAOS_RECORDS"
 

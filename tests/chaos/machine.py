@@ -21,7 +21,7 @@ from tests.chaos.pullers import Truth, find_wrong
 from tests.chaos.pump import Answer
 from tests.chaos.town import ALL, OUTAGES, Town, send
 from tests.processes.watch import resident_bytes
-from tests.s3.service.place import blob_key
+from tests.s3.service.bucket_view import blob_key
 from tests.support.bodies import digest_of
 from tests.support.deployment import CHECK_TIMEOUT_S, eventually
 from tests.support.http_client import Reply, StreamedReply, ask

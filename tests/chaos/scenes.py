@@ -24,8 +24,8 @@ from tests.chaos.clock import Clock
 from tests.chaos.lanes import Lane, wait_for
 from tests.chaos.limits import RECOVERY_S, SLACK_S, Limits
 from tests.chaos.outcomes import Got, Outcome, Seen, describe, judge_always
-from tests.s3.service.place import Place
-from tests.s3.store.proxy import Proxy
+from tests.s3.service.bucket_view import BucketView
+from tests.s3.store.proxy import S3Proxy
 from tests.support.deployment import Deployment, open_deployment
 from tests.support.http_client import Crowd, Reply, ask
 from tests.support.toxiproxy import Toxiproxy, Way
@@ -95,8 +95,8 @@ class Scene:
     lanes: Mapping[State, Lane]
     control: Lane
     stack: contextlib.ExitStack
-    place: Place | None = None
-    shim: Proxy | None = None
+    place: BucketView | None = None
+    shim: S3Proxy | None = None
     way: Way | None = None
     clock: Clock | None = None
     environ: dict[str, str] = attrs.field(factory=dict)
@@ -114,12 +114,12 @@ class Scene:
         return self._deployment
 
     @property
-    def bucket(self) -> Place:
+    def bucket(self) -> BucketView:
         assert self.place is not None, "there is no bucket"
         return self.place
 
     @property
-    def store(self) -> Proxy:
+    def store(self) -> S3Proxy:
         assert self.shim is not None, "there is no bucket"
         return self.shim
 
@@ -283,7 +283,7 @@ def run(
     directory: Path,
     *,
     toxiproxy: Toxiproxy | None = None,
-    place: Place | None = None,
+    place: BucketView | None = None,
     seed: int = 0,
     environ: Mapping[str, str] | None = None,
 ) -> dict[State, Record]:
@@ -305,7 +305,7 @@ def run(
         if place is not None:
             assert toxiproxy is not None, "a bucket is reached through toxiproxy"
             scene.place = place
-            scene.shim = stack.enter_context(contextlib.closing(Proxy(place.server.port)))
+            scene.shim = stack.enter_context(contextlib.closing(S3Proxy(place.server.port)))
             scene.way = stack.enter_context(contextlib.closing(toxiproxy.way(scene.shim.port)))
             scene.settings["storage"] = place.storage(scene.way.authority, **plot.settings.get("storage", {}))
         plot.prepare(scene)

@@ -17,10 +17,10 @@ from tests.chaos.bounds import MemoryBound
 from tests.chaos.cells import State
 from tests.chaos.loads import ANOTHER, BUCKET, MIB, OWNER, UNDISTURBED, KeepLoad, note
 from tests.processes.watch import workers_of_ports, writers
-from tests.s3.service.place import Place
-from tests.s3.service.pulls import NAME
-from tests.s3.service.witness import Witness
-from tests.s3.store.proxy import Proxy
+from tests.s3.service.bucket_view import BucketView
+from tests.s3.service.images import NAME
+from tests.s3.service.request_log import S3RequestLog
+from tests.s3.store.proxy import S3Proxy
 from tests.support import misbehaviour as bad
 from tests.support.bodies import Bytes
 from tests.support.deployment import Deployment, eventually, opened_at_exit
@@ -86,8 +86,8 @@ def test_a_herd_on_one_cold_layer(
 @pytest.mark.parametrize(("clients", "mib"), HERDS)
 def test_a_herd_on_a_layer_that_only_the_bucket_has(
     start: Callable[..., Deployment],
-    place: Place,
-    proxy: Proxy,
+    bucket_view: BucketView,
+    proxy: S3Proxy,
     origin: FakeRegistry,
     keep_load: KeepLoad,
     clients: int,
@@ -96,15 +96,15 @@ def test_a_herd_on_a_layer_that_only_the_bucket_has(
     """No more GETs at S3 than workers, and none upstream."""
     truth = Bytes(Random(3).randbytes(mib * MIB))
     with keep_load("L01", BUCKET, State.BLOB_CACHED) as (record,):
-        key = place.put_blob(truth.data)
+        key = bucket_view.put_blob(truth.data)
         deployment = full_deployment(start, endpoint=proxy.host)
-        witness = Witness(proxy)
+        request_log = S3RequestLog(proxy)
         with (
             MemoryBound(deployment) as memory,
             deployment.crowd(f"/v2/{NAME}/blobs/{truth.digest}", truth, clients) as crowd,
         ):
             took_s = _serve(crowd)
-        gets = witness.of(key).count("GET")
+        gets = request_log.of(key).count("GET")
         note(record, f"{clients:,} x {mib} MiB in {took_s:.1f} s, GETs at S3: {gets}", origin, memory)
         assert 1 <= gets <= WORKERS
         assert origin.count() == 0

@@ -9,11 +9,11 @@ import pytest
 from tests.chaos.bounds import MemoryBound
 from tests.chaos.cells import State
 from tests.chaos.loads import OLD, KeepLoad, note
-from tests.s3.service.place import Place
-from tests.s3.service.pulls import NAME, REPO, add_index, layer, put_by_hand
-from tests.s3.service.test_touch import QUIET_S, see_young
-from tests.s3.service.witness import Witness
-from tests.s3.store.proxy import Proxy
+from tests.s3.service.bucket_view import BucketView
+from tests.s3.service.images import NAME, REPO, add_index, layer, put_image
+from tests.s3.service.request_log import S3RequestLog
+from tests.s3.service.test_touch import QUIET_S, assert_touched
+from tests.s3.store.proxy import S3Proxy
 from tests.support.bodies import digest_of
 from tests.support.deployment import Deployment, stays
 from tests.support.fake_registry import FakeRegistry
@@ -25,14 +25,14 @@ DAYS = 30
 WORKERS = 2
 
 
-def _put_old(place: Place, origin: FakeRegistry, state: State) -> tuple[str, set[str]]:
+def _put_old(bucket_view: BucketView, origin: FakeRegistry, state: State) -> tuple[str, set[str]]:
     """Put something into the bucket as it was long ago: an index, an image, a layer; its path and all its keys."""
     if state is State.BLOB_CACHED:
         body = layer("old", 10_000)
-        return f"blobs/{digest_of(body)}", {place.put_blob(body, days_ago=DAYS)}
+        return f"blobs/{digest_of(body)}", {bucket_view.put_blob(body, days_ago=DAYS)}
     add_index(origin, "v1")
     reference = "v1" if state is State.TAG_CACHED else digest_of(origin.manifest_body(REPO, "v1-arm64"))
-    return f"manifests/{reference}", put_by_hand(place, origin, reference, days_ago=DAYS)
+    return f"manifests/{reference}", put_image(bucket_view, origin, reference, days_ago=DAYS)
 
 
 def _hit(deployment: Deployment, path: str) -> float:
@@ -47,23 +47,25 @@ def _hit(deployment: Deployment, path: str) -> float:
 @pytest.mark.parametrize("state", [State.TAG_CACHED, State.MANIFEST, State.BLOB_CACHED])
 def test_a_thousand_hits_on_what_is_old(
     start: Callable[..., Deployment],
-    place: Place,
-    proxy: Proxy,
+    bucket_view: BucketView,
+    proxy: S3Proxy,
     origin: FakeRegistry,
     keep_load: KeepLoad,
     state: State,
 ) -> None:
     """What is asked for and all that it names, the pointer of the tag too, is copied onto itself once."""
-    path, keys = _put_old(place, origin, state)
+    path, keys = _put_old(bucket_view, origin, state)
     with keep_load("L05", OLD, state) as (record,):
         deployment = start(proxy.host, workers=WORKERS, upstream={"check_interval": "60s"})
-        witness = Witness(proxy)
+        request_log = S3RequestLog(proxy)
         with MemoryBound(deployment) as memory:
             took_s = _hit(deployment, f"/v2/{NAME}/{path}")
-            see_young(place, keys)
-            stays(lambda: witness.copies() == dict.fromkeys(keys, 1), "one copy each", QUIET_S)
-        seen = f"{HITS:,} hits in {took_s:.1f} s, objects: {len(keys)}, copies: {witness.copies().total()}"
+            assert_touched(bucket_view, keys)
+            stays(lambda: request_log.copies() == dict.fromkeys(keys, 1), "one copy each", QUIET_S)
+        seen = f"{HITS:,} hits in {took_s:.1f} s, objects: {len(keys)}, copies: {request_log.copies().total()}"
         note(record, seen, origin, memory)
-        assert {key: sum(each.startswith("PUT") for each in witness.of(key)) for key in keys} == dict.fromkeys(keys, 1)
+        assert {key: sum(each.startswith("PUT") for each in request_log.of(key)) for key in keys} == dict.fromkeys(
+            keys, 1
+        )
         assert [each.request.method for each in origin.seen()] == (["HEAD"] if state is State.TAG_CACHED else [])
         memory.assert_held()

@@ -19,7 +19,7 @@ from tests.chaos import (
 )
 from tests.chaos.cells import Record, State
 from tests.chaos.scenes import Fault, Plot, run
-from tests.s3.service.place import Place
+from tests.s3.service.bucket_view import BucketView
 
 FAULTS = (
     *bucket_outages.FAULTS,
@@ -47,7 +47,7 @@ def told(
         if not plot.has_bucket:
             return run(fault, plot, directory)
         minio, toxiproxy = (request.getfixturevalue(name) for name in ("minio", "toxiproxy"))
-        with contextlib.closing(Place(minio)) as place:
+        with contextlib.closing(BucketView(minio)) as place:
             place.make()
             return run(fault, plot, directory, toxiproxy=toxiproxy, place=place)
 

@@ -20,7 +20,7 @@ import attrs
 
 from tests.chaos.audit import audit_directory
 from tests.chaos.clock import Clock
-from tests.s3.service.place import Place
+from tests.s3.service.bucket_view import BucketView
 from tests.support import misbehaviour as bad
 from tests.support.deployment import Deployment, eventually
 from tests.support.fake_registry import Change, FakeRegistry
@@ -37,7 +37,7 @@ class Town:
 
     origin: FakeRegistry
     deployment: Deployment
-    place: Place
+    place: BucketView
     bucket: Way
     clock: Clock
     workers: int

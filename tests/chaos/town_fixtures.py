@@ -9,7 +9,7 @@ import pytest
 
 from tests.chaos.clock import Clock
 from tests.chaos.town import Town
-from tests.s3.service.place import Place
+from tests.s3.service.bucket_view import BucketView
 from tests.s3.store.conftest import minio
 from tests.s3.store.servers import Server
 from tests.support.deployment import open_deployment
@@ -27,7 +27,7 @@ def make_town(minio: Server, toxiproxy: Toxiproxy, tmp_path: Path) -> Iterator[C
         def make(*, workers: int = 4, **settings: Any) -> Town:
             directory = tmp_path / f"town-{len(list(tmp_path.iterdir()))}"
             directory.mkdir()
-            place = stack.enter_context(contextlib.closing(Place(minio)))
+            place = stack.enter_context(contextlib.closing(BucketView(minio)))
             place.make()
             bucket = stack.enter_context(contextlib.closing(toxiproxy.way(minio.port)))
             clock = Clock(directory)

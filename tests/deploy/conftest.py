@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.deploy.fleet import Fleet
-from tests.s3.service.place import Place
+from tests.s3.service.bucket_view import BucketView
 from tests.s3.store.conftest import minio
 from tests.s3.store.servers import Server
 from tests.support.fake_registry import FakeRegistry
@@ -28,7 +28,7 @@ def fleet(ops: Path, programs: Programs, minio: Server, tmp_path_factory: pytest
     """Give a fleet, and judge what is in its bucket when it is gone."""
     directory = tmp_path_factory.mktemp("fleet")
     haproxy = programs.need("haproxy")
-    with contextlib.closing(Place(minio)) as place, FakeRegistry() as origin:
+    with contextlib.closing(BucketView(minio)) as place, FakeRegistry() as origin:
         place.make()
         with contextlib.closing(Fleet(ops, haproxy, directory, origin, place)) as fleet:
             fleet.start()

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import attrs
 
-from tests.s3.service.place import Place
+from tests.s3.service.bucket_view import BucketView
 from tests.support.deployment import upstream
 from tests.support.dockyard import Dockyard
 from tests.support.fake_registry import OCI_INDEX, OCI_MANIFEST, FakeRegistry
@@ -85,7 +85,7 @@ class Balancer:
 class Fleet:
     """The origin, the bucket, the replicas and the balancer before them."""
 
-    def __init__(self, ops: Path, haproxy: Path, directory: Path, origin: FakeRegistry, place: Place) -> None:
+    def __init__(self, ops: Path, haproxy: Path, directory: Path, origin: FakeRegistry, place: BucketView) -> None:
         self.origin = origin
         self.place = place
         settings = {"storage": place.storage(), "upstream": {"stall_timeout": "30s"}}

@@ -9,7 +9,7 @@ from random import Random
 import pytest
 
 from tests.deploy.fleet import Client, Fleet
-from tests.s3.service.place import blob_key
+from tests.s3.service.bucket_view import blob_key
 from tests.support import misbehaviour as bad
 from tests.support.bodies import Bytes
 from tests.support.deployment import eventually, opened_at_exit

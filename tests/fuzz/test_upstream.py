@@ -15,7 +15,7 @@ from dockyard.config.settings import Secret, StorageSettings
 from dockyard.oci.reference import Digest, Name, Tag
 from dockyard.s3 import S3BlobStream, S3Error, S3Store
 from tests.fuzz.budget import runs
-from tests.s3.store.proxy import Proxy, Say
+from tests.s3.store.proxy import Respond, S3Proxy
 from tests.support.bodies import Bytes
 from tests.support.deployment import Deployment, open_deployment, upstream
 from tests.support.fake_registry import OCI_INDEX, OCI_MANIFEST, FakeRegistry
@@ -167,15 +167,15 @@ def test_f9_an_upstream_that_answers_anything(
 
 
 @pytest.fixture(scope="module")
-def bucket() -> Iterator[Proxy]:
+def bucket() -> Iterator[S3Proxy]:
     """Give an S3 endpoint that says what it is told to."""
-    with closing(Proxy(0)) as bucket:
-        bucket.rule = lambda request: Say(404)
+    with closing(S3Proxy(0)) as bucket:
+        bucket.rule = lambda request: Respond(404)
         yield bucket
 
 
 @pytest.fixture(scope="module")
-def stored_deployment(bucket: Proxy, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
+def stored_deployment(bucket: S3Proxy, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
     """Give a deployment before that bucket."""
     storage = {"endpoint": bucket.host, "bucket": "anything", "access_key": "a", "secret_key": "b", "use_ssl": False}
     with (
@@ -227,7 +227,9 @@ s3_headers = st.dictionaries(
 
 
 s3_answers = st.builds(
-    lambda status, body, headers: Say(status, body, "".join(f"{name}: {value}\r\n" for name, value in headers.items())),
+    lambda status, body, headers: Respond(
+        status, body, "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+    ),
     st.sampled_from([200, 204, 206, 301, 307, 400, 403, 404, 412, 416, 500, 503]),
     said,
     s3_headers,
@@ -236,7 +238,7 @@ s3_answers = st.builds(
 
 @settings(max_examples=runs(60), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(answer=s3_answers)
-def test_f10_a_bucket_that_answers_anything(stored_deployment: Deployment, bucket: Proxy, answer: Say) -> None:
+def test_f10_a_bucket_that_answers_anything(stored_deployment: Deployment, bucket: S3Proxy, answer: Respond) -> None:
     """F10: whatever the bucket says, a small image is pulled whole and right, at once."""
     turn = next(turns)
     repo, blob = f"stored-{turn}", BLOB + str(turn).encode()
@@ -276,7 +278,7 @@ def _read(body: S3BlobStream | None) -> bytes | None:
 @pytest.mark.parametrize("question", ASKED)
 @settings(max_examples=runs(20), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(answer=s3_answers)
-def test_f10_the_tier_takes_any_answer(bucket: Proxy, question: str, answer: Say) -> None:
+def test_f10_the_tier_takes_any_answer(bucket: S3Proxy, question: str, answer: Respond) -> None:
     """F10: each question to the bucket ends with an answer or S3Error, whatever is said."""
     kept = StorageSettings(
         endpoint=bucket.host, bucket="anything", access_key="a", secret_key=Secret("b"), use_ssl=False

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.s3.store.proxy import Proxy, error
+from tests.s3.store.proxy import S3Proxy, s3_error
 from tests.security.canaries import Canary, WatchedDeployment
 from tests.support.deployment import eventually, open_deployment, upstream
 from tests.support.deployment_fixtures import origin
@@ -56,10 +56,10 @@ def make_deployment(origin: FakeRegistry, tmp_path: Path) -> Iterator[Callable[.
 
 
 @pytest.fixture(scope="package")
-def bucket() -> Iterator[Proxy]:
+def bucket() -> Iterator[S3Proxy]:
     """Give an S3 endpoint that has nothing and keeps nothing, and counts what it is asked."""
-    with contextlib.closing(Proxy(0)) as endpoint:
-        endpoint.rule = lambda request: error(404, "NoSuchKey")
+    with contextlib.closing(S3Proxy(0)) as endpoint:
+        endpoint.rule = lambda request: s3_error(404, "NoSuchKey")
         yield endpoint
 
 
@@ -71,7 +71,7 @@ def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WatchedDepl
 
 
 @pytest.fixture(scope="package")
-def edge(bucket: Proxy, tmp_path_factory: pytest.TempPathFactory) -> Iterator[WatchedDeployment]:
+def edge(bucket: S3Proxy, tmp_path_factory: pytest.TempPathFactory) -> Iterator[WatchedDeployment]:
     """Give a deployment before an empty bucket, for what is refused: nothing is ever pulled from it."""
     storage = {
         "endpoint": bucket.host,
@@ -86,7 +86,7 @@ def edge(bucket: Proxy, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Wa
 
 
 @pytest.fixture
-def asks_nobody(edge: WatchedDeployment, bucket: Proxy) -> Iterator[None]:
+def asks_nobody(edge: WatchedDeployment, bucket: S3Proxy) -> Iterator[None]:
     """The test sends nothing that reaches the upstream or the bucket; after it the deployment answers as ever."""
     before = edge.origin.count(), len(bucket.requests)
     yield

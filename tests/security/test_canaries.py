@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.s3.service.conftest import place, proxy
-from tests.s3.service.place import Place
+from tests.s3.service.bucket_view import BucketView
+from tests.s3.service.conftest import bucket_view, proxy
 from tests.s3.store.conftest import minio
-from tests.s3.store.proxy import Proxy, error
+from tests.s3.store.proxy import S3Proxy, s3_error
 from tests.s3.store.servers import SECRET_KEY
 from tests.security.canaries import Canary, WatchedDeployment, is_in
 from tests.security.conftest import BEARER, CLIENT, PASSWORD
@@ -24,7 +24,7 @@ from tests.support.fake_registry import FakeRegistry, basic
 from tests.support.gatekeeper import TokenService
 from tests.support.http_client import ask
 
-__all__ = ["minio", "place", "proxy"]
+__all__ = ["bucket_view", "minio", "proxy"]
 
 KEYCHAIN = Canary("canary-keychain-70d2", frozenset({"registry"}))
 IDENTITY = Canary("canary-identity-c4f1", frozenset({"registry"}), in_form=True)
@@ -62,14 +62,18 @@ def _upstreams(origin: FakeRegistry) -> list[dict[str, object]]:
 
 
 def test_no_secret_is_where_it_should_not_be(
-    place: Place, proxy: Proxy, make_deployment: Callable[..., WatchedDeployment], origin: FakeRegistry, tmp_path: Path
+    bucket_view: BucketView,
+    proxy: S3Proxy,
+    make_deployment: Callable[..., WatchedDeployment],
+    origin: FakeRegistry,
+    tmp_path: Path,
 ) -> None:
     """Every way of logging in, with and without trouble: no canary is where it is not for, in whatever spelling."""
     origin.listen("cdn", "127.0.0.2")
     service = TokenService(origin)
     deployment = make_deployment(
         upstreams=_upstreams(origin),
-        storage=place.storage(proxy.host, redirect=True),
+        storage=bucket_view.storage(proxy.host, redirect=True),
         environ=_keychain(tmp_path / "docker", origin),
         logger={"level": "debug"},
         server={"log": {"enabled": True, "level": "debug", "request_body": True, "response_body": True}},
@@ -86,8 +90,8 @@ def test_no_secret_is_where_it_should_not_be(
         if number == len(prefixes):  # from here on everything fails, and says all that it knows
             service.take_back()
             origin.on("token", lambda request, answer: answer.of(500, str(request).encode()), times=3)
-            proxy.rule = lambda request: error(403, "AccessDenied", str(request.headers))
-    assert len(place.listed()) > 10
+            proxy.rule = lambda request: s3_error(403, "AccessDenied", str(request.headers))
+    assert len(bucket_view.listed()) > 10
     _assert_used(deployment, proxy)
     # The identity token goes in a form; the signature is in an address of the CDN, and there only.
     found = [
@@ -98,11 +102,14 @@ def test_no_secret_is_where_it_should_not_be(
         spellings = tuple(canary.spellings())
         for request in list(proxy.requests):
             assert not is_in([request.target.encode(), str(request.headers).encode()], spellings), canary
-        for key in place.listed():
-            assert not is_in([key.encode(), place.get(key), str(place.stat(key)).encode()], spellings), (canary, key)
+        for key in bucket_view.listed():
+            assert not is_in([key.encode(), bucket_view.get(key), str(bucket_view.stat(key)).encode()], spellings), (
+                canary,
+                key,
+            )
 
 
-def _assert_used(deployment: WatchedDeployment, proxy: Proxy) -> None:
+def _assert_used(deployment: WatchedDeployment, proxy: S3Proxy) -> None:
     """The run has really shown each login to whom it is for."""
     sent = {each.request.header("Authorization") for each in deployment.origin.seen()}
     assert {basic("ann", each.text) for each in (PASSWORD, KEYCHAIN, EXPANDED)} <= sent

@@ -11,7 +11,7 @@ from random import Random
 import pytest
 import trustme
 
-from tests.s3.store.proxy import Proxy, error
+from tests.s3.store.proxy import S3Proxy, s3_error
 from tests.security.canaries import WatchedDeployment
 from tests.security.conftest import BEARER, CLIENT, PASSWORD, STORE
 from tests.support import misbehaviour as bad
@@ -227,8 +227,8 @@ def test_c6_an_upstream_that_tells_what_it_was_sent(
 def test_c6_connections_that_fail(make_deployment: Callable[..., WatchedDeployment], origin: FakeRegistry) -> None:
     """C6: no TLS, no such name, nobody there, a bucket that echoes its request: errors without a secret in them."""
     auth = {"type": "basic", "username": "ann", "password": PASSWORD.text}
-    with closing(Proxy(0)) as bucket:
-        bucket.rule = lambda request: error(403, "AccessDenied", f"<Sent>{STORE.text}{request.headers}</Sent>")
+    with closing(S3Proxy(0)) as bucket:
+        bucket.rule = lambda request: s3_error(403, "AccessDenied", f"<Sent>{STORE.text}{request.headers}</Sent>")
         deployment = make_deployment(
             upstreams=[
                 upstream("tls.test", f"https://{origin.authority}", auth=auth),

@@ -21,7 +21,7 @@ from dockyard.oci.ranges import parse_ranges
 from dockyard.oci.reference import Digest, Name, Tag, parse_reference
 from dockyard.upstream.headers import parse_content_range, parse_retry_after
 from dockyard.upstream.urls import NotAPlace, parse_place
-from tests.s3.store.proxy import Proxy, Say
+from tests.s3.store.proxy import Respond, S3Proxy
 from tests.security.canaries import WatchedDeployment
 from tests.security.conftest import STORE
 from tests.security.raw import talk
@@ -45,7 +45,7 @@ def _bomb() -> bytes:
     return b"".join(packer.compress(block) for _ in range(BOMB_BYTES // len(block))) + packer.flush()
 
 
-def _storage(bucket: Proxy) -> dict[str, object]:
+def _storage(bucket: S3Proxy) -> dict[str, object]:
     return {
         "endpoint": bucket.host,
         "bucket": "nothing-here",
@@ -66,8 +66,8 @@ def test_d1_encoded_answers_are_not_decoded(
     bomb = _bomb()
     assert len(bomb) < 4 * MIB
     encoded = bad.replaced(200, bomb, ("Content-Encoding", "gzip"), ("Content-Type", "application/json"))
-    with closing(Proxy(0)) as bucket:
-        bucket.rule = lambda request: Say(404, bomb, "Content-Encoding: gzip\r\nContent-Type: application/xml\r\n")
+    with closing(S3Proxy(0)) as bucket:
+        bucket.rule = lambda request: Respond(404, bomb, "Content-Encoding: gzip\r\nContent-Type: application/xml\r\n")
         deployment = make_deployment(
             upstreams=[upstream(name, origin.url) for name in ("well.test", "up.test", "login.test")],
             storage=_storage(bucket),
@@ -123,10 +123,10 @@ def test_d5_what_a_bucket_says_is_not_parsed(
     Where it answers 200 that is a blob of 8 MiB, of which the beginning has left before it is known to be wrong: the
     answer ends short, and the next one is right.
     """
-    with closing(Proxy(0)) as bucket:
+    with closing(S3Proxy(0)) as bucket:
         deployment = make_deployment(storage=_storage(bucket))
         for number, (name, xml) in enumerate(STORES.items()):
-            bucket.rule = lambda request, xml=xml: Say(status, xml)  # type: ignore[misc]
+            bucket.rule = lambda request, xml=xml: Respond(status, xml)  # type: ignore[misc]
             image = origin.add_image(f"store-{number}", "v1", [name.encode()])
             for path, body in (("manifests/v1", image.body), (f"blobs/{image.layers[0]}", name.encode())):
                 reply = deployment.get(f"/v2/up.test/store-{number}/{path}")

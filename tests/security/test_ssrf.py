@@ -14,7 +14,7 @@ import attrs
 import pytest
 import trustme
 
-from tests.s3.store.proxy import Proxy, error
+from tests.s3.store.proxy import S3Proxy, s3_error
 from tests.security.canaries import WatchedDeployment
 from tests.security.conftest import PASSWORD, STORE, watched
 from tests.security.island import Coast, Island, Names, need_island
@@ -78,7 +78,7 @@ class Shore:
     deployment: WatchedDeployment
     coast: Coast
     names: Names
-    bucket: Proxy
+    bucket: S3Proxy
 
     @property
     def origin(self) -> FakeRegistry:
@@ -105,8 +105,8 @@ def _settle(island: Island, directory: Path, stack: ExitStack) -> Shore:
     secure = origin.listen("registry", PUBLIC, tls=context)
     origin.listen("cdn", PUBLIC, port=PORT)
     coast = stack.enter_context(closing(Coast(PORT, LISTENING)))
-    bucket = stack.enter_context(closing(Proxy(0)))
-    bucket.rule = lambda request: error(404, "NoSuchKey")
+    bucket = stack.enter_context(closing(S3Proxy(0)))
+    bucket.rule = lambda request: s3_error(404, "NoSuchKey")
     login = {"type": "basic", "username": "ann", "password": PASSWORD.text}
     deployment = watched(
         origin,
@@ -297,8 +297,8 @@ def test_r6_proxies_of_the_environment_are_not_used(
     """R6: HTTP_PROXY and its kind change nothing, neither for upstreams nor for the bucket."""
     proxy = origin.listen("proxy", "127.0.0.2")
     names = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy")
-    with closing(Proxy(0)) as bucket:
-        bucket.rule = lambda request: error(404, "NoSuchKey")
+    with closing(S3Proxy(0)) as bucket:
+        bucket.rule = lambda request: s3_error(404, "NoSuchKey")
         storage = {"endpoint": bucket.host, "bucket": "nothing-here", "access_key": "a", "secret_key": STORE.text}
         deployment = make_deployment(
             environ=dict.fromkeys(names, proxy.url) | {"NO_PROXY": ""}, storage={**storage, "use_ssl": False}

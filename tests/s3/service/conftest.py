@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from tests.s3.service.place import Place
+from tests.s3.service.bucket_view import BucketView
 from tests.s3.store.conftest import minio
-from tests.s3.store.proxy import Proxy
+from tests.s3.store.proxy import S3Proxy
 from tests.s3.store.servers import Server
 from tests.support.deployment import Deployment
 from tests.support.deployment_fixtures import make_deployment, origin
@@ -31,18 +31,18 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 @pytest.fixture
-def place(minio: Server) -> Iterator[Place]:
+def bucket_view(minio: Server) -> Iterator[BucketView]:
     """Give an empty bucket, and judge what is in it when all Dockyards are gone."""
-    with contextlib.closing(Place(minio)) as place:
-        place.make()
-        yield place
-        assert place.audit() == []
+    with contextlib.closing(BucketView(minio)) as bucket_view:
+        bucket_view.make()
+        yield bucket_view
+        assert bucket_view.audit() == []
 
 
 @pytest.fixture
-def proxy(minio: Server) -> Iterator[Proxy]:
+def proxy(minio: Server) -> Iterator[S3Proxy]:
     """Give what stands before MinIO, counts and makes trouble."""
-    with contextlib.closing(Proxy(minio.port)) as proxy:
+    with contextlib.closing(S3Proxy(minio.port)) as proxy:
         yield proxy
 
 
@@ -54,12 +54,12 @@ def toxics(toxiproxy: Toxiproxy, minio: Server) -> Iterator[Way]:
 
 
 @pytest.fixture
-def start(place: Place, make_deployment: Callable[..., Deployment]) -> Callable[..., Deployment]:
+def start(bucket_view: BucketView, make_deployment: Callable[..., Deployment]) -> Callable[..., Deployment]:
     """Start a Dockyard over the bucket; `storage` is laid over, `endpoint` is a proxy."""
 
     def start(
         endpoint: str = "", *, workers: int = 2, storage: dict[str, Any] | None = None, **more: Any
     ) -> Deployment:
-        return make_deployment(workers=workers, storage=place.storage(endpoint, **(storage or {})), **more)
+        return make_deployment(workers=workers, storage=bucket_view.storage(endpoint, **(storage or {})), **more)
 
     return start

@@ -4,8 +4,8 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.s3.service.place import Place, blob_key, manifest_key, tag_key
-from tests.s3.service.pulls import NAME, WITHIN_S, add_images, fetch, layer, pull, put_by_hand
+from tests.s3.service.bucket_view import BucketView, blob_key, manifest_key, tag_key
+from tests.s3.service.images import NAME, WITHIN_S, add_images, fetch, layer, pull, put_image
 from tests.support.bodies import digest_of
 from tests.support.deployment import Deployment, eventually
 from tests.support.fake_registry import OCI_MANIFEST, FakeRegistry
@@ -13,7 +13,7 @@ from tests.support.fake_registry import OCI_MANIFEST, FakeRegistry
 SMALL, LARGE = 200_000, 4_000_000
 
 
-def spoil(place: Place, body: bytes, how: str) -> str:
+def spoil(bucket_view: BucketView, body: bytes, how: str) -> str:
     """Put something else under a blob's key; the digest of the blob."""
     wrong = {
         "flipped at the start": bytes([body[0] ^ 1]) + body[1:],
@@ -23,13 +23,13 @@ def spoil(place: Place, body: bytes, how: str) -> str:
         "empty": b"",
     }[how]
     digest = digest_of(body)
-    place.put(blob_key(digest), wrong)
+    bucket_view.put(blob_key(digest), wrong)
     return digest
 
 
-def see_repaired(place: Place, body: bytes) -> None:
+def see_repaired(bucket_view: BucketView, body: bytes) -> None:
     """Wait until the bucket has the right bytes."""
-    eventually(lambda: place.get(blob_key(digest_of(body))) == body, "the bucket is repaired", WITHIN_S)
+    eventually(lambda: bucket_view.get(blob_key(digest_of(body))) == body, "the bucket is repaired", WITHIN_S)
 
 
 DAMAGES = ["flipped at the start", "flipped at the end", "too short", "too long", "empty"]
@@ -37,59 +37,61 @@ DAMAGES = ["flipped at the start", "flipped at the end", "too short", "too long"
 
 @pytest.mark.parametrize("how", DAMAGES)
 def test_a_damaged_small_blob_is_fetched_again(
-    start: Callable[..., Deployment], place: Place, origin: FakeRegistry, how: str
+    start: Callable[..., Deployment], bucket_view: BucketView, origin: FakeRegistry, how: str
 ) -> None:
     """A client gets the right bytes at once, and the bucket does too."""
     body = layer(how, SMALL)
     origin.add_blob(body)
-    digest = spoil(place, body, how)
+    digest = spoil(bucket_view, body, how)
     fetch(start(workers=1), digest)
-    see_repaired(place, body)
+    see_repaired(bucket_view, body)
     assert origin.count("blob", "GET") == 1
 
 
 @pytest.mark.parametrize("how", DAMAGES[:-1])
 def test_a_damaged_large_blob_is_cut(
-    start: Callable[..., Deployment], place: Place, origin: FakeRegistry, how: str
+    start: Callable[..., Deployment], bucket_view: BucketView, origin: FakeRegistry, how: str
 ) -> None:
     """The first client sees a broken download, the next one gets it right, and so does the bucket."""
     body = layer(how, LARGE)
     origin.add_blob(body)
-    digest = spoil(place, body, how)
+    digest = spoil(bucket_view, body, how)
     deployment = start()
     first = deployment.get(f"/v2/{NAME}/blobs/{digest}")
     assert not first.is_complete or first.body == body
     eventually(lambda: deployment.get(f"/v2/{NAME}/blobs/{digest}").body == body, "a right download", WITHIN_S)
-    see_repaired(place, body)
+    see_repaired(bucket_view, body)
 
 
 def test_an_empty_object_for_a_large_blob_is_fetched_again(
-    start: Callable[..., Deployment], place: Place, origin: FakeRegistry
+    start: Callable[..., Deployment], bucket_view: BucketView, origin: FakeRegistry
 ) -> None:
     """Nothing where megabytes should be: right for the first client already."""
     body = layer("emptied", LARGE)
     origin.add_blob(body)
-    fetch(start(), spoil(place, body, "empty"))
-    see_repaired(place, body)
+    fetch(start(), spoil(bucket_view, body, "empty"))
+    see_repaired(bucket_view, body)
 
 
 def test_a_head_does_not_believe_an_empty_object(
-    start: Callable[..., Deployment], place: Place, origin: FakeRegistry
+    start: Callable[..., Deployment], bucket_view: BucketView, origin: FakeRegistry
 ) -> None:
     """Nothing where a blob should be: HEAD tells the size that GET gives."""
     body = layer("emptied", SMALL)
     origin.add_blob(body)
-    digest = spoil(place, body, "empty")
+    digest = spoil(bucket_view, body, "empty")
     deployment = start()
     told = deployment.head(f"/v2/{NAME}/blobs/{digest}").header("Content-Length")
     fetch(deployment, digest)
-    see_repaired(place, body)
+    see_repaired(bucket_view, body)
     assert told == str(SMALL)
 
 
-def test_the_empty_blob_is_no_damage(start: Callable[..., Deployment], place: Place, origin: FakeRegistry) -> None:
+def test_the_empty_blob_is_no_damage(
+    start: Callable[..., Deployment], bucket_view: BucketView, origin: FakeRegistry
+) -> None:
     """The blob of no bytes is served from the bucket."""
-    place.put_blob(b"")
+    bucket_view.put_blob(b"")
     reply = start().get(f"/v2/{NAME}/blobs/{digest_of(b'')}")
     assert (reply.status, reply.body, reply.header("Content-Length")) == (200, b"", "0")
     assert origin.count("blob") == 0
@@ -97,50 +99,52 @@ def test_the_empty_blob_is_no_damage(start: Callable[..., Deployment], place: Pl
 
 @pytest.mark.parametrize("how", ["flipped at the start", "too short"])
 def test_a_damaged_blob_is_never_served_for_want_of_an_upstream(
-    start: Callable[..., Deployment], place: Place, origin: FakeRegistry, how: str
+    start: Callable[..., Deployment], bucket_view: BucketView, origin: FakeRegistry, how: str
 ) -> None:
     """Upstream down: an error, and no complete download of wrong bytes; the bucket is repaired when it is back."""
     body = layer(how, SMALL)
     origin.add_blob(body)
-    digest = spoil(place, body, how)
+    digest = spoil(bucket_view, body, how)
     deployment = start()
     origin.registry.close()
     assert deployment.get(f"/v2/{NAME}/blobs/{digest}").status in {502, 503, 504}
     origin.registry.open()
     eventually(lambda: deployment.get(f"/v2/{NAME}/blobs/{digest}").body == body, "a right download", WITHIN_S)
-    see_repaired(place, body)
+    see_repaired(bucket_view, body)
 
 
 @pytest.mark.parametrize("wrong", [b"", b"{}", b'{"schemaVersion":2}', b"\xff" * 100, b"x" * 5_000_000])
 def test_a_damaged_manifest_is_fetched_again(
-    start: Callable[..., Deployment], place: Place, origin: FakeRegistry, wrong: bytes
+    start: Callable[..., Deployment], bucket_view: BucketView, origin: FakeRegistry, wrong: bytes
 ) -> None:
     """A manifest with other bytes than its digest's comes from the upstream, and the bucket is repaired."""
     (image,) = add_images(origin, "v1")
     key = manifest_key(NAME, image.digest)
-    place.put(key, wrong, OCI_MANIFEST)
+    bucket_view.put(key, wrong, OCI_MANIFEST)
     assert start().get(f"/v2/{NAME}/manifests/{image.digest}").body == image.body
-    eventually(lambda: place.get(key) == image.body, "the bucket is repaired", WITHIN_S)
+    eventually(lambda: bucket_view.get(key) == image.body, "the bucket is repaired", WITHIN_S)
 
 
 @pytest.mark.parametrize("text", [b"", b"nonsense", b"sha256:abc", b"\xff\xfe", b"x" * 100_000])
 def test_a_damaged_pointer_is_written_again(
-    start: Callable[..., Deployment], place: Place, origin: FakeRegistry, text: bytes
+    start: Callable[..., Deployment], bucket_view: BucketView, origin: FakeRegistry, text: bytes
 ) -> None:
     """A pointer that is no digest is as good as none."""
     (image,) = add_images(origin, "v1")
-    place.put(tag_key(NAME, "v1"), text, "text/plain")
+    bucket_view.put(tag_key(NAME, "v1"), text, "text/plain")
     assert start().get(f"/v2/{NAME}/manifests/v1").body == image.body
-    eventually(lambda: place.get(tag_key(NAME, "v1")) == image.digest.encode(), "the bucket is repaired", WITHIN_S)
+    eventually(
+        lambda: bucket_view.get(tag_key(NAME, "v1")) == image.digest.encode(), "the bucket is repaired", WITHIN_S
+    )
 
 
 def test_a_pointer_to_nothing_is_asked_of_the_upstream(
-    start: Callable[..., Deployment], place: Place, origin: FakeRegistry
+    start: Callable[..., Deployment], bucket_view: BucketView, origin: FakeRegistry
 ) -> None:
     """A pointer whose manifest has expired does not stand in the way."""
     (image,) = add_images(origin, "v1")
-    put_by_hand(place, origin, "v1")
-    place.remove(manifest_key(NAME, image.digest))
+    put_image(bucket_view, origin, "v1")
+    bucket_view.remove(manifest_key(NAME, image.digest))
     deployment = start()
     pull(deployment, "v1")
-    eventually(lambda: manifest_key(NAME, image.digest) in place.listed(), "the manifest is back", WITHIN_S)
+    eventually(lambda: manifest_key(NAME, image.digest) in bucket_view.listed(), "the manifest is back", WITHIN_S)

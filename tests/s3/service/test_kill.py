@@ -4,9 +4,9 @@ import threading
 from collections.abc import Callable
 from contextlib import ExitStack
 
-from tests.s3.service.place import Place, blob_key
-from tests.s3.service.pulls import NAME, add_images, fetch, layer, pull
-from tests.s3.store.proxy import Forward, Proxy, error
+from tests.s3.service.bucket_view import BucketView, blob_key
+from tests.s3.service.images import NAME, add_images, fetch, layer, pull
+from tests.s3.store.proxy import Forward, S3Proxy, s3_error
 from tests.support import misbehaviour as bad
 from tests.support.deployment import Deployment, eventually, opened_at_exit
 from tests.support.fake_registry import FakeRegistry
@@ -16,7 +16,9 @@ BACK_WITHIN_S = 60.0
 FILLS = 20
 
 
-def test_a_kill_during_twenty_fills(start: Callable[..., Deployment], place: Place, origin: FakeRegistry) -> None:
+def test_a_kill_during_twenty_fills(
+    start: Callable[..., Deployment], bucket_view: BucketView, origin: FakeRegistry
+) -> None:
     """Supervisor and workers die with twenty layers half way up: none of them is in the bucket, and then all are."""
     digests = [origin.add_blob(layer(f"fill {number}", 3 * MIB)) for number in range(FILLS)]
     deployment = start()
@@ -27,33 +29,35 @@ def test_a_kill_during_twenty_fills(start: Callable[..., Deployment], place: Pla
             assert len(download.read(MIB)) == MIB
         deployment.dockyard.kill()
         origin.mend(stalled)
-    assert place.audit() == []
-    assert place.listed() == set()
+    assert bucket_view.audit() == []
+    assert bucket_view.listed() == set()
     deployment.dockyard.start()
     for digest in digests:
         fetch(deployment, digest)
-    eventually(lambda: place.listed() == {blob_key(digest) for digest in digests}, "all are there", BACK_WITHIN_S)
+    eventually(lambda: bucket_view.listed() == {blob_key(digest) for digest in digests}, "all are there", BACK_WITHIN_S)
 
 
 def test_what_was_pulled_before_a_kill_is_published_after_it(
-    start: Callable[..., Deployment], place: Place, proxy: Proxy, origin: FakeRegistry
+    start: Callable[..., Deployment], bucket_view: BucketView, proxy: S3Proxy, origin: FakeRegistry
 ) -> None:
     """S3 takes nothing, five images are pulled, everything dies: after a restart the bucket has them, unasked."""
     tags = [f"v{number}" for number in range(5)]
     add_images(origin, *tags)
     deployment = start(proxy.host)
-    proxy.rule = lambda _: error(503, "SlowDown")
+    proxy.rule = lambda _: s3_error(503, "SlowDown")
     keys = set().union(*(pull(deployment, tag) for tag in tags))
     deployment.dockyard.kill()
-    assert place.listed() == set()
+    assert bucket_view.listed() == set()
     proxy.rule = lambda _: Forward()
     deployment.dockyard.start()
     origin.forget()
-    eventually(lambda: place.listed() == keys, "everything pulled is in the bucket", BACK_WITHIN_S)
+    eventually(lambda: bucket_view.listed() == keys, "everything pulled is in the bucket", BACK_WITHIN_S)
     assert origin.count() == 0
 
 
-def test_a_kill_at_the_last_byte(start: Callable[..., Deployment], place: Place, origin: FakeRegistry) -> None:
+def test_a_kill_at_the_last_byte(
+    start: Callable[..., Deployment], bucket_view: BucketView, origin: FakeRegistry
+) -> None:
     """A pull ends and everything dies at once, five times over: all of it is in the bucket in the end."""
     keys: set[str] = set()
     tags = [f"v{number}" for number in range(5)]
@@ -62,6 +66,6 @@ def test_a_kill_at_the_last_byte(start: Callable[..., Deployment], place: Place,
     for tag in tags:
         keys |= pull(deployment, tag)
         deployment.dockyard.kill()
-        assert place.audit() == []
+        assert bucket_view.audit() == []
         deployment.dockyard.start()
-    eventually(lambda: place.listed() == keys, "everything pulled is in the bucket", BACK_WITHIN_S)
+    eventually(lambda: bucket_view.listed() == keys, "everything pulled is in the bucket", BACK_WITHIN_S)

@@ -9,8 +9,8 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.s3.service.place import BLOB_TYPE, Place, blob_key
-from tests.s3.service.pulls import NAME
+from tests.s3.service.bucket_view import BLOB_TYPE, BucketView, blob_key
+from tests.s3.service.images import NAME
 from tests.support.bodies import Synthetic
 from tests.support.deployment import Deployment, eventually
 from tests.support.fake_registry import FakeRegistry
@@ -21,7 +21,9 @@ WITHIN_S = 300.0
 
 @pytest.mark.large
 @pytest.mark.timeout(1200)
-def test_a_layer_of_six_gibibytes(start: Callable[..., Deployment], place: Place, origin: FakeRegistry) -> None:
+def test_a_layer_of_six_gibibytes(
+    start: Callable[..., Deployment], bucket_view: BucketView, origin: FakeRegistry
+) -> None:
     """It goes through, is published in parts, is served from S3 to a second Dockyard, and is touched.
 
     Takes some minutes and is left out of the usual run: `pytest tests/s3/service/test_large.py -m large`.
@@ -39,9 +41,9 @@ def test_a_layer_of_six_gibibytes(start: Callable[..., Deployment], place: Place
     with first.download(path) as download:
         assert download.head().find_wrong(truth) is None
     say("fetched from the upstream")
-    eventually(lambda: key in place.listed(), "the layer is published", WITHIN_S)
+    eventually(lambda: key in bucket_view.listed(), "the layer is published", WITHIN_S)
     say("and then published")
-    found = place.stat(key)
+    found = bucket_view.stat(key)
     assert (found.size, found.content_type) == (truth.size, BLOB_TYPE)
     assert "-" in found.metadata["etag"], "sent in parts"
     first.dockyard.stop()
@@ -55,9 +57,9 @@ def test_a_layer_of_six_gibibytes(start: Callable[..., Deployment], place: Place
 
     def is_touched() -> bool:
         assert second.head(path).header("Content-Length") == str(truth.size)
-        return place.stat(key).modified > found.modified
+        return bucket_view.stat(key).modified > found.modified
 
     eventually(is_touched, "the layer is touched", WITHIN_S)
     say("touched")
-    assert place.stat(key).content_type == BLOB_TYPE
+    assert bucket_view.stat(key).content_type == BLOB_TYPE
     second.dockyard.stop()

@@ -9,10 +9,10 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from tests.s3.service.place import Place, blob_key
-from tests.s3.service.pulls import NAME, REPO, WITHIN_S, add_images, add_index, fetch, fill, layer, put_by_hand
-from tests.s3.service.witness import Witness
-from tests.s3.store.proxy import Proxy, Stall
+from tests.s3.service.bucket_view import BucketView, blob_key
+from tests.s3.service.images import NAME, REPO, WITHIN_S, add_images, add_index, fetch, fill, layer, put_image
+from tests.s3.service.request_log import S3RequestLog
+from tests.s3.store.proxy import S3Proxy, Stall
 from tests.s3.store.servers import SECRET_KEY
 from tests.support import misbehaviour as bad
 from tests.support.bodies import digest_of
@@ -38,10 +38,12 @@ def follow(reply: Reply, **headers: str) -> tuple[int, bytes]:
         connection.close()
 
 
-def test_a_blob_that_only_the_bucket_has_is_redirected(start: Callable[..., Deployment], place: Place) -> None:
+def test_a_blob_that_only_the_bucket_has_is_redirected(
+    start: Callable[..., Deployment], bucket_view: BucketView
+) -> None:
     """307 to a URL that gives the blob to whoever has it, whole or in part."""
     body = layer("redirected", 200_000)
-    place.put_blob(body)
+    bucket_view.put_blob(body)
     deployment = start(storage=REDIRECTS)
     reply = deployment.get(f"/v2/{NAME}/blobs/{digest_of(body)}")
     assert (reply.status, reply.header("Cache-Control")) == (307, "no-store")
@@ -49,10 +51,10 @@ def test_a_blob_that_only_the_bucket_has_is_redirected(start: Callable[..., Depl
     assert follow(reply, Range="bytes=1000-1999") == (206, body[1000:2000])
 
 
-def test_a_redirect_carries_no_credentials(start: Callable[..., Deployment], place: Place) -> None:
+def test_a_redirect_carries_no_credentials(start: Callable[..., Deployment], bucket_view: BucketView) -> None:
     """Neither the client's nor ours: a signature is all that the URL has."""
     body = layer("canary", 10_000)
-    place.put_blob(body)
+    bucket_view.put_blob(body)
     deployment = start(storage=REDIRECTS)
     reply = deployment.get(f"/v2/{NAME}/blobs/{digest_of(body)}", Authorization=CANARY)
     assert reply.status == 307
@@ -61,11 +63,13 @@ def test_a_redirect_carries_no_credentials(start: Callable[..., Deployment], pla
     assert CANARY.split()[1] not in deployment.dockyard.said()
 
 
-def test_a_local_hit_is_not_redirected(start: Callable[..., Deployment], place: Place, origin: FakeRegistry) -> None:
+def test_a_local_hit_is_not_redirected(
+    start: Callable[..., Deployment], bucket_view: BucketView, origin: FakeRegistry
+) -> None:
     """What this Dockyard has it serves."""
     (image,) = add_images(origin, "v1")
     deployment = start(storage=REDIRECTS)
-    fill(deployment, place, "v1")
+    fill(deployment, bucket_view, "v1")
     assert deployment.get(f"/v2/{NAME}/blobs/{image.layers[0]}").status == 200
 
 
@@ -84,16 +88,16 @@ def test_a_running_fill_is_not_redirected(start: Callable[..., Deployment], orig
 
 
 def test_a_blob_that_is_nowhere_is_fetched(
-    start: Callable[..., Deployment], place: Place, origin: FakeRegistry
+    start: Callable[..., Deployment], bucket_view: BucketView, origin: FakeRegistry
 ) -> None:
     """A miss in the bucket comes from the upstream, and is published."""
     digest = origin.add_blob(layer("nowhere", 100_000))
     fetch(start(storage=REDIRECTS), digest)
-    eventually(lambda: place.listed() == {blob_key(digest)}, "the blob is published", WITHIN_S)
+    eventually(lambda: bucket_view.listed() == {blob_key(digest)}, "the blob is published", WITHIN_S)
 
 
 def test_nobody_is_sent_to_a_bucket_in_trouble(
-    start: Callable[..., Deployment], proxy: Proxy, origin: FakeRegistry
+    start: Callable[..., Deployment], proxy: S3Proxy, origin: FakeRegistry
 ) -> None:
     """S3 says nothing: the client gets the blob from the upstream."""
     digest = origin.add_blob(layer("trouble", 100_000))
@@ -103,41 +107,41 @@ def test_nobody_is_sent_to_a_bucket_in_trouble(
 
 
 def test_a_redirect_to_a_young_blob_touches_nothing(
-    start: Callable[..., Deployment], place: Place, proxy: Proxy
+    start: Callable[..., Deployment], bucket_view: BucketView, proxy: S3Proxy
 ) -> None:
     """The bucket is asked whether it has the blob, and left as it is."""
     body = layer("young", 10_000)
-    place.put_blob(body)
+    bucket_view.put_blob(body)
     deployment = start(proxy.host, storage=REDIRECTS)
-    witness = Witness(proxy)
+    request_log = S3RequestLog(proxy)
     assert deployment.get(f"/v2/{NAME}/blobs/{digest_of(body)}").status == 307
-    stays(lambda: witness.counted() == {"HEAD": 1}, "one HEAD", 1.0)
+    stays(lambda: request_log.counted() == {"HEAD": 1}, "one HEAD", 1.0)
 
 
-def test_a_redirect_to_an_old_blob_touches_it(start: Callable[..., Deployment], place: Place) -> None:
+def test_a_redirect_to_an_old_blob_touches_it(start: Callable[..., Deployment], bucket_view: BucketView) -> None:
     """What clients fetch from the bucket itself stays alive too."""
     body = layer("old", 10_000)
-    key = place.put_blob(body, days_ago=30)
+    key = bucket_view.put_blob(body, days_ago=30)
     deployment = start(storage=REDIRECTS)
     assert deployment.get(f"/v2/{NAME}/blobs/{digest_of(body)}").status == 307
-    eventually(lambda: place.age(key).days < 1, "the blob is young", WITHIN_S)
+    eventually(lambda: bucket_view.age(key).days < 1, "the blob is young", WITHIN_S)
 
 
 def test_nobody_is_sent_to_an_empty_object(
-    start: Callable[..., Deployment], place: Place, origin: FakeRegistry
+    start: Callable[..., Deployment], bucket_view: BucketView, origin: FakeRegistry
 ) -> None:
     """An object without a byte, where there should be some, is as good as none: the blob comes from the upstream."""
     digest = origin.add_blob(layer("emptied", 100_000))
-    place.put(blob_key(digest), b"")
+    bucket_view.put(blob_key(digest), b"")
     deployment = start(storage=REDIRECTS)
     fetch(deployment, digest)
-    eventually(lambda: place.stat(blob_key(digest)).size, "the bucket is repaired", WITHIN_S)
+    eventually(lambda: bucket_view.stat(blob_key(digest)).size, "the bucket is repaired", WITHIN_S)
 
 
 @pytest.mark.parametrize("client", ["crane", "skopeo"])
 def test_a_real_client_follows(
     start: Callable[..., Deployment],
-    place: Place,
+    bucket_view: BucketView,
     origin: FakeRegistry,
     programs: Programs,
     tmp_path: Path,
@@ -145,7 +149,7 @@ def test_a_real_client_follows(
 ) -> None:
     """Crane and skopeo pull an image whose blobs are only in the bucket; not one is asked of the upstream."""
     image = add_images(origin, "v1")[0] if client == "skopeo" else add_index(origin, "v1")
-    put_by_hand(place, origin, "v1")
+    put_image(bucket_view, origin, "v1")
     deployment = start(storage=REDIRECTS)
     (tmp_path / client).mkdir()
     puller = {"crane": Crane, "skopeo": Skopeo}[client](programs.need(client), tmp_path / client)

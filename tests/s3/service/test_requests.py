@@ -17,22 +17,22 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.s3.service.place import Place, blob_key, manifest_key, tag_key
-from tests.s3.service.pulls import NAME, WITHIN_S, add_images, fetch, fill, layer, pull, put_by_hand
-from tests.s3.service.witness import Witness
-from tests.s3.store.proxy import Proxy
+from tests.s3.service.bucket_view import BucketView, blob_key, manifest_key, tag_key
+from tests.s3.service.images import NAME, WITHIN_S, add_images, fetch, fill, layer, pull, put_image
+from tests.s3.service.request_log import S3RequestLog
+from tests.s3.store.proxy import S3Proxy
 from tests.support.deployment import Deployment, eventually
 from tests.support.fake_registry import FakeRegistry, Image
 
 QUIET_S = 1.0
 
 
-def settle(witness: Witness) -> None:
+def settle(request_log: S3RequestLog) -> None:
     """Wait until no request has come for a while."""
     seen = [-1, 0.0]
 
     def is_quiet() -> bool:
-        total = witness.counted().total()
+        total = request_log.counted().total()
         if total != seen[0]:
             seen[:] = [total, time.monotonic()]
         return time.monotonic() - seen[1] > QUIET_S
@@ -41,111 +41,111 @@ def settle(witness: Witness) -> None:
 
 
 def test_a_warm_pull_costs_nothing(
-    start: Callable[..., Deployment], place: Place, proxy: Proxy, origin: FakeRegistry
+    start: Callable[..., Deployment], bucket_view: BucketView, proxy: S3Proxy, origin: FakeRegistry
 ) -> None:
     """The second pull of an image, by tag, asks S3 for nothing."""
     add_images(origin, "v1")
     deployment = start(proxy.host)
-    fill(deployment, place, "v1")
-    witness = Witness(proxy)
-    settle(witness)
-    witness.forget()
+    fill(deployment, bucket_view, "v1")
+    request_log = S3RequestLog(proxy)
+    settle(request_log)
+    request_log.forget()
     pull(deployment, "v1")
-    settle(witness)
-    assert witness.counted() == {}
+    settle(request_log)
+    assert request_log.counted() == {}
 
 
 def test_a_cold_blob_costs_a_get_and_a_put(
-    start: Callable[..., Deployment], place: Place, proxy: Proxy, origin: FakeRegistry
+    start: Callable[..., Deployment], bucket_view: BucketView, proxy: S3Proxy, origin: FakeRegistry
 ) -> None:
     """A blob that is nowhere: one GET that finds nothing, one PUT."""
     digest = origin.add_blob(layer("cold", 2_000_000))
     deployment = start(proxy.host)
-    witness = Witness(proxy)
+    request_log = S3RequestLog(proxy)
     fetch(deployment, digest)
-    eventually(lambda: place.listed() == {blob_key(digest)}, "the blob is published", WITHIN_S)
-    settle(witness)
-    assert witness.of(blob_key(digest)) == ["GET", "PUT"]
-    assert witness.counted() == {"GET": 1, "PUT": 1}
+    eventually(lambda: bucket_view.listed() == {blob_key(digest)}, "the blob is published", WITHIN_S)
+    settle(request_log)
+    assert request_log.of(blob_key(digest)) == ["GET", "PUT"]
+    assert request_log.counted() == {"GET": 1, "PUT": 1}
 
 
 def test_a_cold_manifest_costs_a_get_and_a_put(
-    start: Callable[..., Deployment], place: Place, proxy: Proxy, origin: FakeRegistry
+    start: Callable[..., Deployment], bucket_view: BucketView, proxy: S3Proxy, origin: FakeRegistry
 ) -> None:
     """A manifest by digest that is nowhere: one GET that finds nothing, one PUT."""
     (image,) = add_images(origin, "v1")
     deployment = start(proxy.host)
-    witness = Witness(proxy)
+    request_log = S3RequestLog(proxy)
     assert deployment.get(f"/v2/{NAME}/manifests/{image.digest}").status == 200
-    eventually(place.listed, "the manifest is published", WITHIN_S)
-    settle(witness)
-    assert witness.counted() == {"GET": 1, "PUT": 1}
+    eventually(bucket_view.listed, "the manifest is published", WITHIN_S)
+    settle(request_log)
+    assert request_log.counted() == {"GET": 1, "PUT": 1}
 
 
 def test_a_cold_tag_costs_two_gets_and_two_puts(
-    start: Callable[..., Deployment], place: Place, proxy: Proxy, origin: FakeRegistry
+    start: Callable[..., Deployment], bucket_view: BucketView, proxy: S3Proxy, origin: FakeRegistry
 ) -> None:
     """A tag that is nowhere: pointer and manifest are looked for once and written once."""
     (image,) = add_images(origin, "v1")
     deployment = start(proxy.host)
-    witness = Witness(proxy)
+    request_log = S3RequestLog(proxy)
     assert deployment.get(f"/v2/{NAME}/manifests/v1").status == 200
-    eventually(lambda: len(place.listed()) == 2, "manifest and pointer are published", WITHIN_S)
-    settle(witness)
-    assert witness.of(tag_key(NAME, "v1")) == ["GET", "PUT"]
-    assert witness.of(manifest_key(NAME, image.digest)) == ["GET", "PUT"]
+    eventually(lambda: len(bucket_view.listed()) == 2, "manifest and pointer are published", WITHIN_S)
+    settle(request_log)
+    assert request_log.of(tag_key(NAME, "v1")) == ["GET", "PUT"]
+    assert request_log.of(manifest_key(NAME, image.digest)) == ["GET", "PUT"]
 
 
 def test_a_cold_image_costs_two_requests_for_each_object(
-    start: Callable[..., Deployment], place: Place, proxy: Proxy, origin: FakeRegistry
+    start: Callable[..., Deployment], bucket_view: BucketView, proxy: S3Proxy, origin: FakeRegistry
 ) -> None:
     """A whole pull by tag: a GET and a PUT for the pointer, the manifest, the config and each layer."""
     add_images(origin, "v1")
     deployment = start(proxy.host)
-    witness = Witness(proxy)
-    keys = fill(deployment, place, "v1")
-    settle(witness)
-    assert {key: witness.of(key) for key in keys} == {key: ["GET", "PUT"] for key in keys}
+    request_log = S3RequestLog(proxy)
+    keys = fill(deployment, bucket_view, "v1")
+    settle(request_log)
+    assert {key: request_log.of(key) for key in keys} == {key: ["GET", "PUT"] for key in keys}
 
 
 def test_what_only_the_bucket_has_costs_one_get(
-    start: Callable[..., Deployment], place: Place, proxy: Proxy, origin: FakeRegistry
+    start: Callable[..., Deployment], bucket_view: BucketView, proxy: S3Proxy, origin: FakeRegistry
 ) -> None:
     """A whole pull of an image that another Dockyard brought a moment ago: a GET for each object, no touch."""
     add_images(origin, "v1")
-    keys = put_by_hand(place, origin, "v1")
+    keys = put_image(bucket_view, origin, "v1")
     deployment = start(proxy.host)
-    witness = Witness(proxy)
+    request_log = S3RequestLog(proxy)
     assert pull(deployment, "v1") == keys
-    settle(witness)
-    assert {key: witness.of(key) for key in keys} == {key: ["GET"] for key in keys}
+    settle(request_log)
+    assert {key: request_log.of(key) for key in keys} == {key: ["GET"] for key in keys}
 
 
 @pytest.mark.parametrize("known", [True, False], ids=["only in the bucket", "nowhere"])
 def test_a_head_of_a_blob_costs_one_head(
-    start: Callable[..., Deployment], place: Place, proxy: Proxy, origin: FakeRegistry, *, known: bool
+    start: Callable[..., Deployment], bucket_view: BucketView, proxy: S3Proxy, origin: FakeRegistry, *, known: bool
 ) -> None:
     """HEAD of a young blob asks the bucket once, and neither fetches nor touches anything."""
     body = layer("head", 100_000)
     digest = origin.add_blob(body)
     if known:
-        place.put_blob(body)
+        bucket_view.put_blob(body)
     deployment = start(proxy.host)
-    witness = Witness(proxy)
+    request_log = S3RequestLog(proxy)
     assert deployment.head(f"/v2/{NAME}/blobs/{digest}").header("Content-Length") == "100000"
-    settle(witness)
-    assert witness.of(blob_key(digest)) == ["HEAD"]
+    settle(request_log)
+    assert request_log.of(blob_key(digest)) == ["HEAD"]
 
 
 def test_a_herd_on_a_cold_image_costs_no_more(
-    start: Callable[..., Deployment], place: Place, proxy: Proxy, origin: FakeRegistry
+    start: Callable[..., Deployment], bucket_view: BucketView, proxy: S3Proxy, origin: FakeRegistry
 ) -> None:
     """Forty pulls of a layer at once, over two workers: one GET and one PUT."""
     image: Image = add_images(origin, "v1")[0]
     deployment = start(proxy.host)
-    witness = Witness(proxy)
+    request_log = S3RequestLog(proxy)
     replies = deployment.get_together([f"/v2/{NAME}/blobs/{image.layers[1]}"] * 40)
     assert {(reply.status, len(reply.body)) for reply in replies} == {(200, 200_000)}
-    eventually(place.listed, "the blob is published", WITHIN_S)
-    settle(witness)
-    assert witness.of(blob_key(image.layers[1])) == ["GET", "PUT"]
+    eventually(bucket_view.listed, "the blob is published", WITHIN_S)
+    settle(request_log)
+    assert request_log.of(blob_key(image.layers[1])) == ["GET", "PUT"]

@@ -5,20 +5,20 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.s3.service.place import BLOB_TYPE, Place, is_missing, manifest_key, tag_key
-from tests.s3.service.pulls import NAME, REPO, WITHIN_S, add_images, add_index, fetch, fill, layer, pull, put_by_hand
-from tests.s3.service.witness import key_of
-from tests.s3.store.proxy import Forward, Proxy, Request
+from tests.s3.service.bucket_view import BLOB_TYPE, BucketView, is_missing, manifest_key, tag_key
+from tests.s3.service.images import NAME, REPO, WITHIN_S, add_images, add_index, fetch, fill, layer, pull, put_image
+from tests.s3.service.request_log import object_key
+from tests.s3.store.proxy import Forward, Request, S3Proxy
 from tests.support.deployment import Deployment, eventually
 from tests.support.fake_registry import OCI_INDEX, OCI_MANIFEST, FakeRegistry
 
 
 def test_what_one_fetched_the_other_serves(
-    start: Callable[..., Deployment], place: Place, origin: FakeRegistry
+    start: Callable[..., Deployment], bucket_view: BucketView, origin: FakeRegistry
 ) -> None:
     """A second Dockyard has an image by digest without one request to the upstream."""
     index = add_index(origin, "v1")
-    fill(start(), place, "v1")
+    fill(start(), bucket_view, "v1")
     second = start()
     origin.forget()
     pull(second, index.digest)
@@ -26,11 +26,11 @@ def test_what_one_fetched_the_other_serves(
 
 
 def test_a_tag_that_the_other_fetched_costs_one_head(
-    start: Callable[..., Deployment], place: Place, origin: FakeRegistry
+    start: Callable[..., Deployment], bucket_view: BucketView, origin: FakeRegistry
 ) -> None:
     """A second Dockyard asks whether the tag still holds, and nothing else."""
     add_index(origin, "v1")
-    fill(start(), place, "v1")
+    fill(start(), bucket_view, "v1")
     second = start()
     origin.forget()
     pull(second, "v1")
@@ -38,12 +38,12 @@ def test_a_tag_that_the_other_fetched_costs_one_head(
 
 
 def test_a_wiped_directory_is_filled_from_the_bucket(
-    start: Callable[..., Deployment], place: Place, origin: FakeRegistry
+    start: Callable[..., Deployment], bucket_view: BucketView, origin: FakeRegistry
 ) -> None:
     """A Dockyard that lost its disk has everything again without the upstream."""
     index = add_index(origin, "v1")
     deployment = start()
-    fill(deployment, place, "v1")
+    fill(deployment, bucket_view, "v1")
     deployment.dockyard.stop()
     shutil.rmtree(deployment.dockyard.storage)
     deployment.dockyard.start()
@@ -53,11 +53,11 @@ def test_a_wiped_directory_is_filled_from_the_bucket(
 
 
 def test_the_other_serves_while_the_upstream_is_down(
-    start: Callable[..., Deployment], place: Place, origin: FakeRegistry
+    start: Callable[..., Deployment], bucket_view: BucketView, origin: FakeRegistry
 ) -> None:
     """A second Dockyard serves by digest, and a tag by the bucket's pointer, marked stale."""
     index = add_index(origin, "v1")
-    fill(start(), place, "v1")
+    fill(start(), bucket_view, "v1")
     second = start()
     origin.registry.close()
     pull(second, index.digest)
@@ -65,7 +65,9 @@ def test_the_other_serves_while_the_upstream_is_down(
     assert "could not be asked" in (second.get(f"/v2/{NAME}/manifests/v1").header("Warning") or "")
 
 
-def test_the_keys_are_the_originals(start: Callable[..., Deployment], place: Place, origin: FakeRegistry) -> None:
+def test_the_keys_are_the_originals(
+    start: Callable[..., Deployment], bucket_view: BucketView, origin: FakeRegistry
+) -> None:
     """After a pull the bucket has the manifests, the pointer and the blobs under the keys of the seed, no others."""
     (image,) = add_images(origin, "v1")
     deployment = start()
@@ -76,62 +78,64 @@ def test_the_keys_are_the_originals(start: Callable[..., Deployment], place: Pla
     }
     for digest in (image.config, *image.layers):
         wanted[f"cache/blobs/sha256/{digest[7:9]}/{digest[7:]}"] = (b"", BLOB_TYPE)
-    eventually(lambda: place.listed() == set(wanted), "exactly these keys", WITHIN_S)
+    eventually(lambda: bucket_view.listed() == set(wanted), "exactly these keys", WITHIN_S)
     for key, (body, content_type) in wanted.items():
-        assert place.stat(key).content_type == content_type, key
-        assert not body or place.get(key) == body, key
+        assert bucket_view.stat(key).content_type == content_type, key
+        assert not body or bucket_view.get(key) == body, key
 
 
 def test_a_name_of_the_hub_has_its_whole_name_in_the_keys(
-    start: Callable[..., Deployment], place: Place, origin: FakeRegistry
+    start: Callable[..., Deployment], bucket_view: BucketView, origin: FakeRegistry
 ) -> None:
     """`alpine` is `docker.io/library/alpine` in the bucket, as the original writes it."""
     origin.add_image("library/alpine", "latest", [b"rootfs"])
     deployment = start()
     pull(deployment, "latest", "alpine")
     eventually(
-        lambda: "cache/manifests/docker.io/library/alpine/tags/latest" in place.listed(), "the pointer", WITHIN_S
+        lambda: "cache/manifests/docker.io/library/alpine/tags/latest" in bucket_view.listed(), "the pointer", WITHIN_S
     )
 
 
 def test_a_sha512_blob_has_its_algorithm_in_its_key(
-    start: Callable[..., Deployment], place: Place, origin: FakeRegistry
+    start: Callable[..., Deployment], bucket_view: BucketView, origin: FakeRegistry
 ) -> None:
     """The place of `sha256` in the key is the algorithm's; the blob goes up in parts and none is left over."""
     body = layer("sha512", 3_000_000)
     digest = origin.add_blob(body, algorithm="sha512")
     fetch(start(), digest)
-    eventually(lambda: place.listed() == {f"cache/blobs/sha512/{digest[7:9]}/{digest[7:]}"}, "the blob", WITHIN_S)
+    eventually(lambda: bucket_view.listed() == {f"cache/blobs/sha512/{digest[7:9]}/{digest[7:]}"}, "the blob", WITHIN_S)
 
 
 @pytest.mark.parametrize("newline", ["", "\n"])
 def test_a_bucket_of_the_original_is_served(
-    start: Callable[..., Deployment], place: Place, origin: FakeRegistry, newline: str
+    start: Callable[..., Deployment], bucket_view: BucketView, origin: FakeRegistry, newline: str
 ) -> None:
     """What was put there by plain PUTs is served as it stands, the upstream being gone."""
     index = add_index(origin, "v1")
-    put_by_hand(place, origin, "v1")
-    place.put(tag_key(NAME, "v1"), (index.digest + newline).encode(), "text/plain")
+    put_image(bucket_view, origin, "v1")
+    bucket_view.put(tag_key(NAME, "v1"), (index.digest + newline).encode(), "text/plain")
     origin.registry.close()
     deployment = start()
     pull(deployment, "v1")
     assert deployment.get(f"/v2/{NAME}/manifests/v1").header("Content-Type") == OCI_INDEX
 
 
-def test_a_moved_tag_moves_in_the_bucket(start: Callable[..., Deployment], place: Place, origin: FakeRegistry) -> None:
+def test_a_moved_tag_moves_in_the_bucket(
+    start: Callable[..., Deployment], bucket_view: BucketView, origin: FakeRegistry
+) -> None:
     """The pointer of the bucket follows the upstream, after the new manifest."""
     old, new = add_images(origin, "v1", "v2")
     deployment = start()
-    fill(deployment, place, "v1")
-    assert place.get(tag_key(NAME, "v1")) == old.digest.encode()
+    fill(deployment, bucket_view, "v1")
+    assert bucket_view.get(tag_key(NAME, "v1")) == old.digest.encode()
     origin.add_manifest(REPO, "v1", new.body, new.media_type)
     pull(deployment, "v1")
-    eventually(lambda: place.get(tag_key(NAME, "v1")) == new.digest.encode(), "the pointer moves", WITHIN_S)
-    assert manifest_key(NAME, new.digest) in place.listed()
+    eventually(lambda: bucket_view.get(tag_key(NAME, "v1")) == new.digest.encode(), "the pointer moves", WITHIN_S)
+    assert manifest_key(NAME, new.digest) in bucket_view.listed()
 
 
 def test_a_tag_that_moves_while_its_pointer_is_written_is_written_again(
-    start: Callable[..., Deployment], place: Place, proxy: Proxy, origin: FakeRegistry
+    start: Callable[..., Deployment], bucket_view: BucketView, proxy: S3Proxy, origin: FakeRegistry
 ) -> None:
     """What another worker published meanwhile is not undone by a write that was held up."""
     _, new = add_images(origin, "v1", "v2")
@@ -140,7 +144,7 @@ def test_a_tag_that_moves_while_its_pointer_is_written_is_written_again(
     moved = []
 
     def move(request: Request) -> Forward:
-        if request.method == "PUT" and key_of(request) == tag_key(NAME, "v1") and not moved:
+        if request.method == "PUT" and object_key(request) == tag_key(NAME, "v1") and not moved:
             moved.append(request)
             pointer.write_text(new.digest)
         return Forward()
@@ -149,7 +153,7 @@ def test_a_tag_that_moves_while_its_pointer_is_written_is_written_again(
     pull(deployment, "v1")
     key = tag_key(NAME, "v1")
     eventually(
-        lambda: moved and not is_missing(place, key) and place.get(key) == new.digest.encode(),
+        lambda: moved and not is_missing(bucket_view, key) and bucket_view.get(key) == new.digest.encode(),
         "the newer one",
         WITHIN_S,
     )
@@ -157,21 +161,21 @@ def test_a_tag_that_moves_while_its_pointer_is_written_is_written_again(
 
 
 def test_an_outage_of_the_upstream_does_not_move_a_pointer_back(
-    start: Callable[..., Deployment], place: Place, origin: FakeRegistry
+    start: Callable[..., Deployment], bucket_view: BucketView, origin: FakeRegistry
 ) -> None:
     """A Dockyard that knows an older digest serves it stale, and leaves the newer pointer in the bucket alone."""
     _, new = add_images(origin, "v1", "v2")
     first, second = start(storage={"touch_threshold": "1s"}), start(storage={"touch_threshold": "1s"})
-    fill(first, place, "v1")
+    fill(first, bucket_view, "v1")
     origin.add_manifest(REPO, "v1", new.body, new.media_type)
-    fill(second, place, "v1")
-    eventually(lambda: place.get(tag_key(NAME, "v1")) == new.digest.encode(), "the pointer moves", WITHIN_S)
-    moved_at = place.stat(tag_key(NAME, "v1")).modified
+    fill(second, bucket_view, "v1")
+    eventually(lambda: bucket_view.get(tag_key(NAME, "v1")) == new.digest.encode(), "the pointer moves", WITHIN_S)
+    moved_at = bucket_view.stat(tag_key(NAME, "v1")).modified
     origin.registry.close()
 
     def is_touched() -> bool:
         pull(first, "v1")
-        return place.stat(tag_key(NAME, "v1")).modified > moved_at
+        return bucket_view.stat(tag_key(NAME, "v1")).modified > moved_at
 
     eventually(is_touched, "the pointer is touched", WITHIN_S)
-    assert place.get(tag_key(NAME, "v1")) == new.digest.encode()
+    assert bucket_view.get(tag_key(NAME, "v1")) == new.digest.encode()

@@ -4,10 +4,10 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.s3.service.place import Place, is_missing
-from tests.s3.service.pulls import add_images, pull
-from tests.s3.service.witness import key_of
-from tests.s3.store.proxy import Forward, Proxy, error
+from tests.s3.service.bucket_view import BucketView, is_missing
+from tests.s3.service.images import add_images, pull
+from tests.s3.service.request_log import object_key
+from tests.s3.store.proxy import Forward, S3Proxy, s3_error
 from tests.s3.store.servers import SECRET_KEY, Server
 from tests.support.deployment import Deployment, eventually
 from tests.support.fake_registry import FakeRegistry
@@ -37,7 +37,7 @@ def see_said(deployment: Deployment, *words: str) -> None:
 )
 def test_a_bucket_that_cannot_be_used(
     start: Callable[..., Deployment],
-    place: Place,
+    bucket_view: BucketView,
     origin: FakeRegistry,
     storage: dict[str, str],
     words: tuple[str, ...],
@@ -48,11 +48,11 @@ def test_a_bucket_that_cannot_be_used(
     see_said(deployment, *words)
     pull(deployment, "v1")
     pull(deployment, "v1")
-    assert place.listed() == set()
+    assert bucket_view.listed() == set()
 
 
 def test_a_login_without_the_right_to_list(
-    start: Callable[..., Deployment], place: Place, proxy: Proxy, origin: FakeRegistry
+    start: Callable[..., Deployment], bucket_view: BucketView, proxy: S3Proxy, origin: FakeRegistry
 ) -> None:
     """Without ListBucket AWS S3 says that what is missing is forbidden: that is told, and all that is pulled published.
 
@@ -60,27 +60,29 @@ def test_a_login_without_the_right_to_list(
     """
     add_images(origin, "v1")
     proxy.rule = lambda request: (
-        error(403, "AccessDenied") if request.method != "PUT" and is_missing(place, key_of(request)) else Forward()
+        s3_error(403, "AccessDenied")
+        if request.method != "PUT" and is_missing(bucket_view, object_key(request))
+        else Forward()
     )
     deployment = start(proxy.host)
-    see_said(deployment, "s3:ListBucket", place.bucket)
+    see_said(deployment, "s3:ListBucket", bucket_view.bucket)
     keys = pull(deployment, "v1")
-    eventually(lambda: place.listed() == keys, "everything pulled is in the bucket", BACK_WITHIN_S)
+    eventually(lambda: bucket_view.listed() == keys, "everything pulled is in the bucket", BACK_WITHIN_S)
 
 
 def test_a_login_without_the_right_to_write(
-    start: Callable[..., Deployment], place: Place, origin: FakeRegistry
+    start: Callable[..., Deployment], bucket_view: BucketView, origin: FakeRegistry
 ) -> None:
     """Without PutObject: that is said, and pulls work."""
     add_images(origin, "v1")
-    deployment = start(storage=place.add_login("s3:GetObject", "s3:ListBucket"))
-    see_said(deployment, "s3:PutObject", place.bucket)
+    deployment = start(storage=bucket_view.add_login("s3:GetObject", "s3:ListBucket"))
+    see_said(deployment, "s3:PutObject", bucket_view.bucket)
     pull(deployment, "v1")
-    assert place.listed() == set()
+    assert bucket_view.listed() == set()
 
 
 def test_a_store_that_is_not_there_yet(
-    start: Callable[..., Deployment], place: Place, origin: FakeRegistry, minio: Server
+    start: Callable[..., Deployment], bucket_view: BucketView, origin: FakeRegistry, minio: Server
 ) -> None:
     """Dockyard starts before S3: it says so, serves, and publishes when S3 has come."""
     add_images(origin, "v1")
@@ -91,15 +93,15 @@ def test_a_store_that_is_not_there_yet(
         keys = pull(deployment, "v1")
     finally:
         minio.start()
-    eventually(lambda: place.listed() == keys, "everything pulled is in the bucket", BACK_WITHIN_S)
+    eventually(lambda: bucket_view.listed() == keys, "everything pulled is in the bucket", BACK_WITHIN_S)
 
 
 def test_a_bucket_that_is_made_later(
-    start: Callable[..., Deployment], place: Place, origin: FakeRegistry, minio: Server
+    start: Callable[..., Deployment], bucket_view: BucketView, origin: FakeRegistry, minio: Server
 ) -> None:
     """The bucket is made after the first pull: it is used without a restart."""
     add_images(origin, "v1")
-    late = Place(minio)
+    late = BucketView(minio)
     deployment = start(storage={"bucket": late.bucket})
     keys = pull(deployment, "v1")
     late.make()
@@ -108,10 +110,10 @@ def test_a_bucket_that_is_made_later(
     late.close()
 
 
-def test_a_clock_that_is_wrong(start: Callable[..., Deployment], proxy: Proxy, origin: FakeRegistry) -> None:
+def test_a_clock_that_is_wrong(start: Callable[..., Deployment], proxy: S3Proxy, origin: FakeRegistry) -> None:
     """S3 refuses our signatures for their time: the clock is named."""
     add_images(origin, "v1")
-    proxy.rule = lambda _: error(403, "RequestTimeTooSkewed")
+    proxy.rule = lambda _: s3_error(403, "RequestTimeTooSkewed")
     deployment = start(proxy.host)
     see_said(deployment, "clock")
     pull(deployment, "v1")

@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterable
 
 import pytest
 
-from tests.s3.service.place import Place, blob_key
-from tests.s3.service.pulls import NAME, add_images, add_index, fetch, fill, layer, pull, put_by_hand
-from tests.s3.service.witness import Witness
-from tests.s3.store.proxy import Forward, Proxy, Request
+from tests.s3.service.bucket_view import BucketView, blob_key
+from tests.s3.service.images import NAME, add_images, add_index, fetch, fill, layer, pull, put_image
+from tests.s3.service.request_log import S3RequestLog
+from tests.s3.store.proxy import Forward, Request, S3Proxy
 from tests.support.bodies import digest_of
 from tests.support.deployment import Deployment, eventually, stays
 from tests.support.fake_registry import FakeRegistry
@@ -23,18 +23,18 @@ WITHIN_S = 10.0
 
 
 @pytest.fixture
-def old_image(place: Place, origin: FakeRegistry) -> set[str]:
+def old_image(bucket_view: BucketView, origin: FakeRegistry) -> set[str]:
     """An index with its images, thirty days old in the bucket; the keys."""
     add_index(origin, "v1")
-    return put_by_hand(place, origin, "v1", days_ago=30)
+    return put_image(bucket_view, origin, "v1", days_ago=30)
 
 
-def see_young(place: Place, keys: Iterable[str]) -> None:
+def assert_touched(bucket_view: BucketView, keys: Iterable[str]) -> None:
     """Wait until all these objects have been touched."""
     old = set(keys)
 
     def are_young() -> bool:
-        old.difference_update({key for key in old if place.age(key).total_seconds() < DAY_S})
+        old.difference_update({key for key in old if bucket_view.age(key).total_seconds() < DAY_S})
         return not old
 
     try:
@@ -44,7 +44,7 @@ def see_young(place: Place, keys: Iterable[str]) -> None:
 
 
 def test_an_image_that_is_only_partly_pulled_is_touched_whole(
-    start: Callable[..., Deployment], place: Place, old_image: set[str], origin: FakeRegistry
+    start: Callable[..., Deployment], bucket_view: BucketView, old_image: set[str], origin: FakeRegistry
 ) -> None:
     """A client that has all layers asks for the manifest of its platform only: config and layers are touched too."""
     manifest = origin.manifest_body("team/app", "v1-arm64")
@@ -53,108 +53,110 @@ def test_an_image_that_is_only_partly_pulled_is_touched_whole(
     document = deployment.get(f"/v2/{NAME}/manifests/{digest_of(manifest)}").json
     parts = [blob_key(part["digest"]) for part in (document["config"], *document["layers"])]
     assert set(parts) < old_image
-    see_young(place, parts)
+    assert_touched(bucket_view, parts)
 
 
-def test_a_touch_keeps_what_an_object_is(start: Callable[..., Deployment], place: Place) -> None:
+def test_a_touch_keeps_what_an_object_is(start: Callable[..., Deployment], bucket_view: BucketView) -> None:
     """Content-Type and metadata of others outlive the copy."""
     body = layer("kept", 10_000)
-    key = place.put_blob(body, days_ago=30, content_type="application/vnd.other", origin="another tool")
+    key = bucket_view.put_blob(body, days_ago=30, content_type="application/vnd.other", origin="another tool")
     fetch(start(), digest_of(body))
-    see_young(place, [key])
-    found = place.stat(key)
+    assert_touched(bucket_view, [key])
+    found = bucket_view.stat(key)
     assert (found.content_type, found.metadata["x-amz-meta-origin"]) == ("application/vnd.other", "another tool")
 
 
 def test_a_threshold_of_nothing_touches_nothing(
-    start: Callable[..., Deployment], place: Place, proxy: Proxy, old_image: set[str], origin: FakeRegistry
+    start: Callable[..., Deployment], bucket_view: BucketView, proxy: S3Proxy, old_image: set[str], origin: FakeRegistry
 ) -> None:
     """`touch_threshold: 0`: an old image is served, and S3 is only read."""
     deployment = start(proxy.host, storage={"touch_threshold": "0"})
-    witness = Witness(proxy)
+    request_log = S3RequestLog(proxy)
     for _ in range(3):
         pull(deployment, "v1")
-    stays(lambda: set(witness.counted()) <= {"GET"}, "only reads", QUIET_S)
+    stays(lambda: set(request_log.counted()) <= {"GET"}, "only reads", QUIET_S)
 
 
 def test_a_young_image_is_not_touched(
-    start: Callable[..., Deployment], place: Place, proxy: Proxy, origin: FakeRegistry
+    start: Callable[..., Deployment], bucket_view: BucketView, proxy: S3Proxy, origin: FakeRegistry
 ) -> None:
     """What came into the bucket a moment ago is left as it is, whoever brought it."""
     add_index(origin, "v1")
-    put_by_hand(place, origin, "v1", days_ago=0)
+    put_image(bucket_view, origin, "v1", days_ago=0)
     deployment = start(proxy.host)
-    witness = Witness(proxy)
+    request_log = S3RequestLog(proxy)
     for _ in range(3):
         pull(deployment, "v1")
-    stays(lambda: set(witness.counted()) <= {"GET"}, "only reads", QUIET_S)
+    stays(lambda: set(request_log.counted()) <= {"GET"}, "only reads", QUIET_S)
 
 
 def test_what_is_pulled_again_and_again_stays_young(
-    start: Callable[..., Deployment], place: Place, origin: FakeRegistry
+    start: Callable[..., Deployment], bucket_view: BucketView, origin: FakeRegistry
 ) -> None:
     """With a threshold of two seconds: LastModified of every object of an image moves on with the pulls."""
     add_index(origin, "v1")
     deployment = start(storage={"touch_threshold": "2s"})
-    keys = fill(deployment, place, "v1")
-    first = {key: place.stat(key).modified for key in keys}
+    keys = fill(deployment, bucket_view, "v1")
+    first = {key: bucket_view.stat(key).modified for key in keys}
 
     def have_moved() -> bool:
         pull(deployment, "v1")
-        return all((place.stat(key).modified - first[key]).total_seconds() > 2 for key in keys)
+        return all((bucket_view.stat(key).modified - first[key]).total_seconds() > 2 for key in keys)
 
     eventually(have_moved, "every object is newer", WITHIN_S)
 
 
 def test_a_local_image_that_is_two_days_old_is_touched(
-    start: Callable[..., Deployment], place: Place, origin: FakeRegistry
+    start: Callable[..., Deployment], bucket_view: BucketView, origin: FakeRegistry
 ) -> None:
     """Threshold 24 h, two days since the last pull: manifests, blobs and the pointer are touched by the next."""
     add_index(origin, "v1")
     deployment = start()
-    keys = fill(deployment, place, "v1")
+    keys = fill(deployment, bucket_view, "v1")
     deployment.dockyard.stop()
-    place.age_all(days=2)
+    bucket_view.age_all(days=2)
     for path in (*deployment.dockyard.storage.glob("cache/**/*"), *deployment.dockyard.storage.glob("run/touched/*")):
         if path.is_file():
             os.utime(path, (time.time() - 2 * DAY_S,) * 2)  # as the clock would have it
     deployment.dockyard.start()
     pull(deployment, "v1")
-    see_young(place, keys)
+    assert_touched(bucket_view, keys)
 
 
 def test_what_was_deleted_is_published_again(
-    start: Callable[..., Deployment], place: Place, origin: FakeRegistry
+    start: Callable[..., Deployment], bucket_view: BucketView, origin: FakeRegistry
 ) -> None:
     """What the bucket lost comes back from the local store when it would be touched: all parts of an image."""
     add_images(origin, "v1")
     deployment = start(storage={"touch_threshold": "2s"})
-    keys = fill(deployment, place, "v1")
-    contents = {key: place.get(key) for key in keys}
+    keys = fill(deployment, bucket_view, "v1")
+    contents = {key: bucket_view.get(key) for key in keys}
     for key in keys:
-        place.remove(key)
+        bucket_view.remove(key)
     origin.forget()
-    eventually(lambda: pull(deployment, "v1") and place.listed() == keys, "everything is back", 30.0)
-    assert {key: place.get(key) for key in keys} == contents
+    eventually(lambda: pull(deployment, "v1") and bucket_view.listed() == keys, "everything is back", 30.0)
+    assert {key: bucket_view.get(key) for key in keys} == contents
     assert origin.count("blob") == 0
 
 
 def test_an_object_that_vanishes_before_its_copy_is_published_again(
-    start: Callable[..., Deployment], place: Place, proxy: Proxy, origin: FakeRegistry
+    start: Callable[..., Deployment], bucket_view: BucketView, proxy: S3Proxy, origin: FakeRegistry
 ) -> None:
     """Deleted between the HEAD and the copy of a touch: no error, and it comes back."""
     digest = origin.add_blob(layer("vanishing", 50_000))
     deployment = start(proxy.host, storage={"touch_threshold": "2s"})
     fetch(deployment, digest)
-    eventually(lambda: place.listed() == {blob_key(digest)}, "the blob is published", WITHIN_S)
+    eventually(lambda: bucket_view.listed() == {blob_key(digest)}, "the blob is published", WITHIN_S)
     removed = []
 
     def vanish(request: Request) -> Forward:
         if request.operation == "PUT copy" and not removed:
             removed.append(request)
-            place.remove(blob_key(digest))
+            bucket_view.remove(blob_key(digest))
         return Forward()
 
     proxy.rule = vanish
     eventually(lambda: fetch(deployment, digest) and removed, "a touch", WITHIN_S)
-    eventually(lambda: fetch(deployment, digest) and place.listed() == {blob_key(digest)}, "the blob is back", 30.0)
+    eventually(
+        lambda: fetch(deployment, digest) and bucket_view.listed() == {blob_key(digest)}, "the blob is back", 30.0
+    )

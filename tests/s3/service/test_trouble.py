@@ -9,10 +9,10 @@ from contextlib import ExitStack, contextmanager
 import pytest
 
 from dockyard.s3.publisher import STREAMS
-from tests.s3.service.place import Place, blob_key
-from tests.s3.service.pulls import NAME, add_images, add_index, fetch, fill, layer, pull, put_by_hand
-from tests.s3.service.witness import key_of
-from tests.s3.store.proxy import Forward, Proxy, Request, Say, error
+from tests.s3.service.bucket_view import BucketView, blob_key
+from tests.s3.service.images import NAME, add_images, add_index, fetch, fill, layer, pull, put_image
+from tests.s3.service.request_log import object_key
+from tests.s3.store.proxy import Forward, Request, Respond, S3Proxy, s3_error
 from tests.s3.store.servers import Server
 from tests.support import misbehaviour as bad
 from tests.support.bodies import Bytes
@@ -91,24 +91,24 @@ def stack() -> Iterator[ExitStack]:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_pulls_go_on_and_all_is_in_the_bucket_later(
-    start: Callable[..., Deployment], place: Place, origin: FakeRegistry, storm: Storm, kind: str
+    start: Callable[..., Deployment], bucket_view: BucketView, origin: FakeRegistry, storm: Storm, kind: str
 ) -> None:
     """Warm images, cold ones and one that the bucket has: all come right, and within a minute the bucket has them."""
     add_index(origin, "warm")
     add_images(origin, "cold-1", "cold-2", "cold-3", "elsewhere")
     deployment = start(storm.endpoint)
-    fill(deployment, place, "warm")
-    put_by_hand(place, origin, "elsewhere")
+    fill(deployment, bucket_view, "warm")
+    put_image(bucket_view, origin, "elsewhere")
     with storm.blows(kind):
         keys = pull_all(deployment, "warm", "cold-1", "cold-2", "cold-3", "elsewhere")
         keys |= pull_all(deployment, "warm", "cold-1", "cold-2")
-    eventually(lambda: keys <= place.listed(), "everything pulled is in the bucket", BACK_WITHIN_S)
-    eventually(lambda: not place.uploads(), "no upload is unfinished", BACK_WITHIN_S)
+    eventually(lambda: keys <= bucket_view.listed(), "everything pulled is in the bucket", BACK_WITHIN_S)
+    eventually(lambda: not bucket_view.uploads(), "no upload is unfinished", BACK_WITHIN_S)
 
 
 @pytest.mark.parametrize("kind", ["frozen", "5 s per call", "100 KB/s"])
 def test_a_cold_layer_is_not_held_up(
-    start: Callable[..., Deployment], place: Place, origin: FakeRegistry, storm: Storm, kind: str
+    start: Callable[..., Deployment], bucket_view: BucketView, origin: FakeRegistry, storm: Storm, kind: str
 ) -> None:
     """64 MiB from the upstream with S3 known to be in trouble: at most a tenth slower than with S3 in order."""
     origin.on("blob", bad.slow(UPSTREAM_BYTES_PER_S))
@@ -116,12 +116,12 @@ def test_a_cold_layer_is_not_held_up(
     hints = [origin.add_blob(layer(f"{kind} hint {number}", 10_000)) for number in range(8)]
     deployment = start(storm.endpoint)
     usual = fetch(deployment, before)
-    eventually(lambda: place.listed() == {blob_key(before)}, "the first layer is published", BACK_WITHIN_S)
+    eventually(lambda: bucket_view.listed() == {blob_key(before)}, "the first layer is published", BACK_WITHIN_S)
     with storm.blows(kind):
         deployment.get_together([f"/v2/{NAME}/blobs/{digest}" for digest in hints])  # each worker learns of it
         took = fetch(deployment, during)
     assert took <= 1.1 * usual + SLACK_S, f"{took:.2f} s instead of {usual:.2f} s"
-    eventually(lambda: blob_key(during) in place.listed(), "the layer is published", BACK_WITHIN_S)
+    eventually(lambda: blob_key(during) in bucket_view.listed(), "the layer is published", BACK_WITHIN_S)
 
 
 def test_an_outage_is_paid_for_once(start: Callable[..., Deployment], origin: FakeRegistry, storm: Storm) -> None:
@@ -142,28 +142,28 @@ def test_an_outage_is_paid_for_once(start: Callable[..., Deployment], origin: Fa
 
 @pytest.mark.parametrize("at", ["the first part", "the end"])
 def test_a_broken_upload_in_parts_is_aborted(
-    start: Callable[..., Deployment], place: Place, proxy: Proxy, origin: FakeRegistry, at: str
+    start: Callable[..., Deployment], bucket_view: BucketView, proxy: S3Proxy, origin: FakeRegistry, at: str
 ) -> None:
     """A multipart upload that breaks leaves nothing behind, and the blob goes up again."""
     digest = origin.add_blob(layer("cut part", 6 * MIB), algorithm="sha512")
     deployment = start(proxy.host)
     broken: list[Request] = []
 
-    def break_one(request: Request) -> Forward | Say:
+    def break_one(request: Request) -> Forward | Respond:
         wanted = "PUT uploadId" if at == "the first part" else "POST uploadId"
         if request.operation == wanted and len(broken) < (1 if at == "the first part" else 2):
             broken.append(request)
-            return Forward(cut_request=3 * MIB) if at == "the first part" else error(500, "InternalError")
+            return Forward(cut_request_after=3 * MIB) if at == "the first part" else s3_error(500, "InternalError")
         return Forward()
 
     proxy.rule = break_one
     fetch(deployment, digest)
-    eventually(lambda: broken and place.listed() == {blob_key(digest)}, "the blob is published", BACK_WITHIN_S)
-    assert not place.uploads()
+    eventually(lambda: broken and bucket_view.listed() == {blob_key(digest)}, "the blob is published", BACK_WITHIN_S)
+    assert not bucket_view.uploads()
 
 
 def test_an_upload_that_s3_died_under_is_aborted(
-    start: Callable[..., Deployment], place: Place, minio: Server, proxy: Proxy, origin: FakeRegistry
+    start: Callable[..., Deployment], bucket_view: BucketView, minio: Server, proxy: S3Proxy, origin: FakeRegistry
 ) -> None:
     """S3 dies in the middle of a multipart upload and comes back: in the end no upload is left unfinished.
 
@@ -181,13 +181,13 @@ def test_an_upload_that_s3_died_under_is_aborted(
         body, ended = download.rest()
     assert (len(body), ended) == (6 * MIB, "length")
     minio.start()
-    eventually(lambda: place.listed() == {blob_key(digest)}, "the blob is published", BACK_WITHIN_S)
-    eventually(lambda: not place.uploads(), "no upload is unfinished", BACK_WITHIN_S)
+    eventually(lambda: bucket_view.listed() == {blob_key(digest)}, "the blob is published", BACK_WITHIN_S)
+    eventually(lambda: not bucket_view.uploads(), "no upload is unfinished", BACK_WITHIN_S)
     assert proxy.counted()["DELETE uploadId"]
 
 
 def test_a_busy_store_is_given_half_as_much(
-    start: Callable[..., Deployment], place: Place, proxy: Proxy, origin: FakeRegistry, stack: ExitStack
+    start: Callable[..., Deployment], bucket_view: BucketView, proxy: S3Proxy, origin: FakeRegistry, stack: ExitStack
 ) -> None:
     """503 SlowDown to eight uploads: four of the next go up while they are fetched, and in the end all are there."""
     deployment = start(proxy.host, workers=1)
@@ -195,13 +195,13 @@ def test_a_busy_store_is_given_half_as_much(
     refused: list[Request] = []
     is_well = stack.enter_context(opened_at_exit(threading.Event()))
 
-    def refuse_some(request: Request) -> Forward | Say:
+    def refuse_some(request: Request) -> Forward | Respond:
         """The first uploads; what comes later is kept waiting, so that nothing else fails or goes well."""
-        if request.method != "PUT" or key_of(request) not in keys:
+        if request.method != "PUT" or object_key(request) not in keys:
             return Forward()
         if len(refused) < STREAMS:
             refused.append(request)
-            return error(503, "SlowDown")
+            return s3_error(503, "SlowDown")
         is_well.wait(BACK_WITHIN_S)
         return Forward()
 
@@ -218,7 +218,7 @@ def test_a_busy_store_is_given_half_as_much(
             origin.wait_for(lambda: origin.count("blob") == len(digests), "all are being fetched")
             time.sleep(QUIET_S)  # nothing tells that no other upload begins
             origin.mend(stall)
-            return sum(request.method == "PUT" and key_of(request) in wanted for request in list(proxy.requests))
+            return sum(request.method == "PUT" and object_key(request) in wanted for request in list(proxy.requests))
 
     proxy.rule = refuse_some
     assert begun("first") == STREAMS
@@ -227,15 +227,15 @@ def test_a_busy_store_is_given_half_as_much(
     origin.forget()
     assert begun("second") == STREAMS // 2
     is_well.set()
-    eventually(lambda: keys == place.listed(), "all is in the bucket", BACK_WITHIN_S)
+    eventually(lambda: keys == bucket_view.listed(), "all is in the bucket", BACK_WITHIN_S)
 
 
 def test_s3_alone_serves_while_it_is_slow_and_the_upstream_is_down(
-    start: Callable[..., Deployment], place: Place, origin: FakeRegistry, storm: Storm
+    start: Callable[..., Deployment], bucket_view: BucketView, origin: FakeRegistry, storm: Storm
 ) -> None:
     """A slow answer is better than none: what only a slow bucket has is still pulled."""
     add_images(origin, "v1")
-    put_by_hand(place, origin, "v1")
+    put_image(bucket_view, origin, "v1")
     deployment = start(storm.endpoint, workers=1)
     origin.registry.close()
     with storm.blows("2 s per call"):

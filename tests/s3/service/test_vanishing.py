@@ -2,10 +2,10 @@
 
 from collections.abc import Callable
 
-from tests.s3.service.place import Place, blob_key
-from tests.s3.service.pulls import NAME, WITHIN_S, add_images, fetch, layer, pull, put_by_hand
-from tests.s3.service.witness import Witness
-from tests.s3.store.proxy import Forward, Proxy, Request, error
+from tests.s3.service.bucket_view import BucketView, blob_key
+from tests.s3.service.images import NAME, WITHIN_S, add_images, fetch, layer, pull, put_image
+from tests.s3.service.request_log import S3RequestLog
+from tests.s3.store.proxy import Forward, Request, S3Proxy, s3_error
 from tests.support.bodies import digest_of
 from tests.support.deployment import Deployment, eventually
 from tests.support.fake_registry import FakeRegistry
@@ -14,78 +14,82 @@ SIZE = 3_000_000
 
 
 def test_a_layer_that_vanished_from_a_living_image(
-    start: Callable[..., Deployment], place: Place, origin: FakeRegistry
+    start: Callable[..., Deployment], bucket_view: BucketView, origin: FakeRegistry
 ) -> None:
     """The manifest lives, a layer expired: the pull fetches that layer, and no other."""
     (image,) = add_images(origin, "v1")
-    keys = put_by_hand(place, origin, "v1")
-    place.remove(blob_key(image.layers[0]))
+    keys = put_image(bucket_view, origin, "v1")
+    bucket_view.remove(blob_key(image.layers[0]))
     deployment = start()
     pull(deployment, "v1")
     assert [each.request.reference for each in origin.seen("blob")] == [image.layers[0]]
-    eventually(lambda: place.listed() == keys, "the layer is published", WITHIN_S)
+    eventually(lambda: bucket_view.listed() == keys, "the layer is published", WITHIN_S)
 
 
 def test_an_answer_that_breaks_goes_on_from_the_bucket(
-    start: Callable[..., Deployment], place: Place, proxy: Proxy, origin: FakeRegistry
+    start: Callable[..., Deployment], bucket_view: BucketView, proxy: S3Proxy, origin: FakeRegistry
 ) -> None:
     """A GET that is cut is asked again from there, of the same object; the client sees one clean 200."""
     body = layer("cut once", SIZE)
-    place.put_blob(body)
+    bucket_view.put_blob(body)
     deployment = start(proxy.host)
-    witness = Witness(proxy)
-    proxy.rule = lambda request: Forward(cut_answer=SIZE // 2 if "range" not in request.headers else None)
+    request_log = S3RequestLog(proxy)
+    proxy.rule = lambda request: Forward(cut_response_after=SIZE // 2 if "range" not in request.headers else None)
     fetch(deployment, digest_of(body))
     first, second = (each for each in proxy.requests if each.method == "GET")
     assert "range" not in first.headers
     assert second.headers["range"].startswith("bytes=1")
-    assert second.headers["if-match"] == f'"{place.stat(blob_key(digest_of(body))).metadata["etag"].strip(chr(34))}"'
-    assert witness.of(blob_key(digest_of(body))) == ["GET", "GET"]
+    assert (
+        second.headers["if-match"] == f'"{bucket_view.stat(blob_key(digest_of(body))).metadata["etag"].strip(chr(34))}"'
+    )
+    assert request_log.of(blob_key(digest_of(body))) == ["GET", "GET"]
     assert origin.count() == 0
 
 
 def test_an_answer_that_breaks_again_goes_on_from_the_upstream(
-    start: Callable[..., Deployment], place: Place, proxy: Proxy, origin: FakeRegistry
+    start: Callable[..., Deployment], bucket_view: BucketView, proxy: S3Proxy, origin: FakeRegistry
 ) -> None:
     """Every GET is cut: the rest comes from the upstream by Range."""
     body = layer("cut twice", SIZE)
     digest = origin.add_blob(body)
-    place.put_blob(body)
+    bucket_view.put_blob(body)
     deployment = start(proxy.host)
-    proxy.rule = lambda _: Forward(cut_answer=SIZE // 3)
+    proxy.rule = lambda _: Forward(cut_response_after=SIZE // 3)
     fetch(deployment, digest)
     (exchange,) = origin.seen("blob", "GET")
     assert (exchange.request.header("Range") or "").startswith("bytes=1")
 
 
 def test_a_blob_that_is_replaced_while_it_is_read(
-    start: Callable[..., Deployment], place: Place, proxy: Proxy, origin: FakeRegistry
+    start: Callable[..., Deployment], bucket_view: BucketView, proxy: S3Proxy, origin: FakeRegistry
 ) -> None:
     """The GET is cut and the object becomes another: its bytes are not mixed in."""
     body = layer("replaced", SIZE)
     digest = origin.add_blob(body)
-    key = place.put_blob(body)
+    key = bucket_view.put_blob(body)
     deployment = start(proxy.host)
 
     def replace(request: Request) -> Forward:
         if request.method == "GET" and "range" in request.headers:
-            place.put(key, layer("another", SIZE))
-        return Forward(cut_answer=SIZE // 2 if request.method == "GET" and "range" not in request.headers else None)
+            bucket_view.put(key, layer("another", SIZE))
+        return Forward(
+            cut_response_after=SIZE // 2 if request.method == "GET" and "range" not in request.headers else None
+        )
 
     proxy.rule = replace
     fetch(deployment, digest)
-    eventually(lambda: place.get(key) == body, "the blob is published", WITHIN_S)
+    eventually(lambda: bucket_view.get(key) == body, "the blob is published", WITHIN_S)
 
 
 def test_trouble_is_not_a_missing_object(
-    start: Callable[..., Deployment], place: Place, proxy: Proxy, origin: FakeRegistry
+    start: Callable[..., Deployment], bucket_view: BucketView, proxy: S3Proxy, origin: FakeRegistry
 ) -> None:
     """S3 refuses everything and the upstream is down: 503, never 404."""
     (image,) = add_images(origin, "v1")
-    put_by_hand(place, origin, "v1")
+    put_image(bucket_view, origin, "v1")
     deployment = start(proxy.host)
-    Witness(proxy)
-    proxy.rule = lambda _: error(503, "SlowDown")
+    S3RequestLog(proxy)
+    proxy.rule = lambda _: s3_error(503, "SlowDown")
     origin.registry.close()
     for path in ("manifests/v1", f"manifests/{image.digest}", f"blobs/{image.config}"):
         reply = deployment.get(f"/v2/{NAME}/{path}")

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from dockyard.s3 import S3Store
-from tests.s3.store.proxy import Proxy
+from tests.s3.store.proxy import S3Proxy
 from tests.s3.store.servers import Minio, Server, Versitygw, make_tier
 from tests.support.programs import Programs
 
@@ -48,14 +48,14 @@ def prefix() -> str:
 
 
 @pytest.fixture
-def proxy(server: Server) -> Iterator[Proxy]:
+def proxy(server: Server) -> Iterator[S3Proxy]:
     """What stands between the tier and the server."""
-    with contextlib.closing(Proxy(server.port)) as proxy:
+    with contextlib.closing(S3Proxy(server.port)) as proxy:
         yield proxy
 
 
 @pytest.fixture
-def tier(server: Server, proxy: Proxy, prefix: str) -> Iterator[S3Store]:
+def tier(server: Server, proxy: S3Proxy, prefix: str) -> Iterator[S3Store]:
     """A tier that goes through the proxy."""
     with contextlib.closing(make_tier(server.settings(prefix, proxy.host))) as tier:
         yield tier

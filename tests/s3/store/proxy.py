@@ -36,22 +36,22 @@ class Request:
 
 @attrs.frozen
 class Forward:
-    """Carry it.
+    """Forward the request to the server, and its response to the client.
 
-    After so many bytes of the body (of the answer with its head), `cut_request` and `cut_answer` end both connections,
-    `by_reset` or by FIN, and `stall_answer` says nothing any more until the proxy is closed. `then` is called when the
-    server has answered, before anything of that is passed on.
+    `cut_request_after` and `cut_response_after` close both connections after that many bytes of the request body, or of
+    the response with its head: by RST if `by_reset`, else by FIN. `stall_response_after` stops sending there until the
+    proxy is closed. `before_response` is called when the server has responded, before anything of that is forwarded.
     """
 
-    cut_request: int | None = None
-    cut_answer: int | None = None
-    stall_answer: int | None = None
+    cut_request_after: int | None = None
+    cut_response_after: int | None = None
+    stall_response_after: int | None = None
     by_reset: bool = False
-    then: Callable[[], object] | None = None
+    before_response: Callable[[], object] | None = None
 
 
 @attrs.frozen
-class Say:
+class Respond:
     """Answer it here, once its body has come."""
 
     status: int
@@ -64,15 +64,15 @@ class Stall:
     """Say nothing until the proxy is closed."""
 
 
-Rule = Callable[[Request], Forward | Say | Stall]
+Rule = Callable[[Request], Forward | Respond | Stall]
 
 
-def error(status: int, code: str, more: str = "") -> Say:
+def s3_error(status: int, code: str, more: str = "") -> Respond:
     """An error as S3 says it."""
-    return Say(status, f"<?xml version='1.0'?><Error><Code>{code}</Code>{more}</Error>".encode())
+    return Respond(status, f"<?xml version='1.0'?><Error><Code>{code}</Code>{more}</Error>".encode())
 
 
-class Proxy:
+class S3Proxy:
     """Listens on a port of its own. `requests` are those that came, `rule` may be set at any time."""
 
     def __init__(self, port: int) -> None:
@@ -125,7 +125,7 @@ class Proxy:
             self.requests.append(request)
             left = int(request.headers.get("content-length", "0")) - len(begun)
             match self.rule(request):
-                case Say(status, body, headers):
+                case Respond(status, body, headers):
                     for _ in _receive(client, left):
                         pass
                     answer = f"HTTP/1.1 {status} X\r\nContent-Length: {len(body)}\r\n{headers}Connection: close\r\n\r\n"
@@ -140,25 +140,25 @@ class Proxy:
             server.sendall(head[:-2] + b"Connection: close\r\n\r\n")
             passed = 0
             for piece in itertools.chain([begun], _receive(client, left)):
-                if how.cut_request is not None and passed + len(piece) >= how.cut_request:
-                    server.sendall(piece[: how.cut_request - passed])
+                if how.cut_request_after is not None and passed + len(piece) >= how.cut_request_after:
+                    server.sendall(piece[: how.cut_request_after - passed])
                     if how.by_reset:
                         reset(server, self._closed)
                         reset(client, self._closed)
                     return
                 server.sendall(piece)
                 passed += len(piece)
-            end = how.cut_answer if how.stall_answer is None else how.stall_answer
+            end = how.cut_response_after if how.stall_response_after is None else how.stall_response_after
             passed = 0
             while piece := server.recv(AT_ONCE if not end else min(AT_ONCE, end - passed)):
-                if how.then is not None and not passed:
-                    how.then()
+                if how.before_response is not None and not passed:
+                    how.before_response()
                 if end == 0:
                     return
                 client.sendall(piece)
                 passed += len(piece)
                 if passed == end:
-                    self._closed.wait(LIMIT_S if how.stall_answer else 0)
+                    self._closed.wait(LIMIT_S if how.stall_response_after else 0)
                     if how.by_reset:
                         reset(client, self._closed)
                     return

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from dockyard.oci.reference import Digest, Name, Tag
-from tests.s3.store.kinds import LocalStoreAdapter, S3StoreAdapter, Store, pieces
 from tests.s3.store.servers import MIB, make_tier
+from tests.s3.store.store_adapters import LocalStoreAdapter, S3StoreAdapter, Store, pieces
 
 NAME = Name.parse("docker.io/library/app")
 TAG = Tag.parse("latest")

@@ -10,7 +10,7 @@ from minio.time import utcnow
 
 from dockyard.config.settings import Secret, StorageSettings
 from dockyard.s3 import S3Store
-from tests.s3.store.proxy import Forward, Proxy, Say, error
+from tests.s3.store.proxy import Forward, Respond, S3Proxy, s3_error
 from tests.s3.store.servers import ACCESS_KEY, BUCKET, SECRET_KEY, Server
 
 ANY_SERVER = pytest.mark.parametrize("server", ["minio"], indirect=True)
@@ -23,7 +23,7 @@ def troubles(settings: StorageSettings) -> list[str]:
     return found
 
 
-def test_a_good_store_has_no_troubles(tier: S3Store, direct: S3Store, proxy: Proxy) -> None:
+def test_a_good_store_has_no_troubles(tier: S3Store, direct: S3Store, proxy: S3Proxy) -> None:
     """Two requests, and the bucket is as it was."""
     assert tier.check() == []
     assert len(proxy.requests) == 2
@@ -98,28 +98,28 @@ def test_tls_to_a_plain_port_is_named(server: Server) -> None:
 @pytest.mark.parametrize(
     ("answer", "setting"),
     [
-        (error(403, "AccessDenied"), "s3:ListBucket"),
-        (error(403, "RequestTimeTooSkewed"), "clock"),
-        (error(403, "AccountProblem"), "keys"),
-        (error(400, "ExpiredToken"), "role"),
-        (error(400, "AuthorizationHeaderMalformed", "<Region>eu-west-1</Region>"), "storage.region to eu-west-1"),
-        (Say(301, b"", "x-amz-bucket-region: eu-west-2\r\n"), "storage.region to eu-west-2"),
-        (Say(200, b"<html>hello</html>"), "storage.endpoint"),
-        (Say(404, b"<html>hello</html>"), "no S3 service"),
-        (Say(400, b"Client sent an HTTP request to an HTTPS server."), "storage.use_ssl"),
-        (error(503, "SlowDown"), "as soon as it works"),
+        (s3_error(403, "AccessDenied"), "s3:ListBucket"),
+        (s3_error(403, "RequestTimeTooSkewed"), "clock"),
+        (s3_error(403, "AccountProblem"), "keys"),
+        (s3_error(400, "ExpiredToken"), "role"),
+        (s3_error(400, "AuthorizationHeaderMalformed", "<Region>eu-west-1</Region>"), "storage.region to eu-west-1"),
+        (Respond(301, b"", "x-amz-bucket-region: eu-west-2\r\n"), "storage.region to eu-west-2"),
+        (Respond(200, b"<html>hello</html>"), "storage.endpoint"),
+        (Respond(404, b"<html>hello</html>"), "no S3 service"),
+        (Respond(400, b"Client sent an HTTP request to an HTTPS server."), "storage.use_ssl"),
+        (s3_error(503, "SlowDown"), "as soon as it works"),
     ],
 )
-def test_what_a_store_may_say_is_explained(server: Server, proxy: Proxy, answer: Say, setting: str) -> None:
+def test_what_a_store_may_say_is_explained(server: Server, proxy: S3Proxy, answer: Respond, setting: str) -> None:
     """Each with what to change."""
     proxy.rule = lambda _: answer
     [said] = troubles(server.settings(endpoint=proxy.host))
     assert setting in said
 
 
-def test_a_store_that_takes_wrong_bytes_is_named(tier: S3Store, proxy: Proxy) -> None:
+def test_a_store_that_takes_wrong_bytes_is_named(tier: S3Store, proxy: S3Proxy) -> None:
     """What it took is deleted again."""
-    proxy.rule = lambda request: Say(200) if request.method == "PUT" else Forward()
+    proxy.rule = lambda request: Respond(200) if request.method == "PUT" else Forward()
     [said] = tier.check()
     assert "another hash" in said
     assert proxy.counted() == {"GET": 1, "PUT": 1, "DELETE": 1}

@@ -126,11 +126,11 @@ def test_the_first_place_that_is_set_up_counts(aws: Aws, tmp_path: Path) -> None
     """Environment, files, web identity, container, machine."""
     environ: dict[str, str] = {}
     expected = ["IMDS token", "container", "AssumeRoleWithWebIdentity"]
-    for kind, place in zip(["ec2", "eks", "irsa"], expected, strict=True):
+    for kind, bucket_view in zip(["ec2", "eks", "irsa"], expected, strict=True):
         environ |= aws.environ(kind, tmp_path)
         aws.asked.clear()
         chain(environ).find()
-        assert aws.asked[0] == place
+        assert aws.asked[0] == bucket_view
     write(tmp_path, "credentials", "[default]\naws_access_key_id = of-file\naws_secret_access_key = secret\n")
     assert chain(environ).find().access_key == "of-file"
     environ |= {"AWS_ACCESS_KEY_ID": "of-environment", "AWS_SECRET_ACCESS_KEY": "secret"}

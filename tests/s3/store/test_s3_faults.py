@@ -12,9 +12,9 @@ from dockyard.errors import Unavailable, UpstreamTimeout
 from dockyard.oci.reference import Digest, Name, Tag
 from dockyard.s3 import S3Error, S3Store, client, connections
 from dockyard.storage import keys
-from tests.s3.store.kinds import MANIFEST_TYPE, pieces
-from tests.s3.store.proxy import Forward, Proxy, Request, Rule, Say, Stall, error
+from tests.s3.store.proxy import Forward, Request, Respond, Rule, S3Proxy, Stall, s3_error
 from tests.s3.store.servers import MIB, SECRET_KEY, Server, make_tier
+from tests.s3.store.store_adapters import MANIFEST_TYPE, pieces
 
 NAME = Name.parse("docker.io/library/app")
 TAG = Tag.parse("latest")
@@ -56,20 +56,20 @@ def no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     "answer",
     [
-        error(403, "AccessDenied"),
-        error(403, "RequestTimeTooSkewed"),
-        error(404, "NoSuchBucket"),
-        error(503, "SlowDown"),
-        error(500, "InternalError"),
-        Say(404, b"<html>not here</html>", "Content-Type: text/html\r\n"),
-        Say(502, b"bad gateway", "Content-Type: text/plain\r\n"),
-        Say(301, b"", "x-amz-bucket-region: eu-west-1\r\n"),
-        Say(418),
+        s3_error(403, "AccessDenied"),
+        s3_error(403, "RequestTimeTooSkewed"),
+        s3_error(404, "NoSuchBucket"),
+        s3_error(503, "SlowDown"),
+        s3_error(500, "InternalError"),
+        Respond(404, b"<html>not here</html>", "Content-Type: text/html\r\n"),
+        Respond(502, b"bad gateway", "Content-Type: text/plain\r\n"),
+        Respond(301, b"", "x-amz-bucket-region: eu-west-1\r\n"),
+        Respond(418),
     ],
     ids=lambda answer: f"{answer.status}-{answer.body[28:50].decode()}",
 )
 def test_trouble_is_never_a_miss(
-    tier: S3Store, proxy: Proxy, ask: Callable[[S3Store], object], answer: Say, monkeypatch: pytest.MonkeyPatch
+    tier: S3Store, proxy: S3Proxy, ask: Callable[[S3Store], object], answer: Respond, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Only the store's own word for it means that an object is not there."""
     no_pause(monkeypatch)
@@ -94,7 +94,7 @@ def test_a_server_that_is_gone_is_trouble(minio: Server, ask: Callable[[S3Store]
 @ANY_SERVER
 @ALL_QUESTIONS
 def test_a_silent_server_is_trouble(
-    tier: S3Store, proxy: Proxy, ask: Callable[[S3Store], object], short_waits: None, monkeypatch: pytest.MonkeyPatch
+    tier: S3Store, proxy: S3Proxy, ask: Callable[[S3Store], object], short_waits: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every wait ends, and is not begun again."""
     monkeypatch.setattr("dockyard.s3.upload.STORE_TIMEOUT_S", 0.3)
@@ -117,19 +117,19 @@ def test_a_bucket_that_is_missing_is_trouble(server: Server, ask: Callable[[S3St
 @ANY_SERVER
 @pytest.mark.parametrize("ask", [QUESTIONS[name] for name in ("open_blob", "stat_blob", "read_manifest", "touch")])
 def test_one_refusal_for_being_busy_is_not_seen(
-    tier: S3Store, proxy: Proxy, ask: Callable[[S3Store], object], monkeypatch: pytest.MonkeyPatch
+    tier: S3Store, proxy: S3Proxy, ask: Callable[[S3Store], object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What can be asked again is asked twice."""
     no_pause(monkeypatch)
     times = itertools.count()
-    proxy.rule = lambda _: error(503, "SlowDown") if next(times) == 0 else Forward()
+    proxy.rule = lambda _: s3_error(503, "SlowDown") if next(times) == 0 else Forward()
     assert not ask(tier)
     assert len(proxy.requests) == 2
 
 
 @pytest.mark.parametrize("by_reset", [False, True], ids=["fin", "rst"])
 def test_a_small_answer_that_breaks_is_asked_for_again(
-    tier: S3Store, direct: S3Store, proxy: Proxy, monkeypatch: pytest.MonkeyPatch, *, by_reset: bool
+    tier: S3Store, direct: S3Store, proxy: S3Proxy, monkeypatch: pytest.MonkeyPatch, *, by_reset: bool
 ) -> None:
     """A manifest whose answer ends in its middle comes whole with the second try."""
     no_pause(monkeypatch)
@@ -137,31 +137,31 @@ def test_a_small_answer_that_breaks_is_asked_for_again(
     digest = Digest.of(body)
     direct.write_manifest(NAME, digest, body, MANIFEST_TYPE)
     times = itertools.count()
-    proxy.rule = lambda _: Forward(cut_answer=50_000, by_reset=by_reset) if next(times) == 0 else Forward()
+    proxy.rule = lambda _: Forward(cut_response_after=50_000, by_reset=by_reset) if next(times) == 0 else Forward()
     found = tier.read_manifest(NAME, digest)
     assert found is not None
     assert found.body == body
     assert len(proxy.requests) == 2
 
 
-def cut_request(after: int) -> Rule:
+def cut_request_after(after: int) -> Rule:
     """Cut every body that is sent."""
-    return lambda request: Forward(cut_request=after if request.method == "PUT" else None)
+    return lambda request: Forward(cut_request_after=after if request.method == "PUT" else None)
 
 
 @pytest.mark.parametrize("after", [0, 1, MIB, len(BODY) - 1])
-def test_a_cut_put_leaves_nothing(tier: S3Store, direct: S3Store, proxy: Proxy, after: int) -> None:
+def test_a_cut_put_leaves_nothing(tier: S3Store, direct: S3Store, proxy: S3Proxy, after: int) -> None:
     """The object is there whole, or not at all."""
-    proxy.rule = cut_request(after)
+    proxy.rule = cut_request_after(after)
     with pytest.raises(S3Error):
         tier.publish_blob(DIGEST, len(BODY), iter(pieces(BODY)))
     assert direct.stat_blob(DIGEST) is None
 
 
 @pytest.mark.parametrize("part", [1, 3])
-def test_a_cut_part_leaves_no_object_and_no_upload(tier: S3Store, direct: S3Store, proxy: Proxy, part: int) -> None:
+def test_a_cut_part_leaves_no_object_and_no_upload(tier: S3Store, direct: S3Store, proxy: S3Proxy, part: int) -> None:
     """What was begun is aborted."""
-    proxy.rule = lambda request: Forward(cut_request=1000 if f"partNumber={part}&" in request.target else None)
+    proxy.rule = lambda request: Forward(cut_request_after=1000 if f"partNumber={part}&" in request.target else None)
     digest = Digest.of(LARGE)
     with pytest.raises(S3Error):
         tier.publish_blob(digest, len(LARGE), iter(pieces(LARGE)))
@@ -170,10 +170,10 @@ def test_a_cut_part_leaves_no_object_and_no_upload(tier: S3Store, direct: S3Stor
     assert proxy.counted()["DELETE uploadId"] == 1
 
 
-def test_an_abort_that_fails_is_made_up_for_later(tier: S3Store, direct: S3Store, proxy: Proxy) -> None:
+def test_an_abort_that_fails_is_made_up_for_later(tier: S3Store, direct: S3Store, proxy: S3Proxy) -> None:
     """The error that is seen is the first one; the sweep finds the upload, when it is old enough."""
     proxy.rule = lambda request: (
-        error(500, "InternalError") if request.method == "DELETE" or "partNumber=2" in request.target else Forward()
+        s3_error(500, "InternalError") if request.method == "DELETE" or "partNumber=2" in request.target else Forward()
     )
     with pytest.raises(S3Error, match="put part"):
         tier.publish_blob(Digest.of(LARGE), len(LARGE), iter(pieces(LARGE)))
@@ -190,20 +190,26 @@ def test_uploads_of_others_are_left_alone(tier: S3Store, server: Server) -> None
     assert other.abort_stale_uploads(0) == 1
 
 
-def completed_with(answer: Say) -> Rule:
+def completed_with(answer: Respond) -> Rule:
     """Answer the completion of an upload."""
 
-    def rule(request: Request) -> Forward | Say:
+    def rule(request: Request) -> Forward | Respond:
         return answer if request.operation == "POST uploadId" else Forward()
 
     return rule
 
 
 @pytest.mark.parametrize(
-    "answer", [error(200, "InternalError"), Say(200, b"   \n"), Say(200, b"<html></html>"), error(500, "InternalError")]
+    "answer",
+    [
+        s3_error(200, "InternalError"),
+        Respond(200, b"   \n"),
+        Respond(200, b"<html></html>"),
+        s3_error(500, "InternalError"),
+    ],
 )
 def test_a_completion_that_failed_is_not_believed(
-    tier: S3Store, direct: S3Store, proxy: Proxy, answer: Say, monkeypatch: pytest.MonkeyPatch
+    tier: S3Store, direct: S3Store, proxy: S3Proxy, answer: Respond, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """S3 answers 200 before it knows, and tells the error in the body."""
     no_pause(monkeypatch)
@@ -215,11 +221,11 @@ def test_a_completion_that_failed_is_not_believed(
     assert direct.abort_stale_uploads(0) == 0
 
 
-def test_a_completion_whose_answer_is_lost_is_found_out(tier: S3Store, direct: S3Store, proxy: Proxy) -> None:
+def test_a_completion_whose_answer_is_lost_is_found_out(tier: S3Store, direct: S3Store, proxy: S3Proxy) -> None:
     """Asked again, the store knows no such upload: the object is there."""
     times = itertools.count()
     proxy.rule = lambda request: (
-        Forward(cut_answer=0) if request.operation == "POST uploadId" and next(times) == 0 else Forward()
+        Forward(cut_response_after=0) if request.operation == "POST uploadId" and next(times) == 0 else Forward()
     )
     digest = Digest.of(LARGE)
     tier.publish_blob(digest, len(LARGE), iter(pieces(LARGE)))
@@ -237,17 +243,17 @@ def test_a_store_that_copies_slowly_is_waited_for(
     assert tier.touch(keys.blob_key(tier._prefix, DIGEST))
 
 
-def test_a_copy_that_failed_is_not_believed(tier: S3Store, direct: S3Store, proxy: Proxy) -> None:
+def test_a_copy_that_failed_is_not_believed(tier: S3Store, direct: S3Store, proxy: S3Proxy) -> None:
     """As with completions."""
     direct.publish_blob(DIGEST, len(BODY), iter(pieces(BODY)))
-    proxy.rule = lambda request: error(200, "InternalError") if request.operation == "PUT copy" else Forward()
+    proxy.rule = lambda request: s3_error(200, "InternalError") if request.operation == "PUT copy" else Forward()
     with pytest.raises(S3Error, match="InternalError"):
         tier.touch(keys.blob_key(tier._prefix, DIGEST))
 
 
-def test_a_completed_blob_of_another_size_is_not_believed(tier: S3Store, proxy: Proxy) -> None:
+def test_a_completed_blob_of_another_size_is_not_believed(tier: S3Store, proxy: S3Proxy) -> None:
     """A store that says 200 and kept less is found out."""
-    proxy.rule = lambda request: Say(200, b"xx") if request.method == "HEAD" else Forward()
+    proxy.rule = lambda request: Respond(200, b"xx") if request.method == "HEAD" else Forward()
     with pytest.raises(S3Error, match="has 2 bytes"):
         tier.publish_blob(Digest.of(LARGE), len(LARGE), iter(pieces(LARGE)))
 
@@ -263,26 +269,26 @@ def read_all(tier: S3Store) -> bytes:
 
 
 @pytest.mark.parametrize("after", [1000, MIB, len(BODY) + 100])
-def test_a_cut_body_does_not_end_well(tier: S3Store, direct: S3Store, proxy: Proxy, after: int) -> None:
+def test_a_cut_body_does_not_end_well(tier: S3Store, direct: S3Store, proxy: S3Proxy, after: int) -> None:
     """The end of a body is empty at its right place only; before it, whoever fills is told and resumes."""
     direct.publish_blob(DIGEST, len(BODY), iter(pieces(BODY)))
-    proxy.rule = lambda _: Forward(cut_answer=after)
+    proxy.rule = lambda _: Forward(cut_response_after=after)
     with pytest.raises(Unavailable):
         read_all(tier)
 
 
-def test_a_stalled_body_is_late(tier: S3Store, direct: S3Store, proxy: Proxy, short_waits: None) -> None:
+def test_a_stalled_body_is_late(tier: S3Store, direct: S3Store, proxy: S3Proxy, short_waits: None) -> None:
     """It is not waited for longer than the limit."""
     direct.publish_blob(DIGEST, len(BODY), iter(pieces(BODY)))
-    proxy.rule = lambda _: Forward(stall_answer=MIB)
+    proxy.rule = lambda _: Forward(stall_response_after=MIB)
     with pytest.raises(UpstreamTimeout):
         read_all(tier)
 
 
-def test_a_read_that_waits_can_be_aborted(tier: S3Store, direct: S3Store, proxy: Proxy) -> None:
+def test_a_read_that_waits_can_be_aborted(tier: S3Store, direct: S3Store, proxy: S3Proxy) -> None:
     """A worker that shuts down does not wait for its store."""
     direct.publish_blob(DIGEST, len(BODY), iter(pieces(BODY)))
-    proxy.rule = lambda _: Forward(stall_answer=MIB)
+    proxy.rule = lambda _: Forward(stall_response_after=MIB)
     body = tier.open_blob(DIGEST)
     assert body is not None
     begun = time.monotonic()
@@ -320,7 +326,7 @@ def test_an_object_that_vanishes_is_a_miss(tier: S3Store, direct: S3Store) -> No
     assert tier.touch(key) is False
 
 
-def test_an_object_that_vanishes_before_its_copy_is_a_miss(tier: S3Store, direct: S3Store, proxy: Proxy) -> None:
+def test_an_object_that_vanishes_before_its_copy_is_a_miss(tier: S3Store, direct: S3Store, proxy: S3Proxy) -> None:
     """Between the look and the copy there is time."""
     direct.publish_blob(DIGEST, len(BODY), iter(pieces(BODY)))
     key = keys.blob_key(direct._prefix, DIGEST)

@@ -13,9 +13,9 @@ from urllib3 import HTTPConnectionPool
 from dockyard.oci.reference import Digest, Name, Tag
 from dockyard.s3 import S3Store
 from dockyard.storage import keys
-from tests.s3.store.kinds import MANIFEST_TYPE, pieces
-from tests.s3.store.proxy import Proxy
+from tests.s3.store.proxy import S3Proxy
 from tests.s3.store.servers import MIB, Server
+from tests.s3.store.store_adapters import MANIFEST_TYPE, pieces
 
 NAME = Name.parse("docker.io/library/app")
 TAG = Tag.parse("latest")
@@ -31,7 +31,7 @@ def publish(tier: S3Store, body: bytes = BODY) -> Digest:
     return digest
 
 
-def test_a_cold_blob_is_one_get_and_one_put(tier: S3Store, proxy: Proxy) -> None:
+def test_a_cold_blob_is_one_get_and_one_put(tier: S3Store, proxy: S3Proxy) -> None:
     """A GET that finds nothing, and a PUT: nothing is asked before or looked at after."""
     assert tier.open_blob(DIGEST) is None
     publish(tier)
@@ -51,7 +51,7 @@ OPERATIONS: list[tuple[str, Callable[[S3Store], object], dict[str, int]]] = [
 
 @pytest.mark.parametrize(("operation", "expected"), [row[1:] for row in OPERATIONS], ids=[row[0] for row in OPERATIONS])
 def test_what_is_there_costs_so_many_requests(
-    tier: S3Store, direct: S3Store, proxy: Proxy, operation: Callable[[S3Store], object], expected: dict[str, int]
+    tier: S3Store, direct: S3Store, proxy: S3Proxy, operation: Callable[[S3Store], object], expected: dict[str, int]
 ) -> None:
     """The table in the module's docstring holds."""
     publish(direct)
@@ -62,7 +62,7 @@ def test_what_is_there_costs_so_many_requests(
     assert sum(tier.requests.values()) == sum(expected.values())
 
 
-def test_a_large_blob_is_sent_in_equal_parts(tier: S3Store, proxy: Proxy) -> None:
+def test_a_large_blob_is_sent_in_equal_parts(tier: S3Store, proxy: S3Proxy) -> None:
     """All parts but the last have one size (R2 wants that); begin, complete and one look come beside them."""
     body = bytes(12 * MIB)
     publish(tier, body)
@@ -71,7 +71,7 @@ def test_a_large_blob_is_sent_in_equal_parts(tier: S3Store, proxy: Proxy) -> Non
     assert proxy.counted() == {"POST uploads": 1, "PUT uploadId": 3, "POST uploadId": 1, "HEAD": 1}
 
 
-def test_the_hash_that_is_signed_is_the_digest(tier: S3Store, proxy: Proxy) -> None:
+def test_the_hash_that_is_signed_is_the_digest(tier: S3Store, proxy: S3Proxy) -> None:
     """So the store itself refuses other bytes."""
     publish(tier)
     assert proxy.requests[0].headers["x-amz-content-sha256"] == DIGEST.encoded
@@ -96,7 +96,7 @@ def test_content_types_are_set(tier: S3Store, direct: S3Store) -> None:
     assert list(found.values()) == ["application/octet-stream", MANIFEST_TYPE, "text/plain"]
 
 
-def test_a_resumed_blob_is_the_same_object_or_nothing(tier: S3Store, proxy: Proxy) -> None:
+def test_a_resumed_blob_is_the_same_object_or_nothing(tier: S3Store, proxy: S3Proxy) -> None:
     """Range and If-Match go together; another object under the key is a miss."""
     publish(tier)
     body = tier.open_blob(DIGEST)

@@ -18,8 +18,8 @@ from dockyard.errors import Unavailable
 from dockyard.oci.reference import Digest
 from dockyard.s3 import S3Error, S3Store
 from dockyard.s3.errors import explain
-from tests.s3.store.kinds import pieces
 from tests.s3.store.servers import BUCKET, MIB, START_LIMIT_S, Minio, make_tier
+from tests.s3.store.store_adapters import pieces
 from tests.support.processes import Process
 from tests.support.programs import Programs
 

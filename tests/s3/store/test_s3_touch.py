@@ -8,9 +8,9 @@ import pytest
 from dockyard.oci.reference import Digest
 from dockyard.s3 import S3Error, S3Store
 from dockyard.storage import keys
-from tests.s3.store.kinds import pieces
-from tests.s3.store.proxy import Forward, Proxy, Request, error
+from tests.s3.store.proxy import Forward, Request, S3Proxy, s3_error
 from tests.s3.store.servers import Server, make_tier
+from tests.s3.store.store_adapters import pieces
 
 SMALL = b"layer" * 1000
 LARGE = bytes(range(256)) * (13 * 4096)  # 13 MiB
@@ -72,7 +72,7 @@ def _titled(headers: object) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("server", ["minio"], indirect=True)
-def test_a_touch_is_a_head_and_a_copy(tier: S3Store, direct: S3Store, proxy: Proxy) -> None:
+def test_a_touch_is_a_head_and_a_copy(tier: S3Store, direct: S3Store, proxy: S3Proxy) -> None:
     """And no byte of it passes through us."""
     key = publish(direct, SMALL)
     assert tier.touch(key)
@@ -80,7 +80,7 @@ def test_a_touch_is_a_head_and_a_copy(tier: S3Store, direct: S3Store, proxy: Pro
 
 
 @pytest.mark.parametrize("server", ["minio"], indirect=True)
-def test_a_large_object_is_copied_in_parts(tier: S3Store, direct: S3Store, proxy: Proxy) -> None:
+def test_a_large_object_is_copied_in_parts(tier: S3Store, direct: S3Store, proxy: S3Proxy) -> None:
     """One copy may have 5 GiB; parts are as many as it takes."""
     key = publish(direct, LARGE)
     assert tier.touch(key)
@@ -88,7 +88,7 @@ def test_a_large_object_is_copied_in_parts(tier: S3Store, direct: S3Store, proxy
 
 
 @pytest.mark.parametrize("server", ["versitygw"], indirect=True)
-def test_a_store_that_copies_and_does_not_renew_is_learnt(tier: S3Store, direct: S3Store, proxy: Proxy) -> None:
+def test_a_store_that_copies_and_does_not_renew_is_learnt(tier: S3Store, direct: S3Store, proxy: S3Proxy) -> None:
     """The first touch finds out and copies as a part; later ones do so at once."""
     key = publish(direct, SMALL)
     for expected in (
@@ -103,7 +103,7 @@ def test_a_store_that_copies_and_does_not_renew_is_learnt(tier: S3Store, direct:
         assert modified(direct, key) > before
 
 
-def test_an_object_that_is_gone_is_not_touched(tier: S3Store, proxy: Proxy) -> None:
+def test_an_object_that_is_gone_is_not_touched(tier: S3Store, proxy: S3Proxy) -> None:
     """Nothing is copied, and whoever has it publishes it again."""
     assert tier.touch(f"{tier._prefix}nothing") is False
     assert "PUT copy" not in proxy.counted()
@@ -111,7 +111,9 @@ def test_an_object_that_is_gone_is_not_touched(tier: S3Store, proxy: Proxy) -> N
 
 @pytest.mark.parametrize("server", ["minio"], indirect=True)
 @pytest.mark.parametrize("body", [SMALL, LARGE], ids=["small", "large"])
-def test_a_touch_never_puts_old_bytes_over_new_ones(tier: S3Store, direct: S3Store, proxy: Proxy, body: bytes) -> None:
+def test_a_touch_never_puts_old_bytes_over_new_ones(
+    tier: S3Store, direct: S3Store, proxy: S3Proxy, body: bytes
+) -> None:
     """A pointer may move between the look and the copy: what was written then stays."""
     key = publish(direct, body)
 
@@ -129,10 +131,10 @@ def test_a_touch_never_puts_old_bytes_over_new_ones(tier: S3Store, direct: S3Sto
 
 
 @pytest.mark.parametrize("server", ["minio"], indirect=True)
-def test_a_large_touch_that_fails_leaves_no_upload(tier: S3Store, direct: S3Store, proxy: Proxy) -> None:
+def test_a_large_touch_that_fails_leaves_no_upload(tier: S3Store, direct: S3Store, proxy: S3Proxy) -> None:
     """As with publishing."""
     key = publish(direct, LARGE)
-    proxy.rule = lambda request: error(403, "AccessDenied") if "partNumber=2" in request.target else Forward()
+    proxy.rule = lambda request: s3_error(403, "AccessDenied") if "partNumber=2" in request.target else Forward()
     with pytest.raises(S3Error):
         tier.touch(key)
     assert direct.abort_stale_uploads(0) == 0

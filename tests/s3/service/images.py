@@ -4,7 +4,7 @@ import hashlib
 import time
 from collections.abc import Sequence
 
-from tests.s3.service.place import Place, blob_key, manifest_key, named_by, tag_key
+from tests.s3.service.bucket_view import BucketView, blob_key, manifest_key, named_by, tag_key
 from tests.support.bodies import digest_of
 from tests.support.deployment import Deployment, eventually
 from tests.support.fake_registry import DOCKER_LIST, DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST, FakeRegistry, Image
@@ -82,27 +82,27 @@ def blob_requests(origin: FakeRegistry, digests: Sequence[str]) -> int:
     return sum(origin.count("blob", "GET", reference=digest) for digest in digests)
 
 
-def fill(deployment: Deployment, place: Place, *references: str) -> set[str]:
+def fill(deployment: Deployment, bucket_view: BucketView, *references: str) -> set[str]:
     """Pull images, and wait until all of them is in the bucket; their keys."""
     keys = set().union(*(pull(deployment, reference) for reference in references))
-    eventually(lambda: keys <= place.listed(), "everything pulled is in the bucket", WITHIN_S)
+    eventually(lambda: keys <= bucket_view.listed(), "everything pulled is in the bucket", WITHIN_S)
     return keys
 
 
-def put_by_hand(place: Place, origin: FakeRegistry, reference: str, days_ago: int = 0) -> set[str]:
+def put_image(bucket_view: BucketView, origin: FakeRegistry, reference: str, days_ago: int = 0) -> set[str]:
     """Put an image of the origin into the bucket as the original would have; the keys."""
     body = origin.manifest_body(REPO, reference)
     media_type = OCI_INDEX if b'"manifests"' in body else OCI_MANIFEST
     key = manifest_key(NAME, digest_of(body))
-    place.put(key, body, media_type, days_ago=days_ago)
+    bucket_view.put(key, body, media_type, days_ago=days_ago)
     keys = {key}
     if ":" not in reference:
         keys.add(tag_key(NAME, reference))
-        place.put(tag_key(NAME, reference), digest_of(body).encode(), "text/plain", days_ago=days_ago)
+        bucket_view.put(tag_key(NAME, reference), digest_of(body).encode(), "text/plain", days_ago=days_ago)
     children, blobs = named_by(body)
     for child in children:
-        keys |= put_by_hand(place, origin, child, days_ago)
+        keys |= put_image(bucket_view, origin, child, days_ago)
     for blob in blobs:
         content = origin._blobs[blob][0]
-        keys.add(place.put_blob(b"".join(content.pieces(0, content.size)), days_ago=days_ago))
+        keys.add(bucket_view.put_blob(b"".join(content.pieces(0, content.size)), days_ago=days_ago))
     return keys

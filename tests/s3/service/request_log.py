@@ -2,14 +2,14 @@
 
 from collections import Counter
 
-from tests.s3.store.proxy import Proxy, Request
+from tests.s3.store.proxy import Request, S3Proxy
 from tests.support.deployment import eventually
 
 
-class Witness:
+class S3RequestLog:
     """Counts the requests to S3 from where it is made on: the start-up check is over then."""
 
-    def __init__(self, proxy: Proxy) -> None:
+    def __init__(self, proxy: S3Proxy) -> None:
         self._proxy = proxy
         eventually(lambda: proxy.counted()["GET uploads"], "the start-up check ends with a look at uploads")
         self.forget()
@@ -20,7 +20,7 @@ class Witness:
 
     def of(self, key: str) -> list[str]:
         """The operations on one key, in order."""
-        return [each.operation for each in list(self._proxy.requests) if key_of(each) == key]
+        return [each.operation for each in list(self._proxy.requests) if object_key(each) == key]
 
     def counted(self) -> Counter[str]:
         """All operations."""
@@ -28,9 +28,9 @@ class Witness:
 
     def copies(self) -> Counter[str]:
         """How often each key was copied onto itself."""
-        return Counter(key_of(each) for each in list(self._proxy.requests) if each.operation == "PUT copy")
+        return Counter(object_key(each) for each in list(self._proxy.requests) if each.operation == "PUT copy")
 
 
-def key_of(request: Request) -> str:
+def object_key(request: Request) -> str:
     """What stands behind the bucket in a path."""
     return request.target.partition("?")[0].split("/", 2)[2]

@@ -44,7 +44,7 @@ class Object:
     metadata: dict[str, str]
 
 
-class Place:
+class BucketView:
     """A bucket of one test, on a real server."""
 
     def __init__(self, server: Server) -> None:
@@ -116,9 +116,9 @@ class Place:
         """Put an object there, as it would have been so many days ago (for MinIO it then comes by replication)."""
         headers = {"Content-Type": content_type, **{f"x-amz-meta-{name}": value for name, value in metadata.items()}}
         if days_ago:
-            then = datetime.now(UTC) - timedelta(days=days_ago)
+            before_response = datetime.now(UTC) - timedelta(days=days_ago)
             headers |= {
-                "X-Minio-Source-Mtime": then.strftime("%Y-%m-%dT%H:%M:%SZ"),
+                "X-Minio-Source-Mtime": before_response.strftime("%Y-%m-%dT%H:%M:%SZ"),
                 "X-Minio-Source-Replication-Request": "true",
             }
         self._client._execute("PUT", self.bucket, object_name=key, body=body, headers=headers)
@@ -172,10 +172,10 @@ class Place:
 
     def _judge(self, key: str) -> str:
         with self._client.get_object(self.bucket, key) as answer:
-            return judge_object(key, answer.stream(READ_BYTES))
+            return find_object_problem(key, answer.stream(READ_BYTES))
 
 
-def judge_object(key: str, pieces: Iterable[bytes]) -> str:
+def find_object_problem(key: str, pieces: Iterable[bytes]) -> str:
     """What is wrong with an object under a key of ours; nothing when all is right."""
     if _POINTER.fullmatch(key):
         text = b"".join(pieces)
@@ -210,10 +210,10 @@ def tag_key(name: str, tag: str) -> str:
     return f"cache/manifests/{name}/tags/{tag}"
 
 
-def is_missing(place: Place, key: str) -> bool:
+def is_missing(bucket_view: BucketView, key: str) -> bool:
     """Whether the server has no such object."""
     try:
-        place.stat(key or "a-bucket-is-no-object")
+        bucket_view.stat(key or "a-bucket-is-no-object")
     except S3Error as exc:
         return exc.code == "NoSuchKey"
     return False
