@@ -6,7 +6,7 @@ specification; 5xx answers have no code there and use `UNKNOWN` and `UNAVAILABLE
 A message is read by strangers: it names what was asked, never a secret, a path, or a URL with a query.
 """
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 
 class RegistryError(Exception):
@@ -133,24 +133,3 @@ class UpstreamTimeout(Outage):
 def reason_of(error: RegistryError) -> str:
     """An error in a word or two, for a counter: its class, and whether the upstream was asked."""
     return f"{type(error).__name__}{' (remembered)' if error.remembered else ''}"
-
-
-def to_words(error: RegistryError) -> dict[str, Any]:
-    """An error as plain words, for another worker."""
-    return {
-        "error": type(error).__name__,
-        "message": error.message,
-        "retry_after_s": error.retry_after_s,
-        "remembered": error.remembered,
-    }
-
-
-def from_words(words: dict[str, Any]) -> RegistryError:
-    """The error that another worker told of; Unavailable when it makes no sense here."""
-    kinds = {kind.__name__: kind for kind in (*RegistryError.__subclasses__(), *Outage.__subclasses__())}
-    kinds.pop(RangeNotSatisfiable.__name__)
-    kind = kinds.get(str(words.get("error")), Unavailable)
-    retry_after_s = words.get("retry_after_s")
-    return kind(
-        str(words.get("message", "")), retry_after_s=retry_after_s, remembered=bool(words.get("remembered", False))
-    )

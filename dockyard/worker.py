@@ -14,14 +14,12 @@ import structlog
 
 from dockyard.cache.blobs import Blobs
 from dockyard.cache.downloads import Downloads
-from dockyard.cache.lists import Listings
+from dockyard.cache.lists import Lists
 from dockyard.cache.manifests import Manifests
 from dockyard.cache.stores import Stores
 from dockyard.cache.tags import Tags
 from dockyard.cache.threads import Threads
 from dockyard.config.settings import Settings
-from dockyard.errors import RegistryError
-from dockyard.oci.reference import Digest, Name, Tag
 from dockyard.routing import Target
 from dockyard.s3 import S3Error, S3Store
 from dockyard.s3.bucket import Bucket
@@ -36,7 +34,17 @@ from dockyard.upstream.keychain import Keychain
 from dockyard.web import app as web_app
 from dockyard.web.health import State
 from dockyard.web.request_filter import Edge
-from dockyard.workers.peers import Peers, Question, Reply
+from dockyard.workers.messages import (
+    BlobRequest,
+    MalformedMessage,
+    ManifestRequest,
+    PeerRequest,
+    PingRequest,
+    ReferrersRequest,
+    TagListRequest,
+    TagRequest,
+)
+from dockyard.workers.peers import PeerConnection, Peers
 from dockyard.workers.shard_lock import Lock, claim_shard
 
 CLAIM_EVERY_S = 0.2
@@ -61,7 +69,7 @@ def create_app(settings: Settings, shards: int, unverified_before: float, enviro
         manifests=worker.manifests,
         tags=worker.tags,
         blobs=worker.blobs,
-        lists=worker.listings,
+        lists=worker.lists,
         threads=worker.threads,
         gauges=worker.state,
         is_ready=worker.is_ready,
@@ -101,7 +109,7 @@ class Worker:
         self.blobs = Blobs(stores, self.downloads, self.registries, self.threads, redirects=storage.redirect)
         self.manifests = Manifests(stores, *with_upstreams)
         self.tags = Tags(self.manifests, stores, *with_upstreams, limits.check_interval, limits.check_timeout)
-        self.listings = Listings(self.tier, *with_upstreams, limits.check_interval, limits.check_timeout)
+        self.lists = Lists(self.tier, *with_upstreams, limits.check_interval, limits.check_timeout)
         self.state = State(
             directory / blob_root(storage.prefix), directory / UNPUBLISHED, self._open_breakers, storage.max_size
         )
@@ -146,7 +154,7 @@ class Worker:
         if claimed is None:
             return False
         shard, self._lock = claimed
-        await self.peers.listen(shard, self._answer)
+        await self.peers.listen(shard, self._handle)
         return True
 
     async def _claim_later(self) -> None:
@@ -154,7 +162,7 @@ class Worker:
             await asyncio.sleep(CLAIM_EVERY_S)
 
     def _owns(self, item: Item) -> bool:
-        return self.peers.shard is not None and not self.peers.before_us(str(item))
+        return self.peers.shard is not None and self.peers.is_owner(str(item))
 
     async def _check_bucket(self, s3: S3Store) -> None:
         """Say what is wrong with the bucket, and serve all the same."""
@@ -172,23 +180,21 @@ class Worker:
         await asyncio.sleep(self.settings.server.drain_timeout)
         os._exit(1)
 
-    async def _answer(self, question: Question, reply: Reply) -> None:
-        """A peer's question. Raises ValueError when it makes no sense."""
-        upstream = self._upstreams.get(question.upstream)
+    async def _handle(self, request: PeerRequest, connection: PeerConnection) -> None:
+        """Handle the request of another worker. Raises MalformedMessage for an upstream that is not configured."""
+        if isinstance(request, PingRequest):
+            return
+        repository = request.repository
+        upstream = self._upstreams.get(repository.upstream)
         if upstream is None:
-            raise ValueError("no such upstream")
-        try:
-            target = Target(upstream, question.repository, Name.parse(question.name))
-            match question.kind:
-                case "blob":
-                    await self.downloads.answer(target, Digest.parse(question.reference), question, reply)
-                case "tag":
-                    await self.tags.answer(target, Tag.parse(question.reference), reply)
-                case "manifest":
-                    await self.manifests.answer(target, Digest.parse(question.reference), reply)
-                case "tags":
-                    await self.listings.answer(target, None, reply)
-                case "referrers":
-                    await self.listings.answer(target, Digest.parse(question.reference), reply)
-        except RegistryError as exc:
-            raise ValueError(exc.message) from exc
+            raise MalformedMessage(f"upstream {repository.upstream} is not configured")
+        target = Target(upstream, repository.path, repository.name)
+        match request:
+            case BlobRequest():
+                await self.downloads.handle(target, request, connection)
+            case TagRequest():
+                await self.tags.handle(target, request, connection)
+            case ManifestRequest():
+                await self.manifests.handle(target, request, connection)
+            case TagListRequest() | ReferrersRequest():
+                await self.lists.handle(target, request, connection)

@@ -1,62 +1,97 @@
-"""Where a fill gets one blob from: the bucket if it holds it, else the upstream.
+"""Where a download reads a blob from: the bucket if it has the blob, else the upstream.
 
-A bucket's body that breaks is opened once more where it broke, and then the upstream goes on. A bucket whose bytes had
-the wrong digest is not asked again.
+A response of the bucket that breaks off is requested once more where it broke; after that the upstream continues. A
+bucket whose copy of a blob had a wrong digest is not asked for that blob again, until a download of it has succeeded.
 """
 
 from typing import Protocol
 
-from dockyard.cache.fill import Source
 from dockyard.errors import Outage, TooManyRequests
 from dockyard.oci.reference import Digest
 from dockyard.routing import Target
 from dockyard.s3.bucket import Bucket
 
-BUCKET_ATTEMPTS = 2
+MAX_BUCKET_ATTEMPTS = 2
 
 
-class Opens(Protocol):
-    """What a fill needs of a registry."""
+class BlobBody(Protocol):
+    """The body of a blob that is being received.
 
-    def open_blob(self, repository: str, digest: Digest, start: int = 0) -> Source:
+    `start` is the offset of its first byte, `size` the size of the whole blob; None when the source does not say.
+    """
+
+    size: int | None
+    start: int
+
+    def read(self, max_bytes: int, /) -> bytes:
+        """Read up to `max_bytes`; empty only at the correct end. Raises Outage when it breaks off or stalls."""
+
+    def close(self) -> None:
+        """Release the connection."""
+
+    def abort(self) -> None:
+        """Make a `read` in another thread fail."""
+
+
+class BlobOpener(Protocol):
+    """The part of an upstream's client that opens blobs."""
+
+    def open_blob(self, repository: str, digest: Digest, start: int = 0) -> BlobBody:
         """Open a blob at a byte. Raises RegistryError."""
 
 
-class Sources:
-    """The sources of one fill, in order. `is_published` and `age_s` tell, afterwards, what the bucket has."""
+class BlobSources:
+    """The sources of one blob, in their order, for one download.
 
-    def __init__(self, target: Target, digest: Digest, registry: Opens, bucket: Bucket, *, trusts_bucket: bool) -> None:
-        self._target = target
-        self._digest = digest
-        self._registry = registry
+    `damaged` are the blobs, of all downloads of this worker, whose copy in the bucket had a wrong digest. `used_bucket`
+    and `used_upstream` say afterwards what was read; `bucket_age_s` is the age of the bucket's copy.
+    """
+
+    def __init__(
+        self, target: Target, digest: Digest, upstream: BlobOpener, bucket: Bucket, damaged: set[Digest]
+    ) -> None:
+        self.target = target
+        self.digest = digest
+        self.used_bucket = False
+        self.used_upstream = False
+        self.bucket_age_s = 0.0
+        self._upstream = upstream
         self._bucket = bucket
-        self._attempts = BUCKET_ATTEMPTS if trusts_bucket else 0
+        self._damaged = damaged
+        self._bucket_attempts = 0 if digest in damaged else MAX_BUCKET_ATTEMPTS
         self._etag = ""
-        self.is_from_bucket = False
-        self.is_from_upstream = False
-        self.age_s = 0.0
 
-    def open(self, start: int) -> Source:
+    def open(self, start: int) -> BlobBody:
         """Open the blob at a byte. Raises RegistryError."""
-        if source := self._open_in_bucket(start, insist=False):
-            return source
+        if body := self._open_in_bucket(start):
+            return body
         try:
-            source = self._registry.open_blob(self._target.repository, self._digest, start)
+            body = self._upstream.open_blob(self.target.repository, self.digest, start)
         except (Outage, TooManyRequests):
-            if self._bucket.is_left_alone and (source := self._open_in_bucket(start, insist=True)):
-                return source
+            if self._bucket.is_open and (body := self._open_in_bucket(start, even_if_open=True)):
+                return body
             raise
-        self.is_from_upstream = True
-        return source
+        self.used_upstream = True
+        return body
 
-    def _open_in_bucket(self, start: int, *, insist: bool) -> Source | None:
-        if not self._attempts:
+    def exclude_bucket(self) -> None:
+        """The bucket's copy is damaged: use the upstream only, from the first byte."""
+        self._damaged.add(self.digest)
+        self._bucket_attempts = 0
+        self.used_bucket = False
+
+    def mark_verified(self) -> None:
+        """The bytes that were read have the right digest."""
+        self._damaged.discard(self.digest)
+
+    def _open_in_bucket(self, start: int, *, even_if_open: bool = False) -> BlobBody | None:
+        if not self._bucket_attempts:
             return None
-        body = self._bucket.open_blob(self._digest, start, self._etag, insist=insist)
+        body = self._bucket.read(lambda s3: s3.open_blob(self.digest, start, self._etag), even_if_open=even_if_open)
         if body is None:
-            if not self._bucket.is_left_alone:
-                self._attempts = 0  # it is not there
+            if not self._bucket.is_open:
+                self._bucket_attempts = 0  # the bucket does not have it
             return None
-        self._attempts -= 1
-        self._etag, self.age_s, self.is_from_bucket = body.etag, body.age_s, True
+        self._bucket_attempts -= 1
+        self._etag, self.bucket_age_s, self.used_bucket = body.etag, body.age_s, True
         return body

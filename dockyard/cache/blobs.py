@@ -1,12 +1,18 @@
-"""The blob path, top to bottom: a running download, the local store, a redirect to the bucket, a new download."""
+"""Blobs by digest. A request is answered by the first of these that applies:
 
-import time
+1. a download of the blob is running here: read from it                    joined
+2. the local store has it: read the file                                   hit
+3. redirects are on and the bucket has it: the URL of it there             redirected
+4. start a download: fetch it, or follow the worker that does              miss
+"""
+
 from collections.abc import Mapping
 from typing import Protocol
 
 import attrs
 
 from dockyard.cache.downloads import Downloads
+from dockyard.cache.open_blobs import OpenBlobs
 from dockyard.cache.readers import DownloadReader, FileReader, Reader
 from dockyard.cache.stores import Stores
 from dockyard.cache.threads import Threads
@@ -16,13 +22,11 @@ from dockyard.s3 import ObjectInfo
 from dockyard.storage.items import BlobItem
 from dockyard.storage.local import StoredBlob
 
-URL_VALID_S = 1200
-OPENED_LATELY_S = 10.0
-REMEMBERED_BLOBS = 1000
+REDIRECT_VALID_S = 1200
 
 
-class Heads(Protocol):
-    """What a HEAD of a blob needs of a registry."""
+class BlobSizes(Protocol):
+    """The part of an upstream's client that finds sizes."""
 
     def head_blob(self, repository: str, digest: Digest) -> int:
         """The size of a blob in bytes. Raises RegistryError."""
@@ -30,7 +34,7 @@ class Heads(Protocol):
 
 @attrs.frozen
 class OpenedBlob:
-    """A blob ready to be read, and how the request was answered: hit, miss or joined. It cannot change."""
+    """A blob that is ready to be read. `how`: hit, miss or joined. It is immutable, so it has no `checked_at`."""
 
     reader: Reader
     how: str
@@ -40,7 +44,7 @@ class OpenedBlob:
 
 @attrs.frozen
 class FoundSize:
-    """The size of a blob in bytes, and how it was found: hit, joined, or asked (of the upstream)."""
+    """The size of a blob in bytes. `how`: hit, joined, or asked (the upstream was asked)."""
 
     size: int
     how: str
@@ -50,83 +54,82 @@ class FoundSize:
 
 @attrs.frozen
 class RedirectedBlob:
-    """A blob that is only in the bucket, and the URL at which the client can have it."""
+    """A blob that only the bucket has, and the URL at which the client can get it."""
 
     url: str
 
 
 class Blobs:
-    """Blobs by digest. With `redirects`, clients are sent to the bucket for blobs that are nowhere else."""
+    """Blobs by digest. With `redirects`, clients are sent to the bucket for blobs that only the bucket has."""
 
     def __init__(
         self,
         stores: Stores,
         downloads: Downloads,
-        registries: Mapping[str, Heads],
+        upstreams: Mapping[str, BlobSizes],
         threads: Threads,
         *,
         redirects: bool,
     ) -> None:
         self._stores = stores
         self._downloads = downloads
-        self._registries = registries
+        self._upstreams = upstreams
         self._threads = threads
         self._redirects = redirects
-        self._opened_at: dict[Digest, float] = {}
+        self._open_blobs = OpenBlobs(stores.local, threads)
 
     async def open(self, target: Target, digest: Digest) -> OpenedBlob | RedirectedBlob:
-        """Open a blob for reading, fetched if need be. Whoever gets it closes the reader. Raises RegistryError."""
+        """Open a blob, fetching it if necessary. The caller closes the reader. Raises RegistryError."""
         running = self._downloads.find(digest)
-        is_on_its_way = running is not None and not running.is_done  # then it is not in the tier: no need to look
-        if not is_on_its_way and (stored := await self._open_stored(digest)):
-            return OpenedBlob(FileReader(stored, self._threads), "hit")
-        if not is_on_its_way and self._redirects and (url := await self._find_url(digest)):
-            return RedirectedBlob(url)
-        download, was_running = self._downloads.join(target, digest)
+        if running is None or running.is_complete:  # a running download is not in the local store yet
+            if blob := await self._open_stored(digest):
+                return OpenedBlob(FileReader(blob, self._threads), "hit")
+            if self._redirects and (url := await self._find_url(digest)):
+                return RedirectedBlob(url)
+        download, is_joined = self._downloads.join(target, digest)
         reader = DownloadReader(download, self._threads)
         try:
             await reader.open()
         except BaseException:
             reader.close()
             raise
-        return OpenedBlob(reader, "joined" if was_running else "miss")
+        return OpenedBlob(reader, "joined" if is_joined else "miss")
 
     async def find_size(self, target: Target, digest: Digest) -> FoundSize:
-        """Find the size of a blob without fetching it. Raises RegistryError."""
-        if stored := await self._open_stored(digest):
-            FileReader(stored, self._threads).close()
-            return FoundSize(stored.size, "hit")
+        """Find the size of a blob without downloading it. Raises RegistryError."""
+        if blob := await self._open_stored(digest):
+            FileReader(blob, self._threads).close()
+            return FoundSize(blob.size, "hit")
         download = self._downloads.find(digest)
         if download and download.size is not None and not download.error:
             return FoundSize(download.size, "joined")
-        if found := await self._stat_in_bucket(digest):
+        if found := await self._find_in_bucket(digest):
             return FoundSize(found.size, "hit")
-        registry = self._registries[target.upstream.prefix]
-        size = await self._threads.upstream(registry.head_blob, target.repository, digest)
+        upstream = self._upstreams[target.upstream.prefix]
+        size = await self._threads.upstream(upstream.head_blob, target.repository, digest)
         return FoundSize(size, "asked")
 
     async def _open_stored(self, digest: Digest) -> StoredBlob | None:
-        """Open a blob of the local store. One that was opened a moment ago takes no thread."""
-        now = time.monotonic()
-        if now - self._opened_at.pop(digest, float("-inf")) < OPENED_LATELY_S:
-            stored = self._stores.local.open_blob(digest)
-        else:
-            stored = await self._threads.disk(self._stores.local.open_blob, digest)
-        if stored:
-            self._opened_at[digest] = now
-            if len(self._opened_at) > REMEMBERED_BLOBS:
-                del self._opened_at[next(iter(self._opened_at))]
+        blob = await self._open_blobs.open(digest)
+        if blob:
             self._stores.publisher.touch_if_due(BlobItem(digest))
-        return stored
+        return blob
 
     async def _find_url(self, digest: Digest) -> str | None:
-        if not await self._stat_in_bucket(digest):
+        if not await self._find_in_bucket(digest):
             return None
-        return await self._threads.bucket(self._stores.bucket.presign_blob, digest, URL_VALID_S)
+        return await self._threads.bucket(
+            self._stores.bucket.read, lambda s3: s3.presign_blob(digest, REDIRECT_VALID_S)
+        )
 
-    async def _stat_in_bucket(self, digest: Digest) -> ObjectInfo | None:
-        found = await self._threads.bucket(self._stores.bucket.stat_blob, digest)
-        if found:
-            await self._threads.disk(self._stores.local.touch_times.mark_published, BlobItem(digest), found.age_s)
-            self._stores.publisher.touch_if_due(BlobItem(digest))
+    async def _find_in_bucket(self, digest: Digest) -> ObjectInfo | None:
+        """Size and age of the blob in the bucket. An empty object that should not be empty does not count."""
+        if not self._stores.bucket.is_configured:
+            return None
+        found: ObjectInfo | None = await self._threads.bucket(self._stores.bucket.read, lambda s3: s3.stat_blob(digest))
+        if found is None or (not found.size and digest != Digest.of(b"", digest.algorithm)):
+            return None
+        item = BlobItem(digest)
+        await self._threads.disk(self._stores.local.touch_times.mark_published, item, found.age_s)
+        self._stores.publisher.touch_if_due(item)
         return found

@@ -1,232 +1,308 @@
-"""One blob on its way, as one worker sees it: how far it got, which file to read, who waits.
+"""One blob being downloaded, as one worker sees it: its state, how far it may be read, and who waits for more.
 
-The last bytes wait: at most `size - TAIL_BYTES` is released until size and digest are right, and nothing of a blob up
-to SMALL_BYTES. So a wrong body never completes.
+The state follows this table:
+
+    STARTING   no file yet: the owner is being asked, or the lock on the partial file is being taken
+    QUEUED     this worker will fetch the blob, when one of its download threads is free
+    FETCHING   this worker fetches it
+    FOLLOWING  another worker fetches it, and this one reads that worker's partial file
+    COMPLETE   size and digest are verified: all bytes may be read
+    FAILED     no more bytes will come; `error` says why
+    STOPPED    this worker stops fetching, for a reason of its own: followers ask the next owner
+
+A wrong body never reaches its end: at most `size - TAIL_BYTES` is released before size and digest are verified, and
+nothing of a blob of up to MAX_SMALL_BYTES.
 """
 
 import asyncio
 import os
 import time
+from collections.abc import Mapping
+from enum import StrEnum
+from typing import Final
 
 from dockyard.errors import RegistryError, Unavailable, UpstreamTimeout
 from dockyard.oci.reference import Digest
 from dockyard.storage.partial_file import OverflowReader, PartialFile
 
+
+class State(StrEnum):
+    """The states of a download; see the table above."""
+
+    STARTING = "starting"
+    QUEUED = "queued"
+    FETCHING = "fetching"
+    FOLLOWING = "following"
+    COMPLETE = "complete"
+    FAILED = "failed"
+    STOPPED = "stopped"
+
+
+_FINAL: Final = frozenset({State.COMPLETE, State.FAILED, State.STOPPED})
+TRANSITIONS: Final[Mapping[State, frozenset[State]]] = {
+    State.STARTING: _FINAL | {State.QUEUED, State.FOLLOWING},
+    State.QUEUED: _FINAL | {State.FETCHING},
+    State.FETCHING: _FINAL,
+    State.FOLLOWING: _FINAL | {State.FOLLOWING, State.QUEUED},  # the owner died: the next one, or this worker, goes on
+    State.COMPLETE: frozenset(),
+    State.FAILED: frozenset(),
+    State.STOPPED: frozenset(),
+}
+
 TAIL_BYTES = 32 * 1024
-SMALL_BYTES = 1024 * 1024
+MAX_SMALL_BYTES = 1024 * 1024
 NO_PROGRESS_TIMEOUT_S = 120.0
-LOOK_EVERY_S = 30.0
-FEW_BYTES = 256 * 1024
-PAUSE_EACH_S = 0.001
-PAUSE_AT_MOST_S = 0.25
+CHECK_INTERVAL_S = 30.0
+
+# Many readers of a slow download are not woken for every chunk: see _announce_progress.
+WAKE_BYTES = 256 * 1024
+WAKE_DELAY_PER_READER_S = 0.001
+MAX_WAKE_DELAY_S = 0.25
 
 
 class Download:
-    """One blob on its way, as this worker sees it.
+    """One blob being downloaded. The first `released` bytes may be read; `size` is None while it is unknown.
 
-    `released` bytes may be read. `size` is None until the upstream has told it. `is_done` and `error` are final;
-    `is_interrupted` says that the error is this worker's end and not the upstream's. `is_queued`: its fill waits
-    for its turn behind those of others.
+    `version` grows with every change that waiters are told of.
     """
 
     def __init__(self, digest: Digest) -> None:
         self.digest = digest
+        self.state = State.STARTING
         self.size: int | None = None
         self.released = 0
-        self.is_done = False
         self.error: RegistryError | None = None
-        self.is_interrupted = False
-        self.is_queued = False
-        self.partial_file: PartialFile | None = None
+        self.version = 0
         self.inode = 0
+        self.partial_file: PartialFile | None = None  # None in a follower
         self._fd = -1
-        self._old_fds: list[int] = []
-        self._is_over = False
-        self._is_reported = False
+        self._previous_fds: list[int] = []
         self._readers: set[OverflowReader] = set()
-        self._waiting: set[asyncio.Future[None]] = set()
-        self.changes = 0
-        self._announced = 0
+        self._is_ended = False
+        self._waiters: set[asyncio.Future[None]] = set()
+        self._is_progress_pending = False
+        self._announced_bytes = 0
         self._announced_at = time.monotonic()
-        self._deferred: asyncio.TimerHandle | None = None
-        self._look_timer: asyncio.TimerHandle | None = None
+        self._delayed_announcement: asyncio.TimerHandle | None = None
+        self._check_timer: asyncio.TimerHandle | None = None
+
+    def __repr__(self) -> str:
+        size = "?" if self.size is None else self.size
+        return f"<Download {self.digest} {self.state} {self.released}/{size} bytes, {len(self._readers)} readers>"
+
+    # State
 
     @property
-    def is_filling(self) -> bool:
-        """Whether the fill runs in this worker."""
-        return self.partial_file is not None
+    def is_final(self) -> bool:
+        """Whether the state will not change any more."""
+        return self.state in _FINAL
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether size and digest are verified."""
+        return self.state is State.COMPLETE
+
+    @property
+    def is_joinable(self) -> bool:
+        """Whether a reader that starts at byte 0 would get everything."""
+        return self.error is None and not (self.partial_file and self.partial_file.has_gap)
 
     @property
     def overflow_start(self) -> int | None:
-        """Where the file stops being of use because the disk is full; None while it is not."""
+        """Where the partial file ends because the disk is full; None while it is not."""
         return self.partial_file.overflow_start if self.partial_file else None
 
     @property
     def released_on_disk(self) -> int:
-        """How many of the released bytes are in the file."""
+        """How many of the released bytes are in the partial file."""
         return self.released if self.overflow_start is None else min(self.released, self.overflow_start)
 
-    @property
-    def can_be_joined(self) -> bool:
-        """Whether a reader from byte 0 would get everything."""
-        return self.error is None and not (self.partial_file and self.partial_file.has_gap)
+    def queue(self, partial_file: PartialFile) -> None:
+        """This worker fetches the blob into `partial_file`, as soon as a download thread is free."""
+        self._enter(State.QUEUED)
+        self._use_file(os.dup(partial_file.fd) if partial_file.fd >= 0 else -1)
+        self.partial_file = partial_file
+        for reader in self._readers:
+            partial_file.attach(reader)
 
-    async def opened(self) -> int:
-        """Wait until the answer can begin: the size is known, and a small blob is verified. The size.
+    def start_fetching(self) -> None:
+        """A download thread works on it now."""
+        if not self.is_final:
+            self._enter(State.FETCHING)
 
-        Raises RegistryError when there will be no answer.
-        """
-        while True:
-            if self.error:
-                raise self.error
-            if self.size is not None and (self.is_done or self.size > SMALL_BYTES):
-                return self.size
-            await self.news()
+    def follow(self, fd: int) -> None:
+        """Read the partial file of another worker from now on. Takes over `fd`."""
+        self._enter(State.FOLLOWING)
+        self._use_file(fd)
 
-    async def wait_for(self, position: int) -> tuple[int | None, int]:
-        """Wait until the byte at `position` may be read: the file to read it from, and how many bytes are there.
+    def update(self, size: int | None, released: int) -> None:
+        """Release more bytes, as the owner reports."""
+        self.size, self.released = size, released
+        self._announce_progress()
 
-        No file: the bytes are in memory (`read_overflow`). Raises RegistryError.
-        """
-        while self.released <= position:
-            if self.error:
-                raise self.error
-            await self.news()
-        if position < self.released_on_disk:
-            return self._fd, self.released_on_disk - position
-        return None, self.released - position
+    def complete(self, size: int) -> None:
+        """Size and digest are verified: release all bytes."""
+        self._enter(State.COMPLETE)
+        self.size = self.released = size
+        self._announce()
 
-    def read_overflow(self, position: int, amount: int) -> bytes:
-        """Bytes of an overflowing partial file; empty when they are gone."""
-        return self.partial_file.read_overflow(position, amount) if self.partial_file else b""
+    def complete_with(self, fd: int, size: int) -> None:
+        """Read a complete file instead: the blob is in the local store already. Takes over `fd`."""
+        self._use_file(fd)
+        self.complete(size)
 
-    async def news(self, since: int | None = None) -> None:
-        """Wait until something has changed, or a fill that is queued has waited for another while.
+    def fail(self, error: RegistryError) -> None:
+        """No more bytes will come."""
+        self._enter(State.FAILED)
+        self.error = error
+        self._announce()
 
-        `since`: what `changes` was when the caller last looked. Raises UpstreamTimeout when nothing changes for a long
-        time.
-        """
-        if since not in (None, self.changes):
-            return
-        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.add(waiter)
-        if self._look_timer is None:
-            self._look_later()
-        try:
-            await waiter
-        finally:
-            self._waiting.discard(waiter)
+    def stop(self) -> None:
+        """This worker does not go on. Readers here get an error, and followers ask the next owner."""
+        self._enter(State.STOPPED)
+        self.error = Unavailable("the download was interrupted", retry_after_s=1)
+        self._announce()
+
+    def continue_in_memory(self) -> PartialFile:
+        """A partial file that continues in memory after the bytes that are in the file of this download."""
+        return PartialFile.in_memory(self.digest, self._fd, self.released_on_disk)
+
+    # Readers
 
     def attach(self, reader: OverflowReader) -> None:
-        """A reader holds the download's file open."""
+        """Keep the file open for a reader, of this worker or of a follower."""
         self._readers.add(reader)
         if self.partial_file:
             self.partial_file.attach(reader)
 
     def detach(self, reader: OverflowReader) -> None:
-        """The reader has left. The download goes on."""
+        """The reader has left. The download goes on without it."""
         self._readers.discard(reader)
         if self.partial_file:
             self.partial_file.detach(reader)
-        self._close_when_idle()
+        self._close_if_unused()
 
-    def read_from(self, fd: int, partial_file: PartialFile | None = None) -> None:
-        """Read from this file from now on; `partial_file` when this worker fills it. Takes over `fd`."""
-        if self._fd >= 0:
-            self._old_fds.append(self._fd)  # a reader's thread may be in the middle of it
-        self._fd = fd
-        self.inode = os.fstat(fd).st_ino if fd >= 0 else 0
-        self.partial_file = partial_file
-        if partial_file:
-            for reader in self._readers:
-                partial_file.attach(reader)
+    def end(self) -> None:
+        """No reader can join any more: the file is closed when the last one has left."""
+        self._is_ended = True
+        self._close_if_unused()
 
-    def report_to(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Called by the fill's thread: have `advance` run in the loop, once for all reports that it has not seen."""
-        if not self._is_reported:
-            self._is_reported = True
-            loop.call_soon_threadsafe(self._advance)
+    async def wait_until_readable(self) -> int:
+        """Wait until the response can start, and return the size in bytes.
 
-    def _advance(self) -> None:
-        self._is_reported = False
-        if self.partial_file is None or self.is_done:
+        That is when the size is known; for a small blob, when it is verified. Raises RegistryError.
+        """
+        while True:
+            if self.error:
+                raise self.error
+            if self.size is not None and (self.is_complete or self.size > MAX_SMALL_BYTES):
+                return self.size
+            await self.wait_for_change()
+
+    async def wait_for_byte(self, position: int) -> tuple[int | None, int]:
+        """Wait until the byte at `position` is released.
+
+        Returns the file descriptor to read from and the number of bytes available from there; None as the descriptor
+        means that they are in memory (`read_memory`). Raises RegistryError.
+        """
+        while self.released <= position:
+            if self.error:
+                raise self.error
+            await self.wait_for_change()
+        if position < self.released_on_disk:
+            return self._fd, self.released_on_disk - position
+        return None, self.released - position
+
+    def read_memory(self, position: int, max_bytes: int) -> bytes:
+        """Bytes that are in memory because the disk is full; empty when they were dropped."""
+        return self.partial_file.read_overflow(position, max_bytes) if self.partial_file else b""
+
+    async def wait_for_change(self, since: int | None = None) -> None:
+        """Wait until `version` is another than `since`, or than now. A queued download counts as changed now and then.
+
+        Raises UpstreamTimeout when nothing changes for NO_PROGRESS_TIMEOUT_S.
+        """
+        if since not in (None, self.version):
+            return
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiters.add(waiter)
+        if self._check_timer is None:
+            self._start_check_timer()
+        try:
+            await waiter
+        finally:
+            self._waiters.discard(waiter)
+
+    # Progress
+
+    def report_progress(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Called by the download thread: have the loop release what was received. Calls are coalesced."""
+        if not self._is_progress_pending:
+            self._is_progress_pending = True
+            loop.call_soon_threadsafe(self._release_received)
+
+    def _release_received(self) -> None:
+        self._is_progress_pending = False
+        if self.partial_file is None or self.is_final:
             return
         self.size = self.partial_file.size
-        if self.size is not None and self.size > SMALL_BYTES:
+        if self.size is not None and self.size > MAX_SMALL_BYTES:
             self.released = min(self.partial_file.received_bytes, self.size - TAIL_BYTES)
         self._announce_progress()
 
-    def follow(self, size: int | None, released: int) -> None:
-        """The owner says that so many bytes may be read."""
-        self.size, self.released = size, released
-        self._announce_progress()
-
-    def fork_partial_file(self) -> PartialFile:
-        """A partial file that goes on in memory after the bytes that the file of this download has."""
-        return PartialFile.in_memory(self.digest, self._fd, self.released_on_disk)
-
-    def complete(self, size: int) -> None:
-        """Size and digest are right: everything may be read."""
-        self.size = self.released = size
-        self.is_done = True
-        self._announce()
-
-    def fail(self, error: RegistryError) -> None:
-        """There will be no more bytes."""
-        if not self.is_done:
-            self.error = error
-        self._announce()
-
-    def close(self) -> None:
-        """The download is over for new readers; those that are there finish."""
-        if not self.is_done and self.error is None:
-            self.is_interrupted = True
-            self.fail(Unavailable("the download was interrupted", retry_after_s=1))
-        self._is_over = True
-        self._close_when_idle()
-
     def _announce_progress(self) -> None:
-        """Wake who waits; many of them only now and then for a few bytes, but at once for the first.
+        """Wake the waiters; when they are many, only every WAKE_BYTES or after a delay. The first bytes are at once.
 
-        Otherwise a line that brings little at a time would keep the loop busy with that alone.
+        Otherwise an upstream that sends little at a time would keep the event loop busy with waking readers.
         """
-        pause_s = min(len(self._readers) * PAUSE_EACH_S, PAUSE_AT_MOST_S)
-        left_s = self._announced_at + pause_s - time.monotonic()
-        if not self._announced or self.released - self._announced >= FEW_BYTES or left_s <= 0:
+        delay_s = min(len(self._readers) * WAKE_DELAY_PER_READER_S, MAX_WAKE_DELAY_S)
+        left_s = self._announced_at + delay_s - time.monotonic()
+        if not self._announced_bytes or self.released - self._announced_bytes >= WAKE_BYTES or left_s <= 0:
             self._announce()
-        elif self._deferred is None:
-            self._deferred = asyncio.get_running_loop().call_later(left_s, self._announce)
+        elif self._delayed_announcement is None:
+            self._delayed_announcement = asyncio.get_running_loop().call_later(left_s, self._announce)
 
     def _announce(self) -> None:
-        self._announced, self._announced_at = self.released, time.monotonic()
-        self.changes += 1
-        if self._deferred:
-            self._deferred.cancel()
-            self._deferred = None
-        for waiter in self._waiting:
+        self._announced_bytes, self._announced_at = self.released, time.monotonic()
+        self.version += 1
+        if self._delayed_announcement:
+            self._delayed_announcement.cancel()
+            self._delayed_announcement = None
+        for waiter in self._waiters:
             if not waiter.done():
                 waiter.set_result(None)
 
-    def _look_later(self) -> None:
-        self._look_timer = asyncio.get_running_loop().call_later(LOOK_EVERY_S, self._look)
+    def _start_check_timer(self) -> None:
+        self._check_timer = asyncio.get_running_loop().call_later(CHECK_INTERVAL_S, self._check_progress)
 
-    def _look(self) -> None:
-        """Whether those who wait may go on waiting."""
-        self._look_timer = None
-        if not self._waiting:
+    def _check_progress(self) -> None:
+        """End the wait of everyone when there was no progress for too long."""
+        self._check_timer = None
+        if not self._waiters:
             return
-        if self.is_queued:
+        if self.state is State.QUEUED:
             self._announce()
         elif time.monotonic() - self._announced_at >= NO_PROGRESS_TIMEOUT_S:
-            for waiter in self._waiting:
+            for waiter in self._waiters:
                 if not waiter.done():
                     waiter.set_exception(UpstreamTimeout("the download made no progress", retry_after_s=5))
-        self._look_later()
+        self._start_check_timer()
 
-    def _close_when_idle(self) -> None:
-        if self._readers or not self._is_over:
+    def _enter(self, state: State) -> None:
+        if state not in TRANSITIONS[self.state]:
+            raise RuntimeError(f"{self!r} cannot become {state}")
+        self.state = state
+
+    def _use_file(self, fd: int) -> None:
+        if self._fd >= 0:
+            self._previous_fds.append(self._fd)  # a reader's thread may be reading from it now
+        self._fd = fd
+        self.inode = os.fstat(fd).st_ino if fd >= 0 else 0
+
+    def _close_if_unused(self) -> None:
+        if self._readers or not self._is_ended:
             return
-        for fd in (self._fd, *self._old_fds):
+        for fd in (self._fd, *self._previous_fds):
             if fd >= 0:
                 os.close(fd)
-        self._fd, self._old_fds = -1, []
+        self._fd, self._previous_fds = -1, []

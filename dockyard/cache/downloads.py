@@ -1,319 +1,184 @@
-"""Downloads: one fill and its many readers, over all workers.
+"""The downloads of one worker: one for each blob, whatever the number of readers and workers.
 
-Theory of operation. A blob that is not in a tier is flown in. The shards order themselves for its digest; the first is
-the owner, and its worker runs the fill. The workers of the other shards *follow*: they ask the owner over its socket,
-open the same partial file, and are told how far it may be read. So each worker has one `Download` per digest, whoever
-fetches, and its readers see no difference.
+How a download is shared. The shards are ordered for each digest by rendezvous hashing; the first is its owner. The
+workers of the other shards follow the owner: they read its partial file as far as it reports. So each worker has one
+`Download` per digest, whoever fetches, and readers see no difference.
 
-When the owner dies or is frozen, the followers' downloads stay, with their readers in their places: each asks the next
-shard in the digest's order, and the first of them to get the lock on the partial file fetches the rest of it.
+When the owner dies or is frozen, each follower asks the next owner. The first that gets the lock on the partial file
+fetches the rest of it; its readers, and those of the other workers, keep their positions.
 
-The lock on the partial file is the last guard against two fetches. A worker that should fill and does not get it looks
-for the one that has it.
+The lock on the partial file is the last guard against two fetches of one blob. A worker that should fetch and does not
+get the lock looks for the one that has it.
 """
 
 import asyncio
-import os
 from collections.abc import Mapping
+from typing import Any
 
-import attrs
 import structlog
 
 from dockyard import metrics
-from dockyard.cache.blob_sources import Opens, Sources
+from dockyard.cache.blob_sources import BlobOpener, BlobSources
 from dockyard.cache.download import Download
-from dockyard.cache.fill import Fill, NoReadersLeft, Stopped
+from dockyard.cache.download_job import DownloadJob, Stopped
+from dockyard.cache.following import OwnerDiskFull, follow, report_progress
 from dockyard.cache.stores import Stores
 from dockyard.cache.threads import Threads
-from dockyard.errors import (
-    BadUpstream,
-    RegistryError,
-    TooManyRequests,
-    Unavailable,
-    UpstreamTimeout,
-    from_words,
-    to_words,
-)
+from dockyard.errors import RegistryError
 from dockyard.oci.reference import Digest
 from dockyard.routing import Target
-from dockyard.storage.items import BlobItem
 from dockyard.storage.local import StoredBlob
-from dockyard.storage.partial_file import PartialFile
-from dockyard.workers.peers import PeerGone, Peers, PeerSilent, Question, Reply
+from dockyard.storage.partial_file import NoReadersLeft, PartialFile
+from dockyard.workers.messages import BlobRequest, NotDownloading, Repository
+from dockyard.workers.peers import PeerConnection, Peers, PeerUnavailable
 
-FOLLOW_TIMEOUT_S = 120.0
-LINGER_S = 60.0
-LOCK_ATTEMPTS = 50
+PARTIAL_FILE_KEPT_S = 60.0
+MAX_LOCK_ATTEMPTS = 50
 LOCK_RETRY_S = 0.1
 
 log = structlog.get_logger()
 
 
-class _DiskFull(Exception):
-    """The owner's partial file went on in its memory: the rest must be fetched here."""
-
-
 class Downloads:
-    """The downloads of this worker, one per digest."""
+    """The downloads of this worker, by digest. `upstreams` are the clients of the upstreams, by prefix."""
 
-    def __init__(
-        self,
-        stores: Stores,
-        peers: Peers,
-        registries: Mapping[str, Opens],
-        threads: Threads,
-    ) -> None:
+    def __init__(self, stores: Stores, peers: Peers, upstreams: Mapping[str, BlobOpener], threads: Threads) -> None:
         self._stores = stores
         self._peers = peers
-        self._registries = registries
+        self._upstreams = upstreams
         self._threads = threads
         self._downloads: dict[Digest, Download] = {}
-        self._damaged: set[Digest] = set()
-        self._fills: set[Fill] = set()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._damaged: set[Digest] = set()  # see BlobSources
+        self._jobs: set[DownloadJob] = set()
+        self._tasks: set[asyncio.Task[Any]] = set()
 
     def find(self, digest: Digest) -> Download | None:
-        """The running download of a digest, if this worker has one."""
+        """The download of a digest in this worker; None when there is none."""
         return self._downloads.get(digest)
 
     def join(self, target: Target, digest: Digest) -> tuple[Download, bool]:
-        """The download of a digest, started if there is none; True when it was running before."""
-        running = self._downloads.get(digest)
-        if running and running.can_be_joined:
+        """The download of a digest, started if there is none; True when there was one."""
+        existing = self._downloads.get(digest)
+        if existing and existing.is_joinable:
             metrics.fills_joined.inc()
-            return running, True
+            return existing, True
         download = self._downloads[digest] = Download(digest)
-        task = asyncio.create_task(self._run(download, target, after=running))
+        task = asyncio.create_task(self._run(download, target, existing))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return download, False
 
-    async def answer(self, target: Target, digest: Digest, question: Question, reply: Reply) -> None:
-        """Tell another worker how the blob that it asked for is getting on, to the end."""
-        if question.only_running:
-            download = self._downloads.get(digest)
-            if download is None or not download.is_filling:
-                await reply.say({"absent": True})
+    async def handle(self, target: Target, request: BlobRequest, connection: PeerConnection) -> None:
+        """Report the progress of a download to another worker; it is started if there is none."""
+        if request.only_running:
+            download = self._downloads.get(request.digest)
+            if download is None or download.partial_file is None:
+                await connection.send(NotDownloading())
                 return
         else:
-            download, _ = self.join(target, digest)
-        download.attach(follower := _Follower())
-        try:
-            while True:
-                seen = download.changes  # to say it takes time, where the asker is slow to listen
-                if download.is_interrupted:
-                    return  # as if dead: the asker goes on by itself
-                if download.error:
-                    await reply.say(to_words(download.error))
-                    return
-                if download.is_filling and download.partial_file and download.partial_file.path is None:
-                    await reply.say({"full": True})
-                    return
-                is_whole = download.is_done and download.overflow_start is None
-                place = {"size": download.size, "released": download.released_on_disk, "inode": download.inode}
-                await reply.say({**place, "done": is_whole})
-                if is_whole:
-                    return
-                if download.overflow_start is not None:
-                    await reply.say({"full": True})
-                    return
-                await download.news(seen)
-        finally:
-            download.detach(follower)
+            download, _ = self.join(target, request.digest)
+        await report_progress(download, connection)
 
     def stop(self) -> None:
-        """End all fills: the server is shutting down."""
-        for fill in self._fills:
-            fill.stop()
+        """Stop all downloads that this worker fetches."""
+        for job in self._jobs:
+            job.stop()
 
     # One download
 
-    async def _run(self, download: Download, target: Target, after: Download | None) -> None:
+    async def _run(self, download: Download, target: Target, previous: Download | None) -> None:
+        """Run one download to its end. `previous` is a download of the same digest that new readers cannot join."""
         try:
-            if after and after.partial_file and after.partial_file.has_gap:
-                await self._fill(download, target, after.fork_partial_file())
+            if previous and previous.partial_file and previous.partial_file.has_gap:
+                await self._fetch(download, target, previous.continue_in_memory())
             else:
-                await self._fly(download, target)
+                await self._follow_or_fetch(download, target)
         except RegistryError as exc:
-            download.fail(exc)
+            if not download.is_final:
+                download.fail(exc)
         except (Stopped, NoReadersLeft):
-            pass  # nobody is left to tell
+            pass  # the server stops, or no reader is left
         except Exception:
-            log.exception("a download ended in a fault of our own", digest=str(download.digest))
+            log.exception("internal error in a download", download=repr(download))
         finally:
             if self._downloads.get(download.digest) is download:
                 del self._downloads[download.digest]
-            download.close()
+            if not download.is_final:
+                download.stop()
+            download.end()
 
-    async def _fly(self, download: Download, target: Target) -> None:
-        """Ask the shards in the digest's order; when it is our turn, fetch."""
-        question = Question("blob", target.upstream.prefix, target.repository, target.name.value, str(download.digest))
-        for shard in self._peers.before_us(str(download.digest)):
-            try:
-                await self._follow(shard, download, question)
-                return
-            except _DiskFull:
-                await self._fill(download, target, download.fork_partial_file())
-                return
-            except (PeerGone, PeerSilent):
-                log.info("a worker is gone, asking the next", shard=shard, digest=str(download.digest))
-        await self._fetch(download, target, question)
+    async def _follow_or_fetch(self, download: Download, target: Target) -> None:
+        """Follow the first owner that is available; fetch when it is this worker's turn."""
+        request = BlobRequest(
+            Repository(target.upstream.prefix, target.repository, target.name), download.digest, only_running=False
+        )
+        try:
+            tried = await self._peers.try_owners(
+                str(download.digest), lambda shard: self._follow(download, shard, request)
+            )
+        except OwnerDiskFull:
+            await self._fetch(download, target, download.continue_in_memory())
+            return
+        if not tried.result:
+            await self._lock_and_fetch(download, target, request)
 
-    async def _follow(self, shard: int, download: Download, question: Question) -> None:
-        """Follow the fill of another worker. Raises PeerGone, PeerSilent, _DiskFull, RegistryError."""
-        async with self._peers.ask(shard, question) as answer:
-            while True:
-                try:
-                    async with asyncio.timeout(FOLLOW_TIMEOUT_S):
-                        words = await answer.next_words()
-                except TimeoutError as exc:
-                    raise UpstreamTimeout("the download made no progress", retry_after_s=5) from exc
-                if "error" in words:
-                    raise from_words(words)
-                if "full" in words:
-                    raise _DiskFull
-                if "absent" in words:
-                    raise PeerGone
-                size, released, inode, is_done = (words.get(key) for key in ("size", "released", "inode", "done"))
-                if not isinstance(released, int) or not isinstance(inode, int):
-                    raise PeerGone
-                if inode != download.inode:
-                    await self._open_partial(download, inode)
-                if is_done and isinstance(size, int):
-                    download.complete(size)
-                    return
-                download.follow(size, released)
-
-    async def _open_partial(self, download: Download, inode: int) -> None:
-        """Open the file that the owner writes, wherever it is by now. Raises PeerGone when it is neither place."""
-        fd = await self._threads.disk(self._stores.local.open_partial_file, download.digest, inode)
-        if fd is None:
-            raise PeerGone
-        download.read_from(fd)
-
-    async def _fetch(self, download: Download, target: Target, question: Question) -> None:
-        """Become the one that fetches, or follow whoever is before us."""
-        for _ in range(LOCK_ATTEMPTS):
-            partial_file = await self._threads.disk(self._stores.local.claim_partial_file, download.digest)
-            stored = await self._threads.disk(self._stores.local.open_blob, download.digest)
-            if stored:  # somebody finished between our look at the tier and the lock
-                if partial_file:
-                    partial_file.discard()
-                _complete_from(download, stored)
+    async def _lock_and_fetch(self, download: Download, target: Target, request: BlobRequest) -> None:
+        """Take the lock on the partial file and fetch, or follow the worker that has the lock."""
+        digest = download.digest
+        for _ in range(MAX_LOCK_ATTEMPTS):
+            partial_file, stored = await self._threads.disk(self._claim, digest)
+            if stored:  # another worker has completed it meanwhile
+                download.complete_with(stored.fd, stored.size)
                 return
             if partial_file:
-                await self._fill(download, target, partial_file)
+                await self._fetch(download, target, partial_file)
                 return
             for shard in self._peers.others:
                 try:
-                    await self._follow(shard, download, attrs.evolve(question, only_running=True))
+                    await self._follow(download, shard, BlobRequest(request.repository, digest, only_running=True))
                     return
-                except (PeerGone, PeerSilent):
+                except PeerUnavailable:
                     continue
-                except _DiskFull:
-                    await self._fill(download, target, download.fork_partial_file())
+                except OwnerDiskFull:
+                    await self._fetch(download, target, download.continue_in_memory())
                     return
             await asyncio.sleep(LOCK_RETRY_S)
-        await self._fill(download, target, PartialFile.in_memory(download.digest))
+        log.warning("partial file locked for too long: fetching without it", digest=str(digest))
+        await self._fetch(download, target, PartialFile.in_memory(digest))
 
-    async def _fill(self, download: Download, target: Target, partial_file: PartialFile) -> None:
-        """Fetch, and fetch from the upstream what the bucket has wrong, if nobody has read of it yet."""
-        registry = self._registries[target.upstream.prefix]
-        trusts = download.digest not in self._damaged
-        sources = Sources(target, download.digest, registry, self._stores.bucket, trusts_bucket=trusts)
-        try:
-            await self._fill_from(sources, download, partial_file)
-        except BadUpstream:
-            if not sources.is_from_bucket:
-                raise
-            log.warning("a blob in the bucket is damaged and is fetched again", digest=str(download.digest))
-            self._damaged.add(download.digest)
-            if download.released:
-                partial_file.discard()
-                raise
-            partial_file.restart()
-            await self._fill(download, target, partial_file)
-        else:
-            self._damaged.discard(download.digest)
-
-    async def _fill_from(self, sources: Sources, download: Download, partial_file: PartialFile) -> None:
-        """Run the fill in a thread, to its end, and publish on the way what comes from the upstream.
-
-        The same thread keeps what was fetched and makes room for the next: a disk that is slow holds up the fills, and
-        not what they have fetched.
-        """
-        loop = asyncio.get_running_loop()
-        local, publisher = self._stores.local, self._stores.publisher
-        item = BlobItem(download.digest)
-        is_followed = False
-
-        def report() -> None:
-            nonlocal is_followed
-            if not is_followed and sources.is_from_upstream and not sources.is_from_bucket:
-                is_followed = publisher.start_upload(partial_file)
-            download.report_to(loop)
-
-        def run() -> None:
-            download.is_queued = False
-            size = fill.run()
-            if sources.is_from_upstream:
-                publisher.add_to_outbox(item)
-            partial_file.finish(is_verified=True)
-            loop.call_soon_threadsafe(download.complete, size)
-            local.commit(partial_file, sources.age_s)
-            local.size_cap.enforce_if_due()
-
-        partial_file.begin()
-        download.read_from(os.dup(partial_file.fd) if partial_file.fd >= 0 else -1, partial_file)
-        fill = Fill(partial_file, sources.open, report)
-        self._fills.add(fill)
-        metrics.fills_running.inc()
-        had = partial_file.received_bytes
-        download.is_queued = True
-        try:
-            await self._threads.fill(run)
-        except Exception as exc:
-            if not download.is_done:  # else it was fetched, and could not be kept
-                self._give_up(partial_file, exc, may_be_fetched_again=sources.is_from_bucket)
-            raise
-        finally:
-            self._fills.discard(fill)
-            metrics.fills_running.dec()
-            metrics.received_bytes.labels("upstream" if sources.is_from_upstream else "bucket").inc(
-                partial_file.received_bytes - had
-            )
-        metrics.fills.labels("done").inc()
-        if sources.is_from_upstream and not is_followed:
-            publisher.publish(item)
-        if sources.is_from_bucket:
-            publisher.touch_if_due(item)
-
-    def _give_up(self, partial_file: PartialFile, exc: Exception, *, may_be_fetched_again: bool) -> None:
-        metrics.fills.labels(type(exc).__name__).inc()
-        partial_file.finish(is_verified=False)
-        if isinstance(exc, Unavailable | UpstreamTimeout | TooManyRequests):
-            self._linger(partial_file)
-        elif not (isinstance(exc, BadUpstream) and may_be_fetched_again):
+    def _claim(self, digest: Digest) -> tuple[PartialFile | None, StoredBlob | None]:
+        """The partial file, locked, or the complete blob; neither when another worker has the lock. Blocks."""
+        partial_file = self._stores.local.claim_partial_file(digest)
+        stored = self._stores.local.open_blob(digest)
+        if stored and partial_file:
             partial_file.discard()
+        return partial_file, stored
 
-    def _linger(self, partial_file: PartialFile) -> None:
-        """Leave what has landed for a while, to whichever worker tries next: it goes on from there."""
-        if not partial_file.received_bytes or partial_file.path is None or partial_file.is_overflowing:
-            partial_file.discard()
-            return
-        partial_file.close()
+    async def _follow(self, download: Download, shard: int, request: BlobRequest) -> bool:
+        return await follow(download, self._peers, shard, request, self._threads, self._stores.local.open_partial_file)
+
+    async def _fetch(self, download: Download, target: Target, partial_file: PartialFile) -> None:
+        """Fetch the blob in a thread. Raises RegistryError, Stopped, PartialFileAbandoned."""
         loop = asyncio.get_running_loop()
-        loop.call_later(
-            LINGER_S, lambda: loop.run_in_executor(None, self._stores.local.discard_partial_file, partial_file.digest)
+        upstream = self._upstreams[target.upstream.prefix]
+        job = DownloadJob(
+            partial_file,
+            BlobSources(target, download.digest, upstream, self._stores.bucket, self._damaged),
+            self._stores,
+            on_start=lambda: loop.call_soon_threadsafe(download.start_fetching),
+            on_progress=lambda: download.report_progress(loop),
+            on_verified=lambda size: loop.call_soon_threadsafe(download.complete, size),
         )
+        download.queue(partial_file)
+        self._jobs.add(job)
+        try:
+            await self._threads.download(job.run)
+        finally:
+            self._jobs.discard(job)
+            if job.is_partial_file_left:
+                loop.call_later(PARTIAL_FILE_KEPT_S, self._discard_partial_file, download.digest)
 
-
-class _Follower:
-    """Another worker's readers: they read the file only, so an overflowing partial file need not wait for them."""
-
-    position = 2**63
-
-
-def _complete_from(download: Download, stored: StoredBlob) -> None:
-    download.read_from(stored.fd)
-    download.complete(stored.size)
+    def _discard_partial_file(self, digest: Digest) -> None:
+        task = asyncio.create_task(self._threads.disk(self._stores.local.discard_partial_file, digest))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)

@@ -1,13 +1,13 @@
-"""What to do about a tag, from what is cached and what the upstream answered.
+"""What to do about a tag, given the cached pointer and the response of the upstream.
 
-| upstream says                 | cached copy             | none cached |
-|-------------------------------|-------------------------|-------------|
-| same digest                   | serve                   | fetch       |
-| new digest                    | fetch                   | fetch       |
-| nothing usable, or a limit    | serve, marked stale     | fail        |
-| no, or not with this login    | fail                    | fail        |
+| response of the upstream            | tag cached          | not cached |
+|-------------------------------------|---------------------|------------|
+| the same digest                     | serve               | fetch      |
+| another digest                      | fetch               | fetch      |
+| an outage, or a rate limit (429)    | serve, marked stale | fail       |
+| not found, or access denied         | fail                | fail       |
 
-The last row is an answer, not an outage: a deleted tag must not live on here.
+The last row is not an outage: a tag that was deleted upstream is not served any longer.
 """
 
 import attrs
@@ -19,7 +19,7 @@ from dockyard.oci.reference import Digest
 
 @attrs.frozen
 class Cached:
-    """What a tag pointed to when it was last checked with success, in seconds of the wall clock."""
+    """The cached pointer of a tag. `checked_at` is the last successful check, in seconds since the epoch."""
 
     digest: Digest
     checked_at: float
@@ -27,7 +27,7 @@ class Cached:
 
 @attrs.frozen
 class Serve:
-    """Answer with this digest. `stale` is why it could not be checked, None when it was."""
+    """Serve the cached digest. `stale` is the error of the check, None when it succeeded."""
 
     digest: Digest
     stale: RegistryError | None = None
@@ -35,30 +35,30 @@ class Serve:
 
 @attrs.frozen
 class Fetch:
-    """Get this digest from the upstream and point the tag to it."""
+    """Fetch this digest from the upstream, then point the tag to it."""
 
     digest: Digest
 
 
 @attrs.frozen
 class Fail:
-    """Answer with this error."""
+    """Respond with this error."""
 
     error: RegistryError
 
 
-Answer = Descriptor | RegistryError
+Checked = Descriptor | RegistryError
 Decision = Serve | Fetch | Fail
 
 
-def decide(cached: Cached | None, answer: Answer) -> Decision:
-    """Return what to do; the table above."""
-    match answer:
+def decide(cached: Cached | None, checked: Checked) -> Decision:
+    """The decision, by the table above."""
+    match checked:
         case Descriptor(digest=digest) if cached and digest == cached.digest:
             return Serve(digest)
         case Descriptor(digest=digest):
             return Fetch(digest)
         case Outage() | TooManyRequests() if cached:
-            return Serve(cached.digest, stale=answer)
+            return Serve(cached.digest, stale=checked)
         case _:
-            return Fail(answer)
+            return Fail(checked)

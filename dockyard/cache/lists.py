@@ -1,41 +1,51 @@
-"""The list path: tags of a repository and referrers of a manifest, asked for anew and kept for when that fails.
+"""Lists: the tags of a repository and the referrers of a manifest, requested from the upstream each time.
 
-A list belongs to one shard, as a tag does: its owner asks the upstream, once for all who wait, and the others ask the
-owner. The last list that was got is kept in the local store and served, marked stale, when the upstream is away.
+A list belongs to one shard, as a tag does: its owner asks the upstream, once for all requests that wait, and the other
+workers ask the owner. The last list that was read is kept in the local store and served stale while the upstream is
+unavailable.
 
-A long list takes an upstream many pages. Whoever has an older copy to show waits for it no longer than for a tag;
-the walk goes on meanwhile, and the next request has what it found.
+A long list takes many pages. With a cached copy, a client waits no longer than for the check of a tag; reading the
+pages continues, and the next request gets the result.
 """
 
 import asyncio
 import json
 import time
-from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any, Protocol
 
 import attrs
 import structlog
+from cachetools import LRUCache
 
 from dockyard.cache.singleflight import Singleflight
 from dockyard.cache.threads import Threads
-from dockyard.errors import BadUpstream, Outage, RegistryError, TooManyRequests, UpstreamTimeout, from_words, to_words
+from dockyard.errors import BadUpstream, Outage, RegistryError, TooManyRequests, UpstreamTimeout
 from dockyard.oci.lists import Referrer
 from dockyard.oci.manifest import Descriptor
 from dockyard.oci.reference import Digest, Reference
 from dockyard.routing import Target
 from dockyard.storage.local import LocalStore, StoredList
-from dockyard.workers.peers import MAX_PAYLOAD_BYTES, PeerGone, Peers, PeerSilent, Question, Reply
+from dockyard.workers.messages import (
+    MAX_BODY_BYTES,
+    ListReply,
+    ReferrersRequest,
+    Repository,
+    TagListRequest,
+    error_reply,
+    to_error,
+)
+from dockyard.workers.peers import PeerConnection, Peers
 
-CONFIRM_EVERY_S = 60.0
-CHECKS_REMEMBERED = 10_000
+CONFIRM_INTERVAL_S = 60.0
+MAX_REMEMBERED_CHECKS = 10_000
 EMPTY = b"[]"
 
 log = structlog.get_logger()
 
 
-class Registry(Protocol):
-    """What the list path needs of a registry."""
+class ListReader(Protocol):
+    """The part of an upstream's client that reads lists."""
 
     def list_tags(self, repository: str) -> list[str]:
         """All tags, sorted. Raises RegistryError."""
@@ -49,10 +59,11 @@ class Registry(Protocol):
 
 @attrs.frozen
 class FoundList:
-    """A list and how it was come by.
+    """A list.
 
-    `how` is hit (checked a moment ago), checked (now, unchanged), changed, miss or asked (not known before; asked is
-    not kept), or stale, with the `error` that kept us from checking. `checked_at` is in seconds since the epoch.
+    `how`: hit (checked less than `check_interval` ago), checked (now, unchanged), changed, miss (not cached before),
+    asked (not cached before, and not kept), or stale, with the `error` of the check. `checked_at` is in seconds since
+    the epoch.
     """
 
     items: list[Any]
@@ -62,8 +73,8 @@ class FoundList:
 
 
 @attrs.frozen
-class _Wanted:
-    """Which list: the tags of a target, or the referrers of one of its manifests."""
+class _ListName:
+    """Which list: the tags of a repository, or the referrers of the manifest `subject` in it."""
 
     target: Target
     subject: Digest | None
@@ -73,15 +84,15 @@ class _Wanted:
         return f"{self.target.name}?{self.subject or 'tags'}"
 
     @property
-    def question(self) -> Question:
-        target, kind = self.target, "referrers" if self.subject else "tags"
-        reference = str(self.subject or "")
-        return Question(kind, target.upstream.prefix, target.repository, target.name.value, reference)
+    def request(self) -> TagListRequest | ReferrersRequest:
+        target = self.target
+        repository = Repository(target.upstream.prefix, target.repository, target.name)
+        return ReferrersRequest(repository, self.subject) if self.subject else TagListRequest(repository)
 
 
 @attrs.frozen
-class _Answer:
-    """A list as JSON text, and how it was come by."""
+class _Result:
+    """A list as JSON text; the other fields as in FoundList."""
 
     body: bytes = attrs.field(repr=False)
     how: str
@@ -89,104 +100,126 @@ class _Answer:
     error: RegistryError | None = None
 
 
-class Listings:
-    """Lists of every upstream. A limit of 0 seconds is none."""
+@attrs.frozen
+class _Check:
+    """When a list was checked: seconds since the epoch, and on the monotonic clock."""
+
+    checked_at: float
+    monotonic_s: float
+
+
+class Lists:
+    """Lists of every upstream. `upstreams` are the clients, by prefix. A time of 0 seconds is no limit."""
 
     def __init__(
         self,
-        tier: LocalStore,
+        store: LocalStore,
         peers: Peers,
-        registries: Mapping[str, Registry],
+        upstreams: Mapping[str, ListReader],
         threads: Threads,
         check_interval_s: float,
         check_timeout_s: float,
     ) -> None:
-        self._tier = tier
+        self._store = store
         self._peers = peers
-        self._registries = registries
+        self._upstreams = upstreams
         self._threads = threads
         self._check_interval_s = check_interval_s
         self._check_timeout_s = check_timeout_s
         self._singleflight = Singleflight()
-        self._checked: OrderedDict[str, tuple[float, float]] = OrderedDict()  # monotonic and wall clock
+        self._checks: LRUCache[str, _Check] = LRUCache(MAX_REMEMBERED_CHECKS)
 
     async def tags(self, target: Target) -> FoundList:
         """The tags of a repository, sorted. Raises RegistryError."""
-        return await self._find(_Wanted(target, None))
+        return await self._find(_ListName(target, None))
 
     async def referrers(self, target: Target, subject: Digest) -> FoundList:
-        """The descriptors of what refers to a manifest. Raises RegistryError."""
-        return await self._find(_Wanted(target, subject))
+        """The descriptors of the manifests that refer to `subject`. Raises RegistryError."""
+        return await self._find(_ListName(target, subject))
 
-    async def answer(self, target: Target, subject: Digest | None, reply: Reply) -> None:
+    async def handle(
+        self, target: Target, request: TagListRequest | ReferrersRequest, connection: PeerConnection
+    ) -> None:
         """Get a list for another worker."""
+        subject = request.subject if isinstance(request, ReferrersRequest) else None
         try:
-            answer = await self._check(_Wanted(target, subject), writes=True)
+            result = await self._check(_ListName(target, subject), is_kept=True)
         except RegistryError as exc:
-            await reply.say(to_words(exc))
+            await connection.send(error_reply(exc))
             return
-        because = to_words(answer.error) if answer.error else None
-        await reply.say({"how": answer.how, "checked_at": answer.checked_at, "because": because}, answer.body)
+        because = error_reply(result.error) if result.error else None
+        await connection.send(ListReply(result.body, result.how, result.checked_at, because))
 
-    async def _find(self, wanted: _Wanted) -> FoundList:
-        answer = await self._singleflight.once(("find", wanted.key), lambda: self._ask_owner(wanted))
-        items = await self._threads.disk(json.loads, answer.body)
-        return FoundList(items, answer.how, answer.checked_at, answer.error)
+    async def _find(self, name: _ListName) -> FoundList:
+        result = await self._singleflight.run(("find", name.key), lambda: self._ask_owners(name))
+        items = await self._threads.disk(json.loads, result.body)
+        return FoundList(items, result.how, result.checked_at, result.error)
 
-    async def _ask_owner(self, wanted: _Wanted) -> _Answer:
-        for shard in self._peers.before_us(wanted.key):
-            try:
-                return await self._ask(shard, wanted.question)
-            except PeerGone:
-                continue
-            except PeerSilent:
-                return await self._check(wanted, writes=False)
-        return await self._check(wanted, writes=True)
+    async def _ask_owners(self, name: _ListName) -> _Result:
+        """From the first owner that is available; in the end this worker asks the upstream.
 
-    async def _ask(self, shard: int, question: Question) -> _Answer:
-        """Ask a shard. Raises PeerGone, PeerSilent, and the error that it answers with."""
-        words, body = await self._peers.ask_once(shard, question)
-        try:
-            error = from_words(words["because"]) if words["because"] else None
-            return _Answer(body, words["how"], words["checked_at"], error)
-        except (KeyError, TypeError) as exc:
-            raise PeerGone from exc
+        After a frozen owner this worker keeps nothing: the owner may wake up and write an older list over it.
+        """
+        tried = await self._peers.try_owners(
+            name.key, lambda shard: self._peers.request(shard, name.request, ListReply)
+        )
+        if (reply := tried.result) is None:
+            return await self._check(name, is_kept=not tried.is_one_frozen)
+        error = to_error(reply.stale_because) if reply.stale_because else None
+        return _Result(reply.body, reply.how, reply.checked_at, error)
 
     # As the owner
 
-    async def _check(self, wanted: _Wanted, *, writes: bool) -> _Answer:
-        """Get the list from the upstream; else what is kept of it."""
-        kept = await self._threads.disk(self._read, wanted)
-        at, checked_at = self._checked.get(wanted.key, (0.0, 0.0))
-        if kept and time.monotonic() - at < self._check_interval_s:
-            return _Answer(kept.body, "hit", checked_at)
+    async def _check(self, name: _ListName, *, is_kept: bool) -> _Result:
+        """The list as the upstream has it now; else the cached copy."""
+        kept = await self._threads.disk(self._read, name)
+        recent = self._checks.get(name.key)
+        if kept and recent and time.monotonic() - recent.monotonic_s < self._check_interval_s:
+            return _Result(kept.body, "hit", recent.checked_at)
         try:
             async with asyncio.timeout((self._check_timeout_s or None) if kept else None):
-                return await self._singleflight.once(
-                    ("walk", wanted.key), lambda: self._walk(wanted, kept, writes=writes)
+                return await self._singleflight.run(
+                    ("pages", name.key), lambda: self._read_pages(name, kept, is_kept=is_kept)
                 )
         except TimeoutError:
-            error: RegistryError = UpstreamTimeout("the upstream did not list all in time")
+            error: RegistryError = UpstreamTimeout("the upstream did not send the whole list in time")
         except (Outage, TooManyRequests) as exc:
             error = exc
         if kept is None:
             raise error
-        return _Answer(kept.body, "stale", kept.checked_at, error)
+        return _Result(kept.body, "stale", kept.checked_at, error)
 
-    async def _walk(self, wanted: _Wanted, kept: StoredList | None, *, writes: bool) -> _Answer:
-        """Ask the upstream for the whole list, and keep it. Its time limit is the registry's own."""
-        registry = self._registries[wanted.target.upstream.prefix]
-        body = await self._threads.listing(_list, registry, wanted)
-        is_kept = writes and (kept is not None or body != EMPTY or await self._exists(wanted))
+    async def _read_pages(self, name: _ListName, kept: StoredList | None, *, is_kept: bool) -> _Result:
+        """Read all pages from the upstream, and keep the list. The upstream's client limits the time."""
+        upstream = self._upstreams[name.target.upstream.prefix]
+        body = await self._threads.list(_read_list, upstream, name)
+        is_kept = is_kept and (kept is not None or body != EMPTY or await self._exists(name))
         if is_kept:
-            await self._threads.disk(self._keep, wanted, kept, body)
-        self._remember(wanted)
+            await self._threads.disk(self._keep, name, kept, body)
+        if self._check_interval_s:
+            self._checks[name.key] = _Check(time.time(), time.monotonic())
         if kept is None:
-            return _Answer(body, "miss" if is_kept else "asked", time.time())
-        return _Answer(body, "checked" if body == kept.body else "changed", time.time())
+            return _Result(body, "miss" if is_kept else "asked", time.time())
+        return _Result(body, "checked" if body == kept.body else "changed", time.time())
 
-    def _read(self, wanted: _Wanted) -> StoredList | None:
-        kept = self._tier.read_list(wanted.target.name, wanted.subject)
+    async def _exists(self, name: _ListName) -> bool:
+        """Whether the subject exists: clients can make up digests, and an empty list of each would fill the disk."""
+        target, subject = name.target, name.subject
+        if subject is None:
+            return True
+        if await self._threads.disk(self._store.read_manifest, target.name, subject) is not None:
+            return True
+        upstream = self._upstreams[target.upstream.prefix]
+        try:
+            await self._threads.upstream(upstream.head_manifest, target.repository, subject)
+        except RegistryError:
+            return False
+        return True
+
+    # Blocking: these run in threads
+
+    def _read(self, name: _ListName) -> StoredList | None:
+        kept = self._store.read_list(name.target.name, name.subject)
         if kept is None:
             return None
         try:
@@ -194,42 +227,21 @@ class Listings:
                 return kept
         except ValueError:
             pass
-        log.warning("a kept list was damaged and is ignored", list=wanted.key)
+        log.warning("damaged list in the local store: it is ignored", list=name.key)
         return None
 
-    async def _exists(self, wanted: _Wanted) -> bool:
-        """Whether there is such a subject. Digests can be made up, and each would be a file that says "nothing"."""
-        target, subject = wanted.target, wanted.subject
-        if subject is None:
-            return True
-        if await self._threads.disk(self._tier.read_manifest, target.name, subject) is not None:
-            return True
-        registry = self._registries[target.upstream.prefix]
-        try:
-            await self._threads.upstream(registry.head_manifest, target.repository, subject)
-        except RegistryError:
-            return False
-        return True
-
-    def _keep(self, wanted: _Wanted, kept: StoredList | None, body: bytes) -> None:
-        if not kept or kept.body != body or time.time() - kept.checked_at > CONFIRM_EVERY_S:
-            self._tier.write_list(wanted.target.name, wanted.subject, body)
-
-    def _remember(self, wanted: _Wanted) -> None:
-        if self._check_interval_s:
-            self._checked[wanted.key] = (time.monotonic(), time.time())
-            self._checked.move_to_end(wanted.key)
-            if len(self._checked) > CHECKS_REMEMBERED:
-                self._checked.popitem(last=False)
+    def _keep(self, name: _ListName, kept: StoredList | None, body: bytes) -> None:
+        if not kept or kept.body != body or time.time() - kept.checked_at > CONFIRM_INTERVAL_S:
+            self._store.write_list(name.target.name, name.subject, body)
 
 
-def _list(registry: Registry, wanted: _Wanted) -> bytes:
-    """The whole list as JSON, in a thread. Raises RegistryError."""
-    repository = wanted.target.repository
+def _read_list(upstream: ListReader, name: _ListName) -> bytes:
+    """The whole list as JSON. Blocks. Raises RegistryError."""
+    repository = name.target.repository
     items: list[Any] = (
-        registry.list_referrers(repository, wanted.subject) if wanted.subject else registry.list_tags(repository)
+        upstream.list_referrers(repository, name.subject) if name.subject else upstream.list_tags(repository)
     )
     body = json.dumps(items, separators=(",", ":")).encode()
-    if len(body) > MAX_PAYLOAD_BYTES:
-        raise BadUpstream(f"the upstream has a list of more than {MAX_PAYLOAD_BYTES} bytes")
+    if len(body) > MAX_BODY_BYTES:
+        raise BadUpstream(f"the upstream has a list of more than {MAX_BODY_BYTES} bytes")
     return body

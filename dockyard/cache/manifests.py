@@ -1,34 +1,35 @@
-"""Manifests by digest: memory, the local store, the bucket, and then the upstream, once over all workers.
+"""Manifests by digest: from memory, the local store or the bucket, else from the upstream, once for all workers.
 
-A digest means one sequence of bytes, so what is here is served without asking anybody. What is not is fetched by the
-worker that owns the digest; an owner that is dead or frozen is done without.
+A digest means one sequence of bytes, so a cached manifest is served without asking the upstream. Others are fetched by
+the worker that owns the digest; an owner that is not available is skipped.
 """
 
-import functools
-from collections import OrderedDict
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping
 from typing import Protocol
 
 import attrs
 import structlog
+from cachetools import LRUCache
 
 from dockyard.cache.singleflight import Singleflight
 from dockyard.cache.stores import Stores
 from dockyard.cache.threads import Threads
-from dockyard.errors import BadUpstream, Outage, RegistryError, TooManyRequests, to_words
+from dockyard.errors import BadUpstream, Outage, RegistryError, TooManyRequests
 from dockyard.oci.manifest import Manifest
-from dockyard.oci.reference import Digest, Reference
+from dockyard.oci.reference import Digest, Name, Reference
 from dockyard.routing import Target
+from dockyard.s3 import S3Object
 from dockyard.storage.items import ManifestItem
-from dockyard.workers.peers import PeerGone, Peers, PeerSilent, Question, Reply
+from dockyard.workers.messages import ManifestReply, ManifestRequest, Repository, error_reply
+from dockyard.workers.peers import PeerConnection, Peers
 
-MEMORY_BYTES = 16 * 1024 * 1024
+MAX_MEMORY_BYTES = 16 * 1024 * 1024
 
 log = structlog.get_logger()
 
 
-class Gets(Protocol):
-    """What is needed of a registry."""
+class ManifestFetcher(Protocol):
+    """The part of an upstream's client that fetches manifests."""
 
     def get_manifest(self, repository: str, reference: Reference) -> Manifest:
         """A verified manifest. Raises RegistryError."""
@@ -36,7 +37,7 @@ class Gets(Protocol):
 
 @attrs.frozen
 class FoundManifest:
-    """A manifest, and how it was found: hit or miss. It cannot change."""
+    """A manifest. `how`: hit or miss. It is immutable, so it has no `checked_at`."""
 
     manifest: Manifest
     how: str
@@ -45,123 +46,126 @@ class FoundManifest:
 
 
 class Manifests:
-    """Manifests by digest."""
+    """Manifests by digest. `upstreams` are the clients of the upstreams, by prefix."""
 
     def __init__(
-        self,
-        stores: Stores,
-        peers: Peers,
-        registries: Mapping[str, Gets],
-        threads: Threads,
+        self, stores: Stores, peers: Peers, upstreams: Mapping[str, ManifestFetcher], threads: Threads
     ) -> None:
         self._stores = stores
         self._peers = peers
-        self._registries = registries
+        self._upstreams = upstreams
         self._threads = threads
         self._singleflight = Singleflight()
-        self._memory = _Memory()
+        self._memory: LRUCache[tuple[Name, Digest], Manifest] = LRUCache(MAX_MEMORY_BYTES, lambda it: it.size)
 
     async def get(self, target: Target, digest: Digest) -> FoundManifest:
         """The manifest of a digest. Raises RegistryError."""
         how = "hit"
-        manifest = await self._find_here(target, digest)
+        manifest = await self._find_local(target, digest)
         if manifest is None:
             how = "miss"
-            manifest = await self._singleflight.once(
-                ("obtain", target.name, digest), lambda: self._obtain(target, digest)
-            )
-            self._memory.keep((target.name, digest), manifest)
+            manifest = await self._obtain(target, digest)
         self._stores.publisher.touch_if_due(ManifestItem(target.name, digest))
         return FoundManifest(manifest, how)
 
-    async def answer(self, target: Target, digest: Digest, reply: Reply) -> None:
-        """Fetch a manifest for another worker."""
+    async def handle(self, target: Target, request: ManifestRequest, connection: PeerConnection) -> None:
+        """Find or fetch a manifest for another worker."""
         try:
-            manifest = await self._fetch_once(target, digest)
+            manifest = await self._fetch_once(target, request.digest)
         except RegistryError as exc:
-            await reply.say(to_words(exc))
-            return
-        await reply.say({}, manifest.body)
+            await connection.send(error_reply(exc))
+        else:
+            await connection.send(ManifestReply(manifest.body))
 
-    async def find_stored(self, target: Target, digest: Digest, *, insist: bool = False) -> Manifest | None:
-        """The manifest, if it is here or in the bucket; from there it is kept here."""
-        if manifest := await self._find_here(target, digest):
+    async def find_stored(self, target: Target, digest: Digest, *, even_if_open: bool = False) -> Manifest | None:
+        """The manifest, if the local store or the bucket has it. `even_if_open` as in Bucket.read."""
+        if manifest := await self._find_local(target, digest):
             return manifest
-        ask = functools.partial(self._stores.bucket.read_manifest, target.name, digest, insist=insist)
-        if (found := await self._threads.bucket(ask)) is None:
-            return None
-        try:
-            manifest = Manifest.stored(found.body, digest)
-        except BadUpstream:
-            log.warning("a manifest in the bucket is damaged", name=str(target.name), digest=str(digest))
-            return None
-        await self._threads.disk(self._stores.local.write_manifest, target.name, digest, manifest.body)
-        self._stores.local.touch_times.mark_published(ManifestItem(target.name, digest), found.age_s)
+        return await self._find_in_bucket(target, digest, even_if_open=even_if_open)
+
+    async def _find_local(self, target: Target, digest: Digest) -> Manifest | None:
+        key = (target.name, digest)
+        if (manifest := self._memory.get(key)) is None and (
+            manifest := await self._threads.disk(self._read, target.name, digest)
+        ):
+            self._memory[key] = manifest
         return manifest
 
-    async def _find_here(self, target: Target, digest: Digest) -> Manifest | None:
-        """The manifest, if it is on this machine."""
-        manifest = self._memory.find((target.name, digest))
-        if manifest is None and (manifest := await self._threads.disk(self._read, target, digest)):
-            self._memory.keep((target.name, digest), manifest)
+    async def _find_in_bucket(self, target: Target, digest: Digest, *, even_if_open: bool) -> Manifest | None:
+        """The manifest, if the bucket has it; it is then kept here."""
+        bucket = self._stores.bucket
+        if not bucket.is_configured:
+            return None
+
+        def read() -> Manifest | None:
+            found = bucket.read(lambda s3: s3.read_manifest(target.name, digest), even_if_open=even_if_open)
+            return self._keep_from_bucket(target.name, digest, found) if found else None
+
+        manifest = await self._threads.bucket(read)
+        if manifest:
+            self._memory[target.name, digest] = manifest
         return manifest
 
     async def _obtain(self, target: Target, digest: Digest) -> Manifest:
-        question = Question("manifest", target.upstream.prefix, target.repository, target.name.value, str(digest))
-        for shard in self._peers.before_us(str(digest)):
-            try:
-                _, body = await self._peers.ask_once(shard, question)
-            except (PeerGone, PeerSilent):
-                continue
-            return Manifest.stored(body, digest)
-        return await self._fetch_once(target, digest)
+        """From the first owner that is available; in the end this worker fetches it. Raises RegistryError."""
+        if self._peers.is_owner(str(digest)):
+            return await self._fetch_once(target, digest)
+        return await self._singleflight.run(("owner", target.name, digest), lambda: self._ask_owners(target, digest))
 
-    async def _fetch_once(self, target: Target, digest: Digest) -> Manifest:
-        return await self._singleflight.once(("fetch", target.name, digest), lambda: self._fetch(target, digest))
-
-    async def _fetch(self, target: Target, digest: Digest) -> Manifest:
-        if manifest := await self.find_stored(target, digest):
-            return manifest
-        registry = self._registries[target.upstream.prefix]
-        try:
-            manifest = await self._threads.upstream(registry.get_manifest, target.repository, digest)
-        except (Outage, TooManyRequests):
-            if self._stores.bucket.is_left_alone and (found := await self.find_stored(target, digest, insist=True)):
-                return found
-            raise
-        self._stores.publisher.add_to_outbox(ManifestItem(target.name, digest))
-        await self._threads.disk(self._stores.local.write_manifest, target.name, digest, manifest.body)
-        self._stores.publisher.publish(ManifestItem(target.name, digest))
+    async def _ask_owners(self, target: Target, digest: Digest) -> Manifest:
+        request = ManifestRequest(Repository(target.upstream.prefix, target.repository, target.name), digest)
+        tried = await self._peers.try_owners(
+            str(digest), lambda shard: self._peers.request(shard, request, ManifestReply)
+        )
+        if tried.result is None:
+            return await self._fetch_once(target, digest)
+        manifest = Manifest.stored(tried.result.body, digest)
+        self._memory[target.name, digest] = manifest
         return manifest
 
-    def _read(self, target: Target, digest: Digest) -> Manifest | None:
-        body = self._stores.local.read_manifest(target.name, digest)
+    async def _fetch_once(self, target: Target, digest: Digest) -> Manifest:
+        return await self._singleflight.run(("fetch", target.name, digest), lambda: self._fetch(target, digest))
+
+    async def _fetch(self, target: Target, digest: Digest) -> Manifest:
+        """From the stores, else from the upstream; it is then kept and published. Raises RegistryError."""
+        if manifest := await self.find_stored(target, digest):
+            return manifest
+        upstream = self._upstreams[target.upstream.prefix]
+        try:
+            manifest = await self._threads.upstream(upstream.get_manifest, target.repository, digest)
+        except (Outage, TooManyRequests):
+            if self._stores.bucket.is_open and (found := await self._find_in_bucket(target, digest, even_if_open=True)):
+                return found
+            raise
+        await self._threads.disk(self._keep, target.name, manifest)
+        self._memory[target.name, digest] = manifest
+        return manifest
+
+    # Blocking: these run in threads
+
+    def _read(self, name: Name, digest: Digest) -> Manifest | None:
+        body = self._stores.local.read_manifest(name, digest)
         if body is None:
             return None
         try:
             return Manifest.stored(body, digest)
         except BadUpstream:
-            log.warning("a cached manifest was damaged and is fetched again", name=str(target.name), digest=str(digest))
+            log.warning("damaged manifest in the local store: it is fetched again", name=str(name), digest=str(digest))
             return None
 
+    def _keep(self, name: Name, manifest: Manifest) -> None:
+        """Keep a manifest of the upstream. It is in the outbox before, so that a crash in between publishes it."""
+        item = ManifestItem(name, manifest.digest)
+        self._stores.publisher.add_to_outbox(item)
+        self._stores.local.write_manifest(name, manifest.digest, manifest.body)
+        self._stores.publisher.publish(item)
 
-class _Memory:
-    """The manifests that were used last, up to MEMORY_BYTES."""
-
-    def __init__(self) -> None:
-        self._manifests: OrderedDict[Hashable, Manifest] = OrderedDict()
-        self._size = 0
-
-    def find(self, key: Hashable) -> Manifest | None:
-        manifest = self._manifests.get(key)
-        if manifest:
-            self._manifests.move_to_end(key)
+    def _keep_from_bucket(self, name: Name, digest: Digest, found: S3Object) -> Manifest | None:
+        try:
+            manifest = Manifest.stored(found.body, digest)
+        except BadUpstream:
+            log.warning("damaged manifest in the bucket: it is not used", name=str(name), digest=str(digest))
+            return None
+        self._stores.local.write_manifest(name, digest, manifest.body)
+        self._stores.local.touch_times.mark_published(ManifestItem(name, digest), found.age_s)
         return manifest
-
-    def keep(self, key: Hashable, manifest: Manifest) -> None:
-        if key in self._manifests:
-            return
-        self._manifests[key] = manifest
-        self._size += manifest.size
-        while self._size > MEMORY_BYTES:
-            self._size -= self._manifests.popitem(last=False)[1].size

@@ -1,7 +1,6 @@
 """Readers: the bytes of one blob by position, from a complete file or from a running download.
 
-Files are read in the event loop without ever waiting for the disk: the kernel is asked for what is in its page cache,
-and only where it would block does a thread read instead.
+The event loop reads only what is in the page cache (RWF_NOWAIT); where a read would wait for the disk, a thread reads.
 """
 
 import errno
@@ -15,28 +14,29 @@ from dockyard.storage.local import StoredBlob
 
 
 class Reader(Protocol):
-    """One client's way to a blob of `size` bytes."""
+    """One client's access to a blob of `size` bytes."""
 
     size: int
 
     async def find(self, position: int) -> tuple[int | None, int]:
-        """The file that has the byte at `position`, as soon as there is one, and how many bytes are there from it on.
+        """Wait until the byte at `position` may be read.
 
-        No file: the bytes are in memory, to be had by `read_into`. Raises RegistryError when the bytes will not come.
+        Returns the descriptor of the file that has it, and how many bytes may be read from there. None: they are in
+        memory, use `read_into`. Raises RegistryError when the byte will not come.
         """
 
     async def read_into(self, buffer: bytearray, position: int, amount: int) -> int:
-        """Fill `buffer` from `position` with 1 to `amount` bytes, as soon as there are any; how many.
+        """Read 1 to `amount` bytes from `position` into `buffer`, waiting for the first; how many.
 
-        Raises RegistryError when the bytes will not come.
+        Raises RegistryError when the byte at `position` will not come.
         """
 
     def close(self) -> None:
-        """Let go."""
+        """Release the file."""
 
 
 class FileReader:
-    """A complete blob of the local store."""
+    """Reads a complete blob of the local store."""
 
     def __init__(self, blob: StoredBlob, threads: Threads) -> None:
         self.size = blob.size
@@ -59,7 +59,7 @@ class FileReader:
 
 
 class DownloadReader:
-    """A blob that is being fetched: waits for the bytes that have not landed. `size` is right after `open`."""
+    """Reads a blob that is being downloaded. `size` is set by `open`."""
 
     def __init__(self, download: Download, threads: Threads) -> None:
         self.size = 0
@@ -70,13 +70,13 @@ class DownloadReader:
         download.attach(self)
 
     async def open(self) -> None:
-        """Wait until the answer can begin. Raises RegistryError when there will be none."""
-        self.size = await self._download.opened()
+        """Wait until the response can start. Raises RegistryError."""
+        self.size = await self._download.wait_until_readable()
 
     async def find(self, position: int) -> tuple[int | None, int]:
         """See Reader."""
         self.position = position
-        return await self._download.wait_for(position)
+        return await self._download.wait_for_byte(position)
 
     async def read_into(self, buffer: bytearray, position: int, amount: int) -> int:
         """See Reader."""
@@ -84,9 +84,9 @@ class DownloadReader:
         amount = min(amount, available)
         if fd is not None:
             return await _read(fd, buffer, position, amount, self._threads)
-        chunk = self._download.read_overflow(position, amount)
+        chunk = self._download.read_memory(position, amount)
         if not chunk:
-            raise Unavailable("the disk is full and this client fell behind", retry_after_s=5)
+            raise Unavailable("the disk is full and this client reads too slowly", retry_after_s=5)
         buffer[: len(chunk)] = chunk
         return len(chunk)
 
@@ -106,7 +106,7 @@ async def _read(fd: int, buffer: bytearray, position: int, amount: int, threads:
     except OSError as exc:
         if exc.errno != errno.EOPNOTSUPP:
             raise
-        count = os.preadv(fd, [view], position)  # tmpfs: knows no such flag, and never blocks
+        count = os.preadv(fd, [view], position)  # tmpfs has no RWF_NOWAIT, and never waits for a disk
     if not count:
-        raise Unavailable("a cached blob ended early")
+        raise Unavailable("a cached blob is shorter than its size")
     return count

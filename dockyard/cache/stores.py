@@ -1,4 +1,4 @@
-"""Where bytes rest, all of it: the local store, the bucket behind it, and what brings them from one to the other."""
+"""The stores of one worker: the local store, the bucket behind it, and the publisher between them."""
 
 import attrs
 
@@ -9,7 +9,7 @@ from dockyard.storage.local import LocalStore
 
 @attrs.frozen
 class Stores:
-    """The stores of one worker. Without S3 the bucket is empty and the publisher does nothing."""
+    """Without S3 the bucket is empty and the publisher does nothing."""
 
     local: LocalStore
     bucket: Bucket

@@ -1,76 +1,75 @@
-"""Tags: each pull of a tag is checked with the upstream, and what cannot be checked is served stale.
+"""Tags: every pull of a tag checks it with the upstream; a tag that cannot be checked is served stale.
 
-A tag belongs to one shard: its owner asks the upstream, once for all who wait, and the others ask the owner. An owner
-that is dead or frozen is done without. A pointer is moved only if it is what it was before the upstream was asked, so
-that a worker which wakes up cannot take its own older answer for the newer one: it asks again.
+A tag belongs to one shard: its owner asks the upstream, once for all requests that wait, and the other workers ask the
+owner. An owner that is not available is skipped. A pointer is moved only if it is what it was before the upstream was
+asked, so that a worker that was frozen in between cannot replace a newer answer by its own older one: it asks again.
 """
 
-import functools
 import time
-from collections import OrderedDict
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping
 from typing import Protocol
 
 import attrs
+from cachetools import LRUCache
 
 from dockyard import metrics
-from dockyard.cache.freshness import Answer, Cached, Fail, Fetch, Serve, decide
+from dockyard.cache.freshness import Cached, Checked, Fail, Fetch, Serve, decide
 from dockyard.cache.manifests import Manifests
 from dockyard.cache.singleflight import Singleflight
 from dockyard.cache.stores import Stores
 from dockyard.cache.threads import Threads
-from dockyard.errors import Outage, RegistryError, TooManyRequests, from_words, reason_of, to_words
+from dockyard.errors import Outage, RegistryError, TooManyRequests, reason_of
 from dockyard.oci.manifest import Descriptor, Manifest
-from dockyard.oci.reference import Digest, Reference, Tag
+from dockyard.oci.reference import Digest, Name, Reference, Tag
 from dockyard.routing import Target
-from dockyard.storage.items import TagItem
+from dockyard.storage.items import ManifestItem, TagItem
 from dockyard.storage.local import Pointer
-from dockyard.workers.peers import PeerGone, Peers, PeerSilent, Question, Reply
+from dockyard.workers.messages import Repository, TagReply, TagRequest, error_reply, to_error
+from dockyard.workers.peers import PeerConnection, Peers
 
-CONFIRM_EVERY_S = 60.0
-CHECKS_REMEMBERED = 10_000
+CONFIRM_INTERVAL_S = 60.0
+MAX_REMEMBERED_CHECKS = 10_000
 
 
-class Heads(Protocol):
-    """What is needed of a registry."""
+class TagChecker(Protocol):
+    """The part of an upstream's client that tells what a tag points to."""
 
     def head_manifest(self, repository: str, reference: Reference) -> Descriptor:
         """What the reference points to. Raises RegistryError."""
 
 
 @attrs.frozen
-class Resolution:
-    """What a tag means now.
+class FoundTag:
+    """The manifest that a tag points to.
 
-    `how` is hit (checked a moment ago), match (checked now, unchanged), changed, miss (not known before) or stale, with
-    the `error` that kept us from checking. `checked_at` is in seconds since the epoch.
+    `how`: hit (checked less than `check_interval` ago), match (checked now, unchanged), changed, miss (not cached
+    before), or stale, with the `error` of the check. `checked_at` is in seconds since the epoch.
     """
 
-    digest: Digest
+    manifest: Manifest
     how: str
     checked_at: float
     error: RegistryError | None = None
 
 
 @attrs.frozen
-class FoundTag:
-    """The manifest that a tag means, and how that was found out; see Resolution."""
+class _Check:
+    """The result of a check that is remembered for `check_interval`. `monotonic_s` is when it was made."""
 
-    manifest: Manifest
-    how: str
+    digest: Digest
     checked_at: float
-    error: RegistryError | None
+    monotonic_s: float
 
 
 class Tags:
-    """Manifests by tag."""
+    """Manifests by tag. `upstreams` are the clients of the upstreams, by prefix."""
 
     def __init__(
         self,
         manifests: Manifests,
         stores: Stores,
         peers: Peers,
-        registries: Mapping[str, Heads],
+        upstreams: Mapping[str, TagChecker],
         threads: Threads,
         check_interval_s: float,
         check_timeout_s: float,
@@ -78,140 +77,142 @@ class Tags:
         self._manifests = manifests
         self._stores = stores
         self._peers = peers
-        self._registries = registries
+        self._upstreams = upstreams
         self._threads = threads
         self._check_interval_s = check_interval_s
         self._singleflight = Singleflight(join_within_s=check_timeout_s or float("inf"))
-        self._checked: OrderedDict[Hashable, tuple[float, Resolution]] = OrderedDict()
+        self._checks: LRUCache[tuple[Name, Tag], _Check] = LRUCache(MAX_REMEMBERED_CHECKS)
 
     async def get(self, target: Target, tag: Tag) -> FoundTag:
-        """The manifest that a tag means. Raises RegistryError."""
-        resolution = await self._singleflight.once(("resolve", target.name, tag), lambda: self._resolve(target, tag))
-        if resolution.error:
-            metrics.stale.labels(target.upstream.prefix, reason_of(resolution.error)).inc()
-        found = await self._manifests.get(target, resolution.digest)
+        """The manifest that a tag points to. Raises RegistryError."""
+        if self._peers.is_owner(_shard_key(target, tag)):
+            found = await self._check_once(target, tag)
+        else:
+            key = ("owner", target.name, tag)
+            found = await self._singleflight.run(key, lambda: self._ask_owners(target, tag))
+        if found.error:
+            metrics.stale.labels(target.upstream.prefix, reason_of(found.error)).inc()
+        self._stores.publisher.touch_if_due(ManifestItem(target.name, found.manifest.digest))
         self._stores.publisher.touch_if_due(TagItem(target.name, tag))
-        return FoundTag(found.manifest, resolution.how, resolution.checked_at, resolution.error)
+        return found
 
-    async def answer(self, target: Target, tag: Tag, reply: Reply) -> None:
-        """Resolve a tag for another worker."""
+    async def handle(self, target: Target, request: TagRequest, connection: PeerConnection) -> None:
+        """Check a tag for another worker."""
         try:
-            resolution = await self._check_once(target, tag)
+            found = await self._check_once(target, request.tag)
         except RegistryError as exc:
-            await reply.say(to_words(exc))
+            await connection.send(error_reply(exc))
             return
-        error = to_words(resolution.error) if resolution.error else None
-        await reply.say(
-            {
-                "digest": str(resolution.digest),
-                "how": resolution.how,
-                "checked_at": resolution.checked_at,
-                "because": error,
-            }
+        because = error_reply(found.error) if found.error else None
+        await connection.send(TagReply(found.manifest.digest, found.how, found.checked_at, because))
+
+    async def _ask_owners(self, target: Target, tag: Tag) -> FoundTag:
+        """From the first owner that is available; in the end this worker checks the tag itself."""
+        request = TagRequest(Repository(target.upstream.prefix, target.repository, target.name), tag)
+        tried = await self._peers.try_owners(
+            _shard_key(target, tag), lambda shard: self._peers.request(shard, request, TagReply)
         )
+        if (reply := tried.result) is None:
+            return await self._check_once(target, tag)
+        manifest = (await self._manifests.get(target, reply.digest)).manifest
+        error = to_error(reply.stale_because) if reply.stale_because else None
+        return FoundTag(manifest, reply.how, reply.checked_at, error)
 
-    async def _resolve(self, target: Target, tag: Tag) -> Resolution:
-        question = Question("tag", target.upstream.prefix, target.repository, target.name.value, tag.value)
-        for shard in self._peers.before_us(f"{target.name}:{tag}"):
-            try:
-                return await self._ask_to_resolve(shard, question)
-            except PeerGone:
-                continue
-            except PeerSilent:
-                break
-        return await self._check_once(target, tag)
+    # As the owner
 
-    async def _ask_to_resolve(self, shard: int, question: Question) -> Resolution:
-        words, _ = await self._peers.ask_once(shard, question)
-        try:
-            error = from_words(words["because"]) if words["because"] else None
-            return Resolution(Digest.parse(words["digest"]), words["how"], words["checked_at"], error)
-        except (KeyError, TypeError) as exc:
-            raise PeerGone from exc
+    async def _check_once(self, target: Target, tag: Tag) -> FoundTag:
+        return await self._singleflight.run(("check", target.name, tag), lambda: self._check(target, tag))
 
-    async def _check_once(self, target: Target, tag: Tag) -> Resolution:
-        return await self._singleflight.once(("check", target.name, tag), lambda: self._check(target, tag))
-
-    async def _check(self, target: Target, tag: Tag) -> Resolution:
-        """Ask the upstream what the tag means, decide, act."""
-        if recent := self._find_recent(target, tag):
-            return recent
-        written = await self._read_pointer(target, tag)
-        pointer = await self._usable(target, written)
-        answer = await self._ask_upstream(target, tag)
-        if pointer is None and isinstance(answer, RegistryError) and self._stores.bucket.is_left_alone:
-            pointer = await self._usable(target, await self._read_pointer(target, tag, insist=True), insist=True)
-        cached = Cached(pointer.digest, pointer.checked_at) if pointer else None
-        match decide(cached, answer):
-            case Serve(digest, None) if pointer:
-                if time.time() - pointer.checked_at > CONFIRM_EVERY_S:
+    async def _check(self, target: Target, tag: Tag) -> FoundTag:
+        """Ask the upstream what the tag points to, decide (see `freshness`), and act."""
+        recent = self._checks.get((target.name, tag))
+        if recent and time.monotonic() - recent.monotonic_s < self._check_interval_s:
+            found = await self._manifests.get(target, recent.digest)
+            return FoundTag(found.manifest, "hit", recent.checked_at)
+        written = pointer = await self._read_pointer(target, tag)
+        manifest = await self._manifests.find_stored(target, pointer.digest) if pointer else None
+        checked = await self._ask_upstream(target, tag)
+        if manifest is None and isinstance(checked, RegistryError) and self._stores.bucket.is_open:
+            pointer = await self._read_pointer(target, tag, even_if_open=True)
+            if pointer:
+                manifest = await self._manifests.find_stored(target, pointer.digest, even_if_open=True)
+        cached = Cached(pointer.digest, pointer.checked_at) if pointer and manifest else None
+        match decide(cached, checked):
+            case Serve(_, None) if pointer and manifest:
+                if time.time() - pointer.checked_at > CONFIRM_INTERVAL_S:
                     await self._threads.disk(self._stores.local.confirm_pointer, target.name, tag)
-                return self._remember(target, tag, Resolution(digest, "match", time.time()))
-            case Serve(digest, error) if pointer:
-                return Resolution(digest, "stale", pointer.checked_at, error)
+                return self._remember(target, tag, FoundTag(manifest, "match", time.time()))
+            case Serve(_, error) if pointer and manifest:
+                return FoundTag(manifest, "stale", pointer.checked_at, error)
             case Fetch(digest):
-                return await self._move(target, tag, digest, pointer, written)
+                stale = FoundTag(manifest, "stale", pointer.checked_at) if pointer and manifest else None
+                return await self._move(target, tag, digest, written, stale)
             case Fail(error):
                 raise error
         raise AssertionError("a tag that is not cached cannot be served")
 
     async def _move(
-        self, target: Target, tag: Tag, digest: Digest, pointer: Pointer | None, written: Pointer | None
-    ) -> Resolution:
-        """Fetch what the tag means now, then move the pointer. What it meant before is stale when that fails.
+        self, target: Target, tag: Tag, digest: Digest, written: Pointer | None, stale: FoundTag | None
+    ) -> FoundTag:
+        """Fetch the manifest that the tag points to now, then move the pointer.
 
-        `pointer` is what can be served, `written` what stood there before the upstream was asked.
+        `written` is the pointer from before the upstream was asked; `stale` is served when the manifest cannot be had.
         """
         try:
-            await self._manifests.get(target, digest)
+            manifest = (await self._manifests.get(target, digest)).manifest
         except (Outage, TooManyRequests) as exc:
-            if pointer is None:
+            if stale is None:
                 raise
-            return Resolution(pointer.digest, "stale", pointer.checked_at, exc)
-        self._stores.publisher.add_to_outbox(TagItem(target.name, tag))
+            return attrs.evolve(stale, error=exc)
         moved = Pointer(digest, time.time())
-        if not await self._threads.disk(self._stores.local.move_pointer, target.name, tag, written, moved):
-            return await self._check(target, tag)  # another worker moved it while we asked: ask again
-        self._stores.publisher.publish(TagItem(target.name, tag))
-        how = "changed" if pointer else "miss"
-        return self._remember(target, tag, Resolution(digest, how, time.time()))
+        if not await self._threads.disk(self._write_pointer, target.name, tag, written, moved):
+            return await self._check(target, tag)  # another worker has moved it meanwhile: ask again
+        return self._remember(target, tag, FoundTag(manifest, "changed" if stale else "miss", time.time()))
 
-    async def _ask_upstream(self, target: Target, tag: Tag) -> Answer:
-        registry = self._registries[target.upstream.prefix]
+    async def _ask_upstream(self, target: Target, tag: Tag) -> Checked:
+        upstream = self._upstreams[target.upstream.prefix]
         try:
-            return await self._threads.upstream(registry.head_manifest, target.repository, tag)
+            return await self._threads.upstream(upstream.head_manifest, target.repository, tag)
         except RegistryError as exc:
             return exc
 
-    async def _read_pointer(self, target: Target, tag: Tag, *, insist: bool = False) -> Pointer | None:
-        """The pointer that is here, or in the bucket; from there it is kept here."""
+    async def _read_pointer(self, target: Target, tag: Tag, *, even_if_open: bool = False) -> Pointer | None:
+        """The pointer, if the local store or the bucket has it. `even_if_open` as in Bucket.read."""
         if pointer := await self._threads.disk(self._stores.local.read_pointer, target.name, tag):
             return pointer
-        ask = functools.partial(self._stores.bucket.read_pointer, target.name, tag, insist=insist)
-        found = await self._threads.bucket(ask)
-        if found is None:
+        bucket = self._stores.bucket
+        if not bucket.is_configured:
             return None
-        if await self._threads.disk(self._stores.local.move_pointer, target.name, tag, None, found):
-            age_s = max(time.time() - found.checked_at, 0.0)
-            self._stores.local.touch_times.mark_published(TagItem(target.name, tag), age_s)
-        return await self._threads.disk(self._stores.local.read_pointer, target.name, tag) or found
 
-    async def _usable(self, target: Target, pointer: Pointer | None, *, insist: bool = False) -> Pointer | None:
-        """The pointer, if the manifest that it points to can be had."""
-        if pointer and await self._manifests.find_stored(target, pointer.digest, insist=insist):
-            return pointer
-        return None
+        def read() -> Pointer | None:
+            found = bucket.read(lambda s3: s3.read_pointer(target.name, tag), even_if_open=even_if_open)
+            return self._keep_from_bucket(target.name, tag, found) if found else None
 
-    def _find_recent(self, target: Target, tag: Tag) -> Resolution | None:
-        at, resolution = self._checked.get((target.name, tag), (0.0, None))
-        if resolution and time.monotonic() - at < self._check_interval_s:
-            return attrs.evolve(resolution, how="hit")
-        return None
+        return await self._threads.bucket(read)
 
-    def _remember(self, target: Target, tag: Tag, resolution: Resolution) -> Resolution:
+    def _remember(self, target: Target, tag: Tag, found: FoundTag) -> FoundTag:
         if self._check_interval_s:
-            self._checked[(target.name, tag)] = (time.monotonic(), resolution)
-            self._checked.move_to_end((target.name, tag))
-            if len(self._checked) > CHECKS_REMEMBERED:
-                self._checked.popitem(last=False)
-        return resolution
+            check = _Check(found.manifest.digest, found.checked_at, time.monotonic())
+            self._checks[target.name, tag] = check
+        return found
+
+    # Blocking: these run in threads
+
+    def _write_pointer(self, name: Name, tag: Tag, old: Pointer | None, new: Pointer) -> bool:
+        """Move the pointer, unless it is not `old` any more. It is in the outbox before, for the case of a crash."""
+        item = TagItem(name, tag)
+        self._stores.publisher.add_to_outbox(item)
+        if not self._stores.local.move_pointer(name, tag, old, new):
+            return False
+        self._stores.publisher.publish(item)
+        return True
+
+    def _keep_from_bucket(self, name: Name, tag: Tag, found: Pointer) -> Pointer:
+        local = self._stores.local
+        if local.move_pointer(name, tag, None, found):
+            local.touch_times.mark_published(TagItem(name, tag), max(time.time() - found.checked_at, 0.0))
+        return local.read_pointer(name, tag) or found
+
+
+def _shard_key(target: Target, tag: Tag) -> str:
+    return f"{target.name}:{tag}"

@@ -1,7 +1,7 @@
-"""The bucket as the cache reads it: a fault of S3 is a miss, and an S3 in trouble is left alone for a while.
+"""The bucket behind a circuit breaker: an S3 error reads as "not found", and one that fails is left out for a while.
 
-While it is left alone a thread asks it now and then whether it is well again, so that no client pays for finding out.
-A caller may `insist`: when the upstream is away too, a slow answer is better than none.
+While the circuit breaker is open, one thread probes the bucket every PROBE_INTERVAL_S, so that no client waits for a
+bucket that is down. Requests may bypass it (`even_if_open`) when the upstream is down too.
 """
 
 import threading
@@ -12,13 +12,12 @@ from typing import TypeVar
 import structlog
 
 from dockyard import metrics
-from dockyard.oci.reference import Digest, Name, Tag
-from dockyard.s3 import ObjectInfo, S3BlobStream, S3Error, S3Object, S3Store
-from dockyard.storage.local import Pointer
+from dockyard.oci.reference import Digest
+from dockyard.s3 import S3Error, S3Store
 
-SLOW_S = 1.0
-ASK_AGAIN_EVERY_S = 3.0
-NOTHING = Digest.of(b"")
+MAX_RESPONSE_S = 1.0
+PROBE_INTERVAL_S = 3.0
+_PROBED_BLOB = Digest.of(b"")
 
 T = TypeVar("T")
 
@@ -26,74 +25,62 @@ log = structlog.get_logger()
 
 
 class Bucket:
-    """Reads from the S3 store; with none it is empty. Methods block and do not raise."""
+    """Reads from `s3`; with None it is empty. Methods block and do not raise S3 errors. For many threads."""
 
     def __init__(self, s3: S3Store | None) -> None:
         self._s3 = s3
         self._mutex = threading.Lock()
-        self._is_left_alone = False
+        self._is_open = False
         self._stop = threading.Event()
 
     @property
-    def is_left_alone(self) -> bool:
-        """Whether only those who insist are served."""
-        return self._is_left_alone
+    def is_configured(self) -> bool:
+        """Whether there is a bucket."""
+        return self._s3 is not None
 
-    def close(self) -> None:
-        """Ask no more."""
-        self._stop.set()
+    @property
+    def is_open(self) -> bool:
+        """Whether the circuit breaker is open: only reads with `even_if_open` reach the bucket."""
+        return self._is_open
 
-    def open_blob(self, digest: Digest, start: int = 0, etag: str = "", *, insist: bool = False) -> S3BlobStream | None:
-        """A blob from byte `start` on."""
-        return self._ask(lambda s3: s3.open_blob(digest, start, etag), insist=insist)
+    def read(self, operation: Callable[[S3Store], T | None], *, even_if_open: bool = False) -> T | None:
+        """The result of an operation; None when it fails, or when the circuit breaker is open.
 
-    def stat_blob(self, digest: Digest, *, insist: bool = False) -> ObjectInfo | None:
-        """The size and age of a blob. One that is empty and should not be is not there."""
-        found = self._ask(lambda s3: s3.stat_blob(digest), insist=insist)
-        return found if found and (found.size or digest == Digest.of(b"", digest.algorithm)) else None
-
-    def read_manifest(self, name: Name, digest: Digest, *, insist: bool = False) -> S3Object | None:
-        """A manifest, not verified."""
-        return self._ask(lambda s3: s3.read_manifest(name, digest), insist=insist)
-
-    def read_pointer(self, name: Name, tag: Tag, *, insist: bool = False) -> Pointer | None:
-        """What a tag pointed to when it was last published."""
-        return self._ask(lambda s3: s3.read_pointer(name, tag), insist=insist)
-
-    def presign_blob(self, digest: Digest, expires_s: int) -> str | None:
-        """A URL of the bucket for a blob, valid for so long."""
-        return self._ask(lambda s3: s3.presign_blob(digest, expires_s), insist=False)
-
-    def _ask(self, question: Callable[[S3Store], T | None], *, insist: bool) -> T | None:
-        if self._s3 is None or (self.is_left_alone and not insist):
+        An S3 error, or a response that takes longer than MAX_RESPONSE_S, opens the circuit breaker.
+        """
+        if self._s3 is None or (self._is_open and not even_if_open):
             return None
-        begun = time.monotonic()
+        started_at = time.monotonic()
         try:
-            answer = question(self._s3)
+            result = operation(self._s3)
         except S3Error as exc:
             metrics.bucket_faults.inc()
-            self._leave_alone(self._s3, str(exc))
+            self._open_breaker(self._s3, str(exc))
             return None
-        if (took := time.monotonic() - begun) > SLOW_S:
-            self._leave_alone(self._s3, f"it took {took:.1f} s to answer")
-        return answer
+        if (took_s := time.monotonic() - started_at) > MAX_RESPONSE_S:
+            self._open_breaker(self._s3, f"a request took {took_s:.1f} s")
+        return result
 
-    def _leave_alone(self, s3: S3Store, reason: str) -> None:
+    def close(self) -> None:
+        """Stop probing."""
+        self._stop.set()
+
+    def _open_breaker(self, s3: S3Store, reason: str) -> None:
         with self._mutex:
-            if self._is_left_alone or self._stop.is_set():
+            if self._is_open or self._stop.is_set():
                 return
-            self._is_left_alone = True
-        log.warning("S3 is in trouble, going without it", reason=reason)
-        threading.Thread(target=self._wait_until_well, args=(s3,), name="bucket", daemon=True).start()
+            self._is_open = True
+        log.warning("bucket unavailable: reading without it", reason=reason)
+        threading.Thread(target=self._probe, args=(s3,), name="bucket-probe", daemon=True).start()
 
-    def _wait_until_well(self, s3: S3Store) -> None:
-        while not self._stop.wait(ASK_AGAIN_EVERY_S):
-            begun = time.monotonic()
+    def _probe(self, s3: S3Store) -> None:
+        while not self._stop.wait(PROBE_INTERVAL_S):
+            started_at = time.monotonic()
             try:
-                s3.stat_blob(NOTHING)
+                s3.stat_blob(_PROBED_BLOB)
             except S3Error:
                 continue
-            if time.monotonic() - begun <= SLOW_S:
-                self._is_left_alone = False
-                log.info("S3 is well again")
+            if time.monotonic() - started_at <= MAX_RESPONSE_S:
+                self._is_open = False
+                log.info("bucket available again")
                 return

@@ -10,7 +10,7 @@ import structlog
 from falcon.routing import CompiledRouter
 
 from dockyard.cache.blobs import Blobs
-from dockyard.cache.lists import Listings
+from dockyard.cache.lists import Lists
 from dockyard.cache.manifests import Manifests
 from dockyard.cache.tags import Tags
 from dockyard.cache.threads import Threads
@@ -35,7 +35,7 @@ class Services:
     manifests: Manifests
     tags: Tags
     blobs: Blobs
-    lists: Listings
+    lists: Lists
     threads: Threads
     gauges: State
     is_ready: Callable[[], bool]

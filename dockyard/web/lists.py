@@ -10,7 +10,7 @@ from urllib.parse import parse_qs
 
 import falcon.asgi
 
-from dockyard.cache.lists import FoundList, Listings
+from dockyard.cache.lists import FoundList, Lists
 from dockyard.errors import RequestInvalid
 from dockyard.oci.links import link_next
 from dockyard.oci.lists import page_referrers, page_tags, referrers_index
@@ -27,9 +27,9 @@ _NUMBER = re.compile(r"[0-9]{1,18}", re.ASCII)
 class TagsEndpoint:
     """`GET`, `HEAD /v2/<name>/tags/list` (end-8)."""
 
-    def __init__(self, router: Router, listings: Listings) -> None:
+    def __init__(self, router: Router, lists: Lists) -> None:
         self._router = router
-        self._listings = listings
+        self._lists = lists
 
     async def on_get(
         self, req: falcon.asgi.Request, resp: falcon.asgi.Response, path_prefix: str, name: str, reference: str
@@ -39,7 +39,7 @@ class TagsEndpoint:
         query = _parse_query(req)
         n = _parse_count(query.get("n"))
         target = route_request(req, resp, self._router, path_prefix, name)
-        found = await self._listings.tags(target)
+        found = await self._lists.tags(target)
         exchange.how = found.how
         tags, has_more = page_tags(found.items, n, query.get("last"))
         if has_more:
@@ -52,9 +52,9 @@ class TagsEndpoint:
 class ReferrersEndpoint:
     """`GET`, `HEAD /v2/<name>/referrers/<digest>` (end-12). A digest that nothing refers to has an empty index."""
 
-    def __init__(self, router: Router, listings: Listings) -> None:
+    def __init__(self, router: Router, lists: Lists) -> None:
         self._router = router
-        self._listings = listings
+        self._lists = lists
 
     async def on_get(
         self, req: falcon.asgi.Request, resp: falcon.asgi.Response, path_prefix: str, name: str, reference: str
@@ -64,7 +64,7 @@ class ReferrersEndpoint:
         query = _parse_query(req)
         subject = Digest.parse(reference)
         target = route_request(req, resp, self._router, path_prefix, name)
-        found = await self._listings.referrers(target, subject)
+        found = await self._lists.referrers(target, subject)
         exchange.how = found.how
         artifact_type = query.get("artifactType") or None
         referrers, has_more = page_referrers(found.items, artifact_type, query.get("last"))

@@ -1,85 +1,104 @@
-"""Worker asks worker, over a unix socket. Only words travel; the bytes of a blob stay in the file that they name.
+"""Requests between the workers of one server, over unix sockets.
 
-One connection per question. The asker sends one line of JSON and reads lines of JSON until the connection ends; a line
-with `"payload": n` is followed by n raw bytes. The first line back is an acknowledgement that costs the peer nothing:
-its absence means a frozen process if the peer does not run meanwhile, and the end of the connection means a dead one.
-In both cases the asker does the work itself. A peer that runs is only busy, and is waited for.
+One connection per request. The client sends one message and reads messages until the connection ends. The first reply,
+Acknowledged, costs the peer nothing: without it, a peer that uses no processor time meanwhile is frozen, and one whose
+connection ended is dead. In both cases the next owner of the key is asked, in the end this worker itself. A peer that
+uses processor time is only busy, and is waited for.
 """
 
 import asyncio
 import contextlib
-import json
 import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import attrs
-import cattrs
 import structlog
 
-from dockyard.errors import UpstreamTimeout, from_words
+from dockyard.errors import UpstreamTimeout
+from dockyard.workers.messages import (
+    MAX_LINE_BYTES,
+    Acknowledged,
+    ErrorReply,
+    MalformedMessage,
+    PeerReply,
+    PeerRequest,
+    PingRequest,
+    decode_line,
+    encode,
+    to_error,
+)
 from dockyard.workers.processes import find_worker, processor_ticks
 from dockyard.workers.rendezvous import owners
 from dockyard.workers.shard_lock import socket_name
 
 CONNECT_TIMEOUT_S = 2.0
 ACKNOWLEDGE_TIMEOUT_S = 1.0
-BUSY_AT_MOST_S = 20.0
-ANSWER_TIMEOUT_S = 60.0
-MAX_LINE_BYTES = 64 * 1024
-MAX_PAYLOAD_BYTES = 8 * 1024 * 1024
+MAX_BUSY_S = 20.0
+REPLY_TIMEOUT_S = 60.0
+
+T = TypeVar("T")
 
 log = structlog.get_logger()
 
-Words = dict[str, Any]
+
+class PeerUnavailable(Exception):
+    """The peer gives no reply: no process has its socket, or the connection ended before the reply did."""
 
 
-class PeerGone(Exception):
-    """Nobody listens there, or the connection ended before the answer did."""
-
-
-class PeerSilent(Exception):
-    """Somebody holds the socket and does not answer: a frozen process, or one that is far too busy."""
+class PeerNotResponding(PeerUnavailable):
+    """The peer has its socket and does not respond: the process is frozen. It may wake up and continue its work."""
 
 
 @attrs.frozen
-class Question:
-    """What one worker asks another: `kind` is blob, tag, manifest, tags, referrers or ping; the rest is what about."""
+class OwnersTried(Generic[T]):
+    """The result of the first owner that is available; None when it is this worker's turn.
 
-    kind: str
-    upstream: str = ""
-    repository: str = ""
-    name: str = ""
-    reference: str = ""
-    only_running: bool = False
+    `is_one_frozen`: an owner before it does not respond, and may wake up later.
+    """
+
+    result: T | None
+    is_one_frozen: bool
 
 
-class Reply:
-    """The answering side of one connection."""
+class PeerConnection:
+    """The replying side of one connection."""
 
     def __init__(self, writer: asyncio.StreamWriter) -> None:
         self._writer = writer
 
-    async def say(self, words: Words, payload: bytes = b"") -> None:
-        """Send a line, and the payload behind it. Raises ConnectionError when the asker has gone."""
-        if payload:
-            words = words | {"payload": len(payload)}
-        if self._writer.is_closing():  # uvloop has a RuntimeError for whoever writes there
-            raise ConnectionResetError("the asker has gone")
-        self._writer.write(json.dumps(words).encode() + b"\n" + payload)
+    async def send(self, reply: PeerReply) -> None:
+        """Send one reply. Raises ConnectionError when the client has closed the connection."""
+        if self._writer.is_closing():  # uvloop raises RuntimeError for a write to a closed transport
+            raise ConnectionResetError("the client has closed the connection")
+        self._writer.write(encode(reply))
         await self._writer.drain()
 
 
-Answerer = Callable[[Question, Reply], Awaitable[None]]
+class PeerReplies:
+    """The replies on one connection, in order."""
+
+    def __init__(self, reader: asyncio.StreamReader) -> None:
+        self._reader = reader
+
+    async def next(self) -> Any:
+        """The next reply. Raises PeerUnavailable at the end of the connection, and for what is not a message."""
+        try:
+            return await _read_message(self._reader)
+        except (OSError, EOFError, asyncio.LimitOverrunError, MalformedMessage) as exc:
+            raise PeerUnavailable(str(exc)) from exc
+
+
+Handler = Callable[[PeerRequest, PeerConnection], Awaitable[None]]
 
 
 class Peers:
-    """The way to the other shards, and their way to us.
+    """The other workers of this server, by the shard that each owns.
 
-    `run` is the directory of the sockets of all `shards`; `shard` is ours, None while we have none. Their paths go
-    through a descriptor of that directory, because the path of a unix socket may have 107 bytes only.
+    `run` is the directory with the sockets of all `shards`; `shard` is the one of this worker, None while it has none.
+    Sockets are opened through a descriptor of that directory: the path of a unix socket has at most 107 bytes.
     """
 
     def __init__(self, run: Path, shards: int) -> None:
@@ -89,72 +108,73 @@ class Peers:
         self._directory = os.open(run, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self._server: asyncio.AbstractServer | None = None
 
-    def before_us(self, key: str) -> tuple[int, ...]:
-        """The shards to ask about a key, in their order, before it is our turn."""
+    def owners_before_us(self, key: str) -> tuple[int, ...]:
+        """The shards that own a key before this worker does, first owner first."""
         order = owners(key, self._shards)
         return order if self.shard is None else order[: order.index(self.shard)]
 
+    def is_owner(self, key: str) -> bool:
+        """Whether this worker is the first owner of a key."""
+        return not self.owners_before_us(key)
+
     @property
     def others(self) -> tuple[int, ...]:
-        """All shards but ours."""
+        """All shards but the one of this worker."""
         return tuple(shard for shard in range(self._shards) if shard != self.shard)
 
-    async def listen(self, shard: int, answer: Answerer) -> None:
-        """Answer as the owner of `shard`, which this process has locked."""
+    async def listen(self, shard: int, handle: Handler) -> None:
+        """Handle the requests to the owner of `shard`, which this process has locked."""
         path = self._path(shard)
         with contextlib.suppress(FileNotFoundError):
             os.unlink(path)
 
         async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            await _serve(reader, writer, answer)
+            await serve_connection(reader, writer, handle)
 
         self._server = await asyncio.start_unix_server(serve, path, limit=MAX_LINE_BYTES, backlog=1024)
         self.shard = shard
 
+    async def try_owners(self, key: str, attempt: Callable[[int], Awaitable[T]]) -> OwnersTried[T]:
+        """Call `attempt(shard)` for the owners of a key before this worker, in order, until one is available."""
+        is_one_frozen = False
+        for shard in self.owners_before_us(key):
+            try:
+                return OwnersTried(await attempt(shard), is_one_frozen)
+            except PeerUnavailable as exc:
+                is_one_frozen = is_one_frozen or isinstance(exc, PeerNotResponding)
+                log.info("worker unavailable: trying the next owner", shard=shard, key=key, reason=str(exc))
+        return OwnersTried(None, is_one_frozen)
+
     @contextlib.asynccontextmanager
-    async def ask(self, shard: int, question: Question) -> AsyncIterator["Answer"]:
-        """Ask the owner of `shard`. Raises PeerGone or PeerSilent."""
+    async def connect(self, shard: int, request: PeerRequest) -> AsyncIterator[PeerReplies]:
+        """Send a request to the owner of `shard`; the replies after the acknowledgement. Raises PeerUnavailable."""
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
                 reader, writer = await asyncio.open_unix_connection(self._path(shard), limit=MAX_LINE_BYTES)
         except TimeoutError as exc:
-            raise PeerSilent from exc
+            raise PeerNotResponding("does not accept a connection") from exc
         except OSError as exc:
-            raise PeerGone from exc
+            raise PeerUnavailable("is not running") from exc
         try:
-            writer.write(json.dumps(attrs.asdict(question)).encode() + b"\n")
-            answer = Answer(reader)
-            await self._acknowledgement(shard, answer)
-            yield answer
+            writer.write(encode(request))
+            replies = PeerReplies(reader)
+            await self._wait_for_acknowledgement(shard, replies)
+            yield replies
         finally:
             writer.close()
 
-    async def ask_once(self, shard: int, question: Question) -> tuple[Words, bytes]:
-        """Ask for one line and its payload. Raises PeerGone, PeerSilent, or the error that is the answer."""
+    async def request(self, shard: int, request: PeerRequest, kind: type[T]) -> T:
+        """Send a request that has one reply, of this kind. Raises PeerUnavailable, or the RegistryError replied."""
         try:
-            async with asyncio.timeout(ANSWER_TIMEOUT_S), self.ask(shard, question) as answer:
-                words = await answer.next_words()
-                payload = await answer.read_payload(words)
+            async with asyncio.timeout(REPLY_TIMEOUT_S), self.connect(shard, request) as replies:
+                reply = await replies.next()
         except TimeoutError as exc:
-            raise UpstreamTimeout("the upstream did not answer in time", retry_after_s=5) from exc
-        if "error" in words:
-            raise from_words(words)
-        return words, payload
-
-    async def _acknowledgement(self, shard: int, answer: "Answer") -> None:
-        """Wait for the first line for as long as the peer runs. Raises PeerGone or PeerSilent."""
-        patience_until = time.monotonic() + BUSY_AT_MOST_S
-        ran = None
-        while True:
-            try:
-                async with asyncio.timeout(ACKNOWLEDGE_TIMEOUT_S):
-                    await answer.next_words()
-                    return
-            except TimeoutError as exc:
-                pid = find_worker(self._run, shard)
-                before, ran = ran, processor_ticks(pid) if pid else 0
-                if ran == before or not ran or time.monotonic() > patience_until:
-                    raise PeerSilent from exc
+            raise UpstreamTimeout("the upstream did not respond in time", retry_after_s=5) from exc
+        if isinstance(reply, ErrorReply):
+            raise to_error(reply)
+        if not isinstance(reply, kind):
+            raise PeerUnavailable(f"replied {type(reply).__name__} to {type(request).__name__}")
+        return reply
 
     def close(self) -> None:
         """Stop listening."""
@@ -164,48 +184,50 @@ class Peers:
             os.close(self._directory)
             self._directory = -1
 
+    async def _wait_for_acknowledgement(self, shard: int, replies: PeerReplies) -> None:
+        """Wait for the first reply for as long as the peer uses processor time. Raises PeerUnavailable."""
+        deadline = time.monotonic() + MAX_BUSY_S
+        ticks: int | None = None
+        while True:
+            try:
+                async with asyncio.timeout(ACKNOWLEDGE_TIMEOUT_S):
+                    await replies.next()
+                    return
+            except TimeoutError as exc:
+                pid = find_worker(self._run, shard)
+                before, ticks = ticks, processor_ticks(pid) if pid else 0
+                if ticks == before or not ticks or time.monotonic() > deadline:
+                    raise PeerNotResponding("does not respond") from exc
+
     def _path(self, shard: int) -> str:
         return f"/proc/self/fd/{self._directory}/{socket_name(shard)}"
 
 
-class Answer:
-    """The asking side of one connection."""
-
-    def __init__(self, reader: asyncio.StreamReader) -> None:
-        self._reader = reader
-
-    async def next_words(self) -> Words:
-        """The next line. Raises PeerGone at the end of the connection or on a line that makes no sense."""
-        try:
-            line = await self._reader.readuntil(b"\n")
-            words = json.loads(line)
-        except (OSError, EOFError, ValueError, asyncio.LimitOverrunError) as exc:
-            raise PeerGone from exc
-        if not isinstance(words, dict):
-            raise PeerGone
-        return words
-
-    async def read_payload(self, words: Words) -> bytes:
-        """The raw bytes behind a line. Raises PeerGone."""
-        length = words.get("payload", 0)
-        if not isinstance(length, int) or not 0 <= length <= MAX_PAYLOAD_BYTES:
-            raise PeerGone
-        try:
-            return await self._reader.readexactly(length)
-        except (OSError, EOFError) as exc:
-            raise PeerGone from exc
-
-
-async def _serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, answer: Answerer) -> None:
+async def serve_connection(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, handle: Handler) -> None:
+    """Acknowledge one request and handle it. What is malformed is logged, and ends its connection only."""
     try:
-        question = cattrs.structure(json.loads(await reader.readuntil(b"\n")), Question)
-        reply = Reply(writer)
-        await reply.say({"heard": question.kind})
-        if question.kind != "ping":
-            await answer(question, reply)
+        request = await _read_request(reader)
+        connection = PeerConnection(writer)
+        await connection.send(Acknowledged())
+        if not isinstance(request, PingRequest):
+            await handle(request, connection)
     except (OSError, EOFError):
-        pass  # the asker has gone: nobody is left to tell
-    except (ValueError, TypeError, KeyError, asyncio.LimitOverrunError, cattrs.BaseValidationError) as exc:
-        log.warning("a worker sent a question that makes no sense", error=repr(exc)[:200])
+        pass  # the client has closed the connection
+    except (MalformedMessage, asyncio.LimitOverrunError) as exc:
+        log.warning("malformed request from another worker ignored", error=repr(exc)[:200])
     finally:
         writer.close()
+
+
+async def _read_request(reader: asyncio.StreamReader) -> PeerRequest:
+    request = await _read_message(reader)
+    if not isinstance(request, PeerRequest):
+        raise MalformedMessage(f"{type(request).__name__} is not a request")
+    return request
+
+
+async def _read_message(reader: asyncio.StreamReader) -> Any:
+    """Read one message. Raises OSError, EOFError, LimitOverrunError, MalformedMessage."""
+    message = decode_line(await reader.readuntil(b"\n"))
+    body = await reader.readexactly(message.body_bytes) if message.body_bytes else b""
+    return message.complete(body)

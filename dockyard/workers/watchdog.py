@@ -16,13 +16,13 @@ from pathlib import Path
 import attrs
 import structlog
 
+from dockyard.workers.messages import PingRequest, encode
 from dockyard.workers.processes import find_worker, processor_ticks
 from dockyard.workers.shard_lock import socket_name
 
 LOOK_EVERY_S = 0.5
 FROZEN_S = 5.0
 STUCK_S = 30.0
-_QUESTION = b'{"kind": "ping"}\n'
 
 log = structlog.get_logger()
 
@@ -93,7 +93,7 @@ class Watchdog:
                 connection.connect(f"/proc/self/fd/{directory}/{socket_name(shard)}")
             finally:
                 os.close(directory)
-            connection.send(_QUESTION)
+            connection.send(encode(PingRequest()))
         except OSError:  # no socket yet, or nobody takes what is sent there: it has as long to
             connection.close()
             return None

@@ -1,17 +1,15 @@
 """A short while of fuzzing on each run: F1 to F6, and F7, what one worker reads from another."""
 
 import asyncio
-import json
-from collections.abc import AsyncIterator
-from typing import Any, cast
+from typing import cast
 
-import attrs
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dockyard.errors import RegistryError, from_words
-from dockyard.workers.peers import MAX_PAYLOAD_BYTES, Answer, PeerGone, Question, Reply, _serve
+from dockyard.errors import RegistryError
+from dockyard.workers.messages import MAX_BODY_BYTES, ErrorReply, ManifestReply, PeerReply, PeerRequest, to_error
+from dockyard.workers.peers import PeerConnection, PeerReplies, PeerUnavailable, serve_connection
 from tests.fuzz.budget import runs
 from tests.fuzz.targets import TARGETS
 
@@ -59,66 +57,66 @@ def _stream(data: bytes) -> asyncio.StreamReader:
 
 FRAMES = [
     *(
-        b'{"kind": "blob", "upstream": "u", "name": "n", "reference": "r"}\n',
-        b'{"kind": "ping"}\n',
+        b'{"type": "TagListRequest", "repository": {"upstream": "u", "path": "p", "name": "u/p"}}\n',
+        b'{"type": "PingRequest"}\n',
+        b'{"type": "Acknowledged"}\n',
         b"\n",
         b"{}",
         b"[]\n",
     ),
     *(
-        b'{"payload": 3}\nabc',
-        b'{"payload": -1}\n',
-        b'{"payload": 9000000}\n',
-        b'{"payload": true}\n',
-        b'{"payload": 1e9}\n',
+        b'{"type": "ManifestReply", "body_bytes": 3}\nabc',
+        b'{"type": "ManifestReply", "body_bytes": -1}\n',
+        b'{"type": "ManifestReply", "body_bytes": 9000000}\n',
+        b'{"type": "ManifestReply", "body_bytes": true}\n',
+        b'{"type": "ManifestReply", "body_bytes": 1e9}\n',
     ),
     *(
-        b'{"error": "UNKNOWN", "status": 502}\n',
-        b'{"error": 1}\n',
-        b'{"landed": 5}\n',
+        b'{"type": "ErrorReply", "error": "UNKNOWN", "message": "x"}\n',
+        b'{"type": "ErrorReply", "error": 1, "message": "x"}\n',
+        b'{"type": "DownloadProgress", "size_bytes": 5, "released_bytes": 5, "inode": 1, "is_complete": true}\n',
         b"\xff",
         b"\0",
         b"x" * 2000,
         b'{"a":' * 300,
     ),
-    *(b'{"error": "BlobUnknown", "message": []}\n', b'{"error": "Denied", "retry_after_s": "x"}\n'),
+    *(
+        b'{"type": "ErrorReply", "error": "BlobUnknown", "message": []}\n',
+        b'{"type": "ErrorReply", "error": "Denied", "message": "", "retry_after_s": "x"}\n',
+    ),
 ]
 
 
 @settings(max_examples=runs(200))
 @given(_made_of(FRAMES))
 def test_f7_frames_between_workers(data: bytes) -> None:
-    """F7: a question is whole or nobody is asked, answers are words, and no payload is longer than its cap."""
-    asyncio.run(_converse(data))
+    """F7: only a whole request is handled, replies are messages, and no body is longer than its limit."""
+    asyncio.run(_exchange(data))
 
 
-async def _converse(data: bytes) -> None:
-    heard: list[Question] = []
+async def _exchange(data: bytes) -> None:
+    received: list[PeerRequest] = []
 
-    async def answer(question: Question, reply: Reply) -> None:
-        heard.append(question)
-        await reply.say({"done": True}, b"payload")
+    async def handle(request: PeerRequest, connection: PeerConnection) -> None:
+        received.append(request)
+        await connection.send(ManifestReply(b"body"))
 
     sink = Sink()
-    await _serve(_stream(data), cast(asyncio.StreamWriter, sink), answer)
+    await serve_connection(_stream(data), cast(asyncio.StreamWriter, sink), handle)
     assert sink.is_closed
-    assert len(heard) <= 1
-    for question in heard:
-        assert all(isinstance(value, str | bool) for value in attrs.asdict(question).values())
-        assert json.loads(data.partition(b"\n")[0])["kind"] == question.kind
-    asked = Answer(_stream(data))
-    async for words, payload in _words(asked):
-        assert len(payload) == words.get("payload", 0) <= MAX_PAYLOAD_BYTES
-        if "error" in words:
-            error: Any = from_words(words)
-            assert isinstance(error, RegistryError)
-            assert 400 <= error.status < 600
-
-
-async def _words(answer: Answer) -> AsyncIterator[tuple[dict[str, Any], bytes]]:
+    assert len(received) <= 1
+    for request in received:
+        assert isinstance(request, PeerRequest)
+        assert type(request).__name__.encode() in data.partition(b"\n")[0]
+    replies = PeerReplies(_stream(data))
     try:
         while True:
-            words = await answer.next_words()
-            yield words, await answer.read_payload(words)
-    except PeerGone:
+            reply = await replies.next()
+            assert isinstance(reply, PeerReply | PeerRequest)
+            assert len(getattr(reply, "body", b"")) <= MAX_BODY_BYTES
+            if isinstance(reply, ErrorReply):
+                error = to_error(reply)
+                assert isinstance(error, RegistryError)
+                assert 400 <= error.status < 600
+    except PeerUnavailable:
         return

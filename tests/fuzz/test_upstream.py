@@ -252,7 +252,7 @@ def test_f10_a_bucket_that_answers_anything(stored_deployment: Deployment, bucke
             reply = stored_deployment.get(f"/v2/up.test/{repo}/{path}")  # it had begun before it was known to be wrong
         assert (reply.status, reply.body) == (200, body), path
         assert reply.took_s < 14
-    assert len(bucket.requests) > before or "going without it" in stored_deployment.dockyard.said()
+    assert len(bucket.requests) > before or "reading without it" in stored_deployment.dockyard.said()
 
 
 DIGEST, NAME, TAG = Digest.of(BLOB), Name("up.test/app"), Tag("v1")

@@ -37,7 +37,8 @@ EVERYWHERE = {"dockyard"}
 # Where an outside library may be imported; its exceptions do not leave there. A library without a line may not be used.
 LIBRARIES = {
     "attrs": EVERYWHERE,
-    "cattrs": {"dockyard.config.types", "dockyard.workers.peers"},
+    "cachetools": EVERYWHERE,
+    "cattrs": {"dockyard.config.types", "dockyard.workers.messages"},
     "click": {"dockyard.cli"},
     "falcon": {"dockyard.web"},
     "granian": {"dockyard.supervisor"},
@@ -72,7 +73,14 @@ PURE_LIBRARIES = {
 }
 
 # Plain blocking Python that runs in threads, and the pure modules: never async.
-BLOCKING = PURE | {"dockyard.upstream", "dockyard.storage", "dockyard.s3", "dockyard.cache.fill", "dockyard.pull"}
+BLOCKING = PURE | {
+    "dockyard.upstream",
+    "dockyard.storage",
+    "dockyard.s3",
+    "dockyard.cache.blob_sources",
+    "dockyard.cache.download_job",
+    "dockyard.pull",
+}
 
 
 @attrs.frozen
@@ -224,7 +232,7 @@ def test_the_walk_finds_the_modules() -> None:
         ("dockyard.storage.keys", "from dockyard.config.settings import Settings", "is not pure"),
         ("dockyard.upstream.client", "import asyncio", "is not for blocking modules"),
         ("dockyard.storage.local", "async def f(): pass", "async in a blocking module"),
-        ("dockyard.cache.fill", "import asyncio.events", "is not for blocking modules"),
+        ("dockyard.cache.download_job", "import asyncio.events", "is not for blocking modules"),
         ("dockyard.oci.ranges", "import re, os", "is not for pure modules"),
     ],
 )
@@ -241,7 +249,7 @@ def test_a_violation_is_found(module: str, source: str, fault: str) -> None:
         ("dockyard.cli", "from dockyard import __version__, supervisor\nfrom dockyard.config import settings"),
         ("dockyard.web.handlers", "from dockyard import __version__"),
         ("dockyard.web.app", "import falcon\nimport falcon.asgi\nfrom dockyard.web.bodies import BlobBody"),
-        ("dockyard.cache.fill", "from dockyard.upstream.client import Registry\nimport structlog, threading"),
+        ("dockyard.cache.download_job", "from dockyard.upstream.client import Registry\nimport structlog, threading"),
         ("dockyard.cache.downloads", "import asyncio\nasync def f(): await g()"),
         ("dockyard.routing", "from dockyard.config.settings import Upstream\nfrom dockyard.oci.reference import Name"),
         ("dockyard.storage.keys", "from dockyard.oci.reference import Name"),

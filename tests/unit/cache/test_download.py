@@ -1,4 +1,4 @@
-"""A download wakes its readers: at once for the first and the last bytes, now and then for the few between."""
+"""The states of a download, and how it wakes its readers: at once for the first and last bytes, rarely in between."""
 
 import asyncio
 
@@ -6,49 +6,50 @@ import attrs
 import pytest
 
 from dockyard.cache import download as download_module
-from dockyard.cache.download import FEW_BYTES, Download
+from dockyard.cache.download import TRANSITIONS, WAKE_BYTES, Download, State
 from dockyard.errors import UpstreamTimeout
 from dockyard.oci.reference import Digest
+from dockyard.storage.partial_file import PartialFile
 
-SIZE = 100 * FEW_BYTES
+SIZE = 100 * WAKE_BYTES
 STEP = 1024
 STEPS = 50
 
 
 @attrs.define(eq=False)
-class Place:
-    """A reader's place."""
+class Reader:
+    """A reader's position."""
 
     position: int = 0
 
 
 def download_with(readers: int) -> Download:
-    """A download that so many read."""
+    """A download with so many readers."""
     download = Download(Digest.of(b"download"))
     for _ in range(readers):
-        download.attach(Place())
+        download.attach(Reader())
     return download
 
 
 async def read_on(download: Download, until: int) -> int:
-    """Follow the download up to a byte; how often there was news."""
+    """Read the download up to a byte; how often the reader was woken."""
     position = wakes = 0
     while position < until:
-        position += (await download.wait_for(position))[1]
+        position += (await download.wait_for_byte(position))[1]
         wakes += 1
     return wakes
 
 
 async def drip(download: Download, start: int = 0) -> None:
-    """Release some bytes after the other, and let the readers run after each."""
+    """Release a few bytes at a time, and let the readers run after each."""
     for step in range(1, STEPS + 1):
-        download.follow(SIZE, start + step * STEP)
+        download.update(SIZE, start + step * STEP)
         await asyncio.sleep(0)
         await asyncio.sleep(0)
 
 
 async def test_with_few_readers_each_byte_is_announced_at_once() -> None:
-    """With hardly anybody to wake there is nothing to save."""
+    """Waking one reader costs little."""
     download = download_with(0)
     reader = asyncio.create_task(read_on(download, STEPS * STEP))
     await asyncio.sleep(0)
@@ -60,10 +61,10 @@ async def test_with_few_readers_each_byte_is_announced_at_once() -> None:
 async def test_many_readers_are_not_woken_for_every_few_bytes() -> None:
     """The first bytes come at once, the others together and soon."""
     download = download_with(100)
-    first = asyncio.create_task(download.wait_for(0))
+    first = asyncio.create_task(download.wait_for_byte(0))
     reader = asyncio.create_task(read_on(download, STEPS * STEP))
     await asyncio.sleep(0)
-    download.follow(SIZE, STEP)
+    download.update(SIZE, STEP)
     await asyncio.sleep(0)
     assert first.done()
     await drip(download)
@@ -72,43 +73,79 @@ async def test_many_readers_are_not_woken_for_every_few_bytes() -> None:
 
 
 async def test_what_changes_before_one_waits_is_not_missed() -> None:
-    """Whoever looked, and was busy when it changed, does not wait for the next change."""
+    """A waiter that was busy when the version changed does not wait for the next change."""
     download = download_with(0)
-    seen = download.changes
+    seen = download.version
     download.complete(SIZE)
-    await asyncio.wait_for(download.news(seen), 1.0)
-    waits = asyncio.create_task(download.news(download.changes))
+    await asyncio.wait_for(download.wait_for_change(seen), 1.0)
+    waits = asyncio.create_task(download.wait_for_change(download.version))
     await asyncio.sleep(0)
     assert not waits.done()
-    download.follow(SIZE, SIZE)
+    download.update(SIZE, SIZE)
     await asyncio.wait_for(waits, 1.0)
 
 
-async def test_a_download_that_stands_still_ends_for_those_who_wait(monkeypatch: pytest.MonkeyPatch) -> None:
-    """After a long time without any change; not while its fill waits for its turn."""
-    monkeypatch.setattr(download_module, "LOOK_EVERY_S", 0.02)
+async def test_a_download_without_progress_times_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After NO_PROGRESS_TIMEOUT_S without a change; not while it waits for a download thread."""
+    monkeypatch.setattr(download_module, "CHECK_INTERVAL_S", 0.02)
     monkeypatch.setattr(download_module, "NO_PROGRESS_TIMEOUT_S", 0.1)
     download = download_with(0)
-    download.is_queued = True
-    waits = asyncio.create_task(download.wait_for(0))
+    download.state = State.QUEUED
+    waits = asyncio.create_task(download.wait_for_byte(0))
     await asyncio.sleep(0.3)
     assert not waits.done()
-    download.is_queued = False
+    download.start_fetching()
     with pytest.raises(UpstreamTimeout):
         await asyncio.wait_for(waits, 5.0)
 
 
 async def test_many_bytes_and_the_end_are_announced_at_once() -> None:
-    """What is worth a wake-up waits for nothing; nor does the end, or an error."""
+    """WAKE_BYTES more wake the readers without a delay, and so does the end."""
     download = download_with(100)
-    download.follow(SIZE, STEP)
+    download.update(SIZE, STEP)
     for position, release in (
-        (STEP, lambda: download.follow(SIZE, STEP + FEW_BYTES)),
-        (STEP + FEW_BYTES, lambda: download.complete(SIZE)),
+        (STEP, lambda: download.update(SIZE, STEP + WAKE_BYTES)),
+        (STEP + WAKE_BYTES, lambda: download.complete(SIZE)),
     ):
-        waits = asyncio.create_task(download.wait_for(position))
+        waits = asyncio.create_task(download.wait_for_byte(position))
         await asyncio.sleep(0)
         release()
         await asyncio.sleep(0)
         await asyncio.sleep(0)
         assert waits.done()
+
+
+def test_a_final_state_does_not_change() -> None:
+    """Complete, failed and stopped are the only final states."""
+    assert {state for state in State if not TRANSITIONS[state]} == {State.COMPLETE, State.FAILED, State.STOPPED}
+    assert set(TRANSITIONS) == set(State)
+
+
+@pytest.mark.parametrize("state", State)
+@pytest.mark.parametrize("to", State)
+async def test_only_the_transitions_of_the_table_are_possible(state: State, to: State) -> None:
+    """Any other one is an error that shows the download."""
+    download = download_with(0)
+    download.state = state
+    change = {
+        State.FETCHING: lambda: download._enter(State.FETCHING),
+        State.FOLLOWING: lambda: download.follow(-1),
+        State.COMPLETE: lambda: download.complete(SIZE),
+        State.FAILED: lambda: download.fail(UpstreamTimeout("late")),
+        State.STOPPED: download.stop,
+        State.QUEUED: lambda: download.queue(PartialFile.in_memory(download.digest)),
+        State.STARTING: lambda: download._enter(State.STARTING),
+    }[to]
+    if to in TRANSITIONS[state]:
+        change()
+        assert download.state is to
+    else:
+        with pytest.raises(RuntimeError, match=str(download.digest)):
+            change()
+        assert download.state is state
+
+
+def test_a_download_describes_itself() -> None:
+    """For logs and for failing tests."""
+    download = download_with(2)
+    assert repr(download) == f"<Download {download.digest} starting 0/? bytes, 2 readers>"

@@ -1,0 +1,248 @@
+"""The thread of a download: fetch one blob into its partial file, verify it, keep it, and have it published.
+
+A source that breaks off is opened again at the byte reached. MAX_FRUITLESS_ATTEMPTS in a row that each brought less
+than PROGRESS_BYTES end the download. Nothing here depends on clients: the job reports its progress, and that what it
+received is verified.
+"""
+
+import random
+import threading
+from collections.abc import Callable
+
+import structlog
+
+from dockyard import metrics
+from dockyard.cache.blob_sources import BlobBody, BlobSources
+from dockyard.cache.download import MAX_SMALL_BYTES
+from dockyard.cache.stores import Stores
+from dockyard.errors import BadUpstream, RegistryError, TooManyRequests, Unavailable, UpstreamTimeout
+from dockyard.storage.items import BlobItem
+from dockyard.storage.partial_file import PartialFile
+
+CHUNK_BYTES = 256 * 1024
+PROGRESS_BYTES = 1024 * 1024
+MAX_FRUITLESS_ATTEMPTS = 4
+MAX_ATTEMPTS_WITHOUT_A_BYTE = 2
+BACKOFF_S = (0.2, 3.0)
+MAX_RATE_LIMIT_WAIT_S = 10.0
+
+log = structlog.get_logger()
+
+
+class Stopped(Exception):
+    """The server is shutting down."""
+
+
+class DownloadJob:
+    """Fetches the blob of `sources` into `partial_file`.
+
+    The callbacks run in the thread of the job: `on_start()` first; `on_progress()` when the size becomes known and when
+    bytes were received; `on_verified(size)` when size and digest are right, before the blob is kept.
+    """
+
+    def __init__(
+        self,
+        partial_file: PartialFile,
+        sources: BlobSources,
+        stores: Stores,
+        *,
+        on_start: Callable[[], object],
+        on_progress: Callable[[], object],
+        on_verified: Callable[[int], object],
+    ) -> None:
+        self.is_partial_file_left = False
+        self._partial_file = partial_file
+        self._sources = sources
+        self._stores = stores
+        self._on_start = on_start
+        self._on_progress = on_progress
+        self._on_verified = on_verified
+        self._body: BlobBody | None = None
+        self._is_streaming_to_bucket = False
+        self._stop = threading.Event()
+
+    def run(self) -> None:
+        """Fetch, verify, keep, publish. Blocks.
+
+        After an outage the partial file is left for the next attempt: `is_partial_file_left`. Raises RegistryError
+        when the blob cannot be had, or is wrong; Stopped; PartialFileAbandoned; OSError when the partial file cannot be
+        read back.
+        """
+        metrics.fills_running.inc()
+        try:
+            self._on_start()
+            try:
+                size = self._fetch_verified()
+            except Exception as exc:
+                self._give_up(exc)
+                raise
+            self._keep(size)
+        finally:
+            metrics.fills_running.dec()
+
+    def stop(self) -> None:
+        """End the job, from another thread."""
+        self._stop.set()
+        if body := self._body:
+            body.abort()
+
+    # Fetch and verify
+
+    def _fetch_verified(self) -> int:
+        """Fetch the blob, and once more from the upstream when the bucket's copy is damaged; the size in bytes."""
+        try:
+            return self._fetch()
+        except BadUpstream:
+            if not self._sources.used_bucket:
+                raise
+            digest = str(self._sources.digest)
+            log.warning("damaged blob in the bucket: it is fetched from the upstream", digest=digest)
+            self._sources.exclude_bucket()
+            if self._may_have_been_read():
+                raise
+        self._partial_file.restart()
+        self._is_streaming_to_bucket = False
+        return self._fetch()
+
+    def _may_have_been_read(self) -> bool:
+        """Whether readers may have got some of the bytes; nothing of a small blob is released before it is verified."""
+        size = self._partial_file.size
+        return bool(self._partial_file.received_bytes) and size is not None and size > MAX_SMALL_BYTES
+
+    def _fetch(self) -> int:
+        """Fetch until size and digest are right; the size in bytes."""
+        received_before = self._partial_file.received_bytes
+        self._partial_file.begin()
+        try:
+            self._partial_file.hash_existing_bytes()
+            self._receive_all()
+            self._verify()
+        except Exception as exc:
+            metrics.fills.labels(type(exc).__name__).inc()
+            raise
+        finally:
+            source = "upstream" if self._sources.used_upstream else "bucket"
+            metrics.received_bytes.labels(source).inc(self._partial_file.received_bytes - received_before)
+        self._sources.mark_verified()
+        return self._partial_file.received_bytes
+
+    def _verify(self) -> None:
+        if not self._partial_file.has_correct_digest():
+            log.warning("wrong digest: the blob is discarded", digest=str(self._sources.digest))
+            raise BadUpstream(f"the upstream sent wrong bytes for {self._sources.digest}")
+
+    def _receive_all(self) -> None:
+        """Receive until the source has ended, opening it again at the byte reached when it breaks off."""
+        fruitless_attempts = 0
+        while True:
+            received_before = self._partial_file.received_bytes
+            try:
+                self._receive()
+                return
+            except RegistryError as exc:
+                if self._stop.is_set():
+                    raise Stopped from exc
+                has_progress = self._partial_file.received_bytes - received_before >= PROGRESS_BYTES
+                fruitless_attempts = 0 if has_progress else fruitless_attempts + 1
+                if not self._is_retryable(exc, fruitless_attempts):
+                    raise
+                self._wait_before_retry(exc, fruitless_attempts)
+                metrics.fills_resumed.inc()
+
+    def _receive(self) -> None:
+        """Read one source to its end. One that starts before the bytes that are here is skipped up to them."""
+        partial_file, digest = self._partial_file, self._sources.digest
+        start = partial_file.received_bytes
+        if partial_file.size == start:
+            return
+        body = self._body = self._sources.open(start)
+        try:
+            self._set_size(body.size)
+            skip = start - body.start
+            while chunk := body.read(CHUNK_BYTES):
+                if self._stop.is_set():
+                    raise Stopped
+                if skip:
+                    chunk, skip = chunk[skip:], max(skip - len(chunk), 0)
+                if chunk:
+                    partial_file.append(chunk)
+                    self._report_progress()
+            if partial_file.size not in {None, partial_file.received_bytes}:
+                raise BadUpstream(
+                    f"the upstream sent {partial_file.received_bytes} of {partial_file.size} bytes of {digest}"
+                )
+        finally:
+            self._body = None
+            body.close()
+
+    def _set_size(self, size: int | None) -> None:
+        if size is None:
+            if self._partial_file.is_overflowing:
+                raise Unavailable(
+                    "the disk is full and the upstream does not tell the size of the blob", retry_after_s=30
+                )
+            return
+        if size < self._partial_file.received_bytes or self._partial_file.size not in {None, size}:
+            raise BadUpstream(f"the upstream announced two different sizes for {self._sources.digest}")
+        self._partial_file.size = size
+        self._report_progress()
+
+    def _report_progress(self) -> None:
+        if not self._is_streaming_to_bucket and self._sources.used_upstream and not self._sources.used_bucket:
+            self._is_streaming_to_bucket = self._stores.publisher.start_upload(self._partial_file)
+        self._on_progress()
+
+    def _is_retryable(self, exc: RegistryError, fruitless_attempts: int) -> bool:
+        if exc.remembered and isinstance(exc, Unavailable):
+            return False
+        if self._partial_file.received_bytes:
+            is_outage = isinstance(exc, Unavailable | BadUpstream | TooManyRequests | UpstreamTimeout)
+            return is_outage and fruitless_attempts < MAX_FRUITLESS_ATTEMPTS
+        return isinstance(exc, Unavailable) and fruitless_attempts < MAX_ATTEMPTS_WITHOUT_A_BYTE
+
+    def _wait_before_retry(self, exc: RegistryError, fruitless_attempts: int) -> None:
+        if isinstance(exc, TooManyRequests):
+            wait_s = min(exc.retry_after_s or 1.0, MAX_RATE_LIMIT_WAIT_S)
+        elif fruitless_attempts == 0:
+            wait_s = 0.0
+        else:
+            wait_s = random.uniform(BACKOFF_S[0], min(BACKOFF_S[1], BACKOFF_S[0] * 2**fruitless_attempts))
+        if self._stop.wait(wait_s):
+            raise Stopped
+
+    # The end
+
+    def _keep(self, size: int) -> None:
+        """Keep the blob in the local store, and have it published or touched.
+
+        It is in the outbox before it is kept, so that a crash in between publishes it later. Making room is part of
+        the job: downloads that come in faster than old blobs can be evicted wait for it.
+        """
+        local, publisher, item = self._stores.local, self._stores.publisher, BlobItem(self._sources.digest)
+        if self._sources.used_upstream:
+            publisher.add_to_outbox(item)
+        self._partial_file.finish(is_verified=True)
+        self._on_verified(size)
+        local.commit(self._partial_file, self._sources.bucket_age_s)
+        local.size_cap.enforce_if_due()
+        metrics.fills.labels("done").inc()
+        if self._sources.used_upstream and not self._is_streaming_to_bucket:
+            publisher.publish(item)
+        if self._sources.used_bucket:
+            publisher.touch_if_due(item)
+
+    def _give_up(self, exc: Exception) -> None:
+        """After an outage, leave what was received for the next attempt of any worker; else delete it."""
+        partial_file = self._partial_file
+        partial_file.finish(is_verified=False)
+        is_outage = isinstance(exc, Unavailable | UpstreamTimeout | TooManyRequests)
+        if (
+            is_outage
+            and partial_file.received_bytes
+            and partial_file.path is not None
+            and not partial_file.is_overflowing
+        ):
+            self.is_partial_file_left = True
+            partial_file.close()  # and its lock: the next attempt may be another worker's
+        else:
+            partial_file.discard()

@@ -1,0 +1,264 @@
+"""The messages between the workers of one server, and how they are written.
+
+A message is one line of JSON, `{"type": "BlobRequest", ...}`, at most MAX_LINE_BYTES long. One that has a `body` is
+followed by that many raw bytes; the line says how many in `body_bytes`. Bytes of blobs never travel this way: they stay
+in the partial file that DownloadProgress names.
+
+| request | replies, after Acknowledged |
+|---|---|
+| PingRequest | none |
+| BlobRequest | DownloadProgress, repeated until `is_complete`; or NotDownloading, DiskFull, ErrorReply |
+| TagRequest | TagReply or ErrorReply |
+| ManifestRequest | ManifestReply or ErrorReply |
+| TagListRequest, ReferrersRequest | ListReply or ErrorReply |
+"""
+
+import json
+from collections.abc import Mapping
+from typing import Any, Final
+
+import attrs
+import cattrs
+
+from dockyard import errors
+from dockyard.errors import RegistryError
+from dockyard.oci.reference import Digest, Name, Tag
+
+MAX_LINE_BYTES: Final = 64 * 1024
+MAX_BODY_BYTES: Final = 8 * 1024 * 1024
+
+
+class MalformedMessage(Exception):
+    """What was received is not a message."""
+
+
+@attrs.frozen
+class Repository:
+    """The repository that a request is about: the upstream's prefix, the path there, and the full name."""
+
+    upstream: str
+    path: str
+    name: Name
+
+
+@attrs.frozen
+class PingRequest:
+    """Asks for an acknowledgement only: does the event loop run?"""
+
+
+@attrs.frozen
+class BlobRequest:
+    """Asks for the progress of a download. It is started if there is none, unless `only_running`."""
+
+    repository: Repository
+    digest: Digest
+    only_running: bool = False
+
+
+@attrs.frozen
+class TagRequest:
+    """Asks for the digest that a tag points to, checked with the upstream."""
+
+    repository: Repository
+    tag: Tag
+
+
+@attrs.frozen
+class ManifestRequest:
+    """Asks for a manifest by digest, fetched if necessary."""
+
+    repository: Repository
+    digest: Digest
+
+
+@attrs.frozen
+class TagListRequest:
+    """Asks for the tags of a repository."""
+
+    repository: Repository
+
+
+@attrs.frozen
+class ReferrersRequest:
+    """Asks for the referrers of a manifest."""
+
+    repository: Repository
+    subject: Digest
+
+
+PeerRequest = PingRequest | BlobRequest | TagRequest | ManifestRequest | TagListRequest | ReferrersRequest
+
+
+@attrs.frozen
+class Acknowledged:
+    """The first reply to every request: the event loop of the peer runs."""
+
+
+@attrs.frozen
+class DownloadProgress:
+    """How far a download is.
+
+    `size_bytes` is None while it is unknown. The first `released_bytes` of the partial file with this inode may be
+    read; `is_complete` says that size and digest were verified.
+    """
+
+    size_bytes: int | None
+    released_bytes: int
+    inode: int
+    is_complete: bool
+
+
+@attrs.frozen
+class NotDownloading:
+    """The peer is not fetching this blob."""
+
+
+@attrs.frozen
+class DiskFull:
+    """The download continues in the memory of the peer: what is missing must be fetched without it."""
+
+
+@attrs.frozen
+class ErrorReply:
+    """A RegistryError: the name of its class, and its fields."""
+
+    error: str
+    message: str
+    retry_after_s: int | None = None
+    remembered: bool = False
+
+
+@attrs.frozen
+class TagReply:
+    """What a tag points to. `how` and `checked_at` as in `cache.tags.Resolution`; `stale_because` for a stale one."""
+
+    digest: Digest
+    how: str
+    checked_at: float
+    stale_because: ErrorReply | None = None
+
+
+@attrs.frozen
+class ManifestReply:
+    """The bytes of a manifest; the receiver verifies them."""
+
+    body: bytes = attrs.field(repr=False)
+
+
+@attrs.frozen
+class ListReply:
+    """A list as JSON text. The other fields as in TagReply."""
+
+    body: bytes = attrs.field(repr=False)
+    how: str
+    checked_at: float
+    stale_because: ErrorReply | None = None
+
+
+PeerReply = (
+    Acknowledged | DownloadProgress | NotDownloading | DiskFull | ErrorReply | TagReply | ManifestReply | ListReply
+)
+
+_TYPES: Final[Mapping[str, type[Any]]] = {
+    kind.__name__: kind
+    for kind in (
+        *(PingRequest, BlobRequest, TagRequest, ManifestRequest, TagListRequest, ReferrersRequest),
+        *(Acknowledged, DownloadProgress, NotDownloading, DiskFull, ErrorReply, TagReply, ManifestReply, ListReply),
+    )
+}
+
+# The errors that a peer may reply with. RangeNotSatisfiable is not among them: ranges are the business of the worker
+# that has the client.
+_ERRORS: Final[Mapping[str, type[RegistryError]]] = {
+    "RegistryError": errors.RegistryError,
+    "NameInvalid": errors.NameInvalid,
+    "ReferenceInvalid": errors.ReferenceInvalid,
+    "DigestInvalid": errors.DigestInvalid,
+    "RequestInvalid": errors.RequestInvalid,
+    "Denied": errors.Denied,
+    "NameUnknown": errors.NameUnknown,
+    "ManifestUnknown": errors.ManifestUnknown,
+    "BlobUnknown": errors.BlobUnknown,
+    "Unsupported": errors.Unsupported,
+    "TooManyRequests": errors.TooManyRequests,
+    "Outage": errors.Outage,
+    "BadUpstream": errors.BadUpstream,
+    "Unavailable": errors.Unavailable,
+    "UpstreamTimeout": errors.UpstreamTimeout,
+}
+
+
+def error_reply(error: RegistryError) -> ErrorReply:
+    """The message for an error. A subclass that is not in the table is sent as its nearest base that is."""
+    name = next(kind.__name__ for kind in type(error).__mro__ if kind.__name__ in _ERRORS)
+    return ErrorReply(name, error.message, error.retry_after_s, error.remembered)
+
+
+def to_error(reply: ErrorReply) -> RegistryError:
+    """The error of a message; Unavailable for a name that is not in the table."""
+    kind = _ERRORS.get(reply.error, errors.Unavailable)
+    return kind(reply.message, retry_after_s=reply.retry_after_s, remembered=reply.remembered)
+
+
+def encode(message: PeerRequest | PeerReply) -> bytes:
+    """The line of a message, and the body behind it."""
+    fields = _CONVERTER.unstructure(message)
+    body: bytes = fields.pop("body", b"")
+    if body:
+        fields["body_bytes"] = len(body)
+    return json.dumps({"type": type(message).__name__, **fields}).encode() + b"\n" + body
+
+
+def decode_line(line: bytes) -> "PartialMessage":
+    """The line of a message; the body, of `body_bytes` bytes, is still to be read. Raises MalformedMessage."""
+    try:
+        fields = json.loads(line)
+    except (ValueError, RecursionError) as exc:
+        raise MalformedMessage("not a line of JSON") from exc
+    if not isinstance(fields, dict) or not isinstance(kind := _TYPES.get(str(fields.pop("type", ""))), type):
+        raise MalformedMessage("not a message of a known type")
+    body_bytes = fields.pop("body_bytes", 0)
+    if type(body_bytes) is not int or not 0 <= body_bytes <= MAX_BODY_BYTES:
+        raise MalformedMessage("a body of an impossible length")
+    return PartialMessage(kind, fields, body_bytes)
+
+
+@attrs.frozen
+class PartialMessage:
+    """A message whose body was not read yet."""
+
+    kind: type[Any]
+    fields: dict[str, Any]
+    body_bytes: int
+
+    def complete(self, body: bytes) -> Any:
+        """The message. Raises MalformedMessage."""
+        fields = {**self.fields, "body": body} if attrs.fields_dict(self.kind).get("body") else self.fields
+        try:
+            return _CONVERTER.structure(fields, self.kind)
+        except (cattrs.BaseValidationError, RegistryError, ValueError, TypeError, KeyError) as exc:
+            raise MalformedMessage(f"a malformed {self.kind.__name__}") from exc
+
+
+def _make_converter() -> cattrs.Converter:
+    converter = cattrs.Converter(forbid_extra_keys=True)
+    for kind in (Digest, Name, Tag):
+        converter.register_structure_hook(kind, lambda text, kind: kind.parse(_check_type(text, str)))
+        converter.register_unstructure_hook(kind, str)
+    converter.register_structure_hook(bytes, lambda body, _: _check_type(body, bytes))
+    converter.register_unstructure_hook(bytes, lambda body: body)
+    for scalar in (str, bool, int):
+        converter.register_structure_hook(scalar, _check_type)
+    converter.register_structure_hook(float, lambda value, _: float(_check_type(value, (int, float))))
+    return converter
+
+
+def _check_type(value: Any, kind: Any) -> Any:
+    """The value, if it is exactly of this type: JSON has these types itself, so nothing is converted."""
+    kinds = kind if isinstance(kind, tuple) else (kind,)
+    if type(value) not in kinds:
+        raise TypeError(f"not a {kind}")
+    return value
+
+
+_CONVERTER = _make_converter()
