@@ -9,10 +9,10 @@ import pytest
 from bench.peers.origin import Upstream
 from bench.peers.truth import Truth
 from tests.support.deployment import upstream
-from tests.support.deployment_fixtures import make_deployment, origin
+from tests.support.deployment_fixtures import fake_registry, make_deployment
 from tests.support.dockyard import Dockyard, running
 
-__all__ = ["make_deployment", "origin", "yard"]
+__all__ = ["fake_registry", "make_deployment", "yard"]
 
 
 @attrs.frozen

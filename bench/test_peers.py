@@ -17,7 +17,7 @@ from bench.peers.report import Report
 from bench.peers.truth import OCI_INDEX, REPOSITORY, Blob, Truth
 from tests.support.bodies import Synthetic
 from tests.support.fake_registry import FakeRegistry
-from tests.support.misbehaviour import cut, header
+from tests.support.faults import cut, header
 
 BURN_S = 0.3
 BURN = f"import time\nuntil = time.process_time() + {BURN_S}\nwhile time.process_time() < until: pass"
@@ -81,26 +81,26 @@ def test_the_line_is_shared(upstream: tuple[Upstream, Truth]) -> None:
 
 def test_a_short_body_fails_the_run() -> None:
     """It is not counted as fast."""
-    with FakeRegistry() as origin:
+    with FakeRegistry() as fake_registry:
         body = Synthetic(2 * MIB)
-        digest = origin.add_blob(body)
-        port = int(origin.authority.rpartition(":")[2])
+        digest = fake_registry.add_blob(body)
+        port = int(fake_registry.authority.rpartition(":")[2])
         path = f"/v2/{REPOSITORY}/blobs/{digest}"
         assert discard(port, [[(path, body.size)]])["received"] == body.size
         with pytest.raises(LoadError, match="expected 5"):
             discard(port, [[(path, 5)]])
-        origin.on("blob", cut(MIB))
+        fake_registry.on("blob", cut(MIB))
         with pytest.raises(LoadError, match="early"):
             discard(port, [[(path, body.size)]])
 
 
 def test_a_client_that_is_sent_away_connects_anew() -> None:
     """A server may end the connection after an answer, if it says so."""
-    with FakeRegistry() as origin:
+    with FakeRegistry() as fake_registry:
         body = Synthetic(MIB)
-        digest = origin.add_blob(body)
-        origin.on("blob", header("Connection", "close"))
-        port = int(origin.authority.rpartition(":")[2])
+        digest = fake_registry.add_blob(body)
+        fake_registry.on("blob", header("Connection", "close"))
+        port = int(fake_registry.authority.rpartition(":")[2])
         result = discard(port, [[(f"/v2/{REPOSITORY}/blobs/{digest}", body.size)] * 3])
         assert result["received"] == 3 * body.size
         assert len(result["first_byte_s"]) == 3

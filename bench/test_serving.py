@@ -15,9 +15,9 @@ from bench.peers.load import ACCEPT, check
 from bench.peers.place import MIB
 from bench.peers.truth import REPOSITORY, Blob
 from tests.support.bodies import Synthetic
-from tests.support.deployment import Deployment, eventually, opened_at_exit
+from tests.support.deployment import Deployment, eventually, set_at_exit
 from tests.support.fake_registry import FakeRegistry
-from tests.support.misbehaviour import stalled
+from tests.support.faults import stalled
 
 WARM_BYTES = 64 * MIB
 COLD_BYTES = 16 * MIB
@@ -62,13 +62,13 @@ def test_warm_manifest(benchmark: BenchmarkFixture, yard: Yard, by: str) -> None
 
 
 def test_joined_read(
-    benchmark: BenchmarkFixture, origin: FakeRegistry, make_deployment: Callable[..., Deployment]
+    benchmark: BenchmarkFixture, fake_registry: FakeRegistry, make_deployment: Callable[..., Deployment]
 ) -> None:
     """The first half of a layer whose fetch has come that far and stands still."""
     body = Synthetic(HELD_BYTES)
     release = threading.Event()
-    origin.on("blob", stalled(HELD_BYTES - MIB, release))
-    digest = origin.add_blob(body)
+    fake_registry.on("blob", stalled(HELD_BYTES - MIB, release))
+    digest = fake_registry.add_blob(body)
     deployment = make_deployment(workers=2)
     path = _blob_path(digest)
     plan = {
@@ -76,10 +76,10 @@ def test_joined_read(
         "clients": [[(path, JOINED_BYTES)]],
         "range": f"bytes=0-{JOINED_BYTES - 1}",
     }
-    with deployment.download(path), opened_at_exit(release):
-        eventually(lambda: origin.exchanges, "a fetch has begun")
+    with deployment.stream(path), set_at_exit(release):
+        eventually(lambda: fake_registry.exchanges, "a fetch has begun")
         assert benchmark(discard.run, plan)["received"] == JOINED_BYTES
-    assert len([exchange for exchange in origin.exchanges if exchange.request.method == "GET"]) == 1
+    assert len([exchange for exchange in fake_registry.exchanges if exchange.request.method == "GET"]) == 1
 
 
 def test_cold_fill(benchmark: BenchmarkFixture, yard: Yard) -> None:

@@ -22,9 +22,9 @@ from typing import Any
 import hypothesis
 import pytest
 
+from tests.support.distribution import DistributionRegistry
 from tests.support.dockyard import Dockyard
 from tests.support.programs import Programs
-from tests.support.registry import Registry
 from tests.support.toxiproxy import Toxiproxy
 
 # The tests may share their machine with servers: a slow example is not a finding.
@@ -45,9 +45,9 @@ def programs() -> Programs:
 
 
 @pytest.fixture(scope="session")
-def registry(programs: Programs, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Registry]:
+def registry(programs: Programs, tmp_path_factory: pytest.TempPathFactory) -> Iterator[DistributionRegistry]:
     """A real registry: the upstream."""
-    registry = Registry(programs.need("registry"), tmp_path_factory.mktemp("registry"))
+    registry = DistributionRegistry(programs.need("registry"), tmp_path_factory.mktemp("registry"))
     try:
         registry.start()
         yield registry

@@ -65,11 +65,11 @@ def _damaged_tag(part: Part) -> None:
     """Right at once; another one, damaged too, while the upstream is away: an error, never those bytes."""
     tag_cached(part)
     image = part.lane.images["cold"]
-    part.lane.origin.registry.close()
+    part.lane.fake_registry.listener.close()
     got = part.get(part.lane.digest_path("cold"), image.body)
     part.record.seen += f"; upstream away: {got.describe()}"
     part.check(got.status in (502, 503, 504), f"a damaged manifest, and the upstream away: {got.status}")
-    part.lane.origin.registry.open()
+    part.lane.fake_registry.listener.open()
     eventually(lambda: part.get(part.lane.digest_path("cold"), image.body).status == 200, "well again", DOWN_S * 2)
 
 

@@ -48,7 +48,7 @@ def with_or_without(within_s: float) -> dict[State, tuple[Outcome, ...]]:
 def _refuse(scene: Scene) -> None:
     scene.props["is_gone"] = True
     assert scene.way is not None
-    scene.way.refuse()
+    scene.way.refuse_connections()
 
 
 def _is_refused(scene: Scene) -> None:
@@ -134,7 +134,7 @@ REFUSED = Fault(
 def _slow_down(seconds: float, layer_bytes: int = 4 * 1024 * 1024) -> Plot:
     def strike(scene: Scene) -> None:
         assert scene.way is not None
-        scene.way.slow_down(seconds)
+        scene.way.add_latency(seconds)
 
     return Plot(
         f"{seconds:g} s per call",
@@ -152,7 +152,7 @@ def _slow_down(seconds: float, layer_bytes: int = 4 * 1024 * 1024) -> Plot:
 
 def _narrow(scene: Scene) -> None:
     assert scene.way is not None
-    scene.way.narrow(NARROW_KB_PER_S)
+    scene.way.limit_bandwidth(NARROW_KB_PER_S)
 
 
 SLOW = Fault(

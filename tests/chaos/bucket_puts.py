@@ -13,7 +13,7 @@ from tests.s3.service.bucket_view import blob_key, is_missing
 from tests.s3.service.request_log import object_key
 from tests.s3.store.proxy import Forward, Request, Respond, s3_error
 from tests.support.deployment import eventually, open_deployment
-from tests.support.http_client import ask
+from tests.support.http_client import send_request
 
 SEVERAL_PARTS_BYTES = 12 * MIB
 REPAIRED_WITHIN_S = 30.0
@@ -106,7 +106,7 @@ def _found_out_when_read(scene: Scene) -> None:
     keys = {blob_key(lane.layers["cold"].digest) for lane in lanes}
     wait_for(lambda: keys <= scene.bucket.listed(), "what was stored is there", REPAIRED_WITHIN_S)
     with open_deployment(
-        scene.control.origin,
+        scene.control.fake_registry,
         scene.directory / "second",
         upstreams=[lane.settings() for lane in lanes],
         storage=scene.bucket.storage(),
@@ -120,7 +120,7 @@ def _read_until_right(address: tuple[str, int], lane: Lane) -> None:
     truth = lane.layers["cold"].data
 
     def is_right() -> bool:
-        reply = ask(address, lane.blob_path("cold"))
+        reply = send_request(address, lane.blob_path("cold"))
         assert not reply.is_complete or reply.body == truth, "WRONG BYTES SERVED WHOLE"
         return reply.is_complete
 

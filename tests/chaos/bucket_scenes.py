@@ -16,7 +16,7 @@ from tests.s3.service.bucket_view import blob_key, manifest_key, tag_key
 from tests.s3.store.proxy import Forward
 from tests.support.bodies import digest_of, read_whole
 from tests.support.fake_registry import OCI_MANIFEST
-from tests.support.http_client import Crowd, ask
+from tests.support.http_client import Crowd, send_request
 
 READERS = 5
 BOTH_DOWN_S = 3.0
@@ -45,7 +45,7 @@ def put_image(scene: Scene, lane: Lane, tag: str) -> dict[str, bytes]:
         tag_key(name, tag): (image.digest.encode(), "text/plain"),
     }
     for digest in (image.config, *image.layers):
-        objects[blob_key(digest)] = (read_whole(lane.origin._blobs[digest][0]), "application/octet-stream")
+        objects[blob_key(digest)] = (read_whole(lane.fake_registry._blobs[digest][0]), "application/octet-stream")
     for key, (body, media_type) in objects.items():
         scene.bucket.put(key, body, media_type)
     return {key: body for key, (body, _) in objects.items()}
@@ -55,7 +55,7 @@ def small_blob(scene: Scene) -> bytes:
     """A blob that is verified before its first byte; the lane of the cached blob has it upstream too."""
     body = hashlib.shake_128(f"small {scene.bucket.bucket}".encode()).digest(SMALL_BYTES)
     if lane := scene.lanes.get(State.BLOB_CACHED):
-        lane.origin.add_blob(body)
+        lane.fake_registry.add_blob(body)
     return body
 
 
@@ -94,11 +94,11 @@ def tag_cold(part: Part) -> None:
     part.see(path, image.body, part.outcomes[0], image.digest)
     if "is_gone" not in part.scene.props:
         return
-    part.lane.origin.registry.close()
+    part.lane.fake_registry.listener.close()
     got = part.get(part.lane.manifest_path("nowhere"), b"")
     part.record.seen += f"; both away: {got.describe()}"
     part.record.problems += error(503, BOTH_DOWN_S, 504)._judge_answer(got)
-    part.lane.origin.registry.open()
+    part.lane.fake_registry.listener.open()
 
 
 def manifest(part: Part) -> None:
@@ -175,7 +175,7 @@ def forward(scene: Scene) -> None:
     """The shim and the way are honest again."""
     scene.store.rule = lambda _: Forward()
     assert scene.way is not None
-    scene.way.mend()
+    scene.way.restore()
 
 
 def is_used_again(scene: Scene) -> None:
@@ -185,7 +185,7 @@ def is_used_again(scene: Scene) -> None:
         asked += 1
         body = hashlib.shake_128(f"well {scene.bucket.bucket} {asked}".encode()).digest(1000)
         scene.bucket.put_blob(body)
-        reply = ask(scene.deployment.address, f"/v2/{scene.control.prefix}/{REPO}/blobs/{digest_of(body)}")
+        reply = send_request(scene.deployment.address, f"/v2/{scene.control.prefix}/{REPO}/blobs/{digest_of(body)}")
         row = row + 1 if reply.status == 200 and reply.body == body else 0
         if time.monotonic() - scene.mended_at > PUBLISHED_WITHIN_S:
             raise AssertionError(f"the bucket is not used again: {reply.status}")

@@ -10,7 +10,7 @@ import attrs
 
 from tests.processes.watch import MemoryWatch
 from tests.support.deployment import Deployment
-from tests.support.http_client import Reply, ask
+from tests.support.http_client import Response, send_request
 
 MIB = 1024 * 1024
 CONTROL_PER_S = 20
@@ -127,10 +127,10 @@ class Bystanders:
         if reply.status != 200 or (body is not None and reply.body != body):
             times.errors.append(f"{reply.status}, {len(reply.body)} bytes")
 
-    def _ask_once(self, path: str) -> Reply:
+    def _ask_once(self, path: str) -> Response:
         try:
-            return ask(self._deployment.address, path)
+            return send_request(self._deployment.address, path)
         except ConnectionError:
             if not self._again_within_s:
                 raise
-        return ask(self._deployment.address, path)
+        return send_request(self._deployment.address, path)

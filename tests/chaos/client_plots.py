@@ -15,7 +15,7 @@ from tests.chaos.limits import SLACK_S
 from tests.chaos.outcomes import Got, Outcome, hit, hit1, new
 from tests.chaos.scenes import MIB, PATIENCE_S, Fault, Part, Plot, Scene, Tell, nothing
 from tests.support.bodies import Bytes
-from tests.support.http_client import Crowd, StreamedReply, is_part_of, request_bytes
+from tests.support.http_client import Crowd, StreamedResponse, is_part_of, request_bytes
 
 CROWDED_BYTES = 6 * MIB
 FAST_CLIENTS = 99
@@ -39,8 +39,8 @@ def _among_many(part: Part) -> None:
         truth, path = lane.layers["cold"], lane.blob_path("cold")
         part.meet()
         usual_s = _download_all(part, lane.blob_path("cached"), lane.layers["cached"], new())
-    part.lane.origin.forget()
-    with StreamedReply(address, path, receive_buffer=4096) as slow, _Reading(slow) as reading:
+    part.lane.fake_registry.clear_exchanges()
+    with StreamedResponse(address, path, receive_buffer=4096) as slow, _Reading(slow) as reading:
         took_s = _download_all(part, path, truth, part.outcomes[0])
         bound_s = SLOWED_AT_MOST * usual_s + SLACK_S
         part.check(took_s <= bound_s, f"99 clients took {took_s:.2f} s with a slow one, {usual_s:.2f} s without")
@@ -70,7 +70,7 @@ def _download_all(part: Part, path: str, truth: Bytes, outcome: Outcome) -> floa
 class _Reading:
     """Reads a download at one KiB a second, in a thread."""
 
-    def __init__(self, download: StreamedReply) -> None:
+    def __init__(self, download: StreamedResponse) -> None:
         self.body = b""
         self._download = download
         self._done = threading.Event()
@@ -136,14 +136,14 @@ def _beside_odd_one(part: Part) -> None:
         before = len(lane.seen())
         odd = threading.Thread(target=part.scene.props["odd"], args=(part, path, truth))
         with contextlib.ExitStack() as stack:
-            members = [stack.enter_context(StreamedReply(part.deployment.address, path)) for _ in range(MEMBERS)]
+            members = [stack.enter_context(StreamedResponse(part.deployment.address, path)) for _ in range(MEMBERS)]
             odd.start()
             got = tuple(_take(part, each, truth) for each in members)
         odd.join()
         part.judge(outcome, got, digest, before)
 
 
-def _take(part: Part, download: StreamedReply, truth: bytes) -> Got:
+def _take(part: Part, download: StreamedResponse, truth: bytes) -> Got:
     download.head()
     body, ended = download.rest()
     is_right = truth.startswith(body) and (ended != "length" or len(body) == len(truth))
@@ -155,8 +155,8 @@ def _take(part: Part, download: StreamedReply, truth: bytes) -> Got:
 
 def _resets(part: Part, path: str, _: bytes) -> None:
     """Ask, and reset at once; ask, read a little, and reset."""
-    StreamedReply(part.deployment.address, path).reset()
-    download = StreamedReply(part.deployment.address, path, receive_buffer=4096)
+    StreamedResponse(part.deployment.address, path).reset()
+    download = StreamedResponse(part.deployment.address, path, receive_buffer=4096)
     with contextlib.suppress(ConnectionError):
         download.head().read(100)
     download.reset()
@@ -164,7 +164,7 @@ def _resets(part: Part, path: str, _: bytes) -> None:
 
 def _half_closes(part: Part, path: str, truth: bytes) -> None:
     """Ask, and shut the sending side: the answer is whole and right, or the connection is closed; nothing else."""
-    with StreamedReply(part.deployment.address, path) as download:
+    with StreamedResponse(part.deployment.address, path) as download:
         download.socket.shutdown(socket.SHUT_WR)
         try:
             status = download.head().status
@@ -181,7 +181,7 @@ def _pipelines(part: Part, path: str, truth: bytes) -> None:
     """Two requests in one packet: two answers in their order, each its own."""
     first = request_bytes("GET", "/v2/", part.deployment.address, {})
     second = request_bytes("GET", path, part.deployment.address, {"Connection": "close"})
-    with StreamedReply(part.deployment.address, "", request=first + second) as download:
+    with StreamedResponse(part.deployment.address, "", request=first + second) as download:
         ping = (download.head().status, download.read(download.length or 0))
         part.check(ping == (200, b"{}"), f"the first of two pipelined requests gets {ping}")
         download.received = 0

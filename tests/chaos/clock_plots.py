@@ -13,7 +13,7 @@ from tests.chaos.clock import NOTICED_WITHIN_S, Clock
 from tests.chaos.lanes import wait_for
 from tests.chaos.limits import SLACK_S
 from tests.chaos.scenes import Fault, Part, Plot, Scene, Tell
-from tests.support.http_client import ask
+from tests.support.http_client import send_request
 
 HOUR_S = 3600
 DAY_S = 24 * HOUR_S
@@ -61,8 +61,8 @@ def _offset(scene: Scene) -> float:
 
     (The Date of an answer does not go back with the clock: the HTTP server makes it only when it is older than now.)
     """
-    ask(scene.deployment.address, scene.control.blob_path("cached"))
-    last = scene.deployment.dockyard.said().rstrip().rpartition("\n")[2]
+    send_request(scene.deployment.address, scene.control.blob_path("cached"))
+    last = scene.deployment.dockyard.read_log().rstrip().rpartition("\n")[2]
     return datetime.fromisoformat(last.split(" ", 1)[0]).timestamp() - time.time()
 
 
@@ -105,7 +105,7 @@ def _is_well(scene: Scene) -> None:
     wait_for(lambda: _is_offset(scene, 0), "the clock is right", NOTICED_WITHIN_S * 5)
     time.sleep(NOTICED_WITHIN_S)  # the other workers
     lane = scene.lanes[State.TAG_CACHED]
-    reply = ask(scene.deployment.address, lane.manifest_path("cached"))
+    reply = send_request(scene.deployment.address, lane.manifest_path("cached"))
     assert (reply.status, reply.header("Warning")) == (200, None)
     assert 0 <= int(reply.header("Age") or 0) <= SLACK_S + NOTICED_WITHIN_S, f"Age: {reply.header('Age')}"
 

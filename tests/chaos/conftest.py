@@ -21,10 +21,10 @@ from tests.chaos.runs import run
 from tests.chaos.stories import Fault, Trouble
 from tests.chaos.town_fixtures import make_town, minio
 from tests.s3.service.conftest import bucket_view, proxy, start
-from tests.support.deployment_fixtures import make_deployment, origin
+from tests.support.deployment_fixtures import fake_registry, make_deployment
 from tests.support.toxiproxy import Toxiproxy
 
-__all__ = ["bucket_view", "make_deployment", "make_town", "minio", "origin", "proxy", "start"]
+__all__ = ["bucket_view", "fake_registry", "make_deployment", "make_town", "minio", "proxy", "start"]
 
 RECORDS = "DOCKYARD_CHAOS_RECORDS"
 

@@ -15,7 +15,7 @@ from tests.chaos.outcomes import Outcome, either, hit, hit1, passed
 from tests.chaos.scenes import MIB, Fault, Part, Plot, Scene, Tell
 from tests.support.bodies import digest_of
 from tests.support.deployment import stays
-from tests.support.http_client import ask
+from tests.support.http_client import send_request
 
 DISK_MIB = 64
 WORKERS = 2
@@ -53,9 +53,9 @@ def _give_room(scene: Scene) -> None:
 def _keeps_again(scene: Scene) -> None:
     """A new layer is stored."""
     lane, body = scene.control, b"room again" * 100_000
-    path = f"/v2/{lane.prefix}/{REPO}/blobs/{lane.origin.add_blob(body)}"
-    assert ask(scene.deployment.address, path).body == body
-    wait_for(lambda: scene.deployment.stored(digest_of(body)), "stored again", 5.0)
+    path = f"/v2/{lane.prefix}/{REPO}/blobs/{lane.fake_registry.add_blob(body)}"
+    assert send_request(scene.deployment.address, path).body == body
+    wait_for(lambda: scene.deployment.stored_files(digest_of(body)), "stored again", 5.0)
 
 
 def _fetched_when_full(part: Part) -> None:

@@ -14,9 +14,9 @@ from tests.chaos.limits import SLACK_S
 from tests.chaos.outcomes import Outcome, cut, hit, hit1, new
 from tests.chaos.scenes import MIB, PATIENCE_S, Fault, Part, Plot, Scene
 from tests.chaos.worker_plots import READ_BYTES, finish
-from tests.support import misbehaviour as bad
+from tests.support import faults
 from tests.support.dockyard import Dockyard
-from tests.support.http_client import StreamedReply, ask
+from tests.support.http_client import StreamedResponse, send_request
 
 DRAIN_S = 8  # 25 s by default
 SHORT_DRAIN_S = 2
@@ -34,7 +34,7 @@ RESTART_S = 5.0
 def _drain(scene: Scene) -> None:
     """What `ops/` does before SIGTERM: the server is not ready any more, and serves on."""
     (scene.deployment.dockyard.storage / "run" / "draining").touch()
-    wait_for(lambda: ask(scene.deployment.address, "/readyz").status == 503, "not ready", NOTICE_S)
+    wait_for(lambda: send_request(scene.deployment.address, "/readyz").status == 503, "not ready", NOTICE_S)
     time.sleep(NOTICE_S)  # the time that a balancer is given
     parts = len(scene.lanes)
     scene.props["term"] = threading.Barrier(parts, action=lambda: _terminate(scene))
@@ -85,7 +85,7 @@ def _blob_cached(part: Part) -> None:
     part.warm(path, truth.data)
     with contextlib.ExitStack() as stack:
         readers = [
-            stack.enter_context(StreamedReply(part.deployment.address, path, receive_buffer=READ_BYTES))
+            stack.enter_context(StreamedResponse(part.deployment.address, path, receive_buffer=READ_BYTES))
             for _ in range(DOWNLOADS)
         ]
         for reader in readers:
@@ -141,9 +141,9 @@ def _start_again(scene: Scene) -> None:
 
 
 def _is_ready(scene: Scene) -> None:
-    wait_for(lambda: ask(scene.deployment.address, "/readyz").status == 200, "ready", RESTART_S)
+    wait_for(lambda: send_request(scene.deployment.address, "/readyz").status == 200, "ready", RESTART_S)
     lane = scene.control
-    assert ask(scene.deployment.address, lane.blob_path("cached")).body == lane.layers["cached"].data
+    assert send_request(scene.deployment.address, lane.blob_path("cached")).body == lane.layers["cached"].data
 
 
 def _terminated(name: str, drain_s: int, cached: Outcome, cold: Outcome) -> Plot:
@@ -251,21 +251,21 @@ def _cold_blob_after(part: Part) -> None:
 def _download_of_many(part: Part) -> None:
     """Twenty fetches: ten clients of a layer, and one of each of nineteen others."""
     lane, address = part.lane, part.deployment.address
-    others = [lane.origin.add_blob(f"fetch {number} of P09".encode() * 100_000) for number in range(FETCHES - 1)]
+    others = [lane.fake_registry.add_blob(f"fetch {number} of P09".encode() * 100_000) for number in range(FETCHES - 1)]
     paths = [f"/v2/{lane.prefix}/{REPO}/blobs/{digest}" for digest in others]
     with part.download() as crowd, contextlib.ExitStack() as stack:
-        stalled = lane.origin.on("blob", bad.stalled(MIB // 2, lane.half), method="GET")
-        readers = [stack.enter_context(StreamedReply(address, path)).head() for path in paths]
+        stalled = lane.fake_registry.on("blob", faults.stalled(MIB // 2, lane.half), method="GET")
+        readers = [stack.enter_context(StreamedResponse(address, path)).head() for path in paths]
         for reader in readers:
             assert reader.read(1000)
         part.meet_in_download()
-        lane.origin.mend(stalled)
+        lane.fake_registry.remove_rules(stalled)
         got = part.land(crowd)
         ends = [reader.rest()[1] for reader in readers]
     part.check(all(end in ("fin", "rst") for end in ends), f"downloads of a killed server end by {set(ends)}")
     part.judge(part.outcomes[0], got, lane.layers["cold"].digest)
     for path in paths:
-        reply = ask(address, path)
+        reply = send_request(address, path)
         part.check(reply.status == 200 and reply.is_complete, "a layer cannot be had after the restart")
 
 

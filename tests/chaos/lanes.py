@@ -1,9 +1,9 @@
-"""Lanes: one upstream of Dockyard each, with its own origin and its own way there.
+"""Lanes: one upstream of Dockyard each, with its own fake registry and its own way there.
 
 A fault strikes in several states at the same time, each in a lane, so that breakers, records and counts do not mix and
 a fault costs as long as its slowest lane.
 
-    Dockyard --- lane.way (toxiproxy) --- lane.origin (registry, and if wanted token service and CDN behind their own)
+    Dockyard --- lane.way (toxiproxy) --- lane.fake_registry (token service and CDN: behind ways of their own)
 
 A lane can be walked without Dockyard: `look` is what a plain client sees there. Its requests are marked and do not
 count.
@@ -21,13 +21,13 @@ from typing import Any, Self
 import attrs
 
 from tests.chaos.resolver import NameServer
-from tests.support import misbehaviour as bad
+from tests.support import faults
 from tests.support.bodies import Bytes
+from tests.support.fake_auth import FakeTokenService
 from tests.support.fake_registry import Change, FakeRegistry, Image, Rule
-from tests.support.gatekeeper import TokenService
-from tests.support.http_client import StreamedReply
-from tests.support.raw_http import Answer, Exchange, Request
-from tests.support.toxiproxy import Toxiproxy, Way
+from tests.support.http_client import StreamedResponse
+from tests.support.raw_http import Exchange, Request, ScriptedResponse
+from tests.support.toxiproxy import TcpProxy, Toxiproxy
 
 MIB = 1024 * 1024
 REPO = "team/app"
@@ -49,13 +49,13 @@ class Lane:
     ) -> None:
         self.name = name
         self.prefix = f"{name.replace(' ', '-')}.test"
-        self.origin = FakeRegistry()
-        self.way: Way | None = None if direct else toxiproxy.way(self.origin.registry.port)
-        self.token_way: Way | None = None
-        self.cdn_way: Way | None = None
-        self.tokens: TokenService | None = None
+        self.fake_registry = FakeRegistry()
+        self.way: TcpProxy | None = None if direct else toxiproxy.create_proxy(self.fake_registry.listener.port)
+        self.token_way: TcpProxy | None = None
+        self.cdn_way: TcpProxy | None = None
+        self.tokens: FakeTokenService | None = None
         self.upstream: dict[str, Any] = {}  # more for its entry in the settings
-        self.front = self.way.authority if self.way else self.origin.authority  # as Dockyard is told
+        self.front = self.way.authority if self.way else self.fake_registry.authority  # as Dockyard is told
         self.rules: list[Rule] = []
         self.once: list[Rule] = []  # of those, the ones that only Dockyard's next answers have
         self.tls: ssl.SSLContext | None = None  # of a client that trusts the lane's certificate
@@ -79,30 +79,30 @@ class Lane:
         for way in (self.way, self.token_way, self.cdn_way):
             if way is not None:
                 way.close()
-        self.origin.__exit__()
+        self.fake_registry.__exit__()
 
     # What stands there
 
     def add_tokens(self) -> None:
         """Registry requests need a token from the lane's own token service, behind a way of its own."""
-        listener = self.origin.listen("token")
+        listener = self.fake_registry.listen("token")
         self.token_way = self.add_way(listener.port)
-        self.tokens = TokenService(self.origin, realm=f"{self.token_way.url}/token")
+        self.tokens = FakeTokenService(self.fake_registry, realm=f"{self.token_way.url}/token")
 
-    def add_way(self, port: int) -> Way:
+    def add_way(self, port: int) -> TcpProxy:
         """A way through toxiproxy of the lane's own."""
-        return self._toxiproxy.way(port)
+        return self._toxiproxy.create_proxy(port)
 
     def add_cdn(self) -> None:
         """Blobs are redirected to presigned addresses of the lane's own CDN, behind a way of its own."""
-        listener = self.origin.listen("cdn")
+        listener = self.fake_registry.listen("cdn")
         self.cdn_way = way = self.add_way(listener.port)
 
         def location(request: Request) -> str:
-            url = self.origin.presign(request.reference, method=request.method, listener="cdn")
+            url = self.fake_registry.presign(request.reference, method=request.method, listener="cdn")
             return url.replace(listener.authority, way.authority)
 
-        self.origin.on("blob", bad.redirected(location))
+        self.fake_registry.on("blob", faults.redirected(location))
 
     def settings(self) -> dict[str, Any]:
         """Its entry in `upstreams:`."""
@@ -131,7 +131,7 @@ class Lane:
 
     def on(self, kind: str | None, change: Change, **options: Any) -> Rule:
         """Change the answers of the lane until `mend`."""
-        rule = self.origin.on(kind, change, **options)
+        rule = self.fake_registry.on(kind, change, **options)
         self.rules.append(rule)
         return rule
 
@@ -145,27 +145,27 @@ class Lane:
         """The next layer that Dockyard gets stops at a byte until `half` is set; there it `breaks` off then."""
         hold = Hold()
 
-        def change(request: Request, answer: Answer) -> Answer:
+        def change(request: Request, answer: ScriptedResponse) -> ScriptedResponse:
             if is_plain(request) or answer.status not in (200, 206) or hold.begun:
                 return answer
             hold.begun += 1
-            held = bad.stalled(place, self.half)(request, answer)
-            return bad.cut(place)(request, held) if breaks else held
+            held = faults.stalled(place, self.half)(request, answer)
+            return faults.cut(place)(request, held) if breaks else held
 
-        self.rules.append(self.origin.on(self.body_kind, change, method="GET"))
+        self.rules.append(self.fake_registry.on(self.body_kind, change, method="GET"))
         return hold
 
     def show_earlier(self) -> Image:
         """The tag `cached` means an older image, until `show`."""
-        return self.origin.add_image(REPO, "cached", [b"an older layer"])
+        return self.fake_registry.add_image(REPO, "cached", [b"an older layer"])
 
     def show(self, tag: str) -> None:
         """The tag means the lane's image (again)."""
-        self.origin.add_manifest(REPO, tag, self.images[tag].body, self.images[tag].media_type)
+        self.fake_registry.add_manifest(REPO, tag, self.images[tag].body, self.images[tag].media_type)
 
     def move_tag(self) -> Image:
         """The tag of the cached image means another one from now on."""
-        return self.origin.add_image(REPO, "cached", [Bytes(self.layers["cached"].data[::-1])])
+        return self.fake_registry.add_image(REPO, "cached", [Bytes(self.layers["cached"].data[::-1])])
 
     def path_upstream(self, path: str) -> str:
         """What Dockyard asks for, for a client's path."""
@@ -180,19 +180,19 @@ class Lane:
         """All is well again."""
         self.released.set()
         if self.rules:
-            self.origin.mend(*self.rules)
+            self.fake_registry.remove_rules(*self.rules)
             self.rules.clear()
-        for listener in self.origin.listeners.values():
-            listener.hear()
+        for listener in self.fake_registry.listeners.values():
+            listener.accept_syns()
         for way in (self.way, self.token_way, self.cdn_way):
             if way is not None:
-                way.mend()
+                way.restore()
 
     # What reached it
 
     def seen(self, kind: str | None = None, method: str | None = None) -> list[Exchange]:
         """The requests that Dockyard made here since `forget`."""
-        return [each for each in self.origin.seen(kind, method) if not is_plain(each.request)]
+        return [each for each in self.fake_registry.received(kind, method) if not is_plain(each.request)]
 
     def count_connects(self) -> int:
         """How often Dockyard has connected to the front of the lane, or tried to."""
@@ -200,25 +200,25 @@ class Lane:
         host, _, port = self.front.rpartition(":")
         return self.connects.read_text().splitlines().count(str((host, int(port))))
 
-    def look(self, path: str = "", *, way: Way | None = None, method: str = "GET") -> str:
+    def look(self, path: str = "", *, way: TcpProxy | None = None, method: str = "GET") -> str:
         """What a plain client sees here now: `refused`, `reset`, `silence`, or status, bytes and end of the answer."""
         chosen = way or self.way
-        address = chosen.address if chosen else (self.origin.registry.host, self.origin.registry.port)
-        token = self.tokens and self.tokens.grant()
+        address = chosen.address if chosen else (self.fake_registry.listener.host, self.fake_registry.listener.port)
+        token = self.tokens and self.tokens.issue()
         return look(address, path or f"/v2/{REPO}/manifests/cached", method=method, tls=self.tls, token=token)
 
     def look_at_range(self, tag: str, start: int) -> str:
         """The status and Content-Range that a plain client gets for the rest of a layer."""
         assert self.way is not None
         headers = {PLAIN[0]: PLAIN[1], "Range": f"bytes={start}-"}
-        with StreamedReply(self.way.address, self.path_upstream(self.blob_path(tag)), headers) as download:
+        with StreamedResponse(self.way.address, self.path_upstream(self.blob_path(tag)), headers) as download:
             download.head()
             return f"{download.status} {download.header('Content-Range')}"
 
     def time_bytes(self, path: str, amount: int) -> float:
         """The seconds that a plain client waits for the first bytes of a body."""
         assert self.way is not None
-        with StreamedReply(self.way.address, path, {PLAIN[0]: PLAIN[1]}) as download:
+        with StreamedResponse(self.way.address, path, {PLAIN[0]: PLAIN[1]}) as download:
             download.head()
             began_at = time.monotonic()
             download.read(amount)
@@ -226,8 +226,8 @@ class Lane:
 
     def measure(self, path: str) -> tuple[int, int]:
         """The bytes of the head and of the body of an answer, as toxiproxy counts them."""
-        address = (self.origin.registry.host, self.origin.registry.port)
-        with StreamedReply(address, path, {PLAIN[0]: PLAIN[1]}) as download:
+        address = (self.fake_registry.listener.host, self.fake_registry.listener.port)
+        with StreamedResponse(address, path, {PLAIN[0]: PLAIN[1]}) as download:
             download.head()
             lines = [f"HTTP/1.1 {download.status} Scripted", *(f"{key}: {value}" for key, value in download.headers)]
             return len("\r\n".join([*lines, "", ""])), download.length or 0
@@ -237,12 +237,12 @@ class Lane:
         way, begun = self.way, 0
         assert way is not None
 
-        def change(request: Request, answer: Answer) -> Answer:
+        def change(request: Request, answer: ScriptedResponse) -> ScriptedResponse:
             nonlocal begun
             if not is_plain(request):
                 begun += 1
                 if begun == 2:
-                    way.mend()
+                    way.restore()
                     self.has_mended_itself = True
             # Toxiproxy would end a connection that began with a reset by another one, and lose what is under way.
             return answer.with_header("Connection") if self.has_mended_itself else answer
@@ -250,7 +250,7 @@ class Lane:
         self.on(kind, change, method="GET")
 
     def _add(self, tag: str) -> Image:
-        return self.origin.add_image(REPO, tag, [self.layers[tag]])
+        return self.fake_registry.add_image(REPO, tag, [self.layers[tag]])
 
 
 @attrs.define
@@ -277,7 +277,7 @@ def look(
     """
     headers = {PLAIN[0]: PLAIN[1]} | ({"Authorization": f"Bearer {token}"} if token else {})
     try:
-        with StreamedReply(address, path, headers, method=method, tls=tls, timeout_s=timeout_s) as download:
+        with StreamedResponse(address, path, headers, method=method, tls=tls, timeout_s=timeout_s) as download:
             try:
                 download.head()
             except TimeoutError:
@@ -302,7 +302,7 @@ def look(
         return "closed"
 
 
-def _oddity(download: StreamedReply) -> str:
+def _oddity(download: StreamedResponse) -> str:
     lengths = {value for name, value in download.headers if name.lower() == "content-length"}
     if len(lengths) > 1:
         return "two lengths"

@@ -8,7 +8,7 @@ from tests.chaos.limits import SLACK_S
 from tests.chaos.outcomes import hit, new
 from tests.chaos.scenes import MIB, PATIENCE_S, Fault, Part, Plot, Scene
 from tests.processes.watch import open_files, processor_s
-from tests.support.http_client import Crowd, StreamedReply, is_part_of
+from tests.support.http_client import Crowd, StreamedResponse, is_part_of
 
 LEAVERS = 10
 LINES_EACH = 3
@@ -20,12 +20,12 @@ MEMBERS = 9  # that ask as ever, beside the odd one
 
 
 def _reset_all(scene: Scene) -> None:
-    scene.props["logged"] = len(scene.deployment.dockyard.said().splitlines())
+    scene.props["logged"] = len(scene.deployment.dockyard.read_log().splitlines())
     for download in scene.props.get("leavers", []):
         download.reset()
 
 
-def _join_leavers(part: Part, downloads: list[StreamedReply]) -> None:
+def _join_leavers(part: Part, downloads: list[StreamedResponse]) -> None:
     part.scene.props.setdefault("leavers", []).extend(downloads)
 
 
@@ -36,7 +36,7 @@ def _leaves_cached(part: Part) -> None:
     """The file of a cached layer is closed when its readers have left."""
     truth, path = part.lane.layers["cached"], part.lane.blob_path("cached")
     part.warm(path, truth.data)
-    leavers = [StreamedReply(part.deployment.address, path, receive_buffer=4096) for _ in range(LEAVERS)]
+    leavers = [StreamedResponse(part.deployment.address, path, receive_buffer=4096) for _ in range(LEAVERS)]
     share = part.scene.props["share"]
     for each in leavers:
         assert is_part_of(truth, 0, each.head().read(int(share * MIB)))
@@ -60,10 +60,10 @@ def _leaves_cold(part: Part) -> None:
     """The fetch goes on to its end without a client."""
     truth, path = part.lane.layers["cold"], part.lane.blob_path("cold")
     place = int(part.scene.props["share"] * truth.size)
-    part.lane.origin.forget()
+    part.lane.fake_registry.clear_exchanges()
     part.lane.hold(place)
     count = LEAVERS if part.state is State.BLOB_DOWNLOAD else 1
-    leavers = [StreamedReply(part.deployment.address, path) for _ in range(count)]
+    leavers = [StreamedResponse(part.deployment.address, path) for _ in range(count)]
     for each in leavers:
         assert is_part_of(truth, 0, each.head().read(place))
     _join_leavers(part, leavers)
@@ -78,7 +78,7 @@ def _leaves_cold(part: Part) -> None:
 
 def _is_quiet(scene: Scene) -> None:
     """Few lines in the log, and idle workers."""
-    said = scene.deployment.dockyard.said().splitlines()[scene.props["logged"] :]
+    said = scene.deployment.dockyard.read_log().splitlines()[scene.props["logged"] :]
     about = [line for line in said if any(lane.prefix in line for lane in scene.lanes.values())]
     answered = 2 * len(scene.lanes)
     most = LINES_EACH * len(scene.props["leavers"]) + answered
@@ -119,9 +119,9 @@ LEAVING = Fault("P05", "All clients leave", (_leave_at(0.1), _leave_at(0.6)))
 def _leader_leaves(part: Part) -> None:
     lane, truth = part.lane, part.lane.layers["cold"]
     place = truth.size // 10
-    lane.origin.forget()
+    lane.fake_registry.clear_exchanges()
     lane.hold(place)
-    leader = StreamedReply(part.deployment.address, lane.blob_path("cold"))
+    leader = StreamedResponse(part.deployment.address, lane.blob_path("cold"))
     assert is_part_of(truth, 0, leader.head().read(place))
     with Crowd(part.deployment.address, lane.blob_path("cold"), truth, MEMBERS) as crowd:
         crowd.run(lambda: all(each.received >= place for each in crowd.members), PATIENCE_S)

@@ -190,11 +190,11 @@ def kept(keep: Callable[[Record], None], load: str, variant: str, *states: State
         raise AssertionError("\n".join(problems))
 
 
-def note(record: Record, seen: str, origin: FakeRegistry, memory: MemoryBound, **fields: str) -> None:
+def note(record: Record, seen: str, fake_registry: FakeRegistry, memory: MemoryBound, **fields: str) -> None:
     """What was seen, what has reached the upstream until now (with such `fields`), and how large a worker has been."""
     record.seen = f"{seen}, {memory.peak // MIB} MiB in a worker"
-    record.requests = origin.count(**fields)
-    record.received_bytes = origin.sent_bytes(**fields)
+    record.requests = fake_registry.count(**fields)
+    record.received_bytes = fake_registry.sent_bytes(**fields)
     record.rss_max_bytes = memory.peak
 
 

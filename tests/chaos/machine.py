@@ -24,7 +24,7 @@ from tests.processes.watch import resident_bytes
 from tests.s3.service.bucket_view import blob_key
 from tests.support.bodies import digest_of
 from tests.support.deployment import CHECK_TIMEOUT_S, eventually
-from tests.support.http_client import Reply, StreamedReply, ask
+from tests.support.http_client import Response, StreamedResponse, send_request
 
 RECOVERY_S = 5.0
 SLACK_S = 3.0  # two cores, shared with everything else that runs
@@ -71,7 +71,7 @@ class Machine(RuleBasedStateMachine):
         self.pushed += 1
         layer = Random(f"{self.repo} {self.pushed}").randbytes(1 + int(size * 1_500_000))
         began_at = time.monotonic()
-        image = self.town.origin.add_image(self.repo, tag, [layer])
+        image = self.town.fake_registry.add_image(self.repo, tag, [layer])
         self.moves.setdefault(tag, []).append(Move(image.digest, began_at, time.monotonic()))
         self.truth.tags.setdefault(tag, set()).add(image.digest)
         self.truth.manifests[image.digest] = image.body
@@ -121,7 +121,10 @@ class Machine(RuleBasedStateMachine):
         """Begin a layer and be gone."""
         digest, _ = self._choose(self.truth.blobs, which)
         path = f"/v2/up.test/{self.repo}/blobs/{digest}"
-        with contextlib.suppress(OSError), StreamedReply(self.town.deployment.address, path, timeout_s=1.0) as download:
+        with (
+            contextlib.suppress(OSError),
+            StreamedResponse(self.town.deployment.address, path, timeout_s=1.0) as download,
+        ):
             download.head().read(1)
             download.reset()
 
@@ -225,14 +228,16 @@ class Machine(RuleBasedStateMachine):
 
     # Details
 
-    def _get(self, path: str, **headers: str) -> Reply | None:
+    def _get(self, path: str, **headers: str) -> Response | None:
         """None when there was no answer: never without a reason."""
         try:
-            return ask(self.town.deployment.address, f"/v2/up.test/{self.repo}/{path}", headers, timeout_s=PATIENCE_S)
+            return send_request(
+                self.town.deployment.address, f"/v2/up.test/{self.repo}/{path}", headers, timeout_s=PATIENCE_S
+            )
         except OSError:
             return None
 
-    def _judge(self, reply: Reply, body: bytes | None, start: int = 0, stop: int | None = None) -> None:
+    def _judge(self, reply: Response, body: bytes | None, start: int = 0, stop: int | None = None) -> None:
         assert find_wrong(reply, body, start, stop) == ""
 
     def _choose(self, truth: dict[str, bytes], which: float) -> tuple[str, bytes]:
@@ -240,7 +245,7 @@ class Machine(RuleBasedStateMachine):
         return digest, truth[digest]
 
     def _sweep(self, digest: str) -> None:
-        for path in self.town.deployment.stored(digest):
+        for path in self.town.deployment.stored_files(digest):
             path.unlink(missing_ok=True)
 
     def _holds(self, key: str, body: bytes) -> bool:
@@ -248,7 +253,7 @@ class Machine(RuleBasedStateMachine):
 
     def _is_healthy(self) -> bool:
         with contextlib.suppress(OSError):
-            return ask(self.town.deployment.address, "/healthz", timeout_s=HEALTHZ_S).status == 200
+            return send_request(self.town.deployment.address, "/healthz", timeout_s=HEALTHZ_S).status == 200
         return False
 
     def _see_recovery(self, kind: str, ended_at: float) -> None:

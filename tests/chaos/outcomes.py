@@ -17,7 +17,7 @@ from collections.abc import Sequence
 import attrs
 
 from tests.chaos.limits import SLACK_S
-from tests.support.http_client import Ended, Member, Reply
+from tests.support.http_client import Ended, Member, Response
 from tests.support.raw_http import Exchange
 
 WASTE_BYTES = 64 * 1024
@@ -34,14 +34,14 @@ class Got:
     is_whole: bool  # it has the length that it claims
     took_s: float
     ended: str
-    reply: Reply | None = None
+    reply: Response | None = None
 
     def header(self, name: str) -> str | None:
         """A header by its name."""
         return next((value for key, value in self.headers if key.lower() == name.lower()), None)
 
     @classmethod
-    def of(cls, reply: Reply, truth: bytes) -> "Got":
+    def of(cls, reply: Response, truth: bytes) -> "Got":
         """What `ask` brought."""
         body = reply.body
         is_right = truth.startswith(body) and (not reply.is_complete or len(body) == len(truth))
@@ -55,7 +55,7 @@ class Got:
         is_whole = member.ended == "length"
         # The body of an error is kept, for its form.
         ended: Ended = "length" if is_whole else "fin"
-        reply = Reply(member.status, member.headers, member.error, ended, took_s) if member.error else None
+        reply = Response(member.status, member.headers, member.error, ended, took_s) if member.error else None
         is_right = member.wrong_at is None
         return cls(member.status, member.headers, member.received, is_right, is_whole, took_s, member.ended, reply)
 
@@ -108,7 +108,7 @@ class Outcome:
     gets: tuple[int, int] | None = None  # of bodies: manifests and blobs, at the registry
     is_stored: bool | None = None
     has_ranges: bool = False  # every body GET but the first asks for a range
-    waste_bytes: int | None = None  # what each of them may fetch twice, as the origin counts
+    waste_bytes: int | None = None  # what each of them may fetch twice, as the fake registry counts
     others: tuple["Outcome", ...] = ()
 
     def judge(self, seen: Seen) -> list[str]:

@@ -15,7 +15,7 @@ from typing import Self
 import attrs
 
 from tests.support.deployment import Deployment
-from tests.support.http_client import Reply, StreamedReply, ask
+from tests.support.http_client import Response, StreamedResponse, send_request
 
 PATIENCE_S = 20.0
 NAME = "up.test/app"
@@ -30,7 +30,7 @@ class Truth:
     blobs: dict[str, bytes] = attrs.field(factory=dict)
 
 
-def find_wrong(reply: Reply, body: bytes | None, start: int = 0, stop: int | None = None) -> str:
+def find_wrong(reply: Response, body: bytes | None, start: int = 0, stop: int | None = None) -> str:
     """What is wrong with an answer, for which `body` (or that range of it) is the truth; nothing when nothing is."""
     if reply.status not in (200, 206):
         return "" if reply.status >= 400 else f"status {reply.status}"
@@ -50,7 +50,7 @@ def find_wrong(reply: Reply, body: bytes | None, start: int = 0, stop: int | Non
     return ""
 
 
-def name_of(reply: Reply) -> str:
+def name_of(reply: Response) -> str:
     """How it is counted."""
     if reply.status in (200, 206):
         stale = " stale" if reply.header("Warning") else ""
@@ -137,14 +137,14 @@ class Pullers:
     def _leave(self, dice: Random) -> tuple[str, str, bool]:
         """P05, P10: begin a blob and go, politely or not."""
         digest = dice.choice(list(self._truth.blobs))
-        with StreamedReply(self._deployment.address, f"/v2/{NAME}/blobs/{digest}", timeout_s=PATIENCE_S) as download:
+        with StreamedResponse(self._deployment.address, f"/v2/{NAME}/blobs/{digest}", timeout_s=PATIENCE_S) as download:
             download.head().read(min(dice.randrange(20_000), download.length or 0))
             if dice.random() < 0.5:
                 download.reset()
         return "left", "", False
 
-    def _ask(self, path: str, **headers: str) -> Reply:
-        return ask(self._deployment.address, f"/v2/{NAME}/{path}", headers, timeout_s=PATIENCE_S)
+    def _ask(self, path: str, **headers: str) -> Response:
+        return send_request(self._deployment.address, f"/v2/{NAME}/{path}", headers, timeout_s=PATIENCE_S)
 
 
 def digests_of(bodies: Sequence[bytes]) -> dict[str, bytes]:

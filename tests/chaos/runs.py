@@ -15,7 +15,7 @@ from tests.chaos.outcomes import describe
 from tests.chaos.stories import FOLLOWERS, Fault, Story, Trouble
 from tests.support.bodies import Bytes
 from tests.support.deployment import Deployment, open_deployment
-from tests.support.http_client import ask
+from tests.support.http_client import send_request
 from tests.support.toxiproxy import Toxiproxy
 
 CONTROL_BYTES = 64 * 1024
@@ -55,7 +55,7 @@ def run(
         settings = {**trouble.settings, "upstream": {**limits.settings, **trouble.settings.get("upstream", {})}}
         deployment = stack.enter_context(
             open_deployment(
-                control.origin,
+                control.fake_registry,
                 directory,
                 workers=trouble.workers,
                 upstreams=[lane.settings() for lane in (*lanes.values(), control)],
@@ -100,7 +100,7 @@ def _tell(
 
 
 def _fetch(deployment: Deployment, path: str, body: Bytes) -> None:
-    reply = ask(deployment.address, path)
+    reply = send_request(deployment.address, path)
     assert (reply.status, reply.body == body.data) == (200, True), f"the control blob: {reply}"
 
 

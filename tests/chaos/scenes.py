@@ -27,8 +27,8 @@ from tests.chaos.outcomes import Got, Outcome, Seen, describe, judge_always
 from tests.s3.service.bucket_view import BucketView
 from tests.s3.store.proxy import S3Proxy
 from tests.support.deployment import Deployment, open_deployment
-from tests.support.http_client import Crowd, Reply, ask
-from tests.support.toxiproxy import Toxiproxy, Way
+from tests.support.http_client import Crowd, Response, send_request
+from tests.support.toxiproxy import TcpProxy, Toxiproxy
 
 MIB = 1024 * 1024
 CONTROL_BYTES = 64 * 1024
@@ -97,7 +97,7 @@ class Scene:
     stack: contextlib.ExitStack
     place: BucketView | None = None
     shim: S3Proxy | None = None
-    way: Way | None = None
+    way: TcpProxy | None = None
     clock: Clock | None = None
     environ: dict[str, str] = attrs.field(factory=dict)
     settings: dict[str, Any] = attrs.field(factory=dict)
@@ -174,7 +174,7 @@ class Part:
 
     def meet(self) -> None:
         """Wait until all are ready, and the fault has struck. What reaches the upstream counts from here."""
-        self.lane.origin.forget()
+        self.lane.fake_registry.clear_exchanges()
         self.meet_in_download()
 
     def meet_in_download(self) -> None:
@@ -194,16 +194,16 @@ class Part:
         self.check_always(got)
         return got
 
-    def ask(self, path: str, headers: Mapping[str, str] | None = None, timeout_s: float = PATIENCE_S) -> Reply:
+    def ask(self, path: str, headers: Mapping[str, str] | None = None, timeout_s: float = PATIENCE_S) -> Response:
         """One request, and one more where the fault may have ended its connection; the time is that of both."""
         began_at = time.monotonic()
         try:
-            return ask(self.deployment.address, path, headers, timeout_s=timeout_s)
+            return send_request(self.deployment.address, path, headers, timeout_s=timeout_s)
         except ConnectionError:
             if not self.plot.may_retry:
                 raise
         self.retried += 1
-        reply = ask(self.deployment.address, path, headers, timeout_s=timeout_s)
+        reply = send_request(self.deployment.address, path, headers, timeout_s=timeout_s)
         return attrs.evolve(reply, took_s=time.monotonic() - began_at)
 
     def see(self, path: str, truth: bytes, outcome: Outcome, digest: str) -> Seen:
@@ -232,7 +232,7 @@ class Part:
 
     def is_stored(self, digest: str) -> bool:
         """Whether the local store has it."""
-        return bool(self.deployment.stored(digest))
+        return bool(self.deployment.stored_files(digest))
 
     def check(self, holds: object, problem: str) -> None:
         """Note a problem unless something holds."""
@@ -256,7 +256,7 @@ class Part:
         """A cold layer on its way, with a leader and followers who all have what the upstream has sent."""
         path, truth = self.lane.blob_path("cold"), self.lane.layers["cold"]
         place = int(point * truth.size)
-        self.lane.origin.forget()
+        self.lane.fake_registry.clear_exchanges()
         gate = self.lane.hold(place)
         with Crowd(self.deployment.address, path, truth, clients) as crowd:
             self.scene.crowd = crowd
@@ -306,12 +306,12 @@ def run(
             assert toxiproxy is not None, "a bucket is reached through toxiproxy"
             scene.place = place
             scene.shim = stack.enter_context(contextlib.closing(S3Proxy(place.server.port)))
-            scene.way = stack.enter_context(contextlib.closing(toxiproxy.way(scene.shim.port)))
+            scene.way = stack.enter_context(contextlib.closing(toxiproxy.create_proxy(scene.shim.port)))
             scene.settings["storage"] = place.storage(scene.way.authority, **plot.settings.get("storage", {}))
         plot.prepare(scene)
         scene._deployment = stack.enter_context(
             open_deployment(
-                scene.control.origin,
+                scene.control.fake_registry,
                 directory / "deployment",
                 workers=plot.workers,
                 upstreams=[each.settings() for each in (*lanes.values(), scene.control)],
@@ -336,7 +336,7 @@ def _play(scene: Scene, records: Mapping[State, Record]) -> None:
     """Dockyard runs: all parts at once."""
     deployment, control, plot = scene.deployment, scene.control, scene.plot
     path, body = control.blob_path("cached"), control.layers["cached"]
-    reply = ask(deployment.address, path)
+    reply = send_request(deployment.address, path)
     assert (reply.status, reply.body == body.data) == (200, True), f"the control blob: {reply}"
     deployment.wait_for_workers(plot.workers)
     files_before = {pid: count_files(pid) for pid in deployment.dockyard.worker_pids()}

@@ -21,7 +21,7 @@ from tests.chaos.outcomes import Got, Outcome, Seen, judge_always
 from tests.chaos.resolver import NameServer
 from tests.support.bodies import read_whole
 from tests.support.deployment import Deployment
-from tests.support.http_client import Crowd, ask
+from tests.support.http_client import Crowd, send_request
 
 FOLLOWERS = 9
 EARLIER_BYTES = 128 * 1024
@@ -163,7 +163,7 @@ class Story:
         """Wait until all lanes are ready for the fault."""
         self._met.wait(PATIENCE_S)
         self._has_met = True
-        self.lane.origin.forget()
+        self.lane.fake_registry.clear_exchanges()
 
     def strike(self) -> None:
         """The fault begins."""
@@ -172,7 +172,7 @@ class Story:
 
     def get(self, path: str, truth: bytes) -> Got:
         """One client."""
-        got = Got.of(ask(self.deployment.address, path, timeout_s=PATIENCE_S), truth)
+        got = Got.of(send_request(self.deployment.address, path, timeout_s=PATIENCE_S), truth)
         self.check_always(got)
         return got
 
@@ -200,7 +200,7 @@ class Story:
 
     def is_stored(self, digest: str) -> bool:
         """Whether the local store has it."""
-        return bool(self.deployment.stored(digest))
+        return bool(self.deployment.stored_files(digest))
 
     def stays_fast(self, path: str, truth: bytes) -> None:
         """Once it is known to be down, stale answers come at once and the upstream is left alone but for probes."""
@@ -341,7 +341,7 @@ def _blob_download(story: Story) -> None:
 
     def are_attached() -> bool:
         if is_blind:
-            return lane.origin.sent_bytes(lane.body_kind) >= place
+            return lane.fake_registry.sent_bytes(lane.body_kind) >= place
         return all(member.status and member.received >= place - UNSEEN_BYTES for member in crowd.members)
 
     with Crowd(story.deployment.address, path, truth, 1 + FOLLOWERS) as crowd:

@@ -18,9 +18,9 @@ from tests.chaos.cells import State
 from tests.chaos.loads import ATTACK, KIB, MIB, KeepLoad, note
 from tests.chaos.pump import Answer, Pump, run_together
 from tests.chaos.test_load_blobs import full_deployment
-from tests.support import misbehaviour as bad
+from tests.support import faults
 from tests.support.bodies import Synthetic
-from tests.support.deployment import Deployment, opened_at_exit
+from tests.support.deployment import Deployment, set_at_exit
 from tests.support.fake_registry import FakeRegistry
 
 HEADERS_CLOSED_S = 10.0
@@ -34,7 +34,7 @@ DOWNLOAD_BYTES = 4 * MIB
 IN_DOWNLOAD = 10
 PUMPS = 5  # for all states but the layer in progress
 PER_CLIENT_S = 2  # requests
-# The repository that each state has for itself at the origin.
+# The repository that each state has for itself at the fake registry.
 REPOS = {
     State.TAG_CACHED: "tag-cached",
     State.TAG_COLD: "tag-cold",
@@ -50,33 +50,35 @@ def _path(state: State, reference: str) -> str:
     return f"/v2/up.test/{REPOS[state]}/{kind}/{reference}"
 
 
-def _add_cached(origin: FakeRegistry) -> dict[State, str]:
+def _add_cached(fake_registry: FakeRegistry) -> dict[State, str]:
     """What is in the cache when the clients come; by state, the path."""
     references = {
-        State.TAG_CACHED: origin.add_image(REPOS[State.TAG_CACHED], "latest").tag,
-        State.MANIFEST: origin.add_image(REPOS[State.MANIFEST], None, [b"cached"]).digest,
-        State.BLOB_CACHED: origin.add_blob(Synthetic(BLOB_BYTES)),
+        State.TAG_CACHED: fake_registry.add_image(REPOS[State.TAG_CACHED], "latest").tag,
+        State.MANIFEST: fake_registry.add_image(REPOS[State.MANIFEST], None, [b"cached"]).digest,
+        State.BLOB_CACHED: fake_registry.add_blob(Synthetic(BLOB_BYTES)),
     }
     return {state: _path(state, reference) for state, reference in references.items()}
 
 
-def _add_cold(origin: FakeRegistry, how_many: int) -> dict[State, list[str]]:
+def _add_cold(fake_registry: FakeRegistry, how_many: int) -> dict[State, list[str]]:
     """What is asked for once; by state, the paths."""
     numbers = range(1, how_many + 1)
     references = {
-        State.TAG_COLD: [origin.add_image(REPOS[State.TAG_COLD], f"v{number}").tag for number in numbers],
-        State.MANIFEST: [origin.add_image(REPOS[State.MANIFEST], None, [b"%d" % number]).digest for number in numbers],
-        State.BLOB_COLD: [origin.add_blob(Synthetic(BLOB_BYTES, first=number)) for number in numbers],
+        State.TAG_COLD: [fake_registry.add_image(REPOS[State.TAG_COLD], f"v{number}").tag for number in numbers],
+        State.MANIFEST: [
+            fake_registry.add_image(REPOS[State.MANIFEST], None, [b"%d" % number]).digest for number in numbers
+        ],
+        State.BLOB_COLD: [fake_registry.add_blob(Synthetic(BLOB_BYTES, first=number)) for number in numbers],
     }
     return {state: [_path(state, each) for each in found] for state, found in references.items()}
 
 
-def _fly(deployment: Deployment, origin: FakeRegistry, number: int) -> float:
+def _fly(deployment: Deployment, fake_registry: FakeRegistry, number: int) -> float:
     """Ten clients join a layer that is half fetched; how long the last of them took for the rest."""
     truth = Synthetic(DOWNLOAD_BYTES, first=1_000_000 + 1_000 * number)
-    path = _path(State.BLOB_DOWNLOAD, origin.add_blob(truth))
-    with opened_at_exit(threading.Event()) as go_on:
-        rule = origin.on("blob", bad.stalled(0.5, go_on), reference=truth.digest)
+    path = _path(State.BLOB_DOWNLOAD, fake_registry.add_blob(truth))
+    with set_at_exit(threading.Event()) as go_on:
+        rule = fake_registry.on("blob", faults.stalled(0.5, go_on), reference=truth.digest)
         with deployment.crowd(path, truth, IN_DOWNLOAD) as crowd:
             crowd.run(until=lambda: all(member.received > MIB for member in crowd.members))
             went_on_at = time.monotonic()
@@ -84,20 +86,20 @@ def _fly(deployment: Deployment, origin: FakeRegistry, number: int) -> float:
             crowd.run()
             took_s = time.monotonic() - went_on_at
             assert all(member.is_right for member in crowd.members), crowd.summary()
-        origin.mend(rule)
+        fake_registry.remove_rules(rule)
     return took_s
 
 
 class Clients:
     """A pump for each state and one download after the other; `took_s` has the times of the last run."""
 
-    def __init__(self, deployment: Deployment, origin: FakeRegistry, of_each: int, for_s: float) -> None:
+    def __init__(self, deployment: Deployment, fake_registry: FakeRegistry, of_each: int, for_s: float) -> None:
         self._deployment = deployment
-        self._origin = origin
+        self._fake_registry = fake_registry
         self._rate_per_s = PER_CLIENT_S * of_each
         self._downloads = count()
-        self.cached = _add_cached(origin)
-        cold = _add_cold(origin, int(self._rate_per_s * for_s) + 2)
+        self.cached = _add_cached(fake_registry)
+        cold = _add_cold(fake_registry, int(self._rate_per_s * for_s) + 2)
         by_turns = chain.from_iterable((path, self.cached[State.MANIFEST]) for path in cold[State.MANIFEST])
         paths: dict[State, str | Iterable[str]] = {**self.cached, **cold, State.MANIFEST: by_turns}
         self.pumps = {state: Pump(deployment.address, path, of_each) for state, path in paths.items()}
@@ -118,7 +120,7 @@ class Clients:
     def _fly_until(self, pumping: Future[list[list[Answer]]]) -> list[float]:
         took_s = []
         while not wait([pumping], DOWNLOAD_EVERY_S).done:
-            took_s.append(_fly(self._deployment, self._origin, next(self._downloads)))
+            took_s.append(_fly(self._deployment, self._fake_registry, next(self._downloads)))
         return took_s
 
     def find_wrong(self, state: State) -> list[str]:
@@ -130,7 +132,7 @@ class Clients:
                 found.append(f"answers: {kinds}")
             if pump.failures:
                 found.append(f"{pump.failures} connections that ended without an answer")
-        gets = Counter(each.request.reference for each in self._origin.seen(method="GET", repo=REPOS[state]))
+        gets = Counter(each.request.reference for each in self._fake_registry.received(method="GET", repo=REPOS[state]))
         is_cached = state in (State.TAG_CACHED, State.BLOB_CACHED)
         if set(gets.values()) != (set() if is_cached else {1}):
             found.append(f"not fetched as often as it must be: {gets.most_common(3)}")
@@ -157,7 +159,7 @@ def _p99(times_s: Sequence[float]) -> float:
 @pytest.mark.timeout(180)
 def test_attackers_among_clients(
     make_deployment: Callable[..., Deployment],
-    origin: FakeRegistry,
+    fake_registry: FakeRegistry,
     keep_load: KeepLoad,
     attackers: int,
     clients: int,
@@ -165,16 +167,16 @@ def test_attackers_among_clients(
 ) -> None:
     """Every real client is answered, about as fast as without them; the others are thrown out in time."""
     truth = Synthetic(16 * MIB)
-    blob = f"/v2/up.test/app/blobs/{origin.add_blob(truth)}"
+    blob = f"/v2/up.test/app/blobs/{fake_registry.add_blob(truth)}"
     with keep_load("L04", ATTACK, *REPOS) as records, contextlib.ExitStack() as stack:
         deployment = full_deployment(make_deployment)
-        with deployment.download(blob) as download:
+        with deployment.stream(blob) as download:
             download.head()
-            assert download.find_wrong(truth) is None
-        who = Clients(deployment, origin, (clients - IN_DOWNLOAD) // PUMPS, CALM_S + seconds)
+            assert download.find_mismatch(truth) is None
+        who = Clients(deployment, fake_registry, (clients - IN_DOWNLOAD) // PUMPS, CALM_S + seconds)
         for path in who.cached.values():
             assert deployment.get(path).status == 200
-        origin.forget()
+        fake_registry.clear_exchanges()
         memory = stack.enter_context(MemoryBound(deployment))
         for pump in who.pumps.values():
             stack.enter_context(pump)
@@ -189,7 +191,7 @@ def test_attackers_among_clients(
             state = record.cell.state
             calm, struck = slow(calm_s[state]), slow(who.took_s[state])
             seen = f"{2 * attackers:,} attackers, {clients} clients: {slow.__name__.strip('_')} {calm * 1000:.0f} ms"
-            note(record, f"{seen}, under attack {struck * 1000:.0f} ms", origin, memory, repo=REPOS[state])
+            note(record, f"{seen}, under attack {struck * 1000:.0f} ms", fake_registry, memory, repo=REPOS[state])
             record.problems += who.find_wrong(state)
             bound_s = max(2 * calm, CONTROL_FLOOR_S)
             record.check(struck <= bound_s, f"{struck:.3f} s under attack, expected {bound_s:.3f} s")

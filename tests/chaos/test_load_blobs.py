@@ -21,9 +21,9 @@ from tests.s3.service.bucket_view import BucketView
 from tests.s3.service.images import NAME
 from tests.s3.service.request_log import S3RequestLog
 from tests.s3.store.proxy import S3Proxy
-from tests.support import misbehaviour as bad
+from tests.support import faults
 from tests.support.bodies import Bytes
-from tests.support.deployment import Deployment, eventually, opened_at_exit
+from tests.support.deployment import Deployment, eventually, set_at_exit
 from tests.support.fake_registry import FakeRegistry
 from tests.support.http_client import Crowd
 
@@ -53,32 +53,32 @@ def _serve(crowd: Crowd) -> float:
 
 @pytest.mark.parametrize(("clients", "mib"), HERDS)
 def test_a_herd_on_one_cold_layer(
-    make_deployment: Callable[..., Deployment], origin: FakeRegistry, keep_load: KeepLoad, clients: int, mib: int
+    make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry, keep_load: KeepLoad, clients: int, mib: int
 ) -> None:
     """One GET, the layer's bytes once, everybody right, memory bounded, about as fast as from the cache."""
     truth = Bytes(Random(1).randbytes(mib * MIB))
-    path = f"/v2/up.test/app/blobs/{origin.add_blob(truth)}"
+    path = f"/v2/up.test/app/blobs/{fake_registry.add_blob(truth)}"
     with keep_load("L01", UNDISTURBED, State.BLOB_COLD, State.BLOB_CACHED) as (cold, cached):
         deployment = full_deployment(make_deployment)
         with MemoryBound(deployment) as memory:
             with deployment.crowd(path, truth, clients) as crowd:
                 cold_s = _serve(crowd)
-            gets = origin.count("blob", "GET")
-            note(cold, f"{clients:,} x {mib} MiB in {cold_s:.1f} s, GETs: {gets}", origin, memory)
+            gets = fake_registry.count("blob", "GET")
+            note(cold, f"{clients:,} x {mib} MiB in {cold_s:.1f} s, GETs: {gets}", fake_registry, memory)
             assert gets == 1
-            assert origin.sent_bytes("blob") == truth.size
-            eventually(lambda: deployment.stored(truth.digest), "the layer is stored")
-            assert deployment.stored(truth.digest)[0].stat().st_size == truth.size
-            origin.forget()
+            assert fake_registry.sent_bytes("blob") == truth.size
+            eventually(lambda: deployment.stored_files(truth.digest), "the layer is stored")
+            assert deployment.stored_files(truth.digest)[0].stat().st_size == truth.size
+            fake_registry.clear_exchanges()
             with deployment.crowd(path, truth, clients) as crowd:
                 warm_s = _serve(crowd)
             note(
                 cached,
-                f"{clients:,} x {mib} MiB in {warm_s:.1f} s, requests upstream: {origin.count()}",
-                origin,
+                f"{clients:,} x {mib} MiB in {warm_s:.1f} s, requests upstream: {fake_registry.count()}",
+                fake_registry,
                 memory,
             )
-        assert origin.count() == 0
+        assert fake_registry.count() == 0
         assert cold_s <= 2 * warm_s + SLACK_S
         memory.assert_held()
 
@@ -88,7 +88,7 @@ def test_a_herd_on_a_layer_that_only_the_bucket_has(
     start: Callable[..., Deployment],
     bucket_view: BucketView,
     proxy: S3Proxy,
-    origin: FakeRegistry,
+    fake_registry: FakeRegistry,
     keep_load: KeepLoad,
     clients: int,
     mib: int,
@@ -105,9 +105,9 @@ def test_a_herd_on_a_layer_that_only_the_bucket_has(
         ):
             took_s = _serve(crowd)
         gets = request_log.of(key).count("GET")
-        note(record, f"{clients:,} x {mib} MiB in {took_s:.1f} s, GETs at S3: {gets}", origin, memory)
+        note(record, f"{clients:,} x {mib} MiB in {took_s:.1f} s, GETs at S3: {gets}", fake_registry, memory)
         assert 1 <= gets <= WORKERS
-        assert origin.count() == 0
+        assert fake_registry.count() == 0
         memory.assert_held()
 
 
@@ -115,7 +115,7 @@ def test_a_herd_on_a_layer_that_only_the_bucket_has(
 @pytest.mark.parametrize("what", [UNDISTURBED, OWNER, ANOTHER])
 def test_a_herd_joins_a_layer_in_download(
     make_deployment: Callable[..., Deployment],
-    origin: FakeRegistry,
+    fake_registry: FakeRegistry,
     keep_load: KeepLoad,
     clients: int,
     mib: int,
@@ -126,13 +126,13 @@ def test_a_herd_joins_a_layer_in_download(
     There is one GET, and a second one only when it was the owner that died.
     """
     truth = Bytes(Random(2).randbytes(mib * MIB))
-    path = f"/v2/up.test/app/blobs/{origin.add_blob(truth)}"
+    path = f"/v2/up.test/app/blobs/{fake_registry.add_blob(truth)}"
     with keep_load("L01", what, State.BLOB_DOWNLOAD) as (record,), contextlib.ExitStack() as stack:
         deployment = full_deployment(
             make_deployment, upstream={"stall_timeout": "300s"}
         )  # it stalls until the whole herd is there
-        go_on = stack.enter_context(opened_at_exit(threading.Event()))
-        origin.on("blob", bad.stalled(0.5, go_on))
+        go_on = stack.enter_context(set_at_exit(threading.Event()))
+        fake_registry.on("blob", faults.stalled(0.5, go_on))
         memory = stack.enter_context(MemoryBound(deployment))
         crowd = stack.enter_context(deployment.crowd(path, truth, clients))
         crowd.run(until=lambda: all(member.received > MIB for member in crowd.members), within_s=WITHIN_S)
@@ -148,9 +148,9 @@ def test_a_herd_joins_a_layer_in_download(
         crowd.run(within_s=WITHIN_S)
         took_s = time.monotonic() - went_on_at
         cut = {member for member in crowd.members if not member.is_right}
-        gets, part = origin.count("blob", "GET"), origin.sent_bytes("blob") / truth.size
+        gets, part = fake_registry.count("blob", "GET"), fake_registry.sent_bytes("blob") / truth.size
         seen = f"{clients:,} x {mib} MiB, {len(cut)} cut, the others whole in {took_s:.1f} s from its half"
-        note(record, f"{seen}, GETs: {gets}, of {part:.2f} of the size", origin, memory)
+        note(record, f"{seen}, GETs: {gets}, of {part:.2f} of the size", fake_registry, memory)
         assert cut == {member for member, pid in of_member.items() if pid == victim}, crowd.summary()
         assert all(member.wrong_at is None and member.ended in ("fin", "rst") for member in cut)
         assert gets <= 2 if what == OWNER else gets == 1

@@ -15,16 +15,16 @@ from tests.chaos.cells import State
 from tests.chaos.loads import KIB, MIB, UNDISTURBED, KeepLoad, note
 from tests.chaos.stories import nothing
 from tests.chaos.test_load_blobs import SLACK_S, WORKERS, full_deployment
-from tests.support import misbehaviour as bad
+from tests.support import faults
 from tests.support.bodies import Synthetic
-from tests.support.deployment import Deployment, opened_at_exit, stays
+from tests.support.deployment import Deployment, set_at_exit, stays
 from tests.support.fake_registry import FakeRegistry, Image
-from tests.support.http_client import ask
+from tests.support.http_client import send_request
 
 FILLS_AT_ONCE = 64 * WORKERS
 QUESTIONS_AT_ONCE = 32 * WORKERS
 PATIENCE_S = 400.0
-PATIENT = {"stall_timeout": "300s"}  # the origin shares its interpreter with a thousand clients: it answers late
+PATIENT = {"stall_timeout": "300s"}  # the fake registry shares its interpreter with a thousand clients: it answers late
 CAP_BYTES = 4096 * MIB
 COUNTS = [200, pytest.param(1000, marks=[pytest.mark.long, pytest.mark.timeout(300)])]
 
@@ -39,13 +39,13 @@ class Fetched:
 
 def _fetch(deployment: Deployment, truth: Synthetic, begun: Callable[[], object] = nothing) -> Fetched:
     began_at = time.monotonic()
-    with deployment.download(f"/v2/up.test/app/blobs/{truth.digest}") as download:
+    with deployment.stream(f"/v2/up.test/app/blobs/{truth.digest}") as download:
         download.socket.settimeout(PATIENCE_S)
         download.head()
         first_byte_s = time.monotonic() - began_at
         begun()
         wrong = f"{download.status}" if (download.status, download.length) != (200, truth.size) else ""
-        if not wrong and (at := download.find_wrong(truth)) is not None:
+        if not wrong and (at := download.find_mismatch(truth)) is not None:
             wrong = f"not right from byte {at} on"
         return Fetched(first_byte_s, wrong)
 
@@ -63,17 +63,17 @@ def _singleflight(deployment: Deployment, bodies: Sequence[Synthetic]) -> tuple[
     return fetched, time.monotonic() - began_at
 
 
-def _add_bodies(origin: FakeRegistry, count: int, size: int) -> list[Synthetic]:
+def _add_bodies(fake_registry: FakeRegistry, count: int, size: int) -> list[Synthetic]:
     bodies = [Synthetic(size, first=number * 1000) for number in range(count)]
     for body in bodies:
-        origin.add_blob(body)
+        fake_registry.add_blob(body)
     return bodies
 
 
-def _assert_fetched_once(origin: FakeRegistry, bodies: Sequence[Synthetic]) -> None:
-    gets = [each.request.reference for each in origin.seen("blob", "GET")]
+def _assert_fetched_once(fake_registry: FakeRegistry, bodies: Sequence[Synthetic]) -> None:
+    gets = [each.request.reference for each in fake_registry.received("blob", "GET")]
     assert sorted(gets) == sorted(body.digest for body in bodies)
-    assert origin.at_once("blob", "GET") <= FILLS_AT_ONCE
+    assert fake_registry.max_concurrent("blob", "GET") <= FILLS_AT_ONCE
 
 
 def _kept_bytes(deployment: Deployment) -> int:
@@ -88,27 +88,27 @@ def _kept_bytes(deployment: Deployment) -> int:
     ],
 )
 def test_many_cold_layers(
-    make_deployment: Callable[..., Deployment], origin: FakeRegistry, keep_load: KeepLoad, count: int, size: int
+    make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry, keep_load: KeepLoad, count: int, size: int
 ) -> None:
     """One GET each, a bounded number at a time, everybody right, memory and disk within their bounds."""
-    bodies = _add_bodies(origin, count, size)
+    bodies = _add_bodies(fake_registry, count, size)
     with keep_load("L02", UNDISTURBED, State.BLOB_COLD) as (record,):
         deployment = full_deployment(make_deployment, storage={"max_size": "4GiB"}, upstream=PATIENT)
         with MemoryBound(deployment) as memory:
             fetched, took_s = _singleflight(deployment, bodies)
         waits = sorted(each.first_byte_s for each in fetched)
-        at_once, kept = origin.at_once("blob", "GET"), _kept_bytes(deployment)
+        at_once, kept = fake_registry.max_concurrent("blob", "GET"), _kept_bytes(deployment)
         note(
             record,
             f"{count:,} x {size // KIB:,} KiB in {took_s:.1f} s, {at_once} GETs at once, first byte: median "
             f"{waits[count // 2]:.1f} s, last {waits[-1]:.1f} s, {kept / MIB:.0f} MiB kept",
-            origin,
+            fake_registry,
             memory,
         )
-        _assert_fetched_once(origin, bodies)
+        _assert_fetched_once(fake_registry, bodies)
         memory.assert_held()
         assert kept <= CAP_BYTES * 1.05
-        served_s = mean(each.ended_at - each.began_at for each in origin.seen("blob", "GET"))
+        served_s = mean(each.ended_at - each.began_at for each in fake_registry.received("blob", "GET"))
         assert waits[int(count * 0.99)] <= max(2 * served_s * count / FILLS_AT_ONCE, SLACK_S)
 
 
@@ -120,18 +120,18 @@ def test_many_cold_layers(
     ],
 )
 def test_many_cached_layers(
-    make_deployment: Callable[..., Deployment], origin: FakeRegistry, keep_load: KeepLoad, count: int, size: int
+    make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry, keep_load: KeepLoad, count: int, size: int
 ) -> None:
     """Everybody right, and nothing reaches the upstream."""
-    bodies = _add_bodies(origin, count, size)
+    bodies = _add_bodies(fake_registry, count, size)
     with keep_load("L02", UNDISTURBED, State.BLOB_CACHED) as (record,):
         deployment = full_deployment(make_deployment)
         _singleflight(deployment, bodies)
-        origin.forget()
+        fake_registry.clear_exchanges()
         with MemoryBound(deployment) as memory:
             _, took_s = _singleflight(deployment, bodies)
-        note(record, f"{count:,} x {size // KIB:,} KiB in {took_s:.1f} s", origin, memory)
-        assert origin.count() == 0
+        note(record, f"{count:,} x {size // KIB:,} KiB in {took_s:.1f} s", fake_registry, memory)
+        assert fake_registry.count() == 0
         memory.assert_held()
 
 
@@ -143,18 +143,18 @@ def test_many_cached_layers(
     ],
 )
 def test_many_layers_in_download(
-    make_deployment: Callable[..., Deployment], origin: FakeRegistry, keep_load: KeepLoad, count: int, size: int
+    make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry, keep_load: KeepLoad, count: int, size: int
 ) -> None:
     """A second client for each while as many as may are half fetched and the others wait: still one GET each."""
-    bodies = _add_bodies(origin, count, size)
+    bodies = _add_bodies(fake_registry, count, size)
     in_download = min(count, FILLS_AT_ONCE)
     with (
         keep_load("L02", UNDISTURBED, State.BLOB_DOWNLOAD) as (record,),
         ThreadPoolExecutor(2 * count) as pool,
-        opened_at_exit(threading.Event()) as go_on,
+        set_at_exit(threading.Event()) as go_on,
     ):
         deployment = full_deployment(make_deployment, storage={"max_size": "4GiB"}, upstream=PATIENT)
-        origin.on("blob", bad.stalled(0.5, go_on))
+        fake_registry.on("blob", faults.stalled(0.5, go_on))
         begun = threading.Semaphore(0)
         with MemoryBound(deployment) as memory:
             downloads = []
@@ -166,22 +166,22 @@ def test_many_layers_in_download(
             go_on.set()
             fetched = [download.result() for download in downloads]
             took_s = time.monotonic() - went_on_at
-        at_once = origin.at_once("blob", "GET")
+        at_once = fake_registry.max_concurrent("blob", "GET")
         seen = f"2 x {count:,} x {size // KIB:,} KiB in {took_s:.1f} s, {at_once} of them half fetched before"
-        note(record, seen, origin, memory)
+        note(record, seen, fake_registry, memory)
         _assert_right(fetched)
-        _assert_fetched_once(origin, bodies)
+        _assert_fetched_once(fake_registry, bodies)
         memory.assert_held()
         assert _kept_bytes(deployment) <= CAP_BYTES * 1.05
 
 
-def _add_images(origin: FakeRegistry, count: int) -> list[Image]:
-    return [origin.add_image("app", f"v{number}", [f"layer {number}".encode()]) for number in range(count)]
+def _add_images(fake_registry: FakeRegistry, count: int) -> list[Image]:
+    return [fake_registry.add_image("app", f"v{number}", [f"layer {number}".encode()]) for number in range(count)]
 
 
 def _ask_together(
     deployment: Deployment,
-    origin: FakeRegistry,
+    fake_registry: FakeRegistry,
     images: Sequence[Image],
     references: Sequence[str],
     *,
@@ -192,18 +192,18 @@ def _ask_together(
     When that `asks` the upstream, it is silent until as many questions are there as may be at once: time begins then.
     """
     paths = [f"/v2/up.test/app/manifests/{reference}" for reference in references]
-    with ThreadPoolExecutor(len(paths)) as pool, opened_at_exit(threading.Event()) as go_on:
-        rule = origin.on("manifest", bad.silent(go_on))
+    with ThreadPoolExecutor(len(paths)) as pool, set_at_exit(threading.Event()) as go_on:
+        rule = fake_registry.on("manifest", faults.silent(go_on))
         began_at = time.monotonic()
-        replies = [pool.submit(ask, deployment.address, path, timeout_s=PATIENCE_S) for path in paths]
+        replies = [pool.submit(send_request, deployment.address, path, timeout_s=PATIENCE_S) for path in paths]
         if asks:
-            origin.wait_for(lambda: origin.count() >= QUESTIONS_AT_ONCE, f"{QUESTIONS_AT_ONCE} at once")
-            stays(lambda: origin.count() == QUESTIONS_AT_ONCE, f"{QUESTIONS_AT_ONCE} at once", 1.0)
+            fake_registry.wait_for(lambda: fake_registry.count() >= QUESTIONS_AT_ONCE, f"{QUESTIONS_AT_ONCE} at once")
+            stays(lambda: fake_registry.count() == QUESTIONS_AT_ONCE, f"{QUESTIONS_AT_ONCE} at once", 1.0)
             began_at = time.monotonic()
         go_on.set()
         bodies = [reply.result().body for reply in replies]
         took_s = time.monotonic() - began_at
-    origin.mend(rule)
+    fake_registry.remove_rules(rule)
     assert bodies == [image.body for image in images]
     assert all(reply.result().header("Warning") is None for reply in replies)
     return took_s
@@ -211,20 +211,20 @@ def _ask_together(
 
 @pytest.mark.parametrize("count", COUNTS)
 def test_many_tags(
-    make_deployment: Callable[..., Deployment], origin: FakeRegistry, keep_load: KeepLoad, count: int
+    make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry, keep_load: KeepLoad, count: int
 ) -> None:
     """Cold: one HEAD and one GET each. Cached: one HEAD each, and nothing else."""
-    images = _add_images(origin, count)
+    images = _add_images(fake_registry, count)
     with keep_load("L02", UNDISTURBED, State.TAG_COLD, State.TAG_CACHED) as (cold, cached):
         deployment = full_deployment(make_deployment, upstream={"check_timeout": "60s"})
         with MemoryBound(deployment) as memory:
             for record, expected_gets in ((cold, count), (cached, 0)):
-                origin.forget()
-                took_s = _ask_together(deployment, origin, images, [image.tag for image in images])
-                heads, gets = origin.count("manifest", "HEAD"), origin.count("manifest", "GET")
-                at_once = origin.at_once("manifest")
+                fake_registry.clear_exchanges()
+                took_s = _ask_together(deployment, fake_registry, images, [image.tag for image in images])
+                heads, gets = fake_registry.count("manifest", "HEAD"), fake_registry.count("manifest", "GET")
+                at_once = fake_registry.max_concurrent("manifest")
                 seen = f"{count:,} in {took_s:.1f} s, HEADs: {heads}, GETs: {gets}, {at_once} at once"
-                note(record, seen, origin, memory)
+                note(record, seen, fake_registry, memory)
                 assert (heads, gets) == (count, expected_gets)
                 assert at_once <= QUESTIONS_AT_ONCE
         memory.assert_held()
@@ -232,22 +232,24 @@ def test_many_tags(
 
 @pytest.mark.parametrize("count", COUNTS)
 def test_many_manifests_by_digest(
-    make_deployment: Callable[..., Deployment], origin: FakeRegistry, keep_load: KeepLoad, count: int
+    make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry, keep_load: KeepLoad, count: int
 ) -> None:
     """Cold: one GET each. Cached: nothing."""
-    images = _add_images(origin, count)
+    images = _add_images(fake_registry, count)
     digests = [image.digest for image in images]
     with keep_load("L02", UNDISTURBED, State.MANIFEST) as (record,):
         deployment = full_deployment(make_deployment, upstream={"check_timeout": "60s"})
         with MemoryBound(deployment) as memory:
-            cold_s = _ask_together(deployment, origin, images, digests)
-            at_once = origin.at_once("manifest")
-            assert sorted(each.request.reference for each in origin.seen("manifest", "GET")) == sorted(digests)
-            assert origin.count() == count
+            cold_s = _ask_together(deployment, fake_registry, images, digests)
+            at_once = fake_registry.max_concurrent("manifest")
+            assert sorted(each.request.reference for each in fake_registry.received("manifest", "GET")) == sorted(
+                digests
+            )
+            assert fake_registry.count() == count
             assert at_once <= QUESTIONS_AT_ONCE
-            origin.forget()
-            cached_s = _ask_together(deployment, origin, images, digests, asks=False)
+            fake_registry.clear_exchanges()
+            cached_s = _ask_together(deployment, fake_registry, images, digests, asks=False)
         seen = f"{count:,} not cached in {cold_s:.1f} s, {at_once} GETs at once; cached in {cached_s:.1f} s"
-        note(record, f"{seen}, requests upstream: {origin.count()}", origin, memory)
-        assert origin.count() == 0
+        note(record, f"{seen}, requests upstream: {fake_registry.count()}", fake_registry, memory)
+        assert fake_registry.count() == 0
         memory.assert_held()

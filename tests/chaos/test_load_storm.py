@@ -14,7 +14,7 @@ from tests.chaos.limits import FAST_S, PACE, PROBE_EVERY_S, RECOVERY_S
 from tests.chaos.loads import KIB, STORM, KeepLoad, note
 from tests.chaos.pump import Answer, Pump, run_together
 from tests.chaos.test_load_blobs import full_deployment
-from tests.support import misbehaviour as bad
+from tests.support import faults
 from tests.support.bodies import Synthetic
 from tests.support.deployment import Deployment
 from tests.support.fake_registry import FakeRegistry
@@ -25,12 +25,15 @@ SLACK_S = 1.0  # two cores, shared with everything else that runs
 COLD = {502, 503}
 
 
-def _add_things(origin: FakeRegistry) -> tuple[dict[State, list[str]], list[str]]:
+def _add_things(fake_registry: FakeRegistry) -> tuple[dict[State, list[str]], list[str]]:
     """What is asked for in each state, and which of it must have been asked for before."""
-    by_digest, unknown_by_digest = origin.add_image("app", None, [b"one"]), origin.add_image("app", None, [b"two"])
-    origin.add_image("app", "known")
-    origin.add_image("app", "unknown")
-    blob, unknown_blob = (origin.add_blob(Synthetic(64 * KIB, first=number)) for number in (1, 2))
+    by_digest, unknown_by_digest = (
+        fake_registry.add_image("app", None, [b"one"]),
+        fake_registry.add_image("app", None, [b"two"]),
+    )
+    fake_registry.add_image("app", "known")
+    fake_registry.add_image("app", "unknown")
+    blob, unknown_blob = (fake_registry.add_blob(Synthetic(64 * KIB, first=number)) for number in (1, 2))
     manifests, blobs = "/v2/up.test/app/manifests", "/v2/up.test/app/blobs"
     paths = {
         State.TAG_CACHED: [f"{manifests}/known"],
@@ -68,44 +71,50 @@ def _judge_after(record: Record, answers: Sequence[Answer], back_at: float, *, w
     ],
 )
 def test_a_storm_of_retries(
-    make_deployment: Callable[..., Deployment], origin: FakeRegistry, keep_load: KeepLoad, clients: int, seconds: int
+    make_deployment: Callable[..., Deployment],
+    fake_registry: FakeRegistry,
+    keep_load: KeepLoad,
+    clients: int,
+    seconds: int,
 ) -> None:
     """Each wants one of six things: one probe now and then, and no rush when the upstream is back."""
-    paths, cached = _add_things(origin)
+    paths, cached = _add_things(fake_registry)
     wanted = [(state, path) for state in paths for path in paths[state]]
     of_each = clients // len(wanted)
     with keep_load("L06", STORM, *paths) as records, contextlib.ExitStack() as stack:
         record_of = dict(zip(paths, records, strict=True))
         deployment = full_deployment(make_deployment)
-        closing = origin.on(None, bad.header("Connection", "close"))  # a try on a kept connection would not count
+        closing = fake_registry.on(
+            None, faults.header("Connection", "close")
+        )  # a try on a kept connection would not count
         for path in cached:
             assert deployment.get(path).status == 200
-        origin.mend(closing)
+        fake_registry.remove_rules(closing)
         memory = stack.enter_context(MemoryBound(deployment))
         pumps = [stack.enter_context(Pump(deployment.address, path, of_each)) for _, path in wanted]
-        down = origin.on(None, bad.hanging_up("rst"))
-        origin.forget()
+        down = fake_registry.on(None, faults.disconnected("rst"))
+        fake_registry.clear_exchanges()
         answers = run_together(pumps, of_each, seconds)
-        asked = origin.count()
+        asked = fake_registry.count()
         hits = answers[wanted.index((State.BLOB_CACHED, paths[State.BLOB_CACHED][0]))]
         fast_s = max(FAST_S, PACE * median(each.took_s for each in hits))  # where everything is slow, so is a hit
         for (state, path), of_path in zip(wanted, answers, strict=True):
             seen = f"{clients} clients for {seconds} s; of all, requests upstream: {asked}"
-            note(record_of[state], seen, origin, memory)
+            note(record_of[state], seen, fake_registry, memory)
             _judge_while_down(record_of[state], of_path, fast_s, is_cached=path in cached)
-        origin.forget()
-        origin.mend(down)
+        fake_registry.clear_exchanges()
+        fake_registry.remove_rules(down)
         back_at = time.monotonic()
         answers = run_together(pumps, of_each, RECOVERY_S + SLACK_S)
         for (state, path), of_path in zip(wanted, answers, strict=True):
             was_well = path in cached and state is not State.TAG_CACHED
             _judge_after(record_of[state], of_path, back_at, was_well=was_well)
         for record in records:
-            record.seen += f"; {origin.at_once()} at once afterwards"
+            record.seen += f"; {fake_registry.max_concurrent()} at once afterwards"
         questions = len(wanted) - 2  # the manifest by digest and the blob that are cached are never asked for
         assert asked <= TRIES * (questions + seconds / PROBE_EVERY_S)
-        assert origin.at_once() <= AT_ONCE
-        fetched = Counter(each.request.reference for each in origin.seen(method="GET"))
+        assert fake_registry.max_concurrent() <= AT_ONCE
+        fetched = Counter(each.request.reference for each in fake_registry.received(method="GET"))
         assert max(fetched.values()) <= 2, fetched  # by the probe that found it well, and for all who wait
         assert [pump.failures for pump in pumps] == [0] * len(pumps)
         memory.assert_held()

@@ -14,7 +14,7 @@ from tests.chaos.limits import FAST_S, PACE, PROBE_EVERY_S
 from tests.chaos.loads import DIES, MOVED, STEADY, KeepLoad, note
 from tests.chaos.pump import Answer, Pump
 from tests.chaos.test_load_blobs import full_deployment
-from tests.support import misbehaviour as bad
+from tests.support import faults
 from tests.support.deployment import CHECK_TIMEOUT_S, Deployment
 from tests.support.fake_registry import FakeRegistry
 
@@ -39,13 +39,13 @@ def _describe(pump: Pump, rate_per_s: int, seconds: int) -> str:
     )
 
 
-def _happen(origin: FakeRegistry, event: str) -> tuple[list[Move], list[Outage]]:
+def _happen(fake_registry: FakeRegistry, event: str) -> tuple[list[Move], list[Outage]]:
     """What the event of a variant does to the tag, and to the upstream."""
     happened_at = time.monotonic()
     if event == MOVED:
-        return [Move(origin.add_image("app", "latest", [b"two"]).digest, happened_at, time.monotonic())], []
+        return [Move(fake_registry.add_image("app", "latest", [b"two"]).digest, happened_at, time.monotonic())], []
     if event == DIES:
-        origin.on(None, bad.hanging_up("rst"))
+        fake_registry.on(None, faults.disconnected("rst"))
         return [], [Outage(happened_at, float("inf"), float("inf"))]
     return [], []
 
@@ -68,7 +68,7 @@ def _assert_fast(answers: list[Answer], before: list[Answer]) -> None:
 @pytest.mark.parametrize(("rate_per_s", "seconds"), RATES)
 def test_a_herd_on_a_tag(
     make_deployment: Callable[..., Deployment],
-    origin: FakeRegistry,
+    fake_registry: FakeRegistry,
     keep_load: KeepLoad,
     event: str,
     state: State,
@@ -77,30 +77,30 @@ def test_a_herd_on_a_tag(
 ) -> None:
     """One HEAD at a time and one a second; what happened half-way is seen by everybody in time."""
     began_at = time.monotonic()
-    moves = [Move(origin.add_image("app", "latest", [b"one"]).digest, began_at, began_at)]
+    moves = [Move(fake_registry.add_image("app", "latest", [b"one"]).digest, began_at, began_at)]
     with keep_load("L03", event, state) as (record,):
         deployment = full_deployment(make_deployment, upstream={"check_interval": f"{CHECK_INTERVAL_S}s"})
         if state is State.TAG_CACHED:
             assert deployment.get(PATH).status == 200
-        origin.forget()
+        fake_registry.clear_exchanges()
         with MemoryBound(deployment) as memory, Pump(deployment.address, PATH, CONNECTIONS) as pump:
             before = pump.run(rate_per_s, seconds / 2)
-            heads_before = origin.count("manifest", "HEAD")
+            heads_before = fake_registry.count("manifest", "HEAD")
             happened_at = time.monotonic()
-            later_moves, outages = _happen(origin, event)
+            later_moves, outages = _happen(fake_registry, event)
             moves += later_moves
             after = pump.run(rate_per_s, seconds / 2)
-        heads_after = origin.count("manifest", "HEAD") - heads_before
+        heads_after = fake_registry.count("manifest", "HEAD") - heads_before
         seen = f"{_describe(pump, rate_per_s, seconds)}, HEADs: {heads_before} + {heads_after}"
-        note(record, seen, origin, memory)
+        note(record, seen, fake_registry, memory)
         answers = pump.answers
         assert {each.status for each in answers} == {200}
         assert pump.failures == 0
         assert find_violations(moves, answers, outages, DELAY_S) == []
-        assert origin.at_once("manifest", "HEAD") == 1
+        assert fake_registry.max_concurrent("manifest", "HEAD") == 1
         assert 1 <= heads_before <= seconds / 2 / CHECK_INTERVAL_S + 2
         # One of a tag that was not cached, and one of what it moved to.
-        assert origin.count("manifest", "GET") == (state is State.TAG_COLD) + (event == MOVED)
+        assert fake_registry.count("manifest", "GET") == (state is State.TAG_COLD) + (event == MOVED)
         if event == DIES:
             probes = 1 + ceil(seconds / 2 / PROBE_EVERY_S)
             assert heads_after <= 1 + TRIES * probes  # the first of all found a connection that was open
@@ -116,29 +116,29 @@ def test_a_herd_on_a_tag(
 @pytest.mark.parametrize(("rate_per_s", "seconds"), RATES)
 def test_a_herd_on_the_manifest_by_its_digest(
     make_deployment: Callable[..., Deployment],
-    origin: FakeRegistry,
+    fake_registry: FakeRegistry,
     keep_load: KeepLoad,
     event: str,
     rate_per_s: int,
     seconds: int,
 ) -> None:
     """Whatever happens to the tag and to the upstream: the same, as fast, and nobody is asked."""
-    image = origin.add_image("app", "latest", [b"one"])
+    image = fake_registry.add_image("app", "latest", [b"one"])
     with keep_load("L03", event, State.MANIFEST) as (record,):
         deployment = full_deployment(make_deployment)
         assert deployment.get(PATH).status == 200
-        origin.forget()
+        fake_registry.clear_exchanges()
         path = f"/v2/up.test/app/manifests/{image.digest}"
         with MemoryBound(deployment) as memory, Pump(deployment.address, path, CONNECTIONS) as pump:
             before = pump.run(rate_per_s, seconds / 2)
-            _happen(origin, event)
+            _happen(fake_registry, event)
             after = pump.run(rate_per_s, seconds / 2)
-        seen = f"{_describe(pump, rate_per_s, seconds)}, requests upstream: {origin.count()}"
-        note(record, seen, origin, memory)
+        seen = f"{_describe(pump, rate_per_s, seconds)}, requests upstream: {fake_registry.count()}"
+        note(record, seen, fake_registry, memory)
         assert {(each.status, each.digest, each.is_right, each.is_stale) for each in pump.answers} == {
             (200, image.digest, True, False)
         }
         assert pump.failures == 0
-        assert origin.count() == 0
+        assert fake_registry.count() == 0
         _assert_fast(after, before)
         memory.assert_held()

@@ -17,7 +17,7 @@ from tests.s3.store.proxy import S3Proxy
 from tests.support.bodies import digest_of
 from tests.support.deployment import Deployment, stays
 from tests.support.fake_registry import FakeRegistry
-from tests.support.http_client import ask
+from tests.support.http_client import send_request
 
 HITS = 1_000
 AT_ONCE = 8
@@ -25,21 +25,21 @@ DAYS = 30
 WORKERS = 2
 
 
-def _put_old(bucket_view: BucketView, origin: FakeRegistry, state: State) -> tuple[str, set[str]]:
+def _put_old(bucket_view: BucketView, fake_registry: FakeRegistry, state: State) -> tuple[str, set[str]]:
     """Put something into the bucket as it was long ago: an index, an image, a layer; its path and all its keys."""
     if state is State.BLOB_CACHED:
         body = layer("old", 10_000)
         return f"blobs/{digest_of(body)}", {bucket_view.put_blob(body, days_ago=DAYS)}
-    add_index(origin, "v1")
-    reference = "v1" if state is State.TAG_CACHED else digest_of(origin.manifest_body(REPO, "v1-arm64"))
-    return f"manifests/{reference}", put_image(bucket_view, origin, reference, days_ago=DAYS)
+    add_index(fake_registry, "v1")
+    reference = "v1" if state is State.TAG_CACHED else digest_of(fake_registry.manifest_body(REPO, "v1-arm64"))
+    return f"manifests/{reference}", put_image(bucket_view, fake_registry, reference, days_ago=DAYS)
 
 
 def _hit(deployment: Deployment, path: str) -> float:
     """Ask for the same many times, a few at once; seconds."""
     began_at = time.monotonic()
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        statuses = list(pool.map(lambda _: ask(deployment.address, path).status, range(HITS)))
+        statuses = list(pool.map(lambda _: send_request(deployment.address, path).status, range(HITS)))
     assert statuses == [200] * HITS
     return time.monotonic() - began_at
 
@@ -49,12 +49,12 @@ def test_a_thousand_hits_on_what_is_old(
     start: Callable[..., Deployment],
     bucket_view: BucketView,
     proxy: S3Proxy,
-    origin: FakeRegistry,
+    fake_registry: FakeRegistry,
     keep_load: KeepLoad,
     state: State,
 ) -> None:
     """What is asked for and all that it names, the pointer of the tag too, is copied onto itself once."""
-    path, keys = _put_old(bucket_view, origin, state)
+    path, keys = _put_old(bucket_view, fake_registry, state)
     with keep_load("L05", OLD, state) as (record,):
         deployment = start(proxy.host, workers=WORKERS, upstream={"check_interval": "60s"})
         request_log = S3RequestLog(proxy)
@@ -63,9 +63,11 @@ def test_a_thousand_hits_on_what_is_old(
             assert_touched(bucket_view, keys)
             stays(lambda: request_log.copies() == dict.fromkeys(keys, 1), "one copy each", QUIET_S)
         seen = f"{HITS:,} hits in {took_s:.1f} s, objects: {len(keys)}, copies: {request_log.copies().total()}"
-        note(record, seen, origin, memory)
+        note(record, seen, fake_registry, memory)
         assert {key: sum(each.startswith("PUT") for each in request_log.of(key)) for key in keys} == dict.fromkeys(
             keys, 1
         )
-        assert [each.request.method for each in origin.seen()] == (["HEAD"] if state is State.TAG_CACHED else [])
+        assert [each.request.method for each in fake_registry.received()] == (
+            ["HEAD"] if state is State.TAG_CACHED else []
+        )
         memory.assert_held()

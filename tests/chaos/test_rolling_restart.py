@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from tests.support.deployment import Deployment
 from tests.support.fake_registry import FakeRegistry
-from tests.support.http_client import ask
+from tests.support.http_client import send_request
 
 PULLS_PER_S = 50
 CLIENTS = 10
@@ -18,9 +18,11 @@ NOTICE_S = 0.5
 LAYER = b"a layer of a rolling restart" * 10_000
 
 
-def test_a_rolling_restart_fails_no_pull(make_deployment: Callable[..., Deployment], origin: FakeRegistry) -> None:
+def test_a_rolling_restart_fails_no_pull(
+    make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry
+) -> None:
     """Fifty pulls a second over two servers: each pull succeeds, at the latest with its third try."""
-    image = origin.add_image("app", "v1", [LAYER])
+    image = fake_registry.add_image("app", "v1", [LAYER])
     paths = [("/v2/up.test/app/manifests/v1", image.body), (f"/v2/up.test/app/blobs/{image.layers[0]}", LAYER)]
     deployments = [make_deployment(workers=2) for _ in range(2)]
     done = threading.Event()
@@ -54,7 +56,7 @@ def _pull(deployments: list[Deployment], client: int, path: str, truth: bytes, r
     """Ask one server, then the other, then the first again."""
     for attempt in range(TRIES):
         try:
-            reply = ask(deployments[(client + attempt) % len(deployments)].address, path)
+            reply = send_request(deployments[(client + attempt) % len(deployments)].address, path)
             if reply.status == 200 and reply.body == truth:
                 return True
         except OSError:

@@ -47,11 +47,11 @@ def push(town: Town, truth: Truth, dice: Random, number: int) -> None:
     size = LARGE_BYTES if number % LARGE_EVERY == 0 else SMALL_BYTES
     layers = [dice.randbytes(dice.randrange(1, SMALL_BYTES)), dice.randbytes(size)]
     truth.blobs.update(digests_of(layers))
-    image = town.origin.add_image("app", None, layers)
+    image = town.fake_registry.add_image("app", None, layers)
     truth.manifests[image.digest] = image.body
     tag = f"t{dice.randrange(TAGS)}"
     truth.tags.setdefault(tag, set()).add(image.digest)
-    town.origin.add_manifest("app", tag, image.body, image.media_type)
+    town.fake_registry.add_manifest("app", tag, image.body, image.media_type)
 
 
 @pytest.mark.parametrize(("seed", "responses", "seconds"), RUNS)

@@ -39,9 +39,9 @@ RUNS = [
 class Writer:
     """Moves a tag through digests that never come twice while the block runs."""
 
-    def __init__(self, origin: FakeRegistry, dice: Random) -> None:
+    def __init__(self, fake_registry: FakeRegistry, dice: Random) -> None:
         self.moves: list[Move] = []
-        self._origin = origin
+        self._fake_registry = fake_registry
         self._dice = dice
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._write, daemon=True)
@@ -57,7 +57,7 @@ class Writer:
 
     def move(self) -> None:
         began_at = time.monotonic()
-        image = self._origin.add_image("app", "latest", [f"layer {len(self.moves)}".encode()])
+        image = self._fake_registry.add_image("app", "latest", [f"layer {len(self.moves)}".encode()])
         self.moves.append(Move(image.digest, began_at, time.monotonic()))
 
     def _write(self) -> None:
@@ -86,7 +86,7 @@ def test_the_history_of_a_tag(make_town: Callable[..., Town], seed: int, seconds
     town = make_town(upstream=limits)
     path = "/v2/up.test/app/manifests/latest"
     with (
-        Writer(town.origin, Random(f"writer {seed}")) as writer,
+        Writer(town.fake_registry, Random(f"writer {seed}")) as writer,
         Pump(town.deployment.address, path, CONNECTIONS) as pump,
     ):
         with Nemesis(town, HISTORY, dice, lasting_s=LASTING_S, calm_s=CALM_S) as nemesis:

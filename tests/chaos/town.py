@@ -1,6 +1,6 @@
 """A Dockyard with everything that can fail around it, and the troubles that a nemesis draws from.
 
-    clients --- Dockyard (real workers, a clock of its own) --- scripted origin
+    clients --- Dockyard (real workers, a clock of its own) --- fake registry
                             `--- toxiproxy --- MinIO
 
 A trouble is a context: it begins, lasts as long as the block, and is over. All of them are drawn by a seed.
@@ -21,10 +21,10 @@ import attrs
 from tests.chaos.audit import audit_directory
 from tests.chaos.clock import Clock
 from tests.s3.service.bucket_view import BucketView
-from tests.support import misbehaviour as bad
+from tests.support import faults
 from tests.support.deployment import Deployment, eventually
 from tests.support.fake_registry import Change, FakeRegistry
-from tests.support.toxiproxy import Way
+from tests.support.toxiproxy import TcpProxy
 
 HOUR_S = 3600
 SETTLE_S = 20.0
@@ -35,10 +35,10 @@ Trouble = Callable[["Town", Random], AbstractContextManager[None]]
 class Town:
     """All of it."""
 
-    origin: FakeRegistry
+    fake_registry: FakeRegistry
     deployment: Deployment
     place: BucketView
-    bucket: Way
+    bucket: TcpProxy
     clock: Clock
     workers: int
 
@@ -68,22 +68,22 @@ def send(pid: int | None, number: signal.Signals) -> None:
 @contextlib.contextmanager
 def refused(town: Town, _: Random) -> Iterator[None]:
     """U01: nobody listens at the upstream."""
-    town.origin.registry.close()
+    town.fake_registry.listener.close()
     try:
         yield
     finally:
-        town.origin.registry.open()
+        town.fake_registry.listener.open()
 
 
 @contextlib.contextmanager
 def silent(town: Town, _: Random) -> Iterator[None]:
     """U05: the upstream takes connections and says nothing; what was asked is answered when it is over."""
     over = threading.Event()
-    rule = town.origin.on(None, bad.silent(over))
+    rule = town.fake_registry.on(None, faults.silent(over))
     try:
         yield
     finally:
-        town.origin.mend(rule)
+        town.fake_registry.remove_rules(rule)
         over.set()
 
 
@@ -91,11 +91,11 @@ def silent(town: Town, _: Random) -> Iterator[None]:
 def stalled(town: Town, _: Random) -> Iterator[None]:
     """U07: bodies stop in the middle."""
     over = threading.Event()
-    rule = town.origin.on("blob", bad.stalled(0.5, over))
+    rule = town.fake_registry.on("blob", faults.stalled(0.5, over))
     try:
         yield
     finally:
-        town.origin.mend(rule)
+        town.fake_registry.remove_rules(rule)
         over.set()
 
 
@@ -104,11 +104,11 @@ def answering(change: Callable[[Random], Change], kind: str | None = None) -> Tr
 
     @contextlib.contextmanager
     def trouble(town: Town, dice: Random) -> Iterator[None]:
-        rule = town.origin.on(kind, change(dice))
+        rule = town.fake_registry.on(kind, change(dice))
         try:
             yield
         finally:
-            town.origin.mend(rule)
+            town.fake_registry.remove_rules(rule)
 
     return trouble
 
@@ -145,21 +145,21 @@ def clock_off(town: Town, dice: Random) -> Iterator[None]:
 @contextlib.contextmanager
 def bucket_refused(town: Town, _: Random) -> Iterator[None]:
     """S01: nobody listens at the bucket."""
-    town.bucket.refuse()
+    town.bucket.refuse_connections()
     try:
         yield
     finally:
-        town.bucket.mend()
+        town.bucket.restore()
 
 
 @contextlib.contextmanager
 def bucket_slow(town: Town, _: Random) -> Iterator[None]:
     """S02: every answer of the bucket takes a second more."""
-    town.bucket.slow_down(1.0)
+    town.bucket.add_latency(1.0)
     try:
         yield
     finally:
-        town.bucket.mend()
+        town.bucket.restore()
 
 
 @contextlib.contextmanager
@@ -169,28 +169,28 @@ def bucket_cut(town: Town, dice: Random) -> Iterator[None]:
     try:
         yield
     finally:
-        town.bucket.mend()
+        town.bucket.restore()
 
 
 OUTAGES: Mapping[str, Trouble] = {
     "U01": refused,
     "U05": silent,
-    "U13": answering(lambda _: bad.refusing(429, "TOOMANYREQUESTS", "1")),
+    "U13": answering(lambda _: faults.error_response(429, "TOOMANYREQUESTS", "1")),
 }
 HISTORY: Mapping[str, Trouble] = {**OUTAGES, "P01": killed, "P04": frozen, "P08": clock_off, "S01": bucket_refused}
 ALL: Mapping[str, Trouble] = {
     **HISTORY,
-    "U06": answering(lambda _: bad.slow(512 * 1024), "blob"),
+    "U06": answering(lambda _: faults.slow(512 * 1024), "blob"),
     "U07": stalled,
-    "U08": answering(lambda dice: bad.cut(dice.random(), "rst")),
-    "U09": answering(lambda dice: bad.cut(dice.random(), "fin")),
-    "U09 close": answering(lambda dice: _both(bad.close_delimited(), bad.short(dice.randrange(1, 100)))),
-    "U10": answering(lambda dice: bad.flipped(dice.randrange(600)), "blob"),
-    "U10 manifest": answering(lambda dice: bad.flipped(dice.randrange(300)), "manifest"),
-    "U11": answering(lambda dice: bad.claiming(dice.choice([-5, 7])), "blob"),
-    "U14": answering(lambda dice: bad.refusing(dice.choice([500, 502, 503, 504]))),
-    "U19": answering(lambda _: bad.html_page()),
-    "U21": answering(lambda _: bad.ignoring_range(), "blob"),
+    "U08": answering(lambda dice: faults.cut(dice.random(), "rst")),
+    "U09": answering(lambda dice: faults.cut(dice.random(), "fin")),
+    "U09 close": answering(lambda dice: _both(faults.close_delimited(), faults.short(dice.randrange(1, 100)))),
+    "U10": answering(lambda dice: faults.flipped(dice.randrange(600)), "blob"),
+    "U10 manifest": answering(lambda dice: faults.flipped(dice.randrange(300)), "manifest"),
+    "U11": answering(lambda dice: faults.wrong_length(dice.choice([-5, 7])), "blob"),
+    "U14": answering(lambda dice: faults.error_response(dice.choice([500, 502, 503, 504]))),
+    "U19": answering(lambda _: faults.html_page()),
+    "U21": answering(lambda _: faults.ignoring_range(), "blob"),
     "S02": bucket_slow,
     "S04": bucket_cut,
 }

@@ -29,12 +29,12 @@ def make_town(minio: Server, toxiproxy: Toxiproxy, tmp_path: Path) -> Iterator[C
             directory.mkdir()
             place = stack.enter_context(contextlib.closing(BucketView(minio)))
             place.make()
-            bucket = stack.enter_context(contextlib.closing(toxiproxy.way(minio.port)))
+            bucket = stack.enter_context(contextlib.closing(toxiproxy.create_proxy(minio.port)))
             clock = Clock(directory)
-            origin = stack.enter_context(FakeRegistry())
+            fake_registry = stack.enter_context(FakeRegistry())
             deployment = stack.enter_context(
                 open_deployment(
-                    origin,
+                    fake_registry,
                     directory,
                     workers=workers,
                     environ=clock.environ,
@@ -42,6 +42,6 @@ def make_town(minio: Server, toxiproxy: Toxiproxy, tmp_path: Path) -> Iterator[C
                     **settings,
                 )
             )
-            return Town(origin, deployment, place, bucket, clock, workers)
+            return Town(fake_registry, deployment, place, bucket, clock, workers)
 
         yield make

@@ -16,7 +16,7 @@ from tests.chaos.limits import SLACK_S
 from tests.chaos.outcomes import Got, Outcome, Seen, cut, hit, hit1, new
 from tests.chaos.scenes import MIB, Fault, Part, Plot, Scene
 from tests.processes.watch import workers_of_ports, writers
-from tests.support.http_client import StreamedReply, ask
+from tests.support.http_client import StreamedResponse, send_request
 
 WORKERS = 4
 LAYER_BYTES = 12 * MIB
@@ -71,7 +71,7 @@ def _blob_cached(part: Part) -> None:
     part.warm(path, truth.data)
     with contextlib.ExitStack() as stack:
         readers = [
-            stack.enter_context(StreamedReply(part.deployment.address, path, receive_buffer=READ_BYTES))
+            stack.enter_context(StreamedResponse(part.deployment.address, path, receive_buffer=READ_BYTES))
             for _ in range(CLIENTS)
         ]
         for reader in readers:
@@ -107,11 +107,11 @@ def _download(part: Part) -> None:
         got = part.land(crowd)
         ends = dict(zip(map(id, crowd.members), got, strict=True))
     judge_groups(part, ends, workers, truth.digest)
-    sent = sum(each.sent_bytes for each in part.lane.origin.seen("blob"))
+    sent = sum(each.sent_bytes for each in part.lane.fake_registry.received("blob"))
     part.check(sent <= 2 * truth.size, f"{sent} bytes from upstream for a layer of {truth.size}")
 
 
-def finish(part: Part, reader: StreamedReply) -> Got:
+def finish(part: Part, reader: StreamedResponse) -> Got:
     """Read a download of the cached layer to its end."""
     truth = part.lane.layers["cached"].data
     before = reader.received
@@ -178,7 +178,7 @@ def _all_serve(scene: Scene) -> None:
     wait_for(lambda: not deployment.partial_files(), "no partial file", 10.0)
     lane = scene.control
     for _ in range(4 * WORKERS):
-        assert ask(deployment.address, lane.blob_path("cached")).body == lane.layers["cached"].data
+        assert send_request(deployment.address, lane.blob_path("cached")).body == lane.layers["cached"].data
 
 
 TELL = {
@@ -261,7 +261,7 @@ def _tag_moves(part: Part) -> None:
     path, old, new_one = part.lane.manifest_path("cached"), part.lane.images["cached"], part.lane.images["cold"]
     part.warm(path, old.body)
     part.meet()
-    part.lane.origin.add_manifest(REPO, "cached", new_one.body, new_one.media_type)
+    part.lane.fake_registry.add_manifest(REPO, "cached", new_one.body, new_one.media_type)
     part.see(path, new_one.body, part.outcomes[0], new_one.digest)
     connect_again(part, path, new_one.body)
 
@@ -271,7 +271,7 @@ def _is_not_moved_back(scene: Scene) -> None:
     lane = scene.lanes[State.TAG_CACHED]
     pointer = scene.deployment.dockyard.storage / "cache" / "manifests" / lane.prefix / REPO / "tags" / "cached"
     for _ in range(4 * WORKERS):
-        reply = ask(scene.deployment.address, lane.manifest_path("cached"))
+        reply = send_request(scene.deployment.address, lane.manifest_path("cached"))
         assert reply.body == lane.images["cold"].body, "the tag has moved back"
     assert pointer.read_text() == lane.images["cold"].digest, "the pointer of the tag has moved back"
 

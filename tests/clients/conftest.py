@@ -7,13 +7,16 @@ from pathlib import Path
 import pytest
 
 from tests.clients.ways import OTHER_REGISTRY, WAYS, Way
+from tests.support.distribution import DistributionRegistry
 from tests.support.dockyard import Dockyard, docker_hub, running
 from tests.support.image_clients import Containerd, Crane, DockerDaemon, Podman, Skopeo
-from tests.support.images import Pushed, push_docker, push_index
+from tests.support.images import PushedImage, push_docker, push_index
 from tests.support.programs import Programs
-from tests.support.registry import Registry
 
-KINDS: dict[str, Callable[[Registry, str, str], Pushed]] = {"index": push_index, "docker-v2": push_docker}
+KINDS: dict[str, Callable[[DistributionRegistry, str, str], PushedImage]] = {
+    "index": push_index,
+    "docker-v2": push_docker,
+}
 
 
 @pytest.fixture(scope="session")
@@ -68,7 +71,7 @@ def crane(programs: Programs, tmp_path_factory: pytest.TempPathFactory) -> Itera
 
 
 @pytest.fixture(scope="module")
-def dockyard(registry: Registry, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Dockyard]:
+def dockyard(registry: DistributionRegistry, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Dockyard]:
     """Dockyard with two workers, before our registry as Docker Hub and as another registry."""
     other = {**docker_hub(registry), "prefix": OTHER_REGISTRY}
     with running(Dockyard(tmp_path_factory.mktemp("dockyard"), [docker_hub(registry), other])) as dockyard:
@@ -92,6 +95,6 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
     fixtures = getattr(item, "funcargs", {})
     if report.failed and isinstance(fixtures.get("dockyard"), Dockyard):
         report.sections.append(("Dockyard's log", "\n".join(fixtures["dockyard"].said().splitlines()[-80:])))
-    if report.failed and isinstance(fixtures.get("registry"), Registry):
+    if report.failed and isinstance(fixtures.get("registry"), DistributionRegistry):
         report.sections.append(("requests upstream", "\n".join(map(str, fixtures["registry"].requests()))))
     return report

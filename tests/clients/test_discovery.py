@@ -11,12 +11,12 @@ from typing import TypeVar
 import pytest
 
 from tests.support.artifact_clients import Cosign, Helm, Oras
+from tests.support.distribution import DistributionRegistry
 from tests.support.dockyard import Dockyard, docker_hub
 from tests.support.image_clients import ClientError, Crane
 from tests.support.olareg import Olareg
 from tests.support.olareg_fixtures import olareg
 from tests.support.programs import Programs
-from tests.support.registry import Registry
 
 __all__ = ["olareg"]
 
@@ -28,9 +28,9 @@ T = TypeVar("T")
 
 
 @pytest.fixture(params=["registry", "olareg"])
-def upstream(request: pytest.FixtureRequest) -> Registry | Olareg:
+def upstream(request: pytest.FixtureRequest) -> DistributionRegistry | Olareg:
     """Each of the upstreams."""
-    found: Registry | Olareg = request.getfixturevalue(request.param)
+    found: DistributionRegistry | Olareg = request.getfixturevalue(request.param)
     return found
 
 
@@ -42,7 +42,7 @@ def repository() -> str:
 
 @pytest.fixture
 def through(
-    upstream: Registry | Olareg, repository: str, start_dockyard: Callable[..., Dockyard]
+    upstream: DistributionRegistry | Olareg, repository: str, start_dockyard: Callable[..., Dockyard]
 ) -> Callable[[Callable[[str], T]], list[T]]:
     """Do something with the repository through a new Dockyard: cold, warm, and while the upstream is stopped."""
 
@@ -65,7 +65,11 @@ def oras(programs: Programs, tmp_path: Path) -> Oras:
 
 
 def test_crane_lists_tags(
-    upstream: Registry | Olareg, repository: str, through: Callable[..., list[list[str]]], crane: Crane, oras: Oras
+    upstream: DistributionRegistry | Olareg,
+    repository: str,
+    through: Callable[..., list[list[str]]],
+    crane: Crane,
+    oras: Oras,
 ) -> None:
     """All of them, in order."""
     tags = ["latest", "v1", "v10", "v2"]
@@ -75,7 +79,7 @@ def test_crane_lists_tags(
 
 
 def test_oras_discovers_what_refers_to_an_artifact(
-    upstream: Registry | Olareg, repository: str, through: Callable[..., list[list[str]]], oras: Oras
+    upstream: DistributionRegistry | Olareg, repository: str, through: Callable[..., list[list[str]]], oras: Oras
 ) -> None:
     """Both referrers, and one when asked for its type."""
     source = f"{upstream.host}/{repository}:v1"
@@ -91,7 +95,7 @@ def test_oras_discovers_what_refers_to_an_artifact(
 
 
 def test_oras_pulls_an_artifact(
-    upstream: Registry | Olareg, repository: str, through: Callable[..., list[dict[str, bytes]]], oras: Oras
+    upstream: DistributionRegistry | Olareg, repository: str, through: Callable[..., list[dict[str, bytes]]], oras: Oras
 ) -> None:
     """The file that was pushed."""
     oras.push(f"{upstream.host}/{repository}:v1", "file.txt", b"what was pushed", SBOM)
@@ -99,7 +103,7 @@ def test_oras_pulls_an_artifact(
 
 
 def test_helm_pulls_a_chart(
-    upstream: Registry | Olareg,
+    upstream: DistributionRegistry | Olareg,
     repository: str,
     through: Callable[..., list[bytes]],
     programs: Programs,
@@ -113,7 +117,7 @@ def test_helm_pulls_a_chart(
 
 @pytest.mark.parametrize("is_bundle", [True, False], ids=["bundle", "tag"])
 def test_cosign_verifies_a_signature(
-    upstream: Registry | Olareg,
+    upstream: DistributionRegistry | Olareg,
     repository: str,
     through: Callable[..., list[str]],
     programs: Programs,

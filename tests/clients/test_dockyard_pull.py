@@ -10,19 +10,19 @@ from pathlib import Path
 import attrs
 import pytest
 
+from tests.support.distribution import DistributionRegistry
 from tests.support.dockyard import Dockyard, docker_hub, running
 from tests.support.fake_registry import OCI_INDEX
-from tests.support.images import ARCHITECTURES, OUR_ARCHITECTURE, Pushed, push_docker, push_index
+from tests.support.images import ARCHITECTURES, THIS_ARCHITECTURE, PushedImage, push_docker, push_index
 from tests.support.paths import ROOT
 from tests.support.processes import free_port
-from tests.support.pull_image import walk
-from tests.support.registry import Registry
+from tests.support.pull_image import pull_and_verify
 
 LIMIT_S = 30.0
 
 
 @pytest.fixture(scope="module")
-def dockyard(registry: Registry, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Dockyard]:
+def dockyard(registry: DistributionRegistry, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Dockyard]:
     """Dockyard with two workers, before our registry as Docker Hub."""
     with running(Dockyard(tmp_path_factory.mktemp("dockyard"), [docker_hub(registry)])) as dockyard:
         yield dockyard
@@ -43,20 +43,20 @@ def pull(server: Dockyard | str, *words: str, stdin: str = "") -> subprocess.Com
     )
 
 
-def read_upstream(registry: Registry) -> Counter[str]:
+def read_upstream(registry: DistributionRegistry) -> Counter[str]:
     """The digests and tags that were read at the registry, and how often; HEADs are none."""
     return Counter(request.path.rpartition("/")[2] for request in registry.requests() if request.method == "GET")
 
 
-def only(image: Pushed, *architectures: str) -> Pushed:
+def only(image: PushedImage, *architectures: str) -> PushedImage:
     """The image as clients of these architectures know it."""
-    return attrs.evolve(image, singles={name: image.singles[name] for name in architectures})
+    return attrs.evolve(image, platforms={name: image.platforms[name] for name in architectures})
 
 
 @pytest.mark.parametrize(
     ("words", "architectures"),
     [
-        ([], [OUR_ARCHITECTURE]),
+        ([], [THIS_ARCHITECTURE]),
         (["--platform", "linux/amd64"], ["amd64"]),
         (["--platform", "linux/arm64/v8"], ["arm64"]),
         (["--platform", "linux/amd64", "--platform", "linux/arm64"], ["amd64", "arm64"]),
@@ -64,34 +64,34 @@ def only(image: Pushed, *architectures: str) -> Pushed:
     ],
 )
 def test_an_index_warms_exactly_the_platforms_asked_for(
-    registry: Registry, dockyard: Dockyard, words: list[str], architectures: list[str]
+    registry: DistributionRegistry, dockyard: Dockyard, words: list[str], architectures: list[str]
 ) -> None:
     """Each of their manifests and blobs is read upstream once, nothing else; then a client's pull is all hits."""
     repository = f"pulled/{'-'.join(words).replace('--', '').replace('/', '-') or 'plain'}"
     image = push_index(registry, repository, repository)
     wanted = only(image, *architectures)
-    registry.forget_requests()
+    registry.clear_requests()
 
     done = pull(dockyard, repository, *words)
 
     assert (done.returncode, done.stderr) == (0, "")
     assert read_upstream(registry) == Counter(wanted.manifests | wanted.blobs)
-    registry.forget_requests()
-    walk(dockyard.port, f"docker.io/{repository}", wanted)
+    registry.clear_requests()
+    pull_and_verify(dockyard.port, f"docker.io/{repository}", wanted)
     assert [request.method for request in registry.requests()] == ["HEAD"]
 
 
-def test_attestations_stay_where_they_are(registry: Registry, dockyard: Dockyard) -> None:
+def test_attestations_stay_where_they_are(registry: DistributionRegistry, dockyard: Dockyard) -> None:
     """`--all-platforms` means images."""
     image = push_index(registry, "pulled/attested", "attested")
-    amd64, arm64 = (image.singles[name] for name in ARCHITECTURES)
+    amd64, arm64 = (image.platforms[name] for name in ARCHITECTURES)
     entries = [
         {"digest": amd64.digest, "size": amd64.size, "platform": {"os": "linux", "architecture": "amd64"}},
         {"digest": arm64.digest, "size": arm64.size, "platform": {"os": "unknown", "architecture": "unknown"}},
     ]
     index = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": entries}
     registry.put_manifest("pulled/attested", "latest", json.dumps(index).encode(), OCI_INDEX)
-    registry.forget_requests()
+    registry.clear_requests()
 
     assert pull(dockyard, "--all-platforms", "pulled/attested").returncode == 0
 
@@ -100,7 +100,7 @@ def test_attestations_stay_where_they_are(registry: Registry, dockyard: Dockyard
     assert read.keys() & ({arm64.digest, *arm64.blobs} - amd64.blobs) == set()
 
 
-def test_json_is_a_document_on_each_line(registry: Registry, dockyard: Dockyard) -> None:
+def test_json_is_a_document_on_each_line(registry: DistributionRegistry, dockyard: Dockyard) -> None:
     """Blobs, images and the end; failures are among them, and stderr has nothing."""
     image = push_index(registry, "pulled/json", "json")
 
@@ -110,22 +110,24 @@ def test_json_is_a_document_on_each_line(registry: Registry, dockyard: Dockyard)
     events = [json.loads(line) for line in done.stdout.splitlines()]
     blobs = [event for event in events if event["event"] == "blob"]
     images = {event["image"]: event for event in events if event["event"] == "image"}
-    assert {(blob["digest"], blob["error"]) for blob in blobs} == {(digest, None) for digest in image.ours.blobs}
+    assert {(blob["digest"], blob["error"]) for blob in blobs} == {
+        (digest, None) for digest in image.this_platform.blobs
+    }
     warm, cold = images["docker.io/pulled/json:latest"], images["docker.io/pulled/nosuch:latest"]
-    assert (warm["digest"], warm["platforms"], warm["errors"]) == (image.digest, [f"linux/{OUR_ARCHITECTURE}"], [])
+    assert (warm["digest"], warm["platforms"], warm["errors"]) == (image.digest, [f"linux/{THIS_ARCHITECTURE}"], [])
     assert (warm["blobs"], warm["bytes"]) == (len(blobs), sum(blob["bytes"] for blob in blobs))
     assert (cold["digest"], len(cold["errors"])) == (None, 1)
     assert cold["errors"][0].startswith("404 MANIFEST_UNKNOWN")
     assert (events[-1]["event"], events[-1]["images"], events[-1]["failed"]) == ("end", 2, 1)
 
 
-def test_a_list_names_images(registry: Registry, dockyard: Dockyard, tmp_path: Path) -> None:
+def test_a_list_names_images(registry: DistributionRegistry, dockyard: Dockyard, tmp_path: Path) -> None:
     """From a file and from standard input, beside the arguments; images of one layer share its one read."""
     names = ["pulled/list-a", "pulled/list-b", "pulled/list-c"]
     images = [push_docker(registry, name, "list") for name in names]
     listed = tmp_path / "images.txt"
     listed.write_text(f"# ours\n{names[0]}\n\n{names[1]}:latest  # pinned\n")
-    registry.forget_requests()
+    registry.clear_requests()
 
     done = pull(dockyard, "--file", str(listed), "--file", "-", stdin=f"{dockyard.host}/docker.io/{names[2]}\n")
 
@@ -135,16 +137,16 @@ def test_a_list_names_images(registry: Registry, dockyard: Dockyard, tmp_path: P
     assert {blob: read[blob] for blob in images[0].blobs} == dict.fromkeys(images[0].blobs, 1)
 
 
-def test_a_platform_that_is_not_there_is_a_failure(registry: Registry, dockyard: Dockyard) -> None:
+def test_a_platform_that_is_not_there_is_a_failure(registry: DistributionRegistry, dockyard: Dockyard) -> None:
     """What there is is named, and the platforms that are there are warm."""
     image = push_index(registry, "pulled/some", "some")
-    registry.forget_requests()
+    registry.clear_requests()
 
     done = pull(dockyard, "--platform", "linux/amd64,linux/s390x", "pulled/some")
 
     assert done.returncode == 1
     assert "not there for linux/s390x; there is: linux/amd64, linux/arm64" in done.stderr
-    assert read_upstream(registry).keys() >= image.singles["amd64"].blobs
+    assert read_upstream(registry).keys() >= image.platforms["amd64"].blobs
 
 
 def test_a_server_that_is_not_there_is_said_at_once() -> None:
@@ -194,7 +196,9 @@ def test_other_commands_do_without_the_weight() -> None:
     assert [name for name in ("rich", "urllib3", "dockyard.pull") if name in done.stderr] == []
 
 
-def test_warm_images_succeed_without_the_upstream_and_others_fail(registry: Registry, dockyard: Dockyard) -> None:
+def test_warm_images_succeed_without_the_upstream_and_others_fail(
+    registry: DistributionRegistry, dockyard: Dockyard
+) -> None:
     """Exit status 1, one line for the image that failed, and the other is warm."""
     push_index(registry, "pulled/before", "before")
     push_docker(registry, "pulled/never", "never")

@@ -6,29 +6,29 @@ import pytest
 
 from tests.clients.conftest import KINDS
 from tests.clients.ways import OTHER_REGISTRY, Way
+from tests.support.distribution import DistributionRegistry
 from tests.support.dockyard import Dockyard
 from tests.support.image_clients import ClientError, Skopeo
-from tests.support.images import Pushed, push_index
-from tests.support.pull_image import walk
-from tests.support.registry import Registry
+from tests.support.images import PushedImage, push_index
+from tests.support.pull_image import pull_and_verify
 
 pytestmark = pytest.mark.clients
 
 
 @pytest.fixture(scope="module")
-def images(dockyard: Dockyard, registry: Registry) -> Iterator[dict[str, Pushed]]:
+def images(dockyard: Dockyard, registry: DistributionRegistry) -> Iterator[dict[str, PushedImage]]:
     """Images that were pulled through Dockyard once, by any client; then the upstream was stopped."""
     pushed = {kind: push(registry, f"library/outage-{kind}", f"outage {kind}") for kind, push in KINDS.items()}
     push_index(registry, "library/never-pulled", "never pulled")
     for image in pushed.values():
         for prefix in ("docker.io", OTHER_REGISTRY):
-            walk(dockyard.port, f"{prefix}/{image.repository}", image)
+            pull_and_verify(dockyard.port, f"{prefix}/{image.repository}", image)
     with registry.stopped():
         yield pushed
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_was_once_pulled_stays_pullable(way: Way, kind: str, images: dict[str, Pushed]) -> None:
+def test_what_was_once_pulled_stays_pullable(way: Way, kind: str, images: dict[str, PushedImage]) -> None:
     """A client that has nothing yet gets the whole image."""
     assert way.pull(images[kind]) == way.wanted(images[kind])
 

@@ -7,22 +7,22 @@ import pytest
 
 from tests.clients.conftest import KINDS
 from tests.clients.ways import Way
-from tests.support.images import Pushed
-from tests.support.registry import Registry
+from tests.support.distribution import DistributionRegistry
+from tests.support.images import PushedImage
 
 pytestmark = pytest.mark.clients
 
 
 @pytest.fixture(params=KINDS.keys())
-def image(request: pytest.FixtureRequest, registry: Registry) -> Pushed:
+def image(request: pytest.FixtureRequest, registry: DistributionRegistry) -> PushedImage:
     """An image that nobody has pulled yet, in a repository of its own."""
     unique = f"{request.param}-{secrets.token_hex(4)}"
     pushed = KINDS[request.param](registry, f"library/{unique}", unique)
-    registry.forget_requests()
+    registry.clear_requests()
     return pushed
 
 
-def test_a_cold_pull_brings_what_was_pushed(way: Way, image: Pushed, registry: Registry) -> None:
+def test_a_cold_pull_brings_what_was_pushed(way: Way, image: PushedImage, registry: DistributionRegistry) -> None:
     """The client has exactly the image that stands upstream, and each blob of it was fetched from there once."""
     assert way.pull(image) == way.wanted(image)
     fetched = Counter(request.path for request in registry.requests() if request.method == "GET")
@@ -31,11 +31,13 @@ def test_a_cold_pull_brings_what_was_pushed(way: Way, image: Pushed, registry: R
     assert {path: times for path, times in fetched.items() if times > 1} == {}
 
 
-def test_a_warm_pull_only_asks_whether_the_tag_has_moved(way: Way, image: Pushed, registry: Registry) -> None:
+def test_a_warm_pull_only_asks_whether_the_tag_has_moved(
+    way: Way, image: PushedImage, registry: DistributionRegistry
+) -> None:
     """A client that has nothing yet pulls what another has pulled before, and no byte of it comes from upstream."""
     way.pull(image)
     way.wipe()
-    registry.forget_requests()
+    registry.clear_requests()
     assert way.pull(image) == way.wanted(image)
     assert {(request.method, request.target, request.status) for request in registry.requests()} == {
         ("HEAD", f"/v2/{image.repository}/manifests/{image.tag}", 200)

@@ -16,7 +16,7 @@ import pytest
 
 from tests.support.dockyard import Dockyard
 from tests.support.image_clients import DEAD_PROXY, Containerd, Crane, DockerDaemon, Podman, Skopeo
-from tests.support.images import Pushed
+from tests.support.images import PushedImage
 
 Digests = frozenset[str]
 
@@ -27,8 +27,8 @@ OTHER_REGISTRY = "registry.example.test"  # a second upstream, for what is not D
 class Way:
     """How one client pulls: `pull` answers with what it has then, `wipe` leaves it with nothing."""
 
-    pull: Callable[[Pushed], Digests]
-    wanted: Callable[[Pushed], Digests]
+    pull: Callable[[PushedImage], Digests]
+    wanted: Callable[[PushedImage], Digests]
     wipe: Callable[[], None] = lambda: None
 
 
@@ -75,7 +75,7 @@ def skopeo_direct(dockyard: Dockyard, request: pytest.FixtureRequest) -> Way:
     skopeo: Skopeo = request.getfixturevalue("skopeo")
     return Way(
         pull=lambda image: skopeo.pull(f"{dockyard.host}/docker.io/{image.repository}:{image.tag}").digests,
-        wanted=lambda image: image.ours.blobs | {image.ours.digest},
+        wanted=lambda image: image.this_platform.blobs | {image.this_platform.digest},
     )
 
 
@@ -94,7 +94,7 @@ def skopeo_mirror(dockyard: Dockyard, request: pytest.FixtureRequest) -> Way:
     mirrors = _mirrors(dockyard)
     return Way(
         pull=lambda image: skopeo.pull(f"docker.io/{image.repository}:{image.tag}", registries=mirrors).digests,
-        wanted=lambda image: image.ours.blobs | {image.ours.digest},
+        wanted=lambda image: image.this_platform.blobs | {image.this_platform.digest},
     )
 
 
@@ -139,39 +139,45 @@ WAYS: dict[str, Callable[[Dockyard, pytest.FixtureRequest], Way]] = {
 }
 
 
-def _docker(request: pytest.FixtureRequest, reference: Callable[[Pushed], str]) -> Way:
+def _docker(request: pytest.FixtureRequest, reference: Callable[[PushedImage], str]) -> Way:
     daemon: DockerDaemon = request.getfixturevalue("docker")
 
-    def pull(image: Pushed) -> Digests:
+    def pull(image: PushedImage) -> Digests:
         daemon.pull(reference(image))
         return frozenset({daemon.digest(reference(image)), daemon.identifier(reference(image))})
 
-    return Way(pull, lambda image: frozenset({image.digest, image.ours.config.digest}), daemon.wipe)
+    return Way(pull, lambda image: frozenset({image.digest, image.this_platform.config.digest}), daemon.wipe)
 
 
 def _containerd(request: pytest.FixtureRequest, registry: str, *options: str | Path) -> Way:
     containerd: Containerd = request.getfixturevalue("containerd")
 
-    def pull(image: Pushed) -> Digests:
+    def pull(image: PushedImage) -> Digests:
         reference = f"{registry}/{image.repository}:{image.tag}"
         containerd.pull(reference, *options)
         return containerd.content() | {containerd.digest(reference)}
 
-    return Way(pull, lambda image: image.ours.blobs | {image.digest, image.ours.digest}, containerd.wipe)
+    return Way(
+        pull, lambda image: image.this_platform.blobs | {image.digest, image.this_platform.digest}, containerd.wipe
+    )
 
 
 def _podman(request: pytest.FixtureRequest, registry: str, mirrors: str) -> Way:
     podman: Podman = request.getfixturevalue("podman")
 
-    def pull(image: Pushed) -> Digests:
+    def pull(image: PushedImage) -> Digests:
         reference = f"{registry}/{image.repository}:{image.tag}"
         podman.pull(reference, registries=mirrors)
         return podman.digests(reference) | {podman.identifier(reference)}
 
-    return Way(pull, lambda image: frozenset({image.digest, image.ours.digest, image.ours.config.digest}), podman.wipe)
+    return Way(
+        pull,
+        lambda image: frozenset({image.digest, image.this_platform.digest, image.this_platform.config.digest}),
+        podman.wipe,
+    )
 
 
-def _crane(request: pytest.FixtureRequest, reference: Callable[[Pushed], str]) -> Way:
+def _crane(request: pytest.FixtureRequest, reference: Callable[[PushedImage], str]) -> Way:
     crane: Crane = request.getfixturevalue("crane")
     return Way(
         pull=lambda image: crane.pull(reference(image)).digests | {crane.digest(reference(image))},

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from tests.conformance.suite import Outcome, run_suite
+from tests.support.distribution import DistributionRegistry
 from tests.support.olareg import Olareg
 from tests.support.olareg_fixtures import olareg
 from tests.support.programs import Programs
-from tests.support.registry import Registry
 
 __all__ = ["olareg", "straight", "suite"]
 
@@ -21,11 +21,13 @@ def suite(programs: Programs) -> Path:
 
 
 @pytest.fixture(scope="session")
-def straight(suite: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[Registry | Olareg], Outcome]:
+def straight(
+    suite: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[DistributionRegistry | Olareg], Outcome]:
     """What the suite says of an upstream itself; each is asked once."""
     known: dict[str, Outcome] = {}
 
-    def ask(upstream: Registry | Olareg) -> Outcome:
+    def ask(upstream: DistributionRegistry | Olareg) -> Outcome:
         if upstream.host not in known:
             known[upstream.host] = run_suite(suite, upstream.host, tmp_path_factory.mktemp("suite") / "straight", {})
         return known[upstream.host]

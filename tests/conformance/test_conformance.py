@@ -12,9 +12,9 @@ import pytest
 
 from tests.conformance.split import Room, Split
 from tests.conformance.suite import Outcome, run_suite
+from tests.support.distribution import DistributionRegistry
 from tests.support.dockyard import Dockyard, docker_hub
 from tests.support.olareg import Olareg
-from tests.support.registry import Registry
 
 pytestmark = pytest.mark.clients
 
@@ -22,19 +22,19 @@ CHECKS_AT_LEAST = 590
 
 
 @pytest.fixture(params=["registry", "olareg"])
-def upstream(request: pytest.FixtureRequest) -> Registry | Olareg:
+def upstream(request: pytest.FixtureRequest) -> DistributionRegistry | Olareg:
     """Each of the upstreams."""
-    found: Registry | Olareg = request.getfixturevalue(request.param)
+    found: DistributionRegistry | Olareg = request.getfixturevalue(request.param)
     return found
 
 
 @pytest.mark.parametrize(("workers", "path"), [(1, ""), (4, "/docker.io")], ids=["1-U5", "4-U3"])
 def test_reads_through_dockyard_fail_nothing_more(
-    upstream: Registry | Olareg,
+    upstream: DistributionRegistry | Olareg,
     workers: int,
     path: str,
     suite: Path,
-    straight: Callable[[Registry | Olareg], Outcome],
+    straight: Callable[[DistributionRegistry | Olareg], Outcome],
     start_dockyard: Callable[..., Dockyard],
     tmp_path: Path,
 ) -> None:
@@ -51,7 +51,9 @@ def test_reads_through_dockyard_fail_nothing_more(
         assert door.tally.reads > 500
 
 
-def test_an_upstream_that_fails_nothing(olareg: Olareg, straight: Callable[[Registry | Olareg], Outcome]) -> None:
+def test_an_upstream_that_fails_nothing(
+    olareg: Olareg, straight: Callable[[DistributionRegistry | Olareg], Outcome]
+) -> None:
     """The comparison with olareg is one with all of the specification: sha512, referrers and lists among the rest."""
     outcome = straight(olareg)
     assert outcome.failed.total() == 0

@@ -28,9 +28,9 @@ def fleet(ops: Path, programs: Programs, minio: Server, tmp_path_factory: pytest
     """Give a fleet, and judge what is in its bucket when it is gone."""
     directory = tmp_path_factory.mktemp("fleet")
     haproxy = programs.need("haproxy")
-    with contextlib.closing(BucketView(minio)) as place, FakeRegistry() as origin:
+    with contextlib.closing(BucketView(minio)) as place, FakeRegistry() as fake_registry:
         place.make()
-        with contextlib.closing(Fleet(ops, haproxy, directory, origin, place)) as fleet:
+        with contextlib.closing(Fleet(ops, haproxy, directory, fake_registry, place)) as fleet:
             fleet.start()
             yield fleet
         assert place.audit() == []

@@ -83,14 +83,16 @@ class Balancer:
 
 
 class Fleet:
-    """The origin, the bucket, the replicas and the balancer before them."""
+    """The fake registry, the bucket, the replicas and the balancer before them."""
 
-    def __init__(self, ops: Path, haproxy: Path, directory: Path, origin: FakeRegistry, place: BucketView) -> None:
-        self.origin = origin
+    def __init__(
+        self, ops: Path, haproxy: Path, directory: Path, fake_registry: FakeRegistry, place: BucketView
+    ) -> None:
+        self.fake_registry = fake_registry
         self.place = place
         settings = {"storage": place.storage(), "upstream": {"stall_timeout": "30s"}}
         self.replicas = [
-            Dockyard(directory / f"{number}", [upstream("up.test", origin.url)], workers=2, settings=settings)
+            Dockyard(directory / f"{number}", [upstream("up.test", fake_registry.url)], workers=2, settings=settings)
             for number in range(REPLICAS)
         ]
         self.balancer = Balancer(haproxy, ops / "haproxy" / "haproxy.cfg", directory, self.replicas)

@@ -91,7 +91,7 @@ def _check_that_each_layer_has_one_replica(fleet: Fleet, balancer: Process, port
     client = Client(port)
     try:
         balancer.wait_until(lambda: _answers(client), "answering", 30)
-        digests = [fleet.origin.add_blob(f"through {balancer.name} {number}".encode()) for number in range(24)]
+        digests = [fleet.fake_registry.add_blob(f"through {balancer.name} {number}".encode()) for number in range(24)]
         for digest in digests * 2:
             client.blob("up.test/team/app", digest)
         with pytest.raises(Exception, match="404"):

@@ -10,9 +10,9 @@ import pytest
 
 from tests.deploy.fleet import Client, Fleet
 from tests.s3.service.bucket_view import blob_key
-from tests.support import misbehaviour as bad
+from tests.support import faults
 from tests.support.bodies import Bytes
-from tests.support.deployment import eventually, opened_at_exit
+from tests.support.deployment import eventually, set_at_exit
 from tests.support.http_client import Crowd
 
 REPOSITORY = "team/app"
@@ -32,48 +32,48 @@ def client(fleet: Fleet) -> Client:
 
 def test_each_layer_has_one_replica(fleet: Fleet, client: Client) -> None:
     """Layers that are pulled by digest again and again are kept by one replica each, and not all by the same."""
-    digests = [fleet.origin.add_blob(Random(f"one replica {n}").randbytes(10_000)) for n in range(24)]
+    digests = [fleet.fake_registry.add_blob(Random(f"one replica {n}").randbytes(10_000)) for n in range(24)]
     for digest in digests * 3:
         client.blob(NAME, digest)
     holders = [fleet.holders(digest) for digest in digests]
     assert [len(each) for each in holders] == [1] * len(digests)
     assert len({each.port for (each,) in holders}) == len(fleet.replicas)
-    assert [fleet.origin.count("blob", "GET", reference=digest) for digest in digests] == [1] * len(digests)
+    assert [fleet.fake_registry.count("blob", "GET", reference=digest) for digest in digests] == [1] * len(digests)
 
 
 def test_three_hundred_clients_on_one_cold_layer(fleet: Fleet) -> None:
     """All of them are served at once, from one GET upstream in all, and the bucket has the layer after that."""
     truth = Bytes(Random("herd").randbytes(3 * MIB))
-    digest = fleet.origin.add_blob(truth)
+    digest = fleet.fake_registry.add_blob(truth)
     address = ("127.0.0.1", fleet.balancer.port)
-    with opened_at_exit(threading.Event()) as go_on:
-        rule = fleet.origin.on("blob", bad.stalled(0.5, go_on), reference=digest)
+    with set_at_exit(threading.Event()) as go_on:
+        rule = fleet.fake_registry.on("blob", faults.stalled(0.5, go_on), reference=digest)
         with Crowd(address, f"/v2/{NAME}/blobs/{digest}", truth, CLIENTS, ()) as crowd:
             crowd.run(until=lambda: all(member.first_byte_at for member in crowd.members))
             go_on.set()
             crowd.run()
             assert all(member.is_right for member in crowd.members), crowd.summary()
-    fleet.origin.mend(rule)
-    assert fleet.origin.count("blob", "GET", reference=digest) == 1
+    fleet.fake_registry.remove_rules(rule)
+    assert fleet.fake_registry.count("blob", "GET", reference=digest) == 1
     eventually(lambda: blob_key(digest) in fleet.place.listed(), "the layer is in the bucket")
 
 
 def test_a_replica_is_killed_during_downloads(fleet: Fleet) -> None:
     """Forty clients are in the middle of a layer when its replica dies: all have it after trying again."""
     body = Random("killed").randbytes(4 * MIB)
-    digest = fleet.origin.add_blob(body)
+    digest = fleet.fake_registry.add_blob(body)
     clients = [Client(fleet.balancer.port) for _ in range(40)]
-    with opened_at_exit(threading.Event()) as go_on, ThreadPoolExecutor(len(clients)) as pool:
-        rule = fleet.origin.on("blob", bad.stalled(0.5, go_on), reference=digest, times=1)
+    with set_at_exit(threading.Event()) as go_on, ThreadPoolExecutor(len(clients)) as pool:
+        rule = fleet.fake_registry.on("blob", faults.stalled(0.5, go_on), reference=digest, times=1)
         pulls = [pool.submit(each.blob, NAME, digest) for each in clients]
         (victim,) = eventually(lambda: fleet.holders(digest, "partial"), "a replica is fetching the layer")
         eventually(lambda: all(each.received for each in clients), "all are in the middle of it", WITHIN_S)
         victim.kill()
         go_on.set()
         assert [each.result() == body for each in pulls] == [True] * len(clients)
-    fleet.origin.mend(rule)
+    fleet.fake_registry.remove_rules(rule)
     assert all(each.retries for each in clients)
-    assert fleet.origin.count("blob", "GET", reference=digest) == 2, "one by the dead replica, one by the next"
+    assert fleet.fake_registry.count("blob", "GET", reference=digest) == 2, "one by the dead replica, one by the next"
     victim.start()
     fleet.balancer.wait_for({fleet.name_of(victim): "UP"})
 
@@ -84,8 +84,8 @@ def test_a_rolling_restart_under_load(fleet: Fleet) -> None:
     tags = [f"rolling-{number}" for number in range(20)]
     for tag in tags:
         layers = [Random(f"{tag} {layer}").randbytes(50_000) for layer in range(2)]
-        fleet.origin.add_image(REPOSITORY, tag, layers)
-    with opened_at_exit(threading.Event()) as restarted, ThreadPoolExecutor(33) as pool:
+        fleet.fake_registry.add_image(REPOSITORY, tag, layers)
+    with set_at_exit(threading.Event()) as restarted, ThreadPoolExecutor(33) as pool:
         load = pool.submit(_pull_on, fleet.balancer.port, tags, restarted, pool)
         for replica in fleet.replicas:
             fleet.restart(replica)

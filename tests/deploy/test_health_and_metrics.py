@@ -5,10 +5,10 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable
 
+from tests.support.distribution import DistributionRegistry
 from tests.support.dockyard import Dockyard, docker_hub
 from tests.support.images import push_index
-from tests.support.pull_image import walk
-from tests.support.registry import Registry
+from tests.support.pull_image import pull_and_verify
 
 
 def get(dockyard: Dockyard, path: str) -> tuple[int, str]:
@@ -28,13 +28,15 @@ def count(dockyard: Dockyard, sample: str) -> float:
     return sum(map(float, found))
 
 
-def test_all_workers_are_counted_together(registry: Registry, start_dockyard: Callable[..., Dockyard]) -> None:
+def test_all_workers_are_counted_together(
+    registry: DistributionRegistry, start_dockyard: Callable[..., Dockyard]
+) -> None:
     """Whichever worker is asked, the counts are those of all, and agree with what the upstream saw."""
     image = push_index(registry, "library/counted", seed="counted")
     dockyard = start_dockyard([docker_hub(registry)], workers=3)
-    registry.forget_requests()
+    registry.clear_requests()
     for _ in range(4):
-        walk(dockyard.port, "docker.io/library/counted", image)
+        pull_and_verify(dockyard.port, "docker.io/library/counted", image)
     asked = 4 * (1 + len(image.manifests) + len(image.blobs))
     assert count(dockyard, r'dockyard_requests_total\{.*kind="(?:manifest|blob)".*\}') == asked
     assert count(dockyard, r'dockyard_fills_total\{outcome="done"\}') == len(image.blobs)
@@ -43,7 +45,9 @@ def test_all_workers_are_counted_together(registry: Registry, start_dockyard: Ca
     assert count(dockyard, "dockyard_fills_running") == 0
 
 
-def test_a_client_cannot_multiply_the_series(registry: Registry, start_dockyard: Callable[..., Dockyard]) -> None:
+def test_a_client_cannot_multiply_the_series(
+    registry: DistributionRegistry, start_dockyard: Callable[..., Dockyard]
+) -> None:
     """However many names are asked for, none of them is a label."""
     dockyard = start_dockyard([docker_hub(registry)], workers=1)
     get(dockyard, "/v2/docker.io/nobody/first/manifests/v1")
@@ -56,19 +60,21 @@ def test_a_client_cannot_multiply_the_series(registry: Registry, start_dockyard:
     assert text.count("\n") <= before + 40  # the paths that are no endpoint, and this page itself, count once
 
 
-def test_an_open_breaker_shows(registry: Registry, start_dockyard: Callable[..., Dockyard]) -> None:
+def test_an_open_breaker_shows(registry: DistributionRegistry, start_dockyard: Callable[..., Dockyard]) -> None:
     """An upstream that is down is 1 in the breaker's gauge, and its stale answers are counted."""
     image = push_index(registry, "library/stale-counted", seed="stale counted")
     dockyard = start_dockyard([docker_hub(registry)], workers=2)
-    walk(dockyard.port, "docker.io/library/stale-counted", image)
+    pull_and_verify(dockyard.port, "docker.io/library/stale-counted", image)
     assert count(dockyard, r'dockyard_breaker_open\{upstream="docker.io"\}') == 0
     with registry.stopped():
-        walk(dockyard.port, "docker.io/library/stale-counted", image)
+        pull_and_verify(dockyard.port, "docker.io/library/stale-counted", image)
         assert count(dockyard, r'dockyard_breaker_open\{upstream="docker.io"\}') == 1
         assert count(dockyard, r"dockyard_stale_total\{.*\}") == 1
 
 
-def test_readiness_goes_before_the_server_does(registry: Registry, start_dockyard: Callable[..., Dockyard]) -> None:
+def test_readiness_goes_before_the_server_does(
+    registry: DistributionRegistry, start_dockyard: Callable[..., Dockyard]
+) -> None:
     """While `run/draining` is there, requests are still served and balancers are told to send no more."""
     dockyard = start_dockyard([docker_hub(registry)], workers=1)
     assert get(dockyard, "/healthz")[0] == get(dockyard, "/readyz")[0] == 200

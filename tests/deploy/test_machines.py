@@ -15,12 +15,12 @@ import yaml
 from dockyard.config.settings import ServerSettings
 from tests.clients.conftest import containerd, docker, skopeo
 from tests.deploy.programs import run
+from tests.support.distribution import DistributionRegistry
 from tests.support.dockyard import Dockyard, docker_hub, running
 from tests.support.image_clients import Containerd, DockerDaemon, Skopeo
 from tests.support.images import push_index
 from tests.support.processes import wait_until
 from tests.support.programs import Programs
-from tests.support.registry import Registry
 
 __all__ = ["containerd", "docker", "skopeo"]
 
@@ -55,7 +55,7 @@ def test_the_unit_gives_time_to_drain(ops: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def dockyard(registry: Registry, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Dockyard]:
+def dockyard(registry: DistributionRegistry, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Dockyard]:
     """Give a Dockyard before our registry as Docker Hub."""
     with running(Dockyard(tmp_path_factory.mktemp("dockyard"), [docker_hub(registry)], workers=1)) as dockyard:
         yield dockyard
@@ -64,7 +64,7 @@ def dockyard(registry: Registry, tmp_path_factory: pytest.TempPathFactory) -> It
 @pytest.mark.clients
 @pytest.mark.parametrize("host", ["_default", "docker.io"])
 def test_containerd_pulls_with_its_file(
-    ops: Path, registry: Registry, containerd: Containerd, dockyard: Dockyard, tmp_path: Path, host: str
+    ops: Path, registry: DistributionRegistry, containerd: Containerd, dockyard: Dockyard, tmp_path: Path, host: str
 ) -> None:
     """With hosts.toml in certs.d, containerd pulls a name of the Hub through Dockyard."""
     image = push_index(registry, "library/node", seed="containerd's node")
@@ -96,13 +96,13 @@ def test_containerd_takes_its_configuration(ops: Path, programs: Programs, tmp_p
 
 @pytest.mark.clients
 def test_the_library_of_cri_o_pulls_with_its_file(
-    ops: Path, registry: Registry, skopeo: Skopeo, dockyard: Dockyard
+    ops: Path, registry: DistributionRegistry, skopeo: Skopeo, dockyard: Dockyard
 ) -> None:
     """Skopeo reads registries.conf with the library that CRI-O and podman use, and pulls through the mirror."""
     image = push_index(registry, "library/node", seed="cri-o's node")
     text = (ops / "nodes" / "crio" / "registries.conf.d" / "dockyard.conf").read_text()
     tree = skopeo.pull("docker.io/library/node:latest", registries=text.replace(EXAMPLE, dockyard.host))
-    assert tree.top == image.ours.digest
+    assert tree.top == image.this_platform.digest
 
 
 def test_the_file_of_k3s_says_what_containerd_is_told(ops: Path) -> None:

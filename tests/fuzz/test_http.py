@@ -12,7 +12,7 @@ from tests.security.corpus import CORPUS, INNER, LAST
 from tests.security.raw import count_requests, talk
 from tests.support.deployment import Deployment, open_deployment
 from tests.support.fake_registry import FakeRegistry
-from tests.support.http_client import ask
+from tests.support.http_client import send_request
 
 HEX = "0123456789abcdef" * 4
 PIECES = [
@@ -64,7 +64,10 @@ BEGINNINGS = [each.data[:3000] for each in CORPUS if b"://" not in each.data]
 @pytest.fixture(scope="module")
 def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
     """Give a deployment with something in it."""
-    with FakeRegistry() as origin, open_deployment(origin, tmp_path_factory.mktemp("deployment")) as deployment:
+    with (
+        FakeRegistry() as fake_registry,
+        open_deployment(fake_registry, tmp_path_factory.mktemp("deployment")) as deployment,
+    ):
         yield deployment
 
 
@@ -158,10 +161,10 @@ made_up = st.lists(st.sampled_from(SEGMENTS), min_size=1, max_size=7).map(lambda
 )
 def test_f11_endpoints(deployment: Deployment, path: str, query: str, headers: dict[str, str], method: str) -> None:
     """F11: every answer has a status that is documented and the form that goes with it; HEAD is GET without a body."""
-    deployment.origin.add_image("app", "v1")
+    deployment.fake_registry.add_image("app", "v1")
     if headers.get("Range") == "":
         headers = {}
-    reply = ask(deployment.address, path + query, headers, method=method)
+    reply = send_request(deployment.address, path + query, headers, method=method)
     assert reply.status in STATUSES, reply
     assert reply.header("X-Content-Type-Options") == "nosniff"
     if reply.status >= 400 and method != "HEAD":
@@ -172,6 +175,6 @@ def test_f11_endpoints(deployment: Deployment, path: str, query: str, headers: d
     if method not in ("GET", "HEAD"):
         assert reply.status in (400, 405, 414)
     if method == "GET":
-        head = ask(deployment.address, path + query, headers, method="HEAD")
+        head = send_request(deployment.address, path + query, headers, method="HEAD")
         assert (head.status, head.body) in [(reply.status, b""), *([(200, b"")] if reply.status in (206, 416) else [])]
         assert head.header("Content-Type") == reply.header("Content-Type") or reply.status in (206, 416)

@@ -19,7 +19,7 @@ from tests.s3.store.proxy import Respond, S3Proxy
 from tests.support.bodies import Bytes
 from tests.support.deployment import Deployment, open_deployment, upstream
 from tests.support.fake_registry import OCI_INDEX, OCI_MANIFEST, FakeRegistry
-from tests.support.raw_http import Answer, Request
+from tests.support.raw_http import Request, ScriptedResponse
 
 PREFIXES = 300  # a breaker that has opened keeps its own upstream back only
 KINDS = ("manifests/v1", "manifests/{manifest}", "blobs/{blob}", "tags/list", "referrers/{manifest}")
@@ -99,7 +99,7 @@ def changes(draw: st.DrawFn) -> dict[str, Any]:
 
 
 def _spoil(parts: dict[str, Any], headers: dict[str, str]) -> Any:
-    def change(request: Request, answer: Answer) -> Answer:
+    def change(request: Request, answer: ScriptedResponse) -> ScriptedResponse:
         for name, value in headers.items():
             answer = answer.with_header(name, value)
         return attrs.evolve(answer, **parts)
@@ -110,11 +110,11 @@ def _spoil(parts: dict[str, Any], headers: dict[str, str]) -> Any:
 @pytest.fixture(scope="module")
 def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
     """Give a deployment with many names for one upstream and short limits; what it stored is checked at the end."""
-    with FakeRegistry() as origin:
-        entries = [upstream(f"up{number}.test", origin.url) for number in range(PREFIXES)]
+    with FakeRegistry() as fake_registry:
+        entries = [upstream(f"up{number}.test", fake_registry.url) for number in range(PREFIXES)]
         limits = {"check_timeout": "1s", "stall_timeout": "1s"}
         with open_deployment(
-            origin, tmp_path_factory.mktemp("deployment"), upstreams=entries, upstream=limits
+            fake_registry, tmp_path_factory.mktemp("deployment"), upstreams=entries, upstream=limits
         ) as deployment:
             yield deployment
             assert _wrong_files(deployment) == []
@@ -146,9 +146,9 @@ def test_f9_an_upstream_that_answers_anything(
     turn = next(turns)
     repo = f"app-{turn}"
     blob = SIZES[size] + str(turn).encode()
-    image = deployment.origin.add_image(repo, "v1", [blob])
+    image = deployment.fake_registry.add_image(repo, "v1", [blob])
     truth = {image.digest: image.body, image.layers[0]: blob}
-    rule = deployment.origin.on(None, _spoil(parts, headers), repo=repo, times=times)
+    rule = deployment.fake_registry.on(None, _spoil(parts, headers), repo=repo, times=times)
     for kind in KINDS:
         path = kind.format(manifest=image.digest, blob=image.layers[0])
         reply = deployment.get(f"/v2/up{turn % PREFIXES}.test/{repo}/{path}")
@@ -163,7 +163,7 @@ def test_f9_an_upstream_that_answers_anything(
             assert "/v1" in path or reply.body == truth[digest]
         elif reply.is_complete:
             json.loads(reply.body)
-    deployment.origin.mend(rule)
+    deployment.fake_registry.remove_rules(rule)
 
 
 @pytest.fixture(scope="module")
@@ -179,8 +179,8 @@ def stored_deployment(bucket: S3Proxy, tmp_path_factory: pytest.TempPathFactory)
     """Give a deployment before that bucket."""
     storage = {"endpoint": bucket.host, "bucket": "anything", "access_key": "a", "secret_key": "b", "use_ssl": False}
     with (
-        FakeRegistry() as origin,
-        open_deployment(origin, tmp_path_factory.mktemp("stored"), storage=storage) as deployment,
+        FakeRegistry() as fake_registry,
+        open_deployment(fake_registry, tmp_path_factory.mktemp("stored"), storage=storage) as deployment,
     ):
         yield deployment
         assert _wrong_files(deployment) == []
@@ -242,7 +242,7 @@ def test_f10_a_bucket_that_answers_anything(stored_deployment: Deployment, bucke
     """F10: whatever the bucket says, a small image is pulled whole and right, at once."""
     turn = next(turns)
     repo, blob = f"stored-{turn}", BLOB + str(turn).encode()
-    image = stored_deployment.origin.add_image(repo, "v1", [blob])
+    image = stored_deployment.fake_registry.add_image(repo, "v1", [blob])
     bucket.rule = lambda request: answer
     before = len(bucket.requests)
     truth = {f"manifests/{image.digest}": image.body, "manifests/v1": image.body, f"blobs/{image.layers[0]}": blob}
@@ -252,7 +252,7 @@ def test_f10_a_bucket_that_answers_anything(stored_deployment: Deployment, bucke
             reply = stored_deployment.get(f"/v2/up.test/{repo}/{path}")  # it had begun before it was known to be wrong
         assert (reply.status, reply.body) == (200, body), path
         assert reply.took_s < 14
-    assert len(bucket.requests) > before or "reading without it" in stored_deployment.dockyard.said()
+    assert len(bucket.requests) > before or "reading without it" in stored_deployment.dockyard.read_log()
 
 
 DIGEST, NAME, TAG = Digest.of(BLOB), Name("up.test/app"), Tag("v1")

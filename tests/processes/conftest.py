@@ -1,5 +1,5 @@
 """What the tests under fault share."""
 
-from tests.support.deployment_fixtures import make_deployment, origin
+from tests.support.deployment_fixtures import fake_registry, make_deployment
 
-__all__ = ["make_deployment", "origin"]
+__all__ = ["fake_registry", "make_deployment"]

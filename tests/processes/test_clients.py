@@ -9,9 +9,9 @@ from random import Random
 import pytest
 
 from tests.processes.watch import open_files, processor_s
-from tests.support import misbehaviour as bad
+from tests.support import faults
 from tests.support.bodies import Bytes, Synthetic
-from tests.support.deployment import Deployment, eventually, open_deployment, opened_at_exit, stays
+from tests.support.deployment import Deployment, eventually, open_deployment, set_at_exit, stays
 from tests.support.fake_registry import FakeRegistry
 from tests.support.http_client import is_part_of
 from tests.support.paths import ROOT
@@ -22,40 +22,45 @@ MIB = 1024 * 1024
 @pytest.fixture(scope="module")
 def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
     """Give a deployment for odd requests, none of which harms it."""
-    with FakeRegistry() as origin, open_deployment(origin, tmp_path_factory.mktemp("deployment")) as deployment:
+    with (
+        FakeRegistry() as fake_registry,
+        open_deployment(fake_registry, tmp_path_factory.mktemp("deployment")) as deployment,
+    ):
         yield deployment
 
 
-def test_a_client_that_leaves_a_running_fetch(make_deployment: Callable[..., Deployment], origin: FakeRegistry) -> None:
+def test_a_client_that_leaves_a_running_fetch(
+    make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry
+) -> None:
     """The fill goes on to its end; there are three lines in the log at most."""
     truth = Bytes(Random(11).randbytes(20 * MIB))
-    path = f"/v2/up.test/app/blobs/{origin.add_blob(truth)}"
+    path = f"/v2/up.test/app/blobs/{fake_registry.add_blob(truth)}"
     deployment = make_deployment()
-    logged = len(deployment.dockyard.said().splitlines())
-    with opened_at_exit(threading.Event()) as go_on:
-        origin.on("blob", bad.stalled(0.5, go_on))
-        download = deployment.download(path)
+    logged = len(deployment.dockyard.read_log().splitlines())
+    with set_at_exit(threading.Event()) as go_on:
+        fake_registry.on("blob", faults.stalled(0.5, go_on))
+        download = deployment.stream(path)
         assert download.head().read(MIB) == truth.data[:MIB]
         download.reset()
-    eventually(lambda: deployment.stored(truth.digest), "the fill has ended")
-    stays(lambda: len(deployment.dockyard.said().splitlines()) - logged <= 3, "a quiet log", for_s=0.5)
+    eventually(lambda: deployment.stored_files(truth.digest), "the fill has ended")
+    stays(lambda: len(deployment.dockyard.read_log().splitlines()) - logged <= 3, "a quiet log", for_s=0.5)
     assert deployment.get(path).body == truth.data
-    assert origin.count("blob", "GET") == 1
+    assert fake_registry.count("blob", "GET") == 1
 
 
 @pytest.mark.parametrize("how", ["close", "reset"])
 def test_the_work_for_clients_that_left_stops(
-    make_deployment: Callable[..., Deployment], origin: FakeRegistry, how: str
+    make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry, how: str
 ) -> None:
     """Twenty clients leave a large warm layer: its file is closed, the worker is idle, and the log is quiet."""
     truth = Synthetic(200 * MIB)
-    path = f"/v2/up.test/app/blobs/{origin.add_blob(truth)}"
+    path = f"/v2/up.test/app/blobs/{fake_registry.add_blob(truth)}"
     deployment = make_deployment()
-    with deployment.download(path) as download:
+    with deployment.stream(path) as download:
         download.head().rest()
     (worker,) = deployment.dockyard.worker_pids()
-    logged = len(deployment.dockyard.said().splitlines())
-    clients = [deployment.download(path, receive_buffer=4096) for _ in range(20)]
+    logged = len(deployment.dockyard.read_log().splitlines())
+    clients = [deployment.stream(path, receive_buffer=4096) for _ in range(20)]
     for client in clients:
         client.head()
         client.socket.close() if how == "close" else client.reset()
@@ -63,7 +68,7 @@ def test_the_work_for_clients_that_left_stops(
     eventually(lambda: not any(encoded in name for name in open_files(worker).values()), "the layer is closed", 5)
     used, since = processor_s(worker), time.monotonic()
     stays(lambda: processor_s(worker) - used < 0.2 + 0.2 * (time.monotonic() - since), "an idle worker", for_s=1)
-    assert len(deployment.dockyard.said().splitlines()) - logged <= 3 * len(clients)
+    assert len(deployment.dockyard.read_log().splitlines()) - logged <= 3 * len(clients)
 
 
 @pytest.fixture
@@ -75,17 +80,17 @@ def impatient(tmp_path: Path) -> dict[str, str]:
 
 
 def test_a_client_that_reads_nothing_is_cut(
-    make_deployment: Callable[..., Deployment], origin: FakeRegistry, impatient: dict[str, str]
+    make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry, impatient: dict[str, str]
 ) -> None:
     """A client that has read nothing for the time limit is cut, short of its Content-Length, and costs nothing more."""
     truth = Synthetic(50 * MIB)
-    path = f"/v2/up.test/app/blobs/{origin.add_blob(truth)}"
+    path = f"/v2/up.test/app/blobs/{fake_registry.add_blob(truth)}"
     deployment = make_deployment(environ=impatient)
-    with deployment.download(path) as download:
+    with deployment.stream(path) as download:
         download.head().rest()
     (worker,) = deployment.dockyard.worker_pids()
     encoded = truth.digest.partition(":")[2]
-    with deployment.download(path, receive_buffer=4096) as stalled:
+    with deployment.stream(path, receive_buffer=4096) as stalled:
         assert stalled.head().status == 200
         assert any(encoded in name for name in open_files(worker).values())
         eventually(lambda: not any(encoded in name for name in open_files(worker).values()), "it is cut", 8)
@@ -95,23 +100,23 @@ def test_a_client_that_reads_nothing_is_cut(
 
 
 def test_a_client_that_reads_slowly_is_not_cut(
-    make_deployment: Callable[..., Deployment], origin: FakeRegistry, impatient: dict[str, str]
+    make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry, impatient: dict[str, str]
 ) -> None:
     """A client that reads a little now and then, over many time limits, is served."""
     truth = Synthetic(50 * MIB)
-    path = f"/v2/up.test/app/blobs/{origin.add_blob(truth)}"
+    path = f"/v2/up.test/app/blobs/{fake_registry.add_blob(truth)}"
     deployment = make_deployment(environ=impatient)
-    with deployment.download(path, receive_buffer=4096) as slow:
+    with deployment.stream(path, receive_buffer=4096) as slow:
         slow.head()
         stays(lambda: is_part_of(truth, slow.received, slow.read(64 * 1024)), "the right bytes", for_s=4)
-        assert slow.find_wrong(truth) is None
+        assert slow.find_mismatch(truth) is None
 
 
 def test_half_closed_clients_are_answered(deployment: Deployment) -> None:
     """A client that shuts its sending side down after the request either gets its answer whole or is cut; no harm."""
-    digest = deployment.origin.add_blob(b"a warm blob")
+    digest = deployment.fake_registry.add_blob(b"a warm blob")
     assert deployment.get(f"/v2/up.test/app/blobs/{digest}").status == 200
-    with deployment.download(f"/v2/up.test/app/blobs/{digest}") as download:
+    with deployment.stream(f"/v2/up.test/app/blobs/{digest}") as download:
         download.socket.shutdown(1)
         try:
             assert download.head().status == 200
@@ -123,10 +128,10 @@ def test_half_closed_clients_are_answered(deployment: Deployment) -> None:
 
 def test_pipelined_requests_are_answered_in_order(deployment: Deployment) -> None:
     """Two requests in one packet get two answers, each its own."""
-    digest = deployment.origin.add_blob(b"a warm blob")
+    digest = deployment.fake_registry.add_blob(b"a warm blob")
     assert deployment.get(f"/v2/up.test/app/blobs/{digest}").status == 200
     request = f"GET /v2/ HTTP/1.1\r\nHost: x\r\n\r\nGET /v2/up.test/app/blobs/{digest} HTTP/1.1\r\nHost: x\r\n"
-    with deployment.raw((request + "Connection: close\r\n\r\n").encode()) as download:
+    with deployment.send_raw((request + "Connection: close\r\n\r\n").encode()) as download:
         assert (download.head().status, download.read(download.length or 0)) == (200, b"{}")
         assert (download.head().status, download.read(11)) == (200, b"a warm blob")
 
@@ -134,14 +139,14 @@ def test_pipelined_requests_are_answered_in_order(deployment: Deployment) -> Non
 @pytest.mark.parametrize("host", ["", "Host: x\r\n"], ids=["without Host", "with Host"])
 def test_requests_of_http_1_0(deployment: Deployment, host: str) -> None:
     """HTTP/1.0, with and without Host, as nginx speaks it by default: answered, and the connection is closed."""
-    image = deployment.origin.add_image("app", "v1", [b"a layer"])
+    image = deployment.fake_registry.add_image("app", "v1", [b"a layer"])
     for _ in range(2):
         for path, body in (
             ("/v2/", b"{}"),
             ("/v2/up.test/app/manifests/v1", image.body),
             (f"/v2/up.test/app/blobs/{image.layers[0]}", b"a layer"),
         ):
-            with deployment.raw(f"GET {path} HTTP/1.0\r\n{host}\r\n".encode()) as download:
+            with deployment.send_raw(f"GET {path} HTTP/1.0\r\n{host}\r\n".encode()) as download:
                 assert download.head().status == 200
                 assert download.header("Transfer-Encoding") is None
                 assert download.read(len(body)) == body
@@ -151,17 +156,17 @@ def test_requests_of_http_1_0(deployment: Deployment, host: str) -> None:
 def test_a_large_cold_blob_over_http_1_0(deployment: Deployment) -> None:
     """A layer that streams while it is fetched is whole for an HTTP/1.0 client too, with its length."""
     truth = Bytes(Random(12).randbytes(5 * MIB))
-    path = f"/v2/up.test/app/blobs/{deployment.origin.add_blob(truth)}"
-    with deployment.raw(f"GET {path} HTTP/1.0\r\n\r\n".encode()) as download:
+    path = f"/v2/up.test/app/blobs/{deployment.fake_registry.add_blob(truth)}"
+    with deployment.send_raw(f"GET {path} HTTP/1.0\r\n\r\n".encode()) as download:
         assert download.head().length == truth.size
         assert download.rest() == (truth.data, "length")
 
 
 def test_clients_own_headers_go_nowhere(deployment: Deployment) -> None:
     """Credentials, cookies and proxy headers of a client reach neither the upstream nor the log."""
-    deployment.origin.add_image("app", "v1")
+    deployment.fake_registry.add_image("app", "v1")
     names = ("Authorization", "Cookie", "X_Registry_Auth", "X_Forwarded_Host", "X_Original_URL", "X_Rewrite_URL")
     reply = deployment.get("/v2/up.test/app/manifests/v1", **dict.fromkeys(names, "canary-value"))
     assert reply.status == 200
-    assert not any("canary-value" in str(each.request) for each in deployment.origin.seen())
-    assert "canary-value" not in deployment.dockyard.said() + str(reply.headers)
+    assert not any("canary-value" in str(each.request) for each in deployment.fake_registry.received())
+    assert "canary-value" not in deployment.dockyard.read_log() + str(reply.headers)

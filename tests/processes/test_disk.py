@@ -34,39 +34,39 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 @pytest.mark.parametrize("clients", [1, 20])
 @pytest.mark.parametrize("size", [20 * MIB, 60 * MIB], ids=["reserved before", "larger than the disk"])
 def test_a_full_disk_fails_nobody(
-    make_deployment: Callable[..., Deployment], origin: FakeRegistry, small_disk: Path, clients: int, size: int
+    make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry, small_disk: Path, clients: int, size: int
 ) -> None:
     """There is no room for the layer: all clients get the right bytes all the same, and the server goes on."""
     (small_disk / "in-the-way").write_bytes(bytes(20 * MIB))
     truth = Bytes(Random(size).randbytes(size))
-    path = f"/v2/up.test/app/blobs/{origin.add_blob(truth)}"
+    path = f"/v2/up.test/app/blobs/{fake_registry.add_blob(truth)}"
     deployment = make_deployment(workers=2, storage={"directory": str(small_disk / "storage")})
     with deployment.crowd(path, truth, clients) as crowd:
         crowd.run()
         assert all(member.is_right for member in crowd.members), crowd.summary()
-    small = origin.add_blob(b"a small blob")
-    image = origin.add_image("app", "v1", [b"a layer"])
+    small = fake_registry.add_blob(b"a small blob")
+    image = fake_registry.add_image("app", "v1", [b"a layer"])
     assert deployment.get(f"/v2/up.test/app/blobs/{small}").body == b"a small blob"
     assert deployment.get("/v2/up.test/app/manifests/v1").body == image.body
     (small_disk / "in-the-way").unlink()
-    medium = origin.add_blob(Random(15).randbytes(5 * MIB))
+    medium = fake_registry.add_blob(Random(15).randbytes(5 * MIB))
     for _ in range(2):
         assert digest_of(deployment.get(f"/v2/up.test/app/blobs/{medium}").body) == medium
     eventually(lambda: (small_disk / "storage").rglob(medium.partition(":")[2]), "kept again")
-    assert origin.count("blob", "GET", reference=medium) <= 2
+    assert fake_registry.count("blob", "GET", reference=medium) <= 2
 
 
 def test_a_full_disk_leaves_hits_alone(
-    make_deployment: Callable[..., Deployment], origin: FakeRegistry, small_disk: Path
+    make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry, small_disk: Path
 ) -> None:
     """With not a byte left, what is cached is served, and a tag is still checked."""
-    image = origin.add_image("app", "v1", [b"a layer"])
+    image = fake_registry.add_image("app", "v1", [b"a layer"])
     deployment = make_deployment(storage={"directory": str(small_disk / "storage")})
     paths = ["/v2/up.test/app/manifests/v1", f"/v2/up.test/app/blobs/{image.layers[0]}"]
     bodies = [deployment.get(path).body for path in paths]
     _fill_up(small_disk / "in-the-way")
     assert [deployment.get(path).body for path in paths] == bodies
-    new = origin.add_image("app", "v1", [b"another layer"])
+    new = fake_registry.add_image("app", "v1", [b"another layer"])
     assert deployment.get(paths[0]).body == new.body
     assert deployment.get(f"/v2/up.test/app/blobs/{new.layers[0]}").body == b"another layer"
 
@@ -81,7 +81,7 @@ def _fill_up(path: Path) -> None:
 
 
 def _kept(deployment: Deployment, digests: list[str]) -> list[bool]:
-    return [bool(deployment.stored(digest)) for digest in digests]
+    return [bool(deployment.stored_files(digest)) for digest in digests]
 
 
 def _stored_bytes(deployment: Deployment) -> int:
@@ -90,10 +90,10 @@ def _stored_bytes(deployment: Deployment) -> int:
 
 
 def test_the_size_cap_is_kept_by_least_recent_use(
-    make_deployment: Callable[..., Deployment], origin: FakeRegistry
+    make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry
 ) -> None:
     """Over the cap, the blob that was not used for longest goes first, and is fetched again when it is wanted."""
-    digests = [origin.add_blob(Random(n).randbytes(3 * MIB)) for n in range(4)]
+    digests = [fake_registry.add_blob(Random(n).randbytes(3 * MIB)) for n in range(4)]
     deployment = make_deployment(storage={"max_size": "10MiB"})
     for digest in digests[:3]:
         assert deployment.get(f"/v2/up.test/app/blobs/{digest}").status == 200
@@ -104,8 +104,8 @@ def test_the_size_cap_is_kept_by_least_recent_use(
     eventually(lambda: _kept(deployment, digests) == [True, False, True, True], "the second one has gone")
     assert _stored_bytes(deployment) <= 10 * MIB
     assert digest_of(deployment.get(f"/v2/up.test/app/blobs/{digests[1]}").body) == digests[1]
-    assert origin.count("blob", "GET", reference=digests[1]) == 2
-    assert origin.count("blob", "GET", reference=digests[0]) == 1
+    assert fake_registry.count("blob", "GET", reference=digests[1]) == 2
+    assert fake_registry.count("blob", "GET", reference=digests[0]) == 1
 
 
 def _let_the_clock_tick() -> None:
@@ -114,21 +114,23 @@ def _let_the_clock_tick() -> None:
     eventually(lambda: time.time_ns() - began > 30_000_000, "thirty milliseconds")
 
 
-def test_the_size_cap_holds_over_all_workers(make_deployment: Callable[..., Deployment], origin: FakeRegistry) -> None:
+def test_the_size_cap_holds_over_all_workers(
+    make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry
+) -> None:
     """Four workers share one directory and its cap."""
     deployment = make_deployment(workers=4, storage={"max_size": "16MiB"})
     for number in range(30):
-        digest = origin.add_blob(Random(number).randbytes(MIB))
+        digest = fake_registry.add_blob(Random(number).randbytes(MIB))
         assert deployment.get(f"/v2/up.test/app/blobs/{digest}").status == 200
     eventually(lambda: 0 < _stored_bytes(deployment) <= 16 * MIB, "within the cap", 15)
 
 
 def test_a_layer_larger_than_the_cap_is_served(
-    make_deployment: Callable[..., Deployment], origin: FakeRegistry
+    make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry
 ) -> None:
     """A layer that may not be kept is passed on whole."""
     truth = Bytes(Random(16).randbytes(8 * MIB))
-    path = f"/v2/up.test/app/blobs/{origin.add_blob(truth)}"
+    path = f"/v2/up.test/app/blobs/{fake_registry.add_blob(truth)}"
     deployment = make_deployment(storage={"max_size": "4MiB"})
     for _ in range(2):
         reply = deployment.get(path)
@@ -138,30 +140,30 @@ def test_a_layer_larger_than_the_cap_is_served(
 
 @pytest.mark.parametrize("size", [0, 1000], ids=["emptied", "cut short"])
 def test_a_cached_file_of_the_wrong_size_is_not_served(
-    make_deployment: Callable[..., Deployment], origin: FakeRegistry, size: int
+    make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry, size: int
 ) -> None:
     """A file that lost its bytes, in a crash or by hand: never a short 200, fetched again instead."""
-    digest = origin.add_blob(Random(17).randbytes(2 * MIB))
+    digest = fake_registry.add_blob(Random(17).randbytes(2 * MIB))
     deployment = make_deployment()
     assert deployment.get(f"/v2/up.test/app/blobs/{digest}").status == 200
-    (file,) = eventually(lambda: deployment.stored(digest), "stored")
+    (file,) = eventually(lambda: deployment.stored_files(digest), "stored")
     deployment.dockyard.kill()
     os.truncate(file, size)
     deployment.dockyard.start()
     reply = deployment.get(f"/v2/up.test/app/blobs/{digest}")
     assert reply.status == 200
     assert digest_of(reply.body) == digest
-    assert origin.count("blob", "GET", reference=digest) == 2
+    assert fake_registry.count("blob", "GET", reference=digest) == 2
 
 
 def test_a_file_spoilt_in_a_crash_is_verified_before_its_first_use(
-    make_deployment: Callable[..., Deployment], origin: FakeRegistry
+    make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry
 ) -> None:
     """After a run that did not end cleanly a file is hashed once: other bytes of the same length are not served."""
-    digest = origin.add_blob(Random(18).randbytes(2 * MIB))
+    digest = fake_registry.add_blob(Random(18).randbytes(2 * MIB))
     deployment = make_deployment()
     assert deployment.get(f"/v2/up.test/app/blobs/{digest}").status == 200
-    (file,) = eventually(lambda: deployment.stored(digest), "stored")
+    (file,) = eventually(lambda: deployment.stored_files(digest), "stored")
     deployment.dockyard.kill()
     with file.open("r+b") as opened:
         opened.seek(MIB)
@@ -174,10 +176,10 @@ def test_a_file_spoilt_in_a_crash_is_verified_before_its_first_use(
 
 @pytest.mark.parametrize("content", [b"", b"not a digest", b"sha256:" + b"8" * 64])
 def test_a_spoilt_tag_pointer_is_healed(
-    make_deployment: Callable[..., Deployment], origin: FakeRegistry, content: bytes
+    make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry, content: bytes
 ) -> None:
     """A pointer that holds no digest, or one that is not there, is written anew from the upstream."""
-    image = origin.add_image("app", "v1")
+    image = fake_registry.add_image("app", "v1")
     deployment = make_deployment()
     assert deployment.get("/v2/up.test/app/manifests/v1").status == 200
     (pointer,) = deployment.dockyard.storage.glob("**/tags/v1")

@@ -8,9 +8,9 @@ from random import Random
 import pytest
 
 from tests.processes.watch import MemoryWatch
-from tests.support import misbehaviour as bad
+from tests.support import faults
 from tests.support.bodies import Bytes, Synthetic
-from tests.support.deployment import Deployment, eventually, opened_at_exit
+from tests.support.deployment import Deployment, eventually, set_at_exit
 from tests.support.fake_registry import FakeRegistry
 
 MIB = 1024 * 1024
@@ -18,76 +18,78 @@ MEMORY_LIMIT = 384 * MIB
 
 
 def test_two_hundred_clients_on_one_cold_layer(
-    make_deployment: Callable[..., Deployment], origin: FakeRegistry
+    make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry
 ) -> None:
     """Four workers: one GET upstream, every first byte before the fetch ends, all bytes right, memory bounded."""
     truth = Bytes(Random(1).randbytes(24 * MIB))
-    digest = origin.add_blob(truth)
+    digest = fake_registry.add_blob(truth)
     deployment = make_deployment(workers=4)
     eventually(lambda: len(deployment.dockyard.worker_pids()) == 4, "four workers")
-    with opened_at_exit(threading.Event()) as go_on, MemoryWatch(deployment) as memory:
-        origin.on("blob", bad.stalled(0.5, go_on))
+    with set_at_exit(threading.Event()) as go_on, MemoryWatch(deployment) as memory:
+        fake_registry.on("blob", faults.stalled(0.5, go_on))
         with deployment.crowd(f"/v2/up.test/app/blobs/{digest}", truth, 200) as crowd:
             crowd.run(until=lambda: all(member.first_byte_at for member in crowd.members))
             go_on.set()
             crowd.run()
             assert all(member.is_right for member in crowd.members), crowd.summary()
-    assert origin.count("blob", "GET") == 1
-    assert origin.sent_bytes("blob") == truth.size
+    assert fake_registry.count("blob", "GET") == 1
+    assert fake_registry.sent_bytes("blob") == truth.size
     assert len(memory.peaks) == 4
     assert memory.peak < MEMORY_LIMIT
 
 
 @pytest.mark.timeout(300)
 def test_the_memory_of_a_worker_does_not_depend_on_the_layer(
-    make_deployment: Callable[..., Deployment], origin: FakeRegistry
+    make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry
 ) -> None:
     """A layer of 5 GiB goes through one worker with little more memory than a layer of 50 MiB."""
     small, large = Synthetic(50 * MIB, seed=1), Synthetic(5 * 1024 * MIB, seed=2)
     deployment = make_deployment(upstream={"stall_timeout": "15s"})
     peaks = []
     for truth in (small, large):
-        path = f"/v2/up.test/app/blobs/{origin.add_blob(truth)}"
-        with MemoryWatch(deployment) as memory, deployment.download(path) as download:
+        path = f"/v2/up.test/app/blobs/{fake_registry.add_blob(truth)}"
+        with MemoryWatch(deployment) as memory, deployment.stream(path) as download:
             download.head()
             assert download.length == truth.size
-            assert download.find_wrong(truth) is None
+            assert download.find_mismatch(truth) is None
         peaks.append(memory.peak)
     assert peaks[1] < MEMORY_LIMIT
     assert peaks[1] < peaks[0] + 64 * MIB
-    eventually(lambda: deployment.stored(large.digest), "the large layer is kept")
-    assert origin.count("blob", "GET") == 2
+    eventually(lambda: deployment.stored_files(large.digest), "the large layer is kept")
+    assert fake_registry.count("blob", "GET") == 2
 
 
-def test_a_slow_reader_holds_nobody_up(make_deployment: Callable[..., Deployment], origin: FakeRegistry) -> None:
+def test_a_slow_reader_holds_nobody_up(make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry) -> None:
     """One client that reads nothing: twenty others get a cold layer whole, and then so does it."""
     truth = Bytes(Random(2).randbytes(20 * MIB))
-    path = f"/v2/up.test/app/blobs/{origin.add_blob(truth)}"
+    path = f"/v2/up.test/app/blobs/{fake_registry.add_blob(truth)}"
     deployment = make_deployment(workers=1)
-    with deployment.download(path, receive_buffer=4096) as slow:
+    with deployment.stream(path, receive_buffer=4096) as slow:
         assert slow.head().read(10) == truth.data[:10]
         with deployment.crowd(path, truth, 20) as crowd:
             crowd.run(within_s=20)
             assert all(member.is_right for member in crowd.members), crowd.summary()
-        eventually(lambda: deployment.stored(truth.digest), "the layer is stored while one client has read ten bytes")
+        eventually(
+            lambda: deployment.stored_files(truth.digest), "the layer is stored while one client has read ten bytes"
+        )
         body, ended = slow.rest()
         assert (body == truth.data[10:], ended) == (True, "length")
-    assert origin.count("blob", "GET") == 1
+    assert fake_registry.count("blob", "GET") == 1
 
 
 @pytest.mark.parametrize("temperature", ["cold", "warm"])
 def test_stalled_clients_cost_little_memory(
-    make_deployment: Callable[..., Deployment], origin: FakeRegistry, temperature: str
+    make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry, temperature: str
 ) -> None:
     """A hundred clients that read nothing of a large layer hold a bounded amount each."""
     truth = Synthetic(100 * MIB)
-    path = f"/v2/up.test/app/blobs/{origin.add_blob(truth)}"
+    path = f"/v2/up.test/app/blobs/{fake_registry.add_blob(truth)}"
     deployment = make_deployment(workers=1)
     if temperature == "warm":
-        with deployment.download(path) as download:
+        with deployment.stream(path) as download:
             download.head().rest()
     with MemoryWatch(deployment) as memory:
-        stalled = [deployment.download(path, receive_buffer=4096) for _ in range(100)]
+        stalled = [deployment.stream(path, receive_buffer=4096) for _ in range(100)]
         try:
             for download in stalled:
                 assert download.head().status == 200
@@ -100,10 +102,10 @@ def test_stalled_clients_cost_little_memory(
     assert memory.peak < MEMORY_LIMIT
 
 
-def test_many_cold_layers_at_once(make_deployment: Callable[..., Deployment], origin: FakeRegistry) -> None:
+def test_many_cold_layers_at_once(make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry) -> None:
     """Sixty layers over four workers: each is fetched once, and all are right."""
-    bodies = {origin.add_blob(body): body for body in (Random(n).randbytes(300_000) for n in range(60))}
+    bodies = {fake_registry.add_blob(body): body for body in (Random(n).randbytes(300_000) for n in range(60))}
     deployment = make_deployment(workers=4)
-    replies = deployment.get_together([f"/v2/up.test/app/blobs/{digest}" for digest in bodies])
+    replies = deployment.get_concurrently([f"/v2/up.test/app/blobs/{digest}" for digest in bodies])
     assert [reply.body for reply in replies] == list(bodies.values())
-    assert [origin.count("blob", "GET", reference=digest) for digest in bodies] == [1] * 60
+    assert [fake_registry.count("blob", "GET", reference=digest) for digest in bodies] == [1] * 60

@@ -6,10 +6,10 @@ from statistics import median
 
 import pytest
 
-from tests.support import misbehaviour as bad
+from tests.support import faults
 from tests.support.deployment import CHECK_TIMEOUT_S, Deployment, eventually, parse_cache_status
 from tests.support.fake_registry import FakeRegistry
-from tests.support.http_client import Reply
+from tests.support.http_client import Response
 
 SLACK_S = 1.0  # two cores, shared with everything else that runs
 FAST_S = 0.05
@@ -18,42 +18,42 @@ PROBE_EVERY_S = 3.0
 CACHED = "/v2/up.test/app/manifests/v1"
 
 
-def _is_stale(reply: Reply) -> bool:
+def _is_stale(reply: Response) -> bool:
     return reply.status == 200 and (reply.header("Warning") or "").startswith("299 ")
 
 
-def _go_away(origin: FakeRegistry, how: str) -> None:
-    origin.registry.drop_connections()
+def _go_away(fake_registry: FakeRegistry, how: str) -> None:
+    fake_registry.listener.drop_connections()
     if how == "refused":
-        origin.registry.close()
+        fake_registry.listener.close()
     else:
-        origin.on(None, bad.silent())
+        fake_registry.on(None, faults.silent())
 
 
-def _return(origin: FakeRegistry, how: str) -> None:
-    origin.mend()
+def _return(fake_registry: FakeRegistry, how: str) -> None:
+    fake_registry.remove_rules()
     if how == "refused":
-        origin.registry.open()
+        fake_registry.listener.open()
 
 
 @pytest.mark.parametrize("workers", [1, 4])
 @pytest.mark.parametrize("how", ["refused", "silent"])
 def test_an_outage_costs_one_check(
-    make_deployment: Callable[..., Deployment], origin: FakeRegistry, how: str, workers: int
+    make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry, how: str, workers: int
 ) -> None:
     """The first stale tag within `check_timeout` and half a second, the later ones at once and without asking."""
-    origin.add_image("app", "v1")
+    fake_registry.add_image("app", "v1")
     deployment = make_deployment(workers=workers)
     for _ in range(5 * workers):
         assert deployment.get(CACHED).header("Warning") is None
-    _go_away(origin, how)
+    _go_away(fake_registry, how)
     first = deployment.get(CACHED)
     assert _is_stale(first)
     assert first.took_s < CHECK_TIMEOUT_S + 0.5 + SLACK_S
-    began, asked = time.monotonic(), origin.count()
+    began, asked = time.monotonic(), fake_registry.count()
     later = [deployment.get(CACHED) for _ in range(40)]
     probes = 1 + (time.monotonic() - began) // PROBE_EVERY_S
-    assert origin.count() - asked <= probes
+    assert fake_registry.count() - asked <= probes
     assert all(_is_stale(reply) for reply in later)
     assert median(reply.took_s for reply in later) < FAST_S
     assert max(reply.took_s for reply in later) < FAST_S + SLACK_S
@@ -61,7 +61,7 @@ def test_an_outage_costs_one_check(
     unknown = deployment.get("/v2/up.test/app/manifests/unknown")
     assert (unknown.status, unknown.took_s < FAST_S + SLACK_S) in [(503, True), (504, True)]
     assert int(unknown.header("Retry-After") or 0) >= 1
-    _return(origin, how)
+    _return(fake_registry, how)
     returned_at = time.monotonic()
     eventually(lambda: deployment.get(CACHED).header("Warning") is None, "fresh again", RECOVERY_S + SLACK_S)
     assert time.monotonic() - returned_at < RECOVERY_S + SLACK_S
@@ -69,84 +69,88 @@ def test_an_outage_costs_one_check(
 
 
 def test_a_herd_on_many_tags_of_a_silent_upstream(
-    make_deployment: Callable[..., Deployment], origin: FakeRegistry
+    make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry
 ) -> None:
     """Forty tags at once, and the upstream does not answer: all of them are stale after one check, not after forty."""
     tags = [f"v{number}" for number in range(40)]
     for tag in tags:
-        origin.add_image("app", tag)
+        fake_registry.add_image("app", tag)
     paths = [f"/v2/up.test/app/manifests/{tag}" for tag in tags]
     deployment = make_deployment(workers=2)
-    assert {reply.status for reply in deployment.get_together(paths)} == {200}
-    _go_away(origin, "silent")
-    replies = deployment.get_together(paths)
+    assert {reply.status for reply in deployment.get_concurrently(paths)} == {200}
+    _go_away(fake_registry, "silent")
+    replies = deployment.get_concurrently(paths)
     assert all(_is_stale(reply) for reply in replies)
     assert max(reply.took_s for reply in replies) < CHECK_TIMEOUT_S + 0.5 + SLACK_S
 
 
 def test_errors_of_the_upstream_open_the_breaker_after_a_few(
-    make_deployment: Callable[..., Deployment], origin: FakeRegistry
+    make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry
 ) -> None:
     """503 again and again: after five in a row the upstream is left alone, and found again when it is well."""
-    origin.add_image("app", "v1")
+    fake_registry.add_image("app", "v1")
     deployment = make_deployment()
     assert deployment.get(CACHED).status == 200
-    origin.on(None, bad.refusing(503, "UNAVAILABLE"))
+    fake_registry.on(None, faults.error_response(503, "UNAVAILABLE"))
     for _ in range(10):
         assert _is_stale(deployment.get(CACHED))
-    asked = origin.count()
+    asked = fake_registry.count()
     began = time.monotonic()
     for _ in range(10):
         assert _is_stale(deployment.get(CACHED))
-    assert origin.count() - asked <= 1 + (time.monotonic() - began) // PROBE_EVERY_S
-    origin.mend()
+    assert fake_registry.count() - asked <= 1 + (time.monotonic() - began) // PROBE_EVERY_S
+    fake_registry.remove_rules()
     eventually(lambda: deployment.get(CACHED).header("Warning") is None, "fresh again", RECOVERY_S + SLACK_S)
 
 
 def test_one_upstream_away_leaves_the_others_fresh(
-    make_deployment: Callable[..., Deployment], origin: FakeRegistry
+    make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry
 ) -> None:
     """The breaker is for one upstream: the neighbour is asked as ever."""
     with FakeRegistry() as neighbour:
-        origin.add_image("app", "v1")
+        fake_registry.add_image("app", "v1")
         neighbour.add_image("app", "v1")
         deployment = make_deployment(
             upstreams=[
-                {"prefix": "up.test", "registry": origin.url, "auth": {"type": "anonymous"}},
+                {"prefix": "up.test", "registry": fake_registry.url, "auth": {"type": "anonymous"}},
                 {"prefix": "well.test", "registry": neighbour.url, "auth": {"type": "anonymous"}},
             ]
         )
         assert deployment.get(CACHED).status == 200
-        _go_away(origin, "refused")
+        _go_away(fake_registry, "refused")
         assert _is_stale(deployment.get(CACHED))
         for _ in range(3):
             reply = deployment.get("/v2/well.test/app/manifests/v1")
             assert (reply.status, reply.header("Warning")) == (200, None)
 
 
-def test_a_rate_limit_is_kept_until_its_time(make_deployment: Callable[..., Deployment], origin: FakeRegistry) -> None:
+def test_a_rate_limit_is_kept_until_its_time(
+    make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry
+) -> None:
     """429 with `Retry-After: 3`: one request for all, stale meanwhile, and asked again when the time is over."""
-    origin.add_image("app", "v1")
+    fake_registry.add_image("app", "v1")
     deployment = make_deployment(workers=2)
     assert deployment.get(CACHED).status == 200
-    rule = origin.on(None, bad.refusing(429, "TOOMANYREQUESTS", "3"))
-    asked, limited_at = origin.count(), time.monotonic()
+    rule = fake_registry.on(None, faults.error_response(429, "TOOMANYREQUESTS", "3"))
+    asked, limited_at = fake_registry.count(), time.monotonic()
     for _ in range(20):
         assert _is_stale(deployment.get(CACHED))
     unknown = deployment.get("/v2/up.test/app/manifests/unknown")
     assert (unknown.status, unknown.error) == (429, "TOOMANYREQUESTS")
     assert 1 <= int(unknown.header("Retry-After") or 0) <= 3
     if time.monotonic() - limited_at < 2.5:
-        assert origin.count() - asked == 1
-    origin.mend(rule)
+        assert fake_registry.count() - asked == 1
+    fake_registry.remove_rules(rule)
     eventually(lambda: deployment.get(CACHED).header("Warning") is None, "fresh again", 3 + RECOVERY_S)
     assert time.monotonic() - limited_at > 2
 
 
-def test_the_outage_is_not_a_missing_tag(make_deployment: Callable[..., Deployment], origin: FakeRegistry) -> None:
+def test_the_outage_is_not_a_missing_tag(
+    make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry
+) -> None:
     """Never 404 for "could not ask": unknown tags, digests and blobs are all 503 with Retry-After."""
     deployment = make_deployment()
-    _go_away(origin, "refused")
+    _go_away(fake_registry, "refused")
     for path in ("manifests/v1", f"manifests/sha256:{'5' * 64}", f"blobs/sha256:{'6' * 64}"):
         reply = deployment.get(f"/v2/up.test/app/{path}")
         assert (reply.status, reply.error) == (503, "UNAVAILABLE")

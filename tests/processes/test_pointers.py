@@ -12,8 +12,8 @@ import pytest
 
 from dockyard.workers.rendezvous import owners
 from tests.processes.watch import workers_of_ports
-from tests.support import misbehaviour as bad
-from tests.support.deployment import Deployment, eventually, opened_at_exit
+from tests.support import faults
+from tests.support.deployment import Deployment, eventually, set_at_exit
 from tests.support.fake_registry import FakeRegistry
 
 WORKERS = 2
@@ -23,11 +23,11 @@ PATIENCE_S = 10.0
 
 
 @pytest.fixture
-def deployment(make_deployment: Callable[..., Deployment], origin: FakeRegistry) -> Deployment:
+def deployment(make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry) -> Deployment:
     """Give two workers that know a tag, and a check that may take its time."""
     deployment = make_deployment(workers=WORKERS, upstream={"check_timeout": "20s"})
     deployment.wait_for_workers(WORKERS)
-    origin.add_image("app", "v1", [b"one"])
+    fake_registry.add_image("app", "v1", [b"one"])
     assert deployment.get(PATH).status == 200
     return deployment
 
@@ -78,13 +78,13 @@ def _ask(connection: HTTPConnection, path: str = PATH) -> tuple[str | None, bool
 
 
 def test_what_was_answered_for_a_frozen_owner_is_remembered(
-    deployment: Deployment, origin: FakeRegistry, owner: int, other: HTTPConnection
+    deployment: Deployment, fake_registry: FakeRegistry, owner: int, other: HTTPConnection
 ) -> None:
     """Frozen owner, moved tag, an answer by the other worker; then the upstream dies: that answer is what is stale."""
     os.kill(owner, signal.SIGSTOP)
-    moved = origin.add_image("app", "v1", [b"two"])
+    moved = fake_registry.add_image("app", "v1", [b"two"])
     assert _ask(other) == (moved.digest, False)
-    origin.registry.close()
+    fake_registry.listener.close()
     with contextlib.suppress(ProcessLookupError):  # the watchdog may be faster
         os.kill(owner, signal.SIGKILL)
     assert _ask(other) == (moved.digest, True)
@@ -94,27 +94,28 @@ def test_what_was_answered_for_a_frozen_owner_is_remembered(
 
 
 def test_an_owner_that_wakes_up_moves_no_pointer_back(
-    deployment: Deployment, origin: FakeRegistry, owner: int, other: HTTPConnection, own: HTTPConnection
+    deployment: Deployment, fake_registry: FakeRegistry, owner: int, other: HTTPConnection, own: HTTPConnection
 ) -> None:
     """Frozen between the upstream's answer and the pointer: when it wakes up the tag has moved on, and stays there."""
-    older = origin.add_image("app", "v1", [b"two"])
-    with opened_at_exit(threading.Event()) as go_on:
-        origin.on("manifest", bad.silent(go_on), method="HEAD", times=1)
-        asked = origin.count("manifest", "HEAD")
+    older = fake_registry.add_image("app", "v1", [b"two"])
+    with set_at_exit(threading.Event()) as go_on:
+        fake_registry.on("manifest", faults.silent(go_on), method="HEAD", times=1)
+        asked = fake_registry.count("manifest", "HEAD")
         waiting = threading.Thread(target=_ask, args=(own,))
         waiting.start()
-        origin.wait_for(lambda: origin.count("manifest", "HEAD") > asked, "the owner asks")
+        fake_registry.wait_for(lambda: fake_registry.count("manifest", "HEAD") > asked, "the owner asks")
         os.kill(owner, signal.SIGSTOP)
-        newer = origin.add_image("app", "v1", [b"three"])
+        newer = fake_registry.add_image("app", "v1", [b"three"])
         go_on.set()
         assert _ask(other) == (newer.digest, False)
-        fetched = origin.count("manifest", "GET", reference=older.digest)
+        fetched = fake_registry.count("manifest", "GET", reference=older.digest)
         os.kill(owner, signal.SIGCONT)
-        origin.wait_for(
-            lambda: origin.count("manifest", "GET", reference=older.digest) > fetched, "the owner takes up its answer"
+        fake_registry.wait_for(
+            lambda: fake_registry.count("manifest", "GET", reference=older.digest) > fetched,
+            "the owner takes up its answer",
         )
         waiting.join()
-    origin.registry.close()
+    fake_registry.listener.close()
     for _ in range(5 * WORKERS):
         reply = deployment.get(PATH)
         assert (reply.header("Docker-Content-Digest"), bool(reply.header("Warning"))) == (newer.digest, True)

@@ -9,9 +9,9 @@ from threading import Event
 import pytest
 
 from tests.support.bodies import Bytes, Synthetic
-from tests.support.deployment import Deployment, eventually, opened_at_exit
-from tests.support.http_client import StreamedReply
-from tests.support.misbehaviour import stuck_at
+from tests.support.deployment import Deployment, eventually, set_at_exit
+from tests.support.faults import stalled_at_offset
+from tests.support.http_client import StreamedResponse
 
 MIB = 1024 * 1024
 PING = b"GET /v2/ HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -19,16 +19,16 @@ PING = b"GET /v2/ HTTP/1.1\r\nHost: x\r\n\r\n"
 
 @pytest.fixture
 def deployment(make_deployment: Callable[..., Deployment]) -> Deployment:
-    """Give one worker in front of the origin."""
+    """Give one worker in front of the fake registry."""
     return make_deployment()
 
 
 def warm_blob(deployment: Deployment, size: int) -> tuple[str, Bytes]:
     """A blob that is in the local store: its path and its bytes."""
     truth = Bytes(Random(size).randbytes(size))
-    path = f"/v2/up.test/app/blobs/{deployment.origin.add_blob(truth)}"
+    path = f"/v2/up.test/app/blobs/{deployment.fake_registry.add_blob(truth)}"
     assert deployment.get(path).body == truth.data
-    eventually(lambda: deployment.stored(truth.digest), "the blob is kept")
+    eventually(lambda: deployment.stored_files(truth.digest), "the blob is kept")
     return path, truth
 
 
@@ -40,7 +40,7 @@ def get(path: str, more: str = "") -> bytes:
 def test_a_large_blob_ends_its_connection(deployment: Deployment) -> None:
     """On a new connection a large blob is sent straight from its file, with the headers of all answers."""
     path, truth = warm_blob(deployment, 3 * MIB)
-    with deployment.raw(get(path)) as download:
+    with deployment.send_raw(get(path)) as download:
         assert download.head().status == 200
         assert download.header("Connection") == "close"
         assert download.header("Date")
@@ -52,7 +52,7 @@ def test_a_large_blob_ends_its_connection(deployment: Deployment) -> None:
 def test_a_large_range_ends_its_connection(deployment: Deployment) -> None:
     """The same for one range."""
     path, truth = warm_blob(deployment, 4 * MIB)
-    with deployment.raw(get(path, f"Range: bytes=1000-{3 * MIB}\r\n")) as download:
+    with deployment.send_raw(get(path, f"Range: bytes=1000-{3 * MIB}\r\n")) as download:
         assert download.head().status == 206
         assert download.header("Content-Range") == f"bytes 1000-{3 * MIB}/{truth.size}"
         assert download.header("Connection") == "close"
@@ -62,7 +62,7 @@ def test_a_large_range_ends_its_connection(deployment: Deployment) -> None:
 def test_a_small_blob_keeps_its_connection(deployment: Deployment) -> None:
     """A configuration is not worth a connection: the next request goes over the same one."""
     path, truth = warm_blob(deployment, 1000)
-    with deployment.raw(get(path) + PING) as download:
+    with deployment.send_raw(get(path) + PING) as download:
         assert download.head().header("Connection") is None
         assert download.read(truth.size) == truth.data
         assert (download.head().status, download.read(2)) == (200, b"{}")
@@ -71,7 +71,7 @@ def test_a_small_blob_keeps_its_connection(deployment: Deployment) -> None:
 def test_a_used_connection_is_left_to_granian(deployment: Deployment) -> None:
     """A large blob after another answer on one connection comes after it, whole, and the connection lives on."""
     path, truth = warm_blob(deployment, 3 * MIB)
-    with deployment.raw(PING) as download:
+    with deployment.send_raw(PING) as download:
         assert (download.head().status, download.read(2)) == (200, b"{}")
         download.socket.sendall(get(path))
         assert download.head().header("Connection") is None
@@ -83,7 +83,7 @@ def test_a_used_connection_is_left_to_granian(deployment: Deployment) -> None:
 def test_a_request_with_a_body_is_left_to_granian(deployment: Deployment) -> None:
     """A connection that is closed with something unread is reset: a GET with a body is answered in the other way."""
     path, truth = warm_blob(deployment, 3 * MIB)
-    with deployment.raw(get(path, "Content-Length: 5\r\n") + b"hello") as download:
+    with deployment.send_raw(get(path, "Content-Length: 5\r\n") + b"hello") as download:
         assert download.head().header("Connection") is None
         assert download.read(truth.size) == truth.data
 
@@ -93,7 +93,7 @@ def test_pipelined_requests_are_answered_in_order(deployment: Deployment, first_
     """Two requests in one packet: no byte of one answer comes between those of the other."""
     path, truth = warm_blob(deployment, 3 * MIB)
     requests = [get(path), PING] if first_is_large else [PING, get(path)]
-    with deployment.raw(b"".join(requests)) as download:
+    with deployment.send_raw(b"".join(requests)) as download:
         if not first_is_large:
             assert (download.head().status, download.read(2)) == (200, b"{}")
         assert download.head().status == 200
@@ -108,7 +108,7 @@ def test_many_pipelined_blobs(deployment: Deployment) -> None:
     large_path, large = warm_blob(deployment, 3 * MIB)
     small_path, small = warm_blob(deployment, 500_000)
     requests = get(small_path) + get(large_path) + get(small_path)
-    with StreamedReply(deployment.address, "", request=requests, receive_buffer=4096) as download:
+    with StreamedResponse(deployment.address, "", request=requests, receive_buffer=4096) as download:
         time.sleep(0.5)  # until the server has written what it can
         for truth in (small, large, small):
             assert download.head().status == 200
@@ -118,30 +118,30 @@ def test_many_pipelined_blobs(deployment: Deployment) -> None:
 def test_a_file_that_became_shorter_ends_the_answer_short(deployment: Deployment) -> None:
     """A file that somebody cuts while it is sent: the client sees an answer that is not whole."""
     truth = Synthetic(60 * MIB)
-    path = f"/v2/up.test/app/blobs/{deployment.origin.add_blob(truth)}"
-    with deployment.download(path) as download:
+    path = f"/v2/up.test/app/blobs/{deployment.fake_registry.add_blob(truth)}"
+    with deployment.stream(path) as download:
         download.head().rest()
-    (stored,) = eventually(lambda: deployment.stored(truth.digest), "the blob is kept")
-    with deployment.download(path, receive_buffer=4096) as download:
+    (stored,) = eventually(lambda: deployment.stored_files(truth.digest), "the blob is kept")
+    with deployment.stream(path, receive_buffer=4096) as download:
         assert download.head().header("Connection") == "close"
         os.truncate(stored, 40 * MIB)
         body, ended = download.rest()
     assert ended == "fin"
     assert len(body) <= 40 * MIB
-    eventually(lambda: "cut: a cached blob ended early" in deployment.dockyard.said(), "the log says so")
+    eventually(lambda: "cut: a cached blob ended early" in deployment.dockyard.read_log(), "the log says so")
 
 
 def test_a_file_that_is_not_in_memory(deployment: Deployment) -> None:
     """A blob whose pages the kernel has dropped is read from the disk, and right."""
     path, truth = warm_blob(deployment, 8 * MIB)
-    (stored,) = deployment.stored(truth.digest)
+    (stored,) = deployment.stored_files(truth.digest)
     os.sync()
     fd = os.open(stored, os.O_RDONLY)
     try:
         os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
     finally:
         os.close(fd)
-    with deployment.raw(get(path)) as download:
+    with deployment.send_raw(get(path)) as download:
         assert download.head().header("Connection") == "close"
         assert download.rest() == (truth.data, "length")
 
@@ -149,12 +149,12 @@ def test_a_file_that_is_not_in_memory(deployment: Deployment) -> None:
 def test_a_joined_blob_is_sent_as_it_lands(deployment: Deployment) -> None:
     """A running download is read from its partial file in the same way, and its end waits for the digest."""
     truth = Bytes(Random(5).randbytes(6 * MIB))
-    digest = deployment.origin.add_blob(truth)
-    with opened_at_exit(Event()) as gate:
-        deployment.origin.on("blob", stuck_at(4 * MIB, gate), method="GET", reference=digest)
-        with deployment.raw(get(f"/v2/up.test/app/blobs/{digest}")) as download:
+    digest = deployment.fake_registry.add_blob(truth)
+    with set_at_exit(Event()) as gate:
+        deployment.fake_registry.on("blob", stalled_at_offset(4 * MIB, gate), method="GET", reference=digest)
+        with deployment.send_raw(get(f"/v2/up.test/app/blobs/{digest}")) as download:
             assert download.head().header("Connection") == "close"
             assert download.read(3 * MIB) == truth.data[: 3 * MIB]
             gate.set()
             assert download.rest() == (truth.data[3 * MIB :], "length")
-    assert deployment.origin.count("blob", "GET", reference=digest) == 1
+    assert deployment.fake_registry.count("blob", "GET", reference=digest) == 1

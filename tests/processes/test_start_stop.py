@@ -15,9 +15,9 @@ from random import Random
 import trustme
 import yaml
 
-from tests.support import misbehaviour as bad
+from tests.support import faults
 from tests.support.bodies import Bytes, Synthetic, digest_of
-from tests.support.deployment import Deployment, eventually, opened_at_exit, upstream
+from tests.support.deployment import Deployment, eventually, set_at_exit, upstream
 from tests.support.dockyard import Dockyard
 from tests.support.fake_registry import FakeRegistry
 from tests.support.processes import free_port
@@ -43,14 +43,14 @@ def _is_refused(deployment: Deployment) -> bool:
 
 
 def test_a_running_download_finishes_after_sigterm(
-    make_deployment: Callable[..., Deployment], origin: FakeRegistry
+    make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry
 ) -> None:
     """New connections are refused, the download that runs is finished, and the exit status is 0."""
     truth = Bytes(Random(13).randbytes(20 * MIB))
-    path = f"/v2/up.test/app/blobs/{origin.add_blob(truth)}"
+    path = f"/v2/up.test/app/blobs/{fake_registry.add_blob(truth)}"
     deployment = make_deployment(workers=2, server={"drain_timeout": "20s"})
-    with opened_at_exit(threading.Event()) as go_on, deployment.crowd(path, truth, 6) as crowd:
-        origin.on("blob", bad.stalled(0.5, go_on))
+    with set_at_exit(threading.Event()) as go_on, deployment.crowd(path, truth, 6) as crowd:
+        fake_registry.on("blob", faults.stalled(0.5, go_on))
         crowd.run(until=lambda: all(member.received > MIB for member in crowd.members))
         sent_at, poll = _terminate(deployment)
         eventually(lambda: _is_refused(deployment), "no new connections", 8)
@@ -59,46 +59,48 @@ def test_a_running_download_finishes_after_sigterm(
         crowd.run()
         assert all(member.is_right for member in crowd.members), crowd.summary()
     eventually(lambda: poll() is not None, "the end", 20)
-    assert poll() == 0, deployment.dockyard.said()[-2000:]
+    assert poll() == 0, deployment.dockyard.read_log()[-2000:]
     assert time.monotonic() - sent_at < 20 + SLACK_S
-    assert deployment.stored(truth.digest)
+    assert deployment.stored_files(truth.digest)
 
 
 def test_a_stalled_client_does_not_hold_up_the_end(
-    make_deployment: Callable[..., Deployment], origin: FakeRegistry
+    make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry
 ) -> None:
     """A client that reads nothing is cut when the drain time is over, and the server ends."""
-    path = f"/v2/up.test/app/blobs/{origin.add_blob(Synthetic(50 * MIB))}"
+    path = f"/v2/up.test/app/blobs/{fake_registry.add_blob(Synthetic(50 * MIB))}"
     deployment = make_deployment(workers=2, server={"drain_timeout": "2s"})
-    with deployment.download(path, receive_buffer=4096) as stalled:
+    with deployment.stream(path, receive_buffer=4096) as stalled:
         assert stalled.head().status == 200
         sent_at, poll = _terminate(deployment)
         eventually(lambda: poll() is not None, "the end within the drain time", 2 + SLACK_S)
         assert time.monotonic() - sent_at < 2 + SLACK_S
-        assert poll() == 0, deployment.dockyard.said()[-2000:]
+        assert poll() == 0, deployment.dockyard.read_log()[-2000:]
         body, ended = stalled.rest()
         assert ended in ("fin", "rst")
         assert len(body) < 50 * MIB
 
 
-def test_an_idle_server_ends_at_once(make_deployment: Callable[..., Deployment], origin: FakeRegistry) -> None:
+def test_an_idle_server_ends_at_once(make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry) -> None:
     """Nothing runs, though a client keeps its connection open: the end comes well before the drain time."""
     deployment = make_deployment(workers=2, server={"drain_timeout": "20s"})
     deployment.wait_for_workers(2)
-    with deployment.download("/v2/") as idle:
+    with deployment.stream("/v2/") as idle:
         idle.head().rest()
         _, poll = _terminate(deployment)
         eventually(lambda: poll() == 0, "the end", 12)
 
 
-def test_a_server_that_is_still_starting_ends_at_once(origin: FakeRegistry, tmp_path: Path) -> None:
+def test_a_server_that_is_still_starting_ends_at_once(fake_registry: FakeRegistry, tmp_path: Path) -> None:
     """SIGTERM at whatever moment of the start: no worker misses it, and the end is not the end of the drain time."""
     for attempt in range(STARTS):
         dockyard = Dockyard(
-            tmp_path / str(attempt), [upstream("up.test", origin.url)], settings={"server": {"drain_timeout": "20s"}}
+            tmp_path / str(attempt),
+            [upstream("up.test", fake_registry.url)],
+            settings={"server": {"drain_timeout": "20s"}},
         )
         dockyard.start(wait=False)
-        eventually(lambda: "Spawning worker-1" in dockyard.said(), "it starts")  # noqa: B023
+        eventually(lambda: "Spawning worker-1" in dockyard.read_log(), "it starts")  # noqa: B023
         time.sleep(attempt / STARTS * START_S)
         process = dockyard._running
         process.send(signal.SIGTERM)
@@ -124,7 +126,7 @@ def _second(
 
 
 def test_a_second_instance_on_the_port_is_refused(
-    make_deployment: Callable[..., Deployment], origin: FakeRegistry, tmp_path: Path
+    make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry, tmp_path: Path
 ) -> None:
     """Two servers on one port would share its connections silently: the second says why it does not start."""
     deployment = make_deployment(workers=2)
@@ -136,7 +138,7 @@ def test_a_second_instance_on_the_port_is_refused(
 
 
 def test_a_second_instance_on_the_directory_is_refused(
-    make_deployment: Callable[..., Deployment], origin: FakeRegistry, tmp_path: Path
+    make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry, tmp_path: Path
 ) -> None:
     """Two servers in one directory would sweep each other's files: the second does not start, and says why."""
     deployment = make_deployment(workers=2)
@@ -148,7 +150,7 @@ def test_a_second_instance_on_the_directory_is_refused(
 
 
 def test_a_bucket_that_cannot_be_is_refused(
-    make_deployment: Callable[..., Deployment], origin: FakeRegistry, tmp_path: Path
+    make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry, tmp_path: Path
 ) -> None:
     """Settings that make no address of a bucket are told before any worker is started."""
     deployment = make_deployment()
@@ -161,31 +163,31 @@ def test_a_bucket_that_cannot_be_is_refused(
 
 
 def test_a_restart_finds_the_cache_and_sweeps_the_rest(
-    make_deployment: Callable[..., Deployment], origin: FakeRegistry
+    make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry
 ) -> None:
     """What was kept is served without asking; partial files of a run that was killed are gone."""
-    image = origin.add_image("app", "v1", [b"a layer"])
+    image = fake_registry.add_image("app", "v1", [b"a layer"])
     deployment = make_deployment()
     paths = [f"/v2/up.test/app/manifests/{image.digest}", f"/v2/up.test/app/blobs/{image.layers[0]}"]
     bodies = [deployment.get(path).body for path in paths]
-    with opened_at_exit(threading.Event()) as never:
-        origin.on("blob", bad.stalled(0.5, never))
-        digest = origin.add_blob(Random(14).randbytes(3 * MIB))
-        with deployment.download(f"/v2/up.test/app/blobs/{digest}") as download:
+    with set_at_exit(threading.Event()) as never:
+        fake_registry.on("blob", faults.stalled(0.5, never))
+        digest = fake_registry.add_blob(Random(14).randbytes(3 * MIB))
+        with deployment.stream(f"/v2/up.test/app/blobs/{digest}") as download:
             download.head().read(1000)
             assert deployment.partial_files()
             deployment.dockyard.kill()
     assert deployment.partial_files()
     deployment.dockyard.start()
     eventually(lambda: not deployment.partial_files(), "the partial files are swept")
-    asked = origin.count()
+    asked = fake_registry.count()
     assert [deployment.get(path).body for path in paths] == bodies
-    assert origin.count() == asked
+    assert fake_registry.count() == asked
 
 
-def test_the_server_speaks_tls(origin: FakeRegistry, tmp_path: Path) -> None:
+def test_the_server_speaks_tls(fake_registry: FakeRegistry, tmp_path: Path) -> None:
     """`server.tls` with a certificate and its key: HTTPS, and nothing for those who speak plain HTTP; never HTTP/2."""
-    image = origin.add_image("app", "v1", [Random(15).randbytes(3 * MIB)])
+    image = fake_registry.add_image("app", "v1", [Random(15).randbytes(3 * MIB)])
     authority = trustme.CA()
     certificate = authority.issue_cert("localhost")
     certificate.cert_chain_pems[0].write_to_path(str(tmp_path / "cert.pem"))
@@ -194,8 +196,8 @@ def test_the_server_speaks_tls(origin: FakeRegistry, tmp_path: Path) -> None:
     authority.configure_trust(client)
     client.set_alpn_protocols(["h2", "http/1.1"])
     server = {"tls": True, "certfile": str(tmp_path / "cert.pem"), "keyfile": str(tmp_path / "key.pem")}
-    dockyard = Dockyard(tmp_path / "deployment", [upstream("up.test", origin.url)], settings={"server": server})
-    deployment = Deployment(origin, dockyard, tls=client)
+    dockyard = Dockyard(tmp_path / "deployment", [upstream("up.test", fake_registry.url)], settings={"server": server})
+    deployment = Deployment(fake_registry, dockyard, tls=client)
     try:
         dockyard.start(wait=False)
         eventually(lambda: not _is_refused(deployment), "HTTPS", 20)
@@ -209,23 +211,25 @@ def test_the_server_speaks_tls(origin: FakeRegistry, tmp_path: Path) -> None:
         dockyard.kill()
 
 
-def test_a_stop_while_the_upstream_hangs(make_deployment: Callable[..., Deployment], origin: FakeRegistry) -> None:
+def test_a_stop_while_the_upstream_hangs(
+    make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry
+) -> None:
     """A fill that waits for a silent upstream does not hold up the end beyond the drain time."""
     deployment = make_deployment(
         server={"drain_timeout": "2s"}, upstream={"stall_timeout": "60s", "check_timeout": "60s"}
     )
-    origin.on(None, bad.silent())
+    fake_registry.on(None, faults.silent())
     with contextlib.ExitStack() as clients:
         for path in ("blobs/sha256:" + "7" * 64, "manifests/v1"):
-            clients.enter_context(deployment.download(f"/v2/up.test/app/{path}"))
-        origin.wait_for(lambda: origin.count() >= 2, "both are being asked for")
+            clients.enter_context(deployment.stream(f"/v2/up.test/app/{path}"))
+        fake_registry.wait_for(lambda: fake_registry.count() >= 2, "both are being asked for")
         sent_at, poll = _terminate(deployment)
         eventually(lambda: poll() is not None, "the end within the drain time", 2 + SLACK_S)
         assert time.monotonic() - sent_at < 2 + SLACK_S
 
 
 def test_a_directory_that_cannot_be_written(
-    make_deployment: Callable[..., Deployment], origin: FakeRegistry, tmp_path: Path
+    make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry, tmp_path: Path
 ) -> None:
     """A storage directory that is a file: the server says so and does not start."""
     deployment = make_deployment()

@@ -7,9 +7,9 @@ from random import Random
 
 import pytest
 
-from tests.support import misbehaviour as bad
+from tests.support import faults
 from tests.support.bodies import Bytes
-from tests.support.deployment import Deployment, eventually, opened_at_exit
+from tests.support.deployment import Deployment, eventually, set_at_exit
 from tests.support.fake_registry import Change, FakeRegistry
 from tests.support.raw_http import Ending
 
@@ -27,68 +27,72 @@ def _assert_unseen(deployment: Deployment, truth: Bytes, clients: int = 10) -> N
 @pytest.mark.parametrize("how", ["fin", "rst"])
 @pytest.mark.parametrize("at", [0.01, 0.5, 0.99])
 def test_an_upstream_cut(
-    make_deployment: Callable[..., Deployment], origin: FakeRegistry, at: float, how: Ending
+    make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry, at: float, how: Ending
 ) -> None:
     """The upstream breaks off at 1, 50 or 99 %: no client notices, and the rest is fetched from where it stopped."""
     truth = Bytes(Random(5).randbytes(20 * MIB))
-    origin.add_blob(truth)
-    origin.on("blob", bad.cut(at, how), times=1)
+    fake_registry.add_blob(truth)
+    fake_registry.on("blob", faults.cut(at, how), times=1)
     deployment = make_deployment(workers=2)
     _assert_unseen(deployment, truth)
-    first, second = origin.seen("blob", "GET")
+    first, second = fake_registry.received("blob", "GET")
     assert (first.ended, first.request.header("Range")) == (how, None)
     assert (second.request.header("Range") or "").startswith("bytes=")
-    assert origin.sent_bytes("blob") <= truth.size + WASTE
+    assert fake_registry.sent_bytes("blob") <= truth.size + WASTE
 
 
 def test_an_upstream_that_breaks_again_and_again(
-    make_deployment: Callable[..., Deployment], origin: FakeRegistry
+    make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry
 ) -> None:
     """Every answer breaks after two mebibytes: each makes progress, so it goes on to the end."""
     truth = Bytes(Random(6).randbytes(12 * MIB))
-    origin.add_blob(truth)
-    origin.on("blob", bad.cut(2 * MIB, "rst"))
+    fake_registry.add_blob(truth)
+    fake_registry.on("blob", faults.cut(2 * MIB, "rst"))
     deployment = make_deployment()
     _assert_unseen(deployment, truth, clients=3)
-    gets = origin.count("blob", "GET")
+    gets = fake_registry.count("blob", "GET")
     assert gets >= 6
-    assert origin.sent_bytes("blob") <= truth.size + (gets - 1) * WASTE
+    assert fake_registry.sent_bytes("blob") <= truth.size + (gets - 1) * WASTE
 
 
-def test_an_upstream_that_stalls(make_deployment: Callable[..., Deployment], origin: FakeRegistry) -> None:
+def test_an_upstream_that_stalls(make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry) -> None:
     """No byte for `stall_timeout`: the connection is given up, and the rest is fetched over another."""
     truth = Bytes(Random(7).randbytes(8 * MIB))
-    origin.add_blob(truth)
-    with opened_at_exit(threading.Event()) as never:
-        origin.on("blob", bad.stalled(0.5, never), times=1)
+    fake_registry.add_blob(truth)
+    with set_at_exit(threading.Event()) as never:
+        fake_registry.on("blob", faults.stalled(0.5, never), times=1)
         deployment = make_deployment(upstream={"stall_timeout": "2s"})
         began = time.monotonic()
         _assert_unseen(deployment, truth)
         assert time.monotonic() - began > 1.8
-        first, _ = origin.seen("blob", "GET")
+        first, _ = fake_registry.received("blob", "GET")
         eventually(lambda: first.ended == "gone", "the stalled connection is closed")
-    assert origin.sent_bytes("blob") <= truth.size + WASTE
+    assert fake_registry.sent_bytes("blob") <= truth.size + WASTE
 
 
-def test_a_slow_upstream_is_not_a_stalled_one(make_deployment: Callable[..., Deployment], origin: FakeRegistry) -> None:
+def test_a_slow_upstream_is_not_a_stalled_one(
+    make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry
+) -> None:
     """A body that takes longer than every limit, but keeps coming, is fetched once."""
     truth = Bytes(Random(8).randbytes(3 * MIB))
-    origin.add_blob(truth)
-    origin.on("blob", bad.slow(MIB))
+    fake_registry.add_blob(truth)
+    fake_registry.on("blob", faults.slow(MIB))
     deployment = make_deployment(upstream={"check_timeout": "1s", "stall_timeout": "1s"})
     _assert_unseen(deployment, truth)
-    assert origin.count("blob", "GET") == 1
+    assert fake_registry.count("blob", "GET") == 1
 
 
 @pytest.mark.parametrize("status", [500, 503, 429, 404])
 def test_a_resume_that_is_refused(
-    make_deployment: Callable[..., Deployment], origin: FakeRegistry, status: int
+    make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry, status: int
 ) -> None:
     """The transfer breaks and the next try is refused: the body is whole in the end, or it ends short by FIN."""
     truth = Bytes(Random(status).randbytes(4 * MIB))
-    origin.add_blob(truth)
-    origin.on("blob", bad.cut(0.5), times=1)
-    origin.on("blob", bad.refusing(status), times=1, when=lambda request: request.header("Range") is not None)
+    fake_registry.add_blob(truth)
+    fake_registry.on("blob", faults.cut(0.5), times=1)
+    fake_registry.on(
+        "blob", faults.error_response(status), times=1, when=lambda request: request.header("Range") is not None
+    )
     deployment = make_deployment()
     reply = deployment.get(f"/v2/up.test/app/blobs/{truth.digest}")
     assert reply.status == 200
@@ -100,41 +104,43 @@ def test_a_resume_that_is_refused(
 
 
 WRONG: dict[str, tuple[Change, ...]] = {
-    "wrong bytes early": (bad.flipped(1000),),
-    "wrong last byte": (bad.flipped(6 * MIB - 1),),
-    "short": (bad.ending_before(5 * MIB),),
-    "short, and chunked": (bad.chunked(), bad.short(MIB)),
-    "html": (bad.html_page(),),
+    "wrong bytes early": (faults.flipped(1000),),
+    "wrong last byte": (faults.flipped(6 * MIB - 1),),
+    "short": (faults.cut_at_offset(5 * MIB),),
+    "short, and chunked": (faults.chunked(), faults.short(MIB)),
+    "html": (faults.html_page(),),
 }
 
 
 @pytest.mark.parametrize("wrong", WRONG)
-def test_wrong_bodies_for_a_crowd(make_deployment: Callable[..., Deployment], origin: FakeRegistry, wrong: str) -> None:
+def test_wrong_bodies_for_a_crowd(
+    make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry, wrong: str
+) -> None:
     """Ten clients over two workers: none of them can take a wrong body for whole, and nothing is kept."""
     truth = Bytes(Random(9).randbytes(6 * MIB))
-    origin.add_blob(truth)
-    rules = [origin.on("blob", change) for change in WRONG[wrong]]
+    fake_registry.add_blob(truth)
+    rules = [fake_registry.on("blob", change) for change in WRONG[wrong]]
     deployment = make_deployment(workers=2)
     with deployment.crowd(f"/v2/up.test/app/blobs/{truth.digest}", truth, 10) as crowd:
         crowd.run()
         for member in crowd.members:
             assert member.status in (200, 502, 503)
             assert member.status != 200 or member.ended == "fin", crowd.summary()
-    assert deployment.stored(truth.digest) == []
-    origin.mend(*rules)
+    assert deployment.stored_files(truth.digest) == []
+    fake_registry.remove_rules(*rules)
     _assert_unseen(deployment, truth)
-    eventually(lambda: deployment.stored(truth.digest), "the right bytes are kept")
+    eventually(lambda: deployment.stored_files(truth.digest), "the right bytes are kept")
 
 
 @pytest.mark.parametrize("first", [0, 5 * MIB])
 def test_an_error_before_the_first_byte_is_told_as_one(
-    make_deployment: Callable[..., Deployment], origin: FakeRegistry, first: int
+    make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry, first: int
 ) -> None:
     """The upstream stops ahead of the first byte that a client wants: 504 with an OCI error, nothing half begun."""
     truth = Bytes(Random(8).randbytes(6 * MIB))
-    origin.add_blob(truth)
-    with opened_at_exit(threading.Event()) as never:
-        origin.on("blob", bad.stuck_at(first // 2, never))
+    fake_registry.add_blob(truth)
+    with set_at_exit(threading.Event()) as never:
+        fake_registry.on("blob", faults.stalled_at_offset(first // 2, never))
         deployment = make_deployment(upstream={"stall_timeout": "1s"})
         reply = deployment.get(f"/v2/up.test/app/blobs/{truth.digest}", Range=f"bytes={first}-")
     assert (reply.status, reply.error) == (504, "UNKNOWN")

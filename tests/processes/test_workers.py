@@ -10,9 +10,9 @@ from pathlib import Path
 from random import Random
 
 from tests.processes.watch import writers
-from tests.support import misbehaviour as bad
+from tests.support import faults
 from tests.support.bodies import Bytes, digest_of
-from tests.support.deployment import Deployment, eventually, opened_at_exit
+from tests.support.deployment import Deployment, eventually, set_at_exit
 from tests.support.fake_registry import FakeRegistry
 
 MIB = 1024 * 1024
@@ -26,9 +26,11 @@ def _full_deployment(make_deployment: Callable[..., Deployment]) -> Deployment:
     return deployment
 
 
-def test_a_killed_worker_refuses_nobody(make_deployment: Callable[..., Deployment], origin: FakeRegistry) -> None:
+def test_a_killed_worker_refuses_nobody(
+    make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry
+) -> None:
     """While workers are killed one after the other, every new connection is accepted and answered in time."""
-    warm = f"/v2/up.test/app/blobs/{origin.add_blob(b'a warm blob')}"
+    warm = f"/v2/up.test/app/blobs/{fake_registry.add_blob(b'a warm blob')}"
     deployment = _full_deployment(make_deployment)
     assert deployment.get(warm).status == 200
     errors = []
@@ -49,58 +51,58 @@ def test_a_killed_worker_refuses_nobody(make_deployment: Callable[..., Deploymen
 
 
 def test_everything_is_killed_and_started_again(
-    make_deployment: Callable[..., Deployment], origin: FakeRegistry
+    make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry
 ) -> None:
     """After kill -9 of all in the middle of several fetches: what was whole is served, what was not is fetched anew."""
-    warm = origin.add_blob(b"a warm blob")
-    cold = [origin.add_blob(Random(n).randbytes(3 * MIB)) for n in range(5)]
+    warm = fake_registry.add_blob(b"a warm blob")
+    cold = [fake_registry.add_blob(Random(n).randbytes(3 * MIB)) for n in range(5)]
     deployment = _full_deployment(make_deployment)
     assert deployment.get(f"/v2/up.test/app/blobs/{warm}").status == 200
-    with opened_at_exit(threading.Event()) as go_on:
-        rule = origin.on("blob", bad.stalled(0.5, go_on))
-        running = [deployment.download(f"/v2/up.test/app/blobs/{digest}") for digest in cold]
+    with set_at_exit(threading.Event()) as go_on:
+        rule = fake_registry.on("blob", faults.stalled(0.5, go_on))
+        running = [deployment.stream(f"/v2/up.test/app/blobs/{digest}") for digest in cold]
         for download in running:
             assert download.head().read(1000)
             download.reset()
         assert deployment.partial_files()
         deployment.dockyard.kill()
-        origin.mend(rule)
+        fake_registry.remove_rules(rule)
     deployment.dockyard.start()
-    asked = origin.count(reference=warm)
+    asked = fake_registry.count(reference=warm)
     assert deployment.get(f"/v2/up.test/app/blobs/{warm}").body == b"a warm blob"
-    assert origin.count(reference=warm) == asked
+    assert fake_registry.count(reference=warm) == asked
     eventually(lambda: not deployment.partial_files(), "left-over partial files are swept")
     for digest in cold:
-        assert deployment.stored(digest) == []
+        assert deployment.stored_files(digest) == []
         assert digest_of(deployment.get(f"/v2/up.test/app/blobs/{digest}").body) == digest
 
 
 def test_a_failed_fetch_of_a_former_owner_is_in_nobodys_way(
-    make_deployment: Callable[..., Deployment], origin: FakeRegistry
+    make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry
 ) -> None:
     """The owner is killed, the one that takes over fails, the owner's shard is back: the next fetch just works."""
     truth = Bytes(Random(5).randbytes(6 * MIB))
-    path = f"/v2/up.test/app/blobs/{origin.add_blob(truth)}"
+    path = f"/v2/up.test/app/blobs/{fake_registry.add_blob(truth)}"
     deployment = make_deployment(workers=2)
     shards = deployment.dockyard.storage / "run"
     eventually(lambda: len(list(shards.glob("shard-*.sock"))) == 2, "all workers serve")
-    with opened_at_exit(threading.Event()) as go_on, deployment.crowd(path, truth, 20) as crowd:
-        origin.on("blob", bad.ending_before(4 * MIB))
-        origin.on("blob", bad.stalled(3 * MIB, go_on), times=1)
+    with set_at_exit(threading.Event()) as go_on, deployment.crowd(path, truth, 20) as crowd:
+        fake_registry.on("blob", faults.cut_at_offset(4 * MIB))
+        fake_registry.on("blob", faults.stalled(3 * MIB, go_on), times=1)
         crowd.run(until=lambda: all(member.received > MIB for member in crowd.members))
         (owner,) = writers(deployment)
         os.kill(owner, signal.SIGKILL)
         go_on.set()
         crowd.run()
         assert not any(member.is_right for member in crowd.members), crowd.summary()
-    origin.mend()
+    fake_registry.remove_rules()
     eventually(lambda: all(_has_listener(name) for name in shards.glob("shard-*.sock")), "both shards serve again")
-    asked = origin.count("blob", "GET")
+    asked = fake_registry.count("blob", "GET")
     reply = deployment.get(path)
     assert (reply.ended, reply.body == truth.data) == ("length", True)
     assert reply.took_s < RECOVERY_S
-    assert origin.count("blob", "GET") == asked + 1
-    eventually(lambda: deployment.stored(truth.digest), "the layer is stored")
+    assert fake_registry.count("blob", "GET") == asked + 1
+    eventually(lambda: deployment.stored_files(truth.digest), "the layer is stored")
 
 
 def _has_listener(path: Path) -> bool:

@@ -5,11 +5,11 @@ from collections.abc import Callable, Mapping
 
 import pytest
 
-from tests.support import misbehaviour as bad
+from tests.support import faults
 from tests.support.deployment import Deployment, eventually, upstream
+from tests.support.fake_auth import FakeTokenService, bearer_challenge, require_authorization
 from tests.support.fake_registry import Change, FakeRegistry, basic
-from tests.support.gatekeeper import TokenService, bearer_challenge, want_authorization
-from tests.support.raw_http import Answer, Request
+from tests.support.raw_http import Request, ScriptedResponse
 
 USER, PASSWORD = "canary-user", "canary-password-9f1c"
 
@@ -43,10 +43,10 @@ SPELLINGS: dict[str, Callable[[str], Mapping[str, object]]] = {
 }
 
 
-def _assert_two_tokens_at_most(deployment: Deployment, service: TokenService, tens: int = 1) -> None:
-    deployment.origin.add_image("library/app", "v1")
+def _assert_two_tokens_at_most(deployment: Deployment, service: FakeTokenService, tens: int = 1) -> None:
+    deployment.fake_registry.add_image("library/app", "v1")
     for _ in range(tens):
-        replies = deployment.get_together(["/v2/up.test/library/app/manifests/v1"] * 10)
+        replies = deployment.get_concurrently(["/v2/up.test/library/app/manifests/v1"] * 10)
         assert {reply.status for reply in replies} == {200}
     assert 1 <= len(service.requests()) <= 2
     assert set(map(tuple, service.scopes())) == {("repository:library/app:pull",)}
@@ -54,83 +54,88 @@ def _assert_two_tokens_at_most(deployment: Deployment, service: TokenService, te
 
 @pytest.mark.parametrize("shape", CHALLENGES)
 def test_challenges_of_every_shape(
-    make_deployment: Callable[..., Deployment], origin: FakeRegistry, shape: str
+    make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry, shape: str
 ) -> None:
     """However the challenge is spelt, one token is fetched for exactly the pull scope, and used for all requests."""
-    _assert_two_tokens_at_most(make_deployment(), TokenService(origin, challenges=CHALLENGES[shape]))
+    _assert_two_tokens_at_most(make_deployment(), FakeTokenService(fake_registry, challenges=CHALLENGES[shape]))
 
 
 @pytest.mark.parametrize("spelling", SPELLINGS)
 def test_tokens_of_every_spelling(
-    make_deployment: Callable[..., Deployment], origin: FakeRegistry, spelling: str
+    make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry, spelling: str
 ) -> None:
     """However the token is spelt, it is used, and used again."""
-    _assert_two_tokens_at_most(make_deployment(), TokenService(origin, spell=SPELLINGS[spelling]))
+    _assert_two_tokens_at_most(make_deployment(), FakeTokenService(fake_registry, spell=SPELLINGS[spelling]))
 
 
 @pytest.mark.parametrize("spelling", ["both", "expires_in 5"])
 def test_a_hundred_requests_cost_two_tokens(
-    make_deployment: Callable[..., Deployment], origin: FakeRegistry, spelling: str
+    make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry, spelling: str
 ) -> None:
     """A token is kept for a minute at least, whatever it says of itself."""
-    _assert_two_tokens_at_most(make_deployment(), TokenService(origin, spell=SPELLINGS[spelling]), tens=10)
+    _assert_two_tokens_at_most(make_deployment(), FakeTokenService(fake_registry, spell=SPELLINGS[spelling]), tens=10)
 
 
-def test_each_repository_has_its_own_scope(make_deployment: Callable[..., Deployment], origin: FakeRegistry) -> None:
+def test_each_repository_has_its_own_scope(
+    make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry
+) -> None:
     """A token for one repository is not taken for another."""
-    service = TokenService(origin)
+    service = FakeTokenService(fake_registry)
     deployment = make_deployment()
     for repo in ("a", "b/c"):
-        origin.add_image(repo, "v1")
+        fake_registry.add_image(repo, "v1")
         assert deployment.get(f"/v2/up.test/{repo}/manifests/v1").status == 200
     assert service.scopes() == [["repository:a:pull"], ["repository:b/c:pull"]]
 
 
 TOKEN_FAILURES: dict[str, tuple[Change, set[int]]] = {
-    "401": (bad.challenged('Basic realm="token service"'), {403, 404}),
-    "403": (bad.refusing(403, "DENIED"), {403, 404}),
-    "500": (bad.refusing(500), {503}),
-    "429": (bad.refusing(429, "TOOMANYREQUESTS", "5"), {429, 503}),
-    "html": (bad.html_page(), {502, 503}),
-    "no token in it": (bad.replaced(200, b'{"token": ""}', ("Content-Type", "application/json")), {403, 404, 502, 503}),
-    "not an object": (bad.replaced(200, b"[" * 60_000, ("Content-Type", "application/json")), {502, 503}),
-    "endless": (bad.endless(), {502, 503}),
-    "hangs": (bad.silent(), {503, 504}),
-    "hangs up": (bad.hanging_up("rst"), {502, 503}),
+    "401": (faults.challenged('Basic realm="token service"'), {403, 404}),
+    "403": (faults.error_response(403, "DENIED"), {403, 404}),
+    "500": (faults.error_response(500), {503}),
+    "429": (faults.error_response(429, "TOOMANYREQUESTS", "5"), {429, 503}),
+    "html": (faults.html_page(), {502, 503}),
+    "no token in it": (
+        faults.replaced(200, b'{"token": ""}', ("Content-Type", "application/json")),
+        {403, 404, 502, 503},
+    ),
+    "not an object": (faults.replaced(200, b"[" * 60_000, ("Content-Type", "application/json")), {502, 503}),
+    "endless": (faults.endless(), {502, 503}),
+    "hangs": (faults.silent(), {503, 504}),
+    "hangs up": (faults.disconnected("rst"), {502, 503}),
 }
 
 
 @pytest.mark.parametrize("failure", TOKEN_FAILURES)
 def test_a_token_service_that_fails(
-    make_deployment: Callable[..., Deployment], origin: FakeRegistry, failure: str
+    make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry, failure: str
 ) -> None:
     """Few requests, a bounded time, and the error that fits; nothing of the token service reaches the client."""
     change, statuses = TOKEN_FAILURES[failure]
-    TokenService(origin)
-    origin.on("token", change)
-    origin.add_image("app", "v1")
+    FakeTokenService(fake_registry)
+    fake_registry.on("token", change)
+    fake_registry.add_image("app", "v1")
     deployment = make_deployment()
     reply = deployment.get("/v2/up.test/app/manifests/v1")
     assert reply.status in statuses, reply
     assert reply.error
     assert reply.took_s < 8
-    assert origin.count("manifest") + origin.count("ping") <= 2
-    assert origin.count("token") <= 2
-    assert origin.sent_bytes("token") < 32 << 20
+    assert fake_registry.count("manifest") + fake_registry.count("ping") <= 2
+    assert fake_registry.count("token") <= 2
+    assert fake_registry.sent_bytes("token") < 32 << 20
     deployment.assert_no_leak(reply)
 
 
 @pytest.mark.parametrize("failure", ["500", "html", "hangs", "hangs up"])
 def test_a_cached_tag_outlives_the_token_service(
-    make_deployment: Callable[..., Deployment], origin: FakeRegistry, failure: str
+    make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry, failure: str
 ) -> None:
     """A token service that is down is an outage like any other: what was pulled once is served stale."""
-    service = TokenService(origin)
-    image = origin.add_image("app", "v1")
+    service = FakeTokenService(fake_registry)
+    image = fake_registry.add_image("app", "v1")
     deployment = make_deployment()
     assert deployment.get("/v2/up.test/app/manifests/v1").status == 200
-    service.take_back()
-    origin.on("token", TOKEN_FAILURES[failure][0])
+    service.revoke_all()
+    fake_registry.on("token", TOKEN_FAILURES[failure][0])
     reply = deployment.get("/v2/up.test/app/manifests/v1")
     assert (reply.status, reply.body) == (200, image.body)
     assert (reply.header("Warning") or "").startswith("299 ")
@@ -138,56 +143,60 @@ def test_a_cached_tag_outlives_the_token_service(
 
 @pytest.mark.parametrize(("auth", "status"), [("anonymous", 404), ("basic", 403)])
 def test_tokens_that_nobody_accepts(
-    make_deployment: Callable[..., Deployment], origin: FakeRegistry, auth: str, status: int
+    make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry, auth: str, status: int
 ) -> None:
     """After one new try it is over: 404 for an anonymous upstream, 403 for one with credentials."""
-    origin.on("manifest", bad.challenged(bearer_challenge(f"{origin.url}/token", "app")))
-    image = origin.add_image("app", "v1")
+    fake_registry.on("manifest", faults.challenged(bearer_challenge(f"{fake_registry.url}/token", "app")))
+    image = fake_registry.add_image("app", "v1")
     credentials = {"type": auth, **({"username": USER, "password": PASSWORD} if auth == "basic" else {})}
-    deployment = make_deployment(upstreams=[upstream("up.test", origin.url, auth=credentials)])
+    deployment = make_deployment(upstreams=[upstream("up.test", fake_registry.url, auth=credentials)])
     reply = deployment.get(f"/v2/up.test/app/manifests/{image.digest}")
     assert reply.status == status
     assert reply.error in ({"DENIED"} if status == 403 else {"NAME_UNKNOWN", "MANIFEST_UNKNOWN"})
-    assert origin.count("manifest") <= 2
-    assert origin.count("token") <= 2
-    assert PASSWORD not in deployment.dockyard.said()
+    assert fake_registry.count("manifest") <= 2
+    assert fake_registry.count("token") <= 2
+    assert PASSWORD not in deployment.dockyard.read_log()
 
 
-def test_a_refused_tag_costs_few_requests(make_deployment: Callable[..., Deployment], origin: FakeRegistry) -> None:
+def test_a_refused_tag_costs_few_requests(
+    make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry
+) -> None:
     """By tag there is one more registry request, for upstreams whose HEAD is refused where GET is not."""
-    origin.on("manifest", bad.challenged(bearer_challenge(f"{origin.url}/token", "app")))
+    fake_registry.on("manifest", faults.challenged(bearer_challenge(f"{fake_registry.url}/token", "app")))
     deployment = make_deployment()
     assert deployment.get("/v2/up.test/app/manifests/v1").status == 404
-    assert origin.count("manifest") <= 3
-    assert origin.count("token") <= 2
+    assert fake_registry.count("manifest") <= 3
+    assert fake_registry.count("token") <= 2
 
 
 @pytest.mark.parametrize("kind", ["manifests", "blobs"])
 @pytest.mark.parametrize(("auth", "status"), [("anonymous", 404), ("basic", 403)])
 def test_a_forbidden_answer_is_an_answer(
-    make_deployment: Callable[..., Deployment], origin: FakeRegistry, kind: str, auth: str, status: int
+    make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry, kind: str, auth: str, status: int
 ) -> None:
     """403 upstream is neither an outage nor ours to pass on with the upstream's words."""
-    origin.on(None, bad.refusing(403, "DENIED"), listener="registry")
+    fake_registry.on(None, faults.error_response(403, "DENIED"), listener="registry")
     credentials = {"type": auth, **({"username": USER, "password": PASSWORD} if auth == "basic" else {})}
-    deployment = make_deployment(upstreams=[upstream("up.test", origin.url, auth=credentials)])
+    deployment = make_deployment(upstreams=[upstream("up.test", fake_registry.url, auth=credentials)])
     reply = deployment.get(f"/v2/up.test/app/{kind}/sha256:{'3' * 64}")
     assert reply.status == status
     assert "said the upstream" not in reply.body.decode()
-    assert origin.count() <= 3
+    assert fake_registry.count() <= 3
 
 
 @pytest.mark.parametrize(
     "realm", ["http://169.254.169.254/token", "file:///etc/passwd", "/token", "", "http://", "gopher://x/"]
 )
 def test_realms_that_lead_nowhere_good(
-    make_deployment: Callable[..., Deployment], origin: FakeRegistry, realm: str
+    make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry, realm: str
 ) -> None:
     """A realm that cannot be a token service is an error within a bounded time, whatever it was meant to reach."""
-    TokenService(origin, realm=realm)
-    origin.add_image("app", "v1")
+    FakeTokenService(fake_registry, realm=realm)
+    fake_registry.add_image("app", "v1")
     deployment = make_deployment(
-        upstreams=[upstream("up.test", origin.url, auth={"type": "basic", "username": USER, "password": PASSWORD})]
+        upstreams=[
+            upstream("up.test", fake_registry.url, auth={"type": "basic", "username": USER, "password": PASSWORD})
+        ]
     )
     reply = deployment.get("/v2/up.test/app/manifests/v1")
     assert reply.status in (403, 404, 502, 503, 504)
@@ -197,156 +206,167 @@ def test_realms_that_lead_nowhere_good(
 
 @pytest.mark.parametrize("auth", ["basic", "bearer"])
 def test_credentials_do_not_follow_a_realm_to_another_host(
-    make_deployment: Callable[..., Deployment], origin: FakeRegistry, auth: str
+    make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry, auth: str
 ) -> None:
     """The realm is written by whoever answers: on another host it gets no credentials."""
-    elsewhere = origin.listen("elsewhere", "127.0.0.2")
-    TokenService(origin, realm=f"{elsewhere.url}/token")
-    origin.add_image("app", "v1")
+    elsewhere = fake_registry.listen("elsewhere", "127.0.0.2")
+    FakeTokenService(fake_registry, realm=f"{elsewhere.url}/token")
+    fake_registry.add_image("app", "v1")
     credentials = {"type": auth, "username": USER, "password": PASSWORD}
-    deployment = make_deployment(upstreams=[upstream("up.test", origin.url, auth=credentials)])
+    deployment = make_deployment(upstreams=[upstream("up.test", fake_registry.url, auth=credentials)])
     deployment.get("/v2/up.test/app/manifests/v1")
-    for exchange in origin.seen(listener="elsewhere"):
+    for exchange in fake_registry.received(listener="elsewhere"):
         assert exchange.request.header("Authorization") is None
         assert PASSWORD not in exchange.request.target + exchange.request.body.decode()
 
 
-def test_a_trusted_host_gets_the_credentials(make_deployment: Callable[..., Deployment], origin: FakeRegistry) -> None:
+def test_a_trusted_host_gets_the_credentials(
+    make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry
+) -> None:
     """`trusted_hosts` says that a token service on another host belongs to the registry."""
-    elsewhere = origin.listen("elsewhere", "127.0.0.2")
-    TokenService(origin, realm=f"{elsewhere.url}/token", login=basic(USER, PASSWORD))
-    origin.add_image("app", "v1")
+    elsewhere = fake_registry.listen("elsewhere", "127.0.0.2")
+    FakeTokenService(fake_registry, realm=f"{elsewhere.url}/token", login=basic(USER, PASSWORD))
+    fake_registry.add_image("app", "v1")
     credentials = {"type": "basic", "username": USER, "password": PASSWORD}
     deployment = make_deployment(
-        upstreams=[upstream("up.test", origin.url, auth=credentials, trusted_hosts=[elsewhere.authority])]
+        upstreams=[upstream("up.test", fake_registry.url, auth=credentials, trusted_hosts=[elsewhere.authority])]
     )
     assert deployment.get("/v2/up.test/app/manifests/v1").status == 200
-    assert {e.request.header("Authorization") for e in origin.seen(listener="elsewhere")} == {basic(USER, PASSWORD)}
+    assert {e.request.header("Authorization") for e in fake_registry.received(listener="elsewhere")} == {
+        basic(USER, PASSWORD)
+    }
 
 
 def test_basic_credentials_are_exchanged_at_the_realm(
-    make_deployment: Callable[..., Deployment], origin: FakeRegistry
+    make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry
 ) -> None:
     """A Bearer challenge sends the credentials to the realm of the same host, and only the token to the registry."""
-    TokenService(origin, login=basic(USER, PASSWORD))
-    image = origin.add_image("app", "v1")
+    FakeTokenService(fake_registry, login=basic(USER, PASSWORD))
+    image = fake_registry.add_image("app", "v1")
     credentials = {"type": "basic", "username": USER, "password": PASSWORD}
-    deployment = make_deployment(upstreams=[upstream("up.test", origin.url, auth=credentials)])
+    deployment = make_deployment(upstreams=[upstream("up.test", fake_registry.url, auth=credentials)])
     assert deployment.get("/v2/up.test/app/manifests/v1").body == image.body
     assert deployment.get(f"/v2/up.test/app/blobs/{image.layers[0]}").status == 200
-    registry = {e.request.header("Authorization") for e in origin.seen() if e.request.kind != "token"}
+    registry = {e.request.header("Authorization") for e in fake_registry.received() if e.request.kind != "token"}
     assert basic(USER, PASSWORD) not in registry
-    assert origin.count("token") == 1
+    assert fake_registry.count("token") == 1
 
 
 def test_basic_credentials_for_a_basic_challenge(
-    make_deployment: Callable[..., Deployment], origin: FakeRegistry
+    make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry
 ) -> None:
     """A registry that wants Basic (ECR) gets it."""
-    want_authorization(origin, basic(USER, PASSWORD))
-    image = origin.add_image("app", "v1")
+    require_authorization(fake_registry, basic(USER, PASSWORD))
+    image = fake_registry.add_image("app", "v1")
     credentials = {"type": "basic", "username": USER, "password": PASSWORD}
-    deployment = make_deployment(upstreams=[upstream("up.test", origin.url, auth=credentials)])
+    deployment = make_deployment(upstreams=[upstream("up.test", fake_registry.url, auth=credentials)])
     assert deployment.get("/v2/up.test/app/manifests/v1").body == image.body
-    assert PASSWORD not in deployment.dockyard.said()
+    assert PASSWORD not in deployment.dockyard.read_log()
 
 
-def test_a_bearer_secret_goes_verbatim_first(make_deployment: Callable[..., Deployment], origin: FakeRegistry) -> None:
+def test_a_bearer_secret_goes_verbatim_first(
+    make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry
+) -> None:
     """`auth.type: bearer`: the secret is the token."""
-    want_authorization(origin, f"Bearer {PASSWORD}", bearer_challenge(f"{origin.url}/token", "app"))
-    image = origin.add_image("app", "v1")
+    require_authorization(fake_registry, f"Bearer {PASSWORD}", bearer_challenge(f"{fake_registry.url}/token", "app"))
+    image = fake_registry.add_image("app", "v1")
     credentials = {"type": "bearer", "password": PASSWORD}
-    deployment = make_deployment(upstreams=[upstream("up.test", origin.url, auth=credentials)])
+    deployment = make_deployment(upstreams=[upstream("up.test", fake_registry.url, auth=credentials)])
     assert deployment.get("/v2/up.test/app/manifests/v1").body == image.body
-    assert origin.count("token") == 0
+    assert fake_registry.count("token") == 0
 
 
 def test_a_bearer_secret_that_is_refused_is_exchanged(
-    make_deployment: Callable[..., Deployment], origin: FakeRegistry
+    make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry
 ) -> None:
     """A `ghp_…` that the registry does not take is a password at the realm; that is remembered."""
-    service = TokenService(origin, login=basic(USER, PASSWORD))
-    image = origin.add_image("app", "v1")
+    service = FakeTokenService(fake_registry, login=basic(USER, PASSWORD))
+    image = fake_registry.add_image("app", "v1")
     credentials = {"type": "bearer", "username": USER, "password": PASSWORD}
-    deployment = make_deployment(upstreams=[upstream("up.test", origin.url, auth=credentials)])
+    deployment = make_deployment(upstreams=[upstream("up.test", fake_registry.url, auth=credentials)])
     for _ in range(5):
         assert deployment.get("/v2/up.test/app/manifests/v1").body == image.body
     assert len(service.requests()) <= 2
-    verbatim = [e for e in origin.seen("manifest") if e.request.header("Authorization") == f"Bearer {PASSWORD}"]
+    verbatim = [
+        e for e in fake_registry.received("manifest") if e.request.header("Authorization") == f"Bearer {PASSWORD}"
+    ]
     assert len(verbatim) <= 2
 
 
 def test_a_token_that_expires_between_two_blobs(
-    make_deployment: Callable[..., Deployment], origin: FakeRegistry
+    make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry
 ) -> None:
     """The next request gets a new token, and the client no error."""
-    service = TokenService(origin)
-    image = origin.add_image("app", "v1", [b"first", b"second"])
+    service = FakeTokenService(fake_registry)
+    image = fake_registry.add_image("app", "v1", [b"first", b"second"])
     deployment = make_deployment()
     for layer, body in zip(image.layers, (b"first", b"second"), strict=True):
         assert deployment.get(f"/v2/up.test/app/blobs/{layer}").body == body
-        service.take_back()
+        service.revoke_all()
     assert len(service.requests()) == 2
 
 
 def test_a_token_that_expires_in_the_middle_of_a_transfer(
-    make_deployment: Callable[..., Deployment], origin: FakeRegistry
+    make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry
 ) -> None:
     """When the transfer must be resumed with a token that has expired meanwhile, it is with a new one."""
-    service = TokenService(origin)
+    service = FakeTokenService(fake_registry)
     blob = b"0123456789abcdef" * 200_000
-    digest = origin.add_blob(blob)
+    digest = fake_registry.add_blob(blob)
     deployment = make_deployment()
 
-    def expire(request: Request, answer: Answer) -> Answer:
-        service.take_back()
-        return bad.cut(0.5)(request, answer)
+    def expire(request: Request, answer: ScriptedResponse) -> ScriptedResponse:
+        service.revoke_all()
+        return faults.cut(0.5)(request, answer)
 
-    origin.on("blob", expire, when=lambda request: request.header("Authorization") is not None, times=1)
+    fake_registry.on("blob", expire, when=lambda request: request.header("Authorization") is not None, times=1)
     reply = deployment.get(f"/v2/up.test/app/blobs/{digest}")
     assert (reply.ended, reply.body == blob) == ("length", True)
 
 
-def test_insufficient_scope_once(make_deployment: Callable[..., Deployment], origin: FakeRegistry) -> None:
+def test_insufficient_scope_once(make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry) -> None:
     """A token that was good for less is replaced by a new one, and the client sees nothing of it."""
-    service = TokenService(origin)
-    challenge = bearer_challenge(f"{origin.url}/token", "app") + ',error="insufficient_scope"'
-    image = origin.add_image("app", "v1")
+    service = FakeTokenService(fake_registry)
+    challenge = bearer_challenge(f"{fake_registry.url}/token", "app") + ',error="insufficient_scope"'
+    image = fake_registry.add_image("app", "v1")
     deployment = make_deployment()
     assert deployment.get(f"/v2/up.test/app/blobs/{image.layers[0]}").status == 200
-    origin.on(
-        "manifest", bad.challenged(challenge), when=lambda request: request.header("Authorization") is not None, times=1
+    fake_registry.on(
+        "manifest",
+        faults.challenged(challenge),
+        when=lambda request: request.header("Authorization") is not None,
+        times=1,
     )
     assert deployment.get(f"/v2/up.test/app/manifests/{image.digest}").body == image.body
     assert len(service.requests()) == 2
 
 
 def test_a_token_that_expires_between_two_checks(
-    make_deployment: Callable[..., Deployment], origin: FakeRegistry
+    make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry
 ) -> None:
     """A cached tag is fresh, not stale, when all that was wrong was an old token; and HEAD is enough."""
-    service = TokenService(origin)
-    origin.add_image("app", "v1")
+    service = FakeTokenService(fake_registry)
+    fake_registry.add_image("app", "v1")
     deployment = make_deployment()
     assert deployment.get("/v2/up.test/app/manifests/v1").status == 200
-    service.take_back()
-    gets = origin.count("manifest", "GET")
+    service.revoke_all()
+    gets = fake_registry.count("manifest", "GET")
     reply = deployment.get("/v2/up.test/app/manifests/v1")
     assert (reply.status, reply.header("Warning")) == (200, None)
     assert len(service.requests()) == 2
-    assert origin.count("manifest", "GET") == gets
+    assert fake_registry.count("manifest", "GET") == gets
 
 
 def test_one_refresh_for_many_waiting_requests(
-    make_deployment: Callable[..., Deployment], origin: FakeRegistry
+    make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry
 ) -> None:
     """Fifty requests that find their token expired wait for one new one."""
-    service = TokenService(origin)
-    digests = [origin.add_blob(f"blob {number}".encode()) for number in range(51)]
+    service = FakeTokenService(fake_registry)
+    digests = [fake_registry.add_blob(f"blob {number}".encode()) for number in range(51)]
     deployment = make_deployment()
     assert deployment.get(f"/v2/up.test/app/blobs/{digests[0]}").status == 200
-    service.take_back()
-    replies = deployment.get_together([f"/v2/up.test/app/blobs/{digest}" for digest in digests[1:]])
+    service.revoke_all()
+    replies = deployment.get_concurrently([f"/v2/up.test/app/blobs/{digest}" for digest in digests[1:]])
     assert {reply.status for reply in replies} == {200}
     eventually(lambda: all(each.ended for each in service.requests()), "the token requests have ended")
     assert len(service.requests()) == 2

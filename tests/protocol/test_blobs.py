@@ -7,12 +7,12 @@ from random import Random
 
 import pytest
 
-from tests.support import misbehaviour as bad
+from tests.support import faults
 from tests.support.bodies import Bytes, Synthetic, digest_of, read_whole
-from tests.support.deployment import Deployment, eventually, opened_at_exit, parse_cache_status, stays
+from tests.support.deployment import Deployment, eventually, parse_cache_status, set_at_exit, stays
 from tests.support.fake_registry import Change, FakeRegistry
 from tests.support.http_client import is_part_of
-from tests.support.raw_http import Answer, Request
+from tests.support.raw_http import Request, ScriptedResponse
 
 MIB = 1024 * 1024
 SMALL = 100_000  # verified before its first byte
@@ -25,15 +25,15 @@ def _random(size: int, seed: str) -> bytes:
 
 def _wrong_bodies(size: int) -> dict[str, tuple[Change, ...]]:
     return {
-        "bit flipped early": (bad.flipped(size // 100),),
-        "bit flipped at the end": (bad.flipped(size - 1),),
-        "shorter than its length": (bad.ending_before(size - 5000),),
-        "chunked and short": (bad.chunked(), bad.short(1000)),
-        "close-delimited and short": (bad.close_delimited(), bad.short(1000)),
-        "longer": (bad.longer(b"and more"),),
-        "more than its length": (bad.claiming(-500),),
-        "html": (bad.html_page(),),
-        "gzip": (bad.header("Content-Encoding", "gzip"),),
+        "bit flipped early": (faults.flipped(size // 100),),
+        "bit flipped at the end": (faults.flipped(size - 1),),
+        "shorter than its length": (faults.cut_at_offset(size - 5000),),
+        "chunked and short": (faults.chunked(), faults.short(1000)),
+        "close-delimited and short": (faults.close_delimited(), faults.short(1000)),
+        "longer": (faults.longer(b"and more"),),
+        "more than its length": (faults.wrong_length(-500),),
+        "html": (faults.html_page(),),
+        "gzip": (faults.header("Content-Encoding", "gzip"),),
     }
 
 
@@ -41,10 +41,10 @@ def _wrong_bodies(size: int) -> dict[str, tuple[Change, ...]]:
 @pytest.mark.parametrize("flaw", _wrong_bodies(SMALL))
 def test_a_wrong_body_is_never_complete(deployment: Deployment, flaw: str, size: int) -> None:
     """Whatever is wrong with the bytes, no client can take them for whole, none is kept, and the next try is new."""
-    origin = deployment.origin
+    fake_registry = deployment.fake_registry
     blob = _random(size, f"{flaw} {size}")
-    digest = origin.add_blob(blob)
-    rules = [origin.on("blob", change, reference=digest) for change in _wrong_bodies(size)[flaw]]
+    digest = fake_registry.add_blob(blob)
+    rules = [fake_registry.on("blob", change, reference=digest) for change in _wrong_bodies(size)[flaw]]
     reply = deployment.get(f"/v2/up.test/app/blobs/{digest}")
     if reply.status == 200:
         assert reply.ended == "fin", "broken bodies end by FIN before Content-Length"
@@ -55,52 +55,52 @@ def test_a_wrong_body_is_never_complete(deployment: Deployment, flaw: str, size:
         assert reply.status in (502, 503)
         assert reply.error in ("UNKNOWN", "UNAVAILABLE")
         deployment.assert_no_leak(reply)
-    assert deployment.stored(digest) == []
-    origin.mend(*rules)
-    asked = origin.count("blob", "GET", reference=digest)
+    assert deployment.stored_files(digest) == []
+    fake_registry.remove_rules(*rules)
+    asked = fake_registry.count("blob", "GET", reference=digest)
     again = deployment.get(f"/v2/up.test/app/blobs/{digest}")
     assert (again.status, again.ended, again.body == blob) == (200, "length", True)
-    assert origin.count("blob", "GET", reference=digest) == asked + 1
+    assert fake_registry.count("blob", "GET", reference=digest) == asked + 1
 
 
 def test_bytes_come_as_stored_even_if_the_client_takes_gzip(deployment: Deployment) -> None:
     """`identity` is asked for upstream, and nothing is compressed on the way to the client."""
     blob = b"compressible " * 1000
-    digest = deployment.origin.add_blob(blob)
+    digest = deployment.fake_registry.add_blob(blob)
     reply = deployment.get(f"/v2/up.test/app/blobs/{digest}", Accept_Encoding="zstd;q=1.0, gzip;q=0.8")
     assert (reply.body, reply.header("Content-Encoding")) == (blob, None)
-    (fetch,) = deployment.origin.seen("blob", "GET", reference=digest)
+    (fetch,) = deployment.fake_registry.received("blob", "GET", reference=digest)
     assert fetch.request.header("Accept-Encoding") == "identity"
 
 
-@pytest.mark.parametrize("framing", [bad.chunked(), bad.close_delimited()], ids=["chunked", "close-delimited"])
+@pytest.mark.parametrize("framing", [faults.chunked(), faults.close_delimited()], ids=["chunked", "close-delimited"])
 @pytest.mark.parametrize("size", [SMALL, LARGE], ids=["small", "large"])
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
 def test_an_upstream_that_tells_no_length(deployment: Deployment, framing: Change, size: int, method: str) -> None:
     """The client is told the length all the same, and gets the right bytes."""
     blob = _random(size, f"{framing}{method}")
-    digest = deployment.origin.add_blob(blob)
-    deployment.origin.on("blob", framing, reference=digest)
-    reply = deployment.send(method, f"/v2/up.test/app/blobs/{digest}")
+    digest = deployment.fake_registry.add_blob(blob)
+    deployment.fake_registry.on("blob", framing, reference=digest)
+    reply = deployment.request(method, f"/v2/up.test/app/blobs/{digest}")
     assert (reply.status, reply.header("Content-Length")) == (200, str(size))
     assert reply.body == (blob if method == "GET" else b"")
 
 
 def test_head_starts_no_download(deployment: Deployment) -> None:
     """HEAD of a cold blob is a HEAD upstream, and that is all."""
-    digest = deployment.origin.add_blob(_random(2 * MIB, "head only"))
+    digest = deployment.fake_registry.add_blob(_random(2 * MIB, "head only"))
     reply = deployment.head(f"/v2/up.test/app/blobs/{digest}")
     assert (reply.status, reply.header("Content-Length"), reply.header("ETag")) == (200, str(2 * MIB), f'"{digest}"')
     assert (
-        deployment.origin.count("blob", "HEAD", reference=digest),
-        deployment.origin.count("blob", "GET", reference=digest),
+        deployment.fake_registry.count("blob", "HEAD", reference=digest),
+        deployment.fake_registry.count("blob", "GET", reference=digest),
     ) == (1, 0)
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
 def test_a_missing_blob(deployment: Deployment, method: str) -> None:
     """What the upstream does not have is BLOB_UNKNOWN; HEAD says so without a body."""
-    reply = deployment.send(method, "/v2/up.test/app/blobs/sha256:" + "1" * 64)
+    reply = deployment.request(method, "/v2/up.test/app/blobs/sha256:" + "1" * 64)
     assert reply.status == 404
     if method == "GET":
         assert reply.error == "BLOB_UNKNOWN"
@@ -111,32 +111,34 @@ def test_a_missing_blob(deployment: Deployment, method: str) -> None:
 
 def test_a_blob_of_another_repository_is_asked_for_there(deployment: Deployment) -> None:
     """A cold blob is asked for in the repository of the request, and what that one does not have is unknown."""
-    digest = deployment.origin.add_blob(b"only in one repository", repos=["mine"])
+    digest = deployment.fake_registry.add_blob(b"only in one repository", repos=["mine"])
     assert deployment.get(f"/v2/up.test/yours/blobs/{digest}").status == 404
     assert deployment.get(f"/v2/up.test/mine/blobs/{digest}").status == 200
 
 
 def test_a_cached_blob_is_served_under_every_repository(deployment: Deployment) -> None:
     """The documented decision: blobs are shared by digest, so once cached they are served whoever asks by digest."""
-    digest = deployment.origin.add_blob(b"shared by all", repos=["first"])
+    digest = deployment.fake_registry.add_blob(b"shared by all", repos=["first"])
     assert deployment.get(f"/v2/up.test/first/blobs/{digest}").status == 200
-    asked = deployment.origin.count()
+    asked = deployment.fake_registry.count()
     for path in ("/v2/up.test/second", "/v2/docker.io/library/third"):
         assert deployment.get(f"{path}/blobs/{digest}").body == b"shared by all"
         assert deployment.head(f"{path}/blobs/{digest}").status == 200
-    assert deployment.origin.count() == asked
+    assert deployment.fake_registry.count() == asked
 
 
-def test_parallel_open_ranges_share_one_fetch(make_deployment: Callable[..., Deployment], origin: FakeRegistry) -> None:
+def test_parallel_open_ranges_share_one_fetch(
+    make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry
+) -> None:
     """The parallel fetch of containerd: eight open ranges of a cold layer, each left by RST when it has its part."""
     truth = Synthetic(200 * MIB)
-    digest = origin.add_blob(truth)
+    digest = fake_registry.add_blob(truth)
     deployment = make_deployment(workers=2)
     part = truth.size // 8
 
     def fetch(number: int) -> tuple[int, bool]:
         start = number * part
-        with deployment.download(f"/v2/up.test/app/blobs/{digest}", Range=f"bytes={start}-") as download:
+        with deployment.stream(f"/v2/up.test/app/blobs/{digest}", Range=f"bytes={start}-") as download:
             download.head()
             is_right = True
             for at in range(start, start + part, MIB):
@@ -146,43 +148,43 @@ def test_parallel_open_ranges_share_one_fetch(make_deployment: Callable[..., Dep
 
     with ThreadPoolExecutor(8) as pool:
         assert list(pool.map(fetch, range(8))) == [(206, True)] * 8
-    eventually(lambda: deployment.stored(digest), "the layer is stored", 30)
-    assert origin.count("blob", "GET") == 1
+    eventually(lambda: deployment.stored_files(digest), "the layer is stored", 30)
+    assert fake_registry.count("blob", "GET") == 1
     eventually(lambda: not deployment.partial_files(), "nothing of the fill is left", 5)
 
 
 def test_the_fill_goes_on_when_its_only_client_leaves(
-    make_deployment: Callable[..., Deployment], origin: FakeRegistry
+    make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry
 ) -> None:
     """The policy: a fill belongs to the server. It is finished, and nothing of it can be seen before that."""
     truth = Synthetic(100 * MIB)
-    digest = origin.add_blob(truth)
+    digest = fake_registry.add_blob(truth)
     deployment = make_deployment()
     path = f"/v2/up.test/app/blobs/{digest}"
-    with opened_at_exit(threading.Event()) as go_on:
-        origin.on("blob", bad.stalled(0.2, go_on))
-        with deployment.download(path) as download:
+    with set_at_exit(threading.Event()) as go_on:
+        fake_registry.on("blob", faults.stalled(0.2, go_on))
+        with deployment.stream(path) as download:
             assert is_part_of(truth, 0, download.head().read(10 * MIB))
-        assert deployment.stored(digest) == []
+        assert deployment.stored_files(digest) == []
         go_on.set()
-    eventually(lambda: deployment.stored(digest), "the blob is stored", 30)
+    eventually(lambda: deployment.stored_files(digest), "the blob is stored", 30)
     reply = deployment.get(path, Range=f"bytes={50 * MIB}-{50 * MIB + 9}")
     assert (reply.status, is_part_of(truth, 50 * MIB, reply.body)) == (206, True)
     assert parse_cache_status(reply)["hit"] is True
-    assert origin.count("blob", "GET") == 1
+    assert fake_registry.count("blob", "GET") == 1
 
 
 def test_a_second_client_is_not_hurt_when_the_first_leaves(
-    make_deployment: Callable[..., Deployment], origin: FakeRegistry
+    make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry
 ) -> None:
     """Whoever joined the fetch before its first client left gets all of it."""
     truth = Bytes(_random(20 * MIB, "joined"))
-    digest = origin.add_blob(truth)
+    digest = fake_registry.add_blob(truth)
     deployment = make_deployment(workers=2)
     path = f"/v2/up.test/app/blobs/{digest}"
-    with opened_at_exit(threading.Event()) as go_on:
-        origin.on("blob", bad.stalled(0.5, go_on))
-        first = deployment.download(path)
+    with set_at_exit(threading.Event()) as go_on:
+        fake_registry.on("blob", faults.stalled(0.5, go_on))
+        first = deployment.stream(path)
         first.head().read(MIB)
         with deployment.crowd(path, truth, 4) as crowd:
             crowd.run(until=lambda: all(member.received > MIB for member in crowd.members))
@@ -190,48 +192,52 @@ def test_a_second_client_is_not_hurt_when_the_first_leaves(
             go_on.set()
             crowd.run()
             assert all(member.is_right for member in crowd.members), crowd.summary()
-    assert origin.count("blob", "GET") == 1
+    assert fake_registry.count("blob", "GET") == 1
 
 
-def test_two_hundred_clients_of_one_cold_blob(make_deployment: Callable[..., Deployment], origin: FakeRegistry) -> None:
+def test_two_hundred_clients_of_one_cold_blob(
+    make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry
+) -> None:
     """One fetch for all of them; everybody has a first byte while the upstream still holds half of it back."""
     truth = Bytes(_random(8 * MIB, "two hundred"))
-    digest = origin.add_blob(truth)
+    digest = fake_registry.add_blob(truth)
     deployment = make_deployment(workers=2)
-    with opened_at_exit(threading.Event()) as go_on:
-        origin.on("blob", bad.stalled(0.5, go_on))
+    with set_at_exit(threading.Event()) as go_on:
+        fake_registry.on("blob", faults.stalled(0.5, go_on))
         with deployment.crowd(f"/v2/up.test/app/blobs/{digest}", truth, 200) as crowd:
             crowd.run(until=lambda: all(member.first_byte_at for member in crowd.members))
             go_on.set()
             crowd.run()
             assert all(member.is_right for member in crowd.members), crowd.summary()
-    assert origin.count("blob", "GET") == 1
+    assert fake_registry.count("blob", "GET") == 1
 
 
-def test_fifty_clients_of_one_cold_tag(make_deployment: Callable[..., Deployment], origin: FakeRegistry) -> None:
+def test_fifty_clients_of_one_cold_tag(make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry) -> None:
     """One HEAD and one GET for all of them, over all workers."""
-    image = origin.add_image("app", "v1")
+    image = fake_registry.add_image("app", "v1")
     deployment = make_deployment(workers=2, upstream={"check_timeout": "10s"})
-    with opened_at_exit(threading.Event()) as answer_now:
-        origin.on("manifest", bad.silent(answer_now), method="HEAD")
+    with set_at_exit(threading.Event()) as answer_now:
+        fake_registry.on("manifest", faults.silent(answer_now), method="HEAD")
         with deployment.crowd("/v2/up.test/app/manifests/v1", Bytes(image.body), 50) as crowd:
-            origin.wait_for(lambda: origin.count("manifest", "HEAD") > 0, "the tag is checked")
-            stays(lambda: origin.count("manifest", "HEAD") == 1, "one check in progress", for_s=0.5)
+            fake_registry.wait_for(lambda: fake_registry.count("manifest", "HEAD") > 0, "the tag is checked")
+            stays(lambda: fake_registry.count("manifest", "HEAD") == 1, "one check in progress", for_s=0.5)
             answer_now.set()
             crowd.run()
             assert all(member.is_right for member in crowd.members), crowd.summary()
-    assert (origin.count("manifest", "HEAD"), origin.count("manifest", "GET")) == (1, 1)
+    assert (fake_registry.count("manifest", "HEAD"), fake_registry.count("manifest", "GET")) == (1, 1)
 
 
-def test_a_reset_upstream_is_resumed_unseen(make_deployment: Callable[..., Deployment], origin: FakeRegistry) -> None:
+def test_a_reset_upstream_is_resumed_unseen(
+    make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry
+) -> None:
     """The upstream resets at 60 %: Dockyard asks for the rest, and the client sees one clean body."""
     truth = Bytes(_random(10 * MIB, "reset"))
-    digest = origin.add_blob(truth)
+    digest = fake_registry.add_blob(truth)
     deployment = make_deployment()
-    origin.on("blob", bad.cut(0.6, "rst"), times=1)
+    fake_registry.on("blob", faults.cut(0.6, "rst"), times=1)
     reply = deployment.get(f"/v2/up.test/app/blobs/{digest}")
     assert (reply.status, reply.ended, reply.body == truth.data) == (200, "length", True)
-    first, second = origin.seen("blob", "GET")
+    first, second = fake_registry.received("blob", "GET")
     assert (first.request.header("Range"), first.ended) == (None, "rst")
     resumed_at = int((second.request.header("Range") or "").removeprefix("bytes=").removesuffix("-"))
     assert 0 < resumed_at <= 6 * MIB
@@ -240,51 +246,53 @@ def test_a_reset_upstream_is_resumed_unseen(make_deployment: Callable[..., Deplo
 
 @pytest.mark.parametrize("place", ["bytes 0-{last}/{size}", "bytes {start}-{last}/{wrong}", "bytes 7-{last}/{size}"])
 def test_a_resume_at_the_wrong_place_is_not_believed(
-    make_deployment: Callable[..., Deployment], origin: FakeRegistry, place: str
+    make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry, place: str
 ) -> None:
     """A 206 whose Content-Range is not what was asked for is never glued to what is there."""
     truth = Bytes(_random(4 * MIB, place))
-    digest = origin.add_blob(truth)
+    digest = fake_registry.add_blob(truth)
     deployment = make_deployment()
-    origin.on("blob", bad.cut(0.5), times=1)
+    fake_registry.on("blob", faults.cut(0.5), times=1)
 
-    def lie(request: Request, answer: Answer) -> Answer:
+    def lie(request: Request, answer: ScriptedResponse) -> ScriptedResponse:
         fields = {"start": answer.start, "last": truth.size - 1, "size": truth.size, "wrong": truth.size + 1}
         return answer.with_header("Content-Range", place.format(**fields)) if answer.status == 206 else answer
 
-    origin.on("blob", lie)
+    fake_registry.on("blob", lie)
     reply = deployment.get(f"/v2/up.test/app/blobs/{digest}")
     assert not reply.is_complete or reply.body == truth.data
-    assert all(digest_of(path.read_bytes()) == digest for path in deployment.stored(digest))
+    assert all(digest_of(path.read_bytes()) == digest for path in deployment.stored_files(digest))
 
 
-def test_an_upstream_that_ignores_the_resume(make_deployment: Callable[..., Deployment], origin: FakeRegistry) -> None:
+def test_an_upstream_that_ignores_the_resume(
+    make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry
+) -> None:
     """200 instead of 206: what was there is read again and dropped, and the client does not notice."""
     truth = Bytes(_random(4 * MIB, "ignored"))
-    digest = origin.add_blob(truth)
+    digest = fake_registry.add_blob(truth)
     deployment = make_deployment()
-    origin.on("blob", bad.cut(0.5), times=1)
-    origin.on("blob", bad.ignoring_range())
+    fake_registry.on("blob", faults.cut(0.5), times=1)
+    fake_registry.on("blob", faults.ignoring_range())
     reply = deployment.get(f"/v2/up.test/app/blobs/{digest}")
     assert (reply.ended, reply.body == truth.data) == ("length", True)
-    assert origin.count("blob", "GET") == 2
-    assert origin.sent_bytes("blob") <= 2 * truth.size
+    assert fake_registry.count("blob", "GET") == 2
+    assert fake_registry.sent_bytes("blob") <= 2 * truth.size
 
 
-def test_a_client_that_was_cut_resumes(make_deployment: Callable[..., Deployment], origin: FakeRegistry) -> None:
+def test_a_client_that_was_cut_resumes(make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry) -> None:
     """The only worker is killed in mid fill: nothing partial is served afterwards, and `bytes=N-` is answered 206."""
     truth = Synthetic(32 * MIB)
-    digest = origin.add_blob(truth)
+    digest = fake_registry.add_blob(truth)
     deployment = make_deployment()
     path = f"/v2/up.test/app/blobs/{digest}"
-    with opened_at_exit(threading.Event()) as go_on:
-        rule = origin.on("blob", bad.stalled(0.5, go_on))
-        with deployment.download(path) as download:
+    with set_at_exit(threading.Event()) as go_on:
+        rule = fake_registry.on("blob", faults.stalled(0.5, go_on))
+        with deployment.stream(path) as download:
             got = download.head().read(10 * MIB)
             deployment.dockyard.kill()
             more, ended = download.rest()
             assert ended in ("fin", "rst")
-        origin.mend(rule)
+        fake_registry.remove_rules(rule)
     deployment.dockyard.start()
     received = len(got) + len(more)
     assert received < truth.size

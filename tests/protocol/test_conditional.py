@@ -8,8 +8,8 @@ import pytest
 
 from tests.support.deployment import Deployment, parse_cache_status
 from tests.support.fake_registry import FakeRegistry, Image
-from tests.support.http_client import Reply
-from tests.support.raw_http import Answer, Request
+from tests.support.http_client import Response
+from tests.support.raw_http import Request, ScriptedResponse
 
 BLOB = Random(39).randbytes(5000)
 OTHER = "sha256:" + "9" * 64
@@ -18,7 +18,7 @@ OTHER = "sha256:" + "9" * 64
 @pytest.fixture(scope="module")
 def image(deployment: Deployment) -> Image:
     """Give an image of which everything is warm."""
-    image = deployment.origin.add_image("app", "v1", [BLOB])
+    image = deployment.fake_registry.add_image("app", "v1", [BLOB])
     for path in _paths(image).values():
         assert deployment.get(path).status == 200
     return image
@@ -54,7 +54,7 @@ def test_what_the_client_has_already(
     """A matching `If-None-Match`, however it is spelt, is 304 with the validator and no body."""
     digest = _digest(image, what)
     validator = MATCHING[spelling].format(digest=digest, other=OTHER)
-    reply = deployment.send(method, _paths(image)[what], If_None_Match=validator)
+    reply = deployment.request(method, _paths(image)[what], If_None_Match=validator)
     assert (reply.status, reply.body) == (304, b"")
     assert reply.header("ETag") == f'"{digest}"'
     assert reply.header("Docker-Content-Digest") == digest
@@ -104,7 +104,7 @@ def test_an_open_range_of_a_manifest(deployment: Deployment, image: Image) -> No
         assert reply.body == image.body
 
 
-def _assert_common(reply: Reply, digest: str, size: int) -> None:
+def _assert_common(reply: Response, digest: str, size: int) -> None:
     assert reply.header("ETag") == f'"{digest}"'
     assert reply.header("Docker-Content-Digest") == digest
     assert reply.header("Content-Length") == str(size)
@@ -120,7 +120,7 @@ def _assert_common(reply: Reply, digest: str, size: int) -> None:
 def test_headers_of_what_never_changes(deployment: Deployment, image: Image, what: str, method: str) -> None:
     """Content by digest may be kept for ever by everybody, and says that it was a hit."""
     size = len(BLOB) if what == "blob" else len(image.body)
-    reply = deployment.send(method, _paths(image)[what])
+    reply = deployment.request(method, _paths(image)[what])
     _assert_common(reply, _digest(image, what), size)
     control = {part.strip() for part in (reply.header("Cache-Control") or "").split(",")}
     assert {"public", "max-age=31536000", "immutable"} <= control
@@ -136,7 +136,7 @@ def test_headers_of_what_never_changes(deployment: Deployment, image: Image, wha
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
 def test_headers_of_a_tag(deployment: Deployment, image: Image, method: str) -> None:
     """A tag is to be asked for again each time, and says that it was just compared with the upstream's."""
-    reply = deployment.send(method, _paths(image)["tag"])
+    reply = deployment.request(method, _paths(image)["tag"])
     _assert_common(reply, image.digest, len(image.body))
     assert (reply.header("Cache-Control") or "").startswith("no-cache")
     status = parse_cache_status(reply)
@@ -147,12 +147,12 @@ def test_headers_of_a_tag(deployment: Deployment, image: Image, method: str) -> 
 
 def test_cache_status_of_cold_content(deployment: Deployment) -> None:
     """A miss went forward and was stored; a tag that moved as well."""
-    image = deployment.origin.add_image("cold", "v1", [b"a cold layer"])
+    image = deployment.fake_registry.add_image("cold", "v1", [b"a cold layer"])
     blob = parse_cache_status(deployment.get(f"/v2/up.test/cold/blobs/{image.layers[0]}"))
     assert (blob["fwd"], blob.get("hit")) == ("uri-miss", None)
     tag = parse_cache_status(deployment.get("/v2/up.test/cold/manifests/v1"))
     assert (tag["fwd"], tag["stored"]) == ("uri-miss", True)
-    deployment.origin.add_image("cold", "v1", [b"another layer"])
+    deployment.fake_registry.add_image("cold", "v1", [b"another layer"])
     moved = parse_cache_status(deployment.get("/v2/up.test/cold/manifests/v1"))
     assert (moved["fwd"], moved["stored"]) == ("stale", True)
 
@@ -164,11 +164,15 @@ def test_errors_are_not_to_be_kept(deployment: Deployment) -> None:
 
 
 def test_content_fetched_with_credentials_is_private(
-    make_deployment: Callable[..., Deployment], origin: FakeRegistry
+    make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry
 ) -> None:
     """What only a login can see is not for shared caches on the way."""
-    image = origin.add_image("app", "v1", [BLOB])
-    entry = {"prefix": "up.test", "registry": origin.url, "auth": {"type": "basic", "username": "u", "password": "p"}}
+    image = fake_registry.add_image("app", "v1", [BLOB])
+    entry = {
+        "prefix": "up.test",
+        "registry": fake_registry.url,
+        "auth": {"type": "basic", "username": "u", "password": "p"},
+    }
     deployment = make_deployment(upstreams=[entry])
     for what in ("digest", "blob"):
         control = deployment.get(_paths(image)[what]).header("Cache-Control") or ""
@@ -178,14 +182,14 @@ def test_content_fetched_with_credentials_is_private(
 
 def test_nothing_of_the_upstreams_headers_is_passed_on(deployment: Deployment) -> None:
     """Cookies, rate limits, server names and challenges stay where they came from."""
-    image = deployment.origin.add_image("chatty", "v1", [b"a chatty layer"])
+    image = deployment.fake_registry.add_image("chatty", "v1", [b"a chatty layer"])
 
-    def chatter(request: Request, answer: Answer) -> Answer:
+    def chatter(request: Request, answer: ScriptedResponse) -> ScriptedResponse:
         for name in ("Set-Cookie", "RateLimit-Remaining", "Server", "Location", "Vary", "X-Canary", "Link"):
             answer = answer.with_header(name, "canary-value")
         return answer
 
-    deployment.origin.on(None, chatter, repo="chatty")
+    deployment.fake_registry.on(None, chatter, repo="chatty")
     for _ in range(2):
         for path in ("manifests/v1", f"manifests/{image.digest}", f"blobs/{image.layers[0]}"):
             reply = deployment.get(f"/v2/up.test/chatty/{path}")

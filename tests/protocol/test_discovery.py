@@ -11,9 +11,9 @@ from urllib.parse import quote, urlencode
 
 import pytest
 
-from tests.support import misbehaviour as bad
+from tests.support import faults
 from tests.support.bodies import digest_of
-from tests.support.deployment import CHECK_TIMEOUT_S, Deployment, eventually, opened_at_exit, parse_cache_status, stays
+from tests.support.deployment import CHECK_TIMEOUT_S, Deployment, eventually, parse_cache_status, set_at_exit, stays
 from tests.support.fake_lists import (
     at,
     count,
@@ -26,7 +26,7 @@ from tests.support.fake_lists import (
     tags_path,
 )
 from tests.support.fake_registry import OCI_INDEX, OCI_MANIFEST, FakeRegistry
-from tests.support.http_client import Reply
+from tests.support.http_client import Response
 
 MANY = sorted(f"{letter}{number}" for letter in ("v", "V", "_", "1.") for number in range(625))
 UNSORTED = random.Random(40).sample(MANY, len(MANY))
@@ -46,13 +46,13 @@ def _list(name: str) -> str:
     return f"/v2/{name}/tags/list"
 
 
-def _tags(reply: Reply) -> list[str]:
+def _tags(reply: Response) -> list[str]:
     assert (reply.status, reply.header("Content-Type")) == (200, "application/json")
     assert reply.is_complete
     return list(reply.json["tags"])
 
 
-def _next(reply: Reply) -> str | None:
+def _next(reply: Response) -> str | None:
     link = reply.header("Link")
     if link is None:
         return None
@@ -64,7 +64,7 @@ def _next(reply: Reply) -> str | None:
 @pytest.fixture(scope="module")
 def many(deployment: Deployment) -> Deployment:
     """A deployment before a registry with 2,500 tags, 100 on a page."""
-    offer_tags(deployment.origin, "many", UNSORTED, page_size=100)
+    offer_tags(deployment.fake_registry, "many", UNSORTED, page_size=100)
     return deployment
 
 
@@ -112,10 +112,10 @@ def test_n_and_last_mean_exactly_what_they_say(
 @pytest.mark.parametrize("n", ["-1", "x", "", "1.5", "+1", "1e3", "%D9%A3", "0x10", "9" * 40, "1&n=2"])
 def test_a_bad_n_is_refused(many: Deployment, n: str) -> None:
     """It is the client's mistake, and the upstream is not asked."""
-    before = len(many.origin.exchanges)
+    before = len(many.fake_registry.exchanges)
     reply = many.get(f"{ROOT}?n={n}")
     assert (reply.status, reply.error) == (400, "UNSUPPORTED")
-    assert len(many.origin.exchanges) == before
+    assert len(many.fake_registry.exchanges) == before
 
 
 @pytest.mark.parametrize("n", [1000, 999])
@@ -143,7 +143,7 @@ def test_our_links_lead_through_the_whole_list(many: Deployment, n: int) -> None
 def test_all_shapes_of_url(many: Deployment, path: str, query: dict[str, str], name: str) -> None:
     """Name and Link are as the client calls them, in each of the five shapes."""
     if name == "library/many":
-        offer_tags(many.origin, "library/many", UNSORTED, page_size=1000)
+        offer_tags(many.fake_registry, "library/many", UNSORTED, page_size=1000)
     reply = many.get(f"{path}?{urlencode(query | {'n': '2'})}")
     assert (_tags(reply), reply.json["name"]) == (MANY[:2], name)
     assert _next(reply) == f"{path}?{urlencode(query | {'n': '2', 'last': MANY[1]})}"
@@ -163,16 +163,16 @@ def test_head_is_get_without_a_body(many: Deployment) -> None:
 def test_one_page(deployment: Deployment, tags: list[str] | None, expected: list[str]) -> None:
     """Sorted too, and each tag once; an empty list is a list, in Go's spelling as well."""
     repo = f"one-page-{len(tags or [])}-{tags is None}".lower()
-    offer_tags(deployment.origin, repo, tags)
+    offer_tags(deployment.fake_registry, repo, tags)
     assert _tags(deployment.get(_list(f"up.test/{repo}"))) == expected
 
 
 def test_a_repository_that_is_not_there(deployment: Deployment) -> None:
     """404 with its code, and 404 as well when it was there before: an answer is no outage."""
     assert deployment.get(_list("up.test/nothing")).error == "NAME_UNKNOWN"
-    rule = offer_tags(deployment.origin, "gone", FEW)
+    rule = offer_tags(deployment.fake_registry, "gone", FEW)
     assert _tags(deployment.get(_list("up.test/gone"))) == FEW
-    deployment.origin.mend(rule)
+    deployment.fake_registry.remove_rules(rule)
     reply = deployment.get(_list("up.test/gone"))
     assert (reply.status, reply.error) == (404, "NAME_UNKNOWN")
 
@@ -187,21 +187,21 @@ def test_names_are_checked(deployment: Deployment, path: str) -> None:
 def test_a_loop_of_pages(deployment: Deployment) -> None:
     """An upstream whose Link leads back is garbage, quickly."""
     path = tags_path("loop")
-    offer_tags(deployment.origin, "loop", UNSORTED, page_size=100, link=lambda _: f'<{path}?n=100>; rel="next"')
+    offer_tags(deployment.fake_registry, "loop", UNSORTED, page_size=100, link=lambda _: f'<{path}?n=100>; rel="next"')
     reply = deployment.get(_list("up.test/loop"))
     assert reply.status == 502
     deployment.assert_no_leak(reply)
-    assert count(deployment.origin, path) <= 3
+    assert count(deployment.fake_registry, path) <= 3
 
 
 @pytest.mark.parametrize("where", ["another host", "another port", "a file", "nowhere"])
 def test_pages_on_another_host(deployment: Deployment, where: str) -> None:
     """A Link to another host is refused, and nobody there is asked."""
-    stranger = deployment.origin.listen(where, "127.0.0.2" if where == "another host" else "127.0.0.1")
+    stranger = deployment.fake_registry.listen(where, "127.0.0.2" if where == "another host" else "127.0.0.1")
     repo = where.replace(" ", "-")
     links = {"a file": "<file:///etc/passwd>", "nowhere": "<http://[::>"}
     link = links.get(where, f"<{stranger.url}{tags_path(repo)}?n=100>")
-    offer_tags(deployment.origin, repo, UNSORTED, page_size=100, link=lambda _: f"{link}; rel=next")
+    offer_tags(deployment.fake_registry, repo, UNSORTED, page_size=100, link=lambda _: f"{link}; rel=next")
     reply = deployment.get(_list(f"up.test/{repo}"))
     assert reply.status == 502
     deployment.assert_no_leak(reply)
@@ -210,20 +210,21 @@ def test_pages_on_another_host(deployment: Deployment, where: str) -> None:
 
 def test_tags_that_nobody_can_pull(deployment: Deployment) -> None:
     """What is outside the grammar is left out; what is no list of tags is garbage."""
-    offer_tags(deployment.origin, "odd", ["v1", "-x", "a/b", "a" * 129, "", 'x"><script>', "v\n2"])
+    offer_tags(deployment.fake_registry, "odd", ["v1", "-x", "a/b", "a" * 129, "", 'x"><script>', "v\n2"])
     assert _tags(deployment.get(_list("up.test/odd"))) == ["v1"]
 
 
 @pytest.mark.parametrize(
-    "body", [b"", b"{}", b"[]", b'{"tags": {}}', b'{"tags": [1]}', b"[" * 100_000, b'{"tags": ["a"', bad.HTML, b"\xff"]
+    "body",
+    [b"", b"{}", b"[]", b'{"tags": {}}', b'{"tags": [1]}', b"[" * 100_000, b'{"tags": ["a"', faults.HTML, b"\xff"],
 )
 def test_garbage_instead_of_tags(deployment: Deployment, body: bytes) -> None:
     """502 for what is no list, and the worker goes on."""
-    deployment.origin.on(None, bad.replaced(200, body), when=at(tags_path("garbage")), times=1)
+    deployment.fake_registry.on(None, faults.replaced(200, body), when=at(tags_path("garbage")), times=1)
     assert deployment.get(_list("up.test/garbage")).status == 502
 
 
-def _assert_stale(reply: Reply, *, was_asked: bool) -> None:
+def _assert_stale(reply: Response, *, was_asked: bool) -> None:
     assert (reply.header("Warning") or "").startswith('299 - "')
     status = parse_cache_status(reply)
     assert int(str(status["ttl"])) < 0
@@ -232,17 +233,17 @@ def _assert_stale(reply: Reply, *, was_asked: bool) -> None:
 
 @pytest.mark.parametrize("workers", [1, 4])
 def test_stale_when_the_upstream_is_down(
-    make_deployment: Callable[..., Deployment], origin: FakeRegistry, workers: int
+    make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry, workers: int
 ) -> None:
     """Lists that were got once are served, marked stale, by every worker; others are 503; it heals by itself."""
-    offer_tags(origin, "app", FEW)
-    offer_referrers(origin, "app", SUBJECT, REFERRERS)
+    offer_tags(fake_registry, "app", FEW)
+    offer_referrers(fake_registry, "app", SUBJECT, REFERRERS)
     deployment = make_deployment(workers=workers)
     tags, referrers = _list("up.test/app"), f"/v2/up.test/app/referrers/{SUBJECT}"
     for path in (tags, referrers):
         fresh = deployment.get(path)
         assert (fresh.status, fresh.header("Warning")) == (200, None)
-    origin.registry.close()
+    fake_registry.listener.close()
     first = deployment.get(tags)
     assert _tags(first) == FEW
     _assert_stale(first, was_asked=True)
@@ -257,32 +258,32 @@ def test_stale_when_the_upstream_is_down(
         reply = deployment.get(unknown)
         assert (reply.status, reply.error) == (503, "UNAVAILABLE")
         assert 1 <= int(reply.header("Retry-After") or 0) <= 60
-    origin.registry.open()
+    fake_registry.listener.open()
     eventually(lambda: deployment.get(tags).header("Warning") is None, "fresh again", 8)
 
 
 @pytest.mark.parametrize(
     ("change", "status"),
     [
-        (bad.refusing(500), 503),
-        (bad.refusing(503), 503),
-        (bad.refusing(429, "TOOMANYREQUESTS", "7"), 429),
-        (bad.html_page(), 502),
-        (bad.silent(), 504),
-        (bad.hanging_up("rst"), 503),
+        (faults.error_response(500), 503),
+        (faults.error_response(503), 503),
+        (faults.error_response(429, "TOOMANYREQUESTS", "7"), 429),
+        (faults.html_page(), 502),
+        (faults.silent(), 504),
+        (faults.disconnected("rst"), 503),
     ],
     ids=["500", "503", "429", "a web page", "silent", "reset"],
 )
 def test_stale_when_the_upstream_fails(
-    make_deployment: Callable[..., Deployment], origin: FakeRegistry, change: Any, status: int
+    make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry, change: Any, status: int
 ) -> None:
     """Whatever fails: the last list within the time of one check, and for what was never got an honest error."""
-    offer_tags(origin, "app", FEW)
-    offer_referrers(origin, "app", SUBJECT, REFERRERS)
+    offer_tags(fake_registry, "app", FEW)
+    offer_referrers(fake_registry, "app", SUBJECT, REFERRERS)
     deployment = make_deployment(upstream={"stall_timeout": "2s"})
     tags, referrers = _list("up.test/app"), f"/v2/up.test/app/referrers/{SUBJECT}"
     assert {deployment.get(path).status for path in (tags, referrers)} == {200}
-    origin.on(None, change)
+    fake_registry.on(None, change)
     for path in (tags, referrers):
         reply = deployment.get(path)
         assert (reply.status, (reply.header("Warning") or "")[:3]) == (200, "299")
@@ -290,45 +291,45 @@ def test_stale_when_the_upstream_fails(
     assert deployment.get(_list("up.test/other")).status == status
 
 
-def test_stale_lists_outlive_a_restart(make_deployment: Callable[..., Deployment], origin: FakeRegistry) -> None:
+def test_stale_lists_outlive_a_restart(make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry) -> None:
     """They are kept on disk: a Dockyard that is started while the upstream is away has them."""
-    offer_tags(origin, "app", FEW)
+    offer_tags(fake_registry, "app", FEW)
     deployment = make_deployment()
     assert _tags(deployment.get(_list("up.test/app"))) == FEW
     deployment.dockyard.stop()
-    origin.registry.close()
+    fake_registry.listener.close()
     deployment.dockyard.start()
     assert _tags(deployment.get(_list("up.test/app"))) == FEW
 
 
-def test_one_question_for_all_who_ask(make_deployment: Callable[..., Deployment], origin: FakeRegistry) -> None:
+def test_one_question_for_all_who_ask(make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry) -> None:
     """Many clients on four workers wait for one walk over the pages."""
-    offer_tags(origin, "app", UNSORTED, page_size=1000)
+    offer_tags(fake_registry, "app", UNSORTED, page_size=1000)
     deployment = make_deployment(workers=4)
     run = deployment.dockyard.storage / "run"
     eventually(lambda: len(list(run.glob("shard-*.sock"))) == 4, "four workers that can be asked")
     path = tags_path("app")
-    with opened_at_exit(Event()) as gate, ThreadPoolExecutor(1) as pool:
-        origin.on(None, bad.silent(gate), when=at(path), times=1)
-        replies = pool.submit(deployment.get_together, [_list("up.test/app")] * 24)
-        origin.wait_for(lambda: count(origin, path) > 0, "the first question")
-        stays(lambda: count(origin, path) == 1, "one question", 0.5)
+    with set_at_exit(Event()) as gate, ThreadPoolExecutor(1) as pool:
+        fake_registry.on(None, faults.silent(gate), when=at(path), times=1)
+        replies = pool.submit(deployment.get_concurrently, [_list("up.test/app")] * 24)
+        fake_registry.wait_for(lambda: count(fake_registry, path) > 0, "the first question")
+        stays(lambda: count(fake_registry, path) == 1, "one question", 0.5)
         gate.set()
         assert all(_tags(reply) == MANY for reply in replies.result(20))
-    assert count(origin, path) == 3
+    assert count(fake_registry, path) == 3
 
 
 def test_a_slow_list_is_shown_stale_and_walked_to_its_end(
-    make_deployment: Callable[..., Deployment], origin: FakeRegistry
+    make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry
 ) -> None:
     """Who has an old copy is not kept waiting, and the next one has the new list."""
-    rule = offer_tags(origin, "app", FEW)
+    rule = offer_tags(fake_registry, "app", FEW)
     deployment = make_deployment(upstream={"stall_timeout": "20s"})
     assert _tags(deployment.get(_list("up.test/app"))) == FEW
-    origin.mend(rule)
-    offer_tags(origin, "app", [*FEW, "v3"])
-    with opened_at_exit(Event()) as gate:
-        origin.on(None, bad.silent(gate), when=at(tags_path("app")), times=1)
+    fake_registry.remove_rules(rule)
+    offer_tags(fake_registry, "app", [*FEW, "v3"])
+    with set_at_exit(Event()) as gate:
+        fake_registry.on(None, faults.silent(gate), when=at(tags_path("app")), times=1)
         reply = deployment.get(_list("up.test/app"))
         assert _tags(reply) == FEW
         _assert_stale(reply, was_asked=True)
@@ -337,24 +338,24 @@ def test_a_slow_list_is_shown_stale_and_walked_to_its_end(
 
 
 def test_an_interval_makes_lists_fresh_for_a_while(
-    make_deployment: Callable[..., Deployment], origin: FakeRegistry
+    make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry
 ) -> None:
     """With `upstream.check_interval` a list that was just asked for is not asked for again, by any worker."""
-    offer_tags(origin, "app", FEW)
+    offer_tags(fake_registry, "app", FEW)
     deployment = make_deployment(workers=2, upstream={"check_interval": "1h"})
     replies = [deployment.get(_list("up.test/app")) for _ in range(8)]
     assert all(_tags(reply) == FEW for reply in replies)
-    assert count(origin, tags_path("app")) == 1
+    assert count(fake_registry, tags_path("app")) == 1
     assert parse_cache_status(replies[-1])["hit"] is True
 
 
-def test_cache_status_of_lists(make_deployment: Callable[..., Deployment], origin: FakeRegistry) -> None:
+def test_cache_status_of_lists(make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry) -> None:
     """New, unchanged, changed."""
-    rule = offer_tags(origin, "app", FEW)
+    rule = offer_tags(fake_registry, "app", FEW)
     deployment = make_deployment()
     statuses = [deployment.get(_list("up.test/app")).header("Cache-Status") for _ in range(2)]
-    origin.mend(rule)
-    offer_tags(origin, "app", FEW[:2])
+    fake_registry.remove_rules(rule)
+    offer_tags(fake_registry, "app", FEW[:2])
     statuses.append(deployment.get(_list("up.test/app")).header("Cache-Status"))
     assert statuses == [
         "Dockyard; fwd=uri-miss; stored",
@@ -366,7 +367,7 @@ def test_cache_status_of_lists(make_deployment: Callable[..., Deployment], origi
 # Referrers
 
 
-def _manifests(reply: Reply) -> list[dict[str, Any]]:
+def _manifests(reply: Response) -> list[dict[str, Any]]:
     assert (reply.status, reply.header("Content-Type")) == (200, OCI_INDEX)
     assert (reply.json["schemaVersion"], reply.json["mediaType"]) == (2, OCI_INDEX)
     return list(reply.json["manifests"])
@@ -376,7 +377,7 @@ def _manifests(reply: Reply) -> list[dict[str, Any]]:
 def test_referrers_of_a_registry_that_has_them(deployment: Deployment, page_size: int) -> None:
     """One index with all descriptors as they came, annotations and all, from one page or from four."""
     repo = f"referred-{page_size}"
-    offer_referrers(deployment.origin, repo, SUBJECT, REFERRERS, page_size=page_size)
+    offer_referrers(deployment.fake_registry, repo, SUBJECT, REFERRERS, page_size=page_size)
     reply = deployment.get(f"/v2/up.test/{repo}/referrers/{SUBJECT}")
     assert _manifests(reply) == REFERRERS
     assert reply.header("OCI-Filters-Applied") is None
@@ -391,11 +392,13 @@ def test_referrers_of_a_registry_that_has_them(deployment: Deployment, page_size
 )
 def test_the_filter_is_ours(deployment: Deployment, artifact_type: str, expected: list[dict[str, Any]]) -> None:
     """An upstream that cannot filter makes no difference, and the answer says that it is filtered."""
-    offer_referrers(deployment.origin, "filtered", SUBJECT, REFERRERS)
+    offer_referrers(deployment.fake_registry, "filtered", SUBJECT, REFERRERS)
     reply = deployment.get(f"/v2/up.test/filtered/referrers/{SUBJECT}?{urlencode({'artifactType': artifact_type})}")
     assert _manifests(reply) == expected
     assert reply.header("OCI-Filters-Applied") == "artifactType"
-    asked = [exchange.request for exchange in deployment.origin.seen() if "/filtered/" in exchange.request.path]
+    asked = [
+        exchange.request for exchange in deployment.fake_registry.received() if "/filtered/" in exchange.request.path
+    ]
     assert all("artifactType" not in request.query for request in asked)
 
 
@@ -405,9 +408,9 @@ def test_referrers_from_the_fallback_tag(deployment: Deployment, algorithm: str,
     """A registry without the API has them under a tag; that of sha512 is cut to 64 digits."""
     subject = digest_of(b"the subject of a fallback", algorithm)
     repo = f"fallback-{algorithm}-{status}"
-    refuse(deployment.origin, referrers_path(repo, subject), status)
+    refuse(deployment.fake_registry, referrers_path(repo, subject), status)
     tag = subject.replace(":", "-")[: len(algorithm) + 1 + 64]
-    deployment.origin.add_manifest(repo, tag, json.loads(index(REFERRERS)), OCI_INDEX)
+    deployment.fake_registry.add_manifest(repo, tag, json.loads(index(REFERRERS)), OCI_INDEX)
     path = f"/v2/up.test/{repo}/referrers/{subject}"
     assert _manifests(deployment.get(path)) == REFERRERS
     filtered = deployment.get(f"{path}?artifactType={quote(SIGNATURE, safe='')}")
@@ -419,7 +422,7 @@ def test_nothing_refers(deployment: Deployment) -> None:
     """No API and no tag, or a tag that is no index: an empty index, never 404."""
     assert _manifests(deployment.get(f"/v2/up.test/unreferred/referrers/{SUBJECT}")) == []
     document = {"schemaVersion": 2, "mediaType": OCI_MANIFEST, "config": {}, "layers": []}
-    deployment.origin.add_manifest("unreferred", SUBJECT.replace(":", "-"), document, OCI_MANIFEST)
+    deployment.fake_registry.add_manifest("unreferred", SUBJECT.replace(":", "-"), document, OCI_MANIFEST)
     assert _manifests(deployment.get(f"/v2/up.test/unreferred/referrers/{SUBJECT}")) == []
 
 
@@ -427,29 +430,29 @@ def test_nothing_refers(deployment: Deployment) -> None:
 def test_no_referrers_are_made_up(deployment: Deployment, status: int, answer: int) -> None:
     """A refusal or a failure says nothing of referrers: no empty index, no 404, and the tag is not asked for."""
     repo = f"refused-{status}"
-    refuse(deployment.origin, referrers_path(repo, SUBJECT), status)
-    deployment.origin.add_manifest(repo, SUBJECT.replace(":", "-"), json.loads(index(REFERRERS)), OCI_INDEX)
+    refuse(deployment.fake_registry, referrers_path(repo, SUBJECT), status)
+    deployment.fake_registry.add_manifest(repo, SUBJECT.replace(":", "-"), json.loads(index(REFERRERS)), OCI_INDEX)
     reply = deployment.get(f"/v2/up.test/{repo}/referrers/{SUBJECT}")
     assert reply.status == answer
     assert reply.error == ("DENIED" if answer == 403 else "UNAVAILABLE")
-    assert deployment.origin.count("manifest", repo=repo) == 0
+    assert deployment.fake_registry.count("manifest", repo=repo) == 0
 
 
 @pytest.mark.parametrize("status", [401, 403, 500])
 def test_nor_by_a_tag_that_is_refused(deployment: Deployment, status: int) -> None:
     """The same for the tag: only "there is none" is none."""
     repo = f"tag-refused-{status}"
-    deployment.origin.on("manifest", bad.refusing(status), repo=repo)
+    deployment.fake_registry.on("manifest", faults.error_response(status), repo=repo)
     assert deployment.get(f"/v2/up.test/{repo}/referrers/{SUBJECT}").status == (503 if status == 500 else 403)
 
 
 @pytest.mark.parametrize("digest", ["sha256:abc", "sha256:" + "G" * 64, "md5:" + "0" * 32, "latest", "sha256:"])
 def test_a_bad_digest_is_refused(deployment: Deployment, digest: str) -> None:
     """400, and the upstream is not asked."""
-    before = len(deployment.origin.exchanges)
+    before = len(deployment.fake_registry.exchanges)
     reply = deployment.get(f"/v2/up.test/app/referrers/{digest}")
     assert (reply.status, reply.error) == (400, "DIGEST_INVALID")
-    assert len(deployment.origin.exchanges) == before
+    assert len(deployment.fake_registry.exchanges) == before
 
 
 @pytest.mark.parametrize(
@@ -459,27 +462,27 @@ def test_a_bad_digest_is_refused(deployment: Deployment, digest: str) -> None:
         b"[]",
         b'{"schemaVersion": 2, "manifests": [1]}',
         index([{"digest": 5}]),
-        bad.HTML,
+        faults.HTML,
         index([{}]),
         b"{" * 9999,
     ],
 )
 def test_garbage_instead_of_referrers(deployment: Deployment, body: bytes) -> None:
     """502 for what is no index of descriptors."""
-    answer = bad.replaced(200, body, ("Content-Type", OCI_INDEX))
-    deployment.origin.on(None, answer, when=at(referrers_path("senseless", SUBJECT)), times=1)
+    answer = faults.replaced(200, body, ("Content-Type", OCI_INDEX))
+    deployment.fake_registry.on(None, answer, when=at(referrers_path("senseless", SUBJECT)), times=1)
     assert deployment.get(f"/v2/up.test/senseless/referrers/{SUBJECT}").status == 502
 
 
 def test_an_empty_answer_is_kept_for_what_exists(
-    make_deployment: Callable[..., Deployment], origin: FakeRegistry
+    make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry
 ) -> None:
     """That an image has no signature is known in an outage too; digests that somebody made up leave nothing behind."""
-    image = origin.add_image("app", "v1")
+    image = fake_registry.add_image("app", "v1")
     deployment = make_deployment()
     real, made_up = (f"/v2/up.test/app/referrers/{digest}" for digest in (image.digest, SUBJECT))
     for path in (real, made_up):
         assert _manifests(deployment.get(path)) == []
-    origin.registry.close()
+    fake_registry.listener.close()
     assert _manifests(deployment.get(real)) == []
     assert deployment.get(made_up).status == 503

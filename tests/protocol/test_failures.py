@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import trustme
 
-from tests.support import misbehaviour as bad
+from tests.support import faults
 from tests.support.deployment import (
     CHECK_TIMEOUT_S,
     Deployment,
@@ -20,45 +20,45 @@ from tests.support.deployment import (
     upstream,
 )
 from tests.support.fake_registry import Change, FakeRegistry, Image
-from tests.support.http_client import Reply
+from tests.support.http_client import Response
 
 CACHED = "/v2/up.test/app/manifests/v1"
 UNKNOWN = "/v2/up.test/app/manifests/never-pulled"
 
 # What goes wrong, and the answers that an uncached tag may get.
 FAILURES: dict[str, tuple[Change | str, set[int]]] = {
-    "429 with Retry-After": (bad.refusing(429, "TOOMANYREQUESTS", "30"), {429}),
-    "429 without": (bad.refusing(429, "TOOMANYREQUESTS"), {429}),
-    "429 with a long one": (bad.refusing(429, "TOOMANYREQUESTS", "999999"), {429}),
-    "429 with garbage": (bad.refusing(429, "TOOMANYREQUESTS", "abc"), {429}),
-    "500": (bad.refusing(500), {502, 503}),
-    "502": (bad.refusing(502), {502, 503}),
-    "503": (bad.refusing(503, "UNAVAILABLE"), {502, 503}),
-    "504": (bad.refusing(504), {502, 503, 504}),
+    "429 with Retry-After": (faults.error_response(429, "TOOMANYREQUESTS", "30"), {429}),
+    "429 without": (faults.error_response(429, "TOOMANYREQUESTS"), {429}),
+    "429 with a long one": (faults.error_response(429, "TOOMANYREQUESTS", "999999"), {429}),
+    "429 with garbage": (faults.error_response(429, "TOOMANYREQUESTS", "abc"), {429}),
+    "500": (faults.error_response(500), {502, 503}),
+    "502": (faults.error_response(502), {502, 503}),
+    "503": (faults.error_response(503, "UNAVAILABLE"), {502, 503}),
+    "504": (faults.error_response(504), {502, 503, 504}),
     "refused": ("refused", {503}),
-    "hangs": (bad.silent(), {503, 504}),
-    "slow headers": (bad.dripping(0.2), {503, 504}),
-    "garbage": (bad.html_page(), {502, 503}),
-    "reset": (bad.hanging_up("rst"), {502, 503}),
+    "hangs": (faults.silent(), {503, 504}),
+    "slow headers": (faults.slow_headers(0.2), {503, 504}),
+    "garbage": (faults.html_page(), {502, 503}),
+    "reset": (faults.disconnected("rst"), {502, 503}),
 }
 
 
-def _break(origin: FakeRegistry, failure: str) -> None:
+def _break(fake_registry: FakeRegistry, failure: str) -> None:
     change, _ = FAILURES[failure]
     if isinstance(change, str):
-        origin.registry.close()
+        fake_registry.listener.close()
     else:
-        origin.registry.drop_connections()
-        origin.on(None, change)
+        fake_registry.listener.drop_connections()
+        fake_registry.on(None, change)
 
 
-def _mend(origin: FakeRegistry) -> None:
-    origin.mend()
-    if not origin.registry.is_open:
-        origin.registry.open()
+def _mend(fake_registry: FakeRegistry) -> None:
+    fake_registry.remove_rules()
+    if not fake_registry.listener.is_open:
+        fake_registry.listener.open()
 
 
-def _assert_stale(reply: Reply, image: Image, *, was_asked: bool) -> None:
+def _assert_stale(reply: Response, image: Image, *, was_asked: bool) -> None:
     assert (reply.status, reply.body) == (200, image.body)
     assert reply.header("Docker-Content-Digest") == image.digest
     warning = reply.header("Warning") or ""
@@ -76,37 +76,37 @@ def _assert_stale(reply: Reply, image: Image, *, was_asked: bool) -> None:
 
 @pytest.mark.parametrize("failure", FAILURES)
 def test_a_cached_tag_is_served_stale(
-    make_deployment: Callable[..., Deployment], origin: FakeRegistry, failure: str
+    make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry, failure: str
 ) -> None:
     """Whatever fails: the last image within the time of one check, marked stale; digests and blobs as ever."""
-    image = origin.add_image("app", "v1")
+    image = fake_registry.add_image("app", "v1")
     deployment = make_deployment()
     assert deployment.get(CACHED).header("Warning") is None
     assert deployment.get(f"/v2/up.test/app/blobs/{image.layers[0]}").status == 200
-    _break(origin, failure)
+    _break(fake_registry, failure)
     first = deployment.get(CACHED)
     _assert_stale(first, image, was_asked=True)
     assert first.took_s < CHECK_TIMEOUT_S + 1.5
-    asked = origin.count()
+    asked = fake_registry.count()
     assert deployment.get(f"/v2/up.test/app/manifests/{image.digest}").body == image.body
     assert deployment.get(f"/v2/up.test/app/blobs/{image.layers[0]}").status == 200
-    assert origin.count() == asked
-    _mend(origin)
+    assert fake_registry.count() == asked
+    _mend(fake_registry)
     if not failure.startswith("429 with "):  # their window is half a minute or more; test_outage.py has a shorter one
         eventually(lambda: deployment.get(CACHED).header("Warning") is None, "fresh again", 8)
 
 
 @pytest.mark.parametrize("failure", FAILURES)
 def test_an_uncached_tag_is_an_error_that_tells_to_come_back(
-    make_deployment: Callable[..., Deployment], origin: FakeRegistry, failure: str
+    make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry, failure: str
 ) -> None:
     """Five tries at once, as containerd does: never 404, always Retry-After, and a 429 is remembered."""
-    origin.add_image("app", "v1")
+    fake_registry.add_image("app", "v1")
     deployment = make_deployment()
     assert deployment.get(CACHED).status == 200
-    _break(origin, failure)
-    before = origin.count()
-    replies = deployment.get_together([UNKNOWN] * 5)
+    _break(fake_registry, failure)
+    before = fake_registry.count()
+    replies = deployment.get_concurrently([UNKNOWN] * 5)
     for reply in (*replies, deployment.get(UNKNOWN)):
         assert reply.status in FAILURES[failure][1], reply
         assert reply.error
@@ -114,48 +114,48 @@ def test_an_uncached_tag_is_an_error_that_tells_to_come_back(
         if reply.status in (429, 503, 504):
             assert 1 <= int(reply.header("Retry-After") or 0) <= 60
     if failure.startswith("429"):
-        assert origin.count() - before == 1
+        assert fake_registry.count() - before == 1
         assert all(reply.error == "TOOMANYREQUESTS" for reply in replies)
 
 
-def test_a_stale_answer_tells_its_age(make_deployment: Callable[..., Deployment], origin: FakeRegistry) -> None:
+def test_a_stale_answer_tells_its_age(make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry) -> None:
     """`Age` counts the seconds since the tag was last checked."""
-    origin.add_image("app", "v1")
+    fake_registry.add_image("app", "v1")
     deployment = make_deployment()
     assert int(deployment.get(CACHED).header("Age") or 0) <= 1
     checked_at = time.monotonic()
-    origin.registry.close()
+    fake_registry.listener.close()
     reply = eventually(lambda: _aged(deployment, 2), "two seconds old")
     since = time.monotonic() - checked_at
     assert int(reply.header("Age") or -1) == pytest.approx(since, abs=1.5)
     assert int(str(parse_cache_status(reply)["ttl"])) == pytest.approx(-since, abs=2)
 
 
-def _aged(deployment: Deployment, age_s: int) -> Reply | None:
+def _aged(deployment: Deployment, age_s: int) -> Response | None:
     reply = deployment.get(CACHED)
     return reply if int(reply.header("Age") or 0) >= age_s else None
 
 
 def test_an_error_of_one_tag_says_nothing_of_its_neighbours(
-    make_deployment: Callable[..., Deployment], origin: FakeRegistry
+    make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry
 ) -> None:
     """A garbled answer for one repository leaves the others fresh: it is no outage of the upstream."""
-    origin.add_image("app", "v1")
-    origin.add_image("other", "v1")
+    fake_registry.add_image("app", "v1")
+    fake_registry.add_image("other", "v1")
     deployment = make_deployment()
-    origin.on("manifest", bad.html_page(), repo="app")
+    fake_registry.on("manifest", faults.html_page(), repo="app")
     for _ in range(8):
         assert deployment.get(CACHED).status == 502
     assert deployment.get("/v2/up.test/other/manifests/v1").status == 200
 
 
 def _with_another_registry(
-    origin: FakeRegistry, directory: Path, deployments: ExitStack, registry: str, **more: Any
+    fake_registry: FakeRegistry, directory: Path, deployments: ExitStack, registry: str, **more: Any
 ) -> tuple[Deployment, Image]:
-    """A deployment whose cache was filled from the origin and whose upstream is another place now."""
-    image = origin.add_image("app", "v1")
+    """A deployment whose cache was filled from the fake registry and whose upstream is another place now."""
+    image = fake_registry.add_image("app", "v1")
     deployment = deployments.enter_context(
-        open_deployment(origin, directory, upstreams=[upstream("up.test", origin.url)])
+        open_deployment(fake_registry, directory, upstreams=[upstream("up.test", fake_registry.url)])
     )
     assert deployment.get(CACHED).status == 200
     assert deployment.get(f"/v2/up.test/app/blobs/{image.layers[0]}").status == 200
@@ -165,27 +165,29 @@ def _with_another_registry(
     return deployment, image
 
 
-def _tls_listener(origin: FakeRegistry, *names: str) -> str:
+def _tls_listener(fake_registry: FakeRegistry, *names: str) -> str:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     trustme.CA().issue_cert(*names).configure_cert(context)
-    return origin.listen("tls", tls=context).url
+    return fake_registry.listen("tls", tls=context).url
 
 
 @pytest.mark.parametrize("failure", ["no such host", "unknown authority", "plain HTTP on the TLS port", "refused"])
-def test_started_with_an_upstream_that_cannot_be_reached(origin: FakeRegistry, tmp_path: Path, failure: str) -> None:
+def test_started_with_an_upstream_that_cannot_be_reached(
+    fake_registry: FakeRegistry, tmp_path: Path, failure: str
+) -> None:
     """DNS, TLS, nobody there: Dockyard starts, serves what it has, and says 502 or 503 for what it has not."""
     match failure:
         case "no such host":
             registry = "http://registry.invalid"
         case "unknown authority":
-            registry = _tls_listener(origin, "127.0.0.1")
+            registry = _tls_listener(fake_registry, "127.0.0.1")
         case "plain HTTP on the TLS port":
-            registry = origin.url.replace("http:", "https:")
+            registry = fake_registry.url.replace("http:", "https:")
         case _:
             registry = "http://127.0.0.1:1"
     with ExitStack() as deployments:
-        deployment, image = _with_another_registry(origin, tmp_path, deployments, registry)
-        origin.forget()
+        deployment, image = _with_another_registry(fake_registry, tmp_path, deployments, registry)
+        fake_registry.clear_exchanges()
         reply = deployment.get(CACHED)
         _assert_stale(reply, image, was_asked=True)
         assert reply.took_s < CHECK_TIMEOUT_S + 1.5
@@ -195,44 +197,46 @@ def test_started_with_an_upstream_that_cannot_be_reached(origin: FakeRegistry, t
         assert unknown.status in (502, 503, 504)
         assert unknown.took_s < CHECK_TIMEOUT_S + 1.5
         deployment.assert_no_leak(unknown)
-        assert origin.count() == 0, "nothing is sent over a connection that is not what it should be"
+        assert fake_registry.count() == 0, "nothing is sent over a connection that is not what it should be"
 
 
-def test_an_https_upstream_is_never_asked_in_plain_text(origin: FakeRegistry, tmp_path: Path) -> None:
+def test_an_https_upstream_is_never_asked_in_plain_text(fake_registry: FakeRegistry, tmp_path: Path) -> None:
     """`insecure_skip_verify` is for certificates; a registry with https:// is asked over TLS only."""
-    registry = _tls_listener(origin, "another.test")
+    registry = _tls_listener(fake_registry, "another.test")
     with ExitStack() as deployments:
-        deployment, _ = _with_another_registry(origin, tmp_path, deployments, registry, insecure_skip_verify=True)
+        deployment, _ = _with_another_registry(
+            fake_registry, tmp_path, deployments, registry, insecure_skip_verify=True
+        )
         reply = deployment.get(CACHED)
         assert (reply.status, reply.header("Warning")) == (200, None)
-        assert origin.count(listener="tls") > 0
+        assert fake_registry.count(listener="tls") > 0
 
 
-def test_private_authorities_are_trusted_when_named(origin: FakeRegistry, tmp_path: Path) -> None:
+def test_private_authorities_are_trusted_when_named(fake_registry: FakeRegistry, tmp_path: Path) -> None:
     """`ca_file` makes a registry with a certificate of one's own an ordinary one."""
     authority = trustme.CA()
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     authority.issue_cert("127.0.0.1").configure_cert(context)
     authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
-    registry = origin.listen("tls", tls=context).url
+    registry = fake_registry.listen("tls", tls=context).url
     with ExitStack() as deployments:
         directory = tmp_path / "deployment"
         deployment, _ = _with_another_registry(
-            origin, directory, deployments, registry, ca_file=str(tmp_path / "ca.pem")
+            fake_registry, directory, deployments, registry, ca_file=str(tmp_path / "ca.pem")
         )
         assert deployment.get(CACHED).header("Warning") is None
 
 
 @pytest.mark.parametrize("kind", ["manifests", "blobs"])
 def test_uncached_digests_are_errors_too(
-    make_deployment: Callable[..., Deployment], origin: FakeRegistry, kind: str
+    make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry, kind: str
 ) -> None:
     """By digest as by tag: down means 503 with Retry-After, not 404."""
     deployment = make_deployment()
-    origin.registry.close()
+    fake_registry.listener.close()
     for method in ("GET", "HEAD"):
-        reply = deployment.send(method, f"/v2/up.test/app/{kind}/sha256:{'4' * 64}")
+        reply = deployment.request(method, f"/v2/up.test/app/{kind}/sha256:{'4' * 64}")
         assert reply.status == 503
         assert 1 <= int(reply.header("Retry-After") or 0) <= 60
-    origin.registry.open()
+    fake_registry.listener.open()
     eventually(lambda: deployment.get(f"/v2/up.test/app/{kind}/sha256:{'4' * 64}").status == 404, "asked again", 8)

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 import trustme
 
-from tests.support import misbehaviour as bad
+from tests.support import faults
 from tests.support.deployment import Deployment, upstream
+from tests.support.fake_auth import FakeTokenService, require_authorization
 from tests.support.fake_registry import FakeRegistry, Image, basic
-from tests.support.gatekeeper import TokenService, want_authorization
 
 USER, PASSWORD = "canary-user", "canary-password-77ab"
 ENCODED = base64.b64encode(f"{USER}:{PASSWORD}".encode()).decode()
@@ -23,9 +23,9 @@ PATH = "/v2/up.test/app/manifests/v1"
 
 
 @pytest.fixture
-def image(origin: FakeRegistry) -> Image:
+def image(fake_registry: FakeRegistry) -> Image:
     """Offer an image that can be pulled with the right credentials."""
-    return origin.add_image("app", "v1")
+    return fake_registry.add_image("app", "v1")
 
 
 class Keychain:
@@ -62,9 +62,9 @@ def keychain(tmp_path: Path) -> Keychain:
     return Keychain(directory)
 
 
-def _without_auth(origin: FakeRegistry, **more: Any) -> list[dict[str, Any]]:
+def _without_auth(fake_registry: FakeRegistry, **more: Any) -> list[dict[str, Any]]:
     """An upstream that says nothing of auth uses the keychain."""
-    entry = upstream("up.test", origin.url) | more
+    entry = upstream("up.test", fake_registry.url) | more
     del entry["auth"]
     return [entry]
 
@@ -85,37 +85,37 @@ def _answer(username: str, secret: str) -> str:
 @pytest.mark.parametrize("key", ["{host}", "http://{host}", "https://{host}/v1/"])
 def test_entries_of_the_file(
     make_deployment: Callable[..., Deployment],
-    origin: FakeRegistry,
+    fake_registry: FakeRegistry,
     keychain: Keychain,
     image: Image,
     entry: dict[str, str],
     key: str,
 ) -> None:
     """A login in the file is used for its host, however the key is spelt."""
-    want_authorization(origin, basic(USER, PASSWORD))
-    keychain.write(auths={key.format(host=origin.authority): entry})
-    deployment = make_deployment(upstreams=_without_auth(origin), environ=keychain.environ)
+    require_authorization(fake_registry, basic(USER, PASSWORD))
+    keychain.write(auths={key.format(host=fake_registry.authority): entry})
+    deployment = make_deployment(upstreams=_without_auth(fake_registry), environ=keychain.environ)
     assert deployment.get(PATH).body == image.body
-    assert PASSWORD not in deployment.dockyard.said()
+    assert PASSWORD not in deployment.dockyard.read_log()
 
 
 def test_a_password_with_colons(
-    make_deployment: Callable[..., Deployment], origin: FakeRegistry, keychain: Keychain, image: Image
+    make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry, keychain: Keychain, image: Image
 ) -> None:
     """`auth` is cut at its first colon only."""
-    want_authorization(origin, basic(USER, "a:b:c"))
+    require_authorization(fake_registry, basic(USER, "a:b:c"))
     auth = base64.b64encode(f"{USER}:a:b:c".encode()).decode()
-    keychain.write(auths={origin.authority: {"auth": auth}})
-    assert make_deployment(upstreams=_without_auth(origin), environ=keychain.environ).get(PATH).status == 200
+    keychain.write(auths={fake_registry.authority: {"auth": auth}})
+    assert make_deployment(upstreams=_without_auth(fake_registry), environ=keychain.environ).get(PATH).status == 200
 
 
 def test_an_identity_token_is_exchanged_by_post(
-    make_deployment: Callable[..., Deployment], origin: FakeRegistry, keychain: Keychain, image: Image
+    make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry, keychain: Keychain, image: Image
 ) -> None:
     """`identitytoken` is a refresh token: it goes to the realm in a form, not in a URL."""
-    service = TokenService(origin)
-    keychain.write(auths={origin.authority: {"auth": ENCODED, "identitytoken": PASSWORD}})
-    deployment = make_deployment(upstreams=_without_auth(origin), environ=keychain.environ)
+    service = FakeTokenService(fake_registry)
+    keychain.write(auths={fake_registry.authority: {"auth": ENCODED, "identitytoken": PASSWORD}})
+    deployment = make_deployment(upstreams=_without_auth(fake_registry), environ=keychain.environ)
     assert deployment.get(PATH).body == image.body
     (asked,) = service.requests()
     assert asked.request.method == "POST"
@@ -127,41 +127,45 @@ def test_an_identity_token_is_exchanged_by_post(
 
 
 def test_a_registry_token_goes_as_it_is(
-    make_deployment: Callable[..., Deployment], origin: FakeRegistry, keychain: Keychain, image: Image
+    make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry, keychain: Keychain, image: Image
 ) -> None:
     """`registrytoken` is a bearer token of the registry."""
-    want_authorization(origin, f"Bearer {PASSWORD}", f'Bearer realm="{origin.url}/token"')
-    keychain.write(auths={origin.authority: {"registrytoken": PASSWORD}})
-    assert make_deployment(upstreams=_without_auth(origin), environ=keychain.environ).get(PATH).status == 200
-    assert origin.count("token") == 0
+    require_authorization(fake_registry, f"Bearer {PASSWORD}", f'Bearer realm="{fake_registry.url}/token"')
+    keychain.write(auths={fake_registry.authority: {"registrytoken": PASSWORD}})
+    assert make_deployment(upstreams=_without_auth(fake_registry), environ=keychain.environ).get(PATH).status == 200
+    assert fake_registry.count("token") == 0
 
 
 @pytest.mark.parametrize("where", ["credHelpers", "credsStore"])
 def test_a_helper_is_asked_and_remembered(
-    make_deployment: Callable[..., Deployment], origin: FakeRegistry, keychain: Keychain, image: Image, where: str
+    make_deployment: Callable[..., Deployment],
+    fake_registry: FakeRegistry,
+    keychain: Keychain,
+    image: Image,
+    where: str,
 ) -> None:
     """A hundred requests at once run the helper once, with `get` and the host on its input."""
-    want_authorization(origin, basic(USER, PASSWORD))
+    require_authorization(fake_registry, basic(USER, PASSWORD))
     keychain.add_helper("canary", _answer(USER, PASSWORD))
-    keychain.write(**({where: {origin.authority: "canary"}} if where == "credHelpers" else {where: "canary"}))
-    deployment = make_deployment(upstreams=_without_auth(origin), environ=keychain.environ)
+    keychain.write(**({where: {fake_registry.authority: "canary"}} if where == "credHelpers" else {where: "canary"}))
+    deployment = make_deployment(upstreams=_without_auth(fake_registry), environ=keychain.environ)
     for _ in range(4):
-        assert {reply.status for reply in deployment.get_together([PATH] * 25)} == {200}
+        assert {reply.status for reply in deployment.get_concurrently([PATH] * 25)} == {200}
     lines = keychain.run_lines()
     assert len(lines) == 1 or (where == "credsStore" and len(lines) <= 2)
     assert {line.split()[0] for line in lines} == {"get"}
-    assert origin.authority in lines[-1]
-    assert PASSWORD not in deployment.dockyard.said()
+    assert fake_registry.authority in lines[-1]
+    assert PASSWORD not in deployment.dockyard.read_log()
 
 
 def test_a_helper_may_give_an_identity_token(
-    make_deployment: Callable[..., Deployment], origin: FakeRegistry, keychain: Keychain, image: Image
+    make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry, keychain: Keychain, image: Image
 ) -> None:
     """A user called `<token>` means that the secret is a refresh token."""
-    service = TokenService(origin)
+    service = FakeTokenService(fake_registry)
     keychain.add_helper("canary", _answer("<token>", PASSWORD))
-    keychain.write(credHelpers={origin.authority: "canary"})
-    assert make_deployment(upstreams=_without_auth(origin), environ=keychain.environ).get(PATH).status == 200
+    keychain.write(credHelpers={fake_registry.authority: "canary"})
+    assert make_deployment(upstreams=_without_auth(fake_registry), environ=keychain.environ).get(PATH).status == 200
     (asked,) = service.requests()
     assert f"refresh_token={PASSWORD}" in asked.request.body.decode()
 
@@ -170,7 +174,11 @@ def test_a_helper_may_give_an_identity_token(
     "config", ["nothing", "no file", "not found", "another host"], ids=lambda config: str(config).replace(" ", "-")
 )
 def test_without_a_credential_we_are_anonymous(
-    make_deployment: Callable[..., Deployment], origin: FakeRegistry, keychain: Keychain, image: Image, config: str
+    make_deployment: Callable[..., Deployment],
+    fake_registry: FakeRegistry,
+    keychain: Keychain,
+    image: Image,
+    config: str,
 ) -> None:
     """No file, no entry, or a helper that has nothing stored: the request goes out without credentials."""
     match config:
@@ -178,12 +186,12 @@ def test_without_a_credential_we_are_anonymous(
             keychain.write()
         case "not found":
             keychain.add_helper("canary", 'echo "credentials not found in native keychain"; exit 1')
-            keychain.write(credHelpers={origin.authority: "canary"})
+            keychain.write(credHelpers={fake_registry.authority: "canary"})
         case "another host":
             keychain.write(auths={"elsewhere.test": {"auth": ENCODED}})
-    deployment = make_deployment(upstreams=_without_auth(origin), environ=keychain.environ)
+    deployment = make_deployment(upstreams=_without_auth(fake_registry), environ=keychain.environ)
     assert deployment.get(PATH).body == image.body
-    assert {exchange.request.header("Authorization") for exchange in origin.seen()} == {None}
+    assert {exchange.request.header("Authorization") for exchange in fake_registry.received()} == {None}
 
 
 BROKEN_HELPERS = {
@@ -200,63 +208,71 @@ BROKEN_HELPERS = {
 
 @pytest.mark.parametrize("helper", BROKEN_HELPERS)
 def test_a_broken_helper_is_an_error_and_not_anonymity(
-    make_deployment: Callable[..., Deployment], origin: FakeRegistry, keychain: Keychain, image: Image, helper: str
+    make_deployment: Callable[..., Deployment],
+    fake_registry: FakeRegistry,
+    keychain: Keychain,
+    image: Image,
+    helper: str,
 ) -> None:
     """A configured helper that fails makes the pull fail, within its time limit: no going on without credentials."""
     name = {"missing": "not-there", "a path": "../../bin/sh"}.get(helper, "canary")
     if name == "canary":
         keychain.add_helper(name, BROKEN_HELPERS[helper])
-    keychain.write(credHelpers={origin.authority: name})
-    want_authorization(origin, basic(USER, PASSWORD))
-    deployment = make_deployment(upstreams=_without_auth(origin), environ=keychain.environ)
+    keychain.write(credHelpers={fake_registry.authority: name})
+    require_authorization(fake_registry, basic(USER, PASSWORD))
+    deployment = make_deployment(upstreams=_without_auth(fake_registry), environ=keychain.environ)
     reply = deployment.get(PATH)
     assert reply.status in (502, 503, 504)
     assert reply.took_s < 12
-    assert origin.count("manifest", "GET") == 0
+    assert fake_registry.count("manifest", "GET") == 0
     deployment.assert_no_leak(reply)
     assert "secret-stderr-canary" not in reply.body.decode()
 
 
 @pytest.mark.parametrize("helper", ["error", "hangs"])
 def test_a_cached_tag_outlives_its_helper(
-    make_deployment: Callable[..., Deployment], origin: FakeRegistry, keychain: Keychain, image: Image, helper: str
+    make_deployment: Callable[..., Deployment],
+    fake_registry: FakeRegistry,
+    keychain: Keychain,
+    image: Image,
+    helper: str,
 ) -> None:
     """When the helper breaks later, what was pulled is served stale."""
-    want_authorization(origin, basic(USER, PASSWORD))
+    require_authorization(fake_registry, basic(USER, PASSWORD))
     keychain.add_helper("canary", _answer(USER, PASSWORD))
-    keychain.write(credHelpers={origin.authority: "canary"})
-    deployment = make_deployment(upstreams=_without_auth(origin), environ=keychain.environ)
+    keychain.write(credHelpers={fake_registry.authority: "canary"})
+    deployment = make_deployment(upstreams=_without_auth(fake_registry), environ=keychain.environ)
     assert deployment.get(PATH).status == 200
     keychain.add_helper("broken", BROKEN_HELPERS[helper])
-    keychain.write(credHelpers={origin.authority: "broken"})
+    keychain.write(credHelpers={fake_registry.authority: "broken"})
     reply = deployment.get(PATH)
     assert (reply.status, reply.body) == (200, image.body)
     assert reply.took_s < 12
 
 
 def test_a_changed_file_is_seen(
-    make_deployment: Callable[..., Deployment], origin: FakeRegistry, keychain: Keychain, image: Image
+    make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry, keychain: Keychain, image: Image
 ) -> None:
     """A new password in the file is used at the next request, without a restart."""
-    rules = want_authorization(origin, basic(USER, "the old one"))
-    keychain.write(auths={origin.authority: {"username": USER, "password": "the old one"}})
-    deployment = make_deployment(upstreams=_without_auth(origin), environ=keychain.environ)
+    rules = require_authorization(fake_registry, basic(USER, "the old one"))
+    keychain.write(auths={fake_registry.authority: {"username": USER, "password": "the old one"}})
+    deployment = make_deployment(upstreams=_without_auth(fake_registry), environ=keychain.environ)
     assert deployment.get(PATH).status == 200
-    origin.mend(*rules)
-    want_authorization(origin, basic(USER, PASSWORD))
-    keychain.write(auths={origin.authority: {"username": USER, "password": PASSWORD}})
+    fake_registry.remove_rules(*rules)
+    require_authorization(fake_registry, basic(USER, PASSWORD))
+    keychain.write(auths={fake_registry.authority: {"username": USER, "password": PASSWORD}})
     reply = deployment.get(PATH)
     assert (reply.status, reply.header("Warning")) == (200, None)
 
 
 @pytest.fixture
-def hub(origin: FakeRegistry, tmp_path: Path) -> list[dict[str, Any]]:
-    """Give a Docker Hub: the origin, over TLS, behind a forward proxy that leads nowhere else."""
+def hub(fake_registry: FakeRegistry, tmp_path: Path) -> list[dict[str, Any]]:
+    """Give a Docker Hub: the fake registry, over TLS, behind a forward proxy that leads nowhere else."""
     authority = trustme.CA()
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     authority.issue_cert("registry-1.docker.io").configure_cert(context)
     authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
-    proxy = origin.listen("proxy", tunnel=context)
+    proxy = fake_registry.listen("proxy", tunnel=context)
     entry = upstream("docker.io", "registry-1.docker.io", proxy=proxy.url, ca_file=str(tmp_path / "ca.pem"))
     del entry["auth"]
     return [entry]
@@ -265,27 +281,30 @@ def hub(origin: FakeRegistry, tmp_path: Path) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("key", ["https://index.docker.io/v1/", "docker.io", "registry-1.docker.io"])
 def test_the_docker_hub_login_is_found(
     make_deployment: Callable[..., Deployment],
-    origin: FakeRegistry,
+    fake_registry: FakeRegistry,
     keychain: Keychain,
     hub: list[dict[str, Any]],
     key: str,
 ) -> None:
     """A login made by `docker login` is used for `registry-1.docker.io`."""
-    image = origin.add_image("library/app", "v1")
-    want_authorization(origin, basic(USER, PASSWORD))
+    image = fake_registry.add_image("library/app", "v1")
+    require_authorization(fake_registry, basic(USER, PASSWORD))
     keychain.write(auths={key: {"auth": ENCODED}})
     deployment = make_deployment(upstreams=hub, environ=keychain.environ)
     assert deployment.get("/v2/library/app/manifests/v1").body == image.body
-    assert {each.request.target for each in origin.seen("connect")} == {"registry-1.docker.io:443"}
-    assert PASSWORD not in str([each.request for each in origin.seen("connect")])
+    assert {each.request.target for each in fake_registry.received("connect")} == {"registry-1.docker.io:443"}
+    assert PASSWORD not in str([each.request for each in fake_registry.received("connect")])
 
 
 def test_a_helper_for_docker_hub_is_asked_by_its_old_name(
-    make_deployment: Callable[..., Deployment], origin: FakeRegistry, keychain: Keychain, hub: list[dict[str, Any]]
+    make_deployment: Callable[..., Deployment],
+    fake_registry: FakeRegistry,
+    keychain: Keychain,
+    hub: list[dict[str, Any]],
 ) -> None:
     """Helpers know Docker Hub as `https://index.docker.io/v1/`."""
-    origin.add_image("library/app", "v1")
-    want_authorization(origin, basic(USER, PASSWORD))
+    fake_registry.add_image("library/app", "v1")
+    require_authorization(fake_registry, basic(USER, PASSWORD))
     keychain.add_helper("canary", _answer(USER, PASSWORD))
     keychain.write(credsStore="canary")
     assert make_deployment(upstreams=hub, environ=keychain.environ).get("/v2/library/app/manifests/v1").status == 200
@@ -293,24 +312,24 @@ def test_a_helper_for_docker_hub_is_asked_by_its_old_name(
 
 
 def test_a_refused_login_is_forbidden(
-    make_deployment: Callable[..., Deployment], origin: FakeRegistry, keychain: Keychain, image: Image
+    make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry, keychain: Keychain, image: Image
 ) -> None:
     """A login that the registry refuses is 403, not an invitation to log in at Dockyard."""
-    origin.on(None, bad.challenged('Basic realm="origin"'))
-    keychain.write(auths={origin.authority: {"auth": ENCODED}})
-    reply = make_deployment(upstreams=_without_auth(origin), environ=keychain.environ).get(PATH)
+    fake_registry.on(None, faults.challenged('Basic realm="origin"'))
+    keychain.write(auths={fake_registry.authority: {"auth": ENCODED}})
+    reply = make_deployment(upstreams=_without_auth(fake_registry), environ=keychain.environ).get(PATH)
     assert (reply.status, reply.error) == (403, "DENIED")
 
 
 def test_basic_credentials_do_not_go_in_plain_text(
-    make_deployment: Callable[..., Deployment], origin: FakeRegistry, keychain: Keychain, image: Image
+    make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry, keychain: Keychain, image: Image
 ) -> None:
     """A registry that is reached by plain HTTP, and not on this machine, is not told a password."""
-    want_authorization(origin, basic(USER, PASSWORD))
+    require_authorization(fake_registry, basic(USER, PASSWORD))
     keychain.write(auths={"registry.example.com": {"auth": ENCODED}})
     deployment = make_deployment(
-        upstreams=_without_auth(origin, registry="http://registry.example.com", proxy=origin.url),
+        upstreams=_without_auth(fake_registry, registry="http://registry.example.com", proxy=fake_registry.url),
         environ=keychain.environ,
     )
     assert deployment.get(PATH).status in (403, 502)
-    assert {each.request.header("Authorization") for each in origin.seen()} == {None}
+    assert {each.request.header("Authorization") for each in fake_registry.received()} == {None}

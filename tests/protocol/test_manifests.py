@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from tests.support import misbehaviour as bad
+from tests.support import faults
 from tests.support.bodies import digest_of
 from tests.support.deployment import Deployment, eventually, open_deployment
 from tests.support.fake_registry import (
@@ -19,8 +19,8 @@ from tests.support.fake_registry import (
     FakeRegistry,
     Image,
 )
-from tests.support.http_client import Reply
-from tests.support.raw_http import Answer, Request
+from tests.support.http_client import Response
+from tests.support.raw_http import Request, ScriptedResponse
 
 SCHEMA1 = "application/vnd.docker.distribution.manifest.v1+prettyjws"
 DOCKER_ACCEPT = [DOCKER_MANIFEST, DOCKER_LIST, SCHEMA1, OCI_MANIFEST, OCI_INDEX, "application/json"]
@@ -33,24 +33,26 @@ KINDS = {"oci index": OCI_INDEX, "docker list": DOCKER_LIST, "oci manifest": OCI
 NEVER_THERE = "sha256:" + "0" * 64
 
 
-def _add(origin: FakeRegistry, repo: str, kind: str) -> Image:
+def _add(fake_registry: FakeRegistry, repo: str, kind: str) -> Image:
     docker = kind.startswith("docker")
     if kind in ("oci manifest", "docker v2"):
-        return origin.add_image(repo, "v1", [kind.encode()], docker=docker)
-    children = [origin.add_image(repo, None, [kind.encode(), name], docker=docker) for name in (b"amd64", b"arm64")]
-    return origin.add_index(repo, "v1", children, docker=docker)
+        return fake_registry.add_image(repo, "v1", [kind.encode()], docker=docker)
+    children = [
+        fake_registry.add_image(repo, None, [kind.encode(), name], docker=docker) for name in (b"amd64", b"arm64")
+    ]
+    return fake_registry.add_index(repo, "v1", children, docker=docker)
 
 
-def _accepting(deployment: Deployment, path: str, lines: list[str]) -> Reply:
+def _accepting(deployment: Deployment, path: str, lines: list[str]) -> Response:
     """GET with one Accept line for each type, as docker and skopeo send them."""
     head = [f"GET {path} HTTP/1.1", f"Host: {deployment.dockyard.host}", *(f"Accept: {line}" for line in lines), "", ""]
-    with deployment.raw("\r\n".join(head).encode()) as download:
+    with deployment.send_raw("\r\n".join(head).encode()) as download:
         download.head()
         body, ended = download.rest()
-        return Reply(download.status, download.headers, body, ended, 0.0)
+        return Response(download.status, download.headers, body, ended, 0.0)
 
 
-def _assert_is(reply: Reply, image: Image) -> None:
+def _assert_is(reply: Response, image: Image) -> None:
     assert reply.status == 200
     assert reply.body == image.body
     assert reply.is_complete
@@ -64,7 +66,7 @@ def _assert_is(reply: Reply, image: Image) -> None:
 def test_every_kind_of_manifest_for_every_client(deployment: Deployment, kind: str) -> None:
     """Whatever a client accepts, in whatever order, it gets the bytes of the tag with their own type and digest."""
     repo = f"kinds/{kind.replace(' ', '-')}"
-    image = _add(deployment.origin, repo, kind)
+    image = _add(deployment.fake_registry, repo, kind)
     path = f"/v2/up.test/{repo}/manifests/v1"
     orders = [random.Random(seed).sample(DOCKER_ACCEPT, len(DOCKER_ACCEPT)) for seed in range(50)]
     for lines in (*orders, [CONTAINERD_ACCEPT], SKOPEO_ACCEPT, [CRANE_ACCEPT]):
@@ -81,19 +83,19 @@ def test_children_are_asked_for_by_digest_with_their_one_type(deployment: Deploy
     """The second step of a pull: the child by its digest, with an Accept of exactly its type."""
     repo = f"children/{kind.replace(' ', '-')}"
     docker = kind.startswith("docker")
-    child = deployment.origin.add_image(repo, None, [b"a child's layer"], docker=docker)
-    deployment.origin.add_index(repo, "v1", [child], docker=docker)
+    child = deployment.fake_registry.add_image(repo, None, [b"a child's layer"], docker=docker)
+    deployment.fake_registry.add_index(repo, "v1", [child], docker=docker)
     assert deployment.get(f"/v2/up.test/{repo}/manifests/v1").status == 200
     for _ in range(2):
         _assert_is(deployment.get(f"/v2/up.test/{repo}/manifests/{child.digest}", Accept=child.media_type), child)
-    assert deployment.origin.count("manifest", reference=child.digest) == 1
+    assert deployment.fake_registry.count("manifest", reference=child.digest) == 1
 
 
 def test_every_type_is_asked_for_upstream(deployment: Deployment) -> None:
     """On a miss the upstream is told all types that there are, whatever the client said."""
-    deployment.origin.add_image("accept", "v1")
+    deployment.fake_registry.add_image("accept", "v1")
     deployment.get("/v2/up.test/accept/manifests/v1", Accept=DOCKER_MANIFEST)
-    for exchange in deployment.origin.seen("manifest", repo="accept"):
+    for exchange in deployment.fake_registry.received("manifest", repo="accept"):
         accepted = {part.split(";")[0].strip() for part in (exchange.request.header("Accept") or "").split(",")}
         assert {OCI_INDEX, OCI_MANIFEST, DOCKER_LIST, DOCKER_MANIFEST} <= accepted
         assert exchange.request.header("Accept-Encoding") == "identity"
@@ -103,11 +105,11 @@ def test_every_type_is_asked_for_upstream(deployment: Deployment) -> None:
 def test_a_schema1_upstream_never_poisons_a_tag(deployment: Deployment, first: str | None) -> None:
     """An upstream that gives schema1 to whoever accepts nothing: Dockyard asks with its full list, so it never does."""
     repo = f"negotiated/{len(first or '')}"
-    image = _add(deployment.origin, repo, "oci index")
+    image = _add(deployment.fake_registry, repo, "oci index")
     schema1 = b'{"schemaVersion": 1, "name": "x", "tag": "v1", "fsLayers": [], "history": []}'
-    deployment.origin.on(
+    deployment.fake_registry.on(
         "manifest",
-        bad.replaced(200, schema1, ("Content-Type", SCHEMA1), ("Docker-Content-Digest", digest_of(schema1))),
+        faults.replaced(200, schema1, ("Content-Type", SCHEMA1), ("Docker-Content-Digest", digest_of(schema1))),
         repo=repo,
         when=lambda request: OCI_INDEX not in (request.header("Accept") or ""),
     )
@@ -118,34 +120,34 @@ def test_a_schema1_upstream_never_poisons_a_tag(deployment: Deployment, first: s
 
 def test_a_digest_is_served_whatever_is_accepted(deployment: Deployment) -> None:
     """A digest names one byte string: another Accept gets it all the same, never 406."""
-    image = _add(deployment.origin, "other/type", "oci manifest")
+    image = _add(deployment.fake_registry, "other/type", "oci manifest")
     for _ in range(2):
         _assert_is(deployment.get(f"/v2/up.test/other/type/manifests/{image.digest}", Accept=DOCKER_LIST), image)
 
 
 def test_other_bytes_under_a_digest(deployment: Deployment) -> None:
     """A manifest whose bytes do not have the digest asked for is 502 and not kept; the next good answer works."""
-    image = _add(deployment.origin, "wrong/bytes", "oci manifest")
+    image = _add(deployment.fake_registry, "wrong/bytes", "oci manifest")
     other = image.body.replace(b"schemaVersion", b"schemaversion")
-    rule = deployment.origin.on("manifest", bad.with_body(other), reference=image.digest, method="GET")
+    rule = deployment.fake_registry.on("manifest", faults.with_body(other), reference=image.digest, method="GET")
     reply = deployment.get(f"/v2/up.test/wrong/bytes/manifests/{image.digest}")
     assert (reply.status, reply.error) == (502, "UNKNOWN")
     deployment.assert_no_leak(reply)
-    assert deployment.stored(image.digest) == []
-    deployment.origin.mend(rule)
+    assert deployment.stored_files(image.digest) == []
+    deployment.fake_registry.remove_rules(rule)
     _assert_is(deployment.get(f"/v2/up.test/wrong/bytes/manifests/{image.digest}"), image)
 
 
 def test_a_digest_header_that_is_not_the_bodys(deployment: Deployment) -> None:
     """By tag: the upstream names one digest and sends another body under it. 502, and nothing is kept."""
-    image = _add(deployment.origin, "wrong/header", "oci manifest")
-    lie = bad.replaced(200, image.body, ("Content-Type", OCI_MANIFEST), ("Docker-Content-Digest", NEVER_THERE))
-    rule = deployment.origin.on("manifest", lie, repo="wrong/header")
+    image = _add(deployment.fake_registry, "wrong/header", "oci manifest")
+    lie = faults.replaced(200, image.body, ("Content-Type", OCI_MANIFEST), ("Docker-Content-Digest", NEVER_THERE))
+    rule = deployment.fake_registry.on("manifest", lie, repo="wrong/header")
     reply = deployment.get("/v2/up.test/wrong/header/manifests/v1")
     assert (reply.status, reply.error) == (502, "UNKNOWN")
-    assert deployment.stored(NEVER_THERE) == []
-    assert deployment.stored(image.digest) == []
-    deployment.origin.mend(rule)
+    assert deployment.stored_files(NEVER_THERE) == []
+    assert deployment.stored_files(image.digest) == []
+    deployment.fake_registry.remove_rules(rule)
     _assert_is(deployment.get("/v2/up.test/wrong/header/manifests/v1"), image)
 
 
@@ -167,66 +169,69 @@ def test_what_is_no_manifest_is_not_passed_on(deployment: Deployment, name: str)
     """A document that cannot be a manifest, or could be two, is 502 and not kept, though its digest is right."""
     body, content_type = NO_MANIFESTS[name]
     repo = f"no-manifest/{len(body)}"
-    digest = deployment.origin.add_manifest(repo, "v1", body, content_type)
+    digest = deployment.fake_registry.add_manifest(repo, "v1", body, content_type)
     for reference in ("v1", digest):
         reply = deployment.get(f"/v2/up.test/{repo}/manifests/{reference}")
         assert (reply.status, reply.error) == (502, "UNKNOWN")
         assert reply.took_s < 2
-    assert deployment.stored(digest) == []
+    assert deployment.stored_files(digest) == []
 
 
 def test_a_large_manifest(deployment: Deployment) -> None:
     """4,000,000 bytes of manifest are passed on, cold and warm."""
     document = {"schemaVersion": 2, "mediaType": OCI_MANIFEST, "config": {}, "layers": [], "annotations": {"x": ""}}
     document["annotations"] = {"x": "y" * 3_999_750}
-    digest = deployment.origin.add_manifest("large", "v1", document, OCI_MANIFEST)
-    body = deployment.origin.manifest_body("large", digest)
+    digest = deployment.fake_registry.add_manifest("large", "v1", document, OCI_MANIFEST)
+    body = deployment.fake_registry.manifest_body("large", digest)
     assert 3_999_000 < len(body) <= 4_000_000
     for reference in ("v1", digest, digest):
         reply = deployment.get(f"/v2/up.test/large/manifests/{reference}")
         assert (reply.status, reply.body == body) == (200, True)
 
 
-def _nine_mebibytes(request: Request, answer: Answer) -> Answer:
-    return bad.with_body(b'{"schemaVersion": 2, "layers": [], "config": {}, "x": "' + b"x" * (9 << 20) + b'"}')(
+def _nine_mebibytes(request: Request, answer: ScriptedResponse) -> ScriptedResponse:
+    return faults.with_body(b'{"schemaVersion": 2, "layers": [], "config": {}, "x": "' + b"x" * (9 << 20) + b'"}')(
         request, answer
     )
 
 
-@pytest.mark.parametrize("change", [_nine_mebibytes, bad.endless()], ids=["9 MiB", "endless"])
+@pytest.mark.parametrize("change", [_nine_mebibytes, faults.endless()], ids=["9 MiB", "endless"])
 @pytest.mark.parametrize("reference", ["v1", "digest"])
 def test_a_manifest_over_the_cap(deployment: Deployment, change: Change, reference: str) -> None:
     """Beyond the cap reading stops, the connection is closed, and the answer is 502."""
-    image = deployment.origin.add_image("over/the/cap", "v1")
-    rule = deployment.origin.on("manifest", change, method="GET", repo="over/the/cap")
+    image = deployment.fake_registry.add_image("over/the/cap", "v1")
+    rule = deployment.fake_registry.on("manifest", change, method="GET", repo="over/the/cap")
     asked = image.digest if reference == "digest" else "v1"
-    before = deployment.origin.sent_bytes("manifest")
+    before = deployment.fake_registry.sent_bytes("manifest")
     began = time.monotonic()
     reply = deployment.get(f"/v2/up.test/over/the/cap/manifests/{asked}")
     assert (reply.status, reply.error) == (502, "UNKNOWN")
     assert time.monotonic() - began < 5
     eventually(
-        lambda: all(e.ended for e in deployment.origin.seen("manifest", "GET")), "the connection upstream is closed"
+        lambda: all(e.ended for e in deployment.fake_registry.received("manifest", "GET")),
+        "the connection upstream is closed",
     )
-    assert deployment.origin.sent_bytes("manifest") - before < 48 << 20  # two tries, each with full socket buffers
-    deployment.origin.mend(rule)
+    assert (
+        deployment.fake_registry.sent_bytes("manifest") - before < 48 << 20
+    )  # two tries, each with full socket buffers
+    deployment.fake_registry.remove_rules(rule)
 
 
 HEAD_FLAWS: dict[str, Change] = {
-    "no digest": bad.without("Docker-Content-Digest"),
-    "no length": bad.without("Content-Length"),
-    "neither": bad.without("Docker-Content-Digest", "Content-Length"),
-    "405": bad.refusing(405, "UNSUPPORTED"),
-    "401": bad.refusing(401, "UNAUTHORIZED"),
-    "garbage digest": bad.header("Docker-Content-Digest", "sha256:garbage"),
-    "two digests": bad.header("Docker-Content-Digest", NEVER_THERE, "sha256:garbage"),
+    "no digest": faults.without("Docker-Content-Digest"),
+    "no length": faults.without("Content-Length"),
+    "neither": faults.without("Docker-Content-Digest", "Content-Length"),
+    "405": faults.error_response(405, "UNSUPPORTED"),
+    "401": faults.error_response(401, "UNAUTHORIZED"),
+    "garbage digest": faults.header("Docker-Content-Digest", "sha256:garbage"),
+    "two digests": faults.header("Docker-Content-Digest", NEVER_THERE, "sha256:garbage"),
 }
 
 
 @pytest.fixture(scope="module")
 def odd_deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
     """Give a deployment whose upstream is odd about HEAD: Dockyard may remember that, so others have another one."""
-    with FakeRegistry() as origin, open_deployment(origin, tmp_path_factory.mktemp("odd")) as deployment:
+    with FakeRegistry() as fake_registry, open_deployment(fake_registry, tmp_path_factory.mktemp("odd")) as deployment:
         yield deployment
 
 
@@ -235,9 +240,9 @@ def odd_deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deploym
 def test_tags_of_an_upstream_whose_head_is_no_good(odd_deployment: Deployment, flaw: str, method: str) -> None:
     """Where HEAD cannot be used GET is: the client gets the computed digest and length all the same."""
     repo = f"head/{method.lower()}/{flaw.replace(' ', '-')}"
-    image = odd_deployment.origin.add_image(repo, "v1", [flaw.encode()])
-    odd_deployment.origin.on("manifest", HEAD_FLAWS[flaw], method="HEAD", repo=repo)
-    reply = odd_deployment.send(method, f"/v2/up.test/{repo}/manifests/v1")
+    image = odd_deployment.fake_registry.add_image(repo, "v1", [flaw.encode()])
+    odd_deployment.fake_registry.on("manifest", HEAD_FLAWS[flaw], method="HEAD", repo=repo)
+    reply = odd_deployment.request(method, f"/v2/up.test/{repo}/manifests/v1")
     assert reply.status == 200
     assert reply.header("Docker-Content-Digest") == image.digest
     assert reply.header("Content-Length") == str(len(image.body))
@@ -246,8 +251,8 @@ def test_tags_of_an_upstream_whose_head_is_no_good(odd_deployment: Deployment, f
 
 def test_a_digest_header_missing_on_get_too(odd_deployment: Deployment) -> None:
     """An upstream that never names digests is served by computed ones."""
-    image = odd_deployment.origin.add_image("no/digests", "v1")
-    odd_deployment.origin.on("manifest", bad.without("Docker-Content-Digest", "ETag"), repo="no/digests")
+    image = odd_deployment.fake_registry.add_image("no/digests", "v1")
+    odd_deployment.fake_registry.on("manifest", faults.without("Docker-Content-Digest", "ETag"), repo="no/digests")
     for _ in range(2):
         _assert_is(odd_deployment.get("/v2/up.test/no/digests/manifests/v1"), image)
 
@@ -256,37 +261,42 @@ def test_a_digest_header_missing_on_get_too(odd_deployment: Deployment) -> None:
 def test_blobs_of_an_upstream_whose_head_is_no_good(odd_deployment: Deployment, flaw: str) -> None:
     """HEAD of a blob finds the size by other means, and never starts a download."""
     blob = f"a blob with {flaw}".encode() * 1000
-    digest = odd_deployment.origin.add_blob(blob)
-    odd_deployment.origin.on("blob", HEAD_FLAWS[flaw], method="HEAD", reference=digest)
+    digest = odd_deployment.fake_registry.add_blob(blob)
+    odd_deployment.fake_registry.on("blob", HEAD_FLAWS[flaw], method="HEAD", reference=digest)
     reply = odd_deployment.head(f"/v2/up.test/app/blobs/{digest}")
     assert (reply.status, reply.body) == (200, b"")
     assert reply.header("Content-Length") == str(len(blob))
     assert reply.header("Docker-Content-Digest") == digest
     assert all(
-        e.request.header("Range") == "bytes=0-0" for e in odd_deployment.origin.seen("blob", "GET", reference=digest)
+        e.request.header("Range") == "bytes=0-0"
+        for e in odd_deployment.fake_registry.received("blob", "GET", reference=digest)
     )
 
 
 def test_a_tag_that_moves_between_head_and_get(deployment: Deployment) -> None:
     """The GET is made by the digest that HEAD gave, so the old image is whole and the new one comes next."""
-    old = deployment.origin.add_image("moving", "v1", [b"old"])
+    old = deployment.fake_registry.add_image("moving", "v1", [b"old"])
 
-    def move(request: Request, answer: Answer) -> Answer:
-        deployment.origin.add_image("moving", "v1", [b"new"])
+    def move(request: Request, answer: ScriptedResponse) -> ScriptedResponse:
+        deployment.fake_registry.add_image("moving", "v1", [b"new"])
         return answer
 
-    deployment.origin.on("manifest", move, method="HEAD", reference="v1", repo="moving", times=1)
+    deployment.fake_registry.on("manifest", move, method="HEAD", reference="v1", repo="moving", times=1)
     _assert_is(deployment.get("/v2/up.test/moving/manifests/v1"), old)
-    assert [e.request.reference for e in deployment.origin.seen("manifest", "GET", repo="moving")] == [old.digest]
-    assert deployment.get("/v2/up.test/moving/manifests/v1").body == deployment.origin.manifest_body("moving", "v1")
+    assert [e.request.reference for e in deployment.fake_registry.received("manifest", "GET", repo="moving")] == [
+        old.digest
+    ]
+    assert deployment.get("/v2/up.test/moving/manifests/v1").body == deployment.fake_registry.manifest_body(
+        "moving", "v1"
+    )
 
 
 def test_a_hundred_clients_while_a_tag_moves(deployment: Deployment) -> None:
     """Every answer is one image, whole: its body has the digest of its header, and the last ones are new."""
-    images = [deployment.origin.add_image("herd", "v1", [b"first"])]
+    images = [deployment.fake_registry.add_image("herd", "v1", [b"first"])]
     with ThreadPoolExecutor(20) as pool:
         asked = [pool.submit(deployment.get, "/v2/up.test/herd/manifests/v1") for _ in range(50)]
-        images.append(deployment.origin.add_image("herd", "v1", [b"second"]))
+        images.append(deployment.fake_registry.add_image("herd", "v1", [b"second"]))
         asked += [pool.submit(deployment.get, "/v2/up.test/herd/manifests/v1") for _ in range(50)]
         replies = [each.result() for each in asked]
     known = {image.digest: image for image in images}
@@ -297,40 +307,40 @@ def test_a_hundred_clients_while_a_tag_moves(deployment: Deployment) -> None:
 
 def test_an_unchanged_tag_costs_one_head(deployment: Deployment) -> None:
     """A warm tag is checked by one HEAD and fetched by none."""
-    deployment.origin.add_image("unchanged", "v1")
+    deployment.fake_registry.add_image("unchanged", "v1")
     path = "/v2/up.test/unchanged/manifests/v1"
     deployment.get(path)
     before = (
-        deployment.origin.count("manifest", "HEAD", repo="unchanged"),
-        deployment.origin.count("manifest", "GET", repo="unchanged"),
+        deployment.fake_registry.count("manifest", "HEAD", repo="unchanged"),
+        deployment.fake_registry.count("manifest", "GET", repo="unchanged"),
     )
     assert deployment.get(path).status == 200
     after = (
-        deployment.origin.count("manifest", "HEAD", repo="unchanged"),
-        deployment.origin.count("manifest", "GET", repo="unchanged"),
+        deployment.fake_registry.count("manifest", "HEAD", repo="unchanged"),
+        deployment.fake_registry.count("manifest", "GET", repo="unchanged"),
     )
     assert (after[0] - before[0], after[1] - before[1]) == (1, 0)
 
 
 def test_a_changed_tag_is_new_at_once(deployment: Deployment) -> None:
     """A tag that moved upstream is the new image at the next request; the old digest stays served."""
-    old = deployment.origin.add_image("changed", "v1", [b"old"])
+    old = deployment.fake_registry.add_image("changed", "v1", [b"old"])
     path = "/v2/up.test/changed/manifests"
     _assert_is(deployment.get(f"{path}/v1"), old)
-    new = deployment.origin.add_image("changed", "v1", [b"new"])
+    new = deployment.fake_registry.add_image("changed", "v1", [b"new"])
     _assert_is(deployment.get(f"{path}/v1"), new)
-    asked = deployment.origin.count("manifest", repo="changed")
+    asked = deployment.fake_registry.count("manifest", repo="changed")
     _assert_is(deployment.get(f"{path}/{old.digest}"), old)
-    assert deployment.origin.count("manifest", repo="changed") == asked
+    assert deployment.fake_registry.count("manifest", repo="changed") == asked
 
 
 def test_a_deleted_tag_is_gone(deployment: Deployment) -> None:
     """A 404 is an answer, not an outage: the tag is gone, again and again, while its digest stays served."""
-    image = deployment.origin.add_image("deleted", "v1")
+    image = deployment.fake_registry.add_image("deleted", "v1")
     path = "/v2/up.test/deleted/manifests"
     _assert_is(deployment.get(f"{path}/v1"), image)
-    deployment.origin.remove("deleted", "v1")
-    deployment.origin.remove("deleted", image.digest)
+    deployment.fake_registry.remove("deleted", "v1")
+    deployment.fake_registry.remove("deleted", image.digest)
     for _ in range(2):
         reply = deployment.get(f"{path}/v1")
         assert (reply.status, reply.error) == (404, "MANIFEST_UNKNOWN")
@@ -341,16 +351,16 @@ def test_a_tag_that_appears_is_there_at_once(deployment: Deployment) -> None:
     """No negative cache: a tag that was unknown a moment ago is served when it was pushed."""
     path = "/v2/up.test/appears/manifests/v1"
     assert deployment.get(path).status == 404
-    image = deployment.origin.add_image("appears", "v1")
+    image = deployment.fake_registry.add_image("appears", "v1")
     _assert_is(deployment.get(path), image)
 
 
 def test_within_the_check_interval_nobody_is_asked(
-    make_deployment: Callable[..., Deployment], origin: FakeRegistry
+    make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry
 ) -> None:
     """`upstream.check_interval`: a tag that was just checked counts as fresh."""
-    image = origin.add_image("fresh", "v1")
+    image = fake_registry.add_image("fresh", "v1")
     deployment = make_deployment(upstream={"check_interval": "1h"})
     for _ in range(3):
         _assert_is(deployment.get("/v2/up.test/fresh/manifests/v1"), image)
-    assert origin.count(reference="v1") == 1
+    assert fake_registry.count(reference="v1") == 1

@@ -9,7 +9,7 @@ import pytest
 from tests.support.bodies import digest_of
 from tests.support.deployment import Deployment, eventually
 from tests.support.fake_registry import OCI_MANIFEST, FakeRegistry
-from tests.support.http_client import exchange
+from tests.support.http_client import send_raw
 
 HEX = "0123456789abcdef" * 4
 
@@ -19,10 +19,10 @@ HEX = "0123456789abcdef" * 4
 )
 def test_names_outside_the_grammar(deployment: Deployment, name: str) -> None:
     """A name outside the grammar is refused as such, and the upstream is not asked."""
-    before = len(deployment.origin.exchanges)
+    before = len(deployment.fake_registry.exchanges)
     reply = deployment.get(f"/v2/up.test/{name}/manifests/x")
     assert (reply.status, reply.error) in [(400, "NAME_INVALID"), *([(404, reply.error)] if "/" in name else [])]
-    assert len(deployment.origin.exchanges) == before
+    assert len(deployment.fake_registry.exchanges) == before
     deployment.assert_no_leak(reply)
 
 
@@ -53,39 +53,39 @@ def test_targets_that_try_to_leave_the_cache(deployment: Deployment, target: str
     secret = deployment.dockyard.storage.parent / "secret.txt"
     secret.write_text("nobody may read this")
     files = {path for path in deployment.dockyard.storage.parent.rglob("*") if "run" not in path.parts}
-    before = len(deployment.origin.exchanges)
+    before = len(deployment.fake_registry.exchanges)
     reply = deployment.get(target)
     assert reply.status in (400, 404)
     assert b"nobody may read this" not in reply.body
-    assert len(deployment.origin.exchanges) == before
+    assert len(deployment.fake_registry.exchanges) == before
     assert {path for path in deployment.dockyard.storage.parent.rglob("*") if "run" not in path.parts} == files
 
 
 def test_an_absolute_form_target_is_taken_by_its_path(deployment: Deployment) -> None:
     """`GET http://evil/v2/` is our own `/v2/`: nobody is asked on the client's behalf."""
-    before = len(deployment.origin.exchanges)
-    reply = deployment.get(f"{deployment.origin.url}/v2/")
+    before = len(deployment.fake_registry.exchanges)
+    reply = deployment.get(f"{deployment.fake_registry.url}/v2/")
     assert reply.status in (200, 400)
-    assert len(deployment.origin.exchanges) == before
+    assert len(deployment.fake_registry.exchanges) == before
 
 
 @pytest.mark.parametrize("tag", ["-x", ".x", "a" * 129, "a:b", "a%20b", "latest%0d%0aX:1", "%C3%A9", "a+b"])
 def test_tags_outside_the_grammar(deployment: Deployment, tag: str) -> None:
     """A tag outside the grammar is refused, nothing of it becomes a header, and the upstream is not asked."""
-    before = len(deployment.origin.exchanges)
+    before = len(deployment.fake_registry.exchanges)
     reply = deployment.get(f"/v2/up.test/app/manifests/{tag}")
     assert reply.status in (400, 404)
     assert reply.error in ("MANIFEST_INVALID", "MANIFEST_UNKNOWN", "DIGEST_INVALID", "NAME_INVALID", "UNSUPPORTED")
     assert reply.header("X") is None
-    assert len(deployment.origin.exchanges) == before
+    assert len(deployment.fake_registry.exchanges) == before
 
 
 def test_a_space_in_the_request_line(deployment: Deployment) -> None:
     """A raw space makes the request line malformed; whatever is answered, it is an error and nobody is asked."""
-    before = len(deployment.origin.exchanges)
-    answer = exchange(deployment.address, b"GET /v2/up.test/app/manifests/a b HTTP/1.1\r\nHost: x\r\n\r\n")
+    before = len(deployment.fake_registry.exchanges)
+    answer = send_raw(deployment.address, b"GET /v2/up.test/app/manifests/a b HTTP/1.1\r\nHost: x\r\n\r\n")
     assert answer.split(b" ")[1:2] in ([b"400"], [b"404"])
-    assert len(deployment.origin.exchanges) == before
+    assert len(deployment.fake_registry.exchanges) == before
 
 
 BAD_DIGESTS = [
@@ -106,71 +106,73 @@ BAD_DIGESTS = [
 @pytest.mark.parametrize("digest", [*BAD_DIGESTS, "sha256", "sha256-" + HEX])
 def test_blob_digests_outside_the_grammar(deployment: Deployment, digest: str) -> None:
     """A malformed digest is refused at the door: never an inner error, never a question upstream."""
-    before = len(deployment.origin.exchanges)
+    before = len(deployment.fake_registry.exchanges)
     for method in ("GET", "HEAD"):
-        reply = deployment.send(method, f"/v2/up.test/app/blobs/{digest}")
+        reply = deployment.request(method, f"/v2/up.test/app/blobs/{digest}")
         assert reply.status in ((400, 404) if "/" in digest else (400,))
     if "/" not in digest:
         assert deployment.get(f"/v2/up.test/app/blobs/{digest}").error == "DIGEST_INVALID"
-    assert len(deployment.origin.exchanges) == before
+    assert len(deployment.fake_registry.exchanges) == before
 
 
 @pytest.mark.parametrize("digest", BAD_DIGESTS)
 def test_manifest_digests_outside_the_grammar(deployment: Deployment, digest: str) -> None:
     """The same for manifests, where the conformance suite accepts 404 as well."""
-    before = len(deployment.origin.exchanges)
+    before = len(deployment.fake_registry.exchanges)
     reply = deployment.get(f"/v2/up.test/app/manifests/{digest}")
     assert reply.status in (400, 404)
-    assert len(deployment.origin.exchanges) == before
+    assert len(deployment.fake_registry.exchanges) == before
     deployment.assert_no_leak(reply)
 
 
 def test_a_digest_algorithm_that_nobody_can_verify(deployment: Deployment) -> None:
     """A grammatical digest of an unknown algorithm is refused with a code of the specification."""
-    before = len(deployment.origin.exchanges)
+    before = len(deployment.fake_registry.exchanges)
     reply = deployment.get(f"/v2/up.test/app/blobs/blake3:{HEX}")
     assert reply.status in (400, 404)
     assert reply.error in ("DIGEST_INVALID", "BLOB_UNKNOWN", "UNSUPPORTED")
-    assert deployment.stored(f"blake3:{HEX}") == []
-    assert len(deployment.origin.exchanges) == before
+    assert deployment.stored_files(f"blake3:{HEX}") == []
+    assert len(deployment.fake_registry.exchanges) == before
 
 
-def _sha512_content(origin: FakeRegistry) -> tuple[str, bytes, str, bytes]:
+def _sha512_content(fake_registry: FakeRegistry) -> tuple[str, bytes, str, bytes]:
     blob = b"a layer that is named by sha512" * 50
     document: dict[str, Any] = {"schemaVersion": 2, "mediaType": OCI_MANIFEST, "config": {}, "layers": []}
-    digest = origin.add_manifest("sha512", None, document, OCI_MANIFEST, algorithm="sha512")
-    return origin.add_blob(blob, algorithm="sha512"), blob, digest, origin.manifest_body("sha512", digest)
+    digest = fake_registry.add_manifest("sha512", None, document, OCI_MANIFEST, algorithm="sha512")
+    return fake_registry.add_blob(blob, algorithm="sha512"), blob, digest, fake_registry.manifest_body("sha512", digest)
 
 
 def test_sha512_manifests_and_blobs(deployment: Deployment) -> None:
     """Content named by sha512 is verified, kept under its algorithm, and served again without asking."""
-    blob_digest, blob, manifest_digest, manifest = _sha512_content(deployment.origin)
+    blob_digest, blob, manifest_digest, manifest = _sha512_content(deployment.fake_registry)
     for kind, digest, body in (("blobs", blob_digest, blob), ("manifests", manifest_digest, manifest)):
         path = f"/v2/up.test/sha512/{kind}/{digest}"
         for temperature in ("cold", "warm"):
-            asked = deployment.origin.count(reference=digest)
+            asked = deployment.fake_registry.count(reference=digest)
             reply = deployment.get(path)
             assert (reply.status, reply.body) == (200, body), temperature
             assert reply.header("Docker-Content-Digest") == digest
             assert deployment.head(path).header("Docker-Content-Digest") == digest
             if temperature == "warm":
-                assert deployment.origin.count(reference=digest) == asked
-        assert all("sha512" in file.parts for file in eventually(partial(deployment.stored, digest), "it is stored"))
+                assert deployment.fake_registry.count(reference=digest) == asked
+        assert all(
+            "sha512" in file.parts for file in eventually(partial(deployment.stored_files, digest), "it is stored")
+        )
 
 
 def test_sha512_is_verified(deployment: Deployment) -> None:
     """Bytes that do not have the sha512 digest asked for are not served."""
     digest = digest_of(b"the right bytes", "sha512")
-    deployment.origin.on("blob", lambda request, answer: answer.of(200, b"some other one!"), reference=digest)
+    deployment.fake_registry.on("blob", lambda request, answer: answer.of(200, b"some other one!"), reference=digest)
     assert deployment.get(f"/v2/up.test/sha512/blobs/{digest}").status == http.client.BAD_GATEWAY
-    assert deployment.stored(digest) == []
+    assert deployment.stored_files(digest) == []
 
 
 def test_a_repository_named_like_endpoints(deployment: Deployment) -> None:
     """The words of the protocol are legal components: paths are read from the right."""
     repo = "blobs/manifests/tags/list"
-    image = deployment.origin.add_image(repo, "v1", [b"a layer of an oddly named repository"])
+    image = deployment.fake_registry.add_image(repo, "v1", [b"a layer of an oddly named repository"])
     assert deployment.get(f"/v2/up.test/{repo}/manifests/v1").body == image.body
     assert deployment.get(f"/v2/up.test/{repo}/manifests/{image.digest}").body == image.body
     assert deployment.get(f"/v2/up.test/{repo}/blobs/{image.layers[0]}").body == b"a layer of an oddly named repository"
-    assert {exchange.request.repo for exchange in deployment.origin.seen(repo=repo)} == {repo}
+    assert {exchange.request.repo for exchange in deployment.fake_registry.received(repo=repo)} == {repo}

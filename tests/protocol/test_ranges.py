@@ -7,9 +7,9 @@ from random import Random
 
 import pytest
 
-from tests.support import misbehaviour as bad
+from tests.support import faults
 from tests.support.bodies import digest_of
-from tests.support.deployment import Deployment, eventually, opened_at_exit
+from tests.support.deployment import Deployment, eventually, set_at_exit
 from tests.support.fake_registry import FakeRegistry
 from tests.support.http_client import parse_multipart
 
@@ -39,7 +39,7 @@ PARTS = {
 def test_ranges_of_a_cold_and_a_warm_blob(deployment: Deployment, asked: str) -> None:
     """206 with exact bytes and place, 416 with the size, or 200 for what is no range of bytes: cold as warm."""
     blob = _random(2048, f"range {asked}")
-    digest = deployment.origin.add_blob(blob)
+    digest = deployment.fake_registry.add_blob(blob)
     path = f"/v2/up.test/app/blobs/{digest}"
     for temperature in ("cold", "warm"):
         reply = deployment.get(path, **({"Range": asked} if asked else {}))
@@ -61,7 +61,7 @@ def test_ranges_of_a_cold_and_a_warm_blob(deployment: Deployment, asked: str) ->
 
 def test_range_is_ignored_on_head(deployment: Deployment) -> None:
     """HEAD tells of the whole blob, whatever range it names."""
-    digest = deployment.origin.add_blob(_random(2048, "head with range"))
+    digest = deployment.fake_registry.add_blob(_random(2048, "head with range"))
     for _ in range(2):
         reply = deployment.head(f"/v2/up.test/app/blobs/{digest}", Range="bytes=5-9")
         assert (reply.status, reply.header("Content-Length")) == (200, "2048")
@@ -72,13 +72,13 @@ def test_range_is_ignored_on_head(deployment: Deployment) -> None:
 def test_ranges_of_a_running_fill(deployment: Deployment, start: int, stop: int) -> None:
     """A range of a blob whose fetch has stopped half-way is right too, as soon as its bytes are there."""
     blob = _random(LARGE, f"running {start}")
-    digest = deployment.origin.add_blob(blob)
+    digest = deployment.fake_registry.add_blob(blob)
     path = f"/v2/up.test/app/blobs/{digest}"
-    with opened_at_exit(threading.Event()) as go_on, ThreadPoolExecutor(1) as pool:
-        deployment.origin.on("blob", bad.stalled(LARGE * 2 // 3, go_on), reference=digest)
+    with set_at_exit(threading.Event()) as go_on, ThreadPoolExecutor(1) as pool:
+        deployment.fake_registry.on("blob", faults.stalled(LARGE * 2 // 3, go_on), reference=digest)
         whole = pool.submit(deployment.get, path)
-        deployment.origin.wait_for(
-            lambda: deployment.origin.sent_bytes(reference=digest) >= 2 * MIB, "the fill is running"
+        deployment.fake_registry.wait_for(
+            lambda: deployment.fake_registry.sent_bytes(reference=digest) >= 2 * MIB, "the fill is running"
         )
         part = pool.submit(deployment.get, path, Range=f"bytes={start}-{stop - 1}") if stop <= MIB else None
         go_on.set()
@@ -86,21 +86,21 @@ def test_ranges_of_a_running_fill(deployment: Deployment, start: int, stop: int)
     reply = part.result() if part else deployment.get(path, Range=f"bytes={start}-{stop - 1}")
     assert (reply.status, reply.body == blob[start:stop]) == (206, True)
     assert reply.header("Content-Range") == f"bytes {start}-{stop - 1}/{LARGE}"
-    assert deployment.origin.count("blob", "GET", reference=digest) == 1
+    assert deployment.fake_registry.count("blob", "GET", reference=digest) == 1
 
 
 def test_a_range_is_served_before_the_fill_ends(deployment: Deployment) -> None:
     """Bytes that have landed are given to whoever asks for them while the upstream still holds the rest back."""
     blob = _random(LARGE, "landed")
-    digest = deployment.origin.add_blob(blob)
+    digest = deployment.fake_registry.add_blob(blob)
     path = f"/v2/up.test/app/blobs/{digest}"
-    with opened_at_exit(threading.Event()) as go_on:
-        deployment.origin.on("blob", bad.stalled(2 * MIB, go_on), reference=digest)
-        with deployment.download(path) as first:
+    with set_at_exit(threading.Event()) as go_on:
+        deployment.fake_registry.on("blob", faults.stalled(2 * MIB, go_on), reference=digest)
+        with deployment.stream(path) as first:
             assert first.head().read(MIB) == blob[:MIB]
             reply = deployment.get(path, Range="bytes=1000-1999")
             assert (reply.status, reply.body) == (206, blob[1000:2000])
-            with deployment.download(path, Range=f"bytes=500000-{LARGE}") as second:
+            with deployment.stream(path, Range=f"bytes=500000-{LARGE}") as second:
                 assert second.head().status == 206
                 assert second.read(MIB) == blob[500_000 : 500_000 + MIB]
             go_on.set()
@@ -128,7 +128,7 @@ def test_several_ranges(deployment: Deployment, name: str, temperature: str) -> 
     """One part per range, in the order asked, each with its own place; never merged."""
     asked, places = MULTI[name]
     blob = _random(2048, f"multi {name} {temperature}")
-    path = f"/v2/up.test/app/blobs/{deployment.origin.add_blob(blob)}"
+    path = f"/v2/up.test/app/blobs/{deployment.fake_registry.add_blob(blob)}"
     if temperature == "warm":
         assert deployment.get(path).body == blob
     reply = deployment.get(path, Range=asked)
@@ -145,7 +145,7 @@ def test_several_ranges(deployment: Deployment, name: str, temperature: str) -> 
 )
 def test_too_many_ranges_are_a_bad_request(deployment: Deployment, asked: str) -> None:
     """Over the limit the answer is 400: clients take it as "ask for the whole blob"."""
-    path = f"/v2/up.test/app/blobs/{deployment.origin.add_blob(_random(2048, 'too many'))}"
+    path = f"/v2/up.test/app/blobs/{deployment.fake_registry.add_blob(_random(2048, 'too many'))}"
     deployment.get(path)
     reply = deployment.get(path, Range=asked)
     assert reply.status in ((400, 431) if len(asked) > 16_384 else (400,))
@@ -153,17 +153,19 @@ def test_too_many_ranges_are_a_bad_request(deployment: Deployment, asked: str) -
 
 def test_no_range_can_be_satisfied(deployment: Deployment) -> None:
     """Several ranges, all of them beyond the end: 416."""
-    path = f"/v2/up.test/app/blobs/{deployment.origin.add_blob(_random(2048, 'none'))}"
+    path = f"/v2/up.test/app/blobs/{deployment.fake_registry.add_blob(_random(2048, 'none'))}"
     for _ in range(2):
         reply = deployment.get(path, Range="bytes=3000-3009,4000-")
         assert (reply.status, reply.header("Content-Range")) == (416, "bytes */2048")
 
 
 @pytest.mark.parametrize("temperature", ["cold", "warm"])
-def test_the_empty_blob(make_deployment: Callable[..., Deployment], origin: FakeRegistry, temperature: str) -> None:
+def test_the_empty_blob(
+    make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry, temperature: str
+) -> None:
     """No bytes are 200 with length 0, and no range of them can be satisfied."""
     deployment = make_deployment()
-    digest = origin.add_blob(b"")
+    digest = fake_registry.add_blob(b"")
     path = f"/v2/up.test/app/blobs/{digest}"
     if temperature == "warm":
         deployment.get(path)
@@ -171,7 +173,7 @@ def test_the_empty_blob(make_deployment: Callable[..., Deployment], origin: Fake
         reply = deployment.get(path, Range=asked)
         assert (reply.status, reply.header("Content-Range")) == (416, "bytes */0")
     for method in ("HEAD", "GET"):
-        reply = deployment.send(method, path)
+        reply = deployment.request(method, path)
         assert (reply.status, reply.header("Content-Length"), reply.body) == (200, "0", b"")
         assert reply.header("Docker-Content-Digest") == digest_of(b"")
 
@@ -179,7 +181,7 @@ def test_the_empty_blob(make_deployment: Callable[..., Deployment], origin: Fake
 @pytest.mark.parametrize("asked", ["bytes=0-1", "bytes=0-", "bytes=-1", "bytes=-5"])
 def test_a_blob_of_one_byte(deployment: Deployment, asked: str) -> None:
     """Ranges of a single byte are clipped to it."""
-    digest = deployment.origin.add_blob(bytes([len(asked)]))
+    digest = deployment.fake_registry.add_blob(bytes([len(asked)]))
     for _ in range(2):
         reply = deployment.get(f"/v2/up.test/app/blobs/{digest}", Range=asked)
         assert (reply.status, reply.body) == (206, bytes([len(asked)]))

@@ -8,50 +8,52 @@ from random import Random
 import pytest
 import trustme
 
-from tests.support import misbehaviour as bad
+from tests.support import faults
 from tests.support.deployment import Deployment, open_deployment, upstream
+from tests.support.fake_auth import FakeTokenService
 from tests.support.fake_registry import Change, FakeRegistry
-from tests.support.gatekeeper import TokenService
-from tests.support.raw_http import Answer, Request
+from tests.support.raw_http import Request, ScriptedResponse
 
 BLOB = Random(35).randbytes(2_000_000)
 
 
-def _to_cdn(origin: FakeRegistry, digest: str) -> None:
+def _to_cdn(fake_registry: FakeRegistry, digest: str) -> None:
     """Every request for the blob is sent to a URL of its own at the CDN, which is on another host."""
-    origin.listen("cdn", "127.0.0.2")
-    origin.on("blob", bad.redirected(lambda request: origin.presign(digest, listener="cdn")))
+    fake_registry.listen("cdn", "127.0.0.2")
+    fake_registry.on("blob", faults.redirected(lambda request: fake_registry.presign(digest, listener="cdn")))
 
 
-def test_credentials_stay_with_the_registry(make_deployment: Callable[..., Deployment], origin: FakeRegistry) -> None:
+def test_credentials_stay_with_the_registry(
+    make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry
+) -> None:
     """The other host sees neither the token nor a cookie, but is asked for identity bytes."""
-    TokenService(origin)
-    digest = origin.add_blob(BLOB)
-    _to_cdn(origin, digest)
-    origin.on("manifest", bad.header("Set-Cookie", "session=canary"))
+    FakeTokenService(fake_registry)
+    digest = fake_registry.add_blob(BLOB)
+    _to_cdn(fake_registry, digest)
+    fake_registry.on("manifest", faults.header("Set-Cookie", "session=canary"))
     deployment = make_deployment()
     deployment.get("/v2/up.test/app/manifests/v1")
     reply = deployment.get(f"/v2/up.test/app/blobs/{digest}", Authorization="Bearer clients-own", Cookie="clients=own")
     assert reply.body == BLOB
-    (download,) = origin.seen("cdn")
+    (download,) = fake_registry.received("cdn")
     assert download.request.header("Authorization") is None
     assert download.request.header("Cookie") is None
     assert download.request.header("Accept-Encoding") == "identity"
-    assert not any("clients" in str(exchange.request) for exchange in origin.seen())
-    assert "Signature" not in deployment.dockyard.said()
+    assert not any("clients" in str(exchange.request) for exchange in fake_registry.received())
+    assert "Signature" not in deployment.dockyard.read_log()
 
 
 def test_a_resume_goes_through_the_registry_with_its_range(
-    make_deployment: Callable[..., Deployment], origin: FakeRegistry
+    make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry
 ) -> None:
     """A download that broke at the CDN goes on with `Range`, and still without credentials."""
-    TokenService(origin)
-    digest = origin.add_blob(BLOB)
-    _to_cdn(origin, digest)
-    origin.on("cdn", bad.cut(0.5, "rst"), times=1)
+    FakeTokenService(fake_registry)
+    digest = fake_registry.add_blob(BLOB)
+    _to_cdn(fake_registry, digest)
+    fake_registry.on("cdn", faults.cut(0.5, "rst"), times=1)
     deployment = make_deployment()
     assert deployment.get(f"/v2/up.test/app/blobs/{digest}").body == BLOB
-    first, second = origin.seen("cdn")
+    first, second = fake_registry.received("cdn")
     assert first.request.header("Range") is None
     assert (second.request.header("Range") or "").startswith("bytes=")
     assert second.request.header("Authorization") is None
@@ -59,78 +61,82 @@ def test_a_resume_goes_through_the_registry_with_its_range(
 
 
 def test_an_https_cdn_of_a_private_authority(
-    make_deployment: Callable[..., Deployment], origin: FakeRegistry, tmp_path: Path
+    make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry, tmp_path: Path
 ) -> None:
     """From http to https on another host, with the `ca_file` of the upstream."""
     authority = trustme.CA()
     server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     authority.issue_cert("127.0.0.2").configure_cert(server)
     authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
-    digest = origin.add_blob(BLOB)
-    origin.listen("cdn", "127.0.0.2", tls=server)
-    origin.on("blob", bad.redirected(lambda request: origin.presign(digest, listener="cdn")))
-    deployment = make_deployment(upstreams=[upstream("up.test", origin.url, ca_file=str(tmp_path / "ca.pem"))])
+    digest = fake_registry.add_blob(BLOB)
+    fake_registry.listen("cdn", "127.0.0.2", tls=server)
+    fake_registry.on("blob", faults.redirected(lambda request: fake_registry.presign(digest, listener="cdn")))
+    deployment = make_deployment(upstreams=[upstream("up.test", fake_registry.url, ca_file=str(tmp_path / "ca.pem"))])
     assert deployment.get(f"/v2/up.test/app/blobs/{digest}").body == BLOB
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
-def test_relative_locations(make_deployment: Callable[..., Deployment], origin: FakeRegistry, status: int) -> None:
+def test_relative_locations(
+    make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry, status: int
+) -> None:
     """A path alone is taken at the host that gave it."""
-    digest = origin.add_blob(BLOB)
-    origin.on("blob", bad.redirected(lambda request: origin.presign(digest).removeprefix(origin.url), status))
+    digest = fake_registry.add_blob(BLOB)
+    fake_registry.on(
+        "blob", faults.redirected(lambda request: fake_registry.presign(digest).removeprefix(fake_registry.url), status)
+    )
     assert make_deployment().get(f"/v2/up.test/app/blobs/{digest}").body == BLOB
 
 
-def _chain(origin: FakeRegistry, digest: str, hops: int) -> Callable[[Request], str]:
+def _chain(fake_registry: FakeRegistry, digest: str, hops: int) -> Callable[[Request], str]:
     """The n-th request leads to the next, the last one to the blob."""
     left = iter(range(hops - 1))
 
     def location(request: Request) -> str:
-        return origin.presign(digest) if next(left, None) is None else f"/v2/app/blobs/{digest}"
+        return fake_registry.presign(digest) if next(left, None) is None else f"/v2/app/blobs/{digest}"
 
     return location
 
 
-def test_a_short_chain_is_followed(make_deployment: Callable[..., Deployment], origin: FakeRegistry) -> None:
+def test_a_short_chain_is_followed(make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry) -> None:
     """Three redirects in a row are ordinary."""
-    digest = origin.add_blob(BLOB)
-    origin.on("blob", bad.redirected(_chain(origin, digest, 3)))
+    digest = fake_registry.add_blob(BLOB)
+    fake_registry.on("blob", faults.redirected(_chain(fake_registry, digest, 3)))
     assert make_deployment().get(f"/v2/up.test/app/blobs/{digest}").body == BLOB
 
 
 LONG_WAYS: dict[str, Callable[[str], Change]] = {
-    "loop": lambda digest: bad.redirected(f"/v2/app/blobs/{digest}"),
-    "without Location": lambda digest: bad.replaced(307),
-    "file": lambda digest: bad.redirected("file:///etc/passwd"),
-    "gopher": lambda digest: bad.redirected("gopher://127.0.0.1/"),
-    "userinfo": lambda digest: bad.redirected("http://user:secret@127.0.0.1:1/x"),
-    "nobody there": lambda digest: bad.redirected("http://127.0.0.1:1/x"),
-    "64 KiB": lambda digest: bad.redirected("http://127.0.0.1:1/" + "x" * 65536),
-    "no URL": lambda digest: bad.redirected("http://[::1/"),
+    "loop": lambda digest: faults.redirected(f"/v2/app/blobs/{digest}"),
+    "without Location": lambda digest: faults.replaced(307),
+    "file": lambda digest: faults.redirected("file:///etc/passwd"),
+    "gopher": lambda digest: faults.redirected("gopher://127.0.0.1/"),
+    "userinfo": lambda digest: faults.redirected("http://user:secret@127.0.0.1:1/x"),
+    "nobody there": lambda digest: faults.redirected("http://127.0.0.1:1/x"),
+    "64 KiB": lambda digest: faults.redirected("http://127.0.0.1:1/" + "x" * 65536),
+    "no URL": lambda digest: faults.redirected("http://[::1/"),
 }
 
 
 @pytest.mark.parametrize("way", LONG_WAYS)
 def test_redirects_that_lead_nowhere(
-    make_deployment: Callable[..., Deployment], origin: FakeRegistry, way: str
+    make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry, way: str
 ) -> None:
     """A loop, a scheme that is not HTTP, no place at all: an error, soon, after few requests."""
-    digest = origin.add_blob(BLOB)
-    origin.on("blob", LONG_WAYS[way](digest))
+    digest = fake_registry.add_blob(BLOB)
+    fake_registry.on("blob", LONG_WAYS[way](digest))
     deployment = make_deployment()
     reply = deployment.get(f"/v2/up.test/app/blobs/{digest}")
     assert reply.status in ((502, 503) if way == "nobody there" else (502,))
     assert reply.took_s < 10
-    assert origin.count("blob") <= 44  # four tries of at most eleven requests
+    assert fake_registry.count("blob") <= 44  # four tries of at most eleven requests
     deployment.assert_no_leak(reply)
 
 
-def test_eleven_hops_are_too_many(make_deployment: Callable[..., Deployment], origin: FakeRegistry) -> None:
+def test_eleven_hops_are_too_many(make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry) -> None:
     """Where a chain does not end after ten redirects, it is not followed further."""
-    digest = origin.add_blob(BLOB)
-    origin.on("blob", bad.redirected(_chain(origin, digest, 11)))
+    digest = fake_registry.add_blob(BLOB)
+    fake_registry.on("blob", faults.redirected(_chain(fake_registry, digest, 11)))
     assert make_deployment().get(f"/v2/up.test/app/blobs/{digest}").status == 502
-    assert origin.count("cdn") == 0
+    assert fake_registry.count("cdn") == 0
 
 
 FORBIDDEN = [
@@ -152,37 +158,39 @@ FORBIDDEN = [
 
 @pytest.fixture(scope="module")
 def public_deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
-    """Give a deployment whose registry has a public name: the origin behind a proxy, which would lead us anywhere."""
-    with FakeRegistry() as origin:
-        origin.listen("forbidden")
-        entry = upstream("up.test", "http://registry.example.com", proxy=origin.listen("proxy").url)
-        with open_deployment(origin, tmp_path_factory.mktemp("public"), upstreams=[entry]) as deployment:
+    """Give a deployment whose registry has a public name and is reached through a proxy."""
+    with FakeRegistry() as fake_registry:
+        fake_registry.listen("forbidden")
+        entry = upstream("up.test", "http://registry.example.com", proxy=fake_registry.listen("proxy").url)
+        with open_deployment(fake_registry, tmp_path_factory.mktemp("public"), upstreams=[entry]) as deployment:
             yield deployment
 
 
 @pytest.mark.parametrize("place", FORBIDDEN)
 def test_a_public_registry_may_not_send_us_to_a_private_address(public_deployment: Deployment, place: str) -> None:
     """A registry with a public name redirects into our own network: refused before anything connects there."""
-    origin = public_deployment.origin
-    forbidden = origin.listeners["forbidden"]
-    digest = origin.add_blob(place.encode())
-    origin.on("blob", bad.redirected(place.format(port=forbidden.port)), reference=digest)
+    fake_registry = public_deployment.fake_registry
+    forbidden = fake_registry.listeners["forbidden"]
+    digest = fake_registry.add_blob(place.encode())
+    fake_registry.on("blob", faults.redirected(place.format(port=forbidden.port)), reference=digest)
     reply = public_deployment.get(f"/v2/up.test/app/blobs/{digest}")
     assert reply.status == 502
     assert reply.took_s < 5
     assert forbidden.connections == 0
-    assert all(e.request.target.startswith("http://registry.example.com/") for e in origin.seen(listener="proxy"))
-    assert origin.count(listener="proxy", reference=digest) > 0
+    assert all(
+        e.request.target.startswith("http://registry.example.com/") for e in fake_registry.received(listener="proxy")
+    )
+    assert fake_registry.count(listener="proxy", reference=digest) > 0
 
 
 def test_a_trusted_private_address_is_followed(
-    make_deployment: Callable[..., Deployment], origin: FakeRegistry
+    make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry
 ) -> None:
     """`trusted_hosts` allows what the rule forbids."""
-    cdn = origin.listen("cdn", "127.0.0.2")
-    proxy = origin.listen("proxy")
-    digest = origin.add_blob(BLOB)
-    origin.on("blob", bad.redirected(lambda request: origin.presign(digest, listener="cdn")))
+    cdn = fake_registry.listen("cdn", "127.0.0.2")
+    proxy = fake_registry.listen("proxy")
+    digest = fake_registry.add_blob(BLOB)
+    fake_registry.on("blob", faults.redirected(lambda request: fake_registry.presign(digest, listener="cdn")))
     deployment = make_deployment(
         upstreams=[upstream("up.test", "http://registry.example.com", proxy=proxy.url, trusted_hosts=[cdn.authority])]
     )
@@ -190,48 +198,50 @@ def test_a_trusted_private_address_is_followed(
 
 
 def test_head_of_a_blob_whose_url_is_signed_for_get(
-    make_deployment: Callable[..., Deployment], origin: FakeRegistry
+    make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry
 ) -> None:
     """The CDN refuses HEAD: the size comes from one byte by Range."""
-    digest = origin.add_blob(BLOB)
-    _to_cdn(origin, digest)
+    digest = fake_registry.add_blob(BLOB)
+    _to_cdn(fake_registry, digest)
     deployment = make_deployment()
     reply = deployment.head(f"/v2/up.test/app/blobs/{digest}")
     assert (reply.status, reply.header("Content-Length")) == (200, str(len(BLOB)))
-    assert origin.sent_bytes("cdn") <= 200  # one byte, and the body of the refusal
+    assert fake_registry.sent_bytes("cdn") <= 200  # one byte, and the body of the refusal
 
 
-def test_a_first_use_that_is_refused(make_deployment: Callable[..., Deployment], origin: FakeRegistry) -> None:
+def test_a_first_use_that_is_refused(make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry) -> None:
     """A presigned URL that is no good from the start: a new one is taken from the registry."""
-    digest = origin.add_blob(BLOB)
-    _to_cdn(origin, digest)
-    origin.on("cdn", bad.replaced(403, b"<Error/>", ("Content-Type", "application/xml")), times=1)
+    digest = fake_registry.add_blob(BLOB)
+    _to_cdn(fake_registry, digest)
+    fake_registry.on("cdn", faults.replaced(403, b"<Error/>", ("Content-Type", "application/xml")), times=1)
     assert make_deployment().get(f"/v2/up.test/app/blobs/{digest}").body == BLOB
-    assert (origin.count("blob", "GET"), origin.count("cdn", "GET")) == (2, 2)
+    assert (fake_registry.count("blob", "GET"), fake_registry.count("cdn", "GET")) == (2, 2)
 
 
-def test_a_url_that_expires_in_the_middle(make_deployment: Callable[..., Deployment], origin: FakeRegistry) -> None:
+def test_a_url_that_expires_in_the_middle(
+    make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry
+) -> None:
     """The body breaks and the old URL answers 403 from now on: it is never used again, and the client sees nothing."""
-    digest = origin.add_blob(BLOB)
-    _to_cdn(origin, digest)
+    digest = fake_registry.add_blob(BLOB)
+    _to_cdn(fake_registry, digest)
 
-    def expire(request: Request, answer: Answer) -> Answer:
-        origin.expire_presigned()
-        return bad.cut(0.5)(request, answer)
+    def expire(request: Request, answer: ScriptedResponse) -> ScriptedResponse:
+        fake_registry.expire_presigned()
+        return faults.cut(0.5)(request, answer)
 
-    origin.on("cdn", expire, times=1)
+    fake_registry.on("cdn", expire, times=1)
     reply = make_deployment().get(f"/v2/up.test/app/blobs/{digest}")
     assert (reply.ended, reply.body == BLOB) == ("length", True)
-    assert (origin.count("blob", "GET"), origin.count("cdn", "GET")) == (2, 2)
-    assert len({exchange.request.target for exchange in origin.seen("cdn")}) == 2
-    assert [exchange.status for exchange in origin.seen("cdn")] == [200, 206]
+    assert (fake_registry.count("blob", "GET"), fake_registry.count("cdn", "GET")) == (2, 2)
+    assert len({exchange.request.target for exchange in fake_registry.received("cdn")}) == 2
+    assert [exchange.status for exchange in fake_registry.received("cdn")] == [200, 206]
 
 
-def test_a_dead_cdn_leaves_tags_fresh(make_deployment: Callable[..., Deployment], origin: FakeRegistry) -> None:
+def test_a_dead_cdn_leaves_tags_fresh(make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry) -> None:
     """The registry is well, only its CDN is down: blobs are 502 or 503, tags are still checked."""
-    image = origin.add_image("app", "v1", [BLOB])
-    _to_cdn(origin, image.layers[0])
-    origin.listeners["cdn"].close()
+    image = fake_registry.add_image("app", "v1", [BLOB])
+    _to_cdn(fake_registry, image.layers[0])
+    fake_registry.listeners["cdn"].close()
     deployment = make_deployment()
     assert deployment.get(f"/v2/up.test/app/blobs/{image.layers[0]}").status in (502, 503)
     for _ in range(2):

@@ -5,10 +5,10 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.support import misbehaviour as bad
+from tests.support import faults
 from tests.support.deployment import Deployment, upstream
 from tests.support.fake_registry import FakeRegistry, basic
-from tests.support.http_client import exchange
+from tests.support.http_client import send_raw
 
 SHAPES = {
     "U1": "/v2/docker.io/{name}/{rest}",
@@ -21,7 +21,7 @@ SHAPES = {
 
 def test_five_shapes_lead_to_one_cached_image(deployment: Deployment) -> None:
     """Every shape that clients send gives the same bytes, and all together cost one fetch of each thing."""
-    image = deployment.origin.add_image("library/shapes", "v1", [b"a layer for five shapes"])
+    image = deployment.fake_registry.add_image("library/shapes", "v1", [b"a layer for five shapes"])
     for shape in SHAPES.values():
         by_tag = deployment.get(shape.format(name="library/shapes", rest="manifests/v1"))
         by_digest = deployment.get(shape.format(name="library/shapes", rest=f"manifests/{image.digest}"))
@@ -30,13 +30,13 @@ def test_five_shapes_lead_to_one_cached_image(deployment: Deployment) -> None:
         assert by_tag.header("Docker-Content-Digest") == image.digest
         for reply in (by_tag, by_digest, blob):
             assert reply.header("OCI-Namespace") == ("docker.io" if "?ns=" in shape else None)
-    assert deployment.origin.count("manifest", "GET", repo="library/shapes") == 1
-    assert deployment.origin.count("blob", "GET", reference=image.layers[0]) == 1
+    assert deployment.fake_registry.count("manifest", "GET", repo="library/shapes") == 1
+    assert deployment.fake_registry.count("blob", "GET", reference=image.layers[0]) == 1
 
 
 def test_the_sixth_shape_is_a_mistake_that_is_explained(deployment: Deployment) -> None:
     """`/v2/<prefix>/v2/<name>` comes from a wrong mirror setting: 404 with a message that helps."""
-    deployment.origin.add_image("library/sixth", "v1")
+    deployment.fake_registry.add_image("library/sixth", "v1")
     reply = deployment.get("/v2/docker.io/v2/library/sixth/manifests/v1?ns=docker.io")
     assert (reply.status, reply.error) == (404, "NAME_UNKNOWN")
     assert "/v2" in reply.json["errors"][0]["message"]
@@ -45,7 +45,7 @@ def test_the_sixth_shape_is_a_mistake_that_is_explained(deployment: Deployment) 
 @pytest.mark.parametrize("path", ["/v2/{}", "/v2/docker.io/{}"], ids=["bare", "with the prefix"])
 def test_a_prefix_in_the_path_wins_over_ns(deployment: Deployment, path: str) -> None:
     """When prefix and `ns` disagree the prefix decides; `ns` is still echoed."""
-    deployment.origin.add_image("library/both", "v1")
+    deployment.fake_registry.add_image("library/both", "v1")
     reply = deployment.get("/v2/up.test/library/both/manifests/v1?ns=docker.io")
     assert reply.status == 200
     assert reply.header("OCI-Namespace") == "docker.io"
@@ -56,46 +56,52 @@ def test_a_prefix_in_the_path_wins_over_ns(deployment: Deployment, path: str) ->
 )
 def test_an_unknown_namespace_is_not_asked(deployment: Deployment, namespace: str) -> None:
     """A host that no upstream is configured for is unknown: never an open proxy."""
-    before = len(deployment.origin.exchanges)
+    before = len(deployment.fake_registry.exchanges)
     reply = deployment.get(f"/v2/library/app/manifests/v1?ns={namespace}")
     if namespace:
         assert (reply.status, reply.error) == (404, "NAME_UNKNOWN")
-        assert len(deployment.origin.exchanges) == before
+        assert len(deployment.fake_registry.exchanges) == before
 
 
 def test_a_listening_namespace_gets_no_connection(deployment: Deployment) -> None:
     """Not even a connection is made to what `ns` names."""
-    elsewhere = deployment.origin.listen("elsewhere", "127.0.0.2")
+    elsewhere = deployment.fake_registry.listen("elsewhere", "127.0.0.2")
     for namespace in (elsewhere.authority, f"http://{elsewhere.authority}", f"up.test@{elsewhere.authority}"):
         assert deployment.get(f"/v2/library/app/manifests/v1?ns={namespace}").status == 404
     assert elsewhere.connections == 0
 
 
-def _demand(origin: FakeRegistry, repo: str, username: str, password: str) -> None:
-    """The origin wants Basic credentials for one repository."""
+def _demand(fake_registry: FakeRegistry, repo: str, username: str, password: str) -> None:
+    """The fake registry wants Basic credentials for one repository."""
     wanted = basic(username, password)
-    refusal = bad.challenged('Basic realm="origin"')
-    origin.on(None, refusal, repo=repo, when=lambda request: request.header("Authorization") != wanted)
+    refusal = faults.challenged('Basic realm="origin"')
+    fake_registry.on(None, refusal, repo=repo, when=lambda request: request.header("Authorization") != wanted)
 
 
-def test_the_longest_prefix_by_component(make_deployment: Callable[..., Deployment], origin: FakeRegistry) -> None:
+def test_the_longest_prefix_by_component(
+    make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry
+) -> None:
     """`up.test/org` is no prefix of `up.test/orgx`; each name uses the credential of its own upstream."""
-    _demand(origin, "app", "org-user", "org-secret")
-    _demand(origin, "orgx/app", "up-user", "up-secret")
+    _demand(fake_registry, "app", "org-user", "org-secret")
+    _demand(fake_registry, "orgx/app", "up-user", "up-secret")
     for repo in ("app", "orgx/app", "org"):
-        origin.add_image(repo, "v1")
+        fake_registry.add_image(repo, "v1")
     deployment = make_deployment(
         upstreams=[
-            upstream("up.test", origin.url, auth={"type": "basic", "username": "up-user", "password": "up-secret"}),
             upstream(
-                "up.test/org", origin.url, auth={"type": "basic", "username": "org-user", "password": "org-secret"}
+                "up.test", fake_registry.url, auth={"type": "basic", "username": "up-user", "password": "up-secret"}
+            ),
+            upstream(
+                "up.test/org",
+                fake_registry.url,
+                auth={"type": "basic", "username": "org-user", "password": "org-secret"},
             ),
         ]
     )
     assert deployment.get("/v2/up.test/org/app/manifests/v1").status == 200
     assert deployment.get("/v2/up.test/orgx/app/manifests/v1").status == 200
     assert deployment.get("/v2/up.test/org/manifests/v1").status in (200, 400, 404)
-    sent = {(e.request.repo, e.request.header("Authorization")) for e in origin.seen() if e.request.repo}
+    sent = {(e.request.repo, e.request.header("Authorization")) for e in fake_registry.received() if e.request.repo}
     assert sent <= {
         ("app", None),
         ("app", basic("org-user", "org-secret")),
@@ -107,53 +113,53 @@ def test_the_longest_prefix_by_component(make_deployment: Callable[..., Deployme
 
 
 def test_a_path_in_the_registry_is_put_before_the_repository(
-    make_deployment: Callable[..., Deployment], origin: FakeRegistry
+    make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry
 ) -> None:
     """`registry: host/org` with a prefix of another name: the prefix goes, the path comes."""
-    origin.add_image("org/app", "v1")
-    deployment = make_deployment(upstreams=[upstream("mine.test", f"{origin.url}/org")])
+    fake_registry.add_image("org/app", "v1")
+    deployment = make_deployment(upstreams=[upstream("mine.test", f"{fake_registry.url}/org")])
     assert deployment.get("/v2/mine.test/app/manifests/v1").status == 200
-    assert {exchange.request.repo for exchange in origin.seen("manifest")} == {"org/app"}
+    assert {exchange.request.repo for exchange in fake_registry.received("manifest")} == {"org/app"}
 
 
 @pytest.mark.parametrize("name", ["ghcr.io/org/app", "docker.iox/library/app", "UP.TEST/app"])
 def test_a_prefix_is_compared_whole(
-    make_deployment: Callable[..., Deployment], origin: FakeRegistry, name: str
+    make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry, name: str
 ) -> None:
     """Without a default upstream a name that begins with no configured prefix is unknown."""
-    deployment = make_deployment(upstreams=[upstream("up.test", origin.url)])
+    deployment = make_deployment(upstreams=[upstream("up.test", fake_registry.url)])
     reply = deployment.get(f"/v2/{name}/manifests/v1")
     assert reply.status in (400, 404)
     assert reply.error in ("NAME_UNKNOWN", "NAME_INVALID")
-    assert origin.count() == 0
+    assert fake_registry.count() == 0
 
 
 def test_hub_names_of_one_component_get_library(deployment: Deployment) -> None:
     """`docker.io/alpine` and `docker.io/library/alpine` are one image, asked for once."""
-    image = deployment.origin.add_image("library/alpine", "v1")
+    image = deployment.fake_registry.add_image("library/alpine", "v1")
     for path in ("/v2/docker.io/alpine", "/v2/docker.io/library/alpine", "/v2/alpine", "/v2/alpine"):
         assert deployment.get(f"{path}/manifests/{image.digest}").body == image.body
         assert deployment.get(f"{path}/blobs/{image.config}").status == 200
-    assert deployment.origin.count("manifest", repo="library/alpine") == 1
-    assert deployment.origin.count("blob", "GET", reference=image.config) == 1
-    assert deployment.origin.count(repo="alpine") == 0
+    assert deployment.fake_registry.count("manifest", repo="library/alpine") == 1
+    assert deployment.fake_registry.count("blob", "GET", reference=image.config) == 1
+    assert deployment.fake_registry.count(repo="alpine") == 0
 
 
 def test_only_the_hub_has_library(deployment: Deployment) -> None:
     """A single component behind another prefix is asked for as it is."""
-    deployment.origin.add_image("alone", "v1")
+    deployment.fake_registry.add_image("alone", "v1")
     assert deployment.get("/v2/up.test/alone/manifests/v1").status == 200
-    assert deployment.origin.count(repo="library/alone") == 0
+    assert deployment.fake_registry.count(repo="library/alone") == 0
 
 
 @pytest.mark.parametrize("path", ["/v2/", "/v2"])
 def test_the_version_check_needs_no_login(deployment: Deployment, path: str) -> None:
     """`/v2/` with and without its slash is 200 and an empty object, from us alone."""
-    before = len(deployment.origin.exchanges)
+    before = len(deployment.fake_registry.exchanges)
     reply = deployment.get(path)
     assert (reply.status, reply.json) == (200, {})
     assert deployment.head(path).status == 200
-    assert len(deployment.origin.exchanges) == before
+    assert len(deployment.fake_registry.exchanges) == before
 
 
 @pytest.mark.parametrize(
@@ -171,11 +177,11 @@ def test_the_version_check_needs_no_login(deployment: Deployment, path: str) -> 
 )
 def test_writing_is_not_supported(deployment: Deployment, method: str, path: str) -> None:
     """A cache that is read-only says 405 and what it allows; an override header changes nothing."""
-    before = len(deployment.origin.exchanges)
-    reply = deployment.send(method, path, X_HTTP_Method_Override="GET")
+    before = len(deployment.fake_registry.exchanges)
+    reply = deployment.request(method, path, X_HTTP_Method_Override="GET")
     assert (reply.status, reply.error) == (405, "UNSUPPORTED")
     assert {word.strip() for word in (reply.header("Allow") or "").split(",")} == {"GET", "HEAD"}
-    assert len(deployment.origin.exchanges) == before
+    assert len(deployment.fake_registry.exchanges) == before
 
 
 def test_an_override_header_does_not_write(deployment: Deployment) -> None:
@@ -188,7 +194,7 @@ def test_an_upload_is_refused_with_its_body_unread(deployment: Deployment, frami
     """405 comes at once, before a byte of the announced body was sent."""
     request = f"POST /v2/up.test/app/blobs/uploads/ HTTP/1.1\r\nHost: x\r\n{framing}\r\n\r\n"
     began = time.monotonic()
-    answer = exchange(deployment.address, request.encode())
+    answer = send_raw(deployment.address, request.encode())
     assert answer.startswith(b"HTTP/1.1 405 ")
     assert time.monotonic() - began < 2
     assert deployment.get("/v2/").status == 200
@@ -201,8 +207,8 @@ def test_there_is_no_catalog(deployment: Deployment) -> None:
 
 def test_the_version_of_the_program(deployment: Deployment) -> None:
     """`/version` is answered by us alone."""
-    before = len(deployment.origin.exchanges)
+    before = len(deployment.fake_registry.exchanges)
     reply = deployment.get("/version")
     assert (reply.status, reply.header("Content-Type")) == (200, "application/json")
     assert "version" in reply.json
-    assert len(deployment.origin.exchanges) == before
+    assert len(deployment.fake_registry.exchanges) == before

@@ -12,7 +12,7 @@ from urllib.parse import quote
 import attrs
 
 from tests.support.deployment import Deployment
-from tests.support.http_client import Reply
+from tests.support.http_client import Response
 from tests.support.raw_http import Request
 
 LOGIN_HEADERS = {"authorization", "proxy-authorization"}
@@ -40,18 +40,18 @@ class Canary:
 class WatchedDeployment(Deployment):
     """A deployment that remembers what it answered."""
 
-    replies: list[Reply] = attrs.field(factory=list)
+    replies: list[Response] = attrs.field(factory=list)
 
-    def get(self, path: str, **headers: str) -> Reply:
+    def get(self, path: str, **headers: str) -> Response:
         return self._noted(super().get(path, **headers))
 
-    def head(self, path: str, **headers: str) -> Reply:
+    def head(self, path: str, **headers: str) -> Response:
         return self._noted(super().head(path, **headers))
 
-    def send(self, method: str, path: str, **headers: str) -> Reply:
-        return self._noted(super().send(method, path, **headers))
+    def request(self, method: str, path: str, **headers: str) -> Response:
+        return self._noted(super().request(method, path, **headers))
 
-    def _noted(self, reply: Reply) -> Reply:
+    def _noted(self, reply: Response) -> Response:
         self.replies.append(reply)
         return reply
 
@@ -61,13 +61,13 @@ class WatchedDeployment(Deployment):
 
     def _find(self, canary: Canary) -> Iterator[str]:
         spellings = tuple(canary.spellings())
-        for exchange in self.origin.seen():
+        for exchange in self.fake_registry.received():
             if is_in(_forbidden_part(exchange.request, canary), spellings):
                 yield f"a {exchange.request.method} at the listener {exchange.request.listener}"
         for reply in [*self.replies, super().get("/metrics")]:
             if is_in([reply.body, str(reply.headers).encode()], spellings):
                 yield f"an answer with status {reply.status}"
-        if is_in([self.dockyard.said().encode()], spellings):
+        if is_in([self.dockyard.read_log().encode()], spellings):
             yield "the log"
         for path in self.dockyard.storage.rglob("*"):
             if is_in([str(path).encode(), path.read_bytes() if path.is_file() else b""], spellings):

@@ -10,10 +10,10 @@ import pytest
 from tests.s3.store.proxy import S3Proxy, s3_error
 from tests.security.canaries import Canary, WatchedDeployment
 from tests.support.deployment import eventually, open_deployment, upstream
-from tests.support.deployment_fixtures import origin
+from tests.support.deployment_fixtures import fake_registry
 from tests.support.fake_registry import FakeRegistry
 
-__all__ = ["origin"]
+__all__ = ["fake_registry"]
 
 PASSWORD = Canary("canary-password-5e1f", frozenset({"registry"}))
 BEARER = Canary("canary-bearer-83ac", frozenset({"registry"}))
@@ -34,23 +34,23 @@ def logins(registry: str) -> list[dict[str, Any]]:
 
 
 @contextlib.contextmanager
-def watched(origin: FakeRegistry, directory: Path, **settings: Any) -> Iterator[WatchedDeployment]:
+def watched(fake_registry: FakeRegistry, directory: Path, **settings: Any) -> Iterator[WatchedDeployment]:
     """A deployment with logins; no canary may be found where it is not for, when all is over."""
-    settings.setdefault("upstreams", logins(origin.url))
-    with open_deployment(origin, directory, **settings) as opened:
-        deployment = WatchedDeployment(opened.origin, opened.dockyard)
+    settings.setdefault("upstreams", logins(fake_registry.url))
+    with open_deployment(fake_registry, directory, **settings) as opened:
+        deployment = WatchedDeployment(opened.fake_registry, opened.dockyard)
         yield deployment
         assert deployment.leaks(CANARIES) == []
 
 
 @pytest.fixture
-def make_deployment(origin: FakeRegistry, tmp_path: Path) -> Iterator[Callable[..., WatchedDeployment]]:
+def make_deployment(fake_registry: FakeRegistry, tmp_path: Path) -> Iterator[Callable[..., WatchedDeployment]]:
     """Start a watched Dockyard of the test's own; what is given goes over its settings."""
     with contextlib.ExitStack() as deployments:
 
         def start(**settings: Any) -> WatchedDeployment:
             directory = tmp_path / f"deployment-{len(list(tmp_path.glob('deployment-*')))}"
-            return deployments.enter_context(watched(origin, directory, **settings))
+            return deployments.enter_context(watched(fake_registry, directory, **settings))
 
         yield start
 
@@ -66,7 +66,7 @@ def bucket() -> Iterator[S3Proxy]:
 @pytest.fixture(scope="package")
 def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WatchedDeployment]:
     """Give a deployment with one worker whose upstream stays well; its tests use names of their own."""
-    with FakeRegistry() as origin, watched(origin, tmp_path_factory.mktemp("deployment")) as deployment:
+    with FakeRegistry() as fake_registry, watched(fake_registry, tmp_path_factory.mktemp("deployment")) as deployment:
         yield deployment
 
 
@@ -80,7 +80,10 @@ def edge(bucket: S3Proxy, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         "secret_key": STORE.text,
         "use_ssl": False,
     }
-    with FakeRegistry() as origin, watched(origin, tmp_path_factory.mktemp("edge"), storage=storage) as deployment:
+    with (
+        FakeRegistry() as fake_registry,
+        watched(fake_registry, tmp_path_factory.mktemp("edge"), storage=storage) as deployment,
+    ):
         eventually(lambda: bucket.counted()["GET uploads"], "the look at the bucket has ended")
         yield deployment
 
@@ -88,7 +91,7 @@ def edge(bucket: S3Proxy, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 @pytest.fixture
 def asks_nobody(edge: WatchedDeployment, bucket: S3Proxy) -> Iterator[None]:
     """The test sends nothing that reaches the upstream or the bucket; after it the deployment answers as ever."""
-    before = edge.origin.count(), len(bucket.requests)
+    before = edge.fake_registry.count(), len(bucket.requests)
     yield
-    assert (edge.origin.count(), len(bucket.requests)) == before
+    assert (edge.fake_registry.count(), len(bucket.requests)) == before
     assert edge.get("/v2/").status == 200

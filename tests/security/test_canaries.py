@@ -18,11 +18,11 @@ from tests.s3.store.proxy import S3Proxy, s3_error
 from tests.s3.store.servers import SECRET_KEY
 from tests.security.canaries import Canary, WatchedDeployment, is_in
 from tests.security.conftest import BEARER, CLIENT, PASSWORD
-from tests.support import misbehaviour as bad
+from tests.support import faults
 from tests.support.deployment import eventually, upstream
+from tests.support.fake_auth import FakeTokenService
 from tests.support.fake_registry import FakeRegistry, basic
-from tests.support.gatekeeper import TokenService
-from tests.support.http_client import ask
+from tests.support.http_client import send_request
 
 __all__ = ["bucket_view", "minio", "proxy"]
 
@@ -35,28 +35,28 @@ STORE = Canary(SECRET_KEY)
 ALL = [PASSWORD, BEARER, CLIENT, KEYCHAIN, IDENTITY, EXPANDED, PROXY, SIGNED, STORE]
 
 
-def _keychain(directory: Path, origin: FakeRegistry) -> dict[str, str]:
+def _keychain(directory: Path, fake_registry: FakeRegistry) -> dict[str, str]:
     directory.mkdir()
     auth = base64.b64encode(f"ann:{KEYCHAIN.text}".encode()).decode()
     entries = {"key": {"auth": auth}, "identity": {"auth": auth, "identitytoken": IDENTITY.text}}
-    auths = {f"{origin.authority}/{repo}": entry for repo, entry in entries.items()}
+    auths = {f"{fake_registry.authority}/{repo}": entry for repo, entry in entries.items()}
     (directory / "config.json").write_text(json.dumps({"auths": auths}))
     return {"DOCKER_CONFIG": str(directory), "EXPANDED": EXPANDED.text}
 
 
-def _upstreams(origin: FakeRegistry) -> list[dict[str, object]]:
-    kept = upstream("key.test", origin.url)
+def _upstreams(fake_registry: FakeRegistry) -> list[dict[str, object]]:
+    kept = upstream("key.test", fake_registry.url)
     del kept["auth"]
     return [
         kept,
-        upstream("up.test", origin.url),
-        upstream("basic.test", origin.url, auth={"type": "basic", "username": "ann", "password": PASSWORD.text}),
-        upstream("bearer.test", origin.url, auth={"type": "bearer", "password": BEARER.text}),
-        upstream("var.test", origin.url, auth={"type": "basic", "username": "ann", "password": "${EXPANDED}"}),
+        upstream("up.test", fake_registry.url),
+        upstream("basic.test", fake_registry.url, auth={"type": "basic", "username": "ann", "password": PASSWORD.text}),
+        upstream("bearer.test", fake_registry.url, auth={"type": "bearer", "password": BEARER.text}),
+        upstream("var.test", fake_registry.url, auth={"type": "basic", "username": "ann", "password": "${EXPANDED}"}),
         upstream(
             "proxy.test",
             "http://registry.example.com",
-            proxy=f"http://ann:{PROXY.text}@{origin.listen('proxy', '127.0.0.3').authority}",
+            proxy=f"http://ann:{PROXY.text}@{fake_registry.listen('proxy', '127.0.0.3').authority}",
         ),
     ]
 
@@ -65,16 +65,16 @@ def test_no_secret_is_where_it_should_not_be(
     bucket_view: BucketView,
     proxy: S3Proxy,
     make_deployment: Callable[..., WatchedDeployment],
-    origin: FakeRegistry,
+    fake_registry: FakeRegistry,
     tmp_path: Path,
 ) -> None:
     """Every way of logging in, with and without trouble: no canary is where it is not for, in whatever spelling."""
-    origin.listen("cdn", "127.0.0.2")
-    service = TokenService(origin)
+    fake_registry.listen("cdn", "127.0.0.2")
+    service = FakeTokenService(fake_registry)
     deployment = make_deployment(
-        upstreams=_upstreams(origin),
+        upstreams=_upstreams(fake_registry),
         storage=bucket_view.storage(proxy.host, redirect=True),
-        environ=_keychain(tmp_path / "docker", origin),
+        environ=_keychain(tmp_path / "docker", fake_registry),
         logger={"level": "debug"},
         server={"log": {"enabled": True, "level": "debug", "request_body": True, "response_body": True}},
     )
@@ -82,14 +82,14 @@ def test_no_secret_is_where_it_should_not_be(
     prefixes = ["up", "basic", "bearer", "key", "var", "proxy"]
     for number, prefix in enumerate(prefixes * 2):
         for repo in ("key", "identity") if prefix == "key" else (f"app-{prefix}",):
-            image = origin.add_image(repo, f"v{number}", [f"{repo} {number}".encode() * 1000])
-            signed = f"{origin.listeners['cdn'].url}/cdn/{image.layers[0]}?X-Amz-Signature={SIGNED.text}"
-            origin.on("blob", bad.redirected(signed), reference=image.layers[0], times=1)
+            image = fake_registry.add_image(repo, f"v{number}", [f"{repo} {number}".encode() * 1000])
+            signed = f"{fake_registry.listeners['cdn'].url}/cdn/{image.layers[0]}?X-Amz-Signature={SIGNED.text}"
+            fake_registry.on("blob", faults.redirected(signed), reference=image.layers[0], times=1)
             for path in (f"manifests/v{number}", f"blobs/{image.layers[0]}", "tags/list", "manifests/none"):
                 deployment.get(f"/v2/{prefix}.test/{repo}/{path}", **own)
         if number == len(prefixes):  # from here on everything fails, and says all that it knows
-            service.take_back()
-            origin.on("token", lambda request, answer: answer.of(500, str(request).encode()), times=3)
+            service.revoke_all()
+            fake_registry.on("token", lambda request, answer: answer.of(500, str(request).encode()), times=3)
             proxy.rule = lambda request: s3_error(403, "AccessDenied", str(request.headers))
     assert len(bucket_view.listed()) > 10
     _assert_used(deployment, proxy)
@@ -111,11 +111,11 @@ def test_no_secret_is_where_it_should_not_be(
 
 def _assert_used(deployment: WatchedDeployment, proxy: S3Proxy) -> None:
     """The run has really shown each login to whom it is for."""
-    sent = {each.request.header("Authorization") for each in deployment.origin.seen()}
+    sent = {each.request.header("Authorization") for each in deployment.fake_registry.received()}
     assert {basic("ann", each.text) for each in (PASSWORD, KEYCHAIN, EXPANDED)} <= sent
     assert f"Bearer {BEARER.text}" in sent
-    assert any(IDENTITY.text in each.request.body.decode() for each in deployment.origin.seen("token"))
-    asked = [each.request.header("Proxy-Authorization") for each in deployment.origin.seen(listener="proxy")]
+    assert any(IDENTITY.text in each.request.body.decode() for each in deployment.fake_registry.received("token"))
+    asked = [each.request.header("Proxy-Authorization") for each in deployment.fake_registry.received(listener="proxy")]
     assert set(asked) == {basic("ann", PROXY.text)}
     assert any("AWS4-HMAC-SHA256" in each.headers.get("authorization", "") for each in proxy.requests)
 
@@ -138,10 +138,10 @@ def test_the_search_finds_what_it_is_for(deployment: WatchedDeployment, where: s
         case "another listener" | "another header":
             name = "registry" if where == "another header" else "strange"
             if name == "strange":
-                deployment.origin.listen(name, "127.0.0.9")
+                deployment.fake_registry.listen(name, "127.0.0.9")
             header = "Cookie" if where == "another header" else "Authorization"
-            listener = deployment.origin.listeners[name]
-            ask((listener.host, listener.port), "/v2/", {header: f"Basic {hidden}"})
+            listener = deployment.fake_registry.listeners[name]
+            send_request((listener.host, listener.port), "/v2/", {header: f"Basic {hidden}"})
         case "answer":
             deployment.get(f"/v2/{canary.text}/blobs/x")
     eventually(lambda: deployment.leaks([canary]), "the canary is found")

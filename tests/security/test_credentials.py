@@ -14,11 +14,11 @@ import trustme
 from tests.s3.store.proxy import S3Proxy, s3_error
 from tests.security.canaries import WatchedDeployment
 from tests.security.conftest import BEARER, CLIENT, PASSWORD, STORE
-from tests.support import misbehaviour as bad
+from tests.support import faults
 from tests.support.deployment import upstream
+from tests.support.fake_auth import FakeTokenService, bearer_challenge, require_authorization
 from tests.support.fake_registry import FakeRegistry, basic
-from tests.support.gatekeeper import TokenService, bearer_challenge, want_authorization
-from tests.support.raw_http import Answer, Request
+from tests.support.raw_http import Request, ScriptedResponse
 
 BLOB = Random(34).randbytes(50_000)
 CLIENTS_OWN = {
@@ -33,22 +33,28 @@ CLIENTS_OWN = {
 @pytest.mark.parametrize("where", ["another host", "another port", "another scheme"])
 @pytest.mark.parametrize("prefix", ["basic.test", "bearer.test"])
 def test_c1_c3_credentials_do_not_follow_a_redirect(
-    make_deployment: Callable[..., WatchedDeployment], origin: FakeRegistry, tmp_path: Path, where: str, prefix: str
+    make_deployment: Callable[..., WatchedDeployment],
+    fake_registry: FakeRegistry,
+    tmp_path: Path,
+    where: str,
+    prefix: str,
 ) -> None:
     """C1: our login does not go where the registry sends us; C3: what a client sent goes nowhere at all."""
     authority = trustme.CA()
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     authority.issue_cert("127.0.0.1").configure_cert(context)
     authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
-    origin.listen(
+    fake_registry.listen(
         "cdn", "127.0.0.2" if where == "another host" else "127.0.0.1", tls=context if "scheme" in where else None
     )
     want = basic("ann", PASSWORD.text) if prefix == "basic.test" else f"Bearer {BEARER.text}"
-    want_authorization(origin, want, 'Basic realm="x"' if prefix == "basic.test" else 'Bearer realm="http://x/"')
-    digest = origin.add_blob(BLOB)
-    origin.on(
+    require_authorization(
+        fake_registry, want, 'Basic realm="x"' if prefix == "basic.test" else 'Bearer realm="http://x/"'
+    )
+    digest = fake_registry.add_blob(BLOB)
+    fake_registry.on(
         "blob",
-        bad.redirected(lambda request: origin.presign(digest, listener="cdn")),
+        faults.redirected(lambda request: fake_registry.presign(digest, listener="cdn")),
         when=lambda request: request.header("Authorization") == want,
     )
     auth = (
@@ -56,54 +62,56 @@ def test_c1_c3_credentials_do_not_follow_a_redirect(
         if prefix == "basic.test"
         else {"type": "bearer", "password": BEARER.text}
     )
-    deployment = make_deployment(upstreams=[upstream(prefix, origin.url, auth=auth, ca_file=str(tmp_path / "ca.pem"))])
+    deployment = make_deployment(
+        upstreams=[upstream(prefix, fake_registry.url, auth=auth, ca_file=str(tmp_path / "ca.pem"))]
+    )
     reply = deployment.get(f"/v2/{prefix}/app/blobs/{digest}", **CLIENTS_OWN)
     assert reply.body == BLOB
-    (download,) = origin.seen(listener="cdn")
+    (download,) = fake_registry.received(listener="cdn")
     names = {name.lower() for name, _ in download.request.headers}
     assert names <= {"host", "user-agent", "accept-encoding", "accept", "range"}
 
 
 def test_c2_a_redirect_back_to_the_registry(
-    make_deployment: Callable[..., WatchedDeployment], origin: FakeRegistry
+    make_deployment: Callable[..., WatchedDeployment], fake_registry: FakeRegistry
 ) -> None:
     """C2: on the way back the login is shown again, to exactly the scheme, host and port that are configured."""
-    want_authorization(origin, basic("ann", PASSWORD.text))
-    digest = origin.add_blob(BLOB)
+    require_authorization(fake_registry, basic("ann", PASSWORD.text))
+    digest = fake_registry.add_blob(BLOB)
     for name, host in (("there", "127.0.0.2"), ("neighbour", "127.0.0.1")):
-        origin.listen(name, host)
+        fake_registry.listen(name, host)
     ways = {
-        "registry": f"{origin.listeners['there'].url}/v2/app/blobs/{digest}",
-        "there": f"{origin.listeners['neighbour'].url}/v2/app/blobs/{digest}",
-        "neighbour": f"{origin.url}/v2/back/blobs/{digest}",
+        "registry": f"{fake_registry.listeners['there'].url}/v2/app/blobs/{digest}",
+        "there": f"{fake_registry.listeners['neighbour'].url}/v2/app/blobs/{digest}",
+        "neighbour": f"{fake_registry.url}/v2/back/blobs/{digest}",
     }
     for name, location in ways.items():
-        origin.on(
+        fake_registry.on(
             None,
-            bad.redirected(location),
+            faults.redirected(location),
             listener=name,
             repo="app",
             when=lambda request: request.listener != "registry" or request.header("Authorization") is not None,
         )
     deployment = make_deployment()
     assert deployment.get(f"/v2/basic.test/app/blobs/{digest}").body == BLOB
-    sent = [(each.request.listener, each.request.header("Authorization")) for each in origin.seen("blob")]
+    sent = [(each.request.listener, each.request.header("Authorization")) for each in fake_registry.received("blob")]
     login = basic("ann", PASSWORD.text)
     assert sent[-4:] == [("registry", login), ("there", None), ("neighbour", None), ("registry", login)]
 
 
 def test_c3_a_clients_own_login_is_no_part_of_any_key(
-    make_deployment: Callable[..., WatchedDeployment], origin: FakeRegistry
+    make_deployment: Callable[..., WatchedDeployment], fake_registry: FakeRegistry
 ) -> None:
     """C3: two clients with logins of their own share one copy, and what they sent reached nobody."""
-    image = origin.add_image("app", "v1", [BLOB])
+    image = fake_registry.add_image("app", "v1", [BLOB])
     deployment = make_deployment()
     for number in range(3):
         own = {name: f"{value}{number}" for name, value in CLIENTS_OWN.items()}
         assert deployment.get("/v2/up.test/app/manifests/v1", **own).body == image.body
         assert deployment.get(f"/v2/up.test/app/blobs/{image.layers[0]}", **own).body == BLOB
-    assert origin.count("manifest", "GET") == 1
-    assert origin.count("blob", "GET") == 1
+    assert fake_registry.count("manifest", "GET") == 1
+    assert fake_registry.count("blob", "GET") == 1
 
 
 SCOPES = [
@@ -119,30 +127,32 @@ SCOPES = [
 ]
 
 
-def test_c4_the_scope_is_our_own(make_deployment: Callable[..., WatchedDeployment], origin: FakeRegistry) -> None:
+def test_c4_the_scope_is_our_own(
+    make_deployment: Callable[..., WatchedDeployment], fake_registry: FakeRegistry
+) -> None:
     """C4: whatever scope a challenge names, a token is asked for pulling from this repository and nothing else."""
     asked = iter(SCOPES)
-    service = TokenService(
-        origin,
+    service = FakeTokenService(
+        fake_registry,
         login=basic("ann", PASSWORD.text),
         challenges=lambda realm, repo: [f'Bearer realm="{realm}",service="s",scope="{next(asked)}"'],
     )
-    image = origin.add_image("app", "v1")
+    image = fake_registry.add_image("app", "v1")
     deployment = make_deployment()
     for _ in SCOPES:
         assert deployment.get("/v2/basic.test/app/manifests/v1").body == image.body
-        service.take_back()
+        service.revoke_all()
     assert len(service.requests()) >= len(SCOPES) - 1
     assert set(map(tuple, service.scopes())) == {("repository:app:pull",)}
 
 
 def test_c4_basic_is_not_sent_to_a_realm(
-    make_deployment: Callable[..., WatchedDeployment], origin: FakeRegistry
+    make_deployment: Callable[..., WatchedDeployment], fake_registry: FakeRegistry
 ) -> None:
     """C4: the realm of a Basic challenge is a text, though it may look like a URL; nobody goes there."""
-    elsewhere = origin.listen("elsewhere", "127.0.0.2")
-    want_authorization(origin, basic("ann", PASSWORD.text), f'bAsIc realm="{elsewhere.url}/token"')
-    image = origin.add_image("app", "v1")
+    elsewhere = fake_registry.listen("elsewhere", "127.0.0.2")
+    require_authorization(fake_registry, basic("ann", PASSWORD.text), f'bAsIc realm="{elsewhere.url}/token"')
+    image = fake_registry.add_image("app", "v1")
     assert make_deployment().get("/v2/basic.test/app/manifests/v1").body == image.body
     assert elsewhere.connections == 0
 
@@ -151,49 +161,53 @@ LIVES = [0, -1, 10**12, "300", None, [], True, 1e308]
 
 
 def test_c5_a_token_without_a_sensible_life(
-    make_deployment: Callable[..., WatchedDeployment], origin: FakeRegistry
+    make_deployment: Callable[..., WatchedDeployment], fake_registry: FakeRegistry
 ) -> None:
     """C5: whatever `expires_in` says, the token is used for a minute at least: five pulls cost one."""
     lives = iter(LIVES)
-    service = TokenService(origin, spell=lambda token: {"token": token, "expires_in": next(lives)})
+    service = FakeTokenService(fake_registry, spell=lambda token: {"token": token, "expires_in": next(lives)})
     deployment = make_deployment()
     for number in range(len(LIVES)):
-        image = origin.add_image(f"life-{number}", "v1")
+        image = fake_registry.add_image(f"life-{number}", "v1")
         for _ in range(5):
             assert deployment.get(f"/v2/up.test/life-{number}/manifests/v1").body == image.body
         assert len(service.requests()) == number + 1
 
 
 TOKEN_BODIES = {
-    "100 MiB": bad.endless(),
-    "nested": bad.with_body(b'{"a":' * 10_000),
-    "a number of 60,000 digits": bad.with_body(b'{"token":' + b"1" * 60_000 + b"}"),
-    "a token with a line end": bad.with_body(b'{"token":"a\\r\\nX: y"}'),
-    "a token of 1 MiB": bad.with_body(json.dumps({"token": "a" * 2**20}).encode()),
-    "a token that is a list": bad.with_body(b'{"token":["a"]}'),
+    "100 MiB": faults.endless(),
+    "nested": faults.with_body(b'{"a":' * 10_000),
+    "a number of 60,000 digits": faults.with_body(b'{"token":' + b"1" * 60_000 + b"}"),
+    "a token with a line end": faults.with_body(b'{"token":"a\\r\\nX: y"}'),
+    "a token of 1 MiB": faults.with_body(json.dumps({"token": "a" * 2**20}).encode()),
+    "a token that is a list": faults.with_body(b'{"token":["a"]}'),
 }
 
 
-def test_c5_bodies_that_are_no_token(make_deployment: Callable[..., WatchedDeployment], origin: FakeRegistry) -> None:
+def test_c5_bodies_that_are_no_token(
+    make_deployment: Callable[..., WatchedDeployment], fake_registry: FakeRegistry
+) -> None:
     """C5: at most 64 KiB are read, and what is no token is 502 or 503."""
-    TokenService(origin)
+    FakeTokenService(fake_registry)
     deployment = make_deployment(
-        upstreams=[upstream(f"up{number}.test", origin.url) for number in range(len(TOKEN_BODIES))]
+        upstreams=[upstream(f"up{number}.test", fake_registry.url) for number in range(len(TOKEN_BODIES))]
     )
     for number, (name, change) in enumerate(TOKEN_BODIES.items()):
-        rule = origin.on("token", change)
-        origin.forget()
+        rule = fake_registry.on("token", change)
+        fake_registry.clear_exchanges()
         reply = deployment.get(f"/v2/up{number}.test/app/manifests/v1")
         assert (reply.status in (502, 503), reply.took_s < 3) == (True, True), name
         assert rule.applied > 0, name
-        assert origin.sent_bytes("token") < 10 * 2**20, name  # what the kernel takes beyond the 64 KiB that are read
-        origin.mend(rule)
+        assert fake_registry.sent_bytes("token") < 10 * 2**20, (
+            name
+        )  # what the kernel takes beyond the 64 KiB that are read
+        fake_registry.remove_rules(rule)
 
 
-def _echo(status: int) -> Callable[[Request, Answer], Answer]:
+def _echo(status: int) -> Callable[[Request, ScriptedResponse], ScriptedResponse]:
     """An error that tells everything it was sent, as debugging proxies do."""
 
-    def change(request: Request, answer: Answer) -> Answer:
+    def change(request: Request, answer: ScriptedResponse) -> ScriptedResponse:
         told = json.dumps({"errors": [{"code": "X", "message": str(request)}]})
         sent = request.header("Authorization") or "nothing"
         return answer.of(
@@ -204,34 +218,36 @@ def _echo(status: int) -> Callable[[Request, Answer], Answer]:
 
 
 def test_c6_an_upstream_that_tells_what_it_was_sent(
-    make_deployment: Callable[..., WatchedDeployment], origin: FakeRegistry
+    make_deployment: Callable[..., WatchedDeployment], fake_registry: FakeRegistry
 ) -> None:
     """C6: an error of the registry or its token service may hold our login; none of it goes to a client or a log."""
-    TokenService(origin, login=basic("ann", PASSWORD.text))
+    FakeTokenService(fake_registry, login=basic("ann", PASSWORD.text))
     ways = list(itertools.product(("manifest", "token", "blob"), (200, 400, 401, 403, 404, 418, 429, 500, 503)))
     auth = {"type": "basic", "username": "ann", "password": PASSWORD.text}
     deployment = make_deployment(
-        upstreams=[upstream(f"up{number}.test", origin.url, auth=auth) for number in range(len(ways))],
+        upstreams=[upstream(f"up{number}.test", fake_registry.url, auth=auth) for number in range(len(ways))],
         logger={"level": "debug"},
     )
     for number, (kind, status) in enumerate(ways):
-        rule = origin.on(kind, _echo(status), when=lambda request: request.header("Authorization") is not None)
+        rule = fake_registry.on(kind, _echo(status), when=lambda request: request.header("Authorization") is not None)
         for path in ("manifests/v1", f"manifests/sha256:{'1' * 64}", f"blobs/sha256:{'1' * 64}", "tags/list"):
             reply = deployment.get(f"/v2/up{number}.test/app/{path}")
             assert reply.status >= 400, (kind, status, path)
             deployment.assert_no_leak(reply)
         assert rule.applied > 0, (kind, status)
-        origin.mend(rule)
+        fake_registry.remove_rules(rule)
 
 
-def test_c6_connections_that_fail(make_deployment: Callable[..., WatchedDeployment], origin: FakeRegistry) -> None:
+def test_c6_connections_that_fail(
+    make_deployment: Callable[..., WatchedDeployment], fake_registry: FakeRegistry
+) -> None:
     """C6: no TLS, no such name, nobody there, a bucket that echoes its request: errors without a secret in them."""
     auth = {"type": "basic", "username": "ann", "password": PASSWORD.text}
     with closing(S3Proxy(0)) as bucket:
         bucket.rule = lambda request: s3_error(403, "AccessDenied", f"<Sent>{STORE.text}{request.headers}</Sent>")
         deployment = make_deployment(
             upstreams=[
-                upstream("tls.test", f"https://{origin.authority}", auth=auth),
+                upstream("tls.test", f"https://{fake_registry.authority}", auth=auth),
                 upstream("dns.test", "https://nobody.invalid", auth=auth),
                 upstream("gone.test", "https://127.0.0.1:1", auth=auth),
                 upstream(
@@ -255,32 +271,37 @@ def test_c6_connections_that_fail(make_deployment: Callable[..., WatchedDeployme
         assert bucket.requests
 
 
-def test_c9_two_logins_at_one_registry(make_deployment: Callable[..., WatchedDeployment], origin: FakeRegistry) -> None:
+def test_c9_two_logins_at_one_registry(
+    make_deployment: Callable[..., WatchedDeployment], fake_registry: FakeRegistry
+) -> None:
     """C9: two upstreams of one host have tokens of their own, even when they ask for the same repository at once."""
     logins: dict[str, str | None] = {}
 
-    def issue(request: Request, answer: Answer) -> Answer:
+    def issue(request: Request, answer: ScriptedResponse) -> ScriptedResponse:
         token = f"token-{len(logins)}"
         logins[token] = request.header("Authorization")
         return answer.of(200, json.dumps({"token": token}).encode(), ("Content-Type", "application/json"))
 
-    def guard(request: Request, answer: Answer) -> Answer:
+    def guard(request: Request, answer: ScriptedResponse) -> ScriptedResponse:
         token = (request.header("Authorization") or "").removeprefix("Bearer ")
         return (
             answer
             if token in logins
-            else bad.challenged(bearer_challenge(f"{origin.url}/token", request.repo))(request, answer)
+            else faults.challenged(bearer_challenge(f"{fake_registry.url}/token", request.repo))(request, answer)
         )
 
-    origin.on("manifest", guard)
-    origin.on("token", issue)
-    images = [origin.add_image("app", f"v{number}", [bytes([number])]) for number in range(10)]
+    fake_registry.on("manifest", guard)
+    fake_registry.on("token", issue)
+    images = [fake_registry.add_image("app", f"v{number}", [bytes([number])]) for number in range(10)]
     deployment = make_deployment()
     paths = [f"/v2/{prefix}/app/manifests/v{number}" for number in range(10) for prefix in ("basic.test", "up.test")]
-    assert [reply.body for reply in deployment.get_together(paths)] == [
+    assert [reply.body for reply in deployment.get_concurrently(paths)] == [
         image.body for image in images for _ in range(2)
     ]
     assert set(logins.values()) == {None, basic("ann", PASSWORD.text)}
-    used = [(each.request.header("Authorization") or "").removeprefix("Bearer ") for each in origin.seen("manifest")]
+    used = [
+        (each.request.header("Authorization") or "").removeprefix("Bearer ")
+        for each in fake_registry.received("manifest")
+    ]
     by_login = {login: sum(logins.get(token) == login for token in used if token) for login in logins.values()}
     assert min(by_login.values()) >= len(images)  # each upstream asked for each tag, with its own token

@@ -25,10 +25,10 @@ from tests.s3.store.proxy import Respond, S3Proxy
 from tests.security.canaries import WatchedDeployment
 from tests.security.conftest import STORE
 from tests.security.raw import talk
-from tests.support import misbehaviour as bad
-from tests.support.deployment import eventually, opened_at_exit, upstream
+from tests.support import faults
+from tests.support.deployment import eventually, set_at_exit, upstream
+from tests.support.fake_auth import FakeTokenService
 from tests.support.fake_registry import FakeRegistry
-from tests.support.gatekeeper import TokenService
 from tests.support.paths import ROOT
 from tests.support.processes import memory_bytes
 
@@ -60,28 +60,28 @@ def _memory(deployment: WatchedDeployment) -> int:
 
 
 def test_d1_encoded_answers_are_not_decoded(
-    make_deployment: Callable[..., WatchedDeployment], origin: FakeRegistry
+    make_deployment: Callable[..., WatchedDeployment], fake_registry: FakeRegistry
 ) -> None:
     """D1: a gzip bomb as manifest, blob, token, or error of the bucket is never unpacked; the upstream's are errors."""
     bomb = _bomb()
     assert len(bomb) < 4 * MIB
-    encoded = bad.replaced(200, bomb, ("Content-Encoding", "gzip"), ("Content-Type", "application/json"))
+    encoded = faults.replaced(200, bomb, ("Content-Encoding", "gzip"), ("Content-Type", "application/json"))
     with closing(S3Proxy(0)) as bucket:
         bucket.rule = lambda request: Respond(404, bomb, "Content-Encoding: gzip\r\nContent-Type: application/xml\r\n")
         deployment = make_deployment(
-            upstreams=[upstream(name, origin.url) for name in ("well.test", "up.test", "login.test")],
+            upstreams=[upstream(name, fake_registry.url) for name in ("well.test", "up.test", "login.test")],
             storage=_storage(bucket),
         )
-        image = origin.add_image("app", "v1", [b"a layer that is well"])
+        image = fake_registry.add_image("app", "v1", [b"a layer that is well"])
         assert deployment.get("/v2/well.test/app/manifests/v1").body == image.body
         assert deployment.get(f"/v2/well.test/app/blobs/{image.layers[0]}").status == 200
         before = _memory(deployment)
         for kind in ("manifest", "blob"):
-            origin.on(kind, encoded, repo="bombs")
+            fake_registry.on(kind, encoded, repo="bombs")
         for path in ("manifests/v1", f"manifests/sha256:{'1' * 64}", f"blobs/sha256:{'1' * 64}"):
             assert deployment.get(f"/v2/up.test/bombs/{path}").status == 502, path
-        TokenService(origin)
-        origin.on("token", encoded)
+        FakeTokenService(fake_registry)
+        fake_registry.on("token", encoded)
         assert deployment.get("/v2/login.test/other/manifests/v1").status in (502, 503)
         assert _memory(deployment) - before < 64 * MIB
         assert bucket.requests
@@ -116,7 +116,7 @@ STORES = {
 
 @pytest.mark.parametrize("status", [200, 403])
 def test_d5_what_a_bucket_says_is_not_parsed(
-    make_deployment: Callable[..., WatchedDeployment], origin: FakeRegistry, status: int
+    make_deployment: Callable[..., WatchedDeployment], fake_registry: FakeRegistry, status: int
 ) -> None:
     """D5: entities, depth and size of the bucket's XML cost nothing; pulls go on as if there were no bucket.
 
@@ -127,19 +127,19 @@ def test_d5_what_a_bucket_says_is_not_parsed(
         deployment = make_deployment(storage=_storage(bucket))
         for number, (name, xml) in enumerate(STORES.items()):
             bucket.rule = lambda request, xml=xml: Respond(status, xml)  # type: ignore[misc]
-            image = origin.add_image(f"store-{number}", "v1", [name.encode()])
+            image = fake_registry.add_image(f"store-{number}", "v1", [name.encode()])
             for path, body in (("manifests/v1", image.body), (f"blobs/{image.layers[0]}", name.encode())):
                 reply = deployment.get(f"/v2/up.test/store-{number}/{path}")
                 if (status, name, path[:5]) == (200, "8 MiB", "blobs"):
                     assert not reply.is_complete
                     reply = deployment.get(f"/v2/up.test/store-{number}/{path}")
                 assert (reply.status, reply.body, reply.took_s < 3) == (200, body, True), name
-        assert "root:" not in deployment.dockyard.said()
+        assert "root:" not in deployment.dockyard.read_log()
         assert _memory(deployment) < 160 * MIB
 
 
 def test_d6_more_connections_than_descriptors(
-    make_deployment: Callable[..., WatchedDeployment], origin: FakeRegistry
+    make_deployment: Callable[..., WatchedDeployment], fake_registry: FakeRegistry
 ) -> None:
     """D6: more idle connections than there are descriptors: no worker dies of them, and no running download is cut.
 
@@ -148,10 +148,10 @@ def test_d6_more_connections_than_descriptors(
     deployment = make_deployment(descriptors=600)
     go_on = threading.Event()
     blob = Random(6).randbytes(3 * MIB)
-    digest = origin.add_blob(blob)
-    origin.on("blob", bad.stalled(0.5, go_on), times=1)
+    digest = fake_registry.add_blob(blob)
+    fake_registry.on("blob", faults.stalled(0.5, go_on), times=1)
     (pid,) = deployment.dockyard.worker_pids()
-    with opened_at_exit(go_on), deployment.download(f"/v2/up.test/app/blobs/{digest}") as running, ExitStack() as idle:
+    with set_at_exit(go_on), deployment.stream(f"/v2/up.test/app/blobs/{digest}") as running, ExitStack() as idle:
         assert running.head().status == 200
         for _ in range(150):
             idle.enter_context(socket.create_connection(deployment.address, 20))
@@ -161,10 +161,10 @@ def test_d6_more_connections_than_descriptors(
         go_on.set()
         assert running.rest() == (blob, "length")
     assert deployment.dockyard.worker_pids() == [pid]
-    assert "does not answer" not in deployment.dockyard.said()
+    assert "does not answer" not in deployment.dockyard.read_log()
 
 
-def test_d7_many_unknown_tags(make_deployment: Callable[..., WatchedDeployment], origin: FakeRegistry) -> None:
+def test_d7_many_unknown_tags(make_deployment: Callable[..., WatchedDeployment], fake_registry: FakeRegistry) -> None:
     """D7: unknown names and tags are remembered nowhere: no counter is named for them, no file made, no memory kept.
 
     The design has no limit on how often a client may ask; connections to the upstream are bounded.
@@ -181,7 +181,7 @@ def test_d7_many_unknown_tags(make_deployment: Callable[..., WatchedDeployment],
     assert len(metrics.splitlines()) < 1000
     assert {path for path in set(deployment.dockyard.storage.rglob("*")) - files if path.is_file()} == set()
     assert _memory(deployment) - memory < 32 * MIB
-    assert origin.registry.connections <= 64
+    assert fake_registry.listener.connections <= 64
 
 
 FLOODS = {
@@ -199,7 +199,7 @@ FLOODS = {
 def test_d8_the_log_is_not_flooded(make_deployment: Callable[..., WatchedDeployment]) -> None:
     """D8: a request has one line at most, printable ASCII, below 2 KiB, whatever is in its path and its query."""
     deployment = make_deployment()
-    said = len(deployment.dockyard.said())
+    said = len(deployment.dockyard.read_log())
     for path in FLOODS.values():
         talk(
             deployment.address,
@@ -207,7 +207,8 @@ def test_d8_the_log_is_not_flooded(make_deployment: Callable[..., WatchedDeploym
         )
     assert deployment.get("/version").status == 200
     lines = eventually(
-        lambda: "/version" in deployment.dockyard.said() and deployment.dockyard.said()[said:].splitlines(), "said"
+        lambda: "/version" in deployment.dockyard.read_log() and deployment.dockyard.read_log()[said:].splitlines(),
+        "said",
     )
     assert len(lines) <= len(FLOODS) + 1
     assert all(line.isascii() and line.isprintable() and len(line) < MAX_LINE_BYTES for line in lines)

@@ -93,28 +93,33 @@ NEIGHBOURS = ["ghcr.io/my-org-evil/x", "ghcr.io/my-orgx/y", "ghcr.io//my-org/x",
 
 
 def test_n4_a_neighbour_of_a_prefix_does_not_get_its_login(
-    make_deployment: Callable[..., WatchedDeployment], origin: FakeRegistry
+    make_deployment: Callable[..., WatchedDeployment], fake_registry: FakeRegistry
 ) -> None:
     """N4: a name that only looks like one of `ghcr.io/my-org` goes to the catch-all upstream, or nowhere."""
     login = {"type": "basic", "username": "ann", "password": PASSWORD.text}
     deployment = make_deployment(
-        upstreams=[upstream("ghcr.io/my-org", f"{origin.url}/my-org", auth=login), upstream("ghcr.io", origin.url)]
+        upstreams=[
+            upstream("ghcr.io/my-org", f"{fake_registry.url}/my-org", auth=login),
+            upstream("ghcr.io", fake_registry.url),
+        ]
     )
-    origin.on(None, lambda request, answer: answer.of(401).with_header("WWW-Authenticate", 'Basic realm="x"'))
+    fake_registry.on(None, lambda request, answer: answer.of(401).with_header("WWW-Authenticate", 'Basic realm="x"'))
     for name in NEIGHBOURS:
         assert deployment.get(f"/v2/{name}/manifests/v1").status in (400, 404), name
-    assert {each.request.header("Authorization") for each in origin.seen()} == {None}
+    assert {each.request.header("Authorization") for each in fake_registry.received()} == {None}
     assert deployment.get("/v2/ghcr.io/my-org/x/manifests/v1").status == 403
-    sent = {each.request.header("Authorization") for each in origin.seen(repo="my-org/x")}
+    sent = {each.request.header("Authorization") for each in fake_registry.received(repo="my-org/x")}
     assert sent == {None, basic("ann", PASSWORD.text)}
 
 
-def test_n5_one_path_at_two_upstreams(make_deployment: Callable[..., WatchedDeployment], origin: FakeRegistry) -> None:
+def test_n5_one_path_at_two_upstreams(
+    make_deployment: Callable[..., WatchedDeployment], fake_registry: FakeRegistry
+) -> None:
     """N5: the same repository and tag of two upstreams are two things, with a place in the storage each."""
     deployment = make_deployment(
-        upstreams=[upstream("one.test", f"{origin.url}/one"), upstream("two.test", f"{origin.url}/two")]
+        upstreams=[upstream("one.test", f"{fake_registry.url}/one"), upstream("two.test", f"{fake_registry.url}/two")]
     )
-    images = {name: origin.add_image(f"{name}/a/b", "v1", [name.encode()]) for name in ("one", "two")}
+    images = {name: fake_registry.add_image(f"{name}/a/b", "v1", [name.encode()]) for name in ("one", "two")}
     for _ in range(2):
         for name, image in images.items():
             reply = deployment.get(f"/v2/{name}.test/a/b/manifests/v1")
@@ -126,15 +131,15 @@ def test_n5_one_path_at_two_upstreams(make_deployment: Callable[..., WatchedDepl
 
 def test_n6_an_ns_that_is_given_twice(deployment: WatchedDeployment) -> None:
     """N6: the same `ns` twice is one, another beside it is 400, and the cache key is that of the prefix."""
-    image = deployment.origin.add_image("library/ns", "v1")
+    image = deployment.fake_registry.add_image("library/ns", "v1")
     path = "/v2/library/ns/manifests/"
     assert deployment.get(f"{path}{image.digest}?ns=docker.io&ns=docker.io").status == 200
-    before = deployment.origin.count()
+    before = deployment.fake_registry.count()
     for query in ("ns=docker.io&ns=169.254.169.254", "ns=other.io&ns=docker.io", "ns=docker.io&ns=DOCKER.IO&ns=x"):
         assert deployment.get(f"{path}{image.digest}?{query}").status == 400
     for query in ("", "?ns=docker.io", "?x=1&x=2", "?ns="):
         assert deployment.get(f"{path}{image.digest}{query}").status == 200
-    assert deployment.origin.count() == before
+    assert deployment.fake_registry.count() == before
 
 
 RANGES: dict[str, int | bytes | list[bytes]] = {
@@ -175,7 +180,7 @@ RANGES: dict[str, int | bytes | list[bytes]] = {
 
 def test_n7_ranges(deployment: WatchedDeployment) -> None:
     """N7: 206 with exactly those bytes, one part for each of several ranges, 416, 400 for too many, or 200 whole."""
-    digest = deployment.origin.add_blob(BLOB)
+    digest = deployment.fake_registry.add_blob(BLOB)
     assert len(RANGES) >= 30
     for asked, expected in RANGES.items():
         reply = deployment.get(f"/v2/up.test/app/blobs/{digest}", Range=asked)
@@ -194,11 +199,11 @@ def test_n7_ranges(deployment: WatchedDeployment) -> None:
 
 def test_n8_head_is_get_without_a_body(deployment: WatchedDeployment) -> None:
     """N8: HEAD of everything has the status and the headers of GET, its length too, no body, and fetches none."""
-    image = deployment.origin.add_image("heads", "v1", [b"a layer for HEAD"])
-    layer = deployment.origin.add_blob(BLOB + b"a cold one")
+    image = deployment.fake_registry.add_image("heads", "v1", [b"a layer for HEAD"])
+    layer = deployment.fake_registry.add_blob(BLOB + b"a cold one")
     cold = f"/v2/up.test/heads/blobs/{layer}"
     assert deployment.head(cold).header("Content-Length") == str(SIZE + 10)
-    assert deployment.origin.count("blob", "GET", reference=layer) == 0
+    assert deployment.fake_registry.count("blob", "GET", reference=layer) == 0
     paths = [
         *("/v2/", "/version", "/healthz", "/readyz", "/v2/_catalog", "/nothing", "/v2/up.test/A/manifests/x", cold),
         *(f"/v2/up.test/heads/manifests/{reference}" for reference in ("v1", image.digest, "none", f"sha256:{HEX}")),
@@ -230,7 +235,7 @@ ACCEPTS = [
 
 def test_n10_accept_changes_nothing(deployment: WatchedDeployment) -> None:
     """N10: whatever a client accepts, a digest and a tag have the same bytes and the same type, fetched once."""
-    image = deployment.origin.add_image("accepts", "v1", [b"a layer for all"])
+    image = deployment.fake_registry.add_image("accepts", "v1", [b"a layer for all"])
     for reference in (image.digest, "v1"):
         for accept in ACCEPTS:
             reply = deployment.get(
@@ -238,4 +243,4 @@ def test_n10_accept_changes_nothing(deployment: WatchedDeployment) -> None:
             )
             assert (reply.status, reply.body) == (200, image.body), accept
             assert (reply.header("Docker-Content-Digest"), reply.header("Content-Type")) == (image.digest, OCI_MANIFEST)
-    assert deployment.origin.count("manifest", "GET", repo="accepts") == 1
+    assert deployment.fake_registry.count("manifest", "GET", repo="accepts") == 1

@@ -4,10 +4,10 @@ import pytest
 
 from tests.security.canaries import WatchedDeployment
 from tests.security.conftest import CLIENT
-from tests.support import misbehaviour as bad
+from tests.support import faults
 from tests.support.deployment import eventually
 from tests.support.fake_registry import DOCKER_MANIFEST, OCI_MANIFEST
-from tests.support.raw_http import Answer, Request
+from tests.support.raw_http import Request, ScriptedResponse
 
 CONFIG = {"mediaType": "application/json", "digest": f"sha256:{'c' * 64}", "size": 2}
 AMBIGUOUS = {
@@ -32,23 +32,23 @@ AMBIGUOUS = {
 def test_k2_a_document_with_two_meanings(deployment: WatchedDeployment, name: str) -> None:
     """K2: a manifest that two clients could read as two images is 502 by tag and by digest, and is not kept."""
     repo = f"ambiguous-{list(AMBIGUOUS).index(name)}"
-    digest = deployment.origin.add_manifest(repo, "v1", AMBIGUOUS[name], OCI_MANIFEST)
+    digest = deployment.fake_registry.add_manifest(repo, "v1", AMBIGUOUS[name], OCI_MANIFEST)
     for reference in ("v1", digest):
         assert deployment.get(f"/v2/up.test/{repo}/manifests/{reference}").status == 502
-    assert deployment.stored(digest) == []
+    assert deployment.stored_files(digest) == []
 
 
 def test_k2_the_first_type_of_a_digest_stays(deployment: WatchedDeployment) -> None:
     """K2: a document that does not name its type keeps the one that it was verified with, whatever is said later."""
     document = {"schemaVersion": 2, "config": CONFIG, "layers": []}
-    digest = deployment.origin.add_manifest("typeless", "v1", document, DOCKER_MANIFEST)
+    digest = deployment.fake_registry.add_manifest("typeless", "v1", document, DOCKER_MANIFEST)
     path = f"/v2/up.test/typeless/manifests/{digest}"
     assert deployment.get(path).header("Content-Type") == DOCKER_MANIFEST
-    rule = deployment.origin.on("manifest", bad.header("Content-Type", OCI_MANIFEST), repo="typeless")
+    rule = deployment.fake_registry.on("manifest", faults.header("Content-Type", OCI_MANIFEST), repo="typeless")
     for reference in (digest, "v1", digest):
         reply = deployment.get(f"/v2/up.test/typeless/manifests/{reference}")
         assert (reply.status, reply.header("Content-Type")) == (200, DOCKER_MANIFEST), reference
-    deployment.origin.mend(rule)
+    deployment.fake_registry.remove_rules(rule)
 
 
 SPOILERS = {
@@ -64,23 +64,25 @@ def test_k3_a_request_that_spoils_a_cold_object(deployment: WatchedDeployment, n
     """K3: what is refused reaches nobody, and the next client gets the object: no error is ever kept for it."""
     method, headers, status = SPOILERS[name]
     repo = f"spoilt-{list(SPOILERS).index(name)}"
-    image = deployment.origin.add_image(repo, "v1", [repo.encode()])
+    image = deployment.fake_registry.add_image(repo, "v1", [repo.encode()])
     for path, body in ((f"manifests/{image.digest}", image.body), (f"blobs/{image.layers[0]}", repo.encode())):
-        before = deployment.origin.count()
-        assert deployment.send(method, f"/v2/up.test/{repo}/{path}", **headers).status == status
-        assert deployment.origin.count() == before
+        before = deployment.fake_registry.count()
+        assert deployment.request(method, f"/v2/up.test/{repo}/{path}", **headers).status == status
+        assert deployment.fake_registry.count() == before
         reply = deployment.get(f"/v2/up.test/{repo}/{path}")
         assert (reply.status, reply.body) == (200, body)
 
 
 def test_k3_an_override_on_a_get_changes_nothing(deployment: WatchedDeployment) -> None:
     """K3: GET stays GET, with every name that such a header has."""
-    image = deployment.origin.add_image("override", "v1")
+    image = deployment.fake_registry.add_image("override", "v1")
     for name in ("X_HTTP_Method_Override", "X_HTTP_Method", "X_Method_Override"):
         assert deployment.get("/v2/up.test/override/manifests/v1", **{name: "DELETE"}).body == image.body
-    sent = {name.lower() for each in deployment.origin.seen(repo="override") for name, _ in each.request.headers}
+    sent = {
+        name.lower() for each in deployment.fake_registry.received(repo="override") for name, _ in each.request.headers
+    }
     assert sent == {"host", "user-agent", "accept-encoding", "accept"}
-    assert {each.request.method for each in deployment.origin.seen(repo="override")} == {"HEAD", "GET"}
+    assert {each.request.method for each in deployment.fake_registry.received(repo="override")} == {"HEAD", "GET"}
 
 
 EVIL = {
@@ -97,10 +99,10 @@ EVIL = {
 
 def test_k4_headers_that_name_another_place(deployment: WatchedDeployment) -> None:
     """K4: Host and its relatives change no key and nothing in an answer, and the evil name is nowhere in it."""
-    image = deployment.origin.add_image("places", "v1", [b"a layer in its place"])
-    deployment.origin.on(
+    image = deployment.fake_registry.add_image("places", "v1", [b"a layer in its place"])
+    deployment.fake_registry.on(
         "other",
-        bad.replaced(200, b'{"name":"places","tags":["a","b","c"]}', ("Content-Type", "application/json")),
+        faults.replaced(200, b'{"name":"places","tags":["a","b","c"]}', ("Content-Type", "application/json")),
         when=lambda request: request.path == "/v2/places/tags/list",
     )
     paths = ["manifests/v1", f"manifests/{image.digest}", f"blobs/{image.layers[0]}", "tags/list?n=1", "blobs/sha256:x"]
@@ -113,7 +115,7 @@ def test_k4_headers_that_name_another_place(deployment: WatchedDeployment) -> No
     assert deployment.get("/v2/up.test/places/tags/list?n=1", **EVIL).header("Link") == (
         '</v2/up.test/places/tags/list?n=1&last=a>; rel="next"'
     )
-    assert deployment.origin.count("manifest", "GET", repo="places") == 1
+    assert deployment.fake_registry.count("manifest", "GET", repo="places") == 1
 
 
 NOISE = {
@@ -139,13 +141,13 @@ OURS = {
 def test_k5_headers_of_the_upstream_are_not_passed_on(deployment: WatchedDeployment) -> None:
     """K5: an answer has the headers that Dockyard makes and no others, cold and warm; a client's canary says so too."""
 
-    def noisy(request: Request, answer: Answer) -> Answer:
+    def noisy(request: Request, answer: ScriptedResponse) -> ScriptedResponse:
         for name, value in NOISE.items():
             answer = answer.with_header(name, value)
         return answer
 
-    image = deployment.origin.add_image("noisy", "v1", [b"a layer with many headers"])
-    deployment.origin.on(None, noisy, repo="noisy")
+    image = deployment.fake_registry.add_image("noisy", "v1", [b"a layer with many headers"])
+    deployment.fake_registry.on(None, noisy, repo="noisy")
     for path in (f"manifests/{image.digest}", "manifests/v1", f"blobs/{image.layers[0]}"):
         for _ in range(2):
             reply = deployment.get(f"/v2/up.test/noisy/{path}")
@@ -167,17 +169,17 @@ LARGE = {
 def test_k5_too_many_headers(deployment: WatchedDeployment, name: str, kind: str) -> None:
     """K5: an answer of the upstream with more than 64 KiB of headers is 502, and nothing of it is kept."""
 
-    def large(request: Request, answer: Answer) -> Answer:
-        return Answer.of(
+    def large(request: Request, answer: ScriptedResponse) -> ScriptedResponse:
+        return ScriptedResponse.of(
             answer.status, b"".join(answer.body.pieces(0, answer.body.size)), *answer.headers, *LARGE[name].items()
         )
 
     repo = f"large-{list(LARGE).index(name)}-{kind}"
-    image = deployment.origin.add_image(repo, "v1", [repo.encode()])
+    image = deployment.fake_registry.add_image(repo, "v1", [repo.encode()])
     digest = image.digest if kind == "manifests" else image.layers[0]
-    rule = deployment.origin.on(None, large, repo=repo)
+    rule = deployment.fake_registry.on(None, large, repo=repo)
     path = f"/v2/up.test/{repo}/{kind}/{digest}"
     assert deployment.get(path).status == 502
-    assert deployment.stored(digest) == []
-    deployment.origin.mend(rule)
+    assert deployment.stored_files(digest) == []
+    deployment.fake_registry.remove_rules(rule)
     eventually(lambda: deployment.get(path).status == 200, "it is well again")

@@ -45,7 +45,7 @@ def test_s1_raw_inputs(edge: WatchedDeployment, case: Input) -> None:
     assert answered.statuses == case.statuses
     assert answered.is_closed
     assert len(answered.statuses) <= count_requests(case.data)
-    assert edge.origin.count(repo="smuggled") == 0
+    assert edge.fake_registry.count(repo="smuggled") == 0
 
 
 def _slow_headers(connection: socket.socket) -> None:
@@ -161,7 +161,7 @@ def test_s4_what_dockyard_cannot_see_is_settled_by_the_front(
             assert set(answered.statuses) <= {200, 400, 404}, what
             assert answered.is_closed, what
             assert 1 <= len(answered.statuses) <= count_requests(data), what
-            asked = {each.request.target for each in edge.origin.seen(repo=repo)}
+            asked = {each.request.target for each in edge.fake_registry.received(repo=repo)}
             assert asked <= {f"/v2/{repo}/manifests/x"}, what
             assert bool(asked) == (404 in answered.statuses), what
-        assert edge.origin.count(repo="smuggled") == 0
+        assert edge.fake_registry.count(repo="smuggled") == 0

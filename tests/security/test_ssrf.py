@@ -18,10 +18,10 @@ from tests.s3.store.proxy import S3Proxy, s3_error
 from tests.security.canaries import WatchedDeployment
 from tests.security.conftest import PASSWORD, STORE, watched
 from tests.security.island import Coast, Island, Names, need_island
-from tests.support import misbehaviour as bad
+from tests.support import faults
 from tests.support.deployment import upstream
 from tests.support.fake_registry import OCI_MANIFEST, FakeRegistry
-from tests.support.http_client import Reply
+from tests.support.http_client import Response
 from tests.support.raw_http import Request
 
 PUBLIC, ELSEWHERE = "8.8.4.4", "9.9.9.9"
@@ -81,10 +81,10 @@ class Shore:
     bucket: S3Proxy
 
     @property
-    def origin(self) -> FakeRegistry:
-        return self.deployment.origin
+    def fake_registry(self) -> FakeRegistry:
+        return self.deployment.fake_registry
 
-    def get(self, path: str) -> Reply:
+    def get(self, path: str) -> Response:
         return self.island.run(lambda: self.deployment.get(path))
 
     def assert_untouched(self) -> None:
@@ -100,16 +100,16 @@ def _settle(island: Island, directory: Path, stack: ExitStack) -> Shore:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     authority.issue_cert("registry.example.com").configure_cert(context)
     authority.cert_pem.write_to_path(str(directory / "ca.pem"))
-    origin = stack.enter_context(FakeRegistry())
-    plain = origin.listen("plain", PUBLIC)
-    secure = origin.listen("registry", PUBLIC, tls=context)
-    origin.listen("cdn", PUBLIC, port=PORT)
+    fake_registry = stack.enter_context(FakeRegistry())
+    plain = fake_registry.listen("plain", PUBLIC)
+    secure = fake_registry.listen("registry", PUBLIC, tls=context)
+    fake_registry.listen("cdn", PUBLIC, port=PORT)
     coast = stack.enter_context(closing(Coast(PORT, LISTENING)))
     bucket = stack.enter_context(closing(S3Proxy(0)))
     bucket.rule = lambda request: s3_error(404, "NoSuchKey")
     login = {"type": "basic", "username": "ann", "password": PASSWORD.text}
     deployment = watched(
-        origin,
+        fake_registry,
         directory / "deployment",
         upstreams=[
             upstream("up.test", f"http://registry.example.com:{plain.port}"),
@@ -119,7 +119,7 @@ def _settle(island: Island, directory: Path, stack: ExitStack) -> Shore:
                 auth=login,
                 ca_file=str(directory / "ca.pem"),
             ),
-            upstream("private.test", f"http://10.0.0.8:{origin.listen('private', '10.0.0.8').port}"),
+            upstream("private.test", f"http://10.0.0.8:{fake_registry.listen('private', '10.0.0.8').port}"),
         ],
         storage={
             "endpoint": bucket.host,
@@ -155,14 +155,14 @@ def test_the_island_sees_every_connection(shore: Shore) -> None:
             socket.create_connection((address, PORT), 5).close()
 
     shore.island.run(connect)
-    shore.origin.wait_for(lambda: len(shore.coast.meant) == len(LISTENING) + 3, "all connections are seen")
+    shore.fake_registry.wait_for(lambda: len(shore.coast.meant) == len(LISTENING) + 3, "all connections are seen")
     assert set(shore.coast.meant) == set(LISTENING)
     shore.coast.meant.clear()
     shore.names.asked.clear()
 
 
 def _digest(shore: Shore, seed: str) -> str:
-    return shore.origin.add_blob(Random(seed).randbytes(1000))
+    return shore.fake_registry.add_blob(Random(seed).randbytes(1000))
 
 
 @pytest.mark.parametrize("kind", ["blobs", "manifests"])
@@ -172,7 +172,7 @@ def test_r1_redirects(shore: Shore, kind: str) -> None:
     for name, target in TARGETS.items():
         digest = _digest(shore, f"{kind} {name}")
         location = target.format(s3=shore.bucket.host.rpartition(":")[2])
-        rule = shore.origin.on(None, bad.redirected(location), reference=digest)
+        rule = shore.fake_registry.on(None, faults.redirected(location), reference=digest)
         reply = shore.get(f"/v2/{'safe' if name == 'http from https' else 'up'}.test/app/{kind}/{digest}")
         assert (reply.status, reply.took_s < 3) == (502, True), name
         assert rule.applied > 0, name
@@ -191,7 +191,7 @@ def test_r3_realms(shore: Shore, login: str) -> None:
         elif name == "http from https":
             continue  # of the plain registry; the other has it
         repo = f"realm-{prefix}-{number}"
-        rule = shore.origin.on(None, bad.challenged(f'Bearer realm="{realm}",service="s"'), repo=repo)
+        rule = shore.fake_registry.on(None, faults.challenged(f'Bearer realm="{realm}",service="s"'), repo=repo)
         for _ in range(2):  # the realm before was remembered, and failed once more
             reply = shore.get(f"/v2/{prefix}.test/{repo}/manifests/sha256:{'a' * 64}")
         assert (reply.status, reply.took_s < 3) == (502, True), name
@@ -212,16 +212,16 @@ REALMS = {
 def test_r3_realms_of_strangers(shore: Shore, name: str) -> None:
     """R3: with a login, a realm of another registrable domain or without TLS is not even connected to."""
     repo = f"stranger-{list(REALMS).index(name)}"
-    shore.origin.on(None, bad.challenged(f'Bearer realm="{REALMS[name]}",service="s"'), repo=repo)
-    before = shore.origin.listeners["cdn"].connections
+    shore.fake_registry.on(None, faults.challenged(f'Bearer realm="{REALMS[name]}",service="s"'), repo=repo)
+    before = shore.fake_registry.listeners["cdn"].connections
     assert shore.get(f"/v2/safe.test/{repo}/manifests/sha256:{'b' * 64}").status == 502
-    assert shore.origin.listeners["cdn"].connections == before
+    assert shore.fake_registry.listeners["cdn"].connections == before
     shore.assert_untouched()
 
 
 def _to_name(shore: Shore, name: str, digest: str) -> Callable[[Request], str]:
     def location(request: Request) -> str:
-        return shore.origin.presign(digest, listener="cdn").replace(f"{PUBLIC}:", f"{name}:")
+        return shore.fake_registry.presign(digest, listener="cdn").replace(f"{PUBLIC}:", f"{name}:")
 
     return location
 
@@ -237,10 +237,10 @@ def test_r2_names_that_are_bound_anew(shore: Shore) -> None:
         shore.names.answers[name] = [(PUBLIC,), (address,)]
         first, second = (_digest(shore, f"rebinding {address} {n}") for n in (1, 2))
         for digest in (first, second):
-            shore.origin.on("blob", bad.redirected(_to_name(shore, name, digest)), reference=digest)
+            shore.fake_registry.on("blob", faults.redirected(_to_name(shore, name, digest)), reference=digest)
         assert shore.get(f"/v2/up.test/app/blobs/{first}").status == 200, address
         assert shore.names.asked.count(name) == 1
-        shore.origin.listeners["cdn"].drop_connections()
+        shore.fake_registry.listeners["cdn"].drop_connections()
         reply = shore.get(f"/v2/up.test/app/blobs/{second}")
         assert (reply.status, reply.took_s < 3) == (502, True), address
         assert shore.names.asked.count(name) > 1, address
@@ -252,7 +252,7 @@ def test_r2_a_name_with_public_and_private_addresses(shore: Shore) -> None:
     name = "both.example.net"
     shore.names.answers[name] = [("10.1.2.3", "169.254.169.254", PUBLIC, "fc00::1")]
     digest = _digest(shore, name)
-    shore.origin.on("blob", bad.redirected(_to_name(shore, name, digest)), reference=digest)
+    shore.fake_registry.on("blob", faults.redirected(_to_name(shore, name, digest)), reference=digest)
     assert shore.get(f"/v2/up.test/app/blobs/{digest}").status == 200
     shore.assert_untouched()
 
@@ -264,38 +264,42 @@ def test_r5_a_private_registry_points_to_its_neighbours_only(shore: Shore, addre
     """R5: a registry on a private address may send us to private ones (the design's rule), not to us or to metadata."""
     digest = _digest(shore, f"private {address}")
     if status == 200:
-        listener = shore.island.run(lambda: shore.origin.listen(f"cdn {address}", address))
-        shore.origin.on(
-            "blob", bad.redirected(lambda _: shore.origin.presign(digest, listener=listener.name)), reference=digest
+        listener = shore.island.run(lambda: shore.fake_registry.listen(f"cdn {address}", address))
+        shore.fake_registry.on(
+            "blob",
+            faults.redirected(lambda _: shore.fake_registry.presign(digest, listener=listener.name)),
+            reference=digest,
         )
     else:
-        shore.origin.on("blob", bad.redirected(f"http://{address}:{PORT}/x"), reference=digest)
+        shore.fake_registry.on("blob", faults.redirected(f"http://{address}:{PORT}/x"), reference=digest)
     assert shore.get(f"/v2/private.test/app/blobs/{digest}").status == status
     shore.assert_untouched()
 
 
 def test_r4_urls_in_a_manifest_are_not_followed(
-    make_deployment: Callable[..., WatchedDeployment], origin: FakeRegistry
+    make_deployment: Callable[..., WatchedDeployment], fake_registry: FakeRegistry
 ) -> None:
     """R4: a foreign layer is passed on as the manifest has it; what its `urls` name gets no connection."""
-    elsewhere = origin.listen("elsewhere", "127.0.0.2")
+    elsewhere = fake_registry.listen("elsewhere", "127.0.0.2")
     layer = {"mediaType": "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip", "digest": f"sha256:{'f' * 64}"}
     layer |= {"size": 5, "urls": [f"{elsewhere.url}/layer"]}  # type: ignore[dict-item]
-    config = {"mediaType": "application/json", "digest": origin.add_blob(b"{}"), "size": 2}
+    config = {"mediaType": "application/json", "digest": fake_registry.add_blob(b"{}"), "size": 2}
     document = {"schemaVersion": 2, "mediaType": OCI_MANIFEST, "config": config, "layers": [layer]}
-    digest = origin.add_manifest("app", "v1", document, OCI_MANIFEST)
+    digest = fake_registry.add_manifest("app", "v1", document, OCI_MANIFEST)
     deployment = make_deployment()
     for reference in ("v1", digest):
-        assert deployment.get(f"/v2/up.test/app/manifests/{reference}").body == origin.manifest_body("app", digest)
+        assert deployment.get(f"/v2/up.test/app/manifests/{reference}").body == fake_registry.manifest_body(
+            "app", digest
+        )
     assert deployment.get(f"/v2/up.test/app/blobs/{layer['digest']}").status == 404
     assert elsewhere.connections == 0
 
 
 def test_r6_proxies_of_the_environment_are_not_used(
-    make_deployment: Callable[..., WatchedDeployment], origin: FakeRegistry
+    make_deployment: Callable[..., WatchedDeployment], fake_registry: FakeRegistry
 ) -> None:
     """R6: HTTP_PROXY and its kind change nothing, neither for upstreams nor for the bucket."""
-    proxy = origin.listen("proxy", "127.0.0.2")
+    proxy = fake_registry.listen("proxy", "127.0.0.2")
     names = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy")
     with closing(S3Proxy(0)) as bucket:
         bucket.rule = lambda request: s3_error(404, "NoSuchKey")
@@ -303,7 +307,7 @@ def test_r6_proxies_of_the_environment_are_not_used(
         deployment = make_deployment(
             environ=dict.fromkeys(names, proxy.url) | {"NO_PROXY": ""}, storage={**storage, "use_ssl": False}
         )
-        image = origin.add_image("app", "v1")
+        image = fake_registry.add_image("app", "v1")
         assert deployment.get("/v2/up.test/app/manifests/v1").body == image.body
         assert bucket.requests
     assert proxy.connections == 0

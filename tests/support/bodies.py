@@ -1,4 +1,4 @@
-"""What the scripted origin serves: real bytes, or large bodies that are made while they are sent.
+"""What the fake registry serves: real bytes, or large bodies that are made while they are sent.
 
 The one rule: a body is the same however often and from whatever offset it is read, so a client may compare what
 arrives with `pieces()` instead of keeping or hashing it.

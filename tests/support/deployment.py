@@ -1,4 +1,4 @@
-"""An origin and a Dockyard in front of it, with the few questions that all cases ask."""
+"""A fake registry and a Dockyard in front of it, with the few questions that all cases ask."""
 
 import contextlib
 import os
@@ -16,7 +16,7 @@ import attrs
 from tests.support.bodies import Body
 from tests.support.dockyard import Dockyard, running
 from tests.support.fake_registry import FakeRegistry
-from tests.support.http_client import Crowd, Reply, StreamedReply, ask
+from tests.support.http_client import Crowd, Response, StreamedResponse, send_request
 
 POLL_S = 0.02
 CHECK_TIMEOUT_S = 2
@@ -27,7 +27,7 @@ STALL_TIMEOUT_S = 10
 class Deployment:
     """What a case works with. Paths are given without the host, as a client would send them."""
 
-    origin: FakeRegistry
+    fake_registry: FakeRegistry
     dockyard: Dockyard
     tls: ssl.SSLContext | None = None
 
@@ -35,34 +35,34 @@ class Deployment:
     def address(self) -> tuple[str, int]:
         return "127.0.0.1", self.dockyard.port
 
-    def get(self, path: str, **headers: str) -> Reply:
+    def get(self, path: str, **headers: str) -> Response:
         """GET; headers are given by name with underscores for hyphens."""
-        return ask(self.address, path, _header_names(headers), tls=self.tls)
+        return send_request(self.address, path, _header_names(headers), tls=self.tls)
 
-    def head(self, path: str, **headers: str) -> Reply:
-        return ask(self.address, path, _header_names(headers), method="HEAD", tls=self.tls)
+    def head(self, path: str, **headers: str) -> Response:
+        return send_request(self.address, path, _header_names(headers), method="HEAD", tls=self.tls)
 
-    def send(self, method: str, path: str, **headers: str) -> Reply:
-        return ask(self.address, path, _header_names(headers), method=method, tls=self.tls)
+    def request(self, method: str, path: str, **headers: str) -> Response:
+        return send_request(self.address, path, _header_names(headers), method=method, tls=self.tls)
 
-    def download(self, path: str, *, receive_buffer: int | None = None, **headers: str) -> StreamedReply:
+    def stream(self, path: str, *, receive_buffer: int | None = None, **headers: str) -> StreamedResponse:
         """GET of which the test reads as much as it wants."""
-        return StreamedReply(self.address, path, _header_names(headers), receive_buffer=receive_buffer)
+        return StreamedResponse(self.address, path, _header_names(headers), receive_buffer=receive_buffer)
 
-    def raw(self, request: bytes) -> StreamedReply:
+    def send_raw(self, request: bytes) -> StreamedResponse:
         """A request of the test's own spelling."""
-        return StreamedReply(self.address, "", request=request)
+        return StreamedResponse(self.address, "", request=request)
 
     def crowd(self, path: str, truth: Body, size: int, headers: Sequence[Mapping[str, str]] = ()) -> Crowd:
         """Many clients of one body at once."""
         return Crowd(self.address, path, truth, size, headers)
 
-    def get_together(self, paths: Sequence[str], **headers: str) -> list[Reply]:
+    def get_concurrently(self, paths: Sequence[str], **headers: str) -> list[Response]:
         """One GET per path, all at once."""
         with ThreadPoolExecutor(len(paths)) as pool:
             return list(pool.map(lambda path: self.get(path, **headers), paths))
 
-    def stored(self, digest: str) -> list[Path]:
+    def stored_files(self, digest: str) -> list[Path]:
         """The files in the storage directory that are named for a digest and are not partial."""
         encoded = digest.partition(":")[2]
         found = []
@@ -79,10 +79,10 @@ class Deployment:
         """Wait until so many workers answer their peers."""
         eventually(lambda: len(list(self.dockyard.storage.glob("run/shard-*.sock"))) == count, "all workers serve")
 
-    def assert_no_leak(self, reply: Reply) -> None:
+    def assert_no_leak(self, reply: Response) -> None:
         """An error tells nothing about the upstream or this machine."""
         text = reply.body.decode() + str(reply.headers)
-        hosts = {listener.authority for listener in self.origin.listeners.values()}
+        hosts = {listener.authority for listener in self.fake_registry.listeners.values()}
         for secret in (*hosts, "127.0.0.", "X-Amz", "Signature", str(self.dockyard.storage), "Traceback"):
             assert secret not in text, f"{secret!r} in {text}"
 
@@ -106,7 +106,7 @@ def stays(condition: Callable[[], Any], what: str, for_s: float) -> None:
 
 
 @contextlib.contextmanager
-def opened_at_exit(event: threading.Event) -> Iterator[threading.Event]:
+def set_at_exit(event: threading.Event) -> Iterator[threading.Event]:
     """An event that is set when the block ends, however it ends."""
     try:
         yield event
@@ -114,7 +114,7 @@ def opened_at_exit(event: threading.Event) -> Iterator[threading.Event]:
         event.set()
 
 
-def parse_cache_status(reply: Reply) -> dict[str, str | bool]:
+def parse_cache_status(reply: Response) -> dict[str, str | bool]:
     """The parameters of our member of Cache-Status (RFC 9211); `""` is the name of the cache."""
     value = reply.header("Cache-Status") or ""
     name, *parameters = re.split(r"\s*;\s*", value)
@@ -133,7 +133,7 @@ def upstream(prefix: str, registry: str, **more: Any) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def open_deployment(
-    origin: FakeRegistry,
+    fake_registry: FakeRegistry,
     directory: Path,
     *,
     workers: int = 1,
@@ -143,10 +143,14 @@ def open_deployment(
     wrapper: Sequence[str] = (),
     **settings: Any,
 ) -> Iterator[Deployment]:
-    """A Dockyard in front of the origin: prefix `up.test` and the default `docker.io` lead there, limits are short."""
+    """A Dockyard with short limits whose prefix `up.test` and default `docker.io` lead to the fake registry."""
     limits = {"check_timeout": f"{CHECK_TIMEOUT_S}s", "connect_timeout": "1s", "stall_timeout": f"{STALL_TIMEOUT_S}s"}
     settings["upstream"] = {**limits, **settings.get("upstream", {})}
-    ours = [upstream("docker.io", origin.url), upstream("up.test", origin.url)] if upstreams is None else upstreams
+    ours = (
+        [upstream("docker.io", fake_registry.url), upstream("up.test", fake_registry.url)]
+        if upstreams is None
+        else upstreams
+    )
     with running(
         Dockyard(
             directory,
@@ -158,4 +162,4 @@ def open_deployment(
             wrapper=wrapper,
         )
     ) as dockyard:
-        yield Deployment(origin, dockyard)
+        yield Deployment(fake_registry, dockyard)

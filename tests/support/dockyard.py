@@ -12,9 +12,9 @@ from typing import Any
 
 import yaml
 
+from tests.support.distribution import DistributionRegistry
 from tests.support.olareg import Olareg
 from tests.support.processes import Process, children, descendants, free_port, kill_leftovers
-from tests.support.registry import Registry
 
 START_LIMIT_S = 30.0
 DRAIN_TIMEOUT_S = 10
@@ -130,7 +130,7 @@ class Dockyard:
             except (OSError, http.client.HTTPException):
                 return False
 
-    def said(self) -> str:
+    def read_log(self) -> str:
         """Return the whole log."""
         return self.log.read_text(errors="replace")
 
@@ -140,7 +140,7 @@ class Dockyard:
         return self._process
 
 
-def docker_hub(registry: Registry | Olareg) -> dict[str, Any]:
+def docker_hub(registry: DistributionRegistry | Olareg) -> dict[str, Any]:
     """Return the upstream `docker.io`, played by our registry."""
     return {"prefix": "docker.io", "registry": registry.url, "auth": {"type": "anonymous"}}
 

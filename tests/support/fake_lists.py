@@ -1,4 +1,4 @@
-"""Lists at the scripted origin: tags in pages of its own making, referrers with and without the API."""
+"""Lists at the fake registry: tags in pages of its own making, referrers with and without the API."""
 
 import base64
 import json
@@ -7,8 +7,8 @@ from typing import Any
 from urllib.parse import quote
 
 from tests.support.fake_registry import OCI_INDEX, OCI_MANIFEST, FakeRegistry, Rule
-from tests.support.misbehaviour import refusing
-from tests.support.raw_http import Answer, Request
+from tests.support.faults import error_response
+from tests.support.raw_http import Request, ScriptedResponse
 
 JSON = ("Content-Type", "application/json")
 
@@ -28,13 +28,13 @@ def referrers_path(repo: str, digest: str) -> str:
     return f"/v2/{repo}/referrers/{digest}"
 
 
-def count(origin: FakeRegistry, path: str) -> int:
-    """How many requests for a path reached the origin."""
-    return sum(exchange.request.path == path for exchange in origin.seen())
+def count(fake_registry: FakeRegistry, path: str) -> int:
+    """How many requests for a path reached the fake registry."""
+    return sum(exchange.request.path == path for exchange in fake_registry.received())
 
 
 def offer_tags(
-    origin: FakeRegistry,
+    fake_registry: FakeRegistry,
     repo: str,
     tags: Sequence[str] | None,
     *,
@@ -46,17 +46,19 @@ def offer_tags(
     As in ECR: `last` is opaque, the Link is absolute, and the JSON calls itself text. `link` makes another Link of it.
     """
 
-    def change(request: Request, answer: Answer) -> Answer:
+    def change(request: Request, answer: ScriptedResponse) -> ScriptedResponse:
         start = int(base64.b64decode(request.query["last"])) if "last" in request.query else 0
         page = None if tags is None else list(tags[start : start + page_size])
-        told = Answer.of(200, json.dumps({"name": repo, "tags": page}).encode(), ("Content-Type", "text/plain"))
+        told = ScriptedResponse.of(
+            200, json.dumps({"name": repo, "tags": page}).encode(), ("Content-Type", "text/plain")
+        )
         if tags is None or start + page_size >= len(tags):
             return told
         last = quote(base64.b64encode(str(start + page_size).encode()))
-        url = f"{origin.url}{tags_path(repo)}?n={page_size}&last={last}"
+        url = f"{fake_registry.url}{tags_path(repo)}?n={page_size}&last={last}"
         return told.with_header("Link", link(url) if link else f'<{url}>; rel="next"')
 
-    return origin.on(None, change, when=at(tags_path(repo)))
+    return fake_registry.on(None, change, when=at(tags_path(repo)))
 
 
 def descriptor(digest: str, artifact_type: str | None = None, **more: Any) -> dict[str, Any]:
@@ -71,20 +73,20 @@ def index(descriptors: Sequence[Any]) -> bytes:
 
 
 def offer_referrers(
-    origin: FakeRegistry, repo: str, digest: str, descriptors: Sequence[Any], *, page_size: int = 100_000
+    fake_registry: FakeRegistry, repo: str, digest: str, descriptors: Sequence[Any], *, page_size: int = 100_000
 ) -> Rule:
     """Offer referrers by the API, in pages; a filter is not heeded."""
 
-    def change(request: Request, answer: Answer) -> Answer:
+    def change(request: Request, answer: ScriptedResponse) -> ScriptedResponse:
         start = int(request.query.get("next", "0"))
-        told = Answer.of(200, index(descriptors[start : start + page_size]), ("Content-Type", OCI_INDEX))
+        told = ScriptedResponse.of(200, index(descriptors[start : start + page_size]), ("Content-Type", OCI_INDEX))
         if start + page_size >= len(descriptors):
             return told
         return told.with_header("Link", f'<{referrers_path(repo, digest)}?next={start + page_size}>; rel="next"')
 
-    return origin.on(None, change, when=at(referrers_path(repo, digest)))
+    return fake_registry.on(None, change, when=at(referrers_path(repo, digest)))
 
 
-def refuse(origin: FakeRegistry, path: str, status: int, *, times: int | None = None) -> Rule:
+def refuse(fake_registry: FakeRegistry, path: str, status: int, *, times: int | None = None) -> Rule:
     """Answer a path with an error."""
-    return origin.on(None, refusing(status), when=at(path), times=times)
+    return fake_registry.on(None, error_response(status), when=at(path), times=times)

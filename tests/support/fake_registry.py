@@ -3,11 +3,11 @@
 One `FakeRegistry` has one or more listeners (a port each, on any loopback address, TLS if wanted). Every listener
 answers every path: `/v2/…` is the registry, `/token` the token server, `/cdn/…` presigned downloads. A request is first
 answered honestly from the content that was added; then each rule that matches may change the answer
-(`tests/support/misbehaviour.py` has the changes). Everything that arrived is kept in `origin.exchanges`: tests count
+(`tests/support/faults.py` has the changes). Everything that arrived is kept in `fake_registry.exchanges`: tests count
 there.
 
-Threads: one per listener and one per connection, all daemons. Nothing here sleeps without looking whether the origin
-is closing or the peer has gone.
+Threads: one per listener and one per connection, all daemons. Nothing here sleeps without looking whether the fake
+registry is closing or the peer has gone.
 """
 
 import base64
@@ -25,7 +25,16 @@ from typing import Any, Self
 import attrs
 
 from tests.support.bodies import Body, Bytes, digest_of
-from tests.support.raw_http import TICK_S, Answer, Exchange, Listener, OriginClosedError, PeerGoneError, Request, Sender
+from tests.support.raw_http import (
+    TICK_S,
+    ClientGoneError,
+    Exchange,
+    Listener,
+    RegistryClosedError,
+    Request,
+    ScriptedResponse,
+    Sender,
+)
 
 OCI_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 OCI_INDEX = "application/vnd.oci.image.index.v1+json"
@@ -36,7 +45,7 @@ DOCKER_LIST = "application/vnd.docker.distribution.manifest.list.v2+json"
 DOCKER_CONFIG = "application/vnd.docker.container.image.v1+json"
 DOCKER_LAYER = "application/vnd.docker.image.rootfs.diff.tar.gzip"
 
-Change = Callable[[Request, Answer], Answer]
+Change = Callable[[Request, ScriptedResponse], ScriptedResponse]
 
 
 @attrs.define(eq=False)
@@ -100,7 +109,7 @@ class FakeRegistry:
         self._manifests: dict[tuple[str, str], _Manifest] = {}
         self._blobs: dict[str, tuple[Body, frozenset[str] | None]] = {}
         self._presigned: dict[str, _Presigned] = {}
-        self.registry = self.listen("registry")
+        self.listener = self.listen("registry")
 
     def __enter__(self) -> Self:
         return self
@@ -128,12 +137,12 @@ class FakeRegistry:
     @property
     def authority(self) -> str:
         """`host:port` of the registry."""
-        return self.registry.authority
+        return self.listener.authority
 
     @property
     def url(self) -> str:
         """What goes into `registry:` of an upstream."""
-        return self.registry.url
+        return self.listener.url
 
     # Content
 
@@ -241,14 +250,14 @@ class FakeRegistry:
             self.rules.append(rule)
         return rule
 
-    def mend(self, *rules: Rule) -> None:
+    def remove_rules(self, *rules: Rule) -> None:
         """Drop these rules, or all: the upstream is well again."""
         with self._changed:
             self.rules = [rule for rule in self.rules if rules and rule not in rules]
 
     # What reached us
 
-    def seen(self, kind: str | None = None, method: str | None = None, **fields: str) -> list[Exchange]:
+    def received(self, kind: str | None = None, method: str | None = None, **fields: str) -> list[Exchange]:
         """The exchanges of one kind and method, `fields` compared with those of the request."""
         with self._changed:
             exchanges = list(self.exchanges)
@@ -262,19 +271,19 @@ class FakeRegistry:
 
     def count(self, kind: str | None = None, method: str | None = None, **fields: str) -> int:
         """How many such requests reached us."""
-        return len(self.seen(kind, method, **fields))
+        return len(self.received(kind, method, **fields))
 
     def sent_bytes(self, kind: str | None = None, **fields: str) -> int:
         """Body bytes that were handed to the network for such requests."""
-        return sum(exchange.sent_bytes for exchange in self.seen(kind, **fields))
+        return sum(exchange.sent_bytes for exchange in self.received(kind, **fields))
 
-    def at_once(self, kind: str | None = None, method: str | None = None, **fields: str) -> int:
+    def max_concurrent(self, kind: str | None = None, method: str | None = None, **fields: str) -> int:
         """How many such requests were being answered at the same time, at the most."""
-        seen = self.seen(kind, method, **fields)
-        events = sorted([(each.ended_at, -1) for each in seen] + [(each.began_at, 1) for each in seen])
+        received = self.received(kind, method, **fields)
+        events = sorted([(each.ended_at, -1) for each in received] + [(each.began_at, 1) for each in received])
         return max(itertools.accumulate(step for _, step in events), default=0)
 
-    def forget(self) -> None:
+    def clear_exchanges(self) -> None:
         """Begin a new count."""
         with self._changed:
             self.exchanges.clear()
@@ -300,9 +309,9 @@ class FakeRegistry:
         exchange.status = answer.status
         try:
             exchange.ended = Sender(connection, self.closing, exchange).send(request, answer)
-        except (OSError, PeerGoneError):
+        except (OSError, ClientGoneError):
             exchange.ended = "gone"
-        except OriginClosedError:
+        except RegistryClosedError:
             exchange.ended = "closed"
         finally:
             with self._changed:
@@ -310,7 +319,7 @@ class FakeRegistry:
                 self._changed.notify_all()
         return exchange.ended == "whole" and request.header("Connection") != "close"
 
-    def _answer(self, request: Request) -> Answer:
+    def _answer(self, request: Request) -> ScriptedResponse:
         answer = self._honest(request)
         with self._changed:
             rules = list(self.rules)
@@ -322,13 +331,13 @@ class FakeRegistry:
             answer = rule.change(request, answer)
         return answer
 
-    def _honest(self, request: Request) -> Answer:
+    def _honest(self, request: Request) -> ScriptedResponse:
         match request.kind:
             case "ping":
-                return Answer.of(200, b"{}", ("Content-Type", "application/json"))
+                return ScriptedResponse.of(200, b"{}", ("Content-Type", "application/json"))
             case "token":
                 token = {"token": "an-anonymous-token", "expires_in": 300}
-                return Answer.of(200, json.dumps(token).encode(), ("Content-Type", "application/json"))
+                return ScriptedResponse.of(200, json.dumps(token).encode(), ("Content-Type", "application/json"))
             case "manifest":
                 return self._manifest(request)
             case "blob":
@@ -336,15 +345,15 @@ class FakeRegistry:
             case "cdn":
                 return self._download(request)
             case "connect":
-                return Answer.of(200)
+                return ScriptedResponse.of(200)
             case _:
                 return _error(404, "NAME_UNKNOWN")
 
-    def _manifest(self, request: Request) -> Answer:
+    def _manifest(self, request: Request) -> ScriptedResponse:
         manifest = self._manifests.get((request.repo, request.reference))
         if manifest is None:
             return _error(404, "MANIFEST_UNKNOWN")
-        return Answer.of(
+        return ScriptedResponse.of(
             200,
             manifest.body,
             ("Content-Type", manifest.media_type),
@@ -352,18 +361,22 @@ class FakeRegistry:
             ("ETag", f'"{manifest.digest}"'),
         )
 
-    def _blob(self, request: Request) -> Answer:
+    def _blob(self, request: Request) -> ScriptedResponse:
         body, repos = self._blobs.get(request.reference, (None, None))
         if body is None or (repos is not None and request.repo not in repos):
             return _error(404, "BLOB_UNKNOWN")
         return _ranged(request, body).with_header("Docker-Content-Digest", request.reference)
 
-    def _download(self, request: Request) -> Answer:
+    def _download(self, request: Request) -> ScriptedResponse:
         presigned = self._presigned.get(request.query.get("X-Amz-Signature", ""))
         if presigned is None or presigned.uses == 0 or presigned.method != request.method:
-            return Answer.of(403, b"<Error><Code>AccessDenied</Code></Error>", ("Content-Type", "application/xml"))
+            return ScriptedResponse.of(
+                403, b"<Error><Code>AccessDenied</Code></Error>", ("Content-Type", "application/xml")
+            )
         if request.header("Authorization"):
-            return Answer.of(400, b"<Error>Only one auth mechanism</Error>", ("Content-Type", "application/xml"))
+            return ScriptedResponse.of(
+                400, b"<Error>Only one auth mechanism</Error>", ("Content-Type", "application/xml")
+            )
         if presigned.uses is not None:
             presigned.uses -= 1
         return _ranged(request, self._blobs[presigned.digest][0])
@@ -376,9 +389,9 @@ class _Presigned:
     uses: int | None
 
 
-def _ranged(request: Request, body: Body) -> Answer:
+def _ranged(request: Request, body: Body) -> ScriptedResponse:
     """200, 206 or 416 for a request with at most one range."""
-    base = Answer.of(200, body, ("Content-Type", "application/octet-stream"), ("Accept-Ranges", "bytes"))
+    base = ScriptedResponse.of(200, body, ("Content-Type", "application/octet-stream"), ("Accept-Ranges", "bytes"))
     match = re.fullmatch(r"bytes=(\d*)-(\d*)", request.header("Range") or "")
     if match is None or match.group() == "bytes=-":
         return base
@@ -386,14 +399,14 @@ def _ranged(request: Request, body: Body) -> Answer:
     start = int(first) if first else max(0, body.size - int(last))
     stop = min(body.size, int(last) + 1) if first and last else body.size
     if start >= stop:
-        return Answer.of(416).with_header("Content-Range", f"bytes */{body.size}")
+        return ScriptedResponse.of(416).with_header("Content-Range", f"bytes */{body.size}")
     part = attrs.evolve(base, status=206, start=start, stop=stop)
     return part.with_header("Content-Range", f"bytes {start}-{stop - 1}/{body.size}")
 
 
-def _error(status: int, code: str) -> Answer:
+def _error(status: int, code: str) -> ScriptedResponse:
     body = json.dumps({"errors": [{"code": code, "message": "said the upstream"}]}).encode()
-    return Answer.of(status, body, ("Content-Type", "application/json"))
+    return ScriptedResponse.of(status, body, ("Content-Type", "application/json"))
 
 
 def basic(username: str, password: str) -> str:

@@ -1,7 +1,7 @@
 """Plain clients over raw sockets: what they see is what was on the wire.
 
-`ask` is one request and its whole answer. `StreamedReply` is a body read step by step. `Crowd` is hundreds of downloads
-of one body in one thread, each byte compared with the truth and nothing kept.
+`ask` is one request and its whole answer. `StreamedResponse` is a body read step by step. `Crowd` is hundreds of
+downloads of one body in one thread, each byte compared with the truth and nothing kept.
 """
 
 import json
@@ -19,13 +19,13 @@ import attrs
 from tests.support.bodies import PIECE_BYTES, Body
 
 READ_BYTES = 256 * 1024
-PATIENCE_S = 30.0
+TIMEOUT_S = 30.0
 
 Ended = Literal["length", "fin", "rst", "timeout"]
 
 
 @attrs.frozen
-class Reply:
+class Response:
     """An answer as it arrived. `ended` is "length" when the body came whole, else what came instead."""
 
     status: int
@@ -59,7 +59,7 @@ class Reply:
         return str(error["code"])
 
 
-class StreamedReply:
+class StreamedResponse:
     """One request whose answer is read as far as the test wants."""
 
     def __init__(
@@ -71,7 +71,7 @@ class StreamedReply:
         method: str = "GET",
         tls: ssl.SSLContext | None = None,
         receive_buffer: int | None = None,
-        timeout_s: float = PATIENCE_S,
+        timeout_s: float = TIMEOUT_S,
         request: bytes | None = None,
     ) -> None:
         self._method = method
@@ -95,7 +95,7 @@ class StreamedReply:
     def __exit__(self, *_: object) -> None:
         self.socket.close()
 
-    def head(self) -> "StreamedReply":
+    def head(self) -> "StreamedResponse":
         """Read status and headers."""
         while b"\r\n\r\n" not in self._buffer:
             more = self.socket.recv(READ_BYTES)
@@ -147,7 +147,7 @@ class StreamedReply:
             return b"".join(parts), "rst"
         return b"".join(parts), "length"
 
-    def find_wrong(self, truth: Body) -> int | None:
+    def find_mismatch(self, truth: Body) -> int | None:
         """Read the rest of the body; the first piece that is not the truth's, as an offset, or None. Keeps nothing."""
         place = bytearray(PIECE_BYTES)
         for piece in truth.pieces(self.received, truth.size):
@@ -175,25 +175,25 @@ class StreamedReply:
         self.socket.close()
 
 
-def ask(
+def send_request(
     address: tuple[str, int],
     path: str,
     headers: Mapping[str, str] | None = None,
     *,
     method: str = "GET",
     tls: ssl.SSLContext | None = None,
-    timeout_s: float = PATIENCE_S,
-) -> Reply:
+    timeout_s: float = TIMEOUT_S,
+) -> Response:
     """One request on a connection of its own."""
-    with StreamedReply(address, path, headers, method=method, tls=tls, timeout_s=timeout_s) as download:
+    with StreamedResponse(address, path, headers, method=method, tls=tls, timeout_s=timeout_s) as download:
         download.head()
         body, ended = download.rest()
         if (download.header("Transfer-Encoding") or "").lower() == "chunked":
             body, ended = _unchunked(body)
-        return Reply(download.status, download.headers, body, ended, time.monotonic() - download.began_at)
+        return Response(download.status, download.headers, body, ended, time.monotonic() - download.began_at)
 
 
-def exchange(address: tuple[str, int], data: bytes, timeout_s: float = 5.0) -> bytes:
+def send_raw(address: tuple[str, int], data: bytes, timeout_s: float = 5.0) -> bytes:
     """Send raw bytes, half-close, and return all that comes back until the other side closes or says no more."""
     with _connect(address, timeout_s, None) as connection:
         connection.sendall(data)
@@ -274,7 +274,7 @@ class Crowd:
         return str(ends)
 
     def _join(self, path: str, headers: Mapping[str, str]) -> None:
-        connection = _connect(self._address, PATIENCE_S, None)
+        connection = _connect(self._address, TIMEOUT_S, None)
         connection.sendall(request_bytes("GET", path, self._address, headers))
         connection.setblocking(False)
         match = re.match(r"bytes=(\d+)-", headers.get("Range", ""))
@@ -350,7 +350,7 @@ def parse_head(head: bytes) -> tuple[int, tuple[tuple[str, str], ...]]:
     return int(line.split(" ")[1]), headers
 
 
-def parse_multipart(reply: Reply) -> list[tuple[str, bytes]]:
+def parse_multipart(reply: Response) -> list[tuple[str, bytes]]:
     """The Content-Range and bytes of each part of a multipart/byteranges body, in order."""
     match = re.fullmatch(r'multipart/byteranges; *boundary="?([^"]+)"?', reply.header("Content-Type") or "")
     assert match, reply.header("Content-Type")

@@ -17,6 +17,7 @@ from typing import Any
 
 import attrs
 
+from tests.support.distribution import DistributionRegistry
 from tests.support.fake_registry import (
     DOCKER_CONFIG,
     DOCKER_LAYER,
@@ -26,17 +27,16 @@ from tests.support.fake_registry import (
     OCI_LAYER,
     OCI_MANIFEST,
 )
-from tests.support.registry import Registry
 
 OCI_TAR_LAYER = "application/vnd.oci.image.layer.v1.tar"
 ARCHITECTURES = ("amd64", "arm64")
-OUR_ARCHITECTURE = {"x86_64": "amd64", "aarch64": "arm64"}[platform.machine()]
+THIS_ARCHITECTURE = {"x86_64": "amd64", "aarch64": "arm64"}[platform.machine()]
 BLOCK_BYTES = 1 << 20
 PAGE_BYTES = 4096
 
 
 @attrs.frozen
-class Part:
+class Blob:
     """One blob of an image."""
 
     media_type: str
@@ -49,14 +49,14 @@ class Part:
 
 
 @attrs.frozen
-class Single:
+class PlatformImage:
     """The image of one platform."""
 
     digest: str
     media_type: str
     size: int
-    config: Part
-    layers: tuple[Part, ...]
+    config: Blob
+    layers: tuple[Blob, ...]
 
     @property
     def blobs(self) -> frozenset[str]:
@@ -64,32 +64,32 @@ class Single:
 
 
 @attrs.frozen
-class Pushed:
+class PushedImage:
     """What stands in the registry under `repository:tag`: its digest, and the image of each architecture."""
 
     repository: str
     tag: str
     digest: str
     media_type: str
-    singles: Mapping[str, Single]
+    platforms: Mapping[str, PlatformImage]
 
     @property
-    def ours(self) -> Single:
+    def this_platform(self) -> PlatformImage:
         """The image of this machine's platform."""
-        return self.singles[OUR_ARCHITECTURE]
+        return self.platforms[THIS_ARCHITECTURE]
 
     @property
     def blobs(self) -> frozenset[str]:
-        return frozenset(digest for single in self.singles.values() for digest in single.blobs)
+        return frozenset(digest for single in self.platforms.values() for digest in single.blobs)
 
     @property
     def manifests(self) -> frozenset[str]:
-        return frozenset({self.digest, *(single.digest for single in self.singles.values())})
+        return frozenset({self.digest, *(single.digest for single in self.platforms.values())})
 
 
-def push_index(registry: Registry, repository: str, seed: str, *, tag: str = "latest") -> Pushed:
+def push_index(registry: DistributionRegistry, repository: str, seed: str, *, tag: str = "latest") -> PushedImage:
     """Push an OCI index for two platforms, each of two gzip layers; the first layer is common to both."""
-    singles = {
+    platforms = {
         architecture: _push_single(
             registry,
             repository,
@@ -106,56 +106,63 @@ def push_index(registry: Registry, repository: str, seed: str, *, tag: str = "la
             "size": single.size,
             "platform": {"architecture": architecture, "os": "linux"},
         }
-        for architecture, single in singles.items()
+        for architecture, single in platforms.items()
     ]
     body = json.dumps({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": entries}).encode()
     registry.put_manifest(repository, tag, body, OCI_INDEX)
-    return Pushed(repository, tag, _digest(body), OCI_INDEX, singles)
+    return PushedImage(repository, tag, _digest(body), OCI_INDEX, platforms)
 
 
-def push_docker(registry: Registry, repository: str, seed: str, *, tag: str = "latest") -> Pushed:
+def push_docker(registry: DistributionRegistry, repository: str, seed: str, *, tag: str = "latest") -> PushedImage:
     """Push a Docker v2 schema 2 image for this machine's platform."""
     types = (DOCKER_MANIFEST, DOCKER_CONFIG, DOCKER_LAYER)
-    single = _push_single(registry, repository, OUR_ARCHITECTURE, (f"{seed} one", f"{seed} two"), types, tag=tag)
-    return Pushed(repository, tag, single.digest, DOCKER_MANIFEST, {OUR_ARCHITECTURE: single})
+    single = _push_single(registry, repository, THIS_ARCHITECTURE, (f"{seed} one", f"{seed} two"), types, tag=tag)
+    return PushedImage(repository, tag, single.digest, DOCKER_MANIFEST, {THIS_ARCHITECTURE: single})
 
 
-def push_large(registry: Registry, repository: str, seed: str, size_bytes: int, *, tag: str = "latest") -> Pushed:
+def push_large(
+    registry: DistributionRegistry, repository: str, seed: str, size_bytes: int, *, tag: str = "latest"
+) -> PushedImage:
     """Push an OCI image whose one layer is a plain tar holding one file of `size_bytes` that does not compress."""
     source = registry.directory / f"layer-{_digest(seed.encode())[7:19]}"
     layer = _write_large_layer(source, seed, size_bytes)
     registry.put_blob_file(repository, layer.digest, source)
-    config_body = _config(OUR_ARCHITECTURE, [layer.digest])
-    config = Part(OCI_CONFIG, _digest(config_body), len(config_body))
+    config_body = _config(THIS_ARCHITECTURE, [layer.digest])
+    config = Blob(OCI_CONFIG, _digest(config_body), len(config_body))
     registry.put_blob(repository, config.digest, config_body)
     single = _push_manifest(registry, repository, OCI_MANIFEST, config, (layer,), tag)
-    return Pushed(repository, tag, single.digest, OCI_MANIFEST, {OUR_ARCHITECTURE: single})
+    return PushedImage(repository, tag, single.digest, OCI_MANIFEST, {THIS_ARCHITECTURE: single})
 
 
 def _push_single(
-    registry: Registry,
+    registry: DistributionRegistry,
     repository: str,
     architecture: str,
     seeds: tuple[str, ...],
     types: tuple[str, str, str],
     tag: str | None = None,
-) -> Single:
+) -> PlatformImage:
     manifest_type, config_type, layer_type = types
     tars = [_tar(f"{seed}.bin".replace(" ", "-"), random.Random(seed).randbytes(200_000)) for seed in seeds]
     layers = []
     for tar in tars:
         packed = gzip.compress(tar, compresslevel=1, mtime=0)
-        layers.append(Part(layer_type, _digest(packed), len(packed)))
+        layers.append(Blob(layer_type, _digest(packed), len(packed)))
         registry.put_blob(repository, layers[-1].digest, packed)
     config_body = _config(architecture, [_digest(tar) for tar in tars])
-    config = Part(config_type, _digest(config_body), len(config_body))
+    config = Blob(config_type, _digest(config_body), len(config_body))
     registry.put_blob(repository, config.digest, config_body)
     return _push_manifest(registry, repository, manifest_type, config, tuple(layers), tag)
 
 
 def _push_manifest(
-    registry: Registry, repository: str, media_type: str, config: Part, layers: tuple[Part, ...], tag: str | None
-) -> Single:
+    registry: DistributionRegistry,
+    repository: str,
+    media_type: str,
+    config: Blob,
+    layers: tuple[Blob, ...],
+    tag: str | None,
+) -> PlatformImage:
     document = {
         "schemaVersion": 2,
         "mediaType": media_type,
@@ -165,7 +172,7 @@ def _push_manifest(
     body = json.dumps(document).encode()
     digest = _digest(body)
     registry.put_manifest(repository, tag or digest, body, media_type)
-    return Single(digest, media_type, len(body), config, layers)
+    return PlatformImage(digest, media_type, len(body), config, layers)
 
 
 def _config(architecture: str, diff_ids: list[str]) -> bytes:
@@ -189,7 +196,7 @@ def _tar(name: str, data: bytes) -> bytes:
     return file.getvalue()
 
 
-def _write_large_layer(path: Path, seed: str, size_bytes: int) -> Part:
+def _write_large_layer(path: Path, seed: str, size_bytes: int) -> Blob:
     """Write a tar of one large file block by block; every page of it has its own number, so none equals another."""
     info = tarfile.TarInfo("large.bin")
     info.size = size_bytes
@@ -208,7 +215,7 @@ def _write_large_layer(path: Path, seed: str, size_bytes: int) -> Part:
             put(block[: size_bytes - start])
         put(bytes(-size_bytes % tarfile.BLOCKSIZE + 2 * tarfile.BLOCKSIZE))
         size = file.tell()
-    return Part(OCI_TAR_LAYER, f"sha256:{hasher.hexdigest()}", size)
+    return Blob(OCI_TAR_LAYER, f"sha256:{hasher.hexdigest()}", size)
 
 
 def _digest(data: bytes) -> str:

@@ -15,7 +15,7 @@ POLL_S = 0.02
 END_LIMIT_S = 10.0
 
 
-class RigError(Exception):
+class SetupError(Exception):
     """A program of the rig did not do what the test needs; the text has the end of its log."""
 
 
@@ -53,9 +53,9 @@ class Process:
         deadline = time.monotonic() + limit_s
         while not check():
             if not self.is_running:
-                raise RigError(f"{self.name} ended with status {self.popen.returncode} before {what}\n{self.tail()}")
+                raise SetupError(f"{self.name} ended with status {self.popen.returncode} before {what}\n{self.tail()}")
             if time.monotonic() > deadline:
-                raise RigError(f"{self.name}: not {what} within {limit_s:.0f} s\n{self.tail()}")
+                raise SetupError(f"{self.name}: not {what} within {limit_s:.0f} s\n{self.tail()}")
             time.sleep(POLL_S)
 
     def send(self, number: signal.Signals) -> None:
@@ -87,7 +87,7 @@ def wait_until(check: Callable[[], bool], what: str, limit_s: float) -> None:
     deadline = time.monotonic() + limit_s
     while not check():
         if time.monotonic() > deadline:
-            raise RigError(f"not {what} within {limit_s:.0f} s")
+            raise SetupError(f"not {what} within {limit_s:.0f} s")
         time.sleep(POLL_S)
 
 
@@ -106,11 +106,11 @@ def free_port() -> int:
             except OSError:
                 continue
         return port
-    raise RigError("no free port")
+    raise SetupError("no free port")
 
 
 @attrs.frozen
-class Started:
+class ProcessInfo:
     """A process as /proc knows it; the start time tells it from a later one with the same pid."""
 
     pid: int
@@ -124,17 +124,17 @@ class Started:
             return b""
 
 
-def children(pid: int) -> list[Started]:
+def children(pid: int) -> list[ProcessInfo]:
     """Return the direct children of a process, oldest first."""
     return sorted(
         (each for each in _all_processes() if each.parent == pid), key=lambda each: (each.started_at, each.pid)
     )
 
 
-def descendants(pid: int) -> list[Started]:
+def descendants(pid: int) -> list[ProcessInfo]:
     """Return the children of a process, their children, and so on."""
     everybody = _all_processes()
-    found: list[Started] = []
+    found: list[ProcessInfo] = []
     parents = {pid}
     while parents:
         born = [each for each in everybody if each.parent in parents]
@@ -143,7 +143,7 @@ def descendants(pid: int) -> list[Started]:
     return found
 
 
-def kill_leftovers(started: Sequence[Started]) -> list[int]:
+def kill_leftovers(started: Sequence[ProcessInfo]) -> list[int]:
     """Kill those of `started` that still run; return their pids."""
     left = []
     for each in started:
@@ -162,19 +162,19 @@ def memory_bytes(pid: int) -> int:
     for line in Path(f"/proc/{pid}/status").read_text().splitlines():
         if line.startswith("RssAnon:"):
             return int(line.split()[1]) * 1024
-    raise RigError(f"no memory figure of process {pid}")
+    raise SetupError(f"no memory figure of process {pid}")
 
 
-def _all_processes() -> list[Started]:
+def _all_processes() -> list[ProcessInfo]:
     found = (_read_process(int(entry.name)) for entry in Path("/proc").iterdir() if entry.name.isdigit())
     return [each for each in found if each is not None]
 
 
-def _read_process(pid: int) -> Started | None:
+def _read_process(pid: int) -> ProcessInfo | None:
     """Return what /proc says of a process; None when there is none, or only its remains."""
     try:
         text = Path(f"/proc/{pid}/stat").read_text()
     except OSError:
         return None
     state, parent, *rest = text.rpartition(")")[2].split()
-    return None if state in "ZX" else Started(pid, int(parent), int(rest[17]))
+    return None if state in "ZX" else ProcessInfo(pid, int(parent), int(rest[17]))

@@ -5,14 +5,14 @@ import hashlib
 import http.client
 
 from tests.support.fake_registry import DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST
-from tests.support.images import Pushed
+from tests.support.images import PushedImage
 
 ACCEPT = f"{DOCKER_MANIFEST}, {OCI_INDEX}, {OCI_MANIFEST}"
 READ_BYTES = 1 << 20
 LIMIT_S = 60.0
 
 
-def walk(port: int, name: str, image: Pushed) -> None:
+def pull_and_verify(port: int, name: str, image: PushedImage) -> None:
     """Read the tag, every manifest and every blob of `image` under `name` from the server on a loopback port."""
     with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=LIMIT_S)) as connection:
         assert _read(connection, f"/v2/{name}/manifests/{image.tag}") == image.digest

@@ -1,8 +1,8 @@
-"""HTTP/1.1 by hand: the ports of the scripted origin, how a request is read and how an answer is spoilt.
+"""HTTP/1.1 by hand: the ports of the fake registry, how a request is read and how an answer is spoilt.
 
-`Listener` owns a port and a thread per connection, `Sender` puts one `Answer` on the wire with its faults: wrong
-lengths, other framings, a stop at a byte until told, an end by FIN or RST at a byte. Nothing here waits without
-looking whether the origin is closing or the peer has gone.
+`Listener` owns a port and a thread per connection, `Sender` puts one `ScriptedResponse` on the wire with its faults:
+wrong lengths, other framings, a stop at a byte until told, an end by FIN or RST at a byte. Nothing here waits without
+looking whether the fake registry is closing or the peer has gone.
 """
 
 import fcntl
@@ -61,7 +61,7 @@ class Request:
 
 
 @attrs.frozen
-class Gate:
+class Pause:
     """A place in the body where sending waits until the event is set."""
 
     at: int
@@ -69,12 +69,12 @@ class Gate:
 
 
 @attrs.frozen
-class Answer:
+class ScriptedResponse:
     """One response as it will be sent; rules make changed copies with `attrs.evolve`.
 
     `body` is sent from `start` to `stop`. `length` is the Content-Length to claim when it is not the true one.
-    `cut` ends the connection after so many body bytes. `before` is waited for ahead of the status line; `hangs_up` ends
-    the connection instead of one.
+    `cut` ends the connection after so many body bytes. `before` is waited for ahead of the status line; `disconnects`
+    ends the connection instead of one.
     """
 
     status: int
@@ -86,15 +86,15 @@ class Answer:
     length: int | None = None
     cut: int | None = None
     cut_how: Ending = "fin"
-    gates: tuple[Gate, ...] = ()
+    pauses: tuple[Pause, ...] = ()
     bytes_per_s: int | None = None
-    hurry: threading.Event | None = None  # once set, `bytes_per_s` is no limit any more
+    full_speed: threading.Event | None = None  # once set, `bytes_per_s` is no limit any more
     before: threading.Event | None = None
-    hangs_up: Ending | None = None
-    drip_s: float = 0.0
+    disconnects: Ending | None = None
+    header_interval_s: float = 0.0
 
     @classmethod
-    def of(cls, status: int, body: Body | bytes = b"", *headers: tuple[str, str]) -> "Answer":
+    def of(cls, status: int, body: Body | bytes = b"", *headers: tuple[str, str]) -> "ScriptedResponse":
         """An answer with a whole body."""
         whole = Bytes(body) if isinstance(body, bytes) else body
         return cls(status=status, headers=headers, body=whole, stop=whole.size)
@@ -104,7 +104,7 @@ class Answer:
         """Whether the connection ends after it."""
         return ("connection", "close") in [(name.lower(), value.lower()) for name, value in self.headers]
 
-    def with_header(self, name: str, *values: str) -> "Answer":
+    def with_header(self, name: str, *values: str) -> "ScriptedResponse":
         """The same with this header replaced; no values: without it; several: sent several times."""
         kept = tuple(pair for pair in self.headers if pair[0].lower() != name.lower())
         return attrs.evolve(self, headers=kept + tuple((name, value) for value in values))
@@ -122,20 +122,20 @@ class Exchange:
     ended_at: float = float("inf")
 
 
-class PeerGoneError(Exception):
+class ClientGoneError(Exception):
     """The other side closed or reset the connection while we were answering."""
 
 
-class OriginClosedError(Exception):
+class RegistryClosedError(Exception):
     """The test is over."""
 
 
 class Listener:
-    """One port of an origin. It can be closed (connections are then refused) and opened again on the same port.
+    """One port of a fake registry. It can be closed (connections are then refused) and opened again on the same port.
 
-    `deafen` has it drop the SYN of whoever connects, until `hear`; connections that are there stay.
+    `drop_syns` has it drop the SYN of whoever connects, until `accept_syns`; connections that are there stay.
     With `tls` it speaks TLS from the first byte; with `tunnel` it is a forward proxy whose every CONNECT leads to the
-    origin itself, which speaks TLS there.
+    fake registry itself, which speaks TLS there.
     """
 
     def __init__(
@@ -191,11 +191,11 @@ class Listener:
             self._socket = None
         self.drop_connections()
 
-    def secure(self, tls: ssl.SSLContext | None) -> None:
+    def use_tls(self, tls: ssl.SSLContext | None) -> None:
         """Speak TLS with another certificate, or none, on connections that come from now on."""
         self._tls = tls
 
-    def deafen(self) -> None:
+    def drop_syns(self) -> None:
         """Take no more connections: the kernel's queue is made short and filled, and drops what comes then."""
         assert self._socket is not None, "the listener is closed"
         self._is_deaf = True
@@ -211,8 +211,8 @@ class Listener:
             except TimeoutError:
                 return
 
-    def hear(self) -> None:
-        """End `deafen`."""
+    def accept_syns(self) -> None:
+        """End `drop_syns`."""
         if not self._is_deaf:
             return
         assert self._socket is not None, "the listener is closed"
@@ -265,7 +265,7 @@ class Listener:
                     return
                 if request.method == "CONNECT" and self._tunnel is not None:
                     connection = self._secure(connection, self._tunnel)
-        except (OSError, PeerGoneError, OriginClosedError, ValueError):
+        except (OSError, ClientGoneError, RegistryClosedError, ValueError):
             return
         finally:
             with self._lock:
@@ -275,11 +275,11 @@ class Listener:
                 connection.close()
 
     def _secure(self, connection: socket.socket, context: ssl.SSLContext) -> ssl.SSLSocket:
-        secure = context.wrap_socket(connection, server_side=True)
+        use_tls = context.wrap_socket(connection, server_side=True)
         with self._lock:
             self._open.discard(connection)
-            self._open.add(secure)
-        return secure
+            self._open.add(use_tls)
+        return use_tls
 
 
 class Sender:
@@ -290,12 +290,12 @@ class Sender:
         self._closing = closing
         self._exchange = exchange
 
-    def send(self, request: Request, answer: Answer) -> str:
+    def send(self, request: Request, answer: ScriptedResponse) -> str:
         """How it ended: whole (the connection is good for more), fin or rst."""
         if answer.before is not None:
             self._wait(answer.before)
-        if answer.hangs_up is not None:
-            return self._break(answer.hangs_up)
+        if answer.disconnects is not None:
+            return self._break(answer.disconnects)
         self._send_head(request, answer)
         if request.method in ("HEAD", "CONNECT") or answer.status in (204, 304):
             return self._break("fin") if answer.is_last else "whole"
@@ -307,7 +307,7 @@ class Sender:
             return self._break("fin")
         return "whole"
 
-    def _send_head(self, request: Request, answer: Answer) -> None:
+    def _send_head(self, request: Request, answer: ScriptedResponse) -> None:
         headers = list(answer.headers)
         match answer.framing:
             case "length" if request.method != "CONNECT":
@@ -320,28 +320,28 @@ class Sender:
                 headers.append(("Connection", "close"))
         lines = [f"HTTP/1.1 {answer.status} Scripted", *(f"{name}: {value}" for name, value in headers), "", ""]
         head = "\r\n".join(lines).encode("latin-1")
-        if not answer.drip_s:
+        if not answer.header_interval_s:
             self._connection.sendall(head)
             return
         for byte in head:
             self._connection.sendall(bytes([byte]))
-            self._pause(answer.drip_s)
+            self._pause(answer.header_interval_s)
 
-    def _send_body(self, answer: Answer) -> bool:
+    def _send_body(self, answer: ScriptedResponse) -> bool:
         """False when the answer is to break off here."""
         begun = time.monotonic()
         sent = 0
-        gates = sorted(answer.gates, key=lambda gate: gate.at)
-        stops = sorted({gate.at for gate in gates} | ({answer.cut} if answer.cut is not None else set()))
+        pauses = sorted(answer.pauses, key=lambda pause: pause.at)
+        stops = sorted({pause.at for pause in pauses} | ({answer.cut} if answer.cut is not None else set()))
         for piece in answer.body.pieces(answer.start, answer.stop):
             view = memoryview(piece)
             while view:
-                while gates and gates[0].at <= sent:
-                    self._wait(gates.pop(0).event)
+                while pauses and pauses[0].at <= sent:
+                    self._wait(pauses.pop(0).event)
                 if answer.cut is not None and sent >= answer.cut:
                     return False
                 room = min([stop - sent for stop in stops if stop > sent], default=PIECE_BYTES)
-                is_slow = answer.bytes_per_s and not (answer.hurry and answer.hurry.is_set())
+                is_slow = answer.bytes_per_s and not (answer.full_speed and answer.full_speed.is_set())
                 part = view[: min(room, 64 * 1024, max(1, answer.bytes_per_s // 10))] if is_slow else view[:room]
                 if is_slow:
                     self._pause(begun + (sent + len(part)) / answer.bytes_per_s - time.monotonic())
@@ -349,8 +349,8 @@ class Sender:
                 sent += len(part)
                 self._exchange.sent_bytes = sent
                 view = view[len(part) :]
-        while gates and gates[0].at <= sent:
-            self._wait(gates.pop(0).event)
+        while pauses and pauses[0].at <= sent:
+            self._wait(pauses.pop(0).event)
         return answer.cut is None or sent < answer.cut
 
     def _send_part(self, part: memoryview, framing: Framing) -> None:
@@ -364,7 +364,7 @@ class Sender:
         self._exchange.ended_at = time.monotonic()  # before the peer can know
         if how == "rst":
             if not reset(self._connection, self._closing):
-                raise OriginClosedError
+                raise RegistryClosedError
             return "rst"
         self._connection.shutdown(socket.SHUT_WR)
         deadline = time.monotonic() + 2
@@ -375,14 +375,14 @@ class Sender:
 
     def _pause(self, seconds: float) -> None:
         if seconds > 0 and self._closing.wait(seconds):
-            raise OriginClosedError
+            raise RegistryClosedError
 
     def _wait(self, event: threading.Event) -> None:
         while not event.wait(TICK_S):
             if self._closing.is_set():
-                raise OriginClosedError
+                raise RegistryClosedError
             if _is_readable(self._connection, 0) and not _peek(self._connection):
-                raise PeerGoneError
+                raise ClientGoneError
 
 
 def _read_request(connection: socket.socket, left: bytes, listener: str) -> tuple[Request | None, bytes]:
@@ -403,7 +403,7 @@ def _read_request(connection: socket.socket, left: bytes, listener: str) -> tupl
     while len(data) < length:
         more = connection.recv(65536)
         if not more:
-            raise PeerGoneError
+            raise ClientGoneError
         data += more
     parts = urlsplit(target)
     path = unquote(parts.path)

@@ -1,4 +1,4 @@
-"""The scripted origin itself: each fault, shown to a plain client, is the fault that its name says."""
+"""The fake registry itself: each fault, shown to a plain client, is the fault that its name says."""
 
 import http.client
 import json
@@ -12,34 +12,36 @@ from contextlib import closing
 import pytest
 import trustme
 
-from tests.support import misbehaviour as bad
+from tests.support import faults
 from tests.support.bodies import Bytes, Synthetic, digest_of, read_whole
 from tests.support.fake_registry import OCI_INDEX, OCI_MANIFEST, FakeRegistry
-from tests.support.http_client import StreamedReply
+from tests.support.http_client import StreamedResponse
 from tests.support.raw_http import Ending
 
 BLOB = bytes(range(256)) * 400
 
 
 @pytest.fixture
-def origin() -> Iterator[FakeRegistry]:
-    """Give an origin with one listener."""
-    with FakeRegistry() as origin:
-        yield origin
+def fake_registry() -> Iterator[FakeRegistry]:
+    """Give a fake registry with one listener."""
+    with FakeRegistry() as fake_registry:
+        yield fake_registry
 
 
-def ask(origin: FakeRegistry, path: str, method: str = "GET", **headers: str) -> tuple[http.client.HTTPResponse, bytes]:
+def ask(
+    fake_registry: FakeRegistry, path: str, method: str = "GET", **headers: str
+) -> tuple[http.client.HTTPResponse, bytes]:
     """One request by the standard library's client; names of headers are given with underscores."""
     named = {name.replace("_", "-"): value for name, value in headers.items()}
-    with closing(http.client.HTTPConnection("127.0.0.1", origin.registry.port, timeout=10)) as connection:
+    with closing(http.client.HTTPConnection("127.0.0.1", fake_registry.listener.port, timeout=10)) as connection:
         connection.request(method, path, headers=named)
         response = connection.getresponse()
         return response, response.read()
 
 
-def raw(origin: FakeRegistry, path: str) -> tuple[bytes, bytes, str]:
+def raw(fake_registry: FakeRegistry, path: str) -> tuple[bytes, bytes, str]:
     """Head and body as they were on the wire, and whether a FIN or an RST ended them."""
-    with socket.create_connection(("127.0.0.1", origin.registry.port), timeout=10) as connection:
+    with socket.create_connection(("127.0.0.1", fake_registry.listener.port), timeout=10) as connection:
         connection.sendall(f"GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
         data, ended = b"", "fin"
         try:
@@ -51,100 +53,102 @@ def raw(origin: FakeRegistry, path: str) -> tuple[bytes, bytes, str]:
     return head, body, ended
 
 
-def test_an_image_can_be_read_as_from_a_registry(origin: FakeRegistry) -> None:
+def test_an_image_can_be_read_as_from_a_registry(fake_registry: FakeRegistry) -> None:
     """Manifest by tag and by digest, config and layers, each with the headers of a registry."""
-    image = origin.add_image("library/app", "v1", [b"one", b"two"])
-    by_tag, body = ask(origin, "/v2/library/app/manifests/v1")
+    image = fake_registry.add_image("library/app", "v1", [b"one", b"two"])
+    by_tag, body = ask(fake_registry, "/v2/library/app/manifests/v1")
     assert by_tag.status == 200
     assert by_tag.getheader("Docker-Content-Digest") == image.digest == digest_of(body)
     assert by_tag.getheader("Content-Type") == OCI_MANIFEST
-    assert ask(origin, f"/v2/library/app/manifests/{image.digest}")[1] == body
-    assert [ask(origin, f"/v2/library/app/blobs/{layer['digest']}")[1] for layer in json.loads(body)["layers"]] == [
+    assert ask(fake_registry, f"/v2/library/app/manifests/{image.digest}")[1] == body
+    assert [
+        ask(fake_registry, f"/v2/library/app/blobs/{layer['digest']}")[1] for layer in json.loads(body)["layers"]
+    ] == [
         b"one",
         b"two",
     ]
 
 
-def test_an_index_names_its_images(origin: FakeRegistry) -> None:
+def test_an_index_names_its_images(fake_registry: FakeRegistry) -> None:
     """An index lists the manifests it was made of."""
-    images = [origin.add_image("app", None, [layer]) for layer in (b"amd", b"arm")]
-    index = origin.add_index("app", "latest", images)
-    response, body = ask(origin, "/v2/app/manifests/latest")
+    images = [fake_registry.add_image("app", None, [layer]) for layer in (b"amd", b"arm")]
+    index = fake_registry.add_index("app", "latest", images)
+    response, body = ask(fake_registry, "/v2/app/manifests/latest")
     assert response.getheader("Content-Type") == OCI_INDEX
     assert [child["digest"] for child in json.loads(body)["manifests"]] == [image.digest for image in images]
     assert digest_of(body) == index.digest
 
 
-def test_what_is_not_there_is_404(origin: FakeRegistry) -> None:
+def test_what_is_not_there_is_404(fake_registry: FakeRegistry) -> None:
     """Unknown content is a registry's 404; a blob of other repositories as well."""
-    digest = origin.add_blob(BLOB, repos=["mine"])
-    assert ask(origin, f"/v2/mine/blobs/{digest}")[0].status == 200
-    assert ask(origin, f"/v2/yours/blobs/{digest}")[0].status == 404
-    assert ask(origin, "/v2/mine/manifests/nope")[0].status == 404
+    digest = fake_registry.add_blob(BLOB, repos=["mine"])
+    assert ask(fake_registry, f"/v2/mine/blobs/{digest}")[0].status == 200
+    assert ask(fake_registry, f"/v2/yours/blobs/{digest}")[0].status == 404
+    assert ask(fake_registry, "/v2/mine/manifests/nope")[0].status == 404
 
 
-def test_head_has_the_length_and_no_body(origin: FakeRegistry) -> None:
+def test_head_has_the_length_and_no_body(fake_registry: FakeRegistry) -> None:
     """HEAD answers as GET without the body, and the connection can be used again."""
-    digest = origin.add_blob(BLOB)
-    with closing(http.client.HTTPConnection("127.0.0.1", origin.registry.port, timeout=10)) as connection:
+    digest = fake_registry.add_blob(BLOB)
+    with closing(http.client.HTTPConnection("127.0.0.1", fake_registry.listener.port, timeout=10)) as connection:
         for _ in range(2):
             connection.request("HEAD", f"/v2/app/blobs/{digest}")
             response = connection.getresponse()
             assert (response.getheader("Content-Length"), response.read()) == (str(len(BLOB)), b"")
-    assert origin.registry.connections == 1
+    assert fake_registry.listener.connections == 1
 
 
 @pytest.mark.parametrize(
     ("asked", "start", "stop"),
     [("bytes=10-19", 10, 20), ("bytes=102390-", 102390, 102400), ("bytes=-5", 102395, 102400)],
 )
-def test_ranges_are_honoured(origin: FakeRegistry, asked: str, start: int, stop: int) -> None:
+def test_ranges_are_honoured(fake_registry: FakeRegistry, asked: str, start: int, stop: int) -> None:
     """One range gives 206 with its place; beyond the end 416."""
-    digest = origin.add_blob(BLOB)
-    response, body = ask(origin, f"/v2/app/blobs/{digest}", Range=asked)
+    digest = fake_registry.add_blob(BLOB)
+    response, body = ask(fake_registry, f"/v2/app/blobs/{digest}", Range=asked)
     assert (response.status, body) == (206, BLOB[start:stop])
     assert response.getheader("Content-Range") == f"bytes {start}-{stop - 1}/{len(BLOB)}"
-    assert ask(origin, f"/v2/app/blobs/{digest}", Range="bytes=102400-")[0].status == 416
+    assert ask(fake_registry, f"/v2/app/blobs/{digest}", Range="bytes=102400-")[0].status == 416
 
 
-def test_requests_are_recorded_with_headers_and_bytes(origin: FakeRegistry) -> None:
-    """What reached the origin can be counted: kind, method, headers, query, and the bytes that left."""
-    digest = origin.add_blob(BLOB)
-    ask(origin, f"/v2/a/b/blobs/{digest}?ns=x", X_Mark="seen")
-    ask(origin, f"/v2/a/b/blobs/{digest}", "HEAD")
-    exchange = origin.seen("blob", "GET")[0]
+def test_requests_are_recorded_with_headers_and_bytes(fake_registry: FakeRegistry) -> None:
+    """What reached the fake registry can be counted: kind, method, headers, query, and the bytes that left."""
+    digest = fake_registry.add_blob(BLOB)
+    ask(fake_registry, f"/v2/a/b/blobs/{digest}?ns=x", X_Mark="seen")
+    ask(fake_registry, f"/v2/a/b/blobs/{digest}", "HEAD")
+    exchange = fake_registry.received("blob", "GET")[0]
     assert (exchange.request.repo, exchange.request.reference) == ("a/b", digest)
     assert (exchange.request.header("x-mark"), exchange.request.query) == ("seen", {"ns": "x"})
-    assert (origin.count("blob"), origin.count("blob", "HEAD")) == (2, 1)
+    assert (fake_registry.count("blob"), fake_registry.count("blob", "HEAD")) == (2, 1)
     # What has left is counted after it has left: the client may be faster.
-    origin.wait_for(lambda: origin.sent_bytes("blob") == len(BLOB), "all bytes are counted")
+    fake_registry.wait_for(lambda: fake_registry.sent_bytes("blob") == len(BLOB), "all bytes are counted")
 
 
 @pytest.mark.parametrize("how", ["fin", "rst"])
 @pytest.mark.parametrize("at", [0, 1, 50_000, 102_399])
-def test_a_body_is_cut_at_a_byte(origin: FakeRegistry, how: Ending, at: int) -> None:
+def test_a_body_is_cut_at_a_byte(fake_registry: FakeRegistry, how: Ending, at: int) -> None:
     """Exactly so many bytes arrive, and then FIN or RST, whichever was asked for."""
-    digest = origin.add_blob(BLOB)
-    origin.on("blob", bad.cut(at, how))
-    head, body, ended = raw(origin, f"/v2/app/blobs/{digest}")
+    digest = fake_registry.add_blob(BLOB)
+    fake_registry.on("blob", faults.cut(at, how))
+    head, body, ended = raw(fake_registry, f"/v2/app/blobs/{digest}")
     assert b"Content-Length: 102400" in head
     assert (body, ended) == (BLOB[:at], how)
 
 
-def test_a_rule_applies_as_often_as_it_says(origin: FakeRegistry) -> None:
+def test_a_rule_applies_as_often_as_it_says(fake_registry: FakeRegistry) -> None:
     """`times=1` breaks the first answer and leaves the second whole."""
-    digest = origin.add_blob(BLOB)
-    origin.on("blob", bad.cut(0.5), times=1)
-    assert len(raw(origin, f"/v2/app/blobs/{digest}")[1]) == len(BLOB) // 2
-    assert raw(origin, f"/v2/app/blobs/{digest}")[1] == BLOB
+    digest = fake_registry.add_blob(BLOB)
+    fake_registry.on("blob", faults.cut(0.5), times=1)
+    assert len(raw(fake_registry, f"/v2/app/blobs/{digest}")[1]) == len(BLOB) // 2
+    assert raw(fake_registry, f"/v2/app/blobs/{digest}")[1] == BLOB
 
 
-def test_a_stalled_body_goes_on_when_told(origin: FakeRegistry) -> None:
+def test_a_stalled_body_goes_on_when_told(fake_registry: FakeRegistry) -> None:
     """The bytes before the stall arrive, then none, then the rest."""
-    digest = origin.add_blob(BLOB)
+    digest = fake_registry.add_blob(BLOB)
     go_on = threading.Event()
-    origin.on("blob", bad.stalled(1000, go_on))
-    with socket.create_connection(("127.0.0.1", origin.registry.port), timeout=0.2) as connection:
+    fake_registry.on("blob", faults.stalled(1000, go_on))
+    with socket.create_connection(("127.0.0.1", fake_registry.listener.port), timeout=0.2) as connection:
         connection.sendall(f"GET /v2/app/blobs/{digest} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
         data = b""
         while not data.endswith(BLOB[990:1000]):
@@ -159,140 +163,146 @@ def test_a_stalled_body_goes_on_when_told(origin: FakeRegistry) -> None:
         assert data.partition(b"\r\n\r\n")[2] == BLOB
 
 
-def test_a_silent_origin_never_answers_and_sees_the_client_leave(origin: FakeRegistry) -> None:
+def test_a_silent_origin_never_answers_and_sees_the_client_leave(fake_registry: FakeRegistry) -> None:
     """Nothing comes back; that the client gave up is recorded."""
-    origin.on("ping", bad.silent())
-    with socket.create_connection(("127.0.0.1", origin.registry.port), timeout=0.2) as connection:
+    fake_registry.on("ping", faults.silent())
+    with socket.create_connection(("127.0.0.1", fake_registry.listener.port), timeout=0.2) as connection:
         connection.sendall(b"GET /v2/ HTTP/1.1\r\nHost: x\r\n\r\n")
         with pytest.raises(TimeoutError):
             connection.recv(1)
-    origin.wait_for(lambda: origin.seen("ping")[0].ended == "gone", "the client is seen to leave")
+    fake_registry.wait_for(lambda: fake_registry.received("ping")[0].ended == "gone", "the client is seen to leave")
 
 
 @pytest.mark.parametrize("how", ["fin", "rst"])
-def test_an_origin_hangs_up_without_an_answer(origin: FakeRegistry, how: Ending) -> None:
+def test_an_origin_hangs_up_without_an_answer(fake_registry: FakeRegistry, how: Ending) -> None:
     """Not a byte, and then FIN or RST."""
-    origin.on("ping", bad.hanging_up(how))
-    assert raw(origin, "/v2/") == (b"", b"", how)
+    fake_registry.on("ping", faults.disconnected(how))
+    assert raw(fake_registry, "/v2/") == (b"", b"", how)
 
 
-def test_dripping_headers(origin: FakeRegistry) -> None:
+def test_dripping_headers(fake_registry: FakeRegistry) -> None:
     """The head comes byte by byte: the first line is not there after one read."""
-    origin.on("ping", bad.dripping(0.02))
-    with socket.create_connection(("127.0.0.1", origin.registry.port), timeout=5) as connection:
+    fake_registry.on("ping", faults.slow_headers(0.02))
+    with socket.create_connection(("127.0.0.1", fake_registry.listener.port), timeout=5) as connection:
         connection.sendall(b"GET /v2/ HTTP/1.1\r\nHost: x\r\n\r\n")
         assert len(connection.recv(65536)) < 5
 
 
-def test_a_slow_body_takes_its_time(origin: FakeRegistry) -> None:
+def test_a_slow_body_takes_its_time(fake_registry: FakeRegistry) -> None:
     """100 KiB at 400 KiB/s cannot arrive in a tenth of a second."""
-    digest = origin.add_blob(BLOB)
-    origin.on("blob", bad.slow(400 * 1024))
+    digest = fake_registry.add_blob(BLOB)
+    fake_registry.on("blob", faults.slow(400 * 1024))
     began = time.monotonic()
-    assert ask(origin, f"/v2/app/blobs/{digest}")[1] == BLOB
+    assert ask(fake_registry, f"/v2/app/blobs/{digest}")[1] == BLOB
     assert time.monotonic() - began > 0.2
 
 
-def test_framings_without_a_length(origin: FakeRegistry) -> None:
+def test_framings_without_a_length(fake_registry: FakeRegistry) -> None:
     """Chunked, chunked without an end, and a body that only the closing connection ends."""
-    digest = origin.add_blob(b"hello")
-    rule = origin.on("blob", bad.chunked())
-    assert raw(origin, f"/v2/app/blobs/{digest}")[1] == b"5\r\nhello\r\n0\r\n\r\n"
-    origin.mend(rule)
-    rule = origin.on("blob", bad.chunked(ended=False))
-    assert raw(origin, f"/v2/app/blobs/{digest}")[1:] == (b"5\r\nhello\r\n", "fin")
-    origin.mend(rule)
-    origin.on("blob", bad.close_delimited())
-    head, body, ended = raw(origin, f"/v2/app/blobs/{digest}")
+    digest = fake_registry.add_blob(b"hello")
+    rule = fake_registry.on("blob", faults.chunked())
+    assert raw(fake_registry, f"/v2/app/blobs/{digest}")[1] == b"5\r\nhello\r\n0\r\n\r\n"
+    fake_registry.remove_rules(rule)
+    rule = fake_registry.on("blob", faults.chunked(ended=False))
+    assert raw(fake_registry, f"/v2/app/blobs/{digest}")[1:] == (b"5\r\nhello\r\n", "fin")
+    fake_registry.remove_rules(rule)
+    fake_registry.on("blob", faults.close_delimited())
+    head, body, ended = raw(fake_registry, f"/v2/app/blobs/{digest}")
     assert (b"Content-Length" in head, body, ended) == (False, b"hello", "fin")
 
 
-def test_lengths_that_lie(origin: FakeRegistry) -> None:
+def test_lengths_that_lie(fake_registry: FakeRegistry) -> None:
     """Too long and too short a Content-Length, a body with a tail, and a short body that looks whole."""
-    digest = origin.add_blob(b"hello")
+    digest = fake_registry.add_blob(b"hello")
     for change, claimed, sent in (
-        (bad.claiming(3), b"8", b"hello"),
-        (bad.claiming(-2), b"3", b"hello"),
-        (bad.longer(b"!!"), b"7", b"hello!!"),
-        (bad.short(2), b"3", b"hel"),
+        (faults.wrong_length(3), b"8", b"hello"),
+        (faults.wrong_length(-2), b"3", b"hello"),
+        (faults.longer(b"!!"), b"7", b"hello!!"),
+        (faults.short(2), b"3", b"hel"),
     ):
-        rule = origin.on("blob", change)
-        head, body, _ = raw(origin, f"/v2/app/blobs/{digest}")
+        rule = fake_registry.on("blob", change)
+        head, body, _ = raw(fake_registry, f"/v2/app/blobs/{digest}")
         assert b"Content-Length: " + claimed in head
         assert body == sent
-        origin.mend(rule)
+        fake_registry.remove_rules(rule)
 
 
-def test_wrong_bytes_under_the_right_headers(origin: FakeRegistry) -> None:
+def test_wrong_bytes_under_the_right_headers(fake_registry: FakeRegistry) -> None:
     """A flipped bit changes one byte of the content and nothing else, in a range too."""
-    digest = origin.add_blob(BLOB)
-    origin.on("blob", bad.flipped(70_000))
-    _, body = ask(origin, f"/v2/app/blobs/{digest}")
+    digest = fake_registry.add_blob(BLOB)
+    fake_registry.on("blob", faults.flipped(70_000))
+    _, body = ask(fake_registry, f"/v2/app/blobs/{digest}")
     assert [at for at in range(len(BLOB)) if body[at] != BLOB[at]] == [70_000]
-    assert ask(origin, f"/v2/app/blobs/{digest}", Range="bytes=70000-70000")[1] == bytes([BLOB[70_000] ^ 1])
+    assert ask(fake_registry, f"/v2/app/blobs/{digest}", Range="bytes=70000-70000")[1] == bytes([BLOB[70_000] ^ 1])
 
 
-def test_other_answers(origin: FakeRegistry) -> None:
+def test_other_answers(fake_registry: FakeRegistry) -> None:
     """Errors, pages, headers sent twice or left out, ignored ranges."""
-    digest = origin.add_blob(BLOB)
+    digest = fake_registry.add_blob(BLOB)
     path = f"/v2/app/blobs/{digest}"
     for change, check in (
-        (bad.refusing(429, "TOOMANYREQUESTS", "7"), lambda r, b: r.status == 429 and r.getheader("Retry-After") == "7"),
-        (bad.html_page(), lambda r, b: r.getheader("Content-Type") == "text/html" and b == bad.HTML),
         (
-            bad.header("Docker-Content-Digest", "a", "b"),
+            faults.error_response(429, "TOOMANYREQUESTS", "7"),
+            lambda r, b: r.status == 429 and r.getheader("Retry-After") == "7",
+        ),
+        (faults.html_page(), lambda r, b: r.getheader("Content-Type") == "text/html" and b == faults.HTML),
+        (
+            faults.header("Docker-Content-Digest", "a", "b"),
             lambda r, b: r.headers.get_all("docker-content-digest") == ["a", "b"],
         ),
-        (bad.without("Docker-Content-Digest"), lambda r, b: r.getheader("Docker-Content-Digest") is None),
-        (bad.ignoring_range(), lambda r, b: (r.status, r.getheader("Content-Range"), b) == (200, None, BLOB)),
-        (bad.challenged('Basic realm="x"', "Bearer y"), lambda r, b: len(r.headers.get_all("www-authenticate")) == 2),
+        (faults.without("Docker-Content-Digest"), lambda r, b: r.getheader("Docker-Content-Digest") is None),
+        (faults.ignoring_range(), lambda r, b: (r.status, r.getheader("Content-Range"), b) == (200, None, BLOB)),
+        (
+            faults.challenged('Basic realm="x"', "Bearer y"),
+            lambda r, b: len(r.headers.get_all("www-authenticate")) == 2,
+        ),
     ):
-        rule = origin.on("blob", change)
-        assert check(*ask(origin, path, Range="bytes=5-6"))
-        origin.mend(rule)
-    origin.on("blob", bad.without("Content-Length"), method="HEAD")
-    assert ask(origin, path, "HEAD")[0].getheader("Content-Length") is None
+        rule = fake_registry.on("blob", change)
+        assert check(*ask(fake_registry, path, Range="bytes=5-6"))
+        fake_registry.remove_rules(rule)
+    fake_registry.on("blob", faults.without("Content-Length"), method="HEAD")
+    assert ask(fake_registry, path, "HEAD")[0].getheader("Content-Length") is None
 
 
-def test_presigned_downloads_are_for_one_method_and_expire(origin: FakeRegistry) -> None:
+def test_presigned_downloads_are_for_one_method_and_expire(fake_registry: FakeRegistry) -> None:
     """A redirect leads to a URL that answers GET only, so often, never with credentials, and not once expired."""
-    digest = origin.add_blob(BLOB)
-    cdn = origin.listen("cdn", "127.0.0.2")
-    origin.on("blob", bad.redirected(lambda request: origin.presign(digest, listener="cdn", uses=1)))
-    location = ask(origin, f"/v2/app/blobs/{digest}")[0].getheader("Location") or ""
+    digest = fake_registry.add_blob(BLOB)
+    cdn = fake_registry.listen("cdn", "127.0.0.2")
+    fake_registry.on("blob", faults.redirected(lambda request: fake_registry.presign(digest, listener="cdn", uses=1)))
+    location = ask(fake_registry, f"/v2/app/blobs/{digest}")[0].getheader("Location") or ""
     assert location.startswith(f"http://127.0.0.2:{cdn.port}/cdn/")
     path = location.removeprefix(cdn.url)
-    assert ask(origin, path, "HEAD")[0].status == 403
-    assert ask(origin, path, Authorization="Bearer x")[0].status == 400
-    assert ask(origin, path)[1] == BLOB
-    assert ask(origin, path)[0].status == 403
-    lasting = origin.presign(digest).removeprefix(origin.url)
-    assert ask(origin, lasting)[0].status == 200
-    origin.expire_presigned()
-    assert ask(origin, lasting)[0].status == 403
+    assert ask(fake_registry, path, "HEAD")[0].status == 403
+    assert ask(fake_registry, path, Authorization="Bearer x")[0].status == 400
+    assert ask(fake_registry, path)[1] == BLOB
+    assert ask(fake_registry, path)[0].status == 403
+    lasting = fake_registry.presign(digest).removeprefix(fake_registry.url)
+    assert ask(fake_registry, lasting)[0].status == 200
+    fake_registry.expire_presigned()
+    assert ask(fake_registry, lasting)[0].status == 403
 
 
-def test_a_closed_listener_refuses_and_comes_back_on_its_port(origin: FakeRegistry) -> None:
+def test_a_closed_listener_refuses_and_comes_back_on_its_port(fake_registry: FakeRegistry) -> None:
     """Closing ends open connections and refuses new ones; opening again keeps the port."""
-    with socket.create_connection(("127.0.0.1", origin.registry.port), timeout=5) as idle:
-        ask(origin, "/v2/")
-        origin.registry.close()
+    with socket.create_connection(("127.0.0.1", fake_registry.listener.port), timeout=5) as idle:
+        ask(fake_registry, "/v2/")
+        fake_registry.listener.close()
         assert idle.recv(1) == b""
     with pytest.raises(ConnectionRefusedError):
-        ask(origin, "/v2/")
-    origin.registry.open()
-    assert ask(origin, "/v2/")[0].status == 200
+        ask(fake_registry, "/v2/")
+    fake_registry.listener.open()
+    assert ask(fake_registry, "/v2/")[0].status == 200
 
 
-def test_a_listener_speaks_tls(origin: FakeRegistry) -> None:
+def test_a_listener_speaks_tls(fake_registry: FakeRegistry) -> None:
     """A certificate of our own authority is presented; a broken-off answer is broken off under TLS too."""
     authority = trustme.CA()
     server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     authority.issue_cert("localhost").configure_cert(server)
     client = ssl.create_default_context()
     authority.configure_trust(client)
-    secure = origin.listen("secure", tls=server)
-    digest = origin.add_blob(BLOB)
+    secure = fake_registry.listen("secure", tls=server)
+    digest = fake_registry.add_blob(BLOB)
     for at in (len(BLOB), 10):
         with closing(http.client.HTTPSConnection("localhost", secure.port, timeout=10, context=client)) as connection:
             connection.request("GET", f"/v2/app/blobs/{digest}")
@@ -301,7 +311,7 @@ def test_a_listener_speaks_tls(origin: FakeRegistry) -> None:
             except http.client.IncompleteRead as exc:
                 body = exc.partial
         assert body == BLOB[:at]
-        origin.on("blob", bad.cut(10))
+        fake_registry.on("blob", faults.cut(10))
 
 
 def test_a_synthetic_body_is_the_same_from_every_offset() -> None:
@@ -315,43 +325,45 @@ def test_a_synthetic_body_is_the_same_from_every_offset() -> None:
     assert whole[: 1024 * 1024] != whole[1024 * 1024 : 2 * 1024 * 1024]
 
 
-def test_a_proxy_leads_every_tunnel_to_the_origin(origin: FakeRegistry) -> None:
-    """CONNECT to any name is the origin over TLS, and is recorded; an absolute target is the origin in plain text."""
+def test_a_proxy_leads_every_tunnel_to_the_origin(fake_registry: FakeRegistry) -> None:
+    """CONNECT to any name leads to the fake registry over TLS; an absolute target is served in plain text."""
     authority = trustme.CA()
     server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     authority.issue_cert("registry.example.com").configure_cert(server)
     client = ssl.create_default_context()
     authority.configure_trust(client)
-    proxy = origin.listen("proxy", tunnel=server)
+    proxy = fake_registry.listen("proxy", tunnel=server)
     with closing(http.client.HTTPSConnection(proxy.host, proxy.port, timeout=10, context=client)) as connection:
         connection.set_tunnel("registry.example.com")
         connection.request("GET", "/v2/")
         assert connection.getresponse().read() == b"{}"
-    assert [each.request.target for each in origin.seen("connect")] == ["registry.example.com:443"]
-    assert ask(origin, "http://registry.example.com/v2/")[0].status == 200
+    assert [each.request.target for each in fake_registry.received("connect")] == ["registry.example.com:443"]
+    assert ask(fake_registry, "http://registry.example.com/v2/")[0].status == 200
 
 
-def test_a_listener_that_drops_syns(origin: FakeRegistry) -> None:
+def test_a_listener_that_drops_syns(fake_registry: FakeRegistry) -> None:
     """Connections that are there go on, new ones are not made, and all is as before afterwards."""
-    origin.add_image("app", "v1")
-    listener = origin.registry
+    fake_registry.add_image("app", "v1")
+    listener = fake_registry.listener
     address = (listener.host, listener.port)
-    with StreamedReply(address, "/v2/app/manifests/v1") as before:
-        listener.deafen()
+    with StreamedResponse(address, "/v2/app/manifests/v1") as before:
+        listener.drop_syns()
         assert before.head().status == 200
         for _ in range(2):
             with pytest.raises(TimeoutError):
-                StreamedReply(address, "/v2/", timeout_s=0.3)
-        listener.hear()
-    assert ask(origin, "/v2/app/manifests/v1")[0].status == 200
+                StreamedResponse(address, "/v2/", timeout_s=0.3)
+        listener.accept_syns()
+    assert ask(fake_registry, "/v2/app/manifests/v1")[0].status == 200
 
 
-def test_a_body_that_trickles_until_it_may_hurry(origin: FakeRegistry) -> None:
+def test_a_body_that_trickles_until_it_may_hurry(fake_registry: FakeRegistry) -> None:
     """It comes in small pieces at its speed, and at once when the event is set."""
-    digest = origin.add_blob(b"x" * 10_000)
+    digest = fake_registry.add_blob(b"x" * 10_000)
     hurry = threading.Event()
-    origin.on("blob", bad.slow(1000, hurry))
-    with StreamedReply((origin.registry.host, origin.registry.port), f"/v2/app/blobs/{digest}") as download:
+    fake_registry.on("blob", faults.slow(1000, hurry))
+    with StreamedResponse(
+        (fake_registry.listener.host, fake_registry.listener.port), f"/v2/app/blobs/{digest}"
+    ) as download:
         download.head()
         began_at = time.monotonic()
         assert download.read(300) == b"x" * 300
@@ -362,16 +374,18 @@ def test_a_body_that_trickles_until_it_may_hurry(origin: FakeRegistry) -> None:
     assert time.monotonic() - began_at < 5
 
 
-def test_a_connection_that_ends_with_its_answer(origin: FakeRegistry) -> None:
+def test_a_connection_that_ends_with_its_answer(fake_registry: FakeRegistry) -> None:
     """`Connection: close` in an answer is kept."""
-    origin.on("ping", bad.header("Connection", "close"))
-    with StreamedReply((origin.registry.host, origin.registry.port), "/v2/") as download:
+    fake_registry.on("ping", faults.header("Connection", "close"))
+    with StreamedResponse((fake_registry.listener.host, fake_registry.listener.port), "/v2/") as download:
         download.head()
         assert download.rest() == (b"{}", "length")
         assert download.socket.recv(1) == b""
 
 
-def test_tls_to_a_port_of_plain_http(origin: FakeRegistry) -> None:
+def test_tls_to_a_port_of_plain_http(fake_registry: FakeRegistry) -> None:
     """It is answered in plain HTTP, as real servers do."""
     with pytest.raises(ssl.SSLError, match=r"WRONG_VERSION_NUMBER|RECORD_LAYER_FAILURE"):
-        StreamedReply((origin.registry.host, origin.registry.port), "/v2/", tls=ssl.create_default_context())
+        StreamedResponse(
+            (fake_registry.listener.host, fake_registry.listener.port), "/v2/", tls=ssl.create_default_context()
+        )

@@ -4,11 +4,11 @@ Driven through toxiproxy-python, whose traps are kept in here: it knows one serv
 to proxy variables, and a toxic may do something else than its name says. What each recipe does was measured:
 
 - `refuse` refuses new connections and ends the running ones by FIN.
-- `reset_connects` resets a connection that is made from now on, before its first byte.
+- `reset_connections` resets a connection that is made from now on, before its first byte.
 - `cut(n)` lets exactly `n` bytes of an answer through, headers included, and then ends by FIN or RST. It counts per
   connection, so the server must close after each answer (`Connection: close`). The RST comes from a `reset_peer` that
   never runs: that it is there when a connection begins makes every end of it a reset.
-- `swallow` passes nothing on; the connection stays open as long as the server keeps it.
+- `drop_responses` passes nothing on; the connection stays open as long as the server keeps it.
 """
 
 import os
@@ -24,7 +24,7 @@ START_LIMIT_S = 10.0
 LOOPBACK = "127.0.0.1"
 
 
-class Way:
+class TcpProxy:
     """One way to a server. It keeps its port, whatever happens on it."""
 
     def __init__(self, proxy: toxiproxy.Proxy) -> None:
@@ -40,11 +40,11 @@ class Way:
     def url(self) -> str:
         return f"http://{self.authority}"
 
-    def refuse(self) -> None:
+    def refuse_connections(self) -> None:
         """Nobody listens any more, and what was connected ends by FIN."""
         self._proxy.disable()
 
-    def reset_connects(self) -> None:
+    def reset_connections(self) -> None:
         """RST to each new connection, before its first byte."""
         self._add("reset_peer", timeout=0)
 
@@ -54,20 +54,20 @@ class Way:
         if by_reset:
             self._add("reset_peer", toxicity=0.0, timeout=0)
 
-    def swallow(self) -> None:
+    def drop_responses(self) -> None:
         """Nothing from the server arrives."""
         self._add("timeout", timeout=0)
 
-    def slow_down(self, latency_s: float) -> None:
+    def add_latency(self, latency_s: float) -> None:
         """Every answer comes so much later."""
         self._add("latency", latency=int(latency_s * 1000))
 
-    def narrow(self, kilobytes_per_s: int, streams: Sequence[str] = ("upstream", "downstream")) -> None:
+    def limit_bandwidth(self, kilobytes_per_s: int, streams: Sequence[str] = ("upstream", "downstream")) -> None:
         """So little goes through, each way."""
         for stream in streams:
             self._add("bandwidth", stream=stream, rate=kilobytes_per_s)
 
-    def mend(self) -> None:
+    def restore(self) -> None:
         """All is well again."""
         for name in self._proxy.toxics():
             self._proxy.destroy_toxic(name)
@@ -89,18 +89,18 @@ class Toxiproxy:
         self._port = free_port()
         self._server = toxiproxy.Toxiproxy()
         self._server.update_api_consumer(LOOPBACK, self._port)
-        self._ways = 0
+        self._proxies = 0
         self._process = Process.start(
             [program, "-host", LOOPBACK, "-port", str(self._port)], log=directory / "toxiproxy.log"
         )
         self._process.wait_until(self._server.running, "answering", START_LIMIT_S)
 
-    def way(self, port: int) -> Way:
+    def create_proxy(self, port: int) -> TcpProxy:
         """A new way to a loopback port."""
         assert APIConsumer.port == self._port, "there is another toxiproxy in this process"
-        self._ways += 1
+        self._proxies += 1
         listen = f"{LOOPBACK}:{free_port()}"
-        return Way(self._server.create(f"{LOOPBACK}:{port}", f"way-{self._ways}", listen=listen))
+        return TcpProxy(self._server.create(f"{LOOPBACK}:{port}", f"way-{self._proxies}", listen=listen))
 
     def close(self) -> None:
         self._process.end()

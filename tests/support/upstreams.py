@@ -1,4 +1,4 @@
-"""For the tests of `dockyard/upstream/`: an origin, and registries that ask it."""
+"""For the tests of `dockyard/upstream/`: a fake registry, and registries that ask it."""
 
 import contextlib
 import ssl
@@ -33,11 +33,11 @@ T = TypeVar("T")
 
 
 class Ward:
-    """An origin, and the registries that were made to ask it. Closes them all."""
+    """A fake registry, and the registries that were made to ask it. Closes them all."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        self.origin = FakeRegistry()
+        self.fake_registry = FakeRegistry()
         self._registries: list[Registry] = []
 
     def __enter__(self) -> Self:
@@ -46,7 +46,7 @@ class Ward:
     def __exit__(self, *_: object) -> None:
         for registry in self._registries:
             registry.close()
-        self.origin.__exit__()
+        self.fake_registry.__exit__()
 
     def registry(
         self,
@@ -57,10 +57,10 @@ class Ward:
         environ: Mapping[str, str] | None = None,
         **upstream: Any,
     ) -> Registry:
-        """A registry object; `at` is what `registry:` holds, the origin's own listener if it is not given."""
+        """A registry object; `at` is what `registry:` holds, the fake registry's own listener if it is not given."""
         name = f"up{len(self._registries)}.test"
         registry = Registry(
-            Upstream(name, at or self.origin.url, auth, **upstream),
+            Upstream(name, at or self.fake_registry.url, auth, **upstream),
             limits,
             Keychain(environ or {}),
             Breaker(self.directory, name, interval_s=60.0),
@@ -69,8 +69,8 @@ class Ward:
         return registry
 
     def authorizations(self, kind: str | None = None) -> list[str | None]:
-        """The Authorization headers that reached the origin."""
-        return [each.request.header("Authorization") for each in self.origin.seen(kind)]
+        """The Authorization headers that reached the fake registry."""
+        return [each.request.header("Authorization") for each in self.fake_registry.received(kind)]
 
 
 def together(count: int, action: Callable[[], T]) -> list[T]:

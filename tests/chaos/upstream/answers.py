@@ -7,9 +7,9 @@ from tests.chaos.lanes import Lane
 from tests.chaos.outcomes import Outcome, Seen, cut, either, error, hit, hit1, new, resumed, stale
 from tests.chaos.stories import Fault, Story, Trouble, World, nothing
 from tests.chaos.upstream.proofs import L, sees
-from tests.support import misbehaviour as bad
+from tests.support import faults
+from tests.support.fake_auth import FakeTokenService, bearer_challenge
 from tests.support.fake_registry import basic
-from tests.support.gatekeeper import TokenService, bearer_challenge
 
 USER, PASSWORD = "ann", "canary-password-of-the-upstream"
 DEFAULT_LIMIT_S = 5.0
@@ -20,8 +20,8 @@ def _answering(status: int, code: str = "UNAVAILABLE") -> Trouble:
     """Everything is answered with an error of the registry."""
 
     def strike(lane: Lane, _: State) -> None:
-        lane.on("manifest", bad.refusing(status, code))
-        lane.on("blob", bad.refusing(status, code))
+        lane.on("manifest", faults.error_response(status, code))
+        lane.on("blob", faults.error_response(status, code))
 
     return Trouble(str(status), strike=strike, prove=sees(f"{status} whole"), outcomes={})
 
@@ -33,15 +33,15 @@ REFUSED_LOGIN = "a refused login is an answer: 403, and without a login 404, as 
 
 def _add_login(lane: Lane, _: World) -> None:
     lane.upstream["auth"] = {"type": "basic", "username": USER, "password": PASSWORD}
-    listener = lane.origin.listen("token")
+    listener = lane.fake_registry.listen("token")
     lane.token_way = lane.add_way(listener.port)
-    lane.tokens = TokenService(lane.origin, realm=f"{lane.token_way.url}/token", login=basic(USER, PASSWORD))
+    lane.tokens = FakeTokenService(lane.fake_registry, realm=f"{lane.token_way.url}/token", login=basic(USER, PASSWORD))
 
 
 def _loop(lane: Lane, _: State) -> None:
     realm = f"{lane.token_way.url}/token" if lane.token_way else ""
     for kind in ("manifest", "blob", "ping"):
-        lane.on(kind, lambda request, answer: bad.challenged(bearer_challenge(realm, request.repo))(request, answer))
+        lane.on(kind, lambda request, answer: faults.challenged(bearer_challenge(realm, request.repo))(request, answer))
 
 
 def _costs_little(story: Story, seen: Seen) -> None:
@@ -88,8 +88,8 @@ LOGIN_LOOP = Fault(
 
 def _limited(retry_after: str | None, window_s: float) -> Trouble:
     def strike(lane: Lane, _: State) -> None:
-        lane.on("manifest", bad.refusing(429, "TOOMANYREQUESTS", retry_after))
-        lane.on("blob", bad.refusing(429, "TOOMANYREQUESTS", retry_after))
+        lane.on("manifest", faults.error_response(429, "TOOMANYREQUESTS", retry_after))
+        lane.on("blob", faults.error_response(429, "TOOMANYREQUESTS", retry_after))
 
     refused = error(429, L.at_once())
     return Trouble(
@@ -156,9 +156,9 @@ def _failing(status: int) -> Trouble:
 
 def _fail_twice(lane: Lane, state: State) -> None:
     if state is State.BLOB_CACHED:
-        lane.on("blob", bad.refusing(503, "UNAVAILABLE"))
+        lane.on("blob", faults.error_response(503, "UNAVAILABLE"))
         return
-    lane.on_once(None, bad.refusing(503, "UNAVAILABLE"), times=2 if state is State.BLOB_DOWNLOAD else 1)
+    lane.on_once(None, faults.error_response(503, "UNAVAILABLE"), times=2 if state is State.BLOB_DOWNLOAD else 1)
 
 
 FAILING = Fault(
@@ -220,13 +220,13 @@ def _lose_tokens(lane: Lane, state: State) -> None:
     assert lane.tokens is not None
     assert lane.token_way is not None
     if state is not State.BLOB_DOWNLOAD:  # its body has been granted
-        lane.tokens.take_back()
-    lane.token_way.refuse()
+        lane.tokens.revoke_all()
+    lane.token_way.refuse_connections()
 
 
 def _lose_service(lane: Lane, _: State) -> None:
     assert lane.token_way is not None
-    lane.token_way.refuse()
+    lane.token_way.refuse_connections()
 
 
 def _is_service_away(lane: Lane, _: State) -> None:

@@ -10,15 +10,15 @@ from tests.chaos.outcomes import Outcome, cut, error, hit, new, resumed, stale
 from tests.chaos.stories import Fault, Trouble, World, nothing
 from tests.chaos.upstream.bodies import by_state, spoilt, spoilt_once
 from tests.chaos.upstream.proofs import BLOBS, L, sees
-from tests.support import misbehaviour as bad
+from tests.support import faults
 from tests.support.fake_registry import Change
-from tests.support.raw_http import Answer, Request
+from tests.support.raw_http import Request, ScriptedResponse
 
 # U08: by toxiproxy, whose count begins with each connection: so one answer per connection.
 
 
 def _one_answer_each(lane: Lane, _: World) -> None:
-    lane.origin.on(None, bad.header("Connection", "close"))
+    lane.fake_registry.on(None, faults.header("Connection", "close"))
 
 
 def _reset(at: float, *, is_lasting: bool = False) -> Callable[[Lane, State], None]:
@@ -29,7 +29,7 @@ def _reset(at: float, *, is_lasting: bool = False) -> Callable[[Lane, State], No
             path = lane.path_upstream(lane.blob_path("cold"))
         head, size = lane.measure(path)
         if is_lasting:
-            lane.origin.registry.drop_connections()  # those that are there would end by FIN
+            lane.fake_registry.listener.drop_connections()  # those that are there would end by FIN
         lane.way.cut(head + int(at * size), by_reset=True)
         if not is_lasting and state is not State.BLOB_CACHED:
             lane.mend_way_at_second("blob" if state in BLOBS else "manifest")
@@ -48,7 +48,7 @@ def _broken_once() -> dict[State, tuple[Outcome, ...]]:
 
 
 def _resumed_by_offset() -> dict[State, tuple[Outcome, ...]]:
-    """What the origin sent and toxiproxy threw away is not counted, but that each GET asks for the rest."""
+    """What the fake registry sent and toxiproxy threw away is not counted, but that each GET asks for the rest."""
     uncounted = attrs.evolve(resumed(1), waste_bytes=None)
     return {**_broken_once(), State.BLOB_COLD: (uncounted,), State.BLOB_DOWNLOAD: (uncounted,)}
 
@@ -84,7 +84,7 @@ RESET = Fault(
     (
         *(_resetting(at) for at in (0.5, 0.01, 0.99)),
         attrs.evolve(
-            _cut_short("at 50 %, when all before it has arrived", bad.cut(0.5, "rst")),
+            _cut_short("at 50 %, when all before it has arrived", faults.cut(0.5, "rst")),
             prove=sees("200 rst at .*"),
             is_direct=True,  # a reset of toxiproxy's takes along what it has not sent yet
         ),
@@ -106,25 +106,25 @@ RESET = Fault(
     ),
 )
 
-# U09, by the origin
+# U09, by the fake registry
 
 
-def _unended(request: Request, answer: Answer) -> Answer:
+def _unended(request: Request, answer: ScriptedResponse) -> ScriptedResponse:
     """Half of the body, in chunks, of which the last is missing."""
-    return bad.cut(0.5)(request, bad.chunked(ended=False)(request, answer))
+    return faults.cut(0.5)(request, faults.chunked(ended=False)(request, answer))
 
 
-def _without_length(request: Request, answer: Answer) -> Answer:
+def _without_length(request: Request, answer: ScriptedResponse) -> ScriptedResponse:
     """Half of the body, and nothing says that there should be more."""
     half = (answer.stop - answer.start) // 2
-    return bad.close_delimited()(request, attrs.evolve(answer, stop=answer.start + half))
+    return faults.close_delimited()(request, attrs.evolve(answer, stop=answer.start + half))
 
 
 TRUNCATED = Fault(
     "U09",
     "A body cut short by FIN",
     (
-        _cut_short("with a length", bad.cut(0.5)),
+        _cut_short("with a length", faults.cut(0.5)),
         _cut_short("in chunks", _unended, is_blind=True),
         attrs.evolve(
             _cut_short("without a length", _without_length, is_blind=True),
@@ -145,7 +145,7 @@ TRUNCATED = Fault(
 # U21
 
 
-def _shift_range(request: Request, answer: Answer) -> Answer:
+def _shift_range(request: Request, answer: ScriptedResponse) -> ScriptedResponse:
     if answer.status != 206:
         return answer
     return answer.with_header("Content-Range", f"bytes {answer.start + 1}-{answer.stop}/{answer.body.size + 1}")
@@ -180,7 +180,7 @@ RANGES = Fault(
     "U21",
     "Ranges ignored, or wrong",
     (
-        _ranging("200 instead of 206", bad.ignoring_range(), attrs.evolve(resumed(1), waste_bytes=2 * MIB)),
+        _ranging("200 instead of 206", faults.ignoring_range(), attrs.evolve(resumed(1), waste_bytes=2 * MIB)),
         _ranging("wrong Content-Range", _shift_range, cut(L.breaks())),
     ),
 )

@@ -10,15 +10,15 @@ from tests.chaos.outcomes import Seen, cut, either, error, hit, hit1, new, resum
 from tests.chaos.stories import Fault, Story, Trouble, World
 from tests.chaos.upstream.proofs import L, expect
 from tests.chaos.upstream.reaching import speak_tls, with_authority
-from tests.support import misbehaviour as bad
-from tests.support.raw_http import Answer, Request
+from tests.support import faults
+from tests.support.raw_http import Request, ScriptedResponse
 
 # U15
 
 
 def _lose_cdn(lane: Lane, _: State) -> None:
     assert lane.cdn_way is not None
-    lane.cdn_way.refuse()
+    lane.cdn_way.refuse_connections()
 
 
 def _is_cdn_away(lane: Lane, _: State) -> None:
@@ -58,21 +58,21 @@ DEAD_CDN = Fault(
 
 def _expire(lane: Lane, state: State) -> None:
     if state is State.BLOB_DOWNLOAD:
-        lane.origin.expire_presigned()
+        lane.fake_registry.expire_presigned()
     elif state is State.BLOB_COLD:
-        lane.on_once("cdn", bad.replaced(403, b"<Error><Code>AccessDenied</Code></Error>"))
+        lane.on_once("cdn", faults.replaced(403, b"<Error><Code>AccessDenied</Code></Error>"))
     else:
-        lane.on("cdn", bad.replaced(403, b"<Error><Code>AccessDenied</Code></Error>"))
+        lane.on("cdn", faults.replaced(403, b"<Error><Code>AccessDenied</Code></Error>"))
 
 
 def _has_expired(lane: Lane, state: State) -> None:
     if state is State.BLOB_DOWNLOAD:
-        old = lane.origin.seen("cdn")[0].request.target
+        old = lane.fake_registry.received("cdn")[0].request.target
         expect("403 whole", lane, lane.look(old, way=lane.cdn_way))
     elif state is State.BLOB_COLD:
         assert lane.once[0].applied == 1, "no address had expired"
     else:
-        fresh = lane.origin.presign(lane.layers["cold"].digest, listener="cdn")
+        fresh = lane.fake_registry.presign(lane.layers["cold"].digest, listener="cdn")
         expect("403 whole", lane, lane.look("/cdn/" + fresh.partition("/cdn/")[2], way=lane.cdn_way))
 
 
@@ -114,17 +114,17 @@ REGISTRY = "registry.chaos.test"
 def _reach_by_proxy(lane: Lane, _: World) -> None:
     assert lane.way is not None
     lane.upstream.update(registry=f"http://{REGISTRY}", proxy=lane.way.url)
-    lane.origin.listen("forbidden")
+    lane.fake_registry.listen("forbidden")
 
 
 def _lead_to(lane: Lane, location: str) -> None:
-    target = location.format(port=lane.origin.listeners["forbidden"].port)
+    target = location.format(port=lane.fake_registry.listeners["forbidden"].port)
     for kind in ("manifest", "blob"):
-        lane.on(kind, bad.redirected(target))
+        lane.on(kind, faults.redirected(target))
 
 
 def _leads_nowhere(lane: Lane, state: State) -> None:
-    listener = lane.origin.listeners["forbidden"]
+    listener = lane.fake_registry.listeners["forbidden"]
     assert listener.connections == 0, "somebody connected to the forbidden place"
     hosts = {each.request.target for each in lane.seen() if not each.request.target.startswith(f"http://{REGISTRY}")}
     assert not hosts, f"the proxy was asked for {hosts}"
@@ -152,22 +152,22 @@ def _forbidden(name: str, location: str) -> Trouble:
 
 def _downgraded(lane: Lane, world: World) -> None:
     speak_tls(lane, world)
-    lane.origin.listen("forbidden")
+    lane.fake_registry.listen("forbidden")
 
 
 def _leads_nowhere_by_tls(lane: Lane, _: State) -> None:
-    assert lane.origin.listeners["forbidden"].connections == 0, "somebody went on without TLS"
+    assert lane.fake_registry.listeners["forbidden"].connections == 0, "somebody went on without TLS"
     assert lane.look().startswith("307"), "a plain client is not redirected"
 
 
 def _lead_on(lane: Lane, state: State) -> None:
     lock, hops = threading.Lock(), 0
 
-    def change(request: Request, answer: Answer) -> Answer:
+    def change(request: Request, answer: ScriptedResponse) -> ScriptedResponse:
         nonlocal hops
         with lock:
             hops += 1
-        return Answer.of(307).with_header("Location", f"/v2/{REPO}/blobs/{hops}")
+        return ScriptedResponse.of(307).with_header("Location", f"/v2/{REPO}/blobs/{hops}")
 
     for kind in ("manifest", "blob"):
         lane.on(kind, change)

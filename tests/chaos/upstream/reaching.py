@@ -17,9 +17,9 @@ from tests.chaos.patches import patched
 from tests.chaos.resolver import NameServer
 from tests.chaos.stories import Fault, Story, Trouble, World
 from tests.chaos.upstream.proofs import L, expect, sees
+from tests.support.fake_auth import require_authorization
 from tests.support.fake_registry import basic
-from tests.support.gatekeeper import want_authorization
-from tests.support.http_client import ask
+from tests.support.http_client import send_request
 from tests.support.raw_http import TLS_HANDSHAKE
 
 # U01
@@ -51,7 +51,7 @@ def _count_connects(lane: Lane, world: World) -> None:
 
 def _refuse(lane: Lane, _: State) -> None:
     assert lane.way is not None
-    lane.way.refuse()
+    lane.way.refuse_connections()
     lane.connects_before = lane.count_connects()
 
 
@@ -62,7 +62,7 @@ def _few_connects(story: Story, _: Seen) -> None:
 
 def _went_on(story: Story) -> None:
     """What had landed was kept for a while: the next client's fetch went on from there."""
-    size, sent = story.lane.layers["cold"].size, story.lane.origin.sent_bytes("blob")
+    size, sent = story.lane.layers["cold"].size, story.lane.fake_registry.sent_bytes("blob")
     story.record.check(sent <= size + WASTE_BYTES, f"{sent} bytes were fetched of {size}")
 
 
@@ -112,7 +112,7 @@ def _have_a_name(lane: Lane, world: World) -> None:
 def _drop_idle(lane: Lane, state: State) -> None:
     """A connection that is kept would hide the fault; the one of a layer in progress is what the fault is about."""
     if state is not State.BLOB_DOWNLOAD:
-        lane.origin.registry.drop_connections()
+        lane.fake_registry.listener.drop_connections()
 
 
 def _unname(mood: str) -> Trouble:
@@ -159,7 +159,7 @@ NO_NAME = Fault("U02", "The name is not found", tuple(_unname(mood) for mood in 
 
 def _drop_syns(lane: Lane, state: State) -> None:
     _drop_idle(lane, state)
-    lane.origin.registry.deafen()
+    lane.fake_registry.listener.drop_syns()
 
 
 _NO_CONNECTION = Trouble(
@@ -211,7 +211,7 @@ def with_authority(directory: Path) -> Iterator[World]:
 def speak_tls(lane: Lane, world: World) -> None:
     """The lane's registry has a certificate of the world's authority."""
     assert world.directory is not None
-    lane.origin.registry.secure(_context(_authority(), *OURS))
+    lane.fake_registry.listener.use_tls(_context(_authority(), *OURS))
     lane.upstream.update(registry=f"https://{lane.front}", ca_file=str(world.directory / "ca.pem"))
     lane.tls = ssl.create_default_context()
     _authority().configure_trust(lane.tls)
@@ -219,14 +219,14 @@ def speak_tls(lane: Lane, world: World) -> None:
 
 def _speak_tls_with_a_login(lane: Lane, world: World) -> None:
     speak_tls(lane, world)
-    want_authorization(lane.origin, basic(USER, PASSWORD))
+    require_authorization(lane.fake_registry, basic(USER, PASSWORD))
     lane.upstream["auth"] = {"type": "basic", "username": USER, "password": PASSWORD}
 
 
 def _present(certify: Callable[[], ssl.SSLContext | None]) -> Callable[[Lane, State], None]:
     def strike(lane: Lane, state: State) -> None:
-        lane.origin.registry.secure(certify())
-        lane.origin.registry.keep_first_bytes = True
+        lane.fake_registry.listener.use_tls(certify())
+        lane.fake_registry.listener.keep_first_bytes = True
         _drop_idle(lane, state)
 
     return strike
@@ -234,26 +234,26 @@ def _present(certify: Callable[[], ssl.SSLContext | None]) -> Callable[[Lane, St
 
 def _reset_handshakes(lane: Lane, state: State) -> None:
     assert lane.way is not None
-    lane.way.reset_connects()
-    lane.origin.registry.keep_first_bytes = True
+    lane.way.reset_connections()
+    lane.fake_registry.listener.keep_first_bytes = True
     _drop_idle(lane, state)
 
 
 def _trust_again(lane: Lane) -> None:
-    lane.origin.registry.secure(_context(_authority(), *OURS))
+    lane.fake_registry.listener.use_tls(_context(_authority(), *OURS))
 
 
 def _is_counted(story: Story, _: Seen) -> None:
     """What an operator can be alarmed by."""
     counted = f'dockyard_upstream_untrusted_total{{upstream="{story.lane.prefix}",wrong="tls"}}'
-    said = ask(story.deployment.address, "/metrics").body.decode()
+    said = send_request(story.deployment.address, "/metrics").body.decode()
     story.record.check(counted in said, "not counted as untrusted")
 
 
 def _untrusted(name: str, strike: Callable[[Lane, State], None], seen: str) -> Trouble:
     def prove(lane: Lane, _: State) -> None:
         expect(seen, lane, lane.look())
-        sent = lane.origin.registry.first_bytes
+        sent = lane.fake_registry.listener.first_bytes
         assert all(data[:1] == TLS_HANDSHAKE for data in sent if data), f"spoke without TLS: {sent}"
         assert all(PASSWORD.encode() not in data and b"Authorization" not in data for data in sent), "a secret was sent"
 

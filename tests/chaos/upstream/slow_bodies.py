@@ -10,14 +10,14 @@ from tests.chaos.outcomes import cut, error, new, resumed, stale
 from tests.chaos.stories import Fault, Trouble
 from tests.chaos.upstream.bodies import by_state
 from tests.chaos.upstream.proofs import BLOBS, L, sees
-from tests.support import misbehaviour as bad
+from tests.support import faults
 
 # U05
 
 
 def _say_nothing(lane: Lane, _: State) -> None:
-    lane.on("manifest", bad.silent(lane.released))
-    lane.on("blob", bad.silent(lane.released))
+    lane.on("manifest", faults.silent(lane.released))
+    lane.on("blob", faults.silent(lane.released))
 
 
 LATE = Fault(
@@ -46,8 +46,8 @@ TRICKLE_BYTES = MIB + MIB // 4  # more than what is verified before its first by
 
 def _trickling(bytes_per_s: int, *, for_s: float = 0.0) -> Trouble:
     def strike(lane: Lane, _: State) -> None:
-        lane.on("manifest", bad.slow(20, lane.released), method="GET")
-        lane.on("blob", bad.slow(bytes_per_s, lane.released), method="GET")
+        lane.on("manifest", faults.slow(20, lane.released), method="GET")
+        lane.on("blob", faults.slow(bytes_per_s, lane.released), method="GET")
         if for_s:
             timer = threading.Timer(for_s, lane.released.set)
             timer.daemon = True
@@ -89,17 +89,17 @@ TRICKLE = Fault("U06", "A body that trickles", (_trickling(64 * 1024), _tricklin
 
 
 def _stall_once(lane: Lane, state: State) -> None:
-    lane.on("manifest", bad.stalled(0.5, lane.released), method="GET")
+    lane.on("manifest", faults.stalled(0.5, lane.released), method="GET")
     if state is State.BLOB_COLD:
-        lane.on_once("blob", bad.stalled(0.5, lane.released), method="GET")
+        lane.on_once("blob", faults.stalled(0.5, lane.released), method="GET")
     elif state is State.BLOB_CACHED:
-        lane.on("blob", bad.stalled(0.5, lane.released), method="GET")
+        lane.on("blob", faults.stalled(0.5, lane.released), method="GET")
 
 
 def _stall_always(lane: Lane, _: State) -> None:
     place = len(lane.layers["cold"].data) // 2
-    lane.on("manifest", bad.stalled(0.5, lane.released), method="GET")
-    lane.on("blob", bad.stuck_at(place, lane.released), method="GET")
+    lane.on("manifest", faults.stalled(0.5, lane.released), method="GET")
+    lane.on("blob", faults.stalled_at_offset(place, lane.released), method="GET")
 
 
 _STALL = Trouble(

@@ -8,9 +8,9 @@ from tests.chaos.outcomes import Outcome, Seen, cut, either, error, hit, new, re
 from tests.chaos.stories import Fault, Story, Trouble
 from tests.chaos.upstream.bodies import by_state, spoilt
 from tests.chaos.upstream.proofs import L, sees
-from tests.support import misbehaviour as bad
+from tests.support import faults
 from tests.support.fake_registry import Change
-from tests.support.raw_http import Answer, Request
+from tests.support.raw_http import Request, ScriptedResponse
 
 JSON_PAGE = b'{"errors":[{"code":"UNAVAILABLE","message":"said the upstream"}]}'
 
@@ -24,11 +24,11 @@ def _garbage(
 
 
 def _flip(at: float) -> Change:
-    return lambda request, answer: bad.flipped(int(at * (answer.body.size - 1)))(request, answer)
+    return lambda request, answer: faults.flipped(int(at * (answer.body.size - 1)))(request, answer)
 
 
-def _other_bytes(request: Request, answer: Answer) -> Answer:
-    return bad.with_body(b"\x00" * (answer.stop - answer.start))(request, answer)
+def _other_bytes(request: Request, answer: ScriptedResponse) -> ScriptedResponse:
+    return faults.with_body(b"\x00" * (answer.stop - answer.start))(request, answer)
 
 
 def _wrong(name: str, change: Change, reason: str = "") -> Trouble:
@@ -67,16 +67,16 @@ WRONG = Fault(
 # U11
 
 
-def _two_lengths(request: Request, answer: Answer) -> Answer:
+def _two_lengths(request: Request, answer: ScriptedResponse) -> ScriptedResponse:
     return answer.with_header("Content-Length", "12345")
 
 
-def _length_and_chunks(request: Request, answer: Answer) -> Answer:
+def _length_and_chunks(request: Request, answer: ScriptedResponse) -> ScriptedResponse:
     size = answer.stop - answer.start
-    return bad.chunked()(request, answer).with_header("Content-Length", str(size // 2))
+    return faults.chunked()(request, answer).with_header("Content-Length", str(size // 2))
 
 
-def _too_small(request: Request, answer: Answer) -> Answer:
+def _too_small(request: Request, answer: ScriptedResponse) -> ScriptedResponse:
     return attrs.evolve(answer, length=(answer.stop - answer.start) // 2)
 
 
@@ -97,8 +97,8 @@ LENGTH = Fault(
     "Wrong lengths",
     (
         _misfit("too small", _too_small, "200 wrong", _garbage(_CUT_OR_NOT, _CUT_OR_NOT)),
-        _misfit("too large", bad.claiming(1000), "200 fin at .*", _TOO_LARGE),
-        _misfit("other than the manifest says", bad.longer(b"x" * 1000), "200 wrong", _garbage()),
+        _misfit("too large", faults.wrong_length(1000), "200 fin at .*", _TOO_LARGE),
+        _misfit("other than the manifest says", faults.longer(b"x" * 1000), "200 wrong", _garbage()),
         attrs.evolve(
             _misfit("two lengths", _two_lengths, "200 two lengths", _garbage(_NO_BYTE, cut(L.breaks()))),
             early=frozenset(),
@@ -140,8 +140,8 @@ PAGES = Fault(
     "U19",
     "A page of a hotel network, or an error page with status 200",
     (
-        _page("HTML", bad.html_page()),
-        _page("JSON", bad.replaced(200, JSON_PAGE, ("Content-Type", "application/json"))),
+        _page("HTML", faults.html_page()),
+        _page("JSON", faults.replaced(200, JSON_PAGE, ("Content-Type", "application/json"))),
     ),
 )
 

@@ -15,12 +15,12 @@ import yaml
 import dockyard
 from tests.deploy.image.conftest import BUILD_LIMIT_S, REVISION, ROOT, Image
 from tests.deploy.image.test_pins import pins
+from tests.support.distribution import DistributionRegistry
 from tests.support.dockyard import docker_hub
 from tests.support.image_clients import ClientError, DockerDaemon
-from tests.support.images import ARCHITECTURES, OUR_ARCHITECTURE, push_index
+from tests.support.images import ARCHITECTURES, THIS_ARCHITECTURE, push_index
 from tests.support.processes import free_port, wait_until
-from tests.support.pull_image import walk
-from tests.support.registry import Registry
+from tests.support.pull_image import pull_and_verify
 
 # The first build on a machine makes the images that it starts from, and compiles: minutes. Later ones take seconds.
 pytestmark = pytest.mark.timeout(1500)
@@ -62,7 +62,7 @@ class Container:
 
 
 @pytest.fixture
-def start(image: Image, registry: Registry, tmp_path: Path) -> Iterator[Callable[[], Container]]:
+def start(image: Image, registry: DistributionRegistry, tmp_path: Path) -> Iterator[Callable[[], Container]]:
     """A function that starts the image as the compose file does; the health check is only asked oftener."""
     config = tmp_path / "config.yaml"
     config.write_text(yaml.safe_dump({"upstreams": [docker_hub(registry)]}))
@@ -150,7 +150,7 @@ def test_the_ecr_helper_runs(image: Image) -> None:
 
 def test_the_ecr_helper_is_built_for_the_other_platform(image: Image) -> None:
     """Go makes a program for arm64 on amd64, and the other way round."""
-    (other,) = set(ARCHITECTURES) - {OUR_ARCHITECTURE}
+    (other,) = set(ARCHITECTURES) - {THIS_ARCHITECTURE}
     image.docker.run(
         *("build", "--quiet", "--network=host", f"--platform=linux/{other}", "--target=ecr-login"),
         *(f"--build-arg=GO_IMAGE={image.bases.golang}", f"--build-arg=PYTHON_IMAGE={image.bases.python}"),
@@ -162,13 +162,13 @@ def test_the_ecr_helper_is_built_for_the_other_platform(image: Image) -> None:
     assert f"GOARCH={other}" in image.docker.run(*asked)
 
 
-def test_it_serves_from_a_read_only_file_system(registry: Registry, start: Callable[[], Container]) -> None:
+def test_it_serves_from_a_read_only_file_system(registry: DistributionRegistry, start: Callable[[], Container]) -> None:
     """As nobody, with only the volume to write to: an image is pulled through it, and each blob crosses once."""
     pushed = push_index(registry, "library/image", seed="image")
     container = start()
-    registry.forget_requests()
+    registry.clear_requests()
     for _ in range(2):
-        walk(container.port, "docker.io/library/image", pushed)
+        pull_and_verify(container.port, "docker.io/library/image", pushed)
     got = [request.path for request in registry.requests() if request.method == "GET" and "/blobs/" in request.path]
     assert sorted(got) == sorted(f"/v2/library/image/blobs/{digest}" for digest in pushed.blobs)
     assert container.uids() == {UID}
@@ -176,17 +176,19 @@ def test_it_serves_from_a_read_only_file_system(registry: Registry, start: Calla
         container.exec("touch", "/opt/dockyard/written")
 
 
-def test_a_stop_is_clean_and_the_volume_keeps_the_cache(registry: Registry, start: Callable[[], Container]) -> None:
+def test_a_stop_is_clean_and_the_volume_keeps_the_cache(
+    registry: DistributionRegistry, start: Callable[[], Container]
+) -> None:
     """SIGTERM ends it with status 0; started again, it serves what it had, with the upstream gone."""
     pushed = push_index(registry, "library/volume", seed="volume")
     container = start()
-    walk(container.port, "docker.io/library/volume", pushed)
+    pull_and_verify(container.port, "docker.io/library/volume", pushed)
     container.docker.run("stop", "--time=30", container.name)
     assert container.state()["ExitCode"] == 0
     with registry.stopped():
         container.docker.run("start", container.name)
         container.wait_for("healthy")
-        walk(container.port, "docker.io/library/volume", pushed)
+        pull_and_verify(container.port, "docker.io/library/volume", pushed)
 
 
 def test_a_server_that_does_not_answer_is_unhealthy(start: Callable[[], Container]) -> None:

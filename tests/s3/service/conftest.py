@@ -11,10 +11,10 @@ from tests.s3.store.conftest import minio
 from tests.s3.store.proxy import S3Proxy
 from tests.s3.store.servers import Server
 from tests.support.deployment import Deployment
-from tests.support.deployment_fixtures import make_deployment, origin
-from tests.support.toxiproxy import Toxiproxy, Way
+from tests.support.deployment_fixtures import fake_registry, make_deployment
+from tests.support.toxiproxy import TcpProxy, Toxiproxy
 
-__all__ = ["make_deployment", "minio", "origin"]
+__all__ = ["fake_registry", "make_deployment", "minio"]
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -47,9 +47,9 @@ def proxy(minio: Server) -> Iterator[S3Proxy]:
 
 
 @pytest.fixture
-def toxics(toxiproxy: Toxiproxy, minio: Server) -> Iterator[Way]:
+def toxics(toxiproxy: Toxiproxy, minio: Server) -> Iterator[TcpProxy]:
     """Give a slow way to MinIO; it is fast until told otherwise."""
-    with contextlib.closing(toxiproxy.way(minio.port)) as toxics:
+    with contextlib.closing(toxiproxy.create_proxy(minio.port)) as toxics:
         yield toxics
 
 

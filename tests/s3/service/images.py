@@ -8,7 +8,7 @@ from tests.s3.service.bucket_view import BucketView, blob_key, manifest_key, nam
 from tests.support.bodies import digest_of
 from tests.support.deployment import Deployment, eventually
 from tests.support.fake_registry import DOCKER_LIST, DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST, FakeRegistry, Image
-from tests.support.http_client import StreamedReply, ask
+from tests.support.http_client import StreamedResponse, send_request
 
 ACCEPT = f"{OCI_INDEX}, {OCI_MANIFEST}, {DOCKER_LIST}, {DOCKER_MANIFEST}"
 NAME = "up.test/team/app"
@@ -20,7 +20,9 @@ WITHIN_S = 20.0
 
 def pull(deployment: Deployment, reference: str, name: str = NAME) -> set[str]:
     """Pull an image by tag or digest, with all that it names; the keys under which the bucket has it then."""
-    reply = ask(deployment.address, f"/v2/{name}/manifests/{reference}", {"Accept": ACCEPT}, timeout_s=PATIENCE_S)
+    reply = send_request(
+        deployment.address, f"/v2/{name}/manifests/{reference}", {"Accept": ACCEPT}, timeout_s=PATIENCE_S
+    )
     assert reply.status == 200, f"{reference}: {reply.status} {reply.body!r}"
     assert reply.is_complete
     digest = digest_of(reply.body)
@@ -42,7 +44,7 @@ def pull(deployment: Deployment, reference: str, name: str = NAME) -> set[str]:
 def fetch(deployment: Deployment, digest: str, name: str = NAME) -> float:
     """Download a blob and check it; seconds."""
     begun = time.monotonic()
-    with StreamedReply(deployment.address, f"/v2/{name}/blobs/{digest}", timeout_s=PATIENCE_S) as download:
+    with StreamedResponse(deployment.address, f"/v2/{name}/blobs/{digest}", timeout_s=PATIENCE_S) as download:
         download.head()
         assert download.status == 200, f"{digest}: {download.status}"
         algorithm, _, encoded = digest.partition(":")
@@ -57,19 +59,21 @@ def fetch(deployment: Deployment, digest: str, name: str = NAME) -> float:
     return time.monotonic() - begun
 
 
-def add_images(origin: FakeRegistry, *tags: str, size: int = 100_000) -> list[Image]:
+def add_images(fake_registry: FakeRegistry, *tags: str, size: int = 100_000) -> list[Image]:
     """Images that share nothing, each of two layers."""
-    return [origin.add_image(REPO, tag, [layer(f"{tag} one", size), layer(f"{tag} two", 2 * size)]) for tag in tags]
+    return [
+        fake_registry.add_image(REPO, tag, [layer(f"{tag} one", size), layer(f"{tag} two", 2 * size)]) for tag in tags
+    ]
 
 
-def add_index(origin: FakeRegistry, tag: str) -> Image:
+def add_index(fake_registry: FakeRegistry, tag: str) -> Image:
     """An index of images for two platforms, with one layer in common."""
     common = layer(f"{tag} common", 50_000)
     images = [
-        origin.add_image(REPO, f"{tag}-{platform}", [common, layer(f"{tag} {platform}", 70_000)])
+        fake_registry.add_image(REPO, f"{tag}-{platform}", [common, layer(f"{tag} {platform}", 70_000)])
         for platform in ("amd64", "arm64")
     ]
-    return origin.add_index(REPO, tag, images)
+    return fake_registry.add_index(REPO, tag, images)
 
 
 def layer(seed: str, size: int) -> bytes:
@@ -77,9 +81,9 @@ def layer(seed: str, size: int) -> bytes:
     return hashlib.shake_128(seed.encode()).digest(size)
 
 
-def blob_requests(origin: FakeRegistry, digests: Sequence[str]) -> int:
+def blob_requests(fake_registry: FakeRegistry, digests: Sequence[str]) -> int:
     """How many bodies of these blobs were asked for upstream."""
-    return sum(origin.count("blob", "GET", reference=digest) for digest in digests)
+    return sum(fake_registry.count("blob", "GET", reference=digest) for digest in digests)
 
 
 def fill(deployment: Deployment, bucket_view: BucketView, *references: str) -> set[str]:
@@ -89,9 +93,9 @@ def fill(deployment: Deployment, bucket_view: BucketView, *references: str) -> s
     return keys
 
 
-def put_image(bucket_view: BucketView, origin: FakeRegistry, reference: str, days_ago: int = 0) -> set[str]:
-    """Put an image of the origin into the bucket as the original would have; the keys."""
-    body = origin.manifest_body(REPO, reference)
+def put_image(bucket_view: BucketView, fake_registry: FakeRegistry, reference: str, days_ago: int = 0) -> set[str]:
+    """Put an image of the fake registry into the bucket as the original would have; the keys."""
+    body = fake_registry.manifest_body(REPO, reference)
     media_type = OCI_INDEX if b'"manifests"' in body else OCI_MANIFEST
     key = manifest_key(NAME, digest_of(body))
     bucket_view.put(key, body, media_type, days_ago=days_ago)
@@ -101,8 +105,8 @@ def put_image(bucket_view: BucketView, origin: FakeRegistry, reference: str, day
         bucket_view.put(tag_key(NAME, reference), digest_of(body).encode(), "text/plain", days_ago=days_ago)
     children, blobs = named_by(body)
     for child in children:
-        keys |= put_image(bucket_view, origin, child, days_ago)
+        keys |= put_image(bucket_view, fake_registry, child, days_ago)
     for blob in blobs:
-        content = origin._blobs[blob][0]
+        content = fake_registry._blobs[blob][0]
         keys.add(bucket_view.put_blob(b"".join(content.pieces(0, content.size)), days_ago=days_ago))
     return keys

@@ -22,14 +22,14 @@ WITHIN_S = 300.0
 @pytest.mark.large
 @pytest.mark.timeout(1200)
 def test_a_layer_of_six_gibibytes(
-    start: Callable[..., Deployment], bucket_view: BucketView, origin: FakeRegistry
+    start: Callable[..., Deployment], bucket_view: BucketView, fake_registry: FakeRegistry
 ) -> None:
     """It goes through, is published in parts, is served from S3 to a second Dockyard, and is touched.
 
     Takes some minutes and is left out of the usual run: `pytest tests/s3/service/test_large.py -m large`.
     """
     truth = Synthetic(6 * GIB, seed=6)
-    key, path = blob_key(origin.add_blob(truth)), f"/v2/{NAME}/blobs/{truth.digest}"
+    key, path = blob_key(fake_registry.add_blob(truth)), f"/v2/{NAME}/blobs/{truth.digest}"
     clock = time.monotonic()
 
     def say(what: str) -> None:
@@ -38,8 +38,8 @@ def test_a_layer_of_six_gibibytes(
         clock = time.monotonic()
 
     first = start()
-    with first.download(path) as download:
-        assert download.head().find_wrong(truth) is None
+    with first.stream(path) as download:
+        assert download.head().find_mismatch(truth) is None
     say("fetched from the upstream")
     eventually(lambda: key in bucket_view.listed(), "the layer is published", WITHIN_S)
     say("and then published")
@@ -50,10 +50,10 @@ def test_a_layer_of_six_gibibytes(
     shutil.rmtree(first.dockyard.storage)
 
     second = start(storage={"touch_threshold": "5s"})
-    with second.download(path) as download:
-        assert download.head().find_wrong(truth) is None
+    with second.stream(path) as download:
+        assert download.head().find_mismatch(truth) is None
     say("served from S3")
-    assert origin.count("blob", "GET") == 1
+    assert fake_registry.count("blob", "GET") == 1
 
     def is_touched() -> bool:
         assert second.head(path).header("Content-Length") == str(truth.size)

@@ -14,11 +14,11 @@ from tests.s3.service.images import NAME, REPO, WITHIN_S, add_images, add_index,
 from tests.s3.service.request_log import S3RequestLog
 from tests.s3.store.proxy import S3Proxy, Stall
 from tests.s3.store.servers import SECRET_KEY
-from tests.support import misbehaviour as bad
+from tests.support import faults
 from tests.support.bodies import digest_of
-from tests.support.deployment import Deployment, eventually, opened_at_exit, stays
+from tests.support.deployment import Deployment, eventually, set_at_exit, stays
 from tests.support.fake_registry import FakeRegistry
-from tests.support.http_client import Reply
+from tests.support.http_client import Response
 from tests.support.image_clients import Crane, Skopeo
 from tests.support.programs import Programs
 
@@ -26,7 +26,7 @@ REDIRECTS = {"redirect": True}
 CANARY = "Basic Y2FuYXJ5OmNhbmFyeQ=="
 
 
-def follow(reply: Reply, **headers: str) -> tuple[int, bytes]:
+def follow(reply: Response, **headers: str) -> tuple[int, bytes]:
     """Ask where the answer sends us, with nothing but these headers."""
     url = urlsplit(reply.header("Location") or "")
     connection = HTTPConnection(url.netloc, timeout=10)
@@ -60,47 +60,47 @@ def test_a_redirect_carries_no_credentials(start: Callable[..., Deployment], buc
     assert reply.status == 307
     said = str(reply.headers) + reply.body.decode()
     assert not [secret for secret in (CANARY.split()[1], "canary", SECRET_KEY) if secret in said]
-    assert CANARY.split()[1] not in deployment.dockyard.said()
+    assert CANARY.split()[1] not in deployment.dockyard.read_log()
 
 
 def test_a_local_hit_is_not_redirected(
-    start: Callable[..., Deployment], bucket_view: BucketView, origin: FakeRegistry
+    start: Callable[..., Deployment], bucket_view: BucketView, fake_registry: FakeRegistry
 ) -> None:
     """What this Dockyard has it serves."""
-    (image,) = add_images(origin, "v1")
+    (image,) = add_images(fake_registry, "v1")
     deployment = start(storage=REDIRECTS)
     fill(deployment, bucket_view, "v1")
     assert deployment.get(f"/v2/{NAME}/blobs/{image.layers[0]}").status == 200
 
 
-def test_a_running_fill_is_not_redirected(start: Callable[..., Deployment], origin: FakeRegistry) -> None:
+def test_a_running_fill_is_not_redirected(start: Callable[..., Deployment], fake_registry: FakeRegistry) -> None:
     """Whoever comes while a blob is being fetched reads along, at any worker."""
     body = layer("running", 3_000_000)
-    digest = origin.add_blob(body)
+    digest = fake_registry.add_blob(body)
     deployment = start(storage=REDIRECTS)
-    with opened_at_exit(threading.Event()) as go_on, ExitStack() as downloads:
-        origin.on("blob", bad.stalled(0.5, go_on))
-        running = [downloads.enter_context(deployment.download(f"/v2/{NAME}/blobs/{digest}")).head() for _ in range(6)]
+    with set_at_exit(threading.Event()) as go_on, ExitStack() as downloads:
+        fake_registry.on("blob", faults.stalled(0.5, go_on))
+        running = [downloads.enter_context(deployment.stream(f"/v2/{NAME}/blobs/{digest}")).head() for _ in range(6)]
         assert [download.status for download in running] == [200] * 6
         go_on.set()
         assert [download.rest() for download in running] == [(body, "length")] * 6
-    assert origin.count("blob", "GET") == 1
+    assert fake_registry.count("blob", "GET") == 1
 
 
 def test_a_blob_that_is_nowhere_is_fetched(
-    start: Callable[..., Deployment], bucket_view: BucketView, origin: FakeRegistry
+    start: Callable[..., Deployment], bucket_view: BucketView, fake_registry: FakeRegistry
 ) -> None:
     """A miss in the bucket comes from the upstream, and is published."""
-    digest = origin.add_blob(layer("nowhere", 100_000))
+    digest = fake_registry.add_blob(layer("nowhere", 100_000))
     fetch(start(storage=REDIRECTS), digest)
     eventually(lambda: bucket_view.listed() == {blob_key(digest)}, "the blob is published", WITHIN_S)
 
 
 def test_nobody_is_sent_to_a_bucket_in_trouble(
-    start: Callable[..., Deployment], proxy: S3Proxy, origin: FakeRegistry
+    start: Callable[..., Deployment], proxy: S3Proxy, fake_registry: FakeRegistry
 ) -> None:
     """S3 says nothing: the client gets the blob from the upstream."""
-    digest = origin.add_blob(layer("trouble", 100_000))
+    digest = fake_registry.add_blob(layer("trouble", 100_000))
     deployment = start(proxy.host, storage=REDIRECTS)
     proxy.rule = lambda _: Stall()
     fetch(deployment, digest)
@@ -128,10 +128,10 @@ def test_a_redirect_to_an_old_blob_touches_it(start: Callable[..., Deployment], 
 
 
 def test_nobody_is_sent_to_an_empty_object(
-    start: Callable[..., Deployment], bucket_view: BucketView, origin: FakeRegistry
+    start: Callable[..., Deployment], bucket_view: BucketView, fake_registry: FakeRegistry
 ) -> None:
     """An object without a byte, where there should be some, is as good as none: the blob comes from the upstream."""
-    digest = origin.add_blob(layer("emptied", 100_000))
+    digest = fake_registry.add_blob(layer("emptied", 100_000))
     bucket_view.put(blob_key(digest), b"")
     deployment = start(storage=REDIRECTS)
     fetch(deployment, digest)
@@ -142,19 +142,19 @@ def test_nobody_is_sent_to_an_empty_object(
 def test_a_real_client_follows(
     start: Callable[..., Deployment],
     bucket_view: BucketView,
-    origin: FakeRegistry,
+    fake_registry: FakeRegistry,
     programs: Programs,
     tmp_path: Path,
     client: str,
 ) -> None:
     """Crane and skopeo pull an image whose blobs are only in the bucket; not one is asked of the upstream."""
-    image = add_images(origin, "v1")[0] if client == "skopeo" else add_index(origin, "v1")
-    put_image(bucket_view, origin, "v1")
+    image = add_images(fake_registry, "v1")[0] if client == "skopeo" else add_index(fake_registry, "v1")
+    put_image(bucket_view, fake_registry, "v1")
     deployment = start(storage=REDIRECTS)
     (tmp_path / client).mkdir()
     puller = {"crane": Crane, "skopeo": Skopeo}[client](programs.need(client), tmp_path / client)
     tree = puller.pull(f"{deployment.dockyard.host}/{NAME}:v1")
     assert tree.top == image.digest
-    assert origin.count("blob") == 0
-    assert "redirected" in deployment.dockyard.said()
-    assert origin.count("manifest", "GET", repo=REPO) == 0
+    assert fake_registry.count("blob") == 0
+    assert "redirected" in deployment.dockyard.read_log()
+    assert fake_registry.count("manifest", "GET", repo=REPO) == 0

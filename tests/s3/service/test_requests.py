@@ -41,10 +41,10 @@ def settle(request_log: S3RequestLog) -> None:
 
 
 def test_a_warm_pull_costs_nothing(
-    start: Callable[..., Deployment], bucket_view: BucketView, proxy: S3Proxy, origin: FakeRegistry
+    start: Callable[..., Deployment], bucket_view: BucketView, proxy: S3Proxy, fake_registry: FakeRegistry
 ) -> None:
     """The second pull of an image, by tag, asks S3 for nothing."""
-    add_images(origin, "v1")
+    add_images(fake_registry, "v1")
     deployment = start(proxy.host)
     fill(deployment, bucket_view, "v1")
     request_log = S3RequestLog(proxy)
@@ -56,10 +56,10 @@ def test_a_warm_pull_costs_nothing(
 
 
 def test_a_cold_blob_costs_a_get_and_a_put(
-    start: Callable[..., Deployment], bucket_view: BucketView, proxy: S3Proxy, origin: FakeRegistry
+    start: Callable[..., Deployment], bucket_view: BucketView, proxy: S3Proxy, fake_registry: FakeRegistry
 ) -> None:
     """A blob that is nowhere: one GET that finds nothing, one PUT."""
-    digest = origin.add_blob(layer("cold", 2_000_000))
+    digest = fake_registry.add_blob(layer("cold", 2_000_000))
     deployment = start(proxy.host)
     request_log = S3RequestLog(proxy)
     fetch(deployment, digest)
@@ -70,10 +70,10 @@ def test_a_cold_blob_costs_a_get_and_a_put(
 
 
 def test_a_cold_manifest_costs_a_get_and_a_put(
-    start: Callable[..., Deployment], bucket_view: BucketView, proxy: S3Proxy, origin: FakeRegistry
+    start: Callable[..., Deployment], bucket_view: BucketView, proxy: S3Proxy, fake_registry: FakeRegistry
 ) -> None:
     """A manifest by digest that is nowhere: one GET that finds nothing, one PUT."""
-    (image,) = add_images(origin, "v1")
+    (image,) = add_images(fake_registry, "v1")
     deployment = start(proxy.host)
     request_log = S3RequestLog(proxy)
     assert deployment.get(f"/v2/{NAME}/manifests/{image.digest}").status == 200
@@ -83,10 +83,10 @@ def test_a_cold_manifest_costs_a_get_and_a_put(
 
 
 def test_a_cold_tag_costs_two_gets_and_two_puts(
-    start: Callable[..., Deployment], bucket_view: BucketView, proxy: S3Proxy, origin: FakeRegistry
+    start: Callable[..., Deployment], bucket_view: BucketView, proxy: S3Proxy, fake_registry: FakeRegistry
 ) -> None:
     """A tag that is nowhere: pointer and manifest are looked for once and written once."""
-    (image,) = add_images(origin, "v1")
+    (image,) = add_images(fake_registry, "v1")
     deployment = start(proxy.host)
     request_log = S3RequestLog(proxy)
     assert deployment.get(f"/v2/{NAME}/manifests/v1").status == 200
@@ -97,10 +97,10 @@ def test_a_cold_tag_costs_two_gets_and_two_puts(
 
 
 def test_a_cold_image_costs_two_requests_for_each_object(
-    start: Callable[..., Deployment], bucket_view: BucketView, proxy: S3Proxy, origin: FakeRegistry
+    start: Callable[..., Deployment], bucket_view: BucketView, proxy: S3Proxy, fake_registry: FakeRegistry
 ) -> None:
     """A whole pull by tag: a GET and a PUT for the pointer, the manifest, the config and each layer."""
-    add_images(origin, "v1")
+    add_images(fake_registry, "v1")
     deployment = start(proxy.host)
     request_log = S3RequestLog(proxy)
     keys = fill(deployment, bucket_view, "v1")
@@ -109,11 +109,11 @@ def test_a_cold_image_costs_two_requests_for_each_object(
 
 
 def test_what_only_the_bucket_has_costs_one_get(
-    start: Callable[..., Deployment], bucket_view: BucketView, proxy: S3Proxy, origin: FakeRegistry
+    start: Callable[..., Deployment], bucket_view: BucketView, proxy: S3Proxy, fake_registry: FakeRegistry
 ) -> None:
     """A whole pull of an image that another Dockyard brought a moment ago: a GET for each object, no touch."""
-    add_images(origin, "v1")
-    keys = put_image(bucket_view, origin, "v1")
+    add_images(fake_registry, "v1")
+    keys = put_image(bucket_view, fake_registry, "v1")
     deployment = start(proxy.host)
     request_log = S3RequestLog(proxy)
     assert pull(deployment, "v1") == keys
@@ -123,11 +123,16 @@ def test_what_only_the_bucket_has_costs_one_get(
 
 @pytest.mark.parametrize("known", [True, False], ids=["only in the bucket", "nowhere"])
 def test_a_head_of_a_blob_costs_one_head(
-    start: Callable[..., Deployment], bucket_view: BucketView, proxy: S3Proxy, origin: FakeRegistry, *, known: bool
+    start: Callable[..., Deployment],
+    bucket_view: BucketView,
+    proxy: S3Proxy,
+    fake_registry: FakeRegistry,
+    *,
+    known: bool,
 ) -> None:
     """HEAD of a young blob asks the bucket once, and neither fetches nor touches anything."""
     body = layer("head", 100_000)
-    digest = origin.add_blob(body)
+    digest = fake_registry.add_blob(body)
     if known:
         bucket_view.put_blob(body)
     deployment = start(proxy.host)
@@ -138,13 +143,13 @@ def test_a_head_of_a_blob_costs_one_head(
 
 
 def test_a_herd_on_a_cold_image_costs_no_more(
-    start: Callable[..., Deployment], bucket_view: BucketView, proxy: S3Proxy, origin: FakeRegistry
+    start: Callable[..., Deployment], bucket_view: BucketView, proxy: S3Proxy, fake_registry: FakeRegistry
 ) -> None:
     """Forty pulls of a layer at once, over two workers: one GET and one PUT."""
-    image: Image = add_images(origin, "v1")[0]
+    image: Image = add_images(fake_registry, "v1")[0]
     deployment = start(proxy.host)
     request_log = S3RequestLog(proxy)
-    replies = deployment.get_together([f"/v2/{NAME}/blobs/{image.layers[1]}"] * 40)
+    replies = deployment.get_concurrently([f"/v2/{NAME}/blobs/{image.layers[1]}"] * 40)
     assert {(reply.status, len(reply.body)) for reply in replies} == {(200, 200_000)}
     eventually(bucket_view.listed, "the blob is published", WITHIN_S)
     settle(request_log)

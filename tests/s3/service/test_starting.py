@@ -19,11 +19,11 @@ BACK_WITHIN_S = 60.0
 def see_said(deployment: Deployment, *words: str) -> None:
     """Wait for one line of the log that has all these words."""
     eventually(
-        lambda: any(all(word in line for word in words) for line in deployment.dockyard.said().splitlines()),
+        lambda: any(all(word in line for word in words) for line in deployment.dockyard.read_log().splitlines()),
         f"{words} in the log",
         WITHIN_S,
     )
-    assert SECRET_KEY not in deployment.dockyard.said()
+    assert SECRET_KEY not in deployment.dockyard.read_log()
 
 
 @pytest.mark.parametrize(
@@ -38,12 +38,12 @@ def see_said(deployment: Deployment, *words: str) -> None:
 def test_a_bucket_that_cannot_be_used(
     start: Callable[..., Deployment],
     bucket_view: BucketView,
-    origin: FakeRegistry,
+    fake_registry: FakeRegistry,
     storage: dict[str, str],
     words: tuple[str, ...],
 ) -> None:
     """The mistake is in the log with the setting to change; a cold pull and a warm one work."""
-    add_images(origin, "v1")
+    add_images(fake_registry, "v1")
     deployment = start(storage=storage)
     see_said(deployment, *words)
     pull(deployment, "v1")
@@ -52,13 +52,13 @@ def test_a_bucket_that_cannot_be_used(
 
 
 def test_a_login_without_the_right_to_list(
-    start: Callable[..., Deployment], bucket_view: BucketView, proxy: S3Proxy, origin: FakeRegistry
+    start: Callable[..., Deployment], bucket_view: BucketView, proxy: S3Proxy, fake_registry: FakeRegistry
 ) -> None:
     """Without ListBucket AWS S3 says that what is missing is forbidden: that is told, and all that is pulled published.
 
     MinIO says that it is missing all the same, so the proxy speaks for AWS.
     """
-    add_images(origin, "v1")
+    add_images(fake_registry, "v1")
     proxy.rule = lambda request: (
         s3_error(403, "AccessDenied")
         if request.method != "PUT" and is_missing(bucket_view, object_key(request))
@@ -71,10 +71,10 @@ def test_a_login_without_the_right_to_list(
 
 
 def test_a_login_without_the_right_to_write(
-    start: Callable[..., Deployment], bucket_view: BucketView, origin: FakeRegistry
+    start: Callable[..., Deployment], bucket_view: BucketView, fake_registry: FakeRegistry
 ) -> None:
     """Without PutObject: that is said, and pulls work."""
-    add_images(origin, "v1")
+    add_images(fake_registry, "v1")
     deployment = start(storage=bucket_view.add_login("s3:GetObject", "s3:ListBucket"))
     see_said(deployment, "s3:PutObject", bucket_view.bucket)
     pull(deployment, "v1")
@@ -82,10 +82,10 @@ def test_a_login_without_the_right_to_write(
 
 
 def test_a_store_that_is_not_there_yet(
-    start: Callable[..., Deployment], bucket_view: BucketView, origin: FakeRegistry, minio: Server
+    start: Callable[..., Deployment], bucket_view: BucketView, fake_registry: FakeRegistry, minio: Server
 ) -> None:
     """Dockyard starts before S3: it says so, serves, and publishes when S3 has come."""
-    add_images(origin, "v1")
+    add_images(fake_registry, "v1")
     minio.stop()
     try:
         deployment = start()
@@ -97,10 +97,10 @@ def test_a_store_that_is_not_there_yet(
 
 
 def test_a_bucket_that_is_made_later(
-    start: Callable[..., Deployment], bucket_view: BucketView, origin: FakeRegistry, minio: Server
+    start: Callable[..., Deployment], bucket_view: BucketView, fake_registry: FakeRegistry, minio: Server
 ) -> None:
     """The bucket is made after the first pull: it is used without a restart."""
-    add_images(origin, "v1")
+    add_images(fake_registry, "v1")
     late = BucketView(minio)
     deployment = start(storage={"bucket": late.bucket})
     keys = pull(deployment, "v1")
@@ -110,9 +110,9 @@ def test_a_bucket_that_is_made_later(
     late.close()
 
 
-def test_a_clock_that_is_wrong(start: Callable[..., Deployment], proxy: S3Proxy, origin: FakeRegistry) -> None:
+def test_a_clock_that_is_wrong(start: Callable[..., Deployment], proxy: S3Proxy, fake_registry: FakeRegistry) -> None:
     """S3 refuses our signatures for their time: the clock is named."""
-    add_images(origin, "v1")
+    add_images(fake_registry, "v1")
     proxy.rule = lambda _: s3_error(403, "RequestTimeTooSkewed")
     deployment = start(proxy.host)
     see_said(deployment, "clock")

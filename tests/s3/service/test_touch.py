@@ -23,10 +23,10 @@ WITHIN_S = 10.0
 
 
 @pytest.fixture
-def old_image(bucket_view: BucketView, origin: FakeRegistry) -> set[str]:
+def old_image(bucket_view: BucketView, fake_registry: FakeRegistry) -> set[str]:
     """An index with its images, thirty days old in the bucket; the keys."""
-    add_index(origin, "v1")
-    return put_image(bucket_view, origin, "v1", days_ago=30)
+    add_index(fake_registry, "v1")
+    return put_image(bucket_view, fake_registry, "v1", days_ago=30)
 
 
 def assert_touched(bucket_view: BucketView, keys: Iterable[str]) -> None:
@@ -44,10 +44,10 @@ def assert_touched(bucket_view: BucketView, keys: Iterable[str]) -> None:
 
 
 def test_an_image_that_is_only_partly_pulled_is_touched_whole(
-    start: Callable[..., Deployment], bucket_view: BucketView, old_image: set[str], origin: FakeRegistry
+    start: Callable[..., Deployment], bucket_view: BucketView, old_image: set[str], fake_registry: FakeRegistry
 ) -> None:
     """A client that has all layers asks for the manifest of its platform only: config and layers are touched too."""
-    manifest = origin.manifest_body("team/app", "v1-arm64")
+    manifest = fake_registry.manifest_body("team/app", "v1-arm64")
     deployment = start()
     assert deployment.get(f"/v2/{NAME}/manifests/{digest_of(manifest)}").body == manifest
     document = deployment.get(f"/v2/{NAME}/manifests/{digest_of(manifest)}").json
@@ -67,7 +67,11 @@ def test_a_touch_keeps_what_an_object_is(start: Callable[..., Deployment], bucke
 
 
 def test_a_threshold_of_nothing_touches_nothing(
-    start: Callable[..., Deployment], bucket_view: BucketView, proxy: S3Proxy, old_image: set[str], origin: FakeRegistry
+    start: Callable[..., Deployment],
+    bucket_view: BucketView,
+    proxy: S3Proxy,
+    old_image: set[str],
+    fake_registry: FakeRegistry,
 ) -> None:
     """`touch_threshold: 0`: an old image is served, and S3 is only read."""
     deployment = start(proxy.host, storage={"touch_threshold": "0"})
@@ -78,11 +82,11 @@ def test_a_threshold_of_nothing_touches_nothing(
 
 
 def test_a_young_image_is_not_touched(
-    start: Callable[..., Deployment], bucket_view: BucketView, proxy: S3Proxy, origin: FakeRegistry
+    start: Callable[..., Deployment], bucket_view: BucketView, proxy: S3Proxy, fake_registry: FakeRegistry
 ) -> None:
     """What came into the bucket a moment ago is left as it is, whoever brought it."""
-    add_index(origin, "v1")
-    put_image(bucket_view, origin, "v1", days_ago=0)
+    add_index(fake_registry, "v1")
+    put_image(bucket_view, fake_registry, "v1", days_ago=0)
     deployment = start(proxy.host)
     request_log = S3RequestLog(proxy)
     for _ in range(3):
@@ -91,10 +95,10 @@ def test_a_young_image_is_not_touched(
 
 
 def test_what_is_pulled_again_and_again_stays_young(
-    start: Callable[..., Deployment], bucket_view: BucketView, origin: FakeRegistry
+    start: Callable[..., Deployment], bucket_view: BucketView, fake_registry: FakeRegistry
 ) -> None:
     """With a threshold of two seconds: LastModified of every object of an image moves on with the pulls."""
-    add_index(origin, "v1")
+    add_index(fake_registry, "v1")
     deployment = start(storage={"touch_threshold": "2s"})
     keys = fill(deployment, bucket_view, "v1")
     first = {key: bucket_view.stat(key).modified for key in keys}
@@ -107,10 +111,10 @@ def test_what_is_pulled_again_and_again_stays_young(
 
 
 def test_a_local_image_that_is_two_days_old_is_touched(
-    start: Callable[..., Deployment], bucket_view: BucketView, origin: FakeRegistry
+    start: Callable[..., Deployment], bucket_view: BucketView, fake_registry: FakeRegistry
 ) -> None:
     """Threshold 24 h, two days since the last pull: manifests, blobs and the pointer are touched by the next."""
-    add_index(origin, "v1")
+    add_index(fake_registry, "v1")
     deployment = start()
     keys = fill(deployment, bucket_view, "v1")
     deployment.dockyard.stop()
@@ -124,26 +128,26 @@ def test_a_local_image_that_is_two_days_old_is_touched(
 
 
 def test_what_was_deleted_is_published_again(
-    start: Callable[..., Deployment], bucket_view: BucketView, origin: FakeRegistry
+    start: Callable[..., Deployment], bucket_view: BucketView, fake_registry: FakeRegistry
 ) -> None:
     """What the bucket lost comes back from the local store when it would be touched: all parts of an image."""
-    add_images(origin, "v1")
+    add_images(fake_registry, "v1")
     deployment = start(storage={"touch_threshold": "2s"})
     keys = fill(deployment, bucket_view, "v1")
     contents = {key: bucket_view.get(key) for key in keys}
     for key in keys:
         bucket_view.remove(key)
-    origin.forget()
+    fake_registry.clear_exchanges()
     eventually(lambda: pull(deployment, "v1") and bucket_view.listed() == keys, "everything is back", 30.0)
     assert {key: bucket_view.get(key) for key in keys} == contents
-    assert origin.count("blob") == 0
+    assert fake_registry.count("blob") == 0
 
 
 def test_an_object_that_vanishes_before_its_copy_is_published_again(
-    start: Callable[..., Deployment], bucket_view: BucketView, proxy: S3Proxy, origin: FakeRegistry
+    start: Callable[..., Deployment], bucket_view: BucketView, proxy: S3Proxy, fake_registry: FakeRegistry
 ) -> None:
     """Deleted between the HEAD and the copy of a touch: no error, and it comes back."""
-    digest = origin.add_blob(layer("vanishing", 50_000))
+    digest = fake_registry.add_blob(layer("vanishing", 50_000))
     deployment = start(proxy.host, storage={"touch_threshold": "2s"})
     fetch(deployment, digest)
     eventually(lambda: bucket_view.listed() == {blob_key(digest)}, "the blob is published", WITHIN_S)

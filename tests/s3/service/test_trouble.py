@@ -14,11 +14,11 @@ from tests.s3.service.images import NAME, add_images, add_index, fetch, fill, la
 from tests.s3.service.request_log import object_key
 from tests.s3.store.proxy import Forward, Request, Respond, S3Proxy, s3_error
 from tests.s3.store.servers import Server
-from tests.support import misbehaviour as bad
+from tests.support import faults
 from tests.support.bodies import Bytes
-from tests.support.deployment import Deployment, eventually, opened_at_exit
+from tests.support.deployment import Deployment, eventually, set_at_exit
 from tests.support.fake_registry import FakeRegistry
-from tests.support.toxiproxy import Way
+from tests.support.toxiproxy import TcpProxy
 
 MIB = 1024 * 1024
 BACK_WITHIN_S = 60.0
@@ -31,7 +31,7 @@ SLACK_S = 0.35  # of scheduling, on a machine with two cores for everybody
 class Storm:
     """One way to S3 for a Dockyard, and the trouble on it."""
 
-    def __init__(self, server: Server, toxics: Way) -> None:
+    def __init__(self, server: Server, toxics: TcpProxy) -> None:
         self.server = server
         self.toxics = toxics
 
@@ -53,25 +53,25 @@ class Storm:
             case "frozen":
                 self.server.freeze()
             case "5 s per call":
-                self.toxics.slow_down(5.0)
+                self.toxics.add_latency(5.0)
             case "2 s per call":
-                self.toxics.slow_down(2.0)
+                self.toxics.add_latency(2.0)
             case "100 KB/s":
-                self.toxics.narrow(100)
+                self.toxics.limit_bandwidth(100)
 
     def _end(self, kind: str) -> None:
         match kind:
             case "frozen":
                 self.server.thaw()
             case _:
-                self.toxics.mend()
+                self.toxics.restore()
 
 
 KINDS = ["5 s per call", "100 KB/s"]  # the others are rows S01, S03 and S04 of the matrix
 
 
 @pytest.fixture
-def storm(minio: Server, toxics: Way) -> Storm:
+def storm(minio: Server, toxics: TcpProxy) -> Storm:
     """Give trouble of all kinds."""
     return Storm(minio, toxics)
 
@@ -91,14 +91,14 @@ def stack() -> Iterator[ExitStack]:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_pulls_go_on_and_all_is_in_the_bucket_later(
-    start: Callable[..., Deployment], bucket_view: BucketView, origin: FakeRegistry, storm: Storm, kind: str
+    start: Callable[..., Deployment], bucket_view: BucketView, fake_registry: FakeRegistry, storm: Storm, kind: str
 ) -> None:
     """Warm images, cold ones and one that the bucket has: all come right, and within a minute the bucket has them."""
-    add_index(origin, "warm")
-    add_images(origin, "cold-1", "cold-2", "cold-3", "elsewhere")
+    add_index(fake_registry, "warm")
+    add_images(fake_registry, "cold-1", "cold-2", "cold-3", "elsewhere")
     deployment = start(storm.endpoint)
     fill(deployment, bucket_view, "warm")
-    put_image(bucket_view, origin, "elsewhere")
+    put_image(bucket_view, fake_registry, "elsewhere")
     with storm.blows(kind):
         keys = pull_all(deployment, "warm", "cold-1", "cold-2", "cold-3", "elsewhere")
         keys |= pull_all(deployment, "warm", "cold-1", "cold-2")
@@ -108,23 +108,25 @@ def test_pulls_go_on_and_all_is_in_the_bucket_later(
 
 @pytest.mark.parametrize("kind", ["frozen", "5 s per call", "100 KB/s"])
 def test_a_cold_layer_is_not_held_up(
-    start: Callable[..., Deployment], bucket_view: BucketView, origin: FakeRegistry, storm: Storm, kind: str
+    start: Callable[..., Deployment], bucket_view: BucketView, fake_registry: FakeRegistry, storm: Storm, kind: str
 ) -> None:
     """64 MiB from the upstream with S3 known to be in trouble: at most a tenth slower than with S3 in order."""
-    origin.on("blob", bad.slow(UPSTREAM_BYTES_PER_S))
-    before, during = (origin.add_blob(Bytes(layer(f"{kind} {number}", LAYER_BYTES))) for number in range(2))
-    hints = [origin.add_blob(layer(f"{kind} hint {number}", 10_000)) for number in range(8)]
+    fake_registry.on("blob", faults.slow(UPSTREAM_BYTES_PER_S))
+    before, during = (fake_registry.add_blob(Bytes(layer(f"{kind} {number}", LAYER_BYTES))) for number in range(2))
+    hints = [fake_registry.add_blob(layer(f"{kind} hint {number}", 10_000)) for number in range(8)]
     deployment = start(storm.endpoint)
     usual = fetch(deployment, before)
     eventually(lambda: bucket_view.listed() == {blob_key(before)}, "the first layer is published", BACK_WITHIN_S)
     with storm.blows(kind):
-        deployment.get_together([f"/v2/{NAME}/blobs/{digest}" for digest in hints])  # each worker learns of it
+        deployment.get_concurrently([f"/v2/{NAME}/blobs/{digest}" for digest in hints])  # each worker learns of it
         took = fetch(deployment, during)
     assert took <= 1.1 * usual + SLACK_S, f"{took:.2f} s instead of {usual:.2f} s"
     eventually(lambda: blob_key(during) in bucket_view.listed(), "the layer is published", BACK_WITHIN_S)
 
 
-def test_an_outage_is_paid_for_once(start: Callable[..., Deployment], origin: FakeRegistry, storm: Storm) -> None:
+def test_an_outage_is_paid_for_once(
+    start: Callable[..., Deployment], fake_registry: FakeRegistry, storm: Storm
+) -> None:
     """S3 takes connections and says nothing, a cold blob after the other: all but the first come as fast as ever.
 
     The first may wait for as long as an operation may take (10 s); 25 s show whether it is paid for again.
@@ -134,7 +136,7 @@ def test_an_outage_is_paid_for_once(start: Callable[..., Deployment], origin: Fa
     with storm.blows("frozen"):
         until = time.monotonic() + 25
         while time.monotonic() < until:
-            took.append(fetch(deployment, origin.add_blob(layer(f"outage {len(took)}", 10_000))))
+            took.append(fetch(deployment, fake_registry.add_blob(layer(f"outage {len(took)}", 10_000))))
             time.sleep(0.05)  # the pace of the pulls, not a wait for anything
     waited = sum(each for each in took if each > 1.0)
     assert waited < 12.0, f"{waited:.0f} s of 25 s were spent waiting for S3, in {len(took)} pulls"
@@ -142,10 +144,10 @@ def test_an_outage_is_paid_for_once(start: Callable[..., Deployment], origin: Fa
 
 @pytest.mark.parametrize("at", ["the first part", "the end"])
 def test_a_broken_upload_in_parts_is_aborted(
-    start: Callable[..., Deployment], bucket_view: BucketView, proxy: S3Proxy, origin: FakeRegistry, at: str
+    start: Callable[..., Deployment], bucket_view: BucketView, proxy: S3Proxy, fake_registry: FakeRegistry, at: str
 ) -> None:
     """A multipart upload that breaks leaves nothing behind, and the blob goes up again."""
-    digest = origin.add_blob(layer("cut part", 6 * MIB), algorithm="sha512")
+    digest = fake_registry.add_blob(layer("cut part", 6 * MIB), algorithm="sha512")
     deployment = start(proxy.host)
     broken: list[Request] = []
 
@@ -163,17 +165,21 @@ def test_a_broken_upload_in_parts_is_aborted(
 
 
 def test_an_upload_that_s3_died_under_is_aborted(
-    start: Callable[..., Deployment], bucket_view: BucketView, minio: Server, proxy: S3Proxy, origin: FakeRegistry
+    start: Callable[..., Deployment],
+    bucket_view: BucketView,
+    minio: Server,
+    proxy: S3Proxy,
+    fake_registry: FakeRegistry,
 ) -> None:
     """S3 dies in the middle of a multipart upload and comes back: in the end no upload is left unfinished.
 
     In the middle: with a part on its way. Before, Dockyard may not know yet how the store calls the upload.
     """
-    digest = origin.add_blob(layer("dying", 6 * MIB), algorithm="sha512")
+    digest = fake_registry.add_blob(layer("dying", 6 * MIB), algorithm="sha512")
     go_on = threading.Event()
-    origin.on("blob", bad.stalled(0.7, go_on))
+    fake_registry.on("blob", faults.stalled(0.7, go_on))
     deployment = start(proxy.host)
-    with deployment.download(f"/v2/{NAME}/blobs/{digest}") as download:
+    with deployment.stream(f"/v2/{NAME}/blobs/{digest}") as download:
         download.head()
         eventually(lambda: proxy.counted()["PUT uploadId"], "a part is on its way")
         minio.stop()
@@ -187,13 +193,17 @@ def test_an_upload_that_s3_died_under_is_aborted(
 
 
 def test_a_busy_store_is_given_half_as_much(
-    start: Callable[..., Deployment], bucket_view: BucketView, proxy: S3Proxy, origin: FakeRegistry, stack: ExitStack
+    start: Callable[..., Deployment],
+    bucket_view: BucketView,
+    proxy: S3Proxy,
+    fake_registry: FakeRegistry,
+    stack: ExitStack,
 ) -> None:
     """503 SlowDown to eight uploads: four of the next go up while they are fetched, and in the end all are there."""
     deployment = start(proxy.host, workers=1)
     keys: set[str] = set()
     refused: list[Request] = []
-    is_well = stack.enter_context(opened_at_exit(threading.Event()))
+    is_well = stack.enter_context(set_at_exit(threading.Event()))
 
     def refuse_some(request: Request) -> Forward | Respond:
         """The first uploads; what comes later is kept waiting, so that nothing else fails or goes well."""
@@ -207,36 +217,36 @@ def test_a_busy_store_is_given_half_as_much(
 
     def begun(kind: str) -> int:
         """Twelve layers on their way at once: so many of them go up meanwhile."""
-        digests = [origin.add_blob(layer(f"{kind} {number}", MIB)) for number in range(12)]
+        digests = [fake_registry.add_blob(layer(f"{kind} {number}", MIB)) for number in range(12)]
         wanted = {blob_key(digest) for digest in digests}
         keys.update(wanted)
         with ExitStack() as downloads:
-            go_on = downloads.enter_context(opened_at_exit(threading.Event()))
-            stall = origin.on("blob", bad.stalled(0.5, go_on))
+            go_on = downloads.enter_context(set_at_exit(threading.Event()))
+            stall = fake_registry.on("blob", faults.stalled(0.5, go_on))
             for digest in digests:
-                downloads.enter_context(deployment.download(f"/v2/{NAME}/blobs/{digest}"))
-            origin.wait_for(lambda: origin.count("blob") == len(digests), "all are being fetched")
+                downloads.enter_context(deployment.stream(f"/v2/{NAME}/blobs/{digest}"))
+            fake_registry.wait_for(lambda: fake_registry.count("blob") == len(digests), "all are being fetched")
             time.sleep(QUIET_S)  # nothing tells that no other upload begins
-            origin.mend(stall)
+            fake_registry.remove_rules(stall)
             return sum(request.method == "PUT" and object_key(request) in wanted for request in list(proxy.requests))
 
     proxy.rule = refuse_some
     assert begun("first") == STREAMS
     failed = f'dockyard_published_total{{outcome="failed"}} {STREAMS}.0'
     eventually(lambda: failed in deployment.get("/metrics").body.decode(), "all that were refused have ended")
-    origin.forget()
+    fake_registry.clear_exchanges()
     assert begun("second") == STREAMS // 2
     is_well.set()
     eventually(lambda: keys == bucket_view.listed(), "all is in the bucket", BACK_WITHIN_S)
 
 
 def test_s3_alone_serves_while_it_is_slow_and_the_upstream_is_down(
-    start: Callable[..., Deployment], bucket_view: BucketView, origin: FakeRegistry, storm: Storm
+    start: Callable[..., Deployment], bucket_view: BucketView, fake_registry: FakeRegistry, storm: Storm
 ) -> None:
     """A slow answer is better than none: what only a slow bucket has is still pulled."""
-    add_images(origin, "v1")
-    put_image(bucket_view, origin, "v1")
+    add_images(fake_registry, "v1")
+    put_image(bucket_view, fake_registry, "v1")
     deployment = start(storm.endpoint, workers=1)
-    origin.registry.close()
+    fake_registry.listener.close()
     with storm.blows("2 s per call"):
         pull(deployment, "v1")

@@ -14,20 +14,20 @@ SIZE = 3_000_000
 
 
 def test_a_layer_that_vanished_from_a_living_image(
-    start: Callable[..., Deployment], bucket_view: BucketView, origin: FakeRegistry
+    start: Callable[..., Deployment], bucket_view: BucketView, fake_registry: FakeRegistry
 ) -> None:
     """The manifest lives, a layer expired: the pull fetches that layer, and no other."""
-    (image,) = add_images(origin, "v1")
-    keys = put_image(bucket_view, origin, "v1")
+    (image,) = add_images(fake_registry, "v1")
+    keys = put_image(bucket_view, fake_registry, "v1")
     bucket_view.remove(blob_key(image.layers[0]))
     deployment = start()
     pull(deployment, "v1")
-    assert [each.request.reference for each in origin.seen("blob")] == [image.layers[0]]
+    assert [each.request.reference for each in fake_registry.received("blob")] == [image.layers[0]]
     eventually(lambda: bucket_view.listed() == keys, "the layer is published", WITHIN_S)
 
 
 def test_an_answer_that_breaks_goes_on_from_the_bucket(
-    start: Callable[..., Deployment], bucket_view: BucketView, proxy: S3Proxy, origin: FakeRegistry
+    start: Callable[..., Deployment], bucket_view: BucketView, proxy: S3Proxy, fake_registry: FakeRegistry
 ) -> None:
     """A GET that is cut is asked again from there, of the same object; the client sees one clean 200."""
     body = layer("cut once", SIZE)
@@ -43,29 +43,29 @@ def test_an_answer_that_breaks_goes_on_from_the_bucket(
         second.headers["if-match"] == f'"{bucket_view.stat(blob_key(digest_of(body))).metadata["etag"].strip(chr(34))}"'
     )
     assert request_log.of(blob_key(digest_of(body))) == ["GET", "GET"]
-    assert origin.count() == 0
+    assert fake_registry.count() == 0
 
 
 def test_an_answer_that_breaks_again_goes_on_from_the_upstream(
-    start: Callable[..., Deployment], bucket_view: BucketView, proxy: S3Proxy, origin: FakeRegistry
+    start: Callable[..., Deployment], bucket_view: BucketView, proxy: S3Proxy, fake_registry: FakeRegistry
 ) -> None:
     """Every GET is cut: the rest comes from the upstream by Range."""
     body = layer("cut twice", SIZE)
-    digest = origin.add_blob(body)
+    digest = fake_registry.add_blob(body)
     bucket_view.put_blob(body)
     deployment = start(proxy.host)
     proxy.rule = lambda _: Forward(cut_response_after=SIZE // 3)
     fetch(deployment, digest)
-    (exchange,) = origin.seen("blob", "GET")
+    (exchange,) = fake_registry.received("blob", "GET")
     assert (exchange.request.header("Range") or "").startswith("bytes=1")
 
 
 def test_a_blob_that_is_replaced_while_it_is_read(
-    start: Callable[..., Deployment], bucket_view: BucketView, proxy: S3Proxy, origin: FakeRegistry
+    start: Callable[..., Deployment], bucket_view: BucketView, proxy: S3Proxy, fake_registry: FakeRegistry
 ) -> None:
     """The GET is cut and the object becomes another: its bytes are not mixed in."""
     body = layer("replaced", SIZE)
-    digest = origin.add_blob(body)
+    digest = fake_registry.add_blob(body)
     key = bucket_view.put_blob(body)
     deployment = start(proxy.host)
 
@@ -82,15 +82,15 @@ def test_a_blob_that_is_replaced_while_it_is_read(
 
 
 def test_trouble_is_not_a_missing_object(
-    start: Callable[..., Deployment], bucket_view: BucketView, proxy: S3Proxy, origin: FakeRegistry
+    start: Callable[..., Deployment], bucket_view: BucketView, proxy: S3Proxy, fake_registry: FakeRegistry
 ) -> None:
     """S3 refuses everything and the upstream is down: 503, never 404."""
-    (image,) = add_images(origin, "v1")
-    put_image(bucket_view, origin, "v1")
+    (image,) = add_images(fake_registry, "v1")
+    put_image(bucket_view, fake_registry, "v1")
     deployment = start(proxy.host)
     S3RequestLog(proxy)
     proxy.rule = lambda _: s3_error(503, "SlowDown")
-    origin.registry.close()
+    fake_registry.listener.close()
     for path in ("manifests/v1", f"manifests/{image.digest}", f"blobs/{image.config}"):
         reply = deployment.get(f"/v2/{NAME}/{path}")
         assert (reply.status, reply.header("Retry-After") is not None) == (503, True), path

@@ -16,10 +16,10 @@ from dockyard.oci.reference import Digest
 from dockyard.upstream import auth as login
 from dockyard.upstream import keychain as keychain_module
 from dockyard.upstream.credential_helper import ask_helper
-from tests.support import misbehaviour as bad
+from tests.support import faults
 from tests.support.bodies import digest_of
+from tests.support.fake_auth import FakeTokenService, require_authorization
 from tests.support.fake_registry import Change, Image, basic
-from tests.support.gatekeeper import TokenService, want_authorization
 from tests.support.upstreams import (
     ANONYMOUS,
     BASIC,
@@ -39,15 +39,15 @@ SECRET = "s3cret-bearer"
 
 @pytest.fixture
 def ward(tmp_path: Path) -> Iterator[Ward]:
-    """Give an origin and what asks it."""
+    """Give a fake registry and what asks it."""
     with Ward(tmp_path) as ward:
         yield ward
 
 
 @pytest.fixture
 def image(ward: Ward) -> Image:
-    """Give an image at the origin."""
-    return ward.origin.add_image("lib/app", "latest")
+    """Give an image at the fake registry."""
+    return ward.fake_registry.add_image("lib/app", "latest")
 
 
 def keychain(directory: Path, document: object) -> Mapping[str, str]:
@@ -89,7 +89,7 @@ def auth_entry(username: str, password: str) -> dict[str, str]:
 
 def test_basic_is_sent_when_it_is_asked_for(ward: Ward, image: Image) -> None:
     """After the first refusal without another one."""
-    want_authorization(ward.origin, ANN)
+    require_authorization(ward.fake_registry, ANN)
     registry = ward.registry(auth=BASIC)
     for _ in range(3):
         registry.head_manifest("lib/app", LATEST)
@@ -99,7 +99,7 @@ def test_basic_is_sent_when_it_is_asked_for(ward: Ward, image: Image) -> None:
 
 def test_a_refused_password_is_not_tried_again_for_a_while(ward: Ward, image: Image) -> None:
     """One bad login, not one per pull."""
-    want_authorization(ward.origin, basic("bob", "other"))
+    require_authorization(ward.fake_registry, basic("bob", "other"))
     registry = ward.registry(auth=BASIC)
     with pytest.raises(Denied) as caught:
         registry.get_manifest("lib/app", LATEST)
@@ -113,8 +113,8 @@ def test_a_refused_password_is_not_tried_again_for_a_while(ward: Ward, image: Im
 
 def test_a_password_that_works_elsewhere_is_refused_for_one_repository_only(ward: Ward, image: Image) -> None:
     """Then it is no bad login."""
-    want_authorization(ward.origin, ANN)
-    ward.origin.on("manifest", bad.challenged('Basic realm="x"'), repo="lib/private")
+    require_authorization(ward.fake_registry, ANN)
+    ward.fake_registry.on("manifest", faults.challenged('Basic realm="x"'), repo="lib/private")
     registry = ward.registry(auth=BASIC)
     registry.head_manifest("lib/app", LATEST)
     with pytest.raises(Denied):
@@ -128,7 +128,7 @@ def test_secrets_do_not_travel_in_plain_text(
 ) -> None:
     """Plain HTTP is for this machine only."""
     monkeypatch.setattr(login, "is_loopback", lambda host: False)
-    want_authorization(ward.origin, ANN)
+    require_authorization(ward.fake_registry, ANN)
     with pytest.raises(Denied, match="plain HTTP"):
         ward.registry(auth=auth).get_manifest("lib/app", LATEST)
     assert set(ward.authorizations()) <= {None}
@@ -136,7 +136,7 @@ def test_secrets_do_not_travel_in_plain_text(
 
 def test_an_anonymous_upstream_shows_nothing(ward: Ward, image: Image) -> None:
     """And a refusal is 'not found' for it."""
-    want_authorization(ward.origin, ANN)
+    require_authorization(ward.fake_registry, ANN)
     with pytest.raises(ManifestUnknown):
         ward.registry(auth=ANONYMOUS).get_manifest("lib/app", LATEST)
     with pytest.raises(BlobUnknown):
@@ -149,7 +149,7 @@ def test_an_anonymous_upstream_shows_nothing(ward: Ward, image: Image) -> None:
 
 def test_a_bearer_is_sent_as_it_is(ward: Ward, image: Image) -> None:
     """At once, without asking anybody."""
-    want_authorization(ward.origin, f"Bearer {SECRET}")
+    require_authorization(ward.fake_registry, f"Bearer {SECRET}")
     registry = ward.registry(auth=BEARER)
     for _ in range(2):
         registry.head_manifest("lib/app", LATEST)
@@ -159,21 +159,21 @@ def test_a_bearer_is_sent_as_it_is(ward: Ward, image: Image) -> None:
 @pytest.mark.parametrize(("username", "user"), [("", "token"), ("ann", "ann")])
 @pytest.mark.parametrize(
     "refusal",
-    [None, bad.refusing(403), bad.refusing(401)],
+    [None, faults.error_response(403), faults.error_response(401)],
 )
 def test_a_refused_bearer_is_exchanged_and_that_is_remembered(
     ward: Ward, image: Image, username: str, user: str, refusal: Change | None
 ) -> None:
     """As the password for a token, whether the refusal has a challenge or not."""
-    service = TokenService(ward.origin, login=basic(user, SECRET))
+    service = FakeTokenService(ward.fake_registry, login=basic(user, SECRET))
     if refusal is not None:
         is_verbatim = lambda request: request.header("Authorization") == f"Bearer {SECRET}"  # noqa: E731
-        ward.origin.on("manifest", only_if(is_verbatim, refusal))
+        ward.fake_registry.on("manifest", only_if(is_verbatim, refusal))
     registry = ward.registry(auth=Auth("bearer", username, Secret(SECRET)))
     registry.head_manifest("lib/app", LATEST)
     assert ward.authorizations("manifest")[0] == f"Bearer {SECRET}"
-    assert ward.origin.count("ping") == (refusal is not None)
-    ward.origin.forget()
+    assert ward.fake_registry.count("ping") == (refusal is not None)
+    ward.fake_registry.clear_exchanges()
     registry.head_manifest("lib/app", LATEST)
     registry.head_blob("lib/app", Digest.parse(image.config))
     assert f"Bearer {SECRET}" not in ward.authorizations()
@@ -182,7 +182,7 @@ def test_a_refused_bearer_is_exchanged_and_that_is_remembered(
 
 def test_a_bearer_that_is_good_for_nothing_is_denied(ward: Ward, image: Image) -> None:
     """Sent once as it is and once as a password."""
-    service = TokenService(ward.origin, login=ANN)
+    service = FakeTokenService(ward.fake_registry, login=ANN)
     with pytest.raises(Denied) as caught:
         ward.registry(auth=BEARER).get_manifest("lib/app", LATEST)
     assert ward.authorizations("manifest") == [f"Bearer {SECRET}"]
@@ -195,7 +195,7 @@ def test_a_bearer_that_is_good_for_nothing_is_denied(ward: Ward, image: Image) -
 
 def test_a_keychain_without_an_entry_is_anonymous(ward: Ward, image: Image, tmp_path: Path) -> None:
     """Public registries work without any login."""
-    service = TokenService(ward.origin)
+    service = FakeTokenService(ward.fake_registry)
     environ = keychain(tmp_path, {"auths": {"other.test": auth_entry("ann", "x")}})
     ward.registry(auth=KEYCHAIN, environ=environ).head_manifest("lib/app", LATEST)
     assert [each.request.header("Authorization") for each in service.requests()] == [None]
@@ -215,18 +215,18 @@ def entry_of(kind: str) -> dict[str, str]:
 @pytest.mark.parametrize("kind", ["auth", "fields"])
 def test_a_login_of_the_keychain_makes_the_token(ward: Ward, image: Image, tmp_path: Path, kind: str) -> None:
     """In both spellings (T37)."""
-    service = TokenService(ward.origin, login=ANN)
-    environ = keychain(tmp_path, {"auths": {ward.origin.authority: entry_of(kind)}})
+    service = FakeTokenService(ward.fake_registry, login=ANN)
+    environ = keychain(tmp_path, {"auths": {ward.fake_registry.authority: entry_of(kind)}})
     ward.registry(auth=KEYCHAIN, environ=environ).head_manifest("lib/app", LATEST)
     assert [each.request.header("Authorization") for each in service.requests()] == [ANN]
 
 
 def test_an_identity_token_is_exchanged_by_post(ward: Ward, image: Image, tmp_path: Path) -> None:
     """And never sent to the registry (T37)."""
-    TokenService(ward.origin)
-    environ = keychain(tmp_path, {"auths": {ward.origin.authority: entry_of("identity")}})
+    FakeTokenService(ward.fake_registry)
+    environ = keychain(tmp_path, {"auths": {ward.fake_registry.authority: entry_of("identity")}})
     ward.registry(auth=KEYCHAIN, environ=environ).head_manifest("lib/app", LATEST)
-    (seen,) = ward.origin.seen("token")
+    (seen,) = ward.fake_registry.received("token")
     assert seen.request.method == "POST"
     assert b"refresh_token=s3cret-refresh" in seen.request.body
     assert not any("s3cret" in (value or "") for value in ward.authorizations())
@@ -234,8 +234,8 @@ def test_an_identity_token_is_exchanged_by_post(ward: Ward, image: Image, tmp_pa
 
 def test_a_registry_token_is_sent_as_it_is(ward: Ward, image: Image, tmp_path: Path) -> None:
     """And never exchanged (T37)."""
-    want_authorization(ward.origin, "Bearer s3cret-token", f'Bearer realm="{ward.origin.url}/token"')
-    environ = keychain(tmp_path, {"auths": {ward.origin.authority: entry_of("registry")}})
+    require_authorization(ward.fake_registry, "Bearer s3cret-token", f'Bearer realm="{ward.fake_registry.url}/token"')
+    environ = keychain(tmp_path, {"auths": {ward.fake_registry.authority: entry_of("registry")}})
     ward.registry(auth=KEYCHAIN, environ=environ).head_manifest("lib/app", LATEST)
     assert ward.authorizations() == ["Bearer s3cret-token"]
 
@@ -243,8 +243,8 @@ def test_a_registry_token_is_sent_as_it_is(ward: Ward, image: Image, tmp_path: P
 def test_a_helper_is_run_once_for_many(ward: Ward, image: Image, tmp_path: Path) -> None:
     """A hundred calls, twenty of them at once (T37)."""
     helper(tmp_path, "ours", say("ann", "s3cret-pass"))
-    want_authorization(ward.origin, ANN)
-    environ = keychain(tmp_path, {"credHelpers": {ward.origin.authority: "ours"}})
+    require_authorization(ward.fake_registry, ANN)
+    environ = keychain(tmp_path, {"credHelpers": {ward.fake_registry.authority: "ours"}})
     registry = ward.registry(auth=KEYCHAIN, environ=environ)
     together(20, lambda: registry.head_manifest("lib/app", LATEST))
     for _ in range(80):
@@ -257,14 +257,14 @@ def test_a_password_that_became_too_old_is_renewed(ward: Ward, image: Image, tmp
     """ECR says 403 when its password is too old; the same call gets through."""
     helper(tmp_path, "ours", first_then(tmp_path, say("AWS", "old"), say("AWS", "new")))
     old, new = basic("AWS", "old"), basic("AWS", "new")
-    environ = keychain(tmp_path, {"credHelpers": {ward.origin.authority: "ours"}})
+    environ = keychain(tmp_path, {"credHelpers": {ward.fake_registry.authority: "ours"}})
     registry = ward.registry(auth=KEYCHAIN, environ=environ)
-    rules = want_authorization(ward.origin, old)
+    rules = require_authorization(ward.fake_registry, old)
     registry.head_manifest("lib/app", LATEST)
-    ward.origin.mend(*rules)
-    refusal = bad.challenged('Basic realm="x"') if status == 401 else bad.refusing(403)
-    ward.origin.on("manifest", only_if(lambda request: request.header("Authorization") != new, refusal))
-    ward.origin.forget()
+    ward.fake_registry.remove_rules(*rules)
+    refusal = faults.challenged('Basic realm="x"') if status == 401 else faults.error_response(403)
+    ward.fake_registry.on("manifest", only_if(lambda request: request.header("Authorization") != new, refusal))
+    ward.fake_registry.clear_exchanges()
     registry.head_manifest("lib/app", LATEST)
     assert ward.authorizations() == [old, new]
     assert runs(tmp_path, "ours") == 2
@@ -275,9 +275,9 @@ def test_a_helper_that_knows_nothing_newer_is_not_run_for_each_refusal(
 ) -> None:
     """A repository that is forbidden stays forbidden."""
     helper(tmp_path, "ours", say("ann", "s3cret-pass"))
-    want_authorization(ward.origin, ANN)
-    ward.origin.on("manifest", bad.refusing(403), repo="lib/private")
-    environ = keychain(tmp_path, {"credHelpers": {ward.origin.authority: "ours"}})
+    require_authorization(ward.fake_registry, ANN)
+    ward.fake_registry.on("manifest", faults.error_response(403), repo="lib/private")
+    environ = keychain(tmp_path, {"credHelpers": {ward.fake_registry.authority: "ours"}})
     registry = ward.registry(auth=KEYCHAIN, environ=environ)
     registry.head_manifest("lib/app", LATEST)
     for _ in range(5):
@@ -289,8 +289,8 @@ def test_a_helper_that_knows_nothing_newer_is_not_run_for_each_refusal(
 def test_a_login_that_the_token_service_refuses_is_renewed(ward: Ward, image: Image, tmp_path: Path) -> None:
     """Within the same call."""
     helper(tmp_path, "ours", first_then(tmp_path, say("ann", "old"), say("ann", "new")))
-    service = TokenService(ward.origin, login=basic("ann", "new"))
-    environ = keychain(tmp_path, {"credHelpers": {ward.origin.authority: "ours"}})
+    service = FakeTokenService(ward.fake_registry, login=basic("ann", "new"))
+    environ = keychain(tmp_path, {"credHelpers": {ward.fake_registry.authority: "ours"}})
     ward.registry(auth=KEYCHAIN, environ=environ).head_manifest("lib/app", LATEST)
     sent = [each.request.header("Authorization") for each in service.requests()]
     assert sent == [basic("ann", "old"), basic("ann", "new")]
@@ -322,14 +322,14 @@ def test_a_helper_that_does_not_work_is_an_outage(
     monkeypatch.setattr(keychain_module, "ask_helper", partial(ask_helper, timeout_s=1.0))
     if script is not None:
         helper(tmp_path, "ours", script)
-    environ = keychain(tmp_path, {"credHelpers": {ward.origin.authority: "ours"}})
+    environ = keychain(tmp_path, {"credHelpers": {ward.fake_registry.authority: "ours"}})
     registry = ward.registry(auth=KEYCHAIN, environ=environ, limits=attrs.evolve(LIMITS, check_timeout=check_timeout))
     for _ in range(2):
         with pytest.raises(Unavailable, match=words) as caught:
             registry.head_manifest("lib/app", LATEST)
         assert "s3cret" not in error_text(caught.value)
         assert not caught.value.remembered
-    assert ward.origin.count() == 0
+    assert ward.fake_registry.count() == 0
     assert runs(tmp_path, "ours") == (script is not None)
 
 
@@ -344,7 +344,7 @@ def test_no_login_in_the_helper_is_anonymous(ward: Ward, image: Image, tmp_path:
 
 def test_a_missing_blob_of_a_private_upstream_is_unknown(ward: Ward, image: Image) -> None:
     """404 is an answer, whoever asks."""
-    want_authorization(ward.origin, ANN)
+    require_authorization(ward.fake_registry, ANN)
     with pytest.raises(BlobUnknown):
         ward.registry(auth=BASIC).open_blob("lib/app", Digest.parse(digest_of(b"nothing")))
 
@@ -352,12 +352,12 @@ def test_a_missing_blob_of_a_private_upstream_is_unknown(ward: Ward, image: Imag
 @pytest.mark.parametrize("has_token", [False, True], ids=["never had a token", "the token is refused"])
 def test_a_token_service_that_is_gone_is_never_a_refusal(ward: Ward, image: Image, *, has_token: bool) -> None:
     """Nobody listens at the token service: that is an outage for manifests by digest too, whatever was tried before."""
-    listener = ward.origin.listen("token")
-    tokens = TokenService(ward.origin, realm=f"{listener.url}/token")
+    listener = ward.fake_registry.listen("token")
+    tokens = FakeTokenService(ward.fake_registry, realm=f"{listener.url}/token")
     registry = ward.registry()
     if has_token:
         registry.get_manifest("lib/app", Digest.parse(image.digest))
-        tokens.take_back()
+        tokens.revoke_all()
     listener.close()
     with pytest.raises(Unavailable, match="token service"):
         registry.get_manifest("lib/app", Digest.parse(image.digest))

@@ -21,11 +21,11 @@ from dockyard.oci.manifest import ACCEPT, MAX_MANIFEST_BYTES
 from dockyard.oci.reference import Digest, Tag
 from dockyard.upstream.client import Registry
 from dockyard.upstream.network_zones import Zone
-from tests.support import misbehaviour as bad
+from tests.support import faults
 from tests.support.bodies import digest_of
+from tests.support.fake_auth import FakeTokenService, require_authorization
 from tests.support.fake_registry import OCI_MANIFEST, Change, Image, basic
-from tests.support.gatekeeper import TokenService, want_authorization
-from tests.support.raw_http import Answer, Request
+from tests.support.raw_http import Request, ScriptedResponse
 from tests.support.upstreams import BASIC, LATEST, SHORT, Ward, error_text, methods, only_if, pretend
 
 BLOB = bytes(range(256)) * 8
@@ -33,15 +33,15 @@ BLOB = bytes(range(256)) * 8
 
 @pytest.fixture
 def ward(tmp_path: Path) -> Iterator[Ward]:
-    """Give an origin and what asks it."""
+    """Give a fake registry and what asks it."""
     with Ward(tmp_path) as ward:
         yield ward
 
 
 @pytest.fixture
 def image(ward: Ward) -> Image:
-    """Give an image at the origin."""
-    return ward.origin.add_image("lib/app", "latest")
+    """Give an image at the fake registry."""
+    return ward.fake_registry.add_image("lib/app", "latest")
 
 
 def received(registry: Registry, repository: str, digest: str, start: int = 0) -> bytes:
@@ -61,7 +61,7 @@ def test_a_check_is_one_head(ward: Ward, image: Image) -> None:
     """With every media type that we know, and digest, size and type from the headers (T13, T20)."""
     found = ward.registry().head_manifest("lib/app", LATEST)
     assert (str(found.digest), found.size, found.media_type) == (image.digest, len(image.body), image.media_type)
-    (seen,) = ward.origin.seen()
+    (seen,) = ward.fake_registry.received()
     assert seen.request.method == "HEAD"
     assert seen.request.header("Accept") == ", ".join(ACCEPT)
 
@@ -72,44 +72,44 @@ def test_a_manifest_comes_as_it_is(ward: Ward, image: Image, reference: str) -> 
     asked = LATEST if reference == "tag" else Digest.parse(image.digest)
     manifest = ward.registry().get_manifest("lib/app", asked)
     assert (manifest.body, str(manifest.digest), manifest.media_type) == (image.body, image.digest, image.media_type)
-    assert methods(ward.origin.seen()) == ["GET"]
+    assert methods(ward.fake_registry.received()) == ["GET"]
 
 
 @pytest.mark.parametrize(
     "change",
     [
-        bad.without("Docker-Content-Digest"),
-        bad.without("Content-Length"),
-        bad.header("Docker-Content-Digest", "sha256:garbage"),
-        bad.header("Content-Type", "text/plain"),
-        bad.header("Content-Encoding", "gzip"),
-        bad.refusing(405),
-        bad.refusing(401),
-        bad.refusing(403),
-        bad.refusing(400),
-        bad.refusing(501),
+        faults.without("Docker-Content-Digest"),
+        faults.without("Content-Length"),
+        faults.header("Docker-Content-Digest", "sha256:garbage"),
+        faults.header("Content-Type", "text/plain"),
+        faults.header("Content-Encoding", "gzip"),
+        faults.error_response(405),
+        faults.error_response(401),
+        faults.error_response(403),
+        faults.error_response(400),
+        faults.error_response(501),
     ],
 )
 def test_a_head_that_says_too_little_is_asked_again_as_get(ward: Ward, image: Image, change: Change) -> None:
     """The digest is then computed from the body (T18)."""
-    ward.origin.on("manifest", change, method="HEAD")
+    ward.fake_registry.on("manifest", change, method="HEAD")
     found = ward.registry().head_manifest("lib/app", LATEST)
     assert (str(found.digest), found.size, found.media_type) == (image.digest, len(image.body), image.media_type)
-    assert methods(ward.origin.seen("manifest")) == ["HEAD", "GET"]
+    assert methods(ward.fake_registry.received("manifest")) == ["HEAD", "GET"]
 
 
 def test_a_registry_without_head_is_not_asked_for_it_again(ward: Ward, image: Image) -> None:
     """For a while, after 405."""
-    ward.origin.on("manifest", bad.refusing(405), method="HEAD")
+    ward.fake_registry.on("manifest", faults.error_response(405), method="HEAD")
     registry = ward.registry()
     for _ in range(3):
         assert str(registry.head_manifest("lib/app", LATEST).digest) == image.digest
-    assert methods(ward.origin.seen("manifest")) == ["HEAD", "GET", "GET", "GET"]
+    assert methods(ward.fake_registry.received("manifest")) == ["HEAD", "GET", "GET", "GET"]
 
 
 def test_a_head_with_another_digest_than_asked_for_is_not_believed(ward: Ward, image: Image) -> None:
     """The body decides."""
-    ward.origin.on("manifest", bad.header("Docker-Content-Digest", digest_of(b"other")), method="HEAD")
+    ward.fake_registry.on("manifest", faults.header("Docker-Content-Digest", digest_of(b"other")), method="HEAD")
     digest = Digest.parse(image.digest)
     assert ward.registry().head_manifest("lib/app", digest).digest == digest
 
@@ -117,34 +117,34 @@ def test_a_head_with_another_digest_than_asked_for_is_not_believed(ward: Ward, i
 @pytest.mark.parametrize(
     "change",
     [
-        bad.with_body(b'{"config":{},"layers":[]}'),
-        bad.header("Docker-Content-Digest", digest_of(b"other")),
-        bad.html_page(),
-        bad.with_body(b'{"errors":[]}'),
-        bad.header("Content-Encoding", "gzip"),
-        bad.header("Content-Type", "application/vnd.oci.image.index.v1+json"),
-        bad.replaced(204),
-        bad.replaced(206, b"{}", ("Content-Range", "bytes 0-1/2")),
-        bad.replaced(418),
-        bad.replaced(304),
-        bad.replaced(300),
+        faults.with_body(b'{"config":{},"layers":[]}'),
+        faults.header("Docker-Content-Digest", digest_of(b"other")),
+        faults.html_page(),
+        faults.with_body(b'{"errors":[]}'),
+        faults.header("Content-Encoding", "gzip"),
+        faults.header("Content-Type", "application/vnd.oci.image.index.v1+json"),
+        faults.replaced(204),
+        faults.replaced(206, b"{}", ("Content-Range", "bytes 0-1/2")),
+        faults.replaced(418),
+        faults.replaced(304),
+        faults.replaced(300),
     ],
 )
 def test_a_manifest_that_cannot_be_right_is_bad(ward: Ward, image: Image, change: Change) -> None:
     """Other bytes, pages, encodings, and statuses that mean nothing here (T16, U10, U19)."""
-    rule = ward.origin.on("manifest", change)
+    rule = ward.fake_registry.on("manifest", change)
     registry = ward.registry()
     with pytest.raises(BadUpstream):
         registry.get_manifest("lib/app", LATEST)
-    assert ward.origin.count() == 1
-    ward.origin.mend(rule)
+    assert ward.fake_registry.count() == 1
+    ward.fake_registry.remove_rules(rule)
     assert registry.get_manifest("lib/app", LATEST).body == image.body
 
 
 def test_two_lengths_that_differ_are_bad(ward: Ward, image: Image) -> None:
     """Nobody can know where such a body ends (U11)."""
-    ward.origin.on("manifest", lambda request, answer: answer.with_header("Content-Length", "5"))
-    ward.origin.on("blob", lambda request, answer: answer.with_header("Content-Length", "5"))
+    ward.fake_registry.on("manifest", lambda request, answer: answer.with_header("Content-Length", "5"))
+    ward.fake_registry.on("blob", lambda request, answer: answer.with_header("Content-Length", "5"))
     registry = ward.registry()
     with pytest.raises(BadUpstream):
         registry.get_manifest("lib/app", LATEST)
@@ -153,14 +153,14 @@ def test_two_lengths_that_differ_are_bad(ward: Ward, image: Image) -> None:
 
 
 @pytest.mark.parametrize("size", [MAX_MANIFEST_BYTES, MAX_MANIFEST_BYTES + 1])
-@pytest.mark.parametrize("framing", [[], [bad.chunked()]])
+@pytest.mark.parametrize("framing", [[], [faults.chunked()]])
 def test_a_manifest_has_at_most_four_mebibytes(ward: Ward, size: int, framing: list[Change]) -> None:
     """Up to the last byte, whether the length is told or not (T17, D3)."""
     head, tail = b'{"config":{},"layers":[],"x":"', b'"}'
     body = head + b" " * (size - len(head) - len(tail)) + tail
-    ward.origin.add_manifest("lib/app", "latest", body, OCI_MANIFEST)
+    ward.fake_registry.add_manifest("lib/app", "latest", body, OCI_MANIFEST)
     for change in framing:
-        ward.origin.on("manifest", change)
+        ward.fake_registry.on("manifest", change)
     registry = ward.registry()
     if size <= MAX_MANIFEST_BYTES:
         assert registry.get_manifest("lib/app", LATEST).size == size
@@ -171,36 +171,38 @@ def test_a_manifest_has_at_most_four_mebibytes(ward: Ward, size: int, framing: l
 
 def test_an_endless_manifest_is_cut_off(ward: Ward, image: Image) -> None:
     """After four mebibytes, and what is on the way (T17)."""
-    ward.origin.on("manifest", bad.endless())
+    ward.fake_registry.on("manifest", faults.endless())
     with pytest.raises(BadUpstream):
         ward.registry().get_manifest("lib/app", LATEST)
-    assert ward.origin.sent_bytes("manifest") < MAX_MANIFEST_BYTES + 16 * 2**20
+    assert ward.fake_registry.sent_bytes("manifest") < MAX_MANIFEST_BYTES + 16 * 2**20
 
 
-@pytest.mark.parametrize("changes", [[bad.cut(50, "rst")], [bad.cut(50)], [bad.close_delimited(), bad.short(20)]])
+@pytest.mark.parametrize(
+    "changes", [[faults.cut(50, "rst")], [faults.cut(50)], [faults.close_delimited(), faults.short(20)]]
+)
 def test_a_manifest_that_breaks_off_is_asked_for_once_more(ward: Ward, image: Image, changes: list[Change]) -> None:
     """Reset, short, and short without a length (U08, U09)."""
     for change in changes:
-        ward.origin.on("manifest", change, times=1)
+        ward.fake_registry.on("manifest", change, times=1)
     assert ward.registry().get_manifest("lib/app", LATEST).body == image.body
-    assert ward.origin.count("manifest") == 2
+    assert ward.fake_registry.count("manifest") == 2
 
 
 def test_a_registry_that_hangs_up_is_asked_for_a_manifest_twice(ward: Ward, image: Image) -> None:
     """What ended before its answer is tried once more in one place, not in two."""
-    ward.origin.on("manifest", bad.hanging_up())
+    ward.fake_registry.on("manifest", faults.disconnected())
     with pytest.raises(Unavailable):
         ward.registry().get_manifest("lib/app", Digest.parse(image.digest))
-    assert methods(ward.origin.seen()) == ["GET", "GET"]
+    assert methods(ward.fake_registry.received()) == ["GET", "GET"]
 
 
 def test_a_manifest_that_always_breaks_off_is_an_error(ward: Ward, image: Image) -> None:
     """After two tries, and it does not close the registry to others: it did answer."""
-    ward.origin.on("manifest", bad.cut(50, "rst"))
+    ward.fake_registry.on("manifest", faults.cut(50, "rst"))
     registry = ward.registry()
     with pytest.raises(Unavailable):
         registry.get_manifest("lib/app", LATEST)
-    assert ward.origin.count("manifest") == 2
+    assert ward.fake_registry.count("manifest") == 2
     assert registry.head_blob("lib/app", Digest.parse(image.config))
 
 
@@ -229,14 +231,14 @@ def test_each_status_has_its_error(
     ward: Ward, image: Image, status: int, auth_error: type[RegistryError], error: type[RegistryError]
 ) -> None:
     """An answer is an answer, an outage an outage; who has credentials is denied, others do not see it (U14, U18)."""
-    ward.origin.on("manifest", bad.refusing(status))
+    ward.fake_registry.on("manifest", faults.error_response(status))
     with pytest.raises(error) as caught:
         ward.registry().get_manifest("lib/app", LATEST)
     assert type(caught.value) is error
     assert "said the upstream" not in error_text(caught.value)
-    ward.origin.mend()
-    want_authorization(ward.origin, basic("ann", "s3cret-pass"))
-    ward.origin.on("manifest", bad.refusing(status))
+    ward.fake_registry.remove_rules()
+    require_authorization(ward.fake_registry, basic("ann", "s3cret-pass"))
+    ward.fake_registry.on("manifest", faults.error_response(status))
     with pytest.raises(auth_error) as caught:
         ward.registry(auth=BASIC).get_manifest("lib/app", LATEST)
     assert type(caught.value) is auth_error
@@ -246,7 +248,7 @@ def test_each_status_has_its_error(
 @pytest.mark.parametrize(("value", "seconds"), [("1", 1), ("60", 60), ("999999", 60), ("abc", 5), (None, 5)])
 def test_a_limit_is_told_and_kept(ward: Ward, image: Image, value: str | None, seconds: int) -> None:
     """One request per window, whoever asks for whatever (U13)."""
-    ward.origin.on("manifest", bad.refusing(429, "TOOMANYREQUESTS", value))
+    ward.fake_registry.on("manifest", faults.error_response(429, "TOOMANYREQUESTS", value))
     registry = ward.registry()
     with pytest.raises(TooManyRequests) as caught:
         registry.head_manifest("lib/app", LATEST)
@@ -256,12 +258,12 @@ def test_a_limit_is_told_and_kept(ward: Ward, image: Image, value: str | None, s
             registry.get_manifest("lib/app", Tag("other"))
         assert caught.value.remembered
         assert 1 <= (caught.value.retry_after_s or 0) <= seconds
-    assert ward.origin.count() == 1
+    assert ward.fake_registry.count() == 1
 
 
 def test_the_retry_after_of_an_outage_is_passed_on(ward: Ward) -> None:
     """Within a minute."""
-    ward.origin.on("manifest", bad.refusing(503, retry_after="120"))
+    ward.fake_registry.on("manifest", faults.error_response(503, retry_after="120"))
     with pytest.raises(Unavailable) as caught:
         ward.registry().head_manifest("lib/app", LATEST)
     assert caught.value.retry_after_s == 60
@@ -270,15 +272,15 @@ def test_the_retry_after_of_an_outage_is_passed_on(ward: Ward) -> None:
 def test_an_outage_is_remembered(ward: Ward, image: Image) -> None:
     """The second call costs no request; a running download may try to go on all the same."""
     registry = ward.registry()
-    ward.origin.registry.close()
+    ward.fake_registry.listener.close()
     with pytest.raises(Unavailable):
         registry.head_manifest("lib/app", LATEST)
-    ward.origin.registry.open()
+    ward.fake_registry.listener.open()
     for _ in range(3):
         with pytest.raises(Unavailable) as caught:
             registry.head_manifest("lib/app", LATEST)
         assert caught.value.remembered
-    assert ward.origin.count() == 0
+    assert ward.fake_registry.count() == 0
     assert received(registry, "lib/app", image.config, start=10)
     assert registry.head_manifest("lib/app", LATEST)
 
@@ -286,7 +288,7 @@ def test_an_outage_is_remembered(ward: Ward, image: Image) -> None:
 def test_five_server_errors_in_a_row_are_an_outage(ward: Ward, image: Image) -> None:
     """Four and an answer are not."""
     registry = ward.registry()
-    rule = ward.origin.on("manifest", bad.refusing(500), times=4)
+    rule = ward.fake_registry.on("manifest", faults.error_response(500), times=4)
     for _ in range(4):
         with pytest.raises(Unavailable):
             registry.head_manifest("lib/app", LATEST)
@@ -295,18 +297,18 @@ def test_five_server_errors_in_a_row_are_an_outage(ward: Ward, image: Image) -> 
     for _ in range(6):
         with pytest.raises(Unavailable):
             registry.head_manifest("lib/app", LATEST)
-    assert ward.origin.count() == 4 + 1 + 5
+    assert ward.fake_registry.count() == 4 + 1 + 5
 
 
 def test_bad_content_is_no_outage(ward: Ward, image: Image) -> None:
     """However often: the next request is sent."""
-    ward.origin.on("manifest", bad.html_page())
+    ward.fake_registry.on("manifest", faults.html_page())
     registry = ward.registry()
     for _ in range(7):
         with pytest.raises(BadUpstream) as caught:
             registry.get_manifest("lib/app", LATEST)
         assert not caught.value.remembered
-    assert ward.origin.count() == 7
+    assert ward.fake_registry.count() == 7
 
 
 # Blobs
@@ -314,14 +316,20 @@ def test_bad_content_is_no_outage(ward: Ward, image: Image) -> None:
 
 def test_a_blob_has_a_size(ward: Ward) -> None:
     """By HEAD."""
-    digest = ward.origin.add_blob(BLOB)
+    digest = ward.fake_registry.add_blob(BLOB)
     assert ward.registry().head_blob("lib/app", Digest.parse(digest)) == len(BLOB)
-    assert methods(ward.origin.seen()) == ["HEAD"]
+    assert methods(ward.fake_registry.received()) == ["HEAD"]
 
 
 @pytest.mark.parametrize(
     "change",
-    [bad.refusing(401), bad.refusing(403), bad.refusing(405), bad.without("Content-Length"), bad.chunked()],
+    [
+        faults.error_response(401),
+        faults.error_response(403),
+        faults.error_response(405),
+        faults.without("Content-Length"),
+        faults.chunked(),
+    ],
 )
 @pytest.mark.parametrize("content", [BLOB, b""])
 @pytest.mark.parametrize("ranges", [True, False])
@@ -332,23 +340,23 @@ def test_a_size_that_head_does_not_tell_is_asked_by_range(
     ranges: bool,  # noqa: FBT001
 ) -> None:
     """The first byte tells it, and so does an answer without ranges; also for an empty blob (T18, T36)."""
-    digest = ward.origin.add_blob(content)
-    ward.origin.on("blob", change, method="HEAD")
+    digest = ward.fake_registry.add_blob(content)
+    ward.fake_registry.on("blob", change, method="HEAD")
     if not ranges:
-        ward.origin.on("blob", bad.ignoring_range())
+        ward.fake_registry.on("blob", faults.ignoring_range())
     if not ranges and not content:
-        ward.origin.on("blob", bad.replaced(200, b""), method="GET")
+        ward.fake_registry.on("blob", faults.replaced(200, b""), method="GET")
     assert ward.registry().head_blob("lib/app", Digest.parse(digest)) == len(content)
-    head, get = ward.origin.seen("blob")
+    head, get = ward.fake_registry.received("blob")
     assert (head.request.method, get.request.method, get.request.header("Range")) == ("HEAD", "GET", "bytes=0-0")
 
 
 def test_the_size_behind_an_address_signed_for_get_is_found(ward: Ward) -> None:
     """A HEAD that was redirected to it is forbidden there (T36)."""
-    digest = ward.origin.add_blob(BLOB)
-    ward.origin.on("blob", bad.redirected(lambda request: ward.origin.presign(digest)))
+    digest = ward.fake_registry.add_blob(BLOB)
+    ward.fake_registry.on("blob", faults.redirected(lambda request: ward.fake_registry.presign(digest)))
     assert ward.registry().head_blob("lib/app", Digest.parse(digest)) == len(BLOB)
-    assert methods(ward.origin.seen("cdn")) == ["HEAD", "GET"]
+    assert methods(ward.fake_registry.received("cdn")) == ["HEAD", "GET"]
 
 
 @pytest.mark.parametrize("operation", ["head", "open"])
@@ -357,35 +365,35 @@ def test_a_blob_that_is_not_there_is_unknown(ward: Ward, operation: str) -> None
     registry, digest = ward.registry(), Digest.parse(digest_of(b"nothing"))
     with pytest.raises(BlobUnknown):
         registry.head_blob("lib/app", digest) if operation == "head" else registry.open_blob("lib/app", digest)
-    assert ward.origin.count() == 1
+    assert ward.fake_registry.count() == 1
 
 
 def test_a_blob_is_read_whole(ward: Ward) -> None:
     """Size and bytes."""
-    digest = ward.origin.add_blob(BLOB)
+    digest = ward.fake_registry.add_blob(BLOB)
     source = ward.registry().open_blob("lib/app", Digest.parse(digest))
     assert (source.size, source.start) == (len(BLOB), 0)
     source.close()
     assert received(ward.registry(), "lib/app", digest) == BLOB
-    assert ward.origin.seen()[0].request.header("Range") is None
+    assert ward.fake_registry.received()[0].request.header("Range") is None
 
 
 @pytest.mark.parametrize("start", [1, 1000, len(BLOB) - 1])
 def test_a_blob_is_read_from_a_byte_on(ward: Ward, start: int) -> None:
     """By Range; the size is that of the whole blob."""
-    digest = ward.origin.add_blob(BLOB)
+    digest = ward.fake_registry.add_blob(BLOB)
     registry = ward.registry()
     source = registry.open_blob("lib/app", Digest.parse(digest), start)
     assert (source.size, source.start) == (len(BLOB), start)
     source.close()
     assert received(registry, "lib/app", digest, start) == BLOB[start:]
-    assert ward.origin.seen()[0].request.header("Range") == f"bytes={start}-"
+    assert ward.fake_registry.received()[0].request.header("Range") == f"bytes={start}-"
 
 
 def test_a_range_that_is_ignored_starts_at_the_beginning(ward: Ward) -> None:
     """The source says so (U21)."""
-    digest = ward.origin.add_blob(BLOB)
-    ward.origin.on("blob", bad.ignoring_range())
+    digest = ward.fake_registry.add_blob(BLOB)
+    ward.fake_registry.on("blob", faults.ignoring_range())
     source = ward.registry().open_blob("lib/app", Digest.parse(digest), 1000)
     assert (source.size, source.start) == (len(BLOB), 0)
     source.close()
@@ -405,8 +413,8 @@ def test_a_range_that_is_ignored_starts_at_the_beginning(ward: Ward) -> None:
 )
 def test_another_range_than_asked_for_is_bad(ward: Ward, value: str) -> None:
     """Bytes at a wrong place would be found by the digest only at the end (U21)."""
-    digest = ward.origin.add_blob(BLOB)
-    ward.origin.on("blob", bad.header("Content-Range", value))
+    digest = ward.fake_registry.add_blob(BLOB)
+    ward.fake_registry.on("blob", faults.header("Content-Range", value))
     with pytest.raises(BadUpstream):
         ward.registry().open_blob("lib/app", Digest.parse(digest), 1000)
 
@@ -414,27 +422,27 @@ def test_another_range_than_asked_for_is_bad(ward: Ward, value: str) -> None:
 @pytest.mark.parametrize(
     ("start", "change"),
     [
-        (0, bad.html_page()),
-        (0, bad.header("Content-Encoding", "gzip")),
-        (0, bad.header("Transfer-Encoding", "gzip, chunked")),
-        (0, bad.replaced(206, b"x", ("Content-Range", "bytes 0-0/1"))),
-        (5, bad.replaced(416, b"", ("Content-Range", "bytes */5"))),
-        (0, bad.replaced(204)),
+        (0, faults.html_page()),
+        (0, faults.header("Content-Encoding", "gzip")),
+        (0, faults.header("Transfer-Encoding", "gzip, chunked")),
+        (0, faults.replaced(206, b"x", ("Content-Range", "bytes 0-0/1"))),
+        (5, faults.replaced(416, b"", ("Content-Range", "bytes */5"))),
+        (0, faults.replaced(204)),
     ],
 )
 def test_what_is_no_blob_is_bad(ward: Ward, start: int, change: Change) -> None:
     """Pages, encodings, parts that were not asked for (T21)."""
-    digest = ward.origin.add_blob(BLOB)
-    ward.origin.on("blob", change)
+    digest = ward.fake_registry.add_blob(BLOB)
+    ward.fake_registry.on("blob", change)
     with pytest.raises(BadUpstream):
         ward.registry().open_blob("lib/app", Digest.parse(digest), start)
 
 
-@pytest.mark.parametrize("change", [bad.chunked(), bad.close_delimited()])
+@pytest.mark.parametrize("change", [faults.chunked(), faults.close_delimited()])
 def test_a_blob_may_hide_its_size(ward: Ward, change: Change) -> None:
     """It is None then, and the bytes are right (T22)."""
-    digest = ward.origin.add_blob(BLOB)
-    ward.origin.on("blob", change)
+    digest = ward.fake_registry.add_blob(BLOB)
+    ward.fake_registry.on("blob", change)
     registry = ward.registry()
     source = registry.open_blob("lib/app", Digest.parse(digest))
     assert source.size is None
@@ -442,21 +450,21 @@ def test_a_blob_may_hide_its_size(ward: Ward, change: Change) -> None:
     assert received(registry, "lib/app", digest) == BLOB
 
 
-@pytest.mark.parametrize("changes", [[bad.claiming(10)], [bad.chunked(ended=False)], [bad.cut(100)]])
+@pytest.mark.parametrize("changes", [[faults.wrong_length(10)], [faults.chunked(ended=False)], [faults.cut(100)]])
 def test_a_short_blob_does_not_end_well(ward: Ward, changes: list[Change]) -> None:
     """Less than the length, or chunks without an end (U09, U11)."""
-    digest = ward.origin.add_blob(BLOB)
+    digest = ward.fake_registry.add_blob(BLOB)
     for change in changes:
-        ward.origin.on("blob", change)
+        ward.fake_registry.on("blob", change)
     with pytest.raises(Unavailable):
         received(ward.registry(), "lib/app", digest)
 
 
 def test_chunks_win_over_a_length(ward: Ward) -> None:
     """The size is not known then (U11)."""
-    digest = ward.origin.add_blob(BLOB)
-    ward.origin.on("blob", bad.chunked())
-    ward.origin.on("blob", bad.header("Content-Length", "5"))
+    digest = ward.fake_registry.add_blob(BLOB)
+    ward.fake_registry.on("blob", faults.chunked())
+    ward.fake_registry.on("blob", faults.header("Content-Length", "5"))
     source = ward.registry().open_blob("lib/app", Digest.parse(digest))
     assert source.size is None
     assert source.read(5000) == BLOB
@@ -469,36 +477,43 @@ def test_chunks_win_over_a_length(ward: Ward) -> None:
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
 def test_a_download_elsewhere_gets_no_credentials(ward: Ward, status: int) -> None:
     """But the range, and our own headers (T35, C1)."""
-    digest = ward.origin.add_blob(BLOB)
-    TokenService(ward.origin, login=basic("ann", "s3cret-pass"))
-    ward.origin.listen("cdn")
-    place = ward.origin.presign(digest, listener="cdn")
-    ward.origin.on(
-        "blob", only_if(lambda request: bool(request.header("Authorization")), bad.redirected(place, status))
+    digest = ward.fake_registry.add_blob(BLOB)
+    FakeTokenService(ward.fake_registry, login=basic("ann", "s3cret-pass"))
+    ward.fake_registry.listen("cdn")
+    place = ward.fake_registry.presign(digest, listener="cdn")
+    ward.fake_registry.on(
+        "blob", only_if(lambda request: bool(request.header("Authorization")), faults.redirected(place, status))
     )
     assert received(ward.registry(auth=BASIC), "lib/app", digest, 1000) == BLOB[1000:]
-    (seen,) = ward.origin.seen("cdn")
+    (seen,) = ward.fake_registry.received("cdn")
     assert seen.request.header("Range") == "bytes=1000-"
     assert {name for name, _ in seen.request.headers} == {"Host", "User-Agent", "Accept-Encoding", "Range"}
 
 
 def test_authorization_is_for_one_origin_only(ward: Ward) -> None:
     """Not another port, not another name of the same host; and it is back when the way leads back (C2)."""
-    digest = ward.origin.add_blob(BLOB)
+    digest = ward.fake_registry.add_blob(BLOB)
     want = basic("ann", "s3cret-pass")
-    home, port, other = ward.origin.authority, ward.origin.registry.port, ward.origin.listen("other port")
+    home, port, other = (
+        ward.fake_registry.authority,
+        ward.fake_registry.listener.port,
+        ward.fake_registry.listen("other port"),
+    )
     path = f"/v2/lib/app/blobs/{digest}"
-    hops = iter([f"{other.url}{path}", f"http://localhost:{port}{path}", f"{ward.origin.url}{path}?last=1"])
+    hops = iter([f"{other.url}{path}", f"http://localhost:{port}{path}", f"{ward.fake_registry.url}{path}?last=1"])
 
-    def lead_on(request: Request, answer: Answer) -> Answer:
+    def lead_on(request: Request, answer: ScriptedResponse) -> ScriptedResponse:
         if request.header("Host") == home and not request.header("Authorization"):
-            return bad.challenged('Basic realm="x"')(request, answer)
-        return answer if "last" in request.query else bad.redirected(next(hops))(request, answer)
+            return faults.challenged('Basic realm="x"')(request, answer)
+        return answer if "last" in request.query else faults.redirected(next(hops))(request, answer)
 
-    ward.origin.on("blob", lead_on)
+    ward.fake_registry.on("blob", lead_on)
     registry = ward.registry(auth=BASIC, trusted_hosts=("localhost",))
     assert received(registry, "lib/app", digest) == BLOB
-    hosts = [(each.request.header("Host"), each.request.header("Authorization")) for each in ward.origin.seen("blob")]
+    hosts = [
+        (each.request.header("Host"), each.request.header("Authorization"))
+        for each in ward.fake_registry.received("blob")
+    ]
     assert hosts == [
         (home, None),
         (home, want),
@@ -510,10 +525,10 @@ def test_authorization_is_for_one_origin_only(ward: Ward) -> None:
 
 def test_a_relative_location_is_followed(ward: Ward, image: Image) -> None:
     """For manifests as for blobs."""
-    ward.origin.on("manifest", bad.redirected("/v2/lib/app/manifests/moved"), reference="latest")
-    ward.origin.add_manifest("lib/app", "moved", image.body, image.media_type)
+    ward.fake_registry.on("manifest", faults.redirected("/v2/lib/app/manifests/moved"), reference="latest")
+    ward.fake_registry.add_manifest("lib/app", "moved", image.body, image.media_type)
     assert ward.registry().get_manifest("lib/app", LATEST).body == image.body
-    assert ward.origin.count("manifest") == 2
+    assert ward.fake_registry.count("manifest") == 2
 
 
 @pytest.mark.parametrize("hops", [10, 11])
@@ -521,26 +536,28 @@ def test_ten_hops_are_followed(ward: Ward, image: Image, hops: int) -> None:
     """The eleventh is one too many (T35)."""
 
     def further(request: object) -> str:
-        return f"/v2/lib/app/manifests/latest?{ward.origin.count('manifest')}"
+        return f"/v2/lib/app/manifests/latest?{ward.fake_registry.count('manifest')}"
 
-    ward.origin.on("manifest", bad.redirected(further), times=hops)
+    ward.fake_registry.on("manifest", faults.redirected(further), times=hops)
     registry = ward.registry()
     if hops == 10:
         assert registry.head_manifest("lib/app", LATEST)
     else:
         with pytest.raises(BadUpstream, match="redirects"):
             registry.head_manifest("lib/app", LATEST)
-    assert ward.origin.count("manifest") == 11
+    assert ward.fake_registry.count("manifest") == 11
 
 
 @pytest.mark.parametrize("location", [None, "", "file:///etc/passwd", "gopher://127.0.0.1/", "http://u:p@127.0.0.1/"])
 def test_a_location_that_leads_nowhere_is_bad(ward: Ward, location: str | None) -> None:
     """And its text is in no message."""
-    ward.origin.on("manifest", bad.replaced(307, b"", *([("Location", location)] if location is not None else [])))
+    ward.fake_registry.on(
+        "manifest", faults.replaced(307, b"", *([("Location", location)] if location is not None else []))
+    )
     with pytest.raises(BadUpstream) as caught:
         ward.registry().get_manifest("lib/app", LATEST)
     assert not location or location not in error_text(caught.value)
-    assert ward.origin.count() == 1
+    assert ward.fake_registry.count() == 1
 
 
 FORBIDDEN = [
@@ -554,37 +571,39 @@ FORBIDDEN = [
 def test_a_public_registry_does_not_lead_inside(ward: Ward, host: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither by redirect nor by realm, however the address is spelt; nothing is connected to (R1, R3, U20)."""
     pretend(monkeypatch, {"127.0.0.2": Zone.PUBLIC})
-    public = ward.origin.listen("public", "127.0.0.2")
-    inside = f"http://{host}:{ward.origin.registry.port}"
-    ward.origin.on("manifest", bad.redirected(f"{inside}/v2/"), reference="moved")
-    ward.origin.on("manifest", bad.challenged(f'Bearer realm="{inside}/token",service="s"'), reference="locked")
+    public = ward.fake_registry.listen("public", "127.0.0.2")
+    inside = f"http://{host}:{ward.fake_registry.listener.port}"
+    ward.fake_registry.on("manifest", faults.redirected(f"{inside}/v2/"), reference="moved")
+    ward.fake_registry.on(
+        "manifest", faults.challenged(f'Bearer realm="{inside}/token",service="s"'), reference="locked"
+    )
     registry = ward.registry(at=public.url)
     for reference in ("moved", "locked"):
         with pytest.raises(BadUpstream, match="not allowed") as caught:
             registry.head_manifest("lib/app", Tag(reference))
         assert host not in str(caught.value)
-    assert ward.origin.registry.connections == 0
+    assert ward.fake_registry.listener.connections == 0
     assert public.connections == 1
 
 
 def test_a_registry_inside_may_point_to_its_neighbours(ward: Ward, monkeypatch: pytest.MonkeyPatch) -> None:
     """But not to the machine itself, nor to metadata services; unless that is listed (R5)."""
     pretend(monkeypatch, {"127.0.0.2": Zone.PRIVATE, "127.0.0.3": Zone.PRIVATE, "127.0.0.4": Zone.NEVER})
-    digest = ward.origin.add_blob(BLOB)
-    at = ward.origin.listen("registry inside", "127.0.0.2").url
-    ward.origin.listen("neighbour", "127.0.0.3")
-    metadata = ward.origin.listen("metadata", "127.0.0.4")
+    digest = ward.fake_registry.add_blob(BLOB)
+    at = ward.fake_registry.listen("registry inside", "127.0.0.2").url
+    ward.fake_registry.listen("neighbour", "127.0.0.3")
+    metadata = ward.fake_registry.listen("metadata", "127.0.0.4")
     places = {"registry": BadUpstream, "metadata": BadUpstream, "neighbour": None}
     for listener, error in places.items():
-        rule = ward.origin.on("blob", bad.redirected(ward.origin.presign(digest, listener=listener)))
+        rule = ward.fake_registry.on("blob", faults.redirected(ward.fake_registry.presign(digest, listener=listener)))
         if error is None:
             assert received(ward.registry(at=at), "lib/app", digest) == BLOB
         else:
             with pytest.raises(error):
                 ward.registry(at=at).open_blob("lib/app", Digest.parse(digest))
-        ward.origin.mend(rule)
-    assert (ward.origin.registry.connections, metadata.connections) == (0, 0)
-    ward.origin.on("blob", bad.redirected(ward.origin.presign(digest, listener="metadata")))
+        ward.fake_registry.remove_rules(rule)
+    assert (ward.fake_registry.listener.connections, metadata.connections) == (0, 0)
+    ward.fake_registry.on("blob", faults.redirected(ward.fake_registry.presign(digest, listener="metadata")))
     for hosts in (("127.0.0.4",), (metadata.authority,)):
         assert received(ward.registry(at=at, trusted_hosts=hosts), "lib/app", digest) == BLOB
 
@@ -592,68 +611,73 @@ def test_a_registry_inside_may_point_to_its_neighbours(ward: Ward, monkeypatch: 
 @pytest.mark.parametrize("listener", ["cdn", "registry"])
 def test_an_address_that_expired_is_fetched_anew(ward: Ward, listener: str) -> None:
     """Through the registry, once; the old address is not used again, wherever it is (T36, U16)."""
-    digest = ward.origin.add_blob(BLOB)
-    ward.origin.listen("cdn")
+    digest = ward.fake_registry.add_blob(BLOB)
+    ward.fake_registry.listen("cdn")
     uses = iter([0, None])
-    ward.origin.on(
-        "blob", bad.redirected(lambda request: ward.origin.presign(digest, listener=listener, uses=next(uses)))
+    ward.fake_registry.on(
+        "blob",
+        faults.redirected(lambda request: ward.fake_registry.presign(digest, listener=listener, uses=next(uses))),
     )
     assert received(ward.registry(), "lib/app", digest, 1000) == BLOB[1000:]
-    assert ward.origin.count("blob") == 2
-    targets = [exchange.request.target for exchange in ward.origin.seen("cdn")]
+    assert ward.fake_registry.count("blob") == 2
+    targets = [exchange.request.target for exchange in ward.fake_registry.received("cdn")]
     assert len(set(targets)) == len(targets) == 2
 
 
 def test_a_download_host_that_refuses_for_good_is_an_outage(ward: Ward) -> None:
     """It is not the registry that denies, and the registry stays open to others (U15)."""
-    digest = ward.origin.add_blob(BLOB)
-    image = ward.origin.add_image("lib/app", "latest")
-    ward.origin.listen("cdn")
-    ward.origin.on("blob", bad.redirected(lambda request: ward.origin.presign(digest, listener="cdn", uses=0)))
+    digest = ward.fake_registry.add_blob(BLOB)
+    image = ward.fake_registry.add_image("lib/app", "latest")
+    ward.fake_registry.listen("cdn")
+    ward.fake_registry.on(
+        "blob", faults.redirected(lambda request: ward.fake_registry.presign(digest, listener="cdn", uses=0))
+    )
     registry = ward.registry()
     for _ in range(3):
         with pytest.raises(Unavailable, match="redirects to") as caught:
             registry.open_blob("lib/app", Digest.parse(digest))
         assert "Signature" not in error_text(caught.value)
         assert not caught.value.remembered
-    assert ward.origin.count("blob") == 6
+    assert ward.fake_registry.count("blob") == 6
     assert str(registry.head_manifest("lib/app", LATEST).digest) == image.digest
 
 
 @pytest.mark.parametrize("how", ["refused", "silent", "500", "429"])
 def test_a_dead_download_host_does_not_close_the_registry(ward: Ward, image: Image, how: str) -> None:
     """Two fresh redirects at most, and tags stay fresh (U15)."""
-    cdn = ward.origin.listen("cdn")
-    changes = {"silent": bad.silent(), "500": bad.refusing(500), "429": bad.refusing(429)}
+    cdn = ward.fake_registry.listen("cdn")
+    changes = {"silent": faults.silent(), "500": faults.error_response(500), "429": faults.error_response(429)}
     if how == "refused":
         cdn.close()
     else:
-        ward.origin.on("cdn", changes[how])
-    ward.origin.on("blob", bad.redirected(f"{cdn.url}/cdn/{image.config}?X-Amz-Signature=x"))
+        ward.fake_registry.on("cdn", changes[how])
+    ward.fake_registry.on("blob", faults.redirected(f"{cdn.url}/cdn/{image.config}?X-Amz-Signature=x"))
     registry = ward.registry(limits=SHORT if how == "silent" else attrs.evolve(SHORT, stall_timeout=3.0))
     for _ in range(5):
         with pytest.raises((Unavailable, UpstreamTimeout, TooManyRequests)) as caught:
             registry.open_blob("lib/app", Digest.parse(image.config))
         assert not caught.value.remembered
-    assert ward.origin.count("blob") <= 10
+    assert ward.fake_registry.count("blob") <= 10
     assert registry.head_manifest("lib/app", LATEST)
 
 
 def test_a_registry_that_redirects_everything_may_be_asked_for_a_login_there(ward: Ward, image: Image) -> None:
     """The host behind it gets an anonymous token for itself, and nothing of ours (registry.k8s.io)."""
-    backend = ward.origin.listen("backend")
+    backend = ward.fake_registry.listen("backend")
     challenge = f'Bearer realm="{backend.url}/token",service="backend",scope="repository:images/app:pull"'
-    ward.origin.add_manifest("images/app", "latest", image.body, image.media_type)
-    ward.origin.on("manifest", bad.redirected(f"{backend.url}/v2/images/app/manifests/latest"), listener="registry")
-    ward.origin.on(
+    ward.fake_registry.add_manifest("images/app", "latest", image.body, image.media_type)
+    ward.fake_registry.on(
+        "manifest", faults.redirected(f"{backend.url}/v2/images/app/manifests/latest"), listener="registry"
+    )
+    ward.fake_registry.on(
         "manifest",
         only_if(
-            lambda request: request.header("Authorization") != "Bearer an-anonymous-token", bad.challenged(challenge)
+            lambda request: request.header("Authorization") != "Bearer an-anonymous-token", faults.challenged(challenge)
         ),
         listener="backend",
     )
     assert str(ward.registry().head_manifest("lib/app", LATEST).digest) == image.digest
-    (token,) = ward.origin.seen("token")
+    (token,) = ward.fake_registry.received("token")
     assert token.request.query == {"service": "backend", "scope": "repository:images/app:pull"}
     assert token.request.header("Authorization") is None
 
@@ -661,6 +685,6 @@ def test_a_registry_that_redirects_everything_may_be_asked_for_a_login_there(war
 def test_content_is_not_taken_for_an_answer_of_the_wrong_kind(ward: Ward) -> None:
     """A 200 with the registry's own error document is no manifest (U19)."""
     body = json.dumps({"errors": [{"code": "TOOMANYREQUESTS"}]}).encode()
-    ward.origin.on("manifest", bad.replaced(200, body, ("Content-Type", "application/json")))
+    ward.fake_registry.on("manifest", faults.replaced(200, body, ("Content-Type", "application/json")))
     with pytest.raises(BadUpstream):
         ward.registry().head_manifest("lib/app", LATEST)

@@ -11,7 +11,7 @@ from dockyard.errors import BadUpstream, Denied, NameUnknown, TooManyRequests, U
 from dockyard.oci.reference import Digest, Tag
 from dockyard.upstream import lists as listings
 from dockyard.upstream.lists import _is_same_host
-from tests.support import misbehaviour as bad
+from tests.support import faults
 from tests.support.fake_lists import (
     at,
     count,
@@ -24,7 +24,7 @@ from tests.support.fake_lists import (
     tags_path,
 )
 from tests.support.fake_registry import OCI_INDEX
-from tests.support.raw_http import Answer, Request
+from tests.support.raw_http import Request, ScriptedResponse
 from tests.support.upstreams import BASIC, Ward
 
 SUBJECT = Digest.of(b"a subject")
@@ -34,7 +34,7 @@ REFERRERS = [descriptor(f"sha256:{digit * 64}") for digit in "123"]
 
 @pytest.fixture
 def ward(tmp_path: Path) -> Iterator[Ward]:
-    """Give an origin and makers of registries that ask it."""
+    """Give a fake registry and makers of registries that ask it."""
     with Ward(tmp_path) as ward:
         yield ward
 
@@ -42,9 +42,9 @@ def ward(tmp_path: Path) -> Iterator[Ward]:
 @pytest.mark.parametrize("page_size", [1, 10, 25, 26])
 def test_all_pages_are_walked(ward: Ward, page_size: int) -> None:
     """By the registry's own Links, to the end; the list is sorted."""
-    offer_tags(ward.origin, "app", TAGS, page_size=page_size)
+    offer_tags(ward.fake_registry, "app", TAGS, page_size=page_size)
     assert ward.registry().list_tags("app") == sorted(TAGS)
-    assert count(ward.origin, tags_path("app")) == -(-25 // page_size)
+    assert count(ward.fake_registry, tags_path("app")) == -(-25 // page_size)
 
 
 @pytest.mark.parametrize("style", ["absolute", "path", "query", "https"])
@@ -52,12 +52,12 @@ def test_links_are_followed_in_each_spelling(ward: Ward, style: str) -> None:
     """Absolute, relative, and with the scheme of a proxy in front of the registry, which is not the way we came."""
 
     def link(url: str) -> str:
-        path = url.removeprefix(ward.origin.url)
+        path = url.removeprefix(ward.fake_registry.url)
         spelt = {"absolute": url, "path": path, "query": f"?{path.partition('?')[2]}"}
         spelt["https"] = url.replace("http:", "https:")
         return f'<{spelt[style]}>; rel="next"'
 
-    offer_tags(ward.origin, "app", TAGS, page_size=10, link=link)
+    offer_tags(ward.fake_registry, "app", TAGS, page_size=10, link=link)
     assert ward.registry().list_tags("app") == sorted(TAGS)
 
 
@@ -78,51 +78,53 @@ def test_which_hosts_are_the_same(one: tuple[str, str, int], other: tuple[str, s
 
 def test_a_registry_that_redirects_is_followed_page_by_page(ward: Ward) -> None:
     """registry.k8s.io answers from other hosts: the pages come from there, and our login stays here."""
-    elsewhere = ward.origin.listen("elsewhere", "127.0.0.1")
+    elsewhere = ward.fake_registry.listen("elsewhere", "127.0.0.1")
 
-    def page(request: Request, answer: Answer) -> Answer:
+    def page(request: Request, answer: ScriptedResponse) -> ScriptedResponse:
         if request.listener == "registry":
-            return Answer.of(307).with_header("Location", f"{elsewhere.url}{request.target}")
+            return ScriptedResponse.of(307).with_header("Location", f"{elsewhere.url}{request.target}")
         if "last" in request.query:
-            return Answer.of(200, b'{"tags": ["v2"]}')
-        return Answer.of(200, b'{"tags": ["v1"]}').with_header("Link", f'<{request.path}?last=v1>; rel="next"')
+            return ScriptedResponse.of(200, b'{"tags": ["v2"]}')
+        return ScriptedResponse.of(200, b'{"tags": ["v1"]}').with_header(
+            "Link", f'<{request.path}?last=v1>; rel="next"'
+        )
 
-    ward.origin.on(None, page, when=at(tags_path("app")))
+    ward.fake_registry.on(None, page, when=at(tags_path("app")))
     registry = ward.registry(auth=BASIC, trusted_hosts=(elsewhere.authority,))
     assert registry.list_tags("app") == ["v1", "v2"]
-    there = ward.origin.seen(listener="elsewhere")
+    there = ward.fake_registry.received(listener="elsewhere")
     assert [exchange.request.query.get("last") for exchange in there] == [None, "v1"]
     assert all(exchange.request.header("Authorization") is None for exchange in there)
 
 
 def test_a_loop_is_garbage(ward: Ward) -> None:
     """Quickly, not at the cap."""
-    offer_tags(ward.origin, "app", TAGS, page_size=10, link=lambda _: f'<{tags_path("app")}?n=10>; rel="next"')
+    offer_tags(ward.fake_registry, "app", TAGS, page_size=10, link=lambda _: f'<{tags_path("app")}?n=10>; rel="next"')
     with pytest.raises(BadUpstream, match="lead back"):
         ward.registry().list_tags("app")
-    assert count(ward.origin, tags_path("app")) == 2
+    assert count(ward.fake_registry, tags_path("app")) == 2
 
 
 def test_pages_without_an_end_are_garbage(ward: Ward, monkeypatch: pytest.MonkeyPatch) -> None:
     """New Links for ever end at a cap."""
     monkeypatch.setattr(listings, "MAX_PAGES", 20)
 
-    def page(request: Request, answer: Answer) -> Answer:
+    def page(request: Request, answer: ScriptedResponse) -> ScriptedResponse:
         number = int(request.query.get("last", "0"))
-        told = Answer.of(200, b'{"tags": ["v%d"]}' % number)
+        told = ScriptedResponse.of(200, b'{"tags": ["v%d"]}' % number)
         return told.with_header("Link", f'<{request.path}?last={number + 1}>; rel="next"')
 
-    ward.origin.on(None, page, when=at(tags_path("app")))
+    ward.fake_registry.on(None, page, when=at(tags_path("app")))
     with pytest.raises(BadUpstream, match="pages"):
         ward.registry().list_tags("app")
-    assert count(ward.origin, tags_path("app")) == 20
+    assert count(ward.fake_registry, tags_path("app")) == 20
 
 
 @pytest.mark.parametrize(("cap", "value"), [("MAX_BYTES", 150), ("MAX_ENTRIES", 20)])
 def test_a_list_has_its_caps(ward: Ward, monkeypatch: pytest.MonkeyPatch, cap: str, value: int) -> None:
     """In bytes and in entries, over all pages."""
     monkeypatch.setattr(listings, cap, value)
-    offer_tags(ward.origin, "app", TAGS, page_size=10)
+    offer_tags(ward.fake_registry, "app", TAGS, page_size=10)
     with pytest.raises(BadUpstream, match="more than"):
         ward.registry().list_tags("app")
 
@@ -130,8 +132,8 @@ def test_a_list_has_its_caps(ward: Ward, monkeypatch: pytest.MonkeyPatch, cap: s
 def test_an_endless_page_is_cut(ward: Ward, monkeypatch: pytest.MonkeyPatch) -> None:
     """One body without an end is read up to the cap."""
     monkeypatch.setattr(listings, "MAX_BYTES", 100_000)
-    offer_tags(ward.origin, "app", TAGS)
-    ward.origin.on(None, bad.endless(), when=at(tags_path("app")))
+    offer_tags(ward.fake_registry, "app", TAGS)
+    ward.fake_registry.on(None, faults.endless(), when=at(tags_path("app")))
     with pytest.raises(BadUpstream, match="more than"):
         ward.registry().list_tags("app")
 
@@ -139,9 +141,9 @@ def test_an_endless_page_is_cut(ward: Ward, monkeypatch: pytest.MonkeyPatch) -> 
 def test_a_walk_has_a_time_limit_that_is_no_outage(ward: Ward, monkeypatch: pytest.MonkeyPatch) -> None:
     """Long lists are slow in many registries: their end comes, and manifests are asked for as before."""
     monkeypatch.setattr(listings, "WALK_TIMEOUT_S", 0.5)
-    offer_tags(ward.origin, "app", TAGS, page_size=10)
-    ward.origin.on(None, bad.silent(), when=lambda request: "last" in request.query)
-    image = ward.origin.add_image("app", "v1")
+    offer_tags(ward.fake_registry, "app", TAGS, page_size=10)
+    ward.fake_registry.on(None, faults.silent(), when=lambda request: "last" in request.query)
+    image = ward.fake_registry.add_image("app", "v1")
     registry = ward.registry()
     began = time.monotonic()
     with pytest.raises(UpstreamTimeout):
@@ -153,16 +155,16 @@ def test_a_walk_has_a_time_limit_that_is_no_outage(ward: Ward, monkeypatch: pyte
 @pytest.mark.parametrize("status", [404, 410])
 def test_a_page_that_is_missing_is_garbage(ward: Ward, status: int) -> None:
     """Half a list is not given out for a whole one, nor taken for an unknown repository."""
-    offer_tags(ward.origin, "app", TAGS, page_size=10)
-    ward.origin.on(None, bad.refusing(status), when=lambda request: "last" in request.query)
+    offer_tags(ward.fake_registry, "app", TAGS, page_size=10)
+    ward.fake_registry.on(None, faults.error_response(status), when=lambda request: "last" in request.query)
     with pytest.raises(BadUpstream, match="all pages"):
         ward.registry().list_tags("app")
 
 
 def test_an_encoded_page_is_garbage(ward: Ward) -> None:
     """Nothing is decoded: we asked for identity."""
-    rule = bad.replaced(200, b"\x1f\x8b", ("Content-Encoding", "gzip"))
-    ward.origin.on(None, rule, when=at(tags_path("app")))
+    rule = faults.replaced(200, b"\x1f\x8b", ("Content-Encoding", "gzip"))
+    ward.fake_registry.on(None, rule, when=at(tags_path("app")))
     with pytest.raises(BadUpstream):
         ward.registry().list_tags("app")
 
@@ -173,15 +175,15 @@ def test_an_encoded_page_is_garbage(ward: Ward) -> None:
 )
 def test_what_a_refusal_of_tags_means(ward: Ward, status: int, error: type[Exception]) -> None:
     """As for manifests: anonymous clients learn nothing of what they may not see."""
-    refuse(ward.origin, tags_path("app"), status)
+    refuse(ward.fake_registry, tags_path("app"), status)
     with pytest.raises(error):
         ward.registry().list_tags("app")
 
 
 def test_a_refused_login_is_denied(ward: Ward) -> None:
     """With credentials it is the operator who should know."""
-    refuse(ward.origin, tags_path("app"), 403)
-    refuse(ward.origin, referrers_path("app", str(SUBJECT)), 403)
+    refuse(ward.fake_registry, tags_path("app"), 403)
+    refuse(ward.fake_registry, referrers_path("app", str(SUBJECT)), 403)
     registry = ward.registry(auth=BASIC)
     with pytest.raises(Denied):
         registry.list_tags("app")
@@ -191,22 +193,22 @@ def test_a_refused_login_is_denied(ward: Ward) -> None:
 
 def test_one_token_is_enough_for_all_pages(ward: Ward) -> None:
     """The login of a list is that of its repository."""
-    challenge = f'Bearer realm="{ward.origin.url}/token",service="r",scope="repository:app:pull"'
+    challenge = f'Bearer realm="{ward.fake_registry.url}/token",service="r",scope="repository:app:pull"'
 
-    def guard(request: Request, answer: Answer) -> Answer:
-        return answer if request.header("Authorization") else bad.challenged(challenge)(request, answer)
+    def guard(request: Request, answer: ScriptedResponse) -> ScriptedResponse:
+        return answer if request.header("Authorization") else faults.challenged(challenge)(request, answer)
 
-    offer_tags(ward.origin, "app", TAGS, page_size=5)
-    ward.origin.on(None, guard, when=at(tags_path("app")))
+    offer_tags(ward.fake_registry, "app", TAGS, page_size=5)
+    ward.fake_registry.on(None, guard, when=at(tags_path("app")))
     assert ward.registry().list_tags("app") == sorted(TAGS)
-    (token,) = ward.origin.seen("token")
+    (token,) = ward.fake_registry.received("token")
     assert token.request.query["scope"] == "repository:app:pull"
 
 
 def test_the_breaker_is_heeded(ward: Ward) -> None:
     """What is known to be down is not asked for lists either."""
     registry = ward.registry()
-    ward.origin.registry.close()
+    ward.fake_registry.listener.close()
     with pytest.raises(Unavailable) as first:
         registry.list_tags("app")
     with pytest.raises(Unavailable) as second:
@@ -217,15 +219,15 @@ def test_the_breaker_is_heeded(ward: Ward) -> None:
 @pytest.mark.parametrize("page_size", [1, 2, 3])
 def test_referrers_are_merged_from_all_pages(ward: Ward, page_size: int) -> None:
     """In the registry's order."""
-    offer_referrers(ward.origin, "app", str(SUBJECT), REFERRERS, page_size=page_size)
+    offer_referrers(ward.fake_registry, "app", str(SUBJECT), REFERRERS, page_size=page_size)
     assert ward.registry().list_referrers("app", SUBJECT) == REFERRERS
 
 
 def test_the_fallback_tag_is_verified(ward: Ward) -> None:
     """An index that does not have the digest it is sent under is garbage, not an answer."""
     tag = str(SUBJECT).replace(":", "-")
-    ward.origin.add_manifest("app", tag, index(REFERRERS), OCI_INDEX)
-    ward.origin.on("manifest", bad.with_body(index([])), times=1)
+    ward.fake_registry.add_manifest("app", tag, index(REFERRERS), OCI_INDEX)
+    ward.fake_registry.on("manifest", faults.with_body(index([])), times=1)
     registry = ward.registry()
     with pytest.raises(BadUpstream):
         registry.list_referrers("app", SUBJECT)
@@ -234,8 +236,8 @@ def test_the_fallback_tag_is_verified(ward: Ward) -> None:
 
 def test_a_referrers_page_that_is_missing_is_garbage(ward: Ward) -> None:
     """The fallback tag is for registries without the API, not for those with half an answer."""
-    offer_referrers(ward.origin, "app", str(SUBJECT), REFERRERS, page_size=1)
-    ward.origin.on(None, bad.refusing(404), when=lambda request: "next" in request.query)
+    offer_referrers(ward.fake_registry, "app", str(SUBJECT), REFERRERS, page_size=1)
+    ward.fake_registry.on(None, faults.error_response(404), when=lambda request: "next" in request.query)
     with pytest.raises(BadUpstream):
         ward.registry().list_referrers("app", SUBJECT)
-    assert ward.origin.count("manifest") == 0
+    assert ward.fake_registry.count("manifest") == 0

@@ -20,10 +20,10 @@ from dockyard.upstream.network_zones import Zone
 from dockyard.upstream.tokens import Budget, Service, Tokens
 from dockyard.upstream.transport import Answer, Request
 from dockyard.upstream.urls import parse_place
-from tests.support import misbehaviour as bad
+from tests.support import faults
 from tests.support.bodies import Endless
+from tests.support.fake_auth import FakeTokenService, bearer_challenge
 from tests.support.fake_registry import Change, basic
-from tests.support.gatekeeper import TokenService, bearer_challenge
 from tests.support.upstreams import ANONYMOUS, BASIC, LATEST, Ward, error_text, methods, only_if, together
 
 ANN = basic("ann", "s3cret-pass")
@@ -31,39 +31,39 @@ ANN = basic("ann", "s3cret-pass")
 
 @pytest.fixture
 def ward(tmp_path: Path) -> Iterator[Ward]:
-    """Give an origin with an image, and what asks it."""
+    """Give a fake registry with an image, and what asks it."""
     with Ward(tmp_path) as ward:
-        ward.origin.add_image("lib/app", "latest")
-        ward.origin.add_image("lib/other", "latest")
+        ward.fake_registry.add_image("lib/app", "latest")
+        ward.fake_registry.add_image("lib/other", "latest")
         yield ward
 
 
 def json_answer(document: object, status: int = 200) -> Change:
     """A token service's answer."""
-    return bad.replaced(status, json.dumps(document).encode(), ("Content-Type", "application/json"))
+    return faults.replaced(status, json.dumps(document).encode(), ("Content-Type", "application/json"))
 
 
 def test_a_warm_check_is_exactly_one_request(ward: Ward) -> None:
     """The challenge and the token are remembered; the first check costs one refusal and one token."""
-    service = TokenService(ward.origin)
+    service = FakeTokenService(ward.fake_registry)
     registry = ward.registry()
     registry.head_manifest("lib/app", LATEST)
-    assert [each.request.kind for each in ward.origin.seen()] == ["manifest", "token", "manifest"]
-    ward.origin.forget()
+    assert [each.request.kind for each in ward.fake_registry.received()] == ["manifest", "token", "manifest"]
+    ward.fake_registry.clear_exchanges()
     for _ in range(10):
         registry.head_manifest("lib/app", LATEST)
-    assert methods(ward.origin.seen()) == ["HEAD"] * 10
+    assert methods(ward.fake_registry.received()) == ["HEAD"] * 10
     assert service.requests() == []
 
 
 def test_another_repository_needs_its_own_token_and_no_refusal(ward: Ward) -> None:
     """The challenge is known by then."""
-    service = TokenService(ward.origin)
+    service = FakeTokenService(ward.fake_registry)
     registry = ward.registry()
     registry.head_manifest("lib/app", LATEST)
-    ward.origin.forget()
+    ward.fake_registry.clear_exchanges()
     registry.head_manifest("lib/other", LATEST)
-    assert [each.request.kind for each in ward.origin.seen()] == ["token", "manifest"]
+    assert [each.request.kind for each in ward.fake_registry.received()] == ["token", "manifest"]
     assert service.scopes() == [["repository:lib/other:pull"]]
 
 
@@ -99,7 +99,7 @@ def test_a_hundred_checks_cost_one_token(
     spell: Callable[[str], Mapping[str, object]],
 ) -> None:
     """However the challenge and the token are spelt; and only pulling is asked for (T32, C4, C5)."""
-    service = TokenService(ward.origin, challenges=challenges, spell=spell)
+    service = FakeTokenService(ward.fake_registry, challenges=challenges, spell=spell)
     registry = ward.registry()
     for _ in range(100):
         registry.head_manifest("lib/app", LATEST)
@@ -111,90 +111,92 @@ def test_a_hundred_checks_cost_one_token(
 def test_a_scope_of_the_same_repository_that_only_pulls_is_asked_for_too(ward: Ward) -> None:
     """Beside our own, which comes first."""
     scope = "repository(plugin):lib/app:pull"
-    service = TokenService(ward.origin, challenges=lambda realm, repo: [f'Bearer realm="{realm}",scope="{scope}"'])
+    service = FakeTokenService(
+        ward.fake_registry, challenges=lambda realm, repo: [f'Bearer realm="{realm}",scope="{scope}"']
+    )
     ward.registry().head_manifest("lib/app", LATEST)
     assert service.scopes() == [["repository:lib/app:pull", scope]]
 
 
 def test_fifty_waiting_requests_share_one_token(ward: Ward) -> None:
     """At the start, and when the token is taken back (T34)."""
-    service = TokenService(ward.origin)
+    service = FakeTokenService(ward.fake_registry)
     registry = ward.registry()
     registry.head_manifest("lib/other", LATEST)
     for _ in range(2):
-        ward.origin.forget()
+        ward.fake_registry.clear_exchanges()
         together(50, lambda: registry.get_manifest("lib/app", LATEST))
         assert len(service.requests()) == 1
-        service.take_back()
+        service.revoke_all()
 
 
 def test_a_token_that_is_refused_is_replaced_once(ward: Ward) -> None:
     """Without an error for anybody."""
-    service = TokenService(ward.origin)
+    service = FakeTokenService(ward.fake_registry)
     registry = ward.registry()
     registry.head_manifest("lib/app", LATEST)
-    service.take_back()
-    ward.origin.forget()
+    service.revoke_all()
+    ward.fake_registry.clear_exchanges()
     registry.head_manifest("lib/app", LATEST)
-    assert [each.request.kind for each in ward.origin.seen()] == ["manifest", "token", "manifest"]
+    assert [each.request.kind for each in ward.fake_registry.received()] == ["manifest", "token", "manifest"]
 
 
 @pytest.mark.parametrize(("auth", "error"), [(ANONYMOUS, ManifestUnknown), (BASIC, Denied)])
 def test_a_registry_that_takes_no_token_is_soon_left_alone(ward: Ward, auth: Auth, error: type[RegistryError]) -> None:
     """At most two requests and two tokens, and one more for a GET where a HEAD was refused (T33, U12)."""
-    realm = f"{ward.origin.url}/token"
-    ward.origin.on("manifest", bad.challenged(bearer_challenge(realm, "lib/app")))
+    realm = f"{ward.fake_registry.url}/token"
+    ward.fake_registry.on("manifest", faults.challenged(bearer_challenge(realm, "lib/app")))
     registry = ward.registry(auth=auth)
     for operation, requests in ((registry.get_manifest, 2), (registry.head_manifest, 3)):
         for repository in ("lib/app", "lib/app", "lib/other"):
-            ward.origin.forget()
+            ward.fake_registry.clear_exchanges()
             with pytest.raises(error):
                 operation(repository, LATEST)
-            assert 1 <= ward.origin.count("manifest") <= requests
-            assert ward.origin.count("token") <= 2
-            assert ward.origin.count() <= 4
+            assert 1 <= ward.fake_registry.count("manifest") <= requests
+            assert ward.fake_registry.count("token") <= 2
+            assert ward.fake_registry.count() <= 4
 
 
 @pytest.mark.parametrize(
     ("change", "error"),
     [
-        (bad.refusing(500), Unavailable),
-        (bad.refusing(503), Unavailable),
-        (bad.refusing(404), Unavailable),
-        (bad.refusing(400), Unavailable),
-        (bad.refusing(429, retry_after="7"), TooManyRequests),
-        (bad.html_page(), Unavailable),
-        (bad.replaced(200, b""), Unavailable),
+        (faults.error_response(500), Unavailable),
+        (faults.error_response(503), Unavailable),
+        (faults.error_response(404), Unavailable),
+        (faults.error_response(400), Unavailable),
+        (faults.error_response(429, retry_after="7"), TooManyRequests),
+        (faults.html_page(), Unavailable),
+        (faults.replaced(200, b""), Unavailable),
         (json_answer([]), Unavailable),
         (json_answer({}), Unavailable),
         (json_answer({"token": ""}), Unavailable),
         (json_answer({"token": 5}), Unavailable),
         (json_answer({"token": "a\r\nX: y"}), Unavailable),
         (json_answer({"token": "é"}), Unavailable),
-        (bad.replaced(200, b"[" * 60_000), Unavailable),
-        (bad.replaced(200, b'{"expires_in":' + b"9" * 60_000 + b"}"), Unavailable),
-        (bad.replaced(200, b'{"token":"' + b"a" * 70_000 + b'"}'), Unavailable),
-        (bad.replaced(200, Endless(b" " * 65536)), Unavailable),
-        (bad.refusing(401), ManifestUnknown),
-        (bad.refusing(403), ManifestUnknown),
+        (faults.replaced(200, b"[" * 60_000), Unavailable),
+        (faults.replaced(200, b'{"expires_in":' + b"9" * 60_000 + b"}"), Unavailable),
+        (faults.replaced(200, b'{"token":"' + b"a" * 70_000 + b'"}'), Unavailable),
+        (faults.replaced(200, Endless(b" " * 65536)), Unavailable),
+        (faults.error_response(401), ManifestUnknown),
+        (faults.error_response(403), ManifestUnknown),
     ],
 )
 def test_a_token_service_that_fails_is_an_outage(ward: Ward, change: Change, error: type[RegistryError]) -> None:
     """What it refuses is an answer; the registry is asked once (T33, U17, C5)."""
-    TokenService(ward.origin)
-    ward.origin.on("token", change)
+    FakeTokenService(ward.fake_registry)
+    ward.fake_registry.on("token", change)
     with pytest.raises(error) as caught:
         ward.registry().head_manifest("lib/app", LATEST)
     assert type(caught.value) is error
-    assert ward.origin.count("manifest") == 1
-    assert ward.origin.count("token") == 1
-    assert ward.origin.sent_bytes("token") < 20 * 2**20
+    assert ward.fake_registry.count("manifest") == 1
+    assert ward.fake_registry.count("token") == 1
+    assert ward.fake_registry.sent_bytes("token") < 20 * 2**20
 
 
 def test_a_token_that_breaks_off_is_asked_for_once_more(ward: Ward) -> None:
     """A single reset is no outage; two are."""
-    service = TokenService(ward.origin)
-    rule = ward.origin.on("token", bad.cut(5, "rst"), times=1)
+    service = FakeTokenService(ward.fake_registry)
+    rule = ward.fake_registry.on("token", faults.cut(5, "rst"), times=1)
     registry = ward.registry()
     registry.head_manifest("lib/app", LATEST)
     assert len(service.requests()) == 2
@@ -206,20 +208,20 @@ def test_a_token_that_breaks_off_is_asked_for_once_more(ward: Ward) -> None:
 
 def test_a_dead_token_service_is_remembered(ward: Ward) -> None:
     """As no answer: the next call is not sent."""
-    tokens = ward.origin.listen("tokens")
-    TokenService(ward.origin, realm=f"{tokens.url}/token")
+    tokens = ward.fake_registry.listen("tokens")
+    FakeTokenService(ward.fake_registry, realm=f"{tokens.url}/token")
     tokens.close()
     registry = ward.registry()
     for remembered in (False, True, True):
         with pytest.raises(Unavailable, match="token service") as caught:
             registry.head_manifest("lib/app", LATEST)
         assert caught.value.remembered is remembered
-    assert ward.origin.count("manifest") == 1
+    assert ward.fake_registry.count("manifest") == 1
 
 
 def test_a_bad_login_is_not_repeated(ward: Ward) -> None:
     """For a while, so that no account is locked."""
-    service = TokenService(ward.origin, login=basic("bob", "other"))
+    service = FakeTokenService(ward.fake_registry, login=basic("bob", "other"))
     registry = ward.registry(auth=BASIC)
     for remembered in (False, True, True):
         with pytest.raises(Denied) as caught:
@@ -231,14 +233,14 @@ def test_a_bad_login_is_not_repeated(ward: Ward) -> None:
 
 def test_an_empty_token_is_a_bad_login(ward: Ward) -> None:
     """So one service says that a password is wrong."""
-    TokenService(ward.origin, spell=lambda token: {"token": ""})
+    FakeTokenService(ward.fake_registry, spell=lambda token: {"token": ""})
     with pytest.raises(Denied):
         ward.registry(auth=BASIC).head_manifest("lib/app", LATEST)
 
 
 def test_a_login_makes_the_token(ward: Ward) -> None:
     """By GET with Basic; the registry sees the token only."""
-    service = TokenService(ward.origin, login=ANN)
+    service = FakeTokenService(ward.fake_registry, login=ANN)
     ward.registry(auth=BASIC).head_manifest("lib/app", LATEST)
     assert [each.request.header("Authorization") for each in service.requests()] == [ANN]
     first, second = ward.authorizations("manifest")
@@ -259,16 +261,16 @@ def test_a_login_makes_the_token(ward: Ward) -> None:
 )
 def test_credentials_go_to_no_strange_realm(ward: Ward, realm: str) -> None:
     """Another site, a metadata service, a file (T33, C4; CVE-2026-33540)."""
-    ward.origin.on("manifest", bad.challenged(f'Bearer realm="{realm}",service="s"'))
+    ward.fake_registry.on("manifest", faults.challenged(f'Bearer realm="{realm}",service="s"'))
     with pytest.raises(BadUpstream):
         ward.registry(auth=BASIC).head_manifest("lib/app", LATEST)
-    assert ward.origin.count() == 1
+    assert ward.fake_registry.count() == 1
 
 
 def test_a_realm_of_another_site_may_be_listed(ward: Ward) -> None:
     """In `trusted_hosts`."""
-    tokens = ward.origin.listen("tokens", "127.0.0.2")
-    service = TokenService(ward.origin, realm=f"{tokens.url}/token", login=ANN)
+    tokens = ward.fake_registry.listen("tokens", "127.0.0.2")
+    service = FakeTokenService(ward.fake_registry, realm=f"{tokens.url}/token", login=ANN)
     with pytest.raises(BadUpstream, match="trusted_hosts"):
         ward.registry(auth=BASIC).head_manifest("lib/app", LATEST)
     assert service.requests() == []
@@ -278,13 +280,13 @@ def test_a_realm_of_another_site_may_be_listed(ward: Ward) -> None:
 
 def test_a_token_service_that_moved_is_found(ward: Ward) -> None:
     """What was learned from the registry is learned anew when it does not work any more."""
-    image = ward.origin.add_image("lib/app", "latest")
-    old = ward.origin.listen("old")
-    TokenService(ward.origin, realm=f"{old.url}/token")
+    image = ward.fake_registry.add_image("lib/app", "latest")
+    old = ward.fake_registry.listen("old")
+    FakeTokenService(ward.fake_registry, realm=f"{old.url}/token")
     registry = ward.registry()
     registry.head_manifest("lib/app", LATEST)
-    ward.origin.mend()
-    TokenService(ward.origin)
+    ward.fake_registry.remove_rules()
+    FakeTokenService(ward.fake_registry)
     old.close()
     blob = Digest.parse(image.config)
     with pytest.raises(Unavailable):
@@ -294,21 +296,21 @@ def test_a_token_service_that_moved_is_found(ward: Ward) -> None:
 
 def test_a_realm_that_was_wrong_for_once_is_forgotten(ward: Ward) -> None:
     """A strange answer in between does not last."""
-    rule = ward.origin.on("manifest", bad.challenged('Bearer realm="http://169.254.169.254/",service="s"'))
+    rule = ward.fake_registry.on("manifest", faults.challenged('Bearer realm="http://169.254.169.254/",service="s"'))
     registry = ward.registry()
     with pytest.raises(BadUpstream):
         registry.head_manifest("lib/app", LATEST)
-    ward.origin.mend(rule)
+    ward.fake_registry.remove_rules(rule)
     with pytest.raises(BadUpstream):
         registry.head_manifest("lib/app", LATEST)
     registry.head_manifest("lib/app", LATEST)
 
 
 def test_a_redirect_of_the_token_service_gets_no_credentials(ward: Ward) -> None:
-    """Once it is another origin."""
-    other = ward.origin.listen("other")
-    TokenService(ward.origin, login=ANN)
-    ward.origin.on("token", bad.redirected(f"{other.url}/token/moved"), listener="registry")
+    """Once it is another fake registry."""
+    other = ward.fake_registry.listen("other")
+    FakeTokenService(ward.fake_registry, login=ANN)
+    ward.fake_registry.on("token", faults.redirected(f"{other.url}/token/moved"), listener="registry")
     with pytest.raises(Denied):
         ward.registry(auth=BASIC).head_manifest("lib/app", LATEST)
     assert ward.authorizations("token") == [ANN, None]
@@ -316,7 +318,7 @@ def test_a_redirect_of_the_token_service_gets_no_credentials(ward: Ward) -> None
 
 def test_two_upstreams_on_one_host_do_not_share_tokens(ward: Ward) -> None:
     """Each has its own credentials (C9)."""
-    service = TokenService(ward.origin)
+    service = FakeTokenService(ward.fake_registry)
     ward.registry(auth=BASIC).head_manifest("lib/app", LATEST)
     ward.registry().head_manifest("lib/app", LATEST)
     assert [each.request.header("Authorization") for each in service.requests()] == [ANN, None]
@@ -520,10 +522,10 @@ def test_one_call_makes_two_token_requests_at_most(tokens: Tokens, service: Mint
 
 def test_a_challenge_that_hides_is_asked_for(ward: Ward) -> None:
     """Some registries show it at `/v2/` only."""
-    service = TokenService(ward.origin)
-    ward.origin.on("manifest", only_if(lambda r: not r.header("Authorization"), bad.refusing(401)))
+    service = FakeTokenService(ward.fake_registry)
+    ward.fake_registry.on("manifest", only_if(lambda r: not r.header("Authorization"), faults.error_response(401)))
     registry = ward.registry()
     registry.head_manifest("lib/app", LATEST)
     registry.head_manifest("lib/other", LATEST)
-    assert ward.origin.count("ping") == 1
+    assert ward.fake_registry.count("ping") == 1
     assert len(service.requests()) == 2

@@ -22,15 +22,15 @@ from dockyard.oci.reference import Digest
 from dockyard.upstream import client as registry_module
 from dockyard.upstream import transport as transport_module
 from dockyard.upstream.source import BlobSource
-from tests.support import misbehaviour as bad
+from tests.support import faults
 from tests.support.bodies import Synthetic, digest_of
-from tests.support.raw_http import Answer, PeerGoneError, Request
+from tests.support.raw_http import ClientGoneError, Request, ScriptedResponse
 from tests.support.upstreams import BASIC, LATEST, LIMITS, SHORT, Ward, certified, error_text, together
 
 
 @pytest.fixture
 def ward(tmp_path: Path) -> Iterator[Ward]:
-    """Give an origin and what asks it."""
+    """Give a fake registry and what asks it."""
     with Ward(tmp_path) as ward:
         yield ward
 
@@ -62,25 +62,25 @@ def received_before(error: type[Exception], source: BlobSource) -> bytes:
     pytest.fail(f"the body ended well after {sum(map(len, pieces))} bytes")
 
 
-def vanish(request: Request, answer: Answer) -> NoReturn:
+def vanish(request: Request, answer: ScriptedResponse) -> NoReturn:
     """A change: the connection is closed instead of an answer."""
-    raise PeerGoneError
+    raise ClientGoneError
 
 
 def test_only_our_own_headers_are_sent(ward: Ward) -> None:
     """No cookies, no compression; who asks says so."""
-    ward.origin.add_image("lib/app", "latest")
+    ward.fake_registry.add_image("lib/app", "latest")
     ward.registry().head_manifest("lib/app", LATEST)
-    (seen,) = ward.origin.seen()
+    (seen,) = ward.fake_registry.received()
     assert {name for name, _ in seen.request.headers} == {"Host", "User-Agent", "Accept-Encoding", "Accept"}
     assert seen.request.header("Accept-Encoding") == "identity"
     assert seen.request.header("User-Agent") == f"dockyard/{__version__}"
-    assert seen.request.header("Host") == ward.origin.authority
+    assert seen.request.header("Host") == ward.fake_registry.authority
 
 
 def test_a_connection_is_used_again(ward: Ward) -> None:
     """After checks, manifests, blobs that were read to their end, errors and redirects."""
-    image = ward.origin.add_image("lib/app", "latest")
+    image = ward.fake_registry.add_image("lib/app", "latest")
     registry = ward.registry()
     for _ in range(3):
         registry.head_manifest("lib/app", LATEST)
@@ -91,85 +91,85 @@ def test_a_connection_is_used_again(ward: Ward) -> None:
         source.close()
         with pytest.raises(Exception, match="has no"):
             registry.get_manifest("lib/other", LATEST)
-    assert ward.origin.count() == 12
-    assert ward.origin.registry.connections == 1
+    assert ward.fake_registry.count() == 12
+    assert ward.fake_registry.listener.connections == 1
 
 
 def test_a_body_that_was_not_read_costs_its_connection(ward: Ward) -> None:
     """Nobody reads a layer to its end only to keep a connection."""
-    digest = Digest.parse(ward.origin.add_blob(Synthetic(64 * 2**20)))
+    digest = Digest.parse(ward.fake_registry.add_blob(Synthetic(64 * 2**20)))
     registry = ward.registry()
     for _ in range(2):
         source = registry.open_blob("lib/app", digest)
         assert source.read(1000)
         source.close()
-    assert ward.origin.registry.connections == 2
+    assert ward.fake_registry.listener.connections == 2
 
 
 def test_many_threads_share_a_registry(ward: Ward) -> None:
     """Each gets its own answer."""
-    image = ward.origin.add_image("lib/app", "latest")
+    image = ward.fake_registry.add_image("lib/app", "latest")
     registry = ward.registry()
     found = together(30, lambda: str(registry.get_manifest("lib/app", LATEST).digest))
     assert found == [image.digest] * 30
-    assert ward.origin.count("manifest", "GET") == 30
+    assert ward.fake_registry.count("manifest", "GET") == 30
 
 
 def test_a_kept_connection_that_died_is_replaced_at_no_cost(ward: Ward) -> None:
     """The request is sent again on a new one, and nobody hears of it."""
-    ward.origin.add_image("lib/app", "latest")
+    ward.fake_registry.add_image("lib/app", "latest")
     registry = ward.registry()
     registry.head_manifest("lib/app", LATEST)
-    ward.origin.on("manifest", vanish, times=1)
+    ward.fake_registry.on("manifest", vanish, times=1)
     registry.head_manifest("lib/app", LATEST)
-    assert ward.origin.count("manifest", "HEAD") == 3
-    assert ward.origin.registry.connections == 2
-    ward.origin.registry.drop_connections()
+    assert ward.fake_registry.count("manifest", "HEAD") == 3
+    assert ward.fake_registry.listener.connections == 2
+    ward.fake_registry.listener.drop_connections()
     registry.head_manifest("lib/app", LATEST)
 
 
 def test_a_connection_that_was_idle_for_long_is_not_trusted(ward: Ward, monkeypatch: pytest.MonkeyPatch) -> None:
     """What lies between may have forgotten it."""
     monkeypatch.setattr(transport_module, "IDLE_AT_MOST_S", 0.0)
-    ward.origin.add_image("lib/app", "latest")
+    ward.fake_registry.add_image("lib/app", "latest")
     registry = ward.registry()
     for _ in range(3):
         registry.head_manifest("lib/app", LATEST)
-    assert ward.origin.registry.connections == 3
+    assert ward.fake_registry.listener.connections == 3
 
 
 def test_a_kept_connection_that_swallows_a_request_takes_the_others_with_it(ward: Ward) -> None:
     """After a network change all of them are dead, and each would cost a time-out."""
-    image = ward.origin.add_image("lib/app", "latest")
+    image = ward.fake_registry.add_image("lib/app", "latest")
     registry = ward.registry(limits=SHORT)
     together(5, lambda: registry.get_manifest("lib/app", LATEST))
-    kept = ward.origin.registry.connections
-    ward.origin.on("manifest", bad.silent(), times=1)
+    kept = ward.fake_registry.listener.connections
+    ward.fake_registry.on("manifest", faults.silent(), times=1)
     with pytest.raises(UpstreamTimeout):
         registry.head_manifest("lib/app", LATEST)
-    assert ward.origin.registry.connections == kept
+    assert ward.fake_registry.listener.connections == kept
     registry.open_blob("lib/app", Digest.parse(image.config), 1).close()
-    assert ward.origin.registry.connections == kept + 1
+    assert ward.fake_registry.listener.connections == kept + 1
 
 
 def test_a_new_connection_that_breaks_gets_one_more_try(ward: Ward) -> None:
     """And no third one."""
-    ward.origin.add_image("lib/app", "latest")
-    ward.origin.on("manifest", vanish, times=1)
+    ward.fake_registry.add_image("lib/app", "latest")
+    ward.fake_registry.on("manifest", vanish, times=1)
     ward.registry().head_manifest("lib/app", LATEST)
-    assert ward.origin.count("manifest") == 2
-    ward.origin.forget()
-    ward.origin.on("manifest", vanish)
+    assert ward.fake_registry.count("manifest") == 2
+    ward.fake_registry.clear_exchanges()
+    ward.fake_registry.on("manifest", vanish)
     with pytest.raises(Unavailable) as caught:
         ward.registry().head_manifest("lib/app", LATEST)
-    assert ward.origin.count("manifest") == 2
+    assert ward.fake_registry.count("manifest") == 2
     assert caught.value.retry_after_s == 3
 
 
 def test_a_refused_connection_is_unavailable(ward: Ward) -> None:
     """Within no time, with a Retry-After, and without saying where."""
     registry = ward.registry()
-    ward.origin.registry.close()
+    ward.fake_registry.listener.close()
     begun = time.monotonic()
     with pytest.raises(Unavailable, match=r"^up0\.test cannot be reached") as caught:
         registry.head_manifest("lib/app", LATEST)
@@ -185,24 +185,24 @@ def test_an_unknown_host_is_unavailable(ward: Ward) -> None:
         ward.registry(at="http://dockyard.invalid").head_manifest("lib/app", LATEST)
 
 
-@pytest.mark.parametrize("change", [bad.silent(), bad.dripping(0.02)])
+@pytest.mark.parametrize("change", [faults.silent(), faults.slow_headers(0.02)])
 def test_headers_that_do_not_come_end_at_the_deadline(ward: Ward, change: object) -> None:
     """Silence, and a byte now and then that would satisfy any socket timeout (M15)."""
-    ward.origin.add_image("lib/app", "latest")
-    ward.origin.on("manifest", change)  # type: ignore[arg-type]
+    ward.fake_registry.add_image("lib/app", "latest")
+    ward.fake_registry.on("manifest", change)  # type: ignore[arg-type]
     begun = time.monotonic()
     with pytest.raises(UpstreamTimeout):
         ward.registry(limits=SHORT).head_manifest("lib/app", LATEST)
     assert time.monotonic() - begun < 0.8
-    assert ward.origin.count("manifest") == 1
+    assert ward.fake_registry.count("manifest") == 1
 
 
 def test_a_body_that_drips_ends_at_the_deadline(ward: Ward, monkeypatch: pytest.MonkeyPatch) -> None:
     """A manifest has a time limit in all."""
     monkeypatch.setattr(registry_module, "ANSWER_TIMEOUT_S", 0.3)
-    ward.origin.add_manifest("lib/app", "latest", b"{" + b" " * 10_000 + b"}", "application/json")
-    ward.origin.on("manifest", lambda request, answer: attrs.evolve(answer, framing="chunked"))
-    ward.origin.on("manifest", bad.slow(2000))
+    ward.fake_registry.add_manifest("lib/app", "latest", b"{" + b" " * 10_000 + b"}", "application/json")
+    ward.fake_registry.on("manifest", lambda request, answer: attrs.evolve(answer, framing="chunked"))
+    ward.fake_registry.on("manifest", faults.slow(2000))
     registry = ward.registry(limits=attrs.evolve(SHORT, stall_timeout=5.0))
     begun = time.monotonic()
     with pytest.raises(UpstreamTimeout):
@@ -212,18 +212,18 @@ def test_a_body_that_drips_ends_at_the_deadline(ward: Ward, monkeypatch: pytest.
 
 def test_the_deadline_covers_the_token_service(ward: Ward) -> None:
     """And redirects: all of a check together."""
-    ward.origin.on("manifest", bad.challenged(f'Bearer realm="{ward.origin.url}/token",service="s"'))
-    ward.origin.on("token", bad.silent())
+    ward.fake_registry.on("manifest", faults.challenged(f'Bearer realm="{ward.fake_registry.url}/token",service="s"'))
+    ward.fake_registry.on("token", faults.silent())
     begun = time.monotonic()
     with pytest.raises(UpstreamTimeout, match="token service"):
         ward.registry(limits=SHORT).head_manifest("lib/app", LATEST)
     assert time.monotonic() - begun < 0.8
-    assert ward.origin.count("token") == 1
+    assert ward.fake_registry.count("token") == 1
 
 
 def test_a_check_without_a_limit_still_ends_when_nothing_moves(ward: Ward) -> None:
     """`check_timeout: 0` leaves the limits of each wait."""
-    ward.origin.on("manifest", bad.silent())
+    ward.fake_registry.on("manifest", faults.silent())
     with pytest.raises(UpstreamTimeout):
         ward.registry(limits=attrs.evolve(SHORT, check_timeout=0.0)).head_manifest("lib/app", LATEST)
 
@@ -231,11 +231,11 @@ def test_a_check_without_a_limit_still_ends_when_nothing_moves(ward: Ward) -> No
 def test_a_body_may_take_as_long_as_it_moves(ward: Ward) -> None:
     """A layer has no deadline, only a limit to each pause."""
     content = bytes(3000)
-    digest = Digest.parse(ward.origin.add_blob(content))
-    ward.origin.on("blob", lambda request, answer: attrs.evolve(answer, framing="chunked"))
+    digest = Digest.parse(ward.fake_registry.add_blob(content))
+    ward.fake_registry.on("blob", lambda request, answer: attrs.evolve(answer, framing="chunked"))
     gates = [threading.Event() for _ in range(3)]
     for number, gate in enumerate(gates):
-        ward.origin.on("blob", bad.stalled(number * 1000 + 500, gate))
+        ward.fake_registry.on("blob", faults.stalled(number * 1000 + 500, gate))
     source = ward.registry(limits=SHORT).open_blob("lib/app", digest)
     received = b""
     begun = time.monotonic()
@@ -253,8 +253,8 @@ def test_a_body_may_take_as_long_as_it_moves(ward: Ward) -> None:
 
 def test_a_stalled_body_is_late(ward: Ward) -> None:
     """No byte for `stall_timeout`; what came before was given."""
-    digest = Digest.parse(ward.origin.add_blob(bytes(3000)))
-    ward.origin.on("blob", bad.stalled(1000, threading.Event()))
+    digest = Digest.parse(ward.fake_registry.add_blob(bytes(3000)))
+    ward.fake_registry.on("blob", faults.stalled(1000, threading.Event()))
     source = ward.registry(limits=SHORT).open_blob("lib/app", digest)
     assert received_before(UpstreamTimeout, source) == bytes(1000)
 
@@ -263,16 +263,16 @@ def test_a_stalled_body_is_late(ward: Ward) -> None:
 def test_a_broken_body_loses_nothing_that_came(ward: Ward, how: str) -> None:
     """Every byte before the break is given first, then the error: resuming fetches none twice (U08, U09)."""
     body = Synthetic(1_000_000)
-    digest = Digest.parse(ward.origin.add_blob(body))
-    ward.origin.on("blob", bad.cut(700_001, how))  # type: ignore[arg-type]
+    digest = Digest.parse(ward.fake_registry.add_blob(body))
+    ward.fake_registry.on("blob", faults.cut(700_001, how))  # type: ignore[arg-type]
     source = ward.registry().open_blob("lib/app", digest)
     assert received_before(Unavailable, source) == b"".join(body.pieces(0, 700_001))
 
 
 def test_an_abort_ends_a_read_at_once(ward: Ward) -> None:
     """From another thread, while the upstream is silent."""
-    digest = Digest.parse(ward.origin.add_blob(bytes(3000)))
-    ward.origin.on("blob", bad.stalled(1000, threading.Event()))
+    digest = Digest.parse(ward.fake_registry.add_blob(bytes(3000)))
+    ward.fake_registry.on("blob", faults.stalled(1000, threading.Event()))
     source = ward.registry(limits=attrs.evolve(LIMITS, stall_timeout=30.0)).open_blob("lib/app", digest)
     assert len(source.read(3000)) == 1000
     timer = threading.Timer(0.1, source.abort)
@@ -288,7 +288,7 @@ def test_an_abort_ends_a_read_at_once(ward: Ward) -> None:
 
 def test_an_abort_does_not_reach_the_next_request(ward: Ward) -> None:
     """The connection went back to the pool and belongs to somebody else now."""
-    image = ward.origin.add_image("lib/app", "latest")
+    image = ward.fake_registry.add_image("lib/app", "latest")
     registry = ward.registry()
     source = registry.open_blob("lib/app", Digest.parse(image.config))
     while source.read(1000):
@@ -296,7 +296,7 @@ def test_an_abort_does_not_reach_the_next_request(ward: Ward) -> None:
     registry.head_manifest("lib/app", LATEST)
     source.abort()
     registry.head_manifest("lib/app", LATEST)
-    assert ward.origin.registry.connections == 1
+    assert ward.fake_registry.listener.connections == 1
 
 
 # TLS
@@ -305,8 +305,8 @@ def test_an_abort_does_not_reach_the_next_request(ward: Ward) -> None:
 def test_a_private_authority_is_believed_when_it_is_named(ward: Ward, authority: trustme.CA, ca_file: str) -> None:
     """`ca_file`, beside the system's roots. A large body arrives whole through TLS records."""
     body = Synthetic(3_000_000)
-    digest = ward.origin.add_blob(body)
-    at = ward.origin.listen("tls", tls=certified(authority, "127.0.0.1")).url
+    digest = ward.fake_registry.add_blob(body)
+    at = ward.fake_registry.listen("tls", tls=certified(authority, "127.0.0.1")).url
     source = ward.registry(at=at, ca_file=ca_file).open_blob("lib/app", Digest.parse(digest))
     received = b""
     while piece := source.read(256 * 1024):
@@ -317,17 +317,17 @@ def test_a_private_authority_is_believed_when_it_is_named(ward: Ward, authority:
 
 def test_a_broken_tls_body_loses_nothing_that_came(ward: Ward, authority: trustme.CA, ca_file: str) -> None:
     """As in plain text."""
-    digest = Digest.parse(ward.origin.add_blob(bytes(1_000_000)))
-    ward.origin.on("blob", bad.cut(700_001, "rst"))
-    at = ward.origin.listen("tls", tls=certified(authority, "127.0.0.1")).url
+    digest = Digest.parse(ward.fake_registry.add_blob(bytes(1_000_000)))
+    ward.fake_registry.on("blob", faults.cut(700_001, "rst"))
+    at = ward.fake_registry.listen("tls", tls=certified(authority, "127.0.0.1")).url
     source = ward.registry(at=at, ca_file=ca_file).open_blob("lib/app", digest)
     assert received_before(Unavailable, source) == bytes(700_001)
 
 
 def test_headers_over_tls_end_at_the_deadline(ward: Ward, authority: trustme.CA, ca_file: str) -> None:
     """Dripping behind encryption is dripping as well."""
-    ward.origin.on("manifest", bad.dripping(0.02))
-    at = ward.origin.listen("tls", tls=certified(authority, "127.0.0.1")).url
+    ward.fake_registry.on("manifest", faults.slow_headers(0.02))
+    at = ward.fake_registry.listen("tls", tls=certified(authority, "127.0.0.1")).url
     begun = time.monotonic()
     with pytest.raises(UpstreamTimeout):
         ward.registry(at=at, ca_file=ca_file, limits=SHORT).head_manifest("lib/app", LATEST)
@@ -336,19 +336,19 @@ def test_headers_over_tls_end_at_the_deadline(ward: Ward, authority: trustme.CA,
 
 def test_what_cannot_be_verified_gets_no_request(ward: Ward, authority: trustme.CA, ca_file: str) -> None:
     """Another authority, another name, out of date: one attempt each and not a byte of a request (U04)."""
-    ward.origin.add_image("lib/app", "latest")
+    ward.fake_registry.add_image("lib/app", "latest")
     expired = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     authority.issue_cert("127.0.0.1", not_after=datetime.now(UTC) - timedelta(days=1)).configure_cert(expired)
     listeners = [
-        ward.origin.listen("stranger", tls=certified(trustme.CA(), "127.0.0.1")),
-        ward.origin.listen("other name", tls=certified(authority, "other.test")),
-        ward.origin.listen("expired", tls=expired),
+        ward.fake_registry.listen("stranger", tls=certified(trustme.CA(), "127.0.0.1")),
+        ward.fake_registry.listen("other name", tls=certified(authority, "other.test")),
+        ward.fake_registry.listen("expired", tls=expired),
     ]
     for listener in listeners:
         with pytest.raises(BadUpstream, match="no trusted TLS"):
             ward.registry(at=listener.url, ca_file=ca_file, auth=BASIC).head_manifest("lib/app", LATEST)
         assert listener.connections == 1
-    assert ward.origin.count() == 0
+    assert ward.fake_registry.count() == 0
 
 
 @pytest.mark.parametrize("answer", [b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n", b""])
@@ -380,8 +380,8 @@ def test_what_does_not_speak_tls_gets_no_request(ward: Ward, answer: bytes) -> N
 
 def test_verification_can_be_switched_off(ward: Ward) -> None:
     """`insecure_skip_verify`, for who says so."""
-    image = ward.origin.add_image("lib/app", "latest")
-    at = ward.origin.listen("stranger", tls=certified(trustme.CA(), "other.test")).url
+    image = ward.fake_registry.add_image("lib/app", "latest")
+    at = ward.fake_registry.listen("stranger", tls=certified(trustme.CA(), "other.test")).url
     registry = ward.registry(at=at, insecure_skip_verify=True)
     assert str(registry.head_manifest("lib/app", LATEST).digest) == image.digest
 
@@ -443,23 +443,23 @@ def proxy() -> Iterator[Proxy]:
 
 def test_a_proxy_is_used_when_it_is_configured(ward: Ward, proxy: Proxy, authority: trustme.CA, ca_file: str) -> None:
     """By CONNECT; its password goes to it and no further."""
-    image = ward.origin.add_image("lib/app", "latest")
-    tls = ward.origin.listen("tls", tls=certified(authority, "127.0.0.1"))
+    image = ward.fake_registry.add_image("lib/app", "latest")
+    tls = ward.fake_registry.listen("tls", tls=certified(authority, "127.0.0.1"))
     registry = ward.registry(at=tls.url, ca_file=ca_file, proxy=proxy.url)
     assert str(registry.head_manifest("lib/app", LATEST).digest) == image.digest
     (head,) = proxy.heads
     assert head.startswith(f"CONNECT {tls.authority} ".encode())
     assert b"Proxy-Authorization: Basic" in head.title() or b"proxy-authorization: basic" in head.lower()
-    assert ward.origin.seen()[0].request.header("Proxy-Authorization") is None
+    assert ward.fake_registry.received()[0].request.header("Proxy-Authorization") is None
 
 
 def test_plain_http_goes_through_a_proxy_too(ward: Ward) -> None:
-    """With the whole URL in the request line; here the origin plays the proxy."""
-    image = ward.origin.add_image("lib/app", "latest")
-    proxy_url = f"http://user:pr0xy-pass@{ward.origin.authority}"
+    """With the whole URL in the request line; here the fake registry plays the proxy."""
+    image = ward.fake_registry.add_image("lib/app", "latest")
+    proxy_url = f"http://user:pr0xy-pass@{ward.fake_registry.authority}"
     registry = ward.registry(at="http://registry.test:8080", proxy=proxy_url)
     assert str(registry.head_manifest("lib/app", LATEST).digest) == image.digest
-    (seen,) = ward.origin.seen()
+    (seen,) = ward.fake_registry.received()
     assert seen.request.target == "http://registry.test:8080/v2/lib/app/manifests/latest"
     assert seen.request.header("Host") == "registry.test:8080"
     assert (seen.request.header("Proxy-Authorization") or "").startswith("Basic ")
@@ -468,12 +468,12 @@ def test_plain_http_goes_through_a_proxy_too(ward: Ward) -> None:
 def test_a_proxy_that_refuses_is_an_outage(ward: Ward, authority: trustme.CA) -> None:
     """Whose password is in no message."""
     proxy = Proxy(status=403)
-    tls = ward.origin.listen("tls", tls=certified(authority, "127.0.0.1"))
+    tls = ward.fake_registry.listen("tls", tls=certified(authority, "127.0.0.1"))
     with pytest.raises(Unavailable, match="proxy") as caught:
         ward.registry(at=tls.url, proxy=proxy.url).head_manifest("lib/app", LATEST)
     proxy.close()
     assert "pr0xy-pass" not in error_text(caught.value)
-    assert ward.origin.count() == 0
+    assert ward.fake_registry.count() == 0
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.1", "2130706433", "localhost", "[::1]", "169.254.169.254"])
@@ -481,22 +481,22 @@ def test_behind_a_proxy_spelt_addresses_are_checked(
     ward: Ward, proxy: Proxy, authority: trustme.CA, ca_file: str, host: str
 ) -> None:
     """Names are looked up by the proxy; what is written out is refused here."""
-    port = ward.origin.listen("tls", tls=certified(authority, "registry.test")).port
+    port = ward.fake_registry.listen("tls", tls=certified(authority, "registry.test")).port
     proxy.names["registry.test"] = "127.0.0.1"
-    ward.origin.on("manifest", bad.redirected(f"https://{host}:{port}/v2/"))
+    ward.fake_registry.on("manifest", faults.redirected(f"https://{host}:{port}/v2/"))
     registry = ward.registry(at=f"https://registry.test:{port}", ca_file=ca_file, proxy=proxy.url)
     with pytest.raises(BadUpstream, match="not allowed"):
         registry.head_manifest("lib/app", LATEST)
-    assert ward.origin.count() == 1
+    assert ward.fake_registry.count() == 1
 
 
 def test_proxies_of_the_environment_are_not_used(ward: Ward, monkeypatch: pytest.MonkeyPatch) -> None:
     """Only what the settings say (R6)."""
     for name in ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy", "ALL_PROXY"):
         monkeypatch.setenv(name, "http://127.0.0.1:1")
-    ward.origin.add_image("lib/app", "latest")
+    ward.fake_registry.add_image("lib/app", "latest")
     ward.registry().head_manifest("lib/app", LATEST)
-    assert ward.origin.count("manifest") == 1
+    assert ward.fake_registry.count("manifest") == 1
 
 
 # What is said
@@ -505,8 +505,8 @@ def test_proxies_of_the_environment_are_not_used(ward: Ward, monkeypatch: pytest
 def test_no_signature_is_logged(ward: Ward, caplog: pytest.LogCaptureFixture) -> None:
     """Not even by the library below, at any level."""
     caplog.set_level(logging.DEBUG)
-    digest = ward.origin.add_blob(b"content")
-    ward.origin.on("blob", bad.redirected(lambda request: ward.origin.presign(digest)))
+    digest = ward.fake_registry.add_blob(b"content")
+    ward.fake_registry.on("blob", faults.redirected(lambda request: ward.fake_registry.presign(digest)))
     ward.registry().open_blob("lib/app", Digest.parse(digest)).close()
-    assert ward.origin.count("cdn") == 1
+    assert ward.fake_registry.count("cdn") == 1
     assert "Signature" not in caplog.text

@@ -1,4 +1,4 @@
-"""What an upstream can do wrong, each a change to an honest answer: `origin.on("blob", cut(1000), times=1)`.
+"""What an upstream can do wrong, each a change to an honest answer: `fake_registry.on("blob", cut(1000), times=1)`.
 
 Positions are counted in the body of the answer at hand: in a 206 from the first byte of the range.
 """
@@ -10,17 +10,17 @@ import attrs
 
 from tests.support.bodies import Body, Bytes, Endless, Flipped
 from tests.support.fake_registry import Change
-from tests.support.raw_http import Answer, Ending, Framing, Gate, Request
+from tests.support.raw_http import Ending, Framing, Pause, Request, ScriptedResponse
 
 HTML = b"<!doctype html><title>Sign in</title><p>Please sign in to the hotel network.</p>"
 
 
 def replaced(status: int, body: bytes | Body = b"", *headers: tuple[str, str]) -> Change:
     """Another answer altogether."""
-    return lambda request, answer: Answer.of(status, body, *headers)
+    return lambda request, answer: ScriptedResponse.of(status, body, *headers)
 
 
-def refusing(status: int, code: str = "UNKNOWN", retry_after: str | None = None) -> Change:
+def error_response(status: int, code: str = "UNKNOWN", retry_after: str | None = None) -> Change:
     """An error of the registry, with its JSON body."""
     body = b'{"errors":[{"code":"%s","message":"said the upstream"}]}' % code.encode()
     headers = [("Content-Type", "application/json")]
@@ -42,7 +42,7 @@ def header(name: str, *values: str) -> Change:
 def without(*names: str) -> Change:
     """Headers left out. Content-Length is one of them only for HEAD: it must end the body otherwise."""
 
-    def change(request: Request, answer: Answer) -> Answer:
+    def change(request: Request, answer: ScriptedResponse) -> ScriptedResponse:
         for name in names:
             answer = attrs.evolve(answer, length=-1) if name == "Content-Length" else answer.with_header(name)
         return answer
@@ -53,7 +53,7 @@ def without(*names: str) -> Change:
 def cut(at: float, how: Ending = "fin") -> Change:
     """The body breaks off: after `at` bytes, or at that part of it when `at` is a fraction below 1."""
 
-    def change(request: Request, answer: Answer) -> Answer:
+    def change(request: Request, answer: ScriptedResponse) -> ScriptedResponse:
         size = answer.stop - answer.start
         return attrs.evolve(answer, cut=_place(at, size), cut_how=how)
 
@@ -63,9 +63,9 @@ def cut(at: float, how: Ending = "fin") -> Change:
 def stalled(at: float, until: threading.Event) -> Change:
     """The body stops at a byte (or a fraction of it) until the event is set."""
 
-    def change(request: Request, answer: Answer) -> Answer:
+    def change(request: Request, answer: ScriptedResponse) -> ScriptedResponse:
         place = _place(at, answer.stop - answer.start)
-        return attrs.evolve(answer, gates=(*answer.gates, Gate(place, until)))
+        return attrs.evolve(answer, pauses=(*answer.pauses, Pause(place, until)))
 
     return change
 
@@ -76,19 +76,19 @@ def silent(until: threading.Event | None = None) -> Change:
     return lambda request, answer: attrs.evolve(answer, before=event)
 
 
-def hanging_up(how: Ending = "rst") -> Change:
+def disconnected(how: Ending = "rst") -> Change:
     """The connection ends without a byte of an answer."""
-    return lambda request, answer: attrs.evolve(answer, hangs_up=how)
+    return lambda request, answer: attrs.evolve(answer, disconnects=how)
 
 
-def dripping(pause_s: float) -> Change:
+def slow_headers(pause_s: float) -> Change:
     """Status line and headers come one byte at a time."""
-    return lambda request, answer: attrs.evolve(answer, drip_s=pause_s)
+    return lambda request, answer: attrs.evolve(answer, header_interval_s=pause_s)
 
 
 def slow(bytes_per_s: int, until: threading.Event | None = None) -> Change:
     """The body comes at this speed, until the event is set."""
-    return lambda request, answer: attrs.evolve(answer, bytes_per_s=bytes_per_s, hurry=until)
+    return lambda request, answer: attrs.evolve(answer, bytes_per_s=bytes_per_s, full_speed=until)
 
 
 def chunked(*, ended: bool = True) -> Change:
@@ -107,7 +107,7 @@ def short(missing: int) -> Change:
     return lambda request, answer: attrs.evolve(answer, stop=max(answer.start, answer.stop - missing))
 
 
-def claiming(more: int) -> Change:
+def wrong_length(more: int) -> Change:
     """A Content-Length that is wrong by so many bytes; the body is sent whole."""
     return lambda request, answer: attrs.evolve(answer, length=answer.stop - answer.start + more)
 
@@ -115,7 +115,7 @@ def claiming(more: int) -> Change:
 def longer(extra: bytes) -> Change:
     """More bytes than the blob has, with a matching Content-Length."""
 
-    def change(request: Request, answer: Answer) -> Answer:
+    def change(request: Request, answer: ScriptedResponse) -> ScriptedResponse:
         whole = b"".join(answer.body.pieces(answer.start, answer.stop)) + extra
         return attrs.evolve(answer, body=Bytes(whole), start=0, stop=len(whole))
 
@@ -141,7 +141,7 @@ def endless(block: bytes = b" " * 65536) -> Change:
 def ignoring_range() -> Change:
     """200 with the whole body, whatever range was asked for."""
 
-    def change(request: Request, answer: Answer) -> Answer:
+    def change(request: Request, answer: ScriptedResponse) -> ScriptedResponse:
         whole = attrs.evolve(answer, status=200, start=0, stop=answer.body.size)
         return whole.with_header("Content-Range") if answer.status == 206 else answer
 
@@ -151,9 +151,9 @@ def ignoring_range() -> Change:
 def redirected(location: str | Callable[[Request], str], status: int = 307) -> Change:
     """A redirect; `location` is the header's value, or makes it from the request."""
 
-    def change(request: Request, answer: Answer) -> Answer:
+    def change(request: Request, answer: ScriptedResponse) -> ScriptedResponse:
         where = location if isinstance(location, str) else location(request)
-        return Answer.of(status).with_header("Location", where)
+        return ScriptedResponse.of(status).with_header("Location", where)
 
     return change
 
@@ -161,20 +161,20 @@ def redirected(location: str | Callable[[Request], str], status: int = 307) -> C
 def challenged(*challenges: str) -> Change:
     """401 with these WWW-Authenticate headers."""
     body = b'{"errors":[{"code":"UNAUTHORIZED","message":"said the upstream"}]}'
-    answer_401 = Answer.of(401, body, ("Content-Type", "application/json"))
+    answer_401 = ScriptedResponse.of(401, body, ("Content-Type", "application/json"))
     return lambda request, answer: answer_401.with_header("WWW-Authenticate", *challenges)
 
 
-def ending_before(place: int) -> Change:
+def cut_at_offset(place: int) -> Change:
     """The upstream has no byte of the blob from `place` on: every answer ends there, and claims more."""
     return lambda request, answer: attrs.evolve(answer, cut=max(0, place - answer.start))
 
 
-def stuck_at(place: int, until: threading.Event) -> Change:
+def stalled_at_offset(place: int, until: threading.Event) -> Change:
     """No answer goes beyond a byte of the blob until the event is set."""
 
-    def change(request: Request, answer: Answer) -> Answer:
-        return attrs.evolve(answer, gates=(*answer.gates, Gate(max(0, place - answer.start), until)))
+    def change(request: Request, answer: ScriptedResponse) -> ScriptedResponse:
+        return attrs.evolve(answer, pauses=(*answer.pauses, Pause(max(0, place - answer.start), until)))
 
     return change
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import attrs
 
-from tests.support.processes import Process, RigError, free_port, wait_until
+from tests.support.processes import Process, SetupError, free_port, wait_until
 
 START_LIMIT_S = 20.0
 REQUEST_LIMIT_S = 60.0
@@ -30,7 +30,7 @@ http: {{addr: "127.0.0.1:{port}", secret: rig}}
 
 
 @attrs.frozen
-class Request:
+class LoggedRequest:
     """One request that the registry answered; `target` has the query, `sent` is the number of body bytes."""
 
     method: str
@@ -46,7 +46,7 @@ class Request:
         return f"{self.method} {self.target} -> {self.status} ({self.sent} bytes)"
 
 
-class Registry:
+class DistributionRegistry:
     """A registry on one port and one directory; it can be stopped and started, and keeps both."""
 
     def __init__(self, program: Path, directory: Path) -> None:
@@ -114,19 +114,19 @@ class Registry:
         assert self._process is not None, "the registry does not run"
         self._process.send(signal.SIGCONT)
 
-    def forget_requests(self) -> None:
+    def clear_requests(self) -> None:
         """Count from here."""
         self._fence()
         self._read_from = self.access_log.stat().st_size
 
-    def requests(self) -> list[Request]:
-        """Return the requests since `forget_requests`, in the order in which they ended; none still running."""
+    def requests(self) -> list[LoggedRequest]:
+        """Return the requests since `clear_requests`, in the order in which they ended; none still running."""
         self._fence()
         with self.access_log.open() as log:
             log.seek(self._read_from)
             found = [LOG_LINE.search(line) for line in log]
         return [
-            Request(line["method"], line["target"], int(line["status"]), int(line["sent"]))
+            LoggedRequest(line["method"], line["target"], int(line["status"]), int(line["sent"]))
             for line in found
             if line is not None and line["agent"] != OUR_AGENT
         ]
@@ -171,7 +171,7 @@ class Registry:
             response = connection.getresponse()
             said = response.read()
         if response.status != expect:
-            raise RigError(f"registry: {method} {target} -> {response.status}, not {expect}: {said[:500]!r}")
+            raise SetupError(f"registry: {method} {target} -> {response.status}, not {expect}: {said[:500]!r}")
         return response
 
     def _answers(self) -> bool:

@@ -1,4 +1,4 @@
-"""An origin that wants to be logged in to: tokens from its own token service, or Basic credentials."""
+"""A fake registry that wants to be logged in to: tokens from its own token service, or Basic credentials."""
 
 import json
 import secrets
@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 from urllib.parse import parse_qs, urlsplit
 
 from tests.support.fake_registry import FakeRegistry, Rule
-from tests.support.misbehaviour import challenged
-from tests.support.raw_http import Answer, Exchange, Request
+from tests.support.faults import challenged
+from tests.support.raw_http import Exchange, Request, ScriptedResponse
 
 GUARDED = ("manifest", "blob", "ping")
 
@@ -17,7 +17,7 @@ def bearer_challenge(realm: str, repo: str) -> str:
     return f'Bearer realm="{realm}",service="origin.test",scope="repository:{repo}:pull"'
 
 
-class TokenService:
+class FakeTokenService:
     """Registry requests need a token that this service issued and that has not been taken back.
 
     `challenges` makes the WWW-Authenticate headers from realm and repository; `spell` makes the token answer; `login`
@@ -26,7 +26,7 @@ class TokenService:
 
     def __init__(
         self,
-        origin: FakeRegistry,
+        fake_registry: FakeRegistry,
         *,
         realm: str | None = None,
         challenges: Callable[[str, str], list[str]] = lambda realm, repo: [bearer_challenge(realm, repo)],
@@ -34,28 +34,28 @@ class TokenService:
         login: str | None = None,
     ) -> None:
         self.valid: set[str] = set()
-        self._origin = origin
-        self._realm = f"{origin.url}/token" if realm is None else realm
+        self._fake_registry = fake_registry
+        self._realm = f"{fake_registry.url}/token" if realm is None else realm
         self._challenges = challenges
         self._spell = spell
         self._login = login
         for kind in GUARDED:
-            origin.on(kind, self._guard)
-        origin.on("token", self._issue)
+            fake_registry.on(kind, self._guard)
+        fake_registry.on("token", self._issue)
 
-    def grant(self) -> str:
+    def issue(self) -> str:
         """A token for the test's own use."""
         token = secrets.token_urlsafe(16)
         self.valid.add(token)
         return token
 
-    def take_back(self) -> None:
+    def revoke_all(self) -> None:
         """No token issued so far is good any more."""
         self.valid.clear()
 
     def requests(self) -> list[Exchange]:
         """What reached the token service."""
-        return self._origin.seen("token")
+        return self._fake_registry.received("token")
 
     def scopes(self) -> list[list[str]]:
         """The scopes of each token request, by GET or POST."""
@@ -64,24 +64,26 @@ class TokenService:
             for each in self.requests()
         ]
 
-    def _guard(self, request: Request, answer: Answer) -> Answer:
+    def _guard(self, request: Request, answer: ScriptedResponse) -> ScriptedResponse:
         scheme, _, token = (request.header("Authorization") or "").partition(" ")
         if scheme.lower() == "bearer" and token in self.valid:
             return answer
         return challenged(*self._challenges(self._realm, request.repo))(request, answer)
 
-    def _issue(self, request: Request, answer: Answer) -> Answer:
+    def _issue(self, request: Request, answer: ScriptedResponse) -> ScriptedResponse:
         if self._login is not None and request.header("Authorization") != self._login:
             return challenged('Basic realm="token service"')(request, answer)
-        token = self.grant()
+        token = self.issue()
         body = json.dumps(self._spell(token)).encode()
-        return Answer.of(200, body, ("Content-Type", "application/json"))
+        return ScriptedResponse.of(200, body, ("Content-Type", "application/json"))
 
 
-def want_authorization(origin: FakeRegistry, value: str, challenge: str = 'Basic realm="origin"') -> list[Rule]:
+def require_authorization(
+    fake_registry: FakeRegistry, value: str, challenge: str = 'Basic realm="origin"'
+) -> list[Rule]:
     """Registry requests must carry exactly this Authorization."""
 
-    def guard(request: Request, answer: Answer) -> Answer:
+    def guard(request: Request, answer: ScriptedResponse) -> ScriptedResponse:
         return answer if request.header("Authorization") == value else challenged(challenge)(request, answer)
 
-    return [origin.on(kind, guard) for kind in GUARDED]
+    return [fake_registry.on(kind, guard) for kind in GUARDED]
