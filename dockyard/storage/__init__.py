@@ -1,1 +1,1 @@
-"""Where bytes rest: object keys, the local store, and the partial file of a running fill."""
+"""The local store: object keys, complete objects on disk, and the partial files of running downloads. Blocking."""

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and directories in which one process writes at a time."""
+"""Atomic file writes, and a lock that lets one process at a time change the files of a directory. Blocking."""
 
 import contextlib
 import fcntl
@@ -8,9 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 
-def write_atomically(path: Path, content: bytes, workshop: Path) -> None:
-    """Write a file in `workshop`, flush it, and move it into its place on the same file system. Raises OSError."""
-    fd, temporary = tempfile.mkstemp(suffix=".tmp", dir=workshop)
+def write_atomically(path: Path, content: bytes, temporary_directory: Path) -> None:
+    """Write and sync a file in `temporary_directory`, then rename it to `path` on the same file system.
+
+    Creates the parent directories of `path`. Raises OSError.
+    """
+    fd, temporary = tempfile.mkstemp(suffix=".tmp", dir=temporary_directory)
     try:
         with open(fd, "wb") as file:
             file.write(content)
@@ -25,7 +28,7 @@ def write_atomically(path: Path, content: bytes, workshop: Path) -> None:
 
 
 def sync_directory(path: Path) -> None:
-    """Have the names in a directory on the disk. Raises OSError."""
+    """Sync a directory, so that renames in it survive a power failure. Raises OSError."""
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(fd)
@@ -35,11 +38,14 @@ def sync_directory(path: Path) -> None:
 
 @contextlib.contextmanager
 def lock_directory(directory: Path) -> Iterator[None]:
-    """Let no other process into this block for the same directory, unless the disk cannot tell."""
+    """Hold an exclusive lock on a directory, which is created if needed.
+
+    Runs the block without the lock when the directory cannot be opened or the file system has no locks.
+    """
     try:
         directory.mkdir(parents=True, exist_ok=True)
         lock = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except OSError:  # nothing can be written there either
+    except OSError:  # then nothing can be written in it either
         yield
         return
     try:

@@ -1,7 +1,8 @@
-"""The size cap of the local store, kept by least recent use.
+"""The size cap of the local store: the least recently used blobs are evicted. Blocking.
 
-A file's access time is its last use; it is set by us, so that the mount options do not matter. One process at a time
-evicts: the directory is read, the oldest are dropped. Whoever has a dropped blob open reads it to its end.
+The access time of a blob's file is its last use. The local store sets it, so that mount options such as `noatime` do
+not matter. One process at a time evicts: it lists the directory and deletes the oldest files. A reader that has an
+evicted blob open reads it to its end.
 """
 
 import contextlib
@@ -16,17 +17,20 @@ from dockyard import metrics
 from dockyard.errors import DigestInvalid
 from dockyard.oci.reference import Digest
 
-LOW_WATER = 0.9
-ROOM_BYTES = 64 * 1024 * 1024
-LOOKS_PER_CAP = 50
+# An eviction ends when the files take this share of the cap, so that the next one is not due at once.
+TARGET_SHARE = 0.9
+# What is evicted at least when the disk is full.
+MIN_EVICTED_BYTES = 64 * 1024 * 1024
+# The directory is listed each time that this share of the cap was added.
+CHECKS_PER_CAP = 50
 
 log = structlog.get_logger()
 
 
 class SizeCap:
-    """Keeps what is below `blobs`, together with what is below `partial`, under `max_size` bytes; 0 = no cap.
+    """Keeps the files below `blobs` and `partial` together under `max_size` bytes; 0 means no cap.
 
-    `is_protected(digest)` spares a blob that must not go yet. `lock` is a file that all workers share.
+    `is_protected(digest)` returns whether a blob must not be evicted yet. `lock` is a file that all workers share.
     """
 
     def __init__(
@@ -37,50 +41,51 @@ class SizeCap:
         self._lock = lock
         self._max_size = max_size
         self._is_protected = is_protected
-        self._added = 0
+        self._added_bytes = 0
 
     def add(self, size: int) -> None:
-        """So many bytes came in."""
-        self._added += size
+        """Count bytes that were added to the store. Does not block."""
+        self._added_bytes += size
 
     def enforce_if_due(self) -> None:
-        """Enforce, if enough came in since the last time to be worth a look.
+        """Enforce the cap, if enough bytes were added since the last time.
 
-        Whoever brings more waits meanwhile, so that what pours in faster than it can be dropped does not pile up.
+        Waits while another thread or process evicts: a thread that adds blobs faster than they can be evicted is held
+        up here. Raises nothing.
         """
         if self._is_due:
-            with contextlib.suppress(OSError), self._alone(waits=True):
-                if self._is_due:  # no other thread has done it meanwhile
+            with contextlib.suppress(OSError), self._exclusive(blocking=True):
+                if self._is_due:  # not enforced by another thread meanwhile
                     self._enforce()
 
     def enforce(self) -> None:
-        """Drop the least recently used blobs until all fit. Blocks; raises nothing."""
+        """Evict the least recently used blobs until all files fit. Raises nothing."""
         if self._max_size:
-            with contextlib.suppress(OSError), self._alone():
+            with contextlib.suppress(OSError), self._exclusive():
                 self._enforce()
 
     def free_disk_space(self, size: int) -> bool:
-        """The disk is full: drop old blobs. False when there is nothing to drop."""
+        """Evict at least `size` bytes because the disk is full. False when nothing could be evicted."""
         try:
-            with self._alone():
-                return self._drop(_files_below(self._blobs), max(size, ROOM_BYTES)) > 0
+            with self._exclusive():
+                return self._evict(_list_files(self._blobs), max(size, MIN_EVICTED_BYTES)) > 0
         except BlockingIOError:
-            return True  # another process is at it
+            return True  # another process is evicting
         except OSError:
             return False
 
     @property
     def _is_due(self) -> bool:
-        return bool(self._max_size) and self._added >= self._max_size // LOOKS_PER_CAP
+        return bool(self._max_size) and self._added_bytes >= self._max_size // CHECKS_PER_CAP
 
     def _enforce(self) -> None:
-        self._added = 0
-        blobs = _files_below(self._blobs)
-        total = sum(size for _, size, _ in (*blobs, *_files_below(self._partial)))
+        self._added_bytes = 0
+        blobs = _list_files(self._blobs)
+        total = sum(size for _, size, _ in (*blobs, *_list_files(self._partial)))
         if total > self._max_size:
-            self._drop(blobs, total - int(self._max_size * LOW_WATER))
+            self._evict(blobs, total - int(self._max_size * TARGET_SHARE))
 
-    def _drop(self, blobs: list[tuple[float, int, Path]], excess: int) -> int:
+    def _evict(self, blobs: list[tuple[float, int, Path]], excess: int) -> int:
         freed = 0
         for _, size, path in sorted(blobs):
             if freed >= excess:
@@ -96,25 +101,26 @@ class SizeCap:
         try:
             return self._is_protected(Digest.parse(f"{path.parts[-3]}:{path.name}"))
         except DigestInvalid:
-            return False  # not ours, and in the way
+            return False  # not a blob of this store
 
     @contextlib.contextmanager
-    def _alone(self, *, waits: bool = False) -> Iterator[None]:
-        """Raises BlockingIOError while somebody else evicts, unless it `waits` for that."""
+    def _exclusive(self, *, blocking: bool = False) -> Iterator[None]:
+        """Hold the lock of all workers. Raises BlockingIOError when it is taken, unless `blocking`."""
         fd = os.open(self._lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX | (0 if waits else fcntl.LOCK_NB))
+            fcntl.flock(fd, fcntl.LOCK_EX | (0 if blocking else fcntl.LOCK_NB))
             yield
         finally:
             os.close(fd)
 
 
-def _files_below(root: Path) -> list[tuple[float, int, Path]]:
-    found = []
+def _list_files(root: Path) -> list[tuple[float, int, Path]]:
+    """List the files below a directory: access time, size in bytes, path."""
+    files = []
     for folder, _, names in os.walk(root):
         for name in names:
             path = Path(folder, name)
             with contextlib.suppress(OSError):
                 status = path.stat()
-                found.append((status.st_atime, status.st_size, path))
-    return found
+                files.append((status.st_atime, status.st_size, path))
+    return files

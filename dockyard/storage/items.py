@@ -1,4 +1,4 @@
-"""The things that are stored under a key: blobs, manifests of a repository, and tag pointers."""
+"""What is stored under a key: blobs, manifests of a repository, and tag pointers. Each has one text form."""
 
 import attrs
 
@@ -29,7 +29,7 @@ class ManifestItem:
 
 @attrs.frozen
 class TagItem:
-    """The pointer of a tag."""
+    """The pointer of a tag to a manifest."""
 
     name: Name
     tag: Tag
@@ -42,7 +42,7 @@ Item = BlobItem | ManifestItem | TagItem
 
 
 def parse_item(text: str) -> Item:
-    """The item that `str` wrote. Raises ValueError."""
+    """Parse the text form of an item, as `str(item)` gives it. Raises ValueError."""
     try:
         match text.split(" "):
             case ["blob", digest]:
@@ -53,4 +53,4 @@ def parse_item(text: str) -> Item:
                 return TagItem(Name.parse(name), Tag.parse(tag))
     except RegistryError as exc:
         raise ValueError(exc.message) from exc
-    raise ValueError("no such kind of item")
+    raise ValueError("not an item")

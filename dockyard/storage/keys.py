@@ -1,40 +1,41 @@
 """Object keys, as pure functions.
 
-They are the original's, so that a bucket it filled serves as it is. `prefix` is put before them as it stands
-(`cache/`); names are full names with the prefix of their upstream, normalised by `routing`.
+They are part of the stored format and must not change: existing buckets and directories are read by them. `prefix` is
+prepended as it is configured (`cache/`). Names are full names with the prefix of their upstream, normalised by
+`routing`.
 
-No two things share a key: the last component but one is `tags` or an algorithm, and what stands before it is the whole
-name. One key may lie below another though, so a file system can need a directory where it has a file: a repository
-may be called `x/tags/latest`.
+No two objects share a key: the last component but one is `tags` or an algorithm, and what precedes it is the whole
+name. But one key may be a directory of another: a repository may be called `x/tags/latest`, so that a file system needs
+a directory where it already has a file.
 """
 
 from dockyard.oci.reference import Digest, Name, Tag
 
 
 def manifest_key(prefix: str, name: Name, digest: Digest) -> str:
-    """Return where the bytes of a manifest are."""
+    """Return the key of a manifest's bytes."""
     return f"{prefix}manifests/{name}/{digest.algorithm}/{digest.encoded}"
 
 
 def tag_key(prefix: str, name: Name, tag: Tag) -> str:
-    """Return where the pointer of a tag is: a digest as text."""
+    """Return the key of a tag's pointer, which holds a digest as text."""
     return f"{prefix}manifests/{name}/tags/{tag}"
 
 
 def list_key(prefix: str, name: Name, subject: Digest | None) -> str:
-    """Return where the last known list of a name is: its tags, or the referrers of a manifest.
+    """Return the key of the last known list of a repository: its tags, or the referrers of the manifest `subject`.
 
-    The original has no lists. No component of a name begins with an underscore, so no list lies below another.
+    No component of a name begins with an underscore, so no list is a directory of another.
     """
     which = "_tags" if subject is None else f"_referrers/{subject.algorithm}/{subject.encoded}"
     return f"{prefix}lists/{name}/{which}"
 
 
 def blob_key(prefix: str, digest: Digest) -> str:
-    """Return where a blob is, one for all repositories."""
+    """Return the key of a blob. All repositories share it."""
     return f"{blob_root(prefix)}{digest.algorithm}/{digest.encoded[:2]}/{digest.encoded}"
 
 
 def blob_root(prefix: str) -> str:
-    """Return what the keys of all blobs begin with."""
+    """Return the common prefix of the keys of all blobs."""
     return f"{prefix}blobs/"

@@ -1,10 +1,11 @@
-"""The local store: complete objects in a directory, named by their keys.
+"""The local store: complete objects in a directory, one file for each, named by the object's key. Blocking.
 
-An object appears whole or not at all: it is written beside its place, flushed, and renamed. A file's access time is its
-last use and is set by us, so that the size cap can drop the least recently used blobs whatever the mount options are.
+A file is either complete or absent: it is written elsewhere in the directory, synced, and renamed. The access time of a
+blob's file is its last use; it is set here, so that the size cap can evict the least recently used blobs whatever the
+mount options are.
 
-After an unclean stop the blobs that were there are hashed once before their first use. A file's change time, which
-nobody can set, tells which ones: verifying touches the file.
+After an unclean shutdown, each blob that was there before is hashed before its first use. The change time of a file
+(`st_ctime`) tells which ones: it cannot be set, and verifying a blob updates it.
 """
 
 import contextlib
@@ -28,18 +29,20 @@ from dockyard.storage.touch_times import TouchTimes
 
 PARTIAL = "partial"
 RUN = "run"
-USE_RECORDED_EVERY_S = 60.0
-ABANDONED_S = 60.0
-_HASH_CHUNK = 1024 * 1024
-_EMPTY_IS_FINE = {str(Digest.of(b"")), str(Digest.of(b"", "sha512"))}
-_ABSENT = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG}
+# The access time of a blob that is in use is updated this often.
+ACCESS_TIME_INTERVAL_S = 60.0
+# A temporary file that is older was left by a dead process.
+MAX_TEMPORARY_FILE_AGE_S = 60.0
+_HASH_CHUNK_BYTES = 1024 * 1024
+_EMPTY_BLOBS = {str(Digest.of(b"")), str(Digest.of(b"", "sha512"))}
+_ERRORS_OF_ABSENT_FILES = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG}
 
 log = structlog.get_logger()
 
 
 @attrs.frozen
 class StoredBlob:
-    """A complete blob, open for reading. Whoever gets it closes `fd`."""
+    """A complete blob, open for reading. The caller closes `fd`."""
 
     fd: int
     size: int
@@ -47,7 +50,7 @@ class StoredBlob:
 
 @attrs.frozen
 class Pointer:
-    """What a tag pointed to, and when that was last checked (seconds since the epoch)."""
+    """The manifest that a tag points to, and when that was last checked (seconds since the epoch)."""
 
     digest: Digest
     checked_at: float
@@ -55,20 +58,20 @@ class Pointer:
 
 @attrs.frozen
 class StoredList:
-    """A list as it was written, and when it was last checked (seconds since the epoch)."""
+    """The bytes of a list, and when it was last checked (seconds since the epoch)."""
 
     body: bytes
     checked_at: float
 
 
 class LocalStore:
-    """Blobs, manifests and tag pointers under one directory.
+    """Blobs, manifests, tag pointers and lists under one directory.
 
-    `max_size` (bytes, 0 = none) caps the blobs; manifests and tags are small and stay.
-    `unverified_before` (seconds since the epoch): blobs not changed since then are verified before their first use.
-    `is_protected(digest)`: a blob that must not be evicted yet.
+    `max_size` (bytes, 0 = none) caps the blobs; manifests, tags and lists are small and are not evicted.
+    `unverified_before` (seconds since the epoch): a blob whose file has not changed since then is verified before its
+    first use. `is_protected(digest)` returns whether a blob must not be evicted yet.
 
-    Methods block. A fault of the disk is logged and looks like a miss, or like a write that did not happen.
+    All methods block. A disk error is logged and treated as a miss, or as a write that did not happen.
     """
 
     def __init__(
@@ -89,7 +92,7 @@ class LocalStore:
     # Blobs
 
     def open_blob(self, digest: Digest) -> StoredBlob | None:
-        """Open a complete blob and record its use; None when it is not here, or not what its name says."""
+        """Open a complete blob and record its use; None when it is absent or damaged. A damaged one is deleted."""
         path = self._path(keys.blob_key(self._prefix, digest))
         try:
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -98,14 +101,14 @@ class LocalStore:
             return None
         try:
             found = os.fstat(fd)
-            if found.st_ctime < self._unverified_before or (not found.st_size and str(digest) not in _EMPTY_IS_FINE):
+            if found.st_ctime < self._unverified_before or (not found.st_size and str(digest) not in _EMPTY_BLOBS):
                 if not _has_digest(fd, digest):
                     log.warning("a cached blob was damaged and is fetched again", digest=str(digest))
                     path.unlink(missing_ok=True)
                     os.close(fd)
                     return None
                 os.utime(fd, (time.time(), found.st_mtime))
-            elif time.time() - found.st_atime > USE_RECORDED_EVERY_S:
+            elif time.time() - found.st_atime > ACCESS_TIME_INTERVAL_S:
                 os.utime(fd, (time.time(), found.st_mtime))
         except OSError as exc:
             log.warning("cannot read a cached blob", digest=str(digest), error=exc.strerror)
@@ -114,18 +117,21 @@ class LocalStore:
         return StoredBlob(fd, found.st_size)
 
     def claim_partial_file(self, digest: Digest) -> PartialFile | None:
-        """The partial file of a blob, locked for us; None when another process is writing it.
+        """Open and lock the partial file of a blob; None when another process is writing it.
 
-        Where no file can be made, the partial file keeps to memory.
+        When no file can be created, the partial file is in memory.
         """
         try:
             return PartialFile.claim(digest, self._partial_path(digest), self.size_cap.free_disk_space)
         except OSError as exc:
-            log.warning("cannot make a partial file, serving without it", digest=str(digest), error=exc.strerror)
+            log.warning("cannot create a partial file, serving without it", digest=str(digest), error=exc.strerror)
             return PartialFile.in_memory(digest)
 
     def open_partial_file(self, digest: Digest, inode: int) -> int | None:
-        """Open the file that another worker writes, in its place or already kept; None when it is in neither."""
+        """Open the file that another worker writes, partial or already complete; None when it is neither.
+
+        The caller closes the file descriptor.
+        """
         for path in (self._partial_path(digest), self._path(keys.blob_key(self._prefix, digest))):
             with contextlib.suppress(OSError):
                 fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -135,12 +141,12 @@ class LocalStore:
         return None
 
     def commit(self, partial_file: PartialFile, age_s: float = 0.0) -> bool:
-        """Make a verified partial file a complete blob, and let go of it. False when the disk would not have it.
+        """Turn a verified partial file into a complete blob, and close it. False when it could not be stored.
 
-        `age_s` is how long ago the bucket got it, for one that came from there.
+        `age_s` is the age of the bucket's copy, for a blob that came from the bucket.
         """
         try:
-            if not self._move_in(partial_file, age_s):
+            if not self._move_to_key(partial_file, age_s):
                 partial_file.discard()
                 return False
         finally:
@@ -148,7 +154,7 @@ class LocalStore:
         self.size_cap.add(partial_file.received_bytes)
         return True
 
-    def _move_in(self, partial_file: PartialFile, age_s: float) -> bool:
+    def _move_to_key(self, partial_file: PartialFile, age_s: float) -> bool:
         path = self._path(keys.blob_key(self._prefix, partial_file.digest))
         if partial_file.path is None or partial_file.is_overflowing:
             return False
@@ -159,22 +165,22 @@ class LocalStore:
             partial_file.path.rename(path)
             sync_directory(path.parent)
         except OSError as exc:
-            log.warning("cannot keep a blob", digest=str(partial_file.digest), error=exc.strerror)
+            log.warning("cannot store a blob", digest=str(partial_file.digest), error=exc.strerror)
             return False
         return True
 
     # Manifests and tags
 
     def read_manifest(self, name: Name, digest: Digest) -> bytes | None:
-        """The bytes of a manifest, not verified; None when it is not here."""
+        """Read the bytes of a manifest, not verified; None when it is absent."""
         return self._read(keys.manifest_key(self._prefix, name, digest))
 
     def write_manifest(self, name: Name, digest: Digest, body: bytes) -> None:
-        """Keep a verified manifest."""
+        """Store a verified manifest."""
         self._write(keys.manifest_key(self._prefix, name, digest), body)
 
     def read_pointer(self, name: Name, tag: Tag) -> Pointer | None:
-        """What the tag pointed to when it was last written; None when unknown or unreadable."""
+        """Read the pointer of a tag; None when it is absent or unreadable."""
         path = self._path(keys.tag_key(self._prefix, name, tag))
         try:
             text = path.read_text("ascii")
@@ -186,9 +192,10 @@ class LocalStore:
         return None
 
     def move_pointer(self, name: Name, tag: Tag, old: Pointer | None, new: Pointer) -> bool:
-        """Point the tag at a manifest that was kept before. False when it is no longer what was read before: `old`.
+        """Point the tag at a manifest that is stored already; False when its pointer is no longer `old`.
 
-        So a process that was held up between asking the upstream and writing cannot undo what others wrote meanwhile.
+        So a process that was delayed between its request to the upstream and this write cannot overwrite a pointer
+        that another process has written meanwhile.
         """
         key = keys.tag_key(self._prefix, name, tag)
         with lock_directory(self._path(key).parent):
@@ -200,13 +207,13 @@ class LocalStore:
         return True
 
     def confirm_pointer(self, name: Name, tag: Tag) -> None:
-        """Record that the pointer was checked now and still holds."""
+        """Record that the pointer was checked now and is unchanged."""
         with contextlib.suppress(OSError):
             path = self._path(keys.tag_key(self._prefix, name, tag))
             os.utime(path, (path.stat().st_atime, time.time()))
 
     def key(self, item: Item) -> str:
-        """The key of an item."""
+        """Return the key of an item."""
         match item:
             case BlobItem(digest):
                 return keys.blob_key(self._prefix, digest)
@@ -215,10 +222,10 @@ class LocalStore:
             case TagItem(name, tag):
                 return keys.tag_key(self._prefix, name, tag)
 
-    # Lists: tags of a name, or referrers of a subject
+    # Lists: the tags of a repository, or the referrers of a manifest
 
     def read_list(self, name: Name, subject: Digest | None) -> StoredList | None:
-        """The last list that was written; None when there is none."""
+        """Read the last list that was written; None when it is absent."""
         path = self._path(keys.list_key(self._prefix, name, subject))
         try:
             return StoredList(path.read_bytes(), path.stat().st_mtime)
@@ -227,31 +234,31 @@ class LocalStore:
             return None
 
     def write_list(self, name: Name, subject: Digest | None, body: bytes) -> None:
-        """Keep a list that was checked now."""
+        """Store a list that was checked now."""
         self._write(keys.list_key(self._prefix, name, subject), body)
 
-    # Housekeeping
+    # Maintenance
 
     def create_directories(self) -> None:
-        """Make the directories. Raises OSError."""
-        for room in (PARTIAL, RUN):
-            (self.directory / room).mkdir(parents=True, exist_ok=True)
+        """Create the directories for partial files and for run-time files. Raises OSError."""
+        for name in (PARTIAL, RUN):
+            (self.directory / name).mkdir(parents=True, exist_ok=True)
 
     def sweep_partial_files(self) -> int:
-        """Delete the partial files whose writer is dead; how many."""
-        swept = 0
+        """Delete the partial files that no process writes; return how many."""
+        deleted = 0
         for path in (self.directory / PARTIAL).iterdir():
             with contextlib.suppress(OSError, DigestInvalid):
                 if path.suffix == ".tmp":
-                    if time.time() - path.stat().st_mtime > ABANDONED_S:
+                    if time.time() - path.stat().st_mtime > MAX_TEMPORARY_FILE_AGE_S:
                         path.unlink()
-                        swept += 1
+                        deleted += 1
                 elif self.discard_partial_file(Digest.parse(path.name.replace("-", ":", 1))):
-                    swept += 1
-        return swept
+                    deleted += 1
+        return deleted
 
     def discard_partial_file(self, digest: Digest) -> bool:
-        """Delete a partial file that nobody writes; whether there was one."""
+        """Delete a partial file that no process writes; return whether there was one."""
         path = self._partial_path(digest)
         with contextlib.suppress(OSError):
             if path.exists() and (partial_file := PartialFile.claim(digest, path, lambda _: False)):
@@ -276,18 +283,18 @@ class LocalStore:
         try:
             write_atomically(self._path(key), content, self.directory / PARTIAL)
         except OSError as exc:
-            log.warning("cannot keep an object", key=key, error=exc.strerror)
+            log.warning("cannot store an object", key=key, error=exc.strerror)
 
 
 def _has_digest(fd: int, digest: Digest) -> bool:
     hasher = digest.hasher()
     offset = 0
-    while chunk := os.pread(fd, _HASH_CHUNK, offset):
+    while chunk := os.pread(fd, _HASH_CHUNK_BYTES, offset):
         hasher.update(chunk)
         offset += len(chunk)
     return digest.matches(hasher)
 
 
-def _log_unless_absent(event: str, thing: object, exc: OSError) -> None:
-    if exc.errno not in _ABSENT:
-        log.warning(event, object=str(thing), error=exc.strerror)
+def _log_unless_absent(event: str, name: object, exc: OSError) -> None:
+    if exc.errno not in _ERRORS_OF_ABSENT_FILES:
+        log.warning(event, object=str(name), error=exc.strerror)

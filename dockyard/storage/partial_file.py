@@ -1,10 +1,12 @@
-"""The partial file: the growing local file of one running fetch. One writer, many readers.
+"""The partial file: the growing local file of one running download. One writer, many readers. Blocking.
 
-The file holds a prefix of the blob, from byte 0. Readers of any worker read it by position; the writer only appends.
+The file holds the blob from byte 0 up to the last byte received. The writer only appends; readers of every worker read
+the file by position.
 
-When the disk is full (or gone) the partial file *overflows*: what follows is kept in a bounded window of memory, and
-the writer waits for the readers of its own worker to pass before it drops the oldest chunk. Nothing is stored then, but
-nobody's pull fails. `overflow_start` says where the file stops being of use.
+When the disk is full or fails, the partial file *overflows*: what follows is kept in a bounded window of memory, which
+only the readers of the writer's own worker can read. The writer waits for those readers before it drops the oldest
+chunk of the window. The blob is not stored then, but no pull fails. `overflow_start` is the first byte that is not in
+the file.
 """
 
 import contextlib
@@ -27,19 +29,19 @@ log = structlog.get_logger()
 
 MAX_OVERFLOW_BYTES = 8 * 1024 * 1024
 SLOW_READER_TIMEOUT_S = 15.0
-FOLLOW_TIMEOUT_S = 120.0
-_REHASH_CHUNK = 1024 * 1024
-_FULL = {errno.ENOSPC, errno.EDQUOT}
+NO_PROGRESS_TIMEOUT_S = 120.0
+_HASH_CHUNK_BYTES = 1024 * 1024
+_DISK_FULL_ERRORS = {errno.ENOSPC, errno.EDQUOT}
 
 
 class OverflowReader(Protocol):
-    """A reader's place in the partial file, in bytes."""
+    """A reader that an overflowing writer waits for. `position` is the offset of the next byte that it reads."""
 
     position: int
 
 
 class NoReadersLeft(Exception):
-    """The partial file overflowed and nobody is left to read it: going on would serve and store nothing."""
+    """The partial file overflowed and has no reader: more bytes would be neither served nor stored."""
 
 
 class PartialFile:
@@ -55,7 +57,7 @@ class PartialFile:
     ) -> None:
         self.digest = digest
         self.path = path
-        self._make_room = free_disk_space
+        self._free_disk_space = free_disk_space
         self.fd = fd
         self.received_bytes = received_bytes
         self.size: int | None = None
@@ -66,11 +68,11 @@ class PartialFile:
         self._condition = threading.Condition()
         self._window: deque[bytes] = deque()
         self._window_start = received_bytes
-        self._cursors: set[OverflowReader] = set()
+        self._readers: set[OverflowReader] = set()
 
     @classmethod
     def claim(cls, digest: Digest, path: Path, free_disk_space: Callable[[int], bool]) -> "PartialFile | None":
-        """Open and lock the partial file, with whatever a dead writer left in it. None: another process writes it.
+        """Open and lock the file, with the bytes that a dead writer left in it; None when another process writes it.
 
         `free_disk_space(size_bytes)` is called when the disk is full; it returns whether the write is worth a retry.
         Raises OSError when the file cannot be created.
@@ -87,37 +89,37 @@ class PartialFile:
                 raise
             if _is_same_file(fd, path):
                 return cls(digest, path, fd, os.fstat(fd).st_size, free_disk_space)
-            os.close(fd)  # swept or finished between open and lock: try the name again
+            os.close(fd)  # deleted or renamed between open and lock: open the path again
 
     @classmethod
     def in_memory(cls, digest: Digest, prefix_fd: int = -1, prefix_length: int = 0) -> "PartialFile":
-        """A partial file that overflows from the start, after the first `prefix_length` bytes of an open file."""
+        """Create one that overflows from the start, after the first `prefix_length` bytes of an open file."""
         fd = os.dup(prefix_fd) if prefix_fd >= 0 else -1
         return cls(digest, None, fd, prefix_length, lambda _: False)
 
     @property
     def is_overflowing(self) -> bool:
-        """Whether new bytes go to memory only."""
+        """Whether new bytes are kept in memory only."""
         return self.overflow_start is not None
 
     @property
     def has_gap(self) -> bool:
-        """Whether a reader that starts at byte 0 now would find a gap."""
+        """Whether bytes were dropped from the window, so that a reader that starts at byte 0 would find a gap."""
         return self.overflow_start is not None and self._window_start > self.overflow_start
 
     def hash_existing_bytes(self) -> None:
-        """Hash what the file already held before this writer came. Reads the whole prefix once."""
+        """Hash the bytes that the file had when it was claimed. Raises OSError when they cannot be read."""
         while self._hashed < self.received_bytes:
-            chunk = os.pread(self.fd, min(_REHASH_CHUNK, self.received_bytes - self._hashed), self._hashed)
+            chunk = os.pread(self.fd, min(_HASH_CHUNK_BYTES, self.received_bytes - self._hashed), self._hashed)
             if not chunk:
-                raise OSError(errno.EIO, "the partial file is shorter than it was")
+                raise OSError(errno.EIO, "the partial file is shorter than before")
             self._hasher.update(chunk)
             self._hashed += len(chunk)
 
     def append(self, chunk: bytes) -> None:
-        """Add the next bytes. Never fails for want of disk; blocks while an overflowing window is full.
+        """Add the next bytes. A full disk is no error; blocks while the window of an overflow is full.
 
-        Raises NoReadersLeft when overflowing with no reader left.
+        Raises NoReadersLeft when the window is full and there is no reader.
         """
         self._hasher.update(chunk)
         if not self._write(chunk):
@@ -128,7 +130,7 @@ class PartialFile:
         self._hashed = self.received_bytes
 
     def restart(self) -> None:
-        """Forget what has landed, of which nobody has read. The file stays ours."""
+        """Drop all bytes received, which no reader may have read, and start again at byte 0. Keeps the lock."""
         if self.path is not None:
             os.ftruncate(self.fd, 0)
         self.received_bytes = self._hashed = self._window_start = 0
@@ -138,19 +140,20 @@ class PartialFile:
         self._window.clear()
 
     def begin(self) -> None:
-        """A writer starts, perhaps where another one gave up."""
+        """Start an attempt to write, perhaps after another one that failed."""
         self._is_verified = None
 
     def finish(self, *, is_verified: bool) -> None:
-        """Tell whoever follows in a thread that the writer has ended, and whether the digest is right."""
+        """End an attempt to write, and wake `wait_for_bytes_after`. `is_verified`: the digest is correct."""
         with self._condition:
             self._is_verified = is_verified
             self._condition.notify_all()
 
     def wait_for_bytes_after(self, position: int) -> int | None:
-        """Wait, in a thread, until bytes beyond `position` are in the file: up to where. None: they will not come.
+        """Block until the file has bytes after `position`; return the end of what may be read.
 
-        The last byte is not there before `finish` has said that all are right.
+        The last byte of the blob may be read only when `finish` has marked the file as verified. Returns None when no
+        more bytes will come: the attempt failed, the file overflows, or nothing was received for a long time.
         """
         with self._condition:
             while True:
@@ -159,26 +162,26 @@ class PartialFile:
                 available = self.received_bytes if self._is_verified else self.received_bytes - 1
                 if available > position:
                     return available
-                if not self._condition.wait(FOLLOW_TIMEOUT_S):
+                if not self._condition.wait(NO_PROGRESS_TIMEOUT_S):
                     return None
 
     def has_correct_digest(self) -> bool:
-        """Whether the bytes that landed have the digest that they were fetched for."""
+        """Whether the bytes received have the digest of the blob."""
         return self.digest.matches(self._hasher)
 
-    def attach(self, cursor: OverflowReader) -> None:
-        """A reader of this worker: an overflowing writer waits for it."""
+    def attach(self, reader: OverflowReader) -> None:
+        """Register a reader of this worker: an overflowing writer waits for it."""
         with self._condition:
-            self._cursors.add(cursor)
+            self._readers.add(reader)
 
-    def detach(self, cursor: OverflowReader) -> None:
-        """The reader has left."""
+    def detach(self, reader: OverflowReader) -> None:
+        """Unregister a reader."""
         with self._condition:
-            self._cursors.discard(cursor)
+            self._readers.discard(reader)
             self._condition.notify_all()
 
     def read_overflow(self, position: int, amount: int) -> bytes:
-        """Up to `amount` bytes from memory at `position`; empty when they were dropped before the reader came."""
+        """Return up to `amount` bytes from memory at `position`; empty when they were dropped. Does not block."""
         with self._condition:
             start = self._window_start
             if position < start:
@@ -191,7 +194,7 @@ class PartialFile:
         return b""
 
     def close(self) -> None:
-        """Let go of the file and its lock."""
+        """Close the file and release its lock."""
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
@@ -210,7 +213,7 @@ class PartialFile:
             try:
                 _write_all(self.fd, chunk, self.received_bytes)
             except OSError as exc:
-                if exc.errno not in _FULL or not self._make_room(len(chunk)):
+                if exc.errno not in _DISK_FULL_ERRORS or not self._free_disk_space(len(chunk)):
                     log.warning("cannot write a partial file, serving without it", error=exc.strerror)
                     break
             else:
@@ -223,9 +226,9 @@ class PartialFile:
         deadline = time.monotonic() + SLOW_READER_TIMEOUT_S
         with self._condition:
             while sum(map(len, self._window)) + len(chunk) > MAX_OVERFLOW_BYTES:
-                if not self._cursors:
+                if not self._readers:
                     raise NoReadersLeft
-                slowest = min(cursor.position for cursor in self._cursors)
+                slowest = min(reader.position for reader in self._readers)
                 if slowest >= self._window_start + len(self._window[0]) or time.monotonic() > deadline:
                     self._window_start += len(self._window.popleft())
                 else:
@@ -235,11 +238,10 @@ class PartialFile:
 
 def _is_same_file(fd: int, path: Path) -> bool:
     try:
-        there = path.stat()
+        by_path = path.stat()
     except FileNotFoundError:
         return False
-    here = os.fstat(fd)
-    return (here.st_dev, here.st_ino) == (there.st_dev, there.st_ino)
+    return os.path.samestat(os.fstat(fd), by_path)
 
 
 def _write_all(fd: int, chunk: bytes, offset: int) -> None:

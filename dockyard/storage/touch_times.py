@@ -1,7 +1,8 @@
-"""How old the bucket's copy of an object is, remembered by the local store's file of it.
+"""The age of the bucket's copy of each item, as the modification time of a local file. Blocking.
 
-The modification time of a blob or a manifest is when the bucket got it, as far as we know. A pointer's says when the
-tag was checked, so a pointer, like an object that is not in the local store, has an empty file of its own for this.
+The modification time of a blob or manifest file is the time at which the bucket got its copy, as far as known. The
+modification time of a pointer is the time at which the tag was checked. So a pointer has an empty stamp file for this
+purpose, as has an item without a file in the local store.
 """
 
 import contextlib
@@ -22,19 +23,19 @@ log = structlog.get_logger()
 
 
 class TouchTimes:
-    """The ages of items, whose files are found by `path_of(item)`; `stamps` is the directory for the others."""
+    """The touch times of items. `path_of(item)` returns the path of an item's file; stamp files are in `stamps`."""
 
     def __init__(self, path_of: Callable[[Item], Path], stamps: Path) -> None:
         self._path_of = path_of
         self._stamps = stamps
 
     def mark_published(self, item: Item, age_s: float = 0.0) -> None:
-        """Record that the bucket has the item, written there so long ago."""
+        """Record that the bucket has the item since `age_s` seconds. Raises nothing."""
         with contextlib.suppress(OSError):
-            _set(self._find(item), time.time() - age_s)
+            _set_modification_time(self._find(item), time.time() - age_s)
 
     def claim_touch(self, item: Item, threshold_s: float) -> bool:
-        """Whether the item is older than the threshold, and no other worker has claimed to touch it."""
+        """Whether the bucket's copy is older than the threshold; True for one caller only, over all workers."""
         try:
             path = self._find(item)
             with path.open("rb") as file:
@@ -42,14 +43,14 @@ class TouchTimes:
                 found = os.fstat(file.fileno())
                 if time.time() - found.st_mtime <= threshold_s:
                     return False
-                _set(path, time.time())
+                _set_modification_time(path, time.time())
                 return True
         except OSError as exc:
             log.warning("cannot tell whether an object is due for a touch", item=str(item), error=exc.strerror)
             return False
 
     def release_touch(self, item: Item, threshold_s: float) -> None:
-        """A claimed touch failed: it is due again in a minute."""
+        """Make an item due again in `RETRY_TOUCH_S` seconds: its claimed touch failed."""
         self.mark_published(item, age_s=threshold_s - RETRY_TOUCH_S)
 
     def _find(self, item: Item) -> Path:
@@ -64,5 +65,5 @@ class TouchTimes:
         return path
 
 
-def _set(path: Path, published_at: float) -> None:
-    os.utime(path, (path.stat().st_atime, published_at))
+def _set_modification_time(path: Path, modified_at: float) -> None:
+    os.utime(path, (path.stat().st_atime, modified_at))

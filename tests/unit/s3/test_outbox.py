@@ -1,4 +1,4 @@
-"""What waits for the bucket is a directory that can be read back."""
+"""The outbox: a directory of the items that are still to be published."""
 
 import os
 import time
@@ -21,19 +21,19 @@ ITEMS: list[Item] = [
 
 @pytest.mark.parametrize("item", ITEMS, ids=str)
 def test_an_item_is_read_back_from_its_text(item: Item) -> None:
-    """The text of an item is the item."""
+    """Parsing the text form gives an equal item."""
     assert parse_item(str(item)) == item
 
 
 @pytest.mark.parametrize("text", ["", "blob", "blob x", "tag a", "layer sha256:0", "manifest A sha256:0", "tag ../x y"])
-def test_other_names_are_no_items(text: str) -> None:
-    """A file that is not ours is told from one that is."""
+def test_other_text_is_rejected(text: str) -> None:
+    """Text that is not the form of an item raises ValueError."""
     with pytest.raises(ValueError, match=r"."):
         parse_item(text)
 
 
-def test_the_directory_remembers(tmp_path: Path) -> None:
-    """What was added and not removed is there for the next run, and other files are passed over."""
+def test_the_outbox_survives_a_restart(tmp_path: Path) -> None:
+    """Items that were added and not removed are read by the next process; other files are ignored."""
     outbox = Outbox(tmp_path / "unpublished")
     for item in ITEMS:
         outbox.add(item)
@@ -46,16 +46,16 @@ def test_the_directory_remembers(tmp_path: Path) -> None:
     assert ITEMS[0] not in again
 
 
-def test_the_longest_name_is_remembered(tmp_path: Path) -> None:
-    """What a file system takes as a name does not limit what is remembered."""
+def test_an_item_with_the_longest_name_can_be_added(tmp_path: Path) -> None:
+    """The limit of file names does not limit the names of items."""
     outbox = Outbox(tmp_path)
     item = ManifestItem(Name.parse("a/" * 120 + "b"), Digest.of(b"m", "sha512"))
     outbox.add(item)
     assert list(outbox) == [item]
 
 
-def test_what_was_added_a_moment_ago_is_not_left_over(tmp_path: Path) -> None:
-    """Another worker leaves an item to the one that added it, until that one has had its time; clocks may jump."""
+def test_an_item_that_was_just_added_is_not_overdue(tmp_path: Path) -> None:
+    """Other workers publish an item only after the worker that added it had time to; the clock may jump."""
     outbox = Outbox(tmp_path)
     item = BlobItem(Digest.of(b"a blob"))
     outbox.add(item)

@@ -1,4 +1,4 @@
-"""Object keys: the original's, to the letter."""
+"""Object keys, which are part of the stored format."""
 
 import pytest
 from hypothesis import given
@@ -13,27 +13,27 @@ NAME = Name.parse("docker.io/library/nginx")
 
 
 @pytest.mark.parametrize("prefix", ["cache/", "", "a/b/", "cache"])
-def test_keys_are_those_of_the_original(prefix: str) -> None:
-    """A bucket that the original filled is found as it is; the prefix is taken as it stands."""
+def test_keys_have_the_documented_format(prefix: str) -> None:
+    """Existing buckets are read by these keys; the prefix is prepended unchanged."""
     assert manifest_key(prefix, NAME, SHA256) == f"{prefix}manifests/docker.io/library/nginx/sha256/{SHA256.encoded}"
     assert tag_key(prefix, NAME, Tag.parse("v1")) == f"{prefix}manifests/docker.io/library/nginx/tags/v1"
     assert blob_key(prefix, SHA256) == f"{prefix}blobs/sha256/{SHA256.encoded[:2]}/{SHA256.encoded}"
 
 
-def test_keys_of_other_algorithms_name_them() -> None:
-    """sha512 stands where sha256 would."""
+def test_keys_of_other_algorithms_contain_their_name() -> None:
+    """The component `sha256` is `sha512` for such digests."""
     assert manifest_key("c/", NAME, SHA512) == f"c/manifests/docker.io/library/nginx/sha512/{SHA512.encoded}"
     assert blob_key("c/", SHA512) == f"c/blobs/sha512/{SHA512.encoded[:2]}/{SHA512.encoded}"
 
 
-def test_lists_have_keys_of_their_own() -> None:
-    """The original has none: they lie beside its keys, and a directory of a file system never stands for a list."""
+def test_lists_have_separate_keys() -> None:
+    """No list has the key of another object, and no list is a directory of another."""
     assert list_key("c/", NAME, None) == "c/lists/docker.io/library/nginx/_tags"
     assert list_key("c/", NAME, SHA512) == f"c/lists/docker.io/library/nginx/_referrers/sha512/{SHA512.encoded}"
 
 
 def test_all_blobs_are_below_their_root() -> None:
-    """What lists blobs begins where their keys begin."""
+    """Listing the keys with this prefix finds every blob."""
     assert blob_root("c/") == "c/blobs/"
     assert blob_key("c/", SHA512).startswith(blob_root("c/"))
 
@@ -42,7 +42,7 @@ digests = st.sampled_from([SHA256, SHA512, Digest.of(b"y")])
 # Names and tags that look like the rest of a key.
 words = st.sampled_from(["manifests", "blobs", "tags", "sha256", "sha512", SHA256.encoded, SHA256.encoded[:2], "x"])
 names = st.lists(words, min_size=1, max_size=3).map("/".join).map(Name.parse)
-things = st.one_of(
+objects = st.one_of(
     st.tuples(st.just("manifest"), names, digests),
     st.tuples(st.just("tag"), names, words.map(Tag.parse)),
     st.tuples(st.just("blob"), st.just(None), digests),
@@ -50,9 +50,9 @@ things = st.one_of(
 )
 
 
-def key(thing: tuple[str, Name | None, Digest | Tag]) -> str:
-    """Return the key of a thing."""
-    match thing:
+def key_of(obj: tuple[str, Name | None, Digest | Tag]) -> str:
+    """Return the key of an object."""
+    match obj:
         case "manifest", Name() as name, Digest() as digest:
             return manifest_key("", name, digest)
         case "tag", Name() as name, Tag() as tag:
@@ -62,12 +62,12 @@ def key(thing: tuple[str, Name | None, Digest | Tag]) -> str:
         case _, None, Digest() as digest:
             return blob_key("", digest)
         case _:
-            raise AssertionError(thing)
+            raise AssertionError(obj)
 
 
-@given(things, things)
-def test_two_things_have_two_keys(
+@given(objects, objects)
+def test_different_objects_have_different_keys(
     one: tuple[str, Name | None, Digest | Tag], other: tuple[str, Name | None, Digest | Tag]
 ) -> None:
-    """No repository can be named so that it reads or writes what is another's."""
-    assert (key(one) == key(other)) == (one == other)
+    """No repository name leads to the objects of another repository."""
+    assert (key_of(one) == key_of(other)) == (one == other)

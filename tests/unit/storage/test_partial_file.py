@@ -14,27 +14,27 @@ BODY = os.urandom(300_000)
 DIGEST = Digest.of(BODY)
 
 
-def no_room(_: int) -> bool:
-    """A disk with nothing to evict."""
+def nothing_to_evict(_: int) -> bool:
+    """Free no disk space."""
     return False
 
 
 def claim(path: Path) -> PartialFile:
-    """Claim a partial file that nobody holds."""
-    partial_file = PartialFile.claim(DIGEST, path, no_room)
+    """Claim a partial file that no process has locked."""
+    partial_file = PartialFile.claim(DIGEST, path, nothing_to_evict)
     assert partial_file is not None
     return partial_file
 
 
 class Reader:
-    """A reader that stays where it is."""
+    """A reader whose position changes only when a test sets it."""
 
     def __init__(self, position: int = 0) -> None:
         self.position = position
 
 
-def test_bytes_land_in_the_file_and_are_verified(tmp_path: Path) -> None:
-    """What was appended is in the file, and has its digest."""
+def test_bytes_are_written_to_the_file_and_hashed(tmp_path: Path) -> None:
+    """All bytes that were appended are in the file, and the digest is checked over them."""
     partial_file = claim(tmp_path / "partial")
     partial_file.append(BODY[:1000])
     assert not partial_file.has_correct_digest()
@@ -44,14 +44,14 @@ def test_bytes_land_in_the_file_and_are_verified(tmp_path: Path) -> None:
 
 
 def test_a_partial_file_has_one_writer(tmp_path: Path) -> None:
-    """While one partial file holds the file, nobody else gets it."""
+    """A partial file that is locked cannot be claimed."""
     partial_file = claim(tmp_path / "partial")
-    assert PartialFile.claim(DIGEST, tmp_path / "partial", no_room) is None
+    assert PartialFile.claim(DIGEST, tmp_path / "partial", nothing_to_evict) is None
     partial_file.close()
-    assert PartialFile.claim(DIGEST, tmp_path / "partial", no_room) is not None
+    assert PartialFile.claim(DIGEST, tmp_path / "partial", nothing_to_evict) is not None
 
 
-def test_a_new_writer_goes_on_where_a_dead_one_stopped(tmp_path: Path) -> None:
+def test_a_new_writer_continues_where_a_dead_one_stopped(tmp_path: Path) -> None:
     """The bytes of a dead writer are hashed once and kept."""
     dead = claim(tmp_path / "partial")
     dead.append(BODY[:200_000])
@@ -63,8 +63,8 @@ def test_a_new_writer_goes_on_where_a_dead_one_stopped(tmp_path: Path) -> None:
     assert partial_file.has_correct_digest()
 
 
-def test_a_discarded_file_is_gone(tmp_path: Path) -> None:
-    """Wrong bytes leave nothing behind."""
+def test_a_discarded_file_is_deleted(tmp_path: Path) -> None:
+    """Bytes with a wrong digest are not kept."""
     partial_file = claim(tmp_path / "partial")
     partial_file.append(b"wrong")
     partial_file.discard()
@@ -72,7 +72,7 @@ def test_a_discarded_file_is_gone(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_moves_the_rest_to_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """From the byte that did not fit, readers read the window, and the digest is right all the same."""
+    """Readers read the window from the first byte that did not fit, and the digest covers all bytes."""
     partial_file = claim(tmp_path / "partial")
     partial_file.append(BODY[:100_000])
     full_disk(monkeypatch)
@@ -82,12 +82,12 @@ def test_a_full_disk_moves_the_rest_to_memory(tmp_path: Path, monkeypatch: pytes
     assert partial_file.has_correct_digest()
 
 
-def test_room_that_was_made_keeps_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """When something could be evicted the write is tried once more."""
-    asked: list[int] = []
+def test_a_write_is_retried_after_an_eviction(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file does not overflow when disk space could be freed."""
+    requested: list[int] = []
 
     def free_disk_space(size: int) -> bool:
-        asked.append(size)
+        requested.append(size)
         monkeypatch.undo()
         return True
 
@@ -95,13 +95,13 @@ def test_room_that_was_made_keeps_the_file(tmp_path: Path, monkeypatch: pytest.M
     assert partial_file is not None
     full_disk(monkeypatch)
     partial_file.append(BODY)
-    assert asked == [len(BODY)]
+    assert requested == [len(BODY)]
     assert not partial_file.is_overflowing
     assert (tmp_path / "partial").read_bytes() == BODY
 
 
 def test_the_window_waits_for_its_readers_and_then_drops_the_oldest(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What every reader has passed makes room for what comes."""
+    """Bytes that every reader has read are dropped from the window for new ones."""
     monkeypatch.setattr(partial_file_module, "MAX_OVERFLOW_BYTES", 1000)
     partial_file = PartialFile.in_memory(DIGEST)
     reader = Reader()
@@ -114,8 +114,8 @@ def test_the_window_waits_for_its_readers_and_then_drops_the_oldest(monkeypatch:
     assert partial_file.has_gap
 
 
-def test_a_reader_that_stands_still_is_left_behind(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A stalled reader holds an overflowing writer for a limited time only."""
+def test_a_stalled_reader_loses_the_dropped_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An overflowing writer waits for a stalled reader for a limited time only."""
     monkeypatch.setattr(partial_file_module, "MAX_OVERFLOW_BYTES", 1000)
     monkeypatch.setattr(partial_file_module, "SLOW_READER_TIMEOUT_S", 0.05)
     partial_file = PartialFile.in_memory(DIGEST)
@@ -125,8 +125,8 @@ def test_a_reader_that_stands_still_is_left_behind(monkeypatch: pytest.MonkeyPat
     assert partial_file.read_overflow(0, 100) == b""
 
 
-def test_overflow_without_readers_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    """There is no point in fetching what is stored nowhere and read by nobody."""
+def test_an_overflow_without_readers_ends_the_download(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bytes that are neither stored nor read are not downloaded."""
     monkeypatch.setattr(partial_file_module, "MAX_OVERFLOW_BYTES", 1000)
     partial_file = PartialFile.in_memory(DIGEST)
     partial_file.append(BODY[:600])
@@ -134,8 +134,8 @@ def test_overflow_without_readers_ends(monkeypatch: pytest.MonkeyPatch) -> None:
         partial_file.append(BODY[600:1200])
 
 
-def test_memory_goes_on_after_the_bytes_of_a_file(tmp_path: Path) -> None:
-    """Another worker's file gives the beginning, memory the rest, and the digest covers both."""
+def test_a_partial_file_in_memory_continues_an_open_file(tmp_path: Path) -> None:
+    """The first bytes are in another worker's file, the rest is in memory, and the digest covers both."""
     with (tmp_path / "theirs").open("w+b") as file:
         file.write(BODY[:100_000])
         file.flush()
@@ -148,7 +148,7 @@ def test_memory_goes_on_after_the_bytes_of_a_file(tmp_path: Path) -> None:
 
 
 def full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let every write fail as a full disk does."""
+    """Make every write fail with ENOSPC."""
 
     def fail(*_: object) -> int:
         raise OSError(28, "No space left on device")
