@@ -1,14 +1,14 @@
-# It needs BuildKit, which `docker build` has been since Docker 23 (before: DOCKER_BUILDKIT=1).
+# Needs BuildKit, the default of `docker build` since Docker 23 (before: DOCKER_BUILDKIT=1).
 #
 #     docker build -t dockyard .
 #
-# ops/IMAGE.md tells how a release is built for several platforms, what is pinned, and how the pins are renewed.
+# ops/IMAGE.md explains releases for several platforms, the pinned versions and how to update them.
 
-# Indexes of all platforms. Another mirror, or another digest: --build-arg.
+# Digests of the indexes of all platforms. Use --build-arg for another mirror or digest.
 ARG GO_IMAGE=docker.io/library/golang:1.26.8-trixie@sha256:eae2aaa6add2936cbf350dd0d2628b363461542f0c4b3c0b558957e0f2997379
 ARG PYTHON_IMAGE=docker.io/library/python:3.13.16-slim-trixie@sha256:3dd7cc108ec1493442514f5c2a871af6af0ec31d768ff6e378a93340c3b3db5f
 
-# The helper that logs in to Amazon ECR. Go builds for the other platform by itself: no emulation here.
+# The credential helper for Amazon ECR. Go cross-compiles for the target platform: no emulation.
 FROM --platform=$BUILDPLATFORM ${GO_IMAGE} AS ecr-login
 ARG TARGETOS TARGETARCH
 WORKDIR /src
@@ -17,7 +17,7 @@ RUN CGO_ENABLED=0 GOOS=$TARGETOS GOARCH=$TARGETARCH \
     go build -mod=readonly -trimpath -ldflags="-s -w" -o /out/ tool \
     && go version -m -json /out/docker-credential-ecr-login > /modules.json
 
-# Dockyard and what it needs, in an environment of its own; what makes it is in another one, and stays here.
+# Dockyard and its dependencies in one virtual environment; the build tools are in another, which is not in the image.
 FROM ${PYTHON_IMAGE} AS dockyard
 ENV PIP_NO_CACHE_DIR=1 \
     PIP_DISABLE_PIP_VERSION_CHECK=1
@@ -47,23 +47,23 @@ COPY --from=dockyard /opt/dockyard.cdx.json /usr/local/share/sbom/
 ENV PATH=/opt/dockyard/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     XDG_CACHE_HOME=/var/cache
-# A number, so that Kubernetes can see that it is not root. Credentials of registries: /home/nonroot/.docker/config.json.
+# Numeric, so that Kubernetes can check runAsNonRoot. Credentials for registries: /home/nonroot/.docker/config.json.
 USER 65532:65532
 WORKDIR /home/nonroot
-# The local tier. Give it a disk of its own: a layer that is being fetched lies here too.
+# The local store, including layers that are being downloaded. Use a separate disk.
 VOLUME /var/cache/dockyard
 EXPOSE 5000
-# SIGTERM ends it, within server.drain_timeout (25 s): `docker stop --time 30`.
+# SIGTERM stops it within server.drain_timeout (25 s): use `docker stop --time 30`.
 STOPSIGNAL SIGTERM
-# It asks port 5000, or the one in SERVER_PORT or DOCKYARD_SERVER_PORT. A server with TLS, or with another port in its
-# file, needs another check: --health-cmd.
+# Checks port 5000, or the port in SERVER_PORT or DOCKYARD_SERVER_PORT. With TLS, or with another port in the
+# configuration file, use another check: --health-cmd.
 HEALTHCHECK --interval=15s --timeout=5s --start-period=20s \
     CMD ["python", "-c", "import os, urllib.request; \
 port = os.environ.get('DOCKYARD_SERVER_PORT') or os.environ.get('SERVER_PORT') or '5000'; \
 urllib.request.urlopen(f'http://127.0.0.1:{port}/v2/', timeout=4)"]
 ENTRYPOINT ["dockyard"]
 CMD ["server"]
-# Last, so that a new commit alone changes no layer.
+# Last, so that a new commit alone does not change any layer.
 ARG PYTHON_IMAGE VERSION REVISION
 LABEL org.opencontainers.image.title="Dockyard" \
       org.opencontainers.image.description="A pull-through cache for OCI images" \
