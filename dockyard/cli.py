@@ -1,4 +1,4 @@
-"""The commands: server, pull, config, version. Mistakes in the settings or the words end them with status 2."""
+"""The commands `server`, `pull`, `config` and `version`. Errors in the settings or the arguments exit with status 2."""
 
 import os
 import shutil
@@ -9,10 +9,11 @@ from typing import TextIO
 import click
 
 from dockyard import __version__
-from dockyard.config.settings import Settings, SettingsError, load, show
+from dockyard.config.loader import SettingsError, load, show
+from dockyard.config.settings import Settings
 from dockyard.workers.metrics_directory import claim_counts
 
-EXIT_MISTAKES = 2
+EXIT_USAGE = 2
 
 _config_option = click.option(
     "-c",
@@ -22,7 +23,7 @@ _config_option = click.option(
     envvar="DOCKYARD_CONFIG",
     show_envvar=True,
     type=click.Path(path_type=Path),
-    help="YAML file with the settings. Without it: the built-in defaults.",
+    help="YAML file with the settings. Default: no file, only the environment and the built-in defaults.",
 )
 
 
@@ -31,23 +32,24 @@ _config_option = click.option(
 def main() -> None:
     """A pull-through cache for OCI images.
 
-    Settings come from the environment, then from the YAML file, then from the defaults. The variable of a key is its
-    name in capitals with underscores, as SERVER_PORT is for server.port; DOCKYARD_SERVER_PORT wins over it.
+    Settings are read from environment variables, else from the YAML file, else the defaults are used. The variable
+    of a key is its name in capitals with underscores: SERVER_PORT sets server.port, and DOCKYARD_SERVER_PORT takes
+    precedence over it.
 
-    Begin with: dockyard server
+    Start the server: dockyard server
 
-    Then pull: docker pull localhost:5000/docker.io/library/alpine
+    Then pull an image: docker pull localhost:5000/docker.io/library/alpine
     """
 
 
 @main.command()
 @_config_option
 def server(config_file: Path | None) -> None:
-    """Serve until told to stop."""
+    """Run the server until it gets SIGTERM or SIGINT."""
     settings = _load(config_file)
     counts = claim_counts()
-    os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(counts)  # read when the counters are imported
-    from dockyard.supervisor import run  # noqa: PLC0415  see above, and the other commands do without its weight
+    os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(counts)  # prometheus_client reads it when it is imported
+    from dockyard.supervisor import run  # noqa: PLC0415  after setting the variable; slow to import
 
     try:
         status = run(settings)
@@ -66,28 +68,28 @@ def server(config_file: Path | None) -> None:
     show_envvar=True,
     default="http://127.0.0.1:5000",
     show_default=True,
-    help="The Dockyard to warm.",
+    help="URL of the Dockyard to pull through.",
 )
 @click.option(
     "--platform",
     "platforms",
     metavar="OS/ARCH[/VARIANT]",
     multiple=True,
-    help="Of multi-platform images, this one; may be given again. Without it: this machine's.",
+    help="Platform to pull of multi-platform images; may be repeated. Default: that of this machine.",
 )
-@click.option("--all-platforms", is_flag=True, help="Of multi-platform images, all.")
+@click.option("--all-platforms", is_flag=True, help="Pull all platforms of multi-platform images.")
 @click.option(
     "--file",
     "lists",
     metavar="LIST",
     type=click.File(encoding="utf-8"),
     multiple=True,
-    help="A file with an image on each line, '#' for comments; '-' is standard input.",
+    help="File with one image per line; '#' begins a comment; '-' is standard input. May be repeated.",
 )
 @click.option(
-    "--jobs", type=click.IntRange(1, 64), default=6, show_default=True, help="How many blobs are read at once."
+    "--jobs", type=click.IntRange(1, 64), default=6, show_default=True, help="Number of blobs to read in parallel."
 )
-@click.option("--json", "is_json", is_flag=True, help="Print a JSON object on a line for each blob and image.")
+@click.option("--json", "is_json", is_flag=True, help="Print one JSON object per line for each blob and each image.")
 @click.option("-q", "--quiet", "is_quiet", is_flag=True, help="Print errors only.")
 def pull(
     images: Sequence[str],
@@ -100,32 +102,32 @@ def pull(
     is_json: bool,
     is_quiet: bool,
 ) -> None:
-    """Warm the cache of a running Dockyard.
+    """Warm the cache of a running Dockyard by pulling images through it.
 
-    Reads the images through it, all blobs in parallel and each once, checks every digest, and keeps nothing. Images
-    are named as for docker: nginx, ghcr.io/org/app:v1, name@sha256:...
+    Blobs are read in parallel, each once. Every digest is verified, and nothing is stored on this machine. Images are
+    named as for docker: nginx, ghcr.io/org/app:v1, name@sha256:...
 
-    Exit status: 0 when all images are warm, 1 when some are not, 2 when the command is not understood.
+    Exit status: 0 if all images are cached, 1 if at least one is not, 2 if the arguments are invalid.
     """
-    from dockyard.pull.command import Mistakes, parse_errand, parse_list, run  # noqa: PLC0415  see below
-    from dockyard.pull.show import Style  # noqa: PLC0415  the other commands do without the weight of both
+    from dockyard.pull.command import Mistakes, parse_errand, parse_list, run  # noqa: PLC0415  slow to import
+    from dockyard.pull.show import Style  # noqa: PLC0415  slow to import
 
     if is_json and is_quiet:
-        raise click.UsageError("--json and --quiet exclude each other")
+        raise click.UsageError("--json and --quiet cannot be used together")
     try:
-        named = [*images, *(image for each in lists for image in parse_list(each.read()))]
-        errand = parse_errand(named, server_url, platforms, all_platforms=all_platforms, jobs=jobs)
+        names = [*images, *(image for file in lists for image in parse_list(file.read()))]
+        errand = parse_errand(names, server_url, platforms, all_platforms=all_platforms, jobs=jobs)
     except Mistakes as exc:
         raise click.UsageError("\n  ".join(exc.messages)) from exc
     except UnicodeError as exc:
-        raise click.UsageError("--file: not a text in UTF-8") from exc
+        raise click.UsageError("--file: the file is not UTF-8 text") from exc
     raise SystemExit(run(errand, Style.JSON if is_json else Style.QUIET if is_quiet else Style.PEOPLE))
 
 
 @main.command()
 @_config_option
 def config(config_file: Path | None) -> None:
-    """Show the settings in effect, as YAML; secrets are hidden."""
+    """Print the settings in effect as YAML; secrets are hidden."""
     settings = _load(config_file)
     for warning in settings.warnings:
         click.echo(f"dockyard: warning: {warning}", err=True)
@@ -134,7 +136,7 @@ def config(config_file: Path | None) -> None:
 
 @main.command()
 def version() -> None:
-    """Show the version."""
+    """Print the version."""
     click.echo(f"dockyard {__version__}")
 
 
@@ -142,8 +144,8 @@ def _load(config_file: Path | None) -> Settings:
     try:
         return load(config_file, os.environ)
     except SettingsError as exc:
-        count = len(exc.mistakes)
-        click.echo(f"dockyard: {count} {'mistake' if count == 1 else 'mistakes'} in the settings:", err=True)
-        for mistake in exc.mistakes:
-            click.echo(f"  {mistake}", err=True)
-        raise SystemExit(EXIT_MISTAKES) from None
+        count = len(exc.errors)
+        click.echo(f"dockyard: {count} {'error' if count == 1 else 'errors'} in the settings:", err=True)
+        for error in exc.errors:
+            click.echo(f"  {error}", err=True)
+        raise SystemExit(EXIT_USAGE) from None

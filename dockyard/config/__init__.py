@@ -1,1 +1,1 @@
-"""What can be set: the settings tree, where it is read from, and what its values may be."""
+"""Settings: the tree of keys, where values come from, and how they are parsed and checked."""

@@ -1,11 +1,11 @@
-"""The PEM files that settings name: are they there, and can they be used? Errors say why, and quote nothing."""
+"""Checks of the PEM files that settings refer to. No error quotes the content of a file."""
 
 import ssl
 from pathlib import Path
 
 
 def check_readable(path: str) -> None:
-    """Raise ValueError for a file that cannot be read."""
+    """Raise ValueError unless the file can be read."""
     try:
         with Path(path).open("rb") as file:
             file.read(1)
@@ -14,18 +14,18 @@ def check_readable(path: str) -> None:
 
 
 def check_authorities(path: str) -> None:
-    """Raise ValueError for a file that holds no CA certificate."""
+    """Raise ValueError unless the file contains CA certificates."""
     check_readable(path)
     try:
         ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cafile=path)
-    except OSError as exc:  # SSLError is one
+    except OSError as exc:  # includes SSLError
         raise ValueError("must be a PEM file with CA certificates") from exc
 
 
 def check_key_pair(certfile: str, keyfile: str) -> None:
-    """Raise ValueError for a certificate and a private key that a server cannot use together."""
+    """Raise ValueError unless the private key is unencrypted and belongs to the certificate."""
     try:
-        # An encrypted key would make OpenSSL ask at the terminal.
+        # Without a password OpenSSL would prompt for that of an encrypted key.
         ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certfile, keyfile, password="")
     except (OSError, ValueError) as exc:
         reason = getattr(exc, "reason", None) or "it is not PEM, or it is encrypted"

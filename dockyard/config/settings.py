@@ -1,63 +1,38 @@
-"""The settings tree: its names, its defaults, and what must hold between them.
+"""The tree of settings: every key, its type, its default and its meaning.
 
-Everything is parsed when the settings are loaded; the rest of the deployment reads finished numbers, paths and hosts.
-Durations are float seconds and sizes are int bytes. A secret stays a `Secret` from the file to the place that sends it.
+`loader.load` fills the tree. All values are parsed then: durations are float seconds, sizes are int bytes, and a secret
+is a `Secret` up to the request that sends it.
 
-The layers are defaults < YAML < environment (`sources.py`). All mistakes are found in one go.
+The docstrings of this module are published: `python -m dockyard.config.reference` makes `ops/SETTINGS.md` of them.
 """
 
 import os
-import re
-from collections.abc import Callable, Iterator, Mapping
-from functools import cached_property, partial
+from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
-from typing import get_args
 
 import attrs
 
-from dockyard.config.certificates import check_authorities, check_key_pair, check_readable
-from dockyard.config.hosts import Origin, check_proxy, hide_userinfo, parse_authority, parse_host, parse_registry
-from dockyard.config.loader import NOT_A_KEY, Reader, to_yaml
-from dockyard.config.types import AuthType, Bytes, Encoding, Level, ProxyUrl, Seconds, Secret, converter
-from dockyard.errors import NameInvalid
-from dockyard.oci.reference import Name
-
-__all__ = [
-    "Auth",
-    "LoggerSettings",
-    "Origin",
-    "Secret",
-    "ServerLogSettings",
-    "ServerSettings",
-    "Settings",
-    "SettingsError",
-    "StorageSettings",
-    "Upstream",
-    "UpstreamLimits",
-    "load",
-    "show",
-]
+from dockyard.config.hosts import hide_userinfo, parse_registry
+from dockyard.config.reader import DEFAULT_TEXT, NOT_A_KEY
+from dockyard.config.types import AuthType, Bytes, Encoding, Level, ProxyUrl, Seconds, Secret
+from dockyard.oci.origin import Origin
 
 DAY_S = 24 * 3600.0
-MAX_WORKERS = 1024
-
-
-class SettingsError(Exception):
-    """The settings cannot be used. `mistakes` has one sentence for each reason, with its key and its place."""
-
-    def __init__(self, mistakes: list[str]) -> None:
-        super().__init__("; ".join(mistakes))
-        self.mistakes = mistakes
 
 
 @attrs.frozen
 class LoggerSettings:
-    """What is logged, how, and where to: `stderr`, `stdout` or a file."""
+    """The log of the process."""
 
     level: Level = "info"
+    """Lowest level that is logged."""
     encoding: Encoding = "console"
+    """`console` for people, `json` for programs: one JSON object per line."""
     color: bool = True
+    """Colors in the `console` encoding. Never in a file, and not where the environment variable `NO_COLOR` is set."""
     output: str = "stderr"
+    """`stderr`, `stdout`, or the path of a file in an existing directory. The log is appended to the file."""
 
 
 @attrs.frozen
@@ -65,28 +40,41 @@ class ServerLogSettings:
     """The line that is logged for each request."""
 
     enabled: bool = True
+    """Log one line for each request."""
     level: Level = "info"
+    """Level of these lines."""
     request_body: bool = False
+    """Include the beginning of request bodies."""
     response_body: bool = False
+    """Include the beginning of response bodies other than blobs."""
     ignore_paths: tuple[str, ...] = ()
+    """Paths whose requests are not logged, such as `/v2/` and `/healthz`. Each begins with `/`; prefixes do not
+    match."""
 
 
 @attrs.frozen
 class ServerSettings:
-    """What Dockyard listens on, and with how many workers (0: one per core)."""
+    """The HTTP server."""
 
     host: str = ""
+    """Host name or IP address to listen on. Empty: all interfaces."""
     port: int = 5000
+    """TCP port to listen on, from 1 to 65535."""
     tls: bool = False
+    """Serve HTTPS instead of HTTP. Needs `server.certfile` and `server.keyfile`."""
     certfile: str = ""
+    """PEM file with the server's certificate and its chain. It is read again on `SIGHUP` to the supervisor."""
     keyfile: str = ""
+    """PEM file with the unencrypted private key of the certificate."""
     log: ServerLogSettings = ServerLogSettings()
     workers: int = 0
+    """Number of worker processes, at most 1024. 0: one per CPU core."""
     drain_timeout: Seconds = 25.0
+    """How long running responses may continue after `SIGTERM` before they are aborted. At most 24h."""
 
 
 def user_cache_directory(environ: Mapping[str, str]) -> Path:
-    """Where the local store is when nobody says (XDG base directories); system services have no home."""
+    """The default of `storage.directory`, by the XDG base directory specification; `/var/cache` without a home."""
     base = Path(environ.get("XDG_CACHE_HOME", ""))
     home = Path(environ.get("HOME", ""))
     if not base.is_absolute():
@@ -96,62 +84,103 @@ def user_cache_directory(environ: Mapping[str, str]) -> Path:
 
 @attrs.frozen
 class StorageSettings:
-    """The local store, and the S3 store when there is a bucket."""
+    """The local store, and the S3 bucket behind it when `storage.bucket` is set."""
 
     endpoint: str = ""
+    """S3 endpoint as `host[:port]`, without a scheme. Empty: AWS."""
     region: str = "us-east-1"
+    """Region of the S3 bucket."""
     bucket: str = ""
+    """Name of the S3 bucket, which must exist. Empty: no S3, the local store is all there is."""
     prefix: str = "cache/"
+    """What the key of every object begins with, in the local store and in the bucket."""
     access_key: str = ""
+    """S3 access key. Empty: the AWS credential chain (environment, shared files, IRSA, Pod Identity, ECS, EC2)."""
     secret_key: Secret = Secret()
+    """S3 secret key. Empty: as for `storage.access_key`."""
     use_ssl: bool = False
+    """Connect to the S3 endpoint by HTTPS. AWS is always reached by HTTPS."""
     force_path_style: bool = False
+    """Put the bucket name into the path of S3 URLs, not into the host name. MinIO and most other stores need it."""
     touch_threshold: Seconds = DAY_S
-    directory: Path = attrs.field(factory=lambda: user_cache_directory(os.environ))
+    """Renew the LastModified time of a bucket object that is in use when it is older than this, so that lifecycle rules
+    do not expire it. 0: never."""
+    directory: Path = attrs.field(
+        factory=lambda: user_cache_directory(os.environ), metadata={DEFAULT_TEXT: "`~/.cache/dockyard`"}
+    )
+    """Directory of the local store, used by one server at a time. The default is `dockyard` in `$XDG_CACHE_HOME` if
+    that is set, and `/var/cache/dockyard` for users without a home directory."""
     max_size: Bytes = 50 * 2**30
+    """Limit for the blobs in the local store. Above it, the least recently used are removed. 0: no limit."""
     redirect: bool = False
+    """Redirect clients to the bucket (307 with a presigned URL) for blobs that are in the bucket only."""
 
 
 @attrs.frozen
 class UpstreamLimits:
-    """How long upstreams may take. A `check_timeout` of 0 is no limit."""
+    """Time limits for requests to all upstreams."""
 
     check_timeout: Seconds = 5.0
+    """How long to wait for the upstream when a tag is checked, before the cached copy is served. At most 24h.
+    0: no limit."""
     check_interval: Seconds = 0.0
+    """How long a tag that was checked is served without another check. 0: check for every request."""
     connect_timeout: Seconds = 3.0
+    """How long to wait for a connection. More than 0, at most 24h."""
     stall_timeout: Seconds = 15.0
+    """How long a download may receive no byte before it is resumed on a new connection. More than 0, at most 24h."""
 
 
 @attrs.frozen
 class Auth:
-    """Who we are at one upstream. Every type that is none of the others is the Docker keychain."""
+    """The credentials for one upstream."""
 
     type: AuthType = "keychain"
+    """`anonymous` sends no credentials, and requests an anonymous token where the registry wants one. `basic` sends
+    `username` and `password` to the registry or its token service. `bearer` sends `password` as a bearer token, and, if
+    that is rejected, exchanges it at the token service. Any other value, or none, is the Docker keychain: the
+    credentials in Docker's `config.json` and its credential helpers."""
     username: str = ""
+    """User name, required by `basic`. Must not contain a colon."""
     password: Secret = Secret()
+    """Password for `basic`, token for `bearer`."""
 
 
 @attrs.frozen
 class Upstream:
-    """The registry behind a prefix."""
+    """A list of registries to pull from. It replaces the built-in list of Docker Hub and GHCR.
+
+    The first path components of an image name select the upstream; the longest matching prefix wins.
+    """
 
     prefix: str
+    """What the names of this upstream's images begin with: a lower-case name such as `ghcr.io`, `ghcr.io/my-org` or
+    `internal`, without a port."""
     registry: str
+    """The registry as `[scheme://]host[:port][/path]`. The default scheme is `https`, for loopback hosts
+    `http`. The path is put before the repository."""
     auth: Auth = Auth()
     default: bool = False
+    """Use this upstream for names without a known prefix. At most one upstream is the default; when none is marked, it
+    is the one with the prefix `docker.io`."""
     ca_file: str = ""
+    """PEM file with CA certificates that are trusted for this registry, in addition to those of the system."""
     insecure_skip_verify: bool = False
+    """Accept any certificate."""
     proxy: ProxyUrl = attrs.field(default="", repr=hide_userinfo)
+    """Proxy to this registry, as `http[s]://[user:password@]host[:port]`. Empty: connect directly."""
     trusted_hosts: tuple[str, ...] = ()
+    """Hosts (`host` or `host:port`) that redirects and the token service of this registry may be on although they have
+    a private address or belong to another site."""
 
     @cached_property
     def origin(self) -> Origin:
-        """The registry's scheme, host and port."""
+        """The scheme, host and port of the registry."""
         return parse_registry(self.registry)[0]
 
     @cached_property
     def path(self) -> str:
-        """What `registry` has after its host, put before the repository: nothing, `org`, or `org/team`."""
+        """The path in `registry`, which is put before the repository: empty, `org`, or `org/team`."""
         return parse_registry(self.registry)[1]
 
     @property
@@ -167,7 +196,7 @@ DEFAULT_UPSTREAMS = (
 
 @attrs.frozen
 class Settings:
-    """Everything that can be set. `warnings` are remarks for the log, without secrets."""
+    """All settings. `warnings` are for the log and contain no secrets."""
 
     logger: LoggerSettings = LoggerSettings()
     server: ServerSettings = ServerSettings()
@@ -175,139 +204,3 @@ class Settings:
     upstream: UpstreamLimits = UpstreamLimits()
     upstreams: tuple[Upstream, ...] = DEFAULT_UPSTREAMS
     warnings: tuple[str, ...] = attrs.field(default=(), eq=False, metadata=NOT_A_KEY)
-
-
-def load(path: Path | None, environ: Mapping[str, str]) -> Settings:
-    """The settings of a file (None: defaults only) under those of the environment; raises SettingsError."""
-    reader = Reader(Settings, environ, converter().structure, Secret)
-    settings = reader.read(path)
-    if "storage.directory" not in reader.places:
-        storage = attrs.evolve(settings.storage, directory=user_cache_directory(environ))
-        settings = attrs.evolve(settings, storage=storage)
-    settings = attrs.evolve(settings, upstreams=_with_default(settings.upstreams, reader.places))
-    for key, message in _mistakes(settings):
-        reader.mistake(key, message)
-    if reader.mistakes:
-        raise SettingsError(reader.mistakes)
-    remarks = _remarks(settings, reader.written)
-    return attrs.evolve(settings, warnings=(*reader.warnings, *remarks))
-
-
-def show(settings: Settings) -> str:
-    """The settings as YAML that `load` reads back, but for the secrets: they are `***`."""
-    document = converter().unstructure(settings)
-    del document["warnings"]
-    return to_yaml(document)
-
-
-def _with_default(upstreams: tuple[Upstream, ...], places: Mapping[str, str]) -> tuple[Upstream, ...]:
-    """Mark docker.io as the default, unless the file says of it, or of another, that it is."""
-    if any(upstream.default for upstream in upstreams):
-        return upstreams
-    for index, upstream in enumerate(upstreams):
-        if upstream.prefix == "docker.io" and f"upstreams[{index}].default" not in places:
-            return (*upstreams[:index], attrs.evolve(upstream, default=True), *upstreams[index + 1 :])
-    return upstreams
-
-
-def _mistakes(settings: Settings) -> Iterator[tuple[str, str]]:
-    """What must hold and does not: key and message."""
-    yield from _logger_mistakes(settings.logger)
-    yield from _server_mistakes(settings.server)
-    prefix = settings.storage.prefix
-    if prefix and {"", ".", ".."}.intersection(prefix.removesuffix("/").split("/")):
-        yield "storage.prefix", "must be a path such as cache/ without a / in front and without . or .. in it"
-    for name in ("check_timeout", "connect_timeout", "stall_timeout"):
-        if getattr(settings.upstream, name) > DAY_S:
-            yield f"upstream.{name}", "must be 24h or less"
-    for name in ("connect_timeout", "stall_timeout"):
-        if not getattr(settings.upstream, name):
-            yield f"upstream.{name}", "must be more than 0: every wait has an end"
-    if not settings.upstreams:
-        yield "upstreams", "must have at least one upstream"
-    prefixes: dict[str, str] = {}
-    for index, upstream in enumerate(settings.upstreams):
-        key = f"upstreams[{index}]"
-        if (first := prefixes.setdefault(upstream.prefix, key)) != key:
-            yield f"{key}.prefix", f"is the prefix of {first} too"
-        yield from _upstream_mistakes(key, upstream)
-    defaults = [index for index, upstream in enumerate(settings.upstreams) if upstream.default]
-    for index in defaults[1:]:
-        yield f"upstreams[{index}].default", f"upstreams[{defaults[0]}] is the default already"
-
-
-def _logger_mistakes(logger: LoggerSettings) -> Iterator[tuple[str, str]]:
-    if logger.output in {"stderr", "stdout"}:
-        return
-    file = Path(logger.output)
-    if not logger.output or not file.parent.is_dir() or file.is_dir():
-        yield "logger.output", "must be stderr, stdout, or a file in a directory that exists"
-    elif not os.access(file if file.exists() else file.parent, os.W_OK):
-        yield "logger.output", "must be a file that can be written"
-
-
-def _server_mistakes(server: ServerSettings) -> Iterator[tuple[str, str]]:
-    if not 1 <= server.port <= 65535:
-        yield "server.port", "must be from 1 to 65535"
-    if server.workers > MAX_WORKERS:
-        yield "server.workers", f"must be from 0 to {MAX_WORKERS}"
-    if server.drain_timeout > DAY_S:
-        yield "server.drain_timeout", "must be 24h or less"
-    if server.host:
-        yield from _refused("server.host", parse_host, server.host)
-    if any(not path.startswith("/") for path in server.log.ignore_paths):
-        yield "server.log.ignore_paths", "must hold paths that begin with /"
-    if server.tls:
-        yield from _tls_mistakes(server.certfile, server.keyfile)
-
-
-def _tls_mistakes(certfile: str, keyfile: str) -> Iterator[tuple[str, str]]:
-    given = {"server.certfile": certfile, "server.keyfile": keyfile}
-    mistakes = [(key, "is needed by server.tls") for key, path in given.items() if not path]
-    mistakes += [found for key, path in given.items() if path for found in _refused(key, check_readable, path)]
-    yield from mistakes or _refused("server.keyfile", partial(check_key_pair, certfile), keyfile)
-
-
-def _upstream_mistakes(key: str, upstream: Upstream) -> Iterator[tuple[str, str]]:
-    try:
-        Name.parse(upstream.prefix)
-    except NameInvalid:
-        yield f"{key}.prefix", "must be a name in lower case such as ghcr.io or ghcr.io/my-org, without a port"
-    yield from _refused(f"{key}.registry", parse_registry, upstream.registry)
-    yield from _auth_mistakes(f"{key}.auth", upstream.auth)
-    if upstream.ca_file:
-        yield from _refused(f"{key}.ca_file", check_authorities, upstream.ca_file)
-    if upstream.proxy:
-        yield from _refused(f"{key}.proxy", check_proxy, upstream.proxy)
-    for host in upstream.trusted_hosts:
-        yield from _refused(f"{key}.trusted_hosts", parse_authority, host)
-
-
-def _auth_mistakes(key: str, auth: Auth) -> Iterator[tuple[str, str]]:
-    if auth.type == "basic" and not auth.username:
-        yield f"{key}.username", "is needed by auth.type basic"
-    if auth.type == "basic" and ":" in auth.username:
-        yield f"{key}.username", "must not hold a colon (RFC 7617)"
-    if auth.type in {"basic", "bearer"} and not auth.password:
-        yield f"{key}.password", f"is needed by auth.type {auth.type}"
-    if auth.type == "bearer" and not re.fullmatch(r"[!-~]*", auth.password.reveal()):
-        yield f"{key}.password", "must be ASCII without spaces, as it is sent as it stands"
-
-
-def _remarks(settings: Settings, written: Mapping[str, str]) -> Iterator[str]:
-    """What is allowed and yet probably not meant."""
-    for index, upstream in enumerate(settings.upstreams):
-        key = f"upstreams[{index}].auth"
-        if upstream.auth.type != "keychain":
-            continue
-        if written.get(f"{key}.type", "").lower() not in {"", "keychain"}:
-            yield f"{key}.type: is none of {', '.join(get_args(AuthType))}; the Docker keychain is used"
-        if upstream.auth.username or upstream.auth.password:
-            yield f"{key}: username and password are not used by the Docker keychain; set type: basic or bearer"
-
-
-def _refused(key: str, check: Callable[[str], object], text: str) -> Iterator[tuple[str, str]]:
-    try:
-        check(text)
-    except ValueError as exc:
-        yield key, str(exc)

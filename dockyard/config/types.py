@@ -1,6 +1,7 @@
-"""The kinds of value that settings have, and how each is written as text.
+"""The types of settings, and how a value of each type is written as text.
 
-`converter` reads a value from its text and shows it again; what it shows, it reads back. Secrets are shown as `***`.
+`converter` parses a value from text and formats it again; formatted values parse to the same value, except secrets,
+which are formatted as `***`.
 """
 
 import functools
@@ -25,7 +26,7 @@ AuthType = Literal["anonymous", "basic", "bearer", "keychain"]
 
 @attrs.frozen(repr=False, str=False)
 class Secret:
-    """A value that is sent to its host and shown nowhere."""
+    """A password or token. `str` and `repr` hide it; `reveal` returns it for the request that sends it."""
 
     _value: str = ""
 
@@ -43,38 +44,39 @@ class Secret:
 
 
 def converter() -> cattrs.Converter:
-    """How each type of value is written: one hook to read it from text, one to show it."""
+    """A cattrs converter with a hook to parse and a hook to format each type of setting."""
     hooks = cattrs.Converter()
     _register(hooks, Seconds, lambda text: parse_duration(text.strip()), format_duration)
     _register(hooks, Bytes, lambda text: parse_size(text.strip()), format_size)
     _register(hooks, ProxyUrl, str, hide_userinfo)
     _register(hooks, Secret, Secret, str)
     _register(hooks, Path, _parse_path, str)
-    _register(hooks, int, lambda text: _parse_number(text.strip()), int)
-    _register(hooks, bool, lambda text: _parse_truth(text.strip().lower()), bool)
+    _register(hooks, int, lambda text: _parse_int(text.strip()), int)
+    _register(hooks, bool, lambda text: _parse_bool(text.strip().lower()), bool)
     _register(hooks, tuple[str, ...], _parse_list, list)
-    for words in (Level, Encoding, AuthType):
-        _register(hooks, words, functools.partial(_parse_word, get_args(words)), str)
+    for choices in (Level, Encoding):
+        _register(hooks, choices, functools.partial(_parse_choice, get_args(choices)), str)
+    _register(hooks, AuthType, _parse_auth_type, str)
     return hooks
 
 
-def _register(hooks: cattrs.Converter, kind: Any, parse: Callable[[Any], Any], form: Callable[[Any], Any]) -> None:
-    """Hooks for exactly this type: left alone, cattrs looks through Annotated, and would call int() on "5.7"."""
+def _register(hooks: cattrs.Converter, kind: Any, parse: Callable[[Any], Any], format_: Callable[[Any], Any]) -> None:
+    """Register hooks for exactly this type. The hooks of cattrs would ignore Annotated and call int() on "5.7"."""
     if isinstance(kind, type):
         hooks.register_structure_hook(kind, lambda text, _: parse(text))
-        hooks.register_unstructure_hook(kind, form)
+        hooks.register_unstructure_hook(kind, format_)
         return
     hooks.register_structure_hook_func(lambda other: bool(other == kind), lambda text, _: parse(text))
-    hooks.register_unstructure_hook_func(lambda other: bool(other == kind), form)
+    hooks.register_unstructure_hook_func(lambda other: bool(other == kind), format_)
 
 
-def _parse_number(text: str) -> int:
+def _parse_int(text: str) -> int:
     if not re.fullmatch(r"[0-9]{1,9}", text):
         raise ValueError("must be a whole number")
     return int(text)
 
 
-def _parse_truth(text: str) -> bool:
+def _parse_bool(text: str) -> bool:
     if text in {"true", "yes", "on", "1"}:
         return True
     if text in {"false", "no", "off", "0"}:
@@ -88,19 +90,23 @@ def _parse_path(text: str) -> Path:
     try:
         return Path(text).expanduser()
     except RuntimeError as exc:
-        raise ValueError("begins with ~, and there is no home directory") from exc
+        raise ValueError("begins with ~, but the home directory is unknown; write the whole path") from exc
 
 
 def _parse_list(given: str | list[str]) -> tuple[str, ...]:
-    """A list as it is; a single text, which is what a variable holds, cut at its commas."""
+    """Return a list as it is. A single text, as an environment variable holds it, is split at its commas."""
     items = given.split(",") if isinstance(given, str) else given
     return tuple(item.strip() for item in items if item.strip())
 
 
-def _parse_word(words: tuple[str, ...], text: str) -> str:
-    word = text.strip().lower()
-    if word in words:
-        return word
-    if "keychain" in words:
-        return "keychain"  # of auth.type, where every other word means this one
-    raise ValueError(f"must be one of {', '.join(words)}")
+def _parse_choice(choices: tuple[str, ...], text: str) -> str:
+    choice = text.strip().lower()
+    if choice not in choices:
+        raise ValueError(f"must be one of {', '.join(choices)}")
+    return choice
+
+
+def _parse_auth_type(text: str) -> str:
+    """Return the type of authentication. Every unknown type, and an empty one, means the Docker keychain."""
+    auth_type = text.strip().lower()
+    return auth_type if auth_type in get_args(AuthType) else "keychain"

@@ -1,6 +1,6 @@
-"""How durations and sizes are written: `1m30s` and `50GiB` to numbers and back.
+"""Durations and sizes as text: `1m30s` and `50GiB`. Pure.
 
-Pure. Both directions agree: parsing what was formatted gives the same number.
+Formatting a number and parsing the result gives the same number.
 """
 
 import re
@@ -31,13 +31,13 @@ _SIZE = re.compile(rf"({_NUMBER}) ?([A-Za-z]{{0,3}})")
 
 
 def parse_duration(text: str) -> float:
-    """Seconds in a duration as Go writes it: `24h`, `1m30s`, `500ms`, `0`. Raises ValueError."""
+    """Parse a duration in Go's notation, such as `24h`, `1m30s`, `500ms` or `0`, to seconds. Raises ValueError."""
     if text.startswith("-"):
         raise ValueError("must not be negative")
     if re.fullmatch(_NUMBER, text):
         if Decimal(text) == 0:
             return 0.0
-        raise ValueError(f"needs a unit: {text}s, {text}m or {text}h")
+        raise ValueError(f"must have a unit, as in {text}s, {text}m or {text}h")
     if not _DURATION.fullmatch(text):
         raise ValueError("must be a duration such as 24h, 1m30s, 500ms or 0")
     nanoseconds = sum(Decimal(number) * _NANOSECONDS[unit] for number, unit in _DURATION_PART.findall(text))
@@ -45,7 +45,7 @@ def parse_duration(text: str) -> float:
 
 
 def format_duration(seconds: float) -> str:
-    """The shortest Go duration for these seconds, to the nanosecond: `24h`, `1m30s`, `500ms`, `0s`."""
+    """Format seconds as the shortest duration, exact to the nanosecond: `24h`, `1m30s`, `500ms`, `0s`."""
     rest = round(Fraction(seconds) * 10**9)
     hours, rest = divmod(rest, _NANOSECONDS["h"])
     minutes, rest = divmod(rest, _NANOSECONDS["m"])
@@ -57,9 +57,9 @@ def format_duration(seconds: float) -> str:
 
 
 def parse_size(text: str) -> int:
-    """Bytes in a size: `50GiB` (powers of 1024; `50Gi` too), `500MB` (powers of 1000), `0`, or bare bytes.
+    """Parse a size to bytes: `50GiB` or `50Gi` (powers of 1024), `500MB` (powers of 1000), or a number of bytes.
 
-    Raises ValueError. `50G` is refused, for it is 1000 to one reader and 1024 to the next.
+    Raises ValueError, also for `50G`: the unit is ambiguous.
     """
     if text.startswith("-"):
         raise ValueError("must not be negative")
@@ -71,7 +71,7 @@ def parse_size(text: str) -> int:
 
 
 def format_size(size: int) -> str:
-    """The size in the largest binary unit that holds it exactly, else in bytes."""
+    """Format bytes in the largest binary unit in which the size is a whole number, else as a number of bytes."""
     for unit in ("PiB", "TiB", "GiB", "MiB", "KiB"):
         if size and size % _BYTES[unit] == 0:
             return f"{size // _BYTES[unit]}{unit}"

@@ -1,16 +1,17 @@
-"""WWW-Authenticate headers, and which token realms to believe.
+"""Parses WWW-Authenticate headers, and decides which token realms may get credentials.
 
-Both are written by the upstream, or by whoever answers in its place. So the parser never raises and does bounded work,
-and a realm gets no credentials unless it belongs to the registry's own site: otherwise a single 401 could send them
-anywhere (CVE-2026-33540).
+The headers are untrusted input: the parser never raises and does bounded work, and a realm gets no credentials unless
+it belongs to the site of the registry. Otherwise one 401 could send them to any host (CVE-2026-33540).
 """
 
 import re
 from collections.abc import Collection, Iterable, Mapping
-from typing import Final, Protocol
+from typing import Final
 from urllib.parse import SplitResult, urlsplit
 
 import attrs
+
+from dockyard.oci.origin import Origin
 
 MAX_HEADERS_CHARS: Final = 64 * 1024
 MAX_CHALLENGES: Final = 64
@@ -18,18 +19,19 @@ MAX_PARAMETERS: Final = 32
 MAX_REALM_CHARS: Final = 2048
 
 _WORD: Final = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
-_SEPARATORS: Final = re.compile(r"[ \t,]*")
+_SEPARATORS: Final = r"[ \t,]*"
 # No two parts of these patterns can match the same text, so they take linear time.
 _PARAMETER: Final = re.compile(
-    rf'(?P<name>{_WORD})[ \t]*=[ \t]*(?:"(?P<quoted>[^"\\]*(?:\\.[^"\\]*)*)"|(?P<token>{_WORD})(?=[ \t,]|\Z))',
+    rf"{_SEPARATORS}(?P<name>{_WORD})[ \t]*=[ \t]*"
+    rf'(?:"(?P<quoted>[^"\\]*(?:\\.[^"\\]*)*)"|(?P<token>{_WORD})(?=[ \t,]|\Z))',
     re.ASCII | re.DOTALL,
 )
-# A scheme may be followed by a token68, such as the Basic and Negotiate schemes use; nothing here needs its value.
+# A scheme may be followed by a token68, as in Negotiate. Its value is ignored.
 _SCHEME: Final = re.compile(
-    rf"(?P<scheme>{_WORD})(?=[ \t,]|\Z)(?:[ \t]+[A-Za-z0-9._~+/-]+=*(?=[ \t]*(?:,|\Z)))?", re.ASCII
+    rf"{_SEPARATORS}(?P<scheme>{_WORD})(?=[ \t,]|\Z)(?:[ \t]+[A-Za-z0-9._~+/-]+=*(?=[ \t]*(?:,|\Z)))?", re.ASCII
 )
 _AUTHORITY: Final = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::[0-9]{1,5})?", re.ASCII)  # no user, no %
-_ESCAPED: Final = re.compile(r"\\(.)", re.DOTALL)
+_QUOTED_PAIR: Final = re.compile(r"\\(.)", re.DOTALL)
 
 
 @attrs.frozen
@@ -40,66 +42,53 @@ class Challenge:
     parameters: Mapping[str, str]
 
 
-class Origin(Protocol):
-    """Where a registry listens."""
-
-    @property
-    def scheme(self) -> str: ...
-
-    @property
-    def host(self) -> str: ...
-
-    @property
-    def port(self) -> int: ...
-
-
 def parse_challenges(headers: Iterable[str]) -> tuple[Challenge, ...]:
     """Return the challenges of all WWW-Authenticate headers of a response, in their order (RFC 9110 section 11.6.1).
 
-    A header is read up to the first thing in it that is neither a scheme nor a parameter. Of a parameter that comes
-    twice the first counts. What is beyond 64 KiB, 64 challenges, or 32 parameters of one is passed over.
+    A header is parsed up to the first text in it that is neither a scheme nor a parameter. Of a repeated parameter the
+    first counts. Headers beyond 64 KiB, challenges beyond 64, and parameters of one challenge beyond 32 are ignored.
     """
     challenges: list[Challenge] = []
     left = MAX_HEADERS_CHARS
     for header in headers:
         left -= len(header)
         if left < 0:
-            break  # not cut: half a realm is another realm
-        _read_header(header, challenges)
+            break  # not truncated, because half a realm is a different realm
+        _parse_header(header, challenges)
     return tuple(challenges)
 
 
 def pick_challenge(challenges: Iterable[Challenge]) -> Challenge | None:
-    """Return the challenge to answer: Bearer if it says where tokens are, else Basic, else None."""
+    """Return the challenge to use: Bearer if it has a realm, else Basic, else None."""
     usable = [challenge for challenge in challenges if challenge.scheme == "basic" or _is_usable_bearer(challenge)]
     return min(usable, key=lambda challenge: challenge.scheme != "bearer", default=None)
 
 
 def is_realm_trusted(realm: str, registry_origin: Origin, trusted_hosts: Collection[str] = ()) -> bool:
-    """Tell whether credentials for this registry may be sent to this realm.
+    """Return whether credentials for this registry may be sent to this realm.
 
-    The realm is an https URL; http only where the registry itself is asked by http. It is on the registry's host, or
-    listed in `trusted_hosts` (`host`, or `host:port`), or has a name in the registry's registrable domain. What it
-    resolves to is checked where the connection is made.
+    The realm must be an https URL, or http if the registry itself is reached by http. Its host must be the registry's,
+    or listed in `trusted_hosts` (`host` or `host:port`), or in the registry's registrable domain. The address that it
+    resolves to is checked when the connection is made.
     """
     split = _split_realm(realm)
     if split is None or (split.scheme != "https" and registry_origin.scheme != "http"):
         return False
     host, port = split.hostname or "", split.port or (443 if split.scheme == "https" else 80)
-    written = f"[{host}]" if ":" in host else host
-    if not {entry.lower() for entry in trusted_hosts}.isdisjoint({host, written, f"{written}:{port}"}):
+    bracketed = f"[{host}]" if ":" in host else host
+    if not {entry.lower() for entry in trusted_hosts}.isdisjoint({host, bracketed, f"{bracketed}:{port}"}):
         return True
-    return registrable_domain(host) == registrable_domain(_bare(registry_origin.host))
+    return registrable_domain(host) == registrable_domain(_strip_brackets(registry_origin.host))
 
 
-# Second labels under which countries sell names: co.uk, com.au, or.jp. The public suffix list has thousands of entries
-# and changes weekly; this is what nearly all of them for countries look like. One label too many costs a line in
-# `trusted_hosts`, one too few would make strangers under one suffix trust each other.
+# Second-level labels of country suffixes: co.uk, com.au, or.jp. The public suffix list has thousands of entries and
+# changes weekly; these labels cover nearly all country suffixes. A label too many costs an operator a line in
+# `trusted_hosts`; a label too few would treat unrelated domains under one suffix as one site.
 _COUNTRY_SECOND_LABELS: Final = frozenset(
     {"ac", "co", "com", "edu", "gen", "go", "gob", "gouv", "gov", "govt", "id", "ltd", "me", "mil", "ne", "net"}
     | {"nhs", "nom", "or", "org", "plc", "sch"}
 )
-# Domains under which anybody gets a host: there each host is a site of its own.
+# Domains of hosting services, whose customers get a subdomain: each host there is a site of its own.
 _SHARED_DOMAINS: Final = (
     "amazonaws.com",
     "amazonaws.com.cn",
@@ -125,10 +114,10 @@ _SHARED_DOMAINS: Final = (
 
 
 def registrable_domain(host: str) -> str:
-    """Return the part of a host name that somebody registered: `docker.io` for `auth.docker.io`.
+    """Return the registrable part of a host name: `docker.io` for `auth.docker.io`.
 
-    These are the last two labels, or three below a suffix such as co.uk. Addresses, single labels and hosts of shared
-    domains are returned whole: they are related to themselves only.
+    It is the last two labels, or three below a suffix such as co.uk. Addresses, single labels and hosts of shared
+    domains are returned whole, so that each is a site of its own.
     """
     labels = host.split(".")
     is_shared = any(host == domain or host.endswith(f".{domain}") for domain in _SHARED_DOMAINS)
@@ -138,14 +127,13 @@ def registrable_domain(host: str) -> str:
     return ".".join(labels[-3:] if is_country_suffix else labels[-2:])
 
 
-def _read_header(header: str, challenges: list[Challenge]) -> None:
+def _parse_header(header: str, challenges: list[Challenge]) -> None:
     parameters: dict[str, str] | None = None
     position = 0
     while True:
-        position = _end_of(_SEPARATORS.match(header, position), position)
         if parameters is not None and (match := _PARAMETER.match(header, position)):
             if len(parameters) < MAX_PARAMETERS:
-                value = match["token"] if match["quoted"] is None else _ESCAPED.sub(r"\1", match["quoted"])
+                value = match["token"] if match["quoted"] is None else _QUOTED_PAIR.sub(r"\1", match["quoted"])
                 parameters.setdefault(match["name"].lower(), value)
         elif (match := _SCHEME.match(header, position)) and len(challenges) < MAX_CHALLENGES:
             parameters = {}
@@ -155,36 +143,32 @@ def _read_header(header: str, challenges: list[Challenge]) -> None:
         position = match.end()
 
 
-def _end_of(match: re.Match[str] | None, position: int) -> int:
-    return match.end() if match else position
-
-
 def _is_usable_bearer(challenge: Challenge) -> bool:
     return challenge.scheme == "bearer" and bool(challenge.parameters.get("realm"))
 
 
 def _split_realm(realm: str) -> SplitResult | None:
-    """Return the parts of an http or https URL that all readers of URLs read alike; None for any other text."""
-    # urlsplit() drops tabs and line ends, and readers disagree about backslashes.
+    """Split an http or https URL that all URL parsers read alike; None for any other text."""
+    # urlsplit() drops tabs and line breaks, and parsers disagree about backslashes.
     if len(realm) > MAX_REALM_CHARS or not re.fullmatch(r"[!-~]+", realm) or "\\" in realm:
         return None
     try:
         split = urlsplit(realm)
-        is_port_fine = split.port != 0  # .port raises when it is not a number up to 65535
+        is_port_valid = split.port != 0  # .port raises ValueError unless it is a number up to 65535
     except ValueError:
         return None
-    is_usable = split.scheme in {"http", "https"} and is_port_fine and _AUTHORITY.fullmatch(split.netloc)
+    is_usable = split.scheme in {"http", "https"} and is_port_valid and _AUTHORITY.fullmatch(split.netloc)
     return split if is_usable else None
 
 
-def _bare(host: str) -> str:
+def _strip_brackets(host: str) -> str:
     return host.lower().removeprefix("[").removesuffix("]")
 
 
 def _is_domain_name(host: str) -> bool:
-    """Tell whether this is a name of at least two labels: no address in any spelling, nothing below localhost."""
+    """Return whether this is a name of at least two labels: not an address in any notation, not below localhost."""
     labels = host.split(".")
     if len(labels) < 2 or not all(labels) or labels[-1] == "localhost" or ":" in host:
         return False
-    # 127.1, 0x7f.1 and 2130706433 are addresses to a resolver. No top-level domain begins with a digit.
+    # Resolvers take 127.1, 0x7f.1 and 2130706433 as addresses. No top-level domain begins with a digit.
     return not labels[-1][0].isdigit()

@@ -9,8 +9,8 @@ from typing import Literal
 
 import attrs
 
-from dockyard.config.hosts import Origin
 from dockyard.config.settings import Upstream
+from dockyard.oci.origin import Origin
 from dockyard.oci.reference import Digest, Reference
 from dockyard.upstream import errors as faults
 from dockyard.upstream.auth import Grant, Login

@@ -14,7 +14,6 @@ from urllib.parse import urljoin
 
 import attrs
 
-from dockyard.config.hosts import DEFAULT_PORTS, Origin
 from dockyard.errors import Denied, ManifestUnknown, NameUnknown, RegistryError
 from dockyard.oci.links import find_next
 from dockyard.oci.lists import (
@@ -26,6 +25,7 @@ from dockyard.oci.lists import (
     referrers_tag,
 )
 from dockyard.oci.manifest import ACCEPT, MAX_MANIFEST_BYTES, OCI_INDEX, Manifest
+from dockyard.oci.origin import DEFAULT_PORTS, Origin
 from dockyard.oci.reference import Digest
 from dockyard.upstream import errors as faults
 from dockyard.upstream.errors import Fault

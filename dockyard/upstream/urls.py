@@ -10,7 +10,7 @@ from urllib.parse import urljoin, urlsplit
 
 import attrs
 
-from dockyard.config.hosts import DEFAULT_PORTS, Origin
+from dockyard.oci.origin import DEFAULT_PORTS, Origin
 
 MAX_URL_LENGTH = 8192
 REDIRECTS = frozenset({301, 302, 303, 307, 308})

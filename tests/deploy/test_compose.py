@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import yaml
 
-from dockyard.config.settings import load
+from dockyard.config.loader import load
 from tests.support.paths import ROOT
 
 FILES = ["docker-compose.yml", "ops/docker-compose.versitygw.yml"]

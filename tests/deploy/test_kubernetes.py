@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from dockyard.config.settings import load
+from dockyard.config.loader import load
 from tests.deploy.programs import run
 from tests.support.programs import Programs
 

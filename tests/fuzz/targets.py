@@ -14,8 +14,7 @@ from pathlib import Path
 import attrs
 from urllib3.util import parse_url
 
-from dockyard.config.hosts import Origin
-from dockyard.config.settings import SettingsError, load, show
+from dockyard.config.loader import SettingsError, load, show
 from dockyard.errors import (
     BadUpstream,
     DigestInvalid,
@@ -27,6 +26,7 @@ from dockyard.errors import (
 )
 from dockyard.oci.challenge import is_realm_trusted, parse_challenges, pick_challenge
 from dockyard.oci.manifest import Manifest
+from dockyard.oci.origin import Origin
 from dockyard.oci.ranges import MAX_RANGES, parse_ranges
 from dockyard.oci.reference import Digest, Name, Tag, parse_reference
 from dockyard.routing import Router

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dockyard.config.settings import Secret, StorageSettings
+from dockyard.config.settings import StorageSettings
+from dockyard.config.types import Secret
 from dockyard.oci.reference import Digest, Name, Tag
 from dockyard.s3 import S3BlobStream, S3Error, S3Store
 from tests.fuzz.budget import runs

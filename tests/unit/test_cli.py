@@ -1,4 +1,4 @@
-"""The commands, as an operator meets them."""
+"""The commands: output, exit status and help."""
 
 import subprocess
 import sys
@@ -10,7 +10,8 @@ from click.testing import CliRunner
 
 from dockyard import __version__
 from dockyard.cli import main
-from dockyard.config.settings import Settings, load
+from dockyard.config.loader import load
+from dockyard.config.settings import Settings
 from tests.support.paths import ROOT
 
 CANARY = "canary-5d20"
@@ -18,13 +19,13 @@ CANARY = "canary-5d20"
 
 @pytest.fixture
 def runner() -> CliRunner:
-    """Runs commands with an environment of their own."""
+    """Runs commands with a clean environment."""
     return CliRunner(env={"DOCKYARD_CONFIG": None, "SERVER_PORT": None, "DOCKYARD_SERVER_PORT": None})
 
 
 @pytest.fixture
 def served(monkeypatch: pytest.MonkeyPatch) -> list[Settings]:
-    """The settings that a server was started with; it ends at once, with status 7."""
+    """The settings that servers were started with; each returns status 7 at once."""
     started: list[Settings] = []
 
     def run(settings: Settings) -> int:
@@ -38,7 +39,7 @@ def served(monkeypatch: pytest.MonkeyPatch) -> list[Settings]:
 
 
 def write(path: Path, text: str) -> str:
-    """Write a file; its path as an argument."""
+    """Write a file; return its path as an argument."""
     path.write_text(text, encoding="utf-8")
     return str(path)
 
@@ -46,7 +47,7 @@ def write(path: Path, text: str) -> str:
 def test_the_server_runs_with_the_settings_of_the_file(
     runner: CliRunner, served: list[Settings], tmp_path: Path
 ) -> None:
-    """`-c` names the file; the exit status is the server's."""
+    """The option is `-c`; the exit status is that of the server."""
     result = runner.invoke(main, ["server", "-c", write(tmp_path / "c.yaml", "server: {port: 81}")])
 
     assert result.exit_code == 7
@@ -54,24 +55,24 @@ def test_the_server_runs_with_the_settings_of_the_file(
 
 
 def test_the_server_runs_without_a_file(runner: CliRunner, served: list[Settings]) -> None:
-    """No configuration is needed."""
+    """With the defaults and the environment."""
     runner.invoke(main, ["server"], env={"SERVER_PORT": "82"})
 
     assert [settings.server.port for settings in served] == [82]
 
 
-def test_the_file_may_be_named_by_the_environment(runner: CliRunner, served: list[Settings], tmp_path: Path) -> None:
-    """DOCKYARD_CONFIG stands in for `-c`."""
+def test_the_environment_may_contain_the_path(runner: CliRunner, served: list[Settings], tmp_path: Path) -> None:
+    """DOCKYARD_CONFIG is used when there is no `-c`."""
     runner.invoke(main, ["server"], env={"DOCKYARD_CONFIG": write(tmp_path / "c.yaml", "server: {port: 83}")})
 
     assert [settings.server.port for settings in served] == [83]
 
 
 @pytest.mark.parametrize("command", ["server", "config"])
-def test_mistakes_end_a_command_with_status_2(
+def test_errors_in_settings_exit_with_status_2(
     runner: CliRunner, served: list[Settings], tmp_path: Path, command: str
 ) -> None:
-    """All of them are printed to stderr, one on a line, and nothing is started."""
+    """All of them are printed to stderr, one per line, and no server is started."""
     path = write(tmp_path / "c.yaml", "server:\n  port: 0\n  prot: 1\n")
 
     result = runner.invoke(main, [command, "-c", path])
@@ -79,25 +80,25 @@ def test_mistakes_end_a_command_with_status_2(
     assert result.exit_code == 2
     assert result.stdout == ""
     assert result.stderr == (
-        "dockyard: 2 mistakes in the settings:\n"
+        "dockyard: 2 errors in the settings:\n"
         f"  server.prot: unknown key; did you mean server.port? ({path}:3)\n"
         f'  server.port = "0": must be from 1 to 65535 ({path}:2)\n'
     )
     assert served == []
 
 
-def test_one_mistake_is_not_called_mistakes(runner: CliRunner) -> None:
-    """A file that is not there is one."""
+def test_one_error_is_not_reported_in_the_plural(runner: CliRunner) -> None:
+    """Such as a missing file."""
     result = runner.invoke(main, ["config", "-c", "/no/such.yaml"])
 
     assert result.exit_code == 2
     assert result.stderr == (
-        "dockyard: 1 mistake in the settings:\n  /no/such.yaml: cannot be read: No such file or directory\n"
+        "dockyard: 1 error in the settings:\n  /no/such.yaml: cannot be read: No such file or directory\n"
     )
 
 
-def test_config_shows_settings_that_can_be_read_back(runner: CliRunner, tmp_path: Path) -> None:
-    """File and environment together, as one file."""
+def test_config_prints_settings_that_can_be_loaded(runner: CliRunner, tmp_path: Path) -> None:
+    """Those of the file and of the environment, as one file."""
     path = write(tmp_path / "c.yaml", "upstream: {check_timeout: 7s}")
     environ = {"SERVER_PORT": "84", "HOME": "/home/someone", "XDG_CACHE_HOME": None}
 
@@ -110,7 +111,7 @@ def test_config_shows_settings_that_can_be_read_back(runner: CliRunner, tmp_path
 
 
 def test_config_hides_secrets(runner: CliRunner) -> None:
-    """The output may go into a ticket."""
+    """The output may be attached to a bug report."""
     result = runner.invoke(main, ["config"], env={"STORAGE_SECRET_KEY": CANARY})
 
     assert CANARY not in result.output
@@ -118,7 +119,7 @@ def test_config_hides_secrets(runner: CliRunner) -> None:
 
 
 def test_config_warns_on_stderr(runner: CliRunner, tmp_path: Path) -> None:
-    """What is allowed and odd is said beside the settings, not among them."""
+    """So that stdout contains only the settings."""
     path = write(tmp_path / "c.yaml", "storage: {bucket: '${OOPS}'}")
 
     result = runner.invoke(main, ["config", "-c", path], env={"OOPS": None})
@@ -126,18 +127,19 @@ def test_config_warns_on_stderr(runner: CliRunner, tmp_path: Path) -> None:
     assert result.exit_code == 0
     assert "warning" not in result.stdout
     assert result.stderr == (
-        f"dockyard: warning: storage.bucket: a ${{...}} in it is not set and stays as it is ({path}:1)\n"
+        "dockyard: warning: storage.bucket: refers to an environment variable that is not set; ${...} is used as"
+        f" written ({path}:1)\n"
     )
 
 
 @pytest.mark.parametrize("arguments", [["version"], ["--version"]])
-def test_the_version_is_told(runner: CliRunner, arguments: list[str]) -> None:
-    """As a command and as an option."""
+def test_the_version_is_printed(runner: CliRunner, arguments: list[str]) -> None:
+    """By a command and by an option."""
     assert runner.invoke(main, arguments).stdout == f"dockyard {__version__}\n"
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("arguments", "parts"),
     [
         (["--help"], ["server", "config", "version", "SERVER_PORT", "docker pull"]),
         (["-h"], ["server", "config", "version"]),
@@ -146,16 +148,16 @@ def test_the_version_is_told(runner: CliRunner, arguments: list[str]) -> None:
         (["config", "--help"], ["-c, --config FILE", "secrets are hidden"]),
     ],
 )
-def test_help_says_what_there_is(runner: CliRunner, arguments: list[str], words: list[str]) -> None:
-    """A newcomer finds the next command in it."""
+def test_help_describes_commands_and_options(runner: CliRunner, arguments: list[str], parts: list[str]) -> None:
+    """With the environment variables and an example."""
     result = runner.invoke(main, arguments)
 
     assert result.exit_code == 0
-    assert [word for word in words if word not in result.stdout] == []
+    assert [part for part in parts if part not in result.stdout] == []
 
 
 def test_the_module_is_the_command() -> None:
-    """`python -m dockyard` works, with status 2 and no traceback for a mistake, and without loading the server."""
+    """`python -m dockyard` works, exits with status 2 and no traceback for an error, and does not load the server."""
     done = subprocess.run(
         [sys.executable, "-X", "importtime", "-m", "dockyard", "config"],
         env={"SERVER_PORT": "x"},

@@ -47,7 +47,7 @@ LIBRARIES = {
     "rich": {"dockyard.pull.show"},
     "structlog": EVERYWHERE,  # but not in the pure modules below
     "urllib3": {"dockyard.upstream.transport", "dockyard.s3", "dockyard.pull.client"},
-    "yaml": {"dockyard.config.loader"},
+    "yaml": {"dockyard.config.reader"},
 }
 
 # No I/O, no clock, no logging: these know only values.

@@ -7,7 +7,8 @@ import signal
 from collections.abc import Mapping
 from pathlib import Path
 
-from dockyard.config.settings import Secret, StorageSettings
+from dockyard.config.settings import StorageSettings
+from dockyard.config.types import Secret
 from dockyard.s3 import S3Store
 from tests.support.processes import Process, free_port
 

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from dockyard.config.settings import Secret, StorageSettings
+from dockyard.config.settings import StorageSettings
+from dockyard.config.types import Secret
 from dockyard.oci.reference import Digest
 from dockyard.s3 import S3Store
 

@@ -8,7 +8,8 @@ from minio import MinioAdmin
 from minio.credentials.providers import StaticProvider
 from minio.time import utcnow
 
-from dockyard.config.settings import Secret, StorageSettings
+from dockyard.config.settings import StorageSettings
+from dockyard.config.types import Secret
 from dockyard.s3 import S3Store
 from tests.s3.store.proxy import Forward, Respond, S3Proxy, s3_error
 from tests.s3.store.servers import ACCESS_KEY, BUCKET, SECRET_KEY, Server

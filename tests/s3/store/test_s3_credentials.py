@@ -14,7 +14,8 @@ import pytest
 from minio import MinioAdmin
 from minio.credentials.providers import StaticProvider
 
-from dockyard.config.settings import Secret, StorageSettings
+from dockyard.config.settings import StorageSettings
+from dockyard.config.types import Secret
 from dockyard.oci.reference import Digest
 from dockyard.s3 import S3Error, S3Store, credentials
 from dockyard.s3.credentials import CredentialChain, NoCredentials, _container_address

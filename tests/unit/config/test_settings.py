@@ -1,4 +1,4 @@
-"""Settings: where a value comes from, how it is written, and what is said of one that is wrong."""
+"""Settings: where a value comes from, how it is written, and the error for an invalid one."""
 
 import contextlib
 from collections.abc import Callable, Mapping
@@ -13,18 +13,10 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from dockyard.config import units
-from dockyard.config.settings import (
-    Auth,
-    Origin,
-    Secret,
-    ServerSettings,
-    Settings,
-    SettingsError,
-    StorageSettings,
-    Upstream,
-    load,
-    show,
-)
+from dockyard.config.loader import SettingsError, load, show
+from dockyard.config.settings import Auth, ServerSettings, Settings, StorageSettings, Upstream
+from dockyard.config.types import Secret
+from dockyard.oci.origin import Origin
 from tests.support.paths import ROOT
 
 EXAMPLE = ROOT / "config.yaml"
@@ -47,15 +39,15 @@ def load_text(tmp_path: Path) -> Load:
 
 
 @pytest.fixture
-def mistakes_of(load_text: Load, tmp_path: Path) -> Callable[..., list[str]]:
-    """Load a file that is wrong; its mistakes, with the file called by its bare name."""
+def errors_in(load_text: Load, tmp_path: Path) -> Callable[..., list[str]]:
+    """Load an invalid file; return its errors, with the path of the file reduced to its name."""
 
-    def mistakes_of(text: str, **environ: str) -> list[str]:
+    def errors_in(text: str, **environ: str) -> list[str]:
         with pytest.raises(SettingsError) as caught:
             load_text(text, **environ)
-        return [mistake.replace(f"{tmp_path}/", "") for mistake in caught.value.mistakes]
+        return [error.replace(f"{tmp_path}/", "") for error in caught.value.errors]
 
-    return mistakes_of
+    return errors_in
 
 
 def value_at(settings: Settings, key: str) -> Any:
@@ -76,8 +68,8 @@ def yaml_for(key: str, value: str) -> str:
 # Defaults
 
 
-def test_the_defaults_are_those_promised() -> None:
-    """Without a file and without variables, the settings are the documented ones."""
+def test_defaults_are_the_documented_ones() -> None:
+    """Without a file and without variables."""
     settings = load(None, HOME)
 
     assert attrs.asdict(settings, recurse=True, filter=attrs.filters.exclude("upstreams", "warnings")) == {
@@ -124,13 +116,13 @@ def test_docker_hub_and_ghcr_are_the_default_upstreams() -> None:
     )
 
 
-def test_the_shipped_file_says_the_defaults() -> None:
+def test_the_example_file_sets_the_defaults() -> None:
     """config.yaml sets every key to its default."""
     assert load(EXAMPLE, HOME) == load(None, HOME)
 
 
-def test_the_shipped_file_names_every_key() -> None:
-    """No key is missing in config.yaml (the directory stands in a comment, for its default depends on the user)."""
+def test_the_example_file_contains_every_key() -> None:
+    """No key is missing in config.yaml (the directory is in a comment, because its default depends on the user)."""
     text = EXAMPLE.read_text()
     missing = [line.split(":")[0].strip(" -") for line in show(load(None, HOME)).splitlines() if ":" in line]
 
@@ -140,8 +132,8 @@ def test_the_shipped_file_names_every_key() -> None:
 @pytest.mark.parametrize(
     "text", ["", "---\n", "# nothing\n", "server:\n", "upstreams:\n", "storage: {}\n", "server: ~\n"]
 )
-def test_what_is_left_empty_is_the_default(load_text: Load, text: str) -> None:
-    """An empty file, section or list is the same as none."""
+def test_empty_files_sections_and_lists_mean_the_default(load_text: Load, text: str) -> None:
+    """As if they were not there."""
     assert load_text(text) == load(None, HOME)
 
 
@@ -155,8 +147,8 @@ def test_what_is_left_empty_is_the_default(load_text: Load, text: str) -> None:
         ({"STORAGE_DIRECTORY": "/data", "XDG_CACHE_HOME": "/big"}, "/data"),
     ],
 )
-def test_the_local_tier_is_in_the_users_cache_directory(environ: Mapping[str, str], directory: str) -> None:
-    """The XDG rules decide where layers are kept when nobody says."""
+def test_the_local_store_is_in_the_users_cache_directory(environ: Mapping[str, str], directory: str) -> None:
+    """By the XDG base directory specification, unless `storage.directory` is set."""
     assert load(None, environ).storage.directory == Path(directory)
 
 
@@ -209,18 +201,18 @@ def test_every_scalar_is_read_from_the_environment(key: str, variable: str, text
 
 
 @pytest.mark.parametrize(("key", "variable", "text", "value"), SCALARS)
-def test_every_scalar_answers_to_its_dockyard_name(key: str, variable: str, text: str, value: Any) -> None:
-    """The DOCKYARD_ form wins, and the bare one is not even looked at."""
+def test_a_variable_with_the_dockyard_prefix_takes_precedence(key: str, variable: str, text: str, value: Any) -> None:
+    """The variable without the prefix is not even read."""
     assert value_at(load(None, {f"DOCKYARD_{variable}": text, variable: "\0"}), key) == value
 
 
-def test_the_environment_wins_over_the_file(load_text: Load) -> None:
-    """A variable replaces what the file says, even where the file is wrong."""
+def test_the_environment_takes_precedence_over_the_file(load_text: Load) -> None:
+    """A variable replaces the value in the file, even an invalid one."""
     assert load_text("server: {port: nonsense}", SERVER_PORT="7000").server.port == 7000
 
 
 def test_an_empty_variable_empties_a_text(load_text: Load) -> None:
-    """A prefix can be taken away by a variable that is set and empty."""
+    """A variable that is set and empty removes the default prefix."""
     assert load_text("storage: {prefix: cache/}", STORAGE_PREFIX="").storage.prefix == ""
 
 
@@ -232,20 +224,20 @@ def test_an_empty_variable_empties_a_text(load_text: Load) -> None:
         ("", {"SERVER_LOG_IGNORE_PATHS": "/v2/,/version"}),
     ],
 )
-def test_paths_to_ignore_are_a_list_or_cut_at_commas(load_text: Load, text: str, environ: dict[str, str]) -> None:
-    """A variable cannot hold a list, so a text is cut at its commas."""
+def test_paths_to_ignore_are_a_list_or_separated_by_commas(load_text: Load, text: str, environ: dict[str, str]) -> None:
+    """A variable cannot contain a list, so a text is split at its commas."""
     assert load_text(text, **environ).server.log.ignore_paths == ("/v2/", "/version")
 
 
 def test_upstreams_cannot_be_set_by_variables(load_text: Load) -> None:
-    """Keys in a list have no variable of their own, and no other key's variable leaks into them."""
+    """Keys in a list have no variables, and no variable of another key sets them."""
     upstreams = load_text("upstreams: [{prefix: a, registry: b}]", UPSTREAMS_PREFIX="x", PREFIX="y", AUTH_TYPE="basic")
 
     assert upstreams.upstreams == (Upstream("a", "b"),)
 
 
 def test_an_upstreams_block_replaces_the_defaults(load_text: Load) -> None:
-    """Docker Hub and GHCR are gone once there is a list."""
+    """Docker Hub and GHCR are not added to a list."""
     assert [upstream.prefix for upstream in load_text("upstreams: [{prefix: a, registry: b}]").upstreams] == ["a"]
 
 
@@ -259,13 +251,13 @@ def test_an_upstreams_block_replaces_the_defaults(load_text: Load) -> None:
         *[(text, False) for text in ("false", "FALSE", "no", "off", "0", '"false"')],
     ],
 )
-def test_truth_is_written_as_operators_write_it(load_text: Load, text: str, value: object) -> None:
-    """Quotes change nothing: "false" is false."""
+def test_booleans_have_the_usual_spellings(load_text: Load, text: str, value: object) -> None:
+    """Quoted or not: "false" is false."""
     assert load_text(f"logger: {{color: {text}}}").logger.color is value
 
 
 @pytest.mark.parametrize("text", ["0123", "1e3", "yes", "null_", "12:30", "1_000", "0x1f", "2026-01-01"])
-def test_a_text_stays_as_it_is_written(load_text: Load, text: str) -> None:
+def test_a_text_is_not_converted(load_text: Load, text: str) -> None:
     """A password of digits is not a number, and one that says yes is not true."""
     settings = load_text(f"storage: {{secret_key: {text}, bucket: {text}}}")
 
@@ -289,7 +281,7 @@ def test_a_text_stays_as_it_is_written(load_text: Load, text: str) -> None:
         ("100ns", 0.0000001),
     ],
 )
-def test_durations_are_written_as_in_go(text: str, seconds: float) -> None:
+def test_durations_are_in_go_notation(text: str, seconds: float) -> None:
     """A duration is numbers with units, or a bare zero."""
     assert units.parse_duration(text) == seconds
 
@@ -297,8 +289,8 @@ def test_durations_are_written_as_in_go(text: str, seconds: float) -> None:
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("5", "needs a unit: 5s, 5m or 5h"),
-        ("1.5", "needs a unit"),
+        ("5", "must have a unit, as in 5s, 5m or 5h"),
+        ("1.5", "must have a unit"),
         ("-5s", "must not be negative"),
         ("", "must be a duration"),
         ("5 s", "must be a duration"),
@@ -311,8 +303,8 @@ def test_durations_are_written_as_in_go(text: str, seconds: float) -> None:
         ("\u0663s", "must be a duration"),
     ],
 )
-def test_what_is_no_duration_is_refused(text: str, reason: str) -> None:
-    """A bare number that is not zero is told to have a unit."""
+def test_an_invalid_duration_is_rejected(text: str, reason: str) -> None:
+    """The error for a number without a unit suggests units."""
     with pytest.raises(ValueError, match=reason):
         units.parse_duration(text)
 
@@ -332,19 +324,19 @@ def test_what_is_no_duration_is_refused(text: str, reason: str) -> None:
     ],
 )
 def test_sizes_have_units_of_1000_or_1024(text: str, size: int) -> None:
-    """A size is a number with a unit, or bare bytes."""
+    """A size is a number with a unit, or a number of bytes."""
     assert units.parse_size(text) == size
 
 
 @pytest.mark.parametrize("text", ["", "50G", "GiB", "-1", "1e9", "50 gigs", "50GiBs", "\u0663", "9" * 40])
-def test_what_is_no_size_is_refused(text: str) -> None:
-    """50G is refused too: it is 1000 to one reader and 1024 to the next."""
+def test_an_invalid_size_is_rejected(text: str) -> None:
+    """50G too, which is ambiguous: powers of 1000 or of 1024."""
     with pytest.raises(ValueError, match="must"):
         units.parse_size(text)
 
 
 @given(st.integers(0, 10**15))
-def test_a_formatted_size_is_read_back(size: int) -> None:
+def test_a_formatted_size_is_parsed_back(size: int) -> None:
     """Formatting and parsing a size give the same bytes."""
     assert units.parse_size(units.format_size(size)) == size
 
@@ -352,7 +344,7 @@ def test_a_formatted_size_is_read_back(size: int) -> None:
 @given(st.integers(0, 10**12).map(lambda microseconds: microseconds / 10**6))
 @example(90.0)
 @example(0.0005)
-def test_a_formatted_duration_is_read_back(seconds: float) -> None:
+def test_a_formatted_duration_is_parsed_back(seconds: float) -> None:
     """Formatting and parsing a duration give the same seconds."""
     assert units.parse_duration(units.format_duration(seconds)) == seconds
 
@@ -361,8 +353,8 @@ def test_a_formatted_duration_is_read_back(seconds: float) -> None:
     ("seconds", "text"),
     [(86400.0, "24h"), (90.0, "1m30s"), (0.5, "500ms"), (0.0, "0s"), (5.0, "5s"), (1.5, "1.5s"), (3601.0, "1h1s")],
 )
-def test_durations_are_shown_short(seconds: float, text: str) -> None:
-    """What is shown is what an operator would write."""
+def test_durations_are_formatted_short(seconds: float, text: str) -> None:
+    """In the notation that an operator would write."""
     assert units.format_duration(seconds) == text
 
 
@@ -373,7 +365,7 @@ def test_durations_are_shown_short(seconds: float, text: str) -> None:
     ("written", "value"),
     [
         ("${A}", "alpha"),
-        ("x-${A}-${B}-y", "x-alpha-${A}-y"),  # one pass: the ${A} that came out of B stays
+        ("x-${A}-${B}-y", "x-alpha-${A}-y"),  # the value of B contains ${A}
         ("$A", "$A"),
         ("${UNSET}", "${UNSET}"),
         ("${A", "${A"),
@@ -385,7 +377,7 @@ def test_durations_are_shown_short(seconds: float, text: str) -> None:
     ],
 )
 def test_braced_variables_are_replaced_once(load_text: Load, written: str, value: str) -> None:
-    """Only ${VAR} is replaced, only if it is set, and what comes out is not looked at again."""
+    """Only ${VAR} is replaced, only if the variable is set, and its value is not expanded again."""
     settings = load_text(f"storage: {{bucket: '{written}'}}", A="alpha", B="${A}", EMPTY="")
 
     assert settings.storage.bucket == value
@@ -404,12 +396,12 @@ def test_braced_variables_are_replaced_once(load_text: Load, written: str, value
     ],
 )
 def test_variables_work_for_every_kind_of_value(load_text: Load, key: str, text: str, value: Any) -> None:
-    """Durations, sizes, numbers, truth and words may stand in variables."""
+    """Durations, sizes, numbers, booleans and choices may come from variables."""
     assert value_at(load_text(yaml_for(key, "${X}"), X=text), key) == value
 
 
 def test_variables_work_in_lists(load_text: Load) -> None:
-    """Each text of a list, and each value of an upstream, is replaced."""
+    """In each text of a list, and in each value of an upstream."""
     settings = load_text(
         """
         server: {log: {ignore_paths: ["/${P}"]}}
@@ -425,17 +417,17 @@ def test_variables_work_in_lists(load_text: Load) -> None:
     assert settings.upstreams[0].auth.password.reveal() == CANARY
 
 
-def test_values_of_the_environment_are_taken_as_they_are() -> None:
-    """A secret that holds ${...} is not changed."""
+def test_values_of_the_environment_are_not_expanded() -> None:
+    """A secret that contains ${...} is not changed."""
     assert load(None, {"STORAGE_SECRET_KEY": "a${HOME}b", "HOME": "/x"}).storage.secret_key.reveal() == "a${HOME}b"
 
 
-def test_a_variable_that_is_not_set_is_warned_of(load_text: Load) -> None:
-    """The warning names the key and the line, and nothing of the value."""
+def test_a_variable_that_is_not_set_causes_a_warning(load_text: Load) -> None:
+    """The warning has the key and the line, and no part of the value."""
     settings = load_text(f"storage:\n  secret_key: {CANARY}$" + "{OOPS}")
 
     assert len(settings.warnings) == 1
-    assert settings.warnings[0].startswith("storage.secret_key: a ${...} in it is not set")
+    assert settings.warnings[0].startswith("storage.secret_key: refers to an environment variable that is not set")
     assert settings.warnings[0].endswith("config.yaml:2)")
     assert CANARY not in settings.warnings[0]
     assert "OOPS" not in settings.warnings[0]
@@ -443,7 +435,7 @@ def test_a_variable_that_is_not_set_is_warned_of(load_text: Load) -> None:
 
 # Mistakes
 
-MISTAKES = [
+ERRORS = [
     # numbers, truth, words
     ("server: {port: 0}", 'server.port = "0": must be from 1 to 65535 (config.yaml:1)'),
     ("server: {port: 65536}", 'server.port = "65536": must be from 1 to 65535 (config.yaml:1)'),
@@ -458,9 +450,12 @@ MISTAKES = [
     ("logger: {output: ''}", "logger.output: must be stderr, stdout, or a file"),
     ("server: {host: 'localhost:80'}", 'server.host = "localhost:80": must be a host name or an IP address'),
     ("server: {host: 1.2.3}", 'server.host = "1.2.3": must be a host name or an IP address'),
-    ("server: {log: {ignore_paths: [healthz]}}", 'server.log.ignore_paths = "healthz": must hold paths that begin'),
+    ("server: {log: {ignore_paths: [healthz]}}", 'server.log.ignore_paths = "healthz": must be paths that begin'),
     # durations and sizes
-    ("upstream: {check_timeout: 5}", 'upstream.check_timeout = "5": needs a unit: 5s, 5m or 5h (config.yaml:1)'),
+    (
+        "upstream: {check_timeout: 5}",
+        'upstream.check_timeout = "5": must have a unit, as in 5s, 5m or 5h (config',
+    ),
     ("upstream: {check_timeout: -5s}", 'upstream.check_timeout = "-5s": must not be negative (config.yaml:1)'),
     ("upstream: {check_timeout: 25h}", 'upstream.check_timeout = "25h": must be 24h or less (config.yaml:1)'),
     ("upstream: {stall_timeout: 0}", 'upstream.stall_timeout = "0": must be more than 0'),
@@ -478,9 +473,9 @@ MISTAKES = [
     ("upstreams: {prefix: a}", "upstreams: must be a list (config.yaml:1)"),
     ("upstreams: []", "upstreams: must have at least one upstream (config.yaml:1)"),
     ("upstreams: [a]", "upstreams[0]: must be a mapping of keys to values (config.yaml:1)"),
-    ("upstreams:\n- registry: b", "upstreams[0].prefix: is missing (config.yaml:2)"),
-    ("upstreams:\n- prefix: a", "upstreams[0].registry: is missing (config.yaml:2)"),
-    ("server: {port: 1, port: 2}", "server.port: is given twice, first in line 1 (config.yaml:1)"),
+    ("upstreams:\n- registry: b", "upstreams[0].prefix: is required (config.yaml:2)"),
+    ("upstreams:\n- prefix: a", "upstreams[0].registry: is required (config.yaml:2)"),
+    ("server: {port: 1, port: 2}", "server.port: is set twice, first in line 1 (config.yaml:1)"),
     ("storage: {secret_key: !x y}", "storage.secret_key: is read as a YAML tag"),
     # unknown keys
     ("server: {prot: 1}", "server.prot: unknown key; did you mean server.port? (config.yaml:1)"),
@@ -490,10 +485,10 @@ MISTAKES = [
     ("upstreams: [{prefix: a, registry: b, pasword: x}]", "upstreams[0].pasword: unknown key; did you mean"),
     ("warnings: []", "warnings: unknown key (config.yaml:1)"),
     ("server: {zzzzzz: 1}", "server.zzzzzz: unknown key (config.yaml:1)"),
-    ("server: {<<: {port: 1}}", "server.<<: unknown key; merge keys are not read"),
+    ("server: {<<: {port: 1}}", "server.<<: unknown key; merge keys are not supported"),
     ("? [a]\n: b", "?: unknown key (config.yaml:1)"),
     # TLS
-    ("server: {tls: true, keyfile: x}", "server.certfile: is needed by server.tls (config.yaml:1)"),
+    ("server: {tls: true, keyfile: x}", "server.certfile: is required when server.tls is true (config.yaml:1)"),
     (
         "server: {tls: true, certfile: /no/such, keyfile: x}",
         'server.certfile = "/no/such": cannot be read: No such file',
@@ -506,19 +501,17 @@ MISTAKES = [
 ]
 
 
-@pytest.mark.parametrize(("text", "mistake"), MISTAKES)
-def test_a_mistake_is_told_with_its_key_and_line(
-    mistakes_of: Callable[..., list[str]], text: str, mistake: str
-) -> None:
-    """The key, the value as written, what is wrong, and where."""
-    assert mistakes_of(text)[0].startswith(mistake)
+@pytest.mark.parametrize(("text", "error"), ERRORS)
+def test_an_error_has_key_value_and_line(errors_in: Callable[..., list[str]], text: str, error: str) -> None:
+    """The value as it is written in the file, and what is wrong with it."""
+    assert errors_in(text)[0].startswith(error)
 
 
-UPSTREAM_MISTAKES = [
-    ("prefix: Docker.io, registry: x", 'prefix = "Docker.io": must be a name in lower case'),
-    ("prefix: 'localhost:5001', registry: x", 'prefix = "localhost:5001": must be a name in lower case'),
-    ("prefix: a//b, registry: x", 'prefix = "a//b": must be a name in lower case'),
-    ("prefix: a/, registry: x", 'prefix = "a/": must be a name in lower case'),
+UPSTREAM_ERRORS = [
+    ("prefix: Docker.io, registry: x", 'prefix = "Docker.io": must be a lower-case name'),
+    ("prefix: 'localhost:5001', registry: x", 'prefix = "localhost:5001": must be a lower-case name'),
+    ("prefix: a//b, registry: x", 'prefix = "a//b": must be a lower-case name'),
+    ("prefix: a/, registry: x", 'prefix = "a/": must be a lower-case name'),
     ("prefix: a, registry: 'ftp://x'", 'registry = "ftp://x": must be host[:port][/path]'),
     ("prefix: a, registry: 'x:0'", 'registry = "x:0": must have a port from 1 to 65535'),
     ("prefix: a, registry: 'x:99999'", 'registry = "x:99999": must have a port from 1 to 65535'),
@@ -528,13 +521,16 @@ UPSTREAM_MISTAKES = [
     ("prefix: a, registry: '[::g]:5'", 'registry = "[::g]:5": must be host or host:port'),
     ("prefix: a, registry: 'a_b..c'", 'registry = "a_b..c": must be a host name or an IP address'),
     ("prefix: a, registry: 'x?a=b'", 'registry = "x?a=b": must not have a query or a fragment'),
-    ("prefix: a, registry: 'x/v2/'", 'registry = "x/v2/": must not hold /v2'),
-    ("prefix: a, registry: 'x/Org'", 'registry = "x/Org": must have a path that can begin a repository name'),
-    ("prefix: a, registry: x, auth: {type: basic, password: p}", "auth.username: is needed by auth.type basic"),
-    ("prefix: a, registry: x, auth: {type: basic, username: u}", "auth.password: is needed by auth.type basic"),
-    ("prefix: a, registry: x, auth: {type: bearer}", "auth.password: is needed by auth.type bearer"),
+    ("prefix: a, registry: 'x/v2/'", 'registry = "x/v2/": must not contain /v2'),
+    ("prefix: a, registry: 'x/Org'", 'registry = "x/Org": must have a path that is valid in a repository name'),
+    ("prefix: a, registry: x, auth: {type: basic, password: p}", "auth.username: is required by auth.type basic"),
+    ("prefix: a, registry: x, auth: {type: basic, username: u}", "auth.password: is required by auth.type basic"),
+    ("prefix: a, registry: x, auth: {type: bearer}", "auth.password: is required by auth.type bearer"),
     ("prefix: a, registry: x, auth: {type: basic, username: 'a:b', password: p}", 'auth.username = "a:b": must not'),
-    ("prefix: a, registry: x, auth: {type: bearer, password: 'a b'}", "auth.password: must be ASCII without spaces"),
+    (
+        "prefix: a, registry: x, auth: {type: bearer, password: 'a b'}",
+        "auth.password: must be printable ASCII",
+    ),
     ("prefix: a, registry: x, ca_file: /no/such", 'ca_file = "/no/such": cannot be read: No such file'),
     ("prefix: a, registry: x, proxy: 'proxy:3128'", 'proxy = "proxy:3128": must be a URL such as'),
     ("prefix: a, registry: x, proxy: 'socks5://proxy:1'", 'proxy = "socks5://proxy:1": must be a URL such as'),
@@ -543,33 +539,31 @@ UPSTREAM_MISTAKES = [
 ]
 
 
-@pytest.mark.parametrize(("text", "mistake"), UPSTREAM_MISTAKES)
-def test_a_mistake_in_an_upstream_is_told_with_its_index(
-    mistakes_of: Callable[..., list[str]], text: str, mistake: str
-) -> None:
-    """Upstreams are counted from 0, as in the file."""
-    assert mistakes_of(f"upstreams: [{{prefix: ok, registry: ok}}, {{{text}}}]")[0].startswith(
-        f"upstreams[1].{mistake}"
-    )
+@pytest.mark.parametrize(("text", "error"), UPSTREAM_ERRORS)
+def test_an_error_in_an_upstream_has_its_index(errors_in: Callable[..., list[str]], text: str, error: str) -> None:
+    """Upstreams are counted from 0."""
+    assert errors_in(f"upstreams: [{{prefix: ok, registry: ok}}, {{{text}}}]")[0].startswith(f"upstreams[1].{error}")
 
 
-def test_prefixes_are_there_once(mistakes_of: Callable[..., list[str]]) -> None:
-    """Two upstreams with one prefix would be a guess."""
-    assert mistakes_of("upstreams:\n- {prefix: a, registry: b}\n- {prefix: a, registry: c}") == [
-        'upstreams[1].prefix = "a": is the prefix of upstreams[0] too (config.yaml:3)'
+def test_two_upstreams_cannot_have_the_same_prefix(errors_in: Callable[..., list[str]]) -> None:
+    """It would be ambiguous."""
+    assert errors_in("upstreams:\n- {prefix: a, registry: b}\n- {prefix: a, registry: c}") == [
+        'upstreams[1].prefix = "a": is the prefix of upstreams[0] too; each prefix may be used once (config.yaml:3)'
     ]
 
 
-def test_one_upstream_at_most_is_the_default(mistakes_of: Callable[..., list[str]]) -> None:
-    """The second default is a mistake."""
+def test_only_one_upstream_can_be_the_default(errors_in: Callable[..., list[str]]) -> None:
+    """The error is that of the second one."""
     text = "upstreams:\n- {prefix: a, registry: b, default: true}\n- {prefix: b, registry: c, default: true}"
 
-    assert mistakes_of(text) == ['upstreams[1].default = "true": upstreams[0] is the default already (config.yaml:3)']
+    assert errors_in(text) == [
+        'upstreams[1].default = "true": upstreams[0] is the default already; only one can be (config.yaml:3)'
+    ]
 
 
-def test_all_mistakes_are_told_together(mistakes_of: Callable[..., list[str]]) -> None:
-    """Of the file and the environment, of single values and of what must fit together."""
-    mistakes = mistakes_of(
+def test_all_errors_are_reported_together(errors_in: Callable[..., list[str]]) -> None:
+    """Those of the file and of the environment, of single values and of values that depend on each other."""
+    errors = errors_in(
         """
         server:
           tls: true
@@ -584,7 +578,7 @@ def test_all_mistakes_are_told_together(mistakes_of: Callable[..., list[str]]) -
         LOGGER_LEVEL="loud",
     )
 
-    assert [mistake.split(":")[0].split(" ")[0] for mistake in mistakes] == [
+    assert [error.split(":")[0].split(" ")[0] for error in errors] == [
         "logger.level",
         "server.prot",
         "upstream.check_timeout",
@@ -595,51 +589,55 @@ def test_all_mistakes_are_told_together(mistakes_of: Callable[..., list[str]]) -
     ]
 
 
-def test_a_mistake_in_the_environment_names_the_variable(mistakes_of: Callable[..., list[str]]) -> None:
-    """The place is the variable, in the form that was used."""
-    assert mistakes_of("", DOCKYARD_SERVER_TLS="?") == [
+def test_an_error_in_the_environment_has_the_variable(errors_in: Callable[..., list[str]]) -> None:
+    """Its location is the variable, with or without prefix as it is set."""
+    assert errors_in("", DOCKYARD_SERVER_TLS="?") == [
         'server.tls = "?": must be true or false (env DOCKYARD_SERVER_TLS)'
     ]
 
 
-def test_the_port_that_kubernetes_sets_is_explained(mistakes_of: Callable[..., list[str]]) -> None:
+def test_the_port_that_kubernetes_sets_is_explained(errors_in: Callable[..., list[str]]) -> None:
     """A service called "server" is the usual reason for a URL in SERVER_PORT."""
-    (mistake,) = mistakes_of("", SERVER_PORT="tcp://10.0.0.1:5000")
+    (error,) = errors_in("", SERVER_PORT="tcp://10.0.0.1:5000")
 
-    assert 'a service called "server"' in mistake
-    assert "set DOCKYARD_SERVER_PORT, which wins" in mistake
-
-
-def test_the_other_name_is_not_advised_when_it_is_the_one_in_the_way(mistakes_of: Callable[..., list[str]]) -> None:
-    """A service called "dockyard-server" takes the DOCKYARD_ form too."""
-    (mistake,) = mistakes_of("", DOCKYARD_SERVER_PORT="tcp://10.0.0.1:5000")
-
-    assert 'a service called "dockyard-server"' in mistake
-    assert "enableServiceLinks: false" in mistake
-    assert "which wins" not in mistake
+    assert 'a service called "server"' in error
+    assert "set DOCKYARD_SERVER_PORT, which takes precedence" in error
 
 
-def test_a_mistake_behind_a_variable_shows_only_its_name(mistakes_of: Callable[..., list[str]]) -> None:
-    """What ${VAR} stands for may be a secret that went to the wrong key."""
-    assert mistakes_of("server: {port: '${TOKEN}'}", TOKEN=CANARY) == [
+def test_a_variable_that_kubernetes_sets_is_not_advised(
+    errors_in: Callable[..., list[str]],
+) -> None:
+    """A service called "dockyard-server" sets the variable with the prefix."""
+    (error,) = errors_in("", DOCKYARD_SERVER_PORT="tcp://10.0.0.1:5000")
+
+    assert 'a service called "dockyard-server"' in error
+    assert "enableServiceLinks: false" in error
+    assert "which takes precedence" not in error
+
+
+def test_an_error_quotes_a_variable_but_not_its_value(errors_in: Callable[..., list[str]]) -> None:
+    """The value of ${VAR} may be a secret that was given to the wrong key."""
+    assert errors_in("server: {port: '${TOKEN}'}", TOKEN=CANARY) == [
         'server.port = "${TOKEN}": must be a whole number (config.yaml:1)'
     ]
 
 
-def test_a_mistake_says_that_a_variable_is_not_set(mistakes_of: Callable[..., list[str]]) -> None:
-    """The usual reason for a wrong value with braces."""
-    assert mistakes_of("upstream: {check_timeout: '${TTL}'}")[0].endswith("a ${...} in it is not set (config.yaml:1)")
+def test_an_error_says_that_a_variable_is_not_set(errors_in: Callable[..., list[str]]) -> None:
+    """It is the usual reason for an invalid value with braces."""
+    assert errors_in("upstream: {check_timeout: '${TTL}'}")[0].endswith(
+        "it refers to a variable that is not set (config.yaml:1)"
+    )
 
 
-def test_long_values_are_cut_and_strange_ones_escaped(mistakes_of: Callable[..., list[str]]) -> None:
-    """A mistake is one line that a terminal can show."""
-    (long,) = mistakes_of(f"server: {{port: {'9' * 500}}}")
-    (strange,) = mistakes_of('server: {port: "\\e[31m"}')
+def test_long_values_are_truncated_and_control_characters_escaped(errors_in: Callable[..., list[str]]) -> None:
+    """An error is one line that is safe to print on a terminal."""
+    (long,) = errors_in(f"server: {{port: {'9' * 500}}}")
+    (unprintable,) = errors_in('server: {port: "\\e[31m"}')
 
     assert len(long) < 200
     assert (
-        strange
-        == 'server.port = "\\u001b[31m": holds a line break, a control character or broken UTF-8 (config.yaml:1)'
+        unprintable
+        == 'server.port = "\\u001b[31m": contains a line break, a control character or broken UTF-8 (config.yaml:1)'
     )
 
 
@@ -671,13 +669,13 @@ SECRET_FILES = [
 
 
 @pytest.mark.parametrize("text", SECRET_FILES)
-def test_no_mistake_shows_a_secret(mistakes_of: Callable[..., list[str]], text: str) -> None:
-    """Whatever is wrong with the key of a secret, or with the YAML around it."""
-    assert CANARY not in "\n".join(mistakes_of(text))
+def test_no_error_contains_a_secret(errors_in: Callable[..., list[str]], text: str) -> None:
+    """Neither an error of the key of a secret, nor one of the YAML around it."""
+    assert CANARY not in "\n".join(errors_in(text))
 
 
 def secret_settings(load_text: Load) -> Settings:
-    """Settings with a secret wherever one can be."""
+    """Settings with a secret in each key that may contain one."""
     return load_text(
         f"""
         storage: {{access_key: minioadmin, secret_key: {CANARY}}}
@@ -690,8 +688,8 @@ def secret_settings(load_text: Load) -> Settings:
     )
 
 
-def test_no_repr_shows_a_secret(load_text: Load) -> None:
-    """Settings may end in a log or a traceback."""
+def test_no_repr_contains_a_secret(load_text: Load) -> None:
+    """Settings may be written to a log or a traceback."""
     settings = secret_settings(load_text)
 
     assert CANARY not in repr(settings)
@@ -700,7 +698,7 @@ def test_no_repr_shows_a_secret(load_text: Load) -> None:
 
 
 def test_shown_settings_hide_secrets(load_text: Load) -> None:
-    """Three stars where there is one, nothing where there is none."""
+    """As three asterisks; an empty secret as an empty text."""
     text = show(secret_settings(load_text))
 
     assert CANARY not in text
@@ -709,8 +707,8 @@ def test_shown_settings_hide_secrets(load_text: Load) -> None:
     assert "secret_key: ''" in show(load(None, HOME))
 
 
-def test_shown_settings_are_read_back(load_text: Load) -> None:
-    """Nothing is lost but the secrets."""
+def test_shown_settings_can_be_loaded(load_text: Load) -> None:
+    """Only the secrets are lost."""
     settings = load_text(
         """
         logger: {level: warn, encoding: json, color: false, output: stdout}
@@ -726,8 +724,8 @@ def test_shown_settings_are_read_back(load_text: Load) -> None:
     assert load_text(show(settings)) == settings
 
 
-def test_a_secret_is_true_when_there_is_one() -> None:
-    """`if secret` asks whether it was given."""
+def test_a_secret_is_true_unless_it_is_empty() -> None:
+    """`if secret` tests whether it is set."""
     assert Secret("x")
     assert not Secret("")
 
@@ -736,50 +734,50 @@ def test_a_secret_is_true_when_there_is_one() -> None:
 
 
 @pytest.mark.parametrize(
-    ("data", "mistake"),
+    ("data", "error"),
     [
         (b"server:\n  port: [1\n", ":3: is not valid YAML: expected ',' or ']'"),
         (b"server:\n\tport: 1\n", ":2: is not valid YAML: found character '\\t'"),
         (b"a: 1\n---\nb: 2\n", ":2: is not valid YAML: but found another document"),
         (b"server:\n  host: \xff\n", ":2: is not UTF-8 text"),
-        (b"server:\n  host: \x01\n", ":2: holds a character that YAML forbids, U+0001"),
+        (b"server:\n  host: \x01\n", ":2: contains a character that is not allowed in YAML, U+0001"),
         (b"[" * 100_000, ": is nested too deeply"),
         (b"#" * (2**20 + 1), ": is larger than 1048576 bytes"),
-        (b"a: *b\n", ":1: is not valid YAML: a value that begins with * or & or ! needs quotes"),
+        (b"a: *b\n", ":1: is not valid YAML: put quotes around a value that begins with *, & or !"),
     ],
 )
-def test_a_file_that_is_not_yaml_is_told_with_its_line(tmp_path: Path, data: bytes, mistake: str) -> None:
-    """Where it breaks, and why."""
+def test_the_error_of_an_invalid_file_has_its_line(tmp_path: Path, data: bytes, error: str) -> None:
+    """And the reason."""
     path = tmp_path / "config.yaml"
     path.write_bytes(data)
 
     with pytest.raises(SettingsError) as caught:
         load(path, HOME)
 
-    assert caught.value.mistakes[0].startswith(f"{path}{mistake}")
+    assert caught.value.errors[0].startswith(f"{path}{error}")
 
 
-def test_a_file_that_is_not_there_is_a_mistake(tmp_path: Path) -> None:
-    """And the environment is read all the same."""
+def test_a_missing_file_is_an_error(tmp_path: Path) -> None:
+    """The environment is checked nevertheless."""
     with pytest.raises(SettingsError) as caught:
         load(tmp_path / "none.yaml", {"SERVER_PORT": "x"})
 
-    assert caught.value.mistakes == [
+    assert caught.value.errors == [
         f"{tmp_path}/none.yaml: cannot be read: No such file or directory",
         'server.port = "x": must be a whole number (env SERVER_PORT)',
     ]
 
 
-def test_a_directory_is_not_a_file(tmp_path: Path) -> None:
-    """A wrongly mounted ConfigMap looks like this."""
+def test_a_directory_instead_of_a_file_is_an_error(tmp_path: Path) -> None:
+    """As when a ConfigMap is mounted wrongly."""
     with pytest.raises(SettingsError) as caught:
         load(tmp_path, HOME)
 
-    assert caught.value.mistakes == [f"{tmp_path}: cannot be read: Is a directory"]
+    assert caught.value.errors == [f"{tmp_path}: cannot be read: Is a directory"]
 
 
-def test_a_byte_order_mark_is_no_mistake(tmp_path: Path) -> None:
-    """Some editors put one there."""
+def test_a_byte_order_mark_is_accepted(tmp_path: Path) -> None:
+    """Some editors write one."""
     path = tmp_path / "config.yaml"
     path.write_bytes(b"\xef\xbb\xbfserver:\n  port: 81\n")
 
@@ -809,15 +807,15 @@ def test_an_anchor_can_be_used_again(load_text: Load) -> None:
         "a: &a [x,x]\nb: &b [*a,*a]\nc: &c [*b,*b]\nd: &d [*c,*c]\ne: [*d,*d]",
     ],
 )
-def test_references_that_go_in_circles_are_only_mistakes(mistakes_of: Callable[..., list[str]], text: str) -> None:
-    """The tree of settings is finite, whatever the file refers to."""
-    assert mistakes_of(text)
+def test_recursive_aliases_are_errors(errors_in: Callable[..., list[str]], text: str) -> None:
+    """They do not cause endless recursion, and nested aliases do not multiply."""
+    assert errors_in(text)
 
 
 @given(st.text(alphabet=st.sampled_from("abserv:port \n-[]{}\"'#&*!|>%@`$0,?\t<\\"), max_size=60))
 @example("upstreams: [{? {a: b} : c}]")
-def test_whatever_a_file_holds_is_settings_or_mistakes(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
-    """No text makes loading fail in any other way."""
+def test_any_file_gives_settings_or_errors(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
+    """Loading raises nothing but SettingsError."""
     path = tmp_path_factory.getbasetemp() / "fuzz.yaml"
     path.write_text(text, encoding="utf-8")
 
@@ -850,14 +848,14 @@ def test_whatever_a_file_holds_is_settings_or_mistakes(tmp_path_factory: pytest.
     ],
 )
 def test_a_registry_has_an_origin_and_a_path(load_text: Load, registry: str, origin: str, path: str) -> None:
-    """Plain HTTP for loopback hosts, https for all others, unless a scheme says."""
+    """The default scheme is http for loopback hosts, https for all others."""
     (upstream,) = load_text(f"upstreams: [{{prefix: a, registry: '{registry}'}}]").upstreams
 
     assert (str(upstream.origin), upstream.path) == (origin, path)
 
 
-def test_an_origin_has_numbers() -> None:
-    """The port is there even when nobody wrote it, an IPv6 host has no brackets."""
+def test_an_origin_has_a_port_and_a_host_without_brackets() -> None:
+    """The port is the default of the scheme when none is given."""
     assert Upstream("a", "[::1]").origin == Origin("http", "::1", 80)
 
 
@@ -872,10 +870,10 @@ def test_an_origin_has_numbers() -> None:
         (["prefix: docker.io/library"], [False]),
     ],
 )
-def test_docker_hub_is_the_default_unless_the_file_says_otherwise(
+def test_docker_hub_is_the_default_unless_the_file_sets_another(
     load_text: Load, lines: list[str], defaults: list[bool]
 ) -> None:
-    """Of Docker Hub itself, or by naming another."""
+    """By `default: false` for Docker Hub, or `default: true` for another upstream."""
     text = "upstreams:\n" + "\n".join(f"- {{{line}, registry: x}}" for line in lines)
 
     assert [upstream.default for upstream in load_text(text).upstreams] == defaults
@@ -893,8 +891,8 @@ def test_docker_hub_is_the_default_unless_the_file_says_otherwise(
         (", auth: {type: bearer, password: x}", "bearer"),
     ],
 )
-def test_every_other_type_of_auth_is_the_keychain(load_text: Load, auth: str, kind: str) -> None:
-    """Nothing, or any word that is not one of the three, means the Docker keychain."""
+def test_every_unknown_type_of_auth_is_the_keychain(load_text: Load, auth: str, kind: str) -> None:
+    """An empty type, or any that is not one of the three others, means the Docker keychain."""
     assert load_text(f"upstreams: [{{prefix: a, registry: x{auth}}}]").upstreams[0].auth.type == kind
 
 
@@ -902,17 +900,17 @@ def test_every_other_type_of_auth_is_the_keychain(load_text: Load, auth: str, ki
     ("auth", "warning"),
     [
         ("{type: anonymus}", "upstreams[0].auth.type: is none of anonymous, basic, bearer, keychain"),
-        ("{username: u, password: p}", "upstreams[0].auth: username and password are not used by the Docker keychain"),
+        ("{username: u, password: p}", "upstreams[0].auth: username and password are ignored by the Docker keychain"),
     ],
 )
-def test_a_keychain_that_is_probably_not_meant_is_warned_of(load_text: Load, auth: str, warning: str) -> None:
-    """A misspelt type is allowed, and said."""
-    (said,) = load_text(f"upstreams: [{{prefix: a, registry: x, auth: {auth}}}]").warnings
+def test_an_unintended_keychain_causes_a_warning(load_text: Load, auth: str, warning: str) -> None:
+    """A misspelt type is allowed, with a warning."""
+    (found,) = load_text(f"upstreams: [{{prefix: a, registry: x, auth: {auth}}}]").warnings
 
-    assert said.startswith(warning)
+    assert found.startswith(warning)
 
 
-# Files that settings name
+# Files that settings refer to
 
 
 @pytest.fixture(scope="module")
@@ -929,7 +927,7 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_certificate_and_its_key_are_accepted(load_text: Load, certificates: Path) -> None:
-    """With TLS on, both are there and belong together."""
+    """When TLS is on and they belong together."""
     settings = load_text(f"server: {{tls: true, certfile: {certificates}/one.crt, keyfile: {certificates}/one.key}}")
 
     assert settings.server == ServerSettings(
@@ -940,32 +938,32 @@ def test_a_certificate_and_its_key_are_accepted(load_text: Load, certificates: P
 @pytest.mark.parametrize(
     ("certfile", "keyfile"), [("one.crt", "two.key"), ("one.key", "one.key"), ("ca.pem", "ca.pem")]
 )
-def test_a_certificate_with_another_key_is_refused(
-    mistakes_of: Callable[..., list[str]], certificates: Path, certfile: str, keyfile: str
+def test_a_certificate_with_another_key_is_rejected(
+    errors_in: Callable[..., list[str]], certificates: Path, certfile: str, keyfile: str
 ) -> None:
-    """Found when the settings are read, not by a worker that cannot start."""
+    """When the settings are loaded, before a worker starts."""
     text = f"server: {{tls: true, certfile: {certificates}/{certfile}, keyfile: {certificates}/{keyfile}}}"
 
-    assert "cannot be used with server.certfile" in mistakes_of(text)[0]
+    assert "cannot be used with server.certfile" in errors_in(text)[0]
 
 
-def test_certificates_are_not_looked_at_without_tls(load_text: Load) -> None:
-    """They may be missing while TLS is off."""
+def test_certificates_are_not_checked_without_tls(load_text: Load) -> None:
+    """They may be missing when TLS is off."""
     assert load_text("server: {tls: false, certfile: /no/such}").server.certfile == "/no/such"
 
 
-def test_a_ca_file_holds_certificates(
-    mistakes_of: Callable[..., list[str]], load_text: Load, certificates: Path
+def test_a_ca_file_must_contain_certificates(
+    errors_in: Callable[..., list[str]], load_text: Load, certificates: Path
 ) -> None:
-    """A key, or any other file, is refused."""
+    """A key, or any other file, is rejected."""
     text = f"upstreams: [{{prefix: a, registry: x, ca_file: {certificates}/%s}}]"
 
     assert load_text(text % "ca.pem").upstreams[0].ca_file == f"{certificates}/ca.pem"
-    assert "must be a PEM file with CA certificates" in mistakes_of(text % "one.key")[0]
+    assert "must be a PEM file with CA certificates" in errors_in(text % "one.key")[0]
 
 
-def test_the_s3_keys_are_kept(load_text: Load) -> None:
-    """They are read as they are, whether or not a bucket is used."""
+def test_the_s3_keys_are_read(load_text: Load) -> None:
+    """Each into its field."""
     text = "storage: {endpoint: minio:9000, region: auto, bucket: b, access_key: a, secret_key: s}"
 
     assert load_text(text).storage == StorageSettings(

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from dockyard.config.hosts import Origin as Address
 from dockyard.errors import BadUpstream, Denied, NameUnknown, TooManyRequests, Unavailable, UpstreamTimeout
+from dockyard.oci.origin import Origin as Address
 from dockyard.oci.reference import Digest, Tag
 from dockyard.upstream import lists as listings
 from dockyard.upstream.lists import _is_same_host

@@ -2,7 +2,7 @@
 
 import pytest
 
-from dockyard.config.hosts import Origin
+from dockyard.oci.origin import Origin
 from dockyard.upstream.urls import NotAPlace, Place, is_listed, next_place, parse_place
 
 HERE = Place(Origin("https", "registry.test", 443), "/v2/a/blobs/x?y=1")

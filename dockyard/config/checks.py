@@ -1,0 +1,121 @@
+"""Rules for settings beyond the type of each value: ranges, values that depend on each other, files that must exist."""
+
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import get_args
+
+from dockyard.config.certificates import check_authorities, check_key_pair, check_readable
+from dockyard.config.hosts import check_proxy, parse_authority, parse_host, parse_registry
+from dockyard.config.settings import DAY_S, Auth, LoggerSettings, ServerSettings, Settings, Upstream
+from dockyard.config.types import AuthType
+from dockyard.errors import NameInvalid
+from dockyard.oci.reference import Name
+
+MAX_WORKERS = 1024
+
+
+def find_errors(settings: Settings) -> Iterator[tuple[str, str]]:
+    """Yield each rule that is violated, as key and message."""
+    yield from _logger_errors(settings.logger)
+    yield from _server_errors(settings.server)
+    prefix = settings.storage.prefix
+    if prefix and {"", ".", ".."}.intersection(prefix.removesuffix("/").split("/")):
+        yield "storage.prefix", "must be a path such as cache/, without a leading / and without . or .. in it"
+    for name in ("check_timeout", "connect_timeout", "stall_timeout"):
+        if getattr(settings.upstream, name) > DAY_S:
+            yield f"upstream.{name}", "must be 24h or less"
+    for name in ("connect_timeout", "stall_timeout"):
+        if not getattr(settings.upstream, name):
+            yield f"upstream.{name}", "must be more than 0"
+    if not settings.upstreams:
+        yield "upstreams", "must have at least one upstream"
+    prefixes: dict[str, str] = {}
+    for index, upstream in enumerate(settings.upstreams):
+        key = f"upstreams[{index}]"
+        if (first := prefixes.setdefault(upstream.prefix, key)) != key:
+            yield f"{key}.prefix", f"is the prefix of {first} too; each prefix may be used once"
+        yield from _upstream_errors(key, upstream)
+    defaults = [index for index, upstream in enumerate(settings.upstreams) if upstream.default]
+    for index in defaults[1:]:
+        yield f"upstreams[{index}].default", f"upstreams[{defaults[0]}] is the default already; only one can be"
+
+
+def find_warnings(settings: Settings, raw_values: Mapping[str, str]) -> Iterator[str]:
+    """Yield what is allowed but probably not intended. `raw_values` are the values as they are written, by key."""
+    for index, upstream in enumerate(settings.upstreams):
+        key = f"upstreams[{index}].auth"
+        if upstream.auth.type != "keychain":
+            continue
+        if raw_values.get(f"{key}.type", "").lower() not in {"", "keychain"}:
+            yield f"{key}.type: is none of {', '.join(get_args(AuthType))}; the Docker keychain is used"
+        if upstream.auth.username or upstream.auth.password:
+            yield f"{key}: username and password are ignored by the Docker keychain; set type: basic or bearer"
+
+
+def _logger_errors(logger: LoggerSettings) -> Iterator[tuple[str, str]]:
+    if logger.output in {"stderr", "stdout"}:
+        return
+    file = Path(logger.output)
+    if not logger.output or not file.parent.is_dir() or file.is_dir():
+        yield "logger.output", "must be stderr, stdout, or a file in an existing directory"
+    elif not os.access(file if file.exists() else file.parent, os.W_OK):
+        yield "logger.output", "must be a writable file"
+
+
+def _server_errors(server: ServerSettings) -> Iterator[tuple[str, str]]:
+    if not 1 <= server.port <= 65535:
+        yield "server.port", "must be from 1 to 65535"
+    if server.workers > MAX_WORKERS:
+        yield "server.workers", f"must be from 0 to {MAX_WORKERS}"
+    if server.drain_timeout > DAY_S:
+        yield "server.drain_timeout", "must be 24h or less"
+    if server.host:
+        yield from _check("server.host", parse_host, server.host)
+    if any(not path.startswith("/") for path in server.log.ignore_paths):
+        yield "server.log.ignore_paths", "must be paths that begin with /"
+    if server.tls:
+        yield from _tls_errors(server.certfile, server.keyfile)
+
+
+def _tls_errors(certfile: str, keyfile: str) -> Iterator[tuple[str, str]]:
+    files = {"server.certfile": certfile, "server.keyfile": keyfile}
+    errors = [(key, "is required when server.tls is true") for key, path in files.items() if not path]
+    errors += [error for key, path in files.items() if path for error in _check(key, check_readable, path)]
+    yield from errors or _check("server.keyfile", partial(check_key_pair, certfile), keyfile)
+
+
+def _upstream_errors(key: str, upstream: Upstream) -> Iterator[tuple[str, str]]:
+    try:
+        Name.parse(upstream.prefix)
+    except NameInvalid:
+        yield f"{key}.prefix", "must be a lower-case name such as ghcr.io or ghcr.io/my-org, without a port"
+    yield from _check(f"{key}.registry", parse_registry, upstream.registry)
+    yield from _auth_errors(f"{key}.auth", upstream.auth)
+    if upstream.ca_file:
+        yield from _check(f"{key}.ca_file", check_authorities, upstream.ca_file)
+    if upstream.proxy:
+        yield from _check(f"{key}.proxy", check_proxy, upstream.proxy)
+    for host in upstream.trusted_hosts:
+        yield from _check(f"{key}.trusted_hosts", parse_authority, host)
+
+
+def _auth_errors(key: str, auth: Auth) -> Iterator[tuple[str, str]]:
+    if auth.type == "basic" and not auth.username:
+        yield f"{key}.username", "is required by auth.type basic"
+    if auth.type == "basic" and ":" in auth.username:
+        yield f"{key}.username", "must not contain a colon (RFC 7617)"
+    if auth.type in {"basic", "bearer"} and not auth.password:
+        yield f"{key}.password", f"is required by auth.type {auth.type}"
+    if auth.type == "bearer" and not re.fullmatch(r"[!-~]*", auth.password.reveal()):
+        yield f"{key}.password", "must be printable ASCII without spaces, which is what a bearer token consists of"
+
+
+def _check(key: str, check: Callable[[str], object], text: str) -> Iterator[tuple[str, str]]:
+    """Yield an error when `check` raises ValueError."""
+    try:
+        check(text)
+    except ValueError as exc:
+        yield key, str(exc)

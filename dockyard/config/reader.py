@@ -1,0 +1,295 @@
+"""Reads one YAML file and the environment into a tree of attrs classes.
+
+The classes decide which keys exist; any other key in the file is an error. Every value is a text here, whatever type
+YAML would infer (`password: 0123` is not 83), until the type of its field parses it. Each key may also be set by an
+environment variable, which takes precedence, unless it is in a list.
+
+An error does not stop the reading: it is recorded with its key and its location, and the default is used. It quotes the
+value as it is written, never what `${VAR}` stands for, and never a secret.
+"""
+
+import difflib
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Generic, TypeVar, get_args
+
+import attrs
+import yaml
+
+MAX_FILE_BYTES = 2**20
+MAX_QUOTED_CHARS = 80
+NOT_A_KEY = {"is_key": False}
+"""Metadata of a field that cannot be set."""
+DEFAULT_TEXT = "default_text"
+"""Key in the metadata of a field whose default depends on the environment: how the reference describes it."""
+
+Tree = TypeVar("Tree")
+
+_VARIABLE = re.compile(r"\$\{([^}]+)\}")
+_UNPRINTABLE = re.compile("[\\x00-\\x1f\\x7f-\\x9f\\ud800-\\udfff]")
+
+
+@attrs.define
+class SettingsReader(Generic[Tree]):
+    """Reads a tree with the class `root`, once.
+
+    `structure(text, type)` returns a value or raises ValueError; for a tuple it gets a text or a list of texts.
+    Values of the type `secret` are never quoted.
+    """
+
+    root: type[Tree]
+    environ: Mapping[str, str]
+    structure: Callable[[Any, Any], Any]
+    secret: type
+    errors: list[str] = attrs.field(factory=list)
+    warnings: list[str] = attrs.field(factory=list)
+    raw_values: dict[str, str] = attrs.field(factory=dict, repr=False)
+    """By key: the value as it is written, with `${VAR}` not replaced. Secrets are left out."""
+    locations: dict[str, str] = attrs.field(factory=dict)
+    """By key or section: where it is set, as `config.yaml:12` or `env SERVER_PORT`."""
+    _keys_with_error: set[str] = attrs.field(factory=set)
+    _keys_with_unset_variable: set[str] = attrs.field(factory=set)
+    _file: str = ""
+
+    def read(self, path: Path | None) -> Tree:
+        """Return the whole tree, also when there are errors. Without a path only the environment is read."""
+        node = None
+        if path is not None:
+            self._file = str(path)
+            try:
+                node = _compose(path)
+            except ValueError as exc:
+                self.errors.append(str(exc))
+        tree: Tree = self._read_section(self.root, node, "", in_list=False)
+        return tree
+
+    def add_error(self, key: str, message: str) -> None:
+        """Record an error of a key. Only the first of a key counts: after it, the value is the default."""
+        if key in self._keys_with_error:
+            return
+        self._keys_with_error.add(key)
+        raw = self.raw_values.get(key, "")
+        quoted = f" = {_quote(raw)}" if raw and "@" not in raw else ""  # may be user:password@host
+        location = next((self.locations[above] for above in _key_and_parents(key) if above in self.locations), "")
+        subject = f"{key}{quoted}: " if key else ""
+        hint = "; it refers to a variable that is not set" if key in self._keys_with_unset_variable else ""
+        self.errors.append(f"{subject}{message}{hint}" + (f" ({location})" if location else ""))
+
+    def _read_section(self, cls: type[Any], node: yaml.Node | None, key: str, *, in_list: bool) -> Any:
+        fields = fields_of(cls)
+        entries = self._read_mapping(node, key, [field.name for field in fields])
+        values: dict[str, Any] = {}
+        for field in fields:
+            path = f"{key}.{field.name}".lstrip(".")
+            child = entries.get(field.name)
+            if self._is_section(field.type):
+                values[field.name] = self._read_section(field.type, child, path, in_list=in_list)
+            elif (element := section_in_list(field.type)) is not None:
+                if child is not None:
+                    values[field.name] = self._read_sections(element, child, path)
+            elif (given := self._read_value(field.type, child, path, in_list=in_list)) is not None:
+                self._parse_into(values, field, path, given)
+            if field.default is attrs.NOTHING and field.name not in values:
+                self.add_error(path, "is required")
+                values[field.name] = ""
+        return cls(**values)
+
+    def _is_section(self, kind: Any) -> bool:
+        return isinstance(kind, type) and attrs.has(kind) and kind is not self.secret
+
+    def _read_sections(self, cls: type[Any], node: yaml.Node, key: str) -> tuple[Any, ...]:
+        self.locations[key] = self._location(node)
+        if not isinstance(node, yaml.SequenceNode):
+            self.add_error(key, "must be a list")
+            return ()
+        return tuple(
+            self._read_section(cls, child, f"{key}[{index}]", in_list=True) for index, child in enumerate(node.value)
+        )
+
+    def _parse_into(self, values: dict[str, Any], field: Any, key: str, given: str | list[str]) -> None:
+        if any(_UNPRINTABLE.search(text) for text in ([given] if isinstance(given, str) else given)):
+            self.add_error(key, "contains a line break, a control character or broken UTF-8")
+            return
+        try:
+            values[field.name] = self.structure(given, field.type)
+        except ValueError as exc:
+            self.add_error(key, f"{exc}{_kubernetes_hint(self.locations[key], given)}")
+
+    def _read_value(self, kind: Any, node: yaml.Node | None, key: str, *, in_list: bool) -> str | list[str] | None:
+        """Return the text of one key, from the environment or else the file; None when neither has it."""
+        if not in_list:
+            for variable in environment_variables(key):
+                if variable in self.environ:
+                    self._record(kind, key, f"env {variable}", self.environ[variable])
+                    return self.environ[variable]
+        match node:
+            case None:
+                return None
+            case yaml.ScalarNode():
+                self._record(kind, key, self._location(node), str(node.value))
+                return self._expand(node, key)
+            case yaml.SequenceNode() if kind == tuple[str, ...] and all(
+                isinstance(item, yaml.ScalarNode) for item in node.value
+            ):
+                self._record(kind, key, self._location(node), ", ".join(item.value for item in node.value))
+                return [self._expand(item, key) for item in node.value]
+        self.locations[key] = self._location(node)
+        self.add_error(key, "must be a list of single values" if kind == tuple[str, ...] else "must be a single value")
+        return None
+
+    def _record(self, kind: Any, key: str, location: str, raw: str) -> None:
+        self.locations[key] = location
+        if kind is not self.secret:
+            self.raw_values[key] = raw
+
+    def _expand(self, node: yaml.ScalarNode, key: str) -> str:
+        """Return the value of a scalar with each `${VAR}` replaced once; variables that are not set stay as written."""
+        if node.tag.startswith("!"):
+            self.add_error(key, "is read as a YAML tag; put quotes around a value that begins with !")
+        text = str(node.value)
+        if any(name not in self.environ for name in _VARIABLE.findall(text)):
+            self._keys_with_unset_variable.add(key)
+            self.warnings.append(
+                f"{key}: refers to an environment variable that is not set; ${{...}} is used as written "
+                f"({self._location(node)})"
+            )
+        return _VARIABLE.sub(lambda match: self.environ.get(match[1], match[0]), text)
+
+    def _read_mapping(self, node: yaml.Node | None, key: str, known: list[str]) -> dict[str, yaml.Node]:
+        """Return the known keys of a mapping. A key whose value is null is left out."""
+        if node is None:
+            return {}
+        self.locations[key] = self._location(node)
+        if _is_null(node):
+            return {}
+        if not isinstance(node, yaml.MappingNode):
+            self.add_error(key, f"{'' if key else 'the file '}must be a mapping of keys to values")
+            return {}
+        entries: dict[str, yaml.Node] = {}
+        lines: dict[str, int] = {}
+        for name_node, value in node.value:
+            name = name_node.value if isinstance(name_node, yaml.ScalarNode) else "?"
+            path = f"{key}.{name}".lstrip(".")
+            if name not in known:
+                self.locations[path] = self._location(name_node)
+                self.add_error(path, f"unknown key{self._suggest(name, known, path)}")
+            elif name in lines:
+                self.locations[path] = self._location(name_node)
+                self.add_error(path, f"is set twice, first in line {lines[name]}")
+            else:
+                lines[name] = name_node.start_mark.line + 1
+                if not _is_null(value):
+                    entries[name] = value
+        return entries
+
+    def _suggest(self, name: str, known: list[str], path: str) -> str:
+        if name == "<<":
+            return "; merge keys are not supported, write the keys out"
+        snake_case = re.sub(r"(?<=[a-z])([A-Z])", r"_\1", name).lower().replace("-", "_")
+        section = path.removesuffix(name)
+        candidates = {known_name: f"{section}{known_name}" for known_name in known}
+        if not difflib.get_close_matches(snake_case, candidates, 1):
+            candidates = {path.rpartition(".")[2]: path for path in self._all_keys(self.root)}
+        nearest = difflib.get_close_matches(snake_case, candidates, 1)
+        return f"; did you mean {candidates[nearest[0]]}?" if nearest else ""
+
+    def _all_keys(self, cls: type[Any], above: str = "") -> Iterator[str]:
+        for field in fields_of(cls):
+            key = f"{above}{field.name}"
+            if self._is_section(field.type):
+                yield from self._all_keys(field.type, f"{key}.")
+            elif (element := section_in_list(field.type)) is not None:
+                yield from self._all_keys(element, f"{key}[].")
+            else:
+                yield key
+
+    def _location(self, node: yaml.Node) -> str:
+        return f"{self._file}:{node.start_mark.line + 1}"
+
+
+def fields_of(cls: type[Any]) -> list[Any]:
+    """The attrs fields of a section that are keys."""
+    return [field for field in attrs.fields(cls) if field.metadata.get("is_key", True)]
+
+
+def section_in_list(kind: Any) -> type[Any] | None:
+    """The class of the elements of a list of sections; None for any other type."""
+    return next((element for element in get_args(kind) if isinstance(element, type) and attrs.has(element)), None)
+
+
+def environment_variables(key: str) -> tuple[str, str]:
+    """The variables that set a key, the one that takes precedence first."""
+    name = key.upper().replace(".", "_")
+    return f"DOCKYARD_{name}", name
+
+
+def to_yaml(document: Mapping[str, Any]) -> str:
+    """The document as YAML, keys in the order given."""
+    text: str = yaml.safe_dump(document, sort_keys=False, allow_unicode=True, default_flow_style=False, width=1000)
+    return text
+
+
+def _compose(path: Path) -> yaml.Node | None:
+    """Parse a YAML file into nodes. Raises ValueError with the file's name and the line, without any of its text."""
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_FILE_BYTES + 1)
+    except OSError as exc:
+        raise ValueError(f"{path}: cannot be read: {exc.strerror}") from exc
+    if len(data) > MAX_FILE_BYTES:
+        raise ValueError(f"{path}: is larger than {MAX_FILE_BYTES} bytes")
+    try:
+        text = data.decode("utf-8-sig")
+        return yaml.compose(text, Loader=yaml.SafeLoader)
+    except UnicodeDecodeError as exc:
+        line = data.count(b"\n", 0, exc.start) + 1
+        raise ValueError(f"{path}:{line}: is not UTF-8 text") from exc
+    except yaml.reader.ReaderError as exc:
+        line = text.count("\n", 0, exc.position) + 1
+        character = f"U+{int(exc.character):04X}"
+        raise ValueError(f"{path}:{line}: contains a character that is not allowed in YAML, {character}") from exc
+    except yaml.MarkedYAMLError as exc:
+        mark = exc.problem_mark or exc.context_mark
+        line = mark.line + 1 if mark else 1
+        raise ValueError(f"{path}:{line}: is not valid YAML: {_describe(exc)}") from exc
+    except RecursionError as exc:
+        raise ValueError(f"{path}: is nested too deeply") from exc
+
+
+def _describe(exc: yaml.MarkedYAMLError) -> str:
+    """The message of the YAML parser, unless it repeats text of the file, which may be a password."""
+    problem = exc.problem or exc.context or "syntax error"
+    if "alias" in problem or "anchor" in problem or "tag" in problem:
+        return "put quotes around a value that begins with *, & or !"
+    return problem
+
+
+def _is_null(node: yaml.Node) -> bool:
+    return bool(node.tag == "tag:yaml.org,2002:null")
+
+
+def _key_and_parents(key: str) -> Iterator[str]:
+    """Yield the key, then each section that contains it, the whole file (an empty text) last."""
+    while key:
+        yield key
+        key = re.sub(r"(\.[^.]*|\[[0-9]+\]|^[^.\[]+)$", "", key)
+    yield ""
+
+
+def _quote(raw: str) -> str:
+    cut = raw if len(raw) <= MAX_QUOTED_CHARS else f"{raw[:MAX_QUOTED_CHARS]}..."
+    return json.dumps(cut, ensure_ascii=False) if cut.isprintable() else json.dumps(cut)
+
+
+def _kubernetes_hint(location: str, given: str | list[str]) -> str:
+    """The remedy when Kubernetes has set the variable: a service `server` sets SERVER_PORT=tcp://... in all pods."""
+    variable = location.removeprefix("env ")
+    if variable == location or not str(given).startswith(("tcp://", "udp://")):
+        return ""
+    service = variable.removesuffix("_PORT").lower().replace("_", "-")
+    remedy = "set enableServiceLinks: false in the pod, or set the variable in the pod spec"
+    if not variable.startswith("DOCKYARD_"):
+        remedy = f"set DOCKYARD_{variable}, which takes precedence, or enableServiceLinks: false in the pod"
+    return f'; Kubernetes sets this variable for a service called "{service}": {remedy}'

@@ -1,0 +1,25 @@
+"""Where a registry listens: scheme, host and port (RFC 6454)."""
+
+from typing import Final
+
+import attrs
+
+DEFAULT_PORTS: Final = {"http": 80, "https": 443}
+
+
+@attrs.frozen
+class Origin:
+    """A scheme, a host and a port. The host is in lower case, an IPv6 address without its brackets."""
+
+    scheme: str
+    host: str
+    port: int
+
+    @property
+    def authority(self) -> str:
+        """`host` or `host:port`, as in a URL and in a Host header: without the default port of the scheme."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return host if self.port == DEFAULT_PORTS.get(self.scheme) else f"{host}:{self.port}"
+
+    def __str__(self) -> str:
+        return f"{self.scheme}://{self.authority}"
