@@ -5,9 +5,9 @@ import socket
 import time
 from typing import Self
 
-from tests.processes.watch import workers_of_ports
 from tests.support.deployment import Deployment
 from tests.support.http_client import request_bytes
+from tests.support.worker_state import workers_by_client_port
 
 BYTE_EVERY_S = 1.0
 
@@ -62,7 +62,9 @@ class Attackers:
                 self.header_closed_s.append(now - began_at)
                 del self._headers[connection]
                 connection.close()
-        held = workers_of_ports(self._deployment).keys()  # what is full is not told that the other side has closed
+        held = workers_by_client_port(
+            self._deployment
+        ).keys()  # what is full is not told that the other side has closed
         self._were_held.update(held)
         for connection, began_at in list(self._readers.items()):
             port = connection.getsockname()[1]

@@ -4,9 +4,9 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from tests.processes.watch import open_files
 from tests.s3.service.bucket_view import find_object_problem
 from tests.support.deployment import Deployment
+from tests.support.worker_state import open_files
 
 READ_BYTES = 1024 * 1024
 NOT_CONTENT = {"partial", "run", "unpublished"}

@@ -8,8 +8,8 @@ from typing import Self
 
 import attrs
 
-from tests.processes.watch import open_files, resident_bytes
 from tests.support.deployment import Deployment
+from tests.support.worker_state import open_files, resident_bytes
 
 SAMPLE_EVERY_S = 0.1
 BASE_BYTES = 128 * 1024 * 1024

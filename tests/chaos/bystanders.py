@@ -8,9 +8,9 @@ from typing import Self
 
 import attrs
 
-from tests.processes.watch import MemoryWatch
 from tests.support.deployment import Deployment
 from tests.support.http_client import Response, send_request
+from tests.support.worker_state import MemorySampler
 
 MIB = 1024 * 1024
 CONTROL_PER_S = 20
@@ -58,7 +58,7 @@ class Bystanders:
         self.calm = Times()
         self.control = self.calm
         self.health = Times()
-        self.memory = MemoryWatch(deployment)
+        self.memory = MemorySampler(deployment)
         self._done = threading.Event()
         self._threads = [
             threading.Thread(target=self._repeat, args=(CONTROL_PER_S, self._ask_control), daemon=True),

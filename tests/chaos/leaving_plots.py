@@ -7,8 +7,8 @@ from tests.chaos.lanes import wait_for
 from tests.chaos.limits import SLACK_S
 from tests.chaos.outcomes import hit, new
 from tests.chaos.scenes import MIB, PATIENCE_S, Fault, Part, Plot, Scene
-from tests.processes.watch import open_files, processor_s
 from tests.support.http_client import Crowd, StreamedResponse, is_part_of
+from tests.support.worker_state import cpu_seconds, open_files
 
 LEAVERS = 10
 LINES_EACH = 3
@@ -86,9 +86,9 @@ def _is_quiet(scene: Scene) -> None:
 
     def is_idle() -> bool:
         pids = scene.deployment.dockyard.worker_pids()
-        used, since = sum(map(processor_s, pids)), time.monotonic()
+        used, since = sum(map(cpu_seconds, pids)), time.monotonic()
         time.sleep(0.5)  # a share of a processor can only be told over a while
-        return sum(map(processor_s, pids)) - used < IDLE_SHARE * (time.monotonic() - since)
+        return sum(map(cpu_seconds, pids)) - used < IDLE_SHARE * (time.monotonic() - since)
 
     took = wait_for(is_idle, "idle workers", PATIENCE_S)
     scene.check(took <= IDLE_WITHIN_S + SLACK_S, f"busy for {took:.1f} s after all had left")

@@ -20,11 +20,11 @@ from tests.chaos.history import Move, Outage, find_violations
 from tests.chaos.pullers import Truth, find_wrong
 from tests.chaos.pump import Answer
 from tests.chaos.town import ALL, OUTAGES, Town, send
-from tests.processes.watch import resident_bytes
 from tests.s3.service.bucket_view import blob_key
 from tests.support.bodies import digest_of
 from tests.support.deployment import CHECK_TIMEOUT_S, eventually
 from tests.support.http_client import Response, StreamedResponse, send_request
+from tests.support.worker_state import resident_bytes
 
 RECOVERY_S = 5.0
 SLACK_S = 3.0  # two cores, shared with everything else that runs

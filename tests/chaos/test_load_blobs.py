@@ -16,7 +16,6 @@ import pytest
 from tests.chaos.bounds import MemoryBound
 from tests.chaos.cells import State
 from tests.chaos.loads import ANOTHER, BUCKET, MIB, OWNER, UNDISTURBED, KeepLoad, note
-from tests.processes.watch import workers_of_ports, writers
 from tests.s3.service.bucket_view import BucketView
 from tests.s3.service.images import NAME
 from tests.s3.service.request_log import S3RequestLog
@@ -26,6 +25,7 @@ from tests.support.bodies import Bytes
 from tests.support.deployment import Deployment, eventually, set_at_exit
 from tests.support.fake_registry import FakeRegistry
 from tests.support.http_client import Crowd
+from tests.support.worker_state import download_owners, workers_by_client_port
 
 WORKERS = 4
 WITHIN_S = 400.0
@@ -136,8 +136,8 @@ def test_a_herd_joins_a_layer_in_download(
         memory = stack.enter_context(MemoryBound(deployment))
         crowd = stack.enter_context(deployment.crowd(path, truth, clients))
         crowd.run(until=lambda: all(member.received > MIB for member in crowd.members), within_s=WITHIN_S)
-        (owner,) = writers(deployment)
-        workers = workers_of_ports(deployment)
+        (owner,) = download_owners(deployment)
+        workers = workers_by_client_port(deployment)
         of_member = {member: workers[member.socket.getsockname()[1]] for member in crowd.members}
         killed = {UNDISTURBED: None, OWNER: owner, ANOTHER: next(pid for pid in of_member.values() if pid != owner)}
         victim = killed[what]

@@ -15,8 +15,8 @@ from tests.chaos.lanes import REPO, wait_for
 from tests.chaos.limits import SLACK_S
 from tests.chaos.outcomes import Got, Outcome, Seen, cut, hit, hit1, new
 from tests.chaos.scenes import MIB, Fault, Part, Plot, Scene
-from tests.processes.watch import workers_of_ports, writers
 from tests.support.http_client import StreamedResponse, send_request
+from tests.support.worker_state import download_owners, workers_by_client_port
 
 WORKERS = 4
 LAYER_BYTES = 12 * MIB
@@ -76,7 +76,7 @@ def _blob_cached(part: Part) -> None:
         ]
         for reader in readers:
             assert truth.data.startswith(reader.head().read(READ_BYTES))
-        by_port = workers_of_ports(part.deployment)
+        by_port = workers_by_client_port(part.deployment)
         part.scene.props["readers"] = {reader: by_port[reader.socket.getsockname()[1]] for reader in readers}
         part.meet()
         victim, workers = part.scene.props["victim"], part.scene.props["readers"]
@@ -97,9 +97,11 @@ def _download(part: Part) -> None:
     truth = part.lane.layers["cold"]
     with part.download(CLIENTS) as crowd:
         (owner,) = (
-            pid for pid, paths in writers(part.deployment).items() if any(truth.digest[7:] in path for path in paths)
+            pid
+            for pid, paths in download_owners(part.deployment).items()
+            if any(truth.digest[7:] in path for path in paths)
         )
-        by_port = workers_of_ports(part.deployment)
+        by_port = workers_by_client_port(part.deployment)
         workers = {id(each): by_port[each.socket.getsockname()[1]] for each in crowd.members}
         assert set(workers.values()) == set(part.deployment.dockyard.worker_pids()), "not every worker has a client"
         part.scene.props["owner"] = owner

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.clients.ways import OTHER_REGISTRY, WAYS, Way
+from tests.clients.pull_methods import OTHER_REGISTRY, PULL_METHODS, PullMethod
 from tests.support.distribution import DistributionRegistry
 from tests.support.dockyard import Dockyard, docker_hub, running
 from tests.support.image_clients import Containerd, Crane, DockerDaemon, Podman, Skopeo
@@ -79,13 +79,13 @@ def dockyard(registry: DistributionRegistry, tmp_path_factory: pytest.TempPathFa
         dockyard.stop()
 
 
-@pytest.fixture(params=WAYS.keys())
-def way(request: pytest.FixtureRequest, dockyard: Dockyard) -> Iterator[Way]:
+@pytest.fixture(params=PULL_METHODS.keys())
+def method(request: pytest.FixtureRequest, dockyard: Dockyard) -> Iterator[PullMethod]:
     """Each client by each shape of URL, with nothing pulled yet."""
-    way = WAYS[request.param](dockyard, request)
-    way.wipe()
-    yield way
-    way.wipe()
+    method = PULL_METHODS[request.param](dockyard, request)
+    method.wipe()
+    yield method
+    method.wipe()
 
 
 @pytest.hookimpl(wrapper=True)
@@ -94,7 +94,7 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
     report = yield
     fixtures = getattr(item, "funcargs", {})
     if report.failed and isinstance(fixtures.get("dockyard"), Dockyard):
-        report.sections.append(("Dockyard's log", "\n".join(fixtures["dockyard"].said().splitlines()[-80:])))
+        report.sections.append(("Dockyard's log", "\n".join(fixtures["dockyard"].read_log().splitlines()[-80:])))
     if report.failed and isinstance(fixtures.get("registry"), DistributionRegistry):
         report.sections.append(("requests upstream", "\n".join(map(str, fixtures["registry"].requests()))))
     return report

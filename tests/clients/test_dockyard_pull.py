@@ -162,7 +162,7 @@ def test_a_server_that_is_not_there_is_said_at_once() -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "output"),
     [
         ([], "no image is named"),
         (["Nginx", "--platform", "amd64"], "Nginx: not a repository name"),
@@ -172,12 +172,12 @@ def test_a_server_that_is_not_there_is_said_at_once() -> None:
         (["nginx", "--server", "ftp://x"], "not a URL"),
     ],
 )
-def test_words_that_are_not_understood_end_with_status_2(words: list[str], said: str) -> None:
+def test_words_that_are_not_understood_end_with_status_2(words: list[str], output: str) -> None:
     """And nothing is asked of any server."""
     done = pull("http://127.0.0.1:9", *words)
 
     assert done.returncode == 2
-    assert said in done.stderr
+    assert output in done.stderr
     assert "Traceback" not in done.stderr
 
 

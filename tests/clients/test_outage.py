@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.clients.conftest import KINDS
-from tests.clients.ways import OTHER_REGISTRY, Way
+from tests.clients.pull_methods import OTHER_REGISTRY, PullMethod
 from tests.support.distribution import DistributionRegistry
 from tests.support.dockyard import Dockyard
 from tests.support.image_clients import ClientError, Skopeo
@@ -28,9 +28,9 @@ def images(dockyard: Dockyard, registry: DistributionRegistry) -> Iterator[dict[
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_was_once_pulled_stays_pullable(way: Way, kind: str, images: dict[str, PushedImage]) -> None:
+def test_what_was_once_pulled_stays_pullable(method: PullMethod, kind: str, images: dict[str, PushedImage]) -> None:
     """A client that has nothing yet gets the whole image."""
-    assert way.pull(images[kind]) == way.wanted(images[kind])
+    assert method.pull(images[kind]) == method.expected(images[kind])
 
 
 @pytest.mark.usefixtures("images")

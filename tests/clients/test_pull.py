@@ -6,7 +6,7 @@ from collections import Counter
 import pytest
 
 from tests.clients.conftest import KINDS
-from tests.clients.ways import Way
+from tests.clients.pull_methods import PullMethod
 from tests.support.distribution import DistributionRegistry
 from tests.support.images import PushedImage
 
@@ -22,23 +22,25 @@ def image(request: pytest.FixtureRequest, registry: DistributionRegistry) -> Pus
     return pushed
 
 
-def test_a_cold_pull_brings_what_was_pushed(way: Way, image: PushedImage, registry: DistributionRegistry) -> None:
+def test_a_cold_pull_brings_what_was_pushed(
+    method: PullMethod, image: PushedImage, registry: DistributionRegistry
+) -> None:
     """The client has exactly the image that stands upstream, and each blob of it was fetched from there once."""
-    assert way.pull(image) == way.wanted(image)
+    assert method.pull(image) == method.expected(image)
     fetched = Counter(request.path for request in registry.requests() if request.method == "GET")
-    needed = {f"/v2/{image.repository}/blobs/{blob}" for blob in way.wanted(image) & image.blobs}
+    needed = {f"/v2/{image.repository}/blobs/{blob}" for blob in method.expected(image) & image.blobs}
     assert needed <= fetched.keys()
     assert {path: times for path, times in fetched.items() if times > 1} == {}
 
 
 def test_a_warm_pull_only_asks_whether_the_tag_has_moved(
-    way: Way, image: PushedImage, registry: DistributionRegistry
+    method: PullMethod, image: PushedImage, registry: DistributionRegistry
 ) -> None:
     """A client that has nothing yet pulls what another has pulled before, and no byte of it comes from upstream."""
-    way.pull(image)
-    way.wipe()
+    method.pull(image)
+    method.wipe()
     registry.clear_requests()
-    assert way.pull(image) == way.wanted(image)
+    assert method.pull(image) == method.expected(image)
     assert {(request.method, request.target, request.status) for request in registry.requests()} == {
         ("HEAD", f"/v2/{image.repository}/manifests/{image.tag}", 200)
     }

@@ -11,7 +11,7 @@ from tests.support.olareg import Olareg
 from tests.support.olareg_fixtures import olareg
 from tests.support.programs import Programs
 
-__all__ = ["olareg", "straight", "suite"]
+__all__ = ["olareg", "run_directly", "suite"]
 
 
 @pytest.fixture(scope="session")
@@ -21,7 +21,7 @@ def suite(programs: Programs) -> Path:
 
 
 @pytest.fixture(scope="session")
-def straight(
+def run_directly(
     suite: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[[DistributionRegistry | Olareg], Outcome]:
     """What the suite says of an upstream itself; each is asked once."""
@@ -29,7 +29,9 @@ def straight(
 
     def ask(upstream: DistributionRegistry | Olareg) -> Outcome:
         if upstream.host not in known:
-            known[upstream.host] = run_suite(suite, upstream.host, tmp_path_factory.mktemp("suite") / "straight", {})
+            known[upstream.host] = run_suite(
+                suite, upstream.host, tmp_path_factory.mktemp("suite") / "run_directly", {}
+            )
         return known[upstream.host]
 
     return ask

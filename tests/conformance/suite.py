@@ -13,7 +13,7 @@ import attrs
 RUN_LIMIT_S = 100.0
 
 # A cache shows a deleted manifest by its digest for ever, and that is not what is tested here.
-NO_DELETES = {
+WITHOUT_DELETES = {
     f"OCI_API_{what}_{ability}": "false" for what in ("TAGS", "MANIFESTS", "BLOBS") for ability in ("DELETE", "ATOMIC")
 }
 _DIGEST = re.compile(r"sha(?:256|512):[0-9a-f]+")
@@ -26,7 +26,7 @@ class Outcome:
     passed: Counter[str]
     failed: Counter[str]
     skipped: Counter[str]
-    words: str = attrs.field(repr=False)
+    messages: str = attrs.field(repr=False)
 
     @property
     def count(self) -> int:
@@ -44,7 +44,7 @@ def run_suite(program: Path, registry: str, directory: Path, settings: Mapping[s
         "OCI_TLS": "disabled",
         "OCI_VERSION": "dev",
         "OCI_RESULTS_DIR": str(directory),
-        **NO_DELETES,
+        **WITHOUT_DELETES,
         **settings,
     }
     done = subprocess.run(
@@ -57,14 +57,14 @@ def run_suite(program: Path, registry: str, directory: Path, settings: Mapping[s
         timeout=RUN_LIMIT_S,
         check=False,
     )
-    said = f"{done.stdout}\n{done.stderr}"
+    output = f"{done.stdout}\n{done.stderr}"
     results = directory / "junit.xml"
-    assert results.exists(), said[-5000:]
+    assert results.exists(), output[-5000:]
     checks: dict[str, Counter[str]] = {status: Counter() for status in ("passed", "failure", "error", "skipped")}
-    words = []
+    messages = []
     for case in ET.parse(results).iter("testcase"):  # noqa: S314  written by the suite itself
         name, status = _DIGEST.sub("<digest>", case.get("name", "")), case.get("status", "")
         checks[status][name] += 1
         if status in ("failure", "error"):
-            words.append(f"{name}: {case.findtext('system-out')}")
-    return Outcome(checks["passed"], checks["failure"] + checks["error"], checks["skipped"], "\n".join(words))
+            messages.append(f"{name}: {case.findtext('system-out')}")
+    return Outcome(checks["passed"], checks["failure"] + checks["error"], checks["skipped"], "\n".join(messages))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conformance.split import Room, Split
+from tests.conformance.read_write_proxy import Backend, ReadWriteProxy
 from tests.conformance.suite import Outcome, run_suite
 from tests.support.distribution import DistributionRegistry
 from tests.support.dockyard import Dockyard, docker_hub
@@ -18,7 +18,7 @@ from tests.support.olareg import Olareg
 
 pytestmark = pytest.mark.clients
 
-CHECKS_AT_LEAST = 590
+MIN_CHECKS = 590
 
 
 @pytest.fixture(params=["registry", "olareg"])
@@ -34,28 +34,30 @@ def test_reads_through_dockyard_fail_nothing_more(
     workers: int,
     path: str,
     suite: Path,
-    straight: Callable[[DistributionRegistry | Olareg], Outcome],
+    run_directly: Callable[[DistributionRegistry | Olareg], Outcome],
     start_dockyard: Callable[..., Dockyard],
     tmp_path: Path,
 ) -> None:
     """On a cold cache, and when each thing is read from a warm one; at the root and below the path of a mirror."""
-    before = straight(upstream)
+    direct = run_directly(upstream)
     dockyard = start_dockyard([docker_hub(upstream)], workers=workers)
     for temperature in ("cold", "warm"):
         name = f"conformance/{secrets.token_hex(4)}"
         repositories = {"OCI_REPO1": f"{name}/one", "OCI_REPO2": f"{name}/two"}
-        with Split(Room(upstream.port), Room(dockyard.port, path), is_warm=temperature == "warm") as door:
-            through = run_suite(suite, door.address, tmp_path / temperature, repositories)
-        assert not through.failed - before.failed, f"{temperature}\n{through.words}"
-        assert through.count == before.count >= CHECKS_AT_LEAST
-        assert door.tally.reads > 500
+        with ReadWriteProxy(
+            Backend(upstream.port), Backend(dockyard.port, path), is_warm=temperature == "warm"
+        ) as proxy:
+            through = run_suite(suite, proxy.address, tmp_path / temperature, repositories)
+        assert not through.failed - direct.failed, f"{temperature}\n{through.messages}"
+        assert through.count == direct.count >= MIN_CHECKS
+        assert proxy.counts.reads > 500
 
 
 def test_an_upstream_that_fails_nothing(
-    olareg: Olareg, straight: Callable[[DistributionRegistry | Olareg], Outcome]
+    olareg: Olareg, run_directly: Callable[[DistributionRegistry | Olareg], Outcome]
 ) -> None:
     """The comparison with olareg is one with all of the specification: sha512, referrers and lists among the rest."""
-    outcome = straight(olareg)
+    outcome = run_directly(olareg)
     assert outcome.failed.total() == 0
     for word in ("sha512", "referrers", "list", "range"):
         assert [name for name in outcome.passed if word in name], word

@@ -28,9 +28,9 @@ def fleet(ops: Path, programs: Programs, minio: Server, tmp_path_factory: pytest
     """Give a fleet, and judge what is in its bucket when it is gone."""
     directory = tmp_path_factory.mktemp("fleet")
     haproxy = programs.need("haproxy")
-    with contextlib.closing(BucketView(minio)) as place, FakeRegistry() as fake_registry:
-        place.make()
-        with contextlib.closing(Fleet(ops, haproxy, directory, fake_registry, place)) as fleet:
+    with contextlib.closing(BucketView(minio)) as bucket_view, FakeRegistry() as fake_registry:
+        bucket_view.make()
+        with contextlib.closing(Fleet(ops, haproxy, directory, fake_registry, bucket_view)) as fleet:
             fleet.start()
             yield fleet
-        assert place.audit() == []
+        assert bucket_view.audit() == []

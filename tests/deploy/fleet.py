@@ -24,10 +24,10 @@ from tests.support.processes import Process, free_port, wait_until
 
 REPLICAS = 3
 EXAMPLES = [f"10.0.0.1{number}:5000" for number in (1, 2, 3)]  # what the configurations of ops/ have
-SEEN_LIMIT_S = 30.0
-ANSWER_LIMIT_S = 30.0
-TRIES = 5  # as Docker and containerd do
-PAUSE_S = 0.2  # between two tries
+STATUS_TIMEOUT_S = 30.0
+RESPONSE_TIMEOUT_S = 30.0
+MAX_ATTEMPTS = 5  # as Docker and containerd do
+RETRY_DELAY_S = 0.2  # between two tries
 
 
 class Balancer:
@@ -56,7 +56,7 @@ class Balancer:
     def start(self) -> None:
         """Start it and wait until all replicas are up for it."""
         self._process = Process.start([self._program, "-db", "-f", self._config], log=self._log)
-        self._process.wait_until(self._listens, "listening", SEEN_LIMIT_S)
+        self._process.wait_until(self._is_listening, "listening", STATUS_TIMEOUT_S)
         self.wait_for({f"dockyard-{number}": "UP" for number in (1, 2, 3)})
 
     def close(self) -> None:
@@ -65,17 +65,17 @@ class Balancer:
 
     def wait_for(self, wanted: dict[str, str]) -> None:
         """Wait until HAProxy thinks so of its servers."""
-        wait_until(lambda: wanted.items() <= self.states().items(), f"seen as {wanted} by HAProxy", SEEN_LIMIT_S)
+        wait_until(lambda: wanted.items() <= self.states().items(), f"seen as {wanted} by HAProxy", STATUS_TIMEOUT_S)
 
     def states(self) -> dict[str, str]:
         """Each server and its status: UP, DOWN, or on its way to one of them."""
-        with socket.create_connection(("127.0.0.1", self._stats), ANSWER_LIMIT_S) as connection:
+        with socket.create_connection(("127.0.0.1", self._stats), RESPONSE_TIMEOUT_S) as connection:
             connection.sendall(b"show stat\n")
-            said = b"".join(iter(lambda: connection.recv(65536), b"")).decode()
-        rows = csv.DictReader(io.StringIO(said.removeprefix("# ")))
+            output = b"".join(iter(lambda: connection.recv(65536), b"")).decode()
+        rows = csv.DictReader(io.StringIO(output.removeprefix("# ")))
         return {row["svname"]: row["status"] for row in rows if row["svname"].startswith("dockyard-")}
 
-    def _listens(self) -> bool:
+    def _is_listening(self) -> bool:
         with contextlib.suppress(OSError):
             self.states()
             return True
@@ -86,11 +86,11 @@ class Fleet:
     """The fake registry, the bucket, the replicas and the balancer before them."""
 
     def __init__(
-        self, ops: Path, haproxy: Path, directory: Path, fake_registry: FakeRegistry, place: BucketView
+        self, ops: Path, haproxy: Path, directory: Path, fake_registry: FakeRegistry, bucket_view: BucketView
     ) -> None:
         self.fake_registry = fake_registry
-        self.place = place
-        settings = {"storage": place.storage(), "upstream": {"stall_timeout": "30s"}}
+        self.bucket_view = bucket_view
+        settings = {"storage": bucket_view.storage(), "upstream": {"stall_timeout": "30s"}}
         self.replicas = [
             Dockyard(directory / f"{number}", [upstream("up.test", fake_registry.url)], workers=2, settings=settings)
             for number in range(REPLICAS)
@@ -101,7 +101,7 @@ class Fleet:
         for replica in self.replicas:
             replica.start(wait=False)
         for replica in self.replicas:
-            wait_until(replica.is_answering, "answering", SEEN_LIMIT_S)
+            wait_until(replica.is_answering, "answering", STATUS_TIMEOUT_S)
         self.balancer.start()
 
     def close(self) -> None:
@@ -110,11 +110,11 @@ class Fleet:
             replica.kill()
             shutil.rmtree(replica.storage, ignore_errors=True)
 
-    def name_of(self, replica: Dockyard) -> str:
+    def server_name(self, replica: Dockyard) -> str:
         """What HAProxy calls it."""
         return f"dockyard-{self.replicas.index(replica) + 1}"
 
-    def holders(self, digest: str, where: str = "cache") -> list[Dockyard]:
+    def replicas_with(self, digest: str, where: str = "cache") -> list[Dockyard]:
         """The replicas that have a blob in this part of their directory: `cache`, or `partial`."""
         encoded = digest.partition(":")[2]
         return [each for each in self.replicas if any((each.storage / where).glob(f"**/*{encoded}*"))]
@@ -122,10 +122,10 @@ class Fleet:
     def restart(self, replica: Dockyard) -> None:
         """As preStop and ExecStop do it: not ready, seen by the balancer, stopped, started, seen again."""
         (replica.storage / "run" / "draining").touch()
-        self.balancer.wait_for({self.name_of(replica): "DOWN"})
+        self.balancer.wait_for({self.server_name(replica): "DOWN"})
         replica.stop()
         replica.start()
-        self.balancer.wait_for({self.name_of(replica): "UP"})
+        self.balancer.wait_for({self.server_name(replica): "UP"})
 
 
 @attrs.define
@@ -154,25 +154,27 @@ class Client:
     def get(self, path: str) -> bytes:
         """The body of an answer; raises what the last try raised."""
         body = bytearray()
-        for left in reversed(range(TRIES)):
+        for left in reversed(range(MAX_ATTEMPTS)):
             try:
-                return self._go_on(path, body)
+                return self._resume(path, body)
             except (OSError, http.client.HTTPException):
                 if not left:
                     raise
             self.retries += 1
-            time.sleep(PAUSE_S)  # a client waits between two tries
+            time.sleep(RETRY_DELAY_S)  # a client waits between two tries
         raise AssertionError("unreachable")
 
-    def _go_on(self, path: str, body: bytearray) -> bytes:
+    def _resume(self, path: str, body: bytearray) -> bytes:
         headers = {"Accept": f"{OCI_MANIFEST}, {OCI_INDEX}"} | ({"Range": f"bytes={len(body)}-"} if body else {})
-        with contextlib.closing(http.client.HTTPConnection("127.0.0.1", self.port, timeout=ANSWER_LIMIT_S)) as asked:
-            asked.request("GET", path, headers=headers)
-            answer = asked.getresponse()
-            if answer.status != (206 if body else 200):
-                raise http.client.HTTPException(f"GET {path} -> {answer.status} {answer.read()[:200]!r}")
-            wanted = len(body) + int(answer.headers["Content-Length"])
-            while piece := answer.read1(65536):
+        with contextlib.closing(
+            http.client.HTTPConnection("127.0.0.1", self.port, timeout=RESPONSE_TIMEOUT_S)
+        ) as connection:
+            connection.request("GET", path, headers=headers)
+            response = connection.getresponse()
+            if response.status != (206 if body else 200):
+                raise http.client.HTTPException(f"GET {path} -> {response.status} {response.read()[:200]!r}")
+            wanted = len(body) + int(response.headers["Content-Length"])
+            while piece := response.read1(65536):
                 body += piece
                 self.received = len(body)
         if len(body) != wanted:

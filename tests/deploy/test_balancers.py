@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.deploy.commands import run
 from tests.deploy.fleet import EXAMPLES, Client, Fleet
-from tests.deploy.programs import run
 from tests.support.processes import Process, free_port
 from tests.support.programs import Programs
 
@@ -29,8 +29,8 @@ def test_haproxy_takes_its_configuration(ops: Path, programs: Programs, tmp_path
     text = (ops / file).read_text().replace("    user haproxy\n    group haproxy\n", "")
     config = tmp_path / "haproxy.cfg"
     config.write_text(text.replace("maxconn 16384", "maxconn 1024"))
-    said = run(programs.need("haproxy"), "-c", "-f", config)
-    assert "WARNING" not in said, said
+    output = run(programs.need("haproxy"), "-c", "-f", config)
+    assert "WARNING" not in output, output
 
 
 def test_both_haproxys_hash_alike(ops: Path) -> None:
@@ -67,8 +67,8 @@ def nginx_config(ops: Path, tmp_path: Path) -> Path:
 
 def test_nginx_takes_its_configuration(programs: Programs, nginx_config: Path, tmp_path: Path) -> None:
     """Nginx finds no mistake and nothing to warn of."""
-    said = run(programs.need("nginx"), "-t", "-p", tmp_path, "-c", nginx_config)
-    assert "[warn]" not in said, said
+    output = run(programs.need("nginx"), "-t", "-p", tmp_path, "-c", nginx_config)
+    assert "[warn]" not in output, output
 
 
 def test_nginx_sends_each_layer_to_one_replica(
@@ -98,9 +98,9 @@ def _check_that_each_layer_has_one_replica(fleet: Fleet, balancer: Process, port
             client.get("/metrics")
     finally:
         balancer.end()
-    holders = [fleet.holders(digest) for digest in digests]
-    assert [len(each) for each in holders] == [1] * len(digests)
-    assert len({each.port for (each,) in holders}) == len(fleet.replicas)
+    replicas_with = [fleet.replicas_with(digest) for digest in digests]
+    assert [len(each) for each in replicas_with] == [1] * len(digests)
+    assert len({each.port for (each,) in replicas_with}) == len(fleet.replicas)
 
 
 def _answers(client: Client) -> bool:
@@ -112,8 +112,8 @@ def _answers(client: Client) -> bool:
 
 def test_envoy_takes_its_configuration(ops: Path, programs: Programs) -> None:
     """Envoy finds no mistake and nothing to warn of."""
-    said = run(programs.need("envoy"), "--mode", "validate", "-c", ops / "envoy" / "envoy.yaml")
-    assert "[warning]" not in said, said
+    output = run(programs.need("envoy"), "--mode", "validate", "-c", ops / "envoy" / "envoy.yaml")
+    assert "[warning]" not in output, output
 
 
 def test_envoy_sends_each_layer_to_one_replica(fleet: Fleet, ops: Path, programs: Programs, tmp_path: Path) -> None:

@@ -35,27 +35,27 @@ def test_each_layer_has_one_replica(fleet: Fleet, client: Client) -> None:
     digests = [fleet.fake_registry.add_blob(Random(f"one replica {n}").randbytes(10_000)) for n in range(24)]
     for digest in digests * 3:
         client.blob(NAME, digest)
-    holders = [fleet.holders(digest) for digest in digests]
-    assert [len(each) for each in holders] == [1] * len(digests)
-    assert len({each.port for (each,) in holders}) == len(fleet.replicas)
+    replicas_with = [fleet.replicas_with(digest) for digest in digests]
+    assert [len(each) for each in replicas_with] == [1] * len(digests)
+    assert len({each.port for (each,) in replicas_with}) == len(fleet.replicas)
     assert [fleet.fake_registry.count("blob", "GET", reference=digest) for digest in digests] == [1] * len(digests)
 
 
 def test_three_hundred_clients_on_one_cold_layer(fleet: Fleet) -> None:
     """All of them are served at once, from one GET upstream in all, and the bucket has the layer after that."""
-    truth = Bytes(Random("herd").randbytes(3 * MIB))
-    digest = fleet.fake_registry.add_blob(truth)
+    content = Bytes(Random("herd").randbytes(3 * MIB))
+    digest = fleet.fake_registry.add_blob(content)
     address = ("127.0.0.1", fleet.balancer.port)
     with set_at_exit(threading.Event()) as go_on:
         rule = fleet.fake_registry.on("blob", faults.stalled(0.5, go_on), reference=digest)
-        with Crowd(address, f"/v2/{NAME}/blobs/{digest}", truth, CLIENTS, ()) as crowd:
+        with Crowd(address, f"/v2/{NAME}/blobs/{digest}", content, CLIENTS, ()) as crowd:
             crowd.run(until=lambda: all(member.first_byte_at for member in crowd.members))
             go_on.set()
             crowd.run()
             assert all(member.is_right for member in crowd.members), crowd.summary()
     fleet.fake_registry.remove_rules(rule)
     assert fleet.fake_registry.count("blob", "GET", reference=digest) == 1
-    eventually(lambda: blob_key(digest) in fleet.place.listed(), "the layer is in the bucket")
+    eventually(lambda: blob_key(digest) in fleet.bucket_view.listed(), "the layer is in the bucket")
 
 
 def test_a_replica_is_killed_during_downloads(fleet: Fleet) -> None:
@@ -66,7 +66,7 @@ def test_a_replica_is_killed_during_downloads(fleet: Fleet) -> None:
     with set_at_exit(threading.Event()) as go_on, ThreadPoolExecutor(len(clients)) as pool:
         rule = fleet.fake_registry.on("blob", faults.stalled(0.5, go_on), reference=digest, times=1)
         pulls = [pool.submit(each.blob, NAME, digest) for each in clients]
-        (victim,) = eventually(lambda: fleet.holders(digest, "partial"), "a replica is fetching the layer")
+        (victim,) = eventually(lambda: fleet.replicas_with(digest, "partial"), "a replica is fetching the layer")
         eventually(lambda: all(each.received for each in clients), "all are in the middle of it", WITHIN_S)
         victim.kill()
         go_on.set()
@@ -75,7 +75,7 @@ def test_a_replica_is_killed_during_downloads(fleet: Fleet) -> None:
     assert all(each.retries for each in clients)
     assert fleet.fake_registry.count("blob", "GET", reference=digest) == 2, "one by the dead replica, one by the next"
     victim.start()
-    fleet.balancer.wait_for({fleet.name_of(victim): "UP"})
+    fleet.balancer.wait_for({fleet.server_name(victim): "UP"})
 
 
 @pytest.mark.timeout(150)

@@ -14,8 +14,8 @@ from tests.support.pull_image import pull_and_verify
 def get(dockyard: Dockyard, path: str) -> tuple[int, str]:
     """The status and body of a path."""
     try:
-        with urllib.request.urlopen(f"{dockyard.url}{path}", timeout=5) as answer:  # noqa: S310  our own http
-            return answer.status, answer.read().decode()
+        with urllib.request.urlopen(f"{dockyard.url}{path}", timeout=5) as response:  # noqa: S310  our own http
+            return response.status, response.read().decode()
     except urllib.error.HTTPError as exc:
         return exc.code, exc.read().decode()
 
@@ -37,8 +37,8 @@ def test_all_workers_are_counted_together(
     registry.clear_requests()
     for _ in range(4):
         pull_and_verify(dockyard.port, "docker.io/library/counted", image)
-    asked = 4 * (1 + len(image.manifests) + len(image.blobs))
-    assert count(dockyard, r'dockyard_requests_total\{.*kind="(?:manifest|blob)".*\}') == asked
+    expected = 4 * (1 + len(image.manifests) + len(image.blobs))
+    assert count(dockyard, r'dockyard_requests_total\{.*kind="(?:manifest|blob)".*\}') == expected
     assert count(dockyard, r'dockyard_fills_total\{outcome="done"\}') == len(image.blobs)
     heads = [request for request in registry.requests() if request.method == "HEAD"]
     assert count(dockyard, r'dockyard_upstream_seconds_count\{operation="head_manifest",.*\}') == len(heads) == 4

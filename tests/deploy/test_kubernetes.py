@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from dockyard.config.loader import load
-from tests.deploy.programs import run
+from tests.deploy.commands import run
 from tests.support.programs import Programs
 
 SCHEMAS = Path(__file__).parent / "kubernetes-1.34.json"
@@ -91,16 +91,16 @@ def one(resources: Resources, kind: str, ending: str = "dockyard") -> dict[str, 
 def test_kubeconform_takes_it(render: Callable[[str], str], programs: Programs, schemas: str, rendering: str) -> None:
     """Every resource is what Kubernetes 1.34 takes: no field is unknown, missing or of another type."""
     options = ["-strict", "-summary", "-output=json", f"-schema-location={schemas}"]
-    said = json.loads(run(programs.need("kubeconform"), *options, "-", text=render(rendering)))
-    assert said["summary"]["valid"] >= 7
-    assert said["summary"]["invalid"] + said["summary"]["errors"] + said["summary"]["skipped"] == 0
+    output = json.loads(run(programs.need("kubeconform"), *options, "-", text=render(rendering)))
+    assert output["summary"]["valid"] >= 7
+    assert output["summary"]["invalid"] + output["summary"]["errors"] + output["summary"]["skipped"] == 0
 
 
 def test_kubeconform_would_tell(render: Callable[[str], str], programs: Programs, schemas: str) -> None:
     """The judge is not blind: a field with a wrong letter is found."""
     wrong = render("base").replace("preStop:", "prestop:")
-    said = run(programs.need("kubeconform"), f"-schema-location={schemas}", "-", text=wrong, fails=True)
-    assert "prestop" in said
+    output = run(programs.need("kubeconform"), f"-schema-location={schemas}", "-", text=wrong, fails=True)
+    assert "prestop" in output
 
 
 def test_helm_finds_no_fault_with_the_chart(ops: Path, programs: Programs) -> None:
@@ -111,8 +111,8 @@ def test_helm_finds_no_fault_with_the_chart(ops: Path, programs: Programs) -> No
 def test_the_chart_refuses_values_that_it_does_not_know(ops: Path, programs: Programs) -> None:
     """A key with a wrong letter is a mistake, and not passed over."""
     chart = ops / "helm" / "dockyard"
-    said = run(programs.need("helm"), "template", "x", chart, "--set=balancer.replica=2", fails=True)
-    assert "replica" in said
+    output = run(programs.need("helm"), "template", "x", chart, "--set=balancer.replica=2", fails=True)
+    assert "replica" in output
 
 
 @pytest.mark.parametrize("rendering", ["base", "aws", "chart", "chart with everything"])

@@ -14,7 +14,7 @@ import yaml
 
 from dockyard.config.settings import ServerSettings
 from tests.clients.conftest import containerd, docker, skopeo
-from tests.deploy.programs import run
+from tests.deploy.commands import run
 from tests.support.distribution import DistributionRegistry
 from tests.support.dockyard import Dockyard, docker_hub, running
 from tests.support.image_clients import Containerd, DockerDaemon, Skopeo
@@ -36,8 +36,8 @@ def test_systemd_takes_the_unit(ops: Path, tmp_path: Path) -> None:
     assert text.count("/opt/dockyard/bin/dockyard server") == 1
     unit = tmp_path / "dockyard.service"
     unit.write_text(text.replace("/opt/dockyard/bin/dockyard server", f"{sys.executable} -m dockyard server"))
-    said = run(analyze, "verify", "--man=no", unit)
-    assert "dockyard.service" not in said, said
+    output = run(analyze, "verify", "--man=no", unit)
+    assert "dockyard.service" not in output, output
 
 
 def test_the_unit_gives_time_to_drain(ops: Path) -> None:
@@ -89,9 +89,9 @@ def test_containerd_takes_its_configuration(ops: Path, programs: Programs, tmp_p
         )
     file = tmp_path / "config.toml"
     file.write_text(text)
-    said = tomllib.loads(run(program, "--config", file, "config", "dump"))
+    output = tomllib.loads(run(program, "--config", file, "config", "dump"))
     (plugin,) = tomllib.loads(text)["plugins"]
-    assert said["plugins"][plugin]["registry"]["config_path"] == "/etc/containerd/certs.d"
+    assert output["plugins"][plugin]["registry"]["config_path"] == "/etc/containerd/certs.d"
 
 
 @pytest.mark.clients

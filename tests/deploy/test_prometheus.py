@@ -12,7 +12,7 @@ import yaml
 
 from dockyard import metrics
 from dockyard.web.health import State
-from tests.deploy.programs import run
+from tests.deploy.commands import run
 from tests.support.programs import Programs
 
 METRIC = re.compile(r"\bdockyard_[a-z_]+")
@@ -55,7 +55,7 @@ def expressions(ops: Path) -> Iterator[str]:
 
 def test_promtool_takes_the_scrape_configuration_and_the_rules(ops: Path, programs: Programs) -> None:
     """Prometheus would start with them, and the linter has nothing to say."""
-    said = run(
+    output = run(
         programs.need("promtool"),
         "check",
         "config",
@@ -63,7 +63,7 @@ def test_promtool_takes_the_scrape_configuration_and_the_rules(ops: Path, progra
         "--lint-fatal",
         ops / "prometheus" / "prometheus.yml",
     )
-    assert "SUCCESS: 1 rule files found" in said
+    assert "SUCCESS: 1 rule files found" in output
     run(programs.need("promtool"), "check", "rules", "--lint=all", "--lint-fatal", ops / "prometheus" / "rules.yml")
 
 

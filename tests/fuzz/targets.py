@@ -257,10 +257,10 @@ def feed_settings(data: bytes) -> None:
         path.write_bytes(text)
         try:
             settings = load(path, {"HOME": "/nonexistent", "X": CANARY})
-            said = repr(settings) + show(settings)
+            output = repr(settings) + show(settings)
         except SettingsError as exc:
-            said = str(exc)
-        assert text is data or CANARY not in said
+            output = str(exc)
+        assert text is data or CANARY not in output
 
 
 def _with_secrets(text: str) -> str:

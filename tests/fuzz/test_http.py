@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from tests.fuzz.budget import runs
 from tests.security.corpus import CORPUS, INNER, LAST
-from tests.security.raw import count_requests, talk
+from tests.security.raw_connection import count_requests, send_bytes
 from tests.support.deployment import Deployment, open_deployment
 from tests.support.fake_registry import FakeRegistry
 from tests.support.http_client import send_request
@@ -86,10 +86,10 @@ def mutated(draw: st.DrawFn) -> bytes:
 @given(data=mutated())
 def test_f8_raw_http(deployment: Deployment, data: bytes) -> None:
     """F8: never more answers than a strict reader finds requests, never 5xx, and the next connection is served."""
-    answered = talk(deployment.address, data, limit_s=0.3)
-    assert len(answered.statuses) <= count_requests(data)
-    assert all(status < 500 or status == 501 for status in answered.statuses)
-    assert talk(deployment.address, LAST).statuses == (200,)
+    result = send_bytes(deployment.address, data, limit_s=0.3)
+    assert len(result.statuses) <= count_requests(data)
+    assert all(status < 500 or status == 501 for status in result.statuses)
+    assert send_bytes(deployment.address, LAST).statuses == (200,)
 
 
 SEGMENTS = [
@@ -164,17 +164,20 @@ def test_f11_endpoints(deployment: Deployment, path: str, query: str, headers: d
     deployment.fake_registry.add_image("app", "v1")
     if headers.get("Range") == "":
         headers = {}
-    reply = send_request(deployment.address, path + query, headers, method=method)
-    assert reply.status in STATUSES, reply
-    assert reply.header("X-Content-Type-Options") == "nosniff"
-    if reply.status >= 400 and method != "HEAD":
-        (error,) = json.loads(reply.body)["errors"]
+    response = send_request(deployment.address, path + query, headers, method=method)
+    assert response.status in STATUSES, response
+    assert response.header("X-Content-Type-Options") == "nosniff"
+    if response.status >= 400 and method != "HEAD":
+        (error,) = json.loads(response.body)["errors"]
         assert set(error) == {"code", "message"}
-        assert reply.header("Content-Type") == "application/json"
-        assert len(reply.body) <= 4096
+        assert response.header("Content-Type") == "application/json"
+        assert len(response.body) <= 4096
     if method not in ("GET", "HEAD"):
-        assert reply.status in (400, 405, 414)
+        assert response.status in (400, 405, 414)
     if method == "GET":
         head = send_request(deployment.address, path + query, headers, method="HEAD")
-        assert (head.status, head.body) in [(reply.status, b""), *([(200, b"")] if reply.status in (206, 416) else [])]
-        assert head.header("Content-Type") == reply.header("Content-Type") or reply.status in (206, 416)
+        assert (head.status, head.body) in [
+            (response.status, b""),
+            *([(200, b"")] if response.status in (206, 416) else []),
+        ]
+        assert head.header("Content-Type") == response.header("Content-Type") or response.status in (206, 416)

@@ -108,14 +108,14 @@ async def _exchange(data: bytes) -> None:
     for request in received:
         assert isinstance(request, PeerRequest)
         assert type(request).__name__.encode() in data.partition(b"\n")[0]
-    replies = PeerReplies(_stream(data))
+    responses = PeerReplies(_stream(data))
     try:
         while True:
-            reply = await replies.next()
-            assert isinstance(reply, PeerReply | PeerRequest)
-            assert len(getattr(reply, "body", b"")) <= MAX_BODY_BYTES
-            if isinstance(reply, ErrorReply):
-                error = to_error(reply)
+            response = await responses.next()
+            assert isinstance(response, PeerReply | PeerRequest)
+            assert len(getattr(response, "body", b"")) <= MAX_BODY_BYTES
+            if isinstance(response, ErrorReply):
+                error = to_error(response)
                 assert isinstance(error, RegistryError)
                 assert 400 <= error.status < 600
     except PeerUnavailable:

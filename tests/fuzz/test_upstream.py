@@ -100,10 +100,10 @@ def changes(draw: st.DrawFn) -> dict[str, Any]:
 
 
 def _spoil(parts: dict[str, Any], headers: dict[str, str]) -> Any:
-    def change(request: Request, answer: ScriptedResponse) -> ScriptedResponse:
+    def change(request: Request, response: ScriptedResponse) -> ScriptedResponse:
         for name, value in headers.items():
-            answer = answer.with_header(name, value)
-        return attrs.evolve(answer, **parts)
+            response = response.with_header(name, value)
+        return attrs.evolve(response, **parts)
 
     return change
 
@@ -148,22 +148,22 @@ def test_f9_an_upstream_that_answers_anything(
     repo = f"app-{turn}"
     blob = SIZES[size] + str(turn).encode()
     image = deployment.fake_registry.add_image(repo, "v1", [blob])
-    truth = {image.digest: image.body, image.layers[0]: blob}
+    content = {image.digest: image.body, image.layers[0]: blob}
     rule = deployment.fake_registry.on(None, _spoil(parts, headers), repo=repo, times=times)
     for kind in KINDS:
         path = kind.format(manifest=image.digest, blob=image.layers[0])
-        reply = deployment.get(f"/v2/up{turn % PREFIXES}.test/{repo}/{path}")
-        assert reply.took_s < 14, path
-        assert reply.status in STATUSES, (path, reply)
-        if reply.status != 200:
-            assert reply.error
-            deployment.assert_no_leak(reply)
-        elif reply.is_complete and path.startswith(("manifests", "blobs")):
-            digest = reply.header("Docker-Content-Digest") or ""
-            assert f"sha256:{hashlib.sha256(reply.body).hexdigest()}" == digest
-            assert "/v1" in path or reply.body == truth[digest]
-        elif reply.is_complete:
-            json.loads(reply.body)
+        response = deployment.get(f"/v2/up{turn % PREFIXES}.test/{repo}/{path}")
+        assert response.took_s < 14, path
+        assert response.status in STATUSES, (path, response)
+        if response.status != 200:
+            assert response.error
+            deployment.assert_no_leak(response)
+        elif response.is_complete and path.startswith(("manifests", "blobs")):
+            digest = response.header("Docker-Content-Digest") or ""
+            assert f"sha256:{hashlib.sha256(response.body).hexdigest()}" == digest
+            assert "/v1" in path or response.body == content[digest]
+        elif response.is_complete:
+            json.loads(response.body)
     deployment.fake_registry.remove_rules(rule)
 
 
@@ -188,7 +188,7 @@ def stored_deployment(bucket: S3Proxy, tmp_path_factory: pytest.TempPathFactory)
 
 
 XML = b"<?xml version='1.0'?><Error><Code>%s</Code></Error>"
-said = st.sampled_from(
+bucket_responses = st.sampled_from(
     [
         *(
             b"",
@@ -227,37 +227,41 @@ s3_headers = st.dictionaries(
 )
 
 
-s3_answers = st.builds(
+s3_responses = st.builds(
     lambda status, body, headers: Respond(
         status, body, "".join(f"{name}: {value}\r\n" for name, value in headers.items())
     ),
     st.sampled_from([200, 204, 206, 301, 307, 400, 403, 404, 412, 416, 500, 503]),
-    said,
+    bucket_responses,
     s3_headers,
 )
 
 
 @settings(max_examples=runs(60), suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(answer=s3_answers)
-def test_f10_a_bucket_that_answers_anything(stored_deployment: Deployment, bucket: S3Proxy, answer: Respond) -> None:
+@given(bucket_response=s3_responses)
+def test_f10_a_bucket_that_answers_anything(
+    stored_deployment: Deployment, bucket: S3Proxy, bucket_response: Respond
+) -> None:
     """F10: whatever the bucket says, a small image is pulled whole and right, at once."""
     turn = next(turns)
     repo, blob = f"stored-{turn}", BLOB + str(turn).encode()
     image = stored_deployment.fake_registry.add_image(repo, "v1", [blob])
-    bucket.rule = lambda request: answer
+    bucket.rule = lambda request: bucket_response
     before = len(bucket.requests)
-    truth = {f"manifests/{image.digest}": image.body, "manifests/v1": image.body, f"blobs/{image.layers[0]}": blob}
-    for path, body in truth.items():
-        reply = stored_deployment.get(f"/v2/up.test/{repo}/{path}")
-        if answer.status in (200, 206) and len(answer.body) > MIB and not reply.is_complete:
-            reply = stored_deployment.get(f"/v2/up.test/{repo}/{path}")  # it had begun before it was known to be wrong
-        assert (reply.status, reply.body) == (200, body), path
-        assert reply.took_s < 14
+    content = {f"manifests/{image.digest}": image.body, "manifests/v1": image.body, f"blobs/{image.layers[0]}": blob}
+    for path, body in content.items():
+        response = stored_deployment.get(f"/v2/up.test/{repo}/{path}")
+        if response.status in (200, 206) and len(response.body) > MIB and not response.is_complete:
+            response = stored_deployment.get(
+                f"/v2/up.test/{repo}/{path}"
+            )  # it had begun before it was known to be wrong
+        assert (response.status, response.body) == (200, body), path
+        assert response.took_s < 14
     assert len(bucket.requests) > before or "reading without it" in stored_deployment.dockyard.read_log()
 
 
 DIGEST, NAME, TAG = Digest.of(BLOB), Name("up.test/app"), Tag("v1")
-ASKED: dict[str, Callable[[S3Store], object]] = {
+BUCKET_OPERATIONS: dict[str, Callable[[S3Store], object]] = {
     "open_blob": lambda tier: _read(tier.open_blob(DIGEST)),
     "open_blob from 5": lambda tier: _read(tier.open_blob(DIGEST, 5)),
     "stat_blob": lambda tier: tier.stat_blob(DIGEST),
@@ -276,20 +280,20 @@ def _read(body: S3BlobStream | None) -> bytes | None:
         return body and b"".join(iter(lambda: body.read(64 * 1024), b""))
 
 
-@pytest.mark.parametrize("question", ASKED)
+@pytest.mark.parametrize("operation", BUCKET_OPERATIONS)
 @settings(max_examples=runs(20), suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(answer=s3_answers)
-def test_f10_the_tier_takes_any_answer(bucket: S3Proxy, question: str, answer: Respond) -> None:
+@given(bucket_response=s3_responses)
+def test_f10_the_store_accepts_any_response(bucket: S3Proxy, operation: str, bucket_response: Respond) -> None:
     """F10: each question to the bucket ends with an answer or S3Error, whatever is said."""
     kept = StorageSettings(
         endpoint=bucket.host, bucket="anything", access_key="a", secret_key=Secret("b"), use_ssl=False
     )
-    bucket.rule = lambda request: answer
+    bucket.rule = lambda request: bucket_response
     before = len(bucket.requests)
     tier = S3Store(kept, {})
     try:
         with suppress(S3Error):
-            ASKED[question](tier)
+            BUCKET_OPERATIONS[operation](tier)
     finally:
         tier.close()
     assert len(bucket.requests) > before

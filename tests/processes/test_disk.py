@@ -38,10 +38,10 @@ def test_a_full_disk_fails_nobody(
 ) -> None:
     """There is no room for the layer: all clients get the right bytes all the same, and the server goes on."""
     (small_disk / "in-the-way").write_bytes(bytes(20 * MIB))
-    truth = Bytes(Random(size).randbytes(size))
-    path = f"/v2/up.test/app/blobs/{fake_registry.add_blob(truth)}"
+    content = Bytes(Random(size).randbytes(size))
+    path = f"/v2/up.test/app/blobs/{fake_registry.add_blob(content)}"
     deployment = make_deployment(workers=2, storage={"directory": str(small_disk / "storage")})
-    with deployment.crowd(path, truth, clients) as crowd:
+    with deployment.crowd(path, content, clients) as crowd:
         crowd.run()
         assert all(member.is_right for member in crowd.members), crowd.summary()
     small = fake_registry.add_blob(b"a small blob")
@@ -129,12 +129,12 @@ def test_a_layer_larger_than_the_cap_is_served(
     make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry
 ) -> None:
     """A layer that may not be kept is passed on whole."""
-    truth = Bytes(Random(16).randbytes(8 * MIB))
-    path = f"/v2/up.test/app/blobs/{fake_registry.add_blob(truth)}"
+    content = Bytes(Random(16).randbytes(8 * MIB))
+    path = f"/v2/up.test/app/blobs/{fake_registry.add_blob(content)}"
     deployment = make_deployment(storage={"max_size": "4MiB"})
     for _ in range(2):
-        reply = deployment.get(path)
-        assert (reply.ended, reply.body == truth.data) == ("length", True)
+        response = deployment.get(path)
+        assert (response.ended, response.body == content.data) == ("length", True)
     eventually(lambda: _stored_bytes(deployment) <= 4 * MIB, "within the cap")
 
 
@@ -150,9 +150,9 @@ def test_a_cached_file_of_the_wrong_size_is_not_served(
     deployment.dockyard.kill()
     os.truncate(file, size)
     deployment.dockyard.start()
-    reply = deployment.get(f"/v2/up.test/app/blobs/{digest}")
-    assert reply.status == 200
-    assert digest_of(reply.body) == digest
+    response = deployment.get(f"/v2/up.test/app/blobs/{digest}")
+    assert response.status == 200
+    assert digest_of(response.body) == digest
     assert fake_registry.count("blob", "GET", reference=digest) == 2
 
 
@@ -169,8 +169,8 @@ def test_a_file_spoilt_in_a_crash_is_verified_before_its_first_use(
         opened.seek(MIB)
         opened.write(b"spoilt")
     deployment.dockyard.start()
-    reply = deployment.get(f"/v2/up.test/app/blobs/{digest}")
-    assert not reply.is_complete or digest_of(reply.body) == digest
+    response = deployment.get(f"/v2/up.test/app/blobs/{digest}")
+    assert not response.is_complete or digest_of(response.body) == digest
     assert digest_of(deployment.get(f"/v2/up.test/app/blobs/{digest}").body) == digest
 
 

@@ -18,8 +18,8 @@ PROBE_EVERY_S = 3.0
 CACHED = "/v2/up.test/app/manifests/v1"
 
 
-def _is_stale(reply: Response) -> bool:
-    return reply.status == 200 and (reply.header("Warning") or "").startswith("299 ")
+def _is_stale(response: Response) -> bool:
+    return response.status == 200 and (response.header("Warning") or "").startswith("299 ")
 
 
 def _go_away(fake_registry: FakeRegistry, how: str) -> None:
@@ -50,13 +50,13 @@ def test_an_outage_costs_one_check(
     first = deployment.get(CACHED)
     assert _is_stale(first)
     assert first.took_s < CHECK_TIMEOUT_S + 0.5 + SLACK_S
-    began, asked = time.monotonic(), fake_registry.count()
+    began, count_before = time.monotonic(), fake_registry.count()
     later = [deployment.get(CACHED) for _ in range(40)]
     probes = 1 + (time.monotonic() - began) // PROBE_EVERY_S
-    assert fake_registry.count() - asked <= probes
-    assert all(_is_stale(reply) for reply in later)
-    assert median(reply.took_s for reply in later) < FAST_S
-    assert max(reply.took_s for reply in later) < FAST_S + SLACK_S
+    assert fake_registry.count() - count_before <= probes
+    assert all(_is_stale(response) for response in later)
+    assert median(response.took_s for response in later) < FAST_S
+    assert max(response.took_s for response in later) < FAST_S + SLACK_S
     assert parse_cache_status(later[-1])["hit"] is True
     unknown = deployment.get("/v2/up.test/app/manifests/unknown")
     assert (unknown.status, unknown.took_s < FAST_S + SLACK_S) in [(503, True), (504, True)]
@@ -77,11 +77,11 @@ def test_a_herd_on_many_tags_of_a_silent_upstream(
         fake_registry.add_image("app", tag)
     paths = [f"/v2/up.test/app/manifests/{tag}" for tag in tags]
     deployment = make_deployment(workers=2)
-    assert {reply.status for reply in deployment.get_concurrently(paths)} == {200}
+    assert {response.status for response in deployment.get_concurrently(paths)} == {200}
     _go_away(fake_registry, "silent")
-    replies = deployment.get_concurrently(paths)
-    assert all(_is_stale(reply) for reply in replies)
-    assert max(reply.took_s for reply in replies) < CHECK_TIMEOUT_S + 0.5 + SLACK_S
+    responses = deployment.get_concurrently(paths)
+    assert all(_is_stale(response) for response in responses)
+    assert max(response.took_s for response in responses) < CHECK_TIMEOUT_S + 0.5 + SLACK_S
 
 
 def test_errors_of_the_upstream_open_the_breaker_after_a_few(
@@ -94,11 +94,11 @@ def test_errors_of_the_upstream_open_the_breaker_after_a_few(
     fake_registry.on(None, faults.error_response(503, "UNAVAILABLE"))
     for _ in range(10):
         assert _is_stale(deployment.get(CACHED))
-    asked = fake_registry.count()
+    count_before = fake_registry.count()
     began = time.monotonic()
     for _ in range(10):
         assert _is_stale(deployment.get(CACHED))
-    assert fake_registry.count() - asked <= 1 + (time.monotonic() - began) // PROBE_EVERY_S
+    assert fake_registry.count() - count_before <= 1 + (time.monotonic() - began) // PROBE_EVERY_S
     fake_registry.remove_rules()
     eventually(lambda: deployment.get(CACHED).header("Warning") is None, "fresh again", RECOVERY_S + SLACK_S)
 
@@ -120,8 +120,8 @@ def test_one_upstream_away_leaves_the_others_fresh(
         _go_away(fake_registry, "refused")
         assert _is_stale(deployment.get(CACHED))
         for _ in range(3):
-            reply = deployment.get("/v2/well.test/app/manifests/v1")
-            assert (reply.status, reply.header("Warning")) == (200, None)
+            response = deployment.get("/v2/well.test/app/manifests/v1")
+            assert (response.status, response.header("Warning")) == (200, None)
 
 
 def test_a_rate_limit_is_kept_until_its_time(
@@ -132,14 +132,14 @@ def test_a_rate_limit_is_kept_until_its_time(
     deployment = make_deployment(workers=2)
     assert deployment.get(CACHED).status == 200
     rule = fake_registry.on(None, faults.error_response(429, "TOOMANYREQUESTS", "3"))
-    asked, limited_at = fake_registry.count(), time.monotonic()
+    count_before, limited_at = fake_registry.count(), time.monotonic()
     for _ in range(20):
         assert _is_stale(deployment.get(CACHED))
     unknown = deployment.get("/v2/up.test/app/manifests/unknown")
     assert (unknown.status, unknown.error) == (429, "TOOMANYREQUESTS")
     assert 1 <= int(unknown.header("Retry-After") or 0) <= 3
     if time.monotonic() - limited_at < 2.5:
-        assert fake_registry.count() - asked == 1
+        assert fake_registry.count() - count_before == 1
     fake_registry.remove_rules(rule)
     eventually(lambda: deployment.get(CACHED).header("Warning") is None, "fresh again", 3 + RECOVERY_S)
     assert time.monotonic() - limited_at > 2
@@ -152,6 +152,6 @@ def test_the_outage_is_not_a_missing_tag(
     deployment = make_deployment()
     _go_away(fake_registry, "refused")
     for path in ("manifests/v1", f"manifests/sha256:{'5' * 64}", f"blobs/sha256:{'6' * 64}"):
-        reply = deployment.get(f"/v2/up.test/app/{path}")
-        assert (reply.status, reply.error) == (503, "UNAVAILABLE")
-        assert int(reply.header("Retry-After") or 0) >= 1
+        response = deployment.get(f"/v2/up.test/app/{path}")
+        assert (response.status, response.error) == (503, "UNAVAILABLE")
+        assert int(response.header("Retry-After") or 0) >= 1

@@ -11,10 +11,10 @@ from http.client import HTTPConnection
 import pytest
 
 from dockyard.workers.rendezvous import owners
-from tests.processes.watch import workers_of_ports
 from tests.support import faults
 from tests.support.deployment import Deployment, eventually, set_at_exit
 from tests.support.fake_registry import FakeRegistry
+from tests.support.worker_state import workers_by_client_port
 
 WORKERS = 2
 PATH = "/v2/up.test/app/manifests/v1"
@@ -50,7 +50,7 @@ def connect(deployment: Deployment) -> Iterator[Callable[[Callable[[int], bool]]
                 connection.connect()
                 _ask(connection, "/healthz")
                 port = connection.sock.getsockname()[1]
-                return connection if is_wanted(workers_of_ports(deployment)[port]) else None
+                return connection if is_wanted(workers_by_client_port(deployment)[port]) else None
 
             return eventually(once, "a connection to a certain worker")
 
@@ -72,9 +72,9 @@ def own(owner: int, connect: Callable[[Callable[[int], bool]], HTTPConnection]) 
 def _ask(connection: HTTPConnection, path: str = PATH) -> tuple[str | None, bool]:
     """The digest of the answer, and whether it is marked stale."""
     connection.request("GET", path)
-    reply = connection.getresponse()
-    reply.read()
-    return reply.getheader("Docker-Content-Digest"), reply.getheader("Warning") is not None
+    response = connection.getresponse()
+    response.read()
+    return response.getheader("Docker-Content-Digest"), response.getheader("Warning") is not None
 
 
 def test_what_was_answered_for_a_frozen_owner_is_remembered(
@@ -100,10 +100,10 @@ def test_an_owner_that_wakes_up_moves_no_pointer_back(
     older = fake_registry.add_image("app", "v1", [b"two"])
     with set_at_exit(threading.Event()) as go_on:
         fake_registry.on("manifest", faults.silent(go_on), method="HEAD", times=1)
-        asked = fake_registry.count("manifest", "HEAD")
+        count_before = fake_registry.count("manifest", "HEAD")
         waiting = threading.Thread(target=_ask, args=(own,))
         waiting.start()
-        fake_registry.wait_for(lambda: fake_registry.count("manifest", "HEAD") > asked, "the owner asks")
+        fake_registry.wait_for(lambda: fake_registry.count("manifest", "HEAD") > count_before, "the owner asks")
         os.kill(owner, signal.SIGSTOP)
         newer = fake_registry.add_image("app", "v1", [b"three"])
         go_on.set()
@@ -117,6 +117,6 @@ def test_an_owner_that_wakes_up_moves_no_pointer_back(
         waiting.join()
     fake_registry.listener.close()
     for _ in range(5 * WORKERS):
-        reply = deployment.get(PATH)
-        assert (reply.header("Docker-Content-Digest"), bool(reply.header("Warning"))) == (newer.digest, True)
+        response = deployment.get(PATH)
+        assert (response.header("Docker-Content-Digest"), bool(response.header("Warning"))) == (newer.digest, True)
     assert (deployment.dockyard.storage / POINTER).read_text() == newer.digest

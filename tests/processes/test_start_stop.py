@@ -46,10 +46,10 @@ def test_a_running_download_finishes_after_sigterm(
     make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry
 ) -> None:
     """New connections are refused, the download that runs is finished, and the exit status is 0."""
-    truth = Bytes(Random(13).randbytes(20 * MIB))
-    path = f"/v2/up.test/app/blobs/{fake_registry.add_blob(truth)}"
+    content = Bytes(Random(13).randbytes(20 * MIB))
+    path = f"/v2/up.test/app/blobs/{fake_registry.add_blob(content)}"
     deployment = make_deployment(workers=2, server={"drain_timeout": "20s"})
-    with set_at_exit(threading.Event()) as go_on, deployment.crowd(path, truth, 6) as crowd:
+    with set_at_exit(threading.Event()) as go_on, deployment.crowd(path, content, 6) as crowd:
         fake_registry.on("blob", faults.stalled(0.5, go_on))
         crowd.run(until=lambda: all(member.received > MIB for member in crowd.members))
         sent_at, poll = _terminate(deployment)
@@ -61,7 +61,7 @@ def test_a_running_download_finishes_after_sigterm(
     eventually(lambda: poll() is not None, "the end", 20)
     assert poll() == 0, deployment.dockyard.read_log()[-2000:]
     assert time.monotonic() - sent_at < 20 + SLACK_S
-    assert deployment.stored_files(truth.digest)
+    assert deployment.stored_files(content.digest)
 
 
 def test_a_stalled_client_does_not_hold_up_the_end(
@@ -130,10 +130,10 @@ def test_a_second_instance_on_the_port_is_refused(
 ) -> None:
     """Two servers on one port would share its connections silently: the second says why it does not start."""
     deployment = make_deployment(workers=2)
-    status, said = _second(deployment, tmp_path, port=deployment.dockyard.port)
-    assert status not in (0, None), said
-    assert str(deployment.dockyard.port) in said
-    assert "Traceback" not in said
+    status, output = _second(deployment, tmp_path, port=deployment.dockyard.port)
+    assert status not in (0, None), output
+    assert str(deployment.dockyard.port) in output
+    assert "Traceback" not in output
     assert all(deployment.get("/v2/").status == 200 for _ in range(20))
 
 
@@ -142,10 +142,10 @@ def test_a_second_instance_on_the_directory_is_refused(
 ) -> None:
     """Two servers in one directory would sweep each other's files: the second does not start, and says why."""
     deployment = make_deployment(workers=2)
-    status, said = _second(deployment, tmp_path, port=free_port(), storage=deployment.dockyard.storage)
-    assert status not in (0, None), said
-    assert str(deployment.dockyard.storage) in said
-    assert "Traceback" not in said
+    status, output = _second(deployment, tmp_path, port=free_port(), storage=deployment.dockyard.storage)
+    assert status not in (0, None), output
+    assert str(deployment.dockyard.storage) in output
+    assert "Traceback" not in output
     assert all(deployment.get("/v2/").status == 200 for _ in range(20))
 
 
@@ -155,11 +155,11 @@ def test_a_bucket_that_cannot_be_is_refused(
     """Settings that make no address of a bucket are told before any worker is started."""
     deployment = make_deployment()
     deployment.dockyard.settings["storage"]["bucket"] = "b"
-    status, said = _second(deployment, tmp_path, port=free_port())
+    status, output = _second(deployment, tmp_path, port=free_port())
     assert status == 1
-    assert "cannot start" in said
-    assert "storage.bucket" in said
-    assert "Traceback" not in said
+    assert "cannot start" in output
+    assert "storage.bucket" in output
+    assert "Traceback" not in output
 
 
 def test_a_restart_finds_the_cache_and_sweeps_the_rest(
@@ -180,9 +180,9 @@ def test_a_restart_finds_the_cache_and_sweeps_the_rest(
     assert deployment.partial_files()
     deployment.dockyard.start()
     eventually(lambda: not deployment.partial_files(), "the partial files are swept")
-    asked = fake_registry.count()
+    count_before = fake_registry.count()
     assert [deployment.get(path).body for path in paths] == bodies
-    assert fake_registry.count() == asked
+    assert fake_registry.count() == count_before
 
 
 def test_the_server_speaks_tls(fake_registry: FakeRegistry, tmp_path: Path) -> None:
@@ -235,7 +235,7 @@ def test_a_directory_that_cannot_be_written(
     deployment = make_deployment()
     in_the_way = tmp_path / "a-file"
     in_the_way.write_text("")
-    status, said = _second(deployment, tmp_path, port=free_port(), storage=in_the_way)
-    assert status not in (0, None), said
-    assert str(in_the_way) in said
-    assert "Traceback" not in said
+    status, output = _second(deployment, tmp_path, port=free_port(), storage=in_the_way)
+    assert status not in (0, None), output
+    assert str(in_the_way) in output
+    assert "Traceback" not in output

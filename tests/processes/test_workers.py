@@ -9,11 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 from random import Random
 
-from tests.processes.watch import writers
 from tests.support import faults
 from tests.support.bodies import Bytes, digest_of
 from tests.support.deployment import Deployment, eventually, set_at_exit
 from tests.support.fake_registry import FakeRegistry
+from tests.support.worker_state import download_owners
 
 MIB = 1024 * 1024
 WORKERS = 4
@@ -39,13 +39,13 @@ def test_a_killed_worker_refuses_nobody(
         killed_at = time.monotonic()
         while time.monotonic() - killed_at < 1.5:
             try:
-                reply = deployment.get(warm)
+                response = deployment.get(warm)
             except ConnectionRefusedError as exc:
                 errors.append(exc)
             except OSError:
                 continue  # accepted by the one that died
             else:
-                assert (reply.status, reply.body) == (200, b"a warm blob")
+                assert (response.status, response.body) == (200, b"a warm blob")
         eventually(lambda: len(deployment.dockyard.worker_pids()) == WORKERS, "the worker is replaced", 5)
     assert errors == []
 
@@ -68,9 +68,9 @@ def test_everything_is_killed_and_started_again(
         deployment.dockyard.kill()
         fake_registry.remove_rules(rule)
     deployment.dockyard.start()
-    asked = fake_registry.count(reference=warm)
+    count_before = fake_registry.count(reference=warm)
     assert deployment.get(f"/v2/up.test/app/blobs/{warm}").body == b"a warm blob"
-    assert fake_registry.count(reference=warm) == asked
+    assert fake_registry.count(reference=warm) == count_before
     eventually(lambda: not deployment.partial_files(), "left-over partial files are swept")
     for digest in cold:
         assert deployment.stored_files(digest) == []
@@ -81,28 +81,28 @@ def test_a_failed_fetch_of_a_former_owner_is_in_nobodys_way(
     make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry
 ) -> None:
     """The owner is killed, the one that takes over fails, the owner's shard is back: the next fetch just works."""
-    truth = Bytes(Random(5).randbytes(6 * MIB))
-    path = f"/v2/up.test/app/blobs/{fake_registry.add_blob(truth)}"
+    content = Bytes(Random(5).randbytes(6 * MIB))
+    path = f"/v2/up.test/app/blobs/{fake_registry.add_blob(content)}"
     deployment = make_deployment(workers=2)
     shards = deployment.dockyard.storage / "run"
     eventually(lambda: len(list(shards.glob("shard-*.sock"))) == 2, "all workers serve")
-    with set_at_exit(threading.Event()) as go_on, deployment.crowd(path, truth, 20) as crowd:
+    with set_at_exit(threading.Event()) as go_on, deployment.crowd(path, content, 20) as crowd:
         fake_registry.on("blob", faults.cut_at_offset(4 * MIB))
         fake_registry.on("blob", faults.stalled(3 * MIB, go_on), times=1)
         crowd.run(until=lambda: all(member.received > MIB for member in crowd.members))
-        (owner,) = writers(deployment)
+        (owner,) = download_owners(deployment)
         os.kill(owner, signal.SIGKILL)
         go_on.set()
         crowd.run()
         assert not any(member.is_right for member in crowd.members), crowd.summary()
     fake_registry.remove_rules()
     eventually(lambda: all(_has_listener(name) for name in shards.glob("shard-*.sock")), "both shards serve again")
-    asked = fake_registry.count("blob", "GET")
-    reply = deployment.get(path)
-    assert (reply.ended, reply.body == truth.data) == ("length", True)
-    assert reply.took_s < RECOVERY_S
-    assert fake_registry.count("blob", "GET") == asked + 1
-    eventually(lambda: deployment.stored_files(truth.digest), "the layer is stored")
+    count_before = fake_registry.count("blob", "GET")
+    response = deployment.get(path)
+    assert (response.ended, response.body == content.data) == ("length", True)
+    assert response.took_s < RECOVERY_S
+    assert fake_registry.count("blob", "GET") == count_before + 1
+    eventually(lambda: deployment.stored_files(content.digest), "the layer is stored")
 
 
 def _has_listener(path: Path) -> bool:

@@ -46,8 +46,8 @@ SPELLINGS: dict[str, Callable[[str], Mapping[str, object]]] = {
 def _assert_two_tokens_at_most(deployment: Deployment, service: FakeTokenService, tens: int = 1) -> None:
     deployment.fake_registry.add_image("library/app", "v1")
     for _ in range(tens):
-        replies = deployment.get_concurrently(["/v2/up.test/library/app/manifests/v1"] * 10)
-        assert {reply.status for reply in replies} == {200}
+        responses = deployment.get_concurrently(["/v2/up.test/library/app/manifests/v1"] * 10)
+        assert {response.status for response in responses} == {200}
     assert 1 <= len(service.requests()) <= 2
     assert set(map(tuple, service.scopes())) == {("repository:library/app:pull",)}
 
@@ -115,14 +115,14 @@ def test_a_token_service_that_fails(
     fake_registry.on("token", change)
     fake_registry.add_image("app", "v1")
     deployment = make_deployment()
-    reply = deployment.get("/v2/up.test/app/manifests/v1")
-    assert reply.status in statuses, reply
-    assert reply.error
-    assert reply.took_s < 8
+    response = deployment.get("/v2/up.test/app/manifests/v1")
+    assert response.status in statuses, response
+    assert response.error
+    assert response.took_s < 8
     assert fake_registry.count("manifest") + fake_registry.count("ping") <= 2
     assert fake_registry.count("token") <= 2
     assert fake_registry.sent_bytes("token") < 32 << 20
-    deployment.assert_no_leak(reply)
+    deployment.assert_no_leak(response)
 
 
 @pytest.mark.parametrize("failure", ["500", "html", "hangs", "hangs up"])
@@ -136,9 +136,9 @@ def test_a_cached_tag_outlives_the_token_service(
     assert deployment.get("/v2/up.test/app/manifests/v1").status == 200
     service.revoke_all()
     fake_registry.on("token", TOKEN_FAILURES[failure][0])
-    reply = deployment.get("/v2/up.test/app/manifests/v1")
-    assert (reply.status, reply.body) == (200, image.body)
-    assert (reply.header("Warning") or "").startswith("299 ")
+    response = deployment.get("/v2/up.test/app/manifests/v1")
+    assert (response.status, response.body) == (200, image.body)
+    assert (response.header("Warning") or "").startswith("299 ")
 
 
 @pytest.mark.parametrize(("auth", "status"), [("anonymous", 404), ("basic", 403)])
@@ -150,9 +150,9 @@ def test_tokens_that_nobody_accepts(
     image = fake_registry.add_image("app", "v1")
     credentials = {"type": auth, **({"username": USER, "password": PASSWORD} if auth == "basic" else {})}
     deployment = make_deployment(upstreams=[upstream("up.test", fake_registry.url, auth=credentials)])
-    reply = deployment.get(f"/v2/up.test/app/manifests/{image.digest}")
-    assert reply.status == status
-    assert reply.error in ({"DENIED"} if status == 403 else {"NAME_UNKNOWN", "MANIFEST_UNKNOWN"})
+    response = deployment.get(f"/v2/up.test/app/manifests/{image.digest}")
+    assert response.status == status
+    assert response.error in ({"DENIED"} if status == 403 else {"NAME_UNKNOWN", "MANIFEST_UNKNOWN"})
     assert fake_registry.count("manifest") <= 2
     assert fake_registry.count("token") <= 2
     assert PASSWORD not in deployment.dockyard.read_log()
@@ -178,9 +178,9 @@ def test_a_forbidden_answer_is_an_answer(
     fake_registry.on(None, faults.error_response(403, "DENIED"), listener="registry")
     credentials = {"type": auth, **({"username": USER, "password": PASSWORD} if auth == "basic" else {})}
     deployment = make_deployment(upstreams=[upstream("up.test", fake_registry.url, auth=credentials)])
-    reply = deployment.get(f"/v2/up.test/app/{kind}/sha256:{'3' * 64}")
-    assert reply.status == status
-    assert "said the upstream" not in reply.body.decode()
+    response = deployment.get(f"/v2/up.test/app/{kind}/sha256:{'3' * 64}")
+    assert response.status == status
+    assert "said the upstream" not in response.body.decode()
     assert fake_registry.count() <= 3
 
 
@@ -198,10 +198,10 @@ def test_realms_that_lead_nowhere_good(
             upstream("up.test", fake_registry.url, auth={"type": "basic", "username": USER, "password": PASSWORD})
         ]
     )
-    reply = deployment.get("/v2/up.test/app/manifests/v1")
-    assert reply.status in (403, 404, 502, 503, 504)
-    assert reply.took_s < 5
-    deployment.assert_no_leak(reply)
+    response = deployment.get("/v2/up.test/app/manifests/v1")
+    assert response.status in (403, 404, 502, 503, 504)
+    assert response.took_s < 5
+    deployment.assert_no_leak(response)
 
 
 @pytest.mark.parametrize("auth", ["basic", "bearer"])
@@ -315,13 +315,13 @@ def test_a_token_that_expires_in_the_middle_of_a_transfer(
     digest = fake_registry.add_blob(blob)
     deployment = make_deployment()
 
-    def expire(request: Request, answer: ScriptedResponse) -> ScriptedResponse:
+    def expire(request: Request, response: ScriptedResponse) -> ScriptedResponse:
         service.revoke_all()
-        return faults.cut(0.5)(request, answer)
+        return faults.cut(0.5)(request, response)
 
     fake_registry.on("blob", expire, when=lambda request: request.header("Authorization") is not None, times=1)
-    reply = deployment.get(f"/v2/up.test/app/blobs/{digest}")
-    assert (reply.ended, reply.body == blob) == ("length", True)
+    response = deployment.get(f"/v2/up.test/app/blobs/{digest}")
+    assert (response.ended, response.body == blob) == ("length", True)
 
 
 def test_insufficient_scope_once(make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry) -> None:
@@ -351,8 +351,8 @@ def test_a_token_that_expires_between_two_checks(
     assert deployment.get("/v2/up.test/app/manifests/v1").status == 200
     service.revoke_all()
     gets = fake_registry.count("manifest", "GET")
-    reply = deployment.get("/v2/up.test/app/manifests/v1")
-    assert (reply.status, reply.header("Warning")) == (200, None)
+    response = deployment.get("/v2/up.test/app/manifests/v1")
+    assert (response.status, response.header("Warning")) == (200, None)
     assert len(service.requests()) == 2
     assert fake_registry.count("manifest", "GET") == gets
 
@@ -366,7 +366,7 @@ def test_one_refresh_for_many_waiting_requests(
     deployment = make_deployment()
     assert deployment.get(f"/v2/up.test/app/blobs/{digests[0]}").status == 200
     service.revoke_all()
-    replies = deployment.get_concurrently([f"/v2/up.test/app/blobs/{digest}" for digest in digests[1:]])
-    assert {reply.status for reply in replies} == {200}
+    responses = deployment.get_concurrently([f"/v2/up.test/app/blobs/{digest}" for digest in digests[1:]])
+    assert {response.status for response in responses} == {200}
     eventually(lambda: all(each.ended for each in service.requests()), "the token requests have ended")
     assert len(service.requests()) == 2

@@ -45,30 +45,30 @@ def test_a_wrong_body_is_never_complete(deployment: Deployment, flaw: str, size:
     blob = _random(size, f"{flaw} {size}")
     digest = fake_registry.add_blob(blob)
     rules = [fake_registry.on("blob", change, reference=digest) for change in _wrong_bodies(size)[flaw]]
-    reply = deployment.get(f"/v2/up.test/app/blobs/{digest}")
-    if reply.status == 200:
-        assert reply.ended == "fin", "broken bodies end by FIN before Content-Length"
-        assert reply.header("Content-Length") is not None
-        assert reply.header("Transfer-Encoding") is None
+    response = deployment.get(f"/v2/up.test/app/blobs/{digest}")
+    if response.status == 200:
+        assert response.ended == "fin", "broken bodies end by FIN before Content-Length"
+        assert response.header("Content-Length") is not None
+        assert response.header("Transfer-Encoding") is None
         assert size > MIB, "small blobs are verified before their first byte"
     else:
-        assert reply.status in (502, 503)
-        assert reply.error in ("UNKNOWN", "UNAVAILABLE")
-        deployment.assert_no_leak(reply)
+        assert response.status in (502, 503)
+        assert response.error in ("UNKNOWN", "UNAVAILABLE")
+        deployment.assert_no_leak(response)
     assert deployment.stored_files(digest) == []
     fake_registry.remove_rules(*rules)
-    asked = fake_registry.count("blob", "GET", reference=digest)
+    count_before = fake_registry.count("blob", "GET", reference=digest)
     again = deployment.get(f"/v2/up.test/app/blobs/{digest}")
     assert (again.status, again.ended, again.body == blob) == (200, "length", True)
-    assert fake_registry.count("blob", "GET", reference=digest) == asked + 1
+    assert fake_registry.count("blob", "GET", reference=digest) == count_before + 1
 
 
 def test_bytes_come_as_stored_even_if_the_client_takes_gzip(deployment: Deployment) -> None:
     """`identity` is asked for upstream, and nothing is compressed on the way to the client."""
     blob = b"compressible " * 1000
     digest = deployment.fake_registry.add_blob(blob)
-    reply = deployment.get(f"/v2/up.test/app/blobs/{digest}", Accept_Encoding="zstd;q=1.0, gzip;q=0.8")
-    assert (reply.body, reply.header("Content-Encoding")) == (blob, None)
+    response = deployment.get(f"/v2/up.test/app/blobs/{digest}", Accept_Encoding="zstd;q=1.0, gzip;q=0.8")
+    assert (response.body, response.header("Content-Encoding")) == (blob, None)
     (fetch,) = deployment.fake_registry.received("blob", "GET", reference=digest)
     assert fetch.request.header("Accept-Encoding") == "identity"
 
@@ -81,16 +81,20 @@ def test_an_upstream_that_tells_no_length(deployment: Deployment, framing: Chang
     blob = _random(size, f"{framing}{method}")
     digest = deployment.fake_registry.add_blob(blob)
     deployment.fake_registry.on("blob", framing, reference=digest)
-    reply = deployment.request(method, f"/v2/up.test/app/blobs/{digest}")
-    assert (reply.status, reply.header("Content-Length")) == (200, str(size))
-    assert reply.body == (blob if method == "GET" else b"")
+    response = deployment.request(method, f"/v2/up.test/app/blobs/{digest}")
+    assert (response.status, response.header("Content-Length")) == (200, str(size))
+    assert response.body == (blob if method == "GET" else b"")
 
 
 def test_head_starts_no_download(deployment: Deployment) -> None:
     """HEAD of a cold blob is a HEAD upstream, and that is all."""
     digest = deployment.fake_registry.add_blob(_random(2 * MIB, "head only"))
-    reply = deployment.head(f"/v2/up.test/app/blobs/{digest}")
-    assert (reply.status, reply.header("Content-Length"), reply.header("ETag")) == (200, str(2 * MIB), f'"{digest}"')
+    response = deployment.head(f"/v2/up.test/app/blobs/{digest}")
+    assert (response.status, response.header("Content-Length"), response.header("ETag")) == (
+        200,
+        str(2 * MIB),
+        f'"{digest}"',
+    )
     assert (
         deployment.fake_registry.count("blob", "HEAD", reference=digest),
         deployment.fake_registry.count("blob", "GET", reference=digest),
@@ -100,13 +104,13 @@ def test_head_starts_no_download(deployment: Deployment) -> None:
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
 def test_a_missing_blob(deployment: Deployment, method: str) -> None:
     """What the upstream does not have is BLOB_UNKNOWN; HEAD says so without a body."""
-    reply = deployment.request(method, "/v2/up.test/app/blobs/sha256:" + "1" * 64)
-    assert reply.status == 404
+    response = deployment.request(method, "/v2/up.test/app/blobs/sha256:" + "1" * 64)
+    assert response.status == 404
     if method == "GET":
-        assert reply.error == "BLOB_UNKNOWN"
-        deployment.assert_no_leak(reply)
+        assert response.error == "BLOB_UNKNOWN"
+        deployment.assert_no_leak(response)
     else:
-        assert reply.body == b""
+        assert response.body == b""
 
 
 def test_a_blob_of_another_repository_is_asked_for_there(deployment: Deployment) -> None:
@@ -120,21 +124,21 @@ def test_a_cached_blob_is_served_under_every_repository(deployment: Deployment) 
     """The documented decision: blobs are shared by digest, so once cached they are served whoever asks by digest."""
     digest = deployment.fake_registry.add_blob(b"shared by all", repos=["first"])
     assert deployment.get(f"/v2/up.test/first/blobs/{digest}").status == 200
-    asked = deployment.fake_registry.count()
+    count_before = deployment.fake_registry.count()
     for path in ("/v2/up.test/second", "/v2/docker.io/library/third"):
         assert deployment.get(f"{path}/blobs/{digest}").body == b"shared by all"
         assert deployment.head(f"{path}/blobs/{digest}").status == 200
-    assert deployment.fake_registry.count() == asked
+    assert deployment.fake_registry.count() == count_before
 
 
 def test_parallel_open_ranges_share_one_fetch(
     make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry
 ) -> None:
     """The parallel fetch of containerd: eight open ranges of a cold layer, each left by RST when it has its part."""
-    truth = Synthetic(200 * MIB)
-    digest = fake_registry.add_blob(truth)
+    content = Synthetic(200 * MIB)
+    digest = fake_registry.add_blob(content)
     deployment = make_deployment(workers=2)
-    part = truth.size // 8
+    part = content.size // 8
 
     def fetch(number: int) -> tuple[int, bool]:
         start = number * part
@@ -142,7 +146,7 @@ def test_parallel_open_ranges_share_one_fetch(
             download.head()
             is_right = True
             for at in range(start, start + part, MIB):
-                is_right = is_right and is_part_of(truth, at, download.read(MIB))
+                is_right = is_right and is_part_of(content, at, download.read(MIB))
             download.reset()
             return download.status, is_right
 
@@ -157,20 +161,20 @@ def test_the_fill_goes_on_when_its_only_client_leaves(
     make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry
 ) -> None:
     """The policy: a fill belongs to the server. It is finished, and nothing of it can be seen before that."""
-    truth = Synthetic(100 * MIB)
-    digest = fake_registry.add_blob(truth)
+    content = Synthetic(100 * MIB)
+    digest = fake_registry.add_blob(content)
     deployment = make_deployment()
     path = f"/v2/up.test/app/blobs/{digest}"
     with set_at_exit(threading.Event()) as go_on:
         fake_registry.on("blob", faults.stalled(0.2, go_on))
         with deployment.stream(path) as download:
-            assert is_part_of(truth, 0, download.head().read(10 * MIB))
+            assert is_part_of(content, 0, download.head().read(10 * MIB))
         assert deployment.stored_files(digest) == []
         go_on.set()
     eventually(lambda: deployment.stored_files(digest), "the blob is stored", 30)
-    reply = deployment.get(path, Range=f"bytes={50 * MIB}-{50 * MIB + 9}")
-    assert (reply.status, is_part_of(truth, 50 * MIB, reply.body)) == (206, True)
-    assert parse_cache_status(reply)["hit"] is True
+    response = deployment.get(path, Range=f"bytes={50 * MIB}-{50 * MIB + 9}")
+    assert (response.status, is_part_of(content, 50 * MIB, response.body)) == (206, True)
+    assert parse_cache_status(response)["hit"] is True
     assert fake_registry.count("blob", "GET") == 1
 
 
@@ -178,15 +182,15 @@ def test_a_second_client_is_not_hurt_when_the_first_leaves(
     make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry
 ) -> None:
     """Whoever joined the fetch before its first client left gets all of it."""
-    truth = Bytes(_random(20 * MIB, "joined"))
-    digest = fake_registry.add_blob(truth)
+    content = Bytes(_random(20 * MIB, "joined"))
+    digest = fake_registry.add_blob(content)
     deployment = make_deployment(workers=2)
     path = f"/v2/up.test/app/blobs/{digest}"
     with set_at_exit(threading.Event()) as go_on:
         fake_registry.on("blob", faults.stalled(0.5, go_on))
         first = deployment.stream(path)
         first.head().read(MIB)
-        with deployment.crowd(path, truth, 4) as crowd:
+        with deployment.crowd(path, content, 4) as crowd:
             crowd.run(until=lambda: all(member.received > MIB for member in crowd.members))
             first.reset()
             go_on.set()
@@ -199,12 +203,12 @@ def test_two_hundred_clients_of_one_cold_blob(
     make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry
 ) -> None:
     """One fetch for all of them; everybody has a first byte while the upstream still holds half of it back."""
-    truth = Bytes(_random(8 * MIB, "two hundred"))
-    digest = fake_registry.add_blob(truth)
+    content = Bytes(_random(8 * MIB, "two hundred"))
+    digest = fake_registry.add_blob(content)
     deployment = make_deployment(workers=2)
     with set_at_exit(threading.Event()) as go_on:
         fake_registry.on("blob", faults.stalled(0.5, go_on))
-        with deployment.crowd(f"/v2/up.test/app/blobs/{digest}", truth, 200) as crowd:
+        with deployment.crowd(f"/v2/up.test/app/blobs/{digest}", content, 200) as crowd:
             crowd.run(until=lambda: all(member.first_byte_at for member in crowd.members))
             go_on.set()
             crowd.run()
@@ -231,12 +235,12 @@ def test_a_reset_upstream_is_resumed_unseen(
     make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry
 ) -> None:
     """The upstream resets at 60 %: Dockyard asks for the rest, and the client sees one clean body."""
-    truth = Bytes(_random(10 * MIB, "reset"))
-    digest = fake_registry.add_blob(truth)
+    content = Bytes(_random(10 * MIB, "reset"))
+    digest = fake_registry.add_blob(content)
     deployment = make_deployment()
     fake_registry.on("blob", faults.cut(0.6, "rst"), times=1)
-    reply = deployment.get(f"/v2/up.test/app/blobs/{digest}")
-    assert (reply.status, reply.ended, reply.body == truth.data) == (200, "length", True)
+    response = deployment.get(f"/v2/up.test/app/blobs/{digest}")
+    assert (response.status, response.ended, response.body == content.data) == (200, "length", True)
     first, second = fake_registry.received("blob", "GET")
     assert (first.request.header("Range"), first.ended) == (None, "rst")
     resumed_at = int((second.request.header("Range") or "").removeprefix("bytes=").removesuffix("-"))
@@ -249,18 +253,18 @@ def test_a_resume_at_the_wrong_place_is_not_believed(
     make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry, place: str
 ) -> None:
     """A 206 whose Content-Range is not what was asked for is never glued to what is there."""
-    truth = Bytes(_random(4 * MIB, place))
-    digest = fake_registry.add_blob(truth)
+    content = Bytes(_random(4 * MIB, place))
+    digest = fake_registry.add_blob(content)
     deployment = make_deployment()
     fake_registry.on("blob", faults.cut(0.5), times=1)
 
-    def lie(request: Request, answer: ScriptedResponse) -> ScriptedResponse:
-        fields = {"start": answer.start, "last": truth.size - 1, "size": truth.size, "wrong": truth.size + 1}
-        return answer.with_header("Content-Range", place.format(**fields)) if answer.status == 206 else answer
+    def lie(request: Request, response: ScriptedResponse) -> ScriptedResponse:
+        fields = {"start": response.start, "last": content.size - 1, "size": content.size, "wrong": content.size + 1}
+        return response.with_header("Content-Range", place.format(**fields)) if response.status == 206 else response
 
     fake_registry.on("blob", lie)
-    reply = deployment.get(f"/v2/up.test/app/blobs/{digest}")
-    assert not reply.is_complete or reply.body == truth.data
+    response = deployment.get(f"/v2/up.test/app/blobs/{digest}")
+    assert not response.is_complete or response.body == content.data
     assert all(digest_of(path.read_bytes()) == digest for path in deployment.stored_files(digest))
 
 
@@ -268,21 +272,21 @@ def test_an_upstream_that_ignores_the_resume(
     make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry
 ) -> None:
     """200 instead of 206: what was there is read again and dropped, and the client does not notice."""
-    truth = Bytes(_random(4 * MIB, "ignored"))
-    digest = fake_registry.add_blob(truth)
+    content = Bytes(_random(4 * MIB, "ignored"))
+    digest = fake_registry.add_blob(content)
     deployment = make_deployment()
     fake_registry.on("blob", faults.cut(0.5), times=1)
     fake_registry.on("blob", faults.ignoring_range())
-    reply = deployment.get(f"/v2/up.test/app/blobs/{digest}")
-    assert (reply.ended, reply.body == truth.data) == ("length", True)
+    response = deployment.get(f"/v2/up.test/app/blobs/{digest}")
+    assert (response.ended, response.body == content.data) == ("length", True)
     assert fake_registry.count("blob", "GET") == 2
-    assert fake_registry.sent_bytes("blob") <= 2 * truth.size
+    assert fake_registry.sent_bytes("blob") <= 2 * content.size
 
 
 def test_a_client_that_was_cut_resumes(make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry) -> None:
     """The only worker is killed in mid fill: nothing partial is served afterwards, and `bytes=N-` is answered 206."""
-    truth = Synthetic(32 * MIB)
-    digest = fake_registry.add_blob(truth)
+    content = Synthetic(32 * MIB)
+    digest = fake_registry.add_blob(content)
     deployment = make_deployment()
     path = f"/v2/up.test/app/blobs/{digest}"
     with set_at_exit(threading.Event()) as go_on:
@@ -295,8 +299,8 @@ def test_a_client_that_was_cut_resumes(make_deployment: Callable[..., Deployment
         fake_registry.remove_rules(rule)
     deployment.dockyard.start()
     received = len(got) + len(more)
-    assert received < truth.size
-    reply = deployment.get(path, Range=f"bytes={received}-")
-    assert (reply.status, reply.ended) == (206, "length")
-    assert is_part_of(truth, 0, got + more + reply.body)
-    assert digest_of(read_whole(truth)) == digest
+    assert received < content.size
+    response = deployment.get(path, Range=f"bytes={received}-")
+    assert (response.status, response.ended) == (206, "length")
+    assert is_part_of(content, 0, got + more + response.body)
+    assert digest_of(read_whole(content)) == digest

@@ -54,29 +54,29 @@ def test_what_the_client_has_already(
     """A matching `If-None-Match`, however it is spelt, is 304 with the validator and no body."""
     digest = _digest(image, what)
     validator = MATCHING[spelling].format(digest=digest, other=OTHER)
-    reply = deployment.request(method, _paths(image)[what], If_None_Match=validator)
-    assert (reply.status, reply.body) == (304, b"")
-    assert reply.header("ETag") == f'"{digest}"'
-    assert reply.header("Docker-Content-Digest") == digest
-    assert reply.header("Cache-Control")
-    assert parse_cache_status(reply)[""] == "Dockyard"
+    response = deployment.request(method, _paths(image)[what], If_None_Match=validator)
+    assert (response.status, response.body) == (304, b"")
+    assert response.header("ETag") == f'"{digest}"'
+    assert response.header("Docker-Content-Digest") == digest
+    assert response.header("Cache-Control")
+    assert parse_cache_status(response)[""] == "Dockyard"
 
 
 @pytest.mark.parametrize("what", ["tag", "digest", "blob"])
 @pytest.mark.parametrize("validator", [f'"{OTHER}"', OTHER, f'W/"{OTHER}"', '""', "garbage, ,"])
 def test_what_the_client_does_not_have(deployment: Deployment, image: Image, what: str, validator: str) -> None:
     """A validator of something else gets the whole thing."""
-    reply = deployment.get(_paths(image)[what], If_None_Match=validator)
-    assert reply.status == 200
-    assert reply.body == (BLOB if what == "blob" else image.body)
+    response = deployment.get(_paths(image)[what], If_None_Match=validator)
+    assert response.status == 200
+    assert response.body == (BLOB if what == "blob" else image.body)
 
 
 def test_if_none_match_is_looked_at_before_range(deployment: Deployment, image: Image) -> None:
     """A match is 304 whatever range is asked; no match leaves the range as it is."""
     path, digest = _paths(image)["blob"], image.layers[0]
     assert deployment.get(path, If_None_Match=f'"{digest}"', Range="bytes=0-9").status == 304
-    reply = deployment.get(path, If_None_Match=f'"{OTHER}"', Range="bytes=0-9")
-    assert (reply.status, reply.body) == (206, BLOB[:10])
+    response = deployment.get(path, If_None_Match=f'"{OTHER}"', Range="bytes=0-9")
+    assert (response.status, response.body) == (206, BLOB[:10])
 
 
 @pytest.mark.parametrize(
@@ -91,28 +91,28 @@ def test_if_none_match_is_looked_at_before_range(deployment: Deployment, image: 
 )
 def test_if_range(deployment: Deployment, image: Image, validator: str, status: int) -> None:
     """The range holds only for exactly the bytes that the client has a part of; else it gets all of them."""
-    asked = validator.format(digest=image.layers[0])
-    reply = deployment.get(_paths(image)["blob"], Range="bytes=100-199", If_Range=asked)
-    assert (reply.status, reply.body) == ((206, BLOB[100:200]) if status == 206 else (200, BLOB))
+    if_range = validator.format(digest=image.layers[0])
+    response = deployment.get(_paths(image)["blob"], Range="bytes=100-199", If_Range=if_range)
+    assert (response.status, response.body) == ((206, BLOB[100:200]) if status == 206 else (200, BLOB))
 
 
 def test_an_open_range_of_a_manifest(deployment: Deployment, image: Image) -> None:
     """The parallel fetch of containerd sends `bytes=0-` for manifests too: 206 or 200 with all of it."""
     for what in ("tag", "digest"):
-        reply = deployment.get(_paths(image)[what], Range="bytes=0-")
-        assert reply.status in (200, 206)
-        assert reply.body == image.body
+        response = deployment.get(_paths(image)[what], Range="bytes=0-")
+        assert response.status in (200, 206)
+        assert response.body == image.body
 
 
-def _assert_common(reply: Response, digest: str, size: int) -> None:
-    assert reply.header("ETag") == f'"{digest}"'
-    assert reply.header("Docker-Content-Digest") == digest
-    assert reply.header("Content-Length") == str(size)
-    assert reply.header("X-Content-Type-Options") == "nosniff"
-    assert reply.header("Warning") is None
-    assert reply.header("Last-Modified") is None
-    assert reply.header("Set-Cookie") is None
-    assert int(reply.header("Age") or 0) >= 0
+def _assert_common(response: Response, digest: str, size: int) -> None:
+    assert response.header("ETag") == f'"{digest}"'
+    assert response.header("Docker-Content-Digest") == digest
+    assert response.header("Content-Length") == str(size)
+    assert response.header("X-Content-Type-Options") == "nosniff"
+    assert response.header("Warning") is None
+    assert response.header("Last-Modified") is None
+    assert response.header("Set-Cookie") is None
+    assert int(response.header("Age") or 0) >= 0
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
@@ -120,29 +120,29 @@ def _assert_common(reply: Response, digest: str, size: int) -> None:
 def test_headers_of_what_never_changes(deployment: Deployment, image: Image, what: str, method: str) -> None:
     """Content by digest may be kept for ever by everybody, and says that it was a hit."""
     size = len(BLOB) if what == "blob" else len(image.body)
-    reply = deployment.request(method, _paths(image)[what])
-    _assert_common(reply, _digest(image, what), size)
-    control = {part.strip() for part in (reply.header("Cache-Control") or "").split(",")}
+    response = deployment.request(method, _paths(image)[what])
+    _assert_common(response, _digest(image, what), size)
+    control = {part.strip() for part in (response.header("Cache-Control") or "").split(",")}
     assert {"public", "max-age=31536000", "immutable"} <= control
-    status = parse_cache_status(reply)
+    status = parse_cache_status(response)
     assert (status[""], status["hit"]) == ("Dockyard", True)
     assert int(str(status["ttl"])) > 0
     assert "fwd" not in status
     if what == "blob":
-        assert reply.header("Accept-Ranges") == "bytes"
-        assert reply.header("Content-Type") == "application/octet-stream"
+        assert response.header("Accept-Ranges") == "bytes"
+        assert response.header("Content-Type") == "application/octet-stream"
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
 def test_headers_of_a_tag(deployment: Deployment, image: Image, method: str) -> None:
     """A tag is to be asked for again each time, and says that it was just compared with the upstream's."""
-    reply = deployment.request(method, _paths(image)["tag"])
-    _assert_common(reply, image.digest, len(image.body))
-    assert (reply.header("Cache-Control") or "").startswith("no-cache")
-    status = parse_cache_status(reply)
+    response = deployment.request(method, _paths(image)["tag"])
+    _assert_common(response, image.digest, len(image.body))
+    assert (response.header("Cache-Control") or "").startswith("no-cache")
+    status = parse_cache_status(response)
     assert (status[""], status["fwd"]) == ("Dockyard", "stale")
     assert "hit" not in status
-    assert int(reply.header("Age") or 0) <= 1
+    assert int(response.header("Age") or 0) <= 1
 
 
 def test_cache_status_of_cold_content(deployment: Deployment) -> None:
@@ -184,14 +184,14 @@ def test_nothing_of_the_upstreams_headers_is_passed_on(deployment: Deployment) -
     """Cookies, rate limits, server names and challenges stay where they came from."""
     image = deployment.fake_registry.add_image("chatty", "v1", [b"a chatty layer"])
 
-    def chatter(request: Request, answer: ScriptedResponse) -> ScriptedResponse:
+    def chatter(request: Request, response: ScriptedResponse) -> ScriptedResponse:
         for name in ("Set-Cookie", "RateLimit-Remaining", "Server", "Location", "Vary", "X-Canary", "Link"):
-            answer = answer.with_header(name, "canary-value")
-        return answer
+            response = response.with_header(name, "canary-value")
+        return response
 
     deployment.fake_registry.on(None, chatter, repo="chatty")
     for _ in range(2):
         for path in ("manifests/v1", f"manifests/{image.digest}", f"blobs/{image.layers[0]}"):
-            reply = deployment.get(f"/v2/up.test/chatty/{path}")
-            assert reply.status == 200
-            assert "canary-value" not in str(reply.headers)
+            response = deployment.get(f"/v2/up.test/chatty/{path}")
+            assert response.status == 200
+            assert "canary-value" not in str(response.headers)

@@ -46,14 +46,14 @@ def _list(name: str) -> str:
     return f"/v2/{name}/tags/list"
 
 
-def _tags(reply: Response) -> list[str]:
-    assert (reply.status, reply.header("Content-Type")) == (200, "application/json")
-    assert reply.is_complete
-    return list(reply.json["tags"])
+def _tags(response: Response) -> list[str]:
+    assert (response.status, response.header("Content-Type")) == (200, "application/json")
+    assert response.is_complete
+    return list(response.json["tags"])
 
 
-def _next(reply: Response) -> str | None:
-    link = reply.header("Link")
+def _next(response: Response) -> str | None:
+    link = response.header("Link")
     if link is None:
         return None
     match = re.fullmatch(r'<(/[^>]*)>; rel="next"', link)
@@ -73,11 +73,11 @@ def many(deployment: Deployment) -> Deployment:
 
 def test_the_whole_list_is_sorted_and_complete(many: Deployment) -> None:
     """25 pages in no order become one list in order, under the name that the client used."""
-    reply = many.get(ROOT)
-    assert _tags(reply) == MANY
-    assert reply.json["name"] == "up.test/many"
-    assert _next(reply) is None
-    assert reply.header("Cache-Control") == "no-cache"
+    response = many.get(ROOT)
+    assert _tags(response) == MANY
+    assert response.json["name"] == "up.test/many"
+    assert _next(response) is None
+    assert response.header("Cache-Control") == "no-cache"
 
 
 @pytest.mark.parametrize(
@@ -104,17 +104,17 @@ def test_n_and_last_mean_exactly_what_they_say(
     many: Deployment, query: dict[str, str], tags: list[str], *, has_more: bool
 ) -> None:
     """`last` is a tag, there or not, and is not in the answer; a Link is there when there is more, and not for n=0."""
-    reply = many.get(f"{ROOT}?{urlencode(query)}")
-    assert _tags(reply) == tags
-    assert (_next(reply) is not None) == has_more
+    response = many.get(f"{ROOT}?{urlencode(query)}")
+    assert _tags(response) == tags
+    assert (_next(response) is not None) == has_more
 
 
 @pytest.mark.parametrize("n", ["-1", "x", "", "1.5", "+1", "1e3", "%D9%A3", "0x10", "9" * 40, "1&n=2"])
 def test_a_bad_n_is_refused(many: Deployment, n: str) -> None:
     """It is the client's mistake, and the upstream is not asked."""
     before = len(many.fake_registry.exchanges)
-    reply = many.get(f"{ROOT}?n={n}")
-    assert (reply.status, reply.error) == (400, "UNSUPPORTED")
+    response = many.get(f"{ROOT}?n={n}")
+    assert (response.status, response.error) == (400, "UNSUPPORTED")
     assert len(many.fake_registry.exchanges) == before
 
 
@@ -124,9 +124,9 @@ def test_our_links_lead_through_the_whole_list(many: Deployment, n: int) -> None
     path: str | None = f"{ROOT}?n={n}"
     found: list[str] = []
     while path:
-        reply = many.get(path)
-        found += _tags(reply)
-        path = _next(reply)
+        response = many.get(path)
+        found += _tags(response)
+        path = _next(response)
     assert found == MANY
 
 
@@ -144,11 +144,11 @@ def test_all_shapes_of_url(many: Deployment, path: str, query: dict[str, str], n
     """Name and Link are as the client calls them, in each of the five shapes."""
     if name == "library/many":
         offer_tags(many.fake_registry, "library/many", UNSORTED, page_size=1000)
-    reply = many.get(f"{path}?{urlencode(query | {'n': '2'})}")
-    assert (_tags(reply), reply.json["name"]) == (MANY[:2], name)
-    assert _next(reply) == f"{path}?{urlencode(query | {'n': '2', 'last': MANY[1]})}"
-    assert reply.header("OCI-Namespace") == query.get("ns")
-    assert _tags(many.get(_next(reply) or "")) == MANY[2:4]
+    response = many.get(f"{path}?{urlencode(query | {'n': '2'})}")
+    assert (_tags(response), response.json["name"]) == (MANY[:2], name)
+    assert _next(response) == f"{path}?{urlencode(query | {'n': '2', 'last': MANY[1]})}"
+    assert response.header("OCI-Namespace") == query.get("ns")
+    assert _tags(many.get(_next(response) or "")) == MANY[2:4]
 
 
 def test_head_is_get_without_a_body(many: Deployment) -> None:
@@ -173,24 +173,24 @@ def test_a_repository_that_is_not_there(deployment: Deployment) -> None:
     rule = offer_tags(deployment.fake_registry, "gone", FEW)
     assert _tags(deployment.get(_list("up.test/gone"))) == FEW
     deployment.fake_registry.remove_rules(rule)
-    reply = deployment.get(_list("up.test/gone"))
-    assert (reply.status, reply.error) == (404, "NAME_UNKNOWN")
+    response = deployment.get(_list("up.test/gone"))
+    assert (response.status, response.error) == (404, "NAME_UNKNOWN")
 
 
 @pytest.mark.parametrize("path", ["/v2/up.test/App/tags/list", "/v2/up.test/a..b/tags/list", "/v2/no.such/a/tags/list"])
 def test_names_are_checked(deployment: Deployment, path: str) -> None:
     """As for manifests: 400 outside the grammar, 404 when no upstream is configured."""
-    reply = deployment.get(path)
-    assert (reply.status, reply.error) == ((404, "NAME_UNKNOWN") if "no.such" in path else (400, "NAME_INVALID"))
+    response = deployment.get(path)
+    assert (response.status, response.error) == ((404, "NAME_UNKNOWN") if "no.such" in path else (400, "NAME_INVALID"))
 
 
 def test_a_loop_of_pages(deployment: Deployment) -> None:
     """An upstream whose Link leads back is garbage, quickly."""
     path = tags_path("loop")
     offer_tags(deployment.fake_registry, "loop", UNSORTED, page_size=100, link=lambda _: f'<{path}?n=100>; rel="next"')
-    reply = deployment.get(_list("up.test/loop"))
-    assert reply.status == 502
-    deployment.assert_no_leak(reply)
+    response = deployment.get(_list("up.test/loop"))
+    assert response.status == 502
+    deployment.assert_no_leak(response)
     assert count(deployment.fake_registry, path) <= 3
 
 
@@ -202,9 +202,9 @@ def test_pages_on_another_host(deployment: Deployment, where: str) -> None:
     links = {"a file": "<file:///etc/passwd>", "nowhere": "<http://[::>"}
     link = links.get(where, f"<{stranger.url}{tags_path(repo)}?n=100>")
     offer_tags(deployment.fake_registry, repo, UNSORTED, page_size=100, link=lambda _: f"{link}; rel=next")
-    reply = deployment.get(_list(f"up.test/{repo}"))
-    assert reply.status == 502
-    deployment.assert_no_leak(reply)
+    response = deployment.get(_list(f"up.test/{repo}"))
+    assert response.status == 502
+    deployment.assert_no_leak(response)
     assert stranger.connections == 0
 
 
@@ -224,9 +224,9 @@ def test_garbage_instead_of_tags(deployment: Deployment, body: bytes) -> None:
     assert deployment.get(_list("up.test/garbage")).status == 502
 
 
-def _assert_stale(reply: Response, *, was_asked: bool) -> None:
-    assert (reply.header("Warning") or "").startswith('299 - "')
-    status = parse_cache_status(reply)
+def _assert_stale(response: Response, *, was_asked: bool) -> None:
+    assert (response.header("Warning") or "").startswith('299 - "')
+    status = parse_cache_status(response)
     assert int(str(status["ttl"])) < 0
     assert ("hit" in status, "fwd" in status) == (not was_asked, was_asked)
 
@@ -255,9 +255,9 @@ def test_stale_when_the_upstream_is_down(
         assert stale.json["manifests"] == REFERRERS
         _assert_stale(stale, was_asked=False)
     for unknown in (_list("up.test/other"), f"/v2/up.test/other/referrers/{SUBJECT}"):
-        reply = deployment.get(unknown)
-        assert (reply.status, reply.error) == (503, "UNAVAILABLE")
-        assert 1 <= int(reply.header("Retry-After") or 0) <= 60
+        response = deployment.get(unknown)
+        assert (response.status, response.error) == (503, "UNAVAILABLE")
+        assert 1 <= int(response.header("Retry-After") or 0) <= 60
     fake_registry.listener.open()
     eventually(lambda: deployment.get(tags).header("Warning") is None, "fresh again", 8)
 
@@ -285,9 +285,9 @@ def test_stale_when_the_upstream_fails(
     assert {deployment.get(path).status for path in (tags, referrers)} == {200}
     fake_registry.on(None, change)
     for path in (tags, referrers):
-        reply = deployment.get(path)
-        assert (reply.status, (reply.header("Warning") or "")[:3]) == (200, "299")
-        assert reply.took_s < CHECK_TIMEOUT_S + 1.5
+        response = deployment.get(path)
+        assert (response.status, (response.header("Warning") or "")[:3]) == (200, "299")
+        assert response.took_s < CHECK_TIMEOUT_S + 1.5
     assert deployment.get(_list("up.test/other")).status == status
 
 
@@ -311,11 +311,11 @@ def test_one_question_for_all_who_ask(make_deployment: Callable[..., Deployment]
     path = tags_path("app")
     with set_at_exit(Event()) as gate, ThreadPoolExecutor(1) as pool:
         fake_registry.on(None, faults.silent(gate), when=at(path), times=1)
-        replies = pool.submit(deployment.get_concurrently, [_list("up.test/app")] * 24)
+        responses = pool.submit(deployment.get_concurrently, [_list("up.test/app")] * 24)
         fake_registry.wait_for(lambda: count(fake_registry, path) > 0, "the first question")
         stays(lambda: count(fake_registry, path) == 1, "one question", 0.5)
         gate.set()
-        assert all(_tags(reply) == MANY for reply in replies.result(20))
+        assert all(_tags(response) == MANY for response in responses.result(20))
     assert count(fake_registry, path) == 3
 
 
@@ -330,10 +330,10 @@ def test_a_slow_list_is_shown_stale_and_walked_to_its_end(
     offer_tags(fake_registry, "app", [*FEW, "v3"])
     with set_at_exit(Event()) as gate:
         fake_registry.on(None, faults.silent(gate), when=at(tags_path("app")), times=1)
-        reply = deployment.get(_list("up.test/app"))
-        assert _tags(reply) == FEW
-        _assert_stale(reply, was_asked=True)
-        assert reply.took_s < CHECK_TIMEOUT_S + 1.5
+        response = deployment.get(_list("up.test/app"))
+        assert _tags(response) == FEW
+        _assert_stale(response, was_asked=True)
+        assert response.took_s < CHECK_TIMEOUT_S + 1.5
     assert _tags(deployment.get(_list("up.test/app"))) == [*FEW, "v3"]
 
 
@@ -343,10 +343,10 @@ def test_an_interval_makes_lists_fresh_for_a_while(
     """With `upstream.check_interval` a list that was just asked for is not asked for again, by any worker."""
     offer_tags(fake_registry, "app", FEW)
     deployment = make_deployment(workers=2, upstream={"check_interval": "1h"})
-    replies = [deployment.get(_list("up.test/app")) for _ in range(8)]
-    assert all(_tags(reply) == FEW for reply in replies)
+    responses = [deployment.get(_list("up.test/app")) for _ in range(8)]
+    assert all(_tags(response) == FEW for response in responses)
     assert count(fake_registry, tags_path("app")) == 1
-    assert parse_cache_status(replies[-1])["hit"] is True
+    assert parse_cache_status(responses[-1])["hit"] is True
 
 
 def test_cache_status_of_lists(make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry) -> None:
@@ -367,10 +367,10 @@ def test_cache_status_of_lists(make_deployment: Callable[..., Deployment], fake_
 # Referrers
 
 
-def _manifests(reply: Response) -> list[dict[str, Any]]:
-    assert (reply.status, reply.header("Content-Type")) == (200, OCI_INDEX)
-    assert (reply.json["schemaVersion"], reply.json["mediaType"]) == (2, OCI_INDEX)
-    return list(reply.json["manifests"])
+def _manifests(response: Response) -> list[dict[str, Any]]:
+    assert (response.status, response.header("Content-Type")) == (200, OCI_INDEX)
+    assert (response.json["schemaVersion"], response.json["mediaType"]) == (2, OCI_INDEX)
+    return list(response.json["manifests"])
 
 
 @pytest.mark.parametrize("page_size", [100, 1])
@@ -378,12 +378,12 @@ def test_referrers_of_a_registry_that_has_them(deployment: Deployment, page_size
     """One index with all descriptors as they came, annotations and all, from one page or from four."""
     repo = f"referred-{page_size}"
     offer_referrers(deployment.fake_registry, repo, SUBJECT, REFERRERS, page_size=page_size)
-    reply = deployment.get(f"/v2/up.test/{repo}/referrers/{SUBJECT}")
-    assert _manifests(reply) == REFERRERS
-    assert reply.header("OCI-Filters-Applied") is None
-    assert reply.header("Cache-Control") == "no-cache"
+    response = deployment.get(f"/v2/up.test/{repo}/referrers/{SUBJECT}")
+    assert _manifests(response) == REFERRERS
+    assert response.header("OCI-Filters-Applied") is None
+    assert response.header("Cache-Control") == "no-cache"
     head = deployment.head(f"/v2/up.test/{repo}/referrers/{SUBJECT}")
-    assert (head.status, head.header("Content-Length")) == (200, reply.header("Content-Length"))
+    assert (head.status, head.header("Content-Length")) == (200, response.header("Content-Length"))
 
 
 @pytest.mark.parametrize(
@@ -393,13 +393,13 @@ def test_referrers_of_a_registry_that_has_them(deployment: Deployment, page_size
 def test_the_filter_is_ours(deployment: Deployment, artifact_type: str, expected: list[dict[str, Any]]) -> None:
     """An upstream that cannot filter makes no difference, and the answer says that it is filtered."""
     offer_referrers(deployment.fake_registry, "filtered", SUBJECT, REFERRERS)
-    reply = deployment.get(f"/v2/up.test/filtered/referrers/{SUBJECT}?{urlencode({'artifactType': artifact_type})}")
-    assert _manifests(reply) == expected
-    assert reply.header("OCI-Filters-Applied") == "artifactType"
-    asked = [
+    response = deployment.get(f"/v2/up.test/filtered/referrers/{SUBJECT}?{urlencode({'artifactType': artifact_type})}")
+    assert _manifests(response) == expected
+    assert response.header("OCI-Filters-Applied") == "artifactType"
+    referrer_requests = [
         exchange.request for exchange in deployment.fake_registry.received() if "/filtered/" in exchange.request.path
     ]
-    assert all("artifactType" not in request.query for request in asked)
+    assert all("artifactType" not in request.query for request in referrer_requests)
 
 
 @pytest.mark.parametrize("status", [400, 404, 405])
@@ -426,15 +426,15 @@ def test_nothing_refers(deployment: Deployment) -> None:
     assert _manifests(deployment.get(f"/v2/up.test/unreferred/referrers/{SUBJECT}")) == []
 
 
-@pytest.mark.parametrize(("status", "answer"), [(401, 403), (403, 403), (500, 503), (502, 503)])
-def test_no_referrers_are_made_up(deployment: Deployment, status: int, answer: int) -> None:
+@pytest.mark.parametrize(("status", "expected_status"), [(401, 403), (403, 403), (500, 503), (502, 503)])
+def test_no_referrers_are_made_up(deployment: Deployment, status: int, expected_status: int) -> None:
     """A refusal or a failure says nothing of referrers: no empty index, no 404, and the tag is not asked for."""
     repo = f"refused-{status}"
     refuse(deployment.fake_registry, referrers_path(repo, SUBJECT), status)
     deployment.fake_registry.add_manifest(repo, SUBJECT.replace(":", "-"), json.loads(index(REFERRERS)), OCI_INDEX)
-    reply = deployment.get(f"/v2/up.test/{repo}/referrers/{SUBJECT}")
-    assert reply.status == answer
-    assert reply.error == ("DENIED" if answer == 403 else "UNAVAILABLE")
+    response = deployment.get(f"/v2/up.test/{repo}/referrers/{SUBJECT}")
+    assert response.status == expected_status
+    assert response.error == ("DENIED" if expected_status == 403 else "UNAVAILABLE")
     assert deployment.fake_registry.count("manifest", repo=repo) == 0
 
 
@@ -450,8 +450,8 @@ def test_nor_by_a_tag_that_is_refused(deployment: Deployment, status: int) -> No
 def test_a_bad_digest_is_refused(deployment: Deployment, digest: str) -> None:
     """400, and the upstream is not asked."""
     before = len(deployment.fake_registry.exchanges)
-    reply = deployment.get(f"/v2/up.test/app/referrers/{digest}")
-    assert (reply.status, reply.error) == (400, "DIGEST_INVALID")
+    response = deployment.get(f"/v2/up.test/app/referrers/{digest}")
+    assert (response.status, response.error) == (400, "DIGEST_INVALID")
     assert len(deployment.fake_registry.exchanges) == before
 
 
@@ -469,8 +469,8 @@ def test_a_bad_digest_is_refused(deployment: Deployment, digest: str) -> None:
 )
 def test_garbage_instead_of_referrers(deployment: Deployment, body: bytes) -> None:
     """502 for what is no index of descriptors."""
-    answer = faults.replaced(200, body, ("Content-Type", OCI_INDEX))
-    deployment.fake_registry.on(None, answer, when=at(referrers_path("senseless", SUBJECT)), times=1)
+    response = faults.replaced(200, body, ("Content-Type", OCI_INDEX))
+    deployment.fake_registry.on(None, response, when=at(referrers_path("senseless", SUBJECT)), times=1)
     assert deployment.get(f"/v2/up.test/senseless/referrers/{SUBJECT}").status == 502
 
 

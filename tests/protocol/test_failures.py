@@ -58,13 +58,13 @@ def _mend(fake_registry: FakeRegistry) -> None:
         fake_registry.listener.open()
 
 
-def _assert_stale(reply: Response, image: Image, *, was_asked: bool) -> None:
-    assert (reply.status, reply.body) == (200, image.body)
-    assert reply.header("Docker-Content-Digest") == image.digest
-    warning = reply.header("Warning") or ""
+def _assert_stale(response: Response, image: Image, *, was_asked: bool) -> None:
+    assert (response.status, response.body) == (200, image.body)
+    assert response.header("Docker-Content-Digest") == image.digest
+    warning = response.header("Warning") or ""
     assert warning.startswith('299 - "')
     assert "127.0.0.1" not in warning
-    status = parse_cache_status(reply)
+    status = parse_cache_status(response)
     assert int(str(status["ttl"])) <= 0
     if was_asked:
         assert status["fwd"] == "stale"
@@ -87,10 +87,10 @@ def test_a_cached_tag_is_served_stale(
     first = deployment.get(CACHED)
     _assert_stale(first, image, was_asked=True)
     assert first.took_s < CHECK_TIMEOUT_S + 1.5
-    asked = fake_registry.count()
+    count_before = fake_registry.count()
     assert deployment.get(f"/v2/up.test/app/manifests/{image.digest}").body == image.body
     assert deployment.get(f"/v2/up.test/app/blobs/{image.layers[0]}").status == 200
-    assert fake_registry.count() == asked
+    assert fake_registry.count() == count_before
     _mend(fake_registry)
     if not failure.startswith("429 with "):  # their window is half a minute or more; test_outage.py has a shorter one
         eventually(lambda: deployment.get(CACHED).header("Warning") is None, "fresh again", 8)
@@ -106,16 +106,16 @@ def test_an_uncached_tag_is_an_error_that_tells_to_come_back(
     assert deployment.get(CACHED).status == 200
     _break(fake_registry, failure)
     before = fake_registry.count()
-    replies = deployment.get_concurrently([UNKNOWN] * 5)
-    for reply in (*replies, deployment.get(UNKNOWN)):
-        assert reply.status in FAILURES[failure][1], reply
-        assert reply.error
-        deployment.assert_no_leak(reply)
-        if reply.status in (429, 503, 504):
-            assert 1 <= int(reply.header("Retry-After") or 0) <= 60
+    responses = deployment.get_concurrently([UNKNOWN] * 5)
+    for response in (*responses, deployment.get(UNKNOWN)):
+        assert response.status in FAILURES[failure][1], response
+        assert response.error
+        deployment.assert_no_leak(response)
+        if response.status in (429, 503, 504):
+            assert 1 <= int(response.header("Retry-After") or 0) <= 60
     if failure.startswith("429"):
         assert fake_registry.count() - before == 1
-        assert all(reply.error == "TOOMANYREQUESTS" for reply in replies)
+        assert all(response.error == "TOOMANYREQUESTS" for response in responses)
 
 
 def test_a_stale_answer_tells_its_age(make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry) -> None:
@@ -125,15 +125,15 @@ def test_a_stale_answer_tells_its_age(make_deployment: Callable[..., Deployment]
     assert int(deployment.get(CACHED).header("Age") or 0) <= 1
     checked_at = time.monotonic()
     fake_registry.listener.close()
-    reply = eventually(lambda: _aged(deployment, 2), "two seconds old")
+    response = eventually(lambda: _aged(deployment, 2), "two seconds old")
     since = time.monotonic() - checked_at
-    assert int(reply.header("Age") or -1) == pytest.approx(since, abs=1.5)
-    assert int(str(parse_cache_status(reply)["ttl"])) == pytest.approx(-since, abs=2)
+    assert int(response.header("Age") or -1) == pytest.approx(since, abs=1.5)
+    assert int(str(parse_cache_status(response)["ttl"])) == pytest.approx(-since, abs=2)
 
 
 def _aged(deployment: Deployment, age_s: int) -> Response | None:
-    reply = deployment.get(CACHED)
-    return reply if int(reply.header("Age") or 0) >= age_s else None
+    response = deployment.get(CACHED)
+    return response if int(response.header("Age") or 0) >= age_s else None
 
 
 def test_an_error_of_one_tag_says_nothing_of_its_neighbours(
@@ -188,9 +188,9 @@ def test_started_with_an_upstream_that_cannot_be_reached(
     with ExitStack() as deployments:
         deployment, image = _with_another_registry(fake_registry, tmp_path, deployments, registry)
         fake_registry.clear_exchanges()
-        reply = deployment.get(CACHED)
-        _assert_stale(reply, image, was_asked=True)
-        assert reply.took_s < CHECK_TIMEOUT_S + 1.5
+        response = deployment.get(CACHED)
+        _assert_stale(response, image, was_asked=True)
+        assert response.took_s < CHECK_TIMEOUT_S + 1.5
         assert deployment.get(f"/v2/up.test/app/manifests/{image.digest}").body == image.body
         assert deployment.get(f"/v2/up.test/app/blobs/{image.layers[0]}").status == 200
         unknown = deployment.get(UNKNOWN)
@@ -207,8 +207,8 @@ def test_an_https_upstream_is_never_asked_in_plain_text(fake_registry: FakeRegis
         deployment, _ = _with_another_registry(
             fake_registry, tmp_path, deployments, registry, insecure_skip_verify=True
         )
-        reply = deployment.get(CACHED)
-        assert (reply.status, reply.header("Warning")) == (200, None)
+        response = deployment.get(CACHED)
+        assert (response.status, response.header("Warning")) == (200, None)
         assert fake_registry.count(listener="tls") > 0
 
 
@@ -235,8 +235,8 @@ def test_uncached_digests_are_errors_too(
     deployment = make_deployment()
     fake_registry.listener.close()
     for method in ("GET", "HEAD"):
-        reply = deployment.request(method, f"/v2/up.test/app/{kind}/sha256:{'4' * 64}")
-        assert reply.status == 503
-        assert 1 <= int(reply.header("Retry-After") or 0) <= 60
+        response = deployment.request(method, f"/v2/up.test/app/{kind}/sha256:{'4' * 64}")
+        assert response.status == 503
+        assert 1 <= int(response.header("Retry-After") or 0) <= 60
     fake_registry.listener.open()
     eventually(lambda: deployment.get(f"/v2/up.test/app/{kind}/sha256:{'4' * 64}").status == 404, "asked again", 8)

@@ -117,13 +117,13 @@ def test_an_identity_token_is_exchanged_by_post(
     keychain.write(auths={fake_registry.authority: {"auth": ENCODED, "identitytoken": PASSWORD}})
     deployment = make_deployment(upstreams=_without_auth(fake_registry), environ=keychain.environ)
     assert deployment.get(PATH).body == image.body
-    (asked,) = service.requests()
-    assert asked.request.method == "POST"
-    form = asked.request.body.decode()
+    (token_request,) = service.requests()
+    assert token_request.request.method == "POST"
+    form = token_request.request.body.decode()
     assert "grant_type=refresh_token" in form
     assert f"refresh_token={PASSWORD}" in form
     assert service.scopes() == [["repository:app:pull"]]
-    assert PASSWORD not in asked.request.target
+    assert PASSWORD not in token_request.request.target
 
 
 def test_a_registry_token_goes_as_it_is(
@@ -150,7 +150,7 @@ def test_a_helper_is_asked_and_remembered(
     keychain.write(**({where: {fake_registry.authority: "canary"}} if where == "credHelpers" else {where: "canary"}))
     deployment = make_deployment(upstreams=_without_auth(fake_registry), environ=keychain.environ)
     for _ in range(4):
-        assert {reply.status for reply in deployment.get_concurrently([PATH] * 25)} == {200}
+        assert {response.status for response in deployment.get_concurrently([PATH] * 25)} == {200}
     lines = keychain.run_lines()
     assert len(lines) == 1 or (where == "credsStore" and len(lines) <= 2)
     assert {line.split()[0] for line in lines} == {"get"}
@@ -166,8 +166,8 @@ def test_a_helper_may_give_an_identity_token(
     keychain.add_helper("canary", _answer("<token>", PASSWORD))
     keychain.write(credHelpers={fake_registry.authority: "canary"})
     assert make_deployment(upstreams=_without_auth(fake_registry), environ=keychain.environ).get(PATH).status == 200
-    (asked,) = service.requests()
-    assert f"refresh_token={PASSWORD}" in asked.request.body.decode()
+    (token_request,) = service.requests()
+    assert f"refresh_token={PASSWORD}" in token_request.request.body.decode()
 
 
 @pytest.mark.parametrize(
@@ -221,12 +221,12 @@ def test_a_broken_helper_is_an_error_and_not_anonymity(
     keychain.write(credHelpers={fake_registry.authority: name})
     require_authorization(fake_registry, basic(USER, PASSWORD))
     deployment = make_deployment(upstreams=_without_auth(fake_registry), environ=keychain.environ)
-    reply = deployment.get(PATH)
-    assert reply.status in (502, 503, 504)
-    assert reply.took_s < 12
+    response = deployment.get(PATH)
+    assert response.status in (502, 503, 504)
+    assert response.took_s < 12
     assert fake_registry.count("manifest", "GET") == 0
-    deployment.assert_no_leak(reply)
-    assert "secret-stderr-canary" not in reply.body.decode()
+    deployment.assert_no_leak(response)
+    assert "secret-stderr-canary" not in response.body.decode()
 
 
 @pytest.mark.parametrize("helper", ["error", "hangs"])
@@ -245,9 +245,9 @@ def test_a_cached_tag_outlives_its_helper(
     assert deployment.get(PATH).status == 200
     keychain.add_helper("broken", BROKEN_HELPERS[helper])
     keychain.write(credHelpers={fake_registry.authority: "broken"})
-    reply = deployment.get(PATH)
-    assert (reply.status, reply.body) == (200, image.body)
-    assert reply.took_s < 12
+    response = deployment.get(PATH)
+    assert (response.status, response.body) == (200, image.body)
+    assert response.took_s < 12
 
 
 def test_a_changed_file_is_seen(
@@ -261,8 +261,8 @@ def test_a_changed_file_is_seen(
     fake_registry.remove_rules(*rules)
     require_authorization(fake_registry, basic(USER, PASSWORD))
     keychain.write(auths={fake_registry.authority: {"username": USER, "password": PASSWORD}})
-    reply = deployment.get(PATH)
-    assert (reply.status, reply.header("Warning")) == (200, None)
+    response = deployment.get(PATH)
+    assert (response.status, response.header("Warning")) == (200, None)
 
 
 @pytest.fixture
@@ -317,8 +317,8 @@ def test_a_refused_login_is_forbidden(
     """A login that the registry refuses is 403, not an invitation to log in at Dockyard."""
     fake_registry.on(None, faults.challenged('Basic realm="origin"'))
     keychain.write(auths={fake_registry.authority: {"auth": ENCODED}})
-    reply = make_deployment(upstreams=_without_auth(fake_registry), environ=keychain.environ).get(PATH)
-    assert (reply.status, reply.error) == (403, "DENIED")
+    response = make_deployment(upstreams=_without_auth(fake_registry), environ=keychain.environ).get(PATH)
+    assert (response.status, response.error) == (403, "DENIED")
 
 
 def test_basic_credentials_do_not_go_in_plain_text(

@@ -52,14 +52,14 @@ def _accepting(deployment: Deployment, path: str, lines: list[str]) -> Response:
         return Response(download.status, download.headers, body, ended, 0.0)
 
 
-def _assert_is(reply: Response, image: Image) -> None:
-    assert reply.status == 200
-    assert reply.body == image.body
-    assert reply.is_complete
-    assert reply.header("Content-Type") == image.media_type
-    assert reply.header("Docker-Content-Digest") == image.digest
-    assert reply.header("Content-Length") == str(len(image.body))
-    assert reply.header("ETag") == f'"{image.digest}"'
+def _assert_is(response: Response, image: Image) -> None:
+    assert response.status == 200
+    assert response.body == image.body
+    assert response.is_complete
+    assert response.header("Content-Type") == image.media_type
+    assert response.header("Docker-Content-Digest") == image.digest
+    assert response.header("Content-Length") == str(len(image.body))
+    assert response.header("ETag") == f'"{image.digest}"'
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -130,9 +130,9 @@ def test_other_bytes_under_a_digest(deployment: Deployment) -> None:
     image = _add(deployment.fake_registry, "wrong/bytes", "oci manifest")
     other = image.body.replace(b"schemaVersion", b"schemaversion")
     rule = deployment.fake_registry.on("manifest", faults.with_body(other), reference=image.digest, method="GET")
-    reply = deployment.get(f"/v2/up.test/wrong/bytes/manifests/{image.digest}")
-    assert (reply.status, reply.error) == (502, "UNKNOWN")
-    deployment.assert_no_leak(reply)
+    response = deployment.get(f"/v2/up.test/wrong/bytes/manifests/{image.digest}")
+    assert (response.status, response.error) == (502, "UNKNOWN")
+    deployment.assert_no_leak(response)
     assert deployment.stored_files(image.digest) == []
     deployment.fake_registry.remove_rules(rule)
     _assert_is(deployment.get(f"/v2/up.test/wrong/bytes/manifests/{image.digest}"), image)
@@ -143,8 +143,8 @@ def test_a_digest_header_that_is_not_the_bodys(deployment: Deployment) -> None:
     image = _add(deployment.fake_registry, "wrong/header", "oci manifest")
     lie = faults.replaced(200, image.body, ("Content-Type", OCI_MANIFEST), ("Docker-Content-Digest", NEVER_THERE))
     rule = deployment.fake_registry.on("manifest", lie, repo="wrong/header")
-    reply = deployment.get("/v2/up.test/wrong/header/manifests/v1")
-    assert (reply.status, reply.error) == (502, "UNKNOWN")
+    response = deployment.get("/v2/up.test/wrong/header/manifests/v1")
+    assert (response.status, response.error) == (502, "UNKNOWN")
     assert deployment.stored_files(NEVER_THERE) == []
     assert deployment.stored_files(image.digest) == []
     deployment.fake_registry.remove_rules(rule)
@@ -171,9 +171,9 @@ def test_what_is_no_manifest_is_not_passed_on(deployment: Deployment, name: str)
     repo = f"no-manifest/{len(body)}"
     digest = deployment.fake_registry.add_manifest(repo, "v1", body, content_type)
     for reference in ("v1", digest):
-        reply = deployment.get(f"/v2/up.test/{repo}/manifests/{reference}")
-        assert (reply.status, reply.error) == (502, "UNKNOWN")
-        assert reply.took_s < 2
+        response = deployment.get(f"/v2/up.test/{repo}/manifests/{reference}")
+        assert (response.status, response.error) == (502, "UNKNOWN")
+        assert response.took_s < 2
     assert deployment.stored_files(digest) == []
 
 
@@ -185,13 +185,13 @@ def test_a_large_manifest(deployment: Deployment) -> None:
     body = deployment.fake_registry.manifest_body("large", digest)
     assert 3_999_000 < len(body) <= 4_000_000
     for reference in ("v1", digest, digest):
-        reply = deployment.get(f"/v2/up.test/large/manifests/{reference}")
-        assert (reply.status, reply.body == body) == (200, True)
+        response = deployment.get(f"/v2/up.test/large/manifests/{reference}")
+        assert (response.status, response.body == body) == (200, True)
 
 
-def _nine_mebibytes(request: Request, answer: ScriptedResponse) -> ScriptedResponse:
+def _nine_mebibytes(request: Request, response: ScriptedResponse) -> ScriptedResponse:
     return faults.with_body(b'{"schemaVersion": 2, "layers": [], "config": {}, "x": "' + b"x" * (9 << 20) + b'"}')(
-        request, answer
+        request, response
     )
 
 
@@ -201,11 +201,11 @@ def test_a_manifest_over_the_cap(deployment: Deployment, change: Change, referen
     """Beyond the cap reading stops, the connection is closed, and the answer is 502."""
     image = deployment.fake_registry.add_image("over/the/cap", "v1")
     rule = deployment.fake_registry.on("manifest", change, method="GET", repo="over/the/cap")
-    asked = image.digest if reference == "digest" else "v1"
+    requested = image.digest if reference == "digest" else "v1"
     before = deployment.fake_registry.sent_bytes("manifest")
     began = time.monotonic()
-    reply = deployment.get(f"/v2/up.test/over/the/cap/manifests/{asked}")
-    assert (reply.status, reply.error) == (502, "UNKNOWN")
+    response = deployment.get(f"/v2/up.test/over/the/cap/manifests/{requested}")
+    assert (response.status, response.error) == (502, "UNKNOWN")
     assert time.monotonic() - began < 5
     eventually(
         lambda: all(e.ended for e in deployment.fake_registry.received("manifest", "GET")),
@@ -242,11 +242,11 @@ def test_tags_of_an_upstream_whose_head_is_no_good(odd_deployment: Deployment, f
     repo = f"head/{method.lower()}/{flaw.replace(' ', '-')}"
     image = odd_deployment.fake_registry.add_image(repo, "v1", [flaw.encode()])
     odd_deployment.fake_registry.on("manifest", HEAD_FLAWS[flaw], method="HEAD", repo=repo)
-    reply = odd_deployment.request(method, f"/v2/up.test/{repo}/manifests/v1")
-    assert reply.status == 200
-    assert reply.header("Docker-Content-Digest") == image.digest
-    assert reply.header("Content-Length") == str(len(image.body))
-    assert reply.body == (image.body if method == "GET" else b"")
+    response = odd_deployment.request(method, f"/v2/up.test/{repo}/manifests/v1")
+    assert response.status == 200
+    assert response.header("Docker-Content-Digest") == image.digest
+    assert response.header("Content-Length") == str(len(image.body))
+    assert response.body == (image.body if method == "GET" else b"")
 
 
 def test_a_digest_header_missing_on_get_too(odd_deployment: Deployment) -> None:
@@ -263,10 +263,10 @@ def test_blobs_of_an_upstream_whose_head_is_no_good(odd_deployment: Deployment, 
     blob = f"a blob with {flaw}".encode() * 1000
     digest = odd_deployment.fake_registry.add_blob(blob)
     odd_deployment.fake_registry.on("blob", HEAD_FLAWS[flaw], method="HEAD", reference=digest)
-    reply = odd_deployment.head(f"/v2/up.test/app/blobs/{digest}")
-    assert (reply.status, reply.body) == (200, b"")
-    assert reply.header("Content-Length") == str(len(blob))
-    assert reply.header("Docker-Content-Digest") == digest
+    response = odd_deployment.head(f"/v2/up.test/app/blobs/{digest}")
+    assert (response.status, response.body) == (200, b"")
+    assert response.header("Content-Length") == str(len(blob))
+    assert response.header("Docker-Content-Digest") == digest
     assert all(
         e.request.header("Range") == "bytes=0-0"
         for e in odd_deployment.fake_registry.received("blob", "GET", reference=digest)
@@ -277,9 +277,9 @@ def test_a_tag_that_moves_between_head_and_get(deployment: Deployment) -> None:
     """The GET is made by the digest that HEAD gave, so the old image is whole and the new one comes next."""
     old = deployment.fake_registry.add_image("moving", "v1", [b"old"])
 
-    def move(request: Request, answer: ScriptedResponse) -> ScriptedResponse:
+    def move(request: Request, response: ScriptedResponse) -> ScriptedResponse:
         deployment.fake_registry.add_image("moving", "v1", [b"new"])
-        return answer
+        return response
 
     deployment.fake_registry.on("manifest", move, method="HEAD", reference="v1", repo="moving", times=1)
     _assert_is(deployment.get("/v2/up.test/moving/manifests/v1"), old)
@@ -295,13 +295,13 @@ def test_a_hundred_clients_while_a_tag_moves(deployment: Deployment) -> None:
     """Every answer is one image, whole: its body has the digest of its header, and the last ones are new."""
     images = [deployment.fake_registry.add_image("herd", "v1", [b"first"])]
     with ThreadPoolExecutor(20) as pool:
-        asked = [pool.submit(deployment.get, "/v2/up.test/herd/manifests/v1") for _ in range(50)]
+        requested = [pool.submit(deployment.get, "/v2/up.test/herd/manifests/v1") for _ in range(50)]
         images.append(deployment.fake_registry.add_image("herd", "v1", [b"second"]))
-        asked += [pool.submit(deployment.get, "/v2/up.test/herd/manifests/v1") for _ in range(50)]
-        replies = [each.result() for each in asked]
+        requested += [pool.submit(deployment.get, "/v2/up.test/herd/manifests/v1") for _ in range(50)]
+        responses = [each.result() for each in requested]
     known = {image.digest: image for image in images}
-    for reply in replies:
-        _assert_is(reply, known[reply.header("Docker-Content-Digest") or ""])
+    for response in responses:
+        _assert_is(response, known[response.header("Docker-Content-Digest") or ""])
     _assert_is(deployment.get("/v2/up.test/herd/manifests/v1"), images[1])
 
 
@@ -329,9 +329,9 @@ def test_a_changed_tag_is_new_at_once(deployment: Deployment) -> None:
     _assert_is(deployment.get(f"{path}/v1"), old)
     new = deployment.fake_registry.add_image("changed", "v1", [b"new"])
     _assert_is(deployment.get(f"{path}/v1"), new)
-    asked = deployment.fake_registry.count("manifest", repo="changed")
+    requested = deployment.fake_registry.count("manifest", repo="changed")
     _assert_is(deployment.get(f"{path}/{old.digest}"), old)
-    assert deployment.fake_registry.count("manifest", repo="changed") == asked
+    assert deployment.fake_registry.count("manifest", repo="changed") == requested
 
 
 def test_a_deleted_tag_is_gone(deployment: Deployment) -> None:
@@ -342,8 +342,8 @@ def test_a_deleted_tag_is_gone(deployment: Deployment) -> None:
     deployment.fake_registry.remove("deleted", "v1")
     deployment.fake_registry.remove("deleted", image.digest)
     for _ in range(2):
-        reply = deployment.get(f"{path}/v1")
-        assert (reply.status, reply.error) == (404, "MANIFEST_UNKNOWN")
+        response = deployment.get(f"{path}/v1")
+        assert (response.status, response.error) == (404, "MANIFEST_UNKNOWN")
     _assert_is(deployment.get(f"{path}/{image.digest}"), image)
 
 

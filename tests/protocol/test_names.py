@@ -20,10 +20,13 @@ HEX = "0123456789abcdef" * 4
 def test_names_outside_the_grammar(deployment: Deployment, name: str) -> None:
     """A name outside the grammar is refused as such, and the upstream is not asked."""
     before = len(deployment.fake_registry.exchanges)
-    reply = deployment.get(f"/v2/up.test/{name}/manifests/x")
-    assert (reply.status, reply.error) in [(400, "NAME_INVALID"), *([(404, reply.error)] if "/" in name else [])]
+    response = deployment.get(f"/v2/up.test/{name}/manifests/x")
+    assert (response.status, response.error) in [
+        (400, "NAME_INVALID"),
+        *([(404, response.error)] if "/" in name else []),
+    ]
     assert len(deployment.fake_registry.exchanges) == before
-    deployment.assert_no_leak(reply)
+    deployment.assert_no_leak(response)
 
 
 @pytest.mark.parametrize(
@@ -54,9 +57,9 @@ def test_targets_that_try_to_leave_the_cache(deployment: Deployment, target: str
     secret.write_text("nobody may read this")
     files = {path for path in deployment.dockyard.storage.parent.rglob("*") if "run" not in path.parts}
     before = len(deployment.fake_registry.exchanges)
-    reply = deployment.get(target)
-    assert reply.status in (400, 404)
-    assert b"nobody may read this" not in reply.body
+    response = deployment.get(target)
+    assert response.status in (400, 404)
+    assert b"nobody may read this" not in response.body
     assert len(deployment.fake_registry.exchanges) == before
     assert {path for path in deployment.dockyard.storage.parent.rglob("*") if "run" not in path.parts} == files
 
@@ -64,8 +67,8 @@ def test_targets_that_try_to_leave_the_cache(deployment: Deployment, target: str
 def test_an_absolute_form_target_is_taken_by_its_path(deployment: Deployment) -> None:
     """`GET http://evil/v2/` is our own `/v2/`: nobody is asked on the client's behalf."""
     before = len(deployment.fake_registry.exchanges)
-    reply = deployment.get(f"{deployment.fake_registry.url}/v2/")
-    assert reply.status in (200, 400)
+    response = deployment.get(f"{deployment.fake_registry.url}/v2/")
+    assert response.status in (200, 400)
     assert len(deployment.fake_registry.exchanges) == before
 
 
@@ -73,18 +76,18 @@ def test_an_absolute_form_target_is_taken_by_its_path(deployment: Deployment) ->
 def test_tags_outside_the_grammar(deployment: Deployment, tag: str) -> None:
     """A tag outside the grammar is refused, nothing of it becomes a header, and the upstream is not asked."""
     before = len(deployment.fake_registry.exchanges)
-    reply = deployment.get(f"/v2/up.test/app/manifests/{tag}")
-    assert reply.status in (400, 404)
-    assert reply.error in ("MANIFEST_INVALID", "MANIFEST_UNKNOWN", "DIGEST_INVALID", "NAME_INVALID", "UNSUPPORTED")
-    assert reply.header("X") is None
+    response = deployment.get(f"/v2/up.test/app/manifests/{tag}")
+    assert response.status in (400, 404)
+    assert response.error in ("MANIFEST_INVALID", "MANIFEST_UNKNOWN", "DIGEST_INVALID", "NAME_INVALID", "UNSUPPORTED")
+    assert response.header("X") is None
     assert len(deployment.fake_registry.exchanges) == before
 
 
 def test_a_space_in_the_request_line(deployment: Deployment) -> None:
     """A raw space makes the request line malformed; whatever is answered, it is an error and nobody is asked."""
     before = len(deployment.fake_registry.exchanges)
-    answer = send_raw(deployment.address, b"GET /v2/up.test/app/manifests/a b HTTP/1.1\r\nHost: x\r\n\r\n")
-    assert answer.split(b" ")[1:2] in ([b"400"], [b"404"])
+    response = send_raw(deployment.address, b"GET /v2/up.test/app/manifests/a b HTTP/1.1\r\nHost: x\r\n\r\n")
+    assert response.split(b" ")[1:2] in ([b"400"], [b"404"])
     assert len(deployment.fake_registry.exchanges) == before
 
 
@@ -108,8 +111,8 @@ def test_blob_digests_outside_the_grammar(deployment: Deployment, digest: str) -
     """A malformed digest is refused at the door: never an inner error, never a question upstream."""
     before = len(deployment.fake_registry.exchanges)
     for method in ("GET", "HEAD"):
-        reply = deployment.request(method, f"/v2/up.test/app/blobs/{digest}")
-        assert reply.status in ((400, 404) if "/" in digest else (400,))
+        response = deployment.request(method, f"/v2/up.test/app/blobs/{digest}")
+        assert response.status in ((400, 404) if "/" in digest else (400,))
     if "/" not in digest:
         assert deployment.get(f"/v2/up.test/app/blobs/{digest}").error == "DIGEST_INVALID"
     assert len(deployment.fake_registry.exchanges) == before
@@ -119,18 +122,18 @@ def test_blob_digests_outside_the_grammar(deployment: Deployment, digest: str) -
 def test_manifest_digests_outside_the_grammar(deployment: Deployment, digest: str) -> None:
     """The same for manifests, where the conformance suite accepts 404 as well."""
     before = len(deployment.fake_registry.exchanges)
-    reply = deployment.get(f"/v2/up.test/app/manifests/{digest}")
-    assert reply.status in (400, 404)
+    response = deployment.get(f"/v2/up.test/app/manifests/{digest}")
+    assert response.status in (400, 404)
     assert len(deployment.fake_registry.exchanges) == before
-    deployment.assert_no_leak(reply)
+    deployment.assert_no_leak(response)
 
 
 def test_a_digest_algorithm_that_nobody_can_verify(deployment: Deployment) -> None:
     """A grammatical digest of an unknown algorithm is refused with a code of the specification."""
     before = len(deployment.fake_registry.exchanges)
-    reply = deployment.get(f"/v2/up.test/app/blobs/blake3:{HEX}")
-    assert reply.status in (400, 404)
-    assert reply.error in ("DIGEST_INVALID", "BLOB_UNKNOWN", "UNSUPPORTED")
+    response = deployment.get(f"/v2/up.test/app/blobs/blake3:{HEX}")
+    assert response.status in (400, 404)
+    assert response.error in ("DIGEST_INVALID", "BLOB_UNKNOWN", "UNSUPPORTED")
     assert deployment.stored_files(f"blake3:{HEX}") == []
     assert len(deployment.fake_registry.exchanges) == before
 
@@ -148,13 +151,13 @@ def test_sha512_manifests_and_blobs(deployment: Deployment) -> None:
     for kind, digest, body in (("blobs", blob_digest, blob), ("manifests", manifest_digest, manifest)):
         path = f"/v2/up.test/sha512/{kind}/{digest}"
         for temperature in ("cold", "warm"):
-            asked = deployment.fake_registry.count(reference=digest)
-            reply = deployment.get(path)
-            assert (reply.status, reply.body) == (200, body), temperature
-            assert reply.header("Docker-Content-Digest") == digest
+            count_before = deployment.fake_registry.count(reference=digest)
+            response = deployment.get(path)
+            assert (response.status, response.body) == (200, body), temperature
+            assert response.header("Docker-Content-Digest") == digest
             assert deployment.head(path).header("Docker-Content-Digest") == digest
             if temperature == "warm":
-                assert deployment.fake_registry.count(reference=digest) == asked
+                assert deployment.fake_registry.count(reference=digest) == count_before
         assert all(
             "sha512" in file.parts for file in eventually(partial(deployment.stored_files, digest), "it is stored")
         )
@@ -163,7 +166,9 @@ def test_sha512_manifests_and_blobs(deployment: Deployment) -> None:
 def test_sha512_is_verified(deployment: Deployment) -> None:
     """Bytes that do not have the sha512 digest asked for are not served."""
     digest = digest_of(b"the right bytes", "sha512")
-    deployment.fake_registry.on("blob", lambda request, answer: answer.of(200, b"some other one!"), reference=digest)
+    deployment.fake_registry.on(
+        "blob", lambda request, response: response.of(200, b"some other one!"), reference=digest
+    )
     assert deployment.get(f"/v2/up.test/sha512/blobs/{digest}").status == http.client.BAD_GATEWAY
     assert deployment.stored_files(digest) == []
 

@@ -34,28 +34,28 @@ PARTS = {
 
 
 @pytest.mark.parametrize(
-    "asked", [*PARTS, "bytes=2048-", "bytes=5000-10000", "bytes=500-0", "bytes=-0", "bytes=x", "items=0-1", ""]
+    "range_header", [*PARTS, "bytes=2048-", "bytes=5000-10000", "bytes=500-0", "bytes=-0", "bytes=x", "items=0-1", ""]
 )
-def test_ranges_of_a_cold_and_a_warm_blob(deployment: Deployment, asked: str) -> None:
+def test_ranges_of_a_cold_and_a_warm_blob(deployment: Deployment, range_header: str) -> None:
     """206 with exact bytes and place, 416 with the size, or 200 for what is no range of bytes: cold as warm."""
-    blob = _random(2048, f"range {asked}")
+    blob = _random(2048, f"range {range_header}")
     digest = deployment.fake_registry.add_blob(blob)
     path = f"/v2/up.test/app/blobs/{digest}"
     for temperature in ("cold", "warm"):
-        reply = deployment.get(path, **({"Range": asked} if asked else {}))
-        if asked in PARTS:
-            start, stop = PARTS[asked]
-            assert (reply.status, reply.body) == (206, blob[start:stop]), temperature
-            assert reply.header("Content-Range") == f"bytes {start}-{stop - 1}/2048"
-            assert reply.header("Content-Length") == str(stop - start)
-            assert reply.header("Content-Type") == "application/octet-stream"
-            assert reply.header("Docker-Content-Digest") == digest
-        elif asked in ("bytes=x", "items=0-1", ""):
-            assert (reply.status, reply.body) == (200, blob), temperature
-            assert reply.header("Accept-Ranges") == "bytes"
+        response = deployment.get(path, **({"Range": range_header} if range_header else {}))
+        if range_header in PARTS:
+            start, stop = PARTS[range_header]
+            assert (response.status, response.body) == (206, blob[start:stop]), temperature
+            assert response.header("Content-Range") == f"bytes {start}-{stop - 1}/2048"
+            assert response.header("Content-Length") == str(stop - start)
+            assert response.header("Content-Type") == "application/octet-stream"
+            assert response.header("Docker-Content-Digest") == digest
+        elif range_header in ("bytes=x", "items=0-1", ""):
+            assert (response.status, response.body) == (200, blob), temperature
+            assert response.header("Accept-Ranges") == "bytes"
         else:
-            assert (reply.status, reply.header("Content-Range")) == (416, "bytes */2048"), temperature
-            assert reply.error
+            assert (response.status, response.header("Content-Range")) == (416, "bytes */2048"), temperature
+            assert response.error
         eventually(lambda: deployment.get(path).body == blob, "the blob is warm")
 
 
@@ -63,8 +63,8 @@ def test_range_is_ignored_on_head(deployment: Deployment) -> None:
     """HEAD tells of the whole blob, whatever range it names."""
     digest = deployment.fake_registry.add_blob(_random(2048, "head with range"))
     for _ in range(2):
-        reply = deployment.head(f"/v2/up.test/app/blobs/{digest}", Range="bytes=5-9")
-        assert (reply.status, reply.header("Content-Length")) == (200, "2048")
+        response = deployment.head(f"/v2/up.test/app/blobs/{digest}", Range="bytes=5-9")
+        assert (response.status, response.header("Content-Length")) == (200, "2048")
         deployment.get(f"/v2/up.test/app/blobs/{digest}")
 
 
@@ -83,9 +83,9 @@ def test_ranges_of_a_running_fill(deployment: Deployment, start: int, stop: int)
         part = pool.submit(deployment.get, path, Range=f"bytes={start}-{stop - 1}") if stop <= MIB else None
         go_on.set()
         assert whole.result().body == blob
-    reply = part.result() if part else deployment.get(path, Range=f"bytes={start}-{stop - 1}")
-    assert (reply.status, reply.body == blob[start:stop]) == (206, True)
-    assert reply.header("Content-Range") == f"bytes {start}-{stop - 1}/{LARGE}"
+    response = part.result() if part else deployment.get(path, Range=f"bytes={start}-{stop - 1}")
+    assert (response.status, response.body == blob[start:stop]) == (206, True)
+    assert response.header("Content-Range") == f"bytes {start}-{stop - 1}/{LARGE}"
     assert deployment.fake_registry.count("blob", "GET", reference=digest) == 1
 
 
@@ -98,8 +98,8 @@ def test_a_range_is_served_before_the_fill_ends(deployment: Deployment) -> None:
         deployment.fake_registry.on("blob", faults.stalled(2 * MIB, go_on), reference=digest)
         with deployment.stream(path) as first:
             assert first.head().read(MIB) == blob[:MIB]
-            reply = deployment.get(path, Range="bytes=1000-1999")
-            assert (reply.status, reply.body) == (206, blob[1000:2000])
+            response = deployment.get(path, Range="bytes=1000-1999")
+            assert (response.status, response.body) == (206, blob[1000:2000])
             with deployment.stream(path, Range=f"bytes=500000-{LARGE}") as second:
                 assert second.head().status == 206
                 assert second.read(MIB) == blob[500_000 : 500_000 + MIB]
@@ -126,37 +126,37 @@ MULTI = {
 @pytest.mark.parametrize("temperature", ["cold", "warm"])
 def test_several_ranges(deployment: Deployment, name: str, temperature: str) -> None:
     """One part per range, in the order asked, each with its own place; never merged."""
-    asked, places = MULTI[name]
+    range_header, places = MULTI[name]
     blob = _random(2048, f"multi {name} {temperature}")
     path = f"/v2/up.test/app/blobs/{deployment.fake_registry.add_blob(blob)}"
     if temperature == "warm":
         assert deployment.get(path).body == blob
-    reply = deployment.get(path, Range=asked)
-    assert reply.status == 206
-    assert reply.is_complete
-    assert parse_multipart(reply) == [(f"bytes {a}-{b - 1}/2048", blob[a:b]) for a, b in places]
-    assert reply.header("Content-Range") is None
+    response = deployment.get(path, Range=range_header)
+    assert response.status == 206
+    assert response.is_complete
+    assert parse_multipart(response) == [(f"bytes {a}-{b - 1}/2048", blob[a:b]) for a, b in places]
+    assert response.header("Content-Range") is None
 
 
 @pytest.mark.parametrize(
-    "asked",
+    "range_header",
     ["bytes=" + ",".join(["0-"] * 50), "bytes=" + ",".join(["0-0"] * 1000), "bytes=" + ",".join(["5-9"] * 10_000)],
     ids=["overlapping", "1,000", "10,000"],
 )
-def test_too_many_ranges_are_a_bad_request(deployment: Deployment, asked: str) -> None:
+def test_too_many_ranges_are_a_bad_request(deployment: Deployment, range_header: str) -> None:
     """Over the limit the answer is 400: clients take it as "ask for the whole blob"."""
     path = f"/v2/up.test/app/blobs/{deployment.fake_registry.add_blob(_random(2048, 'too many'))}"
     deployment.get(path)
-    reply = deployment.get(path, Range=asked)
-    assert reply.status in ((400, 431) if len(asked) > 16_384 else (400,))
+    response = deployment.get(path, Range=range_header)
+    assert response.status in ((400, 431) if len(range_header) > 16_384 else (400,))
 
 
 def test_no_range_can_be_satisfied(deployment: Deployment) -> None:
     """Several ranges, all of them beyond the end: 416."""
     path = f"/v2/up.test/app/blobs/{deployment.fake_registry.add_blob(_random(2048, 'none'))}"
     for _ in range(2):
-        reply = deployment.get(path, Range="bytes=3000-3009,4000-")
-        assert (reply.status, reply.header("Content-Range")) == (416, "bytes */2048")
+        response = deployment.get(path, Range="bytes=3000-3009,4000-")
+        assert (response.status, response.header("Content-Range")) == (416, "bytes */2048")
 
 
 @pytest.mark.parametrize("temperature", ["cold", "warm"])
@@ -169,22 +169,22 @@ def test_the_empty_blob(
     path = f"/v2/up.test/app/blobs/{digest}"
     if temperature == "warm":
         deployment.get(path)
-    for asked in ("bytes=0-1", "bytes=0-"):
-        reply = deployment.get(path, Range=asked)
-        assert (reply.status, reply.header("Content-Range")) == (416, "bytes */0")
+    for range_header in ("bytes=0-1", "bytes=0-"):
+        response = deployment.get(path, Range=range_header)
+        assert (response.status, response.header("Content-Range")) == (416, "bytes */0")
     for method in ("HEAD", "GET"):
-        reply = deployment.request(method, path)
-        assert (reply.status, reply.header("Content-Length"), reply.body) == (200, "0", b"")
-        assert reply.header("Docker-Content-Digest") == digest_of(b"")
+        response = deployment.request(method, path)
+        assert (response.status, response.header("Content-Length"), response.body) == (200, "0", b"")
+        assert response.header("Docker-Content-Digest") == digest_of(b"")
 
 
-@pytest.mark.parametrize("asked", ["bytes=0-1", "bytes=0-", "bytes=-1", "bytes=-5"])
-def test_a_blob_of_one_byte(deployment: Deployment, asked: str) -> None:
+@pytest.mark.parametrize("range_header", ["bytes=0-1", "bytes=0-", "bytes=-1", "bytes=-5"])
+def test_a_blob_of_one_byte(deployment: Deployment, range_header: str) -> None:
     """Ranges of a single byte are clipped to it."""
-    digest = deployment.fake_registry.add_blob(bytes([len(asked)]))
+    digest = deployment.fake_registry.add_blob(bytes([len(range_header)]))
     for _ in range(2):
-        reply = deployment.get(f"/v2/up.test/app/blobs/{digest}", Range=asked)
-        assert (reply.status, reply.body) == (206, bytes([len(asked)]))
-        assert reply.header("Content-Range") == "bytes 0-0/1"
+        response = deployment.get(f"/v2/up.test/app/blobs/{digest}", Range=range_header)
+        assert (response.status, response.body) == (206, bytes([len(range_header)]))
+        assert response.header("Content-Range") == "bytes 0-0/1"
     whole = deployment.get(f"/v2/up.test/app/blobs/{digest}")
     assert (whole.status, whole.header("Content-Length")) == (200, "1")

@@ -33,8 +33,10 @@ def test_credentials_stay_with_the_registry(
     fake_registry.on("manifest", faults.header("Set-Cookie", "session=canary"))
     deployment = make_deployment()
     deployment.get("/v2/up.test/app/manifests/v1")
-    reply = deployment.get(f"/v2/up.test/app/blobs/{digest}", Authorization="Bearer clients-own", Cookie="clients=own")
-    assert reply.body == BLOB
+    response = deployment.get(
+        f"/v2/up.test/app/blobs/{digest}", Authorization="Bearer clients-own", Cookie="clients=own"
+    )
+    assert response.body == BLOB
     (download,) = fake_registry.received("cdn")
     assert download.request.header("Authorization") is None
     assert download.request.header("Cookie") is None
@@ -124,11 +126,11 @@ def test_redirects_that_lead_nowhere(
     digest = fake_registry.add_blob(BLOB)
     fake_registry.on("blob", LONG_WAYS[way](digest))
     deployment = make_deployment()
-    reply = deployment.get(f"/v2/up.test/app/blobs/{digest}")
-    assert reply.status in ((502, 503) if way == "nobody there" else (502,))
-    assert reply.took_s < 10
+    response = deployment.get(f"/v2/up.test/app/blobs/{digest}")
+    assert response.status in ((502, 503) if way == "nobody there" else (502,))
+    assert response.took_s < 10
     assert fake_registry.count("blob") <= 44  # four tries of at most eleven requests
-    deployment.assert_no_leak(reply)
+    deployment.assert_no_leak(response)
 
 
 def test_eleven_hops_are_too_many(make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry) -> None:
@@ -173,9 +175,9 @@ def test_a_public_registry_may_not_send_us_to_a_private_address(public_deploymen
     forbidden = fake_registry.listeners["forbidden"]
     digest = fake_registry.add_blob(place.encode())
     fake_registry.on("blob", faults.redirected(place.format(port=forbidden.port)), reference=digest)
-    reply = public_deployment.get(f"/v2/up.test/app/blobs/{digest}")
-    assert reply.status == 502
-    assert reply.took_s < 5
+    response = public_deployment.get(f"/v2/up.test/app/blobs/{digest}")
+    assert response.status == 502
+    assert response.took_s < 5
     assert forbidden.connections == 0
     assert all(
         e.request.target.startswith("http://registry.example.com/") for e in fake_registry.received(listener="proxy")
@@ -204,8 +206,8 @@ def test_head_of_a_blob_whose_url_is_signed_for_get(
     digest = fake_registry.add_blob(BLOB)
     _to_cdn(fake_registry, digest)
     deployment = make_deployment()
-    reply = deployment.head(f"/v2/up.test/app/blobs/{digest}")
-    assert (reply.status, reply.header("Content-Length")) == (200, str(len(BLOB)))
+    response = deployment.head(f"/v2/up.test/app/blobs/{digest}")
+    assert (response.status, response.header("Content-Length")) == (200, str(len(BLOB)))
     assert fake_registry.sent_bytes("cdn") <= 200  # one byte, and the body of the refusal
 
 
@@ -225,13 +227,13 @@ def test_a_url_that_expires_in_the_middle(
     digest = fake_registry.add_blob(BLOB)
     _to_cdn(fake_registry, digest)
 
-    def expire(request: Request, answer: ScriptedResponse) -> ScriptedResponse:
+    def expire(request: Request, response: ScriptedResponse) -> ScriptedResponse:
         fake_registry.expire_presigned()
-        return faults.cut(0.5)(request, answer)
+        return faults.cut(0.5)(request, response)
 
     fake_registry.on("cdn", expire, times=1)
-    reply = make_deployment().get(f"/v2/up.test/app/blobs/{digest}")
-    assert (reply.ended, reply.body == BLOB) == ("length", True)
+    response = make_deployment().get(f"/v2/up.test/app/blobs/{digest}")
+    assert (response.ended, response.body == BLOB) == ("length", True)
     assert (fake_registry.count("blob", "GET"), fake_registry.count("cdn", "GET")) == (2, 2)
     assert len({exchange.request.target for exchange in fake_registry.received("cdn")}) == 2
     assert [exchange.status for exchange in fake_registry.received("cdn")] == [200, 206]
@@ -245,5 +247,5 @@ def test_a_dead_cdn_leaves_tags_fresh(make_deployment: Callable[..., Deployment]
     deployment = make_deployment()
     assert deployment.get(f"/v2/up.test/app/blobs/{image.layers[0]}").status in (502, 503)
     for _ in range(2):
-        reply = deployment.get("/v2/up.test/app/manifests/v1")
-        assert (reply.status, reply.header("Warning")) == (200, None)
+        response = deployment.get("/v2/up.test/app/manifests/v1")
+        assert (response.status, response.header("Warning")) == (200, None)

@@ -28,8 +28,8 @@ def test_five_shapes_lead_to_one_cached_image(deployment: Deployment) -> None:
         blob = deployment.get(shape.format(name="library/shapes", rest=f"blobs/{image.layers[0]}"))
         assert (by_tag.body, by_digest.body, blob.body) == (image.body, image.body, b"a layer for five shapes"), shape
         assert by_tag.header("Docker-Content-Digest") == image.digest
-        for reply in (by_tag, by_digest, blob):
-            assert reply.header("OCI-Namespace") == ("docker.io" if "?ns=" in shape else None)
+        for response in (by_tag, by_digest, blob):
+            assert response.header("OCI-Namespace") == ("docker.io" if "?ns=" in shape else None)
     assert deployment.fake_registry.count("manifest", "GET", repo="library/shapes") == 1
     assert deployment.fake_registry.count("blob", "GET", reference=image.layers[0]) == 1
 
@@ -37,18 +37,18 @@ def test_five_shapes_lead_to_one_cached_image(deployment: Deployment) -> None:
 def test_the_sixth_shape_is_a_mistake_that_is_explained(deployment: Deployment) -> None:
     """`/v2/<prefix>/v2/<name>` comes from a wrong mirror setting: 404 with a message that helps."""
     deployment.fake_registry.add_image("library/sixth", "v1")
-    reply = deployment.get("/v2/docker.io/v2/library/sixth/manifests/v1?ns=docker.io")
-    assert (reply.status, reply.error) == (404, "NAME_UNKNOWN")
-    assert "/v2" in reply.json["errors"][0]["message"]
+    response = deployment.get("/v2/docker.io/v2/library/sixth/manifests/v1?ns=docker.io")
+    assert (response.status, response.error) == (404, "NAME_UNKNOWN")
+    assert "/v2" in response.json["errors"][0]["message"]
 
 
 @pytest.mark.parametrize("path", ["/v2/{}", "/v2/docker.io/{}"], ids=["bare", "with the prefix"])
 def test_a_prefix_in_the_path_wins_over_ns(deployment: Deployment, path: str) -> None:
     """When prefix and `ns` disagree the prefix decides; `ns` is still echoed."""
     deployment.fake_registry.add_image("library/both", "v1")
-    reply = deployment.get("/v2/up.test/library/both/manifests/v1?ns=docker.io")
-    assert reply.status == 200
-    assert reply.header("OCI-Namespace") == "docker.io"
+    response = deployment.get("/v2/up.test/library/both/manifests/v1?ns=docker.io")
+    assert response.status == 200
+    assert response.header("OCI-Namespace") == "docker.io"
 
 
 @pytest.mark.parametrize(
@@ -57,9 +57,9 @@ def test_a_prefix_in_the_path_wins_over_ns(deployment: Deployment, path: str) ->
 def test_an_unknown_namespace_is_not_asked(deployment: Deployment, namespace: str) -> None:
     """A host that no upstream is configured for is unknown: never an open proxy."""
     before = len(deployment.fake_registry.exchanges)
-    reply = deployment.get(f"/v2/library/app/manifests/v1?ns={namespace}")
+    response = deployment.get(f"/v2/library/app/manifests/v1?ns={namespace}")
     if namespace:
-        assert (reply.status, reply.error) == (404, "NAME_UNKNOWN")
+        assert (response.status, response.error) == (404, "NAME_UNKNOWN")
         assert len(deployment.fake_registry.exchanges) == before
 
 
@@ -128,9 +128,9 @@ def test_a_prefix_is_compared_whole(
 ) -> None:
     """Without a default upstream a name that begins with no configured prefix is unknown."""
     deployment = make_deployment(upstreams=[upstream("up.test", fake_registry.url)])
-    reply = deployment.get(f"/v2/{name}/manifests/v1")
-    assert reply.status in (400, 404)
-    assert reply.error in ("NAME_UNKNOWN", "NAME_INVALID")
+    response = deployment.get(f"/v2/{name}/manifests/v1")
+    assert response.status in (400, 404)
+    assert response.error in ("NAME_UNKNOWN", "NAME_INVALID")
     assert fake_registry.count() == 0
 
 
@@ -156,8 +156,8 @@ def test_only_the_hub_has_library(deployment: Deployment) -> None:
 def test_the_version_check_needs_no_login(deployment: Deployment, path: str) -> None:
     """`/v2/` with and without its slash is 200 and an empty object, from us alone."""
     before = len(deployment.fake_registry.exchanges)
-    reply = deployment.get(path)
-    assert (reply.status, reply.json) == (200, {})
+    response = deployment.get(path)
+    assert (response.status, response.json) == (200, {})
     assert deployment.head(path).status == 200
     assert len(deployment.fake_registry.exchanges) == before
 
@@ -178,9 +178,9 @@ def test_the_version_check_needs_no_login(deployment: Deployment, path: str) -> 
 def test_writing_is_not_supported(deployment: Deployment, method: str, path: str) -> None:
     """A cache that is read-only says 405 and what it allows; an override header changes nothing."""
     before = len(deployment.fake_registry.exchanges)
-    reply = deployment.request(method, path, X_HTTP_Method_Override="GET")
-    assert (reply.status, reply.error) == (405, "UNSUPPORTED")
-    assert {word.strip() for word in (reply.header("Allow") or "").split(",")} == {"GET", "HEAD"}
+    response = deployment.request(method, path, X_HTTP_Method_Override="GET")
+    assert (response.status, response.error) == (405, "UNSUPPORTED")
+    assert {word.strip() for word in (response.header("Allow") or "").split(",")} == {"GET", "HEAD"}
     assert len(deployment.fake_registry.exchanges) == before
 
 
@@ -194,8 +194,8 @@ def test_an_upload_is_refused_with_its_body_unread(deployment: Deployment, frami
     """405 comes at once, before a byte of the announced body was sent."""
     request = f"POST /v2/up.test/app/blobs/uploads/ HTTP/1.1\r\nHost: x\r\n{framing}\r\n\r\n"
     began = time.monotonic()
-    answer = send_raw(deployment.address, request.encode())
-    assert answer.startswith(b"HTTP/1.1 405 ")
+    response = send_raw(deployment.address, request.encode())
+    assert response.startswith(b"HTTP/1.1 405 ")
     assert time.monotonic() - began < 2
     assert deployment.get("/v2/").status == 200
 
@@ -208,7 +208,7 @@ def test_there_is_no_catalog(deployment: Deployment) -> None:
 def test_the_version_of_the_program(deployment: Deployment) -> None:
     """`/version` is answered by us alone."""
     before = len(deployment.fake_registry.exchanges)
-    reply = deployment.get("/version")
-    assert (reply.status, reply.header("Content-Type")) == (200, "application/json")
-    assert "version" in reply.json
+    response = deployment.get("/version")
+    assert (response.status, response.header("Content-Type")) == (200, "application/json")
+    assert "version" in response.json
     assert len(deployment.fake_registry.exchanges) == before

@@ -1,0 +1,1 @@
+"""The bucket: `store` tests the S3 store itself, `service` Dockyard servers over a bucket."""

@@ -40,20 +40,20 @@ class Canary:
 class WatchedDeployment(Deployment):
     """A deployment that remembers what it answered."""
 
-    replies: list[Response] = attrs.field(factory=list)
+    responses: list[Response] = attrs.field(factory=list)
 
     def get(self, path: str, **headers: str) -> Response:
-        return self._noted(super().get(path, **headers))
+        return self._recorded(super().get(path, **headers))
 
     def head(self, path: str, **headers: str) -> Response:
-        return self._noted(super().head(path, **headers))
+        return self._recorded(super().head(path, **headers))
 
     def request(self, method: str, path: str, **headers: str) -> Response:
-        return self._noted(super().request(method, path, **headers))
+        return self._recorded(super().request(method, path, **headers))
 
-    def _noted(self, reply: Response) -> Response:
-        self.replies.append(reply)
-        return reply
+    def _recorded(self, response: Response) -> Response:
+        self.responses.append(response)
+        return response
 
     def leaks(self, canaries: Sequence[Canary]) -> list[str]:
         """Where canaries were found and must not be. Asks for the metrics, so the deployment must still run."""
@@ -64,9 +64,9 @@ class WatchedDeployment(Deployment):
         for exchange in self.fake_registry.received():
             if is_in(_forbidden_part(exchange.request, canary), spellings):
                 yield f"a {exchange.request.method} at the listener {exchange.request.listener}"
-        for reply in [*self.replies, super().get("/metrics")]:
-            if is_in([reply.body, str(reply.headers).encode()], spellings):
-                yield f"an answer with status {reply.status}"
+        for response in [*self.responses, super().get("/metrics")]:
+            if is_in([response.body, str(response.headers).encode()], spellings):
+                yield f"an answer with status {response.status}"
         if is_in([self.dockyard.read_log().encode()], spellings):
             yield "the log"
         for path in self.dockyard.storage.rglob("*"):

@@ -71,7 +71,7 @@ def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WatchedDepl
 
 
 @pytest.fixture(scope="package")
-def edge(bucket: S3Proxy, tmp_path_factory: pytest.TempPathFactory) -> Iterator[WatchedDeployment]:
+def empty_bucket_deployment(bucket: S3Proxy, tmp_path_factory: pytest.TempPathFactory) -> Iterator[WatchedDeployment]:
     """Give a deployment before an empty bucket, for what is refused: nothing is ever pulled from it."""
     storage = {
         "endpoint": bucket.host,
@@ -82,16 +82,16 @@ def edge(bucket: S3Proxy, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     }
     with (
         FakeRegistry() as fake_registry,
-        watched(fake_registry, tmp_path_factory.mktemp("edge"), storage=storage) as deployment,
+        watched(fake_registry, tmp_path_factory.mktemp("empty_bucket_deployment"), storage=storage) as deployment,
     ):
         eventually(lambda: bucket.counted()["GET uploads"], "the look at the bucket has ended")
         yield deployment
 
 
 @pytest.fixture
-def asks_nobody(edge: WatchedDeployment, bucket: S3Proxy) -> Iterator[None]:
+def no_backend_requests(empty_bucket_deployment: WatchedDeployment, bucket: S3Proxy) -> Iterator[None]:
     """The test sends nothing that reaches the upstream or the bucket; after it the deployment answers as ever."""
-    before = edge.fake_registry.count(), len(bucket.requests)
+    before = empty_bucket_deployment.fake_registry.count(), len(bucket.requests)
     yield
-    assert (edge.fake_registry.count(), len(bucket.requests)) == before
-    assert edge.get("/v2/").status == 200
+    assert (empty_bucket_deployment.fake_registry.count(), len(bucket.requests)) == before
+    assert empty_bucket_deployment.get("/v2/").status == 200

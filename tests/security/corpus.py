@@ -15,7 +15,7 @@ _END = b"0\r\n\r\n"
 
 
 @attrs.frozen
-class Input:
+class RawInput:
     """One raw input, and all answers on its connection, which the server then ends."""
 
     name: str
@@ -39,54 +39,56 @@ _LENGTH = b"Content-Length: %d" % len(INNER)
 
 CORPUS = [
     # Two ways to tell where the body ends.
-    Input("length, then chunked", _ping(b"Content-Length: 4", _CHUNKED[:-2], body=_END + INNER), (400,)),
-    Input("chunked, then length", _ping(_CHUNKED[:-2], b"Content-Length: 4", body=_END + INNER), (400,)),
-    Input("two lengths", _ping(b"Content-Length: 0", _LENGTH, body=INNER), (400,)),
-    Input("a list of lengths", _ping(b"Content-Length: 5, 5", body=b"hello" + INNER), (400,)),
-    Input("length +5", _ping(b"Content-Length: +5", body=b"hello" + INNER), (400,)),
-    Input("length -1", _ping(b"Content-Length: -1", body=INNER), (400,)),
-    Input("length 0x5", _ping(b"Content-Length: 0x5", body=b"hello" + INNER), (400,)),
-    Input("a length of 23 digits", _ping(b"Content-Length: 10000000000000000000005", body=b"hello" + INNER), (400,)),
-    Input("two equal lengths", _ping(b"Content-Length: 5", b"Content-Length: 5", body=b"hello" + LAST), (200, 200)),
-    Input("xchunked", _ping(b"Transfer-Encoding: xchunked", body=_END + INNER), (400,)),
-    Input("chunked, identity", _ping(b"Transfer-Encoding: chunked, identity", body=_END + INNER), (400,)),
-    Input("a space before the colon", _ping(b"Transfer-Encoding : chunked", body=_END + INNER), (400,)),
-    Input("a vertical tab before chunked", _ping(b"Transfer-Encoding: \x0bchunked", body=_END + INNER), (400,)),
-    Input(
+    RawInput("length, then chunked", _ping(b"Content-Length: 4", _CHUNKED[:-2], body=_END + INNER), (400,)),
+    RawInput("chunked, then length", _ping(_CHUNKED[:-2], b"Content-Length: 4", body=_END + INNER), (400,)),
+    RawInput("two lengths", _ping(b"Content-Length: 0", _LENGTH, body=INNER), (400,)),
+    RawInput("a list of lengths", _ping(b"Content-Length: 5, 5", body=b"hello" + INNER), (400,)),
+    RawInput("length +5", _ping(b"Content-Length: +5", body=b"hello" + INNER), (400,)),
+    RawInput("length -1", _ping(b"Content-Length: -1", body=INNER), (400,)),
+    RawInput("length 0x5", _ping(b"Content-Length: 0x5", body=b"hello" + INNER), (400,)),
+    RawInput("a length of 23 digits", _ping(b"Content-Length: 10000000000000000000005", body=b"hello" + INNER), (400,)),
+    RawInput("two equal lengths", _ping(b"Content-Length: 5", b"Content-Length: 5", body=b"hello" + LAST), (200, 200)),
+    RawInput("xchunked", _ping(b"Transfer-Encoding: xchunked", body=_END + INNER), (400,)),
+    RawInput("chunked, identity", _ping(b"Transfer-Encoding: chunked, identity", body=_END + INNER), (400,)),
+    RawInput("a space before the colon", _ping(b"Transfer-Encoding : chunked", body=_END + INNER), (400,)),
+    RawInput("a vertical tab before chunked", _ping(b"Transfer-Encoding: \x0bchunked", body=_END + INNER), (400,)),
+    RawInput(
         "two codings", _ping(b"Transfer-Encoding: identity", b"Transfer-Encoding: chunked", body=_END + INNER), (400,)
     ),
-    Input("chunked in HTTP/1.0", _ping(_CHUNKED[:-2], body=_END + INNER, start=b"GET /v2/ HTTP/1.0\r\n"), (400,)),
+    RawInput("chunked in HTTP/1.0", _ping(_CHUNKED[:-2], body=_END + INNER, start=b"GET /v2/ HTTP/1.0\r\n"), (400,)),
     # Lines that end where they should not.
-    Input("a bare CR in a header", _ping(b"X: a\rContent-Length: 5", body=INNER), (400,)),
-    Input("NUL in a header", _ping(b"X: a\0b", body=INNER), (400,)),
-    Input("a folded header", _ping(b"X: a", b" Content-Length: 5", body=INNER), (400,)),
-    Input("bare LF line ends", b"GET /v2/ HTTP/1.1\nHost: h\n\n" + LAST, (200, 200)),
+    RawInput("a bare CR in a header", _ping(b"X: a\rContent-Length: 5", body=INNER), (400,)),
+    RawInput("NUL in a header", _ping(b"X: a\0b", body=INNER), (400,)),
+    RawInput("a folded header", _ping(b"X: a", b" Content-Length: 5", body=INNER), (400,)),
+    RawInput("bare LF line ends", b"GET /v2/ HTTP/1.1\nHost: h\n\n" + LAST, (200, 200)),
     # Hosts.
-    Input("two hosts", _ping(b"Host: other", body=INNER), (400,)),
-    Input("no host", _PING + b"\r\n" + INNER, (400,)),
+    RawInput("two hosts", _ping(b"Host: other", body=INNER), (400,)),
+    RawInput("no host", _PING + b"\r\n" + INNER, (400,)),
     # Chunks, of which none is ever read.
-    Input("a chunk that ends in LF", _post(b"5\nhello\r\n" + _END + INNER), (405,)),
-    Input("a chunk extension without an end", _post(b"5;x=\nhello\r\n" + _END + INNER), (405,)),
-    Input("a chunk size that overflows", _post(b"ffffffffffffffff1\r\nhello\r\n" + _END + INNER), (405,)),
-    Input("junk behind a chunk", _post(b"5\r\nhelloJUNK\r\n" + _END + INNER), (405,)),
-    Input("a GET with a request in its body", _ping(_LENGTH, body=INNER + LAST), (200, 200)),
+    RawInput("a chunk that ends in LF", _post(b"5\nhello\r\n" + _END + INNER), (405,)),
+    RawInput("a chunk extension without an end", _post(b"5;x=\nhello\r\n" + _END + INNER), (405,)),
+    RawInput("a chunk size that overflows", _post(b"ffffffffffffffff1\r\nhello\r\n" + _END + INNER), (405,)),
+    RawInput("junk behind a chunk", _post(b"5\r\nhelloJUNK\r\n" + _END + INNER), (405,)),
+    RawInput("a GET with a request in its body", _ping(_LENGTH, body=INNER + LAST), (200, 200)),
     # Targets and methods of proxies.
-    Input("a target of another host", _get(b"http://evil.test/v2/") + LAST, (200, 200)),
-    Input("CONNECT", b"CONNECT 169.254.169.254:80 HTTP/1.1\r\nHost: 169.254.169.254:80\r\n\r\n" + INNER, (400,)),
-    Input("the preface of HTTP/2", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + INNER, ()),
-    Input("an upgrade to h2c", _ping(b"Connection: Upgrade, HTTP2-Settings", b"Upgrade: h2c", body=LAST), (200, 200)),
-    Input("HTTP/0.9", b"GET /v2/\r\n" + INNER, (400,)),
+    RawInput("a target of another host", _get(b"http://evil.test/v2/") + LAST, (200, 200)),
+    RawInput("CONNECT", b"CONNECT 169.254.169.254:80 HTTP/1.1\r\nHost: 169.254.169.254:80\r\n\r\n" + INNER, (400,)),
+    RawInput("the preface of HTTP/2", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + INNER, ()),
+    RawInput(
+        "an upgrade to h2c", _ping(b"Connection: Upgrade, HTTP2-Settings", b"Upgrade: h2c", body=LAST), (200, 200)
+    ),
+    RawInput("HTTP/0.9", b"GET /v2/\r\n" + INNER, (400,)),
     # Sizes.
-    Input("a header of 64 KiB", _ping(b"X: " + b"a" * 65536), (431,)),
-    Input("a header of 1 MiB", _ping(b"X: " + b"a" * 2**20), (431,)),
-    Input("101 headers", _ping(*[b"X: a"] * 101), (431,)),
-    Input("a target of 70 KiB", _get(b"/v2/" + b"a" * 70_000), (414,)),
+    RawInput("a header of 64 KiB", _ping(b"X: " + b"a" * 65536), (431,)),
+    RawInput("a header of 1 MiB", _ping(b"X: " + b"a" * 2**20), (431,)),
+    RawInput("101 headers", _ping(*[b"X: a"] * 101), (431,)),
+    RawInput("a target of 70 KiB", _get(b"/v2/" + b"a" * 70_000), (414,)),
     # Paths.
-    Input("escaped dots", _get(b"/v2/%2e%2e/%2e%2e/etc/passwd"), (400,)),
-    Input("dots", _get(b"/v2/../../etc/passwd"), (400,)),
-    Input("an escaped slash and NUL", _get(b"/v2/up.test/a%2fb%00c/manifests/x"), (400,)),
-    Input("an escape that is escaped", _get(b"/v2/up.test/%252e%252e/manifests/x"), (400,)),
-    Input("raw UTF-8", _get("/v2/up.test/é/manifests/x".encode()), (400,)),
-    Input("a byte that is no UTF-8", _get(b"/v2/up.test/a%ff/manifests/x"), (400,)),
-    Input("a fragment", _get(b"/v2/#/../up.test/smuggled/manifests/x") + LAST, (200, 200)),
+    RawInput("escaped dots", _get(b"/v2/%2e%2e/%2e%2e/etc/passwd"), (400,)),
+    RawInput("dots", _get(b"/v2/../../etc/passwd"), (400,)),
+    RawInput("an escaped slash and NUL", _get(b"/v2/up.test/a%2fb%00c/manifests/x"), (400,)),
+    RawInput("an escape that is escaped", _get(b"/v2/up.test/%252e%252e/manifests/x"), (400,)),
+    RawInput("raw UTF-8", _get("/v2/up.test/é/manifests/x".encode()), (400,)),
+    RawInput("a byte that is no UTF-8", _get(b"/v2/up.test/a%ff/manifests/x"), (400,)),
+    RawInput("a fragment", _get(b"/v2/#/../up.test/smuggled/manifests/x") + LAST, (200, 200)),
 ]

@@ -89,7 +89,7 @@ def test_no_secret_is_where_it_should_not_be(
                 deployment.get(f"/v2/{prefix}.test/{repo}/{path}", **own)
         if number == len(prefixes):  # from here on everything fails, and says all that it knows
             service.revoke_all()
-            fake_registry.on("token", lambda request, answer: answer.of(500, str(request).encode()), times=3)
+            fake_registry.on("token", lambda request, response: response.of(500, str(request).encode()), times=3)
             proxy.rule = lambda request: s3_error(403, "AccessDenied", str(request.headers))
     assert len(bucket_view.listed()) > 10
     _assert_used(deployment, proxy)
@@ -115,12 +115,14 @@ def _assert_used(deployment: WatchedDeployment, proxy: S3Proxy) -> None:
     assert {basic("ann", each.text) for each in (PASSWORD, KEYCHAIN, EXPANDED)} <= sent
     assert f"Bearer {BEARER.text}" in sent
     assert any(IDENTITY.text in each.request.body.decode() for each in deployment.fake_registry.received("token"))
-    asked = [each.request.header("Proxy-Authorization") for each in deployment.fake_registry.received(listener="proxy")]
-    assert set(asked) == {basic("ann", PROXY.text)}
+    proxy_logins = [
+        each.request.header("Proxy-Authorization") for each in deployment.fake_registry.received(listener="proxy")
+    ]
+    assert set(proxy_logins) == {basic("ann", PROXY.text)}
     assert any("AWS4-HMAC-SHA256" in each.headers.get("authorization", "") for each in proxy.requests)
 
 
-@pytest.mark.parametrize("where", ["log", "file", "name of a file", "another listener", "another header", "answer"])
+@pytest.mark.parametrize("where", ["log", "file", "name of a file", "another listener", "another header", "response"])
 def test_the_search_finds_what_it_is_for(deployment: WatchedDeployment, where: str) -> None:
     """The harness itself: a canary that is put where it should not be is found, in base64 too."""
     canary = Canary(f"planted-{where.replace(' ', '-')}-77", frozenset({"registry"}))
@@ -142,7 +144,7 @@ def test_the_search_finds_what_it_is_for(deployment: WatchedDeployment, where: s
             header = "Cookie" if where == "another header" else "Authorization"
             listener = deployment.fake_registry.listeners[name]
             send_request((listener.host, listener.port), "/v2/", {header: f"Basic {hidden}"})
-        case "answer":
+        case "response":
             deployment.get(f"/v2/{canary.text}/blobs/x")
     eventually(lambda: deployment.leaks([canary]), "the canary is found")
     planted.unlink(missing_ok=True)

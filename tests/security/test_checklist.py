@@ -167,7 +167,7 @@ CHECKLIST = {
     "F9": ["fuzz/test_upstream.py::test_f9_an_upstream_that_answers_anything"],
     "F10": [
         "fuzz/test_upstream.py::test_f10_a_bucket_that_answers_anything",
-        "fuzz/test_upstream.py::test_f10_the_tier_takes_any_answer",
+        "fuzz/test_upstream.py::test_f10_the_store_accepts_any_response",
     ],
     "F11": ["fuzz/test_http.py::test_f11_endpoints"],
 }

@@ -65,8 +65,8 @@ def test_c1_c3_credentials_do_not_follow_a_redirect(
     deployment = make_deployment(
         upstreams=[upstream(prefix, fake_registry.url, auth=auth, ca_file=str(tmp_path / "ca.pem"))]
     )
-    reply = deployment.get(f"/v2/{prefix}/app/blobs/{digest}", **CLIENTS_OWN)
-    assert reply.body == BLOB
+    response = deployment.get(f"/v2/{prefix}/app/blobs/{digest}", **CLIENTS_OWN)
+    assert response.body == BLOB
     (download,) = fake_registry.received(listener="cdn")
     names = {name.lower() for name, _ in download.request.headers}
     assert names <= {"host", "user-agent", "accept-encoding", "accept", "range"}
@@ -131,11 +131,11 @@ def test_c4_the_scope_is_our_own(
     make_deployment: Callable[..., WatchedDeployment], fake_registry: FakeRegistry
 ) -> None:
     """C4: whatever scope a challenge names, a token is asked for pulling from this repository and nothing else."""
-    asked = iter(SCOPES)
+    challenge_scopes = iter(SCOPES)
     service = FakeTokenService(
         fake_registry,
         login=basic("ann", PASSWORD.text),
-        challenges=lambda realm, repo: [f'Bearer realm="{realm}",service="s",scope="{next(asked)}"'],
+        challenges=lambda realm, repo: [f'Bearer realm="{realm}",service="s",scope="{next(challenge_scopes)}"'],
     )
     image = fake_registry.add_image("app", "v1")
     deployment = make_deployment()
@@ -195,8 +195,8 @@ def test_c5_bodies_that_are_no_token(
     for number, (name, change) in enumerate(TOKEN_BODIES.items()):
         rule = fake_registry.on("token", change)
         fake_registry.clear_exchanges()
-        reply = deployment.get(f"/v2/up{number}.test/app/manifests/v1")
-        assert (reply.status in (502, 503), reply.took_s < 3) == (True, True), name
+        response = deployment.get(f"/v2/up{number}.test/app/manifests/v1")
+        assert (response.status in (502, 503), response.took_s < 3) == (True, True), name
         assert rule.applied > 0, name
         assert fake_registry.sent_bytes("token") < 10 * 2**20, (
             name
@@ -207,11 +207,11 @@ def test_c5_bodies_that_are_no_token(
 def _echo(status: int) -> Callable[[Request, ScriptedResponse], ScriptedResponse]:
     """An error that tells everything it was sent, as debugging proxies do."""
 
-    def change(request: Request, answer: ScriptedResponse) -> ScriptedResponse:
-        told = json.dumps({"errors": [{"code": "X", "message": str(request)}]})
+    def change(request: Request, response: ScriptedResponse) -> ScriptedResponse:
+        body_text = json.dumps({"errors": [{"code": "X", "message": str(request)}]})
         sent = request.header("Authorization") or "nothing"
-        return answer.of(
-            status, told.encode(), ("Content-Type", "application/json"), ("X-Sent", sent), ("Warning", sent)
+        return response.of(
+            status, body_text.encode(), ("Content-Type", "application/json"), ("X-Sent", sent), ("Warning", sent)
         )
 
     return change
@@ -231,9 +231,9 @@ def test_c6_an_upstream_that_tells_what_it_was_sent(
     for number, (kind, status) in enumerate(ways):
         rule = fake_registry.on(kind, _echo(status), when=lambda request: request.header("Authorization") is not None)
         for path in ("manifests/v1", f"manifests/sha256:{'1' * 64}", f"blobs/sha256:{'1' * 64}", "tags/list"):
-            reply = deployment.get(f"/v2/up{number}.test/app/{path}")
-            assert reply.status >= 400, (kind, status, path)
-            deployment.assert_no_leak(reply)
+            response = deployment.get(f"/v2/up{number}.test/app/{path}")
+            assert response.status >= 400, (kind, status, path)
+            deployment.assert_no_leak(response)
         assert rule.applied > 0, (kind, status)
         fake_registry.remove_rules(rule)
 
@@ -265,9 +265,9 @@ def test_c6_connections_that_fail(
         )
         for prefix in ("tls", "dns", "gone", "proxy"):
             for path in ("manifests/v1", f"blobs/sha256:{'1' * 64}"):
-                reply = deployment.get(f"/v2/{prefix}.test/app/{path}")
-                assert reply.status in (502, 503, 504)
-                deployment.assert_no_leak(reply)
+                response = deployment.get(f"/v2/{prefix}.test/app/{path}")
+                assert response.status in (502, 503, 504)
+                deployment.assert_no_leak(response)
         assert bucket.requests
 
 
@@ -277,17 +277,17 @@ def test_c9_two_logins_at_one_registry(
     """C9: two upstreams of one host have tokens of their own, even when they ask for the same repository at once."""
     logins: dict[str, str | None] = {}
 
-    def issue(request: Request, answer: ScriptedResponse) -> ScriptedResponse:
+    def issue(request: Request, response: ScriptedResponse) -> ScriptedResponse:
         token = f"token-{len(logins)}"
         logins[token] = request.header("Authorization")
-        return answer.of(200, json.dumps({"token": token}).encode(), ("Content-Type", "application/json"))
+        return response.of(200, json.dumps({"token": token}).encode(), ("Content-Type", "application/json"))
 
-    def guard(request: Request, answer: ScriptedResponse) -> ScriptedResponse:
+    def guard(request: Request, response: ScriptedResponse) -> ScriptedResponse:
         token = (request.header("Authorization") or "").removeprefix("Bearer ")
         return (
-            answer
+            response
             if token in logins
-            else faults.challenged(bearer_challenge(f"{fake_registry.url}/token", request.repo))(request, answer)
+            else faults.challenged(bearer_challenge(f"{fake_registry.url}/token", request.repo))(request, response)
         )
 
     fake_registry.on("manifest", guard)
@@ -295,7 +295,7 @@ def test_c9_two_logins_at_one_registry(
     images = [fake_registry.add_image("app", f"v{number}", [bytes([number])]) for number in range(10)]
     deployment = make_deployment()
     paths = [f"/v2/{prefix}/app/manifests/v{number}" for number in range(10) for prefix in ("basic.test", "up.test")]
-    assert [reply.body for reply in deployment.get_concurrently(paths)] == [
+    assert [response.body for response in deployment.get_concurrently(paths)] == [
         image.body for image in images for _ in range(2)
     ]
     assert set(logins.values()) == {None, basic("ann", PASSWORD.text)}

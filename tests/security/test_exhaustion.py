@@ -24,7 +24,7 @@ from dockyard.upstream.urls import NotAPlace, parse_place
 from tests.s3.store.proxy import Respond, S3Proxy
 from tests.security.canaries import WatchedDeployment
 from tests.security.conftest import STORE
-from tests.security.raw import talk
+from tests.security.raw_connection import send_bytes
 from tests.support import faults
 from tests.support.deployment import eventually, set_at_exit, upstream
 from tests.support.fake_auth import FakeTokenService
@@ -129,11 +129,11 @@ def test_d5_what_a_bucket_says_is_not_parsed(
             bucket.rule = lambda request, xml=xml: Respond(status, xml)  # type: ignore[misc]
             image = fake_registry.add_image(f"store-{number}", "v1", [name.encode()])
             for path, body in (("manifests/v1", image.body), (f"blobs/{image.layers[0]}", name.encode())):
-                reply = deployment.get(f"/v2/up.test/store-{number}/{path}")
+                response = deployment.get(f"/v2/up.test/store-{number}/{path}")
                 if (status, name, path[:5]) == (200, "8 MiB", "blobs"):
-                    assert not reply.is_complete
-                    reply = deployment.get(f"/v2/up.test/store-{number}/{path}")
-                assert (reply.status, reply.body, reply.took_s < 3) == (200, body, True), name
+                    assert not response.is_complete
+                    response = deployment.get(f"/v2/up.test/store-{number}/{path}")
+                assert (response.status, response.body, response.took_s < 3) == (200, body, True), name
         assert "root:" not in deployment.dockyard.read_log()
         assert _memory(deployment) < 160 * MIB
 
@@ -175,7 +175,7 @@ def test_d7_many_unknown_tags(make_deployment: Callable[..., WatchedDeployment],
     files, memory = set(deployment.dockyard.storage.rglob("*")), _memory(deployment)
     with ThreadPoolExecutor(20) as pool:
         paths = [f"/v2/up.test/unknown-{number % 100}/manifests/tag-{number}" for number in range(1500)]
-        assert {reply.status for reply in pool.map(deployment.get, paths)} == {404}
+        assert {response.status for response in pool.map(deployment.get, paths)} == {404}
     metrics = deployment.get("/metrics").body.decode()
     assert "unknown-" not in metrics
     assert len(metrics.splitlines()) < 1000
@@ -199,16 +199,18 @@ FLOODS = {
 def test_d8_the_log_is_not_flooded(make_deployment: Callable[..., WatchedDeployment]) -> None:
     """D8: a request has one line at most, printable ASCII, below 2 KiB, whatever is in its path and its query."""
     deployment = make_deployment()
-    said = len(deployment.dockyard.read_log())
+    log_length = len(deployment.dockyard.read_log())
     for path in FLOODS.values():
-        talk(
+        send_bytes(
             deployment.address,
             f"GET {path} HTTP/1.1\r\nHost: h\r\nUser-Agent: {'u' * 8000}\r\nConnection: close\r\n\r\n".encode(),
         )
     assert deployment.get("/version").status == 200
     lines = eventually(
-        lambda: "/version" in deployment.dockyard.read_log() and deployment.dockyard.read_log()[said:].splitlines(),
-        "said",
+        lambda: (
+            "/version" in deployment.dockyard.read_log() and deployment.dockyard.read_log()[log_length:].splitlines()
+        ),
+        "log_length",
     )
     assert len(lines) <= len(FLOODS) + 1
     assert all(line.isascii() and line.isprintable() and len(line) < MAX_LINE_BYTES for line in lines)
@@ -281,6 +283,6 @@ def _frames(count: int, kind: int) -> bytes:
 def test_d10_there_is_no_http_2(deployment: WatchedDeployment, kind: int) -> None:
     """D10: the preface of HTTP/2 ends the connection without an answer; floods of its frames are never read."""
     settings = b"\0\0\0\4\0\0\0\0\0"
-    answered = talk(deployment.address, b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + settings + _frames(10_000, kind))
-    assert (answered.received, answered.is_closed) == (b"", True)
+    result = send_bytes(deployment.address, b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + settings + _frames(10_000, kind))
+    assert (result.received, result.is_closed) == (b"", True)
     assert deployment.get("/v2/").status == 200

@@ -8,7 +8,7 @@ import pytest
 from dockyard.web.paths import PathRouter
 from tests.security.canaries import WatchedDeployment
 from tests.security.conftest import PASSWORD
-from tests.security.raw import talk
+from tests.security.raw_connection import send_bytes
 from tests.support.deployment import upstream
 from tests.support.fake_registry import OCI_MANIFEST, FakeRegistry, basic
 from tests.support.http_client import parse_multipart
@@ -28,22 +28,22 @@ BAD_NAMES = [
 ]
 
 
-@pytest.mark.usefixtures("asks_nobody")
-def test_n1_bad_names(edge: WatchedDeployment) -> None:
+@pytest.mark.usefixtures("no_backend_requests")
+def test_n1_bad_names(empty_bucket_deployment: WatchedDeployment) -> None:
     """N1: a name outside the grammar is 400 NAME_INVALID, or no endpoint at all; no file, no key, no question."""
     assert len(set(BAD_NAMES)) >= 60
-    files = set(edge.dockyard.storage.rglob("*"))
+    files = set(empty_bucket_deployment.dockyard.storage.rglob("*"))
     wrong = {}
     for name in BAD_NAMES:
         request = f"GET /v2/up.test/{name}/manifests/x HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n"
-        answered = talk(edge.address, request.encode())
-        is_refused = answered.statuses in ((400,), (404,)) and b"NAME_UNKNOWN" not in answered.received
-        if answered.statuses == (400,) and b"NAME_INVALID" not in answered.received:
+        result = send_bytes(empty_bucket_deployment.address, request.encode())
+        is_refused = result.statuses in ((400,), (404,)) and b"NAME_UNKNOWN" not in result.received
+        if result.statuses == (400,) and b"NAME_INVALID" not in result.received:
             is_refused = not name.isprintable()  # Granian refuses control characters before anybody sees them
         if not is_refused:
-            wrong[name] = answered
+            wrong[name] = result
     assert wrong == {}
-    assert set(edge.dockyard.storage.rglob("*")) == files
+    assert set(empty_bucket_deployment.dockyard.storage.rglob("*")) == files
 
 
 BAD_TAGS = ["a" * 129, ".x", "-x", "a+b", "a~b", "a!b", "a@b", "a,b", "a$b", "a&b", "a=b", "a;b", "a(b", "a'b", "a*b"]
@@ -56,21 +56,21 @@ BAD_DIGESTS = [
 ]
 
 
-@pytest.mark.usefixtures("asks_nobody")
-def test_n2_bad_references(edge: WatchedDeployment) -> None:
+@pytest.mark.usefixtures("no_backend_requests")
+def test_n2_bad_references(empty_bucket_deployment: WatchedDeployment) -> None:
     """N2: a tag outside the grammar is MANIFEST_INVALID, a digest DIGEST_INVALID, each 400, for manifests and blobs."""
     assert len({*BAD_TAGS, *BAD_DIGESTS}) >= 40
     wrong = []
     for reference in BAD_TAGS:
-        reply = edge.get(f"/v2/up.test/app/manifests/{reference}")
-        wrong += [reference] * ((reply.status, reply.error) != (400, "MANIFEST_INVALID"))
+        response = empty_bucket_deployment.get(f"/v2/up.test/app/manifests/{reference}")
+        wrong += [reference] * ((response.status, response.error) != (400, "MANIFEST_INVALID"))
     for reference in BAD_DIGESTS:
         for path in (f"manifests/{reference}", f"blobs/{reference}", f"referrers/{reference}"):
-            reply = edge.get(f"/v2/up.test/app/{path}")
-            wrong += [path] * ((reply.status, reply.error) != (400, "DIGEST_INVALID"))
+            response = empty_bucket_deployment.get(f"/v2/up.test/app/{path}")
+            wrong += [path] * ((response.status, response.error) != (400, "DIGEST_INVALID"))
     for reference in (f"sha256-{HEX}", "latest"):  # these are tags, and so no digests of blobs
-        reply = edge.get(f"/v2/up.test/app/blobs/{reference}")
-        wrong += [reference] * ((reply.status, reply.error) != (400, "DIGEST_INVALID"))
+        response = empty_bucket_deployment.get(f"/v2/up.test/app/blobs/{reference}")
+        wrong += [reference] * ((response.status, response.error) != (400, "DIGEST_INVALID"))
     assert wrong == []
 
 
@@ -103,7 +103,9 @@ def test_n4_a_neighbour_of_a_prefix_does_not_get_its_login(
             upstream("ghcr.io", fake_registry.url),
         ]
     )
-    fake_registry.on(None, lambda request, answer: answer.of(401).with_header("WWW-Authenticate", 'Basic realm="x"'))
+    fake_registry.on(
+        None, lambda request, response: response.of(401).with_header("WWW-Authenticate", 'Basic realm="x"')
+    )
     for name in NEIGHBOURS:
         assert deployment.get(f"/v2/{name}/manifests/v1").status in (400, 404), name
     assert {each.request.header("Authorization") for each in fake_registry.received()} == {None}
@@ -122,8 +124,8 @@ def test_n5_one_path_at_two_upstreams(
     images = {name: fake_registry.add_image(f"{name}/a/b", "v1", [name.encode()]) for name in ("one", "two")}
     for _ in range(2):
         for name, image in images.items():
-            reply = deployment.get(f"/v2/{name}.test/a/b/manifests/v1")
-            assert (reply.status, reply.header("Docker-Content-Digest")) == (200, image.digest)
+            response = deployment.get(f"/v2/{name}.test/a/b/manifests/v1")
+            assert (response.status, response.header("Docker-Content-Digest")) == (200, image.digest)
     assert images["one"].digest != images["two"].digest
     pointers = [path for path in deployment.dockyard.storage.rglob("tags/v1") if path.is_file()]
     assert {path.read_text().split()[0][:71] for path in pointers} == {image.digest for image in images.values()}
@@ -182,19 +184,19 @@ def test_n7_ranges(deployment: WatchedDeployment) -> None:
     """N7: 206 with exactly those bytes, one part for each of several ranges, 416, 400 for too many, or 200 whole."""
     digest = deployment.fake_registry.add_blob(BLOB)
     assert len(RANGES) >= 30
-    for asked, expected in RANGES.items():
-        reply = deployment.get(f"/v2/up.test/app/blobs/{digest}", Range=asked)
+    for range_header, expected in RANGES.items():
+        response = deployment.get(f"/v2/up.test/app/blobs/{digest}", Range=range_header)
         match expected:
             case int(status):
-                assert reply.status == status, asked
-                assert reply.body == BLOB if status == 200 else len(reply.body) < 500, asked
+                assert response.status == status, range_header
+                assert response.body == BLOB if status == 200 else len(response.body) < 500, range_header
                 if status == 416:
-                    assert reply.header("Content-Range") == f"bytes */{SIZE}"
+                    assert response.header("Content-Range") == f"bytes */{SIZE}"
             case bytes(part):
-                assert (reply.status, reply.body) == (206, part), asked
+                assert (response.status, response.body) == (206, part), range_header
             case parts:
-                assert reply.status == 206, asked
-                assert [body for _, body in parse_multipart(reply)] == parts
+                assert response.status == 206, range_header
+                assert [body for _, body in parse_multipart(response)] == parts
 
 
 def test_n8_head_is_get_without_a_body(deployment: WatchedDeployment) -> None:
@@ -238,9 +240,12 @@ def test_n10_accept_changes_nothing(deployment: WatchedDeployment) -> None:
     image = deployment.fake_registry.add_image("accepts", "v1", [b"a layer for all"])
     for reference in (image.digest, "v1"):
         for accept in ACCEPTS:
-            reply = deployment.get(
+            response = deployment.get(
                 f"/v2/up.test/accepts/manifests/{reference}", **({"Accept": accept} if accept else {})
             )
-            assert (reply.status, reply.body) == (200, image.body), accept
-            assert (reply.header("Docker-Content-Digest"), reply.header("Content-Type")) == (image.digest, OCI_MANIFEST)
+            assert (response.status, response.body) == (200, image.body), accept
+            assert (response.header("Docker-Content-Digest"), response.header("Content-Type")) == (
+                image.digest,
+                OCI_MANIFEST,
+            )
     assert deployment.fake_registry.count("manifest", "GET", repo="accepts") == 1

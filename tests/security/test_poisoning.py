@@ -46,8 +46,8 @@ def test_k2_the_first_type_of_a_digest_stays(deployment: WatchedDeployment) -> N
     assert deployment.get(path).header("Content-Type") == DOCKER_MANIFEST
     rule = deployment.fake_registry.on("manifest", faults.header("Content-Type", OCI_MANIFEST), repo="typeless")
     for reference in (digest, "v1", digest):
-        reply = deployment.get(f"/v2/up.test/typeless/manifests/{reference}")
-        assert (reply.status, reply.header("Content-Type")) == (200, DOCKER_MANIFEST), reference
+        response = deployment.get(f"/v2/up.test/typeless/manifests/{reference}")
+        assert (response.status, response.header("Content-Type")) == (200, DOCKER_MANIFEST), reference
     deployment.fake_registry.remove_rules(rule)
 
 
@@ -69,8 +69,8 @@ def test_k3_a_request_that_spoils_a_cold_object(deployment: WatchedDeployment, n
         before = deployment.fake_registry.count()
         assert deployment.request(method, f"/v2/up.test/{repo}/{path}", **headers).status == status
         assert deployment.fake_registry.count() == before
-        reply = deployment.get(f"/v2/up.test/{repo}/{path}")
-        assert (reply.status, reply.body) == (200, body)
+        response = deployment.get(f"/v2/up.test/{repo}/{path}")
+        assert (response.status, response.body) == (200, body)
 
 
 def test_k3_an_override_on_a_get_changes_nothing(deployment: WatchedDeployment) -> None:
@@ -141,20 +141,20 @@ OURS = {
 def test_k5_headers_of_the_upstream_are_not_passed_on(deployment: WatchedDeployment) -> None:
     """K5: an answer has the headers that Dockyard makes and no others, cold and warm; a client's canary says so too."""
 
-    def noisy(request: Request, answer: ScriptedResponse) -> ScriptedResponse:
+    def noisy(request: Request, response: ScriptedResponse) -> ScriptedResponse:
         for name, value in NOISE.items():
-            answer = answer.with_header(name, value)
-        return answer
+            response = response.with_header(name, value)
+        return response
 
     image = deployment.fake_registry.add_image("noisy", "v1", [b"a layer with many headers"])
     deployment.fake_registry.on(None, noisy, repo="noisy")
     for path in (f"manifests/{image.digest}", "manifests/v1", f"blobs/{image.layers[0]}"):
         for _ in range(2):
-            reply = deployment.get(f"/v2/up.test/noisy/{path}")
-            assert reply.status == 200
-            assert {name for name, _ in reply.headers} <= OURS
-            assert reply.header("Server") == "granian"
-            assert "private" not in (reply.header("Cache-Control") or "")
+            response = deployment.get(f"/v2/up.test/noisy/{path}")
+            assert response.status == 200
+            assert {name for name, _ in response.headers} <= OURS
+            assert response.header("Server") == "granian"
+            assert "private" not in (response.header("Cache-Control") or "")
 
 
 LARGE = {
@@ -169,9 +169,12 @@ LARGE = {
 def test_k5_too_many_headers(deployment: WatchedDeployment, name: str, kind: str) -> None:
     """K5: an answer of the upstream with more than 64 KiB of headers is 502, and nothing of it is kept."""
 
-    def large(request: Request, answer: ScriptedResponse) -> ScriptedResponse:
+    def large(request: Request, response: ScriptedResponse) -> ScriptedResponse:
         return ScriptedResponse.of(
-            answer.status, b"".join(answer.body.pieces(0, answer.body.size)), *answer.headers, *LARGE[name].items()
+            response.status,
+            b"".join(response.body.pieces(0, response.body.size)),
+            *response.headers,
+            *LARGE[name].items(),
         )
 
     repo = f"large-{list(LARGE).index(name)}-{kind}"

@@ -15,8 +15,8 @@ import pytest
 
 from tests.deploy.fleet import EXAMPLES
 from tests.security.canaries import WatchedDeployment
-from tests.security.corpus import CORPUS, INNER, LAST, Input
-from tests.security.raw import count_requests, talk
+from tests.security.corpus import CORPUS, INNER, LAST, RawInput
+from tests.security.raw_connection import count_requests, send_bytes
 from tests.support.paths import ROOT
 from tests.support.processes import Process, free_port
 from tests.support.programs import Programs
@@ -37,15 +37,15 @@ def test_the_corpus_is_whole() -> None:
     ]
 
 
-@pytest.mark.usefixtures("asks_nobody")
+@pytest.mark.usefixtures("no_backend_requests")
 @pytest.mark.parametrize("case", CORPUS, ids=lambda case: case.name)
-def test_s1_raw_inputs(edge: WatchedDeployment, case: Input) -> None:
+def test_s1_raw_inputs(empty_bucket_deployment: WatchedDeployment, case: RawInput) -> None:
     """Exactly these answers, then the end of the connection; nothing inside an input is taken for a request."""
-    answered = talk(edge.address, case.data)
-    assert answered.statuses == case.statuses
-    assert answered.is_closed
-    assert len(answered.statuses) <= count_requests(case.data)
-    assert edge.fake_registry.count(repo="smuggled") == 0
+    result = send_bytes(empty_bucket_deployment.address, case.data)
+    assert result.statuses == case.statuses
+    assert result.is_closed
+    assert len(result.statuses) <= count_requests(case.data)
+    assert empty_bucket_deployment.fake_registry.count(repo="smuggled") == 0
 
 
 def _slow_headers(connection: socket.socket) -> None:
@@ -63,11 +63,11 @@ WAITING: dict[str, Callable[[socket.socket], None]] = {
 }
 
 
-def test_s2_clients_that_wait_are_cut(edge: WatchedDeployment) -> None:
+def test_s2_clients_that_wait_are_cut(empty_bucket_deployment: WatchedDeployment) -> None:
     """Whoever has not sent a whole request within ten seconds is cut, and an idle connection is as well."""
 
     def wait(start: Callable[[socket.socket], None]) -> float:
-        with socket.create_connection(edge.address, 20) as connection:
+        with socket.create_connection(empty_bucket_deployment.address, 20) as connection:
             began = time.monotonic()
             try:
                 start(connection)
@@ -82,19 +82,21 @@ def test_s2_clients_that_wait_are_cut(edge: WatchedDeployment) -> None:
     assert {name for name, seconds in took.items() if not 5 < seconds < 12} == set(), took
 
 
-def test_s3_the_body_of_a_post_is_not_waited_for(edge: WatchedDeployment) -> None:
+def test_s3_the_body_of_a_post_is_not_waited_for(empty_bucket_deployment: WatchedDeployment) -> None:
     """405 within half a second, and the connection is closed, though not a byte of the body has come."""
     head = b"POST /v2/up.test/app/blobs/uploads/ HTTP/1.1\r\nHost: h\r\nContent-Length: 1000000\r\n\r\n"
-    answered = talk(edge.address, head)
-    assert (answered.statuses, answered.is_closed) == ((405,), True)
-    assert answered.took_s < 0.5
+    result = send_bytes(empty_bucket_deployment.address, head)
+    assert (result.statuses, result.is_closed) == ((405,), True)
+    assert result.took_s < 0.5
 
 
 @contextmanager
-def _front(name: str, programs: Programs, edge: WatchedDeployment, directory: Path) -> Iterator[tuple[str, int]]:
+def _front(
+    name: str, programs: Programs, empty_bucket_deployment: WatchedDeployment, directory: Path
+) -> Iterator[tuple[str, int]]:
     """A load balancer with its configuration of ops/ before one Dockyard."""
     port = free_port()
-    changes = dict.fromkeys(EXAMPLES, edge.dockyard.host)
+    changes = dict.fromkeys(EXAMPLES, empty_bucket_deployment.dockyard.host)
     config = directory / name
     if name == "haproxy":
         source = OPS / "haproxy" / "haproxy.cfg"
@@ -131,7 +133,7 @@ def _front(name: str, programs: Programs, edge: WatchedDeployment, directory: Pa
 
 def _is_up(port: int) -> bool:
     try:
-        return talk(("127.0.0.1", port), LAST).statuses == (200,)
+        return send_bytes(("127.0.0.1", port), LAST).statuses == (200,)
     except OSError:
         return False
 
@@ -147,21 +149,21 @@ UNSEEN = {
 
 @pytest.mark.parametrize("name", ["haproxy", "nginx"])
 def test_s4_what_dockyard_cannot_see_is_settled_by_the_front(
-    edge: WatchedDeployment, programs: Programs, tmp_path: Path, name: str
+    empty_bucket_deployment: WatchedDeployment, programs: Programs, tmp_path: Path, name: str
 ) -> None:
     """What never reaches the application: bare LF, what follows a `#`, a Host that is missing but is in the target.
 
     A load balancer of ops/ refuses such a request or writes it anew, so that both see the same: for each request that
     Dockyard was asked there is one answer, and no more than a strict reader finds.
     """
-    with _front(name, programs, edge, tmp_path) as address:
+    with _front(name, programs, empty_bucket_deployment, tmp_path) as address:
         for what, data in UNSEEN.items():
             repo = f"{what}-by-{name}"
-            answered = talk(address, data.replace(b"NAME", repo.encode()))
-            assert set(answered.statuses) <= {200, 400, 404}, what
-            assert answered.is_closed, what
-            assert 1 <= len(answered.statuses) <= count_requests(data), what
-            asked = {each.request.target for each in edge.fake_registry.received(repo=repo)}
-            assert asked <= {f"/v2/{repo}/manifests/x"}, what
-            assert bool(asked) == (404 in answered.statuses), what
-        assert edge.fake_registry.count(repo="smuggled") == 0
+            result = send_bytes(address, data.replace(b"NAME", repo.encode()))
+            assert set(result.statuses) <= {200, 400, 404}, what
+            assert result.is_closed, what
+            assert 1 <= len(result.statuses) <= count_requests(data), what
+            targets = {each.request.target for each in empty_bucket_deployment.fake_registry.received(repo=repo)}
+            assert targets <= {f"/v2/{repo}/manifests/x"}, what
+            assert bool(targets) == (404 in result.statuses), what
+        assert empty_bucket_deployment.fake_registry.count(repo="smuggled") == 0

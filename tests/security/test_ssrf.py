@@ -17,7 +17,7 @@ import trustme
 from tests.s3.store.proxy import S3Proxy, s3_error
 from tests.security.canaries import WatchedDeployment
 from tests.security.conftest import PASSWORD, STORE, watched
-from tests.security.island import Coast, Island, Names, need_island
+from tests.security.isolated_network import ConnectionRecorder, FakeNameServer, IsolatedNetwork, require_root
 from tests.support import faults
 from tests.support.deployment import upstream
 from tests.support.fake_registry import OCI_MANIFEST, FakeRegistry
@@ -26,7 +26,7 @@ from tests.support.raw_http import Request
 
 PUBLIC, ELSEWHERE = "8.8.4.4", "9.9.9.9"
 PORT = 8080
-ISLANDERS = {"registry.example.com": PUBLIC, "cdn.example.net": PUBLIC, "auth.example.net": ELSEWHERE}
+PUBLIC_NAMES = {"registry.example.com": PUBLIC, "cdn.example.net": PUBLIC, "auth.example.net": ELSEWHERE}
 
 # The 24 targets. `{s3}` is the port of the bucket.
 TARGETS = {
@@ -71,13 +71,13 @@ LISTENING = [
 
 
 @attrs.define(eq=False)
-class Shore:
+class IsolatedDeployment:
     """The island with a deployment on it; `up.test` (plain) and `safe.test` (TLS, a login) are public there."""
 
-    island: Island
+    network: IsolatedNetwork
     deployment: WatchedDeployment
-    coast: Coast
-    names: Names
+    recorder: ConnectionRecorder
+    name_server: FakeNameServer
     bucket: S3Proxy
 
     @property
@@ -85,17 +85,19 @@ class Shore:
         return self.deployment.fake_registry
 
     def get(self, path: str) -> Response:
-        return self.island.run(lambda: self.deployment.get(path))
+        return self.network.run(lambda: self.deployment.get(path))
 
     def assert_untouched(self) -> None:
         """Nobody has connected to a forbidden address, nor asked the bucket for what is not its own."""
-        assert self.coast.meant == []
+        assert self.recorder.destinations == []
         assert [each.target for each in self.bucket.requests if each.target in ("/x", "/x?")] == []
 
 
-def _settle(island: Island, directory: Path, stack: ExitStack) -> Shore:
-    names = Names({name: [(address,)] for name, address in ISLANDERS.items()} | {"inside.example.net": [("10.0.0.7",)]})
-    stack.enter_context(names.served())
+def _start(network: IsolatedNetwork, directory: Path, stack: ExitStack) -> IsolatedDeployment:
+    name_server = FakeNameServer(
+        {name: [(address,)] for name, address in PUBLIC_NAMES.items()} | {"inside.example.net": [("10.0.0.7",)]}
+    )
+    stack.enter_context(name_server.served())
     authority = trustme.CA()
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     authority.issue_cert("registry.example.com").configure_cert(context)
@@ -104,7 +106,7 @@ def _settle(island: Island, directory: Path, stack: ExitStack) -> Shore:
     plain = fake_registry.listen("plain", PUBLIC)
     secure = fake_registry.listen("registry", PUBLIC, tls=context)
     fake_registry.listen("cdn", PUBLIC, port=PORT)
-    coast = stack.enter_context(closing(Coast(PORT, LISTENING)))
+    recorder = stack.enter_context(closing(ConnectionRecorder(PORT, LISTENING)))
     bucket = stack.enter_context(closing(S3Proxy(0)))
     bucket.rule = lambda request: s3_error(404, "NoSuchKey")
     login = {"type": "basic", "username": "ann", "password": PASSWORD.text}
@@ -129,23 +131,23 @@ def _settle(island: Island, directory: Path, stack: ExitStack) -> Shore:
             "use_ssl": False,
         },
     )
-    return Shore(island, stack.enter_context(deployment), coast, names, bucket)
+    return IsolatedDeployment(network, stack.enter_context(deployment), recorder, name_server, bucket)
 
 
 @pytest.fixture(scope="module")
-def shore(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shore]:
+def isolated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[IsolatedDeployment]:
     """Give the island, settled."""
-    need_island()
-    directory = tmp_path_factory.mktemp("island")
-    with closing(Island(directory)) as island:
+    require_root()
+    directory = tmp_path_factory.mktemp("network")
+    with closing(IsolatedNetwork(directory)) as network:
         stack = ExitStack()
         try:
-            yield island.run(lambda: _settle(island, directory, stack))
+            yield network.run(lambda: _start(network, directory, stack))
         finally:
-            island.run(stack.close)
+            network.run(stack.close)
 
 
-def test_the_island_sees_every_connection(shore: Shore) -> None:
+def test_the_isolated_network_records_every_connection(isolated: IsolatedDeployment) -> None:
     """The rig itself: a plain client that connects to a forbidden address is seen there, by number and by name."""
 
     def connect() -> None:
@@ -154,50 +156,52 @@ def test_the_island_sees_every_connection(shore: Shore) -> None:
         for address in (*LISTENING, "inside.example.net", "0x7f000001", "127.1"):
             socket.create_connection((address, PORT), 5).close()
 
-    shore.island.run(connect)
-    shore.fake_registry.wait_for(lambda: len(shore.coast.meant) == len(LISTENING) + 3, "all connections are seen")
-    assert set(shore.coast.meant) == set(LISTENING)
-    shore.coast.meant.clear()
-    shore.names.asked.clear()
+    isolated.network.run(connect)
+    isolated.fake_registry.wait_for(
+        lambda: len(isolated.recorder.destinations) == len(LISTENING) + 3, "all connections are seen"
+    )
+    assert set(isolated.recorder.destinations) == set(LISTENING)
+    isolated.recorder.destinations.clear()
+    isolated.name_server.queries.clear()
 
 
-def _digest(shore: Shore, seed: str) -> str:
-    return shore.fake_registry.add_blob(Random(seed).randbytes(1000))
+def _digest(isolated: IsolatedDeployment, seed: str) -> str:
+    return isolated.fake_registry.add_blob(Random(seed).randbytes(1000))
 
 
 @pytest.mark.parametrize("kind", ["blobs", "manifests"])
-def test_r1_redirects(shore: Shore, kind: str) -> None:
+def test_r1_redirects(isolated: IsolatedDeployment, kind: str) -> None:
     """R1: a redirect of a blob or a manifest to any of the 24 targets is 502, refused before anything connects."""
     assert len(TARGETS) == 24
     for name, target in TARGETS.items():
-        digest = _digest(shore, f"{kind} {name}")
-        location = target.format(s3=shore.bucket.host.rpartition(":")[2])
-        rule = shore.fake_registry.on(None, faults.redirected(location), reference=digest)
-        reply = shore.get(f"/v2/{'safe' if name == 'http from https' else 'up'}.test/app/{kind}/{digest}")
-        assert (reply.status, reply.took_s < 3) == (502, True), name
+        digest = _digest(isolated, f"{kind} {name}")
+        location = target.format(s3=isolated.bucket.host.rpartition(":")[2])
+        rule = isolated.fake_registry.on(None, faults.redirected(location), reference=digest)
+        response = isolated.get(f"/v2/{'safe' if name == 'http from https' else 'up'}.test/app/{kind}/{digest}")
+        assert (response.status, response.took_s < 3) == (502, True), name
         assert rule.applied > 0, name
-        shore.deployment.assert_no_leak(reply)
-        shore.assert_untouched()
+        isolated.deployment.assert_no_leak(response)
+        isolated.assert_untouched()
 
 
 @pytest.mark.parametrize("login", ["anonymous", "with a login"])
-def test_r3_realms(shore: Shore, login: str) -> None:
+def test_r3_realms(isolated: IsolatedDeployment, login: str) -> None:
     """R3: a challenge whose realm is any of the 24 targets is refused: no connection, no credentials."""
     prefix = "up" if login == "anonymous" else "safe"
     for number, (name, target) in enumerate(TARGETS.items()):
-        realm = target.format(s3=shore.bucket.host.rpartition(":")[2])
+        realm = target.format(s3=isolated.bucket.host.rpartition(":")[2])
         if prefix == "safe" and name != "http from https":
             realm = realm.replace("http://", "https://")
         elif name == "http from https":
             continue  # of the plain registry; the other has it
         repo = f"realm-{prefix}-{number}"
-        rule = shore.fake_registry.on(None, faults.challenged(f'Bearer realm="{realm}",service="s"'), repo=repo)
+        rule = isolated.fake_registry.on(None, faults.challenged(f'Bearer realm="{realm}",service="s"'), repo=repo)
         for _ in range(2):  # the realm before was remembered, and failed once more
-            reply = shore.get(f"/v2/{prefix}.test/{repo}/manifests/sha256:{'a' * 64}")
-        assert (reply.status, reply.took_s < 3) == (502, True), name
+            response = isolated.get(f"/v2/{prefix}.test/{repo}/manifests/sha256:{'a' * 64}")
+        assert (response.status, response.took_s < 3) == (502, True), name
         assert rule.applied > 0, name
-        shore.deployment.assert_no_leak(reply)
-        shore.assert_untouched()
+        isolated.deployment.assert_no_leak(response)
+        isolated.assert_untouched()
 
 
 REALMS = {
@@ -209,24 +213,24 @@ REALMS = {
 
 
 @pytest.mark.parametrize("name", REALMS)
-def test_r3_realms_of_strangers(shore: Shore, name: str) -> None:
+def test_r3_realms_of_strangers(isolated: IsolatedDeployment, name: str) -> None:
     """R3: with a login, a realm of another registrable domain or without TLS is not even connected to."""
     repo = f"stranger-{list(REALMS).index(name)}"
-    shore.fake_registry.on(None, faults.challenged(f'Bearer realm="{REALMS[name]}",service="s"'), repo=repo)
-    before = shore.fake_registry.listeners["cdn"].connections
-    assert shore.get(f"/v2/safe.test/{repo}/manifests/sha256:{'b' * 64}").status == 502
-    assert shore.fake_registry.listeners["cdn"].connections == before
-    shore.assert_untouched()
+    isolated.fake_registry.on(None, faults.challenged(f'Bearer realm="{REALMS[name]}",service="s"'), repo=repo)
+    before = isolated.fake_registry.listeners["cdn"].connections
+    assert isolated.get(f"/v2/safe.test/{repo}/manifests/sha256:{'b' * 64}").status == 502
+    assert isolated.fake_registry.listeners["cdn"].connections == before
+    isolated.assert_untouched()
 
 
-def _to_name(shore: Shore, name: str, digest: str) -> Callable[[Request], str]:
+def _to_name(isolated: IsolatedDeployment, name: str, digest: str) -> Callable[[Request], str]:
     def location(request: Request) -> str:
-        return shore.fake_registry.presign(digest, listener="cdn").replace(f"{PUBLIC}:", f"{name}:")
+        return isolated.fake_registry.presign(digest, listener="cdn").replace(f"{PUBLIC}:", f"{name}:")
 
     return location
 
 
-def test_r2_names_that_are_bound_anew(shore: Shore) -> None:
+def test_r2_names_that_are_bound_anew(isolated: IsolatedDeployment) -> None:
     """R2: a name that led to a public address leads to a forbidden one at its second lookup: refused each time.
 
     Each connection costs one lookup, and goes to the address that was judged.
@@ -234,46 +238,48 @@ def test_r2_names_that_are_bound_anew(shore: Shore) -> None:
     assert len(ADDRESSES) == 24
     for number, address in enumerate(ADDRESSES):
         name = f"re-{number}.example.net"
-        shore.names.answers[name] = [(PUBLIC,), (address,)]
-        first, second = (_digest(shore, f"rebinding {address} {n}") for n in (1, 2))
+        isolated.name_server.answers[name] = [(PUBLIC,), (address,)]
+        first, second = (_digest(isolated, f"rebinding {address} {n}") for n in (1, 2))
         for digest in (first, second):
-            shore.fake_registry.on("blob", faults.redirected(_to_name(shore, name, digest)), reference=digest)
-        assert shore.get(f"/v2/up.test/app/blobs/{first}").status == 200, address
-        assert shore.names.asked.count(name) == 1
-        shore.fake_registry.listeners["cdn"].drop_connections()
-        reply = shore.get(f"/v2/up.test/app/blobs/{second}")
-        assert (reply.status, reply.took_s < 3) == (502, True), address
-        assert shore.names.asked.count(name) > 1, address
-        shore.assert_untouched()
+            isolated.fake_registry.on("blob", faults.redirected(_to_name(isolated, name, digest)), reference=digest)
+        assert isolated.get(f"/v2/up.test/app/blobs/{first}").status == 200, address
+        assert isolated.name_server.queries.count(name) == 1
+        isolated.fake_registry.listeners["cdn"].drop_connections()
+        response = isolated.get(f"/v2/up.test/app/blobs/{second}")
+        assert (response.status, response.took_s < 3) == (502, True), address
+        assert isolated.name_server.queries.count(name) > 1, address
+        isolated.assert_untouched()
 
 
-def test_r2_a_name_with_public_and_private_addresses(shore: Shore) -> None:
+def test_r2_a_name_with_public_and_private_addresses(isolated: IsolatedDeployment) -> None:
     """R2: of several addresses only those that are allowed are tried."""
     name = "both.example.net"
-    shore.names.answers[name] = [("10.1.2.3", "169.254.169.254", PUBLIC, "fc00::1")]
-    digest = _digest(shore, name)
-    shore.fake_registry.on("blob", faults.redirected(_to_name(shore, name, digest)), reference=digest)
-    assert shore.get(f"/v2/up.test/app/blobs/{digest}").status == 200
-    shore.assert_untouched()
+    isolated.name_server.answers[name] = [("10.1.2.3", "169.254.169.254", PUBLIC, "fc00::1")]
+    digest = _digest(isolated, name)
+    isolated.fake_registry.on("blob", faults.redirected(_to_name(isolated, name, digest)), reference=digest)
+    assert isolated.get(f"/v2/up.test/app/blobs/{digest}").status == 200
+    isolated.assert_untouched()
 
 
 @pytest.mark.parametrize(
     ("address", "status"), [("10.0.0.9", 200), ("192.168.9.9", 200), ("127.0.0.1", 502), ("169.254.169.254", 502)]
 )
-def test_r5_a_private_registry_points_to_its_neighbours_only(shore: Shore, address: str, status: int) -> None:
+def test_r5_a_private_registry_points_to_its_neighbours_only(
+    isolated: IsolatedDeployment, address: str, status: int
+) -> None:
     """R5: a registry on a private address may send us to private ones (the design's rule), not to us or to metadata."""
-    digest = _digest(shore, f"private {address}")
+    digest = _digest(isolated, f"private {address}")
     if status == 200:
-        listener = shore.island.run(lambda: shore.fake_registry.listen(f"cdn {address}", address))
-        shore.fake_registry.on(
+        listener = isolated.network.run(lambda: isolated.fake_registry.listen(f"cdn {address}", address))
+        isolated.fake_registry.on(
             "blob",
-            faults.redirected(lambda _: shore.fake_registry.presign(digest, listener=listener.name)),
+            faults.redirected(lambda _: isolated.fake_registry.presign(digest, listener=listener.name)),
             reference=digest,
         )
     else:
-        shore.fake_registry.on("blob", faults.redirected(f"http://{address}:{PORT}/x"), reference=digest)
-    assert shore.get(f"/v2/private.test/app/blobs/{digest}").status == status
-    shore.assert_untouched()
+        isolated.fake_registry.on("blob", faults.redirected(f"http://{address}:{PORT}/x"), reference=digest)
+    assert isolated.get(f"/v2/private.test/app/blobs/{digest}").status == status
+    isolated.assert_untouched()
 
 
 def test_r4_urls_in_a_manifest_are_not_followed(
@@ -300,12 +306,12 @@ def test_r6_proxies_of_the_environment_are_not_used(
 ) -> None:
     """R6: HTTP_PROXY and its kind change nothing, neither for upstreams nor for the bucket."""
     proxy = fake_registry.listen("proxy", "127.0.0.2")
-    names = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy")
+    name_server = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy")
     with closing(S3Proxy(0)) as bucket:
         bucket.rule = lambda request: s3_error(404, "NoSuchKey")
         storage = {"endpoint": bucket.host, "bucket": "nothing-here", "access_key": "a", "secret_key": STORE.text}
         deployment = make_deployment(
-            environ=dict.fromkeys(names, proxy.url) | {"NO_PROXY": ""}, storage={**storage, "use_ssl": False}
+            environ=dict.fromkeys(name_server, proxy.url) | {"NO_PROXY": ""}, storage={**storage, "use_ssl": False}
         )
         image = fake_registry.add_image("app", "v1")
         assert deployment.get("/v2/up.test/app/manifests/v1").body == image.body

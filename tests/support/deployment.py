@@ -53,9 +53,9 @@ class Deployment:
         """A request of the test's own spelling."""
         return StreamedResponse(self.address, "", request=request)
 
-    def crowd(self, path: str, truth: Body, size: int, headers: Sequence[Mapping[str, str]] = ()) -> Crowd:
+    def crowd(self, path: str, expected: Body, size: int, headers: Sequence[Mapping[str, str]] = ()) -> Crowd:
         """Many clients of one body at once."""
-        return Crowd(self.address, path, truth, size, headers)
+        return Crowd(self.address, path, expected, size, headers)
 
     def get_concurrently(self, paths: Sequence[str], **headers: str) -> list[Response]:
         """One GET per path, all at once."""
@@ -79,9 +79,9 @@ class Deployment:
         """Wait until so many workers answer their peers."""
         eventually(lambda: len(list(self.dockyard.storage.glob("run/shard-*.sock"))) == count, "all workers serve")
 
-    def assert_no_leak(self, reply: Response) -> None:
+    def assert_no_leak(self, response: Response) -> None:
         """An error tells nothing about the upstream or this machine."""
-        text = reply.body.decode() + str(reply.headers)
+        text = response.body.decode() + str(response.headers)
         hosts = {listener.authority for listener in self.fake_registry.listeners.values()}
         for secret in (*hosts, "127.0.0.", "X-Amz", "Signature", str(self.dockyard.storage), "Traceback"):
             assert secret not in text, f"{secret!r} in {text}"
@@ -114,9 +114,9 @@ def set_at_exit(event: threading.Event) -> Iterator[threading.Event]:
         event.set()
 
 
-def parse_cache_status(reply: Response) -> dict[str, str | bool]:
+def parse_cache_status(response: Response) -> dict[str, str | bool]:
     """The parameters of our member of Cache-Status (RFC 9211); `""` is the name of the cache."""
-    value = reply.header("Cache-Status") or ""
+    value = response.header("Cache-Status") or ""
     name, *parameters = re.split(r"\s*;\s*", value)
     parts = (parameter.partition("=") for parameter in parameters)
     return {"": name, **{key: value.strip('"') if equals else True for key, equals, value in parts}}

@@ -13,9 +13,9 @@ import attrs
 
 from tests.support.processes import Process, SetupError, free_port, wait_until
 
-START_LIMIT_S = 20.0
-REQUEST_LIMIT_S = 60.0
-OUR_AGENT = "dockyard-rig"  # requests of the rig itself are not counted
+START_TIMEOUT_S = 20.0
+REQUEST_TIMEOUT_S = 60.0
+TEST_USER_AGENT = "dockyard-rig"  # requests of the rig itself are not counted
 
 LOG_LINE = re.compile(
     r'"(?P<method>[A-Z]+) (?P<target>\S+) HTTP/[\d.]+" (?P<status>\d+) (?P<sent>\d+) "[^"]*" "(?P<agent>[^"]*)"'
@@ -82,7 +82,7 @@ class DistributionRegistry:
             output=self.access_log,
             environ={"OTEL_TRACES_EXPORTER": "none", "PATH": "/usr/bin:/bin"},
         )
-        self._process.wait_until(self._answers, "answering", START_LIMIT_S)
+        self._process.wait_until(self._is_answering, "answering", START_TIMEOUT_S)
 
     def stop(self) -> None:
         """End it at once: connections are refused from here on, running downloads are cut."""
@@ -116,19 +116,19 @@ class DistributionRegistry:
 
     def clear_requests(self) -> None:
         """Count from here."""
-        self._fence()
+        self._wait_for_log()
         self._read_from = self.access_log.stat().st_size
 
     def requests(self) -> list[LoggedRequest]:
         """Return the requests since `clear_requests`, in the order in which they ended; none still running."""
-        self._fence()
+        self._wait_for_log()
         with self.access_log.open() as log:
             log.seek(self._read_from)
             found = [LOG_LINE.search(line) for line in log]
         return [
             LoggedRequest(line["method"], line["target"], int(line["status"]), int(line["sent"]))
             for line in found
-            if line is not None and line["agent"] != OUR_AGENT
+            if line is not None and line["agent"] != TEST_USER_AGENT
         ]
 
     def put_blob(self, repository: str, digest: str, data: bytes) -> None:
@@ -163,28 +163,28 @@ class DistributionRegistry:
         expect: int = 200,
     ) -> http.client.HTTPResponse:
         """Send one request of the rig's own; the answer's body has been read."""
-        headers = {"User-Agent": OUR_AGENT} | ({"Content-Type": content_type} if content_type else {})
+        headers = {"User-Agent": TEST_USER_AGENT} | ({"Content-Type": content_type} if content_type else {})
         with contextlib.closing(
-            http.client.HTTPConnection("127.0.0.1", self.port, timeout=REQUEST_LIMIT_S)
+            http.client.HTTPConnection("127.0.0.1", self.port, timeout=REQUEST_TIMEOUT_S)
         ) as connection:
             connection.request(method, target, body, headers)
             response = connection.getresponse()
-            said = response.read()
+            response_body = response.read()
         if response.status != expect:
-            raise SetupError(f"registry: {method} {target} -> {response.status}, not {expect}: {said[:500]!r}")
+            raise SetupError(f"registry: {method} {target} -> {response.status}, not {expect}: {response_body[:500]!r}")
         return response
 
-    def _answers(self) -> bool:
+    def _is_answering(self) -> bool:
         try:
             self.call("GET", "/v2/")
         except OSError:
             return False
         return True
 
-    def _fence(self) -> None:
+    def _wait_for_log(self) -> None:
         """Wait until the log has everything that was answered before now; a stopped registry has nothing to add."""
         if self._process is None:
             return
         mark = f"/v2/?fence={secrets.token_hex(8)}"
         self.call("GET", mark)
-        wait_until(lambda: mark in self.access_log.read_text(), "in the access log", REQUEST_LIMIT_S)
+        wait_until(lambda: mark in self.access_log.read_text(), "in the access log", REQUEST_TIMEOUT_S)

@@ -16,9 +16,9 @@ from tests.support.distribution import DistributionRegistry
 from tests.support.olareg import Olareg
 from tests.support.processes import Process, children, descendants, free_port, kill_leftovers
 
-START_LIMIT_S = 30.0
+START_TIMEOUT_S = 30.0
 DRAIN_TIMEOUT_S = 10
-ASK_LIMIT_S = 5.0
+REQUEST_TIMEOUT_S = 5.0
 
 
 class Dockyard:
@@ -46,7 +46,7 @@ class Dockyard:
         self.config = directory / "config.yaml"
         self.log = directory / "dockyard.log"
         self.port = free_port()
-        self.settings = _laid_over(
+        self.settings = _merged(
             {
                 "logger": {"level": "info", "encoding": "console", "color": False, "output": "stderr"},
                 "server": {
@@ -93,13 +93,13 @@ class Dockyard:
             environ=self._environ,
         )
         if wait:
-            self._process.wait_until(self.is_answering, "answering", START_LIMIT_S)
+            self._process.wait_until(self.is_answering, "answering", START_TIMEOUT_S)
 
     def stop(self) -> None:
         """Send SIGTERM; the exit status must be 0 within the drain time, and no worker may be left."""
         process, workers = self._running, descendants(self.pid)
         self._process = None
-        status = process.end(signal.SIGTERM, DRAIN_TIMEOUT_S + ASK_LIMIT_S)
+        status = process.end(signal.SIGTERM, DRAIN_TIMEOUT_S + REQUEST_TIMEOUT_S)
         left = kill_leftovers(workers)
         assert status == 0, f"exit status {status}\n{process.tail()}"
         assert left == [], f"left running: {left}\n{process.tail()}"
@@ -122,7 +122,7 @@ class Dockyard:
 
     def is_answering(self) -> bool:
         """Say whether `/v2/` answers 200 now."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=ASK_LIMIT_S)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=REQUEST_TIMEOUT_S)
         with contextlib.closing(connection):
             try:
                 connection.request("GET", "/v2/")
@@ -156,12 +156,12 @@ def running(dockyard: Dockyard) -> Iterator[Dockyard]:
         shutil.rmtree(dockyard.storage, ignore_errors=True)
 
 
-def _laid_over(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
+def _merged(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
     merged = dict(base)
     for key, value in top.items():
         match merged.get(key), value:
             case Mapping() as under, Mapping() as over:
-                merged[key] = _laid_over(under, over)
+                merged[key] = _merged(under, over)
             case _:
                 merged[key] = value
     return merged

@@ -64,15 +64,15 @@ class FakeTokenService:
             for each in self.requests()
         ]
 
-    def _guard(self, request: Request, answer: ScriptedResponse) -> ScriptedResponse:
+    def _guard(self, request: Request, response: ScriptedResponse) -> ScriptedResponse:
         scheme, _, token = (request.header("Authorization") or "").partition(" ")
         if scheme.lower() == "bearer" and token in self.valid:
-            return answer
-        return challenged(*self._challenges(self._realm, request.repo))(request, answer)
+            return response
+        return challenged(*self._challenges(self._realm, request.repo))(request, response)
 
-    def _issue(self, request: Request, answer: ScriptedResponse) -> ScriptedResponse:
+    def _issue(self, request: Request, response: ScriptedResponse) -> ScriptedResponse:
         if self._login is not None and request.header("Authorization") != self._login:
-            return challenged('Basic realm="token service"')(request, answer)
+            return challenged('Basic realm="token service"')(request, response)
         token = self.issue()
         body = json.dumps(self._spell(token)).encode()
         return ScriptedResponse.of(200, body, ("Content-Type", "application/json"))
@@ -83,7 +83,7 @@ def require_authorization(
 ) -> list[Rule]:
     """Registry requests must carry exactly this Authorization."""
 
-    def guard(request: Request, answer: ScriptedResponse) -> ScriptedResponse:
-        return answer if request.header("Authorization") == value else challenged(challenge)(request, answer)
+    def guard(request: Request, response: ScriptedResponse) -> ScriptedResponse:
+        return response if request.header("Authorization") == value else challenged(challenge)(request, response)
 
     return [fake_registry.on(kind, guard) for kind in GUARDED]

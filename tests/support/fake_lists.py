@@ -46,17 +46,17 @@ def offer_tags(
     As in ECR: `last` is opaque, the Link is absolute, and the JSON calls itself text. `link` makes another Link of it.
     """
 
-    def change(request: Request, answer: ScriptedResponse) -> ScriptedResponse:
+    def change(request: Request, response: ScriptedResponse) -> ScriptedResponse:
         start = int(base64.b64decode(request.query["last"])) if "last" in request.query else 0
         page = None if tags is None else list(tags[start : start + page_size])
-        told = ScriptedResponse.of(
+        response = ScriptedResponse.of(
             200, json.dumps({"name": repo, "tags": page}).encode(), ("Content-Type", "text/plain")
         )
         if tags is None or start + page_size >= len(tags):
-            return told
+            return response
         last = quote(base64.b64encode(str(start + page_size).encode()))
         url = f"{fake_registry.url}{tags_path(repo)}?n={page_size}&last={last}"
-        return told.with_header("Link", link(url) if link else f'<{url}>; rel="next"')
+        return response.with_header("Link", link(url) if link else f'<{url}>; rel="next"')
 
     return fake_registry.on(None, change, when=at(tags_path(repo)))
 
@@ -77,12 +77,12 @@ def offer_referrers(
 ) -> Rule:
     """Offer referrers by the API, in pages; a filter is not heeded."""
 
-    def change(request: Request, answer: ScriptedResponse) -> ScriptedResponse:
+    def change(request: Request, response: ScriptedResponse) -> ScriptedResponse:
         start = int(request.query.get("next", "0"))
-        told = ScriptedResponse.of(200, index(descriptors[start : start + page_size]), ("Content-Type", OCI_INDEX))
+        response = ScriptedResponse.of(200, index(descriptors[start : start + page_size]), ("Content-Type", OCI_INDEX))
         if start + page_size >= len(descriptors):
-            return told
-        return told.with_header("Link", f'<{referrers_path(repo, digest)}?next={start + page_size}>; rel="next"')
+            return response
+        return response.with_header("Link", f'<{referrers_path(repo, digest)}?next={start + page_size}>; rel="next"')
 
     return fake_registry.on(None, change, when=at(referrers_path(repo, digest)))
 

@@ -305,10 +305,10 @@ class FakeRegistry:
         with self._changed:
             self.exchanges.append(exchange)
             self._changed.notify_all()
-        answer = self._answer(request)
-        exchange.status = answer.status
+        response = self._response_to(request)
+        exchange.status = response.status
         try:
-            exchange.ended = Sender(connection, self.closing, exchange).send(request, answer)
+            exchange.ended = Sender(connection, self.closing, exchange).send(request, response)
         except (OSError, ClientGoneError):
             exchange.ended = "gone"
         except RegistryClosedError:
@@ -319,8 +319,8 @@ class FakeRegistry:
                 self._changed.notify_all()
         return exchange.ended == "whole" and request.header("Connection") != "close"
 
-    def _answer(self, request: Request) -> ScriptedResponse:
-        answer = self._honest(request)
+    def _response_to(self, request: Request) -> ScriptedResponse:
+        response = self._correct_response(request)
         with self._changed:
             rules = list(self.rules)
         for rule in rules:
@@ -328,10 +328,10 @@ class FakeRegistry:
                 if not rule.matches(request):
                     continue
                 rule.applied += 1
-            answer = rule.change(request, answer)
-        return answer
+            response = rule.change(request, response)
+        return response
 
-    def _honest(self, request: Request) -> ScriptedResponse:
+    def _correct_response(self, request: Request) -> ScriptedResponse:
         match request.kind:
             case "ping":
                 return ScriptedResponse.of(200, b"{}", ("Content-Type", "application/json"))

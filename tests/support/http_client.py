@@ -147,10 +147,10 @@ class StreamedResponse:
             return b"".join(parts), "rst"
         return b"".join(parts), "length"
 
-    def find_mismatch(self, truth: Body) -> int | None:
+    def find_mismatch(self, expected: Body) -> int | None:
         """Read the rest of the body; the first piece that is not the truth's, as an offset, or None. Keeps nothing."""
         place = bytearray(PIECE_BYTES)
-        for piece in truth.pieces(self.received, truth.size):
+        for piece in expected.pieces(self.received, expected.size):
             if self._buffer or len(piece) < PIECE_BYTES:
                 is_right = self.read(len(piece)) == piece
             else:
@@ -234,11 +234,11 @@ class Crowd:
     """Many downloads of one body at once, read by the one thread that calls `run`."""
 
     def __init__(
-        self, address: tuple[str, int], path: str, truth: Body, size: int, headers: Sequence[Mapping[str, str]] = ()
+        self, address: tuple[str, int], path: str, expected: Body, size: int, headers: Sequence[Mapping[str, str]] = ()
     ) -> None:
         self._address = address
-        self._truth = truth
-        self._bytes = b"".join(truth.pieces(0, truth.size)) if truth.size <= 256 * 1024 * 1024 else None
+        self._expected = expected
+        self._bytes = b"".join(expected.pieces(0, expected.size)) if expected.size <= 256 * 1024 * 1024 else None
         self._selector = selectors.DefaultSelector()
         self.members: list[Member] = []
         for number in range(size):
@@ -318,7 +318,7 @@ class Crowd:
     def _is_right(self, at: int, data: bytes) -> bool:
         if self._bytes is not None:
             return self._bytes.startswith(data, at)
-        return is_part_of(self._truth, at, data)
+        return is_part_of(self._expected, at, data)
 
     def _end(self, member: Member, how: str) -> None:
         member.ended = how
@@ -326,10 +326,10 @@ class Crowd:
         self._selector.unregister(member.socket)
 
 
-def is_part_of(truth: Body, at: int, data: bytes) -> bool:
+def is_part_of(expected: Body, at: int, data: bytes) -> bool:
     """Are these the bytes of the body from `at` on?"""
     place = 0
-    for piece in truth.pieces(at, at + len(data)):
+    for piece in expected.pieces(at, at + len(data)):
         if not data.startswith(piece, place):
             return False
         place += len(piece)
@@ -350,12 +350,12 @@ def parse_head(head: bytes) -> tuple[int, tuple[tuple[str, str], ...]]:
     return int(line.split(" ")[1]), headers
 
 
-def parse_multipart(reply: Response) -> list[tuple[str, bytes]]:
+def parse_multipart(response: Response) -> list[tuple[str, bytes]]:
     """The Content-Range and bytes of each part of a multipart/byteranges body, in order."""
-    match = re.fullmatch(r'multipart/byteranges; *boundary="?([^"]+)"?', reply.header("Content-Type") or "")
-    assert match, reply.header("Content-Type")
+    match = re.fullmatch(r'multipart/byteranges; *boundary="?([^"]+)"?', response.header("Content-Type") or "")
+    assert match, response.header("Content-Type")
     delimiter = b"--" + match.group(1).encode()
-    first, *parts, last = (b"\r\n" + reply.body).split(b"\r\n" + delimiter)
+    first, *parts, last = (b"\r\n" + response.body).split(b"\r\n" + delimiter)
     assert first.strip() == b""  # a line end ahead of the first delimiter is a legal, empty preamble
     assert last.strip() == b"--"
     found = []

@@ -18,10 +18,10 @@ import attrs
 
 from tests.support.processes import Process
 
-PULL_LIMIT_S = 120.0
-START_LIMIT_S = 30.0
+PULL_TIMEOUT_S = 120.0
+START_TIMEOUT_S = 30.0
 DEAD_PROXY = "http://127.0.0.1:9"
-ANYTHING_GOES = {"default": [{"type": "insecureAcceptAnything"}]}
+ACCEPT_ANY_SIGNATURE = {"default": [{"type": "insecureAcceptAnything"}]}
 
 
 class ClientError(Exception):
@@ -29,7 +29,7 @@ class ClientError(Exception):
 
 
 @attrs.frozen
-class Tree:
+class PulledFiles:
     """A pulled image as files: the manifest that the client put on top, and the digests of all files that it wrote."""
 
     top: str
@@ -56,7 +56,7 @@ def environment(home: Path, **more: str) -> dict[str, str]:
 def run(
     argv: Sequence[str | Path],
     environ: Mapping[str, str],
-    limit_s: float = PULL_LIMIT_S,
+    limit_s: float = PULL_TIMEOUT_S,
     directory: Path | None = None,
 ) -> str:
     """Run a client to its end, in `directory` if it matters where, and return what it printed on standard output."""
@@ -103,7 +103,7 @@ disabled_plugins = ["io.containerd.grpc.v1.cri", "io.containerd.internal.v1.opt"
 
     def wait(self) -> None:
         """Wait until it answers."""
-        self._process.wait_until(self._is_answering, "answering", START_LIMIT_S)
+        self._process.wait_until(self._is_answering, "answering", START_TIMEOUT_S)
 
     def stop(self) -> None:
         self._process.end_all()
@@ -177,7 +177,7 @@ class DockerDaemon:
 
     def wait(self) -> None:
         """Wait until it answers."""
-        self._process.wait_until(self._is_answering, "answering", START_LIMIT_S)
+        self._process.wait_until(self._is_answering, "answering", START_TIMEOUT_S)
 
     def stop(self) -> None:
         self._process.end_all()
@@ -189,7 +189,7 @@ class DockerDaemon:
         self._config.write_text(json.dumps({"registry-mirrors": urls}))
         self._process.send(signal.SIGHUP)
         wanted = [f"{url}/" for url in urls]
-        self._process.wait_until(lambda: self._mirrors() == wanted, "using its new mirrors", START_LIMIT_S)
+        self._process.wait_until(lambda: self._mirrors() == wanted, "using its new mirrors", START_TIMEOUT_S)
 
     def pull(self, reference: str) -> None:
         """Pull an image of this machine's platform."""
@@ -210,7 +210,7 @@ class DockerDaemon:
         if images:
             self.run("image", "rm", "--force", *sorted(set(images)))
 
-    def run(self, *words: str | Path, limit_s: float = PULL_LIMIT_S) -> str:
+    def run(self, *words: str | Path, limit_s: float = PULL_TIMEOUT_S) -> str:
         """Run the client `docker`, with BuildKit for builds, and return what it printed."""
         environ = {**self._environ, "DOCKER_BUILDKIT": "1"}
         return run([self._docker, "--host", f"unix://{self._socket}", *words], environ, limit_s)
@@ -244,7 +244,7 @@ class Skopeo:
         self._program = program
         self._environ = environment(directory)
 
-    def pull(self, reference: str, *options: str, registries: str = "") -> Tree:
+    def pull(self, reference: str, *options: str, registries: str = "") -> PulledFiles:
         """Copy an image into a directory; `registries` is the text of a registries.conf."""
         self.wipe()
         (self.directory / "registries.conf").write_text(registries)
@@ -257,7 +257,7 @@ class Skopeo:
         source, target = f"docker://{reference}", f"dir:{self.target}"
         run([*command, "copy", "--quiet", *plain_http, *options, source, target], self._environ)
         digests = {_digest(path) for path in self.target.iterdir() if path.name != "version"}
-        return Tree(_digest(self.target / "manifest.json"), frozenset(digests))
+        return PulledFiles(_digest(self.target / "manifest.json"), frozenset(digests))
 
     def wipe(self) -> None:
         """Remove the last copy."""
@@ -272,7 +272,7 @@ class Podman:
         self._program = program
         self._environ = environment(directory)
         self._policy = directory / "policy.json"
-        self._policy.write_text(json.dumps(ANYTHING_GOES))
+        self._policy.write_text(json.dumps(ACCEPT_ANY_SIGNATURE))
 
     def pull(self, reference: str, *, registries: str = "") -> None:
         """Pull an image of this machine's platform; `registries` is the text of a registries.conf."""
@@ -317,13 +317,13 @@ class Crane:
         self._program = program
         self._environ = environment(directory)
 
-    def pull(self, reference: str) -> Tree:
+    def pull(self, reference: str) -> PulledFiles:
         """Pull an image, for an index the images of all its platforms, into an OCI layout."""
         self.wipe()
         run([self._program, "pull", "--insecure", "--format=oci", reference, self.target], self._environ)
         (top,) = json.loads((self.target / "index.json").read_text())["manifests"]
         digests = {_digest(path) for path in (self.target / "blobs" / "sha256").iterdir()}
-        return Tree(top["digest"], frozenset(digests))
+        return PulledFiles(top["digest"], frozenset(digests))
 
     def tags(self, repository: str) -> list[str]:
         """List the tags of a repository."""
@@ -342,7 +342,7 @@ def _unmount_below(directory: Path) -> None:
     mounted = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
     for path in reversed(mounted):
         if Path(path).is_relative_to(directory):
-            subprocess.run(["umount", path], check=True, timeout=START_LIMIT_S)
+            subprocess.run(["umount", path], check=True, timeout=START_TIMEOUT_S)
 
 
 def _digest(path: Path) -> str:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from tests.support.processes import Process, free_port
 
-START_LIMIT_S = 20.0
-ASK_LIMIT_S = 5.0
+START_TIMEOUT_S = 20.0
+REQUEST_TIMEOUT_S = 5.0
 
 
 class Olareg:
@@ -39,7 +39,7 @@ class Olareg:
             log=self.directory / "olareg.log",
             environ={"PATH": "/usr/bin:/bin", "HOME": str(self.directory)},
         )
-        self._process.wait_until(self._answers, "answering", START_LIMIT_S)
+        self._process.wait_until(self._is_answering, "answering", START_TIMEOUT_S)
 
     def stop(self) -> None:
         """End it at once: connections are refused from here on. What was pushed is on disk already."""
@@ -56,8 +56,8 @@ class Olareg:
         finally:
             self.start()
 
-    def _answers(self) -> bool:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=ASK_LIMIT_S)
+    def _is_answering(self) -> bool:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=REQUEST_TIMEOUT_S)
         with contextlib.closing(connection):
             try:
                 connection.request("GET", "/v2/")

@@ -12,7 +12,7 @@ from pathlib import Path
 import attrs
 
 POLL_S = 0.02
-END_LIMIT_S = 10.0
+END_TIMEOUT_S = 10.0
 
 
 class SetupError(Exception):
@@ -62,7 +62,7 @@ class Process:
         """Send a signal: SIGSTOP and SIGCONT freeze and thaw."""
         self.popen.send_signal(number)
 
-    def end(self, number: signal.Signals = signal.SIGTERM, limit_s: float = END_LIMIT_S) -> int:
+    def end(self, number: signal.Signals = signal.SIGTERM, limit_s: float = END_TIMEOUT_S) -> int:
         """Ask the program to end, and kill it when it does not; return its exit status."""
         self.popen.send_signal(number)
         try:
@@ -133,11 +133,11 @@ def children(pid: int) -> list[ProcessInfo]:
 
 def descendants(pid: int) -> list[ProcessInfo]:
     """Return the children of a process, their children, and so on."""
-    everybody = _all_processes()
+    processes = _all_processes()
     found: list[ProcessInfo] = []
     parents = {pid}
     while parents:
-        born = [each for each in everybody if each.parent in parents]
+        born = [each for each in processes if each.parent in parents]
         found += born
         parents = {each.pid for each in born}
     return found

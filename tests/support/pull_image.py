@@ -9,12 +9,12 @@ from tests.support.images import PushedImage
 
 ACCEPT = f"{DOCKER_MANIFEST}, {OCI_INDEX}, {OCI_MANIFEST}"
 READ_BYTES = 1 << 20
-LIMIT_S = 60.0
+TIMEOUT_S = 60.0
 
 
 def pull_and_verify(port: int, name: str, image: PushedImage) -> None:
     """Read the tag, every manifest and every blob of `image` under `name` from the server on a loopback port."""
-    with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=LIMIT_S)) as connection:
+    with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=TIMEOUT_S)) as connection:
         assert _read(connection, f"/v2/{name}/manifests/{image.tag}") == image.digest
         for digest in sorted(image.manifests):
             assert _read(connection, f"/v2/{name}/manifests/{digest}") == digest

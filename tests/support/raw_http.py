@@ -26,8 +26,8 @@ from tests.support.bodies import PIECE_BYTES, Body, Bytes
 MAX_HEAD_BYTES = 1024 * 1024
 TICK_S = 0.02
 BACKLOG = 1024
-DEAF_AFTER_S = 0.2
-DEAF_WITHIN_S = 10.0
+DROPPED_AFTER_S = 0.2
+STOP_ACCEPTING_TIMEOUT_S = 10.0
 TLS_HANDSHAKE = b"\x16"
 
 _MANIFEST_PATH = re.compile(r"/v2/(?P<repo>.+)/manifests/(?P<reference>[^/]+)")
@@ -157,8 +157,8 @@ class Listener:
         self._socket: socket.socket | None = None
         self._open: set[socket.socket] = set()
         self._lock = threading.Lock()
-        self._is_deaf = False
-        self._takes_no_more = threading.Event()
+        self._is_dropping = False
+        self._accepts_nothing = threading.Event()
         self._fillers: list[socket.socket] = []
         self.first_bytes: list[bytes] = []  # of each connection, while it is kept (`keep_first_bytes`)
         self.keep_first_bytes = False
@@ -198,13 +198,13 @@ class Listener:
     def drop_syns(self) -> None:
         """Take no more connections: the kernel's queue is made short and filled, and drops what comes then."""
         assert self._socket is not None, "the listener is closed"
-        self._is_deaf = True
+        self._is_dropping = True
         self._fillers.append(socket.create_connection((self.host, self.port)))  # wakes the thread that takes them
-        assert self._takes_no_more.wait(DEAF_WITHIN_S), "the listener goes on"
+        assert self._accepts_nothing.wait(STOP_ACCEPTING_TIMEOUT_S), "the listener goes on"
         self._socket.listen(0)
         while True:
             filler = socket.socket()
-            filler.settimeout(DEAF_AFTER_S)
+            filler.settimeout(DROPPED_AFTER_S)
             self._fillers.append(filler)
             try:
                 filler.connect((self.host, self.port))
@@ -213,11 +213,11 @@ class Listener:
 
     def accept_syns(self) -> None:
         """End `drop_syns`."""
-        if not self._is_deaf:
+        if not self._is_dropping:
             return
         assert self._socket is not None, "the listener is closed"
-        self._is_deaf = False
-        self._takes_no_more.clear()
+        self._is_dropping = False
+        self._accepts_nothing.clear()
         for filler in self._fillers:
             filler.close()
         self._fillers.clear()
@@ -233,8 +233,8 @@ class Listener:
 
     def _accept(self, listening: socket.socket) -> None:
         while True:
-            if self._is_deaf:
-                self._takes_no_more.set()
+            if self._is_dropping:
+                self._accepts_nothing.set()
                 time.sleep(TICK_S)
                 continue
             try:
@@ -244,9 +244,9 @@ class Listener:
             with self._lock:
                 self.connections += 1
                 self._open.add(connection)
-            threading.Thread(target=self._converse, args=(connection,), daemon=True).start()
+            threading.Thread(target=self._serve_connection, args=(connection,), daemon=True).start()
 
-    def _converse(self, raw: socket.socket) -> None:
+    def _serve_connection(self, raw: socket.socket) -> None:
         connection = raw
         try:
             raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -290,68 +290,68 @@ class Sender:
         self._closing = closing
         self._exchange = exchange
 
-    def send(self, request: Request, answer: ScriptedResponse) -> str:
+    def send(self, request: Request, response: ScriptedResponse) -> str:
         """How it ended: whole (the connection is good for more), fin or rst."""
-        if answer.before is not None:
-            self._wait(answer.before)
-        if answer.disconnects is not None:
-            return self._break(answer.disconnects)
-        self._send_head(request, answer)
-        if request.method in ("HEAD", "CONNECT") or answer.status in (204, 304):
-            return self._break("fin") if answer.is_last else "whole"
-        if not self._send_body(answer):
-            return self._break(answer.cut_how)
-        if answer.framing == "chunked":
+        if response.before is not None:
+            self._wait(response.before)
+        if response.disconnects is not None:
+            return self._end_connection(response.disconnects)
+        self._send_head(request, response)
+        if request.method in ("HEAD", "CONNECT") or response.status in (204, 304):
+            return self._end_connection("fin") if response.is_last else "whole"
+        if not self._send_body(response):
+            return self._end_connection(response.cut_how)
+        if response.framing == "chunked":
             self._connection.sendall(b"0\r\n\r\n")
-        if answer.framing in ("close", "chunked-unended") or answer.length is not None or answer.is_last:
-            return self._break("fin")
+        if response.framing in ("close", "chunked-unended") or response.length is not None or response.is_last:
+            return self._end_connection("fin")
         return "whole"
 
-    def _send_head(self, request: Request, answer: ScriptedResponse) -> None:
-        headers = list(answer.headers)
-        match answer.framing:
+    def _send_head(self, request: Request, response: ScriptedResponse) -> None:
+        headers = list(response.headers)
+        match response.framing:
             case "length" if request.method != "CONNECT":
-                length = answer.stop - answer.start if answer.length is None else answer.length
+                length = response.stop - response.start if response.length is None else response.length
                 if length >= 0:
                     headers.append(("Content-Length", str(length)))
             case "chunked" | "chunked-unended":
                 headers.append(("Transfer-Encoding", "chunked"))
             case "close":
                 headers.append(("Connection", "close"))
-        lines = [f"HTTP/1.1 {answer.status} Scripted", *(f"{name}: {value}" for name, value in headers), "", ""]
+        lines = [f"HTTP/1.1 {response.status} Scripted", *(f"{name}: {value}" for name, value in headers), "", ""]
         head = "\r\n".join(lines).encode("latin-1")
-        if not answer.header_interval_s:
+        if not response.header_interval_s:
             self._connection.sendall(head)
             return
         for byte in head:
             self._connection.sendall(bytes([byte]))
-            self._pause(answer.header_interval_s)
+            self._pause(response.header_interval_s)
 
-    def _send_body(self, answer: ScriptedResponse) -> bool:
+    def _send_body(self, response: ScriptedResponse) -> bool:
         """False when the answer is to break off here."""
         begun = time.monotonic()
         sent = 0
-        pauses = sorted(answer.pauses, key=lambda pause: pause.at)
-        stops = sorted({pause.at for pause in pauses} | ({answer.cut} if answer.cut is not None else set()))
-        for piece in answer.body.pieces(answer.start, answer.stop):
+        pauses = sorted(response.pauses, key=lambda pause: pause.at)
+        stops = sorted({pause.at for pause in pauses} | ({response.cut} if response.cut is not None else set()))
+        for piece in response.body.pieces(response.start, response.stop):
             view = memoryview(piece)
             while view:
                 while pauses and pauses[0].at <= sent:
                     self._wait(pauses.pop(0).event)
-                if answer.cut is not None and sent >= answer.cut:
+                if response.cut is not None and sent >= response.cut:
                     return False
-                room = min([stop - sent for stop in stops if stop > sent], default=PIECE_BYTES)
-                is_slow = answer.bytes_per_s and not (answer.full_speed and answer.full_speed.is_set())
-                part = view[: min(room, 64 * 1024, max(1, answer.bytes_per_s // 10))] if is_slow else view[:room]
+                limit = min([stop - sent for stop in stops if stop > sent], default=PIECE_BYTES)
+                is_slow = response.bytes_per_s and not (response.full_speed and response.full_speed.is_set())
+                part = view[: min(limit, 64 * 1024, max(1, response.bytes_per_s // 10))] if is_slow else view[:limit]
                 if is_slow:
-                    self._pause(begun + (sent + len(part)) / answer.bytes_per_s - time.monotonic())
-                self._send_part(part, answer.framing)
+                    self._pause(begun + (sent + len(part)) / response.bytes_per_s - time.monotonic())
+                self._send_part(part, response.framing)
                 sent += len(part)
                 self._exchange.sent_bytes = sent
                 view = view[len(part) :]
         while pauses and pauses[0].at <= sent:
             self._wait(pauses.pop(0).event)
-        return answer.cut is None or sent < answer.cut
+        return response.cut is None or sent < response.cut
 
     def _send_part(self, part: memoryview, framing: Framing) -> None:
         if framing.startswith("chunked"):
@@ -359,7 +359,7 @@ class Sender:
         else:
             self._connection.sendall(part)
 
-    def _break(self, how: Ending) -> str:
+    def _end_connection(self, how: Ending) -> str:
         """End the connection visibly, after everything sent so far has left."""
         self._exchange.ended_at = time.monotonic()  # before the peer can know
         if how == "rst":
@@ -459,5 +459,5 @@ def reset(connection: socket.socket, closing: threading.Event) -> bool:
 
 
 def _unsent_bytes(connection: socket.socket) -> int:
-    answer = fcntl.ioctl(connection.fileno(), termios.TIOCOUTQ, b"\0\0\0\0")
-    return int(struct.unpack("i", answer)[0])
+    response = fcntl.ioctl(connection.fileno(), termios.TIOCOUTQ, b"\0\0\0\0")
+    return int(struct.unpack("i", response)[0])

@@ -20,7 +20,7 @@ from toxiproxy.api import APIConsumer
 
 from tests.support.processes import Process, free_port
 
-START_LIMIT_S = 10.0
+START_TIMEOUT_S = 10.0
 LOOPBACK = "127.0.0.1"
 
 
@@ -93,7 +93,7 @@ class Toxiproxy:
         self._process = Process.start(
             [program, "-host", LOOPBACK, "-port", str(self._port)], log=directory / "toxiproxy.log"
         )
-        self._process.wait_until(self._server.running, "answering", START_LIMIT_S)
+        self._process.wait_until(self._server.running, "answering", START_TIMEOUT_S)
 
     def create_proxy(self, port: int) -> TcpProxy:
         """A new way to a loopback port."""

@@ -1,0 +1,1 @@
+"""One module at a time: no processes, and no network beyond loopback sockets; the packages mirror `dockyard/`."""

@@ -1,0 +1,1 @@
+"""The container image: built from the Dockerfile by a real Docker daemon, started, and inspected."""

@@ -38,16 +38,16 @@ class Bases:
 def make_bases(docker: DockerDaemon, debootstrap: Path, directory: Path) -> Bases:
     """Make the images that the daemon has not yet; they are made anew when what goes into them has changed."""
     go = test_servers.find_go(test_servers.cache_directory())
-    go_root = Path(_said(go, "env", "GOROOT").strip())
+    go_root = Path(_output_of(go, "env", "GOROOT").strip())
     python_environ = {name: os.environ[name] for name in (*PIP_SETTINGS, *PROXY_SETTINGS) if name in os.environ}
     go_environ = {
-        **{name: value for name, value in json.loads(_said(go, "env", "-json", *GO_SETTINGS)).items() if value},
+        **{name: value for name, value in json.loads(_output_of(go, "env", "-json", *GO_SETTINGS)).items() if value},
         "GOTOOLCHAIN": "local",
         "PATH": "/usr/local/go/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
     }
     certificates = _certificates().read_bytes()
     pip_config = Path("/etc/pip.conf").read_bytes() if Path("/etc/pip.conf").exists() else b""
-    what = repr((SUITE, PACKAGES, python_environ, go_environ, _said(go, "version"), certificates, pip_config))
+    what = repr((SUITE, PACKAGES, python_environ, go_environ, _output_of(go, "version"), certificates, pip_config))
     key = hashlib.sha256(what.encode()).hexdigest()[:12]
     bases = Bases(f"dockyard-test/python:{key}", f"dockyard-test/golang:{key}")
     if not docker.has_image(bases.python):
@@ -90,5 +90,5 @@ def _certificates() -> Path:
     return Path(ssl.get_default_verify_paths().cafile or Path("/", CERTIFICATES))
 
 
-def _said(program: Path, *words: str) -> str:
+def _output_of(program: Path, *words: str) -> str:
     return subprocess.run([program, *words], stdout=subprocess.PIPE, text=True, timeout=60, check=True).stdout

@@ -25,7 +25,7 @@ __all__ = ["containerd"]
 NAME = "dockyard-test/dockyard"
 REVISION = "0123456789abcdef0123456789abcdef01234567"
 BUILD_LIMIT_S = 900.0
-KEPT = "4GB"  # of layers
+KEPT_LAYERS = "4GB"  # of layers
 BUILDKIT_IS_OWN = 23  # from this release on, the client needs a plugin to build
 
 
@@ -54,7 +54,7 @@ def image(programs: Programs, containerd: Containerd) -> Iterator[Image]:
             docker.run("build", *_options(bases), ROOT, limit_s=BUILD_LIMIT_S)
             yield Image(docker, bases)
             docker.run("image", "rm", "--force", NAME)
-            docker.run("builder", "prune", "--force", "--keep-storage", KEPT)
+            docker.run("builder", "prune", "--force", "--keep-storage", KEPT_LAYERS)
         finally:
             docker.stop()
 
@@ -81,8 +81,8 @@ def _client(programs: Programs) -> Path:
         client = shutil.which("docker", path=directory)
         if client is None:
             continue
-        said = subprocess.run([client, "--version"], stdout=subprocess.PIPE, text=True, timeout=60, check=True).stdout
-        release = re.search(r"version (\d+)\.", said)
+        output = subprocess.run([client, "--version"], stdout=subprocess.PIPE, text=True, timeout=60, check=True).stdout
+        release = re.search(r"version (\d+)\.", output)
         plugin = subprocess.run([client, "buildx", "version"], capture_output=True, timeout=60, check=False)
         if plugin.returncode == 0 or (release and int(release[1]) < BUILDKIT_IS_OWN):
             return Path(client)

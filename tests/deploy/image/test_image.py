@@ -31,7 +31,7 @@ INSTALLED = """\
 import importlib.metadata, json
 print(json.dumps({each.name: each.version for each in importlib.metadata.distributions()}))
 """
-SEEN_LIMIT_S = 40.0
+STATUS_TIMEOUT_S = 40.0
 
 
 @attrs.frozen
@@ -50,7 +50,7 @@ class Container:
 
     def wait_for(self, health: str) -> None:
         """Wait until Docker says so of its health."""
-        wait_until(lambda: self.state()["Health"]["Status"] == health, health, SEEN_LIMIT_S)
+        wait_until(lambda: self.state()["Health"]["Status"] == health, health, STATUS_TIMEOUT_S)
 
     def pids(self) -> list[int]:
         """Its processes, as the host knows them."""
@@ -112,8 +112,8 @@ def test_the_image_says_what_it_is(image: Image) -> None:
 def test_the_sbom_names_every_distribution(image: Image) -> None:
     """All that is installed, in its version, with the hash that the lock file allows; and nothing else."""
     python = "/opt/dockyard/bin/python"
-    said = image.docker.run("run", "--rm", "--network=none", f"--entrypoint={python}", image.name, "-c", INSTALLED)
-    installed = json.loads(said)
+    output = image.docker.run("run", "--rm", "--network=none", f"--entrypoint={python}", image.name, "-c", INSTALLED)
+    installed = json.loads(output)
     document = sbom(image)
     listed = {
         each["name"]: each
@@ -158,8 +158,8 @@ def test_the_ecr_helper_is_built_for_the_other_platform(image: Image) -> None:
         limit_s=BUILD_LIMIT_S,
     )
     program = "/out/docker-credential-ecr-login"
-    asked = ["run", "--rm", "--network=none", "--entrypoint=go", f"{image.name}:{other}", "version", "-m", program]
-    assert f"GOARCH={other}" in image.docker.run(*asked)
+    command = ["run", "--rm", "--network=none", "--entrypoint=go", f"{image.name}:{other}", "version", "-m", program]
+    assert f"GOARCH={other}" in image.docker.run(*command)
 
 
 def test_it_serves_from_a_read_only_file_system(registry: DistributionRegistry, start: Callable[[], Container]) -> None:

@@ -1,0 +1,1 @@
+"""The parsers of references, manifests, ranges, challenges, links and lists: tables and generated input."""

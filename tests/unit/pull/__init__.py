@@ -1,0 +1,1 @@
+"""`dockyard pull`: what it selects, and its HTTP client against a fake registry."""

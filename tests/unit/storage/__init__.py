@@ -1,0 +1,1 @@
+"""The local store, partial files and object keys, on a temporary directory."""

@@ -1,0 +1,1 @@
+"""Paths and bodies of the web layer, without a server."""

@@ -12,7 +12,7 @@ from tests.support.deployment import Deployment
 SAMPLE_EVERY_S = 0.1
 
 
-class MemoryWatch:
+class MemorySampler:
     """The largest resident memory of each worker while the block runs, sampled ten times a second."""
 
     def __init__(self, deployment: Deployment) -> None:
@@ -59,7 +59,7 @@ def open_files(pid: int) -> dict[int, str]:
     return found
 
 
-def writers(deployment: Deployment) -> dict[int, list[str]]:
+def download_owners(deployment: Deployment) -> dict[int, list[str]]:
     """The workers that have a partial file open for writing: they own what is being fetched."""
     found: dict[int, list[str]] = {}
     for pid in deployment.dockyard.worker_pids():
@@ -69,7 +69,7 @@ def writers(deployment: Deployment) -> dict[int, list[str]]:
     return found
 
 
-def workers_of_ports(deployment: Deployment) -> dict[int, int]:
+def workers_by_client_port(deployment: Deployment) -> dict[int, int]:
     """The workers that hold the connections to us, by the local ports of their clients."""
     port_of_socket = {f"socket:[{inode}]": port for port, inode in _server_sockets(deployment.dockyard.port)}
     return {
@@ -80,7 +80,7 @@ def workers_of_ports(deployment: Deployment) -> dict[int, int]:
     }
 
 
-def processor_s(pid: int) -> float:
+def cpu_seconds(pid: int) -> float:
     """Seconds of processor time that a process has used."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")

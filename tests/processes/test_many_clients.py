@@ -7,11 +7,11 @@ from random import Random
 
 import pytest
 
-from tests.processes.watch import MemoryWatch
 from tests.support import faults
 from tests.support.bodies import Bytes, Synthetic
 from tests.support.deployment import Deployment, eventually, set_at_exit
 from tests.support.fake_registry import FakeRegistry
+from tests.support.worker_state import MemorySampler
 
 MIB = 1024 * 1024
 MEMORY_LIMIT = 384 * MIB
@@ -21,19 +21,19 @@ def test_two_hundred_clients_on_one_cold_layer(
     make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry
 ) -> None:
     """Four workers: one GET upstream, every first byte before the fetch ends, all bytes right, memory bounded."""
-    truth = Bytes(Random(1).randbytes(24 * MIB))
-    digest = fake_registry.add_blob(truth)
+    content = Bytes(Random(1).randbytes(24 * MIB))
+    digest = fake_registry.add_blob(content)
     deployment = make_deployment(workers=4)
     eventually(lambda: len(deployment.dockyard.worker_pids()) == 4, "four workers")
-    with set_at_exit(threading.Event()) as go_on, MemoryWatch(deployment) as memory:
+    with set_at_exit(threading.Event()) as go_on, MemorySampler(deployment) as memory:
         fake_registry.on("blob", faults.stalled(0.5, go_on))
-        with deployment.crowd(f"/v2/up.test/app/blobs/{digest}", truth, 200) as crowd:
+        with deployment.crowd(f"/v2/up.test/app/blobs/{digest}", content, 200) as crowd:
             crowd.run(until=lambda: all(member.first_byte_at for member in crowd.members))
             go_on.set()
             crowd.run()
             assert all(member.is_right for member in crowd.members), crowd.summary()
     assert fake_registry.count("blob", "GET") == 1
-    assert fake_registry.sent_bytes("blob") == truth.size
+    assert fake_registry.sent_bytes("blob") == content.size
     assert len(memory.peaks) == 4
     assert memory.peak < MEMORY_LIMIT
 
@@ -46,12 +46,12 @@ def test_the_memory_of_a_worker_does_not_depend_on_the_layer(
     small, large = Synthetic(50 * MIB, seed=1), Synthetic(5 * 1024 * MIB, seed=2)
     deployment = make_deployment(upstream={"stall_timeout": "15s"})
     peaks = []
-    for truth in (small, large):
-        path = f"/v2/up.test/app/blobs/{fake_registry.add_blob(truth)}"
-        with MemoryWatch(deployment) as memory, deployment.stream(path) as download:
+    for content in (small, large):
+        path = f"/v2/up.test/app/blobs/{fake_registry.add_blob(content)}"
+        with MemorySampler(deployment) as memory, deployment.stream(path) as download:
             download.head()
-            assert download.length == truth.size
-            assert download.find_mismatch(truth) is None
+            assert download.length == content.size
+            assert download.find_mismatch(content) is None
         peaks.append(memory.peak)
     assert peaks[1] < MEMORY_LIMIT
     assert peaks[1] < peaks[0] + 64 * MIB
@@ -61,19 +61,19 @@ def test_the_memory_of_a_worker_does_not_depend_on_the_layer(
 
 def test_a_slow_reader_holds_nobody_up(make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry) -> None:
     """One client that reads nothing: twenty others get a cold layer whole, and then so does it."""
-    truth = Bytes(Random(2).randbytes(20 * MIB))
-    path = f"/v2/up.test/app/blobs/{fake_registry.add_blob(truth)}"
+    content = Bytes(Random(2).randbytes(20 * MIB))
+    path = f"/v2/up.test/app/blobs/{fake_registry.add_blob(content)}"
     deployment = make_deployment(workers=1)
     with deployment.stream(path, receive_buffer=4096) as slow:
-        assert slow.head().read(10) == truth.data[:10]
-        with deployment.crowd(path, truth, 20) as crowd:
+        assert slow.head().read(10) == content.data[:10]
+        with deployment.crowd(path, content, 20) as crowd:
             crowd.run(within_s=20)
             assert all(member.is_right for member in crowd.members), crowd.summary()
         eventually(
-            lambda: deployment.stored_files(truth.digest), "the layer is stored while one client has read ten bytes"
+            lambda: deployment.stored_files(content.digest), "the layer is stored while one client has read ten bytes"
         )
         body, ended = slow.rest()
-        assert (body == truth.data[10:], ended) == (True, "length")
+        assert (body == content.data[10:], ended) == (True, "length")
     assert fake_registry.count("blob", "GET") == 1
 
 
@@ -82,13 +82,13 @@ def test_stalled_clients_cost_little_memory(
     make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry, temperature: str
 ) -> None:
     """A hundred clients that read nothing of a large layer hold a bounded amount each."""
-    truth = Synthetic(100 * MIB)
-    path = f"/v2/up.test/app/blobs/{fake_registry.add_blob(truth)}"
+    content = Synthetic(100 * MIB)
+    path = f"/v2/up.test/app/blobs/{fake_registry.add_blob(content)}"
     deployment = make_deployment(workers=1)
     if temperature == "warm":
         with deployment.stream(path) as download:
             download.head().rest()
-    with MemoryWatch(deployment) as memory:
+    with MemorySampler(deployment) as memory:
         stalled = [deployment.stream(path, receive_buffer=4096) for _ in range(100)]
         try:
             for download in stalled:
@@ -106,6 +106,6 @@ def test_many_cold_layers_at_once(make_deployment: Callable[..., Deployment], fa
     """Sixty layers over four workers: each is fetched once, and all are right."""
     bodies = {fake_registry.add_blob(body): body for body in (Random(n).randbytes(300_000) for n in range(60))}
     deployment = make_deployment(workers=4)
-    replies = deployment.get_concurrently([f"/v2/up.test/app/blobs/{digest}" for digest in bodies])
-    assert [reply.body for reply in replies] == list(bodies.values())
+    responses = deployment.get_concurrently([f"/v2/up.test/app/blobs/{digest}" for digest in bodies])
+    assert [response.body for response in responses] == list(bodies.values())
     assert [fake_registry.count("blob", "GET", reference=digest) for digest in bodies] == [1] * 60

@@ -1,9 +1,9 @@
-"""An internet on this machine: a network namespace in which every address is local, with a name server of our own.
+"""A network namespace in which every address is local: connections to any address are accepted and recorded.
 
-A thread of its own moves into new network and mount namespaces; what it starts lives there too: sockets, threads,
-Dockyard. All of IPv4 and IPv6 leads to the loopback device, so a listener on all addresses sees every connection that
-is made to anything, with the address that was meant. Names are answered by `Names`, through the C library as ever
-(`/etc/resolv.conf` is another file in there). Needs root, and the `ip` program.
+`IsolatedNetwork` moves one thread into new network and mount namespaces; sockets, threads and processes that it starts
+belong to them too. All of IPv4 and IPv6 is routed to the loopback device, so a listener on all addresses accepts every
+connection, and knows the address that it was made to. `FakeNameServer` resolves names, through the C library as usual
+(`/etc/resolv.conf` is another file in the mount namespace). Needs root, and the `ip` program.
 """
 
 import ctypes
@@ -30,11 +30,11 @@ A, AAAA = 1, 28
 T = TypeVar("T")
 
 
-class Island:
+class IsolatedNetwork:
     """The namespaces, and the one thread that is in them."""
 
     def __init__(self, directory: Path) -> None:
-        self._thread = ThreadPoolExecutor(1, "island")
+        self._thread = ThreadPoolExecutor(1, "network")
         self.run(lambda: _move(directory))
 
     def run(self, action: Callable[[], T]) -> T:
@@ -66,7 +66,7 @@ def _move(directory: Path) -> None:
         subprocess.run(["ip", *command.split()], check=True, capture_output=True)
 
 
-def need_island() -> None:
+def require_root() -> None:
     """Skip the test where there can be no island; on CI it fails instead."""
     if os.geteuid() == 0:
         return
@@ -75,11 +75,11 @@ def need_island() -> None:
     pytest.skip("an island needs root")
 
 
-class Coast:
+class ConnectionRecorder:
     """One port at many addresses; keeps for each connection the address that was meant, and ends it."""
 
     def __init__(self, port: int, addresses: Iterable[str]) -> None:
-        self.meant: list[str] = []
+        self.destinations: list[str] = []
         self._sockets = [_listen(each, port) for each in addresses]
         for listening in self._sockets:
             threading.Thread(target=self._accept, args=(listening,), daemon=True).start()
@@ -98,7 +98,7 @@ class Coast:
             except OSError:
                 return
             with connection:
-                self.meant.append(connection.getsockname()[0])
+                self.destinations.append(connection.getsockname()[0])
 
 
 def _listen(address: str, port: int) -> socket.socket:
@@ -111,14 +111,14 @@ def _listen(address: str, port: int) -> socket.socket:
 
 
 @attrs.define
-class Names:
+class FakeNameServer:
     """A name server. Each name has a list of answers, one for each time it is asked, the last one for ever.
 
-    An answer is the addresses; a name without any is unknown. `asked` are the names that were looked up, in order.
+    An answer is the addresses; a name without any is unknown. `queries` are the names that were looked up, in order.
     """
 
     answers: dict[str, list[Sequence[str]]] = attrs.field(factory=dict)
-    asked: list[str] = attrs.field(factory=list)
+    queries: list[str] = attrs.field(factory=list)
     _current: dict[str, Sequence[str]] = attrs.field(factory=dict)
 
     @contextmanager
@@ -139,29 +139,29 @@ class Names:
     def _loop(self, server: socket.socket, over: threading.Event) -> None:
         while not over.is_set():
             with suppress(OSError):
-                question, peer = server.recvfrom(4096)
-                server.sendto(self._answer(question), peer)
+                query, peer = server.recvfrom(4096)
+                server.sendto(self._answer(query), peer)
 
-    def _answer(self, question: bytes) -> bytes:
+    def _answer(self, query: bytes) -> bytes:
         labels, at = [], 12
-        while length := question[at]:
-            labels.append(question[at + 1 : at + 1 + length].decode())
+        while length := query[at]:
+            labels.append(query[at + 1 : at + 1 + length].decode())
             at += 1 + length
         name = ".".join(labels).lower()
-        (kind,) = struct.unpack_from(">H", question, at + 1)
+        (kind,) = struct.unpack_from(">H", query, at + 1)
         addresses = self._addresses(name, kind)
         wanted = (
             [ip_address(each) for each in addresses if (":" in each) == (kind == AAAA)] if kind in (A, AAAA) else []
         )
         flags = 0x8180 if name in self.answers else 0x8183
-        head = question[:2] + struct.pack(">5H", flags, 1, len(wanted), 0, 0)
+        head = query[:2] + struct.pack(">5H", flags, 1, len(wanted), 0, 0)
         records = b"".join(struct.pack(">HHHIH", 0xC00C, kind, 1, 0, len(each.packed)) + each.packed for each in wanted)
-        return head + question[12 : at + 5] + records
+        return head + query[12 : at + 5] + records
 
     def _addresses(self, name: str, kind: int) -> Sequence[str]:
         """One lookup asks for A, then for AAAA: both belong to one answer."""
         if kind == A:
-            self.asked.append(name)
+            self.queries.append(name)
             answers = self.answers.get(name, [])
             self._current[name] = answers.pop(0) if len(answers) > 1 else (answers or [()])[0]
         return self._current.get(name, ())

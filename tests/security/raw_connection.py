@@ -1,8 +1,8 @@
-"""Requests of the test's own spelling on a bare socket, and how many requests a strict reader sees in them.
+"""Raw bytes on a bare connection, and the number of requests that a strict parser finds in them.
 
-`talk` sends bytes and returns every answer on that connection. `count_requests` reads the same bytes with h11, which is
-no part of Dockyard or of Granian: a server that answers more often than that has been made to see a request that the
-next server does not see.
+`send_bytes` sends bytes and returns every response on that connection. `count_requests` parses the same bytes with h11,
+which neither Dockyard nor Granian uses: a server that sends more responses than that took something for a request which
+the next server would not.
 """
 
 import socket
@@ -18,7 +18,7 @@ LIMIT_S = 5.0
 
 
 @attrs.frozen
-class Talk:
+class RawResult:
     """The answers of one connection: their statuses, all bytes, and whether the server ended the connection."""
 
     statuses: tuple[int, ...]
@@ -27,7 +27,7 @@ class Talk:
     took_s: float
 
 
-def talk(address: tuple[str, int], data: bytes, limit_s: float = LIMIT_S) -> Talk:
+def send_bytes(address: tuple[str, int], data: bytes, limit_s: float = LIMIT_S) -> RawResult:
     """Send the bytes and read until the server closes, or says nothing for so long."""
     began = time.monotonic()
     received = b""
@@ -43,7 +43,7 @@ def talk(address: tuple[str, int], data: bytes, limit_s: float = LIMIT_S) -> Tal
             is_closed = True
         except TimeoutError:
             pass
-    return Talk(_statuses(received), received, is_closed, time.monotonic() - began)
+    return RawResult(_statuses(received), received, is_closed, time.monotonic() - began)
 
 
 def count_requests(data: bytes) -> int:

@@ -25,11 +25,11 @@ def deployment(make_deployment: Callable[..., Deployment]) -> Deployment:
 
 def warm_blob(deployment: Deployment, size: int) -> tuple[str, Bytes]:
     """A blob that is in the local store: its path and its bytes."""
-    truth = Bytes(Random(size).randbytes(size))
-    path = f"/v2/up.test/app/blobs/{deployment.fake_registry.add_blob(truth)}"
-    assert deployment.get(path).body == truth.data
-    eventually(lambda: deployment.stored_files(truth.digest), "the blob is kept")
-    return path, truth
+    content = Bytes(Random(size).randbytes(size))
+    path = f"/v2/up.test/app/blobs/{deployment.fake_registry.add_blob(content)}"
+    assert deployment.get(path).body == content.data
+    eventually(lambda: deployment.stored_files(content.digest), "the blob is kept")
+    return path, content
 
 
 def get(path: str, more: str = "") -> bytes:
@@ -39,65 +39,65 @@ def get(path: str, more: str = "") -> bytes:
 
 def test_a_large_blob_ends_its_connection(deployment: Deployment) -> None:
     """On a new connection a large blob is sent straight from its file, with the headers of all answers."""
-    path, truth = warm_blob(deployment, 3 * MIB)
+    path, content = warm_blob(deployment, 3 * MIB)
     with deployment.send_raw(get(path)) as download:
         assert download.head().status == 200
         assert download.header("Connection") == "close"
         assert download.header("Date")
-        assert download.header("Docker-Content-Digest") == truth.digest
-        assert download.rest() == (truth.data, "length")
+        assert download.header("Docker-Content-Digest") == content.digest
+        assert download.rest() == (content.data, "length")
         assert download.read(1) == b""
 
 
 def test_a_large_range_ends_its_connection(deployment: Deployment) -> None:
     """The same for one range."""
-    path, truth = warm_blob(deployment, 4 * MIB)
+    path, content = warm_blob(deployment, 4 * MIB)
     with deployment.send_raw(get(path, f"Range: bytes=1000-{3 * MIB}\r\n")) as download:
         assert download.head().status == 206
-        assert download.header("Content-Range") == f"bytes 1000-{3 * MIB}/{truth.size}"
+        assert download.header("Content-Range") == f"bytes 1000-{3 * MIB}/{content.size}"
         assert download.header("Connection") == "close"
-        assert download.rest() == (truth.data[1000 : 3 * MIB + 1], "length")
+        assert download.rest() == (content.data[1000 : 3 * MIB + 1], "length")
 
 
 def test_a_small_blob_keeps_its_connection(deployment: Deployment) -> None:
     """A configuration is not worth a connection: the next request goes over the same one."""
-    path, truth = warm_blob(deployment, 1000)
+    path, content = warm_blob(deployment, 1000)
     with deployment.send_raw(get(path) + PING) as download:
         assert download.head().header("Connection") is None
-        assert download.read(truth.size) == truth.data
+        assert download.read(content.size) == content.data
         assert (download.head().status, download.read(2)) == (200, b"{}")
 
 
 def test_a_used_connection_is_left_to_granian(deployment: Deployment) -> None:
     """A large blob after another answer on one connection comes after it, whole, and the connection lives on."""
-    path, truth = warm_blob(deployment, 3 * MIB)
+    path, content = warm_blob(deployment, 3 * MIB)
     with deployment.send_raw(PING) as download:
         assert (download.head().status, download.read(2)) == (200, b"{}")
         download.socket.sendall(get(path))
         assert download.head().header("Connection") is None
-        assert download.read(truth.size) == truth.data
+        assert download.read(content.size) == content.data
         download.socket.sendall(PING)
         assert (download.head().status, download.read(2)) == (200, b"{}")
 
 
 def test_a_request_with_a_body_is_left_to_granian(deployment: Deployment) -> None:
     """A connection that is closed with something unread is reset: a GET with a body is answered in the other way."""
-    path, truth = warm_blob(deployment, 3 * MIB)
+    path, content = warm_blob(deployment, 3 * MIB)
     with deployment.send_raw(get(path, "Content-Length: 5\r\n") + b"hello") as download:
         assert download.head().header("Connection") is None
-        assert download.read(truth.size) == truth.data
+        assert download.read(content.size) == content.data
 
 
 @pytest.mark.parametrize("first_is_large", [True, False])
 def test_pipelined_requests_are_answered_in_order(deployment: Deployment, first_is_large: bool) -> None:  # noqa: FBT001
     """Two requests in one packet: no byte of one answer comes between those of the other."""
-    path, truth = warm_blob(deployment, 3 * MIB)
+    path, content = warm_blob(deployment, 3 * MIB)
     requests = [get(path), PING] if first_is_large else [PING, get(path)]
     with deployment.send_raw(b"".join(requests)) as download:
         if not first_is_large:
             assert (download.head().status, download.read(2)) == (200, b"{}")
         assert download.head().status == 200
-        assert download.read(truth.size) == truth.data
+        assert download.read(content.size) == content.data
         if first_is_large:
             assert download.header("Connection") == "close"
             assert download.read(1) == b""  # it was told not to expect more
@@ -110,18 +110,18 @@ def test_many_pipelined_blobs(deployment: Deployment) -> None:
     requests = get(small_path) + get(large_path) + get(small_path)
     with StreamedResponse(deployment.address, "", request=requests, receive_buffer=4096) as download:
         time.sleep(0.5)  # until the server has written what it can
-        for truth in (small, large, small):
+        for content in (small, large, small):
             assert download.head().status == 200
-            assert download.read(truth.size) == truth.data
+            assert download.read(content.size) == content.data
 
 
 def test_a_file_that_became_shorter_ends_the_answer_short(deployment: Deployment) -> None:
     """A file that somebody cuts while it is sent: the client sees an answer that is not whole."""
-    truth = Synthetic(60 * MIB)
-    path = f"/v2/up.test/app/blobs/{deployment.fake_registry.add_blob(truth)}"
+    content = Synthetic(60 * MIB)
+    path = f"/v2/up.test/app/blobs/{deployment.fake_registry.add_blob(content)}"
     with deployment.stream(path) as download:
         download.head().rest()
-    (stored,) = eventually(lambda: deployment.stored_files(truth.digest), "the blob is kept")
+    (stored,) = eventually(lambda: deployment.stored_files(content.digest), "the blob is kept")
     with deployment.stream(path, receive_buffer=4096) as download:
         assert download.head().header("Connection") == "close"
         os.truncate(stored, 40 * MIB)
@@ -133,8 +133,8 @@ def test_a_file_that_became_shorter_ends_the_answer_short(deployment: Deployment
 
 def test_a_file_that_is_not_in_memory(deployment: Deployment) -> None:
     """A blob whose pages the kernel has dropped is read from the disk, and right."""
-    path, truth = warm_blob(deployment, 8 * MIB)
-    (stored,) = deployment.stored_files(truth.digest)
+    path, content = warm_blob(deployment, 8 * MIB)
+    (stored,) = deployment.stored_files(content.digest)
     os.sync()
     fd = os.open(stored, os.O_RDONLY)
     try:
@@ -143,18 +143,18 @@ def test_a_file_that_is_not_in_memory(deployment: Deployment) -> None:
         os.close(fd)
     with deployment.send_raw(get(path)) as download:
         assert download.head().header("Connection") == "close"
-        assert download.rest() == (truth.data, "length")
+        assert download.rest() == (content.data, "length")
 
 
 def test_a_joined_blob_is_sent_as_it_lands(deployment: Deployment) -> None:
     """A running download is read from its partial file in the same way, and its end waits for the digest."""
-    truth = Bytes(Random(5).randbytes(6 * MIB))
-    digest = deployment.fake_registry.add_blob(truth)
+    content = Bytes(Random(5).randbytes(6 * MIB))
+    digest = deployment.fake_registry.add_blob(content)
     with set_at_exit(Event()) as gate:
         deployment.fake_registry.on("blob", stalled_at_offset(4 * MIB, gate), method="GET", reference=digest)
         with deployment.send_raw(get(f"/v2/up.test/app/blobs/{digest}")) as download:
             assert download.head().header("Connection") == "close"
-            assert download.read(3 * MIB) == truth.data[: 3 * MIB]
+            assert download.read(3 * MIB) == content.data[: 3 * MIB]
             gate.set()
-            assert download.rest() == (truth.data[3 * MIB :], "length")
+            assert download.rest() == (content.data[3 * MIB :], "length")
     assert deployment.fake_registry.count("blob", "GET", reference=digest) == 1

@@ -21,7 +21,7 @@ FRAMING = frozenset({"connection", "content-length", "keep-alive", "transfer-enc
 
 
 @attrs.frozen
-class Room:
+class Backend:
     """A server on loopback, and what is put before the paths that are asked of it."""
 
     port: int
@@ -29,18 +29,18 @@ class Room:
 
 
 @attrs.define
-class Tally:
+class RequestCounts:
     """How many requests went where."""
 
     reads: int = 0
     writes: int = 0
 
 
-class Split:
-    """The door. `address` is what the suite is told; `tally` is what passed."""
+class ReadWriteProxy:
+    """The door. `address` is what the suite is told; `counts` is what passed."""
 
-    def __init__(self, writes: Room, reads: Room, *, is_warm: bool = False) -> None:
-        self.tally = Tally()
+    def __init__(self, writes: Backend, reads: Backend, *, is_warm: bool = False) -> None:
+        self.counts = RequestCounts()
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
@@ -50,14 +50,14 @@ class Split:
             def do_GET(handler) -> None:  # noqa: N805  http.server's name; the door is `self` here
                 body = _read_body(handler)
                 if handler.command not in ("GET", "HEAD") or "/blobs/uploads/" in handler.path:
-                    self.tally.writes += 1
-                    _pass_on(handler, writes, body)
+                    self.counts.writes += 1
+                    _forward(handler, writes, body)
                     return
-                self.tally.reads += 1
+                self.counts.reads += 1
                 if is_warm:
-                    with _ask(handler, reads, body, method="GET") as response:
+                    with _request(handler, reads, body, method="GET") as response:
                         response.read()
-                _pass_on(handler, reads, body)
+                _forward(handler, reads, body)
 
             do_HEAD = do_POST = do_PUT = do_PATCH = do_DELETE = do_GET  # noqa: N815  as above
 
@@ -96,9 +96,11 @@ def _read_body(handler: BaseHTTPRequestHandler) -> bytes | None:
 
 
 @contextlib.contextmanager
-def _ask(handler: BaseHTTPRequestHandler, room: Room, body: bytes | None, *, method: str) -> Iterator[HTTPResponse]:
-    with contextlib.closing(HTTPConnection("127.0.0.1", room.port, timeout=LIMIT_S)) as connection:
-        connection.putrequest(method, room.path + handler.path, skip_host=True, skip_accept_encoding=True)
+def _request(
+    handler: BaseHTTPRequestHandler, backend: Backend, body: bytes | None, *, method: str
+) -> Iterator[HTTPResponse]:
+    with contextlib.closing(HTTPConnection("127.0.0.1", backend.port, timeout=LIMIT_S)) as connection:
+        connection.putrequest(method, backend.path + handler.path, skip_host=True, skip_accept_encoding=True)
         for name, value in handler.headers.items():
             if name.lower() not in FRAMING:
                 connection.putheader(name, value)
@@ -108,9 +110,9 @@ def _ask(handler: BaseHTTPRequestHandler, room: Room, body: bytes | None, *, met
         yield connection.getresponse()
 
 
-def _pass_on(handler: BaseHTTPRequestHandler, room: Room, body: bytes | None) -> None:
+def _forward(handler: BaseHTTPRequestHandler, backend: Backend, body: bytes | None) -> None:
     """Ask and hand on the answer, headers and all."""
-    with _ask(handler, room, body, method=handler.command) as response:
+    with _request(handler, backend, body, method=handler.command) as response:
         data = response.read()
         length = response.getheader("Content-Length") if handler.command == "HEAD" else str(len(data))
         handler.send_response_only(response.status, response.reason)

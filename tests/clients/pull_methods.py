@@ -1,6 +1,6 @@
 """The ways in which real clients reach an image through Dockyard: which client, by which shape of URL.
 
-A way pulls an image that stands at the upstream and answers with the digests that the client has of it; `wanted` says
+A way pulls an image that stands at the upstream and answers with the digests that the client has of it; `expected` says
 which they must be: neither more nor fewer. U1 to U5 are the shapes in which the requests arrive:
 
     U1  /v2/<prefix>/<name>/...              U4  /v2/<name>/...?ns=<host>
@@ -24,96 +24,96 @@ OTHER_REGISTRY = "registry.example.test"  # a second upstream, for what is not D
 
 
 @attrs.frozen
-class Way:
+class PullMethod:
     """How one client pulls: `pull` answers with what it has then, `wipe` leaves it with nothing."""
 
     pull: Callable[[PushedImage], Digests]
-    wanted: Callable[[PushedImage], Digests]
+    expected: Callable[[PushedImage], Digests]
     wipe: Callable[[], None] = lambda: None
 
 
-def docker_by_prefix(dockyard: Dockyard, request: pytest.FixtureRequest) -> Way:
+def docker_by_prefix(dockyard: Dockyard, request: pytest.FixtureRequest) -> PullMethod:
     """U1: the name of the image starts with Dockyard's address and the prefix."""
     return _docker(request, lambda image: f"{dockyard.host}/docker.io/{image.repository}:{image.tag}")
 
 
-def docker_by_mirror(dockyard: Dockyard, request: pytest.FixtureRequest) -> Way:
+def docker_by_mirror(dockyard: Dockyard, request: pytest.FixtureRequest) -> PullMethod:
     """U5: `registry-mirrors`; the user says nothing but the Hub's short name."""
     daemon: DockerDaemon = request.getfixturevalue("docker")
     daemon.use_mirrors(dockyard.url)
     return _docker(request, lambda image: f"{image.repository.removeprefix('library/')}:{image.tag}")
 
 
-def containerd_u1(dockyard: Dockyard, request: pytest.FixtureRequest) -> Way:
+def containerd_u1(dockyard: Dockyard, request: pytest.FixtureRequest) -> PullMethod:
     """The name of the image starts with Dockyard's address and the prefix."""
     return _containerd(request, f"{dockyard.host}/docker.io", "--plain-http")
 
 
-def containerd_u2(dockyard: Dockyard, request: pytest.FixtureRequest) -> Way:
+def containerd_u2(dockyard: Dockyard, request: pytest.FixtureRequest) -> PullMethod:
     """A mirror whose URL has `/v2` and the prefix, and says so by `override_path`."""
     hosts = _hosts(request, "docker.io", f"{dockyard.url}/v2/docker.io", "override_path = true")
     return _containerd(request, "docker.io", "--hosts-dir", hosts)
 
 
-def containerd_u3(dockyard: Dockyard, request: pytest.FixtureRequest) -> Way:
+def containerd_u3(dockyard: Dockyard, request: pytest.FixtureRequest) -> PullMethod:
     """A mirror whose URL has the prefix; containerd puts `/v2` behind it."""
     return _containerd(request, "docker.io", "--hosts-dir", _hosts(request, "docker.io", f"{dockyard.url}/docker.io"))
 
 
-def containerd_u4(dockyard: Dockyard, request: pytest.FixtureRequest) -> Way:
+def containerd_u4(dockyard: Dockyard, request: pytest.FixtureRequest) -> PullMethod:
     """A mirror by its address alone; `ns` says which registry is meant."""
     return _containerd(request, "docker.io", "--hosts-dir", _hosts(request, "docker.io", dockyard.url))
 
 
-def containerd_u4_default(dockyard: Dockyard, request: pytest.FixtureRequest) -> Way:
+def containerd_u4_default(dockyard: Dockyard, request: pytest.FixtureRequest) -> PullMethod:
     """U4 from `_default`: one file for every registry, here for one that is not Docker Hub."""
     return _containerd(request, OTHER_REGISTRY, "--hosts-dir", _hosts(request, "_default", dockyard.url))
 
 
-def skopeo_direct(dockyard: Dockyard, request: pytest.FixtureRequest) -> Way:
+def skopeo_direct(dockyard: Dockyard, request: pytest.FixtureRequest) -> PullMethod:
     """U1: the image of this machine's platform."""
     skopeo: Skopeo = request.getfixturevalue("skopeo")
-    return Way(
+    return PullMethod(
         pull=lambda image: skopeo.pull(f"{dockyard.host}/docker.io/{image.repository}:{image.tag}").digests,
-        wanted=lambda image: image.this_platform.blobs | {image.this_platform.digest},
+        expected=lambda image: image.this_platform.blobs | {image.this_platform.digest},
     )
 
 
-def skopeo_all_platforms(dockyard: Dockyard, request: pytest.FixtureRequest) -> Way:
+def skopeo_all_platforms(dockyard: Dockyard, request: pytest.FixtureRequest) -> PullMethod:
     """U1: the index and all that it names."""
     skopeo: Skopeo = request.getfixturevalue("skopeo")
-    return Way(
+    return PullMethod(
         pull=lambda image: skopeo.pull(f"{dockyard.host}/docker.io/{image.repository}:{image.tag}", "--all").digests,
-        wanted=lambda image: image.blobs | image.manifests,
+        expected=lambda image: image.blobs | image.manifests,
     )
 
 
-def skopeo_mirror(dockyard: Dockyard, request: pytest.FixtureRequest) -> Way:
+def skopeo_mirror(dockyard: Dockyard, request: pytest.FixtureRequest) -> PullMethod:
     """U1, by a mirror in registries.conf."""
     skopeo: Skopeo = request.getfixturevalue("skopeo")
     mirrors = _mirrors(dockyard)
-    return Way(
+    return PullMethod(
         pull=lambda image: skopeo.pull(f"docker.io/{image.repository}:{image.tag}", registries=mirrors).digests,
-        wanted=lambda image: image.this_platform.blobs | {image.this_platform.digest},
+        expected=lambda image: image.this_platform.blobs | {image.this_platform.digest},
     )
 
 
-def podman_direct(dockyard: Dockyard, request: pytest.FixtureRequest) -> Way:
+def podman_direct(dockyard: Dockyard, request: pytest.FixtureRequest) -> PullMethod:
     """U1: the name of the image starts with Dockyard's address and the prefix."""
     return _podman(request, f"{dockyard.host}/docker.io", "")
 
 
-def podman_mirror(dockyard: Dockyard, request: pytest.FixtureRequest) -> Way:
+def podman_mirror(dockyard: Dockyard, request: pytest.FixtureRequest) -> PullMethod:
     """U1, by a mirror in registries.conf."""
     return _podman(request, "docker.io", _mirrors(dockyard))
 
 
-def crane_direct(dockyard: Dockyard, request: pytest.FixtureRequest) -> Way:
+def crane_direct(dockyard: Dockyard, request: pytest.FixtureRequest) -> PullMethod:
     """U1: the index and all that it names."""
     return _crane(request, lambda image: f"{dockyard.host}/docker.io/{image.repository}:{image.tag}")
 
 
-def crane_short_name(dockyard: Dockyard, request: pytest.FixtureRequest) -> Way:
+def crane_short_name(dockyard: Dockyard, request: pytest.FixtureRequest) -> PullMethod:
     """U1, with a short name: only Dockyard knows that the prefix means Docker Hub, and adds `library/`."""
     return _crane(
         request,
@@ -121,7 +121,7 @@ def crane_short_name(dockyard: Dockyard, request: pytest.FixtureRequest) -> Way:
     )
 
 
-WAYS: dict[str, Callable[[Dockyard, pytest.FixtureRequest], Way]] = {
+PULL_METHODS: dict[str, Callable[[Dockyard, pytest.FixtureRequest], PullMethod]] = {
     "docker-prefix-U1": docker_by_prefix,
     "docker-mirror-U5": docker_by_mirror,
     "containerd-U1": containerd_u1,
@@ -139,17 +139,17 @@ WAYS: dict[str, Callable[[Dockyard, pytest.FixtureRequest], Way]] = {
 }
 
 
-def _docker(request: pytest.FixtureRequest, reference: Callable[[PushedImage], str]) -> Way:
+def _docker(request: pytest.FixtureRequest, reference: Callable[[PushedImage], str]) -> PullMethod:
     daemon: DockerDaemon = request.getfixturevalue("docker")
 
     def pull(image: PushedImage) -> Digests:
         daemon.pull(reference(image))
         return frozenset({daemon.digest(reference(image)), daemon.identifier(reference(image))})
 
-    return Way(pull, lambda image: frozenset({image.digest, image.this_platform.config.digest}), daemon.wipe)
+    return PullMethod(pull, lambda image: frozenset({image.digest, image.this_platform.config.digest}), daemon.wipe)
 
 
-def _containerd(request: pytest.FixtureRequest, registry: str, *options: str | Path) -> Way:
+def _containerd(request: pytest.FixtureRequest, registry: str, *options: str | Path) -> PullMethod:
     containerd: Containerd = request.getfixturevalue("containerd")
 
     def pull(image: PushedImage) -> Digests:
@@ -157,12 +157,12 @@ def _containerd(request: pytest.FixtureRequest, registry: str, *options: str | P
         containerd.pull(reference, *options)
         return containerd.content() | {containerd.digest(reference)}
 
-    return Way(
+    return PullMethod(
         pull, lambda image: image.this_platform.blobs | {image.digest, image.this_platform.digest}, containerd.wipe
     )
 
 
-def _podman(request: pytest.FixtureRequest, registry: str, mirrors: str) -> Way:
+def _podman(request: pytest.FixtureRequest, registry: str, mirrors: str) -> PullMethod:
     podman: Podman = request.getfixturevalue("podman")
 
     def pull(image: PushedImage) -> Digests:
@@ -170,18 +170,18 @@ def _podman(request: pytest.FixtureRequest, registry: str, mirrors: str) -> Way:
         podman.pull(reference, registries=mirrors)
         return podman.digests(reference) | {podman.identifier(reference)}
 
-    return Way(
+    return PullMethod(
         pull,
         lambda image: frozenset({image.digest, image.this_platform.digest, image.this_platform.config.digest}),
         podman.wipe,
     )
 
 
-def _crane(request: pytest.FixtureRequest, reference: Callable[[PushedImage], str]) -> Way:
+def _crane(request: pytest.FixtureRequest, reference: Callable[[PushedImage], str]) -> PullMethod:
     crane: Crane = request.getfixturevalue("crane")
-    return Way(
+    return PullMethod(
         pull=lambda image: crane.pull(reference(image)).digests | {crane.digest(reference(image))},
-        wanted=lambda image: image.blobs | image.manifests,
+        expected=lambda image: image.blobs | image.manifests,
     )
 
 
