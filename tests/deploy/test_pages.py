@@ -1,0 +1,111 @@
+"""The pages: their links lead somewhere, and what they show of files and code is what is there."""
+
+import ast
+import json
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.support.paths import ROOT
+
+PAGES = sorted(path.relative_to(ROOT).as_posix() for path in (*ROOT.glob("*.md"), *(ROOT / "ops").glob("*.md")))
+LINK = re.compile(r"\]\(([^)\s]+)\)")
+CODE_BLOCK = re.compile(r"^ *```(\w*)\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
+# A function of a module, as the tables of ARCHITECTURE.md name it: | `cache/blobs.py` | `Blobs.open` |
+FUNCTION = re.compile(r"\| `([a-z0-9_/]+\.py)` \| ((?:`[A-Za-z_.]+`(?:, )?)+) \|")
+MODULE = re.compile(r"`((?:dockyard/)?[a-z0-9_]+(?:/[a-z0-9_]+)*\.py)`")
+
+
+def read(page: str) -> str:
+    """The text of a page."""
+    return (ROOT / page).read_text()
+
+
+def find_headings(text: str) -> set[str]:
+    """The anchors of the headings of a page, as GitHub makes them."""
+    without_code = CODE_BLOCK.sub("", text)
+    return {
+        re.sub(r"[^\w -]", "", line.lower()).strip().replace(" ", "-")
+        for line in re.findall(r"^#+ (.*)$", without_code, re.MULTILINE)
+    }
+
+
+def code_blocks(page: str, language: str) -> list[str]:
+    """The code blocks of a page in one language."""
+    return [text for kind, text in CODE_BLOCK.findall(read(page)) if kind == language]
+
+
+def find_definitions(module: Path) -> set[str]:
+    """The functions, classes and methods of a module, methods as `Class.method`."""
+    names = set()
+    for node in ast.parse(module.read_text()).body:
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+            names.add(node.name)
+        if isinstance(node, ast.ClassDef):
+            names |= {
+                f"{node.name}.{each.name}"
+                for each in node.body
+                if isinstance(each, (ast.FunctionDef, ast.AsyncFunctionDef))
+            }
+    return names
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_to_files_and_headings(page: str) -> None:
+    """A link to a file finds it, and a link to a heading finds that, in the same page or in another."""
+    for target in LINK.findall(CODE_BLOCK.sub("", read(page))):
+        if "://" in target:
+            continue
+        path, _, heading = target.partition("#")
+        file = (ROOT / page).parent / path if path else ROOT / page
+        assert file.exists(), target
+        if heading:
+            assert heading in find_headings(file.read_text()), target
+
+
+def test_the_functions_of_the_architecture_page_exist() -> None:
+    """Each function in the tables of the request paths is in the module that is named before it."""
+    rows = FUNCTION.findall(read("ARCHITECTURE.md"))
+    assert len(rows) > 20
+    for file, names in rows:
+        defined = find_definitions(ROOT / "dockyard" / file)
+        for name in re.findall(r"`([^`]+)`", names):
+            assert name in defined, f"{file}: {name}"
+
+
+@pytest.mark.parametrize("page", ["ARCHITECTURE.md", "CONTRIBUTING.md"])
+def test_modules_that_a_page_names_exist(page: str) -> None:
+    """Paths of modules are relative to the repository or to the package."""
+    for name in MODULE.findall(read(page)):
+        assert (ROOT / name).exists() or (ROOT / "dockyard" / name).exists(), name
+
+
+def test_the_clients_page_has_the_files_for_nodes() -> None:
+    """What it shows for Docker, containerd, CRI-O and k3s is what the files in ops/nodes say."""
+    nodes = ROOT / "ops" / "nodes"
+    tables = [tomllib.loads(block) for block in code_blocks("ops/CLIENTS.md", "toml")]
+    for file in [*nodes.rglob("*.toml"), *nodes.rglob("*.conf")]:
+        assert tomllib.loads(file.read_text()) in tables, file
+    (daemon,) = (json.loads(block) for block in code_blocks("ops/CLIENTS.md", "json"))
+    assert daemon == json.loads((nodes / "docker" / "daemon.json").read_text())
+    (registries,) = (yaml.safe_load(block) for block in code_blocks("ops/CLIENTS.md", "yaml"))
+    assert registries == yaml.safe_load((nodes / "k3s" / "registries.yaml").read_text())
+
+
+def test_the_readme_has_the_published_numbers() -> None:
+    """Its table is the summary of the published measurements."""
+    summary = read("bench/published/peers.md").split("\n\n", 1)[0]
+    assert summary.startswith("| |")
+    assert summary in read("README.md")
+
+
+def test_the_readme_has_the_commands_of_continuous_integration() -> None:
+    """What continuous integration runs is what the README tells a contributor to run."""
+    script = read(".ci/run")
+    commands = "".join(code_blocks("README.md", "sh"))
+    for command in ("python3 -m venv", "pip install", "tox"):
+        assert command in commands
+        assert command in script.replace("pip install --quiet", "pip install")
