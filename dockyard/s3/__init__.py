@@ -1,6 +1,9 @@
-"""The S3 store, in rooms of its own; the only ones that know minio-py."""
+"""The S3 store: a client for S3-compatible services, and what keeps the bucket up to date. Blocking.
 
-from dockyard.s3.body import S3BlobStream
+Only this package uses minio-py.
+"""
+
+from dockyard.s3.blob_stream import S3BlobStream
 from dockyard.s3.client import make_base_url
 from dockyard.s3.errors import S3Error
 from dockyard.s3.store import ObjectInfo, S3Object, S3Store

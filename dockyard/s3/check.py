@@ -1,8 +1,8 @@
-"""The start-up check of bucket and rights: what an operator got wrong, in plain words.
+"""The start-up check of the bucket and the permissions: one sentence for each configuration mistake. Blocking.
 
-Two questions. A key that cannot exist must be missing, and neither forbidden nor anything else. And an upload with a
-false hash must be refused for that: whoever may not write is told so first, and a store that takes it cannot be
-trusted to refuse wrong bytes. Neither leaves anything in the bucket.
+Two requests. A GET of a key that does not exist must report a missing object, not a denied one or anything else. An
+upload with a wrong hash must be rejected for that reason: without permission to write it is rejected earlier, and a
+service that accepts it does not verify uploads. Neither request leaves anything in the bucket.
 """
 
 import secrets
@@ -10,84 +10,92 @@ import time
 from hashlib import sha256
 
 from dockyard.config.settings import StorageSettings
-from dockyard.s3.client import WRONG_LOGIN, S3Client
+from dockyard.s3.client import REJECTED_CREDENTIALS, S3Client
 from dockyard.s3.errors import S3Error
 
 MAX_CLOCK_SKEW_S = 300.0
-_REFUSED = {"XAmzContentSHA256Mismatch", "BadDigest", "InvalidDigest"}
-_LOGIN = (*WRONG_LOGIN - {"SignatureDoesNotMatch"}, "TokenRefreshRequired")
-_CLOCK = ("RequestTimeTooSkewed", "ClockSkewed")
-_TLS = ("insecure", "garbage", "broken")
+_WRONG_HASH = {"XAmzContentSHA256Mismatch", "BadDigest", "InvalidDigest"}
+_WRONG_ACCESS_KEY = (*REJECTED_CREDENTIALS - {"SignatureDoesNotMatch"}, "TokenRefreshRequired")
+_WRONG_CLOCK = ("RequestTimeTooSkewed", "ClockSkewed")
+_WRONG_TLS = ("insecure", "garbage", "broken")
 
 
 def check_bucket(client: S3Client, settings: StorageSettings) -> list[str]:
-    """One sentence for each, with what to change; empty when all is well."""
+    """Return one sentence for each problem, with what to change; empty when there is none."""
     key = f"{settings.prefix}check-{secrets.token_hex(16)}"
     try:
         if client.request("check", "GET", key) is not None:
-            return [f"{client.host} has an object that cannot exist: storage.endpoint is not an S3 service"]
-    except S3Error as fault:
-        return [_explain(fault, client, settings)]
-    return [*_writing(client, settings, key)]
+            return [f"{client.host} returned an object that does not exist: storage.endpoint is not an S3 service"]
+    except S3Error as exc:
+        return [_explain(exc, client, settings)]
+    return _check_writing(client, settings, key)
 
 
-def _writing(client: S3Client, settings: StorageSettings, key: str) -> list[str]:
+def _check_writing(client: S3Client, settings: StorageSettings, key: str) -> list[str]:
     body = b"dockyard"
     headers = {"Content-Type": "text/plain", "Content-Length": str(len(body))}
     try:
-        # As an iterator it is sent once, with the hash that we claim.
-        opened = client.open_response(
-            "check", "PUT", key, headers=headers, body=iter([body]), payload=sha256(key.encode()).hexdigest()
+        # An iterator, so that it is sent once and with the wrong hash.
+        response = client.open_response(
+            "check", "PUT", key, headers=headers, body=iter([body]), payload_hash=sha256(key.encode()).hexdigest()
         )
-    except S3Error as fault:
-        if fault.code in _REFUSED:
+    except S3Error as exc:
+        if exc.code in _WRONG_HASH:
             return []
-        if fault.status == 403 and fault.code in {"AccessDenied", ""}:
+        if exc.status == 403 and exc.code in {"AccessDenied", ""}:
             objects = f"{client.bucket}/{settings.prefix}*"
-            return [f"nothing may be written to bucket {client.bucket}: give us s3:PutObject on {objects}"]
-        return [_explain(fault, client, settings)]
-    if opened is not None:
-        opened.close()
+            return [f"no permission to write to bucket {client.bucket}: allow s3:PutObject on {objects}"]
+        return [_explain(exc, client, settings)]
+    if response is not None:
+        response.close()
     client.request("check", "DELETE", key)
-    return [
-        f"{client.host} stored bytes of another hash than it was told: what it has is verified only when it is read"
-    ]
+    problem = f"{client.host} stored an object with another hash than the signed one"
+    return [f"{problem}: this service does not verify uploads, so objects are verified only when they are read"]
 
 
-def _explain(fault: S3Error, client: S3Client, settings: StorageSettings) -> str:
-    where = settings.endpoint or f"AWS S3 in {settings.region}"
-    skew = abs(fault.date - time.time()) if fault.date else 0.0
-    code = "ClockSkewed" if fault.code == "SignatureDoesNotMatch" and skew > MAX_CLOCK_SKEW_S else fault.code
+def _explain(exc: S3Error, client: S3Client, settings: StorageSettings) -> str:
+    service = settings.endpoint or f"AWS S3 in {settings.region}"
     bucket = client.bucket
+    skew_s = abs(exc.date - time.time()) if exc.date else 0.0
+    is_clock_wrong = exc.code == "SignatureDoesNotMatch" and skew_s > MAX_CLOCK_SKEW_S
+    code = "ClockSkewed" if is_clock_wrong else exc.code
     sentences = {
-        "unreachable": f"{fault}: check storage.endpoint{_style(client, settings)}",
-        "credentials": str(fault),
-        "NoSuchBucket": f"bucket {bucket} does not exist at {where}: create it, or set storage.bucket",
-        "SignatureDoesNotMatch": f"{where} says that the secret key is wrong: check storage.secret_key",
+        "unreachable": f"{exc}: check storage.endpoint{_path_style_hint(client, settings)}",
+        "credentials": str(exc),
+        "NoSuchBucket": f"bucket {bucket} does not exist at {service}: create it, or set storage.bucket",
+        "SignatureDoesNotMatch": f"{service} rejects the secret key: check storage.secret_key",
         "AccessDenied": (
-            f"what is missing in bucket {bucket} looks forbidden and cannot be told from trouble: "
-            f"give us s3:ListBucket on it, and s3:GetObject on {bucket}/{settings.prefix}*"
+            f"{service} denies access to objects of bucket {bucket} that do not exist, which looks like an error: "
+            f"allow s3:ListBucket on {bucket}, and s3:GetObject on {bucket}/{settings.prefix}*"
         ),
         **dict.fromkeys(
-            _LOGIN, f"{where} does not take our access key ({code}): check storage.access_key, or the role"
+            _WRONG_ACCESS_KEY,
+            f"{service} rejects the access key ({code}): check storage.access_key, or the role",
         ),
-        **dict.fromkeys(_CLOCK, f"our clock and that of {where} differ by {skew:.0f} s: set this machine's clock"),
         **dict.fromkeys(
-            _TLS, f"{fault}: check storage.use_ssl (it is {str(client.is_tls).lower()}) and the certificate"
+            _WRONG_CLOCK,
+            f"the clock of this machine and that of {service} differ by {skew_s:.0f} s: set this machine's clock",
+        ),
+        **dict.fromkeys(
+            _WRONG_TLS,
+            f"{exc}: check storage.use_ssl (it is {str(client.is_tls).lower()}) and the certificate",
         ),
     }
     if sentence := sentences.get(code):
         return sentence
-    if fault.status in {301, 307, 308} or fault.region:
-        return f"bucket {bucket} is in another region: set storage.region{f' to {fault.region}' * bool(fault.region)}"
-    if fault.status == 403:
-        return f"{where} refuses us ({code or 403}): check the keys, or the role, and their rights"
-    if fault.status in {400, 404, 405} and not code:
-        return f"{fault}: that is no S3 service, or storage.use_ssl is wrong{_style(client, settings)}"
-    return f"{fault}: it is used as soon as it works"
+    if exc.status in {301, 307, 308} or exc.region:
+        return f"bucket {bucket} is in another region: set storage.region{f' to {exc.region}' * bool(exc.region)}"
+    if exc.status == 403:
+        return f"{service} denies access ({code or 403}): check the keys, or the role, and their permissions"
+    if exc.status in {400, 404, 405} and not code:
+        hint = _path_style_hint(client, settings)
+        return f"{exc}: storage.endpoint is not an S3 service, or storage.use_ssl is wrong{hint}"
+    return f"{exc}: the bucket is used as soon as it works"
 
 
-def _style(client: S3Client, settings: StorageSettings) -> str:
+def _path_style_hint(client: S3Client, settings: StorageSettings) -> str:
     if settings.force_path_style or not settings.endpoint or not client.host.startswith(f"{client.bucket}."):
         return ""
-    return f"; the bucket is asked for at {client.host}: MinIO and others want storage.force_path_style: true"
+    return (
+        f"; requests for the bucket go to {client.host}: MinIO and other services need storage.force_path_style: true"
+    )

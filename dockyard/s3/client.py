@@ -1,11 +1,11 @@
-"""One signed request to an S3-compatible store, and its answer.
+"""Signed requests to one bucket of an S3-compatible service, and their responses. Blocking.
 
-minio-py makes the URLs and the signatures; urllib3 carries them. minio-py's own client is not used: it cannot stream a
-body whose hash is known, it hashes every body again (and with MD5 over TLS), a HEAD of a missing bucket looks like a
-missing object there, and its waits and retries are its own.
+minio-py creates the URLs and the signatures, urllib3 sends the requests. The client of minio-py is not used: it cannot
+stream a body whose hash is known already, it hashes each body again (over TLS also with MD5), it takes a missing bucket
+for a missing object in a HEAD, and its timeouts and retries cannot be configured.
 
-Its one rule: only the store's own word that there is no such object is None. Everything else that is no success is a
-`S3Error`. Requests that can be sent again are sent twice at most.
+A response is None only when the service states that there is no such object. All other failures raise `S3Error`.
+Requests that can be sent again are retried once.
 """
 
 import ipaddress
@@ -19,65 +19,90 @@ from http.client import HTTPException
 from typing import Any, TypeVar
 from urllib.parse import SplitResult, urlunsplit
 
+import attrs
 import minio.time
 import urllib3
 from minio.helpers import BaseURL, check_bucket_name
 from minio.signer import presign_v4, sign_v4_s3
-from urllib3 import exceptions as failures
+from urllib3 import exceptions as urllib3_errors
 
 from dockyard import __version__
 from dockyard.config.settings import StorageSettings
 from dockyard.s3.connections import STALL_TIMEOUT_S, make_pools
 from dockyard.s3.credentials import CredentialChain, NoCredentials
-from dockyard.s3.errors import S3Error, explain
+from dockyard.s3.errors import S3Error, to_s3_error
 from dockyard.s3.responses import (
     RESPONSE_TIMEOUT_S,
     S3Response,
     S3StreamingResponse,
-    find_hidden_error,
-    find_text,
-    parse_date,
+    embedded_error_code,
+    parse_http_date,
+    xml_text,
 )
 
 CONNECT_TIMEOUT_S = 3.0
 MAX_RESPONSE_BYTES = 4 * 1024 * 1024
-RETRY_DELAY_S = (0.05, 0.25)
-BUCKET_KNOWN_FOR_S = 60.0
-UNSIGNED = "UNSIGNED-PAYLOAD"
+MAX_ATTEMPTS = 2
+RETRY_DELAY_S = (0.05, 0.25)  # chosen at random between these
+# For this long after a response from the bucket, a HEAD with the status 404 means a missing object.
+BUCKET_CHECK_INTERVAL_S = 60.0
 
-_MISSING = {"NoSuchKey", "NoSuchVersion"}
-WRONG_LOGIN = {
+EMPTY_HASH = sha256().hexdigest()
+UNSIGNED_PAYLOAD = "UNSIGNED-PAYLOAD"
+REJECTED_CREDENTIALS = {
     *("ExpiredToken", "ExpiredTokenException", "InvalidToken", "InvalidAccessKeyId", "SignatureDoesNotMatch"),
     "XAdminUserNotFound",  # versitygw's InvalidAccessKeyId
 }
+_MISSING_OBJECT = {"NoSuchKey", "NoSuchVersion"}
 
 Body = bytes | Iterable[bytes]
 T = TypeVar("T")
 
 
-class S3Client:
-    """The way to one bucket. For many threads; not across a fork.
+@attrs.frozen
+class _Request:
+    """A request before it is signed. `payload_hash` is the SHA-256 of the body in hex, or UNSIGNED_PAYLOAD."""
 
-    `requests` counts what was sent, by operation. Raises ValueError when the settings make no address.
+    operation: str
+    method: str
+    key: str
+    query: Mapping[str, str]
+    headers: Mapping[str, str]
+    body: Body
+    payload_hash: str
+    read_timeout_s: float
+
+    @property
+    def can_be_retried(self) -> bool:
+        """Whether the body can be sent again."""
+        return isinstance(self.body, bytes)
+
+
+class S3Client:
+    """Sends requests to one bucket. For many threads; not to be used across a fork.
+
+    `requests` counts the requests sent, by operation. `unaborted_uploads` are the key and id of multipart uploads that
+    could not be aborted. Raises ValueError when the settings do not give a valid URL.
     """
 
     def __init__(self, settings: StorageSettings, credentials: CredentialChain) -> None:
-        self.unaborted_uploads: list[tuple[str, str]] = []  # key and id of uploads that could not be aborted
         self.bucket = settings.bucket
         self.region = settings.region
+        self.requests: Counter[str] = Counter()
+        self.unaborted_uploads: list[tuple[str, str]] = []
         self._credentials = credentials
-        self._urls = make_base_url(settings)
-        self.host = self._urls.build(method="GET", region=self.region, bucket_name=self.bucket).netloc
+        self._base_url = make_base_url(settings)
+        self.host = self._base_url.build(method="GET", region=self.region, bucket_name=self.bucket).netloc
         self._pools = make_pools()
         self._lock = threading.Lock()
-        self._bucket_seen_at = float("-inf")
-        self.requests: Counter[str] = Counter()
+        self._bucket_found_at = float("-inf")
 
     @property
     def is_tls(self) -> bool:
-        return bool(self._urls.is_https)
+        return bool(self._base_url.is_https)
 
     def close(self) -> None:
+        """Close the idle connections."""
         self._pools.clear()
 
     def request(
@@ -92,20 +117,22 @@ class S3Client:
         read_timeout_s: float = STALL_TIMEOUT_S,
         max_bytes: int = MAX_RESPONSE_BYTES,
     ) -> S3Response | None:
-        """Send a request and read the answer; None when there is no such object (any more). Raises S3Error.
+        """Send a request and read the whole response; None when there is no such object.
 
-        The store is told the SHA-256 of the body and refuses another one. An answer of more than `max_bytes` bytes is a
-        fault with the code `oversize`.
+        The SHA-256 of the body is signed, so that the service rejects any other body. Raises S3Error, with the code
+        `oversize` when the response is longer than `max_bytes`.
         """
 
-        def read(opened: S3StreamingResponse) -> S3Response:
-            return S3Response(opened.headers, opened.read_all(max_bytes, max(RESPONSE_TIMEOUT_S, read_timeout_s)))
+        def read(response: S3StreamingResponse) -> S3Response:
+            return S3Response(response.headers, response.read_all(max_bytes, max(RESPONSE_TIMEOUT_S, read_timeout_s)))
 
-        hashed = sha256(body).hexdigest()
-        answer = self._try(operation, method, key, query or {}, headers or {}, body, hashed, read_timeout_s, read)
-        if answer and method in {"PUT", "POST"} and (code := find_hidden_error(answer.body)):
-            raise S3Error(f"S3 at {self.host} answered 200 and {code} to {operation}", code, status=200)
-        return answer
+        payload_hash = sha256(body).hexdigest()
+        request = _Request(operation, method, key, query or {}, headers or {}, body, payload_hash, read_timeout_s)
+        response = self._send_with_retry(request, read)
+        if response and method in {"PUT", "POST"} and (code := embedded_error_code(response.body)):
+            message = f"S3 at {self.host} responded with 200 and the error {code} to {operation}"
+            raise S3Error(message, code, status=200)
+        return response
 
     def open_response(
         self,
@@ -116,125 +143,100 @@ class S3Client:
         query: Mapping[str, str] | None = None,
         headers: Mapping[str, str] | None = None,
         body: Body = b"",
-        payload: str = sha256().hexdigest(),
+        payload_hash: str = EMPTY_HASH,
         read_timeout_s: float = STALL_TIMEOUT_S,
     ) -> S3StreamingResponse | None:
-        """As `ask`, with the body of the answer still to come.
+        """Send a request and return the response without its body; None when there is no such object.
 
-        `payload` is the SHA-256 of the body in hex, or UNSIGNED. A body that is not bytes is sent once; its
-        Content-Length is in `headers`, and what its iterator raises comes out of here, the request having been cut.
-        `read_timeout_s` is how long the store may be silent.
+        A body that is an iterator is sent once, with a Content-Length that must be among the `headers`. An exception of
+        the iterator is raised here, after the connection was closed in the middle of the request. `read_timeout_s` is
+        how long the service may send nothing. Raises S3Error.
         """
-        return self._try(
-            operation, method, key, query or {}, headers or {}, body, payload, read_timeout_s, lambda opened: opened
-        )
-
-    def _try(
-        self,
-        operation: str,
-        method: str,
-        key: str,
-        query: Mapping[str, str],
-        headers: Mapping[str, str],
-        body: Body,
-        payload: str,
-        read_timeout_s: float,
-        take: Callable[[S3StreamingResponse], T],
-    ) -> T | None:
-        """Send a request, and once more if that may help and it can be sent again; what `take` makes of the answer."""
-        tries_left = 2 if isinstance(body, bytes) else 1
-        while True:
-            tries_left -= 1
-            try:
-                response = self._send(operation, method, key, query, headers, body, payload, read_timeout_s)
-                opened = self._judge(response, operation, method, key)
-                return take(opened) if opened else None
-            except S3Error as fault:
-                if fault.code in WRONG_LOGIN:
-                    if not self._credentials.renew() or not tries_left:
-                        raise
-                elif not (tries_left and fault.may_pass):
-                    raise
-            time.sleep(random.uniform(*RETRY_DELAY_S))
+        request = _Request(operation, method, key, query or {}, headers or {}, body, payload_hash, read_timeout_s)
+        return self._send_with_retry(request, lambda response: response)
 
     def presign(self, key: str, expires_s: int) -> str:
-        """A URL that reads an object without credentials. Raises S3Error."""
-        login = self._login()
-        query: dict[str, Any] = {"X-Amz-Security-Token": login.session_token} if login.session_token else {}
+        """Return a URL that reads an object without credentials. Raises S3Error. Sends no request to the bucket."""
+        credentials = self._get_credentials()
+        token = credentials.session_token
+        query: dict[str, Any] = {"X-Amz-Security-Token": token} if token else {}
         url = presign_v4(
             method="GET",
             url=self._url("GET", key, query),
             region=self.region,
-            credentials=login,
+            credentials=credentials,
             date=minio.time.utcnow(),
             expires=expires_s,
         )
         return urlunsplit(url)
 
-    def _send(
-        self,
-        operation: str,
-        method: str,
-        key: str,
-        query: Mapping[str, str],
-        headers: Mapping[str, str],
-        body: Body,
-        payload: str,
-        read_timeout_s: float,
-    ) -> urllib3.BaseHTTPResponse:
-        url = self._url(method, key, query)
-        signed = self._signed(method, url, headers, payload)
-        sent = {**signed, "User-Agent": f"dockyard/{__version__}", "Accept-Encoding": "identity"}
+    def _send_with_retry(self, request: _Request, read: Callable[[S3StreamingResponse], T]) -> T | None:
+        """Send a request, and once more if that may help; return the result of `read`. Raises S3Error."""
+        attempts_left = MAX_ATTEMPTS if request.can_be_retried else 1
+        while True:
+            attempts_left -= 1
+            try:
+                response = self._check_status(self._send(request), request)
+                return read(response) if response else None
+            except S3Error as exc:
+                may_help = self._credentials.renew() if exc.code in REJECTED_CREDENTIALS else exc.is_transient
+                if not (may_help and attempts_left):
+                    raise
+            time.sleep(random.uniform(*RETRY_DELAY_S))
+
+    def _send(self, request: _Request) -> urllib3.BaseHTTPResponse:
+        url = self._url(request.method, request.key, request.query)
+        headers = self._sign(request, url)
         with self._lock:
-            self.requests[operation] += 1
+            self.requests[request.operation] += 1
         try:
             return self._pools.urlopen(
-                method,
+                request.method,
                 urlunsplit(url),
-                body=body if body or method in {"PUT", "POST"} else None,
-                headers=sent,
-                timeout=urllib3.Timeout(connect=CONNECT_TIMEOUT_S, read=read_timeout_s),
+                body=request.body if request.body or request.method in {"PUT", "POST"} else None,
+                headers={**headers, "User-Agent": f"dockyard/{__version__}", "Accept-Encoding": "identity"},
+                timeout=urllib3.Timeout(connect=CONNECT_TIMEOUT_S, read=request.read_timeout_s),
                 retries=False,
                 redirect=False,
                 preload_content=False,
                 decode_content=False,
             )
-        except (failures.HTTPError, HTTPException, OSError, ValueError) as exc:
-            # urllib3 puts whole URLs into some of its messages.
-            raise explain(exc, f"S3 at {self.host}") from (
-                None if isinstance(exc, failures.LocationValueError) else exc
-            )
+        except (urllib3_errors.HTTPError, HTTPException, OSError, ValueError) as exc:
+            # The messages of some exceptions contain the URL.
+            cause = None if isinstance(exc, urllib3_errors.LocationValueError) else exc
+            raise to_s3_error(exc, f"S3 at {self.host}") from cause
 
-    def _signed(self, method: str, url: SplitResult, headers: Mapping[str, str], payload: str) -> dict[str, Any]:
-        login = self._login()
+    def _sign(self, request: _Request, url: SplitResult) -> dict[str, Any]:
+        """Return the headers of a request with its signature (AWS Signature Version 4)."""
+        credentials = self._get_credentials()
         now = minio.time.utcnow()
-        signed: dict[str, Any] = {
-            **headers,
+        headers: dict[str, Any] = {
+            **request.headers,
             "Host": url.netloc,
-            "x-amz-content-sha256": payload,
+            "x-amz-content-sha256": request.payload_hash,
             "x-amz-date": minio.time.to_amz_date(now),
         }
-        if login.session_token:
-            signed["x-amz-security-token"] = login.session_token
+        if credentials.session_token:
+            headers["x-amz-security-token"] = credentials.session_token
         return sign_v4_s3(
-            method=method,
+            method=request.method,
             url=url,
             region=self.region,
-            headers=signed,
-            credentials=login,
-            content_sha256=payload,
+            headers=headers,
+            credentials=credentials,
+            content_sha256=request.payload_hash,
             date=now,
         )
 
-    def _login(self) -> Any:
+    def _get_credentials(self) -> Any:
         try:
-            return self._credentials.find()
+            return self._credentials.get()
         except NoCredentials as exc:
             raise S3Error(f"no credentials for S3: {exc}", "credentials") from exc
 
     def _url(self, method: str, key: str, query: Mapping[str, str]) -> SplitResult:
-        # A bucket itself is asked about with a slash behind it: so path style and virtual host style end alike.
-        url = self._urls.build(
+        # The path of the bucket itself ends with a slash, in path style as in virtual-hosted style.
+        url = self._base_url.build(
             method="GET" if not key else method,
             region=self.region,
             bucket_name=self.bucket,
@@ -243,57 +245,53 @@ class S3Client:
         )
         return url if url.path.endswith("/") or key else url._replace(path=f"{url.path}/")
 
-    def _judge(
-        self, response: urllib3.BaseHTTPResponse, operation: str, method: str, key: str
-    ) -> S3StreamingResponse | None:
-        """The answer if it is one, None if there is no such object. Raises S3Error."""
-        opened = S3StreamingResponse(response, response.connection)
-        if response.status in {200, 204, 206}:
-            self._bucket_seen_at = time.monotonic()
-            return opened
-        said = opened.read_all(MAX_RESPONSE_BYTES)
-        code = find_text(said, "Code") or response.headers.get("x-minio-error-code", "")
-        match response.status:
-            case 404 if code in _MISSING and key:
-                self._bucket_seen_at = time.monotonic()
+    def _check_status(self, raw: urllib3.BaseHTTPResponse, request: _Request) -> S3StreamingResponse | None:
+        """Return a successful response, None when there is no such object. Raises S3Error."""
+        response = S3StreamingResponse(raw, raw.connection)
+        if raw.status in {200, 204, 206}:
+            self._bucket_found_at = time.monotonic()
+            return response
+        body = response.read_all(MAX_RESPONSE_BYTES)
+        code = xml_text(body, "Code") or raw.headers.get("x-minio-error-code", "")
+        match raw.status:
+            case 404 if code in _MISSING_OBJECT and request.key:
+                self._bucket_found_at = time.monotonic()
                 return None
-            case 404 if method == "HEAD" and key and not code:
-                self._check_bucket()
+            case 404 if request.method == "HEAD" and request.key and not code:
+                self._check_that_bucket_exists()
                 return None
-            case 412 | 416 if key:
+            case 412 | 416 if request.key:
                 return None
-        region = response.headers.get("x-amz-bucket-region") or find_text(said, "Region")
         raise S3Error(
-            f"S3 at {self.host} answered {response.status} {code} to {operation}".replace("  ", " "),
+            f"S3 at {self.host} responded with {raw.status} {code} to {request.operation}".replace("  ", " "),
             code,
-            status=response.status,
-            region=region,
-            date=parse_date(response.headers.get("Date")),
+            status=raw.status,
+            region=raw.headers.get("x-amz-bucket-region") or xml_text(body, "Region"),
+            date=parse_http_date(raw.headers.get("Date")),
         )
 
-    def _check_bucket(self) -> None:
-        """Tell a missing object from a missing bucket: to HEAD both are 404 and nothing else."""
-        if time.monotonic() - self._bucket_seen_at < BUCKET_KNOWN_FOR_S:
-            return
-        self.request("head bucket", "HEAD")
+    def _check_that_bucket_exists(self) -> None:
+        """Raise S3Error when the bucket is missing: a HEAD of an object has the same response in both cases."""
+        if time.monotonic() - self._bucket_found_at >= BUCKET_CHECK_INTERVAL_S:
+            self.request("head bucket", "HEAD")
 
 
 def make_base_url(settings: StorageSettings) -> BaseURL:
-    """Where the bucket's objects are. Raises ValueError for settings that name no place."""
+    """Create the builder of the URLs of a bucket. Raises ValueError when the settings do not give a valid URL."""
     is_china = settings.region.startswith("cn-")
     endpoint = settings.endpoint or f"s3.{settings.region}.amazonaws.com{'.cn' if is_china else ''}"
     scheme = "https" if settings.use_ssl or not settings.endpoint else "http"
     try:
-        urls = BaseURL(f"{scheme}://{endpoint}", settings.region)
-        # The original's rule: virtual host style unless told otherwise. Nothing can stand before an address, though.
-        urls.virtual_style_flag = not settings.force_path_style and not _is_address(urls.host)
-        check_bucket_name(settings.bucket, s3_check=urls.is_aws_host)
+        base_url = BaseURL(f"{scheme}://{endpoint}", settings.region)
+        # Virtual-hosted style is the default, but an IP address cannot have the bucket as a subdomain.
+        base_url.virtual_style_flag = not settings.force_path_style and not _is_ip_address(base_url.host)
+        check_bucket_name(settings.bucket, s3_check=base_url.is_aws_host)
     except ValueError as exc:
-        raise ValueError(f"storage.endpoint, storage.region and storage.bucket make no address: {exc}") from exc
-    return urls
+        raise ValueError(f"storage.endpoint, storage.region and storage.bucket do not give a valid URL: {exc}") from exc
+    return base_url
 
 
-def _is_address(netloc: str) -> bool:
+def _is_ip_address(netloc: str) -> bool:
     host = netloc[1:].partition("]")[0] if netloc.startswith("[") else netloc.partition(":")[0]
     try:
         ipaddress.ip_address(host)

@@ -1,4 +1,4 @@
-"""Connections for a store that may be slow: urllib3's pools, with our limits on each wait."""
+"""Connection pools of urllib3 with a timeout for each write, whose reads can be aborted from another thread."""
 
 import ssl
 from typing import Any
@@ -7,41 +7,47 @@ import urllib3
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 
+# How long a write may be blocked, and by default how long the service may send nothing.
 STALL_TIMEOUT_S = 10.0
 MAX_IDLE_CONNECTIONS = 64
-SENT_AT_ONCE_BYTES = 64 * 1024
+WRITE_BYTES = 64 * 1024
 
 
-class _Patient:
-    """What our connections do differently: a slow store may take a body slowly, and a read can be aborted."""
+class _S3Connection:
+    """Mixed into the connection classes of urllib3.
 
-    turn = 0
-    wire: Any = None
+    A service may receive a body slowly, as long as each write ends within STALL_TIMEOUT_S. `open_socket` is the socket,
+    also while a response is read whose connection urllib3 will not reuse: `sock` is None then. `request_number` counts
+    the requests of this connection.
+    """
+
+    request_number = 0
+    open_socket: Any = None
     sock: Any
 
     def connect(self) -> None:
         super().connect()  # type: ignore[misc]
-        self.wire = self.sock
+        self.open_socket = self.sock
 
     def request(self, *args: Any, **kwargs: Any) -> None:
-        self.turn += 1
+        self.request_number += 1
         super().request(*args, **kwargs)  # type: ignore[misc]
 
     def send(self, data: Any) -> None:
         if self.sock is None:
             self.connect()
-        # The limit holds for a whole sendall() and would otherwise be that of connecting.
+        # Otherwise the connect timeout would apply, and to a whole sendall().
         self.sock.settimeout(STALL_TIMEOUT_S)
         view = memoryview(data)
-        for start in range(0, len(view), SENT_AT_ONCE_BYTES):
-            super().send(view[start : start + SENT_AT_ONCE_BYTES])  # type: ignore[misc]
+        for start in range(0, len(view), WRITE_BYTES):
+            super().send(view[start : start + WRITE_BYTES])  # type: ignore[misc]
 
 
-class _PlainConnection(_Patient, HTTPConnection):
+class _PlainConnection(_S3Connection, HTTPConnection):
     pass
 
 
-class _TLSConnection(_Patient, HTTPSConnection):
+class _TLSConnection(_S3Connection, HTTPSConnection):
     pass
 
 
@@ -54,7 +60,7 @@ class _TLSPool(HTTPSConnectionPool):
 
 
 def make_pools() -> urllib3.PoolManager:
-    """Pools of such connections. TLS trusts the roots of the system (or those of SSL_CERT_FILE)."""
+    """Create the connection pools. TLS trusts the certificate authorities of the system, or those of SSL_CERT_FILE."""
     pools = urllib3.PoolManager(
         num_pools=2, maxsize=MAX_IDLE_CONNECTIONS, block=False, ssl_context=ssl.create_default_context()
     )

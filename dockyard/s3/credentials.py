@@ -1,14 +1,15 @@
-"""Who we are to the store: fixed keys, or what the machine gives us.
+"""Credentials for the S3 service: from the settings, or from the environment that the process runs in. Blocking.
 
-Without keys in the settings, the first of these that is set up is asked, as the AWS tools do: environment, the shared
-files of AWS, web identity (IRSA), a container's role (ECS, EKS Pod Identity). Where none is, the machine's role (EC2,
-IMDSv2) may be there. One that is set up and fails is not passed over: the next one would be somebody else.
+Without keys in the settings, the first source that is configured is used, in the order of the AWS tools: environment
+variables, the shared AWS files, web identity (IRSA), the role of a container (ECS, EKS Pod Identity). If none is
+configured, the role of the machine (EC2, IMDSv2). If the source that is configured fails, no other one is used: its
+credentials would be those of another principal.
 
-minio-py's providers do the asking, over connections with time limits; profiles with `role_arn`,
-`web_identity_token_file` or `credential_process` are added here.
+Requests are sent by the providers of minio-py over connections with timeouts. Profiles with `role_arn`,
+`web_identity_token_file` or `credential_process` are added in `profiles`.
 
-What has an end is asked for anew five minutes before it; while that fails, what is still valid is used. That there is
-nothing is remembered for a while as well: a machine outside AWS must not wait for one at every request.
+Credentials that expire are renewed five minutes before; while that fails, they are used until they expire. A failure is
+cached for some seconds: a machine outside AWS must not wait for a timeout in each request.
 """
 
 import ssl
@@ -25,138 +26,143 @@ from minio.credentials.credentials import Credentials
 from minio.credentials.providers import IamAwsProvider
 
 from dockyard.config.settings import StorageSettings
-from dockyard.s3.profiles import Profiles, assume_with_token, sts_address
+from dockyard.s3.profiles import Profiles, assume_role_with_token, sts_url
 
-MARGIN = timedelta(minutes=5)
-RENEWED_EVERY_S = 10.0
-LASTING_FOR_S = 60.0
-LIMITS = urllib3.Timeout(connect=1.0, read=5.0)
+RENEWAL_MARGIN = timedelta(minutes=5)
+MIN_RENEWAL_INTERVAL_S = 10.0
+# Credentials without an expiration are read again this often: files change.
+RELOAD_INTERVAL_S = 60.0
+REQUEST_TIMEOUT = urllib3.Timeout(connect=1.0, read=5.0)
 
-Ask = Callable[[], Credentials]
+CredentialSource = Callable[[], Credentials]
 
 log = structlog.get_logger()
 
 
 class NoCredentials(Exception):
-    """Nobody gave us any. The message says who was asked."""
+    """There are no credentials. The message names the source that failed."""
 
 
 class CredentialChain:
-    """The credentials for now. For many threads: one asks, and the others wait only if there is nothing valid."""
+    """The current credentials. For many threads: one renews them; the others wait only if there are no valid ones."""
 
     def __init__(self, settings: StorageSettings, environ: Mapping[str, str]) -> None:
-        self._fixed = _fixed(settings)
+        self._configured = _configured_credentials(settings)
         self._environ = environ
         self._region = settings.region
         self._lock = threading.Lock()
-        self._found: Credentials | None = None
-        self._asked_at = float("-inf")
+        self._current: Credentials | None = None
+        self._fetched_at = float("-inf")
         self._error = ""
 
-    def find(self) -> Credentials:
-        """The credentials to sign with. Raises NoCredentials."""
-        if self._fixed:
-            return self._fixed
-        found = self._found
-        if found and not self._is_due(found):
-            return found
-        if found and not _is_over(found):
+    def get(self) -> Credentials:
+        """Return the credentials to sign with; blocks while they are fetched. Raises NoCredentials."""
+        if self._configured:
+            return self._configured
+        current = self._current
+        if current and not self._is_renewal_due(current):
+            return current
+        if current and not _is_expired(current):
             if not self._lock.acquire(blocking=False):
-                return found  # another thread is asking
+                return current  # another thread is renewing them
         else:
             self._lock.acquire()
         try:
-            return self._find_anew()
+            return self._renew_if_due()
         finally:
             self._lock.release()
 
     def renew(self) -> bool:
-        """The store refused these: get others. False when there are none, or it was tried a moment ago."""
-        if self._fixed:
+        """Fetch other credentials, because the service rejected the current ones; return whether there are others.
+
+        False also when they were fetched less than MIN_RENEWAL_INTERVAL_S ago.
+        """
+        if self._configured:
             return False
         with self._lock:
-            before = self._found
-            if not self._may_ask(RENEWED_EVERY_S):
+            previous = self._current
+            if not self._was_fetched_before(MIN_RENEWAL_INTERVAL_S):
                 return False
             try:
-                self._found = self._ask()
+                self._current = self._fetch()
             except NoCredentials:
                 return False
-            return self._found != before
+            return self._current != previous
 
-    def _find_anew(self) -> Credentials:
-        before = self._found
-        if before and not self._is_due(before):
-            return before  # another thread was faster
-        is_usable = before is not None and not _is_over(before)
-        if not self._may_ask(RENEWED_EVERY_S):
-            if before and is_usable:
-                return before
+    def _renew_if_due(self) -> Credentials:
+        current = self._current
+        if current and not self._is_renewal_due(current):
+            return current  # another thread has renewed them
+        is_usable = current is not None and not _is_expired(current)
+        if not self._was_fetched_before(MIN_RENEWAL_INTERVAL_S):
+            if current and is_usable:
+                return current
             if self._error:
                 raise NoCredentials(self._error)
         try:
-            self._found = self._ask()
+            self._current = self._fetch()
         except NoCredentials as exc:
-            if before is None or not is_usable:
+            if current is None or not is_usable:
                 raise
-            log.warning("S3 credentials could not be renewed yet", error=str(exc))
-            return before
-        return self._found
+            log.warning("cannot renew the S3 credentials, using the current ones until they expire", error=str(exc))
+            return current
+        return self._current
 
-    def _may_ask(self, every_s: float) -> bool:
-        return time.monotonic() - self._asked_at >= every_s
+    def _was_fetched_before(self, interval_s: float) -> bool:
+        return time.monotonic() - self._fetched_at >= interval_s
 
-    def _is_due(self, found: Credentials) -> bool:
-        if found.expiration is None:
-            return self._may_ask(LASTING_FOR_S)  # keys in files change too
-        return _end_of(found) - datetime.now(UTC) < MARGIN
+    def _is_renewal_due(self, credentials: Credentials) -> bool:
+        if credentials.expiration is None:
+            return self._was_fetched_before(RELOAD_INTERVAL_S)
+        return _expiration(credentials) - datetime.now(UTC) < RENEWAL_MARGIN
 
-    def _ask(self) -> Credentials:
-        self._asked_at = time.monotonic()
+    def _fetch(self) -> Credentials:
+        self._fetched_at = time.monotonic()
         self._error = ""
-        pools = urllib3.PoolManager(timeout=LIMITS, retries=False, ssl_context=ssl.create_default_context())
-        place, ask = _place(self._environ, self._region, pools)
+        pools = urllib3.PoolManager(timeout=REQUEST_TIMEOUT, retries=False, ssl_context=ssl.create_default_context())
+        name, source = _choose_source(self._environ, self._region, pools)
         try:
-            return ask()
-        except Exception as exc:  # noqa: BLE001 - it may be any of urllib3's, json's and the files'
-            # Only the kind: messages hold URLs with tokens in them.
+            return source()
+        except Exception as exc:  # noqa: BLE001 - of urllib3, json, minio-py or reading a file
+            # Only the type of the exception: messages contain URLs with tokens.
             self._error = (
-                f"{place} gave none ({type(exc).__name__}); set that right, or storage.access_key and secret_key"
+                f"{name} provided none ({type(exc).__name__}): correct that, "
+                "or set storage.access_key and storage.secret_key"
             )
             raise NoCredentials(self._error) from None
         finally:
             pools.clear()
 
 
-def _fixed(settings: StorageSettings) -> Credentials | None:
+def _configured_credentials(settings: StorageSettings) -> Credentials | None:
     if not (settings.access_key and settings.secret_key):
         return None
     return Credentials(access_key=settings.access_key, secret_key=settings.secret_key.reveal())
 
 
-def _end_of(found: Credentials) -> datetime:
-    """minio-py keeps it in UTC without saying so."""
-    if found.expiration is None:
+def _expiration(credentials: Credentials) -> datetime:
+    """Return the expiration with its time zone, which minio-py leaves out: UTC."""
+    if credentials.expiration is None:
         return datetime.max.replace(tzinfo=UTC)
-    return found.expiration.replace(tzinfo=UTC)
+    return credentials.expiration.replace(tzinfo=UTC)
 
 
-def _is_over(found: Credentials) -> bool:
-    return _end_of(found) <= datetime.now(UTC)
+def _is_expired(credentials: Credentials) -> bool:
+    return _expiration(credentials) <= datetime.now(UTC)
 
 
-def _place(environ: Mapping[str, str], region: str, pools: urllib3.PoolManager) -> tuple[str, Ask]:
-    """Where credentials are to be had: the first place that is set up, else IMDS."""
+def _choose_source(environ: Mapping[str, str], region: str, pools: urllib3.PoolManager) -> tuple[str, CredentialSource]:
+    """Return the first source that is configured, else the role of the machine; and its name for messages."""
     region = environ.get("AWS_REGION") or environ.get("AWS_DEFAULT_REGION") or region
     if environ.get("AWS_ACCESS_KEY_ID"):
         return "the environment", lambda: _from_environment(environ)
-    files = Profiles(environ, region, pools)
-    if files.has_profile:
-        return f"profile {files.profile} of the AWS files", lambda: files.find(files.profile)
+    profiles = Profiles(environ, region, pools)
+    if profiles.has_profile:
+        return f"profile {profiles.profile} of the AWS files", lambda: profiles.get(profiles.profile)
     if environ.get("AWS_WEB_IDENTITY_TOKEN_FILE"):
         return "web identity", lambda: _from_web_identity(environ, region, pools)
-    if address := _container_address(environ):
-        return "the role of the container", lambda: _fetch(address, _container_token(environ), pools)
+    if url := _container_url(environ):
+        return "the role of the container", lambda: _from_container(url, _container_token(environ), pools)
     if environ.get("AWS_EC2_METADATA_DISABLED", "").lower() == "true":
         return "the environment", lambda: _from_environment(environ)
     endpoint = environ.get("AWS_EC2_METADATA_SERVICE_ENDPOINT", "").rstrip("/") or None
@@ -172,30 +178,34 @@ def _from_environment(environ: Mapping[str, str]) -> Credentials:
 
 
 def _from_web_identity(environ: Mapping[str, str], region: str, pools: urllib3.PoolManager) -> Credentials:
-    return assume_with_token(
+    return assume_role_with_token(
         environ["AWS_WEB_IDENTITY_TOKEN_FILE"],
         environ["AWS_ROLE_ARN"],
         environ.get("AWS_ROLE_SESSION_NAME", ""),
-        sts_address(environ, region),
+        sts_url(environ, region),
         pools,
     )
 
 
-def _container_address(environ: Mapping[str, str]) -> str:
-    """ECS gives a path on its own address, EKS Pod Identity and others a whole URL."""
+def _container_url(environ: Mapping[str, str]) -> str:
+    """Return the URL of a container's credentials: ECS sets a path, EKS Pod Identity and others the whole URL."""
     if path := environ.get("AWS_CONTAINER_CREDENTIALS_RELATIVE_URI"):
         return f"http://169.254.170.2/{path.lstrip('/')}"
     return environ.get("AWS_CONTAINER_CREDENTIALS_FULL_URI", "")
 
 
 def _container_token(environ: Mapping[str, str]) -> str:
-    """The file is read every time: Kubernetes replaces the token in it."""
+    """Return the authorization token. Its file is read each time, because Kubernetes replaces the token in it."""
     if file := environ.get("AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE"):
         return Path(file).read_text("utf-8").strip()
     return environ.get("AWS_CONTAINER_AUTHORIZATION_TOKEN", "")
 
 
-def _fetch(address: str, token: str, pools: urllib3.PoolManager) -> Credentials:
-    """minio-py would read its own idea of the environment, and take the token for the name of its file."""
+def _from_container(url: str, token: str, pools: urllib3.PoolManager) -> Credentials:
+    """Fetch the credentials of a container.
+
+    The provider of minio-py reads the environment on its own, and takes the token for the name of its file: only its
+    `fetch` is used.
+    """
     headers: Any = {"Authorization": token} if token else None
-    return IamAwsProvider(http_client=pools).fetch(address, headers=headers)
+    return IamAwsProvider(http_client=pools).fetch(url, headers=headers)

@@ -1,20 +1,19 @@
-"""What can go wrong with the store, as one exception. urllib3's own end here."""
+"""The error of every request to an S3 service. Exceptions of urllib3 and http.client are converted here."""
 
 import ssl
 
-from urllib3 import exceptions as failures
+from urllib3 import exceptions as urllib3_errors
 
-_MAY_PASS = {"RequestTimeout", "SlowDown", "InternalError", "ServiceUnavailable", "OperationAborted"}
-
-_ENDED = (ssl.SSLEOFError, ssl.SSLZeroReturnError)
+_TRANSIENT_CODES = {"RequestTimeout", "SlowDown", "InternalError", "ServiceUnavailable", "OperationAborted"}
+_TLS_CONNECTION_CLOSED = (ssl.SSLEOFError, ssl.SSLZeroReturnError)
 
 
 class S3Error(Exception):
-    """The store gave no usable answer. The message is fit for a log.
+    """A request to the S3 service failed. The message may be logged: it contains no credentials and no URL.
 
-    `code` is the store's own (`SlowDown`), or one of ours: `unreachable`, `insecure`, `timeout`, `broken`, `garbage`,
-    `oversize`, `credentials`, `mismatch`. `status` is 0 when there was no answer. `region` is where the store says the
-    bucket is, `date` its clock (seconds since the epoch).
+    `code` is the error code of the service (`SlowDown`), or one of these: `unreachable`, `insecure`, `timeout`,
+    `broken`, `garbage`, `oversize`, `credentials`, `mismatch`. `status` is 0 when there was no response. `region` is
+    the region of the bucket, if the service named it, and `date` its clock (seconds since the epoch).
     """
 
     def __init__(
@@ -27,32 +26,32 @@ class S3Error(Exception):
         self.date = date
 
     @property
-    def may_pass(self) -> bool:
-        """Whether the same request may do better at once."""
-        return self.code == "broken" or self.status in {429, 500, 502, 503, 504} or self.code in _MAY_PASS
+    def is_transient(self) -> bool:
+        """Whether the same request may succeed when it is retried at once."""
+        return self.code == "broken" or self.status in {429, 500, 502, 503, 504} or self.code in _TRANSIENT_CODES
 
     @property
-    def is_busy(self) -> bool:
-        """Whether the store wants fewer requests."""
+    def is_overload(self) -> bool:
+        """Whether the service asks for fewer requests."""
         return self.status in {429, 503} or self.code == "SlowDown"
 
 
-def explain(exc: Exception, who: str) -> S3Error:
-    """The fault behind an exception of urllib3, http.client or the socket."""
-    inner = exc.args[-1] if isinstance(exc, failures.ProtocolError) and exc.args else exc
+def to_s3_error(exc: Exception, service: str) -> S3Error:
+    """Convert an exception of urllib3, http.client or the socket. `service` names the S3 service in the message."""
+    inner = exc.args[-1] if isinstance(exc, urllib3_errors.ProtocolError) and exc.args else exc
     match inner:
-        case failures.NameResolutionError():
-            return S3Error(f"{who} is unknown to the name server", "unreachable")
-        case failures.NewConnectionError():
-            return S3Error(f"{who} does not take connections", "unreachable")
-        case failures.ConnectTimeoutError():
-            return S3Error(f"{who} cannot be reached in time", "unreachable")
-        case failures.TimeoutError() | TimeoutError():
-            return S3Error(f"{who} was silent for too long", "timeout")
-        case failures.SSLError() if isinstance(inner.args[0], _ENDED):
-            return S3Error(f"{who} broke the connection off", "broken")
-        case failures.SSLError() | ssl.SSLError() if not isinstance(inner, _ENDED):
-            return S3Error(f"no trusted TLS connection to {who}", "insecure")
-        case failures.LocationValueError() | failures.InvalidHeader():
-            return S3Error(f"{who} sent something that is not HTTP", "garbage")
-    return S3Error(f"{who} broke the connection off", "broken")
+        case urllib3_errors.NameResolutionError():
+            return S3Error(f"cannot resolve the host name of {service}", "unreachable")
+        case urllib3_errors.NewConnectionError():
+            return S3Error(f"cannot connect to {service}", "unreachable")
+        case urllib3_errors.ConnectTimeoutError():
+            return S3Error(f"connecting to {service} timed out", "unreachable")
+        case urllib3_errors.TimeoutError() | TimeoutError():
+            return S3Error(f"{service} did not respond in time", "timeout")
+        case urllib3_errors.SSLError() if isinstance(inner.args[0], _TLS_CONNECTION_CLOSED):
+            return S3Error(f"{service} closed the connection", "broken")
+        case urllib3_errors.SSLError() | ssl.SSLError() if not isinstance(inner, _TLS_CONNECTION_CLOSED):
+            return S3Error(f"no trusted TLS connection to {service}", "insecure")
+        case urllib3_errors.LocationValueError() | urllib3_errors.InvalidHeader():
+            return S3Error(f"{service} sent a response that is not HTTP", "garbage")
+    return S3Error(f"{service} closed the connection", "broken")

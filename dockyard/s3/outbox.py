@@ -1,7 +1,6 @@
-"""What is to be brought to S3, and the directory that remembers it.
+"""The outbox: the items that are still to be uploaded to the bucket, one file for each in a directory. Blocking.
 
-An item that is in the local store and not yet in the bucket has a file here that says its name. The directory is the
-queue: it survives a restart, and an outage of S3 of any length. Nothing else about publishing is kept anywhere.
+The directory survives restarts and outages of the S3 service of any length. Nothing else is stored about uploads.
 """
 
 import contextlib
@@ -12,51 +11,53 @@ from pathlib import Path
 
 from dockyard.storage.items import Item, parse_item
 
-BEING_BROUGHT_S = 5.0
-ABOUT_TO_BE_THERE_S = 600.0
+# The worker that adds an item uploads it; the others leave it alone for this long.
+OVERDUE_AFTER_S = 5.0
+# An item is added before it is in the local store; it may take this long to get there.
+MAX_COMMIT_S = 600.0
 
 
 class Outbox:
-    """The items that are not yet in the bucket. Methods raise OSError only where they say so."""
+    """The items that are not in the bucket yet. All methods block, and ignore disk errors."""
 
     def __init__(self, directory: Path) -> None:
-        """Raises OSError when the directory cannot be made."""
+        """Create the directory if needed. Raises OSError."""
         directory.mkdir(parents=True, exist_ok=True)
         self._directory = directory
 
     def add(self, item: Item) -> None:
-        """Remember an item. On a disk that takes nothing it is forgotten, and published when it is next touched."""
+        """Add an item. If that fails because of the disk, the item is uploaded when it is next due for a touch."""
         with contextlib.suppress(OSError):
             self._path(item).write_text(str(item))
 
     def remove(self, item: Item) -> None:
-        """The item is in the bucket, or nowhere any more."""
+        """Remove an item: it is in the bucket."""
         with contextlib.suppress(OSError):
             self._path(item).unlink(missing_ok=True)
 
-    def remove_if_stale(self, item: Item) -> None:
-        """The item is not in the local store: forget it, unless it was added a moment ago and is about to be there."""
+    def remove_missing(self, item: Item) -> None:
+        """Remove an item that is not in the local store, unless it was added less than MAX_COMMIT_S ago."""
         with contextlib.suppress(OSError):
-            if time.time() - self._path(item).stat().st_mtime > ABOUT_TO_BE_THERE_S:
+            if time.time() - self._path(item).stat().st_mtime > MAX_COMMIT_S:
                 self.remove(item)
 
     def __contains__(self, item: Item) -> bool:
         return self._path(item).exists()
 
     def __iter__(self) -> Iterator[Item]:
-        """All items; a file that names none is passed over."""
+        """Yield all items; files that are not items are ignored."""
         with contextlib.suppress(OSError):
             for path in sorted(self._directory.iterdir()):
                 with contextlib.suppress(OSError, ValueError):
                     yield parse_item(path.read_text())
 
     def overdue(self) -> Iterator[Item]:
-        """The items that were not added a moment ago: whoever adds one brings it, if nothing happens to it."""
+        """Yield the items that were added more than OVERDUE_AFTER_S ago, or in the future: the clock may jump."""
         for item in self:
             with contextlib.suppress(OSError):
-                if not 0 <= time.time() - self._path(item).stat().st_mtime < BEING_BROUGHT_S:
+                if not 0 <= time.time() - self._path(item).stat().st_mtime < OVERDUE_AFTER_S:
                     yield item
 
     def _path(self, item: Item) -> Path:
-        """A name of fixed length: those of items can be longer than a file system takes."""
+        """Return a path of fixed length: the text of an item may be longer than a file name."""
         return self._directory / hashlib.sha256(str(item).encode()).hexdigest()

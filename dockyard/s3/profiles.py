@@ -1,4 +1,4 @@
-"""The shared files of AWS: profiles with keys, with roles to assume, or with a program to run."""
+"""The shared AWS files: profiles with keys, with a role to assume, or with a program that prints credentials."""
 
 import configparser
 import json
@@ -13,15 +13,15 @@ import urllib3
 from minio.credentials.credentials import Credentials
 from minio.credentials.providers import AssumeRoleProvider, WebIdentityProvider
 
-PROCESS_LIMIT_S = 20.0
+PROCESS_TIMEOUT_S = 20.0
 MAX_ASSUMED_ROLES = 4
-_GIVES = {"aws_access_key_id", "role_arn", "credential_process"}
+_CREDENTIAL_KEYS = {"aws_access_key_id", "role_arn", "credential_process"}
 
 log = structlog.get_logger()
 
 
 class Profiles:
-    """The shared files of AWS: `credentials` counts before `config`."""
+    """The profiles of the shared AWS files. Entries of `credentials` take precedence over those of `config`."""
 
     def __init__(self, environ: Mapping[str, str], region: str, pools: urllib3.PoolManager) -> None:
         home = Path(environ.get("HOME") or "/nonexistent") / ".aws"
@@ -34,31 +34,36 @@ class Profiles:
 
     @property
     def has_profile(self) -> bool:
-        return bool(self._environ.get("AWS_PROFILE") or _GIVES.intersection(self._section(self.profile)))
+        return bool(self._environ.get("AWS_PROFILE") or _CREDENTIAL_KEYS.intersection(self._section(self.profile)))
 
-    def find(self, profile: str, depth: int = 0) -> Credentials:
-        """The credentials of a profile; a role is assumed with those of the profile that it names."""
+    def get(self, profile: str, depth: int = 0) -> Credentials:
+        """Return the credentials of a profile; a role is assumed with those of its source profile.
+
+        Raises KeyError and ValueError for incomplete and circular profiles, and the exceptions of the providers.
+        """
         section = self._section(profile)
         if depth > MAX_ASSUMED_ROLES:
-            raise ValueError("profiles that name each other")
+            raise ValueError("circular source profiles")
         role, session = section.get("role_arn", ""), section.get("role_session_name", "") or "dockyard"
-        sts = sts_address(self._environ, section.get("region") or self._region)
+        sts = sts_url(self._environ, section.get("region") or self._region)
         if role and (file := section.get("web_identity_token_file")):
-            return assume_with_token(file, role, session, sts, self._pools)
+            return assume_role_with_token(file, role, session, sts, self._pools)
         if role and (source := section.get("source_profile")) and (source != profile or depth == 0):
-            by = self._keys(source) if source == profile else self.find(source, depth + 1)
-            return self._assume(role, session, sts, by, section.get("external_id"))
+            source_credentials = self._keys(source) if source == profile else self.get(source, depth + 1)
+            return self._assume_role(role, session, sts, source_credentials, section.get("external_id"))
         if command := section.get("credential_process"):
             return _run(command)
         return self._keys(profile)
 
-    def _assume(self, role: str, session: str, sts: str, by: Credentials, external_id: str | None) -> Credentials:
-        if by.session_token:
-            raise ValueError("minio-py assumes roles with lasting keys only")
+    def _assume_role(
+        self, role: str, session: str, sts: str, source_credentials: Credentials, external_id: str | None
+    ) -> Credentials:
+        if source_credentials.session_token:
+            raise ValueError("minio-py cannot assume a role with temporary credentials")
         provider = AssumeRoleProvider(
             sts_endpoint=sts,
-            access_key=by.access_key,
-            secret_key=by.secret_key,
+            access_key=source_credentials.access_key,
+            secret_key=source_credentials.secret_key,
             region=self._region,
             role_arn=role,
             role_session_name=session,
@@ -86,28 +91,28 @@ def _read(file: Path) -> configparser.RawConfigParser:
     try:
         parser.read(file, "utf-8")
     except (configparser.Error, OSError, UnicodeDecodeError):
-        log.warning("an AWS file cannot be read and is passed over", file=file.name)
+        log.warning("an AWS file cannot be read and is ignored", file=file.name)
         return configparser.RawConfigParser(default_section="\0")
     return parser
 
 
 def _run(command: str) -> Credentials:
-    """A program that prints credentials (`credential_process`)."""
-    done = subprocess.run(  # noqa: S603 - the operator wrote it into their own file
-        shlex.split(command), stdin=subprocess.DEVNULL, capture_output=True, timeout=PROCESS_LIMIT_S, check=True
+    """Run a program that prints credentials as JSON (`credential_process`)."""
+    done = subprocess.run(  # noqa: S603 - the command is from a file of the operator
+        shlex.split(command), stdin=subprocess.DEVNULL, capture_output=True, timeout=PROCESS_TIMEOUT_S, check=True
     )
-    said = json.loads(done.stdout)
-    end = said.get("Expiration")
+    output = json.loads(done.stdout)
+    expiration = output.get("Expiration")
     return Credentials(
-        access_key=said["AccessKeyId"],
-        secret_key=said["SecretAccessKey"],
-        session_token=said.get("SessionToken"),
-        expiration=datetime.fromisoformat(end) if end else None,
+        access_key=output["AccessKeyId"],
+        secret_key=output["SecretAccessKey"],
+        session_token=output.get("SessionToken"),
+        expiration=datetime.fromisoformat(expiration) if expiration else None,
     )
 
 
-def assume_with_token(file: str, role: str, session: str, sts: str, pools: urllib3.PoolManager) -> Credentials:
-    """The credentials of a role that a token in a file stands for. The token is read anew each time."""
+def assume_role_with_token(file: str, role: str, session: str, sts: str, pools: urllib3.PoolManager) -> Credentials:
+    """Return the credentials of a role for the web identity token in a file, which is read each time."""
     token = Path(file).read_text("utf-8").strip()
     provider = WebIdentityProvider(
         jwt_provider_func=lambda: {"access_token": token, "expires_in": "0"},
@@ -119,7 +124,7 @@ def assume_with_token(file: str, role: str, session: str, sts: str, pools: urlli
     return provider.retrieve()
 
 
-def sts_address(environ: Mapping[str, str], region: str) -> str:
-    """Where roles are assumed."""
+def sts_url(environ: Mapping[str, str], region: str) -> str:
+    """Return the URL of the AWS service that assumes roles (STS)."""
     china = ".cn" if region.startswith("cn-") else ""
     return environ.get("AWS_ENDPOINT_URL_STS") or f"https://sts.{region}.amazonaws.com{china}"

@@ -1,24 +1,24 @@
-"""The publisher: brings to S3 what was fetched, and keeps alive there what is in use. Readers never wait for it.
+"""The publisher: uploads to the bucket what was downloaded, and touches what is in use. Readers do not wait for it.
 
-A blob is published while it is being fetched: one PUT reads the partial file at its own pace, and the last bytes are
-held back until the digest is right. What fails, or finds no place, is left in the directory of publications and brought
-from the local store later, for as long as it takes. After a failure the store is given a pause, and if it was too busy,
-half as much at once.
+A blob is uploaded while it is downloaded: one PUT reads the partial file at its own pace, and the last bytes are sent
+only when the digest was verified. If the upload fails, or too many are running, the item stays in the outbox and is
+uploaded from the local store later. After a failure no upload starts for some seconds; if the service was overloaded,
+half as many run at the same time.
 
-An object that is served and older in the bucket than the touch threshold is *touched*: copied onto itself, so that a
-lifecycle rule spares it. How old it is there, the local store knows by the file's modification time. A manifest that is
-touched takes along what it names, so that an image lives or expires as a whole.
+An object that is served, and whose copy in the bucket is older than the touch threshold, is *touched*: copied onto
+itself, so that lifecycle rules do not expire it. The local store knows the age of the copy (`TouchTimes`). A touched
+manifest causes a touch of everything that it names, so that an image is kept or expires as a whole.
 """
 
 import contextlib
 import os
 import threading
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import structlog
+from cachetools import TTLCache
 
 from dockyard import metrics
 from dockyard.errors import BadUpstream
@@ -30,25 +30,29 @@ from dockyard.storage.items import BlobItem, Item, ManifestItem, TagItem
 from dockyard.storage.local import LocalStore
 from dockyard.storage.partial_file import PartialFile
 
-STREAMS = 8
-ERRANDS = 4
-RETRY_EVERY_S = 3.0
-RETRY_DELAY_S = 4.0
+MAX_STREAMED_UPLOADS = 8
+MAX_TASKS = 4
+RETRY_INTERVAL_S = 3.0
+PAUSE_AFTER_FAILURE_S = 4.0
+# How often an item that is in use is checked for a touch: a quarter of the touch threshold, but at least this often.
 MAX_TOUCH_CHECK_INTERVAL_S = 600.0
-REMEMBERED_ITEMS = 50_000
+MAX_CHECKED_ITEMS = 50_000
 CHUNK_BYTES = 256 * 1024
+
+Task = Callable[[S3Store, Item], None]
 
 log = structlog.get_logger()
 
 
 class SourceEnded(Exception):
-    """The fill that a stream followed did not end well: no object may appear."""
+    """The bytes of an upload ended early: the download failed, or a file is shorter than the blob."""
 
 
 class Publisher:
-    """Brings items from `local` to `s3`; with no S3 store it does nothing.
+    """Uploads items from `local` to `s3`; with None it does nothing. For many threads.
 
-    `owns(item)` says whether this worker looks after an item that was left over. `touch_threshold_s` 0 touches nothing.
+    `owns(item)` returns whether this worker uploads an item of the outbox that is overdue. Items are touched when they
+    are older than `touch_threshold_s`; 0 means never.
     """
 
     def __init__(
@@ -64,129 +68,135 @@ class Publisher:
         self._outbox = outbox
         self._touch_threshold_s = touch_threshold_s
         self._owns = owns
-        self._streams = ThreadPoolExecutor(STREAMS, "stream")
-        self._errands = ThreadPoolExecutor(ERRANDS, "errand")
-        self._running: set[Item] = set()
-        self._streaming = ConcurrencyLimit(STREAMS)
-        self._running_errands = ConcurrencyLimit(ERRANDS)
-        self._look_again: OrderedDict[Item, float] = OrderedDict()
+        # A streamed upload takes as long as its download. Tasks upload from the local store, or touch.
+        self._streamed_uploads = ThreadPoolExecutor(MAX_STREAMED_UPLOADS, "streamed-upload")
+        self._streamed_upload_limit = ConcurrencyLimit(MAX_STREAMED_UPLOADS)
+        self._tasks = ThreadPoolExecutor(MAX_TASKS, "s3-task")
+        self._task_limit = ConcurrencyLimit(MAX_TASKS)
         self._mutex = threading.Lock()
+        self._running: set[Item] = set()
+        self._checked: TTLCache[Item, bool] = TTLCache(
+            MAX_CHECKED_ITEMS, min(touch_threshold_s / 4, MAX_TOUCH_CHECK_INTERVAL_S)
+        )
         self._paused_until = float("-inf")
         self._stop = threading.Event()
 
     def start(self) -> None:
-        """Look after what was left over, from now on."""
+        """Start the thread that uploads overdue items of the outbox. Does not block."""
         if self._s3:
-            threading.Thread(target=self._retry, args=(self._s3,), name="publications", daemon=True).start()
+            threading.Thread(target=self._retry, args=(self._s3,), name="outbox", daemon=True).start()
 
     def stop(self) -> None:
-        """Begin nothing new. What is under way and not done is left over."""
+        """Start no more uploads and touches. What is running and does not end stays in the outbox. Does not block."""
         self._stop.set()
-        for pool in (self._streams, self._errands):
+        for pool in (self._streamed_uploads, self._tasks):
             pool.shutdown(wait=False, cancel_futures=True)
 
-    # Publishing
+    # Uploads
 
     def start_upload(self, partial_file: PartialFile) -> bool:
-        """Publish a blob while it is being fetched. False: no place is free, publish it when it is kept."""
+        """Upload a blob while it is downloaded. False when too many are running: then call `publish` when it is stored.
+
+        Does not block.
+        """
         if self._s3 is None or partial_file.size is None or not self._begin(BlobItem(partial_file.digest)):
             return False
-        if self._streaming.acquire(blocking=False):
+        if self._streamed_upload_limit.acquire(blocking=False):
             try:
-                self._streams.submit(self._stream, self._s3, partial_file, partial_file.size, os.dup(partial_file.fd))
-            except (RuntimeError, OSError):  # shutting down, or a partial file without a file
-                self._streaming.release()
+                fd = os.dup(partial_file.fd)
+                self._streamed_uploads.submit(self._stream, self._s3, partial_file, partial_file.size, fd)
+            except (RuntimeError, OSError):  # shutting down, or the partial file is in memory
+                self._streamed_upload_limit.release()
             else:
                 return True
         self._end(BlobItem(partial_file.digest))
         return False
 
     def add_to_outbox(self, item: Item) -> None:
-        """The item is about to be in the local store and is not in the bucket."""
+        """Record that an item must be uploaded, before it is in the local store. Blocks: writes a file."""
         if self._s3:
             self._outbox.add(item)
 
     def publish(self, item: Item) -> None:
-        """Bring an item of the local store to the bucket soon."""
+        """Upload an item of the local store soon, in another thread. Blocks: writes a file."""
         self.add_to_outbox(item)
-        if self._s3 and not self._must_wait():
-            self._submit(item, self._publish)
+        if self._s3 and not self._is_paused:
+            self._submit(item, self._upload)
 
     def _stream(self, s3: S3Store, partial_file: PartialFile, size: int, fd: int) -> None:
         item = BlobItem(partial_file.digest)
         try:
-            s3.publish_blob(partial_file.digest, size, _follow(partial_file, fd, size))
-            self._is_there(item)
+            s3.publish_blob(partial_file.digest, size, _read_partial_file(partial_file, fd, size))
+            self._mark_published(item)
         except SourceEnded:
             pass
         except S3Error as exc:
             self._pause(item, exc)
         except Exception:
-            log.exception("publishing a blob ended in a fault of our own", digest=str(partial_file.digest))
+            log.exception("internal error: uploading a blob failed", digest=str(partial_file.digest))
         finally:
-            self._streaming.release()
+            self._streamed_upload_limit.release()
             self._end(item)
             os.close(fd)
 
-    def _publish(self, s3: S3Store, item: Item) -> None:
-        """Bring an item from the local store; one that is not there any more is forgotten."""
+    def _upload(self, s3: S3Store, item: Item) -> None:
+        """Upload an item from the local store, or remove it from the outbox when it is not there."""
         match item:
-            case BlobItem(digest) if stored := self._local.open_blob(digest):
+            case BlobItem(digest) if blob := self._local.open_blob(digest):
                 try:
-                    s3.publish_blob(digest, stored.size, _read(stored.fd, stored.size))
+                    s3.publish_blob(digest, blob.size, _read_file(blob.fd, blob.size))
                 finally:
-                    os.close(stored.fd)
+                    os.close(blob.fd)
             case ManifestItem(name, digest) if manifest := self._read_manifest(item):
                 s3.write_manifest(name, digest, manifest.body, manifest.media_type)
             case TagItem(name, tag) if pointer := self._local.read_pointer(name, tag):
                 s3.write_pointer(name, tag, pointer.digest)
                 now = self._local.read_pointer(name, tag)
-                if now and now.digest != pointer.digest:  # moved meanwhile, and perhaps published before ours arrived
-                    self._publish(s3, item)
+                if now and now.digest != pointer.digest:  # moved meanwhile: this write may have replaced a newer one
+                    self._upload(s3, item)
                     return
             case _:
-                self._outbox.remove_if_stale(item)
+                self._outbox.remove_missing(item)
                 return
-        self._is_there(item)
+        self._mark_published(item)
 
-    def _is_there(self, item: Item) -> None:
+    def _mark_published(self, item: Item) -> None:
         metrics.published.labels("done").inc()
-        self._streaming.increase()
-        self._running_errands.increase()
+        self._streamed_upload_limit.increase()
+        self._task_limit.increase()
         self._local.touch_times.mark_published(item)
         self._outbox.remove(item)
 
     def _retry(self, s3: S3Store) -> None:
-        """Bring what is left over: after a restart, an outage of S3, or a rush."""
-        pause = 0.0
-        while not self._stop.wait(pause):
-            pause = RETRY_EVERY_S
-            if self._must_wait():
+        """Upload overdue items: after a restart, after an outage, or when too many uploads were running."""
+        delay_s = 0.0
+        while not self._stop.wait(delay_s):
+            delay_s = RETRY_INTERVAL_S
+            if self._is_paused:
                 continue
             for item in self._outbox.overdue():
                 if self._owns(item):
-                    self._submit(item, self._publish)
+                    self._submit(item, self._upload)
             with contextlib.suppress(S3Error):
                 s3.retry_aborts()
 
-    # Touching
+    # Touches
 
     def touch_if_due(self, item: Item) -> None:
-        """The item was served: touch it if that is due. Cheap for one that was looked at lately."""
+        """Touch an item that is in use if it is due, in another thread. Does not block.
+
+        Cheap for an item that was checked recently.
+        """
         if self._s3 is None or not self._touch_threshold_s:
             return
-        now = time.monotonic()
         with self._mutex:
-            if self._look_again.get(item, 0.0) > now:
+            if item in self._checked:
                 return
-            self._look_again[item] = now + min(self._touch_threshold_s / 4, MAX_TOUCH_CHECK_INTERVAL_S)
-            self._look_again.move_to_end(item)
-            if len(self._look_again) > REMEMBERED_ITEMS:
-                self._look_again.popitem(last=False)
+            self._checked[item] = True
         self._submit(item, self._touch)
 
     def _touch(self, s3: S3Store, item: Item) -> None:
-        """Touch an item, if it is due and no other worker does, and then what it names."""
+        """Touch an item if it is due and no other worker does, and then what it names."""
         if item in self._outbox or not self._local.touch_times.claim_touch(item, self._touch_threshold_s):
             return
         try:
@@ -197,7 +207,7 @@ class Publisher:
         except S3Error:
             self._local.touch_times.release_touch(item, self._touch_threshold_s)
             raise
-        if isinstance(item, ManifestItem) and (manifest := self._read_manifest(item) or _read_in_bucket(s3, item)):
+        if isinstance(item, ManifestItem) and (manifest := self._read_manifest(item) or _read_from_bucket(s3, item)):
             for digest in manifest.children:
                 self.touch_if_due(ManifestItem(item.name, digest))
             for digest in manifest.blobs:
@@ -208,35 +218,36 @@ class Publisher:
         try:
             return Manifest.stored(body, item.digest) if body is not None else None
         except BadUpstream:
-            return None  # damaged: fetched again when it is asked for
+            return None  # damaged: fetched again when it is next requested
 
-    # Errands
+    # Tasks
 
-    def _must_wait(self) -> bool:
+    @property
+    def _is_paused(self) -> bool:
         return time.monotonic() < self._paused_until
 
-    def _pause(self, item: Item, fault: S3Error) -> None:
-        """Leave what there is to bring for a while; say so once, and bring less at once to a store that is busy."""
+    def _pause(self, item: Item, exc: S3Error) -> None:
+        """Start no uploads for a while, and fewer at the same time after an overload. Logs the first failure only."""
         metrics.published.labels("failed").inc()
         with self._mutex:
-            is_first = not self._must_wait()
-            self._paused_until = time.monotonic() + RETRY_DELAY_S
+            is_first = not self._is_paused
+            self._paused_until = time.monotonic() + PAUSE_AFTER_FAILURE_S
         if is_first:
-            log.warning("cannot publish, trying again later", item=str(item), error=str(fault))
-        if is_first and fault.is_busy:
-            self._streaming.halve()
-            self._running_errands.halve()
+            log.warning("cannot publish, trying again later", item=str(item), error=str(exc))
+        if is_first and exc.is_overload:
+            self._streamed_upload_limit.halve()
+            self._task_limit.halve()
 
-    def _submit(self, item: Item, errand: Callable[[S3Store, Item], None]) -> None:
+    def _submit(self, item: Item, task: Task) -> None:
         if not self._begin(item):
             return
         try:
-            self._errands.submit(self._run, item, errand)
+            self._tasks.submit(self._run, item, task)
         except RuntimeError:  # shutting down
             self._end(item)
 
     def _begin(self, item: Item) -> bool:
-        """Whether nobody brings or touches the item, so that the caller may; `_end` when done."""
+        """Reserve an item for one upload or touch at a time; False when it is reserved. `_end` releases it."""
         with self._mutex:
             if item in self._running or self._stop.is_set():
                 return False
@@ -247,21 +258,21 @@ class Publisher:
         with self._mutex:
             self._running.discard(item)
 
-    def _run(self, item: Item, errand: Callable[[S3Store, Item], None]) -> None:
-        assert self._s3 is not None  # noqa: S101  for mypy: nothing is submitted without
-        self._running_errands.acquire(blocking=True)
+    def _run(self, item: Item, task: Task) -> None:
+        assert self._s3 is not None  # noqa: S101  for mypy: nothing is submitted without S3
+        self._task_limit.acquire(blocking=True)
         try:
-            errand(self._s3, item)
+            task(self._s3, item)
         except S3Error as exc:
             self._pause(item, exc)
         except Exception:
-            log.exception("an errand to S3 ended in a fault of our own", item=str(item))
+            log.exception("internal error: an upload or touch failed", item=str(item))
         finally:
-            self._running_errands.release()
+            self._task_limit.release()
             self._end(item)
 
 
-def _read_in_bucket(s3: S3Store, item: ManifestItem) -> Manifest | None:
+def _read_from_bucket(s3: S3Store, item: ManifestItem) -> Manifest | None:
     found = s3.read_manifest(item.name, item.digest)
     try:
         return Manifest.stored(found.body, item.digest) if found else None
@@ -269,25 +280,21 @@ def _read_in_bucket(s3: S3Store, item: ManifestItem) -> Manifest | None:
         return None
 
 
-def _follow(partial_file: PartialFile, fd: int, size: int) -> Iterator[bytes]:
-    """The bytes of a growing partial file; the last of them once the digest was verified. Raises Interrupted."""
+def _read_partial_file(partial_file: PartialFile, fd: int, size: int) -> Iterator[bytes]:
+    """Yield the bytes of a partial file as they are received; the last one after verification. Raises SourceEnded."""
     position = 0
     while position < size:
-        available = partial_file.wait_for_bytes_after(position)
-        if available is None:
+        end = partial_file.wait_for_bytes_after(position)
+        if end is None:
             raise SourceEnded
-        while position < available:
-            chunk = os.pread(fd, min(CHUNK_BYTES, available - position), position)
-            if not chunk:
-                raise SourceEnded
-            yield chunk
-            position += len(chunk)
+        yield from _read_file(fd, end, position)
+        position = end
 
 
-def _read(fd: int, size: int) -> Iterator[bytes]:
-    position = 0
-    while position < size:
-        chunk = os.pread(fd, CHUNK_BYTES, position)
+def _read_file(fd: int, end: int, position: int = 0) -> Iterator[bytes]:
+    """Yield the bytes of a file from `position` to `end`. Raises SourceEnded when the file is shorter."""
+    while position < end:
+        chunk = os.pread(fd, min(CHUNK_BYTES, end - position), position)
         if not chunk:
             raise SourceEnded
         yield chunk

@@ -1,4 +1,4 @@
-"""What the store answers: a body that is still coming, or all of it; and the little of its XML that we read."""
+"""Responses of an S3 service: read whole or as a stream, and the few XML elements that are needed of them."""
 
 import html
 import re
@@ -6,75 +6,80 @@ import socket
 import time
 from collections.abc import Mapping
 from contextlib import suppress
+from datetime import datetime
 from email.utils import parsedate_to_datetime
 from http.client import HTTPException
 from typing import Any
 
 import attrs
 import urllib3
-from urllib3 import exceptions as failures
+from urllib3 import exceptions as urllib3_errors
 
-from dockyard.s3.errors import S3Error, explain
+from dockyard.s3.errors import S3Error, to_s3_error
 
 READ_BYTES = 64 * 1024
+# How long a whole response may take that is read to its end.
 RESPONSE_TIMEOUT_S = 30.0
 
 
 @attrs.frozen
 class S3Response:
-    """A whole answer that was a success. `date` is the store's clock, `last_modified` 0 when it did not tell."""
+    """A successful response that was read to its end."""
 
     headers: Mapping[str, str] = attrs.field(repr=False)
     body: bytes = attrs.field(repr=False)
 
     @property
     def date(self) -> float:
-        return parse_date(self.headers.get("Date")) or time.time()
+        """The clock of the service in seconds since the epoch."""
+        return parse_http_date(self.headers.get("Date")) or time.time()
 
     @property
     def last_modified(self) -> float:
-        return parse_date(self.headers.get("Last-Modified")) or 0.0
+        """When the object was written, in seconds since the epoch; 0 when there is no Last-Modified."""
+        return parse_http_date(self.headers.get("Last-Modified")) or 0.0
 
     @property
     def age_s(self) -> float:
+        """The age of the object by the clock of the service; 0 when unknown."""
         return max(self.date - self.last_modified, 0.0) if self.last_modified else 0.0
 
-    def find(self, tag: str) -> str:
-        """The text of the first such element of an XML answer; empty when there is none."""
-        return find_text(self.body, tag)
+    def xml_text(self, tag: str) -> str:
+        """Return the text of the first XML element of that name; empty when there is none."""
+        return xml_text(self.body, tag)
 
 
 class S3StreamingResponse:
-    """A success whose body is still coming. Whoever has it closes it."""
+    """A successful response whose body was not read yet. The caller closes it."""
 
     def __init__(self, response: urllib3.BaseHTTPResponse, connection: Any) -> None:
         self.status = response.status
         self.headers = response.headers
         self._response = response
         self._connection = connection
-        self._turn = connection.turn
-        self._wire = connection.wire
+        self._request_number = connection.request_number
+        self._socket = connection.open_socket
 
     def read(self, amount: int) -> bytes:
-        """What has come, at most `amount` bytes; empty at the end. Raises S3Error: `broken`, `timeout`."""
+        """Read up to `amount` bytes; empty at the end. Raises S3Error with the code `broken` or `timeout`."""
         try:
             return self._response.read1(amount, decode_content=False)
-        except (failures.HTTPError, HTTPException, OSError, ValueError, AttributeError) as exc:
+        except (urllib3_errors.HTTPError, HTTPException, OSError, ValueError, AttributeError) as exc:
             self.close()
-            raise explain(exc, "the store") from exc
+            raise to_s3_error(exc, "the S3 service") from exc
 
-    def read_all(self, max_bytes: int, limit_s: float = RESPONSE_TIMEOUT_S) -> bytes:
-        """The whole body, within `limit_s`. Raises S3Error, `oversize` when it is longer than `max_bytes`."""
-        deadline = time.monotonic() + limit_s
-        pieces, left = [], max_bytes
-        while piece := self.read(min(left + 1, READ_BYTES)):
-            left -= len(piece)
-            if left < 0:
+    def read_all(self, max_bytes: int, timeout_s: float = RESPONSE_TIMEOUT_S) -> bytes:
+        """Read the whole body within `timeout_s`. Raises S3Error, `oversize` when it is longer than `max_bytes`."""
+        deadline = time.monotonic() + timeout_s
+        pieces, remaining = [], max_bytes
+        while piece := self.read(min(remaining + 1, READ_BYTES)):
+            remaining -= len(piece)
+            if remaining < 0:
                 self.close()
-                raise S3Error(f"the store sent more than {max_bytes} bytes", "oversize")
+                raise S3Error(f"the response of the S3 service is longer than {max_bytes} bytes", "oversize")
             if time.monotonic() > deadline:
                 self.close()
-                raise S3Error(f"the store took more than {limit_s:.0f} s to send an answer", "timeout")
+                raise S3Error(f"the response of the S3 service took more than {timeout_s:.0f} s", "timeout")
             pieces.append(piece)
         return b"".join(pieces)
 
@@ -84,28 +89,42 @@ class S3StreamingResponse:
         self._response.release_conn()
 
     def abort(self) -> None:
-        """Make a read that waits in another thread fail."""
-        if self._connection.turn == self._turn:
+        """Make a read that is blocked in another thread fail, unless the connection serves another request already."""
+        if self._connection.request_number == self._request_number:
             with suppress(OSError):
-                # SSLSocket.shutdown() would go on in plain text.
-                socket.socket.shutdown(self._wire, socket.SHUT_RDWR)
+                # Not SSLSocket.shutdown(): it would remove the TLS layer, and the reader would get encrypted bytes.
+                socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
 
 
-def parse_date(text: str | None) -> float | None:
-    """An HTTP date in seconds since the epoch; None when it is none."""
+def parse_http_date(text: str | None) -> float | None:
+    """Parse an HTTP date into seconds since the epoch; None when it is invalid."""
     try:
         return parsedate_to_datetime(text or "").timestamp()
     except (TypeError, ValueError, IndexError, OverflowError):
         return None
 
 
-def find_text(xml: bytes, tag: str) -> str:
-    """The text of the first such element; empty when there is none. What the store sends is not parsed further."""
+def parse_time(text: str) -> float:
+    """Parse a time as S3 writes it in XML into seconds since the epoch; 0 when it is invalid."""
+    try:
+        return datetime.fromisoformat(text).timestamp()
+    except ValueError:
+        return parse_http_date(text) or 0.0
+
+
+def xml_text(xml: bytes, tag: str) -> str:
+    """Return the text of the first XML element of that name; empty when there is none.
+
+    A regular expression, not a parser: the response may be hostile, and no more than single elements is needed.
+    """
     found = re.search(rb"<%s(?:\s[^<>]*)?>([^<>]{0,2048})</%s>" % (tag.encode(), tag.encode()), xml)
-    # Entities without a name too: etags come with &#34; around them.
+    # ETags have character references without a name around them: &#34;
     return html.unescape(found[1].decode("utf-8", "replace")).strip() if found else ""
 
 
-def find_hidden_error(body: bytes) -> str:
-    """Copies and completed uploads begin with 200, before the store knows how they end."""
-    return (find_text(body, "Code") or "garbage") if re.match(rb"\s*(<\?xml[^>]*>\s*)?<Error\b", body) else ""
+def embedded_error_code(body: bytes) -> str:
+    """Return the error code of a response with the status 200; empty when it is no error.
+
+    Copies and completed multipart uploads begin with 200 before their outcome is known.
+    """
+    return (xml_text(body, "Code") or "garbage") if re.match(rb"\s*(<\?xml[^>]*>\s*)?<Error\b", body) else ""

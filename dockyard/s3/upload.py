@@ -1,61 +1,75 @@
-"""How blobs get into the store: one PUT that streams, or equal parts where one PUT will not do.
+"""Uploads of blobs: one PUT that streams, or a multipart upload where one PUT is not possible. Blocking.
 
-The signed payload hash of a PUT is the blob's own digest: the store compares, so that wrong or missing bytes never
-become an object, and nothing is hashed twice. Cutting the request would not be enough: without a hash some stores keep
-what came (versitygw).
+The signed payload hash of a PUT is the digest of the blob. The service compares it, so that wrong or missing bytes do
+not become an object, and no byte is hashed twice. Closing the connection early would not be enough: without a hash,
+some services store the bytes that arrived (versitygw).
 
-What is larger than a PUT may be, or has a digest that is no SHA-256, goes in parts. They are hashed here as they pass,
-the last bytes are sent only when the digest is right, and an upload that is not completed is aborted.
+A blob that is larger than a PUT may be, or whose digest is not a SHA-256, is sent in parts. These are hashed here, the
+last bytes are sent only when the digest is right, and an upload that is not completed is aborted.
 """
 
+import re
 from collections.abc import Iterator, Mapping
 from hashlib import sha256
 from typing import Self
 from xml.sax.saxutils import escape
 
+import attrs
 import structlog
 
 from dockyard.oci.reference import Digest
-from dockyard.s3.client import UNSIGNED, S3Client
+from dockyard.s3.client import UNSIGNED_PAYLOAD, S3Client
 from dockyard.s3.errors import S3Error
-from dockyard.s3.responses import S3Response
+from dockyard.s3.responses import S3Response, parse_time, xml_text
 
 GIB = 2**30
 MAX_PUT_BYTES = 5 * GIB
 PART_BYTES = GIB // 2
 MAX_PARTS = 10_000
-NAMESPACE = "http://s3.amazonaws.com/doc/2006-03-01/"
+MAX_UPLOAD_PAGES = 100
+XML_NAMESPACE = "http://s3.amazonaws.com/doc/2006-03-01/"
 BLOB_TYPE = "application/octet-stream"
-# A store may check and copy what it has received before it answers.
+# A service may verify and copy what it received before it responds.
 STORE_TIMEOUT_S = 60.0
 COPY_TIMEOUT_S = 300.0
 
 log = structlog.get_logger()
 
 
+@attrs.frozen
+class UnfinishedUpload:
+    """A multipart upload that was neither completed nor aborted. `age_s` is by the clock of the service."""
+
+    key: str
+    upload_id: str
+    age_s: float
+
+
 def fits_one_put(digest: Digest, size: int, max_put_bytes: int) -> bool:
-    """Whether a blob can go in one PUT that the store verifies."""
+    """Whether a blob can be sent in one PUT that the service verifies."""
     return size <= max_put_bytes and (digest.algorithm == "sha256" or not size)
 
 
 def put_blob(client: S3Client, key: str, digest: Digest, size: int, chunks: Iterator[bytes]) -> None:
-    """Send a blob in one PUT. Raises S3Error, and what `chunks` raises; then there is no object."""
-    payload = digest.encoded if size else sha256().hexdigest()
-    _put(client, "put blob", key, {}, {"Content-Type": BLOB_TYPE}, payload, size, _whole(chunks, size, None))
+    """Send a blob in one PUT. Raises S3Error, and the exceptions of `chunks`; then no object was created."""
+    payload_hash = digest.encoded if size else sha256().hexdigest()
+    headers = {"Content-Type": BLOB_TYPE}
+    _put(client, "put blob", key, {}, headers, payload_hash, size, _hold_last_chunk(chunks, size, None))
 
 
 def put_parts(client: S3Client, key: str, digest: Digest, size: int, chunks: Iterator[bytes], part_bytes: int) -> None:
-    """Send a blob in parts of `part_bytes` bytes, the last one smaller. Raises as `put_blob`."""
-    cutter = _Cutter(_whole(chunks, size, digest))
+    """Send a blob in parts of `part_bytes`, the last one smaller. Raises what `put_blob` raises."""
+    splitter = _Splitter(_hold_last_chunk(chunks, size, digest))
     try:
-        with _Upload(client, key, {"Content-Type": BLOB_TYPE}) as upload:
-            for number, (_, length) in enumerate(_ranges(size, part_bytes), 1):
+        with _MultipartUpload(client, key, {"Content-Type": BLOB_TYPE}) as upload:
+            for number, (_, length) in enumerate(_part_ranges(size, part_bytes), 1):
                 query = upload.query | {"partNumber": str(number)}
-                answer = _put(client, "put part", key, query, {}, UNSIGNED, length, cutter.take(length))
-                upload.add(number, answer.headers.get("ETag", ""))
+                body = splitter.take(length)
+                response = _put(client, "put part", key, query, {}, UNSIGNED_PAYLOAD, length, body)
+                upload.add(number, response.headers.get("ETag", ""))
             upload.complete()
-    except S3Error as fault:
-        if fault.code != "NoSuchUpload":  # completed already, when the answer to that got lost
+    except S3Error as exc:
+        if exc.code != "NoSuchUpload":  # completed already: the response to the first attempt was lost
             raise
     _check_size(client, key, size)
 
@@ -63,10 +77,10 @@ def put_parts(client: S3Client, key: str, digest: Digest, size: int, chunks: Ite
 def copy_parts(
     client: S3Client, key: str, source: Mapping[str, str], headers: Mapping[str, str], size: int, part_bytes: int
 ) -> bool:
-    """Copy an object onto itself in parts; False when it vanished or changed. Raises S3Error."""
-    with _Upload(client, key, headers) as upload:
-        for number, (start, length) in enumerate(_ranges(size, part_bytes), 1):
-            answer = client.request(
+    """Copy an object onto itself in parts; False when it was deleted or replaced meanwhile. Raises S3Error."""
+    with _MultipartUpload(client, key, headers) as upload:
+        for number, (start, length) in enumerate(_part_ranges(size, part_bytes), 1):
+            response = client.request(
                 "copy part",
                 "PUT",
                 key,
@@ -74,26 +88,47 @@ def copy_parts(
                 headers={**source, "x-amz-copy-source-range": f"bytes={start}-{start + length - 1}"},
                 read_timeout_s=COPY_TIMEOUT_S,
             )
-            if answer is None:
+            if response is None:
                 return False
-            upload.add(number, answer.find("ETag"))
+            upload.add(number, response.xml_text("ETag"))
         upload.complete()
     return True
 
 
+def list_unfinished_uploads(client: S3Client) -> Iterator[UnfinishedUpload]:
+    """Yield the unfinished multipart uploads of the bucket, whatever their keys. Raises S3Error."""
+    marker: dict[str, str] = {}
+    for _ in range(MAX_UPLOAD_PAGES):
+        # Without `prefix`: MinIO takes it for the key of an object.
+        response = client.request("list uploads", "GET", query={"uploads": "", **marker})
+        if response is None:
+            return
+        for upload in re.findall(rb"<Upload>(.*?)</Upload>", response.body, re.DOTALL):
+            started_at = parse_time(xml_text(upload, "Initiated"))
+            # Both times are in whole seconds, so that the age may be one second more.
+            age_s = response.date + 1 - started_at
+            yield UnfinishedUpload(xml_text(upload, "Key"), xml_text(upload, "UploadId"), age_s)
+        if response.xml_text("IsTruncated") != "true":
+            return
+        marker = {
+            "key-marker": response.xml_text("NextKeyMarker"),
+            "upload-id-marker": response.xml_text("NextUploadIdMarker"),
+        }
+
+
 def abort_upload(client: S3Client, key: str, upload_id: str) -> None:
-    """Give an upload up; the store drops its parts. Raises S3Error, but not when it is gone already."""
+    """Abort a multipart upload, so that its parts are deleted. One that does not exist is no error. Raises S3Error."""
     try:
         client.request("abort upload", "DELETE", key, query={"uploadId": upload_id})
-    except S3Error as fault:
-        if fault.code != "NoSuchUpload":
+    except S3Error as exc:
+        if exc.code != "NoSuchUpload":
             raise
 
 
-class _Upload:
-    """One multipart upload. Leaving the block without `complete` aborts it.
+class _MultipartUpload:
+    """A multipart upload. Leaving the block without `complete` aborts it.
 
-    One whose beginning was not answered has no parts, so that it holds no room, and is left to `abort_stale_uploads`.
+    One whose creation had no response has no parts, so that it takes no space; `abort_stale_uploads` finds it later.
     """
 
     def __init__(self, client: S3Client, key: str, headers: Mapping[str, str]) -> None:
@@ -105,10 +140,10 @@ class _Upload:
         self.query: dict[str, str] = {}
 
     def __enter__(self) -> Self:
-        answer = self._client.request("begin upload", "POST", self._key, query={"uploads": ""}, headers=self._headers)
-        upload_id = answer.find("UploadId") if answer else ""
+        response = self._client.request("begin upload", "POST", self._key, query={"uploads": ""}, headers=self._headers)
+        upload_id = response.xml_text("UploadId") if response else ""
         if not upload_id:
-            raise S3Error("the store began no upload", "garbage")
+            raise S3Error("the S3 service did not create a multipart upload", "garbage")
         self.query = {"uploadId": upload_id}
         return self
 
@@ -117,41 +152,43 @@ class _Upload:
             return
         try:
             abort_upload(self._client, self._key, self.query["uploadId"])
-        except S3Error as fault:
+        except S3Error as exc:
             self._client.unaborted_uploads.append((self._key, self.query["uploadId"]))
-            log.warning("an upload could not be aborted, trying again later", key=self._key, error=str(fault))
+            log.warning("an upload could not be aborted, trying again later", key=self._key, error=str(exc))
 
     def add(self, number: int, etag: str) -> None:
+        """Record the ETag of a part that was sent."""
         if not etag:
-            raise S3Error("the store took a part and did not name it", "garbage")
+            raise S3Error("the S3 service responded without the ETag of a part", "garbage")
         self._etags.append((number, etag))
 
     def complete(self) -> None:
+        """Turn the parts into an object."""
         parts = "".join(
             f"<Part><PartNumber>{number}</PartNumber><ETag>{escape(etag)}</ETag></Part>" for number, etag in self._etags
         )
-        body = f'<CompleteMultipartUpload xmlns="{NAMESPACE}">{parts}</CompleteMultipartUpload>'
-        answer = self._client.request(
+        body = f'<CompleteMultipartUpload xmlns="{XML_NAMESPACE}">{parts}</CompleteMultipartUpload>'
+        response = self._client.request(
             "complete upload", "POST", self._key, query=self.query, body=body.encode(), read_timeout_s=COPY_TIMEOUT_S
         )
-        if answer is None or not answer.find("ETag"):
-            raise S3Error("the store did not complete an upload", "garbage")
+        if response is None or not response.xml_text("ETag"):
+            raise S3Error("the S3 service did not complete a multipart upload", "garbage")
         self._is_complete = True
 
 
 class _ChunksFailed(Exception):
-    """What the iterator raised, kept from urllib3: it takes some kinds of OSError for its own, and goes on."""
+    """The iterator of a body raised. Hides its exception from urllib3, which would handle some kinds of OSError."""
 
 
-class _Cutter:
-    """Cuts a stream of chunks at other places."""
+class _Splitter:
+    """Splits a stream of chunks into bodies of given lengths."""
 
     def __init__(self, chunks: Iterator[bytes]) -> None:
         self._chunks = chunks
         self._rest = memoryview(b"")
 
     def take(self, length: int) -> Iterator[bytes]:
-        """The next `length` bytes."""
+        """Yield the next `length` bytes."""
         while length:
             if not self._rest:
                 self._rest = memoryview(next(self._chunks))
@@ -160,8 +197,8 @@ class _Cutter:
             yield bytes(piece)
 
 
-def _whole(chunks: Iterator[bytes], size: int, digest: Digest | None) -> Iterator[bytes]:
-    """The chunks, the last one only when all are there and have the digest (None: somebody else looks at that).
+def _hold_last_chunk(chunks: Iterator[bytes], size: int, digest: Digest | None) -> Iterator[bytes]:
+    """Yield the chunks, the last one only when the size is right, and the digest unless it is None.
 
     Raises S3Error.
     """
@@ -178,9 +215,9 @@ def _whole(chunks: Iterator[bytes], size: int, digest: Digest | None) -> Iterato
         if hasher:
             hasher.update(chunk)
     if received_bytes != size:
-        raise S3Error(f"not published: there are other than the announced {size} bytes", "mismatch")
+        raise S3Error(f"not published: the blob does not have the announced size of {size} bytes", "mismatch")
     if digest and hasher and not digest.matches(hasher):
-        raise S3Error(f"not published: the bytes are not those of {digest}", "mismatch")
+        raise S3Error(f"not published: the bytes do not have the digest {digest}", "mismatch")
     if held:
         yield held
 
@@ -191,15 +228,16 @@ def _put(
     key: str,
     query: Mapping[str, str],
     headers: Mapping[str, str],
-    payload: str,
+    payload_hash: str,
     size: int,
-    pieces: Iterator[bytes],
+    chunks: Iterator[bytes],
 ) -> S3Response:
+    """Stream a body. Raises S3Error, and the exceptions of `chunks`."""
     failure: list[BaseException] = []
 
     def guarded() -> Iterator[bytes]:
         try:
-            yield from pieces
+            yield from chunks
         except GeneratorExit:
             raise
         except BaseException as exc:
@@ -207,33 +245,33 @@ def _put(
             raise _ChunksFailed from exc
 
     try:
-        opened = client.open_response(
+        response = client.open_response(
             operation,
             "PUT",
             key,
             query=query,
             headers={**headers, "Content-Length": str(size)},
             body=guarded(),
-            payload=payload,
+            payload_hash=payload_hash,
             read_timeout_s=STORE_TIMEOUT_S,
         )
     except _ChunksFailed:
         raise failure[0] from None
-    if opened is None:
-        raise S3Error(f"the store answered nonsense to {operation}", "garbage")
-    return S3Response(opened.headers, opened.read_all(64 * 1024))
+    if response is None:
+        raise S3Error(f"unexpected response of the S3 service to {operation}", "garbage")
+    return S3Response(response.headers, response.read_all(64 * 1024))
 
 
 def _check_size(client: S3Client, key: str, size: int) -> None:
-    """A store that answers 200 may have stored something else: an object made of parts is looked at once."""
-    answer = client.request("head", "HEAD", key)
-    found = answer.headers.get("Content-Length") if answer else None
-    if found != str(size):
-        raise S3Error(f"the store has {found} bytes and not {size} of {key}", "mismatch")
+    """Check an object made of parts: a service may respond with 200 and store something else. Raises S3Error."""
+    response = client.request("head", "HEAD", key)
+    stored_size = response.headers.get("Content-Length") if response else None
+    if stored_size != str(size):
+        raise S3Error(f"the S3 service stored {stored_size} instead of {size} bytes of {key}", "mismatch")
 
 
-def _ranges(size: int, part_bytes: int) -> Iterator[tuple[int, int]]:
-    """Starts and lengths, all alike but the last one: R2 wants that."""
+def _part_ranges(size: int, part_bytes: int) -> Iterator[tuple[int, int]]:
+    """Yield the start and length of each part. All but the last have the same length, as Cloudflare R2 requires."""
     part_bytes = max(part_bytes, -(-size // MAX_PARTS))
     for start in range(0, size, part_bytes):
         yield start, min(part_bytes, size - start)

@@ -30,8 +30,8 @@ def see_said(deployment: Deployment, *words: str) -> None:
     ("storage", "words"),
     [
         ({"bucket": "no-such-bucket"}, ("bucket no-such-bucket does not exist", "storage.bucket")),
-        ({"secret_key": "wrong-secret"}, ("the secret key is wrong", "storage.secret_key")),
-        ({"access_key": "nobody-at-all"}, ("does not take our access key", "storage.access_key")),
+        ({"secret_key": "wrong-secret"}, ("rejects the secret key", "storage.secret_key")),
+        ({"access_key": "nobody-at-all"}, ("rejects the access key", "storage.access_key")),
     ],
     ids=["no bucket", "wrong secret key", "wrong access key"],
 )
@@ -89,7 +89,7 @@ def test_a_store_that_is_not_there_yet(
     minio.stop()
     try:
         deployment = start()
-        see_said(deployment, "does not take connections", "storage.endpoint")
+        see_said(deployment, "cannot connect to S3", "storage.endpoint")
         keys = pull(deployment, "v1")
     finally:
         minio.start()

@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 
 import pytest
 
-from dockyard.s3.publisher import STREAMS
+from dockyard.s3.publisher import MAX_STREAMED_UPLOADS
 from tests.s3.service.bucket_view import BucketView, blob_key
 from tests.s3.service.images import NAME, add_images, add_index, fetch, fill, layer, pull, put_image
 from tests.s3.service.request_log import object_key
@@ -209,7 +209,7 @@ def test_a_busy_store_is_given_half_as_much(
         """The first uploads; what comes later is kept waiting, so that nothing else fails or goes well."""
         if request.method != "PUT" or object_key(request) not in keys:
             return Forward()
-        if len(refused) < STREAMS:
+        if len(refused) < MAX_STREAMED_UPLOADS:
             refused.append(request)
             return s3_error(503, "SlowDown")
         is_well.wait(BACK_WITHIN_S)
@@ -231,11 +231,11 @@ def test_a_busy_store_is_given_half_as_much(
             return sum(request.method == "PUT" and object_key(request) in wanted for request in list(proxy.requests))
 
     proxy.rule = refuse_some
-    assert begun("first") == STREAMS
-    failed = f'dockyard_published_total{{outcome="failed"}} {STREAMS}.0'
+    assert begun("first") == MAX_STREAMED_UPLOADS
+    failed = f'dockyard_published_total{{outcome="failed"}} {MAX_STREAMED_UPLOADS}.0'
     eventually(lambda: failed in deployment.get("/metrics").body.decode(), "all that were refused have ended")
     fake_registry.clear_exchanges()
-    assert begun("second") == STREAMS // 2
+    assert begun("second") == MAX_STREAMED_UPLOADS // 2
     is_well.set()
     eventually(lambda: keys == bucket_view.listed(), "all is in the bucket", BACK_WITHIN_S)
 

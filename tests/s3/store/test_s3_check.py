@@ -78,7 +78,7 @@ def test_another_region_is_named(server: Server) -> None:
 def test_a_port_that_nobody_listens_on_is_named(minio: Server) -> None:
     """The endpoint is wrong, or the store is down."""
     [said] = troubles(minio.settings(endpoint="127.0.0.1:1"))
-    assert said == "S3 at 127.0.0.1:1 does not take connections: check storage.endpoint"
+    assert said == "cannot connect to S3 at 127.0.0.1:1: check storage.endpoint"
 
 
 def test_a_bucket_as_host_is_explained(minio: Server) -> None:
@@ -106,7 +106,7 @@ def test_tls_to_a_plain_port_is_named(server: Server) -> None:
         (s3_error(400, "AuthorizationHeaderMalformed", "<Region>eu-west-1</Region>"), "storage.region to eu-west-1"),
         (Respond(301, b"", "x-amz-bucket-region: eu-west-2\r\n"), "storage.region to eu-west-2"),
         (Respond(200, b"<html>hello</html>"), "storage.endpoint"),
-        (Respond(404, b"<html>hello</html>"), "no S3 service"),
+        (Respond(404, b"<html>hello</html>"), "not an S3 service"),
         (Respond(400, b"Client sent an HTTP request to an HTTPS server."), "storage.use_ssl"),
         (s3_error(503, "SlowDown"), "as soon as it works"),
     ],

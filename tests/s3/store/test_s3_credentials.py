@@ -18,7 +18,7 @@ from dockyard.config.settings import StorageSettings
 from dockyard.config.types import Secret
 from dockyard.oci.reference import Digest
 from dockyard.s3 import S3Error, S3Store, credentials
-from dockyard.s3.credentials import CredentialChain, NoCredentials, _container_address
+from dockyard.s3.credentials import CredentialChain, NoCredentials, _container_url
 from tests.s3.store.aws import TOKEN, Aws
 from tests.s3.store.servers import ACCESS_KEY, SECRET_KEY, Server
 
@@ -36,7 +36,7 @@ def aws() -> Iterator[Aws]:
 @pytest.fixture
 def _always_ask(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ask again at once."""
-    monkeypatch.setattr(credentials, "RENEWED_EVERY_S", 0.0)
+    monkeypatch.setattr(credentials, "MIN_RENEWAL_INTERVAL_S", 0.0)
 
 
 def chain(environ: dict[str, str]) -> CredentialChain:
@@ -53,13 +53,13 @@ def write(home: Path, name: str, text: str) -> None:
 def test_keys_in_the_settings_come_first(tmp_path: Path) -> None:
     """They are what the operator said of this store."""
     settings = attrs.evolve(SETTINGS, access_key="ours", secret_key=Secret("secret"))
-    assert CredentialChain(settings, {"AWS_ACCESS_KEY_ID": "other"}).find().access_key == "ours"
+    assert CredentialChain(settings, {"AWS_ACCESS_KEY_ID": "other"}).get().access_key == "ours"
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_roles_are_found(aws: Aws, tmp_path: Path, kind: str) -> None:
     """Web identity, containers and machines give keys that end."""
-    found = chain(aws.environ(kind, tmp_path)).find()
+    found = chain(aws.environ(kind, tmp_path)).get()
     assert (found.access_key, found.secret_key, found.session_token) == (aws.key, aws.secret, aws.session)
     assert found.expiration is not None
 
@@ -67,8 +67,8 @@ def test_roles_are_found(aws: Aws, tmp_path: Path, kind: str) -> None:
 def test_keys_of_the_environment_are_found() -> None:
     """With a session token or without."""
     environ = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret"}
-    assert chain(environ).find().session_token is None
-    assert chain(environ | {"AWS_SESSION_TOKEN": "session"}).find().session_token == "session"
+    assert chain(environ).get().session_token is None
+    assert chain(environ | {"AWS_SESSION_TOKEN": "session"}).get().session_token == "session"
 
 
 @pytest.mark.parametrize(
@@ -89,7 +89,7 @@ def test_profiles_are_found(tmp_path: Path, environ: dict[str, str], key: str) -
         "[default]\nregion = eu-west-1\naws_access_key_id = wrong\n"
         "[profile config-only]\naws_access_key_id = of-config\naws_secret_access_key = secret\n",
     )
-    assert chain({"HOME": str(tmp_path), **environ}).find().access_key == key
+    assert chain({"HOME": str(tmp_path), **environ}).get().access_key == key
 
 
 def test_a_program_is_run(tmp_path: Path) -> None:
@@ -99,7 +99,7 @@ def test_a_program_is_run(tmp_path: Path) -> None:
     (tmp_path / "said.json").write_text(json.dumps(said))
     program = f"{sys.executable} -c \"print(open('{tmp_path}/said.json').read())\""
     write(tmp_path, "config", f"[default]\ncredential_process = {program}\n")
-    found = chain({"HOME": str(tmp_path)}).find()
+    found = chain({"HOME": str(tmp_path)}).get()
     assert (found.access_key, found.session_token) == ("of-program", "t")
     assert found.expiration is not None
 
@@ -112,7 +112,7 @@ def test_a_profile_may_be_a_role(aws: Aws, tmp_path: Path, how: str) -> None:
     write(tmp_path, "credentials", "[base]\naws_access_key_id = base\naws_secret_access_key = secret\n")
     role = "role_arn = arn:aws:iam::123456789012:role/dockyard"
     write(tmp_path, "config", f"[default]\n{role}\n{how.format(home=tmp_path)}\n")
-    assert chain(environ).find().access_key == aws.key
+    assert chain(environ).get().access_key == aws.key
 
 
 def test_profiles_that_name_each_other_end(tmp_path: Path) -> None:
@@ -120,7 +120,7 @@ def test_profiles_that_name_each_other_end(tmp_path: Path) -> None:
     role = "role_arn = arn:aws:iam::1:role/x"
     write(tmp_path, "config", f"[default]\n{role}\nsource_profile = b\n[profile b]\n{role}\nsource_profile = default\n")
     with pytest.raises(NoCredentials):
-        chain({"HOME": str(tmp_path)}).find()
+        chain({"HOME": str(tmp_path)}).get()
 
 
 def test_the_first_place_that_is_set_up_counts(aws: Aws, tmp_path: Path) -> None:
@@ -130,12 +130,12 @@ def test_the_first_place_that_is_set_up_counts(aws: Aws, tmp_path: Path) -> None
     for kind, bucket_view in zip(["ec2", "eks", "irsa"], expected, strict=True):
         environ |= aws.environ(kind, tmp_path)
         aws.asked.clear()
-        chain(environ).find()
+        chain(environ).get()
         assert aws.asked[0] == bucket_view
     write(tmp_path, "credentials", "[default]\naws_access_key_id = of-file\naws_secret_access_key = secret\n")
-    assert chain(environ).find().access_key == "of-file"
+    assert chain(environ).get().access_key == "of-file"
     environ |= {"AWS_ACCESS_KEY_ID": "of-environment", "AWS_SECRET_ACCESS_KEY": "secret"}
-    assert chain(environ).find().access_key == "of-environment"
+    assert chain(environ).get().access_key == "of-environment"
 
 
 def test_a_place_that_fails_is_not_passed_over(aws: Aws, tmp_path: Path) -> None:
@@ -143,13 +143,13 @@ def test_a_place_that_fails_is_not_passed_over(aws: Aws, tmp_path: Path) -> None
     environ = aws.environ("ec2", tmp_path) | aws.environ("irsa", tmp_path)
     aws.status = 500
     with pytest.raises(NoCredentials, match="web identity"):
-        chain(environ).find()
+        chain(environ).get()
     assert aws.asked == ["AssumeRoleWithWebIdentity"]
 
 
 def test_the_address_of_a_container_role_of_ecs() -> None:
     """ECS gives a path; its address is fixed."""
-    assert _container_address({"AWS_CONTAINER_CREDENTIALS_RELATIVE_URI": "/v2/x"}) == "http://169.254.170.2/v2/x"
+    assert _container_url({"AWS_CONTAINER_CREDENTIALS_RELATIVE_URI": "/v2/x"}) == "http://169.254.170.2/v2/x"
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -157,14 +157,14 @@ def test_the_address_of_a_container_role_of_ecs() -> None:
 def test_keys_are_renewed_before_they_end(aws: Aws, tmp_path: Path, kind: str) -> None:
     """Five minutes before; and not earlier."""
     keys = chain(aws.environ(kind, tmp_path))
-    keys.find()
+    keys.get()
     aws.key = "next"
-    assert keys.find().access_key == "key-of-the-role"
+    assert keys.get().access_key == "key-of-the-role"
     keys = chain(aws.environ(kind, tmp_path))
     aws.lasts_s = 299
-    keys.find()
+    keys.get()
     aws.key = "next but one"
-    assert keys.find().access_key == "next but one"
+    assert keys.get().access_key == "next but one"
 
 
 @pytest.mark.usefixtures("_always_ask")
@@ -172,11 +172,11 @@ def test_valid_keys_are_used_while_they_cannot_be_renewed(aws: Aws, tmp_path: Pa
     """A service that is down for a minute stops nobody."""
     keys = chain(aws.environ("eks", tmp_path))
     aws.lasts_s = 100
-    first = keys.find()
+    first = keys.get()
     aws.status = 500
-    assert keys.find() == first
+    assert keys.get() == first
     aws.status, aws.key = 200, "next"
-    assert keys.find().access_key == "next"
+    assert keys.get().access_key == "next"
 
 
 @pytest.mark.usefixtures("_always_ask")
@@ -184,10 +184,10 @@ def test_keys_that_have_ended_are_not_used(aws: Aws, tmp_path: Path) -> None:
     """The store would refuse them."""
     keys = chain(aws.environ("eks", tmp_path))
     aws.lasts_s = -1
-    keys.find()
+    keys.get()
     aws.status = 500
     with pytest.raises(NoCredentials):
-        keys.find()
+        keys.get()
 
 
 def test_that_there_is_nothing_is_remembered(aws: Aws, tmp_path: Path) -> None:
@@ -196,7 +196,7 @@ def test_that_there_is_nothing_is_remembered(aws: Aws, tmp_path: Path) -> None:
     aws.status = 404
     for _ in range(3):
         with pytest.raises(NoCredentials, match="EC2"):
-            keys.find()
+            keys.get()
     assert aws.asked == ["IMDS token"]
 
 
@@ -204,7 +204,7 @@ def test_one_thread_asks_for_all(aws: Aws, tmp_path: Path) -> None:
     """The others wait for it."""
     keys = chain(aws.environ("eks", tmp_path))
     with ThreadPoolExecutor(16) as threads:
-        assert len({found.access_key for found in threads.map(lambda _: keys.find(), range(64))}) == 1
+        assert len({found.access_key for found in threads.map(lambda _: keys.get(), range(64))}) == 1
     assert aws.asked == ["container"]
 
 
@@ -212,7 +212,7 @@ def test_what_went_wrong_shows_no_token(aws: Aws, tmp_path: Path) -> None:
     """minio-py puts the whole address into its message, and the token is in it."""
     aws.status = 403
     with pytest.raises(NoCredentials) as caught:
-        chain(aws.environ("irsa", tmp_path)).find()
+        chain(aws.environ("irsa", tmp_path)).get()
     assert TOKEN not in f"{caught.value}{caught.value.__cause__}"
     assert caught.value.__suppress_context__
 

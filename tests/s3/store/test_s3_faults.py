@@ -86,7 +86,7 @@ def test_a_server_that_is_gone_is_trouble(minio: Server, ask: Callable[[S3Store]
     """Refused is not missing; and it is told at once."""
     tier = make_tier(minio.settings(endpoint="127.0.0.1:1"))
     begun = time.monotonic()
-    with pytest.raises(S3Error, match="does not take connections"):
+    with pytest.raises(S3Error, match="cannot connect to"):
         ask(tier)
     assert time.monotonic() - begun < 1
 
@@ -99,7 +99,7 @@ def test_a_silent_server_is_trouble(
     """Every wait ends, and is not begun again."""
     monkeypatch.setattr("dockyard.s3.upload.STORE_TIMEOUT_S", 0.3)
     proxy.rule = lambda _: Stall()
-    with pytest.raises(S3Error, match="silent") as caught:
+    with pytest.raises(S3Error, match="did not respond in time") as caught:
         ask(tier)
     assert caught.value.code == "timeout"
     assert len(proxy.requests) == 1
@@ -254,7 +254,7 @@ def test_a_copy_that_failed_is_not_believed(tier: S3Store, direct: S3Store, prox
 def test_a_completed_blob_of_another_size_is_not_believed(tier: S3Store, proxy: S3Proxy) -> None:
     """A store that says 200 and kept less is found out."""
     proxy.rule = lambda request: Respond(200, b"xx") if request.method == "HEAD" else Forward()
-    with pytest.raises(S3Error, match="has 2 bytes"):
+    with pytest.raises(S3Error, match="stored 2 instead of"):
         tier.publish_blob(Digest.of(LARGE), len(LARGE), iter(pieces(LARGE)))
 
 

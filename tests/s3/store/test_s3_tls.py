@@ -17,7 +17,7 @@ from dockyard.config.settings import StorageSettings
 from dockyard.errors import Unavailable
 from dockyard.oci.reference import Digest
 from dockyard.s3 import S3Error, S3Store
-from dockyard.s3.errors import explain
+from dockyard.s3.errors import to_s3_error
 from tests.s3.store.servers import BUCKET, MIB, START_LIMIT_S, Minio, make_tier
 from tests.s3.store.store_adapters import pieces
 from tests.support.processes import Process
@@ -144,7 +144,7 @@ def test_a_certificate_of_strangers_is_not_trusted(settings: StorageSettings) ->
 )
 def test_an_end_without_goodbye_is_no_question_of_trust(exc: Exception, code: str) -> None:
     """A kept connection that the store has closed meanwhile gets another try."""
-    assert explain(exc, "S3").code == code
+    assert to_s3_error(exc, "S3").code == code
 
 
 def test_plain_http_to_a_tls_port_is_named(settings: StorageSettings) -> None:

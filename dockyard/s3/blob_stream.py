@@ -1,0 +1,83 @@
+"""The body of a blob that is being read from the bucket. Blocking."""
+
+import re
+import threading
+
+from dockyard.errors import Unavailable, UpstreamTimeout
+from dockyard.s3.errors import S3Error
+from dockyard.s3.responses import S3Response, S3StreamingResponse
+
+RETRY_AFTER_S = 3
+
+
+class S3BlobStream:
+    """The body of a blob, from byte `start` on. A download reads it as it reads the body of an upstream's response.
+
+    `size` is the size of the whole blob. `last_modified` is in seconds since the epoch, and `age_s` is by the clock of
+    the S3 service.
+    """
+
+    size: int | None
+
+    def __init__(self, response: S3StreamingResponse, size: int, start: int) -> None:
+        metadata = S3Response(response.headers, b"")
+        self.size = size
+        self.start = start
+        self.etag = response.headers.get("ETag", "")
+        self.last_modified = metadata.last_modified
+        self.age_s = metadata.age_s
+        self._response = response
+        self._remaining = size - start
+        self._lock = threading.Lock()
+        self._is_closed = False
+        self._is_aborted = False
+
+    def read(self, amount: int) -> bytes:
+        """Read up to `amount` bytes; empty only when the whole body was read.
+
+        Raises UpstreamTimeout when the S3 service stalls, Unavailable when the connection breaks, the body has another
+        size than announced, or the read was aborted.
+        """
+        try:
+            data = self._response.read(amount)
+        except S3Error as exc:
+            if exc.code == "timeout" and not self._is_aborted:
+                raise UpstreamTimeout("the storage did not respond in time", retry_after_s=RETRY_AFTER_S) from exc
+            raise Unavailable("the storage closed the connection", retry_after_s=RETRY_AFTER_S) from exc
+        self._remaining -= len(data)
+        if self._is_aborted:
+            raise Unavailable("the download was stopped")
+        if (not data and self._remaining) or self._remaining < 0:
+            raise Unavailable("the storage sent a body of another size than announced", retry_after_s=RETRY_AFTER_S)
+        return data
+
+    def close(self) -> None:
+        """Release the connection: for reuse if the whole body was read, else it is closed."""
+        with self._lock:
+            self._is_closed = True
+        self._response.close()
+
+    def abort(self) -> None:
+        """Make a `read` that is blocked in another thread fail. Does not block."""
+        with self._lock:
+            self._is_aborted = True
+            if not self._is_closed:
+                self._response.abort()
+
+
+def parse_extent(response: S3StreamingResponse, start: int) -> tuple[int, int]:
+    """Return the offset of the body's first byte, and the size of the whole object. Raises ValueError.
+
+    A `Content-Range` (RFC 9110 section 14.4) must begin at `start` and end with the last byte of the object.
+    """
+    length = int(response.headers["Content-Length"]) if "Content-Length" in response.headers else -1
+    if response.status == 200:
+        if length < 0:
+            raise ValueError("no Content-Length")
+        return 0, length
+    found = re.fullmatch(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18})", response.headers.get("Content-Range", ""))
+    if not found or int(found[1]) != start or int(found[2]) != int(found[3]) - 1:
+        raise ValueError("another Content-Range than requested")
+    if length not in {-1, int(found[3]) - start}:
+        raise ValueError("Content-Length does not match Content-Range")
+    return start, int(found[3])
