@@ -22,7 +22,7 @@ __all__ = ["olareg"]
 
 pytestmark = pytest.mark.clients
 
-SBOM, SCAN = "application/vnd.rig.sbom", "application/vnd.rig.scan"
+SBOM, SCAN = "application/vnd.example.sbom", "application/vnd.rig.scan"
 
 T = TypeVar("T")
 
@@ -37,7 +37,7 @@ def upstream(request: pytest.FixtureRequest) -> DistributionRegistry | Olareg:
 @pytest.fixture
 def repository() -> str:
     """A repository that no other test has."""
-    return f"rig/{secrets.token_hex(4)}"
+    return f"tests/{secrets.token_hex(4)}"
 
 
 @pytest.fixture

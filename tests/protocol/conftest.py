@@ -1,4 +1,4 @@
-"""What the cases share: a deployment per module while nothing is wrong, and fresh ones for what spoils them."""
+"""Fixtures: one deployment per module for tests that change nothing, and new ones for the others."""
 
 from collections.abc import Iterator
 
@@ -13,7 +13,7 @@ __all__ = ["deployment", "fake_registry", "make_deployment"]
 
 @pytest.fixture(scope="module")
 def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
-    """Give a deployment with one worker; its tests use names of their own and leave the upstream well."""
+    """A deployment with one worker; its tests use names of their own and leave the upstream without faults."""
     with (
         FakeRegistry() as fake_registry,
         open_deployment(fake_registry, tmp_path_factory.mktemp("deployment")) as deployment,

@@ -1,4 +1,4 @@
-"""Cases T32 to T34: challenges, tokens, and what happens when logging in does not work."""
+"""Authentication at the upstream: challenges, tokens, realms, scopes, and what happens when a login fails."""
 
 import datetime as dt
 from collections.abc import Callable, Mapping
@@ -56,7 +56,7 @@ def _assert_two_tokens_at_most(deployment: Deployment, service: FakeTokenService
 def test_challenges_of_every_shape(
     make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry, shape: str
 ) -> None:
-    """However the challenge is spelt, one token is fetched for exactly the pull scope, and used for all requests."""
+    """However the challenge is written, one token is fetched for exactly the pull scope, and used for all requests."""
     _assert_two_tokens_at_most(make_deployment(), FakeTokenService(fake_registry, challenges=CHALLENGES[shape]))
 
 
@@ -64,7 +64,7 @@ def test_challenges_of_every_shape(
 def test_tokens_of_every_spelling(
     make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry, spelling: str
 ) -> None:
-    """However the token is spelt, it is used, and used again."""
+    """However the token response is written, the token is used, and reused."""
     _assert_two_tokens_at_most(make_deployment(), FakeTokenService(fake_registry, spell=SPELLINGS[spelling]))
 
 
@@ -72,14 +72,14 @@ def test_tokens_of_every_spelling(
 def test_a_hundred_requests_cost_two_tokens(
     make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry, spelling: str
 ) -> None:
-    """A token is kept for a minute at least, whatever it says of itself."""
+    """A token is used for at least one minute, whatever lifetime it states."""
     _assert_two_tokens_at_most(make_deployment(), FakeTokenService(fake_registry, spell=SPELLINGS[spelling]), tens=10)
 
 
 def test_each_repository_has_its_own_scope(
     make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry
 ) -> None:
-    """A token for one repository is not taken for another."""
+    """A token for one repository is not used for another."""
     service = FakeTokenService(fake_registry)
     deployment = make_deployment()
     for repo in ("a", "b/c"):
@@ -109,7 +109,7 @@ TOKEN_FAILURES: dict[str, tuple[Change, set[int]]] = {
 def test_a_token_service_that_fails(
     make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry, failure: str
 ) -> None:
-    """Few requests, a bounded time, and the error that fits; nothing of the token service reaches the client."""
+    """Few requests, a bounded time, and the matching error; the client sees nothing of the token service's response."""
     change, statuses = TOKEN_FAILURES[failure]
     FakeTokenService(fake_registry)
     fake_registry.on("token", change)
@@ -129,7 +129,7 @@ def test_a_token_service_that_fails(
 def test_a_cached_tag_outlives_the_token_service(
     make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry, failure: str
 ) -> None:
-    """A token service that is down is an outage like any other: what was pulled once is served stale."""
+    """A token service that is down counts as an outage: what was pulled before is served stale."""
     service = FakeTokenService(fake_registry)
     image = fake_registry.add_image("app", "v1")
     deployment = make_deployment()
@@ -142,10 +142,10 @@ def test_a_cached_tag_outlives_the_token_service(
 
 
 @pytest.mark.parametrize(("auth", "status"), [("anonymous", 404), ("basic", 403)])
-def test_tokens_that_nobody_accepts(
+def test_tokens_that_the_registry_rejects(
     make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry, auth: str, status: int
 ) -> None:
-    """After one new try it is over: 404 for an anonymous upstream, 403 for one with credentials."""
+    """After one retry: 404 for an anonymous upstream, 403 for one with credentials."""
     fake_registry.on("manifest", faults.challenged(bearer_challenge(f"{fake_registry.url}/token", "app")))
     image = fake_registry.add_image("app", "v1")
     credentials = {"type": auth, **({"username": USER, "password": PASSWORD} if auth == "basic" else {})}
@@ -158,10 +158,10 @@ def test_tokens_that_nobody_accepts(
     assert PASSWORD not in deployment.dockyard.read_log()
 
 
-def test_a_refused_tag_costs_few_requests(
+def test_a_rejected_tag_costs_few_requests(
     make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry
 ) -> None:
-    """By tag there is one more registry request, for upstreams whose HEAD is refused where GET is not."""
+    """By tag there is one more registry request, for upstreams that reject HEAD but not GET."""
     fake_registry.on("manifest", faults.challenged(bearer_challenge(f"{fake_registry.url}/token", "app")))
     deployment = make_deployment()
     assert deployment.get("/v2/up.test/app/manifests/v1").status == 404
@@ -171,10 +171,10 @@ def test_a_refused_tag_costs_few_requests(
 
 @pytest.mark.parametrize("kind", ["manifests", "blobs"])
 @pytest.mark.parametrize(("auth", "status"), [("anonymous", 404), ("basic", 403)])
-def test_a_forbidden_answer_is_an_answer(
+def test_a_403_is_no_outage(
     make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry, kind: str, auth: str, status: int
 ) -> None:
-    """403 upstream is neither an outage nor ours to pass on with the upstream's words."""
+    """403 from the upstream is no outage, and its message is not passed on."""
     fake_registry.on(None, faults.error_response(403, "DENIED"), listener="registry")
     credentials = {"type": auth, **({"username": USER, "password": PASSWORD} if auth == "basic" else {})}
     deployment = make_deployment(upstreams=[upstream("up.test", fake_registry.url, auth=credentials)])
@@ -187,10 +187,10 @@ def test_a_forbidden_answer_is_an_answer(
 @pytest.mark.parametrize(
     "realm", ["http://169.254.169.254/token", "file:///etc/passwd", "/token", "", "http://", "gopher://x/"]
 )
-def test_realms_that_lead_nowhere_good(
+def test_invalid_and_unreachable_realms(
     make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry, realm: str
 ) -> None:
-    """A realm that cannot be a token service is an error within a bounded time, whatever it was meant to reach."""
+    """A realm that cannot be a token service is an error within a bounded time."""
     FakeTokenService(fake_registry, realm=realm)
     fake_registry.add_image("app", "v1")
     deployment = make_deployment(
@@ -208,7 +208,7 @@ def test_realms_that_lead_nowhere_good(
 def test_credentials_do_not_follow_a_realm_to_another_host(
     make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry, auth: str
 ) -> None:
-    """The realm is written by whoever answers: on another host it gets no credentials."""
+    """A realm on another host gets no credentials: the response that names it may be forged."""
     elsewhere = fake_registry.listen("elsewhere", "127.0.0.2")
     FakeTokenService(fake_registry, realm=f"{elsewhere.url}/token")
     fake_registry.add_image("app", "v1")
@@ -223,7 +223,7 @@ def test_credentials_do_not_follow_a_realm_to_another_host(
 def test_a_trusted_host_gets_the_credentials(
     make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry
 ) -> None:
-    """`trusted_hosts` says that a token service on another host belongs to the registry."""
+    """`trusted_hosts` states that a token service on another host belongs to the registry."""
     elsewhere = fake_registry.listen("elsewhere", "127.0.0.2")
     FakeTokenService(fake_registry, realm=f"{elsewhere.url}/token", login=basic(USER, PASSWORD))
     fake_registry.add_image("app", "v1")
@@ -240,7 +240,7 @@ def test_a_trusted_host_gets_the_credentials(
 def test_basic_credentials_are_exchanged_at_the_realm(
     make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry
 ) -> None:
-    """A Bearer challenge sends the credentials to the realm of the same host, and only the token to the registry."""
+    """A Bearer challenge sends the credentials to the realm on the same host, and only the token to the registry."""
     FakeTokenService(fake_registry, login=basic(USER, PASSWORD))
     image = fake_registry.add_image("app", "v1")
     credentials = {"type": "basic", "username": USER, "password": PASSWORD}
@@ -255,7 +255,7 @@ def test_basic_credentials_are_exchanged_at_the_realm(
 def test_basic_credentials_for_a_basic_challenge(
     make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry
 ) -> None:
-    """A registry that wants Basic (ECR) gets it."""
+    """A registry that requires Basic (ECR) gets the Basic credentials."""
     require_authorization(fake_registry, basic(USER, PASSWORD))
     image = fake_registry.add_image("app", "v1")
     credentials = {"type": "basic", "username": USER, "password": PASSWORD}
@@ -264,7 +264,7 @@ def test_basic_credentials_for_a_basic_challenge(
     assert PASSWORD not in deployment.dockyard.read_log()
 
 
-def test_a_bearer_secret_goes_verbatim_first(
+def test_a_bearer_secret_is_sent_verbatim_first(
     make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry
 ) -> None:
     """`auth.type: bearer`: the secret is the token."""
@@ -276,10 +276,10 @@ def test_a_bearer_secret_goes_verbatim_first(
     assert fake_registry.count("token") == 0
 
 
-def test_a_bearer_secret_that_is_refused_is_exchanged(
+def test_a_rejected_bearer_secret_is_exchanged(
     make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry
 ) -> None:
-    """A `ghp_…` that the registry does not take is a password at the realm; that is remembered."""
+    """A `ghp_…` secret that the registry rejects is used as a password at the realm; that is remembered."""
     service = FakeTokenService(fake_registry, login=basic(USER, PASSWORD))
     image = fake_registry.add_image("app", "v1")
     credentials = {"type": "bearer", "username": USER, "password": PASSWORD}
@@ -296,7 +296,7 @@ def test_a_bearer_secret_that_is_refused_is_exchanged(
 def test_a_token_that_expires_between_two_blobs(
     make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry
 ) -> None:
-    """The next request gets a new token, and the client no error."""
+    """The next request fetches a new token, and the client sees no error."""
     service = FakeTokenService(fake_registry)
     image = fake_registry.add_image("app", "v1", [b"first", b"second"])
     deployment = make_deployment()
@@ -309,7 +309,7 @@ def test_a_token_that_expires_between_two_blobs(
 def test_a_token_that_expires_in_the_middle_of_a_transfer(
     make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry
 ) -> None:
-    """When the transfer must be resumed with a token that has expired meanwhile, it is with a new one."""
+    """A transfer that is resumed after its token has expired uses a new token."""
     service = FakeTokenService(fake_registry)
     blob = b"0123456789abcdef" * 200_000
     digest = fake_registry.add_blob(blob)
@@ -324,8 +324,10 @@ def test_a_token_that_expires_in_the_middle_of_a_transfer(
     assert (response.ended, response.body == blob) == ("length", True)
 
 
-def test_insufficient_scope_once(make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry) -> None:
-    """A token that was good for less is replaced by a new one, and the client sees nothing of it."""
+def test_insufficient_scope_is_retried_once(
+    make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry
+) -> None:
+    """A token with insufficient scope is replaced by a new one, and the client does not notice."""
     service = FakeTokenService(fake_registry)
     challenge = bearer_challenge(f"{fake_registry.url}/token", "app") + ',error="insufficient_scope"'
     image = fake_registry.add_image("app", "v1")
@@ -344,7 +346,7 @@ def test_insufficient_scope_once(make_deployment: Callable[..., Deployment], fak
 def test_a_token_that_expires_between_two_checks(
     make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry
 ) -> None:
-    """A cached tag is fresh, not stale, when all that was wrong was an old token; and HEAD is enough."""
+    """A cached tag is fresh, not stale, when only the token had expired; HEAD is enough to check it."""
     service = FakeTokenService(fake_registry)
     fake_registry.add_image("app", "v1")
     deployment = make_deployment()
@@ -360,7 +362,7 @@ def test_a_token_that_expires_between_two_checks(
 def test_one_refresh_for_many_waiting_requests(
     make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry
 ) -> None:
-    """Fifty requests that find their token expired wait for one new one."""
+    """Fifty requests that find their token expired wait for one new token."""
     service = FakeTokenService(fake_registry)
     digests = [fake_registry.add_blob(f"blob {number}".encode()) for number in range(51)]
     deployment = make_deployment()

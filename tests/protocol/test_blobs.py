@@ -1,4 +1,4 @@
-"""Cases T21 to T23 and T27 to T30: blobs, never wrong, fetched once, and resumed."""
+"""Blobs: verified before they are complete, fetched once for all clients, and resumed after interruptions."""
 
 import threading
 from collections.abc import Callable
@@ -15,8 +15,8 @@ from tests.support.http_client import is_part_of
 from tests.support.raw_http import Request, ScriptedResponse
 
 MIB = 1024 * 1024
-SMALL = 100_000  # verified before its first byte
-LARGE = 3 * MIB  # streamed, all but its tail
+SMALL = 100_000  # verified before the first byte is sent
+LARGE = 3 * MIB  # streamed, except for its last bytes
 
 
 def _random(size: int, seed: str) -> bytes:
@@ -40,7 +40,7 @@ def _wrong_bodies(size: int) -> dict[str, tuple[Change, ...]]:
 @pytest.mark.parametrize("size", [SMALL, LARGE], ids=["small", "large"])
 @pytest.mark.parametrize("flaw", _wrong_bodies(SMALL))
 def test_a_wrong_body_is_never_complete(deployment: Deployment, flaw: str, size: int) -> None:
-    """Whatever is wrong with the bytes, no client can take them for whole, none is kept, and the next try is new."""
+    """No client can take wrong bytes for a complete body, nothing is kept, and the next request fetches again."""
     fake_registry = deployment.fake_registry
     blob = _random(size, f"{flaw} {size}")
     digest = fake_registry.add_blob(blob)
@@ -63,8 +63,8 @@ def test_a_wrong_body_is_never_complete(deployment: Deployment, flaw: str, size:
     assert fake_registry.count("blob", "GET", reference=digest) == count_before + 1
 
 
-def test_bytes_come_as_stored_even_if_the_client_takes_gzip(deployment: Deployment) -> None:
-    """`identity` is asked for upstream, and nothing is compressed on the way to the client."""
+def test_blobs_are_never_compressed(deployment: Deployment) -> None:
+    """The upstream is asked for `identity` encoding, and nothing is compressed on the way to the client."""
     blob = b"compressible " * 1000
     digest = deployment.fake_registry.add_blob(blob)
     response = deployment.get(f"/v2/up.test/app/blobs/{digest}", Accept_Encoding="zstd;q=1.0, gzip;q=0.8")
@@ -76,8 +76,8 @@ def test_bytes_come_as_stored_even_if_the_client_takes_gzip(deployment: Deployme
 @pytest.mark.parametrize("framing", [faults.chunked(), faults.close_delimited()], ids=["chunked", "close-delimited"])
 @pytest.mark.parametrize("size", [SMALL, LARGE], ids=["small", "large"])
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
-def test_an_upstream_that_tells_no_length(deployment: Deployment, framing: Change, size: int, method: str) -> None:
-    """The client is told the length all the same, and gets the right bytes."""
+def test_an_upstream_that_sends_no_length(deployment: Deployment, framing: Change, size: int, method: str) -> None:
+    """The client gets the right length and the right bytes all the same."""
     blob = _random(size, f"{framing}{method}")
     digest = deployment.fake_registry.add_blob(blob)
     deployment.fake_registry.on("blob", framing, reference=digest)
@@ -87,7 +87,7 @@ def test_an_upstream_that_tells_no_length(deployment: Deployment, framing: Chang
 
 
 def test_head_starts_no_download(deployment: Deployment) -> None:
-    """HEAD of a cold blob is a HEAD upstream, and that is all."""
+    """HEAD of a cold blob sends a HEAD upstream, and nothing else."""
     digest = deployment.fake_registry.add_blob(_random(2 * MIB, "head only"))
     response = deployment.head(f"/v2/up.test/app/blobs/{digest}")
     assert (response.status, response.header("Content-Length"), response.header("ETag")) == (
@@ -103,7 +103,7 @@ def test_head_starts_no_download(deployment: Deployment) -> None:
 
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
 def test_a_missing_blob(deployment: Deployment, method: str) -> None:
-    """What the upstream does not have is BLOB_UNKNOWN; HEAD says so without a body."""
+    """What the upstream does not have is BLOB_UNKNOWN; HEAD answers without a body."""
     response = deployment.request(method, "/v2/up.test/app/blobs/sha256:" + "1" * 64)
     assert response.status == 404
     if method == "GET":
@@ -113,15 +113,15 @@ def test_a_missing_blob(deployment: Deployment, method: str) -> None:
         assert response.body == b""
 
 
-def test_a_blob_of_another_repository_is_asked_for_there(deployment: Deployment) -> None:
-    """A cold blob is asked for in the repository of the request, and what that one does not have is unknown."""
+def test_a_cold_blob_is_requested_from_its_repository(deployment: Deployment) -> None:
+    """A cold blob is requested from the repository of the request; when that does not have it, it is unknown."""
     digest = deployment.fake_registry.add_blob(b"only in one repository", repos=["mine"])
     assert deployment.get(f"/v2/up.test/yours/blobs/{digest}").status == 404
     assert deployment.get(f"/v2/up.test/mine/blobs/{digest}").status == 200
 
 
 def test_a_cached_blob_is_served_under_every_repository(deployment: Deployment) -> None:
-    """The documented decision: blobs are shared by digest, so once cached they are served whoever asks by digest."""
+    """Blobs are shared by digest: a cached blob is served under every repository. This is a documented decision."""
     digest = deployment.fake_registry.add_blob(b"shared by all", repos=["first"])
     assert deployment.get(f"/v2/up.test/first/blobs/{digest}").status == 200
     count_before = deployment.fake_registry.count()
@@ -134,7 +134,7 @@ def test_a_cached_blob_is_served_under_every_repository(deployment: Deployment) 
 def test_parallel_open_ranges_share_one_fetch(
     make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry
 ) -> None:
-    """The parallel fetch of containerd: eight open ranges of a cold layer, each left by RST when it has its part."""
+    """Containerd's parallel download: eight open ranges of a cold layer, each reset when it has its part."""
     content = Synthetic(200 * MIB)
     digest = fake_registry.add_blob(content)
     deployment = make_deployment(workers=2)
@@ -157,10 +157,10 @@ def test_parallel_open_ranges_share_one_fetch(
     eventually(lambda: not deployment.partial_files(), "nothing of the fill is left", 5)
 
 
-def test_the_fill_goes_on_when_its_only_client_leaves(
+def test_a_download_continues_when_its_only_client_disconnects(
     make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry
 ) -> None:
-    """The policy: a fill belongs to the server. It is finished, and nothing of it can be seen before that."""
+    """A download belongs to the server: it is finished without its client, and nothing of it is visible before that."""
     content = Synthetic(100 * MIB)
     digest = fake_registry.add_blob(content)
     deployment = make_deployment()
@@ -178,10 +178,10 @@ def test_the_fill_goes_on_when_its_only_client_leaves(
     assert fake_registry.count("blob", "GET") == 1
 
 
-def test_a_second_client_is_not_hurt_when_the_first_leaves(
+def test_a_second_client_is_not_affected_when_the_first_disconnects(
     make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry
 ) -> None:
-    """Whoever joined the fetch before its first client left gets all of it."""
+    """A client that joined the download before its first client left gets all of it."""
     content = Bytes(_random(20 * MIB, "joined"))
     digest = fake_registry.add_blob(content)
     deployment = make_deployment(workers=2)
@@ -202,7 +202,7 @@ def test_a_second_client_is_not_hurt_when_the_first_leaves(
 def test_two_hundred_clients_of_one_cold_blob(
     make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry
 ) -> None:
-    """One fetch for all of them; everybody has a first byte while the upstream still holds half of it back."""
+    """One upstream request; every client has its first bytes while the upstream still holds half back."""
     content = Bytes(_random(8 * MIB, "two hundred"))
     digest = fake_registry.add_blob(content)
     deployment = make_deployment(workers=2)
@@ -217,7 +217,7 @@ def test_two_hundred_clients_of_one_cold_blob(
 
 
 def test_fifty_clients_of_one_cold_tag(make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry) -> None:
-    """One HEAD and one GET for all of them, over all workers."""
+    """One HEAD and one GET upstream for all of them, over all workers."""
     image = fake_registry.add_image("app", "v1")
     deployment = make_deployment(workers=2, upstream={"check_timeout": "10s"})
     with set_at_exit(threading.Event()) as answer_now:
@@ -231,10 +231,10 @@ def test_fifty_clients_of_one_cold_tag(make_deployment: Callable[..., Deployment
     assert (fake_registry.count("manifest", "HEAD"), fake_registry.count("manifest", "GET")) == (1, 1)
 
 
-def test_a_reset_upstream_is_resumed_unseen(
+def test_a_download_is_resumed_after_an_upstream_reset(
     make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry
 ) -> None:
-    """The upstream resets at 60 %: Dockyard asks for the rest, and the client sees one clean body."""
+    """The upstream resets at 60 %: Dockyard requests the rest, and the client sees one complete body."""
     content = Bytes(_random(10 * MIB, "reset"))
     digest = fake_registry.add_blob(content)
     deployment = make_deployment()
@@ -249,10 +249,10 @@ def test_a_reset_upstream_is_resumed_unseen(
 
 
 @pytest.mark.parametrize("place", ["bytes 0-{last}/{size}", "bytes {start}-{last}/{wrong}", "bytes 7-{last}/{size}"])
-def test_a_resume_at_the_wrong_place_is_not_believed(
+def test_a_resume_at_the_wrong_offset_is_rejected(
     make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry, place: str
 ) -> None:
-    """A 206 whose Content-Range is not what was asked for is never glued to what is there."""
+    """A 206 whose Content-Range is not the requested one is never appended to what was received."""
     content = Bytes(_random(4 * MIB, place))
     digest = fake_registry.add_blob(content)
     deployment = make_deployment()
@@ -271,7 +271,7 @@ def test_a_resume_at_the_wrong_place_is_not_believed(
 def test_an_upstream_that_ignores_the_resume(
     make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry
 ) -> None:
-    """200 instead of 206: what was there is read again and dropped, and the client does not notice."""
+    """When 200 comes instead of 206, the bytes already received are skipped, and the client does not notice."""
     content = Bytes(_random(4 * MIB, "ignored"))
     digest = fake_registry.add_blob(content)
     deployment = make_deployment()
@@ -283,8 +283,10 @@ def test_an_upstream_that_ignores_the_resume(
     assert fake_registry.sent_bytes("blob") <= 2 * content.size
 
 
-def test_a_client_that_was_cut_resumes(make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry) -> None:
-    """The only worker is killed in mid fill: nothing partial is served afterwards, and `bytes=N-` is answered 206."""
+def test_a_client_resumes_after_a_worker_was_killed(
+    make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry
+) -> None:
+    """The only worker is killed during a download: nothing partial is served afterwards, and `bytes=N-` gives 206."""
     content = Synthetic(32 * MIB)
     digest = fake_registry.add_blob(content)
     deployment = make_deployment()

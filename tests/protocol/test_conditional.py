@@ -1,4 +1,4 @@
-"""Case T39: validators, and the headers that caches and clients read."""
+"""Conditional requests, and the headers that caches and clients read."""
 
 import email.utils
 from collections.abc import Callable
@@ -17,7 +17,7 @@ OTHER = "sha256:" + "9" * 64
 
 @pytest.fixture(scope="module")
 def image(deployment: Deployment) -> Image:
-    """Give an image of which everything is warm."""
+    """An image whose manifest and blobs are all cached."""
     image = deployment.fake_registry.add_image("app", "v1", [BLOB])
     for path in _paths(image).values():
         assert deployment.get(path).status == 200
@@ -48,10 +48,10 @@ MATCHING = {
 @pytest.mark.parametrize("what", ["tag", "digest", "blob"])
 @pytest.mark.parametrize("spelling", MATCHING)
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
-def test_what_the_client_has_already(
+def test_a_matching_validator_is_304(
     deployment: Deployment, image: Image, what: str, spelling: str, method: str
 ) -> None:
-    """A matching `If-None-Match`, however it is spelt, is 304 with the validator and no body."""
+    """A matching `If-None-Match`, however it is written, is 304 with the validator and without a body."""
     digest = _digest(image, what)
     validator = MATCHING[spelling].format(digest=digest, other=OTHER)
     response = deployment.request(method, _paths(image)[what], If_None_Match=validator)
@@ -64,15 +64,17 @@ def test_what_the_client_has_already(
 
 @pytest.mark.parametrize("what", ["tag", "digest", "blob"])
 @pytest.mark.parametrize("validator", [f'"{OTHER}"', OTHER, f'W/"{OTHER}"', '""', "garbage, ,"])
-def test_what_the_client_does_not_have(deployment: Deployment, image: Image, what: str, validator: str) -> None:
-    """A validator of something else gets the whole thing."""
+def test_another_validator_gets_the_whole_response(
+    deployment: Deployment, image: Image, what: str, validator: str
+) -> None:
+    """A validator that does not match gets the whole response."""
     response = deployment.get(_paths(image)[what], If_None_Match=validator)
     assert response.status == 200
     assert response.body == (BLOB if what == "blob" else image.body)
 
 
-def test_if_none_match_is_looked_at_before_range(deployment: Deployment, image: Image) -> None:
-    """A match is 304 whatever range is asked; no match leaves the range as it is."""
+def test_if_none_match_is_evaluated_before_range(deployment: Deployment, image: Image) -> None:
+    """A match is 304 whatever range is requested; without a match the range applies."""
     path, digest = _paths(image)["blob"], image.layers[0]
     assert deployment.get(path, If_None_Match=f'"{digest}"', Range="bytes=0-9").status == 304
     response = deployment.get(path, If_None_Match=f'"{OTHER}"', Range="bytes=0-9")
@@ -90,14 +92,14 @@ def test_if_none_match_is_looked_at_before_range(deployment: Deployment, image: 
     ],
 )
 def test_if_range(deployment: Deployment, image: Image, validator: str, status: int) -> None:
-    """The range holds only for exactly the bytes that the client has a part of; else it gets all of them."""
+    """The range applies only when the client's validator matches; otherwise the response is the whole body."""
     if_range = validator.format(digest=image.layers[0])
     response = deployment.get(_paths(image)["blob"], Range="bytes=100-199", If_Range=if_range)
     assert (response.status, response.body) == ((206, BLOB[100:200]) if status == 206 else (200, BLOB))
 
 
 def test_an_open_range_of_a_manifest(deployment: Deployment, image: Image) -> None:
-    """The parallel fetch of containerd sends `bytes=0-` for manifests too: 206 or 200 with all of it."""
+    """The parallel download of containerd sends `bytes=0-` for manifests too: 206 or 200 with the whole manifest."""
     for what in ("tag", "digest"):
         response = deployment.get(_paths(image)[what], Range="bytes=0-")
         assert response.status in (200, 206)
@@ -117,8 +119,8 @@ def _assert_common(response: Response, digest: str, size: int) -> None:
 
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
 @pytest.mark.parametrize("what", ["digest", "blob"])
-def test_headers_of_what_never_changes(deployment: Deployment, image: Image, what: str, method: str) -> None:
-    """Content by digest may be kept for ever by everybody, and says that it was a hit."""
+def test_headers_of_content_by_digest(deployment: Deployment, image: Image, what: str, method: str) -> None:
+    """Content by digest may be cached by everyone for ever; Cache-Status says that it was a hit."""
     size = len(BLOB) if what == "blob" else len(image.body)
     response = deployment.request(method, _paths(image)[what])
     _assert_common(response, _digest(image, what), size)
@@ -135,7 +137,7 @@ def test_headers_of_what_never_changes(deployment: Deployment, image: Image, wha
 
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
 def test_headers_of_a_tag(deployment: Deployment, image: Image, method: str) -> None:
-    """A tag is to be asked for again each time, and says that it was just compared with the upstream's."""
+    """A tag must be revalidated each time; Cache-Status says that it was just compared with the upstream's."""
     response = deployment.request(method, _paths(image)["tag"])
     _assert_common(response, image.digest, len(image.body))
     assert (response.header("Cache-Control") or "").startswith("no-cache")
@@ -146,7 +148,7 @@ def test_headers_of_a_tag(deployment: Deployment, image: Image, method: str) -> 
 
 
 def test_cache_status_of_cold_content(deployment: Deployment) -> None:
-    """A miss went forward and was stored; a tag that moved as well."""
+    """A miss was forwarded and stored; so was a tag that moved."""
     image = deployment.fake_registry.add_image("cold", "v1", [b"a cold layer"])
     blob = parse_cache_status(deployment.get(f"/v2/up.test/cold/blobs/{image.layers[0]}"))
     assert (blob["fwd"], blob.get("hit")) == ("uri-miss", None)
@@ -157,8 +159,8 @@ def test_cache_status_of_cold_content(deployment: Deployment) -> None:
     assert (moved["fwd"], moved["stored"]) == ("stale", True)
 
 
-def test_errors_are_not_to_be_kept(deployment: Deployment) -> None:
-    """An error says `no-store`."""
+def test_errors_are_not_cacheable(deployment: Deployment) -> None:
+    """An error response has `no-store`."""
     for path in ("/v2/up.test/app/manifests/missing", "/v2/up.test/Bad/manifests/x", "/v2/_catalog"):
         assert deployment.get(path).header("Cache-Control") == "no-store"
 
@@ -166,7 +168,7 @@ def test_errors_are_not_to_be_kept(deployment: Deployment) -> None:
 def test_content_fetched_with_credentials_is_private(
     make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry
 ) -> None:
-    """What only a login can see is not for shared caches on the way."""
+    """Content that needs a login must not be stored by shared caches on the way."""
     image = fake_registry.add_image("app", "v1", [BLOB])
     entry = {
         "prefix": "up.test",
@@ -180,8 +182,8 @@ def test_content_fetched_with_credentials_is_private(
         assert "public" not in control
 
 
-def test_nothing_of_the_upstreams_headers_is_passed_on(deployment: Deployment) -> None:
-    """Cookies, rate limits, server names and challenges stay where they came from."""
+def test_upstream_headers_are_not_passed_on(deployment: Deployment) -> None:
+    """Cookies, rate limits, server names and challenges are not passed on."""
     image = deployment.fake_registry.add_image("chatty", "v1", [b"a chatty layer"])
 
     def chatter(request: Request, response: ScriptedResponse) -> ScriptedResponse:

@@ -1,4 +1,4 @@
-"""Case T40: lists of tags and of referrers, whole and exactly paged, whatever the upstream makes of them."""
+"""Lists of tags and of referrers: complete, with exact pages, whatever the upstream sends."""
 
 import json
 import random
@@ -63,7 +63,7 @@ def _next(response: Response) -> str | None:
 
 @pytest.fixture(scope="module")
 def many(deployment: Deployment) -> Deployment:
-    """A deployment before a registry with 2,500 tags, 100 on a page."""
+    """A deployment in front of a registry with 2,500 tags, 100 per page."""
     offer_tags(deployment.fake_registry, "many", UNSORTED, page_size=100)
     return deployment
 
@@ -72,7 +72,7 @@ def many(deployment: Deployment) -> Deployment:
 
 
 def test_the_whole_list_is_sorted_and_complete(many: Deployment) -> None:
-    """25 pages in no order become one list in order, under the name that the client used."""
+    """25 unordered pages become one sorted list, under the name that the client used."""
     response = many.get(ROOT)
     assert _tags(response) == MANY
     assert response.json["name"] == "up.test/many"
@@ -100,18 +100,18 @@ def test_the_whole_list_is_sorted_and_complete(many: Deployment) -> None:
         ({"n": "0", "last": MANY[5]}, [], False),
     ],
 )
-def test_n_and_last_mean_exactly_what_they_say(
+def test_n_and_last_select_exact_pages(
     many: Deployment, query: dict[str, str], tags: list[str], *, has_more: bool
 ) -> None:
-    """`last` is a tag, there or not, and is not in the answer; a Link is there when there is more, and not for n=0."""
+    """`last` need not exist and is not in the response; a Link is sent when there is more, except for n=0."""
     response = many.get(f"{ROOT}?{urlencode(query)}")
     assert _tags(response) == tags
     assert (_next(response) is not None) == has_more
 
 
 @pytest.mark.parametrize("n", ["-1", "x", "", "1.5", "+1", "1e3", "%D9%A3", "0x10", "9" * 40, "1&n=2"])
-def test_a_bad_n_is_refused(many: Deployment, n: str) -> None:
-    """It is the client's mistake, and the upstream is not asked."""
+def test_an_invalid_n_is_rejected(many: Deployment, n: str) -> None:
+    """It is an error of the client, and no request is sent upstream."""
     before = len(many.fake_registry.exchanges)
     response = many.get(f"{ROOT}?n={n}")
     assert (response.status, response.error) == (400, "UNSUPPORTED")
@@ -119,7 +119,7 @@ def test_a_bad_n_is_refused(many: Deployment, n: str) -> None:
 
 
 @pytest.mark.parametrize("n", [1000, 999])
-def test_our_links_lead_through_the_whole_list(many: Deployment, n: int) -> None:
+def test_links_lead_through_the_whole_list(many: Deployment, n: int) -> None:
     """Following Link from page to page brings each tag once."""
     path: str | None = f"{ROOT}?n={n}"
     found: list[str] = []
@@ -141,7 +141,7 @@ def test_our_links_lead_through_the_whole_list(many: Deployment, n: int) -> None
     ],
 )
 def test_all_shapes_of_url(many: Deployment, path: str, query: dict[str, str], name: str) -> None:
-    """Name and Link are as the client calls them, in each of the five shapes."""
+    """Name and Link use the client's path, in each of the five URL shapes."""
     if name == "library/many":
         offer_tags(many.fake_registry, "library/many", UNSORTED, page_size=1000)
     response = many.get(f"{path}?{urlencode(query | {'n': '2'})}")
@@ -152,7 +152,7 @@ def test_all_shapes_of_url(many: Deployment, path: str, query: dict[str, str], n
 
 
 def test_head_is_get_without_a_body(many: Deployment) -> None:
-    """The same headers, the length among them."""
+    """The same headers as for GET, Content-Length included."""
     get, head = many.get(f"{ROOT}?n=3"), many.head(f"{ROOT}?n=3")
     assert (head.status, head.body) == (200, b"")
     for name in ("Content-Length", "Content-Type", "Link", "Cache-Control"):
@@ -161,14 +161,14 @@ def test_head_is_get_without_a_body(many: Deployment) -> None:
 
 @pytest.mark.parametrize(("tags", "expected"), [(FEW[::-1], FEW), ([], []), (None, []), ([*FEW, *FEW], FEW)])
 def test_one_page(deployment: Deployment, tags: list[str] | None, expected: list[str]) -> None:
-    """Sorted too, and each tag once; an empty list is a list, in Go's spelling as well."""
+    """It is sorted too, without duplicates; an empty list is a list, also when written as `null`."""
     repo = f"one-page-{len(tags or [])}-{tags is None}".lower()
     offer_tags(deployment.fake_registry, repo, tags)
     assert _tags(deployment.get(_list(f"up.test/{repo}"))) == expected
 
 
-def test_a_repository_that_is_not_there(deployment: Deployment) -> None:
-    """404 with its code, and 404 as well when it was there before: an answer is no outage."""
+def test_an_unknown_repository(deployment: Deployment) -> None:
+    """404 with its code, also when the repository was there before: 404 is no outage."""
     assert deployment.get(_list("up.test/nothing")).error == "NAME_UNKNOWN"
     rule = offer_tags(deployment.fake_registry, "gone", FEW)
     assert _tags(deployment.get(_list("up.test/gone"))) == FEW
@@ -185,7 +185,7 @@ def test_names_are_checked(deployment: Deployment, path: str) -> None:
 
 
 def test_a_loop_of_pages(deployment: Deployment) -> None:
-    """An upstream whose Link leads back is garbage, quickly."""
+    """An upstream whose Link leads back to an earlier page is a bad upstream, detected quickly."""
     path = tags_path("loop")
     offer_tags(deployment.fake_registry, "loop", UNSORTED, page_size=100, link=lambda _: f'<{path}?n=100>; rel="next"')
     response = deployment.get(_list("up.test/loop"))
@@ -196,7 +196,7 @@ def test_a_loop_of_pages(deployment: Deployment) -> None:
 
 @pytest.mark.parametrize("where", ["another host", "another port", "a file", "nowhere"])
 def test_pages_on_another_host(deployment: Deployment, where: str) -> None:
-    """A Link to another host is refused, and nobody there is asked."""
+    """A Link to another host is rejected, and that host gets no request."""
     stranger = deployment.fake_registry.listen(where, "127.0.0.2" if where == "another host" else "127.0.0.1")
     repo = where.replace(" ", "-")
     links = {"a file": "<file:///etc/passwd>", "nowhere": "<http://[::>"}
@@ -208,8 +208,8 @@ def test_pages_on_another_host(deployment: Deployment, where: str) -> None:
     assert stranger.connections == 0
 
 
-def test_tags_that_nobody_can_pull(deployment: Deployment) -> None:
-    """What is outside the grammar is left out; what is no list of tags is garbage."""
+def test_tags_outside_the_grammar_are_left_out(deployment: Deployment) -> None:
+    """Tags outside the grammar are left out; a document that is no tag list is an error."""
     offer_tags(deployment.fake_registry, "odd", ["v1", "-x", "a/b", "a" * 129, "", 'x"><script>', "v\n2"])
     assert _tags(deployment.get(_list("up.test/odd"))) == ["v1"]
 
@@ -218,8 +218,8 @@ def test_tags_that_nobody_can_pull(deployment: Deployment) -> None:
     "body",
     [b"", b"{}", b"[]", b'{"tags": {}}', b'{"tags": [1]}', b"[" * 100_000, b'{"tags": ["a"', faults.HTML, b"\xff"],
 )
-def test_garbage_instead_of_tags(deployment: Deployment, body: bytes) -> None:
-    """502 for what is no list, and the worker goes on."""
+def test_invalid_tag_lists(deployment: Deployment, body: bytes) -> None:
+    """502 for a document that is no tag list, and the worker continues."""
     deployment.fake_registry.on(None, faults.replaced(200, body), when=at(tags_path("garbage")), times=1)
     assert deployment.get(_list("up.test/garbage")).status == 502
 
@@ -235,7 +235,7 @@ def _assert_stale(response: Response, *, was_asked: bool) -> None:
 def test_stale_when_the_upstream_is_down(
     make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry, workers: int
 ) -> None:
-    """Lists that were got once are served, marked stale, by every worker; others are 503; it heals by itself."""
+    """Cached lists are served by every worker, marked stale; others are 503; it recovers without a restart."""
     offer_tags(fake_registry, "app", FEW)
     offer_referrers(fake_registry, "app", SUBJECT, REFERRERS)
     deployment = make_deployment(workers=workers)
@@ -277,7 +277,7 @@ def test_stale_when_the_upstream_is_down(
 def test_stale_when_the_upstream_fails(
     make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry, change: Any, status: int
 ) -> None:
-    """Whatever fails: the last list within the time of one check, and for what was never got an honest error."""
+    """The cached list is served within the timeout of one check; without a cached list the status is an error."""
     offer_tags(fake_registry, "app", FEW)
     offer_referrers(fake_registry, "app", SUBJECT, REFERRERS)
     deployment = make_deployment(upstream={"stall_timeout": "2s"})
@@ -292,7 +292,7 @@ def test_stale_when_the_upstream_fails(
 
 
 def test_stale_lists_outlive_a_restart(make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry) -> None:
-    """They are kept on disk: a Dockyard that is started while the upstream is away has them."""
+    """Lists are stored on disk: a Dockyard that is started while the upstream is down serves them."""
     offer_tags(fake_registry, "app", FEW)
     deployment = make_deployment()
     assert _tags(deployment.get(_list("up.test/app"))) == FEW
@@ -302,8 +302,10 @@ def test_stale_lists_outlive_a_restart(make_deployment: Callable[..., Deployment
     assert _tags(deployment.get(_list("up.test/app"))) == FEW
 
 
-def test_one_question_for_all_who_ask(make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry) -> None:
-    """Many clients on four workers wait for one walk over the pages."""
+def test_concurrent_list_requests_share_one_fetch(
+    make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry
+) -> None:
+    """Many clients on four workers wait for one pass over the pages."""
     offer_tags(fake_registry, "app", UNSORTED, page_size=1000)
     deployment = make_deployment(workers=4)
     run = deployment.dockyard.storage / "run"
@@ -319,10 +321,10 @@ def test_one_question_for_all_who_ask(make_deployment: Callable[..., Deployment]
     assert count(fake_registry, path) == 3
 
 
-def test_a_slow_list_is_shown_stale_and_walked_to_its_end(
+def test_a_slow_list_is_served_stale_and_fetched_to_its_end(
     make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry
 ) -> None:
-    """Who has an old copy is not kept waiting, and the next one has the new list."""
+    """A client gets the cached list at once, and the next one gets the new list."""
     rule = offer_tags(fake_registry, "app", FEW)
     deployment = make_deployment(upstream={"stall_timeout": "20s"})
     assert _tags(deployment.get(_list("up.test/app"))) == FEW
@@ -340,7 +342,7 @@ def test_a_slow_list_is_shown_stale_and_walked_to_its_end(
 def test_an_interval_makes_lists_fresh_for_a_while(
     make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry
 ) -> None:
-    """With `upstream.check_interval` a list that was just asked for is not asked for again, by any worker."""
+    """With `upstream.check_interval` a list that was just fetched is not fetched again, by any worker."""
     offer_tags(fake_registry, "app", FEW)
     deployment = make_deployment(workers=2, upstream={"check_interval": "1h"})
     responses = [deployment.get(_list("up.test/app")) for _ in range(8)]
@@ -350,7 +352,7 @@ def test_an_interval_makes_lists_fresh_for_a_while(
 
 
 def test_cache_status_of_lists(make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry) -> None:
-    """New, unchanged, changed."""
+    """For a new, an unchanged and a changed list."""
     rule = offer_tags(fake_registry, "app", FEW)
     deployment = make_deployment()
     statuses = [deployment.get(_list("up.test/app")).header("Cache-Status") for _ in range(2)]
@@ -375,7 +377,7 @@ def _manifests(response: Response) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("page_size", [100, 1])
 def test_referrers_of_a_registry_that_has_them(deployment: Deployment, page_size: int) -> None:
-    """One index with all descriptors as they came, annotations and all, from one page or from four."""
+    """One index with all descriptors unchanged, annotations included, from one page or from four."""
     repo = f"referred-{page_size}"
     offer_referrers(deployment.fake_registry, repo, SUBJECT, REFERRERS, page_size=page_size)
     response = deployment.get(f"/v2/up.test/{repo}/referrers/{SUBJECT}")
@@ -390,8 +392,10 @@ def test_referrers_of_a_registry_that_has_them(deployment: Deployment, page_size
     ("artifact_type", "expected"),
     [(SBOM, [REFERRERS[0], REFERRERS[2]]), (SIGNATURE, [REFERRERS[1]]), ("application/vnd.nothing", [])],
 )
-def test_the_filter_is_ours(deployment: Deployment, artifact_type: str, expected: list[dict[str, Any]]) -> None:
-    """An upstream that cannot filter makes no difference, and the answer says that it is filtered."""
+def test_the_referrers_filter_is_applied_here(
+    deployment: Deployment, artifact_type: str, expected: list[dict[str, Any]]
+) -> None:
+    """It works with upstreams that cannot filter, and the response states the filter."""
     offer_referrers(deployment.fake_registry, "filtered", SUBJECT, REFERRERS)
     response = deployment.get(f"/v2/up.test/filtered/referrers/{SUBJECT}?{urlencode({'artifactType': artifact_type})}")
     assert _manifests(response) == expected
@@ -405,7 +409,7 @@ def test_the_filter_is_ours(deployment: Deployment, artifact_type: str, expected
 @pytest.mark.parametrize("status", [400, 404, 405])
 @pytest.mark.parametrize("algorithm", ["sha256", "sha512"])
 def test_referrers_from_the_fallback_tag(deployment: Deployment, algorithm: str, status: int) -> None:
-    """A registry without the API has them under a tag; that of sha512 is cut to 64 digits."""
+    """A registry without the API has them under a tag; the tag for sha512 is cut to 64 digits."""
     subject = digest_of(b"the subject of a fallback", algorithm)
     repo = f"fallback-{algorithm}-{status}"
     refuse(deployment.fake_registry, referrers_path(repo, subject), status)
@@ -418,8 +422,8 @@ def test_referrers_from_the_fallback_tag(deployment: Deployment, algorithm: str,
     assert filtered.header("OCI-Filters-Applied") == "artifactType"
 
 
-def test_nothing_refers(deployment: Deployment) -> None:
-    """No API and no tag, or a tag that is no index: an empty index, never 404."""
+def test_an_image_without_referrers(deployment: Deployment) -> None:
+    """Without API and tag, or with a tag that is no index: an empty index, never 404."""
     assert _manifests(deployment.get(f"/v2/up.test/unreferred/referrers/{SUBJECT}")) == []
     document = {"schemaVersion": 2, "mediaType": OCI_MANIFEST, "config": {}, "layers": []}
     deployment.fake_registry.add_manifest("unreferred", SUBJECT.replace(":", "-"), document, OCI_MANIFEST)
@@ -427,8 +431,8 @@ def test_nothing_refers(deployment: Deployment) -> None:
 
 
 @pytest.mark.parametrize(("status", "expected_status"), [(401, 403), (403, 403), (500, 503), (502, 503)])
-def test_no_referrers_are_made_up(deployment: Deployment, status: int, expected_status: int) -> None:
-    """A refusal or a failure says nothing of referrers: no empty index, no 404, and the tag is not asked for."""
+def test_failed_requests_are_not_an_empty_index(deployment: Deployment, status: int, expected_status: int) -> None:
+    """A rejected or failed request is neither an empty index nor 404, and the fallback tag is not requested."""
     repo = f"refused-{status}"
     refuse(deployment.fake_registry, referrers_path(repo, SUBJECT), status)
     deployment.fake_registry.add_manifest(repo, SUBJECT.replace(":", "-"), json.loads(index(REFERRERS)), OCI_INDEX)
@@ -439,16 +443,16 @@ def test_no_referrers_are_made_up(deployment: Deployment, status: int, expected_
 
 
 @pytest.mark.parametrize("status", [401, 403, 500])
-def test_nor_by_a_tag_that_is_refused(deployment: Deployment, status: int) -> None:
-    """The same for the tag: only "there is none" is none."""
+def test_a_failed_fallback_tag_is_not_an_empty_index(deployment: Deployment, status: int) -> None:
+    """The same for the fallback tag: only a 404 means that there are no referrers."""
     repo = f"tag-refused-{status}"
     deployment.fake_registry.on("manifest", faults.error_response(status), repo=repo)
     assert deployment.get(f"/v2/up.test/{repo}/referrers/{SUBJECT}").status == (503 if status == 500 else 403)
 
 
 @pytest.mark.parametrize("digest", ["sha256:abc", "sha256:" + "G" * 64, "md5:" + "0" * 32, "latest", "sha256:"])
-def test_a_bad_digest_is_refused(deployment: Deployment, digest: str) -> None:
-    """400, and the upstream is not asked."""
+def test_an_invalid_digest_is_rejected(deployment: Deployment, digest: str) -> None:
+    """400, and no request is sent upstream."""
     before = len(deployment.fake_registry.exchanges)
     response = deployment.get(f"/v2/up.test/app/referrers/{digest}")
     assert (response.status, response.error) == (400, "DIGEST_INVALID")
@@ -467,17 +471,17 @@ def test_a_bad_digest_is_refused(deployment: Deployment, digest: str) -> None:
         b"{" * 9999,
     ],
 )
-def test_garbage_instead_of_referrers(deployment: Deployment, body: bytes) -> None:
-    """502 for what is no index of descriptors."""
+def test_invalid_referrers(deployment: Deployment, body: bytes) -> None:
+    """502 for a document that is no index of descriptors."""
     response = faults.replaced(200, body, ("Content-Type", OCI_INDEX))
     deployment.fake_registry.on(None, response, when=at(referrers_path("senseless", SUBJECT)), times=1)
     assert deployment.get(f"/v2/up.test/senseless/referrers/{SUBJECT}").status == 502
 
 
-def test_an_empty_answer_is_kept_for_what_exists(
+def test_an_empty_referrers_list_is_cached_for_existing_images(
     make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry
 ) -> None:
-    """That an image has no signature is known in an outage too; digests that somebody made up leave nothing behind."""
+    """That an image has no referrers is still served in an outage; unknown digests leave nothing in the cache."""
     image = fake_registry.add_image("app", "v1")
     deployment = make_deployment()
     real, made_up = (f"/v2/up.test/app/referrers/{digest}" for digest in (image.digest, SUBJECT))

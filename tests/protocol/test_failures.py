@@ -1,4 +1,4 @@
-"""Case T38: what was pulled once is served whatever happens upstream; what was not is an honest error."""
+"""Upstream failures: what was pulled before is served stale; anything else is an error that says why."""
 
 import ssl
 import time
@@ -25,7 +25,7 @@ from tests.support.http_client import Response
 CACHED = "/v2/up.test/app/manifests/v1"
 UNKNOWN = "/v2/up.test/app/manifests/never-pulled"
 
-# What goes wrong, and the answers that an uncached tag may get.
+# What goes wrong, and the statuses that an uncached tag may get.
 FAILURES: dict[str, tuple[Change | str, set[int]]] = {
     "429 with Retry-After": (faults.error_response(429, "TOOMANYREQUESTS", "30"), {429}),
     "429 without": (faults.error_response(429, "TOOMANYREQUESTS"), {429}),
@@ -78,7 +78,7 @@ def _assert_stale(response: Response, image: Image, *, was_asked: bool) -> None:
 def test_a_cached_tag_is_served_stale(
     make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry, failure: str
 ) -> None:
-    """Whatever fails: the last image within the time of one check, marked stale; digests and blobs as ever."""
+    """The cached image is served within the timeout of one check, marked stale; digests and blobs as usual."""
     image = fake_registry.add_image("app", "v1")
     deployment = make_deployment()
     assert deployment.get(CACHED).header("Warning") is None
@@ -92,15 +92,17 @@ def test_a_cached_tag_is_served_stale(
     assert deployment.get(f"/v2/up.test/app/blobs/{image.layers[0]}").status == 200
     assert fake_registry.count() == count_before
     _mend(fake_registry)
-    if not failure.startswith("429 with "):  # their window is half a minute or more; test_outage.py has a shorter one
+    if not failure.startswith(
+        "429 with "
+    ):  # the circuit breaker retries after half a minute or more; test_outage.py uses a shorter interval
         eventually(lambda: deployment.get(CACHED).header("Warning") is None, "fresh again", 8)
 
 
 @pytest.mark.parametrize("failure", FAILURES)
-def test_an_uncached_tag_is_an_error_that_tells_to_come_back(
+def test_an_uncached_tag_is_an_error_with_retry_after(
     make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry, failure: str
 ) -> None:
-    """Five tries at once, as containerd does: never 404, always Retry-After, and a 429 is remembered."""
+    """Five requests at once, as containerd sends them: never 404, always Retry-After; a 429 is remembered."""
     fake_registry.add_image("app", "v1")
     deployment = make_deployment()
     assert deployment.get(CACHED).status == 200
@@ -118,7 +120,7 @@ def test_an_uncached_tag_is_an_error_that_tells_to_come_back(
         assert all(response.error == "TOOMANYREQUESTS" for response in responses)
 
 
-def test_a_stale_answer_tells_its_age(make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry) -> None:
+def test_a_stale_response_has_its_age(make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry) -> None:
     """`Age` counts the seconds since the tag was last checked."""
     fake_registry.add_image("app", "v1")
     deployment = make_deployment()
@@ -136,10 +138,10 @@ def _aged(deployment: Deployment, age_s: int) -> Response | None:
     return response if int(response.header("Age") or 0) >= age_s else None
 
 
-def test_an_error_of_one_tag_says_nothing_of_its_neighbours(
+def test_an_error_of_one_tag_does_not_affect_others(
     make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry
 ) -> None:
-    """A garbled answer for one repository leaves the others fresh: it is no outage of the upstream."""
+    """An invalid response for one repository does not make others stale: it is no outage of the upstream."""
     fake_registry.add_image("app", "v1")
     fake_registry.add_image("other", "v1")
     deployment = make_deployment()
@@ -152,7 +154,7 @@ def test_an_error_of_one_tag_says_nothing_of_its_neighbours(
 def _with_another_registry(
     fake_registry: FakeRegistry, directory: Path, deployments: ExitStack, registry: str, **more: Any
 ) -> tuple[Deployment, Image]:
-    """A deployment whose cache was filled from the fake registry and whose upstream is another place now."""
+    """A deployment whose cache was filled from the fake registry and whose upstream is another address now."""
     image = fake_registry.add_image("app", "v1")
     deployment = deployments.enter_context(
         open_deployment(fake_registry, directory, upstreams=[upstream("up.test", fake_registry.url)])
@@ -172,10 +174,8 @@ def _tls_listener(fake_registry: FakeRegistry, *names: str) -> str:
 
 
 @pytest.mark.parametrize("failure", ["no such host", "unknown authority", "plain HTTP on the TLS port", "refused"])
-def test_started_with_an_upstream_that_cannot_be_reached(
-    fake_registry: FakeRegistry, tmp_path: Path, failure: str
-) -> None:
-    """DNS, TLS, nobody there: Dockyard starts, serves what it has, and says 502 or 503 for what it has not."""
+def test_starting_with_an_unreachable_upstream(fake_registry: FakeRegistry, tmp_path: Path, failure: str) -> None:
+    """With DNS, TLS or connection errors Dockyard starts, serves cached content, and answers 502 or 503 otherwise."""
     match failure:
         case "no such host":
             registry = "http://registry.invalid"
@@ -200,8 +200,8 @@ def test_started_with_an_upstream_that_cannot_be_reached(
         assert fake_registry.count() == 0, "nothing is sent over a connection that is not what it should be"
 
 
-def test_an_https_upstream_is_never_asked_in_plain_text(fake_registry: FakeRegistry, tmp_path: Path) -> None:
-    """`insecure_skip_verify` is for certificates; a registry with https:// is asked over TLS only."""
+def test_an_https_upstream_never_gets_plain_http(fake_registry: FakeRegistry, tmp_path: Path) -> None:
+    """`insecure_skip_verify` is for certificates; a registry with https:// gets TLS connections only."""
     registry = _tls_listener(fake_registry, "another.test")
     with ExitStack() as deployments:
         deployment, _ = _with_another_registry(
@@ -212,8 +212,10 @@ def test_an_https_upstream_is_never_asked_in_plain_text(fake_registry: FakeRegis
         assert fake_registry.count(listener="tls") > 0
 
 
-def test_private_authorities_are_trusted_when_named(fake_registry: FakeRegistry, tmp_path: Path) -> None:
-    """`ca_file` makes a registry with a certificate of one's own an ordinary one."""
+def test_a_private_certificate_authority_is_trusted_when_configured(
+    fake_registry: FakeRegistry, tmp_path: Path
+) -> None:
+    """`ca_file` makes a registry with a private certificate work."""
     authority = trustme.CA()
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     authority.issue_cert("127.0.0.1").configure_cert(context)
@@ -231,7 +233,7 @@ def test_private_authorities_are_trusted_when_named(fake_registry: FakeRegistry,
 def test_uncached_digests_are_errors_too(
     make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry, kind: str
 ) -> None:
-    """By digest as by tag: down means 503 with Retry-After, not 404."""
+    """As for tags: 503 with Retry-After while the upstream is down, not 404."""
     deployment = make_deployment()
     fake_registry.listener.close()
     for method in ("GET", "HEAD"):

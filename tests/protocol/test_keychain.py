@@ -1,4 +1,4 @@
-"""Case T37: credentials from a Docker `config.json` and from credential helpers."""
+"""Credentials from a Docker `config.json` and from credential helpers."""
 
 import base64
 import json
@@ -24,24 +24,24 @@ PATH = "/v2/up.test/app/manifests/v1"
 
 @pytest.fixture
 def image(fake_registry: FakeRegistry) -> Image:
-    """Offer an image that can be pulled with the right credentials."""
+    """An image that can be pulled with the right credentials."""
     return fake_registry.add_image("app", "v1")
 
 
 class Keychain:
-    """A directory with a config.json and helpers in it."""
+    """A directory with a config.json and credential helpers."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.runs = directory / "runs"
 
     def write(self, **config: Any) -> None:
-        """Replace config.json, as Kubernetes does: a new file in the old one's place."""
+        """Replace config.json as Kubernetes does: a new file is moved over the old one."""
         (self.directory / "new.json").write_text(json.dumps(config))
         (self.directory / "new.json").replace(self.directory / "config.json")
 
     def add_helper(self, name: str, script: str) -> None:
-        """A shell script `docker-credential-<name>`; the server URL is in `$server`, every run leaves a line."""
+        """Write a shell script `docker-credential-<name>`; the server URL is in `$server`, every run appends a line."""
         path = self.directory / f"docker-credential-{name}"
         path.write_text(f'#!/bin/sh\nread server\necho "$1 $server" >> {self.runs}\n{script}\n')
         path.chmod(path.stat().st_mode | stat.S_IXUSR)
@@ -56,14 +56,14 @@ class Keychain:
 
 @pytest.fixture
 def keychain(tmp_path: Path) -> Keychain:
-    """Give a directory that DOCKER_CONFIG can name."""
+    """A directory for DOCKER_CONFIG."""
     directory = tmp_path / "docker"
     directory.mkdir()
     return Keychain(directory)
 
 
 def _without_auth(fake_registry: FakeRegistry, **more: Any) -> list[dict[str, Any]]:
-    """An upstream that says nothing of auth uses the keychain."""
+    """An upstream without `auth` uses the keychain."""
     entry = upstream("up.test", fake_registry.url) | more
     del entry["auth"]
     return [entry]
@@ -91,7 +91,7 @@ def test_entries_of_the_file(
     entry: dict[str, str],
     key: str,
 ) -> None:
-    """A login in the file is used for its host, however the key is spelt."""
+    """A login in the file is used for its host, however the key is written."""
     require_authorization(fake_registry, basic(USER, PASSWORD))
     keychain.write(auths={key.format(host=fake_registry.authority): entry})
     deployment = make_deployment(upstreams=_without_auth(fake_registry), environ=keychain.environ)
@@ -102,7 +102,7 @@ def test_entries_of_the_file(
 def test_a_password_with_colons(
     make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry, keychain: Keychain, image: Image
 ) -> None:
-    """`auth` is cut at its first colon only."""
+    """`auth` is split at its first colon only."""
     require_authorization(fake_registry, basic(USER, "a:b:c"))
     auth = base64.b64encode(f"{USER}:a:b:c".encode()).decode()
     keychain.write(auths={fake_registry.authority: {"auth": auth}})
@@ -112,7 +112,7 @@ def test_a_password_with_colons(
 def test_an_identity_token_is_exchanged_by_post(
     make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry, keychain: Keychain, image: Image
 ) -> None:
-    """`identitytoken` is a refresh token: it goes to the realm in a form, not in a URL."""
+    """`identitytoken` is a refresh token: it is sent to the realm in a form, not in a URL."""
     service = FakeTokenService(fake_registry)
     keychain.write(auths={fake_registry.authority: {"auth": ENCODED, "identitytoken": PASSWORD}})
     deployment = make_deployment(upstreams=_without_auth(fake_registry), environ=keychain.environ)
@@ -126,10 +126,10 @@ def test_an_identity_token_is_exchanged_by_post(
     assert PASSWORD not in token_request.request.target
 
 
-def test_a_registry_token_goes_as_it_is(
+def test_a_registry_token_is_sent_unchanged(
     make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry, keychain: Keychain, image: Image
 ) -> None:
-    """`registrytoken` is a bearer token of the registry."""
+    """`registrytoken` is sent to the registry as a bearer token."""
     require_authorization(fake_registry, f"Bearer {PASSWORD}", f'Bearer realm="{fake_registry.url}/token"')
     keychain.write(auths={fake_registry.authority: {"registrytoken": PASSWORD}})
     assert make_deployment(upstreams=_without_auth(fake_registry), environ=keychain.environ).get(PATH).status == 200
@@ -137,14 +137,14 @@ def test_a_registry_token_goes_as_it_is(
 
 
 @pytest.mark.parametrize("where", ["credHelpers", "credsStore"])
-def test_a_helper_is_asked_and_remembered(
+def test_a_credential_is_cached_after_the_helper_ran(
     make_deployment: Callable[..., Deployment],
     fake_registry: FakeRegistry,
     keychain: Keychain,
     image: Image,
     where: str,
 ) -> None:
-    """A hundred requests at once run the helper once, with `get` and the host on its input."""
+    """A hundred concurrent requests run the helper once, with `get` and the host on its standard input."""
     require_authorization(fake_registry, basic(USER, PASSWORD))
     keychain.add_helper("canary", _answer(USER, PASSWORD))
     keychain.write(**({where: {fake_registry.authority: "canary"}} if where == "credHelpers" else {where: "canary"}))
@@ -161,7 +161,7 @@ def test_a_helper_is_asked_and_remembered(
 def test_a_helper_may_give_an_identity_token(
     make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry, keychain: Keychain, image: Image
 ) -> None:
-    """A user called `<token>` means that the secret is a refresh token."""
+    """The user name `<token>` means that the secret is a refresh token."""
     service = FakeTokenService(fake_registry)
     keychain.add_helper("canary", _answer("<token>", PASSWORD))
     keychain.write(credHelpers={fake_registry.authority: "canary"})
@@ -173,14 +173,14 @@ def test_a_helper_may_give_an_identity_token(
 @pytest.mark.parametrize(
     "config", ["nothing", "no file", "not found", "another host"], ids=lambda config: str(config).replace(" ", "-")
 )
-def test_without_a_credential_we_are_anonymous(
+def test_requests_without_a_credential_are_anonymous(
     make_deployment: Callable[..., Deployment],
     fake_registry: FakeRegistry,
     keychain: Keychain,
     image: Image,
     config: str,
 ) -> None:
-    """No file, no entry, or a helper that has nothing stored: the request goes out without credentials."""
+    """No file, no entry, or a helper without an entry: the request is sent without credentials."""
     match config:
         case "nothing":
             keychain.write()
@@ -207,14 +207,14 @@ BROKEN_HELPERS = {
 
 
 @pytest.mark.parametrize("helper", BROKEN_HELPERS)
-def test_a_broken_helper_is_an_error_and_not_anonymity(
+def test_a_failing_helper_is_an_error_not_anonymous_access(
     make_deployment: Callable[..., Deployment],
     fake_registry: FakeRegistry,
     keychain: Keychain,
     image: Image,
     helper: str,
 ) -> None:
-    """A configured helper that fails makes the pull fail, within its time limit: no going on without credentials."""
+    """A configured helper that fails makes the pull fail within its timeout: there is no fallback to anonymous."""
     name = {"missing": "not-there", "a path": "../../bin/sh"}.get(helper, "canary")
     if name == "canary":
         keychain.add_helper(name, BROKEN_HELPERS[helper])
@@ -237,7 +237,7 @@ def test_a_cached_tag_outlives_its_helper(
     image: Image,
     helper: str,
 ) -> None:
-    """When the helper breaks later, what was pulled is served stale."""
+    """When the helper fails later, cached content is served stale."""
     require_authorization(fake_registry, basic(USER, PASSWORD))
     keychain.add_helper("canary", _answer(USER, PASSWORD))
     keychain.write(credHelpers={fake_registry.authority: "canary"})
@@ -250,10 +250,10 @@ def test_a_cached_tag_outlives_its_helper(
     assert response.took_s < 12
 
 
-def test_a_changed_file_is_seen(
+def test_a_changed_config_file_is_read_again(
     make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry, keychain: Keychain, image: Image
 ) -> None:
-    """A new password in the file is used at the next request, without a restart."""
+    """A new password in the file is used for the next request, without a restart."""
     rules = require_authorization(fake_registry, basic(USER, "the old one"))
     keychain.write(auths={fake_registry.authority: {"username": USER, "password": "the old one"}})
     deployment = make_deployment(upstreams=_without_auth(fake_registry), environ=keychain.environ)
@@ -267,7 +267,7 @@ def test_a_changed_file_is_seen(
 
 @pytest.fixture
 def hub(fake_registry: FakeRegistry, tmp_path: Path) -> list[dict[str, Any]]:
-    """Give a Docker Hub: the fake registry, over TLS, behind a forward proxy that leads nowhere else."""
+    """A fake Docker Hub: the fake registry, over TLS, behind a forward proxy that leads nowhere else."""
     authority = trustme.CA()
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     authority.issue_cert("registry-1.docker.io").configure_cert(context)
@@ -296,13 +296,13 @@ def test_the_docker_hub_login_is_found(
     assert PASSWORD not in str([each.request for each in fake_registry.received("connect")])
 
 
-def test_a_helper_for_docker_hub_is_asked_by_its_old_name(
+def test_a_helper_for_docker_hub_gets_its_legacy_url(
     make_deployment: Callable[..., Deployment],
     fake_registry: FakeRegistry,
     keychain: Keychain,
     hub: list[dict[str, Any]],
 ) -> None:
-    """Helpers know Docker Hub as `https://index.docker.io/v1/`."""
+    """Helpers store the Docker Hub login under `https://index.docker.io/v1/`."""
     fake_registry.add_image("library/app", "v1")
     require_authorization(fake_registry, basic(USER, PASSWORD))
     keychain.add_helper("canary", _answer(USER, PASSWORD))
@@ -311,20 +311,20 @@ def test_a_helper_for_docker_hub_is_asked_by_its_old_name(
     assert keychain.run_lines()[0] == "get https://index.docker.io/v1/"
 
 
-def test_a_refused_login_is_forbidden(
+def test_a_rejected_login_is_403(
     make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry, keychain: Keychain, image: Image
 ) -> None:
-    """A login that the registry refuses is 403, not an invitation to log in at Dockyard."""
+    """A login that the registry rejects is 403, without a challenge to the client."""
     fake_registry.on(None, faults.challenged('Basic realm="origin"'))
     keychain.write(auths={fake_registry.authority: {"auth": ENCODED}})
     response = make_deployment(upstreams=_without_auth(fake_registry), environ=keychain.environ).get(PATH)
     assert (response.status, response.error) == (403, "DENIED")
 
 
-def test_basic_credentials_do_not_go_in_plain_text(
+def test_basic_credentials_are_not_sent_in_plain_text(
     make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry, keychain: Keychain, image: Image
 ) -> None:
-    """A registry that is reached by plain HTTP, and not on this machine, is not told a password."""
+    """A registry that is reached by plain HTTP, and is not on this machine, gets no password."""
     require_authorization(fake_registry, basic(USER, PASSWORD))
     keychain.write(auths={"registry.example.com": {"auth": ENCODED}})
     deployment = make_deployment(

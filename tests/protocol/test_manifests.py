@@ -1,4 +1,4 @@
-"""Cases T13 to T20: manifests as opaque bytes, what is asked upstream for them, and tags that move."""
+"""Manifests as opaque bytes, the Accept headers sent upstream, and tags that move."""
 
 import random
 import time
@@ -64,7 +64,7 @@ def _assert_is(response: Response, image: Image) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_of_manifest_for_every_client(deployment: Deployment, kind: str) -> None:
-    """Whatever a client accepts, in whatever order, it gets the bytes of the tag with their own type and digest."""
+    """Whatever a client accepts, in whatever order, it gets the tag's bytes with their own type and digest."""
     repo = f"kinds/{kind.replace(' ', '-')}"
     image = _add(deployment.fake_registry, repo, kind)
     path = f"/v2/up.test/{repo}/manifests/v1"
@@ -79,8 +79,8 @@ def test_every_kind_of_manifest_for_every_client(deployment: Deployment, kind: s
 
 
 @pytest.mark.parametrize("kind", ["oci index", "docker list"])
-def test_children_are_asked_for_by_digest_with_their_one_type(deployment: Deployment, kind: str) -> None:
-    """The second step of a pull: the child by its digest, with an Accept of exactly its type."""
+def test_child_manifests_are_fetched_by_digest_with_their_type(deployment: Deployment, kind: str) -> None:
+    """The second step of a pull: the child manifest by digest, with an Accept of exactly its type."""
     repo = f"children/{kind.replace(' ', '-')}"
     docker = kind.startswith("docker")
     child = deployment.fake_registry.add_image(repo, None, [b"a child's layer"], docker=docker)
@@ -91,8 +91,8 @@ def test_children_are_asked_for_by_digest_with_their_one_type(deployment: Deploy
     assert deployment.fake_registry.count("manifest", reference=child.digest) == 1
 
 
-def test_every_type_is_asked_for_upstream(deployment: Deployment) -> None:
-    """On a miss the upstream is told all types that there are, whatever the client said."""
+def test_upstream_requests_accept_every_type(deployment: Deployment) -> None:
+    """On a miss the upstream request accepts all types, whatever the client accepts."""
     deployment.fake_registry.add_image("accept", "v1")
     deployment.get("/v2/up.test/accept/manifests/v1", Accept=DOCKER_MANIFEST)
     for exchange in deployment.fake_registry.received("manifest", repo="accept"):
@@ -103,7 +103,7 @@ def test_every_type_is_asked_for_upstream(deployment: Deployment) -> None:
 
 @pytest.mark.parametrize("first", [None, "*/*", DOCKER_MANIFEST])
 def test_a_schema1_upstream_never_poisons_a_tag(deployment: Deployment, first: str | None) -> None:
-    """An upstream that gives schema1 to whoever accepts nothing: Dockyard asks with its full list, so it never does."""
+    """An upstream that sends schema 1 without an Accept header never does so: Dockyard sends its full list."""
     repo = f"negotiated/{len(first or '')}"
     image = _add(deployment.fake_registry, repo, "oci index")
     schema1 = b'{"schemaVersion": 1, "name": "x", "tag": "v1", "fsLayers": [], "history": []}'
@@ -119,14 +119,14 @@ def test_a_schema1_upstream_never_poisons_a_tag(deployment: Deployment, first: s
 
 
 def test_a_digest_is_served_whatever_is_accepted(deployment: Deployment) -> None:
-    """A digest names one byte string: another Accept gets it all the same, never 406."""
+    """A digest names one byte string: another Accept gets it too, never 406."""
     image = _add(deployment.fake_registry, "other/type", "oci manifest")
     for _ in range(2):
         _assert_is(deployment.get(f"/v2/up.test/other/type/manifests/{image.digest}", Accept=DOCKER_LIST), image)
 
 
-def test_other_bytes_under_a_digest(deployment: Deployment) -> None:
-    """A manifest whose bytes do not have the digest asked for is 502 and not kept; the next good answer works."""
+def test_a_manifest_that_does_not_match_its_digest(deployment: Deployment) -> None:
+    """A manifest whose bytes do not match the requested digest is 502 and not kept; the next one is served."""
     image = _add(deployment.fake_registry, "wrong/bytes", "oci manifest")
     other = image.body.replace(b"schemaVersion", b"schemaversion")
     rule = deployment.fake_registry.on("manifest", faults.with_body(other), reference=image.digest, method="GET")
@@ -138,8 +138,8 @@ def test_other_bytes_under_a_digest(deployment: Deployment) -> None:
     _assert_is(deployment.get(f"/v2/up.test/wrong/bytes/manifests/{image.digest}"), image)
 
 
-def test_a_digest_header_that_is_not_the_bodys(deployment: Deployment) -> None:
-    """By tag: the upstream names one digest and sends another body under it. 502, and nothing is kept."""
+def test_a_digest_header_that_does_not_match_the_body(deployment: Deployment) -> None:
+    """By tag: the upstream names one digest and sends another body. The response is 502, and nothing is kept."""
     image = _add(deployment.fake_registry, "wrong/header", "oci manifest")
     lie = faults.replaced(200, image.body, ("Content-Type", OCI_MANIFEST), ("Docker-Content-Digest", NEVER_THERE))
     rule = deployment.fake_registry.on("manifest", lie, repo="wrong/header")
@@ -165,8 +165,8 @@ NO_MANIFESTS = {
 
 
 @pytest.mark.parametrize("name", NO_MANIFESTS)
-def test_what_is_no_manifest_is_not_passed_on(deployment: Deployment, name: str) -> None:
-    """A document that cannot be a manifest, or could be two, is 502 and not kept, though its digest is right."""
+def test_a_document_that_is_no_manifest_is_rejected(deployment: Deployment, name: str) -> None:
+    """A document that is no manifest, or an ambiguous one, is 502 and not kept, even though its digest matches."""
     body, content_type = NO_MANIFESTS[name]
     repo = f"no-manifest/{len(body)}"
     digest = deployment.fake_registry.add_manifest(repo, "v1", body, content_type)
@@ -178,7 +178,7 @@ def test_what_is_no_manifest_is_not_passed_on(deployment: Deployment, name: str)
 
 
 def test_a_large_manifest(deployment: Deployment) -> None:
-    """4,000,000 bytes of manifest are passed on, cold and warm."""
+    """4,000,000 bytes of manifest are passed on, cold and cached."""
     document = {"schemaVersion": 2, "mediaType": OCI_MANIFEST, "config": {}, "layers": [], "annotations": {"x": ""}}
     document["annotations"] = {"x": "y" * 3_999_750}
     digest = deployment.fake_registry.add_manifest("large", "v1", document, OCI_MANIFEST)
@@ -197,8 +197,8 @@ def _nine_mebibytes(request: Request, response: ScriptedResponse) -> ScriptedRes
 
 @pytest.mark.parametrize("change", [_nine_mebibytes, faults.endless()], ids=["9 MiB", "endless"])
 @pytest.mark.parametrize("reference", ["v1", "digest"])
-def test_a_manifest_over_the_cap(deployment: Deployment, change: Change, reference: str) -> None:
-    """Beyond the cap reading stops, the connection is closed, and the answer is 502."""
+def test_a_manifest_over_the_size_limit(deployment: Deployment, change: Change, reference: str) -> None:
+    """Reading stops at the limit, the connection is closed, and the response is 502."""
     image = deployment.fake_registry.add_image("over/the/cap", "v1")
     rule = deployment.fake_registry.on("manifest", change, method="GET", repo="over/the/cap")
     requested = image.digest if reference == "digest" else "v1"
@@ -213,7 +213,7 @@ def test_a_manifest_over_the_cap(deployment: Deployment, change: Change, referen
     )
     assert (
         deployment.fake_registry.sent_bytes("manifest") - before < 48 << 20
-    )  # two tries, each with full socket buffers
+    )  # two attempts, each with full socket buffers
     deployment.fake_registry.remove_rules(rule)
 
 
@@ -230,15 +230,15 @@ HEAD_FLAWS: dict[str, Change] = {
 
 @pytest.fixture(scope="module")
 def odd_deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
-    """Give a deployment whose upstream is odd about HEAD: Dockyard may remember that, so others have another one."""
+    """A deployment of its own: Dockyard may remember that its upstream's HEAD does not work."""
     with FakeRegistry() as fake_registry, open_deployment(fake_registry, tmp_path_factory.mktemp("odd")) as deployment:
         yield deployment
 
 
 @pytest.mark.parametrize("flaw", HEAD_FLAWS)
 @pytest.mark.parametrize("method", ["HEAD", "GET"])
-def test_tags_of_an_upstream_whose_head_is_no_good(odd_deployment: Deployment, flaw: str, method: str) -> None:
-    """Where HEAD cannot be used GET is: the client gets the computed digest and length all the same."""
+def test_tags_of_an_upstream_without_usable_head(odd_deployment: Deployment, flaw: str, method: str) -> None:
+    """Where HEAD does not work GET is used: the client gets the computed digest and length all the same."""
     repo = f"head/{method.lower()}/{flaw.replace(' ', '-')}"
     image = odd_deployment.fake_registry.add_image(repo, "v1", [flaw.encode()])
     odd_deployment.fake_registry.on("manifest", HEAD_FLAWS[flaw], method="HEAD", repo=repo)
@@ -250,7 +250,7 @@ def test_tags_of_an_upstream_whose_head_is_no_good(odd_deployment: Deployment, f
 
 
 def test_a_digest_header_missing_on_get_too(odd_deployment: Deployment) -> None:
-    """An upstream that never names digests is served by computed ones."""
+    """When the upstream never sends digests, they are computed."""
     image = odd_deployment.fake_registry.add_image("no/digests", "v1")
     odd_deployment.fake_registry.on("manifest", faults.without("Docker-Content-Digest", "ETag"), repo="no/digests")
     for _ in range(2):
@@ -258,7 +258,7 @@ def test_a_digest_header_missing_on_get_too(odd_deployment: Deployment) -> None:
 
 
 @pytest.mark.parametrize("flaw", ["no digest", "no length", "405", "401", "garbage digest"])
-def test_blobs_of_an_upstream_whose_head_is_no_good(odd_deployment: Deployment, flaw: str) -> None:
+def test_blobs_of_an_upstream_without_usable_head(odd_deployment: Deployment, flaw: str) -> None:
     """HEAD of a blob finds the size by other means, and never starts a download."""
     blob = f"a blob with {flaw}".encode() * 1000
     digest = odd_deployment.fake_registry.add_blob(blob)
@@ -274,7 +274,7 @@ def test_blobs_of_an_upstream_whose_head_is_no_good(odd_deployment: Deployment, 
 
 
 def test_a_tag_that_moves_between_head_and_get(deployment: Deployment) -> None:
-    """The GET is made by the digest that HEAD gave, so the old image is whole and the new one comes next."""
+    """The GET uses the digest that HEAD returned, so the old image is complete, and the next pull gets the new one."""
     old = deployment.fake_registry.add_image("moving", "v1", [b"old"])
 
     def move(request: Request, response: ScriptedResponse) -> ScriptedResponse:
@@ -292,7 +292,7 @@ def test_a_tag_that_moves_between_head_and_get(deployment: Deployment) -> None:
 
 
 def test_a_hundred_clients_while_a_tag_moves(deployment: Deployment) -> None:
-    """Every answer is one image, whole: its body has the digest of its header, and the last ones are new."""
+    """Every response is one consistent image: the body matches the digest header, and the last responses are new."""
     images = [deployment.fake_registry.add_image("herd", "v1", [b"first"])]
     with ThreadPoolExecutor(20) as pool:
         requested = [pool.submit(deployment.get, "/v2/up.test/herd/manifests/v1") for _ in range(50)]
@@ -306,7 +306,7 @@ def test_a_hundred_clients_while_a_tag_moves(deployment: Deployment) -> None:
 
 
 def test_an_unchanged_tag_costs_one_head(deployment: Deployment) -> None:
-    """A warm tag is checked by one HEAD and fetched by none."""
+    """A cached tag is checked by one HEAD and fetched by none."""
     deployment.fake_registry.add_image("unchanged", "v1")
     path = "/v2/up.test/unchanged/manifests/v1"
     deployment.get(path)
@@ -322,8 +322,8 @@ def test_an_unchanged_tag_costs_one_head(deployment: Deployment) -> None:
     assert (after[0] - before[0], after[1] - before[1]) == (1, 0)
 
 
-def test_a_changed_tag_is_new_at_once(deployment: Deployment) -> None:
-    """A tag that moved upstream is the new image at the next request; the old digest stays served."""
+def test_a_moved_tag_is_served_at_once(deployment: Deployment) -> None:
+    """A tag that moved upstream is the new image at the next request; the old digest is still served."""
     old = deployment.fake_registry.add_image("changed", "v1", [b"old"])
     path = "/v2/up.test/changed/manifests"
     _assert_is(deployment.get(f"{path}/v1"), old)
@@ -334,8 +334,8 @@ def test_a_changed_tag_is_new_at_once(deployment: Deployment) -> None:
     assert deployment.fake_registry.count("manifest", repo="changed") == requested
 
 
-def test_a_deleted_tag_is_gone(deployment: Deployment) -> None:
-    """A 404 is an answer, not an outage: the tag is gone, again and again, while its digest stays served."""
+def test_a_deleted_tag_is_not_found(deployment: Deployment) -> None:
+    """A 404 is no outage: the tag stays deleted, while its digest is still served."""
     image = deployment.fake_registry.add_image("deleted", "v1")
     path = "/v2/up.test/deleted/manifests"
     _assert_is(deployment.get(f"{path}/v1"), image)
@@ -347,15 +347,15 @@ def test_a_deleted_tag_is_gone(deployment: Deployment) -> None:
     _assert_is(deployment.get(f"{path}/{image.digest}"), image)
 
 
-def test_a_tag_that_appears_is_there_at_once(deployment: Deployment) -> None:
-    """No negative cache: a tag that was unknown a moment ago is served when it was pushed."""
+def test_a_new_tag_is_served_at_once(deployment: Deployment) -> None:
+    """There is no negative cache: a tag that was unknown a moment ago is served once it was pushed."""
     path = "/v2/up.test/appears/manifests/v1"
     assert deployment.get(path).status == 404
     image = deployment.fake_registry.add_image("appears", "v1")
     _assert_is(deployment.get(path), image)
 
 
-def test_within_the_check_interval_nobody_is_asked(
+def test_no_upstream_check_within_the_check_interval(
     make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry
 ) -> None:
     """`upstream.check_interval`: a tag that was just checked counts as fresh."""

@@ -1,4 +1,4 @@
-"""Cases T01 to T07: names, references and digests, checked before anything is asked upstream."""
+"""Names, references and digests: checked before any request is sent upstream."""
 
 import http.client
 from functools import partial
@@ -18,7 +18,7 @@ HEX = "0123456789abcdef" * 4
     "name", ["Foo", "a__b___c", "-a", "a-", "a..b", "a/", "a//b", ".", "é", "%C3%A9", "a" * 300, "a/" * 150 + "a"]
 )
 def test_names_outside_the_grammar(deployment: Deployment, name: str) -> None:
-    """A name outside the grammar is refused as such, and the upstream is not asked."""
+    """A name outside the grammar is rejected with its error code, and no request is sent upstream."""
     before = len(deployment.fake_registry.exchanges)
     response = deployment.get(f"/v2/up.test/{name}/manifests/x")
     assert (response.status, response.error) in [
@@ -51,8 +51,8 @@ def test_names_outside_the_grammar(deployment: Deployment, name: str) -> None:
         "http://evil.test/v2/up.test/../app/manifests/x",
     ],
 )
-def test_targets_that_try_to_leave_the_cache(deployment: Deployment, target: str) -> None:
-    """Dots, escapes, backslashes and NULs in the raw target lead nowhere, neither upstream nor on disk."""
+def test_path_traversal_in_the_request_target(deployment: Deployment, target: str) -> None:
+    """Dots, escapes, backslashes and NULs in the raw target reach neither the upstream nor the disk."""
     secret = deployment.dockyard.storage.parent / "secret.txt"
     secret.write_text("nobody may read this")
     files = {path for path in deployment.dockyard.storage.parent.rglob("*") if "run" not in path.parts}
@@ -65,7 +65,7 @@ def test_targets_that_try_to_leave_the_cache(deployment: Deployment, target: str
 
 
 def test_an_absolute_form_target_is_taken_by_its_path(deployment: Deployment) -> None:
-    """`GET http://evil/v2/` is our own `/v2/`: nobody is asked on the client's behalf."""
+    """`GET http://evil/v2/` is our own `/v2/`: no request is sent on the client's behalf."""
     before = len(deployment.fake_registry.exchanges)
     response = deployment.get(f"{deployment.fake_registry.url}/v2/")
     assert response.status in (200, 400)
@@ -74,7 +74,7 @@ def test_an_absolute_form_target_is_taken_by_its_path(deployment: Deployment) ->
 
 @pytest.mark.parametrize("tag", ["-x", ".x", "a" * 129, "a:b", "a%20b", "latest%0d%0aX:1", "%C3%A9", "a+b"])
 def test_tags_outside_the_grammar(deployment: Deployment, tag: str) -> None:
-    """A tag outside the grammar is refused, nothing of it becomes a header, and the upstream is not asked."""
+    """A tag outside the grammar is rejected, nothing of it gets into a header, and no request is sent upstream."""
     before = len(deployment.fake_registry.exchanges)
     response = deployment.get(f"/v2/up.test/app/manifests/{tag}")
     assert response.status in (400, 404)
@@ -84,7 +84,7 @@ def test_tags_outside_the_grammar(deployment: Deployment, tag: str) -> None:
 
 
 def test_a_space_in_the_request_line(deployment: Deployment) -> None:
-    """A raw space makes the request line malformed; whatever is answered, it is an error and nobody is asked."""
+    """A raw space makes the request line malformed: an error, and no request is sent upstream."""
     before = len(deployment.fake_registry.exchanges)
     response = send_raw(deployment.address, b"GET /v2/up.test/app/manifests/a b HTTP/1.1\r\nHost: x\r\n\r\n")
     assert response.split(b" ")[1:2] in ([b"400"], [b"404"])
@@ -108,7 +108,7 @@ BAD_DIGESTS = [
 
 @pytest.mark.parametrize("digest", [*BAD_DIGESTS, "sha256", "sha256-" + HEX])
 def test_blob_digests_outside_the_grammar(deployment: Deployment, digest: str) -> None:
-    """A malformed digest is refused at the door: never an inner error, never a question upstream."""
+    """A malformed digest is rejected by validation: no internal error, and no request is sent upstream."""
     before = len(deployment.fake_registry.exchanges)
     for method in ("GET", "HEAD"):
         response = deployment.request(method, f"/v2/up.test/app/blobs/{digest}")
@@ -128,8 +128,8 @@ def test_manifest_digests_outside_the_grammar(deployment: Deployment, digest: st
     deployment.assert_no_leak(response)
 
 
-def test_a_digest_algorithm_that_nobody_can_verify(deployment: Deployment) -> None:
-    """A grammatical digest of an unknown algorithm is refused with a code of the specification."""
+def test_an_unknown_digest_algorithm(deployment: Deployment) -> None:
+    """A valid digest of an unknown algorithm is rejected with an error code of the specification."""
     before = len(deployment.fake_registry.exchanges)
     response = deployment.get(f"/v2/up.test/app/blobs/blake3:{HEX}")
     assert response.status in (400, 404)
@@ -146,7 +146,7 @@ def _sha512_content(fake_registry: FakeRegistry) -> tuple[str, bytes, str, bytes
 
 
 def test_sha512_manifests_and_blobs(deployment: Deployment) -> None:
-    """Content named by sha512 is verified, kept under its algorithm, and served again without asking."""
+    """Content named by sha512 is verified, stored under its algorithm, and served from the cache."""
     blob_digest, blob, manifest_digest, manifest = _sha512_content(deployment.fake_registry)
     for kind, digest, body in (("blobs", blob_digest, blob), ("manifests", manifest_digest, manifest)):
         path = f"/v2/up.test/sha512/{kind}/{digest}"
@@ -164,7 +164,7 @@ def test_sha512_manifests_and_blobs(deployment: Deployment) -> None:
 
 
 def test_sha512_is_verified(deployment: Deployment) -> None:
-    """Bytes that do not have the sha512 digest asked for are not served."""
+    """Bytes that do not match the requested sha512 digest are not served."""
     digest = digest_of(b"the right bytes", "sha512")
     deployment.fake_registry.on(
         "blob", lambda request, response: response.of(200, b"some other one!"), reference=digest
@@ -174,7 +174,7 @@ def test_sha512_is_verified(deployment: Deployment) -> None:
 
 
 def test_a_repository_named_like_endpoints(deployment: Deployment) -> None:
-    """The words of the protocol are legal components: paths are read from the right."""
+    """`blobs` and `manifests` are legal name components: paths are parsed from the right."""
     repo = "blobs/manifests/tags/list"
     image = deployment.fake_registry.add_image(repo, "v1", [b"a layer of an oddly named repository"])
     assert deployment.get(f"/v2/up.test/{repo}/manifests/v1").body == image.body

@@ -1,4 +1,4 @@
-"""Cases T24 to T26: ranges of cold, warm and running blobs, one or many, and of very small ones."""
+"""Ranges of cold, cached and running blobs, single and multiple, and of very small blobs."""
 
 import threading
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from tests.support.fake_registry import FakeRegistry
 from tests.support.http_client import parse_multipart
 
 MIB = 1024 * 1024
-LARGE = 3 * MIB  # streamed, all but its tail
+LARGE = 3 * MIB  # streamed, except for its last bytes
 
 
 def _random(size: int, seed: str) -> bytes:
@@ -37,7 +37,7 @@ PARTS = {
     "range_header", [*PARTS, "bytes=2048-", "bytes=5000-10000", "bytes=500-0", "bytes=-0", "bytes=x", "items=0-1", ""]
 )
 def test_ranges_of_a_cold_and_a_warm_blob(deployment: Deployment, range_header: str) -> None:
-    """206 with exact bytes and place, 416 with the size, or 200 for what is no range of bytes: cold as warm."""
+    """206 with exact bytes and Content-Range, 416 with the size, or 200 for an invalid Range: cold and cached."""
     blob = _random(2048, f"range {range_header}")
     digest = deployment.fake_registry.add_blob(blob)
     path = f"/v2/up.test/app/blobs/{digest}"
@@ -60,7 +60,7 @@ def test_ranges_of_a_cold_and_a_warm_blob(deployment: Deployment, range_header: 
 
 
 def test_range_is_ignored_on_head(deployment: Deployment) -> None:
-    """HEAD tells of the whole blob, whatever range it names."""
+    """HEAD describes the whole blob, whatever range it names."""
     digest = deployment.fake_registry.add_blob(_random(2048, "head with range"))
     for _ in range(2):
         response = deployment.head(f"/v2/up.test/app/blobs/{digest}", Range="bytes=5-9")
@@ -69,8 +69,8 @@ def test_range_is_ignored_on_head(deployment: Deployment) -> None:
 
 
 @pytest.mark.parametrize(("start", "stop"), [(0, 1), (MIB, 2 * MIB), (LARGE - 10, LARGE), (40_000, LARGE)])
-def test_ranges_of_a_running_fill(deployment: Deployment, start: int, stop: int) -> None:
-    """A range of a blob whose fetch has stopped half-way is right too, as soon as its bytes are there."""
+def test_ranges_of_a_running_download(deployment: Deployment, start: int, stop: int) -> None:
+    """A range of a blob whose download has paused half-way is served as soon as its bytes have arrived."""
     blob = _random(LARGE, f"running {start}")
     digest = deployment.fake_registry.add_blob(blob)
     path = f"/v2/up.test/app/blobs/{digest}"
@@ -89,8 +89,8 @@ def test_ranges_of_a_running_fill(deployment: Deployment, start: int, stop: int)
     assert deployment.fake_registry.count("blob", "GET", reference=digest) == 1
 
 
-def test_a_range_is_served_before_the_fill_ends(deployment: Deployment) -> None:
-    """Bytes that have landed are given to whoever asks for them while the upstream still holds the rest back."""
+def test_a_range_is_served_before_the_download_ends(deployment: Deployment) -> None:
+    """Received bytes are served to any client while the upstream still holds the rest back."""
     blob = _random(LARGE, "landed")
     digest = deployment.fake_registry.add_blob(blob)
     path = f"/v2/up.test/app/blobs/{digest}"
@@ -125,7 +125,7 @@ MULTI = {
 @pytest.mark.parametrize("name", MULTI)
 @pytest.mark.parametrize("temperature", ["cold", "warm"])
 def test_several_ranges(deployment: Deployment, name: str, temperature: str) -> None:
-    """One part per range, in the order asked, each with its own place; never merged."""
+    """One part per range, in the requested order, each with its own Content-Range; never merged."""
     range_header, places = MULTI[name]
     blob = _random(2048, f"multi {name} {temperature}")
     path = f"/v2/up.test/app/blobs/{deployment.fake_registry.add_blob(blob)}"
@@ -144,7 +144,7 @@ def test_several_ranges(deployment: Deployment, name: str, temperature: str) -> 
     ids=["overlapping", "1,000", "10,000"],
 )
 def test_too_many_ranges_are_a_bad_request(deployment: Deployment, range_header: str) -> None:
-    """Over the limit the answer is 400: clients take it as "ask for the whole blob"."""
+    """Over the limit the response is 400: clients then request the whole blob."""
     path = f"/v2/up.test/app/blobs/{deployment.fake_registry.add_blob(_random(2048, 'too many'))}"
     deployment.get(path)
     response = deployment.get(path, Range=range_header)
@@ -152,7 +152,7 @@ def test_too_many_ranges_are_a_bad_request(deployment: Deployment, range_header:
 
 
 def test_no_range_can_be_satisfied(deployment: Deployment) -> None:
-    """Several ranges, all of them beyond the end: 416."""
+    """Several ranges, all beyond the end: 416."""
     path = f"/v2/up.test/app/blobs/{deployment.fake_registry.add_blob(_random(2048, 'none'))}"
     for _ in range(2):
         response = deployment.get(path, Range="bytes=3000-3009,4000-")
@@ -163,7 +163,7 @@ def test_no_range_can_be_satisfied(deployment: Deployment) -> None:
 def test_the_empty_blob(
     make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry, temperature: str
 ) -> None:
-    """No bytes are 200 with length 0, and no range of them can be satisfied."""
+    """The response is 200 with length 0, and no range can be satisfied."""
     deployment = make_deployment()
     digest = fake_registry.add_blob(b"")
     path = f"/v2/up.test/app/blobs/{digest}"

@@ -1,4 +1,4 @@
-"""Cases T35 and T36: blobs that are fetched from somewhere else than the registry."""
+"""Blobs that the registry redirects to another host: credentials, resumes, expired URLs, forbidden targets."""
 
 import ssl
 from collections.abc import Callable, Iterator
@@ -18,7 +18,7 @@ BLOB = Random(35).randbytes(2_000_000)
 
 
 def _to_cdn(fake_registry: FakeRegistry, digest: str) -> None:
-    """Every request for the blob is sent to a URL of its own at the CDN, which is on another host."""
+    """Redirect every request for the blob to a presigned URL of its own at the CDN, which is on another host."""
     fake_registry.listen("cdn", "127.0.0.2")
     fake_registry.on("blob", faults.redirected(lambda request: fake_registry.presign(digest, listener="cdn")))
 
@@ -26,7 +26,7 @@ def _to_cdn(fake_registry: FakeRegistry, digest: str) -> None:
 def test_credentials_stay_with_the_registry(
     make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry
 ) -> None:
-    """The other host sees neither the token nor a cookie, but is asked for identity bytes."""
+    """The other host gets neither the token nor a cookie; it is asked for identity encoding."""
     FakeTokenService(fake_registry)
     digest = fake_registry.add_blob(BLOB)
     _to_cdn(fake_registry, digest)
@@ -48,7 +48,7 @@ def test_credentials_stay_with_the_registry(
 def test_a_resume_goes_through_the_registry_with_its_range(
     make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry
 ) -> None:
-    """A download that broke at the CDN goes on with `Range`, and still without credentials."""
+    """A download that broke at the CDN is resumed with `Range`, and still without credentials."""
     FakeTokenService(fake_registry)
     digest = fake_registry.add_blob(BLOB)
     _to_cdn(fake_registry, digest)
@@ -62,10 +62,10 @@ def test_a_resume_goes_through_the_registry_with_its_range(
     assert first.request.target != second.request.target
 
 
-def test_an_https_cdn_of_a_private_authority(
+def test_an_https_cdn_with_a_private_certificate(
     make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry, tmp_path: Path
 ) -> None:
-    """From http to https on another host, with the `ca_file` of the upstream."""
+    """A redirect from http to https on another host uses the `ca_file` of the upstream."""
     authority = trustme.CA()
     server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     authority.issue_cert("127.0.0.2").configure_cert(server)
@@ -81,7 +81,7 @@ def test_an_https_cdn_of_a_private_authority(
 def test_relative_locations(
     make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry, status: int
 ) -> None:
-    """A path alone is taken at the host that gave it."""
+    """A location that is a path only is resolved against the host that sent it."""
     digest = fake_registry.add_blob(BLOB)
     fake_registry.on(
         "blob", faults.redirected(lambda request: fake_registry.presign(digest).removeprefix(fake_registry.url), status)
@@ -90,7 +90,7 @@ def test_relative_locations(
 
 
 def _chain(fake_registry: FakeRegistry, digest: str, hops: int) -> Callable[[Request], str]:
-    """The n-th request leads to the next, the last one to the blob."""
+    """The n-th request is redirected to the next URL, the last one to the blob."""
     left = iter(range(hops - 1))
 
     def location(request: Request) -> str:
@@ -100,7 +100,7 @@ def _chain(fake_registry: FakeRegistry, digest: str, hops: int) -> Callable[[Req
 
 
 def test_a_short_chain_is_followed(make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry) -> None:
-    """Three redirects in a row are ordinary."""
+    """Three redirects in a row are followed."""
     digest = fake_registry.add_blob(BLOB)
     fake_registry.on("blob", faults.redirected(_chain(fake_registry, digest, 3)))
     assert make_deployment().get(f"/v2/up.test/app/blobs/{digest}").body == BLOB
@@ -119,22 +119,20 @@ LONG_WAYS: dict[str, Callable[[str], Change]] = {
 
 
 @pytest.mark.parametrize("way", LONG_WAYS)
-def test_redirects_that_lead_nowhere(
-    make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry, way: str
-) -> None:
-    """A loop, a scheme that is not HTTP, no place at all: an error, soon, after few requests."""
+def test_invalid_redirects(make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry, way: str) -> None:
+    """A loop, a scheme other than HTTP, an invalid location: an error, soon, after few requests."""
     digest = fake_registry.add_blob(BLOB)
     fake_registry.on("blob", LONG_WAYS[way](digest))
     deployment = make_deployment()
     response = deployment.get(f"/v2/up.test/app/blobs/{digest}")
     assert response.status in ((502, 503) if way == "nobody there" else (502,))
     assert response.took_s < 10
-    assert fake_registry.count("blob") <= 44  # four tries of at most eleven requests
+    assert fake_registry.count("blob") <= 44  # four attempts of at most eleven requests
     deployment.assert_no_leak(response)
 
 
 def test_eleven_hops_are_too_many(make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry) -> None:
-    """Where a chain does not end after ten redirects, it is not followed further."""
+    """A chain that does not end after ten redirects is not followed further."""
     digest = fake_registry.add_blob(BLOB)
     fake_registry.on("blob", faults.redirected(_chain(fake_registry, digest, 11)))
     assert make_deployment().get(f"/v2/up.test/app/blobs/{digest}").status == 502
@@ -160,7 +158,7 @@ FORBIDDEN = [
 
 @pytest.fixture(scope="module")
 def public_deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
-    """Give a deployment whose registry has a public name and is reached through a proxy."""
+    """A deployment whose registry has a public name and is reached through a proxy."""
     with FakeRegistry() as fake_registry:
         fake_registry.listen("forbidden")
         entry = upstream("up.test", "http://registry.example.com", proxy=fake_registry.listen("proxy").url)
@@ -169,8 +167,8 @@ def public_deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Depl
 
 
 @pytest.mark.parametrize("place", FORBIDDEN)
-def test_a_public_registry_may_not_send_us_to_a_private_address(public_deployment: Deployment, place: str) -> None:
-    """A registry with a public name redirects into our own network: refused before anything connects there."""
+def test_a_public_registry_may_not_redirect_to_a_private_address(public_deployment: Deployment, place: str) -> None:
+    """A public registry's redirect into a private network is rejected before any connection is made."""
     fake_registry = public_deployment.fake_registry
     forbidden = fake_registry.listeners["forbidden"]
     digest = fake_registry.add_blob(place.encode())
@@ -188,7 +186,7 @@ def test_a_public_registry_may_not_send_us_to_a_private_address(public_deploymen
 def test_a_trusted_private_address_is_followed(
     make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry
 ) -> None:
-    """`trusted_hosts` allows what the rule forbids."""
+    """`trusted_hosts` allows a private address."""
     cdn = fake_registry.listen("cdn", "127.0.0.2")
     proxy = fake_registry.listen("proxy")
     digest = fake_registry.add_blob(BLOB)
@@ -202,17 +200,19 @@ def test_a_trusted_private_address_is_followed(
 def test_head_of_a_blob_whose_url_is_signed_for_get(
     make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry
 ) -> None:
-    """The CDN refuses HEAD: the size comes from one byte by Range."""
+    """The CDN rejects HEAD: the size comes from a GET of one byte by Range."""
     digest = fake_registry.add_blob(BLOB)
     _to_cdn(fake_registry, digest)
     deployment = make_deployment()
     response = deployment.head(f"/v2/up.test/app/blobs/{digest}")
     assert (response.status, response.header("Content-Length")) == (200, str(len(BLOB)))
-    assert fake_registry.sent_bytes("cdn") <= 200  # one byte, and the body of the refusal
+    assert fake_registry.sent_bytes("cdn") <= 200  # one byte, and the body of the rejected request
 
 
-def test_a_first_use_that_is_refused(make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry) -> None:
-    """A presigned URL that is no good from the start: a new one is taken from the registry."""
+def test_a_presigned_url_that_fails_at_once(
+    make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry
+) -> None:
+    """A presigned URL that fails at once: a new one is requested from the registry."""
     digest = fake_registry.add_blob(BLOB)
     _to_cdn(fake_registry, digest)
     fake_registry.on("cdn", faults.replaced(403, b"<Error/>", ("Content-Type", "application/xml")), times=1)
@@ -220,10 +220,10 @@ def test_a_first_use_that_is_refused(make_deployment: Callable[..., Deployment],
     assert (fake_registry.count("blob", "GET"), fake_registry.count("cdn", "GET")) == (2, 2)
 
 
-def test_a_url_that_expires_in_the_middle(
+def test_a_presigned_url_that_expires_during_the_download(
     make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry
 ) -> None:
-    """The body breaks and the old URL answers 403 from now on: it is never used again, and the client sees nothing."""
+    """The body breaks and the old URL answers 403 from then on: it is not used again, unseen by the client."""
     digest = fake_registry.add_blob(BLOB)
     _to_cdn(fake_registry, digest)
 
@@ -239,8 +239,10 @@ def test_a_url_that_expires_in_the_middle(
     assert [exchange.status for exchange in fake_registry.received("cdn")] == [200, 206]
 
 
-def test_a_dead_cdn_leaves_tags_fresh(make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry) -> None:
-    """The registry is well, only its CDN is down: blobs are 502 or 503, tags are still checked."""
+def test_tags_stay_fresh_while_the_cdn_is_down(
+    make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry
+) -> None:
+    """Only the CDN is down, not the registry: blobs are 502 or 503, tags are still checked."""
     image = fake_registry.add_image("app", "v1", [BLOB])
     _to_cdn(fake_registry, image.layers[0])
     fake_registry.listeners["cdn"].close()

@@ -1,4 +1,4 @@
-"""Cases T08 to T12: which upstream a request belongs to, and which requests there are."""
+"""Which upstream a request is routed to, and which endpoints there are."""
 
 import time
 from collections.abc import Callable
@@ -20,7 +20,7 @@ SHAPES = {
 
 
 def test_five_shapes_lead_to_one_cached_image(deployment: Deployment) -> None:
-    """Every shape that clients send gives the same bytes, and all together cost one fetch of each thing."""
+    """All URL shapes give the same bytes, and together cost one upstream request for each object."""
     image = deployment.fake_registry.add_image("library/shapes", "v1", [b"a layer for five shapes"])
     for shape in SHAPES.values():
         by_tag = deployment.get(shape.format(name="library/shapes", rest="manifests/v1"))
@@ -34,8 +34,8 @@ def test_five_shapes_lead_to_one_cached_image(deployment: Deployment) -> None:
     assert deployment.fake_registry.count("blob", "GET", reference=image.layers[0]) == 1
 
 
-def test_the_sixth_shape_is_a_mistake_that_is_explained(deployment: Deployment) -> None:
-    """`/v2/<prefix>/v2/<name>` comes from a wrong mirror setting: 404 with a message that helps."""
+def test_a_doubled_v2_in_the_path_is_explained(deployment: Deployment) -> None:
+    """`/v2/<prefix>/v2/<name>` comes from a wrong mirror setting: 404 with a message that explains it."""
     deployment.fake_registry.add_image("library/sixth", "v1")
     response = deployment.get("/v2/docker.io/v2/library/sixth/manifests/v1?ns=docker.io")
     assert (response.status, response.error) == (404, "NAME_UNKNOWN")
@@ -54,8 +54,8 @@ def test_a_prefix_in_the_path_wins_over_ns(deployment: Deployment, path: str) ->
 @pytest.mark.parametrize(
     "namespace", ["evil.test", "169.254.169.254", "127.0.0.1:6379", "up.test:443@evil", "UP.TEST/", ""]
 )
-def test_an_unknown_namespace_is_not_asked(deployment: Deployment, namespace: str) -> None:
-    """A host that no upstream is configured for is unknown: never an open proxy."""
+def test_an_unknown_namespace_is_rejected(deployment: Deployment, namespace: str) -> None:
+    """A host without a configured upstream is unknown: Dockyard is no open proxy."""
     before = len(deployment.fake_registry.exchanges)
     response = deployment.get(f"/v2/library/app/manifests/v1?ns={namespace}")
     if namespace:
@@ -64,7 +64,7 @@ def test_an_unknown_namespace_is_not_asked(deployment: Deployment, namespace: st
 
 
 def test_a_listening_namespace_gets_no_connection(deployment: Deployment) -> None:
-    """Not even a connection is made to what `ns` names."""
+    """No connection is made to the host that `ns` names."""
     elsewhere = deployment.fake_registry.listen("elsewhere", "127.0.0.2")
     for namespace in (elsewhere.authority, f"http://{elsewhere.authority}", f"up.test@{elsewhere.authority}"):
         assert deployment.get(f"/v2/library/app/manifests/v1?ns={namespace}").status == 404
@@ -72,7 +72,7 @@ def test_a_listening_namespace_gets_no_connection(deployment: Deployment) -> Non
 
 
 def _demand(fake_registry: FakeRegistry, repo: str, username: str, password: str) -> None:
-    """The fake registry wants Basic credentials for one repository."""
+    """Make the fake registry require Basic credentials for one repository."""
     wanted = basic(username, password)
     refusal = faults.challenged('Basic realm="origin"')
     fake_registry.on(None, refusal, repo=repo, when=lambda request: request.header("Authorization") != wanted)
@@ -81,7 +81,7 @@ def _demand(fake_registry: FakeRegistry, repo: str, username: str, password: str
 def test_the_longest_prefix_by_component(
     make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry
 ) -> None:
-    """`up.test/org` is no prefix of `up.test/orgx`; each name uses the credential of its own upstream."""
+    """`up.test/org` is no prefix of `up.test/orgx`; each name uses the credentials of its own upstream."""
     _demand(fake_registry, "app", "org-user", "org-secret")
     _demand(fake_registry, "orgx/app", "up-user", "up-secret")
     for repo in ("app", "orgx/app", "org"):
@@ -112,10 +112,10 @@ def test_the_longest_prefix_by_component(
     }
 
 
-def test_a_path_in_the_registry_is_put_before_the_repository(
+def test_a_path_in_the_registry_setting_is_put_before_the_repository(
     make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry
 ) -> None:
-    """`registry: host/org` with a prefix of another name: the prefix goes, the path comes."""
+    """`registry: host/org` with a prefix of another name: the prefix is removed, the path is added."""
     fake_registry.add_image("org/app", "v1")
     deployment = make_deployment(upstreams=[upstream("mine.test", f"{fake_registry.url}/org")])
     assert deployment.get("/v2/mine.test/app/manifests/v1").status == 200
@@ -123,7 +123,7 @@ def test_a_path_in_the_registry_is_put_before_the_repository(
 
 
 @pytest.mark.parametrize("name", ["ghcr.io/org/app", "docker.iox/library/app", "UP.TEST/app"])
-def test_a_prefix_is_compared_whole(
+def test_a_name_without_a_configured_prefix_is_unknown(
     make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry, name: str
 ) -> None:
     """Without a default upstream a name that begins with no configured prefix is unknown."""
@@ -135,7 +135,7 @@ def test_a_prefix_is_compared_whole(
 
 
 def test_hub_names_of_one_component_get_library(deployment: Deployment) -> None:
-    """`docker.io/alpine` and `docker.io/library/alpine` are one image, asked for once."""
+    """`docker.io/alpine` and `docker.io/library/alpine` are one image, fetched once."""
     image = deployment.fake_registry.add_image("library/alpine", "v1")
     for path in ("/v2/docker.io/alpine", "/v2/docker.io/library/alpine", "/v2/alpine", "/v2/alpine"):
         assert deployment.get(f"{path}/manifests/{image.digest}").body == image.body
@@ -145,8 +145,8 @@ def test_hub_names_of_one_component_get_library(deployment: Deployment) -> None:
     assert deployment.fake_registry.count(repo="alpine") == 0
 
 
-def test_only_the_hub_has_library(deployment: Deployment) -> None:
-    """A single component behind another prefix is asked for as it is."""
+def test_library_is_added_for_docker_hub_only(deployment: Deployment) -> None:
+    """A single component behind another prefix is not changed."""
     deployment.fake_registry.add_image("alone", "v1")
     assert deployment.get("/v2/up.test/alone/manifests/v1").status == 200
     assert deployment.fake_registry.count(repo="library/alone") == 0
@@ -154,7 +154,7 @@ def test_only_the_hub_has_library(deployment: Deployment) -> None:
 
 @pytest.mark.parametrize("path", ["/v2/", "/v2"])
 def test_the_version_check_needs_no_login(deployment: Deployment, path: str) -> None:
-    """`/v2/` with and without its slash is 200 and an empty object, from us alone."""
+    """`/v2/` with and without its slash is 200 and an empty object, without any upstream request."""
     before = len(deployment.fake_registry.exchanges)
     response = deployment.get(path)
     assert (response.status, response.json) == (200, {})
@@ -175,8 +175,8 @@ def test_the_version_check_needs_no_login(deployment: Deployment, path: str) -> 
         ("POST", "/v2/"),
     ],
 )
-def test_writing_is_not_supported(deployment: Deployment, method: str, path: str) -> None:
-    """A cache that is read-only says 405 and what it allows; an override header changes nothing."""
+def test_writes_are_not_allowed(deployment: Deployment, method: str, path: str) -> None:
+    """A read-only cache answers 405 with Allow; an override header changes nothing."""
     before = len(deployment.fake_registry.exchanges)
     response = deployment.request(method, path, X_HTTP_Method_Override="GET")
     assert (response.status, response.error) == (405, "UNSUPPORTED")
@@ -190,7 +190,7 @@ def test_an_override_header_does_not_write(deployment: Deployment) -> None:
 
 
 @pytest.mark.parametrize("framing", ["Content-Length: 10000000000", "Transfer-Encoding: chunked"])
-def test_an_upload_is_refused_with_its_body_unread(deployment: Deployment, framing: str) -> None:
+def test_an_upload_is_rejected_with_its_body_unread(deployment: Deployment, framing: str) -> None:
     """405 comes at once, before a byte of the announced body was sent."""
     request = f"POST /v2/up.test/app/blobs/uploads/ HTTP/1.1\r\nHost: x\r\n{framing}\r\n\r\n"
     began = time.monotonic()
@@ -206,7 +206,7 @@ def test_there_is_no_catalog(deployment: Deployment) -> None:
 
 
 def test_the_version_of_the_program(deployment: Deployment) -> None:
-    """`/version` is answered by us alone."""
+    """`/version` is answered without any upstream request."""
     before = len(deployment.fake_registry.exchanges)
     response = deployment.get("/version")
     assert (response.status, response.header("Content-Type")) == (200, "application/json")

@@ -1,6 +1,6 @@
-"""Real clients of what is in a registry beside images: oras, helm and cosign. Each has a directory of its own.
+"""Real clients for artifacts: oras, helm and cosign, each with a directory of its own.
 
-None of them sees the user's configuration, keys or credentials, or finds a way to the servers of the outside.
+They do not see the user's configuration, keys or credentials, and cannot reach servers outside this machine.
 """
 
 import json
@@ -12,7 +12,7 @@ from tests.support.image_clients import environment, run
 
 
 class Oras:
-    """oras: files as artifacts, and what refers to what."""
+    """oras: files as artifacts, and the referrers of an artifact."""
 
     def __init__(self, program: Path, directory: Path) -> None:
         self.directory = directory
@@ -28,11 +28,11 @@ class Oras:
         self._run("attach", "--artifact-type", artifact_type, reference, self._file(name, content))
 
     def digest(self, reference: str) -> str:
-        """Return the digest of what stands under a tag."""
+        """Return the digest that a tag points to."""
         return self._run("resolve", reference).strip()
 
     def discover(self, reference: str, *options: str) -> list[dict[str, Any]]:
-        """Return the descriptors of what refers to an artifact."""
+        """Return the descriptors of the referrers of an artifact."""
         return list(json.loads(self._run("discover", "--format=json", *options, reference))["referrers"] or [])
 
     def pull(self, reference: str) -> dict[str, bytes]:
@@ -82,22 +82,22 @@ class Helm:
 
 
 class Cosign:
-    """cosign with a key pair of its own, and no log of transparency to ask."""
+    """cosign with a key pair of its own and no transparency log."""
 
     def __init__(self, program: Path, directory: Path) -> None:
         self.directory = directory
         self._program = program
-        self._environ = environment(directory, COSIGN_PASSWORD="rig")
+        self._environ = environment(directory, COSIGN_PASSWORD="test")
         self._run("generate-key-pair")
 
     def sign(self, reference: str, *, is_bundle: bool) -> None:
-        """Sign an image; with a bundle that refers to it, or the way of old with a tag beside it."""
+        """Sign an image: with a bundle as a referrer, or with the older signature tag."""
         bundle = f"--new-bundle-format={str(is_bundle).lower()}"
         offline = ("--use-signing-config=false", "--tlog-upload=false", "--yes")
         self._run("sign", "--key", "cosign.key", bundle, *offline, "--allow-http-registry", reference)
 
     def verify(self, reference: str) -> list[dict[str, Any]]:
-        """Return the claims that were signed; raise ClientError when there are none by our key."""
+        """Return the signed claims; raise ClientError when there are none signed with our key."""
         offline = ("--insecure-ignore-tlog", "--allow-http-registry")
         return list(json.loads(self._run("verify", "--key", "cosign.pub", *offline, reference)))
 

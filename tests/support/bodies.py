@@ -1,7 +1,7 @@
-"""What the fake registry serves: real bytes, or large bodies that are made while they are sent.
+"""Response bodies of the fake registry: bytes in memory, or large bodies that are generated while they are sent.
 
-The one rule: a body is the same however often and from whatever offset it is read, so a client may compare what
-arrives with `pieces()` instead of keeping or hashing it.
+A body is the same however often and from whatever offset it is read, so a client can compare what arrives with
+`pieces()` instead of storing or hashing it.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ class Body(Protocol):
 
     @property
     def size(self) -> int:
-        """Bytes in all."""
+        """Size in bytes."""
 
     @property
     def digest(self) -> str:
@@ -29,7 +29,7 @@ class Body(Protocol):
 
 
 class Bytes:
-    """A body that is simply there."""
+    """A body that is held in memory."""
 
     def __init__(self, data: bytes) -> None:
         self.data = data
@@ -49,10 +49,10 @@ class Bytes:
 
 
 class Synthetic:
-    """A large body from one random block, repeated; each repetition begins with its own number.
+    """A large body that repeats one random block; each repetition begins with its own number.
 
-    Gigabytes cost one mebibyte of memory, and a block at the wrong place is still seen. Bodies of one seed share it:
-    what tells them apart is the number of the first repetition.
+    Gigabytes cost one mebibyte of memory, and a block in the wrong position is detected. Bodies with the same seed
+    share the block; `first`, the number of the first repetition, tells them apart.
     """
 
     def __init__(self, size: int, seed: int = 1, first: int = 0) -> None:
@@ -79,7 +79,7 @@ class Synthetic:
 
 
 class Flipped:
-    """Another body with one bit turned over, under the digest that the right bytes have."""
+    """Another body with one bit flipped, and with the digest of the correct bytes."""
 
     def __init__(self, body: Body, at: int) -> None:
         self.size = body.size
@@ -99,7 +99,7 @@ class Flipped:
 
 
 class Endless:
-    """A body that never ends: for caps on what is read."""
+    """A body that never ends: for limits on what is read."""
 
     digest = "sha256:" + "0" * 64
 
@@ -119,10 +119,10 @@ def _random_block(seed: int) -> bytes:
 
 
 def digest_of(data: bytes, algorithm: str = "sha256") -> str:
-    """The digest of bytes that are at hand."""
+    """The digest of `data`."""
     return f"{algorithm}:{hashlib.new(algorithm, data).hexdigest()}"
 
 
 def read_whole(body: Body) -> bytes:
-    """The body as bytes; for small ones."""
+    """The body as bytes; for small bodies."""
     return b"".join(body.pieces(0, body.size))

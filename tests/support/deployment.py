@@ -1,4 +1,4 @@
-"""A fake registry and a Dockyard in front of it, with the few questions that all cases ask."""
+"""A Dockyard server in front of a fake registry, with the requests and checks that most tests need."""
 
 import contextlib
 import os
@@ -25,7 +25,7 @@ STALL_TIMEOUT_S = 10
 
 @attrs.define(eq=False)
 class Deployment:
-    """What a case works with. Paths are given without the host, as a client would send them."""
+    """A server and its fake registry. Paths are given without the host, as a client sends them."""
 
     fake_registry: FakeRegistry
     dockyard: Dockyard
@@ -36,7 +36,7 @@ class Deployment:
         return "127.0.0.1", self.dockyard.port
 
     def get(self, path: str, **headers: str) -> Response:
-        """GET; headers are given by name with underscores for hyphens."""
+        """Send a GET request; header names are given with underscores for hyphens."""
         return send_request(self.address, path, _header_names(headers), tls=self.tls)
 
     def head(self, path: str, **headers: str) -> Response:
@@ -46,24 +46,24 @@ class Deployment:
         return send_request(self.address, path, _header_names(headers), method=method, tls=self.tls)
 
     def stream(self, path: str, *, receive_buffer: int | None = None, **headers: str) -> StreamedResponse:
-        """GET of which the test reads as much as it wants."""
+        """Send a GET request whose response the test reads step by step."""
         return StreamedResponse(self.address, path, _header_names(headers), receive_buffer=receive_buffer)
 
     def send_raw(self, request: bytes) -> StreamedResponse:
-        """A request of the test's own spelling."""
+        """Send these bytes as the request."""
         return StreamedResponse(self.address, "", request=request)
 
     def crowd(self, path: str, expected: Body, size: int, headers: Sequence[Mapping[str, str]] = ()) -> Crowd:
-        """Many clients of one body at once."""
+        """Download one body with many clients at once."""
         return Crowd(self.address, path, expected, size, headers)
 
     def get_concurrently(self, paths: Sequence[str], **headers: str) -> list[Response]:
-        """One GET per path, all at once."""
+        """Send one GET request per path, all at once."""
         with ThreadPoolExecutor(len(paths)) as pool:
             return list(pool.map(lambda path: self.get(path, **headers), paths))
 
     def stored_files(self, digest: str) -> list[Path]:
-        """The files in the storage directory that are named for a digest and are not partial."""
+        """The files in the storage directory whose names contain the digest, without partial files."""
         encoded = digest.partition(":")[2]
         found = []
         for directory, folders, files in os.walk(self.dockyard.storage):
@@ -72,15 +72,15 @@ class Deployment:
         return found
 
     def partial_files(self) -> list[Path]:
-        """What running fills have open."""
+        """The partial files of running downloads."""
         return [path for path in self.dockyard.storage.glob("**/partial/**/*") if path.is_file()]
 
     def wait_for_workers(self, count: int) -> None:
-        """Wait until so many workers answer their peers."""
+        """Wait until this number of workers answers peer requests."""
         eventually(lambda: len(list(self.dockyard.storage.glob("run/shard-*.sock"))) == count, "all workers serve")
 
     def assert_no_leak(self, response: Response) -> None:
-        """An error tells nothing about the upstream or this machine."""
+        """Check that an error response contains no address of the upstream and no path of this machine."""
         text = response.body.decode() + str(response.headers)
         hosts = {listener.authority for listener in self.fake_registry.listeners.values()}
         for secret in (*hosts, "127.0.0.", "X-Amz", "Signature", str(self.dockyard.storage), "Traceback"):
@@ -88,7 +88,7 @@ class Deployment:
 
 
 def eventually(condition: Callable[[], Any], what: str, within_s: float = 10.0) -> Any:
-    """Wait until the condition gives something true, and return that."""
+    """Wait until `condition` returns something true, and return that."""
     deadline = time.monotonic() + within_s
     while not (found := condition()):
         if time.monotonic() > deadline:
@@ -98,7 +98,7 @@ def eventually(condition: Callable[[], Any], what: str, within_s: float = 10.0) 
 
 
 def stays(condition: Callable[[], Any], what: str, for_s: float) -> None:
-    """Watch for a while that the condition holds: for what must *not* happen."""
+    """Check repeatedly for `for_s` seconds that `condition` holds: for what must not happen."""
     deadline = time.monotonic() + for_s
     while time.monotonic() < deadline:
         assert condition(), f"no longer true: {what}"
@@ -107,7 +107,7 @@ def stays(condition: Callable[[], Any], what: str, for_s: float) -> None:
 
 @contextlib.contextmanager
 def set_at_exit(event: threading.Event) -> Iterator[threading.Event]:
-    """An event that is set when the block ends, however it ends."""
+    """Set the event when the block ends, also by an exception."""
     try:
         yield event
     finally:
@@ -115,7 +115,7 @@ def set_at_exit(event: threading.Event) -> Iterator[threading.Event]:
 
 
 def parse_cache_status(response: Response) -> dict[str, str | bool]:
-    """The parameters of our member of Cache-Status (RFC 9211); `""` is the name of the cache."""
+    """The parameters of Dockyard's entry in Cache-Status (RFC 9211); the key `""` is the name of the cache."""
     value = response.header("Cache-Status") or ""
     name, *parameters = re.split(r"\s*;\s*", value)
     parts = (parameter.partition("=") for parameter in parameters)
@@ -127,7 +127,7 @@ def _header_names(headers: Mapping[str, str]) -> dict[str, str]:
 
 
 def upstream(prefix: str, registry: str, **more: Any) -> dict[str, Any]:
-    """One entry of `upstreams:`; anonymous unless it says otherwise."""
+    """One entry of `upstreams:`; anonymous unless `more` contains `auth`."""
     return {"prefix": prefix, "registry": registry, "auth": {"type": "anonymous"}, **more}
 
 
@@ -143,7 +143,7 @@ def open_deployment(
     wrapper: Sequence[str] = (),
     **settings: Any,
 ) -> Iterator[Deployment]:
-    """A Dockyard with short limits whose prefix `up.test` and default `docker.io` lead to the fake registry."""
+    """Start a Dockyard with short timeouts whose prefix `up.test` and default `docker.io` lead to the fake registry."""
     limits = {"check_timeout": f"{CHECK_TIMEOUT_S}s", "connect_timeout": "1s", "stall_timeout": f"{STALL_TIMEOUT_S}s"}
     settings["upstream"] = {**limits, **settings.get("upstream", {})}
     ours = (

@@ -1,4 +1,4 @@
-"""A fake registry and deployments in front of it, as fixtures of the cases and of the faults."""
+"""Fixtures: a fake registry, and Dockyard servers in front of it."""
 
 import shutil
 from collections.abc import Callable, Iterator
@@ -14,19 +14,19 @@ from tests.support.fake_registry import FakeRegistry
 
 @pytest.fixture
 def fake_registry() -> Iterator[FakeRegistry]:
-    """Give a fake registry with one listener."""
+    """A fake registry with one listener."""
     with FakeRegistry() as fake_registry:
         yield fake_registry
 
 
 @pytest.fixture
 def make_deployment(fake_registry: FakeRegistry, tmp_path: Path) -> Iterator[Callable[..., Deployment]]:
-    """Start a Dockyard of the test's own; what is given goes over the settings of `open_deployment`."""
+    """Start a Dockyard for this test; the arguments override the settings of `open_deployment`."""
     with ExitStack() as deployments:
 
         def start(**settings: Any) -> Deployment:
             directory = tmp_path / f"deployment-{len(list(tmp_path.glob('deployment-*')))}"
-            deployments.callback(shutil.rmtree, directory / "storage", ignore_errors=True)  # gigabytes, some of them
+            deployments.callback(shutil.rmtree, directory / "storage", ignore_errors=True)  # up to gigabytes
             return deployments.enter_context(open_deployment(fake_registry, directory, **settings))
 
         yield start

@@ -1,4 +1,4 @@
-"""A real upstream: distribution's registry as a process, with its own access log as the witness of what reached it."""
+"""A real upstream: distribution's registry as a process. Its access log shows which requests reached it."""
 
 import contextlib
 import http.client
@@ -15,7 +15,7 @@ from tests.support.processes import Process, SetupError, free_port, wait_until
 
 START_TIMEOUT_S = 20.0
 REQUEST_TIMEOUT_S = 60.0
-TEST_USER_AGENT = "dockyard-rig"  # requests of the rig itself are not counted
+TEST_USER_AGENT = "dockyard-tests"  # requests of the tests themselves are not counted
 
 LOG_LINE = re.compile(
     r'"(?P<method>[A-Z]+) (?P<target>\S+) HTTP/[\d.]+" (?P<status>\d+) (?P<sent>\d+) "[^"]*" "(?P<agent>[^"]*)"'
@@ -25,13 +25,13 @@ CONFIG = """\
 version: 0.1
 log: {{level: warn, accesslog: {{disabled: false}}}}
 storage: {{filesystem: {{rootdirectory: {root}}}, delete: {{enabled: true}}}}
-http: {{addr: "127.0.0.1:{port}", secret: rig}}
+http: {{addr: "127.0.0.1:{port}", secret: test}}
 """
 
 
 @attrs.frozen
 class LoggedRequest:
-    """One request that the registry answered; `target` has the query, `sent` is the number of body bytes."""
+    """One request that the registry has answered; `target` includes the query, `sent` is the number of body bytes."""
 
     method: str
     target: str
@@ -47,7 +47,7 @@ class LoggedRequest:
 
 
 class DistributionRegistry:
-    """A registry on one port and one directory; it can be stopped and started, and keeps both."""
+    """A registry with its own port and directory; both stay the same when it is stopped and started again."""
 
     def __init__(self, program: Path, directory: Path) -> None:
         self.program = program
@@ -85,19 +85,19 @@ class DistributionRegistry:
         self._process.wait_until(self._is_answering, "answering", START_TIMEOUT_S)
 
     def stop(self) -> None:
-        """End it at once: connections are refused from here on, running downloads are cut."""
+        """Kill it: connections are refused from now on, running downloads are cut."""
         process, self._process = self._process, None
         if process is not None:
             process.end(signal.SIGKILL)
 
     def close(self) -> None:
-        """Stop it for good and give the disk back."""
+        """Stop it for good and delete its storage."""
         self.stop()
         shutil.rmtree(self.storage, ignore_errors=True)
 
     @contextlib.contextmanager
     def stopped(self) -> Iterator[None]:
-        """Have it stopped for a while."""
+        """Stop it for the duration of the block."""
         self.stop()
         try:
             yield
@@ -105,7 +105,7 @@ class DistributionRegistry:
             self.start()
 
     def freeze(self) -> None:
-        """Have it accept connections and say nothing, until `thaw`."""
+        """Freeze the process: connections are accepted by the kernel, no response is sent, until `thaw`."""
         assert self._process is not None, "the registry does not run"
         self._process.send(signal.SIGSTOP)
 
@@ -115,12 +115,12 @@ class DistributionRegistry:
         self._process.send(signal.SIGCONT)
 
     def clear_requests(self) -> None:
-        """Count from here."""
+        """Start counting requests from here."""
         self._wait_for_log()
         self._read_from = self.access_log.stat().st_size
 
     def requests(self) -> list[LoggedRequest]:
-        """Return the requests since `clear_requests`, in the order in which they ended; none still running."""
+        """Return the requests since `clear_requests` in the order in which they ended, without those still running."""
         self._wait_for_log()
         with self.access_log.open() as log:
             log.seek(self._read_from)
@@ -139,7 +139,7 @@ class DistributionRegistry:
         self.call("PUT", f"{target}{joint}digest={digest}", data, "application/octet-stream", expect=201)
 
     def put_blob_file(self, repository: str, digest: str, source: Path) -> None:
-        """Take a file over as a blob, straight into the registry's storage: quick for the very large."""
+        """Move a file into the registry's storage as a blob: faster than a push for very large blobs."""
         algorithm, _, encoded = digest.partition(":")
         root = self.storage / "docker" / "registry" / "v2"
         data = root / "blobs" / algorithm / encoded[:2] / encoded / "data"
@@ -162,7 +162,7 @@ class DistributionRegistry:
         *,
         expect: int = 200,
     ) -> http.client.HTTPResponse:
-        """Send one request of the rig's own; the answer's body has been read."""
+        """Send one request that is not counted; the response body has been read."""
         headers = {"User-Agent": TEST_USER_AGENT} | ({"Content-Type": content_type} if content_type else {})
         with contextlib.closing(
             http.client.HTTPConnection("127.0.0.1", self.port, timeout=REQUEST_TIMEOUT_S)
@@ -182,7 +182,7 @@ class DistributionRegistry:
         return True
 
     def _wait_for_log(self) -> None:
-        """Wait until the log has everything that was answered before now; a stopped registry has nothing to add."""
+        """Wait until the log contains everything that was answered before now; a stopped registry adds nothing."""
         if self._process is None:
             return
         mark = f"/v2/?fence={secrets.token_hex(8)}"

@@ -1,4 +1,4 @@
-"""Dockyard itself as a process: `python -m dockyard server` on a free port and a directory of its own."""
+"""A Dockyard server as a process: `python -m dockyard server` on a free port with a directory of its own."""
 
 import contextlib
 import http.client
@@ -22,11 +22,11 @@ REQUEST_TIMEOUT_S = 5.0
 
 
 class Dockyard:
-    """One Dockyard server. `settings` is laid over the rig's own, key by key; a list or a scalar replaces.
+    """One Dockyard server. `settings` is merged over the default settings of the tests; lists and scalars replace.
 
-    `environ` is added to an environment that has nothing of the user's but PATH: no keychain, no proxies, no settings.
-    `descriptors` is how many files each process may have open; 0: as many as the tests.
-    `wrapper` is a command that runs another, and becomes it.
+    The process gets `environ` and PATH, and nothing else of the user's environment: no keychain, no proxies, no
+    settings. `descriptors` limits the open files of each process (0: the limit of the tests). `wrapper` is a command
+    that executes the server.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class Dockyard:
         return self._process is not None and self._process.is_running
 
     def start(self, *, wait: bool = True) -> None:
-        """Start it and wait until `/v2/` answers 200. Every start after the first finds the cache as it was."""
+        """Start it and wait until `/v2/` answers 200. A second start finds the cache of the first."""
         assert not self.is_running, "Dockyard runs already"
         self.config.write_text(yaml.safe_dump(self.settings, sort_keys=False))
         self._process = Process.start(
@@ -96,7 +96,7 @@ class Dockyard:
             self._process.wait_until(self.is_answering, "answering", START_TIMEOUT_S)
 
     def stop(self) -> None:
-        """Send SIGTERM; the exit status must be 0 within the drain time, and no worker may be left."""
+        """Send SIGTERM; the exit status must be 0 within the drain timeout, and no worker may be left."""
         process, workers = self._running, descendants(self.pid)
         self._process = None
         status = process.end(signal.SIGTERM, DRAIN_TIMEOUT_S + REQUEST_TIMEOUT_S)
@@ -105,7 +105,7 @@ class Dockyard:
         assert left == [], f"left running: {left}\n{process.tail()}"
 
     def kill(self) -> None:
-        """Kill the supervisor and all its workers, at once."""
+        """Kill the supervisor and all its workers with SIGKILL."""
         if self._process is None:
             return
         process, self._process = self._process, None
@@ -114,14 +114,14 @@ class Dockyard:
         kill_leftovers(workers)
 
     def worker_pids(self) -> list[int]:
-        """Return the pids of the workers, oldest first; none while it does not run."""
+        """Return the pids of the workers, oldest first; an empty list while the server does not run."""
         process = self._process
         if process is None:
             return []
         return [child.pid for child in children(process.pid) if b"resource_tracker" not in child.command_line()]
 
     def is_answering(self) -> bool:
-        """Say whether `/v2/` answers 200 now."""
+        """Whether `/v2/` answers 200 now."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=REQUEST_TIMEOUT_S)
         with contextlib.closing(connection):
             try:
@@ -141,13 +141,13 @@ class Dockyard:
 
 
 def docker_hub(registry: DistributionRegistry | Olareg) -> dict[str, Any]:
-    """Return the upstream `docker.io`, played by our registry."""
+    """The upstream `docker.io`, for which the given registry stands in."""
     return {"prefix": "docker.io", "registry": registry.url, "auth": {"type": "anonymous"}}
 
 
 @contextlib.contextmanager
 def running(dockyard: Dockyard) -> Iterator[Dockyard]:
-    """Start it, and see that nothing of it is left, whatever happens between."""
+    """Start the server; kill it and delete its storage when the block ends."""
     try:
         dockyard.start()
         yield dockyard

@@ -1,4 +1,4 @@
-"""A fake registry that wants to be logged in to: tokens from its own token service, or Basic credentials."""
+"""A fake registry that requires authentication: tokens from its own token service, or Basic credentials."""
 
 import json
 import secrets
@@ -13,15 +13,15 @@ GUARDED = ("manifest", "blob", "ping")
 
 
 def bearer_challenge(realm: str, repo: str) -> str:
-    """The challenge of an ordinary registry."""
+    """The challenge that most registries send."""
     return f'Bearer realm="{realm}",service="origin.test",scope="repository:{repo}:pull"'
 
 
 class FakeTokenService:
-    """Registry requests need a token that this service issued and that has not been taken back.
+    """Make a fake registry require a token that this service issued and that has not been revoked.
 
-    `challenges` makes the WWW-Authenticate headers from realm and repository; `spell` makes the token answer; `login`
-    is the Authorization that the token service wants (None: everybody gets a token).
+    `challenges` makes the WWW-Authenticate headers from realm and repository; `spell` makes the token response; `login`
+    is the Authorization header that the token service requires (None: anonymous tokens).
     """
 
     def __init__(
@@ -44,17 +44,17 @@ class FakeTokenService:
         fake_registry.on("token", self._issue)
 
     def issue(self) -> str:
-        """A token for the test's own use."""
+        """Issue a token for the test itself."""
         token = secrets.token_urlsafe(16)
         self.valid.add(token)
         return token
 
     def revoke_all(self) -> None:
-        """No token issued so far is good any more."""
+        """Revoke all tokens issued so far."""
         self.valid.clear()
 
     def requests(self) -> list[Exchange]:
-        """What reached the token service."""
+        """The requests that reached the token service."""
         return self._fake_registry.received("token")
 
     def scopes(self) -> list[list[str]]:
@@ -81,7 +81,7 @@ class FakeTokenService:
 def require_authorization(
     fake_registry: FakeRegistry, value: str, challenge: str = 'Basic realm="origin"'
 ) -> list[Rule]:
-    """Registry requests must carry exactly this Authorization."""
+    """Make a fake registry require exactly this Authorization header."""
 
     def guard(request: Request, response: ScriptedResponse) -> ScriptedResponse:
         return response if request.header("Authorization") == value else challenged(challenge)(request, response)

@@ -1,4 +1,4 @@
-"""Lists at the fake registry: tags in pages of its own making, referrers with and without the API."""
+"""Lists of a fake registry: tags in pages, and referrers with and without the referrers API."""
 
 import base64
 import json
@@ -14,22 +14,22 @@ JSON = ("Content-Type", "application/json")
 
 
 def at(path: str) -> Callable[[Request], bool]:
-    """Tell the requests to one path, whatever their query."""
+    """Match the requests for one path, with any query."""
     return lambda request: request.path == path
 
 
 def tags_path(repo: str) -> str:
-    """Where the upstream has the tags of a repository."""
+    """The path of the tag list of a repository at the upstream."""
     return f"/v2/{repo}/tags/list"
 
 
 def referrers_path(repo: str, digest: str) -> str:
-    """Where the upstream has the referrers of a manifest."""
+    """The path of the referrers of a manifest at the upstream."""
     return f"/v2/{repo}/referrers/{digest}"
 
 
 def count(fake_registry: FakeRegistry, path: str) -> int:
-    """How many requests for a path reached the fake registry."""
+    """The number of requests for a path that reached the fake registry."""
     return sum(exchange.request.path == path for exchange in fake_registry.received())
 
 
@@ -41,9 +41,10 @@ def offer_tags(
     page_size: int = 100_000,
     link: Callable[[str], str] | None = None,
 ) -> Rule:
-    """Offer a list of tags (None: `null`, as Go programs write it) in pages, in the order given.
+    """Serve a tag list (None: `null`, as some Go programs write it) in pages, in the given order.
 
-    As in ECR: `last` is opaque, the Link is absolute, and the JSON calls itself text. `link` makes another Link of it.
+    As in ECR, `last` is opaque, the Link is absolute, and the Content-Type is text. `link` makes another Link header
+    from the URL.
     """
 
     def change(request: Request, response: ScriptedResponse) -> ScriptedResponse:
@@ -68,14 +69,14 @@ def descriptor(digest: str, artifact_type: str | None = None, **more: Any) -> di
 
 
 def index(descriptors: Sequence[Any]) -> bytes:
-    """An index of these."""
+    """An image index with these descriptors."""
     return json.dumps({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": list(descriptors)}).encode()
 
 
 def offer_referrers(
     fake_registry: FakeRegistry, repo: str, digest: str, descriptors: Sequence[Any], *, page_size: int = 100_000
 ) -> Rule:
-    """Offer referrers by the API, in pages; a filter is not heeded."""
+    """Serve referrers by the API, in pages; the artifactType filter is ignored."""
 
     def change(request: Request, response: ScriptedResponse) -> ScriptedResponse:
         start = int(request.query.get("next", "0"))
@@ -88,5 +89,5 @@ def offer_referrers(
 
 
 def refuse(fake_registry: FakeRegistry, path: str, status: int, *, times: int | None = None) -> Rule:
-    """Answer a path with an error."""
+    """Answer requests for a path with an error."""
     return fake_registry.on(None, error_response(status), when=at(path), times=times)

@@ -1,13 +1,12 @@
-"""A scripted upstream: registry, token server and CDN, over raw sockets, with every fault a test can name.
+"""A fake upstream: registry, token service and CDN over raw sockets, with scripted faults.
 
-One `FakeRegistry` has one or more listeners (a port each, on any loopback address, TLS if wanted). Every listener
-answers every path: `/v2/…` is the registry, `/token` the token server, `/cdn/…` presigned downloads. A request is first
-answered honestly from the content that was added; then each rule that matches may change the answer
-(`tests/support/faults.py` has the changes). Everything that arrived is kept in `fake_registry.exchanges`: tests count
-there.
+A `FakeRegistry` has one or more listeners (each with its own port, on any loopback address, with TLS if wanted). Every
+listener serves every path: `/v2/…` is the registry, `/token` the token service, `/cdn/…` presigned downloads. For each
+request the correct response is made from the content that was added; then each matching rule may change that response
+(`tests/support/faults.py` has the changes). All requests are recorded in `exchanges`, where tests count them.
 
-Threads: one per listener and one per connection, all daemons. Nothing here sleeps without looking whether the fake
-registry is closing or the peer has gone.
+Threads: one per listener and one per connection, all daemons. Every wait ends when the fake registry is closed or the
+client disconnects.
 """
 
 import base64
@@ -50,7 +49,7 @@ Change = Callable[[Request, ScriptedResponse], ScriptedResponse]
 
 @attrs.define(eq=False)
 class Rule:
-    """A change to the answers of the requests that match; `times` is how often it still applies (None: always)."""
+    """A change to the responses of matching requests; `times` is how often it applies (None: always)."""
 
     change: Change
     kind: str | None
@@ -79,7 +78,7 @@ class Rule:
 
 @attrs.frozen
 class Image:
-    """An image that was added: its manifest and what is in it."""
+    """An image that was added: its manifest and the digests of its blobs."""
 
     repo: str
     tag: str
@@ -98,7 +97,7 @@ class _Manifest:
 
 
 class FakeRegistry:
-    """The upstream of a test: content, rules, listeners, and the record of what reached it."""
+    """The upstream of a test: content, rules, listeners, and the record of all requests."""
 
     def __init__(self) -> None:
         self.exchanges: list[Exchange] = []
@@ -130,7 +129,7 @@ class FakeRegistry:
         tls: ssl.SSLContext | None = None,
         tunnel: ssl.SSLContext | None = None,
     ) -> Listener:
-        """One more port (0: a free one); requests to it are recorded under `name`."""
+        """Open another port (0: a free one); its requests are recorded under `name`."""
         self.listeners[name] = Listener(name, host, port, tls, tunnel, self._handle)
         return self.listeners[name]
 
@@ -141,13 +140,13 @@ class FakeRegistry:
 
     @property
     def url(self) -> str:
-        """What goes into `registry:` of an upstream."""
+        """The value of `registry:` in the settings of an upstream."""
         return self.listener.url
 
     # Content
 
     def add_blob(self, content: bytes | Body, *, repos: Iterable[str] | None = None, algorithm: str = "sha256") -> str:
-        """Offer a blob, in some repositories or in all; its digest."""
+        """Serve a blob in some repositories or in all; return its digest."""
         body = Bytes(content) if isinstance(content, bytes) else content
         digest = digest_of(content, algorithm) if isinstance(content, bytes) else body.digest
         self._blobs[digest] = (body, None if repos is None else frozenset(repos))
@@ -156,7 +155,7 @@ class FakeRegistry:
     def add_manifest(
         self, repo: str, tag: str | None, document: Any, media_type: str, *, algorithm: str = "sha256"
     ) -> str:
-        """Offer a manifest (bytes, or what json can write) under its digest, and a tag if one is given."""
+        """Serve a manifest (bytes, or a document that is written as JSON) under its digest and the tag, if given."""
         body = document if isinstance(document, bytes) else json.dumps(document, indent=3).encode()
         manifest = _Manifest(body, media_type, digest_of(body, algorithm))
         self._manifests[repo, manifest.digest] = manifest
@@ -169,13 +168,13 @@ class FakeRegistry:
         return self._manifests[repo, reference].body
 
     def remove(self, repo: str, reference: str) -> None:
-        """Forget a tag or a manifest."""
+        """Remove a tag or a manifest."""
         del self._manifests[repo, reference]
 
     def add_image(
         self, repo: str, tag: str | None, layers: Sequence[bytes | Body] = (b"a layer",), *, docker: bool = False
     ) -> Image:
-        """Offer an image: config, layers and manifest, in OCI or Docker spelling."""
+        """Serve an image: configuration, layers and manifest, with OCI or Docker media types."""
         config = json.dumps({"architecture": "amd64", "os": "linux", "in": repo, "tag": tag}).encode()
         config_digest = self.add_blob(config)
         digests = tuple(self.add_blob(layer) for layer in layers)
@@ -199,7 +198,7 @@ class FakeRegistry:
         return Image(repo, tag or "", digest, body, media_type, config_digest, digests)
 
     def add_index(self, repo: str, tag: str | None, images: Sequence[Image], *, docker: bool = False) -> Image:
-        """Offer an index (or a Docker manifest list) of images that were added before."""
+        """Serve an index (or a Docker manifest list) of images that were added before."""
         media_type = DOCKER_LIST if docker else OCI_INDEX
         document = {
             "schemaVersion": 2,
@@ -220,13 +219,13 @@ class FakeRegistry:
     # Presigned downloads
 
     def presign(self, digest: str, *, method: str = "GET", listener: str = "registry", uses: int | None = None) -> str:
-        """A URL for one blob and one method, good for `uses` requests (None: until `expire_presigned`)."""
+        """A URL for one blob and one method, valid for `uses` requests (None: until `expire_presigned`)."""
         signature = secrets.token_hex(16)
         self._presigned[signature] = _Presigned(digest, method, uses)
         return f"{self.listeners[listener].url}/cdn/{digest}?X-Amz-Expires=60&X-Amz-Signature={signature}"
 
     def expire_presigned(self) -> None:
-        """Every URL handed out so far answers 403 from now on."""
+        """Answer 403 to every URL that was presigned so far."""
         for presigned in self._presigned.values():
             presigned.uses = 0
 
@@ -244,21 +243,21 @@ class FakeRegistry:
         when: Callable[[Request], bool] | None = None,
         times: int | None = None,
     ) -> Rule:
-        """Change the answers to matching requests, after the changes that were asked for before."""
+        """Change the responses to matching requests; rules apply in the order in which they were added."""
         rule = Rule(change, kind, reference, repo, method, listener, when, times)
         with self._changed:
             self.rules.append(rule)
         return rule
 
     def remove_rules(self, *rules: Rule) -> None:
-        """Drop these rules, or all: the upstream is well again."""
+        """Remove these rules, or all of them when none is given."""
         with self._changed:
             self.rules = [rule for rule in self.rules if rules and rule not in rules]
 
-    # What reached us
+    # Recorded requests
 
     def received(self, kind: str | None = None, method: str | None = None, **fields: str) -> list[Exchange]:
-        """The exchanges of one kind and method, `fields` compared with those of the request."""
+        """The exchanges of one kind and method whose request has these field values."""
         with self._changed:
             exchanges = list(self.exchanges)
         return [
@@ -270,26 +269,26 @@ class FakeRegistry:
         ]
 
     def count(self, kind: str | None = None, method: str | None = None, **fields: str) -> int:
-        """How many such requests reached us."""
+        """The number of such requests."""
         return len(self.received(kind, method, **fields))
 
     def sent_bytes(self, kind: str | None = None, **fields: str) -> int:
-        """Body bytes that were handed to the network for such requests."""
+        """The number of body bytes that were sent in response to such requests."""
         return sum(exchange.sent_bytes for exchange in self.received(kind, **fields))
 
     def max_concurrent(self, kind: str | None = None, method: str | None = None, **fields: str) -> int:
-        """How many such requests were being answered at the same time, at the most."""
+        """The highest number of such requests that were in progress at the same time."""
         received = self.received(kind, method, **fields)
         events = sorted([(each.ended_at, -1) for each in received] + [(each.began_at, 1) for each in received])
         return max(itertools.accumulate(step for _, step in events), default=0)
 
     def clear_exchanges(self) -> None:
-        """Begin a new count."""
+        """Forget the recorded exchanges: counting starts again."""
         with self._changed:
             self.exchanges.clear()
 
     def wait_for(self, condition: Callable[[], bool], what: str, within_s: float = 20.0) -> None:
-        """Block until something that reached us makes the condition true; `what` names it when it does not."""
+        """Wait until the condition holds, checking it after each request; `what` describes it in the error."""
         deadline = time.monotonic() + within_s
         while not condition():
             with self._changed:
@@ -297,10 +296,10 @@ class FakeRegistry:
             if time.monotonic() > deadline:
                 raise AssertionError(f"not within {within_s} s: {what}")
 
-    # Answering
+    # Responses
 
     def _handle(self, connection: socket.socket, request: Request) -> bool:
-        """Answer one request; True when the connection may be used again."""
+        """Answer one request; return True when the connection can be used again."""
         exchange = Exchange(request, time.monotonic())
         with self._changed:
             self.exchanges.append(exchange)
@@ -390,7 +389,7 @@ class _Presigned:
 
 
 def _ranged(request: Request, body: Body) -> ScriptedResponse:
-    """200, 206 or 416 for a request with at most one range."""
+    """A response of status 200, 206 or 416, for a request with at most one range."""
     base = ScriptedResponse.of(200, body, ("Content-Type", "application/octet-stream"), ("Accept-Ranges", "bytes"))
     match = re.fullmatch(r"bytes=(\d*)-(\d*)", request.header("Range") or "")
     if match is None or match.group() == "bytes=-":
@@ -410,5 +409,5 @@ def _error(status: int, code: str) -> ScriptedResponse:
 
 
 def basic(username: str, password: str) -> str:
-    """The value of an Authorization header."""
+    """The value of an Authorization header with Basic credentials."""
     return "Basic " + base64.b64encode(f"{username}:{password}".encode()).decode()

@@ -1,6 +1,6 @@
-"""What an upstream can do wrong, each a change to an honest answer: `fake_registry.on("blob", cut(1000), times=1)`.
+"""Faults of an upstream, each a change to the correct response: `fake_registry.on("blob", faults.cut(1000), times=1)`.
 
-Positions are counted in the body of the answer at hand: in a 206 from the first byte of the range.
+Positions count from the start of the response body: in a 206 response from the first byte of the range.
 """
 
 import threading
@@ -16,12 +16,12 @@ HTML = b"<!doctype html><title>Sign in</title><p>Please sign in to the hotel net
 
 
 def replaced(status: int, body: bytes | Body = b"", *headers: tuple[str, str]) -> Change:
-    """Another answer altogether."""
+    """Replace the whole response."""
     return lambda request, response: ScriptedResponse.of(status, body, *headers)
 
 
 def error_response(status: int, code: str = "UNKNOWN", retry_after: str | None = None) -> Change:
-    """An error of the registry, with its JSON body."""
+    """Replace the response by an error of the registry with a JSON body."""
     body = b'{"errors":[{"code":"%s","message":"said the upstream"}]}' % code.encode()
     headers = [("Content-Type", "application/json")]
     if retry_after is not None:
@@ -30,17 +30,17 @@ def error_response(status: int, code: str = "UNKNOWN", retry_after: str | None =
 
 
 def html_page() -> Change:
-    """A 200 with the page of a captive portal."""
+    """Replace the response by a 200 with the HTML page of a captive portal."""
     return replaced(200, HTML, ("Content-Type", "text/html"))
 
 
 def header(name: str, *values: str) -> Change:
-    """One header replaced; without values it is left out."""
+    """Replace one header; without values, remove it."""
     return lambda request, response: response.with_header(name, *values)
 
 
 def without(*names: str) -> Change:
-    """Headers left out. Content-Length is one of them only for HEAD: it must end the body otherwise."""
+    """Remove headers. Content-Length can be removed for HEAD only: in other responses it ends the body."""
 
     def change(request: Request, response: ScriptedResponse) -> ScriptedResponse:
         for name in names:
@@ -51,7 +51,7 @@ def without(*names: str) -> Change:
 
 
 def cut(at: float, how: Ending = "fin") -> Change:
-    """The body breaks off: after `at` bytes, or at that part of it when `at` is a fraction below 1."""
+    """Cut the body after `at` bytes, or after that fraction of it when `at` is below 1."""
 
     def change(request: Request, response: ScriptedResponse) -> ScriptedResponse:
         size = response.stop - response.start
@@ -61,7 +61,7 @@ def cut(at: float, how: Ending = "fin") -> Change:
 
 
 def stalled(at: float, until: threading.Event) -> Change:
-    """The body stops at a byte (or a fraction of it) until the event is set."""
+    """Stop sending the body at a byte (or a fraction of it) until the event is set."""
 
     def change(request: Request, response: ScriptedResponse) -> ScriptedResponse:
         place = _place(at, response.stop - response.start)
@@ -71,49 +71,49 @@ def stalled(at: float, until: threading.Event) -> Change:
 
 
 def silent(until: threading.Event | None = None) -> Change:
-    """Not a byte of an answer, until the event is set; without an event for ever."""
+    """Send nothing until the event is set; without an event, never."""
     event = until or threading.Event()
     return lambda request, response: attrs.evolve(response, before=event)
 
 
 def disconnected(how: Ending = "rst") -> Change:
-    """The connection ends without a byte of an answer."""
+    """Close the connection without sending a byte."""
     return lambda request, response: attrs.evolve(response, disconnects=how)
 
 
 def slow_headers(pause_s: float) -> Change:
-    """Status line and headers come one byte at a time."""
+    """Send status line and headers one byte at a time."""
     return lambda request, response: attrs.evolve(response, header_interval_s=pause_s)
 
 
 def slow(bytes_per_s: int, until: threading.Event | None = None) -> Change:
-    """The body comes at this speed, until the event is set."""
+    """Limit the speed of the body until the event is set."""
     return lambda request, response: attrs.evolve(response, bytes_per_s=bytes_per_s, full_speed=until)
 
 
 def chunked(*, ended: bool = True) -> Change:
-    """No Content-Length but chunks; `ended=False`: the last chunk is missing."""
+    """Send the body in chunks without Content-Length; with `ended=False` the last chunk is missing."""
     framing: Framing = "chunked" if ended else "chunked-unended"
     return lambda request, response: attrs.evolve(response, framing=framing)
 
 
 def close_delimited() -> Change:
-    """No length at all: the body ends where the connection ends."""
+    """Send the body without any length: it ends where the connection ends."""
     return lambda request, response: attrs.evolve(response, framing="close")
 
 
 def short(missing: int) -> Change:
-    """The last bytes are missing, and the framing says that all is well (for chunked and close-delimited)."""
+    """Leave out the last bytes without breaking the framing (for chunked and close-delimited bodies)."""
     return lambda request, response: attrs.evolve(response, stop=max(response.start, response.stop - missing))
 
 
 def wrong_length(more: int) -> Change:
-    """A Content-Length that is wrong by so many bytes; the body is sent whole."""
+    """Send a Content-Length that is wrong by `more` bytes, and the whole body."""
     return lambda request, response: attrs.evolve(response, length=response.stop - response.start + more)
 
 
 def longer(extra: bytes) -> Change:
-    """More bytes than the blob has, with a matching Content-Length."""
+    """Send extra bytes after the blob, with a matching Content-Length."""
 
     def change(request: Request, response: ScriptedResponse) -> ScriptedResponse:
         whole = b"".join(response.body.pieces(response.start, response.stop)) + extra
@@ -123,23 +123,23 @@ def longer(extra: bytes) -> Change:
 
 
 def flipped(at: int) -> Change:
-    """One bit of the content is wrong (`at` counts from the start of the blob)."""
+    """Flip one bit of the content (`at` counts from the start of the blob)."""
     return lambda request, response: attrs.evolve(response, body=Flipped(response.body, at))
 
 
 def with_body(body: bytes) -> Change:
-    """Other bytes under the honest headers."""
+    """Send other bytes with the correct headers."""
     return lambda request, response: attrs.evolve(response, body=Bytes(body), start=0, stop=len(body))
 
 
 def endless(block: bytes = b" " * 65536) -> Change:
-    """A 200 whose body never ends, in chunks."""
+    """Send a 200 whose chunked body never ends."""
     body = Endless(block)
     return lambda request, response: attrs.evolve(response, body=body, start=0, stop=body.size, framing="chunked")
 
 
 def ignoring_range() -> Change:
-    """200 with the whole body, whatever range was asked for."""
+    """Send 200 with the whole body, whatever range was requested."""
 
     def change(request: Request, response: ScriptedResponse) -> ScriptedResponse:
         whole = attrs.evolve(response, status=200, start=0, stop=response.body.size)
@@ -149,7 +149,7 @@ def ignoring_range() -> Change:
 
 
 def redirected(location: str | Callable[[Request], str], status: int = 307) -> Change:
-    """A redirect; `location` is the header's value, or makes it from the request."""
+    """Redirect; `location` is the header's value, or a function that makes it from the request."""
 
     def change(request: Request, response: ScriptedResponse) -> ScriptedResponse:
         where = location if isinstance(location, str) else location(request)
@@ -159,19 +159,19 @@ def redirected(location: str | Callable[[Request], str], status: int = 307) -> C
 
 
 def challenged(*challenges: str) -> Change:
-    """401 with these WWW-Authenticate headers."""
+    """Answer 401 with these WWW-Authenticate headers."""
     body = b'{"errors":[{"code":"UNAUTHORIZED","message":"said the upstream"}]}'
     answer_401 = ScriptedResponse.of(401, body, ("Content-Type", "application/json"))
     return lambda request, response: answer_401.with_header("WWW-Authenticate", *challenges)
 
 
 def cut_at_offset(place: int) -> Change:
-    """The upstream has no byte of the blob from `place` on: every answer ends there, and claims more."""
+    """End every response at byte `place` of the blob, whatever range it starts from; the length claims more."""
     return lambda request, response: attrs.evolve(response, cut=max(0, place - response.start))
 
 
 def stalled_at_offset(place: int, until: threading.Event) -> Change:
-    """No answer goes beyond a byte of the blob until the event is set."""
+    """Stop every response at byte `place` of the blob until the event is set."""
 
     def change(request: Request, response: ScriptedResponse) -> ScriptedResponse:
         return attrs.evolve(response, pauses=(*response.pauses, Pause(max(0, place - response.start), until)))

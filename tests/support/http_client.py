@@ -1,7 +1,7 @@
-"""Plain clients over raw sockets: what they see is what was on the wire.
+"""HTTP clients over raw sockets: they report exactly what was on the wire.
 
-`ask` is one request and its whole answer. `StreamedResponse` is a body read step by step. `Crowd` is hundreds of
-downloads of one body in one thread, each byte compared with the truth and nothing kept.
+`send_request` sends one request and reads the whole response. `StreamedResponse` is a response that is read step by
+step. `Crowd` downloads one body with hundreds of clients in one thread, compares each byte, and keeps nothing.
 """
 
 import json
@@ -26,7 +26,7 @@ Ended = Literal["length", "fin", "rst", "timeout"]
 
 @attrs.frozen
 class Response:
-    """An answer as it arrived. `ended` is "length" when the body came whole, else what came instead."""
+    """A response as it arrived. `ended` is "length" when the body is complete, else how the connection ended."""
 
     status: int
     headers: tuple[tuple[str, str], ...]
@@ -35,13 +35,13 @@ class Response:
     took_s: float
 
     def header(self, name: str) -> str | None:
-        """The value of a header; several are joined with a comma."""
+        """The value of a header; several values are joined with a comma."""
         values = [value for key, value in self.headers if key.lower() == name.lower()]
         return ", ".join(values) if values else None
 
     @property
     def is_complete(self) -> bool:
-        """Would a client take this body for whole?"""
+        """Whether a client would accept this body as complete."""
         return self.ended == "length"
 
     @property
@@ -60,7 +60,7 @@ class Response:
 
 
 class StreamedResponse:
-    """One request whose answer is read as far as the test wants."""
+    """One request whose response the test reads as far as it wants."""
 
     def __init__(
         self,
@@ -111,14 +111,14 @@ class StreamedResponse:
 
     @property
     def length(self) -> int | None:
-        """How many body bytes the answer claims to have."""
+        """The number of body bytes that the response announces; None without Content-Length."""
         if self._method == "HEAD" or self.status in (204, 304):
             return 0
         length = self.header("Content-Length")
         return None if length is None else int(length)
 
     def read(self, amount: int) -> bytes:
-        """Exactly so many body bytes, or fewer when the body ends before."""
+        """Read exactly `amount` body bytes, or fewer when the body ends before."""
         parts = []
         while amount > 0:
             part = self._buffer[:amount] if self._buffer else self.socket.recv(min(amount, READ_BYTES))
@@ -131,7 +131,7 @@ class StreamedResponse:
         return b"".join(parts)
 
     def rest(self) -> tuple[bytes, Ended]:
-        """What is left of the body, and how it ended."""
+        """Read the rest of the body; return it and how it ended."""
         parts: list[bytes] = []
         left = None if self.length is None else self.length - self.received
         try:
@@ -148,7 +148,7 @@ class StreamedResponse:
         return b"".join(parts), "length"
 
     def find_mismatch(self, expected: Body) -> int | None:
-        """Read the rest of the body; the first piece that is not the truth's, as an offset, or None. Keeps nothing."""
+        """Read the rest of the body without keeping it; return the offset of the first piece that differs, or None."""
         place = bytearray(PIECE_BYTES)
         for piece in expected.pieces(self.received, expected.size):
             if self._buffer or len(piece) < PIECE_BYTES:
@@ -170,7 +170,7 @@ class StreamedResponse:
         return True
 
     def reset(self) -> None:
-        """Leave by RST."""
+        """Close the connection with RST."""
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.socket.close()
 
@@ -184,7 +184,7 @@ def send_request(
     tls: ssl.SSLContext | None = None,
     timeout_s: float = TIMEOUT_S,
 ) -> Response:
-    """One request on a connection of its own."""
+    """Send one request on a new connection and read the whole response."""
     with StreamedResponse(address, path, headers, method=method, tls=tls, timeout_s=timeout_s) as download:
         download.head()
         body, ended = download.rest()
@@ -194,7 +194,7 @@ def send_request(
 
 
 def send_raw(address: tuple[str, int], data: bytes, timeout_s: float = 5.0) -> bytes:
-    """Send raw bytes, half-close, and return all that comes back until the other side closes or says no more."""
+    """Send raw bytes and return what comes back until the server closes, has sent a whole response, or times out."""
     with _connect(address, timeout_s, None) as connection:
         connection.sendall(data)
         received = b""
@@ -210,14 +210,14 @@ def send_raw(address: tuple[str, int], data: bytes, timeout_s: float = 5.0) -> b
 
 @attrs.define(eq=False)
 class Member:
-    """One client of a crowd: when its first byte came, how much came, and what was wrong."""
+    """One client of a crowd: when its first byte came, how many bytes came, and whether one was wrong."""
 
     offset: int
     socket: socket.socket
     head: bytes = b""
     status: int = 0
     headers: tuple[tuple[str, str], ...] = ()
-    error: bytes = b""  # the body of an answer that is no success
+    error: bytes = b""  # the body of an error response
     length: int = -1
     received: int = 0
     first_byte_at: float | None = None
@@ -231,7 +231,7 @@ class Member:
 
 
 class Crowd:
-    """Many downloads of one body at once, read by the one thread that calls `run`."""
+    """Many downloads of one body at once, read by the thread that calls `run`."""
 
     def __init__(
         self, address: tuple[str, int], path: str, expected: Body, size: int, headers: Sequence[Mapping[str, str]] = ()
@@ -253,7 +253,7 @@ class Crowd:
         self._selector.close()
 
     def run(self, until: Callable[[], bool] | None = None, within_s: float = 60.0) -> None:
-        """Read for everybody until the condition holds, or every download has ended."""
+        """Read for all clients until the condition holds, or until every download has ended."""
         deadline = time.monotonic() + within_s
         while any(not member.ended for member in self.members):
             if until is not None and until():
@@ -266,7 +266,7 @@ class Crowd:
             raise AssertionError(f"all downloads have ended before what we wait for: {self.summary()}")
 
     def summary(self) -> str:
-        """For messages: how many ended how."""
+        """The number of clients for each status and end, for messages."""
         ends: dict[str, int] = {}
         for member in self.members:
             word = f"{member.status} {member.ended or 'running'}{' WRONG' if member.wrong_at is not None else ''}"
@@ -327,7 +327,7 @@ class Crowd:
 
 
 def is_part_of(expected: Body, at: int, data: bytes) -> bool:
-    """Are these the bytes of the body from `at` on?"""
+    """Whether these are the bytes of the body from `at` on."""
     place = 0
     for piece in expected.pieces(at, at + len(data)):
         if not data.startswith(piece, place):
@@ -337,26 +337,26 @@ def is_part_of(expected: Body, at: int, data: bytes) -> bool:
 
 
 def request_bytes(method: str, path: str, address: tuple[str, int], headers: Mapping[str, str]) -> bytes:
-    """A request as it goes over the wire; a Host header of the test's own wins."""
+    """A request as it is sent; a Host header in `headers` replaces the default one."""
     fields = dict(headers) if any(name.lower() == "host" for name in headers) else _with_host(address, headers)
     lines = [f"{method} {path} HTTP/1.1", *(f"{name}: {value}" for name, value in fields.items()), "", ""]
     return "\r\n".join(lines).encode()
 
 
 def parse_head(head: bytes) -> tuple[int, tuple[tuple[str, str], ...]]:
-    """Status and headers of an answer."""
+    """Parse the status and headers of a response."""
     line, *fields = head.decode("latin-1").split("\r\n")
     headers = tuple((name, value.strip()) for name, _, value in (field.partition(":") for field in fields))
     return int(line.split(" ")[1]), headers
 
 
 def parse_multipart(response: Response) -> list[tuple[str, bytes]]:
-    """The Content-Range and bytes of each part of a multipart/byteranges body, in order."""
+    """Parse a multipart/byteranges body: the Content-Range and the bytes of each part, in order."""
     match = re.fullmatch(r'multipart/byteranges; *boundary="?([^"]+)"?', response.header("Content-Type") or "")
     assert match, response.header("Content-Type")
     delimiter = b"--" + match.group(1).encode()
     first, *parts, last = (b"\r\n" + response.body).split(b"\r\n" + delimiter)
-    assert first.strip() == b""  # a line end ahead of the first delimiter is a legal, empty preamble
+    assert first.strip() == b""  # a line break before the first delimiter is a legal, empty preamble
     assert last.strip() == b"--"
     found = []
     for part in parts:
@@ -397,7 +397,7 @@ def _unchunked(data: bytes) -> tuple[bytes, Ended]:
 
 
 def _is_whole(data: bytes) -> bool:
-    """Is this one answer with its whole body? (For servers that keep the connection open.)"""
+    """Whether this is one response with its whole body (for servers that keep the connection open)."""
     head, found, body = data.partition(b"\r\n\r\n")
     match = re.search(rb"(?i)\r\ncontent-length: *(\d+)", head)
     return bool(found) and match is not None and len(body) >= int(match.group(1))

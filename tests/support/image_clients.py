@@ -1,7 +1,7 @@
-"""Real clients, each with a state of its own that a test can wipe: Docker, containerd, skopeo, podman, crane.
+"""Real clients of images, each with a state that a test can wipe: Docker, containerd, skopeo, podman, crane.
 
-None of them sees the user's configuration or credentials. A client that falls back to the real Docker Hub fails at
-once: its HTTPS proxy is a port that nobody listens on.
+They do not see the user's configuration or credentials. A client that falls back to the real Docker Hub fails at once:
+its HTTPS proxy is a closed port.
 """
 
 import hashlib
@@ -25,19 +25,19 @@ ACCEPT_ANY_SIGNATURE = {"default": [{"type": "insecureAcceptAnything"}]}
 
 
 class ClientError(Exception):
-    """A client failed; the text has what it printed."""
+    """A client failed; the text contains its output."""
 
 
 @attrs.frozen
 class PulledFiles:
-    """A pulled image as files: the manifest that the client put on top, and the digests of all files that it wrote."""
+    """A pulled image as files: the digest of its top manifest, and the digests of all files that the client wrote."""
 
     top: str
     digests: frozenset[str]
 
 
 def environment(home: Path, **more: str) -> dict[str, str]:
-    """Return the environment of a client: nothing of the user's, and no way out to the real registries."""
+    """Return the environment of a client: nothing of the user's, and no access to real registries."""
     no_credentials = home / "auth.json"
     no_credentials.write_text("{}")
     return {
@@ -59,7 +59,7 @@ def run(
     limit_s: float = PULL_TIMEOUT_S,
     directory: Path | None = None,
 ) -> str:
-    """Run a client to its end, in `directory` if it matters where, and return what it printed on standard output."""
+    """Run a client, in `directory` if given, and return its standard output; raise ClientError when it fails."""
     try:
         done = subprocess.run(
             argv,
@@ -110,21 +110,21 @@ disabled_plugins = ["io.containerd.grpc.v1.cri", "io.containerd.internal.v1.opt"
         shutil.rmtree(self.directory, ignore_errors=True)
 
     def pull(self, reference: str, *options: str | Path) -> None:
-        """Pull an image of this machine's platform; `--hosts-dir DIR` or `--plain-http` say how."""
+        """Pull an image of this machine's platform; `options` are `--hosts-dir DIR` or `--plain-http`."""
         self._run("images", "pull", "--snapshotter", "native", *options, reference)
 
     def digest(self, reference: str) -> str:
-        """Return the digest that the image's name stands for."""
+        """Return the digest that the image's name points to."""
         for line in self._run("images", "list", f"name=={reference}").splitlines()[1:]:
             return line.split()[2]
         raise ClientError(f"containerd has no image {reference}")
 
     def content(self) -> frozenset[str]:
-        """Return the digests of all that is in the content store."""
+        """Return the digests of everything in the content store."""
         return frozenset(self._run("content", "list", "--quiet").split())
 
     def wipe(self) -> None:
-        """Remove all images, and their content with them."""
+        """Remove all images and their content."""
         names = self._run("images", "list", "--quiet").split()
         if names:
             self._run("images", "remove", "--sync", *names)
@@ -132,7 +132,7 @@ disabled_plugins = ["io.containerd.grpc.v1.cri", "io.containerd.internal.v1.opt"
         assert not left, f"containerd kept {left}"
 
     def _run(self, *words: str | Path) -> str:
-        return run([self._ctr, "--address", self.address, "--namespace", "rig", *words], self._environ)
+        return run([self._ctr, "--address", self.address, "--namespace", "test", *words], self._environ)
 
     def _is_answering(self) -> bool:
         try:
@@ -143,9 +143,9 @@ disabled_plugins = ["io.containerd.grpc.v1.cri", "io.containerd.internal.v1.opt"
 
 
 class DockerDaemon:
-    """dockerd with its classic image store, on a containerd of the rig; `use_mirrors` changes it while it runs.
+    """dockerd with its classic image store, on a containerd of the tests; `use_mirrors` reconfigures it while it runs.
 
-    `data` is where it keeps what it has, if that shall outlast it; it then also takes the storage driver that it likes.
+    `data` is its data root, if that is kept for a later daemon; it then uses its default storage driver.
     """
 
     def __init__(
@@ -185,7 +185,7 @@ class DockerDaemon:
         shutil.rmtree(self.directory, ignore_errors=True)
 
     def use_mirrors(self, *urls: str) -> None:
-        """Set `registry-mirrors` to these; the daemon reads its file again."""
+        """Set `registry-mirrors`; the daemon reads its configuration file again."""
         self._config.write_text(json.dumps({"registry-mirrors": urls}))
         self._process.send(signal.SIGHUP)
         wanted = [f"{url}/" for url in urls]
@@ -211,16 +211,16 @@ class DockerDaemon:
             self.run("image", "rm", "--force", *sorted(set(images)))
 
     def run(self, *words: str | Path, limit_s: float = PULL_TIMEOUT_S) -> str:
-        """Run the client `docker`, with BuildKit for builds, and return what it printed."""
+        """Run the `docker` client, with BuildKit for builds, and return its output."""
         environ = {**self._environ, "DOCKER_BUILDKIT": "1"}
         return run([self._docker, "--host", f"unix://{self._socket}", *words], environ, limit_s)
 
     def has_image(self, reference: str) -> bool:
-        """Say whether it has an image of this name."""
+        """Whether it has an image of this name."""
         return bool(self.run("image", "list", "--quiet", reference).strip())
 
     def inspect(self, name: str) -> dict[str, Any]:
-        """Return what it knows of an image or a container."""
+        """Return what `docker inspect` says of an image or a container."""
         (found,) = json.loads(self.run("inspect", name))
         return dict(found)
 
@@ -236,7 +236,7 @@ class DockerDaemon:
 
 
 class Skopeo:
-    """skopeo, which keeps nothing between two copies but the last copy itself."""
+    """skopeo; it keeps only its last copy."""
 
     def __init__(self, program: Path, directory: Path) -> None:
         self.directory = directory
@@ -253,7 +253,7 @@ class Skopeo:
             "--insecure-policy",
             f"--registries-conf={self.directory / 'registries.conf'}",
         ]
-        plain_http = [] if registries else ["--src-tls-verify=false"]  # registries.conf says it of each mirror
+        plain_http = [] if registries else ["--src-tls-verify=false"]  # registries.conf sets it for each mirror
         source, target = f"docker://{reference}", f"dir:{self.target}"
         run([*command, "copy", "--quiet", *plain_http, *options, source, target], self._environ)
         digests = {_digest(path) for path in self.target.iterdir() if path.name != "version"}
@@ -278,11 +278,11 @@ class Podman:
         """Pull an image of this machine's platform; `registries` is the text of a registries.conf."""
         (self.directory / "registries.conf").write_text(registries)
         environ = {**self._environ, "CONTAINERS_REGISTRIES_CONF": str(self.directory / "registries.conf")}
-        plain_http = [] if registries else ["--tls-verify=false"]  # registries.conf says it of each mirror
+        plain_http = [] if registries else ["--tls-verify=false"]  # registries.conf sets it for each mirror
         run([*self._command, "pull", "--quiet", f"--signature-policy={self._policy}", *plain_http, reference], environ)
 
     def digests(self, reference: str) -> frozenset[str]:
-        """Return the digests that the image is known by: the index's and the platform's."""
+        """Return the digests of the image: the index's and the platform's."""
         (image,) = json.loads(run([*self._command, "image", "inspect", reference], self._environ))
         return frozenset({image["Digest"], *(name.partition("@")[2] for name in image["RepoDigests"])})
 
@@ -309,7 +309,7 @@ class Podman:
 
 
 class Crane:
-    """crane, which keeps nothing between two pulls but the last pull itself."""
+    """crane; it keeps only its last pull."""
 
     def __init__(self, program: Path, directory: Path) -> None:
         self.directory = directory
@@ -318,7 +318,7 @@ class Crane:
         self._environ = environment(directory)
 
     def pull(self, reference: str) -> PulledFiles:
-        """Pull an image, for an index the images of all its platforms, into an OCI layout."""
+        """Pull an image (for an index, the images of all platforms) into an OCI layout."""
         self.wipe()
         run([self._program, "pull", "--insecure", "--format=oci", reference, self.target], self._environ)
         (top,) = json.loads((self.target / "index.json").read_text())["manifests"]
@@ -330,7 +330,7 @@ class Crane:
         return run([self._program, "ls", "--insecure", repository], self._environ).split()
 
     def digest(self, reference: str) -> str:
-        """Ask for a digest by HEAD."""
+        """Read a digest with HEAD."""
         return run([self._program, "digest", "--insecure", reference], self._environ).strip()
 
     def wipe(self) -> None:

@@ -1,7 +1,7 @@
-"""Images for the real registry: small ones of every kind, and one with a layer as large as you like.
+"""Images for a real registry: small ones of every kind, and one with a layer of any size.
 
-Layers are proper tar files, so that clients can unpack them. Everything is a function of `seed`: another seed gives
-other digests in every part, so a test with a seed of its own always starts cold.
+Layers are valid tar files, so that clients can unpack them. All content depends on `seed`: another seed gives other
+digests for every part, so a test with a seed of its own always starts with a cold cache.
 """
 
 import gzip
@@ -65,7 +65,7 @@ class PlatformImage:
 
 @attrs.frozen
 class PushedImage:
-    """What stands in the registry under `repository:tag`: its digest, and the image of each architecture."""
+    """An image in the registry under `repository:tag`: its digest, and the image of each architecture."""
 
     repository: str
     tag: str
@@ -182,7 +182,7 @@ def _config(architecture: str, diff_ids: list[str]) -> bytes:
         "os": "linux",
         "config": {},
         "rootfs": {"type": "layers", "diff_ids": diff_ids},
-        "history": [{"created": "2026-01-01T00:00:00Z", "created_by": "rig"} for _ in diff_ids],
+        "history": [{"created": "2026-01-01T00:00:00Z", "created_by": "test"} for _ in diff_ids],
     }
     return json.dumps(document).encode()
 

@@ -1,4 +1,4 @@
-"""Another real upstream: olareg, a registry that has the referrers API and sha512, which distribution lacks."""
+"""Another real upstream: olareg, which has the referrers API and sha512, unlike distribution."""
 
 import contextlib
 import http.client
@@ -13,7 +13,7 @@ REQUEST_TIMEOUT_S = 5.0
 
 
 class Olareg:
-    """A registry on one port and one directory; it can be stopped and started, and keeps both."""
+    """A registry with its own port and directory; both stay the same when it is stopped and started again."""
 
     def __init__(self, program: Path, directory: Path) -> None:
         self.program = program
@@ -42,14 +42,14 @@ class Olareg:
         self._process.wait_until(self._is_answering, "answering", START_TIMEOUT_S)
 
     def stop(self) -> None:
-        """End it at once: connections are refused from here on. What was pushed is on disk already."""
+        """Kill it: connections are refused from now on. What was pushed is on disk already."""
         process, self._process = self._process, None
         if process is not None:
             process.end(signal.SIGKILL)
 
     @contextlib.contextmanager
     def stopped(self) -> Iterator[None]:
-        """Have it stopped for a while."""
+        """Stop it for the duration of the block."""
         self.stop()
         try:
             yield

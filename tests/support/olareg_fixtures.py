@@ -1,4 +1,4 @@
-"""The registry olareg as a fixture, for tests of what distribution does not have."""
+"""The olareg registry as a fixture, for tests of what distribution lacks."""
 
 from collections.abc import Iterator
 

@@ -1,4 +1,4 @@
-"""Where the project is: for tests that read its files or start it from there."""
+"""The root directory of the project."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Starting real programs, waiting for them with a limit, and ending them by pid."""
+"""Start real programs, wait for them with a timeout, and end them by pid."""
 
 import os
 import random
@@ -16,12 +16,12 @@ END_TIMEOUT_S = 10.0
 
 
 class SetupError(Exception):
-    """A program of the rig did not do what the test needs; the text has the end of its log."""
+    """A program did not do what the test needs; the text contains the end of its log."""
 
 
 @attrs.define(eq=False)
 class Process:
-    """One running program. What it prints goes to `log` (and to `output`, when that is another file)."""
+    """One running program. Its output goes to `log` (standard output to `output`, if given)."""
 
     name: str
     log: Path
@@ -49,7 +49,7 @@ class Process:
         return self.popen.poll() is None
 
     def wait_until(self, check: Callable[[], bool], what: str, limit_s: float) -> None:
-        """Wait until `check` says yes; fail at once when the program has ended meanwhile."""
+        """Wait until `check` returns True; raise SetupError at once when the program has ended."""
         deadline = time.monotonic() + limit_s
         while not check():
             if not self.is_running:
@@ -63,7 +63,7 @@ class Process:
         self.popen.send_signal(number)
 
     def end(self, number: signal.Signals = signal.SIGTERM, limit_s: float = END_TIMEOUT_S) -> int:
-        """Ask the program to end, and kill it when it does not; return its exit status."""
+        """Send a signal and wait; kill the program after the timeout. Return its exit status."""
         self.popen.send_signal(number)
         try:
             return self.popen.wait(limit_s)
@@ -72,7 +72,7 @@ class Process:
             return self.popen.wait(limit_s)
 
     def end_all(self) -> None:
-        """End the program, then whatever it started and left running."""
+        """End the program, then the processes that it started and left running."""
         started = descendants(self.pid)
         self.end()
         kill_leftovers(started)
@@ -83,7 +83,7 @@ class Process:
 
 
 def wait_until(check: Callable[[], bool], what: str, limit_s: float) -> None:
-    """Wait until `check` says yes."""
+    """Wait until `check` returns True; raise SetupError after the timeout."""
     deadline = time.monotonic() + limit_s
     while not check():
         if time.monotonic() > deadline:
@@ -92,10 +92,9 @@ def wait_until(check: Callable[[], bool], what: str, limit_s: float) -> None:
 
 
 def free_port() -> int:
-    """Return a loopback port that nobody listens on.
+    """Return a free loopback port.
 
-    It lies below the range that outgoing connections take theirs from, so that a server can be stopped and started
-    again on it.
+    It is below the range of ports for outgoing connections, so that a server can be stopped and started again on it.
     """
     first_outgoing = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
     for _ in range(100):
@@ -111,7 +110,7 @@ def free_port() -> int:
 
 @attrs.frozen
 class ProcessInfo:
-    """A process as /proc knows it; the start time tells it from a later one with the same pid."""
+    """A process as described in /proc; the start time distinguishes it from a later one with the same pid."""
 
     pid: int
     parent: int
@@ -148,7 +147,7 @@ def kill_leftovers(started: Sequence[ProcessInfo]) -> list[int]:
     left = []
     for each in started:
         if _read_process(each.pid) not in (each, attrs.evolve(each, parent=1)):
-            continue  # gone, or another process has the pid now
+            continue  # it has ended, or another process has the pid now
         try:
             os.kill(each.pid, signal.SIGKILL)
         except ProcessLookupError:
@@ -158,7 +157,7 @@ def kill_leftovers(started: Sequence[ProcessInfo]) -> list[int]:
 
 
 def memory_bytes(pid: int) -> int:
-    """Return the private memory of a process: anonymous pages, without files that it shares with the page cache."""
+    """Return the private memory of a process: anonymous pages, without files that are shared with the page cache."""
     for line in Path(f"/proc/{pid}/status").read_text().splitlines():
         if line.startswith("RssAnon:"):
             return int(line.split()[1]) * 1024
@@ -171,7 +170,7 @@ def _all_processes() -> list[ProcessInfo]:
 
 
 def _read_process(pid: int) -> ProcessInfo | None:
-    """Return what /proc says of a process; None when there is none, or only its remains."""
+    """Read a process from /proc; None when there is none, or only a zombie."""
     try:
         text = Path(f"/proc/{pid}/stat").read_text()
     except OSError:

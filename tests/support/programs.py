@@ -1,4 +1,4 @@
-"""Which real servers and clients this machine has: asked of `ops/test_servers.py`."""
+"""The real servers and clients of this machine, found by `ops/test_servers.py`."""
 
 import json
 import os
@@ -19,7 +19,7 @@ FIND_TIMEOUT_S = 3600.0  # the first time, servers are built from source
 
 @attrs.frozen
 class Programs:
-    """Paths of the programs that can be had, and the reasons for those that cannot; each is asked for when needed."""
+    """Paths of the available programs, and why others are missing; each is looked up when it is first needed."""
 
     _found: dict[str, Mapping[str, str]] = attrs.field(factory=dict, init=False)
 
@@ -36,7 +36,7 @@ class Programs:
 
 
 def _find(name: str) -> Mapping[str, str]:
-    environ = {**os.environ, "CI": ""}  # what is missing is said by the test that needs it
+    environ = {**os.environ, "CI": ""}  # the test that needs the program reports that it is missing
     process = subprocess.run(
         [sys.executable, SCRIPT, "--json", name],
         stdout=subprocess.PIPE,

@@ -1,4 +1,4 @@
-"""The plainest client: reads an image whole, as its manifests name it, and checks every digest."""
+"""A minimal client: read an image as its manifests describe it, and check every digest."""
 
 import contextlib
 import hashlib

@@ -1,8 +1,8 @@
-"""HTTP/1.1 by hand: the ports of the fake registry, how a request is read and how an answer is spoilt.
+"""An HTTP/1.1 server over raw sockets: the listeners of the fake registry, and responses with faults.
 
-`Listener` owns a port and a thread per connection, `Sender` puts one `ScriptedResponse` on the wire with its faults:
-wrong lengths, other framings, a stop at a byte until told, an end by FIN or RST at a byte. Nothing here waits without
-looking whether the fake registry is closing or the peer has gone.
+`Listener` owns a port and a thread per connection. `Sender` sends one `ScriptedResponse` with its faults: wrong
+lengths, other framings, a pause at a byte, an end by FIN or RST at a byte. Every wait ends when the fake registry is
+closed or the client disconnects.
 """
 
 import fcntl
@@ -41,7 +41,7 @@ Ending = Literal["fin", "rst"]
 
 @attrs.frozen
 class Request:
-    """One request as it arrived. `path` is decoded, `target` is what stood in the request line."""
+    """One request as it arrived. `path` is decoded, `target` is taken verbatim from the request line."""
 
     listener: str
     method: str
@@ -52,7 +52,7 @@ class Request:
     body: bytes
     kind: str  # "manifest", "blob", "ping", "token", "cdn", "connect" or "other"
     repo: str
-    reference: str  # tag or digest; "" for what has none
+    reference: str  # tag or digest; "" for other requests
 
     def header(self, name: str) -> str | None:
         """The values of a header joined with a comma, or None."""
@@ -62,7 +62,7 @@ class Request:
 
 @attrs.frozen
 class Pause:
-    """A place in the body where sending waits until the event is set."""
+    """A position in the body where sending waits until the event is set."""
 
     at: int
     event: threading.Event
@@ -72,9 +72,9 @@ class Pause:
 class ScriptedResponse:
     """One response as it will be sent; rules make changed copies with `attrs.evolve`.
 
-    `body` is sent from `start` to `stop`. `length` is the Content-Length to claim when it is not the true one.
-    `cut` ends the connection after so many body bytes. `before` is waited for ahead of the status line; `disconnects`
-    ends the connection instead of one.
+    `body` is sent from `start` to `stop`. `length` replaces the correct Content-Length. `cut` ends the connection after
+    that number of body bytes. `before` is waited for before the status line; `disconnects` ends the connection instead
+    of a response.
     """
 
     status: int
@@ -88,31 +88,31 @@ class ScriptedResponse:
     cut_how: Ending = "fin"
     pauses: tuple[Pause, ...] = ()
     bytes_per_s: int | None = None
-    full_speed: threading.Event | None = None  # once set, `bytes_per_s` is no limit any more
+    full_speed: threading.Event | None = None  # once it is set, `bytes_per_s` does not apply
     before: threading.Event | None = None
     disconnects: Ending | None = None
     header_interval_s: float = 0.0
 
     @classmethod
     def of(cls, status: int, body: Body | bytes = b"", *headers: tuple[str, str]) -> "ScriptedResponse":
-        """An answer with a whole body."""
+        """A response with a whole body."""
         whole = Bytes(body) if isinstance(body, bytes) else body
         return cls(status=status, headers=headers, body=whole, stop=whole.size)
 
     @property
     def is_last(self) -> bool:
-        """Whether the connection ends after it."""
+        """Whether the connection ends after this response."""
         return ("connection", "close") in [(name.lower(), value.lower()) for name, value in self.headers]
 
     def with_header(self, name: str, *values: str) -> "ScriptedResponse":
-        """The same with this header replaced; no values: without it; several: sent several times."""
+        """A copy with this header replaced by these values, each sent separately; without values it is removed."""
         kept = tuple(pair for pair in self.headers if pair[0].lower() != name.lower())
         return attrs.evolve(self, headers=kept + tuple((name, value) for value in values))
 
 
 @attrs.define(eq=False)
 class Exchange:
-    """A request and how its answer went. `ended` is "" while it runs, then whole, fin, rst, gone or closed."""
+    """A request and its response. `ended` is "" while it runs, then whole, fin, rst, gone or closed."""
 
     request: Request
     began_at: float
@@ -123,19 +123,19 @@ class Exchange:
 
 
 class ClientGoneError(Exception):
-    """The other side closed or reset the connection while we were answering."""
+    """The client closed or reset the connection during the response."""
 
 
 class RegistryClosedError(Exception):
-    """The test is over."""
+    """The fake registry was closed: the test has ended."""
 
 
 class Listener:
     """One port of a fake registry. It can be closed (connections are then refused) and opened again on the same port.
 
-    `drop_syns` has it drop the SYN of whoever connects, until `accept_syns`; connections that are there stay.
-    With `tls` it speaks TLS from the first byte; with `tunnel` it is a forward proxy whose every CONNECT leads to the
-    fake registry itself, which speaks TLS there.
+    After `drop_syns` new connections get no answer until `accept_syns`; existing connections stay. With `tls` it speaks
+    TLS from the first byte; with `tunnel` it is a forward proxy whose every CONNECT leads to the fake registry itself,
+    which speaks TLS there.
     """
 
     def __init__(
@@ -151,7 +151,7 @@ class Listener:
         self.host = host
         self.port = port
         self.connections = 0
-        self._handle = handle  # True: the connection may be used again
+        self._handle = handle  # returns True when the connection can be used again
         self._tls = tls
         self._tunnel = tunnel
         self._socket: socket.socket | None = None
@@ -160,7 +160,7 @@ class Listener:
         self._is_dropping = False
         self._accepts_nothing = threading.Event()
         self._fillers: list[socket.socket] = []
-        self.first_bytes: list[bytes] = []  # of each connection, while it is kept (`keep_first_bytes`)
+        self.first_bytes: list[bytes] = []  # of each connection, while `keep_first_bytes` is set
         self.keep_first_bytes = False
         self.open()
 
@@ -177,13 +177,13 @@ class Listener:
         return self._socket is not None
 
     def open(self) -> None:
-        """Listen, on the port that was ours before if there was one."""
+        """Listen, on the same port as before if there was one."""
         self._socket = socket.create_server((self.host, self.port), backlog=BACKLOG)
         self.port = self._socket.getsockname()[1]
         threading.Thread(target=self._accept, args=(self._socket,), daemon=True).start()
 
     def close(self) -> None:
-        """Refuse new connections and end the ones there are."""
+        """Refuse new connections and end existing ones."""
         if self._socket is not None:
             with suppress(OSError):
                 self._socket.shutdown(socket.SHUT_RDWR)
@@ -192,14 +192,14 @@ class Listener:
         self.drop_connections()
 
     def use_tls(self, tls: ssl.SSLContext | None) -> None:
-        """Speak TLS with another certificate, or none, on connections that come from now on."""
+        """Use TLS with another certificate, or no TLS, for new connections."""
         self._tls = tls
 
     def drop_syns(self) -> None:
-        """Take no more connections: the kernel's queue is made short and filled, and drops what comes then."""
+        """Drop new connection attempts: the kernel's accept queue is made short and filled."""
         assert self._socket is not None, "the listener is closed"
         self._is_dropping = True
-        self._fillers.append(socket.create_connection((self.host, self.port)))  # wakes the thread that takes them
+        self._fillers.append(socket.create_connection((self.host, self.port)))  # wakes the accepting thread
         assert self._accepts_nothing.wait(STOP_ACCEPTING_TIMEOUT_S), "the listener goes on"
         self._socket.listen(0)
         while True:
@@ -212,7 +212,7 @@ class Listener:
                 return
 
     def accept_syns(self) -> None:
-        """End `drop_syns`."""
+        """Undo `drop_syns`."""
         if not self._is_dropping:
             return
         assert self._socket is not None, "the listener is closed"
@@ -283,7 +283,7 @@ class Listener:
 
 
 class Sender:
-    """Puts one answer on the wire, with its faults."""
+    """Sends one response with its faults."""
 
     def __init__(self, connection: socket.socket, closing: threading.Event, exchange: Exchange) -> None:
         self._connection = connection
@@ -291,7 +291,7 @@ class Sender:
         self._exchange = exchange
 
     def send(self, request: Request, response: ScriptedResponse) -> str:
-        """How it ended: whole (the connection is good for more), fin or rst."""
+        """Send the response; return how it ended: whole (the connection can be used again), fin or rst."""
         if response.before is not None:
             self._wait(response.before)
         if response.disconnects is not None:
@@ -328,7 +328,7 @@ class Sender:
             self._pause(response.header_interval_s)
 
     def _send_body(self, response: ScriptedResponse) -> bool:
-        """False when the answer is to break off here."""
+        """Send the body; return False when the response is to be cut at this point."""
         begun = time.monotonic()
         sent = 0
         pauses = sorted(response.pauses, key=lambda pause: pause.at)
@@ -361,7 +361,7 @@ class Sender:
 
     def _end_connection(self, how: Ending) -> str:
         """End the connection visibly, after everything sent so far has left."""
-        self._exchange.ended_at = time.monotonic()  # before the peer can know
+        self._exchange.ended_at = time.monotonic()  # before the client can notice
         if how == "rst":
             if not reset(self._connection, self._closing):
                 raise RegistryClosedError
@@ -386,7 +386,7 @@ class Sender:
 
 
 def _read_request(connection: socket.socket, left: bytes, listener: str) -> tuple[Request | None, bytes]:
-    """The next request and what was read beyond it; None when the peer is done."""
+    """The next request and the bytes read beyond it; None when the client has closed the connection."""
     data = left
     while b"\r\n\r\n" not in data:
         if len(data) > MAX_HEAD_BYTES:
@@ -436,7 +436,7 @@ def _classify(path: str) -> tuple[str, str, str]:
 def _is_readable(connection: socket.socket, within_s: float) -> bool:
     if isinstance(connection, ssl.SSLSocket) and connection.pending():
         return True
-    poll = select.poll()  # select() knows no descriptor above 1023
+    poll = select.poll()  # select() cannot handle descriptors above 1023
     poll.register(connection, select.POLLIN)
     return bool(poll.poll(within_s * 1000))
 
@@ -448,7 +448,7 @@ def _peek(connection: socket.socket) -> bytes:
 
 
 def reset(connection: socket.socket, closing: threading.Event) -> bool:
-    """End a connection by RST, after everything sent so far has left; False when it is `closing` before that."""
+    """End a connection by RST, after everything sent so far has left; False when `closing` is set before that."""
     deadline = time.monotonic() + 10
     while _unsent_bytes(connection) and time.monotonic() < deadline:
         if closing.wait(0.001):

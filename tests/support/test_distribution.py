@@ -1,4 +1,4 @@
-"""The rig itself: what it says of the real registry is so."""
+"""The distribution registry as an upstream of the tests: pushes, request log, stop and start."""
 
 import hashlib
 import http.client
@@ -23,30 +23,30 @@ def get(registry: DistributionRegistry, target: str) -> bytes:
 
 
 @pytest.mark.parametrize("push", [push_index, push_docker])
-def test_a_pushed_image_can_be_read_whole(registry: DistributionRegistry, push: type) -> None:
-    """Every digest that the rig names is what the registry serves."""
-    image = push(registry, f"rig/{push.__name__}", "whole")
+def test_a_pushed_image_can_be_pulled(registry: DistributionRegistry, push: type) -> None:
+    """Every digest that a push returns is what the registry serves."""
+    image = push(registry, f"tests/{push.__name__}", "whole")
     pull_and_verify(registry.port, image.repository, image)
 
 
-def test_the_registry_tells_what_reached_it(registry: DistributionRegistry) -> None:
-    """Requests count from where they were forgotten; the rig's own do not."""
-    image = push_docker(registry, "rig/counted", "counted")
-    get(registry, "/v2/rig/counted/manifests/latest")
+def test_the_registry_lists_its_requests(registry: DistributionRegistry) -> None:
+    """Requests since `clear_requests` are listed; those of the tests themselves are not."""
+    image = push_docker(registry, "tests/counted", "counted")
+    get(registry, "/v2/tests/counted/manifests/latest")
     registry.clear_requests()
-    get(registry, f"/v2/rig/counted/manifests/{image.digest}?ns=x")
-    get(registry, "/v2/rig/counted/manifests/nosuch")
+    get(registry, f"/v2/tests/counted/manifests/{image.digest}?ns=x")
+    get(registry, "/v2/tests/counted/manifests/nosuch")
     first, second = registry.requests()
     assert first == LoggedRequest(
-        "GET", f"/v2/rig/counted/manifests/{image.digest}?ns=x", 200, image.this_platform.size
+        "GET", f"/v2/tests/counted/manifests/{image.digest}?ns=x", 200, image.this_platform.size
     )
-    assert first.path == f"/v2/rig/counted/manifests/{image.digest}"
-    assert (second.path, second.status) == ("/v2/rig/counted/manifests/nosuch", 404)
+    assert first.path == f"/v2/tests/counted/manifests/{image.digest}"
+    assert (second.path, second.status) == ("/v2/tests/counted/manifests/nosuch", 404)
 
 
 def test_a_stopped_registry_refuses_and_comes_back_with_its_content(registry: DistributionRegistry) -> None:
-    """It keeps its port, its content, and the count."""
-    image = push_docker(registry, "rig/stopped", "stopped")
+    """It keeps its port, its content, and the request log."""
+    image = push_docker(registry, "tests/stopped", "stopped")
     registry.clear_requests()
     with registry.stopped(), pytest.raises(ConnectionRefusedError):
         get(registry, "/v2/")
@@ -54,11 +54,11 @@ def test_a_stopped_registry_refuses_and_comes_back_with_its_content(registry: Di
     assert len(registry.requests()) == len({"tag"} | image.manifests | image.blobs)
 
 
-def test_a_large_layer_is_a_tar_of_pages_that_all_differ(registry: DistributionRegistry) -> None:
-    """A client can unpack it, and bytes put in a wrong place would be seen."""
-    image = push_large(registry, "rig/large", "large", 5_000_000)
+def test_a_large_layer_is_a_tar_of_distinct_pages(registry: DistributionRegistry) -> None:
+    """A client can unpack it, and misplaced bytes would be detected."""
+    image = push_large(registry, "tests/large", "large", 5_000_000)
     (layer,) = image.this_platform.layers
-    data = get(registry, f"/v2/rig/large/blobs/{layer.digest}")
+    data = get(registry, f"/v2/tests/large/blobs/{layer.digest}")
     assert f"sha256:{hashlib.sha256(data).hexdigest()}" == layer.digest
     with tarfile.open(fileobj=io.BytesIO(data)) as tar:
         file = tar.extractfile("large.bin")
@@ -69,7 +69,7 @@ def test_a_large_layer_is_a_tar_of_pages_that_all_differ(registry: DistributionR
     assert len(set(pages)) == len(pages)
 
 
-def test_a_push_that_is_refused_says_so(registry: DistributionRegistry) -> None:
-    """A test that could not set its scene fails there, not later."""
+def test_a_rejected_push_raises(registry: DistributionRegistry) -> None:
+    """A failed setup raises an error at once."""
     with pytest.raises(SetupError, match="DIGEST_INVALID"):
-        registry.put_blob("rig/refused", f"sha256:{'0' * 64}", b"other bytes")
+        registry.put_blob("tests/refused", f"sha256:{'0' * 64}", b"other bytes")

@@ -1,4 +1,4 @@
-"""The fake registry itself: each fault, shown to a plain client, is the fault that its name says."""
+"""The fake registry itself: each fault is what its name says, as seen by a simple client."""
 
 import http.client
 import json
@@ -23,15 +23,15 @@ BLOB = bytes(range(256)) * 400
 
 @pytest.fixture
 def fake_registry() -> Iterator[FakeRegistry]:
-    """Give a fake registry with one listener."""
+    """A fake registry with one listener."""
     with FakeRegistry() as fake_registry:
         yield fake_registry
 
 
-def ask(
+def get(
     fake_registry: FakeRegistry, path: str, method: str = "GET", **headers: str
 ) -> tuple[http.client.HTTPResponse, bytes]:
-    """One request by the standard library's client; names of headers are given with underscores."""
+    """Send one request with the standard library's client; header names are given with underscores."""
     named = {name.replace("_", "-"): value for name, value in headers.items()}
     with closing(http.client.HTTPConnection("127.0.0.1", fake_registry.listener.port, timeout=10)) as connection:
         connection.request(method, path, headers=named)
@@ -54,15 +54,15 @@ def raw(fake_registry: FakeRegistry, path: str) -> tuple[bytes, bytes, str]:
 
 
 def test_an_image_can_be_read_as_from_a_registry(fake_registry: FakeRegistry) -> None:
-    """Manifest by tag and by digest, config and layers, each with the headers of a registry."""
+    """Manifest by tag and by digest, configuration and layers, each with the headers of a registry."""
     image = fake_registry.add_image("library/app", "v1", [b"one", b"two"])
-    by_tag, body = ask(fake_registry, "/v2/library/app/manifests/v1")
+    by_tag, body = get(fake_registry, "/v2/library/app/manifests/v1")
     assert by_tag.status == 200
     assert by_tag.getheader("Docker-Content-Digest") == image.digest == digest_of(body)
     assert by_tag.getheader("Content-Type") == OCI_MANIFEST
-    assert ask(fake_registry, f"/v2/library/app/manifests/{image.digest}")[1] == body
+    assert get(fake_registry, f"/v2/library/app/manifests/{image.digest}")[1] == body
     assert [
-        ask(fake_registry, f"/v2/library/app/blobs/{layer['digest']}")[1] for layer in json.loads(body)["layers"]
+        get(fake_registry, f"/v2/library/app/blobs/{layer['digest']}")[1] for layer in json.loads(body)["layers"]
     ] == [
         b"one",
         b"two",
@@ -73,18 +73,18 @@ def test_an_index_names_its_images(fake_registry: FakeRegistry) -> None:
     """An index lists the manifests it was made of."""
     images = [fake_registry.add_image("app", None, [layer]) for layer in (b"amd", b"arm")]
     index = fake_registry.add_index("app", "latest", images)
-    response, body = ask(fake_registry, "/v2/app/manifests/latest")
+    response, body = get(fake_registry, "/v2/app/manifests/latest")
     assert response.getheader("Content-Type") == OCI_INDEX
     assert [child["digest"] for child in json.loads(body)["manifests"]] == [image.digest for image in images]
     assert digest_of(body) == index.digest
 
 
 def test_what_is_not_there_is_404(fake_registry: FakeRegistry) -> None:
-    """Unknown content is a registry's 404; a blob of other repositories as well."""
+    """Unknown content is a 404 of the registry; so is a blob of other repositories."""
     digest = fake_registry.add_blob(BLOB, repos=["mine"])
-    assert ask(fake_registry, f"/v2/mine/blobs/{digest}")[0].status == 200
-    assert ask(fake_registry, f"/v2/yours/blobs/{digest}")[0].status == 404
-    assert ask(fake_registry, "/v2/mine/manifests/nope")[0].status == 404
+    assert get(fake_registry, f"/v2/mine/blobs/{digest}")[0].status == 200
+    assert get(fake_registry, f"/v2/yours/blobs/{digest}")[0].status == 404
+    assert get(fake_registry, "/v2/mine/manifests/nope")[0].status == 404
 
 
 def test_head_has_the_length_and_no_body(fake_registry: FakeRegistry) -> None:
@@ -103,31 +103,31 @@ def test_head_has_the_length_and_no_body(fake_registry: FakeRegistry) -> None:
     [("bytes=10-19", 10, 20), ("bytes=102390-", 102390, 102400), ("bytes=-5", 102395, 102400)],
 )
 def test_ranges_are_honoured(fake_registry: FakeRegistry, asked: str, start: int, stop: int) -> None:
-    """One range gives 206 with its place; beyond the end 416."""
+    """One range gives 206 with its Content-Range; beyond the end it is 416."""
     digest = fake_registry.add_blob(BLOB)
-    response, body = ask(fake_registry, f"/v2/app/blobs/{digest}", Range=asked)
+    response, body = get(fake_registry, f"/v2/app/blobs/{digest}", Range=asked)
     assert (response.status, body) == (206, BLOB[start:stop])
     assert response.getheader("Content-Range") == f"bytes {start}-{stop - 1}/{len(BLOB)}"
-    assert ask(fake_registry, f"/v2/app/blobs/{digest}", Range="bytes=102400-")[0].status == 416
+    assert get(fake_registry, f"/v2/app/blobs/{digest}", Range="bytes=102400-")[0].status == 416
 
 
 def test_requests_are_recorded_with_headers_and_bytes(fake_registry: FakeRegistry) -> None:
-    """What reached the fake registry can be counted: kind, method, headers, query, and the bytes that left."""
+    """Kind, method, headers and query of requests, and the body bytes that were sent."""
     digest = fake_registry.add_blob(BLOB)
-    ask(fake_registry, f"/v2/a/b/blobs/{digest}?ns=x", X_Mark="seen")
-    ask(fake_registry, f"/v2/a/b/blobs/{digest}", "HEAD")
+    get(fake_registry, f"/v2/a/b/blobs/{digest}?ns=x", X_Mark="seen")
+    get(fake_registry, f"/v2/a/b/blobs/{digest}", "HEAD")
     exchange = fake_registry.received("blob", "GET")[0]
     assert (exchange.request.repo, exchange.request.reference) == ("a/b", digest)
     assert (exchange.request.header("x-mark"), exchange.request.query) == ("seen", {"ns": "x"})
     assert (fake_registry.count("blob"), fake_registry.count("blob", "HEAD")) == (2, 1)
-    # What has left is counted after it has left: the client may be faster.
+    # Bytes are counted after they were sent: the client may be faster.
     fake_registry.wait_for(lambda: fake_registry.sent_bytes("blob") == len(BLOB), "all bytes are counted")
 
 
 @pytest.mark.parametrize("how", ["fin", "rst"])
 @pytest.mark.parametrize("at", [0, 1, 50_000, 102_399])
 def test_a_body_is_cut_at_a_byte(fake_registry: FakeRegistry, how: Ending, at: int) -> None:
-    """Exactly so many bytes arrive, and then FIN or RST, whichever was asked for."""
+    """Exactly that many bytes arrive, then FIN or RST as requested."""
     digest = fake_registry.add_blob(BLOB)
     fake_registry.on("blob", faults.cut(at, how))
     head, body, ended = raw(fake_registry, f"/v2/app/blobs/{digest}")
@@ -143,7 +143,7 @@ def test_a_rule_applies_as_often_as_it_says(fake_registry: FakeRegistry) -> None
     assert raw(fake_registry, f"/v2/app/blobs/{digest}")[1] == BLOB
 
 
-def test_a_stalled_body_goes_on_when_told(fake_registry: FakeRegistry) -> None:
+def test_a_stalled_body_continues_after_the_event(fake_registry: FakeRegistry) -> None:
     """The bytes before the stall arrive, then none, then the rest."""
     digest = fake_registry.add_blob(BLOB)
     go_on = threading.Event()
@@ -163,8 +163,8 @@ def test_a_stalled_body_goes_on_when_told(fake_registry: FakeRegistry) -> None:
         assert data.partition(b"\r\n\r\n")[2] == BLOB
 
 
-def test_a_silent_origin_never_answers_and_sees_the_client_leave(fake_registry: FakeRegistry) -> None:
-    """Nothing comes back; that the client gave up is recorded."""
+def test_a_silent_registry_sends_nothing_and_records_the_disconnect(fake_registry: FakeRegistry) -> None:
+    """No byte arrives; the record shows that the client disconnected."""
     fake_registry.on("ping", faults.silent())
     with socket.create_connection(("127.0.0.1", fake_registry.listener.port), timeout=0.2) as connection:
         connection.sendall(b"GET /v2/ HTTP/1.1\r\nHost: x\r\n\r\n")
@@ -174,14 +174,14 @@ def test_a_silent_origin_never_answers_and_sees_the_client_leave(fake_registry: 
 
 
 @pytest.mark.parametrize("how", ["fin", "rst"])
-def test_an_origin_hangs_up_without_an_answer(fake_registry: FakeRegistry, how: Ending) -> None:
-    """Not a byte, and then FIN or RST."""
+def test_a_registry_disconnects_without_a_response(fake_registry: FakeRegistry, how: Ending) -> None:
+    """No byte arrives, then FIN or RST."""
     fake_registry.on("ping", faults.disconnected(how))
     assert raw(fake_registry, "/v2/") == (b"", b"", how)
 
 
-def test_dripping_headers(fake_registry: FakeRegistry) -> None:
-    """The head comes byte by byte: the first line is not there after one read."""
+def test_slow_headers(fake_registry: FakeRegistry) -> None:
+    """The head comes byte by byte: the first line is not complete after one read."""
     fake_registry.on("ping", faults.slow_headers(0.02))
     with socket.create_connection(("127.0.0.1", fake_registry.listener.port), timeout=5) as connection:
         connection.sendall(b"GET /v2/ HTTP/1.1\r\nHost: x\r\n\r\n")
@@ -193,12 +193,12 @@ def test_a_slow_body_takes_its_time(fake_registry: FakeRegistry) -> None:
     digest = fake_registry.add_blob(BLOB)
     fake_registry.on("blob", faults.slow(400 * 1024))
     began = time.monotonic()
-    assert ask(fake_registry, f"/v2/app/blobs/{digest}")[1] == BLOB
+    assert get(fake_registry, f"/v2/app/blobs/{digest}")[1] == BLOB
     assert time.monotonic() - began > 0.2
 
 
 def test_framings_without_a_length(fake_registry: FakeRegistry) -> None:
-    """Chunked, chunked without an end, and a body that only the closing connection ends."""
+    """Chunked, chunked without an end, and a body that ends with the connection."""
     digest = fake_registry.add_blob(b"hello")
     rule = fake_registry.on("blob", faults.chunked())
     assert raw(fake_registry, f"/v2/app/blobs/{digest}")[1] == b"5\r\nhello\r\n0\r\n\r\n"
@@ -211,8 +211,8 @@ def test_framings_without_a_length(fake_registry: FakeRegistry) -> None:
     assert (b"Content-Length" in head, body, ended) == (False, b"hello", "fin")
 
 
-def test_lengths_that_lie(fake_registry: FakeRegistry) -> None:
-    """Too long and too short a Content-Length, a body with a tail, and a short body that looks whole."""
+def test_wrong_lengths(fake_registry: FakeRegistry) -> None:
+    """Lengths that are too long or too short, a body with extra bytes, and a short body with correct framing."""
     digest = fake_registry.add_blob(b"hello")
     for change, claimed, sent in (
         (faults.wrong_length(3), b"8", b"hello"),
@@ -228,16 +228,16 @@ def test_lengths_that_lie(fake_registry: FakeRegistry) -> None:
 
 
 def test_wrong_bytes_under_the_right_headers(fake_registry: FakeRegistry) -> None:
-    """A flipped bit changes one byte of the content and nothing else, in a range too."""
+    """A flipped bit changes one byte of the content and nothing else, also in a range."""
     digest = fake_registry.add_blob(BLOB)
     fake_registry.on("blob", faults.flipped(70_000))
-    _, body = ask(fake_registry, f"/v2/app/blobs/{digest}")
+    _, body = get(fake_registry, f"/v2/app/blobs/{digest}")
     assert [at for at in range(len(BLOB)) if body[at] != BLOB[at]] == [70_000]
-    assert ask(fake_registry, f"/v2/app/blobs/{digest}", Range="bytes=70000-70000")[1] == bytes([BLOB[70_000] ^ 1])
+    assert get(fake_registry, f"/v2/app/blobs/{digest}", Range="bytes=70000-70000")[1] == bytes([BLOB[70_000] ^ 1])
 
 
-def test_other_answers(fake_registry: FakeRegistry) -> None:
-    """Errors, pages, headers sent twice or left out, ignored ranges."""
+def test_other_responses(fake_registry: FakeRegistry) -> None:
+    """Errors, pages, headers sent twice or removed, ignored ranges."""
     digest = fake_registry.add_blob(BLOB)
     path = f"/v2/app/blobs/{digest}"
     for change, check in (
@@ -258,44 +258,44 @@ def test_other_answers(fake_registry: FakeRegistry) -> None:
         ),
     ):
         rule = fake_registry.on("blob", change)
-        assert check(*ask(fake_registry, path, Range="bytes=5-6"))
+        assert check(*get(fake_registry, path, Range="bytes=5-6"))
         fake_registry.remove_rules(rule)
     fake_registry.on("blob", faults.without("Content-Length"), method="HEAD")
-    assert ask(fake_registry, path, "HEAD")[0].getheader("Content-Length") is None
+    assert get(fake_registry, path, "HEAD")[0].getheader("Content-Length") is None
 
 
 def test_presigned_downloads_are_for_one_method_and_expire(fake_registry: FakeRegistry) -> None:
-    """A redirect leads to a URL that answers GET only, so often, never with credentials, and not once expired."""
+    """A presigned URL answers GET only, as often as allowed, without credentials, and not after it has expired."""
     digest = fake_registry.add_blob(BLOB)
     cdn = fake_registry.listen("cdn", "127.0.0.2")
     fake_registry.on("blob", faults.redirected(lambda request: fake_registry.presign(digest, listener="cdn", uses=1)))
-    location = ask(fake_registry, f"/v2/app/blobs/{digest}")[0].getheader("Location") or ""
+    location = get(fake_registry, f"/v2/app/blobs/{digest}")[0].getheader("Location") or ""
     assert location.startswith(f"http://127.0.0.2:{cdn.port}/cdn/")
     path = location.removeprefix(cdn.url)
-    assert ask(fake_registry, path, "HEAD")[0].status == 403
-    assert ask(fake_registry, path, Authorization="Bearer x")[0].status == 400
-    assert ask(fake_registry, path)[1] == BLOB
-    assert ask(fake_registry, path)[0].status == 403
+    assert get(fake_registry, path, "HEAD")[0].status == 403
+    assert get(fake_registry, path, Authorization="Bearer x")[0].status == 400
+    assert get(fake_registry, path)[1] == BLOB
+    assert get(fake_registry, path)[0].status == 403
     lasting = fake_registry.presign(digest).removeprefix(fake_registry.url)
-    assert ask(fake_registry, lasting)[0].status == 200
+    assert get(fake_registry, lasting)[0].status == 200
     fake_registry.expire_presigned()
-    assert ask(fake_registry, lasting)[0].status == 403
+    assert get(fake_registry, lasting)[0].status == 403
 
 
 def test_a_closed_listener_refuses_and_comes_back_on_its_port(fake_registry: FakeRegistry) -> None:
     """Closing ends open connections and refuses new ones; opening again keeps the port."""
     with socket.create_connection(("127.0.0.1", fake_registry.listener.port), timeout=5) as idle:
-        ask(fake_registry, "/v2/")
+        get(fake_registry, "/v2/")
         fake_registry.listener.close()
         assert idle.recv(1) == b""
     with pytest.raises(ConnectionRefusedError):
-        ask(fake_registry, "/v2/")
+        get(fake_registry, "/v2/")
     fake_registry.listener.open()
-    assert ask(fake_registry, "/v2/")[0].status == 200
+    assert get(fake_registry, "/v2/")[0].status == 200
 
 
 def test_a_listener_speaks_tls(fake_registry: FakeRegistry) -> None:
-    """A certificate of our own authority is presented; a broken-off answer is broken off under TLS too."""
+    """The certificate of the test's own authority is presented; a body can be cut under TLS too."""
     authority = trustme.CA()
     server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     authority.issue_cert("localhost").configure_cert(server)
@@ -315,7 +315,7 @@ def test_a_listener_speaks_tls(fake_registry: FakeRegistry) -> None:
 
 
 def test_a_synthetic_body_is_the_same_from_every_offset() -> None:
-    """Pieces of a large body agree with each other, and no two blocks are alike."""
+    """Pieces of a large body agree with each other, and no two blocks are equal."""
     body = Synthetic(3 * 1024 * 1024 + 17, seed=5)
     whole = read_whole(body)
     assert len(whole) == body.size
@@ -325,7 +325,7 @@ def test_a_synthetic_body_is_the_same_from_every_offset() -> None:
     assert whole[: 1024 * 1024] != whole[1024 * 1024 : 2 * 1024 * 1024]
 
 
-def test_a_proxy_leads_every_tunnel_to_the_origin(fake_registry: FakeRegistry) -> None:
+def test_a_proxy_leads_every_tunnel_to_the_registry(fake_registry: FakeRegistry) -> None:
     """CONNECT to any name leads to the fake registry over TLS; an absolute target is served in plain text."""
     authority = trustme.CA()
     server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -338,11 +338,11 @@ def test_a_proxy_leads_every_tunnel_to_the_origin(fake_registry: FakeRegistry) -
         connection.request("GET", "/v2/")
         assert connection.getresponse().read() == b"{}"
     assert [each.request.target for each in fake_registry.received("connect")] == ["registry.example.com:443"]
-    assert ask(fake_registry, "http://registry.example.com/v2/")[0].status == 200
+    assert get(fake_registry, "http://registry.example.com/v2/")[0].status == 200
 
 
 def test_a_listener_that_drops_syns(fake_registry: FakeRegistry) -> None:
-    """Connections that are there go on, new ones are not made, and all is as before afterwards."""
+    """Existing connections continue, new ones time out, and afterwards connections are accepted again."""
     fake_registry.add_image("app", "v1")
     listener = fake_registry.listener
     address = (listener.host, listener.port)
@@ -353,11 +353,11 @@ def test_a_listener_that_drops_syns(fake_registry: FakeRegistry) -> None:
             with pytest.raises(TimeoutError):
                 StreamedResponse(address, "/v2/", timeout_s=0.3)
         listener.accept_syns()
-    assert ask(fake_registry, "/v2/app/manifests/v1")[0].status == 200
+    assert get(fake_registry, "/v2/app/manifests/v1")[0].status == 200
 
 
-def test_a_body_that_trickles_until_it_may_hurry(fake_registry: FakeRegistry) -> None:
-    """It comes in small pieces at its speed, and at once when the event is set."""
+def test_a_slow_body_at_full_speed_after_the_event(fake_registry: FakeRegistry) -> None:
+    """It arrives in small pieces at its speed, and at once when the event is set."""
     digest = fake_registry.add_blob(b"x" * 10_000)
     hurry = threading.Event()
     fake_registry.on("blob", faults.slow(1000, hurry))
@@ -374,8 +374,8 @@ def test_a_body_that_trickles_until_it_may_hurry(fake_registry: FakeRegistry) ->
     assert time.monotonic() - began_at < 5
 
 
-def test_a_connection_that_ends_with_its_answer(fake_registry: FakeRegistry) -> None:
-    """`Connection: close` in an answer is kept."""
+def test_a_connection_that_ends_with_its_response(fake_registry: FakeRegistry) -> None:
+    """A response with `Connection: close` ends the connection."""
     fake_registry.on("ping", faults.header("Connection", "close"))
     with StreamedResponse((fake_registry.listener.host, fake_registry.listener.port), "/v2/") as download:
         download.head()
@@ -384,7 +384,7 @@ def test_a_connection_that_ends_with_its_answer(fake_registry: FakeRegistry) -> 
 
 
 def test_tls_to_a_port_of_plain_http(fake_registry: FakeRegistry) -> None:
-    """It is answered in plain HTTP, as real servers do."""
+    """The error is sent in plain HTTP, as real servers do."""
     with pytest.raises(ssl.SSLError, match=r"WRONG_VERSION_NUMBER|RECORD_LAYER_FAILURE"):
         StreamedResponse(
             (fake_registry.listener.host, fake_registry.listener.port), "/v2/", tls=ssl.create_default_context()

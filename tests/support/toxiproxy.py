@@ -1,13 +1,13 @@
-"""Toxiproxy between Dockyard and the servers that it asks: refused, reset, cut, silent, slow, as a network does it.
+"""Network faults between Dockyard and a server, by toxiproxy: refused, reset, cut, silent or slow connections.
 
-Driven through toxiproxy-python, whose traps are kept in here: it knows one server per process, its HTTP client listens
-to proxy variables, and a toxic may do something else than its name says. What each recipe does was measured:
+Controlled through toxiproxy-python, whose pitfalls are handled here: it supports one server per process, and its HTTP
+client uses proxy variables. What the toxics do was measured:
 
-- `refuse` refuses new connections and ends the running ones by FIN.
-- `reset_connections` resets a connection that is made from now on, before its first byte.
-- `cut(n)` lets exactly `n` bytes of an answer through, headers included, and then ends by FIN or RST. It counts per
-  connection, so the server must close after each answer (`Connection: close`). The RST comes from a `reset_peer` that
-  never runs: that it is there when a connection begins makes every end of it a reset.
+- `refuse_connections` refuses new connections and ends existing ones by FIN.
+- `reset_connections` resets new connections before their first byte.
+- `cut(n)` passes exactly `n` bytes of a response, headers included, and then ends the connection by FIN or RST. It
+  counts per connection, so the server must close after each response (`Connection: close`). For RST a `reset_peer` is
+  added that never triggers by itself: its presence when a connection begins turns every end of it into a reset.
 - `drop_responses` passes nothing on; the connection stays open as long as the server keeps it.
 """
 
@@ -25,7 +25,7 @@ LOOPBACK = "127.0.0.1"
 
 
 class TcpProxy:
-    """One way to a server. It keeps its port, whatever happens on it."""
+    """A TCP proxy in front of one server, with faults. It keeps its port."""
 
     def __init__(self, proxy: toxiproxy.Proxy) -> None:
         self.authority: str = proxy.listen
@@ -41,34 +41,34 @@ class TcpProxy:
         return f"http://{self.authority}"
 
     def refuse_connections(self) -> None:
-        """Nobody listens any more, and what was connected ends by FIN."""
+        """Refuse new connections, and end existing ones by FIN."""
         self._proxy.disable()
 
     def reset_connections(self) -> None:
-        """RST to each new connection, before its first byte."""
+        """Reset each new connection before its first byte."""
         self._add("reset_peer", timeout=0)
 
     def cut(self, at: int, *, by_reset: bool = False) -> None:
-        """End each new connection after so many bytes from the server."""
+        """End each new connection after `at` bytes from the server."""
         self._add("limit_data", bytes=at)
         if by_reset:
             self._add("reset_peer", toxicity=0.0, timeout=0)
 
     def drop_responses(self) -> None:
-        """Nothing from the server arrives."""
+        """Pass nothing on from the server."""
         self._add("timeout", timeout=0)
 
     def add_latency(self, latency_s: float) -> None:
-        """Every answer comes so much later."""
+        """Delay every response."""
         self._add("latency", latency=int(latency_s * 1000))
 
     def limit_bandwidth(self, kilobytes_per_s: int, streams: Sequence[str] = ("upstream", "downstream")) -> None:
-        """So little goes through, each way."""
+        """Limit the bandwidth of each direction."""
         for stream in streams:
             self._add("bandwidth", stream=stream, rate=kilobytes_per_s)
 
     def restore(self) -> None:
-        """All is well again."""
+        """Remove all faults."""
         for name in self._proxy.toxics():
             self._proxy.destroy_toxic(name)
         if not self._proxy.enabled:
@@ -82,10 +82,10 @@ class TcpProxy:
 
 
 class Toxiproxy:
-    """A toxiproxy server. One per test process: the library has room for the address of one."""
+    """A toxiproxy server. One per test process: the library stores the address of one server only."""
 
     def __init__(self, program: Path, directory: Path) -> None:
-        os.environ["NO_PROXY"] = os.environ["no_proxy"] = LOOPBACK  # the library's HTTP client would ask a proxy
+        os.environ["NO_PROXY"] = os.environ["no_proxy"] = LOOPBACK  # the library's HTTP client would use a proxy
         self._port = free_port()
         self._server = toxiproxy.Toxiproxy()
         self._server.update_api_consumer(LOOPBACK, self._port)
@@ -96,7 +96,7 @@ class Toxiproxy:
         self._process.wait_until(self._server.running, "answering", START_TIMEOUT_S)
 
     def create_proxy(self, port: int) -> TcpProxy:
-        """A new way to a loopback port."""
+        """Create a proxy in front of a loopback port."""
         assert APIConsumer.port == self._port, "there is another toxiproxy in this process"
         self._proxies += 1
         listen = f"{LOOPBACK}:{free_port()}"

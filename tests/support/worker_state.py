@@ -1,4 +1,4 @@
-"""What /proc tells of the workers of a Dockyard: memory, open files, and whose connection is whose."""
+"""The state of Dockyard's workers, read from /proc: memory, CPU time, open files, client connections."""
 
 import os
 import threading
@@ -31,7 +31,7 @@ class MemorySampler:
 
     @property
     def peak(self) -> int:
-        """Bytes of the largest worker."""
+        """The largest value of all workers, in bytes."""
         return max(self.peaks.values())
 
     def _sample(self) -> None:
@@ -41,7 +41,7 @@ class MemorySampler:
 
 
 def resident_bytes(pid: int) -> int:
-    """VmRSS of a process; 0 when it has gone."""
+    """VmRSS of a process in bytes; 0 when it has ended."""
     with suppress(OSError):
         for line in Path(f"/proc/{pid}/status").read_text().splitlines():
             if line.startswith("VmRSS:"):
@@ -50,7 +50,7 @@ def resident_bytes(pid: int) -> int:
 
 
 def open_files(pid: int) -> dict[int, str]:
-    """The descriptors of a process and what they lead to."""
+    """The file descriptors of a process and their targets."""
     found = {}
     with suppress(OSError):
         for entry in os.scandir(f"/proc/{pid}/fd"):
@@ -60,7 +60,7 @@ def open_files(pid: int) -> dict[int, str]:
 
 
 def download_owners(deployment: Deployment) -> dict[int, list[str]]:
-    """The workers that have a partial file open for writing: they own what is being fetched."""
+    """The workers that have a partial file open for writing: they own the running downloads."""
     found: dict[int, list[str]] = {}
     for pid in deployment.dockyard.worker_pids():
         for number, path in open_files(pid).items():
@@ -70,7 +70,7 @@ def download_owners(deployment: Deployment) -> dict[int, list[str]]:
 
 
 def workers_by_client_port(deployment: Deployment) -> dict[int, int]:
-    """The workers that hold the connections to us, by the local ports of their clients."""
+    """The worker that serves each client connection, by the local port of the client."""
     port_of_socket = {f"socket:[{inode}]": port for port, inode in _server_sockets(deployment.dockyard.port)}
     return {
         port_of_socket[target]: pid
@@ -81,7 +81,7 @@ def workers_by_client_port(deployment: Deployment) -> dict[int, int]:
 
 
 def cpu_seconds(pid: int) -> float:
-    """Seconds of processor time that a process has used."""
+    """The CPU time that a process has used, in seconds."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
@@ -95,7 +95,7 @@ def _is_for_writing(pid: int, number: int) -> bool:
 
 
 def _server_sockets(server_port: int) -> Iterator[tuple[int, str]]:
-    """Client port and inode of each connection that the server has."""
+    """Client port and inode of each connection of the server."""
     for table in ("/proc/net/tcp", "/proc/net/tcp6"):
         for line in Path(table).read_text().splitlines()[1:]:
             fields = line.split()

@@ -1,4 +1,4 @@
-"""The image, built from the Dockerfile by a Docker daemon of the rig; its layers are kept from one run to the next."""
+"""The image, built from the Dockerfile by a Docker daemon of the tests; its layers are kept for the next run."""
 
 import fcntl
 import os
