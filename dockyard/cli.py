@@ -109,19 +109,20 @@ def pull(
 
     Exit status: 0 if all images are cached, 1 if at least one is not, 2 if the arguments are invalid.
     """
-    from dockyard.pull.command import Mistakes, parse_errand, parse_list, run  # noqa: PLC0415  slow to import
-    from dockyard.pull.show import Style  # noqa: PLC0415  slow to import
+    from dockyard.pull.command import ArgumentsError, parse_arguments, parse_list, run  # noqa: PLC0415  slow to import
+    from dockyard.pull.output import OutputFormat  # noqa: PLC0415  slow to import
 
     if is_json and is_quiet:
         raise click.UsageError("--json and --quiet cannot be used together")
     try:
         names = [*images, *(image for file in lists for image in parse_list(file.read()))]
-        errand = parse_errand(names, server_url, platforms, all_platforms=all_platforms, jobs=jobs)
-    except Mistakes as exc:
+        arguments = parse_arguments(names, server_url, platforms, all_platforms=all_platforms, jobs=jobs)
+    except ArgumentsError as exc:
         raise click.UsageError("\n  ".join(exc.messages)) from exc
     except UnicodeError as exc:
         raise click.UsageError("--file: the file is not UTF-8 text") from exc
-    raise SystemExit(run(errand, Style.JSON if is_json else Style.QUIET if is_quiet else Style.PEOPLE))
+    output_format = OutputFormat.JSON if is_json else OutputFormat.QUIET if is_quiet else OutputFormat.TEXT
+    raise SystemExit(run(arguments, output_format))
 
 
 @main.command()

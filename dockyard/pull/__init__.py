@@ -1,1 +1,1 @@
-"""`dockyard pull`: reads images through a running Dockyard, so that its cache is warm."""
+"""The client of the `pull` command, which reads images through a running Dockyard to warm its cache."""

@@ -1,7 +1,7 @@
-"""The door to a running Dockyard: manifests into memory, blobs into nothing, every digest checked.
+"""The HTTP client of `dockyard pull`: reads manifests into memory, reads and discards blobs, verifies every digest.
 
-Whatever goes wrong leaves here as `Failed`, after the tries that `tries.py` gives it. A body that breaks off is resumed
-at the byte reached; a try that brought a MiB begins a new count.
+All failures are raised as PullError, after the retries that `retries.py` allows. A body that breaks off is resumed at
+the byte reached; an attempt that read at least MIN_PROGRESS_BYTES resets the count of attempts.
 """
 
 import json
@@ -21,41 +21,41 @@ from dockyard.errors import RegistryError
 from dockyard.oci.manifest import ACCEPT, MAX_MANIFEST_BYTES, Manifest
 from dockyard.oci.reference import Digest, Hasher, Reference
 from dockyard.pull.images import Image
-from dockyard.pull.tries import Failed
+from dockyard.pull.retries import PullError
 
-MUCH_FURTHER_BYTES: Final = 1024 * 1024
+MIN_PROGRESS_BYTES: Final = 1024 * 1024
 CONNECT_TIMEOUT_S: Final = 5.0
-READ_TIMEOUT_S: Final = 60.0  # longer than Dockyard waits for any upstream
-READ_BYTES: Final = 256 * 1024
-SAID_BYTES_AT_MOST: Final = 16 * 1024
-REDIRECTS_AT_MOST: Final = 3
+READ_TIMEOUT_S: Final = 60.0  # longer than the timeouts of Dockyard for its upstreams
+CHUNK_BYTES: Final = 256 * 1024
+MAX_ERROR_BYTES: Final = 16 * 1024
+MAX_REDIRECTS: Final = 3
 
 _ERRNO: Final = re.compile(r"^\[Errno -?[0-9]+\] ")
 _T = TypeVar("_T")
 
 
 @attrs.frozen
-class Read:
-    """A blob that was read whole, and is what its digest says. `how` is hit, joined or miss."""
+class FetchedBlob:
+    """A blob that was read completely and matches its digest. `cache_status` is `hit`, `joined`, `miss` or empty."""
 
     size: int
-    how: str
-    tries: int
+    cache_status: str
+    attempts: int
 
 
-class Watcher(Protocol):
-    """Is told how far a blob is; `total` is None while nobody knows."""
+class ProgressCallback(Protocol):
+    """Called with the number of bytes read of a blob, and its size, which is None while it is unknown."""
 
-    def __call__(self, reached: int, total: int | None, /) -> None: ...
+    def __call__(self, received: int, total: int | None, /) -> None: ...
 
 
-class Client:
-    """Reads from one Dockyard, from up to `connections` threads. `url` is as `parse_server` returns it."""
+class DockyardClient:
+    """Reads from one Dockyard, in up to `connections` threads. `url` is as `parse_server` returns it."""
 
     def __init__(self, url: str, connections: int) -> None:
         self._url = url
         self._stopped = threading.Event()
-        self._running: set[urllib3.BaseHTTPResponse] = set()
+        self._open_responses: set[urllib3.BaseHTTPResponse] = set()
         self._pools = urllib3.PoolManager(
             maxsize=connections,
             block=False,
@@ -65,204 +65,202 @@ class Client:
         )
 
     def check(self) -> None:
-        """Raise Failed unless a registry answers here."""
+        """Raise PullError unless a registry responds at the URL."""
         try:
-            self._ask(f"{self._url}/v2/", {}).close()
-        except Failed as exc:
-            hint = " (is it running? --server names another)" if not exc.is_answered else ""
-            raise Failed.final(f"no Dockyard at {self._url}: {exc.message}{hint}") from exc
+            self._send(f"{self._url}/v2/", {}).close()
+        except PullError as exc:
+            hint = "" if exc.has_response else " (is it running? set its URL with --server)"
+            raise PullError.final(f"no Dockyard at {self._url}: {exc.message}{hint}") from exc
 
     def read_manifest(self, image: Image, reference: Reference) -> Manifest:
-        """Read and check one manifest of an image; raise Failed."""
-        return self._persist(lambda: self._read_manifest(self._place(image, "manifests", reference), reference))
+        """Read and verify one manifest of an image. Raises PullError."""
+        url = self._make_url(image, "manifests", reference)
+        return self._retry(lambda: self._read_manifest(url, reference))
 
-    def read_blob(self, image: Image, digest: Digest, watcher: Watcher) -> Read:
-        """Read a blob and drop its bytes; raise Failed unless it came whole and is what its digest says."""
-        download = _Download(digest, watcher)
-        place = self._place(image, "blobs", digest)
-        tries, mark = 0, 0
-        while True:
-            tries += 1
-            download.tries += 1
-            try:
-                return self._go_on(download, place)
-            except Failed as exc:
-                if download.reached >= mark + MUCH_FURTHER_BYTES:
-                    tries, mark = 0, download.reached
-                self._pause(exc, max(tries, 1))
+    def read_blob(self, image: Image, digest: Digest, on_progress: ProgressCallback) -> FetchedBlob:
+        """Read and discard a blob. Raises PullError unless it is complete and matches its digest."""
+        url = self._make_url(image, "blobs", digest)
+        download = _BlobDownload(digest, on_progress)
+        return self._retry(lambda: self._continue_blob(download, url), lambda: download.received)
 
     def stop(self) -> None:
-        """End all that is being read, soon: it fails. For other threads."""
+        """Make all running and further reads fail soon. For other threads."""
         self._stopped.set()
-        for response in list(self._running):
+        for response in list(self._open_responses):
             with suppress(HTTPError, OSError, ValueError, RuntimeError):
                 response.shutdown()
 
     def close(self) -> None:
         self._pools.clear()
 
-    def _persist(self, attempt: Callable[[], _T]) -> _T:
-        tries = 0
+    def _retry(self, attempt: Callable[[], _T], received: Callable[[], int] = lambda: 0) -> _T:
+        """Call `attempt` until it succeeds or its PullError allows no further attempt.
+
+        `received` returns the bytes read so far; the count of attempts starts again when it has grown enough.
+        """
+        attempts, received_before = 0, 0
         while True:
-            tries += 1
+            attempts += 1
             try:
                 return attempt()
-            except Failed as exc:
-                self._pause(exc, tries)
-
-    def _pause(self, failed: Failed, tries: int) -> None:
-        """Wait until it is time for another try; raise the failure when there is none."""
-        pause_s = failed.pause_after(tries)
-        if pause_s is None or self._stopped.wait(pause_s):
-            raise failed
+            except PullError as exc:
+                if received() >= received_before + MIN_PROGRESS_BYTES:
+                    attempts, received_before = 0, received()
+                pause_s = exc.find_pause(max(attempts, 1))
+                if pause_s is None or self._stopped.wait(pause_s):
+                    raise
 
     def _read_manifest(self, url: str, reference: Reference) -> Manifest:
-        with self._opened(url, {"Accept": ", ".join(ACCEPT)}) as response:
-            body = b"".join(_pieces(response, MAX_MANIFEST_BYTES + 1))
+        with self._open(url, {"Accept": ", ".join(ACCEPT)}) as response:
+            body = b"".join(_read_chunks(response, MAX_MANIFEST_BYTES + 1))
             content_type = response.headers.get("Content-Type")
-            said = response.headers.get("Docker-Content-Digest")
+            digest_header = response.headers.get("Docker-Content-Digest")
         try:
-            expected = reference if isinstance(reference, Digest) else Digest.parse(said) if said else None
+            if isinstance(reference, Digest):
+                expected: Digest | None = reference
+            else:
+                expected = Digest.parse(digest_header) if digest_header else None
             return Manifest.parse(body, content_type, expected)
-        except RegistryError as exc:  # what came is wrong, and will be the next time
-            raise Failed.final(exc.message) from exc
+        except RegistryError as exc:  # another attempt would get the same content
+            raise PullError.final(exc.message) from exc
 
-    def _go_on(self, download: "_Download", url: str) -> Read:
-        """Read what is left of a blob."""
-        headers = {"Range": f"bytes={download.reached}-"} if download.reached else {}
-        with self._opened(url, headers) as response:
+    def _continue_blob(self, download: "_BlobDownload", url: str) -> FetchedBlob:
+        """Request the part of a blob that is missing, and read it to the end."""
+        download.attempts += 1
+        headers = {"Range": f"bytes={download.received}-"} if download.received else {}
+        with self._open(url, headers) as response:
             download.start(response)
-            for piece in _pieces(response):
-                download.take(piece)
+            for chunk in _read_chunks(response):
+                download.add(chunk)
         return download.finish()
 
     @contextmanager
-    def _opened(self, url: str, headers: dict[str, str]) -> Iterator[urllib3.BaseHTTPResponse]:
-        """Ask, follow redirects (blobs may be in a bucket), and close. Raise Failed for all but 200 and 206."""
-        for _ in range(REDIRECTS_AT_MOST + 1):
-            response = self._ask(url, headers)
+    def _open(self, url: str, headers: dict[str, str]) -> Iterator[urllib3.BaseHTTPResponse]:
+        """Send a request and follow redirects, as to a bucket. Raises PullError for any status but 200 and 206."""
+        for _ in range(MAX_REDIRECTS + 1):
+            response = self._send(url, headers)
             location = response.get_redirect_location()
             if not location:
                 break
             response.close()
             url = urljoin(url, location)
         else:
-            raise Failed.final("redirected too often")
-        self._running.add(response)
+            raise PullError.final(f"more than {MAX_REDIRECTS} redirects")
+        self._open_responses.add(response)
         try:
             yield response
         finally:
-            self._running.discard(response)
+            self._open_responses.discard(response)
             response.close()  # its connection too, unless the body was read to the end
 
-    def _ask(self, url: str, headers: dict[str, str]) -> urllib3.BaseHTTPResponse:
+    def _send(self, url: str, headers: dict[str, str]) -> urllib3.BaseHTTPResponse:
         if self._stopped.is_set():
-            raise Failed.final("stopped")
-        with _faults_named():
+            raise PullError.final("stopped")
+        with _map_errors():
             response = self._pools.request(
                 "GET", url, headers={**self._pools.headers, **headers}, redirect=False, preload_content=False
             )
         if response.status in {200, 206} or response.get_redirect_location():
             return response
         try:
-            raise _refusal(response)
+            raise _read_error(response)
         finally:
             response.close()
 
-    def _place(self, image: Image, kind: str, reference: Reference) -> str:
+    def _make_url(self, image: Image, kind: str, reference: Reference) -> str:
         ns = f"?ns={quote(image.ns, safe='')}" if image.ns else ""
         return f"{self._url}/v2/{image.name}/{kind}/{reference}{ns}"
 
 
-class _Download:
-    """How far a blob is, over all tries."""
+class _BlobDownload:
+    """The state of reading one blob, over all attempts."""
 
-    def __init__(self, digest: Digest, watcher: Watcher) -> None:
+    def __init__(self, digest: Digest, on_progress: ProgressCallback) -> None:
         self.digest = digest
-        self.watcher = watcher
-        self.reached = 0
-        self.tries = 0
-        self.how = ""
+        self.on_progress = on_progress
+        self.received = 0
+        self.attempts = 0
+        self.cache_status = ""
         self.total: int | None = None
         self.hasher: Hasher = digest.hasher()
 
     def start(self, response: urllib3.BaseHTTPResponse) -> None:
-        """See where the body begins: at the byte asked for, or, when the range was ignored, at the first."""
+        """Continue with the body of a response: at the byte requested, or at the first if the range was ignored."""
         if response.status == 200:
             self._restart()
-        elif not response.headers.get("Content-Range", "").startswith(f"bytes {self.reached}-"):
-            raise Failed.final("sent another range than was asked for")
+        elif not response.headers.get("Content-Range", "").startswith(f"bytes {self.received}-"):
+            raise PullError.final("the response has a different range than the one requested")
         length = response.headers.get("Content-Length", "")
-        self.total = self.reached + int(length) if length.isdecimal() and len(length) < 19 else None
-        self.how = self.how or _how(response.headers.get("Cache-Status", ""))
-        self.watcher(self.reached, self.total)
+        self.total = self.received + int(length) if length.isdecimal() and len(length) < 19 else None
+        self.cache_status = self.cache_status or _parse_cache_status(response.headers.get("Cache-Status", ""))
+        self.on_progress(self.received, self.total)
 
-    def take(self, piece: bytes) -> None:
-        self.hasher.update(piece)
-        self.reached += len(piece)
-        self.watcher(self.reached, self.total)
+    def add(self, chunk: bytes) -> None:
+        self.hasher.update(chunk)
+        self.received += len(chunk)
+        self.on_progress(self.received, self.total)
 
-    def finish(self) -> Read:
-        """Check the whole; raise Failed, and begin anew the next time."""
+    def finish(self) -> FetchedBlob:
+        """Verify the digest. Raises PullError, after which the next attempt starts at the first byte."""
         if not self.digest.matches(self.hasher):
             self._restart()
-            raise Failed.wrong("the bytes that came do not have this digest")
-        return Read(self.reached, self.how, self.tries)
+            raise PullError.wrong_digest("the content does not match the digest")
+        return FetchedBlob(self.received, self.cache_status, self.attempts)
 
     def _restart(self) -> None:
-        self.reached = 0
+        self.received = 0
         self.hasher = self.digest.hasher()
 
 
-def _pieces(response: urllib3.BaseHTTPResponse, at_most: int | None = None) -> Iterator[bytes]:
-    left = at_most
-    with _faults_named():
-        while left is None or left > 0:
-            piece = response.read(READ_BYTES, decode_content=False)
-            if not piece:
+def _read_chunks(response: urllib3.BaseHTTPResponse, max_bytes: int | None = None) -> Iterator[bytes]:
+    """Yield the body, up to the chunk that reaches `max_bytes`."""
+    received = 0
+    with _map_errors():
+        while max_bytes is None or received < max_bytes:
+            chunk = response.read(CHUNK_BYTES, decode_content=False)
+            if not chunk:
                 return
-            yield piece
-            left = None if left is None else left - len(piece)
+            yield chunk
+            received += len(chunk)
 
 
 @contextmanager
-def _faults_named() -> Iterator[None]:
-    """Map what urllib3 raises to Failed."""
+def _map_errors() -> Iterator[None]:
+    """Raise PullError instead of what urllib3 raises."""
     try:
         yield
     except (HTTPError, OSError) as exc:
-        raise Failed.broken(_words(exc)) from exc
+        raise PullError.connection_failed(_describe(exc)) from exc
 
 
-def _words(exc: Exception) -> str:
+def _describe(exc: Exception) -> str:
     match exc:
         case NewConnectionError():
             return _ERRNO.sub("", str(exc).rpartition(": ")[2])
         case ReadTimeoutError():
-            return f"no byte for {READ_TIMEOUT_S:.0f} s"
+            return f"no data received for {READ_TIMEOUT_S:.0f} s"
         case SSLError():
-            return f"no TLS connection: {exc}"
+            return f"TLS handshake failed: {exc}"
         case _:
-            return f"the connection broke: {exc}"
+            return f"connection lost: {exc}"
 
 
-def _refusal(response: urllib3.BaseHTTPResponse) -> Failed:
-    """What an error says: its status, and code and message of the body that the OCI specification asks for."""
+def _read_error(response: urllib3.BaseHTTPResponse) -> PullError:
+    """The error of a response: its status, and code and message of its body (OCI distribution spec, "Error Codes")."""
     code = message = ""
-    with suppress(Failed, ValueError, RecursionError, LookupError, TypeError):
-        error = json.loads(b"".join(_pieces(response, SAID_BYTES_AT_MOST)))["errors"][0]
+    with suppress(PullError, ValueError, RecursionError, LookupError, TypeError):
+        error = json.loads(b"".join(_read_chunks(response, MAX_ERROR_BYTES)))["errors"][0]
         code, message = str(error["code"]), str(error["message"])
     after = response.headers.get("Retry-After", "")
     retry_after_s = float(after) if after.isdecimal() and len(after) < 10 else 0.0
-    words = " ".join(word for word in (str(response.status), code) if word)
-    later = f" (it says: again in {after} s)" if retry_after_s else ""
-    message = f"{words}{f': {message}' if message else ''}{later}"
-    return Failed.refused(message, response.status, retry_after_s)
+    summary = f"{response.status} {code}".rstrip()
+    hint = f" (retry after {after} s)" if retry_after_s else ""
+    return PullError.error_status(f"{summary}{f': {message}' if message else ''}{hint}", response.status, retry_after_s)
 
 
-def _how(cache_status: str) -> str:
-    """Read how Dockyard answered (RFC 9211); empty when it does not say."""
-    match [part.strip() for part in cache_status.split(";")]:
+def _parse_cache_status(header: str) -> str:
+    """Return `hit`, `joined` or `miss` from the Cache-Status of Dockyard (RFC 9211); empty without one."""
+    match [part.strip() for part in header.split(";")]:
         case ["Dockyard", "hit", *_]:
             return "hit"
         case ["Dockyard", *rest] if "collapsed" in rest:

@@ -1,4 +1,4 @@
-"""The command in two steps: read what was asked for, with all mistakes at once; then do it."""
+"""The `pull` command in two steps: parse the arguments, with all errors at once; then pull and print the results."""
 
 import platform
 import sys
@@ -10,18 +10,19 @@ from urllib.parse import urlsplit
 import attrs
 
 from dockyard.errors import RegistryError
-from dockyard.pull.client import Client
+from dockyard.pull.client import DockyardClient
 from dockyard.pull.images import Image, parse_image
+from dockyard.pull.output import OutputFormat, open_output
 from dockyard.pull.platforms import Platform
-from dockyard.pull.show import Style, opened
-from dockyard.pull.tries import Failed
-from dockyard.pull.warm import Order, warm
+from dockyard.pull.retries import PullError
+from dockyard.pull.warm import warm
 
 EXIT_FAILED: Final = 1
+MAX_QUOTED_CHARS: Final = 200
 
 
-class Mistakes(Exception):
-    """What was asked for cannot be understood; one message for each mistake."""
+class ArgumentsError(Exception):
+    """The arguments of the command are invalid. `messages` has one sentence for each error."""
 
     def __init__(self, messages: Sequence[str]) -> None:
         super().__init__("\n".join(messages))
@@ -29,79 +30,78 @@ class Mistakes(Exception):
 
 
 @attrs.frozen
-class Errand:
-    """An order, and the Dockyard that it is for."""
+class PullArguments:
+    """The parsed arguments: the URL of Dockyard, the images, and their platforms (None: all)."""
 
     url: str
-    order: Order
+    images: tuple[Image, ...]
+    platforms: tuple[Platform, ...] | None
+    jobs: int
 
 
-def parse_errand(
+def parse_arguments(
     images: Sequence[str], server: str, platforms: Sequence[str], *, all_platforms: bool, jobs: int
-) -> Errand:
-    """Read the words of the command; raise Mistakes. Images and platforms that are named twice count once."""
-    mistakes: list[str] = []
+) -> PullArguments:
+    """Parse the arguments of the command. Repeated images and platforms count once. Raises ArgumentsError."""
     try:
         url, authority = parse_server(server)
     except ValueError as exc:
-        raise Mistakes([f"--server {server[:200]}: {exc}"]) from exc
-    wanted: dict[Platform, None] = {}
+        raise ArgumentsError([f"--server {server[:MAX_QUOTED_CHARS]}: {exc}"]) from exc
+    errors: list[str] = []
+    parsed_platforms: dict[Platform, None] = {}
     for text in platforms:
         try:
-            wanted |= {Platform.parse(part): None for part in text.split(",")}
+            parsed_platforms |= {Platform.parse(part): None for part in text.split(",")}
         except ValueError as exc:
-            mistakes.append(f"--platform: {exc}")
-    found: dict[Image, None] = {}
+            errors.append(f"--platform: {exc}")
+    parsed_images: dict[Image, None] = {}
     for text in images:
         try:
-            found[parse_image(text, authority)] = None
+            parsed_images[parse_image(text, authority)] = None
         except RegistryError as exc:
-            mistakes.append(f"{text[:200]}: {exc.message}")
+            errors.append(f"{text[:MAX_QUOTED_CHARS]}: {exc.message}")
     if all_platforms and platforms:
-        mistakes.append("--all-platforms and --platform exclude each other")
+        errors.append("--all-platforms and --platform cannot be used together")
     if not images:
-        mistakes.append("no image is named; name some, or a list with --file")
-    if mistakes:
-        raise Mistakes(mistakes)
-    chosen = tuple(wanted) or (this_machine(),)
-    return Errand(url, Order(tuple(found), None if all_platforms else chosen, jobs))
+        errors.append("no images are given; name at least one, or a list of them with --file")
+    if errors:
+        raise ArgumentsError(errors)
+    selected = None if all_platforms else tuple(parsed_platforms) or (local_platform(),)
+    return PullArguments(url, tuple(parsed_images), selected, jobs)
 
 
 def parse_server(text: str) -> tuple[str, str]:
-    """Read `[http[s]://]host[:port][/path]`; return the URL without a slash at its end, and `host[:port]`.
-
-    Raise ValueError.
-    """
+    """Parse `[http[s]://]host[:port][/path]` to a URL without trailing slash, and `host[:port]`. Raises ValueError."""
     url = text if "://" in text else f"http://{text}"
     parts = urlsplit(url)
-    is_sound = parts.scheme in {"http", "https"} and parts.hostname and (parts.port is None or parts.port > 0)
-    if not is_sound or parts.query or parts.fragment or "@" in parts.netloc:
-        raise ValueError("not a URL such as http://127.0.0.1:5000")
+    is_valid = parts.scheme in {"http", "https"} and parts.hostname and (parts.port is None or parts.port > 0)
+    if not is_valid or parts.query or parts.fragment or "@" in parts.netloc:
+        raise ValueError("must be a URL such as http://127.0.0.1:5000")
     return url.rstrip("/").removesuffix("/v2"), parts.netloc.lower()
 
 
 def parse_list(text: str) -> list[str]:
-    """Read a list of images: one on a line; blank lines and what follows a `#` are passed over."""
+    """Parse a list of images, one per line. Blank lines, and comments that begin with `#`, are ignored."""
     return [image for line in text.splitlines() if (image := line.partition("#")[0].strip())]
 
 
-def this_machine() -> Platform:
-    """Return the platform of the images that run here: containers are Linux, on other systems too."""
+def local_platform() -> Platform:
+    """Return the platform of the images that run on this machine: Linux containers, on any operating system."""
     return Platform.of("linux", platform.machine() or "amd64")
 
 
-def run(errand: Errand, style: Style) -> int:
-    """Do it; return the exit status."""
+def run(arguments: PullArguments, output_format: OutputFormat) -> int:
+    """Pull the images; return the exit status."""
     started = time.monotonic()
-    client = Client(errand.url, errand.order.jobs)
+    client = DockyardClient(arguments.url, arguments.jobs)
     try:
         client.check()
-        with opened(style, sys.stdout) as show:
-            reads = warm(client, errand.order, show)
-            show.end(reads, time.monotonic() - started)
-    except Failed as exc:
-        print(f"dockyard: {exc.message}", file=sys.stderr)  # noqa: T201  a command's voice
+        with open_output(output_format, sys.stdout) as output:
+            results = warm(client, arguments.images, arguments.platforms, arguments.jobs, output)
+            output.end(results, time.monotonic() - started)
+    except PullError as exc:
+        print(f"dockyard: {exc.message}", file=sys.stderr)  # noqa: T201  the output of a command
         return EXIT_FAILED
     finally:
         client.close()
-    return 0 if all(read.is_warm for read in reads) else EXIT_FAILED
+    return 0 if all(result.is_warm for result in results) else EXIT_FAILED

@@ -1,8 +1,8 @@
-"""Image references as people write them for docker: `nginx`, `ghcr.io/org/app:v1`, `name@sha256:...`.
+"""Image references in the notation of Docker: `nginx`, `ghcr.io/org/app:v1`, `name@sha256:...`. Pure.
 
-The rules are those of distribution/reference: a first component with a dot or a colon, or `localhost`, is a registry;
-without one it is Docker Hub, where names of one component are in `library/`; without a tag it is `latest`; beside a
-digest a tag says nothing.
+The rules are those of distribution/reference. A first component with a dot or a colon, or `localhost`, is a registry;
+the default is Docker Hub, where names of one component are in `library/`. The default tag is `latest`. A tag beside a
+digest is ignored.
 """
 
 import re
@@ -21,7 +21,10 @@ _LOOPBACK: Final = re.compile(r"(?:localhost|127\.0\.0\.1|\[::1\])(?=:|$)")
 
 @attrs.frozen
 class Image:
-    """What to ask Dockyard for: `/v2/{name}/...`, with `?ns=` when the registry has a port, which no name can hold."""
+    """An image as requested from Dockyard: `/v2/{name}/...`, with `?ns=` for a registry with a port.
+
+    A port cannot be a part of the name, because names contain no colon.
+    """
 
     name: Name
     reference: Reference
@@ -33,10 +36,10 @@ class Image:
 
 
 def parse_image(text: str, server: str) -> Image:
-    """Read one reference; raise NameInvalid, ReferenceInvalid or DigestInvalid.
+    """Parse one reference. Raises NameInvalid, ReferenceInvalid or DigestInvalid.
 
-    `server` is Dockyard's own `host[:port]`. A reference that begins with it is what a client pulls from Dockyard by
-    name: the rest is asked for as it stands.
+    `server` is the `host[:port]` of Dockyard. If the reference begins with it, as in the command line of a client that
+    pulls from Dockyard, the rest is the name.
     """
     path, at, digest = text.partition("@")
     before, slash, last = path.rpartition("/")
@@ -46,7 +49,7 @@ def parse_image(text: str, server: str) -> Image:
     reference = Digest.parse(digest) if at else parsed_tag
     first, slash, rest = path.partition("/")
     host = first.lower() if slash and _is_registry(first) else ""
-    if host and _is_same_place(host, server):
+    if host and _is_same_server(host, server):
         return Image(Name.parse(rest), reference)
     if ":" in host:
         if not _HOST_AND_PORT.fullmatch(host):
@@ -65,6 +68,6 @@ def _is_registry(component: str) -> bool:
     return "." in component or ":" in component or component == "localhost" or component != component.lower()
 
 
-def _is_same_place(host: str, server: str) -> bool:
-    """Compare hosts and ports; all names of this machine are one."""
+def _is_same_server(host: str, server: str) -> bool:
+    """Compare two `host[:port]`; all names of the loopback interface are equal."""
     return _LOOPBACK.sub("localhost", host) == _LOOPBACK.sub("localhost", server)

@@ -1,4 +1,4 @@
-"""What to read of an image: of an index the manifests for the platforms asked for, of a manifest its blobs."""
+"""What to read of an image: the manifests of an index for the requested platforms, the blobs of a manifest. Pure."""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -11,91 +11,92 @@ from dockyard.oci.manifest import DOCKER_LIST, OCI_INDEX, Manifest
 from dockyard.oci.reference import Digest
 from dockyard.pull.platforms import Platform
 
-# Layers that no registry keeps: clients get them from the URLs that stand beside them (Windows base images).
-_ELSEWHERE: Final = ("foreign", "nondistributable")
+# In the media types of layers that clients fetch from URLs in the manifest, not from a registry (Windows base images).
+_FOREIGN: Final = ("foreign", "nondistributable")
 
 
 @attrs.frozen
-class Blob:
-    """A blob to read. `size` is what the manifest says, None where it says nothing (schema 1)."""
+class ImageBlob:
+    """A blob of an image. `size` is that in the manifest, None if there is none, as in schema 1."""
 
     digest: Digest
     size: int | None
 
 
 @attrs.frozen
-class Entry:
-    """A manifest that an index names."""
+class IndexEntry:
+    """A manifest in an index."""
 
     digest: Digest
     platform: Platform | None
 
 
 @attrs.frozen
-class Choice:
-    """The manifests to read, each once, in the order of the index; and the platforms that the index has nothing for."""
+class Selection:
+    """The manifests to read, each once, in the order of the index; and the platforms that have no manifest there."""
 
-    entries: tuple[Entry, ...]
+    entries: tuple[IndexEntry, ...]
     missing: tuple[Platform, ...] = ()
 
 
 def is_index(manifest: Manifest) -> bool:
-    """Tell whether a manifest only names others."""
+    """Return whether a manifest is an index of other manifests."""
     return "manifests" in _document(manifest) or manifest.media_type in {OCI_INDEX, DOCKER_LIST}
 
 
-def entries_of(index: Manifest) -> tuple[Entry, ...]:
-    """Return the manifests that an index names, without attestations; raise BadUpstream for one that is malformed."""
+def entries_of(index: Manifest) -> tuple[IndexEntry, ...]:
+    """Return the manifests in an index, without attestations. Raises BadUpstream for a malformed index."""
     entries = [
-        Entry(_digest(item.get("digest")), _platform(item.get("platform"))) for item in _list(index, "manifests")
+        IndexEntry(_parse_digest(item.get("digest")), _find_platform(item.get("platform")))
+        for item in _list(index, "manifests")
     ]
     return tuple(entry for entry in entries if entry.platform is None or not entry.platform.is_unknown)
 
 
-def choose(entries: Sequence[Entry], platforms: Sequence[Platform] | None) -> Choice:
-    """Choose for each platform what its clients take; None takes all.
+def select_entries(entries: Sequence[IndexEntry], platforms: Sequence[Platform] | None) -> Selection:
+    """Select the entries that clients of each platform pull; of all platforms if `platforms` is None.
 
-    All entries of one platform are taken (Windows has one for each release), and where there is none, the entries that
-    name no platform at all, as containerd does.
+    For a platform these are all entries with the best matching one (Windows has an entry for each release), or, as in
+    containerd, the entries without a platform if none matches.
     """
     if platforms is None:
-        return Choice(_once(entries))
-    anybodys = [entry for entry in entries if entry.platform is None]
-    chosen: list[Entry] = []
+        return Selection(_without_duplicates(entries))
+    without_platform = [entry for entry in entries if entry.platform is None]
+    selected: list[IndexEntry] = []
     missing: list[Platform] = []
     for platform in platforms:
-        theirs = _best(entries, platform) or anybodys
-        chosen += theirs
-        if not theirs:
+        matching = _find_best(entries, platform) or without_platform
+        selected += matching
+        if not matching:
             missing.append(platform)
-    return Choice(_once(entry for entry in entries if entry in chosen), tuple(missing))
+    return Selection(_without_duplicates(entry for entry in entries if entry in selected), tuple(missing))
 
 
-def blobs_of(manifest: Manifest) -> tuple[Blob, ...]:
-    """Return the blobs that a client of this manifest reads, each once; raise BadUpstream for one that is malformed."""
+def blobs_of(manifest: Manifest) -> tuple[ImageBlob, ...]:
+    """Return the blobs that a client of a manifest pulls, each once. Raises BadUpstream for a malformed manifest."""
     items = [*_list(manifest, "config"), *_list(manifest, "layers"), *_list(manifest, "blobs")]
     blobs = [
-        Blob(_digest(item.get("digest")), _size(item.get("size")))
+        ImageBlob(_parse_digest(item.get("digest")), _find_size(item.get("size")))
         for item in items
-        if not any(word in str(item.get("mediaType")) for word in _ELSEWHERE)
+        if not any(word in str(item.get("mediaType")) for word in _FOREIGN)
     ]
-    blobs += [Blob(_digest(item.get("blobSum")), None) for item in _list(manifest, "fsLayers")]
+    blobs += [ImageBlob(_parse_digest(item.get("blobSum")), None) for item in _list(manifest, "fsLayers")]
     return tuple({blob.digest: blob for blob in blobs}.values())
 
 
-def _best(entries: Sequence[Entry], platform: Platform) -> list[Entry]:
-    for runnable in platform.runnable():
-        if found := [entry for entry in entries if entry.platform == runnable]:
+def _find_best(entries: Sequence[IndexEntry], platform: Platform) -> list[IndexEntry]:
+    for compatible in platform.compatible():
+        if found := [entry for entry in entries if entry.platform == compatible]:
             return found
     return []
 
 
-def _once(entries: Iterable[Entry]) -> tuple[Entry, ...]:
+def _without_duplicates(entries: Iterable[IndexEntry]) -> tuple[IndexEntry, ...]:
     return tuple({entry.digest: entry for entry in entries}.values())
 
 
 def _document(manifest: Manifest) -> dict[str, Any]:
-    """Read the JSON, which was found sound and harmless when the Manifest was made."""
+    """Parse the JSON, which was validated when the Manifest was made."""
     document: dict[str, Any] = json.loads(manifest.body)
     return document
 
@@ -105,18 +106,18 @@ def _list(manifest: Manifest, key: str) -> list[dict[str, Any]]:
     return value if isinstance(value, list) else [value]
 
 
-def _digest(value: Any) -> Digest:
+def _parse_digest(value: Any) -> Digest:
     try:
         return Digest.parse(str(value))
     except DigestInvalid as exc:
-        raise BadUpstream(f"the manifest names something that cannot be checked: {exc.message}") from exc
+        raise BadUpstream(f"the manifest contains a digest that cannot be verified: {exc.message}") from exc
 
 
-def _size(value: Any) -> int | None:
+def _find_size(value: Any) -> int | None:
     return value if isinstance(value, int) and value >= 0 else None
 
 
-def _platform(value: Any) -> Platform | None:
+def _find_platform(value: Any) -> Platform | None:
     match value:
         case {"os": str(os), "architecture": str(architecture)}:
             variant = value.get("variant")

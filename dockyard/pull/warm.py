@@ -1,10 +1,10 @@
-"""Reading images through Dockyard: first all manifests, so that it is known what to read; then every blob once.
+"""Reads images through Dockyard: first all manifests, to find out which blobs there are; then every blob once.
 
-A blob that several images share is read for the first of them. Should that fail, it is tried under the names of the
-others: another upstream may have it.
+A blob that several images share is read under the name of the first of them. If that fails, it is read under the names
+of the others, whose upstreams may have it.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from typing import Final, Protocol
@@ -13,51 +13,42 @@ import attrs
 
 from dockyard.errors import RegistryError
 from dockyard.oci.manifest import Manifest
-from dockyard.oci.reference import Digest
-from dockyard.pull.client import Client, Watcher
+from dockyard.oci.reference import Digest, Name
+from dockyard.pull.client import DockyardClient, ProgressCallback
 from dockyard.pull.images import Image
-from dockyard.pull.plan import Blob, blobs_of, choose, entries_of, is_index
+from dockyard.pull.plan import ImageBlob, blobs_of, entries_of, is_index, select_entries
 from dockyard.pull.platforms import Platform
-from dockyard.pull.tries import Failed
+from dockyard.pull.retries import PullError
 
-INDEX_DEPTH_AT_MOST: Final = 3
-NAMES_AT_MOST: Final = 3  # under which a shared blob is tried
-
-
-@attrs.frozen
-class Order:
-    """What was asked for; `platforms` None: all."""
-
-    images: tuple[Image, ...]
-    platforms: tuple[Platform, ...] | None
-    jobs: int
+MAX_INDEX_DEPTH: Final = 3
+MAX_NAMES_PER_BLOB: Final = 3
 
 
 @attrs.define
-class Found:
-    """What there is to read of an image, and what went wrong. Filled by one thread."""
+class ImageContent:
+    """The platforms and blobs of an image, and the errors in finding them. Written by one thread."""
 
     image: Image
     digest: Digest | None = None
     platforms: list[Platform] = attrs.field(factory=list)
-    blobs: dict[Digest, Blob] = attrs.field(factory=dict)
+    blobs: dict[Digest, ImageBlob] = attrs.field(factory=dict)
     errors: list[str] = attrs.field(factory=list)
 
 
 @attrs.frozen
-class BlobRead:
-    """How reading a blob ended; `error` is None when all is well. `size` is None when it never came."""
+class BlobResult:
+    """The result of reading a blob. `error` is None and `size` is set if it succeeded."""
 
     digest: Digest
     size: int | None
-    how: str
-    tries: int
+    cache_status: str
+    attempts: int
     error: str | None = None
 
 
 @attrs.frozen
-class ImageRead:
-    """How reading an image ended. `size` is the sum of its blobs."""
+class ImageResult:
+    """The result of reading an image. `size` is the sum of its blobs that were read."""
 
     image: Image
     digest: Digest | None
@@ -71,122 +62,145 @@ class ImageRead:
         return not self.errors
 
 
-class Show(Protocol):
-    """Tells a person or a program what happens. Only `watch` and what it returns are called in other threads."""
+class Output(Protocol):
+    """Reports progress and results. Only `watch` and the callback that it returns are called from other threads."""
 
-    def plan(self, blobs: Sequence[Blob]) -> None: ...
+    def plan(self, blobs: Sequence[ImageBlob]) -> None:
+        """All manifests are read, and these blobs are to be read."""
 
-    def watch(self, blob: Blob) -> Watcher: ...
+    def watch(self, blob: ImageBlob) -> ProgressCallback:
+        """A blob is about to be read."""
 
-    def blob(self, read: BlobRead) -> None: ...
+    def blob(self, result: BlobResult) -> None: ...
 
-    def image(self, read: ImageRead) -> None: ...
+    def image(self, result: ImageResult) -> None: ...
 
-
-def warm(client: Client, order: Order, show: Show) -> list[ImageRead]:
-    """Read what was ordered; return how each image ended, in the order of the order."""
-    with _threads(client, order.jobs) as pool:
-        finding = [pool.submit(find, client, image, order.platforms) for image in order.images]
-        found = [future.result() for future in finding]
-        return _read_blobs(pool, client, found, show)
+    def end(self, results: Sequence[ImageResult], seconds: float) -> None: ...
 
 
-def find(client: Client, image: Image, platforms: Sequence[Platform] | None) -> Found:
-    """Read the manifests of an image."""
-    found = Found(image)
+def warm(
+    client: DockyardClient, images: Sequence[Image], platforms: Sequence[Platform] | None, jobs: int, output: Output
+) -> list[ImageResult]:
+    """Read images in `jobs` threads, for these platforms (None: all). Return the results in the order of the images."""
+    with _threads(client, jobs) as pool:
+        futures = [pool.submit(read_manifests, client, image, platforms) for image in images]
+        contents = [future.result() for future in futures]
+        return _read_blobs(pool, client, contents, output)
+
+
+def read_manifests(client: DockyardClient, image: Image, platforms: Sequence[Platform] | None) -> ImageContent:
+    """Read the manifests of an image, to find its blobs."""
+    content = ImageContent(image)
     try:
         manifest = client.read_manifest(image, image.reference)
-        found.digest = manifest.digest
-        _look_into(client, found, manifest, platforms, INDEX_DEPTH_AT_MOST)
-    except (Failed, RegistryError) as exc:
-        found.errors.append(exc.message)
-    return found
+        content.digest = manifest.digest
+        _add_manifest(client, content, manifest, platforms, MAX_INDEX_DEPTH)
+    except (PullError, RegistryError) as exc:
+        content.errors.append(exc.message)
+    return content
 
 
-def _look_into(
-    client: Client, found: Found, manifest: Manifest, platforms: Sequence[Platform] | None, depth: int
+def _add_manifest(
+    client: DockyardClient,
+    content: ImageContent,
+    manifest: Manifest,
+    platforms: Sequence[Platform] | None,
+    max_depth: int,
 ) -> None:
     if not is_index(manifest):
-        found.blobs |= {blob.digest: blob for blob in blobs_of(manifest)}
+        content.blobs |= {blob.digest: blob for blob in blobs_of(manifest)}
         return
-    if depth == 0:
-        raise Failed.final("an index in an index in an index")
+    if max_depth == 0:
+        raise PullError.final(f"indexes are nested more than {MAX_INDEX_DEPTH} deep")
     entries = entries_of(manifest)
-    choice = choose(entries, platforms)
-    if choice.missing:
-        there = ", ".join(sorted({str(entry.platform) for entry in entries if entry.platform})) or "none"
-        found.errors.append(f"not there for {', '.join(map(str, choice.missing))}; there is: {there}")
-    for entry in choice.entries:
+    selection = select_entries(entries, platforms)
+    if selection.missing:
+        available = ", ".join(sorted({str(entry.platform) for entry in entries if entry.platform})) or "none"
+        content.errors.append(f"no manifest for {', '.join(map(str, selection.missing))}; available: {available}")
+    for entry in selection.entries:
         try:
-            child = client.read_manifest(found.image, entry.digest)
-            _look_into(client, found, child, platforms, depth - 1)
-        except (Failed, RegistryError) as exc:
-            found.errors.append(f"{entry.platform or entry.digest}: {exc.message}")
+            child = client.read_manifest(content.image, entry.digest)
+            _add_manifest(client, content, child, platforms, max_depth - 1)
+        except (PullError, RegistryError) as exc:
+            content.errors.append(f"{entry.platform or entry.digest}: {exc.message}")
             continue
-        if entry.platform and entry.platform not in found.platforms:
-            found.platforms.append(entry.platform)
+        if entry.platform and entry.platform not in content.platforms:
+            content.platforms.append(entry.platform)
 
 
-def _read_blobs(pool: ThreadPoolExecutor, client: Client, found: Sequence[Found], show: Show) -> list[ImageRead]:
-    wanted: dict[Digest, Blob] = {}
-    users: dict[Digest, list[int]] = {}
-    for number, each in enumerate(found):
-        for blob in each.blobs.values():
-            wanted.setdefault(blob.digest, blob)
-            users.setdefault(blob.digest, []).append(number)
-    show.plan(list(wanted.values()))
-    left = [set(each.blobs) for each in found]
-    done: dict[Digest, BlobRead] = {}
-    ended: dict[int, ImageRead] = {}
+def _read_blobs(
+    pool: ThreadPoolExecutor, client: DockyardClient, contents: Sequence[ImageContent], output: Output
+) -> list[ImageResult]:
+    blobs: dict[Digest, ImageBlob] = {}
+    images_with: dict[Digest, list[int]] = {}  # digest of a blob -> indexes in `contents`
+    for index, content in enumerate(contents):
+        for blob in content.blobs.values():
+            blobs.setdefault(blob.digest, blob)
+            images_with.setdefault(blob.digest, []).append(index)
+    output.plan(list(blobs.values()))
+    unread = [set(content.blobs) for content in contents]
+    blob_results: dict[Digest, BlobResult] = {}
+    image_results: dict[int, ImageResult] = {}
 
-    def end_images(numbers: Sequence[int]) -> None:
-        for number in numbers:
-            if not left[number] and number not in ended:
-                ended[number] = _sum_up(found[number], done)
-                show.image(ended[number])
+    def report_finished_images(indexes: Sequence[int]) -> None:
+        for index in indexes:
+            if not unread[index] and index not in image_results:
+                image_results[index] = _sum_up(contents[index], blob_results)
+                output.image(image_results[index])
 
-    end_images(range(len(found)))
-    reading: list[Future[BlobRead]] = [
-        pool.submit(_read_blob, client, blob, _names(found, users[blob.digest]), show.watch) for blob in wanted.values()
+    report_finished_images(range(len(contents)))
+    futures: list[Future[BlobResult]] = [
+        pool.submit(
+            _read_blob,
+            client,
+            blob,
+            _distinct_names(contents[index].image for index in images_with[digest]),
+            output.watch,
+        )
+        for digest, blob in blobs.items()
     ]
-    for future in as_completed(reading):
-        read = future.result()
-        done[read.digest] = read
-        show.blob(read)
-        for number in users[read.digest]:
-            left[number].discard(read.digest)
-        end_images(users[read.digest])
-    return [ended[number] for number in range(len(found))]
+    for future in as_completed(futures):
+        result = future.result()
+        blob_results[result.digest] = result
+        output.blob(result)
+        for index in images_with[result.digest]:
+            unread[index].discard(result.digest)
+        report_finished_images(images_with[result.digest])
+    return [image_results[index] for index in range(len(contents))]
 
 
-def _names(found: Sequence[Found], numbers: Sequence[int]) -> list[Image]:
-    """Return one image for each name that the blob is known under."""
-    by_name = {(found[number].image.ns, found[number].image.name): found[number].image for number in reversed(numbers)}
-    return list(reversed(by_name.values()))[:NAMES_AT_MOST]
+def _distinct_names(images: Iterable[Image]) -> list[Image]:
+    """Return one image for each different name, the first ones."""
+    by_name: dict[tuple[str | None, Name], Image] = {}
+    for image in images:
+        by_name.setdefault((image.ns, image.name), image)
+    return list(by_name.values())[:MAX_NAMES_PER_BLOB]
 
 
-def _read_blob(client: Client, blob: Blob, images: Sequence[Image], watch: Callable[[Blob], Watcher]) -> BlobRead:
-    watcher = watch(blob)
+def _read_blob(
+    client: DockyardClient, blob: ImageBlob, images: Sequence[Image], watch: Callable[[ImageBlob], ProgressCallback]
+) -> BlobResult:
+    on_progress = watch(blob)
     error = ""
     for image in images:
         try:
-            read = client.read_blob(image, blob.digest, watcher)
-        except Failed as exc:
+            fetched = client.read_blob(image, blob.digest, on_progress)
+        except PullError as exc:
             error = error or exc.message
         else:
-            return BlobRead(blob.digest, read.size, read.how, read.tries)
-    return BlobRead(blob.digest, None, "", 0, error)
+            return BlobResult(blob.digest, fetched.size, fetched.cache_status, fetched.attempts)
+    return BlobResult(blob.digest, None, "", 0, error)
 
 
-def _sum_up(found: Found, done: dict[Digest, BlobRead]) -> ImageRead:
-    reads = [done[digest] for digest in found.blobs]
-    errors = [*found.errors, *(f"{read.digest}: {read.error}" for read in reads if read.error is not None)]
-    size = sum(read.size or 0 for read in reads)
-    return ImageRead(found.image, found.digest, tuple(found.platforms), len(reads), size, tuple(errors))
+def _sum_up(content: ImageContent, blob_results: dict[Digest, BlobResult]) -> ImageResult:
+    results = [blob_results[digest] for digest in content.blobs]
+    errors = [*content.errors, *(f"{result.digest}: {result.error}" for result in results if result.error is not None)]
+    size = sum(result.size or 0 for result in results)
+    return ImageResult(content.image, content.digest, tuple(content.platforms), len(results), size, tuple(errors))
 
 
 @contextmanager
-def _threads(client: Client, jobs: int) -> Iterator[ThreadPoolExecutor]:
+def _threads(client: DockyardClient, jobs: int) -> Iterator[ThreadPoolExecutor]:
     """Threads that end soon when the command is interrupted."""
     pool = ThreadPoolExecutor(jobs, thread_name_prefix="pull")
     try:

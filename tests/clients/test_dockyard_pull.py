@@ -145,7 +145,7 @@ def test_a_platform_that_is_not_there_is_a_failure(registry: DistributionRegistr
     done = pull(dockyard, "--platform", "linux/amd64,linux/s390x", "pulled/some")
 
     assert done.returncode == 1
-    assert "not there for linux/s390x; there is: linux/amd64, linux/arm64" in done.stderr
+    assert "no manifest for linux/s390x; available: linux/amd64, linux/arm64" in done.stderr
     assert read_upstream(registry).keys() >= image.platforms["amd64"].blobs
 
 
@@ -157,19 +157,20 @@ def test_a_server_that_is_not_there_is_said_at_once() -> None:
 
     assert (done.returncode, done.stdout) == (1, "")
     assert (
-        done.stderr == f"dockyard: no Dockyard at {url}: Connection refused (is it running? --server names another)\n"
+        done.stderr
+        == f"dockyard: no Dockyard at {url}: Connection refused (is it running? set its URL with --server)\n"
     )
 
 
 @pytest.mark.parametrize(
     ("words", "output"),
     [
-        ([], "no image is named"),
+        ([], "no images are given"),
         (["Nginx", "--platform", "amd64"], "Nginx: not a repository name"),
-        (["nginx", "--json", "-q"], "exclude each other"),
+        (["nginx", "--json", "-q"], "cannot be used together"),
         (["nginx", "--jobs", "0"], "--jobs"),
         (["nginx", "--file", "/no/such/list"], "/no/such/list"),
-        (["nginx", "--server", "ftp://x"], "not a URL"),
+        (["nginx", "--server", "ftp://x"], "must be a URL"),
     ],
 )
 def test_words_that_are_not_understood_end_with_status_2(words: list[str], output: str) -> None:
@@ -214,4 +215,4 @@ def test_warm_images_succeed_without_the_upstream_and_others_fail(
     assert (mixed.returncode, mixed.stdout) == (1, "")
     (line,) = mixed.stderr.splitlines()
     assert line.startswith("dockyard: docker.io/pulled/never:latest: 503 UNAVAILABLE")
-    assert "again in" in line
+    assert "retry after" in line

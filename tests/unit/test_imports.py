@@ -44,7 +44,7 @@ LIBRARIES = {
     "granian": {"dockyard.supervisor"},
     "minio": {"dockyard.s3"},
     "prometheus_client": {"dockyard.metrics"},
-    "rich": {"dockyard.pull.show"},
+    "rich": {"dockyard.pull.output"},
     "structlog": EVERYWHERE,  # but not in the pure modules below
     "urllib3": {"dockyard.upstream.transport", "dockyard.s3", "dockyard.pull.client"},
     "yaml": {"dockyard.config.reader"},
@@ -64,7 +64,7 @@ PURE = {
     "dockyard.pull.images",
     "dockyard.pull.platforms",
     "dockyard.pull.plan",
-    "dockyard.pull.tries",
+    "dockyard.pull.retries",
 }
 # What a pure module may use of the standard library and of others.
 PURE_LIBRARIES = {

@@ -1,4 +1,4 @@
-"""What `dockyard pull` understands and decides: references, platforms, choices, words. Pure."""
+"""The parts of `dockyard pull` without I/O: arguments, references, platforms, selection, retries, output lines."""
 
 import io
 import json
@@ -9,13 +9,13 @@ import pytest
 from dockyard.errors import BadUpstream, RegistryError
 from dockyard.oci.manifest import Manifest
 from dockyard.oci.reference import Digest
-from dockyard.pull.command import Mistakes, parse_errand, parse_list, parse_server
+from dockyard.pull.command import ArgumentsError, parse_arguments, parse_list, parse_server
 from dockyard.pull.images import parse_image
-from dockyard.pull.plan import Blob, Entry, blobs_of, choose, entries_of, is_index
+from dockyard.pull.output import OutputFormat, format_blob, format_image, open_output
+from dockyard.pull.plan import ImageBlob, IndexEntry, blobs_of, entries_of, is_index, select_entries
 from dockyard.pull.platforms import Platform
-from dockyard.pull.show import Style, blob_line, image_line, opened
-from dockyard.pull.tries import Failed
-from dockyard.pull.warm import BlobRead, ImageRead
+from dockyard.pull.retries import PullError
+from dockyard.pull.warm import BlobResult, ImageResult
 from tests.support.fake_registry import DOCKER_MANIFEST, OCI_CONFIG, OCI_INDEX, OCI_LAYER, OCI_MANIFEST
 
 SERVER = "127.0.0.1:5000"
@@ -23,7 +23,7 @@ DIGEST = f"sha256:{'ab' * 32}"
 
 
 def digest(number: int) -> Digest:
-    """A digest for each number."""
+    """A different digest for each number."""
     return Digest("sha256", f"{number:064x}")
 
 
@@ -56,8 +56,8 @@ def parsed(document: dict[str, Any], media_type: str) -> Manifest:
         ("localhost:5000/docker.io/library/alpine", "docker.io/library/alpine:latest", None),
     ],
 )
-def test_references_mean_what_they_mean_to_docker(text: str, shown: str, ns: str | None) -> None:
-    """The Hub is left out, `library/` too, `latest` is understood, and our own address names nothing."""
+def test_references_are_parsed_as_by_docker(text: str, shown: str, ns: str | None) -> None:
+    """Docker Hub, `library/` and `latest` are defaults, and the address of Dockyard itself is removed."""
     image = parse_image(text, SERVER)
 
     assert (str(image), image.ns) == (shown, ns)
@@ -71,8 +71,8 @@ def test_references_mean_what_they_mean_to_docker(text: str, shown: str, ns: str
         *("ghcr.io/", "reg.example:x/a", "-a/b", "näme", f"nginx:@{DIGEST}"),
     ],
 )
-def test_what_is_no_reference_is_refused(text: str) -> None:
-    """Nothing is guessed."""
+def test_an_invalid_reference_is_rejected(text: str) -> None:
+    """With one of the errors of the registry protocol."""
     with pytest.raises(RegistryError):
         parse_image(text, SERVER)
 
@@ -97,14 +97,14 @@ def test_what_is_no_reference_is_refused(text: str) -> None:
         ("linux/riscv64", "linux/riscv64"),
     ],
 )
-def test_a_platform_has_one_spelling(text: str, shown: str) -> None:
-    """Whatever it is called, it is the same one."""
+def test_a_platform_is_normalized(text: str, shown: str) -> None:
+    """Aliases and default variants are the same platform."""
     assert str(Platform.parse(text)) == shown
 
 
 @pytest.mark.parametrize("text", ["", "linux", "linux/", "/amd64", "linux/arm/v7/x", "linux amd64", "a/" + "b" * 65])
-def test_what_is_no_platform_is_refused(text: str) -> None:
-    """An operating system and an architecture are named."""
+def test_an_invalid_platform_is_rejected(text: str) -> None:
+    """It needs an operating system and an architecture."""
     with pytest.raises(ValueError, match="not a platform"):
         Platform.parse(text)
 
@@ -114,7 +114,7 @@ USUAL = [(1, "linux/amd64"), (2, "linux/arm/v5"), (3, "linux/arm/v7"), (4, "linu
 
 
 @pytest.mark.parametrize(
-    ("index", "asked", "chosen", "missing"),
+    ("index", "requested", "selected", "missing"),
     [
         (USUAL, ["linux/amd64"], [1], []),
         (USUAL, ["linux/arm64", "linux/amd64"], [1, 4], []),
@@ -134,26 +134,26 @@ USUAL = [(1, "linux/amd64"), (2, "linux/arm/v5"), (3, "linux/arm/v7"), (4, "linu
         ([], None, [], []),
     ],
 )
-def test_an_index_gives_exactly_the_platforms_asked_for(
-    index: list[tuple[int, str | None]], asked: list[str] | None, chosen: list[int], missing: list[str]
+def test_exactly_the_requested_platforms_of_an_index_are_selected(
+    index: list[tuple[int, str | None]], requested: list[str] | None, selected: list[int], missing: list[str]
 ) -> None:
-    """Each takes what its clients would take, and what is not there is named."""
-    entries = [Entry(digest(number), Platform.parse(text) if text else None) for number, text in index]
+    """For each platform what its clients would pull; platforms without an entry are reported."""
+    entries = [IndexEntry(digest(number), Platform.parse(text) if text else None) for number, text in index]
 
-    choice = choose(entries, None if asked is None else [Platform.parse(text) for text in asked])
+    selection = select_entries(entries, None if requested is None else [Platform.parse(text) for text in requested])
 
-    assert [entry.digest for entry in choice.entries] == [digest(number) for number in chosen]
-    assert [str(platform) for platform in choice.missing] == missing
+    assert [entry.digest for entry in selection.entries] == [digest(number) for number in selected]
+    assert [str(platform) for platform in selection.missing] == missing
 
 
-def test_attestations_are_no_images() -> None:
-    """What BuildKit lists as unknown/unknown is passed over, whatever was asked for."""
+def test_attestations_are_not_selected() -> None:
+    """BuildKit lists them as unknown/unknown."""
     platforms = [{"os": "linux", "architecture": "amd64"}, {"os": "unknown", "architecture": "unknown"}, None]
     items = [{"digest": str(digest(number)), "platform": platform} for number, platform in enumerate(platforms)]
     index = parsed({"schemaVersion": 2, "manifests": items}, OCI_INDEX)
 
     assert is_index(index)
-    assert entries_of(index) == (Entry(digest(0), Platform("linux", "amd64")), Entry(digest(2), None))
+    assert entries_of(index) == (IndexEntry(digest(0), Platform("linux", "amd64")), IndexEntry(digest(2), None))
 
 
 @pytest.mark.parametrize(
@@ -188,20 +188,20 @@ def test_attestations_are_no_images() -> None:
         ({"schemaVersion": 2, "config": {"digest": str(digest(1)), "size": 2}, "layers": None}, "", [(1, 2)]),
     ],
 )
-def test_a_manifest_gives_each_of_its_blobs_once(
+def test_each_blob_of_a_manifest_is_listed_once(
     document: dict[str, Any], media_type: str, found: list[tuple[int, int | None]]
 ) -> None:
-    """Config and layers, but not the layers that no registry keeps."""
+    """Config and layers, but not foreign layers."""
     blobs = blobs_of(parsed(document, media_type))
 
     assert [(blob.digest, blob.size) for blob in blobs] == [(digest(number), size) for number, size in found]
 
 
-def test_a_digest_that_cannot_be_checked_is_refused() -> None:
-    """An image with a layer that nobody can check is not called warm."""
+def test_a_digest_that_cannot_be_verified_is_rejected() -> None:
+    """An image with such a layer is not reported as warm."""
     document = {"schemaVersion": 2, "config": {"digest": str(digest(1))}, "layers": [{"digest": "md5:1"}]}
 
-    with pytest.raises(BadUpstream, match="cannot be checked"):
+    with pytest.raises(BadUpstream, match="cannot be verified"):
         blobs_of(parsed(document, OCI_MANIFEST))
 
 
@@ -216,89 +216,89 @@ def test_a_digest_that_cannot_be_checked_is_refused() -> None:
     ],
 )
 def test_a_server_is_a_url(text: str, url: str, authority: str) -> None:
-    """Plain HTTP is understood, and what users add to it."""
+    """The default scheme is http; a trailing slash and /v2 are removed."""
     assert parse_server(text) == (url, authority)
 
 
 @pytest.mark.parametrize("text", ["", "http://", "ftp://a", "http://a:x", "http://a:0", "http://u:p@a", "http://a/?b"])
-def test_what_is_no_server_is_refused(text: str) -> None:
-    """Before anything is asked."""
+def test_an_invalid_server_is_rejected(text: str) -> None:
+    """Before any request is sent."""
     with pytest.raises(ValueError, match=r"."):
         parse_server(text)
 
 
-def test_all_mistakes_are_told_at_once() -> None:
-    """Each with the words that are wrong."""
-    with pytest.raises(Mistakes) as caught:
-        parse_errand(["Nginx", "ok", "a@b"], SERVER, ["linux"], all_platforms=True, jobs=1)
+def test_all_errors_in_arguments_are_reported_together() -> None:
+    """Each with the argument that is invalid."""
+    with pytest.raises(ArgumentsError) as caught:
+        parse_arguments(["Nginx", "ok", "a@b"], SERVER, ["linux"], all_platforms=True, jobs=1)
 
     assert [message.partition(":")[0] for message in caught.value.messages] == [
         "--platform",
         "Nginx",
         "a@b",
-        "--all-platforms and --platform exclude each other",
+        "--all-platforms and --platform cannot be used together",
     ]
 
 
-def test_what_is_named_twice_is_read_once() -> None:
-    """In any spelling; platforms may stand in a list."""
+def test_repeated_images_and_platforms_count_once() -> None:
+    """In any notation; platforms may be separated by commas."""
     platforms = ["linux/amd64,linux/arm64", "linux/x86_64"]
 
-    order = parse_errand(["nginx", "docker.io/nginx:latest"], SERVER, platforms, all_platforms=False, jobs=3).order
+    arguments = parse_arguments(["nginx", "docker.io/nginx:latest"], SERVER, platforms, all_platforms=False, jobs=3)
 
-    assert [str(image) for image in order.images] == ["docker.io/library/nginx:latest"]
-    assert order.platforms == (Platform("linux", "amd64"), Platform("linux", "arm64"))
+    assert [str(image) for image in arguments.images] == ["docker.io/library/nginx:latest"]
+    assert arguments.platforms == (Platform("linux", "amd64"), Platform("linux", "arm64"))
 
 
-def test_a_list_has_comments() -> None:
-    """Blank lines too."""
+def test_comments_and_blank_lines_in_a_list_are_ignored() -> None:
+    """With any line ends."""
     assert parse_list("# ours\nnginx\n\n  ghcr.io/a/b:c  # pinned\r\n") == ["nginx", "ghcr.io/a/b:c"]
 
 
 @pytest.mark.parametrize(
-    ("failed", "pauses"),
+    ("error", "pauses"),
     [
-        (Failed.refused("", 404), [None]),
-        (Failed.final(""), [None]),
-        (Failed.wrong(""), [0.2, None]),
-        (Failed.refused("", 503), [0.2, None]),
-        (Failed.refused("", 503, 3.0), [3.0, None]),
-        (Failed.refused("", 429, 3.0), [3.0, None]),
-        (Failed.refused("", 429, 60.0), [None]),
-        (Failed.broken(""), [0.2, 0.4, 0.8, 1.6, None]),
+        (PullError.error_status("", 404), [None]),
+        (PullError.final(""), [None]),
+        (PullError.wrong_digest(""), [0.2, None]),
+        (PullError.error_status("", 503), [0.2, None]),
+        (PullError.error_status("", 503, 3.0), [3.0, None]),
+        (PullError.error_status("", 429, 3.0), [3.0, None]),
+        (PullError.error_status("", 429, 60.0), [None]),
+        (PullError.connection_failed(""), [0.2, 0.4, 0.8, 1.6, None]),
     ],
 )
-def test_another_try_is_made_where_it_may_help(failed: Failed, pauses: list[float | None]) -> None:
-    """Refusals are final, "later" is asked once more, broken connections a few times."""
-    assert [failed.pause_after(tries) for tries in range(1, len(pauses) + 1)] == pauses
+def test_errors_are_retried_where_it_may_help(error: PullError, pauses: list[float | None]) -> None:
+    """Temporary statuses and wrong digests once, failed connections a few times, other errors never."""
+    assert [error.find_pause(attempts) for attempts in range(1, len(pauses) + 1)] == pauses
 
 
-def test_a_line_for_people() -> None:
-    """Short digests, sizes that can be read, and what the cache had."""
+def test_lines_of_text_output() -> None:
+    """With short digests, readable sizes and the cache status."""
     image = parse_image("nginx", SERVER)
-    read = ImageRead(image, digest(1), (Platform("linux", "amd64"),), 3, 12_345_678, ())
+    result = ImageResult(image, digest(1), (Platform("linux", "amd64"),), 3, 12_345_678, ())
 
-    assert image_line(read) == "docker.io/library/nginx:latest: warm (linux/amd64; 3 blobs, 12.3 MB)"
-    assert blob_line(BlobRead(digest(1), 999, "hit", 1)) == "sha256:000000000000  999 bytes  was cached"
-    assert blob_line(BlobRead(digest(1), 2_000, "miss", 2)) == "sha256:000000000000  2.0 kB  fetched, 2 tries"
+    assert format_image(result) == "docker.io/library/nginx:latest: warm (linux/amd64; 3 blobs, 12.3 MB)"
+    assert format_blob(BlobResult(digest(1), 999, "hit", 1)) == "sha256:000000000000  999 bytes  was cached"
+    assert format_blob(BlobResult(digest(1), 2_000, "miss", 2)) == "sha256:000000000000  2.0 kB  fetched, 2 attempts"
 
 
 @pytest.mark.parametrize("is_terminal", [True, False])
-def test_bars_are_for_terminals(is_terminal: bool, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: FBT001
-    """Elsewhere there are lines only; both end with the same words."""
+def test_progress_bars_are_shown_only_on_terminals(is_terminal: bool, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: FBT001
+    """Elsewhere there are only lines; both end with the same line."""
     out = io.StringIO()
     monkeypatch.setattr(out, "isatty", lambda: is_terminal)
     monkeypatch.setenv("TERM", "xterm")
-    image = ImageRead(parse_image("nginx", SERVER), digest(1), (), 1, 50_000, ())
+    image = ImageResult(parse_image("nginx", SERVER), digest(1), (), 1, 50_000, ())
 
-    with opened(Style.PEOPLE, out) as show:
-        show.plan([Blob(digest(7), 50_000)])
-        show.watch(Blob(digest(7), 50_000))(20_000, 50_000)
-        show.blob(BlobRead(digest(7), 50_000, "miss", 1))
-        show.image(image)
-        show.end([image], 1.5)
+    with open_output(OutputFormat.TEXT, out) as output:
+        output.plan([ImageBlob(digest(7), 50_000)])
+        output.watch(ImageBlob(digest(7), 50_000))(20_000, 50_000)
+        output.blob(BlobResult(digest(7), 50_000, "miss", 1))
+        output.image(image)
+        output.end([image], 1.5)
 
-    said = out.getvalue()
-    assert ("\x1b[" in said) == is_terminal
+    printed = out.getvalue()
+    assert ("\x1b[" in printed) == is_terminal
     for line in ("50.0 kB  fetched", "docker.io/library/nginx:latest: warm (1 blob,", "1 of 1 image warm in 1.5 s"):
-        assert line in said
+        assert line in printed
