@@ -11,7 +11,7 @@ import click
 from dockyard import __version__
 from dockyard.config.loader import SettingsError, load, show
 from dockyard.config.settings import Settings
-from dockyard.workers.metrics_directory import claim_counts
+from dockyard.workers.metrics_directory import create_metrics_directory
 
 EXIT_USAGE = 2
 
@@ -47,14 +47,14 @@ def main() -> None:
 def server(config_file: Path | None) -> None:
     """Run the server until it gets SIGTERM or SIGINT."""
     settings = _load(config_file)
-    counts = claim_counts()
+    counts = create_metrics_directory()
     os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(counts)  # prometheus_client reads it when it is imported
     from dockyard.supervisor import run  # noqa: PLC0415  after setting the variable; slow to import
 
     try:
         status = run(settings)
     finally:
-        shutil.rmtree(counts, ignore_errors=True)
+        shutil.rmtree(metrics_directory, ignore_errors=True)
     raise SystemExit(status)
 
 

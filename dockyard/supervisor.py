@@ -31,7 +31,7 @@ from dockyard.worker import (  # before the fork: workers start at once, and sha
     create_app,
 )
 from dockyard.workers.shard_lock import AlreadyRunning, Lock
-from dockyard.workers.watchdog import LOOK_EVERY_S, Watchdog
+from dockyard.workers.watchdog import CHECK_INTERVAL_S, Watchdog
 
 BARREN_STARTS = 5
 YOUNG_S = 2.0
@@ -179,8 +179,8 @@ class Supervisor(MPServer):
     def _watch(self) -> None:
         watchdog = Watchdog(self._run_directory, self.workers, self._is_ours)
         while not self.interrupt_signal:
-            time.sleep(LOOK_EVERY_S)
-            watchdog.look()
+            time.sleep(CHECK_INTERVAL_S)
+            watchdog.check()
         watchdog.close()
 
     def _is_ours(self, pid: int) -> bool:

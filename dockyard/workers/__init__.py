@@ -1,1 +1,1 @@
-"""Shared-nothing shards: which worker owns a key, and how workers ask each other."""
+"""The worker processes of one server: which keys each owns, and the messages between them."""

@@ -1,8 +1,8 @@
-"""A directory for the counters of one server, in memory.
+"""The directory for the metrics of one server, in memory.
 
-They are files that all its processes map: on a disk that is full they would end a process. The directory is locked by
-the server for as long as it or a worker of it lives, so that the next server can tell those of the dead, and deletes
-them.
+Metrics are files that all processes of the server map; on a full disk, a write to a mapped file ends in SIGBUS. The
+directory is locked for as long as a process of the server runs, so that the next server can find the directories of
+servers that are gone, and delete them.
 """
 
 import contextlib
@@ -14,17 +14,17 @@ from pathlib import Path
 
 from dockyard.workers.shard_lock import AlreadyRunning, Lock
 
-MEMORY = "/dev/shm"  # noqa: S108  a directory of our own is made there
+MEMORY = "/dev/shm"  # noqa: S108  mkdtemp creates a private directory there
 PREFIX = "dockyard-"
-YOUNG_S = 60.0
+MIN_AGE_S = 60.0  # a younger one may belong to a server that has not locked it yet
 
 
-def claim_counts() -> Path:
-    """Make the directory of this server, and delete those of dead ones. Raises OSError."""
+def create_metrics_directory() -> Path:
+    """Create the directory of this server, and delete those of servers that are gone. Raises OSError."""
     root = Path(MEMORY if os.access(MEMORY, os.W_OK) else tempfile.gettempdir())
     for old in root.glob(f"{PREFIX}*"):
-        with contextlib.suppress(OSError, AlreadyRunning):  # somebody else's, or alive
-            if time.time() - old.stat().st_mtime > YOUNG_S:
+        with contextlib.suppress(OSError, AlreadyRunning):  # of another user, or in use
+            if time.time() - old.stat().st_mtime > MIN_AGE_S:
                 Lock(old / "lock").release()
                 shutil.rmtree(old)
     own = Path(tempfile.mkdtemp(prefix=PREFIX, dir=root))

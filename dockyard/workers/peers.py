@@ -123,15 +123,12 @@ class Peers:
         return tuple(shard for shard in range(self._shards) if shard != self.shard)
 
     async def listen(self, shard: int, handle: Handler) -> None:
-        """Handle the requests to the owner of `shard`, which this process has locked."""
-        path = self._path(shard)
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(path)
+        """Handle the requests to the owner of `shard`, which this process has locked (`claim_shard`)."""
 
         async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             await serve_connection(reader, writer, handle)
 
-        self._server = await asyncio.start_unix_server(serve, path, limit=MAX_LINE_BYTES, backlog=1024)
+        self._server = await asyncio.start_unix_server(serve, self._path(shard), limit=MAX_LINE_BYTES, backlog=1024)
         self.shard = shard
 
     async def try_owners(self, key: str, attempt: Callable[[int], Awaitable[T]]) -> OwnersTried[T]:

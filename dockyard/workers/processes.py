@@ -1,4 +1,4 @@
-"""What the kernel tells of a worker from outside: which process it is, and whether it runs."""
+"""What the kernel reports about a worker: which process it is, and how much processor time it has used."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ from dockyard.workers.shard_lock import lock_path
 
 
 def find_worker(run: Path, shard: int) -> int | None:
-    """The process that claimed a shard; None when none has."""
+    """The id of the process that has claimed a shard; None when there is none."""
     try:
         return int(lock_path(run, shard).read_text())
     except (OSError, ValueError):
@@ -14,7 +14,7 @@ def find_worker(run: Path, shard: int) -> int | None:
 
 
 def processor_ticks(pid: int) -> int:
-    """How long the event loop's thread, which is the first of its process, has run; 0 when it is gone."""
+    """Processor time of the main thread, which runs the event loop, in clock ticks; 0 when the process is gone."""
     try:
         fields = Path(f"/proc/{pid}/task/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:

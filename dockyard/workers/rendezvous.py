@@ -1,18 +1,18 @@
-"""Which worker owns a key: rendezvous hashing.
+"""Which worker owns a key: rendezvous hashing (highest random weight).
 
-Every worker weighs every shard for a key and comes to the same order without asking anybody. When a shard is gone its
-keys go to the next of their order, each to another one, and no other key moves.
+Every worker computes the same order of the shards for a key, without communication. When a shard is gone, each of its
+keys goes to the next shard in the order of that key, and no other key moves.
 """
 
 from hashlib import blake2b
 
 
 def owners(key: str, shards: int) -> tuple[int, ...]:
-    """Return all shards from 0 to `shards` - 1 in the order in which they own the key: the owner is the first."""
+    """All shards from 0 to `shards` - 1, in the order in which they own the key."""
     text = key.encode()
 
     def weight(shard: int) -> bytes:
-        # A keyed hash, since Python's own hash() differs from process to process.
+        # A keyed hash, because Python's own hash() differs between processes.
         return blake2b(text, digest_size=8, key=shard.to_bytes(4, "big")).digest()
 
     return tuple(sorted(range(shards), key=weight, reverse=True))

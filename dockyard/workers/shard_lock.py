@@ -1,7 +1,7 @@
-"""Which shard am I: one lock file per shard, held for as long as the process lives.
+"""The shard of a worker: one lock file per shard, locked for as long as the process runs.
 
-The kernel frees a lock the moment its holder dies, however it dies. A worker that finds all shards taken (a rolling
-reload starts the new worker before the old one has drained) owns nothing until one is free, and works all the same.
+The kernel releases the lock of a process that dies. A worker that finds all shards locked (a rolling reload starts the
+new worker before the old one has drained) owns nothing until one is released, and serves meanwhile.
 """
 
 import fcntl
@@ -18,10 +18,10 @@ class AlreadyRunning(Exception):
 
 
 class Lock:
-    """An exclusive lock on a file, with the holder's pid in it. Freed by `release` or by death."""
+    """An exclusive lock on a file that contains the process id of the holder. Ends with `release` or the process."""
 
     def __init__(self, path: Path) -> None:
-        """Take the lock at once or raise AlreadyRunning; OSError when the file cannot be made."""
+        """Take the lock without waiting. Raises AlreadyRunning, or OSError when the file cannot be created."""
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -33,7 +33,7 @@ class Lock:
         os.pwrite(self._fd, str(os.getpid()).encode(), 0)
 
     def release(self) -> None:
-        """Let go."""
+        """Release the lock."""
         os.close(self._fd)
 
 
@@ -43,15 +43,20 @@ def lock_path(run: Path, shard: int) -> Path:
 
 
 def socket_name(shard: int) -> str:
-    """The name, in the run directory, of the socket that a shard's owner listens on."""
+    """The name, in the run directory, of the socket of a shard."""
     return f"shard-{shard}.sock"
 
 
 def claim_shard(run: Path, shards: int) -> tuple[int, Lock] | None:
-    """The first free shard and its lock; None when all are taken."""
+    """The first shard that is not locked, and its lock; None when all are locked. Blocks.
+
+    The socket that the last owner has left is deleted.
+    """
     for shard in range(shards):
         try:
-            return shard, Lock(lock_path(run, shard))
+            lock = Lock(lock_path(run, shard))
         except AlreadyRunning:
             continue
+        (run / socket_name(shard)).unlink(missing_ok=True)
+        return shard, lock
     return None

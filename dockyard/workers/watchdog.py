@@ -1,8 +1,8 @@
-"""The watchdog: ends workers whose event loop stands still, because the kernel goes on giving them connections.
+"""The watchdog: kills workers whose event loop does not run, because the kernel keeps giving them connections.
 
-Each worker has one question to answer at a time. Silence is not enough to be ended: a worker with more clients than the
-machine can serve answers late, and without it the others would have even more. So one that is silent and does not run
-is frozen, and ended after `FROZEN_S`; one that is silent though its loop's thread runs gets `STUCK_S`.
+Each worker gets one ping at a time. A late reply alone is no reason to kill it: a worker with more clients than the
+machine can serve replies late, and without it the other workers would have even more. One that does not reply and uses
+no processor time is frozen, and killed after FROZEN_S; one that uses processor time gets STUCK_S.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ from dockyard.workers.messages import PingRequest, encode
 from dockyard.workers.processes import find_worker, processor_ticks
 from dockyard.workers.shard_lock import socket_name
 
-LOOK_EVERY_S = 0.5
+CHECK_INTERVAL_S = 0.5
 FROZEN_S = 5.0
 STUCK_S = 30.0
 
@@ -29,17 +29,17 @@ log = structlog.get_logger()
 
 @attrs.define
 class _Ping:
-    """A question that was not answered yet: asked at `asked_at`, of a worker that last ran at `ran_at`."""
+    """A ping without a reply: sent at `sent_at`, to a worker that last used processor time at `ran_at`."""
 
     pid: int
-    asked_at: float
+    sent_at: float
     ran_at: float
     processor_ticks: int
     connection: socket.socket | None = None
 
 
 class Watchdog:
-    """Watches the owners of `shards`. `is_ours(pid)` says whether a process is one of our living workers."""
+    """Watches the owners of `shards`. `is_ours(pid)` says whether a process is a running worker of this server."""
 
     def __init__(self, run: Path, shards: int, is_ours: Callable[[int], bool]) -> None:
         self._run = run
@@ -47,13 +47,13 @@ class Watchdog:
         self._is_ours = is_ours
         self._pings: dict[int, _Ping] = {}
 
-    def look(self) -> None:
-        """Look at every worker once. Does not block."""
+    def check(self) -> None:
+        """Check every worker once. Does not block."""
         for shard in range(self._shards):
             ping = self._pings.get(shard)
             pid = self._find_worker(shard)
-            if ping and (ping.pid != pid or _is_answered(ping)):
-                _hang_up(self._pings.pop(shard))
+            if ping and (ping.pid != pid or _is_replied(ping)):
+                _close(self._pings.pop(shard))
                 ping = None
             if pid is None:
                 continue
@@ -61,30 +61,30 @@ class Watchdog:
             if ping is None:
                 ping = self._pings[shard] = _Ping(pid, now, now, processor_ticks(pid))
             if ping.connection is None:
-                ping.connection = self._ask(shard)
-            self._judge(ping, now)
+                ping.connection = self._send_ping(shard)
+            self._kill_if_frozen(ping, now)
 
     def close(self) -> None:
-        """Watch no more."""
+        """Close all connections."""
         while self._pings:
-            _hang_up(self._pings.popitem()[1])
+            _close(self._pings.popitem()[1])
 
-    def _judge(self, ping: _Ping, now: float) -> None:
+    def _kill_if_frozen(self, ping: _Ping, now: float) -> None:
         ticks = processor_ticks(ping.pid)
         if ticks != ping.processor_ticks:
             ping.processor_ticks, ping.ran_at = ticks, now
-        silent_s = now - ping.asked_at
-        if silent_s >= STUCK_S or (silent_s >= FROZEN_S and now - ping.ran_at >= FROZEN_S):
-            log.error("a worker does not answer and is killed", pid=ping.pid, silent_s=round(silent_s, 1))
+        waited_s = now - ping.sent_at
+        if waited_s >= STUCK_S or (waited_s >= FROZEN_S and now - ping.ran_at >= FROZEN_S):
+            log.error("worker does not respond: killed", pid=ping.pid, silent_s=round(waited_s, 1))
             with contextlib.suppress(ProcessLookupError):
                 os.kill(ping.pid, signal.SIGKILL)
 
     def _find_worker(self, shard: int) -> int | None:
-        """The process that claimed a shard, if it is one of ours."""
+        """The process that has claimed a shard, if it is a worker of this server."""
         pid = find_worker(self._run, shard)
         return pid if pid is not None and self._is_ours(pid) else None
 
-    def _ask(self, shard: int) -> socket.socket | None:
+    def _send_ping(self, shard: int) -> socket.socket | None:
         connection = socket.socket(socket.AF_UNIX)
         connection.setblocking(False)
         try:
@@ -94,13 +94,13 @@ class Watchdog:
             finally:
                 os.close(directory)
             connection.send(encode(PingRequest()))
-        except OSError:  # no socket yet, or nobody takes what is sent there: it has as long to
+        except OSError:  # no socket yet, or its backlog is full: the time counts from the first attempt
             connection.close()
             return None
         return connection
 
 
-def _is_answered(ping: _Ping) -> bool:
+def _is_replied(ping: _Ping) -> bool:
     if ping.connection is None:
         return False
     try:
@@ -110,11 +110,11 @@ def _is_answered(ping: _Ping) -> bool:
         return False
     except OSError:
         pass
-    _hang_up(ping)  # and ask again
+    _close(ping)  # and send another
     ping.connection = None
     return False
 
 
-def _hang_up(ping: _Ping) -> None:
+def _close(ping: _Ping) -> None:
     if ping.connection is not None:
         ping.connection.close()

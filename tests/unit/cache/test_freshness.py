@@ -1,4 +1,4 @@
-"""The table of what to do about a tag, row by row."""
+"""The decision about a tag, for each row of the table."""
 
 import pytest
 
@@ -11,7 +11,7 @@ from dockyard.oci.reference import Digest
 OLD, NEW = Digest.of(b"old"), Digest.of(b"new")
 CACHED = Cached(OLD, checked_at=1_700_000_000.0)
 
-NO_ANSWER = [
+OUTAGES = [
     errors.Outage("?"),
     errors.BadUpstream("a wrong digest"),
     errors.Unavailable("refused"),
@@ -20,18 +20,18 @@ NO_ANSWER = [
     errors.TooManyRequests("slow down", retry_after_s=30),
     errors.TooManyRequests("slow down", retry_after_s=30, remembered=True),
 ]
-ANSWERS = [
+RESPONSES = [
     errors.ManifestUnknown("deleted"),
     errors.NameUnknown("gone"),
     errors.Denied("not with this login"),
     errors.BlobUnknown("?"),
     errors.ReferenceInvalid("?"),
-    errors.RegistryError("a fault of our own"),
+    errors.RegistryError("internal error"),
 ]
 
 
-def described(digest: Digest) -> Descriptor:
-    """Return what a HEAD tells of a digest."""
+def descriptor_of(digest: Digest) -> Descriptor:
+    """The descriptor that a HEAD request returns."""
     return Descriptor(OCI_INDEX, digest, 3)
 
 
@@ -48,22 +48,22 @@ def test_a_digest_from_the_upstream_is_served_or_fetched(
     cached: Cached | None, digest: Digest, expected: Decision
 ) -> None:
     """The same digest is served from the cache, any other is fetched."""
-    assert decide(cached, described(digest)) == expected
+    assert decide(cached, descriptor_of(digest)) == expected
 
 
-@pytest.mark.parametrize("error", NO_ANSWER, ids=repr)
-def test_without_a_usable_answer_the_cached_digest_is_served_stale(error: RegistryError) -> None:
-    """A pull goes on, and says why it may be old."""
+@pytest.mark.parametrize("error", OUTAGES, ids=repr)
+def test_in_an_outage_the_cached_digest_is_served_stale(error: RegistryError) -> None:
+    """The pull succeeds, and the response says why it may be outdated."""
     assert decide(CACHED, error) == Serve(OLD, stale=error)
 
 
-@pytest.mark.parametrize("error", [*NO_ANSWER, *ANSWERS], ids=repr)
-def test_an_error_is_the_answer_when_nothing_is_cached(error: RegistryError) -> None:
-    """There is nothing to fall back on."""
+@pytest.mark.parametrize("error", [*OUTAGES, *RESPONSES], ids=repr)
+def test_without_a_cached_digest_the_error_is_returned(error: RegistryError) -> None:
+    """Nothing can be served."""
     assert decide(None, error) == Fail(error)
 
 
-@pytest.mark.parametrize("error", ANSWERS, ids=repr)
-def test_an_answer_is_not_an_outage(error: RegistryError) -> None:
-    """A deleted tag and a refused login are passed on, whatever is cached."""
+@pytest.mark.parametrize("error", RESPONSES, ids=repr)
+def test_not_found_and_denied_are_no_outages(error: RegistryError) -> None:
+    """A deleted tag and a rejected login are passed on, whatever is cached."""
     assert decide(CACHED, error) == Fail(error)

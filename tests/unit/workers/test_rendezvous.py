@@ -1,4 +1,4 @@
-"""Rendezvous hashing: all agree, the load is even, and little moves."""
+"""Rendezvous hashing: one order for all workers, an even load, and few keys that move."""
 
 from collections import Counter
 
@@ -21,7 +21,7 @@ def test_every_shard_owns_a_key_in_its_turn(key: str, shards: int) -> None:
     ("key", "expected"), [("sha256:00", (2, 1, 0)), ("docker.io/library/nginx:latest", (2, 0, 1)), ("", (0, 1, 2))]
 )
 def test_the_order_is_the_same_in_every_process(key: str, expected: tuple[int, ...]) -> None:
-    """Nothing of the process is in it, as there is in hash()."""
+    """Unlike hash(), it does not depend on the process."""
     assert owners(key, 3) == expected
 
 
@@ -40,11 +40,11 @@ def test_a_new_shard_takes_keys_and_moves_no_others() -> None:
 
 def test_the_keys_of_a_lost_shard_spread_over_all_others() -> None:
     """The second owners differ."""
-    heirs = Counter(owners(key, 4)[1] for key in KEYS if owners(key, 4)[0] == 0)
-    assert len(heirs) == 3
-    assert min(heirs.values()) > 100
+    successors = Counter(owners(key, 4)[1] for key in KEYS if owners(key, 4)[0] == 0)
+    assert len(successors) == 3
+    assert min(successors.values()) > 100
 
 
 def test_no_shards_own_nothing() -> None:
-    """Whoever asks has no order to follow."""
+    """The order is empty."""
     assert owners("x", 0) == ()

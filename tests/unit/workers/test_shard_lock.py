@@ -1,4 +1,4 @@
-"""Shards are claimed by locks that die with their holder."""
+"""Shards are claimed by locks that end with their process."""
 
 import subprocess
 import sys
@@ -25,15 +25,15 @@ def test_each_claim_gets_another_shard(tmp_path: Path) -> None:
 
 
 def test_a_released_shard_is_free_again(tmp_path: Path) -> None:
-    """Letting go makes room for the next."""
+    """The next worker can claim it."""
     claimed = claim_shard(tmp_path, 1)
     assert claimed is not None
     claimed[1].release()
     assert claim_shard(tmp_path, 1) is not None
 
 
-def test_a_lock_dies_with_its_process(tmp_path: Path) -> None:
-    """A kill -9 frees the lock; until then it tells who holds it."""
+def test_a_lock_ends_with_its_process(tmp_path: Path) -> None:
+    """A SIGKILL releases the lock; until then it contains the process id of the holder."""
     path = tmp_path / "lock"
     with subprocess.Popen(
         [sys.executable, "-c", HOLD, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
