@@ -47,8 +47,8 @@ def main() -> None:
 def server(config_file: Path | None) -> None:
     """Run the server until it gets SIGTERM or SIGINT."""
     settings = _load(config_file)
-    counts = create_metrics_directory()
-    os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(counts)  # prometheus_client reads it when it is imported
+    metrics_directory = create_metrics_directory()
+    os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(metrics_directory)  # prometheus_client reads it when it is imported
     from dockyard.supervisor import run  # noqa: PLC0415  after setting the variable; slow to import
 
     try:
