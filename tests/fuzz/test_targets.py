@@ -21,7 +21,7 @@ def _made_of(words: list[bytes]) -> st.SearchStrategy[bytes]:
 @pytest.mark.parametrize("name", TARGETS)
 @settings(max_examples=runs(200))
 @given(data=st.data())
-def test_readers_hold_against_anything(name: str, data: st.DataObject) -> None:
+def test_parsers_with_random_input(name: str, data: st.DataObject) -> None:
     """F1 to F6: whatever is read, a slow reader agrees, and nothing but the reader's own errors is raised."""
     target = TARGETS[name]
     begin = data.draw(st.sampled_from(list(target.begins)))
@@ -89,7 +89,7 @@ FRAMES = [
 
 @settings(max_examples=runs(200))
 @given(_made_of(FRAMES))
-def test_f7_frames_between_workers(data: bytes) -> None:
+def test_f7_messages_between_workers(data: bytes) -> None:
     """F7: only a whole request is handled, replies are messages, and no body is longer than its limit."""
     asyncio.run(_exchange(data))
 

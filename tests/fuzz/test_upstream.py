@@ -140,7 +140,7 @@ turns = iter(range(10**9))
     times=st.sampled_from([1, 2, None]),
     size=st.sampled_from(sorted(SIZES)),
 )
-def test_f9_an_upstream_that_answers_anything(
+def test_f9_random_upstream_responses(
     deployment: Deployment, parts: dict[str, Any], headers: dict[str, str], times: int | None, size: str
 ) -> None:
     """F9: a response that is complete is right, an error is one of ours and short, and no request takes long."""
@@ -239,9 +239,7 @@ s3_responses = st.builds(
 
 @settings(max_examples=runs(60), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(bucket_response=s3_responses)
-def test_f10_a_bucket_that_answers_anything(
-    stored_deployment: Deployment, bucket: S3Proxy, bucket_response: Respond
-) -> None:
+def test_f10_random_bucket_responses(stored_deployment: Deployment, bucket: S3Proxy, bucket_response: Respond) -> None:
     """F10: whatever the bucket says, a small image is pulled whole and right, at once."""
     turn = next(turns)
     repo, blob = f"stored-{turn}", BLOB + str(turn).encode()

@@ -1,4 +1,4 @@
-"""What the tests under fault share."""
+"""Fixtures of this package."""
 
 from tests.support.deployment_fixtures import fake_registry, make_deployment
 

@@ -1,4 +1,4 @@
-"""The storage directory: full, over its cap, or spoilt."""
+"""The storage directory: a full disk, the size limit, damaged files."""
 
 import os
 import subprocess
@@ -33,10 +33,10 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.mark.parametrize("clients", [1, 20])
 @pytest.mark.parametrize("size", [20 * MIB, 60 * MIB], ids=["reserved before", "larger than the disk"])
-def test_a_full_disk_fails_nobody(
+def test_clients_are_served_with_a_full_disk(
     make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry, small_disk: Path, clients: int, size: int
 ) -> None:
-    """There is no room for the layer: all clients get the right bytes all the same, and the server goes on."""
+    """The layer does not fit: all clients get the right bytes all the same, and the server continues."""
     (small_disk / "in-the-way").write_bytes(bytes(20 * MIB))
     content = Bytes(Random(size).randbytes(size))
     path = f"/v2/up.test/app/blobs/{fake_registry.add_blob(content)}"
@@ -56,10 +56,10 @@ def test_a_full_disk_fails_nobody(
     assert fake_registry.count("blob", "GET", reference=medium) <= 2
 
 
-def test_a_full_disk_leaves_hits_alone(
+def test_hits_are_served_with_a_full_disk(
     make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry, small_disk: Path
 ) -> None:
-    """With not a byte left, what is cached is served, and a tag is still checked."""
+    """With no byte left, cached content is served, and a tag is still checked."""
     image = fake_registry.add_image("app", "v1", [b"a layer"])
     deployment = make_deployment(storage={"directory": str(small_disk / "storage")})
     paths = ["/v2/up.test/app/manifests/v1", f"/v2/up.test/app/blobs/{image.layers[0]}"]
@@ -89,10 +89,10 @@ def _stored_bytes(deployment: Deployment) -> int:
     return sum(path.stat().st_size for path in files)
 
 
-def test_the_size_cap_is_kept_by_least_recent_use(
+def test_the_size_limit_evicts_the_least_recently_used(
     make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry
 ) -> None:
-    """Over the cap, the blob that was not used for longest goes first, and is fetched again when it is wanted."""
+    """Over the limit, the least recently used blob is removed first, and fetched again when it is requested."""
     digests = [fake_registry.add_blob(Random(n).randbytes(3 * MIB)) for n in range(4)]
     deployment = make_deployment(storage={"max_size": "10MiB"})
     for digest in digests[:3]:
@@ -109,15 +109,15 @@ def test_the_size_cap_is_kept_by_least_recent_use(
 
 
 def _let_the_clock_tick() -> None:
-    """File times are coarse: wait until the clock that they are taken from has moved on."""
+    """File times are coarse: wait until the clock that they are taken from has advanced."""
     began = time.time_ns()
     eventually(lambda: time.time_ns() - began > 30_000_000, "thirty milliseconds")
 
 
-def test_the_size_cap_holds_over_all_workers(
+def test_the_size_limit_holds_over_all_workers(
     make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry
 ) -> None:
-    """Four workers share one directory and its cap."""
+    """Four workers share one directory and its size limit."""
     deployment = make_deployment(workers=4, storage={"max_size": "16MiB"})
     for number in range(30):
         digest = fake_registry.add_blob(Random(number).randbytes(MIB))
@@ -125,7 +125,7 @@ def test_the_size_cap_holds_over_all_workers(
     eventually(lambda: 0 < _stored_bytes(deployment) <= 16 * MIB, "within the cap", 15)
 
 
-def test_a_layer_larger_than_the_cap_is_served(
+def test_a_layer_larger_than_the_size_limit_is_served(
     make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry
 ) -> None:
     """A layer that may not be kept is passed on whole."""
@@ -142,7 +142,7 @@ def test_a_layer_larger_than_the_cap_is_served(
 def test_a_cached_file_of_the_wrong_size_is_not_served(
     make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry, size: int
 ) -> None:
-    """A file that lost its bytes, in a crash or by hand: never a short 200, fetched again instead."""
+    """A file that was truncated, in a crash or by hand, is never a short 200: it is fetched again."""
     digest = fake_registry.add_blob(Random(17).randbytes(2 * MIB))
     deployment = make_deployment()
     assert deployment.get(f"/v2/up.test/app/blobs/{digest}").status == 200
@@ -156,10 +156,10 @@ def test_a_cached_file_of_the_wrong_size_is_not_served(
     assert fake_registry.count("blob", "GET", reference=digest) == 2
 
 
-def test_a_file_spoilt_in_a_crash_is_verified_before_its_first_use(
+def test_a_file_damaged_in_a_crash_is_verified_before_its_first_use(
     make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry
 ) -> None:
-    """After a run that did not end cleanly a file is hashed once: other bytes of the same length are not served."""
+    """After an unclean end a file is hashed once: other bytes of the same length are not served."""
     digest = fake_registry.add_blob(Random(18).randbytes(2 * MIB))
     deployment = make_deployment()
     assert deployment.get(f"/v2/up.test/app/blobs/{digest}").status == 200
@@ -167,7 +167,7 @@ def test_a_file_spoilt_in_a_crash_is_verified_before_its_first_use(
     deployment.dockyard.kill()
     with file.open("r+b") as opened:
         opened.seek(MIB)
-        opened.write(b"spoilt")
+        opened.write(b"damaged")
     deployment.dockyard.start()
     response = deployment.get(f"/v2/up.test/app/blobs/{digest}")
     assert not response.is_complete or digest_of(response.body) == digest
@@ -175,10 +175,10 @@ def test_a_file_spoilt_in_a_crash_is_verified_before_its_first_use(
 
 
 @pytest.mark.parametrize("content", [b"", b"not a digest", b"sha256:" + b"8" * 64])
-def test_a_spoilt_tag_pointer_is_healed(
+def test_a_damaged_tag_pointer_is_replaced(
     make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry, content: bytes
 ) -> None:
-    """A pointer that holds no digest, or one that is not there, is written anew from the upstream."""
+    """A pointer that holds no digest, or an empty one, is written again from the upstream."""
     image = fake_registry.add_image("app", "v1")
     deployment = make_deployment()
     assert deployment.get("/v2/up.test/app/manifests/v1").status == 200

@@ -1,4 +1,4 @@
-"""Many clients, few workers, one layer: one fetch, bounded memory, nobody held up."""
+"""Many clients, few workers, one layer: one download, bounded memory, no client delayed by another."""
 
 import threading
 import time
@@ -20,7 +20,7 @@ MEMORY_LIMIT = 384 * MIB
 def test_two_hundred_clients_on_one_cold_layer(
     make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry
 ) -> None:
-    """Four workers: one GET upstream, every first byte before the fetch ends, all bytes right, memory bounded."""
+    """Four workers: one GET upstream, every first byte before the download ends, right bytes, bounded memory."""
     content = Bytes(Random(1).randbytes(24 * MIB))
     digest = fake_registry.add_blob(content)
     deployment = make_deployment(workers=4)
@@ -42,7 +42,7 @@ def test_two_hundred_clients_on_one_cold_layer(
 def test_the_memory_of_a_worker_does_not_depend_on_the_layer(
     make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry
 ) -> None:
-    """A layer of 5 GiB goes through one worker with little more memory than a layer of 50 MiB."""
+    """A layer of 5 GiB takes little more memory in a worker than a layer of 50 MiB."""
     small, large = Synthetic(50 * MIB, seed=1), Synthetic(5 * 1024 * MIB, seed=2)
     deployment = make_deployment(upstream={"stall_timeout": "15s"})
     peaks = []
@@ -59,8 +59,10 @@ def test_the_memory_of_a_worker_does_not_depend_on_the_layer(
     assert fake_registry.count("blob", "GET") == 2
 
 
-def test_a_slow_reader_holds_nobody_up(make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry) -> None:
-    """One client that reads nothing: twenty others get a cold layer whole, and then so does it."""
+def test_a_slow_client_does_not_delay_others(
+    make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry
+) -> None:
+    """While one client reads nothing, twenty others get a cold layer whole; then so does the first."""
     content = Bytes(Random(2).randbytes(20 * MIB))
     path = f"/v2/up.test/app/blobs/{fake_registry.add_blob(content)}"
     deployment = make_deployment(workers=1)
@@ -81,7 +83,7 @@ def test_a_slow_reader_holds_nobody_up(make_deployment: Callable[..., Deployment
 def test_stalled_clients_cost_little_memory(
     make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry, temperature: str
 ) -> None:
-    """A hundred clients that read nothing of a large layer hold a bounded amount each."""
+    """A hundred clients that read nothing of a large layer take a bounded amount of memory each."""
     content = Synthetic(100 * MIB)
     path = f"/v2/up.test/app/blobs/{fake_registry.add_blob(content)}"
     deployment = make_deployment(workers=1)
@@ -94,7 +96,7 @@ def test_stalled_clients_cost_little_memory(
             for download in stalled:
                 assert download.head().status == 200
             began = time.monotonic()
-            eventually(lambda: time.monotonic() - began > 1, "a second of reading nothing, to fill what can be filled")
+            eventually(lambda: time.monotonic() - began > 1, "one second without reading: buffers are full")
             assert deployment.get("/v2/").took_s < 1
         finally:
             for download in stalled:

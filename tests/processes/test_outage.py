@@ -1,4 +1,4 @@
-"""An upstream that is away: one check is lost, the rest is answered at once, and its return is noticed."""
+"""Upstream outages: one check is delayed, the rest is answered at once, and the recovery is noticed."""
 
 import time
 from collections.abc import Callable
@@ -41,7 +41,7 @@ def _return(fake_registry: FakeRegistry, how: str) -> None:
 def test_an_outage_costs_one_check(
     make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry, how: str, workers: int
 ) -> None:
-    """The first stale tag within `check_timeout` and half a second, the later ones at once and without asking."""
+    """The first stale tag takes `check_timeout` plus half a second at most, later ones no upstream request."""
     fake_registry.add_image("app", "v1")
     deployment = make_deployment(workers=workers)
     for _ in range(5 * workers):
@@ -68,10 +68,10 @@ def test_an_outage_costs_one_check(
     assert all(deployment.get(CACHED).header("Warning") is None for _ in range(5 * workers))
 
 
-def test_a_herd_on_many_tags_of_a_silent_upstream(
+def test_many_tags_at_once_of_a_silent_upstream(
     make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry
 ) -> None:
-    """Forty tags at once, and the upstream does not answer: all of them are stale after one check, not after forty."""
+    """Forty tags at once while the upstream does not respond: all are stale after one check, not after forty."""
     tags = [f"v{number}" for number in range(40)]
     for tag in tags:
         fake_registry.add_image("app", tag)
@@ -84,10 +84,10 @@ def test_a_herd_on_many_tags_of_a_silent_upstream(
     assert max(response.took_s for response in responses) < CHECK_TIMEOUT_S + 0.5 + SLACK_S
 
 
-def test_errors_of_the_upstream_open_the_breaker_after_a_few(
+def test_repeated_errors_open_the_circuit_breaker(
     make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry
 ) -> None:
-    """503 again and again: after five in a row the upstream is left alone, and found again when it is well."""
+    """After five 503 in a row no more requests are sent; the breaker closes again when the upstream recovers."""
     fake_registry.add_image("app", "v1")
     deployment = make_deployment()
     assert deployment.get(CACHED).status == 200
@@ -103,31 +103,31 @@ def test_errors_of_the_upstream_open_the_breaker_after_a_few(
     eventually(lambda: deployment.get(CACHED).header("Warning") is None, "fresh again", RECOVERY_S + SLACK_S)
 
 
-def test_one_upstream_away_leaves_the_others_fresh(
+def test_an_outage_of_one_upstream_does_not_affect_others(
     make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry
 ) -> None:
-    """The breaker is for one upstream: the neighbour is asked as ever."""
-    with FakeRegistry() as neighbour:
+    """Each upstream has its own circuit breaker: the other upstream is asked as usual."""
+    with FakeRegistry() as other:
         fake_registry.add_image("app", "v1")
-        neighbour.add_image("app", "v1")
+        other.add_image("app", "v1")
         deployment = make_deployment(
             upstreams=[
                 {"prefix": "up.test", "registry": fake_registry.url, "auth": {"type": "anonymous"}},
-                {"prefix": "well.test", "registry": neighbour.url, "auth": {"type": "anonymous"}},
+                {"prefix": "other.test", "registry": other.url, "auth": {"type": "anonymous"}},
             ]
         )
         assert deployment.get(CACHED).status == 200
         _go_away(fake_registry, "refused")
         assert _is_stale(deployment.get(CACHED))
         for _ in range(3):
-            response = deployment.get("/v2/well.test/app/manifests/v1")
+            response = deployment.get("/v2/other.test/app/manifests/v1")
             assert (response.status, response.header("Warning")) == (200, None)
 
 
-def test_a_rate_limit_is_kept_until_its_time(
+def test_a_rate_limit_is_respected_until_retry_after(
     make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry
 ) -> None:
-    """429 with `Retry-After: 3`: one request for all, stale meanwhile, and asked again when the time is over."""
+    """429 with `Retry-After: 3`: one upstream request, stale responses until the time is over, then a new request."""
     fake_registry.add_image("app", "v1")
     deployment = make_deployment(workers=2)
     assert deployment.get(CACHED).status == 200
@@ -145,10 +145,8 @@ def test_a_rate_limit_is_kept_until_its_time(
     assert time.monotonic() - limited_at > 2
 
 
-def test_the_outage_is_not_a_missing_tag(
-    make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry
-) -> None:
-    """Never 404 for "could not ask": unknown tags, digests and blobs are all 503 with Retry-After."""
+def test_an_outage_is_never_404(make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry) -> None:
+    """Never 404 while the upstream is down: unknown tags, digests and blobs are 503 with Retry-After."""
     deployment = make_deployment()
     _go_away(fake_registry, "refused")
     for path in ("manifests/v1", f"manifests/sha256:{'5' * 64}", f"blobs/sha256:{'6' * 64}"):

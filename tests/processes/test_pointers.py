@@ -1,4 +1,4 @@
-"""The pointer of a tag while its owner is frozen: what was answered since is not forgotten, and nothing goes back."""
+"""The pointer of a tag while its owner is frozen: newer results of other workers are kept, and never overwritten."""
 
 import contextlib
 import os
@@ -24,7 +24,7 @@ PATIENCE_S = 10.0
 
 @pytest.fixture
 def deployment(make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry) -> Deployment:
-    """Give two workers that know a tag, and a check that may take its time."""
+    """Two workers that have a tag cached, and a check that may take long."""
     deployment = make_deployment(workers=WORKERS, upstream={"check_timeout": "20s"})
     deployment.wait_for_workers(WORKERS)
     fake_registry.add_image("app", "v1", [b"one"])
@@ -34,14 +34,14 @@ def deployment(make_deployment: Callable[..., Deployment], fake_registry: FakeRe
 
 @pytest.fixture
 def owner(deployment: Deployment) -> int:
-    """Give the worker that owns the tag."""
+    """The worker that owns the tag."""
     shard = owners("up.test/app:v1", WORKERS)[0]
     return int((deployment.dockyard.storage / f"run/shard-{shard}.lock").read_text())
 
 
 @pytest.fixture
 def connect(deployment: Deployment) -> Iterator[Callable[[Callable[[int], bool]], HTTPConnection]]:
-    """Give a function that connects to a worker that is wanted."""
+    """A function that connects to a given worker."""
     with contextlib.ExitStack() as stack:
 
         def connect(is_wanted: Callable[[int], bool]) -> HTTPConnection:
@@ -59,28 +59,28 @@ def connect(deployment: Deployment) -> Iterator[Callable[[Callable[[int], bool]]
 
 @pytest.fixture
 def other(owner: int, connect: Callable[[Callable[[int], bool]], HTTPConnection]) -> HTTPConnection:
-    """Give a connection to the worker that does not own the tag."""
+    """A connection to the worker that does not own the tag."""
     return connect(lambda pid: pid != owner)
 
 
 @pytest.fixture
 def own(owner: int, connect: Callable[[Callable[[int], bool]], HTTPConnection]) -> HTTPConnection:
-    """Give a connection to the worker that does."""
+    """A connection to the worker that owns the tag."""
     return connect(lambda pid: pid == owner)
 
 
 def _ask(connection: HTTPConnection, path: str = PATH) -> tuple[str | None, bool]:
-    """The digest of the answer, and whether it is marked stale."""
+    """The digest of the response, and whether it is marked stale."""
     connection.request("GET", path)
     response = connection.getresponse()
     response.read()
     return response.getheader("Docker-Content-Digest"), response.getheader("Warning") is not None
 
 
-def test_what_was_answered_for_a_frozen_owner_is_remembered(
+def test_the_result_of_another_worker_is_kept_while_the_owner_is_frozen(
     deployment: Deployment, fake_registry: FakeRegistry, owner: int, other: HTTPConnection
 ) -> None:
-    """Frozen owner, moved tag, an answer by the other worker; then the upstream dies: that answer is what is stale."""
+    """The owner freezes, the tag moves, another worker answers, the upstream fails: the new digest is served stale."""
     os.kill(owner, signal.SIGSTOP)
     moved = fake_registry.add_image("app", "v1", [b"two"])
     assert _ask(other) == (moved.digest, False)
@@ -93,10 +93,10 @@ def test_what_was_answered_for_a_frozen_owner_is_remembered(
         assert deployment.get(PATH).header("Docker-Content-Digest") == moved.digest
 
 
-def test_an_owner_that_wakes_up_moves_no_pointer_back(
+def test_a_thawed_owner_does_not_overwrite_a_newer_pointer(
     deployment: Deployment, fake_registry: FakeRegistry, owner: int, other: HTTPConnection, own: HTTPConnection
 ) -> None:
-    """Frozen between the upstream's answer and the pointer: when it wakes up the tag has moved on, and stays there."""
+    """An owner that was frozen before it wrote the pointer does not overwrite the newer one when it continues."""
     older = fake_registry.add_image("app", "v1", [b"two"])
     with set_at_exit(threading.Event()) as go_on:
         fake_registry.on("manifest", faults.silent(go_on), method="HEAD", times=1)

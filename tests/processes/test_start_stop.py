@@ -1,4 +1,4 @@
-"""Starting, stopping, and starting twice."""
+"""Starting and stopping, second servers, restarts, TLS."""
 
 import contextlib
 import signal
@@ -29,8 +29,8 @@ START_S = 0.15  # from the first worker's start to the last one's
 
 
 def _terminate(deployment: Deployment) -> tuple[float, Callable[[], int | None]]:
-    """SIGTERM; when it was sent, and how to ask for the exit status."""
-    process = deployment.dockyard._running  # the rig waits for the end, we want to watch it come
+    """Send SIGTERM; return when it was sent, and a function that returns the exit status."""
+    process = deployment.dockyard._running  # Dockyard.stop() would wait for the end
     process.send(signal.SIGTERM)
     return time.monotonic(), process.popen.poll
 
@@ -45,7 +45,7 @@ def _is_refused(deployment: Deployment) -> bool:
 def test_a_running_download_finishes_after_sigterm(
     make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry
 ) -> None:
-    """New connections are refused, the download that runs is finished, and the exit status is 0."""
+    """New connections are refused, the running download is finished, and the exit status is 0."""
     content = Bytes(Random(13).randbytes(20 * MIB))
     path = f"/v2/up.test/app/blobs/{fake_registry.add_blob(content)}"
     deployment = make_deployment(workers=2, server={"drain_timeout": "20s"})
@@ -64,10 +64,10 @@ def test_a_running_download_finishes_after_sigterm(
     assert deployment.stored_files(content.digest)
 
 
-def test_a_stalled_client_does_not_hold_up_the_end(
+def test_a_stalled_client_is_cut_after_the_drain_timeout(
     make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry
 ) -> None:
-    """A client that reads nothing is cut when the drain time is over, and the server ends."""
+    """A client that reads nothing is cut when the drain timeout is over, and the server ends."""
     path = f"/v2/up.test/app/blobs/{fake_registry.add_blob(Synthetic(50 * MIB))}"
     deployment = make_deployment(workers=2, server={"drain_timeout": "2s"})
     with deployment.stream(path, receive_buffer=4096) as stalled:
@@ -81,8 +81,8 @@ def test_a_stalled_client_does_not_hold_up_the_end(
         assert len(body) < 50 * MIB
 
 
-def test_an_idle_server_ends_at_once(make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry) -> None:
-    """Nothing runs, though a client keeps its connection open: the end comes well before the drain time."""
+def test_an_idle_server_stops_at_once(make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry) -> None:
+    """With an idle client connection the server ends well before the drain timeout."""
     deployment = make_deployment(workers=2, server={"drain_timeout": "20s"})
     deployment.wait_for_workers(2)
     with deployment.stream("/v2/") as idle:
@@ -91,8 +91,8 @@ def test_an_idle_server_ends_at_once(make_deployment: Callable[..., Deployment],
         eventually(lambda: poll() == 0, "the end", 12)
 
 
-def test_a_server_that_is_still_starting_ends_at_once(fake_registry: FakeRegistry, tmp_path: Path) -> None:
-    """SIGTERM at whatever moment of the start: no worker misses it, and the end is not the end of the drain time."""
+def test_a_starting_server_stops_at_once(fake_registry: FakeRegistry, tmp_path: Path) -> None:
+    """SIGTERM at any moment of the start: every worker gets it, and the server ends before the drain timeout."""
     for attempt in range(STARTS):
         dockyard = Dockyard(
             tmp_path / str(attempt),
@@ -110,7 +110,7 @@ def test_a_server_that_is_still_starting_ends_at_once(fake_registry: FakeRegistr
 def _second(
     deployment: Deployment, directory: Path, *, port: int | None = None, storage: Path | None = None
 ) -> tuple[int, str]:
-    """Start another Dockyard that shares something with the first; its exit status and what it said."""
+    """Start another Dockyard that shares something with the first; return its exit status and its output."""
     settings = {section: values.copy() for section, values in deployment.dockyard.settings.items()}
     settings["server"]["port"] = str(port or 0)
     settings["storage"]["directory"] = str(storage or directory / "second")
@@ -125,10 +125,10 @@ def _second(
     return done.returncode, (done.stdout + done.stderr).decode()
 
 
-def test_a_second_instance_on_the_port_is_refused(
+def test_a_second_server_on_the_port_does_not_start(
     make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry, tmp_path: Path
 ) -> None:
-    """Two servers on one port would share its connections silently: the second says why it does not start."""
+    """The second server on a port would share its connections: it does not start, and says why."""
     deployment = make_deployment(workers=2)
     status, output = _second(deployment, tmp_path, port=deployment.dockyard.port)
     assert status not in (0, None), output
@@ -137,10 +137,10 @@ def test_a_second_instance_on_the_port_is_refused(
     assert all(deployment.get("/v2/").status == 200 for _ in range(20))
 
 
-def test_a_second_instance_on_the_directory_is_refused(
+def test_a_second_server_on_the_directory_does_not_start(
     make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry, tmp_path: Path
 ) -> None:
-    """Two servers in one directory would sweep each other's files: the second does not start, and says why."""
+    """Two servers in one directory would delete each other's files: the second does not start, and says why."""
     deployment = make_deployment(workers=2)
     status, output = _second(deployment, tmp_path, port=free_port(), storage=deployment.dockyard.storage)
     assert status not in (0, None), output
@@ -149,10 +149,10 @@ def test_a_second_instance_on_the_directory_is_refused(
     assert all(deployment.get("/v2/").status == 200 for _ in range(20))
 
 
-def test_a_bucket_that_cannot_be_is_refused(
+def test_an_invalid_bucket_address_is_rejected(
     make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry, tmp_path: Path
 ) -> None:
-    """Settings that make no address of a bucket are told before any worker is started."""
+    """Settings with an invalid bucket address are reported before any worker is started."""
     deployment = make_deployment()
     deployment.dockyard.settings["storage"]["bucket"] = "b"
     status, output = _second(deployment, tmp_path, port=free_port())
@@ -162,10 +162,10 @@ def test_a_bucket_that_cannot_be_is_refused(
     assert "Traceback" not in output
 
 
-def test_a_restart_finds_the_cache_and_sweeps_the_rest(
+def test_a_restart_keeps_the_cache_and_deletes_partial_files(
     make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry
 ) -> None:
-    """What was kept is served without asking; partial files of a run that was killed are gone."""
+    """Cached content is served without upstream requests; partial files of a run that was killed are deleted."""
     image = fake_registry.add_image("app", "v1", [b"a layer"])
     deployment = make_deployment()
     paths = [f"/v2/up.test/app/manifests/{image.digest}", f"/v2/up.test/app/blobs/{image.layers[0]}"]
@@ -186,7 +186,7 @@ def test_a_restart_finds_the_cache_and_sweeps_the_rest(
 
 
 def test_the_server_speaks_tls(fake_registry: FakeRegistry, tmp_path: Path) -> None:
-    """`server.tls` with a certificate and its key: HTTPS, and nothing for those who speak plain HTTP; never HTTP/2."""
+    """`server.tls` with a certificate and its key: HTTPS only, no plain HTTP, never HTTP/2."""
     image = fake_registry.add_image("app", "v1", [Random(15).randbytes(3 * MIB)])
     authority = trustme.CA()
     certificate = authority.issue_cert("localhost")
@@ -214,7 +214,7 @@ def test_the_server_speaks_tls(fake_registry: FakeRegistry, tmp_path: Path) -> N
 def test_a_stop_while_the_upstream_hangs(
     make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry
 ) -> None:
-    """A fill that waits for a silent upstream does not hold up the end beyond the drain time."""
+    """A download that waits for a silent upstream does not delay the end beyond the drain timeout."""
     deployment = make_deployment(
         server={"drain_timeout": "2s"}, upstream={"stall_timeout": "60s", "check_timeout": "60s"}
     )
@@ -228,10 +228,10 @@ def test_a_stop_while_the_upstream_hangs(
         assert time.monotonic() - sent_at < 2 + SLACK_S
 
 
-def test_a_directory_that_cannot_be_written(
+def test_a_storage_directory_that_cannot_be_written(
     make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry, tmp_path: Path
 ) -> None:
-    """A storage directory that is a file: the server says so and does not start."""
+    """When the storage directory is a file, the server says so and does not start."""
     deployment = make_deployment()
     in_the_way = tmp_path / "a-file"
     in_the_way.write_text("")

@@ -1,4 +1,4 @@
-"""Transfers that break upstream: resumed unseen, and at most 64 KiB fetched twice each time."""
+"""Transfers that break upstream: resumed without the client noticing, at most 64 KiB fetched twice each time."""
 
 import threading
 import time
@@ -18,7 +18,7 @@ WASTE = 64 * 1024
 
 
 def _assert_unseen(deployment: Deployment, content: Bytes, clients: int = 10) -> None:
-    """All clients get the layer whole, in one piece."""
+    """All clients get the layer whole, in one response."""
     with deployment.crowd(f"/v2/up.test/app/blobs/{content.digest}", content, clients) as crowd:
         crowd.run()
         assert all(member.is_right for member in crowd.members), crowd.summary()
@@ -26,10 +26,10 @@ def _assert_unseen(deployment: Deployment, content: Bytes, clients: int = 10) ->
 
 @pytest.mark.parametrize("how", ["fin", "rst"])
 @pytest.mark.parametrize("at", [0.01, 0.5, 0.99])
-def test_an_upstream_cut(
+def test_an_upstream_that_cuts_the_body(
     make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry, at: float, how: Ending
 ) -> None:
-    """The upstream breaks off at 1, 50 or 99 %: no client notices, and the rest is fetched from where it stopped."""
+    """The upstream cuts at 1, 50 or 99 %: no client notices, and the rest is fetched from where it stopped."""
     content = Bytes(Random(5).randbytes(20 * MIB))
     fake_registry.add_blob(content)
     fake_registry.on("blob", faults.cut(at, how), times=1)
@@ -44,7 +44,7 @@ def test_an_upstream_cut(
 def test_an_upstream_that_breaks_again_and_again(
     make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry
 ) -> None:
-    """Every answer breaks after two mebibytes: each makes progress, so it goes on to the end."""
+    """Every upstream response breaks after two mebibytes: each makes progress, so the download ends."""
     content = Bytes(Random(6).randbytes(12 * MIB))
     fake_registry.add_blob(content)
     fake_registry.on("blob", faults.cut(2 * MIB, "rst"))
@@ -56,7 +56,7 @@ def test_an_upstream_that_breaks_again_and_again(
 
 
 def test_an_upstream_that_stalls(make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry) -> None:
-    """No byte for `stall_timeout`: the connection is given up, and the rest is fetched over another."""
+    """After `stall_timeout` without a byte the connection is closed, and the rest is fetched over another."""
     content = Bytes(Random(7).randbytes(8 * MIB))
     fake_registry.add_blob(content)
     with set_at_exit(threading.Event()) as never:
@@ -73,7 +73,7 @@ def test_an_upstream_that_stalls(make_deployment: Callable[..., Deployment], fak
 def test_a_slow_upstream_is_not_a_stalled_one(
     make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry
 ) -> None:
-    """A body that takes longer than every limit, but keeps coming, is fetched once."""
+    """A body that takes longer than every timeout, but keeps coming, is fetched once."""
     content = Bytes(Random(8).randbytes(3 * MIB))
     fake_registry.add_blob(content)
     fake_registry.on("blob", faults.slow(MIB))
@@ -83,10 +83,10 @@ def test_a_slow_upstream_is_not_a_stalled_one(
 
 
 @pytest.mark.parametrize("status", [500, 503, 429, 404])
-def test_a_resume_that_is_refused(
+def test_a_resume_that_is_rejected(
     make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry, status: int
 ) -> None:
-    """The transfer breaks and the next try is refused: the body is whole in the end, or it ends short by FIN."""
+    """The transfer breaks and the retry is rejected: the body is complete in the end, or ends short by FIN."""
     content = Bytes(Random(status).randbytes(4 * MIB))
     fake_registry.add_blob(content)
     fake_registry.on("blob", faults.cut(0.5), times=1)
@@ -113,10 +113,10 @@ WRONG: dict[str, tuple[Change, ...]] = {
 
 
 @pytest.mark.parametrize("wrong", WRONG)
-def test_wrong_bodies_for_a_crowd(
+def test_wrong_bodies_for_many_clients(
     make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry, wrong: str
 ) -> None:
-    """Ten clients over two workers: none of them can take a wrong body for whole, and nothing is kept."""
+    """Ten clients over two workers: none of them can take a wrong body for complete, and nothing is kept."""
     content = Bytes(Random(9).randbytes(6 * MIB))
     fake_registry.add_blob(content)
     rules = [fake_registry.on("blob", change) for change in WRONG[wrong]]
@@ -133,10 +133,10 @@ def test_wrong_bodies_for_a_crowd(
 
 
 @pytest.mark.parametrize("first", [0, 5 * MIB])
-def test_an_error_before_the_first_byte_is_told_as_one(
+def test_a_stall_before_the_first_byte_is_an_error_response(
     make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry, first: int
 ) -> None:
-    """The upstream stops ahead of the first byte that a client wants: 504 with an OCI error, nothing half begun."""
+    """The upstream stalls before the first byte that a client needs: 504 with an OCI error, no partial response."""
     content = Bytes(Random(8).randbytes(6 * MIB))
     fake_registry.add_blob(content)
     with set_at_exit(threading.Event()) as never:

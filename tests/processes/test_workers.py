@@ -1,4 +1,4 @@
-"""Workers that die, one after the other, all at once, or in turns. (Rows P01, P02 and P04 of the matrix say more.)"""
+"""Workers that are killed: one after the other, all at once, and in turns."""
 
 import os
 import signal
@@ -26,7 +26,7 @@ def _full_deployment(make_deployment: Callable[..., Deployment]) -> Deployment:
     return deployment
 
 
-def test_a_killed_worker_refuses_nobody(
+def test_no_connection_is_refused_while_workers_are_killed(
     make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry
 ) -> None:
     """While workers are killed one after the other, every new connection is accepted and answered in time."""
@@ -43,17 +43,17 @@ def test_a_killed_worker_refuses_nobody(
             except ConnectionRefusedError as exc:
                 errors.append(exc)
             except OSError:
-                continue  # accepted by the one that died
+                continue  # accepted by the worker that was killed
             else:
                 assert (response.status, response.body) == (200, b"a warm blob")
         eventually(lambda: len(deployment.dockyard.worker_pids()) == WORKERS, "the worker is replaced", 5)
     assert errors == []
 
 
-def test_everything_is_killed_and_started_again(
+def test_all_processes_are_killed_and_started_again(
     make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry
 ) -> None:
-    """After kill -9 of all in the middle of several fetches: what was whole is served, what was not is fetched anew."""
+    """After SIGKILL for all during several downloads: complete content is served, the rest is fetched again."""
     warm = fake_registry.add_blob(b"a warm blob")
     cold = [fake_registry.add_blob(Random(n).randbytes(3 * MIB)) for n in range(5)]
     deployment = _full_deployment(make_deployment)
@@ -71,16 +71,16 @@ def test_everything_is_killed_and_started_again(
     count_before = fake_registry.count(reference=warm)
     assert deployment.get(f"/v2/up.test/app/blobs/{warm}").body == b"a warm blob"
     assert fake_registry.count(reference=warm) == count_before
-    eventually(lambda: not deployment.partial_files(), "left-over partial files are swept")
+    eventually(lambda: not deployment.partial_files(), "left-over partial files are deleted")
     for digest in cold:
         assert deployment.stored_files(digest) == []
         assert digest_of(deployment.get(f"/v2/up.test/app/blobs/{digest}").body) == digest
 
 
-def test_a_failed_fetch_of_a_former_owner_is_in_nobodys_way(
+def test_a_download_after_its_owner_was_killed_and_the_next_one_failed(
     make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry
 ) -> None:
-    """The owner is killed, the one that takes over fails, the owner's shard is back: the next fetch just works."""
+    """The owner is killed, its replacement fails, the owner's shard is back: the next download succeeds."""
     content = Bytes(Random(5).randbytes(6 * MIB))
     path = f"/v2/up.test/app/blobs/{fake_registry.add_blob(content)}"
     deployment = make_deployment(workers=2)

@@ -1,4 +1,4 @@
-"""Blobs that are sent past Granian: whole, in order, never on a connection that something else was sent over."""
+"""Blobs that are sent with sendfile instead of by Granian: complete, in order, never mixed with other responses."""
 
 import os
 import time
@@ -19,12 +19,12 @@ PING = b"GET /v2/ HTTP/1.1\r\nHost: x\r\n\r\n"
 
 @pytest.fixture
 def deployment(make_deployment: Callable[..., Deployment]) -> Deployment:
-    """Give one worker in front of the fake registry."""
+    """A deployment with one worker."""
     return make_deployment()
 
 
 def warm_blob(deployment: Deployment, size: int) -> tuple[str, Bytes]:
-    """A blob that is in the local store: its path and its bytes."""
+    """A blob that is in the local store: its path and its content."""
     content = Bytes(Random(size).randbytes(size))
     path = f"/v2/up.test/app/blobs/{deployment.fake_registry.add_blob(content)}"
     assert deployment.get(path).body == content.data
@@ -38,7 +38,7 @@ def get(path: str, more: str = "") -> bytes:
 
 
 def test_a_large_blob_ends_its_connection(deployment: Deployment) -> None:
-    """On a new connection a large blob is sent straight from its file, with the headers of all answers."""
+    """On a new connection a large blob is sent straight from its file, with the usual headers."""
     path, content = warm_blob(deployment, 3 * MIB)
     with deployment.send_raw(get(path)) as download:
         assert download.head().status == 200
@@ -60,7 +60,7 @@ def test_a_large_range_ends_its_connection(deployment: Deployment) -> None:
 
 
 def test_a_small_blob_keeps_its_connection(deployment: Deployment) -> None:
-    """A configuration is not worth a connection: the next request goes over the same one."""
+    """A small blob does not end its connection: the next request is sent over the same one."""
     path, content = warm_blob(deployment, 1000)
     with deployment.send_raw(get(path) + PING) as download:
         assert download.head().header("Connection") is None
@@ -68,8 +68,8 @@ def test_a_small_blob_keeps_its_connection(deployment: Deployment) -> None:
         assert (download.head().status, download.read(2)) == (200, b"{}")
 
 
-def test_a_used_connection_is_left_to_granian(deployment: Deployment) -> None:
-    """A large blob after another answer on one connection comes after it, whole, and the connection lives on."""
+def test_granian_sends_on_used_connections(deployment: Deployment) -> None:
+    """A large blob after another response on its connection is sent by Granian; the connection stays open."""
     path, content = warm_blob(deployment, 3 * MIB)
     with deployment.send_raw(PING) as download:
         assert (download.head().status, download.read(2)) == (200, b"{}")
@@ -80,8 +80,8 @@ def test_a_used_connection_is_left_to_granian(deployment: Deployment) -> None:
         assert (download.head().status, download.read(2)) == (200, b"{}")
 
 
-def test_a_request_with_a_body_is_left_to_granian(deployment: Deployment) -> None:
-    """A connection that is closed with something unread is reset: a GET with a body is answered in the other way."""
+def test_granian_answers_requests_with_a_body(deployment: Deployment) -> None:
+    """Closing a connection with unread bytes would reset it: a GET with a body is answered by Granian."""
     path, content = warm_blob(deployment, 3 * MIB)
     with deployment.send_raw(get(path, "Content-Length: 5\r\n") + b"hello") as download:
         assert download.head().header("Connection") is None
@@ -90,7 +90,7 @@ def test_a_request_with_a_body_is_left_to_granian(deployment: Deployment) -> Non
 
 @pytest.mark.parametrize("first_is_large", [True, False])
 def test_pipelined_requests_are_answered_in_order(deployment: Deployment, first_is_large: bool) -> None:  # noqa: FBT001
-    """Two requests in one packet: no byte of one answer comes between those of the other."""
+    """Two requests in one packet: their responses are not interleaved."""
     path, content = warm_blob(deployment, 3 * MIB)
     requests = [get(path), PING] if first_is_large else [PING, get(path)]
     with deployment.send_raw(b"".join(requests)) as download:
@@ -100,11 +100,11 @@ def test_pipelined_requests_are_answered_in_order(deployment: Deployment, first_
         assert download.read(content.size) == content.data
         if first_is_large:
             assert download.header("Connection") == "close"
-            assert download.read(1) == b""  # it was told not to expect more
+            assert download.read(1) == b""  # `Connection: close` announced it
 
 
 def test_many_pipelined_blobs(deployment: Deployment) -> None:
-    """Large blobs behind small ones, with a client that reads late: each answer is whole and in its place."""
+    """Large blobs after small ones, with a client that reads late: each response is complete and in order."""
     large_path, large = warm_blob(deployment, 3 * MIB)
     small_path, small = warm_blob(deployment, 500_000)
     requests = get(small_path) + get(large_path) + get(small_path)
@@ -115,8 +115,8 @@ def test_many_pipelined_blobs(deployment: Deployment) -> None:
             assert download.read(content.size) == content.data
 
 
-def test_a_file_that_became_shorter_ends_the_answer_short(deployment: Deployment) -> None:
-    """A file that somebody cuts while it is sent: the client sees an answer that is not whole."""
+def test_a_truncated_file_ends_the_response_short(deployment: Deployment) -> None:
+    """When a file is truncated while it is sent, the client sees an incomplete response."""
     content = Synthetic(60 * MIB)
     path = f"/v2/up.test/app/blobs/{deployment.fake_registry.add_blob(content)}"
     with deployment.stream(path) as download:
@@ -131,8 +131,8 @@ def test_a_file_that_became_shorter_ends_the_answer_short(deployment: Deployment
     eventually(lambda: "cut: a cached blob ended early" in deployment.dockyard.read_log(), "the log says so")
 
 
-def test_a_file_that_is_not_in_memory(deployment: Deployment) -> None:
-    """A blob whose pages the kernel has dropped is read from the disk, and right."""
+def test_a_file_that_is_not_in_the_page_cache(deployment: Deployment) -> None:
+    """A blob that is not in the page cache is read from the disk, and right."""
     path, content = warm_blob(deployment, 8 * MIB)
     (stored,) = deployment.stored_files(content.digest)
     os.sync()
@@ -146,8 +146,8 @@ def test_a_file_that_is_not_in_memory(deployment: Deployment) -> None:
         assert download.rest() == (content.data, "length")
 
 
-def test_a_joined_blob_is_sent_as_it_lands(deployment: Deployment) -> None:
-    """A running download is read from its partial file in the same way, and its end waits for the digest."""
+def test_a_running_download_is_sent_as_it_arrives(deployment: Deployment) -> None:
+    """A running download is sent from its partial file in the same way, and its end waits for the digest."""
     content = Bytes(Random(5).randbytes(6 * MIB))
     digest = deployment.fake_registry.add_blob(content)
     with set_at_exit(Event()) as gate:

@@ -154,7 +154,7 @@ def test_parallel_open_ranges_share_one_fetch(
         assert list(pool.map(fetch, range(8))) == [(206, True)] * 8
     eventually(lambda: deployment.stored_files(digest), "the layer is stored", 30)
     assert fake_registry.count("blob", "GET") == 1
-    eventually(lambda: not deployment.partial_files(), "nothing of the fill is left", 5)
+    eventually(lambda: not deployment.partial_files(), "the partial file is deleted", 5)
 
 
 def test_a_download_continues_when_its_only_client_disconnects(

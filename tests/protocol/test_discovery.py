@@ -197,15 +197,15 @@ def test_a_loop_of_pages(deployment: Deployment) -> None:
 @pytest.mark.parametrize("where", ["another host", "another port", "a file", "nowhere"])
 def test_pages_on_another_host(deployment: Deployment, where: str) -> None:
     """A Link to another host is rejected, and that host gets no request."""
-    stranger = deployment.fake_registry.listen(where, "127.0.0.2" if where == "another host" else "127.0.0.1")
+    elsewhere = deployment.fake_registry.listen(where, "127.0.0.2" if where == "another host" else "127.0.0.1")
     repo = where.replace(" ", "-")
     links = {"a file": "<file:///etc/passwd>", "nowhere": "<http://[::>"}
-    link = links.get(where, f"<{stranger.url}{tags_path(repo)}?n=100>")
+    link = links.get(where, f"<{elsewhere.url}{tags_path(repo)}?n=100>")
     offer_tags(deployment.fake_registry, repo, UNSORTED, page_size=100, link=lambda _: f"{link}; rel=next")
     response = deployment.get(_list(f"up.test/{repo}"))
     assert response.status == 502
     deployment.assert_no_leak(response)
-    assert stranger.connections == 0
+    assert elsewhere.connections == 0
 
 
 def test_tags_outside_the_grammar_are_left_out(deployment: Deployment) -> None:

@@ -293,16 +293,16 @@ def test_a_tag_that_moves_between_head_and_get(deployment: Deployment) -> None:
 
 def test_a_hundred_clients_while_a_tag_moves(deployment: Deployment) -> None:
     """Every response is one consistent image: the body matches the digest header, and the last responses are new."""
-    images = [deployment.fake_registry.add_image("herd", "v1", [b"first"])]
+    images = [deployment.fake_registry.add_image("moving", "v1", [b"first"])]
     with ThreadPoolExecutor(20) as pool:
-        requested = [pool.submit(deployment.get, "/v2/up.test/herd/manifests/v1") for _ in range(50)]
-        images.append(deployment.fake_registry.add_image("herd", "v1", [b"second"]))
-        requested += [pool.submit(deployment.get, "/v2/up.test/herd/manifests/v1") for _ in range(50)]
+        requested = [pool.submit(deployment.get, "/v2/up.test/moving/manifests/v1") for _ in range(50)]
+        images.append(deployment.fake_registry.add_image("moving", "v1", [b"second"]))
+        requested += [pool.submit(deployment.get, "/v2/up.test/moving/manifests/v1") for _ in range(50)]
         responses = [each.result() for each in requested]
     known = {image.digest: image for image in images}
     for response in responses:
         _assert_is(response, known[response.header("Docker-Content-Digest") or ""])
-    _assert_is(deployment.get("/v2/up.test/herd/manifests/v1"), images[1])
+    _assert_is(deployment.get("/v2/up.test/moving/manifests/v1"), images[1])
 
 
 def test_an_unchanged_tag_costs_one_head(deployment: Deployment) -> None:

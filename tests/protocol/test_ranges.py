@@ -78,7 +78,7 @@ def test_ranges_of_a_running_download(deployment: Deployment, start: int, stop: 
         deployment.fake_registry.on("blob", faults.stalled(LARGE * 2 // 3, go_on), reference=digest)
         whole = pool.submit(deployment.get, path)
         deployment.fake_registry.wait_for(
-            lambda: deployment.fake_registry.sent_bytes(reference=digest) >= 2 * MIB, "the fill is running"
+            lambda: deployment.fake_registry.sent_bytes(reference=digest) >= 2 * MIB, "the download is running"
         )
         part = pool.submit(deployment.get, path, Range=f"bytes={start}-{stop - 1}") if stop <= MIB else None
         go_on.set()
@@ -91,7 +91,7 @@ def test_ranges_of_a_running_download(deployment: Deployment, start: int, stop: 
 
 def test_a_range_is_served_before_the_download_ends(deployment: Deployment) -> None:
     """Received bytes are served to any client while the upstream still holds the rest back."""
-    blob = _random(LARGE, "landed")
+    blob = _random(LARGE, "received")
     digest = deployment.fake_registry.add_blob(blob)
     path = f"/v2/up.test/app/blobs/{digest}"
     with set_at_exit(threading.Event()) as go_on:

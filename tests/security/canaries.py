@@ -1,8 +1,8 @@
-"""Unique strings in the place of every secret, and the search for them wherever they must not be.
+"""Unique strings in place of every secret, and the search for them wherever they must not appear.
 
-A canary may reach the listeners that it is for (`at`), and there only the header for logins, or the body of a form
-(`in_form`, identity tokens). Anywhere else, in any spelling, it is a leak: other listeners, other headers, targets,
-what clients were answered, the log, the metrics, and all files of the storage directory.
+A canary may reach the listeners in its `at`, and there only the headers for logins, or the body of a form (`in_form`,
+for identity tokens). Anywhere else, in any encoding, it is a leak: other listeners, other headers, request targets,
+responses to clients, the log, the metrics, and all files of the storage directory.
 """
 
 import base64
@@ -20,25 +20,25 @@ LOGIN_HEADERS = {"authorization", "proxy-authorization"}
 
 @attrs.frozen
 class Canary:
-    """A secret, and where it may be seen."""
+    """A secret, and the listeners that may receive it."""
 
     text: str
     at: frozenset[str] = frozenset()
     in_form: bool = False
 
     def spellings(self) -> Iterator[bytes]:
-        """The secret as it is, in a URL, and in base64 behind any user name."""
+        """The secret as it is, URL-encoded, and in base64 after any user name."""
         yield self.text.encode()
         yield quote(self.text, safe="").encode()
         for skipped in range(3):
-            # What stands before it moves the bits; only the middle looks the same whatever the neighbours are.
+            # The bytes before it shift the bits; only the middle is the same whatever surrounds it.
             encoded = base64.b64encode(b"." * skipped + self.text.encode())
             yield encoded[4 if skipped else 0 : -4]
 
 
 @attrs.define(eq=False)
 class WatchedDeployment(Deployment):
-    """A deployment that remembers what it answered."""
+    """A deployment that records its responses."""
 
     responses: list[Response] = attrs.field(factory=list)
 
@@ -56,7 +56,7 @@ class WatchedDeployment(Deployment):
         return response
 
     def leaks(self, canaries: Sequence[Canary]) -> list[str]:
-        """Where canaries were found and must not be. Asks for the metrics, so the deployment must still run."""
+        """Where canaries were found and must not be. Requests the metrics, so the deployment must still run."""
         return [f"{canary.text} in {where}" for canary in canaries for where in self._find(canary)]
 
     def _find(self, canary: Canary) -> Iterator[str]:
@@ -75,12 +75,12 @@ class WatchedDeployment(Deployment):
 
 
 def is_in(texts: Iterable[bytes], spellings: Sequence[bytes]) -> bool:
-    """Whether any of the spellings is in any of the texts."""
+    """Whether any of the texts contains any of the spellings."""
     return any(spelling in text for text in texts for spelling in spellings)
 
 
 def _forbidden_part(request: Request, canary: Canary) -> list[bytes]:
-    """Everything of a request that this canary must not be in."""
+    """All parts of a request that must not contain this canary."""
     is_there = request.listener in canary.at
     headers = [pair for pair in request.headers if not (is_there and pair[0].lower() in LOGIN_HEADERS)]
     body = b"" if is_there and canary.in_form else request.body

@@ -1,4 +1,4 @@
-"""Deployments whose secrets are canaries; each is searched when its test has ended."""
+"""Deployments whose secrets are canaries; each deployment is searched for them when its test has ended."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -23,7 +23,7 @@ CANARIES = [PASSWORD, BEARER, STORE, CLIENT]
 
 
 def logins(registry: str) -> list[dict[str, Any]]:
-    """Upstreams with every kind of login, all at one registry, and the default without any."""
+    """Upstreams with every kind of login, all at one registry, and the default upstream without one."""
     password = {"type": "basic", "username": "ann", "password": PASSWORD.text}
     return [
         upstream("docker.io", registry),
@@ -35,7 +35,7 @@ def logins(registry: str) -> list[dict[str, Any]]:
 
 @contextlib.contextmanager
 def watched(fake_registry: FakeRegistry, directory: Path, **settings: Any) -> Iterator[WatchedDeployment]:
-    """A deployment with logins; no canary may be found where it is not for, when all is over."""
+    """A deployment with logins; at its end no canary may be found where it does not belong."""
     settings.setdefault("upstreams", logins(fake_registry.url))
     with open_deployment(fake_registry, directory, **settings) as opened:
         deployment = WatchedDeployment(opened.fake_registry, opened.dockyard)
@@ -45,7 +45,7 @@ def watched(fake_registry: FakeRegistry, directory: Path, **settings: Any) -> It
 
 @pytest.fixture
 def make_deployment(fake_registry: FakeRegistry, tmp_path: Path) -> Iterator[Callable[..., WatchedDeployment]]:
-    """Start a watched Dockyard of the test's own; what is given goes over its settings."""
+    """Start a Dockyard for this test; the arguments override its settings. It is searched for canaries at the end."""
     with contextlib.ExitStack() as deployments:
 
         def start(**settings: Any) -> WatchedDeployment:
@@ -57,7 +57,7 @@ def make_deployment(fake_registry: FakeRegistry, tmp_path: Path) -> Iterator[Cal
 
 @pytest.fixture(scope="package")
 def bucket() -> Iterator[S3Proxy]:
-    """Give an S3 endpoint that has nothing and keeps nothing, and counts what it is asked."""
+    """An S3 endpoint that has nothing, stores nothing, and counts its requests."""
     with contextlib.closing(S3Proxy(0)) as endpoint:
         endpoint.rule = lambda request: s3_error(404, "NoSuchKey")
         yield endpoint
@@ -65,14 +65,14 @@ def bucket() -> Iterator[S3Proxy]:
 
 @pytest.fixture(scope="package")
 def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WatchedDeployment]:
-    """Give a deployment with one worker whose upstream stays well; its tests use names of their own."""
+    """A deployment with one worker whose upstream has no faults; its tests use names of their own."""
     with FakeRegistry() as fake_registry, watched(fake_registry, tmp_path_factory.mktemp("deployment")) as deployment:
         yield deployment
 
 
 @pytest.fixture(scope="package")
 def empty_bucket_deployment(bucket: S3Proxy, tmp_path_factory: pytest.TempPathFactory) -> Iterator[WatchedDeployment]:
-    """Give a deployment before an empty bucket, for what is refused: nothing is ever pulled from it."""
+    """A deployment with an empty bucket, for requests that are rejected: nothing is ever pulled from it."""
     storage = {
         "endpoint": bucket.host,
         "bucket": "nothing-here",
@@ -90,7 +90,7 @@ def empty_bucket_deployment(bucket: S3Proxy, tmp_path_factory: pytest.TempPathFa
 
 @pytest.fixture
 def no_backend_requests(empty_bucket_deployment: WatchedDeployment, bucket: S3Proxy) -> Iterator[None]:
-    """The test sends nothing that reaches the upstream or the bucket; after it the deployment answers as ever."""
+    """Check that the test causes no request to the upstream or the bucket, and that the deployment still answers."""
     before = empty_bucket_deployment.fake_registry.count(), len(bucket.requests)
     yield
     assert (empty_bucket_deployment.fake_registry.count(), len(bucket.requests)) == before

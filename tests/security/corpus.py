@@ -1,7 +1,7 @@
-"""The 42 requests of the smuggling corpus: what each is, as bytes, and what Dockyard answers.
+"""The 42 requests of the smuggling corpus: their bytes, and the responses of Dockyard.
 
-`INNER` is a request that a careless server finds inside another one. Answering it would ask the upstream for
-`smuggled`, which the tests look for.
+`INNER` is a request that a lenient server finds inside another one. Answering it would send a request for `smuggled`
+upstream, which the tests look for.
 """
 
 import attrs
@@ -16,7 +16,7 @@ _END = b"0\r\n\r\n"
 
 @attrs.frozen
 class RawInput:
-    """One raw input, and all answers on its connection, which the server then ends."""
+    """One raw input, and all response statuses on its connection, which the server then closes."""
 
     name: str
     data: bytes = attrs.field(repr=False)
@@ -38,7 +38,7 @@ def _get(target: bytes) -> bytes:
 _LENGTH = b"Content-Length: %d" % len(INNER)
 
 CORPUS = [
-    # Two ways to tell where the body ends.
+    # Two contradictory lengths of the body.
     RawInput("length, then chunked", _ping(b"Content-Length: 4", _CHUNKED[:-2], body=_END + INNER), (400,)),
     RawInput("chunked, then length", _ping(_CHUNKED[:-2], b"Content-Length: 4", body=_END + INNER), (400,)),
     RawInput("two lengths", _ping(b"Content-Length: 0", _LENGTH, body=INNER), (400,)),
@@ -56,7 +56,7 @@ CORPUS = [
         "two codings", _ping(b"Transfer-Encoding: identity", b"Transfer-Encoding: chunked", body=_END + INNER), (400,)
     ),
     RawInput("chunked in HTTP/1.0", _ping(_CHUNKED[:-2], body=_END + INNER, start=b"GET /v2/ HTTP/1.0\r\n"), (400,)),
-    # Lines that end where they should not.
+    # Line endings where none may be.
     RawInput("a bare CR in a header", _ping(b"X: a\rContent-Length: 5", body=INNER), (400,)),
     RawInput("NUL in a header", _ping(b"X: a\0b", body=INNER), (400,)),
     RawInput("a folded header", _ping(b"X: a", b" Content-Length: 5", body=INNER), (400,)),
@@ -64,13 +64,13 @@ CORPUS = [
     # Hosts.
     RawInput("two hosts", _ping(b"Host: other", body=INNER), (400,)),
     RawInput("no host", _PING + b"\r\n" + INNER, (400,)),
-    # Chunks, of which none is ever read.
+    # Malformed chunks; the body is never read.
     RawInput("a chunk that ends in LF", _post(b"5\nhello\r\n" + _END + INNER), (405,)),
     RawInput("a chunk extension without an end", _post(b"5;x=\nhello\r\n" + _END + INNER), (405,)),
     RawInput("a chunk size that overflows", _post(b"ffffffffffffffff1\r\nhello\r\n" + _END + INNER), (405,)),
     RawInput("junk behind a chunk", _post(b"5\r\nhelloJUNK\r\n" + _END + INNER), (405,)),
     RawInput("a GET with a request in its body", _ping(_LENGTH, body=INNER + LAST), (200, 200)),
-    # Targets and methods of proxies.
+    # Targets and methods for proxies.
     RawInput("a target of another host", _get(b"http://evil.test/v2/") + LAST, (200, 200)),
     RawInput("CONNECT", b"CONNECT 169.254.169.254:80 HTTP/1.1\r\nHost: 169.254.169.254:80\r\n\r\n" + INNER, (400,)),
     RawInput("the preface of HTTP/2", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + INNER, ()),

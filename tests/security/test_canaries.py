@@ -1,7 +1,7 @@
-"""One run with a canary in the place of every secret there is, well and ill; then everything is searched.
+"""One run with a canary in place of every secret there is, with and without failures; then everything is searched.
 
-The other tests of this directory have three canaries in each deployment; this one has the rest as well: a keychain, a
-proxy, a token service, a bucket that is really kept in, presigned addresses.
+The other tests of this package have three canaries per deployment; this one adds a keychain, a proxy, a token service,
+a real bucket, and presigned URLs.
 """
 
 import base64
@@ -61,14 +61,14 @@ def _upstreams(fake_registry: FakeRegistry) -> list[dict[str, object]]:
     ]
 
 
-def test_no_secret_is_where_it_should_not_be(
+def test_no_secret_leaks(
     bucket_view: BucketView,
     proxy: S3Proxy,
     make_deployment: Callable[..., WatchedDeployment],
     fake_registry: FakeRegistry,
     tmp_path: Path,
 ) -> None:
-    """Every way of logging in, with and without trouble: no canary is where it is not for, in whatever spelling."""
+    """Every kind of login, with and without failures: no canary is found where it does not belong, in any encoding."""
     fake_registry.listen("cdn", "127.0.0.2")
     service = FakeTokenService(fake_registry)
     deployment = make_deployment(
@@ -87,13 +87,13 @@ def test_no_secret_is_where_it_should_not_be(
             fake_registry.on("blob", faults.redirected(signed), reference=image.layers[0], times=1)
             for path in (f"manifests/v{number}", f"blobs/{image.layers[0]}", "tags/list", "manifests/none"):
                 deployment.get(f"/v2/{prefix}.test/{repo}/{path}", **own)
-        if number == len(prefixes):  # from here on everything fails, and says all that it knows
+        if number == len(prefixes):  # from here on everything fails, and the error responses repeat what they received
             service.revoke_all()
             fake_registry.on("token", lambda request, response: response.of(500, str(request).encode()), times=3)
             proxy.rule = lambda request: s3_error(403, "AccessDenied", str(request.headers))
     assert len(bucket_view.listed()) > 10
     _assert_used(deployment, proxy)
-    # The identity token goes in a form; the signature is in an address of the CDN, and there only.
+    # The identity token is sent in a form; the signature is part of a URL of the CDN, and of no other.
     found = [
         leak for leak in deployment.leaks(ALL) if not leak.startswith(f"{SIGNED.text} in a GET at the listener cdn")
     ]
@@ -110,7 +110,7 @@ def test_no_secret_is_where_it_should_not_be(
 
 
 def _assert_used(deployment: WatchedDeployment, proxy: S3Proxy) -> None:
-    """The run has really shown each login to whom it is for."""
+    """Each login was really sent to its destination in this run."""
     sent = {each.request.header("Authorization") for each in deployment.fake_registry.received()}
     assert {basic("ann", each.text) for each in (PASSWORD, KEYCHAIN, EXPANDED)} <= sent
     assert f"Bearer {BEARER.text}" in sent
@@ -123,8 +123,8 @@ def _assert_used(deployment: WatchedDeployment, proxy: S3Proxy) -> None:
 
 
 @pytest.mark.parametrize("where", ["log", "file", "name of a file", "another listener", "another header", "response"])
-def test_the_search_finds_what_it_is_for(deployment: WatchedDeployment, where: str) -> None:
-    """The harness itself: a canary that is put where it should not be is found, in base64 too."""
+def test_the_search_finds_planted_canaries(deployment: WatchedDeployment, where: str) -> None:
+    """The search itself: a canary that is put where it should not be is found, in base64 too."""
     canary = Canary(f"planted-{where.replace(' ', '-')}-77", frozenset({"registry"}))
     hidden = base64.b64encode(f"user:{canary.text}".encode()).decode()
     planted = deployment.dockyard.storage / "planted"

@@ -1,4 +1,4 @@
-"""Where credentials go (C1 to C9). Each deployment is searched for its canaries when its test ends."""
+"""Where credentials are sent. Each deployment is searched for its canaries when its test ends."""
 
 import itertools
 import json
@@ -39,7 +39,7 @@ def test_c1_c3_credentials_do_not_follow_a_redirect(
     where: str,
     prefix: str,
 ) -> None:
-    """C1: our login does not go where the registry sends us; C3: what a client sent goes nowhere at all."""
+    """The login of an upstream does not follow redirects; a client's own credentials are sent nowhere."""
     authority = trustme.CA()
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     authority.issue_cert("127.0.0.1").configure_cert(context)
@@ -75,15 +75,15 @@ def test_c1_c3_credentials_do_not_follow_a_redirect(
 def test_c2_a_redirect_back_to_the_registry(
     make_deployment: Callable[..., WatchedDeployment], fake_registry: FakeRegistry
 ) -> None:
-    """C2: on the way back the login is shown again, to exactly the scheme, host and port that are configured."""
+    """After a redirect back, the login is sent again, to exactly the configured scheme, host and port."""
     require_authorization(fake_registry, basic("ann", PASSWORD.text))
     digest = fake_registry.add_blob(BLOB)
-    for name, host in (("there", "127.0.0.2"), ("neighbour", "127.0.0.1")):
+    for name, host in (("there", "127.0.0.2"), ("elsewhere", "127.0.0.1")):
         fake_registry.listen(name, host)
     ways = {
         "registry": f"{fake_registry.listeners['there'].url}/v2/app/blobs/{digest}",
-        "there": f"{fake_registry.listeners['neighbour'].url}/v2/app/blobs/{digest}",
-        "neighbour": f"{fake_registry.url}/v2/back/blobs/{digest}",
+        "there": f"{fake_registry.listeners['elsewhere'].url}/v2/app/blobs/{digest}",
+        "elsewhere": f"{fake_registry.url}/v2/back/blobs/{digest}",
     }
     for name, location in ways.items():
         fake_registry.on(
@@ -97,13 +97,13 @@ def test_c2_a_redirect_back_to_the_registry(
     assert deployment.get(f"/v2/basic.test/app/blobs/{digest}").body == BLOB
     sent = [(each.request.listener, each.request.header("Authorization")) for each in fake_registry.received("blob")]
     login = basic("ann", PASSWORD.text)
-    assert sent[-4:] == [("registry", login), ("there", None), ("neighbour", None), ("registry", login)]
+    assert sent[-4:] == [("registry", login), ("there", None), ("elsewhere", None), ("registry", login)]
 
 
-def test_c3_a_clients_own_login_is_no_part_of_any_key(
+def test_c3_a_clients_own_login_is_no_part_of_a_cache_key(
     make_deployment: Callable[..., WatchedDeployment], fake_registry: FakeRegistry
 ) -> None:
-    """C3: two clients with logins of their own share one copy, and what they sent reached nobody."""
+    """Two clients with logins of their own share one copy, and their logins reach no upstream."""
     image = fake_registry.add_image("app", "v1", [BLOB])
     deployment = make_deployment()
     for number in range(3):
@@ -127,10 +127,10 @@ SCOPES = [
 ]
 
 
-def test_c4_the_scope_is_our_own(
+def test_c4_the_scope_of_a_challenge_is_ignored(
     make_deployment: Callable[..., WatchedDeployment], fake_registry: FakeRegistry
 ) -> None:
-    """C4: whatever scope a challenge names, a token is asked for pulling from this repository and nothing else."""
+    """Whatever scope a challenge names, the token is requested for pulling from this repository and nothing else."""
     challenge_scopes = iter(SCOPES)
     service = FakeTokenService(
         fake_registry,
@@ -149,7 +149,7 @@ def test_c4_the_scope_is_our_own(
 def test_c4_basic_is_not_sent_to_a_realm(
     make_deployment: Callable[..., WatchedDeployment], fake_registry: FakeRegistry
 ) -> None:
-    """C4: the realm of a Basic challenge is a text, though it may look like a URL; nobody goes there."""
+    """The realm of a Basic challenge is a text even if it looks like a URL; no connection is made there."""
     elsewhere = fake_registry.listen("elsewhere", "127.0.0.2")
     require_authorization(fake_registry, basic("ann", PASSWORD.text), f'bAsIc realm="{elsewhere.url}/token"')
     image = fake_registry.add_image("app", "v1")
@@ -160,10 +160,10 @@ def test_c4_basic_is_not_sent_to_a_realm(
 LIVES = [0, -1, 10**12, "300", None, [], True, 1e308]
 
 
-def test_c5_a_token_without_a_sensible_life(
+def test_c5_invalid_token_lifetimes(
     make_deployment: Callable[..., WatchedDeployment], fake_registry: FakeRegistry
 ) -> None:
-    """C5: whatever `expires_in` says, the token is used for a minute at least: five pulls cost one."""
+    """Whatever `expires_in` says, a token is used for one minute at least: five pulls cost one token."""
     lives = iter(LIVES)
     service = FakeTokenService(fake_registry, spell=lambda token: {"token": token, "expires_in": next(lives)})
     deployment = make_deployment()
@@ -184,10 +184,10 @@ TOKEN_BODIES = {
 }
 
 
-def test_c5_bodies_that_are_no_token(
+def test_c5_invalid_token_responses(
     make_deployment: Callable[..., WatchedDeployment], fake_registry: FakeRegistry
 ) -> None:
-    """C5: at most 64 KiB are read, and what is no token is 502 or 503."""
+    """At most 64 KiB are read, and an invalid token response is 502 or 503."""
     FakeTokenService(fake_registry)
     deployment = make_deployment(
         upstreams=[upstream(f"up{number}.test", fake_registry.url) for number in range(len(TOKEN_BODIES))]
@@ -205,7 +205,7 @@ def test_c5_bodies_that_are_no_token(
 
 
 def _echo(status: int) -> Callable[[Request, ScriptedResponse], ScriptedResponse]:
-    """An error that tells everything it was sent, as debugging proxies do."""
+    """An error response that contains the whole request, as debugging proxies send it."""
 
     def change(request: Request, response: ScriptedResponse) -> ScriptedResponse:
         body_text = json.dumps({"errors": [{"code": "X", "message": str(request)}]})
@@ -217,10 +217,10 @@ def _echo(status: int) -> Callable[[Request, ScriptedResponse], ScriptedResponse
     return change
 
 
-def test_c6_an_upstream_that_tells_what_it_was_sent(
+def test_c6_errors_that_echo_the_request(
     make_deployment: Callable[..., WatchedDeployment], fake_registry: FakeRegistry
 ) -> None:
-    """C6: an error of the registry or its token service may hold our login; none of it goes to a client or a log."""
+    """An error of the registry or its token service may contain the login; neither clients nor the log get it."""
     FakeTokenService(fake_registry, login=basic("ann", PASSWORD.text))
     ways = list(itertools.product(("manifest", "token", "blob"), (200, 400, 401, 403, 404, 418, 429, 500, 503)))
     auth = {"type": "basic", "username": "ann", "password": PASSWORD.text}
@@ -241,14 +241,14 @@ def test_c6_an_upstream_that_tells_what_it_was_sent(
 def test_c6_connections_that_fail(
     make_deployment: Callable[..., WatchedDeployment], fake_registry: FakeRegistry
 ) -> None:
-    """C6: no TLS, no such name, nobody there, a bucket that echoes its request: errors without a secret in them."""
+    """No TLS, unknown name, connection refused, a bucket that echoes its request: errors without a secret."""
     auth = {"type": "basic", "username": "ann", "password": PASSWORD.text}
     with closing(S3Proxy(0)) as bucket:
         bucket.rule = lambda request: s3_error(403, "AccessDenied", f"<Sent>{STORE.text}{request.headers}</Sent>")
         deployment = make_deployment(
             upstreams=[
                 upstream("tls.test", f"https://{fake_registry.authority}", auth=auth),
-                upstream("dns.test", "https://nobody.invalid", auth=auth),
+                upstream("dns.test", "https://unknown.invalid", auth=auth),
                 upstream("gone.test", "https://127.0.0.1:1", auth=auth),
                 upstream(
                     "proxy.test", "https://registry.example.com", auth=auth, proxy=f"http://u:{CLIENT.text}@127.0.0.1:1"
@@ -274,7 +274,7 @@ def test_c6_connections_that_fail(
 def test_c9_two_logins_at_one_registry(
     make_deployment: Callable[..., WatchedDeployment], fake_registry: FakeRegistry
 ) -> None:
-    """C9: two upstreams of one host have tokens of their own, even when they ask for the same repository at once."""
+    """Two upstreams on one host have separate tokens, even when both request the same repository at once."""
     logins: dict[str, str | None] = {}
 
     def issue(request: Request, response: ScriptedResponse) -> ScriptedResponse:
@@ -304,4 +304,4 @@ def test_c9_two_logins_at_one_registry(
         for each in fake_registry.received("manifest")
     ]
     by_login = {login: sum(logins.get(token) == login for token in used if token) for login in logins.values()}
-    assert min(by_login.values()) >= len(images)  # each upstream asked for each tag, with its own token
+    assert min(by_login.values()) >= len(images)  # each upstream requested each tag, with its own token

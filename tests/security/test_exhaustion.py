@@ -1,4 +1,4 @@
-"""What strangers may make Dockyard spend: memory, time, connections, lines in the log (D1 to D10)."""
+"""What clients and upstreams can make Dockyard spend: memory, time, connections, lines in the log."""
 
 import ast
 import socket
@@ -17,6 +17,7 @@ from dockyard.errors import RegistryError
 from dockyard.log import MAX_LINE_BYTES
 from dockyard.oci.challenge import is_realm_trusted, parse_challenges
 from dockyard.oci.links import find_next
+from dockyard.oci.origin import Origin
 from dockyard.oci.ranges import parse_ranges
 from dockyard.oci.reference import Digest, Name, Tag, parse_reference
 from dockyard.upstream.headers import parse_content_range, parse_retry_after
@@ -59,22 +60,22 @@ def _memory(deployment: WatchedDeployment) -> int:
     return max(memory_bytes(pid) for pid in deployment.dockyard.worker_pids())
 
 
-def test_d1_encoded_answers_are_not_decoded(
+def test_d1_compressed_responses_are_not_decompressed(
     make_deployment: Callable[..., WatchedDeployment], fake_registry: FakeRegistry
 ) -> None:
-    """D1: a gzip bomb as manifest, blob, token, or error of the bucket is never unpacked; the upstream's are errors."""
+    """A gzip bomb as manifest, blob, token or bucket error is never decompressed; from the upstream it is an error."""
     bomb = _bomb()
     assert len(bomb) < 4 * MIB
     encoded = faults.replaced(200, bomb, ("Content-Encoding", "gzip"), ("Content-Type", "application/json"))
     with closing(S3Proxy(0)) as bucket:
         bucket.rule = lambda request: Respond(404, bomb, "Content-Encoding: gzip\r\nContent-Type: application/xml\r\n")
         deployment = make_deployment(
-            upstreams=[upstream(name, fake_registry.url) for name in ("well.test", "up.test", "login.test")],
+            upstreams=[upstream(name, fake_registry.url) for name in ("plain.test", "up.test", "login.test")],
             storage=_storage(bucket),
         )
-        image = fake_registry.add_image("app", "v1", [b"a layer that is well"])
-        assert deployment.get("/v2/well.test/app/manifests/v1").body == image.body
-        assert deployment.get(f"/v2/well.test/app/blobs/{image.layers[0]}").status == 200
+        image = fake_registry.add_image("app", "v1", [b"an ordinary layer"])
+        assert deployment.get("/v2/plain.test/app/manifests/v1").body == image.body
+        assert deployment.get(f"/v2/plain.test/app/blobs/{image.layers[0]}").status == 200
         before = _memory(deployment)
         for kind in ("manifest", "blob"):
             fake_registry.on(kind, encoded, repo="bombs")
@@ -87,8 +88,8 @@ def test_d1_encoded_answers_are_not_decoded(
         assert bucket.requests
 
 
-def test_d2_nothing_here_can_unpack() -> None:
-    """D2: no module of Dockyard imports what unpacks: layers are bytes."""
+def test_d2_no_module_imports_a_decompressor() -> None:
+    """No module of Dockyard imports a decompressor: layers are bytes."""
     unpackers = {"gzip", "zlib", "bz2", "lzma", "zipfile", "tarfile", "shutil.unpack_archive", "zstandard", "brotli"}
     wanted = set()
     for path in DOCKYARD.rglob("*.py"):
@@ -115,13 +116,13 @@ STORES = {
 
 
 @pytest.mark.parametrize("status", [200, 403])
-def test_d5_what_a_bucket_says_is_not_parsed(
+def test_d5_hostile_xml_of_the_bucket(
     make_deployment: Callable[..., WatchedDeployment], fake_registry: FakeRegistry, status: int
 ) -> None:
-    """D5: entities, depth and size of the bucket's XML cost nothing; pulls go on as if there were no bucket.
+    """Entities, depth and size of the bucket's XML cost nothing; pulls succeed as if there were no bucket.
 
-    Where it answers 200 that is a blob of 8 MiB, of which the beginning has left before it is known to be wrong: the
-    answer ends short, and the next one is right.
+    A 200 with 8 MiB counts as a blob whose first part is sent before it is known to be wrong: that response ends short,
+    and the next one is right.
     """
     with closing(S3Proxy(0)) as bucket:
         deployment = make_deployment(storage=_storage(bucket))
@@ -141,9 +142,9 @@ def test_d5_what_a_bucket_says_is_not_parsed(
 def test_d6_more_connections_than_descriptors(
     make_deployment: Callable[..., WatchedDeployment], fake_registry: FakeRegistry
 ) -> None:
-    """D6: more idle connections than there are descriptors: no worker dies of them, and no running download is cut.
+    """More idle connections than file descriptors: no worker dies of them, and no running download is cut.
 
-    Those that a worker has no room for wait until idle ones are cut. The design has no cap for one address.
+    Connections beyond the limit of a worker wait until idle ones are cut. There is no limit per client address.
     """
     deployment = make_deployment(descriptors=600)
     go_on = threading.Event()
@@ -165,9 +166,9 @@ def test_d6_more_connections_than_descriptors(
 
 
 def test_d7_many_unknown_tags(make_deployment: Callable[..., WatchedDeployment], fake_registry: FakeRegistry) -> None:
-    """D7: unknown names and tags are remembered nowhere: no counter is named for them, no file made, no memory kept.
+    """Unknown names and tags leave nothing behind: no metric label, no file, no memory.
 
-    The design has no limit on how often a client may ask; connections to the upstream are bounded.
+    There is no limit on the request rate of a client; connections to the upstream are limited.
     """
     deployment = make_deployment()
     for number in range(50):
@@ -197,7 +198,7 @@ FLOODS = {
 
 
 def test_d8_the_log_is_not_flooded(make_deployment: Callable[..., WatchedDeployment]) -> None:
-    """D8: a request has one line at most, printable ASCII, below 2 KiB, whatever is in its path and its query."""
+    """A request has one log line at most, printable ASCII, below 2 KiB, whatever its path and query contain."""
     deployment = make_deployment()
     log_length = len(deployment.dockyard.read_log())
     for path in FLOODS.values():
@@ -239,14 +240,15 @@ TEXTS = {
     "links": '<a>; rel="next"' + "," * LONG,
     "open links": "<" * LONG,
 }
-READERS: dict[str, Callable[[str], object]] = {
+REGISTRY = Origin("https", "registry.test", 443)
+PARSERS: dict[str, Callable[[str], object]] = {
     "name": Name.parse,
     "tag": Tag.parse,
     "digest": Digest.parse,
     "reference": parse_reference,
     "ranges": lambda text: parse_ranges(text, 2**40),
     "challenges": lambda text: parse_challenges([text]),
-    "realm": lambda text: is_realm_trusted(text, _Registry()),
+    "realm": lambda text: is_realm_trusted(text, REGISTRY),
     "place": parse_place,
     "link": lambda text: find_next([text]),
     "content range": parse_content_range,
@@ -254,20 +256,16 @@ READERS: dict[str, Callable[[str], object]] = {
 }
 
 
-class _Registry:
-    scheme, host, port = "https", "registry.test", 443
-
-
-@pytest.mark.parametrize("reader", READERS)
-def test_d9_hostile_texts_cost_little_time(reader: str) -> None:
-    """D9: 64 KiB of anything are read, or refused, within ten milliseconds of processor time."""
+@pytest.mark.parametrize("parser", PARSERS)
+def test_d9_hostile_texts_cost_little_time(parser: str) -> None:
+    """64 KiB of any text are parsed, or rejected, within ten milliseconds of CPU time."""
     slow = {}
     for name, text in TEXTS.items():
         times = []
-        for _ in range(3):  # the caches may be cold: the best of three counts
+        for _ in range(3):  # caches may be cold: the best of three counts
             began = time.thread_time()
             with suppress(RegistryError, NotAPlace, ValueError):
-                READERS[reader](text)
+                PARSERS[parser](text)
             times.append(time.thread_time() - began)
         if min(times) > 0.01:
             slow[name] = min(times)
@@ -281,7 +279,7 @@ def _frames(count: int, kind: int) -> bytes:
 
 @pytest.mark.parametrize("kind", [3, 9], ids=["rapid reset", "CONTINUATION"])
 def test_d10_there_is_no_http_2(deployment: WatchedDeployment, kind: int) -> None:
-    """D10: the preface of HTTP/2 ends the connection without an answer; floods of its frames are never read."""
+    """The preface of HTTP/2 ends the connection without a response; floods of its frames are never read."""
     settings = b"\0\0\0\4\0\0\0\0\0"
     result = send_bytes(deployment.address, b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + settings + _frames(10_000, kind))
     assert (result.received, result.is_closed) == (b"", True)

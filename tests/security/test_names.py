@@ -1,4 +1,4 @@
-"""Names, references, ranges and methods (N1 to N10), as they come over the wire."""
+"""Names, references, ranges and methods, as they arrive over the wire."""
 
 import random
 from collections.abc import Callable
@@ -30,7 +30,7 @@ BAD_NAMES = [
 
 @pytest.mark.usefixtures("no_backend_requests")
 def test_n1_bad_names(empty_bucket_deployment: WatchedDeployment) -> None:
-    """N1: a name outside the grammar is 400 NAME_INVALID, or no endpoint at all; no file, no key, no question."""
+    """A name outside the grammar is 400 NAME_INVALID, or no endpoint at all; no file, no key, no upstream request."""
     assert len(set(BAD_NAMES)) >= 60
     files = set(empty_bucket_deployment.dockyard.storage.rglob("*"))
     wrong = {}
@@ -39,7 +39,7 @@ def test_n1_bad_names(empty_bucket_deployment: WatchedDeployment) -> None:
         result = send_bytes(empty_bucket_deployment.address, request.encode())
         is_refused = result.statuses in ((400,), (404,)) and b"NAME_UNKNOWN" not in result.received
         if result.statuses == (400,) and b"NAME_INVALID" not in result.received:
-            is_refused = not name.isprintable()  # Granian refuses control characters before anybody sees them
+            is_refused = not name.isprintable()  # Granian rejects control characters itself
         if not is_refused:
             wrong[name] = result
     assert wrong == {}
@@ -58,7 +58,7 @@ BAD_DIGESTS = [
 
 @pytest.mark.usefixtures("no_backend_requests")
 def test_n2_bad_references(empty_bucket_deployment: WatchedDeployment) -> None:
-    """N2: a tag outside the grammar is MANIFEST_INVALID, a digest DIGEST_INVALID, each 400, for manifests and blobs."""
+    """An invalid tag is MANIFEST_INVALID, an invalid digest DIGEST_INVALID, each 400, for manifests and blobs."""
     assert len({*BAD_TAGS, *BAD_DIGESTS}) >= 40
     wrong = []
     for reference in BAD_TAGS:
@@ -68,14 +68,14 @@ def test_n2_bad_references(empty_bucket_deployment: WatchedDeployment) -> None:
         for path in (f"manifests/{reference}", f"blobs/{reference}", f"referrers/{reference}"):
             response = empty_bucket_deployment.get(f"/v2/up.test/app/{path}")
             wrong += [path] * ((response.status, response.error) != (400, "DIGEST_INVALID"))
-    for reference in (f"sha256-{HEX}", "latest"):  # these are tags, and so no digests of blobs
+    for reference in (f"sha256-{HEX}", "latest"):  # these are valid tags, and so no digests of blobs
         response = empty_bucket_deployment.get(f"/v2/up.test/app/blobs/{reference}")
         wrong += [reference] * ((response.status, response.error) != (400, "DIGEST_INVALID"))
     assert wrong == []
 
 
-def test_n3_names_made_of_the_words_of_the_protocol() -> None:
-    """N3: a path is read from the right, whatever its name is made of; a plain reading of the path agrees each time."""
+def test_n3_names_with_protocol_keywords() -> None:
+    """A path is parsed from the right, whatever its name consists of; a simple parser agrees each time."""
     kinds = ("manifests", "blobs", "tags", "referrers")
     router = PathRouter(Endpoint("base"), {kind: Endpoint(kind) for kind in kinds}, {})
     words = random.Random(3)
@@ -92,10 +92,10 @@ def test_n3_names_made_of_the_words_of_the_protocol() -> None:
 NEIGHBOURS = ["ghcr.io/my-org-evil/x", "ghcr.io/my-orgx/y", "ghcr.io//my-org/x", "GHCR.IO/my-org/x", "ghcr.io/my_org/x"]
 
 
-def test_n4_a_neighbour_of_a_prefix_does_not_get_its_login(
+def test_n4_a_similar_prefix_does_not_get_the_login(
     make_deployment: Callable[..., WatchedDeployment], fake_registry: FakeRegistry
 ) -> None:
-    """N4: a name that only looks like one of `ghcr.io/my-org` goes to the catch-all upstream, or nowhere."""
+    """A name that only resembles one of `ghcr.io/my-org` goes to the catch-all upstream, or is rejected."""
     login = {"type": "basic", "username": "ann", "password": PASSWORD.text}
     deployment = make_deployment(
         upstreams=[
@@ -117,7 +117,7 @@ def test_n4_a_neighbour_of_a_prefix_does_not_get_its_login(
 def test_n5_one_path_at_two_upstreams(
     make_deployment: Callable[..., WatchedDeployment], fake_registry: FakeRegistry
 ) -> None:
-    """N5: the same repository and tag of two upstreams are two things, with a place in the storage each."""
+    """The same repository and tag of two upstreams are two objects, each stored separately."""
     deployment = make_deployment(
         upstreams=[upstream("one.test", f"{fake_registry.url}/one"), upstream("two.test", f"{fake_registry.url}/two")]
     )
@@ -131,8 +131,8 @@ def test_n5_one_path_at_two_upstreams(
     assert {path.read_text().split()[0][:71] for path in pointers} == {image.digest for image in images.values()}
 
 
-def test_n6_an_ns_that_is_given_twice(deployment: WatchedDeployment) -> None:
-    """N6: the same `ns` twice is one, another beside it is 400, and the cache key is that of the prefix."""
+def test_n6_duplicate_ns_parameters(deployment: WatchedDeployment) -> None:
+    """The same `ns` twice counts once, a different second one is 400, and the cache key is that of the prefix."""
     image = deployment.fake_registry.add_image("library/ns", "v1")
     path = "/v2/library/ns/manifests/"
     assert deployment.get(f"{path}{image.digest}?ns=docker.io&ns=docker.io").status == 200
@@ -181,7 +181,7 @@ RANGES: dict[str, int | bytes | list[bytes]] = {
 
 
 def test_n7_ranges(deployment: WatchedDeployment) -> None:
-    """N7: 206 with exactly those bytes, one part for each of several ranges, 416, 400 for too many, or 200 whole."""
+    """206 with exactly those bytes, one part for each of several ranges, 416, 400 for too many, or 200 with all."""
     digest = deployment.fake_registry.add_blob(BLOB)
     assert len(RANGES) >= 30
     for range_header, expected in RANGES.items():
@@ -200,7 +200,7 @@ def test_n7_ranges(deployment: WatchedDeployment) -> None:
 
 
 def test_n8_head_is_get_without_a_body(deployment: WatchedDeployment) -> None:
-    """N8: HEAD of everything has the status and the headers of GET, its length too, no body, and fetches none."""
+    """HEAD has the status and the headers of GET, Content-Length included, no body, and starts no download."""
     image = deployment.fake_registry.add_image("heads", "v1", [b"a layer for HEAD"])
     layer = deployment.fake_registry.add_blob(BLOB + b"a cold one")
     cold = f"/v2/up.test/heads/blobs/{layer}"
@@ -221,7 +221,7 @@ def test_n8_head_is_get_without_a_body(deployment: WatchedDeployment) -> None:
 
 
 def _comparable(headers: tuple[tuple[str, str], ...]) -> dict[str, str]:
-    """Without what changes from one answer to the next."""
+    """The headers without those that differ between two responses."""
     return {name: value for name, value in headers if name not in {"date", "cache-status", "age"}}
 
 
@@ -236,7 +236,7 @@ ACCEPTS = [
 
 
 def test_n10_accept_changes_nothing(deployment: WatchedDeployment) -> None:
-    """N10: whatever a client accepts, a digest and a tag have the same bytes and the same type, fetched once."""
+    """Whatever a client accepts, a digest and a tag have the same bytes and the same type, fetched once."""
     image = deployment.fake_registry.add_image("accepts", "v1", [b"a layer for all"])
     for reference in (image.digest, "v1"):
         for accept in ACCEPTS:

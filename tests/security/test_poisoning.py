@@ -1,4 +1,4 @@
-"""What must not get into the cache, or come out of it for somebody else (K2 to K5)."""
+"""What must not get into the cache, or be served from it to other clients."""
 
 import pytest
 
@@ -29,8 +29,8 @@ AMBIGUOUS = {
 
 
 @pytest.mark.parametrize("name", AMBIGUOUS)
-def test_k2_a_document_with_two_meanings(deployment: WatchedDeployment, name: str) -> None:
-    """K2: a manifest that two clients could read as two images is 502 by tag and by digest, and is not kept."""
+def test_k2_an_ambiguous_document(deployment: WatchedDeployment, name: str) -> None:
+    """A manifest that two clients could read as two images is 502 by tag and by digest, and is not kept."""
     repo = f"ambiguous-{list(AMBIGUOUS).index(name)}"
     digest = deployment.fake_registry.add_manifest(repo, "v1", AMBIGUOUS[name], OCI_MANIFEST)
     for reference in ("v1", digest):
@@ -38,8 +38,8 @@ def test_k2_a_document_with_two_meanings(deployment: WatchedDeployment, name: st
     assert deployment.stored_files(digest) == []
 
 
-def test_k2_the_first_type_of_a_digest_stays(deployment: WatchedDeployment) -> None:
-    """K2: a document that does not name its type keeps the one that it was verified with, whatever is said later."""
+def test_k2_the_first_media_type_of_a_digest_is_kept(deployment: WatchedDeployment) -> None:
+    """A document without a media type keeps the one that it was verified with, whatever Content-Type comes later."""
     document = {"schemaVersion": 2, "config": CONFIG, "layers": []}
     digest = deployment.fake_registry.add_manifest("typeless", "v1", document, DOCKER_MANIFEST)
     path = f"/v2/up.test/typeless/manifests/{digest}"
@@ -51,7 +51,7 @@ def test_k2_the_first_type_of_a_digest_stays(deployment: WatchedDeployment) -> N
     deployment.fake_registry.remove_rules(rule)
 
 
-SPOILERS = {
+REJECTED = {
     "a large header": ("GET", {"X_Large": "a" * 20_000}, 431),
     "a meta character": ("GET", {"X_Meta": "a\x07b"}, 400),
     "a method override": ("POST", {"X_HTTP_Method_Override": "GET"}, 405),
@@ -59,11 +59,11 @@ SPOILERS = {
 }
 
 
-@pytest.mark.parametrize("name", SPOILERS)
-def test_k3_a_request_that_spoils_a_cold_object(deployment: WatchedDeployment, name: str) -> None:
-    """K3: what is refused reaches nobody, and the next client gets the object: no error is ever kept for it."""
-    method, headers, status = SPOILERS[name]
-    repo = f"spoilt-{list(SPOILERS).index(name)}"
+@pytest.mark.parametrize("name", REJECTED)
+def test_k3_a_rejected_request_is_not_cached(deployment: WatchedDeployment, name: str) -> None:
+    """A rejected request reaches no upstream, and the next client gets the object: no error is cached for it."""
+    method, headers, status = REJECTED[name]
+    repo = f"rejected-{list(REJECTED).index(name)}"
     image = deployment.fake_registry.add_image(repo, "v1", [repo.encode()])
     for path, body in ((f"manifests/{image.digest}", image.body), (f"blobs/{image.layers[0]}", repo.encode())):
         before = deployment.fake_registry.count()
@@ -73,8 +73,8 @@ def test_k3_a_request_that_spoils_a_cold_object(deployment: WatchedDeployment, n
         assert (response.status, response.body) == (200, body)
 
 
-def test_k3_an_override_on_a_get_changes_nothing(deployment: WatchedDeployment) -> None:
-    """K3: GET stays GET, with every name that such a header has."""
+def test_k3_a_method_override_on_get_changes_nothing(deployment: WatchedDeployment) -> None:
+    """GET stays GET, with every spelling of such a header."""
     image = deployment.fake_registry.add_image("override", "v1")
     for name in ("X_HTTP_Method_Override", "X_HTTP_Method", "X_Method_Override"):
         assert deployment.get("/v2/up.test/override/manifests/v1", **{name: "DELETE"}).body == image.body
@@ -85,7 +85,7 @@ def test_k3_an_override_on_a_get_changes_nothing(deployment: WatchedDeployment) 
     assert {each.request.method for each in deployment.fake_registry.received(repo="override")} == {"HEAD", "GET"}
 
 
-EVIL = {
+FALSE_HOSTS = {
     "Host": "evil.test",
     "X_Forwarded_Host": "evil.test",
     "X_Forwarded_Proto": "gopher",
@@ -97,8 +97,8 @@ EVIL = {
 }
 
 
-def test_k4_headers_that_name_another_place(deployment: WatchedDeployment) -> None:
-    """K4: Host and its relatives change no key and nothing in an answer, and the evil name is nowhere in it."""
+def test_k4_headers_that_name_another_host(deployment: WatchedDeployment) -> None:
+    """Host and similar headers change no cache key and nothing in a response; the false name is nowhere in it."""
     image = deployment.fake_registry.add_image("places", "v1", [b"a layer in its place"])
     deployment.fake_registry.on(
         "other",
@@ -108,11 +108,11 @@ def test_k4_headers_that_name_another_place(deployment: WatchedDeployment) -> No
     paths = ["manifests/v1", f"manifests/{image.digest}", f"blobs/{image.layers[0]}", "tags/list?n=1", "blobs/sha256:x"]
     for path in [f"/v2/up.test/places/{path}" for path in paths] + ["/v2/", "/v2/evil.test/a/manifests/v1"]:
         deployment.get(path)
-        plain, evil = deployment.get(path), deployment.get(path, **EVIL)
+        plain, evil = deployment.get(path), deployment.get(path, **FALSE_HOSTS)
         assert (evil.status, evil.body) == (plain.status, plain.body), path
         assert "evil.test" not in str(evil.headers), path
         assert [name for name, _ in evil.headers] == [name for name, _ in plain.headers], path
-    assert deployment.get("/v2/up.test/places/tags/list?n=1", **EVIL).header("Link") == (
+    assert deployment.get("/v2/up.test/places/tags/list?n=1", **FALSE_HOSTS).header("Link") == (
         '</v2/up.test/places/tags/list?n=1&last=a>; rel="next"'
     )
     assert deployment.fake_registry.count("manifest", "GET", repo="places") == 1
@@ -132,14 +132,14 @@ NOISE = {
     "WWW-Authenticate": f'Basic realm="{CLIENT.text}"',
     "OCI-Subject": CLIENT.text,
 }
-OURS = {
+EXPECTED_HEADERS = {
     *("content-type", "content-length", "docker-content-digest", "etag", "accept-ranges", "cache-control", "age"),
     *("cache-status", "x-content-type-options", "server", "date"),
 }
 
 
 def test_k5_headers_of_the_upstream_are_not_passed_on(deployment: WatchedDeployment) -> None:
-    """K5: an answer has the headers that Dockyard makes and no others, cold and warm; a client's canary says so too."""
+    """A response has Dockyard's headers and no others, cold and cached; a client's canary is in none of them."""
 
     def noisy(request: Request, response: ScriptedResponse) -> ScriptedResponse:
         for name, value in NOISE.items():
@@ -152,7 +152,7 @@ def test_k5_headers_of_the_upstream_are_not_passed_on(deployment: WatchedDeploym
         for _ in range(2):
             response = deployment.get(f"/v2/up.test/noisy/{path}")
             assert response.status == 200
-            assert {name for name, _ in response.headers} <= OURS
+            assert {name for name, _ in response.headers} <= EXPECTED_HEADERS
             assert response.header("Server") == "granian"
             assert "private" not in (response.header("Cache-Control") or "")
 
@@ -167,7 +167,7 @@ LARGE = {
 @pytest.mark.parametrize("name", LARGE)
 @pytest.mark.parametrize("kind", ["manifests", "blobs"])
 def test_k5_too_many_headers(deployment: WatchedDeployment, name: str, kind: str) -> None:
-    """K5: an answer of the upstream with more than 64 KiB of headers is 502, and nothing of it is kept."""
+    """An upstream response with more than 64 KiB of headers is 502, and nothing of it is kept."""
 
     def large(request: Request, response: ScriptedResponse) -> ScriptedResponse:
         return ScriptedResponse.of(
@@ -185,4 +185,4 @@ def test_k5_too_many_headers(deployment: WatchedDeployment, name: str, kind: str
     assert deployment.get(path).status == 502
     assert deployment.stored_files(digest) == []
     deployment.fake_registry.remove_rules(rule)
-    eventually(lambda: deployment.get(path).status == 200, "it is well again")
+    eventually(lambda: deployment.get(path).status == 200, "it is served again")

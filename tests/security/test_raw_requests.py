@@ -1,7 +1,8 @@
-"""Request parsing and smuggling (S1 to S4): 42 raw inputs, and four clients that take their time.
+"""Request parsing and smuggling: 42 raw inputs, and four clients that send slowly.
 
-Each input has its exact answers. The server never answers more requests than a strict reader of HTTP finds in the same
-bytes, ends the connection after what it refuses, and asks neither upstream nor bucket for what is malformed.
+Each input has its exact responses. The server never sends more responses than a strict HTTP parser finds requests in
+the same bytes, closes the connection after a rejected request, and sends nothing upstream or to the bucket for
+malformed ones.
 """
 
 import socket
@@ -25,8 +26,8 @@ _BODY = b"Content-Length: %d\n" % len(INNER)
 OPS = ROOT / "ops"
 
 
-def test_the_corpus_is_whole() -> None:
-    """42 inputs, and the strict reader tells one request from two."""
+def test_the_corpus_is_complete() -> None:
+    """42 inputs; the strict parser tells one request from two."""
     assert len({each.name for each in CORPUS}) == len(CORPUS) == 42
     assert [count_requests(data) for data in (b"", INNER, INNER * 2, INNER + LAST, b"no HTTP\r\n\r\n")] == [
         0,
@@ -40,7 +41,7 @@ def test_the_corpus_is_whole() -> None:
 @pytest.mark.usefixtures("no_backend_requests")
 @pytest.mark.parametrize("case", CORPUS, ids=lambda case: case.name)
 def test_s1_raw_inputs(empty_bucket_deployment: WatchedDeployment, case: RawInput) -> None:
-    """Exactly these answers, then the end of the connection; nothing inside an input is taken for a request."""
+    """Exactly these responses, then the end of the connection; nothing inside an input is taken for a request."""
     result = send_bytes(empty_bucket_deployment.address, case.data)
     assert result.statuses == case.statuses
     assert result.is_closed
@@ -49,10 +50,10 @@ def test_s1_raw_inputs(empty_bucket_deployment: WatchedDeployment, case: RawInpu
 
 
 def _slow_headers(connection: socket.socket) -> None:
-    """A byte every half a second, never the last one."""
+    """Send a byte every half a second, never the last one."""
     for byte in b"GET /v2/ HTTP/1.1\r\nHost: h\r\nX: " + b"a" * 100:
         connection.sendall(bytes([byte]))
-        time.sleep(0.5)  # that is what this client does
+        time.sleep(0.5)  # this client is slow on purpose
 
 
 WAITING: dict[str, Callable[[socket.socket], None]] = {
@@ -63,8 +64,8 @@ WAITING: dict[str, Callable[[socket.socket], None]] = {
 }
 
 
-def test_s2_clients_that_wait_are_cut(empty_bucket_deployment: WatchedDeployment) -> None:
-    """Whoever has not sent a whole request within ten seconds is cut, and an idle connection is as well."""
+def test_s2_slow_and_idle_clients_are_cut(empty_bucket_deployment: WatchedDeployment) -> None:
+    """A client that has not sent a whole request within ten seconds is cut, and so is an idle connection."""
 
     def wait(start: Callable[[socket.socket], None]) -> float:
         with socket.create_connection(empty_bucket_deployment.address, 20) as connection:
@@ -82,8 +83,8 @@ def test_s2_clients_that_wait_are_cut(empty_bucket_deployment: WatchedDeployment
     assert {name for name, seconds in took.items() if not 5 < seconds < 12} == set(), took
 
 
-def test_s3_the_body_of_a_post_is_not_waited_for(empty_bucket_deployment: WatchedDeployment) -> None:
-    """405 within half a second, and the connection is closed, though not a byte of the body has come."""
+def test_s3_the_body_of_a_post_is_not_read(empty_bucket_deployment: WatchedDeployment) -> None:
+    """405 within half a second, and the connection is closed, before a byte of the body has come."""
     head = b"POST /v2/up.test/app/blobs/uploads/ HTTP/1.1\r\nHost: h\r\nContent-Length: 1000000\r\n\r\n"
     result = send_bytes(empty_bucket_deployment.address, head)
     assert (result.statuses, result.is_closed) == ((405,), True)
@@ -94,7 +95,7 @@ def test_s3_the_body_of_a_post_is_not_waited_for(empty_bucket_deployment: Watche
 def _front(
     name: str, programs: Programs, empty_bucket_deployment: WatchedDeployment, directory: Path
 ) -> Iterator[tuple[str, int]]:
-    """A load balancer with its configuration of ops/ before one Dockyard."""
+    """A load balancer with its configuration of ops/ in front of one Dockyard."""
     port = free_port()
     changes = dict.fromkeys(EXAMPLES, empty_bucket_deployment.dockyard.host)
     config = directory / name
@@ -148,13 +149,13 @@ UNSEEN = {
 
 
 @pytest.mark.parametrize("name", ["haproxy", "nginx"])
-def test_s4_what_dockyard_cannot_see_is_settled_by_the_front(
+def test_s4_the_load_balancer_settles_what_dockyard_cannot_see(
     empty_bucket_deployment: WatchedDeployment, programs: Programs, tmp_path: Path, name: str
 ) -> None:
-    """What never reaches the application: bare LF, what follows a `#`, a Host that is missing but is in the target.
+    """What never reaches the application: bare LF, a fragment after `#`, a Host only in the target.
 
-    A load balancer of ops/ refuses such a request or writes it anew, so that both see the same: for each request that
-    Dockyard was asked there is one answer, and no more than a strict reader finds.
+    A load balancer of ops/ rejects such a request or rewrites it, so that both servers see the same: for each request
+    that reached Dockyard there is one response, and no more than a strict parser finds.
     """
     with _front(name, programs, empty_bucket_deployment, tmp_path) as address:
         for what, data in UNSEEN.items():

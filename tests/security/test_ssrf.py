@@ -1,7 +1,7 @@
-"""Where an upstream may not send Dockyard (R1 to R6), on an island where a connection to any address would be seen.
+"""Forbidden targets of redirects, realms and names, in a network where a connection to any address is recorded.
 
-The registry is public: its name leads to 8.8.4.4. What it sends us to is forbidden, and listens. The three ways are a
-redirect, the realm of a challenge, and a name that means something else the second time it is looked up.
+The registry is public: its name resolves to 8.8.4.4. The targets are forbidden, and accept connections. They are
+reached by a redirect, by the realm of a challenge, or by a name that resolves to another address the second time.
 """
 
 import ssl
@@ -55,7 +55,7 @@ TARGETS = {
     "gopher": "gopher://127.0.0.1:8080/x",
     "http from https": "http://cdn.example.net:8080/x",
 }
-# The same for a name server, which knows addresses only.
+# The same for a name server: addresses only.
 ADDRESSES = [
     *("127.0.0.1", "127.9.9.9", "0.0.0.0", "10.1.2.3", "172.16.0.1", "192.168.0.1"),  # noqa: S104  not bound to
     *("100.64.0.1", "169.254.169.254"),
@@ -72,7 +72,7 @@ LISTENING = [
 
 @attrs.define(eq=False)
 class IsolatedDeployment:
-    """The island with a deployment on it; `up.test` (plain) and `safe.test` (TLS, a login) are public there."""
+    """A deployment in the isolated network; `up.test` (plain) and `safe.test` (TLS, a login) are public upstreams."""
 
     network: IsolatedNetwork
     deployment: WatchedDeployment
@@ -88,7 +88,7 @@ class IsolatedDeployment:
         return self.network.run(lambda: self.deployment.get(path))
 
     def assert_untouched(self) -> None:
-        """Nobody has connected to a forbidden address, nor asked the bucket for what is not its own."""
+        """No connection was made to a forbidden address, and the bucket got no request of an upstream."""
         assert self.recorder.destinations == []
         assert [each.target for each in self.bucket.requests if each.target in ("/x", "/x?")] == []
 
@@ -136,7 +136,7 @@ def _start(network: IsolatedNetwork, directory: Path, stack: ExitStack) -> Isola
 
 @pytest.fixture(scope="module")
 def isolated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[IsolatedDeployment]:
-    """Give the island, settled."""
+    """The isolated network with a deployment in it."""
     require_root()
     directory = tmp_path_factory.mktemp("network")
     with closing(IsolatedNetwork(directory)) as network:
@@ -148,7 +148,7 @@ def isolated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[IsolatedDeplo
 
 
 def test_the_isolated_network_records_every_connection(isolated: IsolatedDeployment) -> None:
-    """The rig itself: a plain client that connects to a forbidden address is seen there, by number and by name."""
+    """The isolated network itself: connections to forbidden addresses, by number and by name, are recorded."""
 
     def connect() -> None:
         import socket  # noqa: PLC0415  the one test that goes where Dockyard must not
@@ -171,7 +171,7 @@ def _digest(isolated: IsolatedDeployment, seed: str) -> str:
 
 @pytest.mark.parametrize("kind", ["blobs", "manifests"])
 def test_r1_redirects(isolated: IsolatedDeployment, kind: str) -> None:
-    """R1: a redirect of a blob or a manifest to any of the 24 targets is 502, refused before anything connects."""
+    """A redirect of a blob or a manifest to any of the 24 targets is 502, rejected before a connection is made."""
     assert len(TARGETS) == 24
     for name, target in TARGETS.items():
         digest = _digest(isolated, f"{kind} {name}")
@@ -186,17 +186,17 @@ def test_r1_redirects(isolated: IsolatedDeployment, kind: str) -> None:
 
 @pytest.mark.parametrize("login", ["anonymous", "with a login"])
 def test_r3_realms(isolated: IsolatedDeployment, login: str) -> None:
-    """R3: a challenge whose realm is any of the 24 targets is refused: no connection, no credentials."""
+    """A challenge whose realm is any of the 24 targets is rejected: no connection, no credentials."""
     prefix = "up" if login == "anonymous" else "safe"
     for number, (name, target) in enumerate(TARGETS.items()):
         realm = target.format(s3=isolated.bucket.host.rpartition(":")[2])
         if prefix == "safe" and name != "http from https":
             realm = realm.replace("http://", "https://")
         elif name == "http from https":
-            continue  # of the plain registry; the other has it
+            continue  # for plain registries only
         repo = f"realm-{prefix}-{number}"
         rule = isolated.fake_registry.on(None, faults.challenged(f'Bearer realm="{realm}",service="s"'), repo=repo)
-        for _ in range(2):  # the realm before was remembered, and failed once more
+        for _ in range(2):  # the previous realm was cached, and fails once more
             response = isolated.get(f"/v2/{prefix}.test/{repo}/manifests/sha256:{'a' * 64}")
         assert (response.status, response.took_s < 3) == (502, True), name
         assert rule.applied > 0, name
@@ -213,9 +213,9 @@ REALMS = {
 
 
 @pytest.mark.parametrize("name", REALMS)
-def test_r3_realms_of_strangers(isolated: IsolatedDeployment, name: str) -> None:
-    """R3: with a login, a realm of another registrable domain or without TLS is not even connected to."""
-    repo = f"stranger-{list(REALMS).index(name)}"
+def test_r3_realms_of_other_domains(isolated: IsolatedDeployment, name: str) -> None:
+    """With a login, no connection is made to a realm of another registrable domain or without TLS."""
+    repo = f"other-domain-{list(REALMS).index(name)}"
     isolated.fake_registry.on(None, faults.challenged(f'Bearer realm="{REALMS[name]}",service="s"'), repo=repo)
     before = isolated.fake_registry.listeners["cdn"].connections
     assert isolated.get(f"/v2/safe.test/{repo}/manifests/sha256:{'b' * 64}").status == 502
@@ -230,10 +230,10 @@ def _to_name(isolated: IsolatedDeployment, name: str, digest: str) -> Callable[[
     return location
 
 
-def test_r2_names_that_are_bound_anew(isolated: IsolatedDeployment) -> None:
-    """R2: a name that led to a public address leads to a forbidden one at its second lookup: refused each time.
+def test_r2_dns_rebinding(isolated: IsolatedDeployment) -> None:
+    """A name that resolved to a public address resolves to a forbidden one the second time: rejected.
 
-    Each connection costs one lookup, and goes to the address that was judged.
+    Each connection costs one lookup, and uses the address that was checked.
     """
     assert len(ADDRESSES) == 24
     for number, address in enumerate(ADDRESSES):
@@ -252,7 +252,7 @@ def test_r2_names_that_are_bound_anew(isolated: IsolatedDeployment) -> None:
 
 
 def test_r2_a_name_with_public_and_private_addresses(isolated: IsolatedDeployment) -> None:
-    """R2: of several addresses only those that are allowed are tried."""
+    """Of several addresses only the allowed ones are tried."""
     name = "both.example.net"
     isolated.name_server.answers[name] = [("10.1.2.3", "169.254.169.254", PUBLIC, "fc00::1")]
     digest = _digest(isolated, name)
@@ -264,10 +264,10 @@ def test_r2_a_name_with_public_and_private_addresses(isolated: IsolatedDeploymen
 @pytest.mark.parametrize(
     ("address", "status"), [("10.0.0.9", 200), ("192.168.9.9", 200), ("127.0.0.1", 502), ("169.254.169.254", 502)]
 )
-def test_r5_a_private_registry_points_to_its_neighbours_only(
+def test_r5_a_private_registry_may_redirect_to_private_addresses(
     isolated: IsolatedDeployment, address: str, status: int
 ) -> None:
-    """R5: a registry on a private address may send us to private ones (the design's rule), not to us or to metadata."""
+    """A registry on a private address may redirect to private addresses, not to this host or to metadata."""
     digest = _digest(isolated, f"private {address}")
     if status == 200:
         listener = isolated.network.run(lambda: isolated.fake_registry.listen(f"cdn {address}", address))
@@ -285,7 +285,7 @@ def test_r5_a_private_registry_points_to_its_neighbours_only(
 def test_r4_urls_in_a_manifest_are_not_followed(
     make_deployment: Callable[..., WatchedDeployment], fake_registry: FakeRegistry
 ) -> None:
-    """R4: a foreign layer is passed on as the manifest has it; what its `urls` name gets no connection."""
+    """A foreign layer is passed on as it is in the manifest; no connection is made to its `urls`."""
     elsewhere = fake_registry.listen("elsewhere", "127.0.0.2")
     layer = {"mediaType": "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip", "digest": f"sha256:{'f' * 64}"}
     layer |= {"size": 5, "urls": [f"{elsewhere.url}/layer"]}  # type: ignore[dict-item]
@@ -304,7 +304,7 @@ def test_r4_urls_in_a_manifest_are_not_followed(
 def test_r6_proxies_of_the_environment_are_not_used(
     make_deployment: Callable[..., WatchedDeployment], fake_registry: FakeRegistry
 ) -> None:
-    """R6: HTTP_PROXY and its kind change nothing, neither for upstreams nor for the bucket."""
+    """HTTP_PROXY and similar variables change nothing, neither for upstreams nor for the bucket."""
     proxy = fake_registry.listen("proxy", "127.0.0.2")
     name_server = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy")
     with closing(S3Proxy(0)) as bucket:

@@ -146,7 +146,7 @@ def open_deployment(
     """Start a Dockyard with short timeouts whose prefix `up.test` and default `docker.io` lead to the fake registry."""
     limits = {"check_timeout": f"{CHECK_TIMEOUT_S}s", "connect_timeout": "1s", "stall_timeout": f"{STALL_TIMEOUT_S}s"}
     settings["upstream"] = {**limits, **settings.get("upstream", {})}
-    ours = (
+    upstreams = (
         [upstream("docker.io", fake_registry.url), upstream("up.test", fake_registry.url)]
         if upstreams is None
         else upstreams
@@ -154,7 +154,7 @@ def open_deployment(
     with running(
         Dockyard(
             directory,
-            ours,
+            upstreams,
             workers=workers,
             settings=settings,
             environ=environ,

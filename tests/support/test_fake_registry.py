@@ -136,7 +136,7 @@ def test_a_body_is_cut_at_a_byte(fake_registry: FakeRegistry, how: Ending, at: i
 
 
 def test_a_rule_applies_as_often_as_it_says(fake_registry: FakeRegistry) -> None:
-    """`times=1` breaks the first answer and leaves the second whole."""
+    """`times=1` cuts the first response only."""
     digest = fake_registry.add_blob(BLOB)
     fake_registry.on("blob", faults.cut(0.5), times=1)
     assert len(raw(fake_registry, f"/v2/app/blobs/{digest}")[1]) == len(BLOB) // 2
@@ -170,7 +170,7 @@ def test_a_silent_registry_sends_nothing_and_records_the_disconnect(fake_registr
         connection.sendall(b"GET /v2/ HTTP/1.1\r\nHost: x\r\n\r\n")
         with pytest.raises(TimeoutError):
             connection.recv(1)
-    fake_registry.wait_for(lambda: fake_registry.received("ping")[0].ended == "gone", "the client is seen to leave")
+    fake_registry.wait_for(lambda: fake_registry.received("ping")[0].ended == "gone", "the disconnect is recorded")
 
 
 @pytest.mark.parametrize("how", ["fin", "rst"])
