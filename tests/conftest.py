@@ -1,14 +1,14 @@
-"""Fixtures for everything that crosses a process: a real registry, Dockyard itself, and where to find programs.
+"""Fixtures for all packages: a real registry, Dockyard as a process, and the paths of programs.
 
     def test_something(registry, start_dockyard):
         image = push_index(registry, "library/app", seed="something")
         dockyard = start_dockyard([docker_hub(registry)], workers=4)
-        registry.forget_requests()
+        registry.clear_requests()
         ...
         assert [request.path for request in registry.requests() if request.method == "GET"] == [...]
 
 `registry` is one process for the whole session. A test that stops it starts it again (`with registry.stopped():`), and
-has a repository of its own.
+uses a repository of its own.
 """
 
 import contextlib
@@ -27,20 +27,20 @@ from tests.support.dockyard import Dockyard
 from tests.support.programs import Programs
 from tests.support.toxiproxy import Toxiproxy
 
-# The tests may share their machine with servers: a slow example is not a finding.
+# The tests may share their machine with servers: a slow example is no failure.
 hypothesis.settings.register_profile("dockyard", deadline=None)
 hypothesis.settings.load_profile("dockyard")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Name our mark, and let SIGTERM end the session as Ctrl-C does: with all processes ended."""
+    """Register our marker, and let SIGTERM end the session like Ctrl-C, with all processes ended."""
     config.addinivalue_line("markers", "clients: pulls with real clients (docker, containerd, skopeo, podman, crane)")
     signal.signal(signal.SIGTERM, lambda *_: os.kill(os.getpid(), signal.SIGINT))
 
 
 @pytest.fixture(scope="session")
 def programs() -> Programs:
-    """Where the real servers and clients are; one that needs building is built when a test wants it."""
+    """The paths of real servers and clients; one that needs building is built when it is first needed."""
     return Programs()
 
 
@@ -57,14 +57,14 @@ def registry(programs: Programs, tmp_path_factory: pytest.TempPathFactory) -> It
 
 @pytest.fixture(scope="session")
 def toxiproxy(programs: Programs, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Toxiproxy]:
-    """Toxiproxy, without a way yet."""
+    """A toxiproxy server without proxies."""
     with contextlib.closing(Toxiproxy(programs.need("toxiproxy-server"), tmp_path_factory.mktemp("toxiproxy"))) as it:
         yield it
 
 
 @pytest.fixture
 def start_dockyard(tmp_path: Path) -> Iterator[Callable[..., Dockyard]]:
-    """A function that starts a Dockyard (see there for its arguments); all are killed when the test ends."""
+    """A function that starts a Dockyard (its arguments are those of `Dockyard`); all are killed when the test ends."""
     started: list[Dockyard] = []
 
     def start(upstreams: Sequence[Mapping[str, Any]], **options: Any) -> Dockyard:
@@ -76,4 +76,4 @@ def start_dockyard(tmp_path: Path) -> Iterator[Callable[..., Dockyard]]:
     yield start
     for dockyard in started:
         dockyard.kill()
-        shutil.rmtree(dockyard.storage, ignore_errors=True)  # the log stays
+        shutil.rmtree(dockyard.storage, ignore_errors=True)  # the log is kept

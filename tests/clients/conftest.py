@@ -1,4 +1,4 @@
-"""Real clients, one of each for the session, and one Dockyard for each file of tests."""
+"""Fixtures: real clients, one of each per session, and one Dockyard per module."""
 
 import tempfile
 from collections.abc import Callable, Generator, Iterator
@@ -21,7 +21,7 @@ KINDS: dict[str, Callable[[DistributionRegistry, str, str], PushedImage]] = {
 
 @pytest.fixture(scope="session")
 def containerd(programs: Programs, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Containerd]:
-    """One containerd, with nothing pulled."""
+    """One containerd without images."""
     paths = programs.need("containerd", as_root=True), programs.need("ctr")
     daemon = Containerd(*paths, tmp_path_factory.mktemp("containerd"))
     try:
@@ -35,7 +35,7 @@ def containerd(programs: Programs, tmp_path_factory: pytest.TempPathFactory) -> 
 def docker(
     programs: Programs, containerd: Containerd, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[DockerDaemon]:
-    """One Docker daemon, with nothing pulled."""
+    """One Docker daemon without images."""
     paths = programs.need("dockerd", as_root=True), programs.need("docker")
     daemon = DockerDaemon(*paths, containerd, tmp_path_factory.mktemp("docker"))
     try:
@@ -47,7 +47,7 @@ def docker(
 
 @pytest.fixture(scope="session")
 def skopeo(programs: Programs, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Skopeo]:
-    """The client skopeo, with nothing pulled."""
+    """The skopeo client without images."""
     skopeo = Skopeo(programs.need("skopeo"), tmp_path_factory.mktemp("skopeo"))
     yield skopeo
     skopeo.wipe()
@@ -55,7 +55,7 @@ def skopeo(programs: Programs, tmp_path_factory: pytest.TempPathFactory) -> Iter
 
 @pytest.fixture(scope="session")
 def podman(programs: Programs) -> Iterator[Podman]:
-    """The client podman, with nothing pulled. It wants a short path, shorter than pytest's."""
+    """The podman client without images. Its socket paths must be shorter than those of pytest's directories."""
     with tempfile.TemporaryDirectory(prefix="podman-") as directory:
         podman = Podman(programs.need("podman", as_root=True), Path(directory))
         yield podman
@@ -64,7 +64,7 @@ def podman(programs: Programs) -> Iterator[Podman]:
 
 @pytest.fixture(scope="session")
 def crane(programs: Programs, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Crane]:
-    """The client crane, with nothing pulled."""
+    """The crane client without images."""
     crane = Crane(programs.need("crane"), tmp_path_factory.mktemp("crane"))
     yield crane
     crane.wipe()
@@ -72,7 +72,7 @@ def crane(programs: Programs, tmp_path_factory: pytest.TempPathFactory) -> Itera
 
 @pytest.fixture(scope="module")
 def dockyard(registry: DistributionRegistry, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Dockyard]:
-    """Dockyard with two workers, before our registry as Docker Hub and as another registry."""
+    """A Dockyard with two workers; the registry is its upstream as Docker Hub and as another registry."""
     other = {**docker_hub(registry), "prefix": OTHER_REGISTRY}
     with running(Dockyard(tmp_path_factory.mktemp("dockyard"), [docker_hub(registry), other])) as dockyard:
         yield dockyard
@@ -81,7 +81,7 @@ def dockyard(registry: DistributionRegistry, tmp_path_factory: pytest.TempPathFa
 
 @pytest.fixture(params=PULL_METHODS.keys())
 def method(request: pytest.FixtureRequest, dockyard: Dockyard) -> Iterator[PullMethod]:
-    """Each client by each shape of URL, with nothing pulled yet."""
+    """Each client with each shape of URL, without images."""
     method = PULL_METHODS[request.param](dockyard, request)
     method.wipe()
     yield method
@@ -90,7 +90,7 @@ def method(request: pytest.FixtureRequest, dockyard: Dockyard) -> Iterator[PullM
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Show beside a failure what Dockyard said, and what reached the upstream."""
+    """Add Dockyard's log and the requests upstream to the report of a failed test."""
     report = yield
     fixtures = getattr(item, "funcargs", {})
     if report.failed and isinstance(fixtures.get("dockyard"), Dockyard):

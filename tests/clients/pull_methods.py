@@ -1,7 +1,7 @@
-"""The ways in which real clients reach an image through Dockyard: which client, by which shape of URL.
+"""How real clients pull an image through Dockyard: which client, with which shape of URL.
 
-A way pulls an image that stands at the upstream and answers with the digests that the client has of it; `expected` says
-which they must be: neither more nor fewer. U1 to U5 are the shapes in which the requests arrive:
+A method pulls an image of the upstream and returns the digests that the client has then; `expected` returns the digests
+that it must have. U1 to U5 are the shapes of the requests:
 
     U1  /v2/<prefix>/<name>/...              U4  /v2/<name>/...?ns=<host>
     U2  /v2/<prefix>/<name>/...?ns=<host>    U5  /v2/<name>/...
@@ -20,12 +20,12 @@ from tests.support.images import PushedImage
 
 Digests = frozenset[str]
 
-OTHER_REGISTRY = "registry.example.test"  # a second upstream, for what is not Docker Hub
+OTHER_REGISTRY = "registry.example.test"  # a second upstream, not Docker Hub
 
 
 @attrs.frozen
 class PullMethod:
-    """How one client pulls: `pull` answers with what it has then, `wipe` leaves it with nothing."""
+    """How one client pulls: `pull` returns the digests it has afterwards, `wipe` removes all its images."""
 
     pull: Callable[[PushedImage], Digests]
     expected: Callable[[PushedImage], Digests]
@@ -38,7 +38,7 @@ def docker_by_prefix(dockyard: Dockyard, request: pytest.FixtureRequest) -> Pull
 
 
 def docker_by_mirror(dockyard: Dockyard, request: pytest.FixtureRequest) -> PullMethod:
-    """U5: `registry-mirrors`; the user says nothing but the Hub's short name."""
+    """U5: `registry-mirrors`; the image has Docker Hub's short name."""
     daemon: DockerDaemon = request.getfixturevalue("docker")
     daemon.use_mirrors(dockyard.url)
     return _docker(request, lambda image: f"{image.repository.removeprefix('library/')}:{image.tag}")
@@ -50,23 +50,23 @@ def containerd_u1(dockyard: Dockyard, request: pytest.FixtureRequest) -> PullMet
 
 
 def containerd_u2(dockyard: Dockyard, request: pytest.FixtureRequest) -> PullMethod:
-    """A mirror whose URL has `/v2` and the prefix, and says so by `override_path`."""
+    """A mirror whose URL contains `/v2` and the prefix, with `override_path`."""
     hosts = _hosts(request, "docker.io", f"{dockyard.url}/v2/docker.io", "override_path = true")
     return _containerd(request, "docker.io", "--hosts-dir", hosts)
 
 
 def containerd_u3(dockyard: Dockyard, request: pytest.FixtureRequest) -> PullMethod:
-    """A mirror whose URL has the prefix; containerd puts `/v2` behind it."""
+    """A mirror whose URL contains the prefix; containerd appends `/v2`."""
     return _containerd(request, "docker.io", "--hosts-dir", _hosts(request, "docker.io", f"{dockyard.url}/docker.io"))
 
 
 def containerd_u4(dockyard: Dockyard, request: pytest.FixtureRequest) -> PullMethod:
-    """A mirror by its address alone; `ns` says which registry is meant."""
+    """A mirror without a path; `ns` names the registry."""
     return _containerd(request, "docker.io", "--hosts-dir", _hosts(request, "docker.io", dockyard.url))
 
 
 def containerd_u4_default(dockyard: Dockyard, request: pytest.FixtureRequest) -> PullMethod:
-    """U4 from `_default`: one file for every registry, here for one that is not Docker Hub."""
+    """U4 from `_default`: one file for every registry, here for one other than Docker Hub."""
     return _containerd(request, OTHER_REGISTRY, "--hosts-dir", _hosts(request, "_default", dockyard.url))
 
 
@@ -80,7 +80,7 @@ def skopeo_direct(dockyard: Dockyard, request: pytest.FixtureRequest) -> PullMet
 
 
 def skopeo_all_platforms(dockyard: Dockyard, request: pytest.FixtureRequest) -> PullMethod:
-    """U1: the index and all that it names."""
+    """U1: the index and everything in it."""
     skopeo: Skopeo = request.getfixturevalue("skopeo")
     return PullMethod(
         pull=lambda image: skopeo.pull(f"{dockyard.host}/docker.io/{image.repository}:{image.tag}", "--all").digests,
@@ -109,12 +109,12 @@ def podman_mirror(dockyard: Dockyard, request: pytest.FixtureRequest) -> PullMet
 
 
 def crane_direct(dockyard: Dockyard, request: pytest.FixtureRequest) -> PullMethod:
-    """U1: the index and all that it names."""
+    """U1: the index and everything in it."""
     return _crane(request, lambda image: f"{dockyard.host}/docker.io/{image.repository}:{image.tag}")
 
 
 def crane_short_name(dockyard: Dockyard, request: pytest.FixtureRequest) -> PullMethod:
-    """U1, with a short name: only Dockyard knows that the prefix means Docker Hub, and adds `library/`."""
+    """U1 with a short name: Dockyard adds `library/`, because the prefix is Docker Hub."""
     return _crane(
         request,
         lambda image: f"{dockyard.host}/docker.io/{image.repository.removeprefix('library/')}:{image.tag}",
@@ -186,7 +186,7 @@ def _crane(request: pytest.FixtureRequest, reference: Callable[[PushedImage], st
 
 
 def _hosts(request: pytest.FixtureRequest, registry: str, mirror: str, *more: str) -> Path:
-    """Write a hosts.toml for containerd; its last resort is a port that nobody listens on."""
+    """Write a hosts.toml for containerd; its fallback is a closed port."""
     tmp_path: Path = request.getfixturevalue("tmp_path")
     file = tmp_path / "certs.d" / registry / "hosts.toml"
     file.parent.mkdir(parents=True)
@@ -196,7 +196,7 @@ def _hosts(request: pytest.FixtureRequest, registry: str, mirror: str, *more: st
 
 
 def _mirrors(dockyard: Dockyard) -> str:
-    """Return a registries.conf; its last resort is a port that nobody listens on."""
+    """Return a registries.conf; its fallback is a closed port."""
     return f"""\
 [[registry]]
 prefix = "docker.io"

@@ -1,6 +1,6 @@
-"""Real clients of lists, artifacts, charts and signatures, through Dockyard: cold, warm, and with the upstream stopped.
+"""Tag lists, artifacts, charts and signatures with real clients: cold, cached, and with the upstream stopped.
 
-The upstreams are distribution, where clients keep referrers under a tag, and olareg, which has the referrers API.
+The upstreams are distribution, where clients store referrers under a tag, and olareg, which has the referrers API.
 """
 
 import secrets
@@ -36,7 +36,7 @@ def upstream(request: pytest.FixtureRequest) -> DistributionRegistry | Olareg:
 
 @pytest.fixture
 def repository() -> str:
-    """A repository that no other test has."""
+    """A repository that no other test uses."""
     return f"tests/{secrets.token_hex(4)}"
 
 
@@ -44,7 +44,7 @@ def repository() -> str:
 def through(
     upstream: DistributionRegistry | Olareg, repository: str, start_dockyard: Callable[..., Dockyard]
 ) -> Callable[[Callable[[str], T]], list[T]]:
-    """Do something with the repository through a new Dockyard: cold, warm, and while the upstream is stopped."""
+    """Run an action on the repository through a new Dockyard: cold, cached, and while the upstream is stopped."""
 
     def do(action: Callable[[str], T]) -> list[T]:
         dockyard = start_dockyard([docker_hub(upstream)])
@@ -59,7 +59,7 @@ def through(
 
 @pytest.fixture
 def oras(programs: Programs, tmp_path: Path) -> Oras:
-    """The client oras."""
+    """The oras client."""
     (tmp_path / "oras").mkdir()
     return Oras(programs.need("oras"), tmp_path / "oras")
 
@@ -71,17 +71,17 @@ def test_crane_lists_tags(
     crane: Crane,
     oras: Oras,
 ) -> None:
-    """All of them, in order."""
+    """All tags, sorted."""
     tags = ["latest", "v1", "v10", "v2"]
     for tag in tags:
         oras.push(f"{upstream.host}/{repository}:{tag}", "file.txt", b"one", SBOM)
     assert through(crane.tags) == [tags] * 3
 
 
-def test_oras_discovers_what_refers_to_an_artifact(
+def test_oras_discovers_referrers(
     upstream: DistributionRegistry | Olareg, repository: str, through: Callable[..., list[list[str]]], oras: Oras
 ) -> None:
-    """Both referrers, and one when asked for its type."""
+    """Both referrers, and one of them with a filter by its type."""
     source = f"{upstream.host}/{repository}:v1"
     oras.push(source, "file.txt", b"the subject", SBOM)
     oras.attach(source, "sbom.txt", b"a list of parts", SBOM)
@@ -126,7 +126,7 @@ def test_cosign_verifies_a_signature(
     *,
     is_bundle: bool,
 ) -> None:
-    """By our key: signatures that refer to the image, and those of old that lie under a tag; another key has none."""
+    """Signatures as referrers and in a tag verify with our key; with another key they do not."""
     oras.push(f"{upstream.host}/{repository}:v1", "file.txt", b"what is signed", SBOM)
     digest = oras.digest(f"{upstream.host}/{repository}:v1")
     mine, other = (Cosign(programs.need("cosign"), _made(tmp_path / name)) for name in ("mine", "other"))

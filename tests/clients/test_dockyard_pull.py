@@ -1,4 +1,4 @@
-"""`dockyard pull` as a command: a real registry, a real Dockyard, and what reached the registry."""
+"""The `dockyard pull` command: a real registry, a real Dockyard, and the requests that reached the registry."""
 
 import json
 import subprocess
@@ -23,7 +23,7 @@ LIMIT_S = 30.0
 
 @pytest.fixture(scope="module")
 def dockyard(registry: DistributionRegistry, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Dockyard]:
-    """Dockyard with two workers, before our registry as Docker Hub."""
+    """A Dockyard with two workers; the registry is its upstream as Docker Hub."""
     with running(Dockyard(tmp_path_factory.mktemp("dockyard"), [docker_hub(registry)])) as dockyard:
         yield dockyard
 
@@ -44,12 +44,12 @@ def pull(server: Dockyard | str, *words: str, stdin: str = "") -> subprocess.Com
 
 
 def read_upstream(registry: DistributionRegistry) -> Counter[str]:
-    """The digests and tags that were read at the registry, and how often; HEADs are none."""
+    """The digests and tags that were read from the registry, and how often; HEAD requests do not count."""
     return Counter(request.path.rpartition("/")[2] for request in registry.requests() if request.method == "GET")
 
 
 def only(image: PushedImage, *architectures: str) -> PushedImage:
-    """The image as clients of these architectures know it."""
+    """The image with these architectures only."""
     return attrs.evolve(image, platforms={name: image.platforms[name] for name in architectures})
 
 
@@ -81,8 +81,8 @@ def test_an_index_warms_exactly_the_platforms_asked_for(
     assert [request.method for request in registry.requests()] == ["HEAD"]
 
 
-def test_attestations_stay_where_they_are(registry: DistributionRegistry, dockyard: Dockyard) -> None:
-    """`--all-platforms` means images."""
+def test_attestations_are_not_pulled(registry: DistributionRegistry, dockyard: Dockyard) -> None:
+    """`--all-platforms` means images, not attestations."""
     image = push_index(registry, "pulled/attested", "attested")
     amd64, arm64 = (image.platforms[name] for name in ARCHITECTURES)
     entries = [
@@ -101,7 +101,7 @@ def test_attestations_stay_where_they_are(registry: DistributionRegistry, dockya
 
 
 def test_json_is_a_document_on_each_line(registry: DistributionRegistry, dockyard: Dockyard) -> None:
-    """Blobs, images and the end; failures are among them, and stderr has nothing."""
+    """Blobs, images and the end, failures included; standard error is empty."""
     image = push_index(registry, "pulled/json", "json")
 
     done = pull(dockyard, "--json", "pulled/json", "pulled/nosuch")
@@ -122,7 +122,7 @@ def test_json_is_a_document_on_each_line(registry: DistributionRegistry, dockyar
 
 
 def test_a_list_names_images(registry: DistributionRegistry, dockyard: Dockyard, tmp_path: Path) -> None:
-    """From a file and from standard input, beside the arguments; images of one layer share its one read."""
+    """From a file and from standard input, besides the arguments; a layer of several images is read once."""
     names = ["pulled/list-a", "pulled/list-b", "pulled/list-c"]
     images = [push_docker(registry, name, "list") for name in names]
     listed = tmp_path / "images.txt"
@@ -137,8 +137,8 @@ def test_a_list_names_images(registry: DistributionRegistry, dockyard: Dockyard,
     assert {blob: read[blob] for blob in images[0].blobs} == dict.fromkeys(images[0].blobs, 1)
 
 
-def test_a_platform_that_is_not_there_is_a_failure(registry: DistributionRegistry, dockyard: Dockyard) -> None:
-    """What there is is named, and the platforms that are there are warm."""
+def test_a_missing_platform_is_a_failure(registry: DistributionRegistry, dockyard: Dockyard) -> None:
+    """The error names the available platforms, and those requested among them are cached."""
     image = push_index(registry, "pulled/some", "some")
     registry.clear_requests()
 
@@ -149,7 +149,7 @@ def test_a_platform_that_is_not_there_is_a_failure(registry: DistributionRegistr
     assert read_upstream(registry).keys() >= image.platforms["amd64"].blobs
 
 
-def test_a_server_that_is_not_there_is_said_at_once() -> None:
+def test_an_unreachable_server_is_reported_at_once() -> None:
     """One line, no traceback."""
     url = f"http://127.0.0.1:{free_port()}"
 
@@ -173,8 +173,8 @@ def test_a_server_that_is_not_there_is_said_at_once() -> None:
         (["nginx", "--server", "ftp://x"], "must be a URL"),
     ],
 )
-def test_words_that_are_not_understood_end_with_status_2(words: list[str], output: str) -> None:
-    """And nothing is asked of any server."""
+def test_invalid_arguments_exit_with_status_2(words: list[str], output: str) -> None:
+    """No request is sent to any server."""
     done = pull("http://127.0.0.1:9", *words)
 
     assert done.returncode == 2
@@ -182,8 +182,8 @@ def test_words_that_are_not_understood_end_with_status_2(words: list[str], outpu
     assert "Traceback" not in done.stderr
 
 
-def test_other_commands_do_without_the_weight() -> None:
-    """The bars and the HTTP client are loaded by this command only."""
+def test_other_commands_do_not_import_the_pull_client() -> None:
+    """Progress bars and HTTP client are imported by this command only."""
     done = subprocess.run(
         [sys.executable, "-X", "importtime", "-m", "dockyard", "version"],
         cwd=ROOT,
@@ -197,10 +197,10 @@ def test_other_commands_do_without_the_weight() -> None:
     assert [name for name in ("rich", "urllib3", "dockyard.pull") if name in done.stderr] == []
 
 
-def test_warm_images_succeed_without_the_upstream_and_others_fail(
+def test_cached_images_succeed_without_the_upstream_and_others_fail(
     registry: DistributionRegistry, dockyard: Dockyard
 ) -> None:
-    """Exit status 1, one line for the image that failed, and the other is warm."""
+    """Exit status 1, one line for the image that failed, and the other one is pulled."""
     push_index(registry, "pulled/before", "before")
     push_docker(registry, "pulled/never", "never")
     assert pull(dockyard, "pulled/before").returncode == 0

@@ -1,4 +1,4 @@
-"""A layer of 1 GiB, through Dockyard, to real clients."""
+"""A layer of 1 GiB, pulled through Dockyard by real clients."""
 
 import pytest
 
@@ -12,10 +12,10 @@ pytestmark = [pytest.mark.clients, pytest.mark.timeout(240)]  # 4 GiB written by
 GIB = 1 << 30
 
 
-def test_a_large_layer_crosses_once_for_all_clients(
+def test_a_large_layer_is_fetched_once_for_all_clients(
     dockyard: Dockyard, registry: DistributionRegistry, skopeo: Skopeo, crane: Crane, docker: DockerDaemon
 ) -> None:
-    """One client pulls it cold, one warm, and one with the upstream stopped; upstream sent it once."""
+    """One client pulls it cold, one cached, and one with the upstream stopped; the upstream sends it once."""
     image = push_large(registry, "library/large", "large", GIB)
     reference = f"{dockyard.host}/docker.io/{image.repository}:{image.tag}"
     registry.clear_requests()

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.clients
 
 @pytest.fixture(scope="module")
 def images(dockyard: Dockyard, registry: DistributionRegistry) -> Iterator[dict[str, PushedImage]]:
-    """Images that were pulled through Dockyard once, by any client; then the upstream was stopped."""
+    """Images that were pulled through Dockyard once, by a simple client; then the upstream was stopped."""
     pushed = {kind: push(registry, f"library/outage-{kind}", f"outage {kind}") for kind, push in KINDS.items()}
     push_index(registry, "library/never-pulled", "never pulled")
     for image in pushed.values():
@@ -28,13 +28,15 @@ def images(dockyard: Dockyard, registry: DistributionRegistry) -> Iterator[dict[
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_was_once_pulled_stays_pullable(method: PullMethod, kind: str, images: dict[str, PushedImage]) -> None:
-    """A client that has nothing yet gets the whole image."""
+def test_cached_images_can_be_pulled_in_an_outage(
+    method: PullMethod, kind: str, images: dict[str, PushedImage]
+) -> None:
+    """A client without images gets the whole image."""
     assert method.pull(images[kind]) == method.expected(images[kind])
 
 
 @pytest.mark.usefixtures("images")
-def test_what_was_never_pulled_is_said_to_be_out_of_reach(skopeo: Skopeo, dockyard: Dockyard) -> None:
-    """The client is told that the upstream cannot be asked, not that there is no such image."""
+def test_an_uncached_image_is_reported_as_unavailable(skopeo: Skopeo, dockyard: Dockyard) -> None:
+    """The client's error says that the upstream is unavailable, not that the image does not exist."""
     with pytest.raises(ClientError, match="503"):
         skopeo.pull(f"{dockyard.host}/docker.io/library/never-pulled:latest")

@@ -1,4 +1,4 @@
-"""The upstreams of the conformance suite, and what the suite says of each of them itself."""
+"""Fixtures: the conformance suite, and its results with the upstreams themselves."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -24,7 +24,7 @@ def suite(programs: Programs) -> Path:
 def run_directly(
     suite: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[[DistributionRegistry | Olareg], Outcome]:
-    """What the suite says of an upstream itself; each is asked once."""
+    """Run the suite against an upstream itself, once per upstream."""
     known: dict[str, Outcome] = {}
 
     def ask(upstream: DistributionRegistry | Olareg) -> Outcome:

@@ -1,10 +1,10 @@
-"""A door with two rooms behind it: what writes goes to a registry, what reads goes to the cache in front of it.
+"""A proxy that sends writes to a registry, and reads to the cache in front of it.
 
-The conformance suite pushes what it then reads, and a cache takes no pushes. The suite talks to this door and sees one
-registry. It forwards Host as it came, so that the registry's own Locations lead back here.
+The conformance suite pushes what it then reads, and a cache accepts no pushes: through this proxy both look like one
+registry. The Host header is forwarded, so that the registry's own Locations lead back to the proxy.
 
-A warm door asks the cache for each thing twice and hands on the second answer; a HEAD is preceded by a GET, for a HEAD
-alone warms nothing.
+With `is_warm` every read is sent twice, and the second response is forwarded; before a HEAD a GET is sent, because HEAD
+alone caches nothing.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ FRAMING = frozenset({"connection", "content-length", "keep-alive", "transfer-enc
 
 @attrs.frozen
 class Backend:
-    """A server on loopback, and what is put before the paths that are asked of it."""
+    """A server on loopback, and the path that is put before those of the requests."""
 
     port: int
     path: str = ""
@@ -30,14 +30,14 @@ class Backend:
 
 @attrs.define
 class RequestCounts:
-    """How many requests went where."""
+    """The number of requests by destination."""
 
     reads: int = 0
     writes: int = 0
 
 
 class ReadWriteProxy:
-    """The door. `address` is what the suite is told; `counts` is what passed."""
+    """The proxy. `address` is the registry of the suite; `counts` are the forwarded requests."""
 
     def __init__(self, writes: Backend, reads: Backend, *, is_warm: bool = False) -> None:
         self.counts = RequestCounts()
@@ -62,7 +62,7 @@ class ReadWriteProxy:
             do_HEAD = do_POST = do_PUT = do_PATCH = do_DELETE = do_GET  # noqa: N815  as above
 
             def log_message(handler, *_: object) -> None:  # noqa: N805
-                """Say nothing."""
+                """Log nothing."""
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self._server.daemon_threads = True
@@ -83,7 +83,7 @@ class ReadWriteProxy:
 
 
 def _read_body(handler: BaseHTTPRequestHandler) -> bytes | None:
-    """The body of a request, decoded if it came in chunks; None when there is none."""
+    """The body of a request, decoded if it is chunked; None when there is none."""
     if "chunked" in handler.headers.get("Transfer-Encoding", ""):
         chunks = []
         while size := int(handler.rfile.readline().partition(b";")[0], 16):
@@ -111,7 +111,7 @@ def _request(
 
 
 def _forward(handler: BaseHTTPRequestHandler, backend: Backend, body: bytes | None) -> None:
-    """Ask and hand on the answer, headers and all."""
+    """Send the request and forward the response with its headers."""
     with _request(handler, backend, body, method=handler.command) as response:
         data = response.read()
         length = response.getheader("Content-Length") if handler.command == "HEAD" else str(len(data))

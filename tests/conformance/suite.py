@@ -1,4 +1,4 @@
-"""The conformance suite of the OCI distribution specification: one run of it, and what it found."""
+"""One run of the conformance suite of the OCI distribution specification, and its results."""
 
 import os
 import re
@@ -12,7 +12,7 @@ import attrs
 
 RUN_LIMIT_S = 100.0
 
-# A cache shows a deleted manifest by its digest for ever, and that is not what is tested here.
+# A cache serves a deleted manifest by its digest for ever; deleting is not tested here.
 WITHOUT_DELETES = {
     f"OCI_API_{what}_{ability}": "false" for what in ("TAGS", "MANIFESTS", "BLOBS") for ability in ("DELETE", "ATOMIC")
 }
@@ -21,7 +21,7 @@ _DIGEST = re.compile(r"sha(?:256|512):[0-9a-f]+")
 
 @attrs.frozen
 class Outcome:
-    """The checks of one run by what became of them. Digests, new in each run, are cut from their names."""
+    """The checks of one run by result. Digests, which differ in each run, are cut from their names."""
 
     passed: Counter[str]
     failed: Counter[str]
@@ -30,12 +30,12 @@ class Outcome:
 
     @property
     def count(self) -> int:
-        """How many checks passed or failed."""
+        """The number of checks that passed or failed."""
         return self.passed.total() + self.failed.total()
 
 
 def run_suite(program: Path, registry: str, directory: Path, settings: Mapping[str, str]) -> Outcome:
-    """Run the suite against `host:port` over plain HTTP, as strict as it can be: the text of the next version."""
+    """Run the suite against `host:port` over plain HTTP, against the next version of the specification."""
     directory.mkdir()
     environ = {
         "PATH": os.environ["PATH"],
@@ -50,7 +50,7 @@ def run_suite(program: Path, registry: str, directory: Path, settings: Mapping[s
     done = subprocess.run(
         [program],
         env=environ,
-        cwd=directory,  # no oci-conformance.yaml of somebody else's
+        cwd=directory,  # without any oci-conformance.yaml of the user
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,

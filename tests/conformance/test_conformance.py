@@ -1,7 +1,7 @@
 """The conformance suite of the OCI distribution specification, with its reads through Dockyard.
 
-Dockyard may fail nothing that the upstream itself does not fail. The upstreams are distribution, which has neither
-referrers nor sha512 (the referrers API is then Dockyard's own making), and olareg, which has both and fails nothing.
+Dockyard may fail no check that the upstream itself passes. The upstreams are distribution, which has neither referrers
+nor sha512 (Dockyard then provides the referrers API itself), and olareg, which has both and fails no check.
 """
 
 import secrets
@@ -29,7 +29,7 @@ def upstream(request: pytest.FixtureRequest) -> DistributionRegistry | Olareg:
 
 
 @pytest.mark.parametrize(("workers", "path"), [(1, ""), (4, "/docker.io")], ids=["1-U5", "4-U3"])
-def test_reads_through_dockyard_fail_nothing_more(
+def test_reads_through_dockyard_pass_the_same_checks(
     upstream: DistributionRegistry | Olareg,
     workers: int,
     path: str,
@@ -38,7 +38,7 @@ def test_reads_through_dockyard_fail_nothing_more(
     start_dockyard: Callable[..., Dockyard],
     tmp_path: Path,
 ) -> None:
-    """On a cold cache, and when each thing is read from a warm one; at the root and below the path of a mirror."""
+    """With a cold cache, and with everything cached; at the root and below the path of a mirror."""
     direct = run_directly(upstream)
     dockyard = start_dockyard([docker_hub(upstream)], workers=workers)
     for temperature in ("cold", "warm"):
@@ -53,10 +53,10 @@ def test_reads_through_dockyard_fail_nothing_more(
         assert proxy.counts.reads > 500
 
 
-def test_an_upstream_that_fails_nothing(
+def test_olareg_passes_all_checks(
     olareg: Olareg, run_directly: Callable[[DistributionRegistry | Olareg], Outcome]
 ) -> None:
-    """The comparison with olareg is one with all of the specification: sha512, referrers and lists among the rest."""
+    """Its result covers all of the specification: sha512, referrers and lists among the rest."""
     outcome = run_directly(olareg)
     assert outcome.failed.total() == 0
     for word in ("sha512", "referrers", "list", "range"):

@@ -1,4 +1,4 @@
-"""Running a program of an operator on a file of ops/, and saying what it said."""
+"""Run a program that operators use on a file of ops/."""
 
 import os
 import subprocess
@@ -8,7 +8,7 @@ LIMIT_S = 60.0
 
 
 def run(*argv: str | Path, text: str | None = None, fails: bool = False) -> str:
-    """Run it to its end and return what it printed; `fails` when it must."""
+    """Run the program and return its output; with `fails` it must fail, otherwise succeed."""
     done = subprocess.run(
         argv,
         input=text or "",

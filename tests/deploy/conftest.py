@@ -1,4 +1,4 @@
-"""Three Dockyards over one bucket behind one HAProxy: one fleet for all tests of this directory."""
+"""Fixtures: three Dockyards over one bucket behind HAProxy, one fleet for all tests of this package."""
 
 import contextlib
 from collections.abc import Iterator
@@ -19,13 +19,13 @@ __all__ = ["minio"]
 
 @pytest.fixture(scope="session")
 def ops() -> Path:
-    """Return the directory of what operators take."""
+    """The directory of the files for operators."""
     return ROOT / "ops"
 
 
 @pytest.fixture(scope="package")
 def fleet(ops: Path, programs: Programs, minio: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
-    """Give a fleet, and judge what is in its bucket when it is gone."""
+    """A fleet; at its end the content of its bucket is verified."""
     directory = tmp_path_factory.mktemp("fleet")
     haproxy = programs.need("haproxy")
     with contextlib.closing(BucketView(minio)) as bucket_view, FakeRegistry() as fake_registry:

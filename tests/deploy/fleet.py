@@ -1,6 +1,6 @@
-"""A fleet as an operator would have it: three Dockyards, one bucket, and HAProxy with the configuration of ops/.
+"""A fleet as operators run it: three Dockyards, one bucket, and HAProxy with the configuration of ops/.
 
-Only addresses are changed in that configuration, and what a test has no right to: another user, many open files.
+Only addresses are changed in that configuration, and what needs privileges: another user, many open files.
 """
 
 import contextlib
@@ -23,11 +23,11 @@ from tests.support.fake_registry import OCI_INDEX, OCI_MANIFEST, FakeRegistry
 from tests.support.processes import Process, free_port, wait_until
 
 REPLICAS = 3
-EXAMPLES = [f"10.0.0.1{number}:5000" for number in (1, 2, 3)]  # what the configurations of ops/ have
+EXAMPLES = [f"10.0.0.1{number}:5000" for number in (1, 2, 3)]  # the addresses in the configurations of ops/
 STATUS_TIMEOUT_S = 30.0
 RESPONSE_TIMEOUT_S = 30.0
 MAX_ATTEMPTS = 5  # as Docker and containerd do
-RETRY_DELAY_S = 0.2  # between two tries
+RETRY_DELAY_S = 0.2  # between two attempts
 
 
 class Balancer:
@@ -43,7 +43,7 @@ class Balancer:
         text = example.read_text()
         changes = {
             "    user haproxy\n    group haproxy\n": "",
-            "    maxconn 16384\n": "    maxconn 2048\n",  # twice as many files, and some
+            "    maxconn 16384\n": "    maxconn 2048\n",  # it needs twice as many files
             "bind :5000": f"bind 127.0.0.1:{self.port}",
             "stats socket /run/haproxy/admin.sock mode 660": f"stats socket ipv4@127.0.0.1:{self._stats}",
             **{old: replica.host for old, replica in zip(EXAMPLES, replicas, strict=True)},
@@ -54,7 +54,7 @@ class Balancer:
         self._config.write_text(text)
 
     def start(self) -> None:
-        """Start it and wait until all replicas are up for it."""
+        """Start it and wait until it considers all replicas up."""
         self._process = Process.start([self._program, "-db", "-f", self._config], log=self._log)
         self._process.wait_until(self._is_listening, "listening", STATUS_TIMEOUT_S)
         self.wait_for({f"dockyard-{number}": "UP" for number in (1, 2, 3)})
@@ -64,11 +64,11 @@ class Balancer:
             self._process.end()
 
     def wait_for(self, wanted: dict[str, str]) -> None:
-        """Wait until HAProxy thinks so of its servers."""
+        """Wait until HAProxy reports these states of its servers."""
         wait_until(lambda: wanted.items() <= self.states().items(), f"seen as {wanted} by HAProxy", STATUS_TIMEOUT_S)
 
     def states(self) -> dict[str, str]:
-        """Each server and its status: UP, DOWN, or on its way to one of them."""
+        """The state of each server: UP, DOWN, or a transition."""
         with socket.create_connection(("127.0.0.1", self._stats), RESPONSE_TIMEOUT_S) as connection:
             connection.sendall(b"show stat\n")
             output = b"".join(iter(lambda: connection.recv(65536), b"")).decode()
@@ -83,7 +83,7 @@ class Balancer:
 
 
 class Fleet:
-    """The fake registry, the bucket, the replicas and the balancer before them."""
+    """The fake registry, the bucket, the replicas and the balancer."""
 
     def __init__(
         self, ops: Path, haproxy: Path, directory: Path, fake_registry: FakeRegistry, bucket_view: BucketView
@@ -111,16 +111,16 @@ class Fleet:
             shutil.rmtree(replica.storage, ignore_errors=True)
 
     def server_name(self, replica: Dockyard) -> str:
-        """What HAProxy calls it."""
+        """The name of a replica in HAProxy."""
         return f"dockyard-{self.replicas.index(replica) + 1}"
 
     def replicas_with(self, digest: str, where: str = "cache") -> list[Dockyard]:
-        """The replicas that have a blob in this part of their directory: `cache`, or `partial`."""
+        """The replicas that have a blob in this part of their directory: `cache` or `partial`."""
         encoded = digest.partition(":")[2]
         return [each for each in self.replicas if any((each.storage / where).glob(f"**/*{encoded}*"))]
 
     def restart(self, replica: Dockyard) -> None:
-        """As preStop and ExecStop do it: not ready, seen by the balancer, stopped, started, seen again."""
+        """Restart a replica as preStop and ExecStop do: it becomes not ready, is drained, stopped, and started."""
         (replica.storage / "run" / "draining").touch()
         self.balancer.wait_for({self.server_name(replica): "DOWN"})
         replica.stop()
@@ -130,9 +130,9 @@ class Fleet:
 
 @attrs.define
 class Client:
-    """A client that tries again what failed, and reads on where it was cut. `retries` counts that.
+    """A client that retries failed requests, and resumes a body that was cut; `retries` counts both.
 
-    `received` says how far the answer has got that is being read.
+    `received` is the number of bytes of the current body.
     """
 
     port: int
@@ -146,13 +146,13 @@ class Client:
             self.blob(repository, part["digest"])
 
     def blob(self, repository: str, digest: str) -> bytes:
-        """A layer, whole and right."""
+        """Pull a layer and check its digest."""
         body = self.get(f"/v2/{repository}/blobs/{digest}")
         assert f"sha256:{hashlib.sha256(body).hexdigest()}" == digest, f"wrong bytes of {digest}"
         return body
 
     def get(self, path: str) -> bytes:
-        """The body of an answer; raises what the last try raised."""
+        """The body of a response; raises the error of the last attempt."""
         body = bytearray()
         for left in reversed(range(MAX_ATTEMPTS)):
             try:
@@ -161,7 +161,7 @@ class Client:
                 if not left:
                     raise
             self.retries += 1
-            time.sleep(RETRY_DELAY_S)  # a client waits between two tries
+            time.sleep(RETRY_DELAY_S)  # a client waits between two attempts
         raise AssertionError("unreachable")
 
     def _resume(self, path: str, body: bytearray) -> bytes:

@@ -1,4 +1,4 @@
-"""The configurations of load balancers are taken by HAProxy, nginx and Envoy, and send each layer to one replica."""
+"""The load balancer configurations are accepted by HAProxy, nginx and Envoy, and send each layer to one replica."""
 
 import contextlib
 import re
@@ -13,7 +13,7 @@ from tests.support.processes import Process, free_port
 from tests.support.programs import Programs
 
 DIGEST = "sha256:" + "ab" * 32
-PATHS = [  # path without its query, and what is hashed of it
+PATHS = [  # path without its query, and the part that is hashed
     (f"/v2/docker.io/library/alpine/blobs/{DIGEST}", DIGEST),
     (f"/docker.io/v2/library/alpine/blobs/{DIGEST}", DIGEST),
     (f"/v2/docker.io/library/alpine/manifests/{DIGEST}", DIGEST),
@@ -24,8 +24,8 @@ PATHS = [  # path without its query, and what is hashed of it
 
 
 @pytest.mark.parametrize("file", ["haproxy/haproxy.cfg", "kubernetes/balancer/haproxy.cfg"])
-def test_haproxy_takes_its_configuration(ops: Path, programs: Programs, tmp_path: Path, file: str) -> None:
-    """HAProxy finds no mistake and nothing to warn of; its own user may not be on this machine."""
+def test_haproxy_accepts_its_configuration(ops: Path, programs: Programs, tmp_path: Path, file: str) -> None:
+    """HAProxy finds no error and gives no warning; its user may not exist on this machine."""
     text = (ops / file).read_text().replace("    user haproxy\n    group haproxy\n", "")
     config = tmp_path / "haproxy.cfg"
     config.write_text(text.replace("maxconn 16384", "maxconn 1024"))
@@ -33,8 +33,8 @@ def test_haproxy_takes_its_configuration(ops: Path, programs: Programs, tmp_path
     assert "WARNING" not in output, output
 
 
-def test_both_haproxys_hash_alike(ops: Path) -> None:
-    """The one for Kubernetes differs in its servers only: what is hashed, and how, is the same."""
+def test_both_haproxy_configurations_hash_alike(ops: Path) -> None:
+    """The one for Kubernetes differs in its servers only: the hash and its input are the same."""
     both = [(ops / file).read_text() for file in ("haproxy/haproxy.cfg", "kubernetes/balancer/haproxy.cfg")]
     rule = re.compile(r"^ +((?:acl|http-request|balance|hash-type|http-check) .*)$", re.MULTILINE)
     rules = [rule.findall(text) for text in both]
@@ -44,7 +44,7 @@ def test_both_haproxys_hash_alike(ops: Path) -> None:
 
 @pytest.fixture
 def nginx_config(ops: Path, tmp_path: Path) -> Path:
-    """Give nginx's configuration with a port and places of the test's own."""
+    """A copy of nginx's configuration with a port and directories of the test."""
     changes = {
         "pid /run/nginx.pid": f"pid {tmp_path}/nginx.pid",
         "/var/log/nginx/error.log": f"{tmp_path}/error.log",
@@ -65,8 +65,8 @@ def nginx_config(ops: Path, tmp_path: Path) -> Path:
     return config
 
 
-def test_nginx_takes_its_configuration(programs: Programs, nginx_config: Path, tmp_path: Path) -> None:
-    """Nginx finds no mistake and nothing to warn of."""
+def test_nginx_accepts_its_configuration(programs: Programs, nginx_config: Path, tmp_path: Path) -> None:
+    """No error and no warning."""
     output = run(programs.need("nginx"), "-t", "-p", tmp_path, "-c", nginx_config)
     assert "[warn]" not in output, output
 
@@ -74,7 +74,7 @@ def test_nginx_takes_its_configuration(programs: Programs, nginx_config: Path, t
 def test_nginx_sends_each_layer_to_one_replica(
     fleet: Fleet, programs: Programs, nginx_config: Path, tmp_path: Path
 ) -> None:
-    """Through nginx too, each layer is kept by one replica, and not all by the same; the probes are not for clients."""
+    """Through nginx, each layer is kept by one replica, and layers are spread; the probes are not forwarded."""
     text = nginx_config.read_text()
     for old, replica in zip(EXAMPLES, fleet.replicas, strict=True):
         text = text.replace(old, replica.host)
@@ -110,14 +110,14 @@ def _answers(client: Client) -> bool:
     return False
 
 
-def test_envoy_takes_its_configuration(ops: Path, programs: Programs) -> None:
-    """Envoy finds no mistake and nothing to warn of."""
+def test_envoy_accepts_its_configuration(ops: Path, programs: Programs) -> None:
+    """Envoy finds no error and gives no warning."""
     output = run(programs.need("envoy"), "--mode", "validate", "-c", ops / "envoy" / "envoy.yaml")
     assert "[warning]" not in output, output
 
 
 def test_envoy_sends_each_layer_to_one_replica(fleet: Fleet, ops: Path, programs: Programs, tmp_path: Path) -> None:
-    """Through Envoy too."""
+    """Through Envoy, each layer is kept by one replica too."""
     port = free_port()
     text = (ops / "envoy" / "envoy.yaml").read_text()
     changes = {"address: 0.0.0.0, port_value: 5000": f"address: 127.0.0.1, port_value: {port}"}
@@ -136,7 +136,7 @@ def test_envoy_sends_each_layer_to_one_replica(fleet: Fleet, ops: Path, programs
 
 @pytest.mark.parametrize(("path", "key"), PATHS)
 def test_envoy_hashes_digest_or_name(ops: Path, path: str, key: str) -> None:
-    """Its expressions, tried on the paths that clients send, leave what is hashed."""
+    """Its regular expressions, applied to the paths of clients, leave the part that is hashed."""
     document = yaml.safe_load((ops / "envoy" / "envoy.yaml").read_text())
     (cluster,) = document["static_resources"]["clusters"]
     assert cluster["lb_policy"] == "RING_HASH"

@@ -1,4 +1,4 @@
-"""The compose files: what they set is what Dockyard reads, and what they start is pinned."""
+"""The compose files: their variables are settings of Dockyard, and their images are pinned."""
 
 from typing import Any
 
@@ -20,7 +20,7 @@ def services(file: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("file", FILES)
 def test_the_variables_are_settings(file: str) -> None:
-    """With the config.yaml that is mounted they make a bucket in path style, and nothing to warn of."""
+    """With the mounted config.yaml they configure a bucket in path style, without warnings."""
     settings = load(ROOT / "config.yaml", services(file)["dockyard"]["environment"])
     assert settings.warnings == ()
     assert (settings.storage.bucket, settings.storage.prefix) == ("dockyard-cache", "cache/")
@@ -30,8 +30,8 @@ def test_the_variables_are_settings(file: str) -> None:
     assert settings.server.drain_timeout < int(services(file)["dockyard"]["stop_grace_period"].removesuffix("s"))
 
 
-def test_the_store_is_where_the_original_had_it() -> None:
-    """Ports, keys and names of the quick start."""
+def test_ports_keys_and_names_of_the_quick_start() -> None:
+    """The ports, keys and names of the quick start."""
     found = services("docker-compose.yml")
     assert found["dockyard"]["ports"] == ["5000:5000"]
     assert found["minio"]["ports"] == ["9000:9000", "9001:9001"]
@@ -46,7 +46,7 @@ def test_the_store_is_where_the_original_had_it() -> None:
 
 @pytest.mark.parametrize("file", FILES)
 def test_images_are_pinned(file: str) -> None:
-    """What worked goes on working."""
+    """An image does not change unnoticed."""
     images = [service["image"] for service in services(file).values() if "image" in service]
     assert images
     assert all(":" in image and not image.endswith(":latest") for image in images)

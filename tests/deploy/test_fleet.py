@@ -1,4 +1,4 @@
-"""Three Dockyards behind a real HAProxy over one MinIO: one upstream GET for a herd, and no pull fails."""
+"""Three Dockyards behind a real HAProxy over one MinIO: one upstream GET for many clients, and no pull fails."""
 
 import itertools
 import threading
@@ -19,19 +19,19 @@ REPOSITORY = "team/app"
 NAME = f"up.test/{REPOSITORY}"
 CLIENTS = 300
 PULLS_PER_SECOND = 50
-PULLS = 500  # ten seconds of them
+PULLS = 500  # ten seconds of pulls
 MIB = 2**20
 WITHIN_S = 30.0
 
 
 @pytest.fixture
 def client(fleet: Fleet) -> Client:
-    """Give a client of the balancer."""
+    """A client of the balancer."""
     return Client(fleet.balancer.port)
 
 
 def test_each_layer_has_one_replica(fleet: Fleet, client: Client) -> None:
-    """Layers that are pulled by digest again and again are kept by one replica each, and not all by the same."""
+    """Layers that are pulled by digest repeatedly are kept by one replica each, and spread over the replicas."""
     digests = [fleet.fake_registry.add_blob(Random(f"one replica {n}").randbytes(10_000)) for n in range(24)]
     for digest in digests * 3:
         client.blob(NAME, digest)
@@ -42,7 +42,7 @@ def test_each_layer_has_one_replica(fleet: Fleet, client: Client) -> None:
 
 
 def test_three_hundred_clients_on_one_cold_layer(fleet: Fleet) -> None:
-    """All of them are served at once, from one GET upstream in all, and the bucket has the layer after that."""
+    """All are served at once from one GET upstream, and afterwards the bucket has the layer."""
     content = Bytes(Random("herd").randbytes(3 * MIB))
     digest = fleet.fake_registry.add_blob(content)
     address = ("127.0.0.1", fleet.balancer.port)
@@ -59,7 +59,7 @@ def test_three_hundred_clients_on_one_cold_layer(fleet: Fleet) -> None:
 
 
 def test_a_replica_is_killed_during_downloads(fleet: Fleet) -> None:
-    """Forty clients are in the middle of a layer when its replica dies: all have it after trying again."""
+    """Forty clients are in the middle of a layer when its replica is killed: all get it after a retry."""
     body = Random("killed").randbytes(4 * MIB)
     digest = fleet.fake_registry.add_blob(body)
     clients = [Client(fleet.balancer.port) for _ in range(40)]
@@ -97,12 +97,12 @@ def test_a_rolling_restart_under_load(fleet: Fleet) -> None:
 
 
 def _pull_on(port: int, tags: list[str], is_enough: threading.Event, pool: ThreadPoolExecutor) -> list[Future[None]]:
-    """Start so many pulls a second, whatever becomes of those before, until it is enough."""
+    """Start this many pulls per second, whatever happens to earlier ones, until there are enough."""
     begun = time.monotonic()
     pulls: list[Future[None]] = []
     for number in itertools.count():
         if number >= PULLS and is_enough.is_set():
             return pulls
         pulls.append(pool.submit(Client(port).pull, NAME, tags[number % len(tags)]))
-        time.sleep(max(0.0, begun + number / PULLS_PER_SECOND - time.monotonic()))  # the pace is the test
+        time.sleep(max(0.0, begun + number / PULLS_PER_SECOND - time.monotonic()))  # the rate is part of the test
     raise AssertionError("unreachable")

@@ -1,4 +1,4 @@
-"""What operators ask a running server: its counters over all workers, its liveness, its readiness."""
+"""Metrics, liveness and readiness of a running server."""
 
 import re
 import urllib.error
@@ -21,7 +21,7 @@ def get(dockyard: Dockyard, path: str) -> tuple[int, str]:
 
 
 def count(dockyard: Dockyard, sample: str) -> float:
-    """The sum of the samples that a pattern matches."""
+    """The sum of the samples that match a pattern."""
     status, text = get(dockyard, "/metrics")
     assert status == 200
     found = re.findall(rf"^{sample} ([0-9.e+-]+)$", text, re.MULTILINE)
@@ -31,7 +31,7 @@ def count(dockyard: Dockyard, sample: str) -> float:
 def test_all_workers_are_counted_together(
     registry: DistributionRegistry, start_dockyard: Callable[..., Dockyard]
 ) -> None:
-    """Whichever worker is asked, the counts are those of all, and agree with what the upstream saw."""
+    """Whichever worker answers, the counts are those of all workers, and agree with the requests upstream."""
     image = push_index(registry, "library/counted", seed="counted")
     dockyard = start_dockyard([docker_hub(registry)], workers=3)
     registry.clear_requests()
@@ -48,7 +48,7 @@ def test_all_workers_are_counted_together(
 def test_a_client_cannot_multiply_the_series(
     registry: DistributionRegistry, start_dockyard: Callable[..., Dockyard]
 ) -> None:
-    """However many names are asked for, none of them is a label."""
+    """However many names are requested, none of them is a label."""
     dockyard = start_dockyard([docker_hub(registry)], workers=1)
     get(dockyard, "/v2/docker.io/nobody/first/manifests/v1")
     before = get(dockyard, "/metrics")[1].count("\n")
@@ -57,11 +57,13 @@ def test_a_client_cannot_multiply_the_series(
         get(dockyard, f"/x{number}")
     text = get(dockyard, "/metrics")[1]
     assert "nobody" not in text
-    assert text.count("\n") <= before + 40  # the paths that are no endpoint, and this page itself, count once
+    assert text.count("\n") <= before + 40  # requests for no endpoint, and for /metrics itself, count once
 
 
-def test_an_open_breaker_shows(registry: DistributionRegistry, start_dockyard: Callable[..., Dockyard]) -> None:
-    """An upstream that is down is 1 in the breaker's gauge, and its stale answers are counted."""
+def test_an_open_circuit_breaker_is_a_metric(
+    registry: DistributionRegistry, start_dockyard: Callable[..., Dockyard]
+) -> None:
+    """An upstream that is down is 1 in the gauge of the circuit breaker, and its stale responses are counted."""
     image = push_index(registry, "library/stale-counted", seed="stale counted")
     dockyard = start_dockyard([docker_hub(registry)], workers=2)
     pull_and_verify(dockyard.port, "docker.io/library/stale-counted", image)
@@ -72,10 +74,10 @@ def test_an_open_breaker_shows(registry: DistributionRegistry, start_dockyard: C
         assert count(dockyard, r"dockyard_stale_total\{.*\}") == 1
 
 
-def test_readiness_goes_before_the_server_does(
+def test_readiness_fails_while_draining(
     registry: DistributionRegistry, start_dockyard: Callable[..., Dockyard]
 ) -> None:
-    """While `run/draining` is there, requests are still served and balancers are told to send no more."""
+    """While `run/draining` exists, requests are still served, and readiness checks fail."""
     dockyard = start_dockyard([docker_hub(registry)], workers=1)
     assert get(dockyard, "/healthz")[0] == get(dockyard, "/readyz")[0] == 200
     (dockyard.storage / "run" / "draining").touch()

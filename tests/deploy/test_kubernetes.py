@@ -1,6 +1,6 @@
-"""The kustomizations and the chart: built by kustomize and Helm, and what they make is judged by kubeconform.
+"""The kustomizations and the chart: rendered by kustomize and Helm, and the results checked by kubeconform.
 
-kubeconform would take its schemas from the network. kubernetes-1.34.json has those of the kinds that are used here.
+kubeconform would download its schemas; kubernetes-1.34.json has those of the kinds that are used here.
 """
 
 import json
@@ -40,7 +40,7 @@ RENDERINGS = {
 
 @pytest.fixture(scope="module")
 def render(ops: Path, programs: Programs) -> Callable[[str], str]:
-    """Give a function that builds one of the renderings above."""
+    """A function that renders one of the entries above."""
 
     def build(name: str) -> str:
         match RENDERINGS[name]:
@@ -56,7 +56,7 @@ def render(ops: Path, programs: Programs) -> Callable[[str], str]:
 
 @pytest.fixture
 def schemas(tmp_path: Path) -> str:
-    """Give the place of the schemas, as kubeconform wants it: a file for each kind."""
+    """The location of the schemas in kubeconform's form: one file for each kind."""
     document = json.loads(SCHEMAS.read_text())
     for kind, root in document["kinds"].items():
         schema = {"$ref": f"#/definitions/{root}", "definitions": document["definitions"]}
@@ -70,7 +70,7 @@ def resources_of(text: str) -> Resources:
 
 
 def mounted(resources: Resources, volume: str) -> dict[str, str]:
-    """The files of the ConfigMap that the StatefulSet has as this volume."""
+    """The files of the ConfigMap that the StatefulSet mounts as this volume."""
     pod = one(resources, "StatefulSet")["spec"]["template"]["spec"]
     (name,) = [each["configMap"]["name"] for each in pod["volumes"] if each["name"] == volume]
     (found,) = [each for each in resources if each["kind"] == "ConfigMap" and each["metadata"]["name"] == name]
@@ -78,7 +78,7 @@ def mounted(resources: Resources, volume: str) -> dict[str, str]:
 
 
 def one(resources: Resources, kind: str, ending: str = "dockyard") -> dict[str, Any]:
-    """The one resource of a kind whose name ends so, but for the hash that kustomize gives."""
+    """The only resource of a kind whose name ends like this, without the hash of kustomize."""
     (found,) = [
         each
         for each in resources
@@ -88,28 +88,30 @@ def one(resources: Resources, kind: str, ending: str = "dockyard") -> dict[str, 
 
 
 @pytest.mark.parametrize("rendering", RENDERINGS)
-def test_kubeconform_takes_it(render: Callable[[str], str], programs: Programs, schemas: str, rendering: str) -> None:
-    """Every resource is what Kubernetes 1.34 takes: no field is unknown, missing or of another type."""
+def test_kubeconform_accepts_every_resource(
+    render: Callable[[str], str], programs: Programs, schemas: str, rendering: str
+) -> None:
+    """Kubernetes 1.34 accepts every resource: no field is unknown, missing or of another type."""
     options = ["-strict", "-summary", "-output=json", f"-schema-location={schemas}"]
     output = json.loads(run(programs.need("kubeconform"), *options, "-", text=render(rendering)))
     assert output["summary"]["valid"] >= 7
     assert output["summary"]["invalid"] + output["summary"]["errors"] + output["summary"]["skipped"] == 0
 
 
-def test_kubeconform_would_tell(render: Callable[[str], str], programs: Programs, schemas: str) -> None:
-    """The judge is not blind: a field with a wrong letter is found."""
+def test_kubeconform_finds_a_misspelt_field(render: Callable[[str], str], programs: Programs, schemas: str) -> None:
+    """The check itself works: a misspelt field is found."""
     wrong = render("base").replace("preStop:", "prestop:")
     output = run(programs.need("kubeconform"), f"-schema-location={schemas}", "-", text=wrong, fails=True)
     assert "prestop" in output
 
 
-def test_helm_finds_no_fault_with_the_chart(ops: Path, programs: Programs) -> None:
-    """`helm lint --strict`."""
+def test_helm_lint_accepts_the_chart(ops: Path, programs: Programs) -> None:
+    """`helm lint --strict` reports nothing."""
     assert "0 chart(s) failed" in run(programs.need("helm"), "lint", "--strict", ops / "helm" / "dockyard")
 
 
-def test_the_chart_refuses_values_that_it_does_not_know(ops: Path, programs: Programs) -> None:
-    """A key with a wrong letter is a mistake, and not passed over."""
+def test_the_chart_rejects_unknown_values(ops: Path, programs: Programs) -> None:
+    """A misspelt key is an error."""
     chart = ops / "helm" / "dockyard"
     output = run(programs.need("helm"), "template", "x", chart, "--set=balancer.replica=2", fails=True)
     assert "replica" in output
@@ -117,7 +119,7 @@ def test_the_chart_refuses_values_that_it_does_not_know(ops: Path, programs: Pro
 
 @pytest.mark.parametrize("rendering", ["base", "aws", "chart", "chart with everything"])
 def test_a_pod_drains_before_it_ends(render: Callable[[str], str], rendering: str, tmp_path: Path) -> None:
-    """It says that it drains, sleeps, and has time for that and for drain_timeout before it is killed."""
+    """It becomes not ready, waits, and has time for that and for drain_timeout before it is killed."""
     resources = resources_of(render(rendering))
     pod = one(resources, "StatefulSet")["spec"]["template"]["spec"]
     (container,) = pod["containers"]
@@ -138,7 +140,7 @@ def test_a_pod_drains_before_it_ends(render: Callable[[str], str], rendering: st
 
 @pytest.mark.parametrize("rendering", ["base", "aws", "chart"])
 def test_a_pod_has_as_many_processors_as_workers(render: Callable[[str], str], rendering: str, tmp_path: Path) -> None:
-    """A worker for every core of the node would be too many, and a cap that is the volume too much."""
+    """One worker per core of the node would be too many, and a size limit equal to the volume too large."""
     resources = resources_of(render(rendering))
     stateful = one(resources, "StatefulSet")["spec"]
     config = tmp_path / "config.yaml"
@@ -153,7 +155,7 @@ def test_a_pod_has_as_many_processors_as_workers(render: Callable[[str], str], r
 
 @pytest.mark.parametrize("rendering", [name for name in RENDERINGS if name != "chart with little"])
 def test_selectors_select_something(render: Callable[[str], str], rendering: str) -> None:
-    """Each Service, budget and policy means pods that are made here, and the autoscaler the StatefulSet."""
+    """Each Service, budget and policy selects pods of this rendering, and the autoscaler the StatefulSet."""
     resources = resources_of(render(rendering))
     makers = [each for each in resources if each["kind"] in {"StatefulSet", "Deployment"}]
     pods = [each["spec"]["template"]["metadata"]["labels"] for each in makers]
@@ -178,10 +180,10 @@ def test_selectors_select_something(render: Callable[[str], str], rendering: str
 
 
 @pytest.mark.parametrize("rendering", ["aws", "chart"])
-def test_the_balancer_knows_every_replica(
+def test_the_balancer_has_every_replica(
     render: Callable[[str], str], programs: Programs, rendering: str, tmp_path: Path
 ) -> None:
-    """HAProxy takes its configuration, and has a server for each replica that the autoscaler may make."""
+    """HAProxy accepts its configuration, which has a server for each replica that the autoscaler may create."""
     resources = resources_of(render(rendering))
     text = one(resources, "ConfigMap", "balancer")["data"]["haproxy.cfg"]
     service = one(resources, "StatefulSet")["spec"]["serviceName"]
@@ -195,7 +197,7 @@ def test_the_balancer_knows_every_replica(
 
 
 def test_the_chart_has_the_balancer_of_the_kustomization(render: Callable[[str], str]) -> None:
-    """Both have one configuration, but for the names of the servers."""
+    """Both have the same configuration, except for the names of the servers."""
     both = [
         one(resources_of(render(name)), "ConfigMap", "balancer")["data"]["haproxy.cfg"] for name in ("aws", "chart")
     ]
@@ -203,8 +205,8 @@ def test_the_chart_has_the_balancer_of_the_kustomization(render: Callable[[str],
     assert [line.strip() for line in plain[0] if line[0] != "#"] == [line.strip() for line in plain[1]]
 
 
-def test_the_credentials_of_ecr_are_where_dockyard_looks(render: Callable[[str], str]) -> None:
-    """DOCKER_CONFIG names the directory in which the keychain is mounted, and it is a keychain."""
+def test_the_ecr_keychain_is_mounted_at_docker_config(render: Callable[[str], str]) -> None:
+    """DOCKER_CONFIG is the directory in which the keychain is mounted, and its content is a valid keychain."""
     for rendering in ("aws", "chart with everything"):
         resources = resources_of(render(rendering))
         pod = one(resources, "StatefulSet")["spec"]["template"]["spec"]

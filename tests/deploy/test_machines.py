@@ -1,4 +1,4 @@
-"""The unit of systemd and the files of nodes: loaded by the programs that they are for."""
+"""The systemd unit and the configuration files of nodes: read by the programs that they are for."""
 
 import configparser
 import re
@@ -27,8 +27,8 @@ __all__ = ["containerd", "docker", "skopeo"]
 EXAMPLE = "dockyard:5000"
 
 
-def test_systemd_takes_the_unit(ops: Path, tmp_path: Path) -> None:
-    """systemd-analyze finds nothing wrong with it, the program being one that is there."""
+def test_systemd_accepts_the_unit(ops: Path, tmp_path: Path) -> None:
+    """systemd-analyze finds no error, with a program that exists on this machine."""
     analyze = shutil.which("systemd-analyze")
     if analyze is None:
         pytest.skip("systemd-analyze is not on PATH (Debian package systemd)")
@@ -41,7 +41,7 @@ def test_systemd_takes_the_unit(ops: Path, tmp_path: Path) -> None:
 
 
 def test_the_unit_gives_time_to_drain(ops: Path) -> None:
-    """A stop says that the server drains, sleeps, and is patient for longer than the drain may last."""
+    """A stop makes the server not ready, waits, and has a timeout longer than the drain."""
     unit = configparser.ConfigParser(strict=False, interpolation=None, delimiters=("=",))
     unit.optionxform = str  # type: ignore[assignment,method-assign]
     text = (ops / "systemd" / "dockyard.service").read_text()
@@ -56,7 +56,7 @@ def test_the_unit_gives_time_to_drain(ops: Path) -> None:
 
 @pytest.fixture(scope="module")
 def dockyard(registry: DistributionRegistry, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Dockyard]:
-    """Give a Dockyard before our registry as Docker Hub."""
+    """A Dockyard; the registry is its upstream as Docker Hub."""
     with running(Dockyard(tmp_path_factory.mktemp("dockyard"), [docker_hub(registry)], workers=1)) as dockyard:
         yield dockyard
 
@@ -66,7 +66,7 @@ def dockyard(registry: DistributionRegistry, tmp_path_factory: pytest.TempPathFa
 def test_containerd_pulls_with_its_file(
     ops: Path, registry: DistributionRegistry, containerd: Containerd, dockyard: Dockyard, tmp_path: Path, host: str
 ) -> None:
-    """With hosts.toml in certs.d, containerd pulls a name of the Hub through Dockyard."""
+    """With hosts.toml in certs.d, containerd pulls an image of Docker Hub through Dockyard."""
     image = push_index(registry, "library/node", seed="containerd's node")
     certs = tmp_path / "certs.d" / host
     certs.mkdir(parents=True)
@@ -79,8 +79,8 @@ def test_containerd_pulls_with_its_file(
     containerd.wipe()
 
 
-def test_containerd_takes_its_configuration(ops: Path, programs: Programs, tmp_path: Path) -> None:
-    """`containerd config dump` reads the file; containerd 1 after the two changes that the file tells of."""
+def test_containerd_accepts_its_configuration(ops: Path, programs: Programs, tmp_path: Path) -> None:
+    """`containerd config dump` reads the file; containerd 1 after the two changes that its comments describe."""
     text = (ops / "nodes" / "containerd" / "config.toml").read_text()
     program = programs.need("containerd")
     if re.search(r"\b1\.\d+\.\d+", run(program, "--version")):
@@ -95,18 +95,18 @@ def test_containerd_takes_its_configuration(ops: Path, programs: Programs, tmp_p
 
 
 @pytest.mark.clients
-def test_the_library_of_cri_o_pulls_with_its_file(
+def test_skopeo_pulls_with_the_file_for_cri_o(
     ops: Path, registry: DistributionRegistry, skopeo: Skopeo, dockyard: Dockyard
 ) -> None:
-    """Skopeo reads registries.conf with the library that CRI-O and podman use, and pulls through the mirror."""
+    """The library that CRI-O and podman use reads registries.conf in skopeo, and pulls through the mirror."""
     image = push_index(registry, "library/node", seed="cri-o's node")
     text = (ops / "nodes" / "crio" / "registries.conf.d" / "dockyard.conf").read_text()
     tree = skopeo.pull("docker.io/library/node:latest", registries=text.replace(EXAMPLE, dockyard.host))
     assert tree.top == image.this_platform.digest
 
 
-def test_the_file_of_k3s_says_what_containerd_is_told(ops: Path) -> None:
-    """k3s makes hosts.toml of it, and is not at hand: its mirrors are the URLs of containerd's files."""
+def test_the_file_for_k3s_has_the_mirrors_of_containerd(ops: Path) -> None:
+    """k3s makes hosts.toml from it, and is not available here: its mirrors are the URLs of containerd's files."""
     document = yaml.safe_load((ops / "nodes" / "k3s" / "registries.yaml").read_text())
     for host, directory in {"docker.io": "docker.io", "*": "_default"}.items():
         hosts = tomllib.loads((ops / "nodes" / "containerd" / "certs.d" / directory / "hosts.toml").read_text())
@@ -115,8 +115,8 @@ def test_the_file_of_k3s_says_what_containerd_is_told(ops: Path) -> None:
 
 
 @pytest.mark.clients
-def test_docker_takes_its_file(ops: Path, docker: DockerDaemon) -> None:
-    """A running dockerd reads it, and has Dockyard as its mirror after that."""
+def test_docker_accepts_its_configuration(ops: Path, docker: DockerDaemon) -> None:
+    """A running dockerd reloads it, and then has Dockyard as its mirror."""
     docker._config.write_text((ops / "nodes" / "docker" / "daemon.json").read_text())
     docker._process.send(signal.SIGHUP)
     wait_until(lambda: docker._mirrors() == [f"http://{EXAMPLE}/"], "told of the mirror", 30)

@@ -1,4 +1,4 @@
-"""The rules, the scrape configuration and the dashboard: read by promtool, and about metrics that there are."""
+"""The rules, the scrape configuration and the dashboard: read by promtool, and about metrics that exist."""
 
 import json
 import re
@@ -41,7 +41,7 @@ def dashboard(ops: Path) -> dict[str, Any]:
 
 
 def panels(ops: Path) -> list[dict[str, Any]]:
-    """Its panels that show something."""
+    """The panels of the dashboard that show data."""
     return [panel for panel in dashboard(ops)["panels"] if panel["type"] != "row"]
 
 
@@ -53,8 +53,8 @@ def expressions(ops: Path) -> Iterator[str]:
         yield from (target["expr"] for target in panel["targets"])
 
 
-def test_promtool_takes_the_scrape_configuration_and_the_rules(ops: Path, programs: Programs) -> None:
-    """Prometheus would start with them, and the linter has nothing to say."""
+def test_promtool_accepts_the_scrape_configuration_and_the_rules(ops: Path, programs: Programs) -> None:
+    """Prometheus would start with them, and the linter reports nothing."""
     output = run(
         programs.need("promtool"),
         "check",
@@ -68,21 +68,21 @@ def test_promtool_takes_the_scrape_configuration_and_the_rules(ops: Path, progra
 
 
 def test_the_alerts_fire_when_they_should(ops: Path, programs: Programs) -> None:
-    """Series of healthy and of troubled servers are played to the rules."""
+    """The rules are evaluated with series of servers with and without problems."""
     assert ops.is_dir()
     run(programs.need("promtool"), "test", "rules", Path(__file__).parent / "rules_test.yml")
 
 
 def test_prometheus_can_parse_every_expression_of_the_dashboard(ops: Path, programs: Programs) -> None:
-    """With Grafana's own variables filled in, each is PromQL."""
+    """With values for Grafana's own variables, each is valid PromQL."""
     for expression in {target["expr"] for panel in panels(ops) for target in panel["targets"]}:
         filled = expression.replace("$__rate_interval", "5m").replace("$job", ".+").replace("$instance", ".*")
         assert "$" not in filled
         run(programs.need("promtool"), "--experimental", "promql", "format", filled)
 
 
-def test_every_metric_that_is_asked_for_exists(ops: Path, tmp_path: Path) -> None:
-    """No rule and no panel asks for a metric, or for a label of one, that Dockyard does not have."""
+def test_every_queried_metric_exists(ops: Path, tmp_path: Path) -> None:
+    """No rule and no panel uses a metric, or a label of one, that Dockyard does not have."""
     known = ours(tmp_path)
     for expression in expressions(ops):
         assert set(METRIC.findall(expression)) <= known.keys(), expression
@@ -92,14 +92,14 @@ def test_every_metric_that_is_asked_for_exists(ops: Path, tmp_path: Path) -> Non
 
 
 def test_the_dashboard_shows_every_metric(ops: Path, tmp_path: Path) -> None:
-    """What is counted can be seen; of a histogram its buckets."""
+    """Every metric is in a panel; of a histogram its buckets."""
     shown = {name for panel in panels(ops) for target in panel["targets"] for name in METRIC.findall(target["expr"])}
     wanted = {name for name in ours(tmp_path) if not name.endswith(("_seconds_sum", "_seconds_count"))}
     assert wanted <= shown
 
 
-def test_the_dashboard_is_one_that_grafana_imports(ops: Path) -> None:
-    """Grafana is not at hand: what its import needs is checked here, field by field."""
+def test_grafana_can_import_the_dashboard(ops: Path) -> None:
+    """Grafana is not available here: the fields that its import needs are checked one by one."""
     document = dashboard(ops)
     assert document["title"] == "Dockyard"
     assert document["schemaVersion"] >= 36
@@ -119,7 +119,7 @@ def test_the_dashboard_is_one_that_grafana_imports(ops: Path) -> None:
 
 
 def test_the_panels_do_not_overlap(ops: Path) -> None:
-    """Every place of the grid has one panel at most, and none is beside the grid."""
+    """Every cell of the grid has one panel at most, and no panel exceeds the grid."""
     taken: set[tuple[int, int]] = set()
     for panel in dashboard(ops)["panels"]:
         place = panel["gridPos"]
@@ -134,7 +134,7 @@ def test_the_panels_do_not_overlap(ops: Path) -> None:
 
 
 def test_the_runbook_has_every_metric_and_every_alert(ops: Path, tmp_path: Path) -> None:
-    """Who sees a number or is called finds it there; a link of an alert leads to a heading."""
+    """Every metric and every alert is explained there; a link of an alert leads to a heading."""
     runbook = (ops / "RUNBOOK.md").read_text()
     for name in ours(tmp_path):
         short = re.sub(r"_(bucket|sum|count)$", "", name)
@@ -146,7 +146,7 @@ def test_the_runbook_has_every_metric_and_every_alert(ops: Path, tmp_path: Path)
                 assert f"### {rule['alert']}\n" in runbook
 
 
-def test_the_runbook_has_every_line_that_warns(ops: Path) -> None:
+def test_the_runbook_has_every_warning_and_error(ops: Path) -> None:
     """Each line of WARNING and ERROR that the code can log is explained."""
     runbook = (ops / "RUNBOOK.md").read_text()
     lines = set()

@@ -1,7 +1,7 @@
-"""`python -m tests.fuzz paths --seconds 300`: look for new branches in a reader, with atheris (`pip install atheris`).
+"""`python -m tests.fuzz paths --seconds 300`: fuzz one parser with coverage feedback (needs `pip install atheris`).
 
-Ends with the input when an oracle fails. `--corpus` is a directory that keeps what was found from one run to the next.
-`--list` names the readers.
+Ends with the input when a check fails. `--corpus` is a directory that keeps inputs from one run to the next. `--list`
+prints the names of the parsers.
 """
 
 import argparse
@@ -17,7 +17,7 @@ with atheris.instrument_imports(include=["dockyard"], enable_loader_override=Fal
 
 
 def main() -> None:
-    """Set atheris up and let it run; it ends the process itself."""
+    """Set up atheris and run it; it ends the process itself."""
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
     parser.add_argument("target", nargs="?", choices=sorted(TARGETS))
     parser.add_argument("--seconds", type=int, default=300)

@@ -1,8 +1,8 @@
-"""How long the fuzz tests run: what is quick enough for each run of the tests, times `DOCKYARD_FUZZ_TIMES`."""
+"""How many examples the fuzz tests try: few enough for each run, times `DOCKYARD_FUZZ_TIMES`."""
 
 import os
 
 
 def runs(usual: int) -> int:
-    """How many examples a test has."""
+    """The number of examples of a test."""
     return usual * int(os.environ.get("DOCKYARD_FUZZ_TIMES", "1"))

@@ -1,7 +1,7 @@
-"""The readers of what strangers send, each with its oracle: bytes go in, an exception means that something is wrong.
+"""The parsers of untrusted input, each with a check of its result; an exception means a failure.
 
-`TARGETS` has them by name, with the words that their input is made of. The tests here feed them with what hypothesis
-makes of those words; `python -m tests.fuzz NAME` lets atheris look for new branches in them, for as long as one likes.
+`TARGETS` has them by name, with the words that inputs are made of. The tests of this package combine those words with
+hypothesis; `python -m tests.fuzz NAME` uses atheris, for any length of time.
 """
 
 import json
@@ -49,7 +49,7 @@ HERE = Place(Origin("https", "registry.example.com", 443), "/v2/a/blobs/x?y=1")
 
 @attrs.frozen
 class Target:
-    """What is fuzzed, the words that its input is made of, and what an input may begin with."""
+    """A parser to fuzz, the words that inputs are made of, and what an input may begin with."""
 
     feed: Callable[[bytes], None]
     words: Sequence[bytes]
@@ -65,7 +65,7 @@ _PATH_BYTES = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz01
 
 
 def feed_path(data: bytes) -> None:
-    """A path is refused, or is read as a plain reading from the right reads it, and its keys stay below the prefix."""
+    """A path is rejected, or parsed as a simple parser from the right does, and its keys stay below the prefix."""
     scope = {"type": "http", "http_version": "1.1", "method": "GET", "headers": [(b"host", b"h")], "raw_path": data}
     plain = data.replace(b"%3A", b":").replace(b"%3a", b":")
     is_fine = plain[:1] == b"/" and _PATH_BYTES.issuperset(plain) and not {b".", b".."} & set(plain.split(b"/"))
@@ -80,7 +80,7 @@ def feed_path(data: bytes) -> None:
     parts = path.split("/")
     first = next((place for place, part in enumerate(parts[:-1]) if part == "v2" and place > 0), None)
     if first is None or first == len(parts) - 2 or (first > 1 and parts[1] == "" and first == 2):
-        return  # no endpoint, or the base of all
+        return  # no endpoint, or the base path
     kind = parts[-2]
     is_endpoint = kind in KINDS and len(parts) - first >= 4 and (kind != "tags" or parts[-1] == "list")
     if found is None or found[0].name == "base":
@@ -136,7 +136,7 @@ def _judge_keys(name: str, reference: str) -> None:
 
 
 def feed_range(data: bytes) -> None:
-    """The ranges of a small body are the bytes that a reading byte by byte finds."""
+    """The ranges of a small body are the bytes that a byte-by-byte evaluation finds."""
     size, header = (data[0] % 50 if data else 0), data[1:].decode("latin-1")
     expected = _read_ranges(header, size)
     try:
@@ -173,7 +173,7 @@ def _read_ranges(header: str, size: int) -> list[list[int]] | None:
 
 
 def feed_challenge(data: bytes) -> None:
-    """Challenges never raise; a realm that gets credentials is https at the registry's site, for two URL readers."""
+    """Challenges never raise; a realm that gets credentials is https at the registry's site, for two URL parsers."""
     text = data.decode("latin-1")
     challenges = parse_challenges(text.split("\n"))
     for challenge in challenges:
@@ -197,7 +197,7 @@ def feed_challenge(data: bytes) -> None:
 
 
 def feed_manifest(data: bytes) -> None:
-    """A body is a manifest of one shape that a strict reader of JSON reads alike, or BadUpstream."""
+    """A body is an unambiguous manifest that a strict JSON parser reads the same way, or BadUpstream."""
     content_type, _, body = data.rpartition(b"\0")
     try:
         manifest = Manifest.parse(body, content_type.decode("latin-1") if content_type else None, None)
@@ -221,11 +221,11 @@ def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
     return found
 
 
-# Places
+# Locations
 
 
 def feed_location(data: bytes) -> None:
-    """A Location that is followed means the same place to another reader of URLs, and is judged by its address."""
+    """A Location that is followed means the same to another URL parser, and is checked by its address."""
     text = data.decode("latin-1")
     try:
         place = next_place(HERE, text)
@@ -251,7 +251,7 @@ _ROOM = Path(tempfile.mkdtemp(prefix="fuzz-", dir="/dev/shm" if Path("/dev/shm")
 
 
 def feed_settings(data: bytes) -> None:
-    """A file is settings or mistakes; a secret in its place is in neither the mistakes nor what is shown."""
+    """A file is settings or a list of errors; neither the errors nor the displayed settings contain a secret."""
     path = _ROOM / "config.yaml"
     for text in (data, _with_secrets(data.decode("latin-1")).encode()):
         path.write_bytes(text)
@@ -273,9 +273,9 @@ def _with_secrets(text: str) -> str:
 
 
 def feed_keychain(data: bytes) -> None:
-    """A keychain file gives a login or an error without its text; and so does the output of a helper."""
+    """A keychain file gives a login, or an error without its text; so does the output of a helper."""
     (_ROOM / "config.json").write_bytes(data)
-    # No helper is run: there is nothing on this PATH.
+    # No helper is run: this PATH is empty.
     keychain = Keychain({"DOCKER_CONFIG": str(_ROOM), "PATH": str(_ROOM)})
     for host in ("ghcr.io", "registry-1.docker.io", "a.test:5000"):
         assert CANARY not in _said(lambda host=host: keychain.credential_for(host, "library/app", 1.0))
@@ -283,7 +283,7 @@ def feed_keychain(data: bytes) -> None:
 
 
 def _said(ask: Callable[[], object]) -> str:
-    """What would be seen of an answer, or of the error that stands for it."""
+    """The visible text of a result, or of the error raised instead."""
     try:
         return repr(ask())
     except Fault as exc:

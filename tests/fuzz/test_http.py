@@ -1,4 +1,4 @@
-"""F8: raw HTTP, mutated from the smuggling corpus, through a real server; F11: the endpoints and all around them."""
+"""Random HTTP: mutations of the smuggling corpus, and random requests for all endpoints, to a real server."""
 
 import json
 from collections.abc import Iterator
@@ -57,13 +57,13 @@ PIECES = [
 ]
 
 
-# Without those that name a host in the target: Granian takes that for a Host that is missing, which h11 does not.
+# Without those with a host in the target: Granian takes it for a missing Host header, h11 does not.
 BEGINNINGS = [each.data[:3000] for each in CORPUS if b"://" not in each.data]
 
 
 @pytest.fixture(scope="module")
 def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
-    """Give a deployment with something in it."""
+    """A deployment with content."""
     with (
         FakeRegistry() as fake_registry,
         open_deployment(fake_registry, tmp_path_factory.mktemp("deployment")) as deployment,
@@ -73,7 +73,7 @@ def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]
 
 @st.composite
 def mutated(draw: st.DrawFn) -> bytes:
-    """One or two inputs of the corpus with pieces put in, taken out, or put in the place of others."""
+    """One or two inputs of the corpus with parts inserted, removed, or replaced by others."""
     data = b"".join(draw(st.lists(st.sampled_from(BEGINNINGS), min_size=1, max_size=2)))
     for _ in range(draw(st.integers(0, 4))):
         at = draw(st.integers(0, len(data)))
@@ -85,7 +85,7 @@ def mutated(draw: st.DrawFn) -> bytes:
 @settings(max_examples=runs(150), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=mutated())
 def test_f8_raw_http(deployment: Deployment, data: bytes) -> None:
-    """F8: never more answers than a strict reader finds requests, never 5xx, and the next connection is served."""
+    """Never more responses than a strict parser finds requests, never 5xx, and the next connection is served."""
     result = send_bytes(deployment.address, data, limit_s=0.3)
     assert len(result.statuses) <= count_requests(data)
     assert all(status < 500 or status == 501 for status in result.statuses)
@@ -160,7 +160,7 @@ made_up = st.lists(st.sampled_from(SEGMENTS), min_size=1, max_size=7).map(lambda
     method=st.sampled_from(METHODS) | st.just("GET"),
 )
 def test_f11_endpoints(deployment: Deployment, path: str, query: str, headers: dict[str, str], method: str) -> None:
-    """F11: every answer has a status that is documented and the form that goes with it; HEAD is GET without a body."""
+    """Every response has a documented status and the form that belongs to it; HEAD is GET without a body."""
     deployment.fake_registry.add_image("app", "v1")
     if headers.get("Range") == "":
         headers = {}

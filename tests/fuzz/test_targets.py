@@ -1,4 +1,4 @@
-"""A short while of fuzzing on each run: F1 to F6, and F7, what one worker reads from another."""
+"""Random input for the parsers and for the messages between workers."""
 
 import asyncio
 from typing import cast
@@ -22,14 +22,14 @@ def _made_of(words: list[bytes]) -> st.SearchStrategy[bytes]:
 @settings(max_examples=runs(200))
 @given(data=st.data())
 def test_parsers_with_random_input(name: str, data: st.DataObject) -> None:
-    """F1 to F6: whatever is read, a slow reader agrees, and nothing but the reader's own errors is raised."""
+    """A simple parser agrees with the result, and only the parser's own errors are raised."""
     target = TARGETS[name]
     begin = data.draw(st.sampled_from(list(target.begins)))
     target.feed(begin + data.draw(_made_of(list(target.words))))
 
 
 class Sink:
-    """A stream's writing side that keeps what was written."""
+    """The writing side of a stream that records what was written."""
 
     def __init__(self) -> None:
         self.written = b""
@@ -39,7 +39,7 @@ class Sink:
         self.written += data
 
     async def drain(self) -> None:
-        """Nothing waits here."""
+        """Return at once."""
 
     def is_closing(self) -> bool:
         return self.is_closed
@@ -90,7 +90,7 @@ FRAMES = [
 @settings(max_examples=runs(200))
 @given(_made_of(FRAMES))
 def test_f7_messages_between_workers(data: bytes) -> None:
-    """F7: only a whole request is handled, replies are messages, and no body is longer than its limit."""
+    """Only a complete request is handled, replies are messages, and no body is longer than its limit."""
     asyncio.run(_exchange(data))
 
 

@@ -1,4 +1,4 @@
-"""F9: an upstream that answers anything at all, and F10: a bucket that does."""
+"""Random responses of the upstream, and of the bucket."""
 
 import hashlib
 import json
@@ -22,7 +22,7 @@ from tests.support.deployment import Deployment, open_deployment, upstream
 from tests.support.fake_registry import OCI_INDEX, OCI_MANIFEST, FakeRegistry
 from tests.support.raw_http import Request, ScriptedResponse
 
-PREFIXES = 300  # a breaker that has opened keeps its own upstream back only
+PREFIXES = 300  # an open circuit breaker then affects its own upstream only
 KINDS = ("manifests/v1", "manifests/{manifest}", "blobs/{blob}", "tags/list", "referrers/{manifest}")
 STATUSES = {200, 403, 404, 429, 502, 503, 504}
 BLOB = b"the bytes of a small layer" * 200
@@ -79,7 +79,7 @@ bodies = st.sampled_from(
 
 @st.composite
 def changes(draw: st.DrawFn) -> dict[str, Any]:
-    """Parts of an answer that are other than they should be."""
+    """The parts of a response that are changed."""
     parts: dict[str, Any] = {}
     if draw(st.booleans()):
         parts["status"] = draw(
@@ -110,7 +110,7 @@ def _spoil(parts: dict[str, Any], headers: dict[str, str]) -> Any:
 
 @pytest.fixture(scope="module")
 def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
-    """Give a deployment with many names for one upstream and short limits; what it stored is checked at the end."""
+    """A deployment with many prefixes for one upstream and short timeouts; its stored files are checked at the end."""
     with FakeRegistry() as fake_registry:
         entries = [upstream(f"up{number}.test", fake_registry.url) for number in range(PREFIXES)]
         limits = {"check_timeout": "1s", "stall_timeout": "1s"}
@@ -122,7 +122,7 @@ def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]
 
 
 def _wrong_files(deployment: Deployment) -> list[str]:
-    """Kept files whose bytes are not what their names say."""
+    """The stored files whose content does not match their names."""
     cache = [
         path for path in deployment.dockyard.storage.glob("*/[bm]*s/**/*") if path.is_file() and "run" not in path.parts
     ]
@@ -143,7 +143,7 @@ turns = iter(range(10**9))
 def test_f9_random_upstream_responses(
     deployment: Deployment, parts: dict[str, Any], headers: dict[str, str], times: int | None, size: str
 ) -> None:
-    """F9: a response that is complete is right, an error is one of ours and short, and no request takes long."""
+    """A complete response is right, an error is one of Dockyard's and short, and no request takes long."""
     turn = next(turns)
     repo = f"app-{turn}"
     blob = SIZES[size] + str(turn).encode()
@@ -169,7 +169,7 @@ def test_f9_random_upstream_responses(
 
 @pytest.fixture(scope="module")
 def bucket() -> Iterator[S3Proxy]:
-    """Give an S3 endpoint that says what it is told to."""
+    """An S3 endpoint whose responses the test sets."""
     with closing(S3Proxy(0)) as bucket:
         bucket.rule = lambda request: Respond(404)
         yield bucket
@@ -177,7 +177,7 @@ def bucket() -> Iterator[S3Proxy]:
 
 @pytest.fixture(scope="module")
 def stored_deployment(bucket: S3Proxy, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
-    """Give a deployment before that bucket."""
+    """A deployment over that bucket."""
     storage = {"endpoint": bucket.host, "bucket": "anything", "access_key": "a", "secret_key": "b", "use_ssl": False}
     with (
         FakeRegistry() as fake_registry,
@@ -240,7 +240,7 @@ s3_responses = st.builds(
 @settings(max_examples=runs(60), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(bucket_response=s3_responses)
 def test_f10_random_bucket_responses(stored_deployment: Deployment, bucket: S3Proxy, bucket_response: Respond) -> None:
-    """F10: whatever the bucket says, a small image is pulled whole and right, at once."""
+    """Whatever the bucket answers, a small image is pulled complete and right, at once."""
     turn = next(turns)
     repo, blob = f"stored-{turn}", BLOB + str(turn).encode()
     image = stored_deployment.fake_registry.add_image(repo, "v1", [blob])
@@ -252,7 +252,7 @@ def test_f10_random_bucket_responses(stored_deployment: Deployment, bucket: S3Pr
         if response.status in (200, 206) and len(response.body) > MIB and not response.is_complete:
             response = stored_deployment.get(
                 f"/v2/up.test/{repo}/{path}"
-            )  # it had begun before it was known to be wrong
+            )  # its first part was sent before it was known to be wrong
         assert (response.status, response.body) == (200, body), path
         assert response.took_s < 14
     assert len(bucket.requests) > before or "reading without it" in stored_deployment.dockyard.read_log()
@@ -282,7 +282,7 @@ def _read(body: S3BlobStream | None) -> bytes | None:
 @settings(max_examples=runs(20), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(bucket_response=s3_responses)
 def test_f10_the_store_accepts_any_response(bucket: S3Proxy, operation: str, bucket_response: Respond) -> None:
-    """F10: each question to the bucket ends with an answer or S3Error, whatever is said."""
+    """Each bucket operation ends with a result or S3Error, whatever the bucket answers."""
     kept = StorageSettings(
         endpoint=bucket.host, bucket="anything", access_key="a", secret_key=Secret("b"), use_ssl=False
     )

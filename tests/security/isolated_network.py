@@ -31,18 +31,18 @@ T = TypeVar("T")
 
 
 class IsolatedNetwork:
-    """The namespaces, and the one thread that is in them."""
+    """The namespaces, and the one thread that belongs to them."""
 
     def __init__(self, directory: Path) -> None:
         self._thread = ThreadPoolExecutor(1, "network")
         self.run(lambda: _move(directory))
 
     def run(self, action: Callable[[], T]) -> T:
-        """Do something in there."""
+        """Run a function in the namespaces and return its result."""
         return self._thread.submit(action).result()
 
     def close(self) -> None:
-        """End the thread; the namespaces end with the last that lives in them."""
+        """End the thread; the namespaces end with the last of their processes."""
         self._thread.shutdown()
 
 
@@ -67,7 +67,7 @@ def _move(directory: Path) -> None:
 
 
 def require_root() -> None:
-    """Skip the test where there can be no island; on CI it fails instead."""
+    """Skip the test without root; on CI it fails."""
     if os.geteuid() == 0:
         return
     if os.environ.get("CI"):
@@ -76,7 +76,7 @@ def require_root() -> None:
 
 
 class ConnectionRecorder:
-    """One port at many addresses; keeps for each connection the address that was meant, and ends it."""
+    """Listens on one port at many addresses; records the address that each connection was made to, and closes it."""
 
     def __init__(self, port: int, addresses: Iterable[str]) -> None:
         self.destinations: list[str] = []
@@ -85,7 +85,7 @@ class ConnectionRecorder:
             threading.Thread(target=self._accept, args=(listening,), daemon=True).start()
 
     def close(self) -> None:
-        """Listen no more."""
+        """Stop listening."""
         for listening in self._sockets:
             with suppress(OSError):
                 listening.shutdown(socket.SHUT_RDWR)
@@ -104,7 +104,7 @@ class ConnectionRecorder:
 def _listen(address: str, port: int) -> socket.socket:
     listening = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET)
     if ":" in address:
-        listening.setsockopt(socket.IPPROTO_IPV6, IPV6_FREEBIND, 1)  # the address is a route, not one of the device
+        listening.setsockopt(socket.IPPROTO_IPV6, IPV6_FREEBIND, 1)  # the address is routed, but belongs to no device
     listening.bind((address, port))
     listening.listen()
     return listening
@@ -112,9 +112,9 @@ def _listen(address: str, port: int) -> socket.socket:
 
 @attrs.define
 class FakeNameServer:
-    """A name server. Each name has a list of answers, one for each time it is asked, the last one for ever.
+    """A name server. Each name has a list of answers, one for each lookup; the last one is repeated.
 
-    An answer is the addresses; a name without any is unknown. `queries` are the names that were looked up, in order.
+    An answer is a list of addresses; a name without answers is unknown. `queries` are the looked up names, in order.
     """
 
     answers: dict[str, list[Sequence[str]]] = attrs.field(factory=dict)
@@ -123,7 +123,7 @@ class FakeNameServer:
 
     @contextmanager
     def served(self) -> Iterator[None]:
-        """Answer on port 53 for as long as the block lasts."""
+        """Answer on port 53 while the block runs."""
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server:
             server.bind(("127.0.0.1", 53))
             server.settimeout(0.1)
@@ -159,7 +159,7 @@ class FakeNameServer:
         return head + query[12 : at + 5] + records
 
     def _addresses(self, name: str, kind: int) -> Sequence[str]:
-        """One lookup asks for A, then for AAAA: both belong to one answer."""
+        """The addresses for one lookup: A and then AAAA are requested, and both belong to one answer."""
         if kind == A:
             self.queries.append(name)
             answers = self.answers.get(name, [])

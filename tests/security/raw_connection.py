@@ -19,7 +19,7 @@ LIMIT_S = 5.0
 
 @attrs.frozen
 class RawResult:
-    """The answers of one connection: their statuses, all bytes, and whether the server ended the connection."""
+    """The responses of one connection: statuses, all bytes, and whether the server closed the connection."""
 
     statuses: tuple[int, ...]
     received: bytes = attrs.field(repr=False)
@@ -28,12 +28,12 @@ class RawResult:
 
 
 def send_bytes(address: tuple[str, int], data: bytes, limit_s: float = LIMIT_S) -> RawResult:
-    """Send the bytes and read until the server closes, or says nothing for so long."""
+    """Send the bytes and read until the server closes the connection or sends nothing until the timeout."""
     began = time.monotonic()
     received = b""
     is_closed = False
     with socket.create_connection(address, limit_s) as connection:
-        with suppress(ConnectionError):  # an answer may come, and the end, before all was sent
+        with suppress(ConnectionError):  # a response, and the end, may come before everything was sent
             connection.sendall(data)
         try:
             while more := connection.recv(READ_BYTES):
@@ -47,9 +47,9 @@ def send_bytes(address: tuple[str, int], data: bytes, limit_s: float = LIMIT_S) 
 
 
 def count_requests(data: bytes) -> int:
-    """How many requests there are, one that is malformed (or not whole) counted as one, behind which all is lost.
+    """Count the requests; a malformed or incomplete one counts as one, and ends the count.
 
-    Empty lines before a request are passed over, whatever ends them (RFC 9112 section 2.2).
+    Empty lines before a request are skipped, whatever ends them (RFC 9112 section 2.2).
     """
     count = 0
     while data := data.lstrip(b"\r\n"):
@@ -59,14 +59,14 @@ def count_requests(data: bytes) -> int:
 
 
 def _behind_first(data: bytes) -> bytes:
-    """What follows the first request on a connection that goes on after it; nothing where that cannot be told."""
+    """What follows the first request on a persistent connection; nothing where that cannot be determined."""
     reader = h11.Connection(h11.SERVER, max_incomplete_event_size=2**21)
     reader.receive_data(data)
     reader.receive_data(b"")
     try:
         while reader.next_event() not in (h11.NEED_DATA, h11.PAUSED, h11.ConnectionClosed()):
             pass
-        # Nobody is connected and nothing upgraded, so what follows is HTTP/1.1 again.
+        # CONNECT and upgrades are rejected, so what follows is HTTP/1.1 again.
         reader.send(h11.Response(status_code=400, headers=[("Content-Length", "0")]))
         reader.send(h11.EndOfMessage())
     except (h11.RemoteProtocolError, h11.LocalProtocolError):

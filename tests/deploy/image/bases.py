@@ -1,7 +1,7 @@
-"""The two images that the Dockerfile starts from, made here: tests reach package registries, but no image registry.
+"""The two base images of the Dockerfile, made here: the tests reach package registries, but no image registry.
 
-Debian's own Python stands for the Python image, and the same with this machine's Go for the Go image. Both get what
-this machine reaches the package registries with: its certificates, and what pip and Go are told by its environment.
+Debian's Python stands for the Python image, and with this machine's Go also for the Go image. Both get this machine's
+access to package registries: its certificates, and the settings of pip and Go in its environment.
 """
 
 import hashlib
@@ -36,7 +36,7 @@ class Bases:
 
 
 def make_bases(docker: DockerDaemon, debootstrap: Path, directory: Path) -> Bases:
-    """Make the images that the daemon has not yet; they are made anew when what goes into them has changed."""
+    """Make the images that the daemon does not have; they are made again when their inputs have changed."""
     go = test_servers.find_go(test_servers.cache_directory())
     go_root = Path(_output_of(go, "env", "GOROOT").strip())
     python_environ = {name: os.environ[name] for name in (*PIP_SETTINGS, *PROXY_SETTINGS) if name in os.environ}

@@ -25,8 +25,8 @@ __all__ = ["containerd"]
 NAME = "dockyard-test/dockyard"
 REVISION = "0123456789abcdef0123456789abcdef01234567"
 BUILD_LIMIT_S = 900.0
-KEPT_LAYERS = "4GB"  # of layers
-BUILDKIT_IS_OWN = 23  # from this release on, the client needs a plugin to build
+KEPT_LAYERS = "4GB"  # limit for cached layers
+BUILDKIT_IS_OWN = 23  # since this release the client needs a plugin to build
 
 
 @attrs.frozen
@@ -40,13 +40,15 @@ class Image:
 
 @pytest.fixture(scope="session")
 def image(programs: Programs, containerd: Containerd) -> Iterator[Image]:
-    """Build the image as the Dockerfile says, but for the images that it starts from."""
+    """Build the image from the Dockerfile, with other base images."""
     cache = cache_directory()
     dockerd, debootstrap = programs.need("dockerd", as_root=True), programs.need("debootstrap", as_root=True)
     cache.mkdir(parents=True, exist_ok=True)
     with (cache / "docker.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # two daemons on one directory would spoil it
-        directory = Path(tempfile.mkdtemp(prefix="dockyard-docker-"))  # a killed run leaves mounts: pytest would trip
+        fcntl.flock(lock, fcntl.LOCK_EX)  # two daemons would damage a shared directory
+        directory = Path(
+            tempfile.mkdtemp(prefix="dockyard-docker-")
+        )  # a killed run leaves mounts in which pytest would fail
         docker = DockerDaemon(dockerd, _client(programs), containerd, directory, cache / "docker")
         try:
             docker.wait()
@@ -75,7 +77,7 @@ def _options(bases: Bases) -> list[str]:
 
 
 def _client(programs: Programs) -> Path:
-    """Return a client `docker` that can build with BuildKit: not every one on PATH can."""
+    """Return a `docker` client that can build with BuildKit: not every one on PATH can."""
     programs.need("docker")
     for directory in os.get_exec_path():
         client = shutil.which("docker", path=directory)

@@ -1,4 +1,4 @@
-"""`docker build` of the Dockerfile, and what it makes: labels, bill of materials, and a server that runs as nobody."""
+"""The image built from the Dockerfile: labels, bill of materials, and a server that does not run as root."""
 
 import contextlib
 import json
@@ -22,7 +22,7 @@ from tests.support.images import ARCHITECTURES, THIS_ARCHITECTURE, push_index
 from tests.support.processes import free_port, wait_until
 from tests.support.pull_image import pull_and_verify
 
-# The first build on a machine makes the images that it starts from, and compiles: minutes. Later ones take seconds.
+# The first build on a machine makes the base images, and compiles: minutes. Later ones take seconds.
 pytestmark = pytest.mark.timeout(1500)
 
 UID = 65532
@@ -49,11 +49,11 @@ class Container:
         return dict(self.docker.inspect(self.name)["State"])
 
     def wait_for(self, health: str) -> None:
-        """Wait until Docker says so of its health."""
+        """Wait until Docker reports this health."""
         wait_until(lambda: self.state()["Health"]["Status"] == health, health, STATUS_TIMEOUT_S)
 
     def pids(self) -> list[int]:
-        """Its processes, as the host knows them."""
+        """The pids of its processes on the host."""
         return [int(pid) for pid in self.docker.run("top", self.name, "-o", "pid").split()[1:]]
 
     def uids(self) -> set[int]:
@@ -63,7 +63,7 @@ class Container:
 
 @pytest.fixture
 def start(image: Image, registry: DistributionRegistry, tmp_path: Path) -> Iterator[Callable[[], Container]]:
-    """A function that starts the image as the compose file does; the health check is only asked oftener."""
+    """A function that starts the image as the compose file does, with a shorter health check interval."""
     config = tmp_path / "config.yaml"
     config.write_text(yaml.safe_dump({"upstreams": [docker_hub(registry)]}))
     started: list[Container] = []
@@ -83,17 +83,17 @@ def start(image: Image, registry: DistributionRegistry, tmp_path: Path) -> Itera
 
     yield run
     for container in started:
-        with contextlib.suppress(ClientError):  # the name was never taken
+        with contextlib.suppress(ClientError):  # no container has this name
             image.docker.run("rm", "--force", "--volumes", container.name)
 
 
 def sbom(image: Image) -> dict[str, Any]:
-    """The bill of materials, as README.md reads it."""
+    """The bill of materials, extracted as README.md describes."""
     return dict(json.loads(image.docker.run("run", "--rm", "--network=none", "--entrypoint=cat", image.name, SBOM)))
 
 
-def test_the_image_says_what_it_is(image: Image) -> None:
-    """Labels by the OCI's names; a user that is not root, a volume, a stop signal."""
+def test_labels_user_volume_and_stop_signal(image: Image) -> None:
+    """The labels of the OCI image specification; a user other than root, a volume, a stop signal."""
     config = image.docker.inspect(image.name)["Config"]
     assert {name.rpartition(".")[2]: value for name, value in config["Labels"].items()} == {
         "title": "Dockyard",
@@ -110,7 +110,7 @@ def test_the_image_says_what_it_is(image: Image) -> None:
 
 
 def test_the_sbom_names_every_distribution(image: Image) -> None:
-    """All that is installed, in its version, with the hash that the lock file allows; and nothing else."""
+    """Every installed distribution, with its version and the hash in the lock file; and nothing else."""
     python = "/opt/dockyard/bin/python"
     output = image.docker.run("run", "--rm", "--network=none", f"--entrypoint={python}", image.name, "-c", INSTALLED)
     installed = json.loads(output)
@@ -131,7 +131,7 @@ def test_the_sbom_names_every_distribution(image: Image) -> None:
 
 
 def test_the_sbom_names_the_base_and_the_go_modules(image: Image) -> None:
-    """The image that it starts from, and every module of the ECR helper in the version that go.mod has."""
+    """The base image, and every module of the ECR helper with the version in go.mod."""
     components = {each["name"]: each for each in sbom(image)["components"]}
     assert components[image.bases.python]["type"] == "container"
     modules = (ROOT / "ops" / "image" / "ecr-login" / "go.mod").read_text()
@@ -143,13 +143,13 @@ def test_the_sbom_names_the_base_and_the_go_modules(image: Image) -> None:
 
 
 def test_the_ecr_helper_runs(image: Image) -> None:
-    """It is on PATH, where the keychain looks for it, and answers."""
+    """It is on PATH, where the keychain looks for it, and runs."""
     command = ["run", "--rm", "--network=none", "--entrypoint=docker-credential-ecr-login", image.name, "version"]
     assert "amazon-ecr-credential-helper" in image.docker.run(*command)
 
 
 def test_the_ecr_helper_is_built_for_the_other_platform(image: Image) -> None:
-    """Go makes a program for arm64 on amd64, and the other way round."""
+    """Go builds a program for arm64 on amd64, and the other way round."""
     (other,) = set(ARCHITECTURES) - {THIS_ARCHITECTURE}
     image.docker.run(
         *("build", "--quiet", "--network=host", f"--platform=linux/{other}", "--target=ecr-login"),
@@ -162,8 +162,8 @@ def test_the_ecr_helper_is_built_for_the_other_platform(image: Image) -> None:
     assert f"GOARCH={other}" in image.docker.run(*command)
 
 
-def test_it_serves_from_a_read_only_file_system(registry: DistributionRegistry, start: Callable[[], Container]) -> None:
-    """As nobody, with only the volume to write to: an image is pulled through it, and each blob crosses once."""
+def test_serving_from_a_read_only_file_system(registry: DistributionRegistry, start: Callable[[], Container]) -> None:
+    """As an unprivileged user with only the volume writable: an image is pulled through it, each blob fetched once."""
     pushed = push_index(registry, "library/image", seed="image")
     container = start()
     registry.clear_requests()
@@ -179,7 +179,7 @@ def test_it_serves_from_a_read_only_file_system(registry: DistributionRegistry, 
 def test_a_stop_is_clean_and_the_volume_keeps_the_cache(
     registry: DistributionRegistry, start: Callable[[], Container]
 ) -> None:
-    """SIGTERM ends it with status 0; started again, it serves what it had, with the upstream gone."""
+    """SIGTERM ends it with status 0; started again, it serves cached content while the upstream is down."""
     pushed = push_index(registry, "library/volume", seed="volume")
     container = start()
     pull_and_verify(container.port, "docker.io/library/volume", pushed)
@@ -192,7 +192,7 @@ def test_a_stop_is_clean_and_the_volume_keeps_the_cache(
 
 
 def test_a_server_that_does_not_answer_is_unhealthy(start: Callable[[], Container]) -> None:
-    """With all its processes frozen the health check fails, and passes again when they go on."""
+    """With all its processes frozen the health check fails, and passes again when they continue."""
     container = start()
     pids = container.pids()
     for pid in pids:

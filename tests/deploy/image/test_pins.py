@@ -1,4 +1,4 @@
-"""What the image is made of is pinned: base images by digest, Python and Go packages by version and hash."""
+"""The inputs of the image are pinned: base images by digest, Python and Go packages by version and hash."""
 
 import re
 import subprocess
@@ -18,11 +18,16 @@ PIN = re.compile(
 )
 PYTHON = "3.13"
 DOWNLOAD_LIMIT_S = 300
-GLIBC = ("manylinux_2_28", "manylinux_2_26", "manylinux_2_17", "manylinux2014")  # as trixie takes them, and older
+GLIBC = (
+    "manylinux_2_28",
+    "manylinux_2_26",
+    "manylinux_2_17",
+    "manylinux2014",
+)  # as trixie accepts them, and older ones
 
 
 def pins(lock: str) -> dict[str, str]:
-    """The version of each package of a lock file; every line must be a version with its hashes."""
+    """The version of each package in a lock file; every line must be a version with its hashes."""
     text = (ROOT / "ops" / "image" / f"{lock}.txt").read_text().replace(" \\\n   ", "")
     lines = [line for line in text.splitlines() if not line.startswith("#")]
     found = [PIN.fullmatch(line) for line in lines]
@@ -31,7 +36,7 @@ def pins(lock: str) -> dict[str, str]:
 
 
 def project() -> dict[str, dict[str, list[str]]]:
-    """What pyproject.toml says."""
+    """The content of pyproject.toml."""
     return tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 
@@ -42,20 +47,20 @@ def unmet(requirements: list[str], lock: str) -> list[str]:
     return [str(each) for each in parsed if pinned.get(canonicalize_name(each.name), "none") not in each.specifier]
 
 
-def test_what_dockyard_needs_is_locked() -> None:
+def test_requirements_are_locked() -> None:
     """A requirement that changes in pyproject.toml changes the lock file too: `tox -e lock`."""
     assert unmet(project()["project"]["dependencies"], "dockyard") == []
     assert {"setproctitle", "uvloop"} <= pins("dockyard").keys(), "granian's extras"
 
 
-def test_what_builds_is_locked() -> None:
-    """The build backend of pyproject.toml, and what lists the image's parts."""
+def test_build_requirements_are_locked() -> None:
+    """The build backend of pyproject.toml, and the tool that writes the bill of materials."""
     text = (ROOT / "ops" / "image" / "build.in").read_text()
     assert unmet(project()["build-system"]["requires"], "build") == []
     assert unmet([line for line in text.splitlines() if not line.startswith("#")], "build") == []
 
 
-def test_a_requirement_that_is_not_met_shows() -> None:
+def test_an_unmet_requirement_is_found() -> None:
     """The two tests above can fail."""
     assert unmet(["falcon<4", "nobody-has-this>=1"], "dockyard") == ["falcon<4", "nobody-has-this>=1"]
 
@@ -64,7 +69,7 @@ def test_a_requirement_that_is_not_met_shows() -> None:
 @pytest.mark.parametrize("lock", LOCKS)
 @pytest.mark.timeout(DOWNLOAD_LIMIT_S + 20)
 def test_there_are_wheels_for_both_platforms(tmp_path: Path, lock: str, architecture: str) -> None:
-    """A wheel can be had for each package, and its hash is in the lock file."""
+    """Each package has a wheel for both platforms, and its hash is in the lock file."""
     subprocess.run(
         [
             *(
@@ -88,7 +93,7 @@ def test_there_are_wheels_for_both_platforms(tmp_path: Path, lock: str, architec
 
 
 def test_base_images_are_pinned() -> None:
-    """Every stage starts from another stage or from an argument, whose default has a tag for people and a digest."""
+    """Every stage starts from another stage or from an argument whose default has a tag and a digest."""
     text = (ROOT / "Dockerfile").read_text()
     bases = dict(re.findall(r"^ARG (\w+_IMAGE)=(\S+)$", text, re.MULTILINE))
     stages = re.findall(r"^FROM (?:--platform=\$BUILDPLATFORM )?(\S+)", text, re.MULTILINE)
@@ -101,7 +106,7 @@ def test_base_images_are_pinned() -> None:
 
 
 def test_every_go_module_has_its_hash() -> None:
-    """go.sum has each module that go.mod asks for, and the build may not change either."""
+    """go.sum has each module of go.mod, and the build may change neither."""
     directory = ROOT / "ops" / "image" / "ecr-login"
     wanted = set(re.findall(r"^\t(\S+ v\S+)", (directory / "go.mod").read_text(), re.MULTILINE))
     hashed = set(re.findall(r"^(\S+ v[^/\s]+) h1:", (directory / "go.sum").read_text(), re.MULTILINE))
