@@ -1,10 +1,10 @@
-"""From the name in a request to an upstream and the repository in it.
+"""Maps the name in a request to an upstream and a repository there. Pure.
 
-Every shape of request is first turned into one full name, upstream prefix and all; only full names are looked up. So
-all shapes lead to the same Target, and so to the same cache key.
+A request may contain the registry as a prefix of the name, as the `ns` parameter, as a prefix of the path, or not at
+all. All are first converted to a full name, which begins with the prefix of an upstream, and only full names are looked
+up. So all forms of a request have the same Target, and the same cache key.
 
-The world is closed: a name or an `ns` that no upstream is configured for is unknown. Dockyard never asks a host because
-a client named it.
+A name or an `ns` without a configured upstream is unknown: Dockyard never connects to a host because a client names it.
 """
 
 import functools
@@ -22,16 +22,16 @@ HUB: Final = "docker.io"
 HUB_HOSTS: Final = frozenset({HUB, "index.docker.io", "registry-1.docker.io", "registry.hub.docker.com"})
 
 _MAX_PREFIXES_SHOWN: Final = 20
-REMEMBERED_NAMES: Final = 4096
-MAX_REMEMBERED_CHARS: Final = 512
+MAX_CACHED_NAMES: Final = 4096
+MAX_CACHED_NAME_CHARS: Final = 512
 
 
 @attrs.frozen
 class Target:
-    """Whom to ask for what.
+    """The upstream and the repository that a request is for.
 
-    `repository` is what is asked upstream, a path in `registry:` included. `name` is the full name with the upstream's
-    prefix, normalised: the cache key.
+    `repository` is the name at the upstream, including a path in `registry`. `name` is the normalized full name, which
+    begins with the prefix of the upstream: the cache key.
     """
 
     upstream: Upstream
@@ -40,23 +40,23 @@ class Target:
 
 
 class Router:
-    """The routes of one configuration. Prefixes of `upstreams` are different from each other."""
+    """Routes requests to upstreams, whose prefixes must be different."""
 
     def __init__(self, upstreams: Sequence[Upstream]) -> None:
         self._by_prefix = {upstream.prefix: upstream for upstream in upstreams}
         self._depth = max((prefix.count("/") + 1 for prefix in self._by_prefix), default=0)
         self._default = next((upstream for upstream in upstreams if upstream.default), None)
         self._roots = _roots_by_namespace(upstreams)
-        self._remembered = functools.lru_cache(REMEMBERED_NAMES)(self._route)
+        self._route_cached = functools.lru_cache(MAX_CACHED_NAMES)(self._route)
 
     def route(self, name: str, ns: str | None = None, path_prefix: str | None = None) -> Target:
-        """Find the target of a name; raise NameInvalid or NameUnknown.
+        """Return the target of a name. Raises NameInvalid or NameUnknown.
 
-        `ns` is the query parameter, a registry's host as the client calls it. `path_prefix` is what stood before `/v2/`
-        in the path. A prefix in the path wins over one in the name, and that over `ns`.
+        `ns` is the query parameter, the host of a registry. `path_prefix` is the part of the path before `/v2/`. A
+        prefix in the path takes precedence over one in the name, and that over `ns`.
         """
-        is_short = len(name) + len(ns or "") + len(path_prefix or "") <= MAX_REMEMBERED_CHARS
-        return (self._remembered if is_short else self._route)(name, ns, path_prefix)
+        is_short = len(name) + len(ns or "") + len(path_prefix or "") <= MAX_CACHED_NAME_CHARS
+        return (self._route_cached if is_short else self._route)(name, ns, path_prefix)
 
     def _route(self, name: str, ns: str | None, path_prefix: str | None) -> Target:
         parsed = Name.parse(name)
@@ -87,18 +87,20 @@ class Router:
         name = Name.parse(full_name)
         for upstream, rest in self._matches(name):
             if rest.startswith("v2/"):
-                raise self._unknown(f"leave /v2 out of the URL of the mirror: {quote(full_name)} has one too many")
+                raise self._unknown(
+                    f"remove /v2 from the URL of the mirror: {quote(full_name)} contains v2 after the prefix"
+                )
             repository = "/".join(part for part in (_kept_prefix(upstream), rest) if part)
             if not repository:
-                continue  # the name is a bare prefix, all of which would be stripped
+                continue  # the name is only a prefix, which would be removed
             if _is_hub(upstream) and "/" not in repository:
-                # Looked up again, since docker.io/x means docker.io/library/x even where docker.io/x is a prefix.
+                # Look it up again, because docker.io/x means docker.io/library/x even if docker.io/x is a prefix.
                 return self._find(f"{_root(upstream)}/library/{repository}")
             return Target(upstream, "/".join(part for part in (upstream.path, repository) if part), name)
         return None
 
     def _matches(self, name: Name) -> Iterator[tuple[Upstream, str]]:
-        """Yield the upstreams whose prefix begins the name, longest first, each with the rest of the name."""
+        """Yield the upstreams whose prefixes match the name, the longest first, each with the rest of the name."""
         components = name.components
         for depth in range(min(self._depth, len(components)), 0, -1):
             if upstream := self._by_prefix.get("/".join(components[:depth])):
@@ -112,9 +114,10 @@ class Router:
 
 
 def _roots_by_namespace(upstreams: Sequence[Upstream]) -> dict[str, list[str]]:
-    """Return for each `ns` what to put before a name to make it a full name, best first.
+    """Return for each `ns` the prefixes that make a name a full name, the preferred one first.
 
-    An `ns` is an upstream's prefix or its first component, a name of Docker Hub, or a registry's host and port.
+    An `ns` is the prefix of an upstream or its first component, a host name of Docker Hub, or the host and port of a
+    registry.
     """
     pairs: list[tuple[str, str]] = []
     for upstream in upstreams:
@@ -125,7 +128,7 @@ def _roots_by_namespace(upstreams: Sequence[Upstream]) -> dict[str, list[str]]:
         if _is_hub(upstream):
             pairs += [(host, _root(upstream)) for host in sorted(HUB_HOSTS)]
     for upstream in upstreams:
-        if not upstream.path:  # with a path the upstream is a part of that registry only, under other names
+        if not upstream.path:  # with a path, the upstream is only a part of that registry, under other names
             pairs += [(authority, _root(upstream)) for authority in _authorities(upstream)]
     roots: dict[str, list[str]] = {}
     for namespace, root in pairs:
@@ -136,15 +139,15 @@ def _roots_by_namespace(upstreams: Sequence[Upstream]) -> dict[str, list[str]]:
 
 
 def _authorities(upstream: Upstream) -> tuple[str, ...]:
-    """Return how clients write the registry's host: with its port, and without when that is the scheme's own."""
+    """Return the host of the registry as clients write it: with its port, and without it if it is the default."""
     authority, port = upstream.origin.authority, f":{upstream.origin.port}"
     return (authority,) if authority.endswith(port) else (authority, authority + port)
 
 
 def _kept_prefix(upstream: Upstream) -> str:
-    """Return the part of the prefix that is a part of the repository: `my-org` of `ghcr.io/my-org` at `ghcr.io`.
+    """Return the part of the prefix that belongs to the repository: `my-org` of `ghcr.io/my-org` at `ghcr.io`.
 
-    A path in `registry:` stands in its place: whoever writes one says what goes before the repository.
+    It is empty if `registry` has a path, which replaces it.
     """
     first, _, rest = upstream.prefix.partition("/")
     host = upstream.origin.host
@@ -153,16 +156,16 @@ def _kept_prefix(upstream: Upstream) -> str:
 
 
 def _root(upstream: Upstream) -> str:
-    """Return what stands before the repository in a full name."""
+    """Return the part of a full name before the repository."""
     kept = _kept_prefix(upstream)
     return upstream.prefix.removesuffix(f"/{kept}") if kept else upstream.prefix
 
 
 def _is_hub(upstream: Upstream) -> bool:
-    """Tell whether names of one component mean `library/` there: at Docker Hub, and at what stands in for it."""
+    """Return whether names of one component are in `library/`: at Docker Hub, and at a mirror called docker.io."""
     return upstream.prefix == HUB or (upstream.origin.host in HUB_HOSTS and not upstream.path)
 
 
 def _looks_like_host(component: str) -> bool:
-    """Tell whether the first component of a name is a registry, by Docker's rule (names have no colon here)."""
+    """Return whether the first component of a name is a registry, by the rule of Docker. Names contain no colon."""
     return "." in component or component == "localhost"

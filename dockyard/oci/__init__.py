@@ -1,1 +1,1 @@
-"""The words of the registry protocol: pure values that parse or raise."""
+"""The formats of the registry protocol, as pure values: parsing returns a value or raises."""

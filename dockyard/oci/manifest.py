@@ -1,10 +1,11 @@
-"""Manifests: opaque bytes that are checked, never rewritten.
+"""Manifests: bytes that are validated and never rewritten.
 
-A body becomes a Manifest only when its digest is right and it is shaped like exactly one kind of manifest. A document
-that could be read as two kinds is refused (CVE-2021-41190): two clients would see two images under one digest.
+A body becomes a Manifest only if its digest matches and it has the structure of exactly one kind of manifest. A
+document that could be parsed as two kinds is rejected (CVE-2021-41190), because two clients would pull two different
+images under one digest.
 
-Nothing but BadUpstream leaves `parse`, whatever the bytes are. The body comes from strangers, so the JSON reader is
-kept from all that is costly or ambiguous in it.
+The body is untrusted: `Manifest.parse` raises only BadUpstream, for any bytes, and JSON that is costly or ambiguous to
+parse is rejected.
 """
 
 import json
@@ -18,10 +19,10 @@ import attrs
 from dockyard.errors import BadUpstream, DigestInvalid
 from dockyard.oci.reference import Digest
 
-# What clients accept: containers/image and oras stop at 4 MiB, containerd a little above.
+# The limit of clients: containers/image and oras accept 4 MiB, containerd slightly more.
 MAX_MANIFEST_BYTES: Final = 4 * 1024 * 1024
-# The largest real index has some ten thousand. A body of nothing but braces would cost a hundred times its own size.
-_MAX_OBJECTS: Final = 200_000
+# The largest real index has about ten thousand. Parsing a body that consists of braces takes a hundred times its size.
+_MAX_JSON_OBJECTS: Final = 200_000
 
 OCI_INDEX: Final = "application/vnd.oci.image.index.v1+json"
 OCI_IMAGE: Final = "application/vnd.oci.image.manifest.v1+json"
@@ -31,8 +32,8 @@ DOCKER_IMAGE: Final = "application/vnd.docker.distribution.manifest.v2+json"
 SCHEMA1_SIGNED: Final = "application/vnd.docker.distribution.manifest.v1+prettyjws"
 SCHEMA1: Final = "application/vnd.docker.distribution.manifest.v1+json"
 
-# Sent upstream whole, whatever the client accepts: a tag is cached once for all clients. Without it some registries
-# convert to schema 1.
+# Sent upstream completely, independent of what the client accepts, because a tag is cached once for all clients.
+# Without it some registries convert the manifest to schema 1.
 ACCEPT: Final[tuple[str, ...]] = (
     OCI_INDEX,
     OCI_IMAGE,
@@ -44,8 +45,8 @@ ACCEPT: Final[tuple[str, ...]] = (
 )
 
 
-class Shape(StrEnum):
-    """The kinds of manifest, in the words of an error message."""
+class ManifestKind(StrEnum):
+    """The kinds of manifest. The values are for error messages."""
 
     INDEX = "an index"
     IMAGE = "an image"
@@ -53,24 +54,24 @@ class Shape(StrEnum):
     SCHEMA1 = "a schema 1 image"
 
 
-_SHAPES: Final[Mapping[str, Shape]] = {
-    OCI_INDEX: Shape.INDEX,
-    DOCKER_LIST: Shape.INDEX,
-    OCI_IMAGE: Shape.IMAGE,
-    DOCKER_IMAGE: Shape.IMAGE,
-    OCI_ARTIFACT: Shape.ARTIFACT,
-    SCHEMA1_SIGNED: Shape.SCHEMA1,
-    SCHEMA1: Shape.SCHEMA1,
+_KINDS: Final[Mapping[str, ManifestKind]] = {
+    OCI_INDEX: ManifestKind.INDEX,
+    DOCKER_LIST: ManifestKind.INDEX,
+    OCI_IMAGE: ManifestKind.IMAGE,
+    DOCKER_IMAGE: ManifestKind.IMAGE,
+    OCI_ARTIFACT: ManifestKind.ARTIFACT,
+    SCHEMA1_SIGNED: ManifestKind.SCHEMA1,
+    SCHEMA1: ManifestKind.SCHEMA1,
 }
-# The keys that belong to one shape only. An artifact has none; its mediaType is compulsory and tells.
-_MARKS: Final[Mapping[str, Shape]] = {
-    "manifests": Shape.INDEX,
-    "config": Shape.IMAGE,
-    "layers": Shape.IMAGE,
-    "fsLayers": Shape.SCHEMA1,
+# The keys that only one kind has. An artifact has none, but its mediaType is required.
+_DISTINCTIVE_KEYS: Final[Mapping[str, ManifestKind]] = {
+    "manifests": ManifestKind.INDEX,
+    "config": ManifestKind.IMAGE,
+    "layers": ManifestKind.IMAGE,
+    "fsLayers": ManifestKind.SCHEMA1,
 }
 
-# RFC 6838 section 4.2. What matches can stand in a header.
+# RFC 6838 section 4.2. Text that matches is valid in a header.
 _MEDIA_TYPE: Final = re.compile(
     r"[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]{0,126}/[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]{0,126}", re.ASCII
 )
@@ -79,7 +80,7 @@ _SURROGATE_ESCAPE: Final = re.compile(r"\\u[dD][89a-fA-F]")
 
 @attrs.frozen
 class Descriptor:
-    """What a HEAD tells: media type, digest, and size in bytes."""
+    """Media type, digest, and size in bytes: the result of a HEAD request."""
 
     media_type: str
     digest: Digest
@@ -88,7 +89,7 @@ class Descriptor:
 
 @attrs.frozen
 class Manifest:
-    """A verified manifest. `body` is returned to clients unchanged."""
+    """A validated manifest. `body` is sent to clients unchanged."""
 
     body: bytes = attrs.field(repr=False)
     media_type: str
@@ -96,20 +97,20 @@ class Manifest:
 
     @classmethod
     def parse(cls, body: bytes, content_type: str | None, expected: Digest | None) -> Self:
-        """Check a body that an upstream sent; raise BadUpstream unless it is a manifest and has the expected digest.
+        """Validate the body of an upstream's response. Raises BadUpstream unless it is a manifest with this digest.
 
-        `content_type` is the header as it came. Without `expected` the digest is the computed sha256.
+        `content_type` is the value of the header. Without `expected` the digest is the sha256 of the body.
         """
         if len(body) > MAX_MANIFEST_BYTES:
             raise BadUpstream(f"the upstream's manifest is larger than {MAX_MANIFEST_BYTES} bytes")
         digest = Digest.of(body, expected.algorithm if expected else "sha256")
         if expected and digest != expected:
-            raise BadUpstream(f"the upstream sent a manifest with digest {digest} for {expected}")
-        return cls(body, _media_type(_read_document(body), _bare_media_type(content_type)), digest)
+            raise BadUpstream(f"the upstream sent a manifest with digest {digest} instead of {expected}")
+        return cls(body, _media_type(_parse_document(body), _strip_parameters(content_type)), digest)
 
     @classmethod
     def stored(cls, body: bytes, digest: Digest) -> Self:
-        """Check a body that was read back from storage; raise BadUpstream if it is not what was put there."""
+        """Validate a body that was read from storage. Raises BadUpstream if it is damaged."""
         return cls.parse(body, None, digest)
 
     @property
@@ -118,16 +119,16 @@ class Manifest:
 
     @property
     def children(self) -> tuple[Digest, ...]:
-        """The manifests that an index names."""
+        """The digests of the manifests in an index."""
         return self._digests("manifests")
 
     @property
     def blobs(self) -> tuple[Digest, ...]:
-        """The config and the layers that an image names, or the blobs of an artifact."""
+        """The digests of the config and layers of an image, or of the blobs of an artifact."""
         return self._digests("config", "layers", "blobs")
 
     def _digests(self, *keys: str) -> tuple[Digest, ...]:
-        document = _read_document(self.body)
+        document = _parse_document(self.body)
         found = [entry for key in keys for entry in _as_list(document.get(key))]
         texts = [str(entry.get("digest")) for entry in found if isinstance(entry, dict)]
         return tuple(digest for text in texts if (digest := _find_digest(text)))
@@ -138,16 +139,16 @@ class Manifest:
 
 
 def _media_type(document: dict[str, Any], content_type: str) -> str:
-    shape = _shape(document)
+    kind = _determine_kind(document)
     declared = document.get("mediaType")
-    if declared in (None, ""):  # Go programs write an unset one as ""
-        return content_type if _SHAPES.get(content_type) == shape else _infer_media_type(document, shape)
+    if declared in (None, ""):  # how Go programs encode an unset one
+        return content_type if _KINDS.get(content_type) == kind else _infer_media_type(document, kind)
     if not isinstance(declared, str) or not _MEDIA_TYPE.fullmatch(declared):
         raise BadUpstream("the mediaType of the upstream's manifest is not a media type")
-    if _SHAPES.get(declared, shape) != shape:
-        raise BadUpstream(f"the upstream's manifest calls itself {declared} but is shaped like {shape}")
-    if declared in _SHAPES and content_type in _SHAPES and declared != content_type:
-        raise BadUpstream(f"the upstream's manifest calls itself {declared} but was sent as {content_type}")
+    if _KINDS.get(declared, kind) != kind:
+        raise BadUpstream(f"the upstream's manifest has the mediaType {declared} but the structure of {kind}")
+    if declared in _KINDS and content_type in _KINDS and declared != content_type:
+        raise BadUpstream(f"the upstream's manifest has the mediaType {declared} but the Content-Type {content_type}")
     return declared
 
 
@@ -162,81 +163,81 @@ def _as_list(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [value]
 
 
-def _shape(document: dict[str, Any]) -> Shape:
-    """Return the one shape that the document has; raise BadUpstream when it has none, or marks of several."""
-    found = {shape for key, shape in _MARKS.items() if key in document}
+def _determine_kind(document: dict[str, Any]) -> ManifestKind:
+    """Return the kind of a document. Raises BadUpstream if it has none, or distinctive keys of several."""
+    kinds = {kind for key, kind in _DISTINCTIVE_KEYS.items() if key in document}
     if document.get("mediaType") == OCI_ARTIFACT:
-        found.add(Shape.ARTIFACT)
-    if len(found) > 1:
-        raise BadUpstream(f"the upstream's manifest is ambiguous: it looks like {' and '.join(sorted(found))}")
-    if not found or not _has_shape(document, shape := found.pop()):
-        raise BadUpstream("what the upstream sent is not a manifest")
-    return shape
+        kinds.add(ManifestKind.ARTIFACT)
+    if len(kinds) > 1:
+        raise BadUpstream(f"the upstream's manifest is ambiguous: it has the keys of {' and '.join(sorted(kinds))}")
+    if not kinds or not _has_structure(document, kind := kinds.pop()):
+        raise BadUpstream("the upstream's response is not a manifest")
+    return kind
 
 
-def _has_shape(document: dict[str, Any], shape: Shape) -> bool:
-    match shape:
-        case Shape.INDEX:
+def _has_structure(document: dict[str, Any], kind: ManifestKind) -> bool:
+    match kind:
+        case ManifestKind.INDEX:
             return _is_list_of_objects(document["manifests"])
-        case Shape.IMAGE:
-            is_whole = isinstance(document.get("config"), dict) and "layers" in document
-            return is_whole and _is_list_of_objects(document["layers"])
-        case Shape.ARTIFACT:
+        case ManifestKind.IMAGE:
+            is_complete = isinstance(document.get("config"), dict) and "layers" in document
+            return is_complete and _is_list_of_objects(document["layers"])
+        case ManifestKind.ARTIFACT:
             return _is_list_of_objects(document.get("blobs"))
-        case Shape.SCHEMA1:
+        case ManifestKind.SCHEMA1:
             return document.get("schemaVersion") == 1 and _is_list_of_objects(document["fsLayers"])
 
 
 def _is_list_of_objects(value: Any) -> bool:
-    """Tell whether this is a list of JSON objects. Go programs write an empty list as null."""
+    """Return whether this is a list of JSON objects. Go programs encode an empty list as null."""
     return value is None or (isinstance(value, list) and all(isinstance(item, dict) for item in value))
 
 
-def _infer_media_type(document: dict[str, Any], shape: Shape) -> str:
-    """Return the type of a manifest that has no mediaType. Docker's schema 2 types demand one, so it is OCI's."""
-    match shape:
-        case Shape.INDEX:
+def _infer_media_type(document: dict[str, Any], kind: ManifestKind) -> str:
+    """Return the type of a manifest without mediaType. It is an OCI type, because schema 2 of Docker requires one."""
+    match kind:
+        case ManifestKind.INDEX:
             return OCI_INDEX
-        case Shape.IMAGE:
+        case ManifestKind.IMAGE:
             return OCI_IMAGE
-        case Shape.ARTIFACT:
+        case ManifestKind.ARTIFACT:
             return OCI_ARTIFACT
-        case Shape.SCHEMA1:
+        case ManifestKind.SCHEMA1:
             return SCHEMA1_SIGNED if document.get("signatures") else SCHEMA1
 
 
-def _bare_media_type(content_type: str | None) -> str:
-    """Return the Content-Type in lower case and without parameters; empty when there is none."""
+def _strip_parameters(content_type: str | None) -> str:
+    """Return the Content-Type in lower case and without parameters; empty if there is none."""
     return (content_type or "").partition(";")[0].strip().lower()
 
 
-def _read_document(body: bytes) -> dict[str, Any]:
-    if body.count(b"{") + body.count(b"[") > _MAX_OBJECTS:
+def _parse_document(body: bytes) -> dict[str, Any]:
+    if body.count(b"{") + body.count(b"[") > _MAX_JSON_OBJECTS:
         raise BadUpstream("the upstream's manifest has too many parts")
     try:
-        text = body.decode("utf-8")  # first, since json.loads would accept UTF-16 and UTF-32 bytes too
+        text = body.decode("utf-8")  # because json.loads also accepts UTF-16 and UTF-32 bytes
         document = json.loads(
             text,
             object_pairs_hook=_object_without_duplicates,
-            parse_float=str,  # no manifest needs one, and a long one is costly to convert
-            parse_constant=_refuse_constant,
+            parse_float=str,  # manifests need no floats, and long ones are costly to convert
+            parse_constant=_reject_constant,
         )
         if _SURROGATE_ESCAPE.search(text):
-            json.dumps(document, ensure_ascii=False).encode("utf-8")  # raises for half a pair
+            json.dumps(document, ensure_ascii=False).encode("utf-8")  # raises ValueError for a lone surrogate
     except (ValueError, RecursionError) as exc:  # JSONDecodeError and UnicodeError are ValueErrors
-        raise BadUpstream("what the upstream sent is not a JSON document that can be trusted") from exc
+        raise BadUpstream("the upstream's response is not valid, unambiguous JSON") from exc
     if not isinstance(document, dict):
-        raise BadUpstream("what the upstream sent is not a manifest")
+        raise BadUpstream("the upstream's response is not a manifest")
     return document
 
 
 def _object_without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Refuse what two JSON readers would read in two ways."""
+    """Reject duplicate keys, which JSON parsers handle in different ways."""
     document = dict(pairs)
     if len(document) != len(pairs):
         raise ValueError("duplicate keys")
     return document
 
 
-def _refuse_constant(name: str) -> NoReturn:
+def _reject_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON")

@@ -1,7 +1,7 @@
-"""Names, tags and digests: parse or raise.
+"""Names, tags and digests.
 
 The grammar is that of the OCI distribution specification, "Pulling manifests", and of the image specification,
-"Digests". Every length is checked before a pattern sees the text, and patterns match the whole text in ASCII.
+"Digests". The length is checked before a pattern is matched, and patterns match the whole text in ASCII.
 """
 
 import hashlib
@@ -12,7 +12,7 @@ import attrs
 
 from dockyard.errors import DigestInvalid, NameInvalid, ReferenceInvalid
 
-# Many clients cap names at 255 characters (specification, implementers note); so do file systems for one component.
+# Many clients limit names to 255 characters (a note in the specification), and file systems limit each component.
 MAX_NAME_CHARS: Final = 255
 MAX_TAG_CHARS: Final = 128
 
@@ -21,12 +21,12 @@ _NAME: Final = re.compile(rf"{_COMPONENT}(?:/{_COMPONENT})*", re.ASCII)
 _TAG: Final = re.compile(r"[a-zA-Z0-9_][a-zA-Z0-9._-]*", re.ASCII)
 _HEX: Final = re.compile(r"[a-f0-9]+", re.ASCII)
 
-# What can be verified, and how many hex digits each has. Not hashlib.new(): that knows md5 and variable lengths too.
+# Supported algorithms, and the number of hex digits of each. hashlib.new() supports md5 and variable lengths too.
 _HEX_DIGITS: Final = {"sha256": 64, "sha512": 128}
 
 
 class Hasher(Protocol):
-    """What hashlib makes: fed with chunks, asked once."""
+    """A hash object of hashlib."""
 
     def update(self, data: bytes | bytearray | memoryview, /) -> None: ...
 
@@ -41,7 +41,7 @@ class Name:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Raise NameInvalid unless the text is a name of at most 255 characters."""
+        """Parse a name of at most 255 characters. Raises NameInvalid."""
         if len(text) > MAX_NAME_CHARS:
             raise NameInvalid(f"a repository name has at most {MAX_NAME_CHARS} characters")
         if not _NAME.fullmatch(text):
@@ -64,7 +64,7 @@ class Tag:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Raise ReferenceInvalid unless the text is a tag of at most 128 characters."""
+        """Parse a tag of at most 128 characters. Raises ReferenceInvalid."""
         if len(text) > MAX_TAG_CHARS:
             raise ReferenceInvalid(f"a tag has at most {MAX_TAG_CHARS} characters")
         if not _TAG.fullmatch(text):
@@ -84,13 +84,13 @@ class Digest:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Raise DigestInvalid unless the text is a sha256 or sha512 digest: no other can be verified here."""
+        """Parse a sha256 or sha512 digest. Raises DigestInvalid, also for algorithms that cannot be verified."""
         algorithm, _, encoded = text.partition(":")
         hex_digits = _HEX_DIGITS.get(algorithm)
         if hex_digits is None:
             raise DigestInvalid(f"not a sha256 or sha512 digest: {quote(text)}")
         if len(encoded) != hex_digits or not _HEX.fullmatch(encoded):
-            raise DigestInvalid(f"{algorithm} is followed by {hex_digits} lower-case hex digits: {quote(text)}")
+            raise DigestInvalid(f"a {algorithm} digest has {hex_digits} lower-case hex digits: {quote(text)}")
         return cls(algorithm, encoded)
 
     @classmethod
@@ -101,11 +101,11 @@ class Digest:
         return cls(algorithm, hasher.hexdigest())
 
     def hasher(self) -> Hasher:
-        """Return a fresh hasher of this digest's algorithm."""
+        """Return a new hasher of the algorithm of this digest."""
         return _new_hasher(self.algorithm)
 
     def matches(self, hasher: Hasher) -> bool:
-        """Tell whether what the hasher was fed has this digest."""
+        """Return whether the data that the hasher was updated with has this digest."""
         return hasher.hexdigest() == self.encoded
 
     def __str__(self) -> str:
@@ -116,15 +116,15 @@ Reference = Tag | Digest
 
 
 def parse_reference(text: str) -> Reference:
-    """Return the digest or tag that stands at the end of a manifest URL; raise DigestInvalid or ReferenceInvalid.
+    """Parse the last part of a manifest URL, a digest if it has a colon, else a tag.
 
-    A colon is legal in a digest only, so it decides.
+    Raises DigestInvalid or ReferenceInvalid.
     """
     return Digest.parse(text) if ":" in text else Tag.parse(text)
 
 
 def quote(text: str) -> str:
-    """Return what a client sent in a form that is fit for an error message: printable ASCII, and not long."""
+    """Return a text from a client as it may be in an error message: in quotes, printable ASCII, truncated."""
     return ascii(text) if len(text) <= MAX_TAG_CHARS else f"{text[:MAX_TAG_CHARS]!a}..."
 
 
@@ -135,4 +135,4 @@ def _new_hasher(algorithm: str) -> Hasher:
         case "sha512":
             return hashlib.sha512()
         case _:
-            raise ValueError(f"no such digest algorithm: {algorithm}")
+            raise ValueError(f"unsupported digest algorithm: {algorithm}")

@@ -12,7 +12,7 @@ import falcon.asgi
 
 from dockyard.cache.lists import FoundList, Lists
 from dockyard.errors import RequestInvalid
-from dockyard.oci.links import link_next
+from dockyard.oci.links import format_next_link
 from dockyard.oci.lists import page_referrers, page_tags, referrers_index
 from dockyard.oci.manifest import OCI_INDEX
 from dockyard.oci.reference import Digest
@@ -43,7 +43,7 @@ class TagsEndpoint:
         exchange.how = found.how
         tags, has_more = page_tags(found.items, n, query.get("last"))
         if has_more:
-            resp.set_header("link", link_next(req.path, query | {"last": tags[-1]}))
+            resp.set_header("link", format_next_link(req.path, query | {"last": tags[-1]}))
         _send(req, resp, found, json.dumps({"name": name, "tags": tags}).encode(), "application/json")
 
     on_head = on_get
@@ -71,7 +71,7 @@ class ReferrersEndpoint:
         if artifact_type:
             resp.set_header("oci-filters-applied", "artifactType")
         if has_more:
-            resp.set_header("link", link_next(req.path, query | {"last": referrers[-1]["digest"]}))
+            resp.set_header("link", format_next_link(req.path, query | {"last": referrers[-1]["digest"]}))
         _send(req, resp, found, referrers_index(referrers), OCI_INDEX)
 
     on_head = on_get

@@ -1,4 +1,4 @@
-"""Routing: T08 to T11 of the protocol's test cases, as tables of names in and targets out."""
+"""Routing: tables of requests and their targets."""
 
 import contextlib
 
@@ -22,52 +22,52 @@ ALL = (HUB, GHCR, GHCR_ORG, HUB_ORG, RENAMED, LOCAL, SUBTREE)
 
 
 @attrs.frozen
-class Found:
-    """What a test looks at in a Target."""
+class Expected:
+    """The fields of a Target that are compared."""
 
     prefix: str
     repository: str
     name: str
 
 
-def find(router: Router, name: str, ns: str | None = None, path_prefix: str | None = None) -> Found:
-    """Route, and take the target apart."""
+def find(router: Router, name: str, ns: str | None = None, path_prefix: str | None = None) -> Expected:
+    """Route a request, and return the fields to compare."""
     target = router.route(name, ns=ns, path_prefix=path_prefix)
-    return Found(target.upstream.prefix, target.repository, str(target.name))
+    return Expected(target.upstream.prefix, target.repository, str(target.name))
 
 
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        ("docker.io/library/nginx", Found("docker.io", "library/nginx", "docker.io/library/nginx")),
-        ("docker.io/nginx", Found("docker.io", "library/nginx", "docker.io/library/nginx")),
-        ("docker.io/org/app", Found("docker.io", "org/app", "docker.io/org/app")),
-        ("ghcr.io/app", Found("ghcr.io", "app", "ghcr.io/app")),
-        ("ghcr.io/a/b/c/d", Found("ghcr.io", "a/b/c/d", "ghcr.io/a/b/c/d")),
-        # the longest prefix wins, component by component
-        ("ghcr.io/my-org/app", Found("ghcr.io/my-org", "my-org/app", "ghcr.io/my-org/app")),
-        ("ghcr.io/my-org/a/b", Found("ghcr.io/my-org", "my-org/a/b", "ghcr.io/my-org/a/b")),
-        ("ghcr.io/my-org", Found("ghcr.io/my-org", "my-org", "ghcr.io/my-org")),
-        ("ghcr.io/my-org-evil/x", Found("ghcr.io", "my-org-evil/x", "ghcr.io/my-org-evil/x")),
-        ("ghcr.io/my-orgx/y", Found("ghcr.io", "my-orgx/y", "ghcr.io/my-orgx/y")),
-        ("docker.io/my-org/app", Found("docker.io/my-org", "my-org/app", "docker.io/my-org/app")),
-        # at the Hub a name of one component is an official image, whatever it is called
-        ("docker.io/my-org", Found("docker.io", "library/my-org", "docker.io/library/my-org")),
-        ("docker.io/library", Found("docker.io", "library/library", "docker.io/library/library")),
-        # a prefix of another name is stripped whole
-        ("mirror/k8s/pause", Found("mirror/k8s", "pause", "mirror/k8s/pause")),
-        ("mirror/k8s/coredns/coredns", Found("mirror/k8s", "coredns/coredns", "mirror/k8s/coredns/coredns")),
-        ("local/app", Found("local", "app", "local/app")),
+        ("docker.io/library/nginx", Expected("docker.io", "library/nginx", "docker.io/library/nginx")),
+        ("docker.io/nginx", Expected("docker.io", "library/nginx", "docker.io/library/nginx")),
+        ("docker.io/org/app", Expected("docker.io", "org/app", "docker.io/org/app")),
+        ("ghcr.io/app", Expected("ghcr.io", "app", "ghcr.io/app")),
+        ("ghcr.io/a/b/c/d", Expected("ghcr.io", "a/b/c/d", "ghcr.io/a/b/c/d")),
+        # the longest prefix matches, by components
+        ("ghcr.io/my-org/app", Expected("ghcr.io/my-org", "my-org/app", "ghcr.io/my-org/app")),
+        ("ghcr.io/my-org/a/b", Expected("ghcr.io/my-org", "my-org/a/b", "ghcr.io/my-org/a/b")),
+        ("ghcr.io/my-org", Expected("ghcr.io/my-org", "my-org", "ghcr.io/my-org")),
+        ("ghcr.io/my-org-evil/x", Expected("ghcr.io", "my-org-evil/x", "ghcr.io/my-org-evil/x")),
+        ("ghcr.io/my-orgx/y", Expected("ghcr.io", "my-orgx/y", "ghcr.io/my-orgx/y")),
+        ("docker.io/my-org/app", Expected("docker.io/my-org", "my-org/app", "docker.io/my-org/app")),
+        # at Docker Hub, any name of one component is an official image
+        ("docker.io/my-org", Expected("docker.io", "library/my-org", "docker.io/library/my-org")),
+        ("docker.io/library", Expected("docker.io", "library/library", "docker.io/library/library")),
+        # a prefix other than the host of the registry is removed completely
+        ("mirror/k8s/pause", Expected("mirror/k8s", "pause", "mirror/k8s/pause")),
+        ("mirror/k8s/coredns/coredns", Expected("mirror/k8s", "coredns/coredns", "mirror/k8s/coredns/coredns")),
+        ("local/app", Expected("local", "app", "local/app")),
         # a path in `registry:` is put before the repository
-        ("team/app", Found("team", "proxy/team/app", "team/app")),
-        # words of the API are words like others
-        ("ghcr.io/blobs/manifests/tags", Found("ghcr.io", "blobs/manifests/tags", "ghcr.io/blobs/manifests/tags")),
-        ("ghcr.io/a/v2/b", Found("ghcr.io", "a/v2/b", "ghcr.io/a/v2/b")),
-        ("ghcr.io/v2", Found("ghcr.io", "v2", "ghcr.io/v2")),
+        ("team/app", Expected("team", "proxy/team/app", "team/app")),
+        # path components of the API may be in names
+        ("ghcr.io/blobs/manifests/tags", Expected("ghcr.io", "blobs/manifests/tags", "ghcr.io/blobs/manifests/tags")),
+        ("ghcr.io/a/v2/b", Expected("ghcr.io", "a/v2/b", "ghcr.io/a/v2/b")),
+        ("ghcr.io/v2", Expected("ghcr.io", "v2", "ghcr.io/v2")),
     ],
 )  # fmt: skip
-def test_a_name_leads_to_an_upstream_and_a_repository(name: str, expected: Found) -> None:
-    """The longest configured prefix decides (shape U1)."""
+def test_a_name_is_routed_to_an_upstream_and_a_repository(name: str, expected: Expected) -> None:
+    """By the longest configured prefix."""
     assert find(Router(ALL), name) == expected
 
 
@@ -95,13 +95,15 @@ def test_a_name_leads_to_an_upstream_and_a_repository(name: str, expected: Found
         (Upstream("registry.local/org", "registry.local:5000"), "registry.local/org/app", "org/app"),
     ],
 )
-def test_what_of_the_prefix_stays_in_the_repository(upstream: Upstream, name: str, repository: str) -> None:
-    """What follows the registry's own host stays, unless `registry:` has a path; other prefixes go."""
+def test_a_prefix_below_the_registry_host_stays_in_the_repository(
+    upstream: Upstream, name: str, repository: str
+) -> None:
+    """Unless `registry` has a path. Other prefixes are removed."""
     assert Router([upstream]).route(name).repository == repository
 
 
 @pytest.mark.parametrize(
-    "shape",
+    "form",
     [
         ("docker.io/my-org/app", None, None),
         ("docker.io/my-org/app", "docker.io", None),
@@ -118,15 +120,15 @@ def test_what_of_the_prefix_stays_in_the_repository(upstream: Upstream, name: st
     ],
 )
 @pytest.mark.parametrize("upstreams", [ALL, tuple(reversed(ALL))])
-def test_all_shapes_of_a_request_lead_to_one_target(
-    shape: tuple[str, str | None, str | None], upstreams: tuple[Upstream, ...]
+def test_all_forms_of_a_request_have_one_target(
+    form: tuple[str, str | None, str | None], upstreams: tuple[Upstream, ...]
 ) -> None:
-    """U1 to U5 have one cache key, and the order of the upstreams is of no matter."""
-    assert find(Router(upstreams), *shape) == Found("docker.io/my-org", "my-org/app", "docker.io/my-org/app")
+    """With a prefix, an `ns`, a path prefix, or none of them; in any order of the upstreams."""
+    assert find(Router(upstreams), *form) == Expected("docker.io/my-org", "my-org/app", "docker.io/my-org/app")
 
 
 @pytest.mark.parametrize(
-    "shape",
+    "form",
     [
         ("docker.io/alpine", None, None),
         ("docker.io/library/alpine", None, None),
@@ -139,25 +141,25 @@ def test_all_shapes_of_a_request_lead_to_one_target(
         ("alpine", None, None),
     ],
 )
-def test_an_official_image_has_one_target(shape: tuple[str, str | None, str | None]) -> None:
-    """`alpine` and `library/alpine` are one at the Hub, in every shape."""
-    assert find(Router(ALL), *shape) == Found("docker.io", "library/alpine", "docker.io/library/alpine")
+def test_an_official_image_has_one_target(form: tuple[str, str | None, str | None]) -> None:
+    """`alpine` and `library/alpine` are the same at Docker Hub, in every form of request."""
+    assert find(Router(ALL), *form) == Expected("docker.io", "library/alpine", "docker.io/library/alpine")
 
 
 @pytest.mark.parametrize(
     ("name", "ns", "expected"),
     [
-        ("app", "ghcr.io", Found("ghcr.io", "app", "ghcr.io/app")),
-        ("app", "ghcr.io:443", Found("ghcr.io", "app", "ghcr.io/app")),
-        ("my-org/app", "ghcr.io", Found("ghcr.io/my-org", "my-org/app", "ghcr.io/my-org/app")),
-        ("pause", "registry.k8s.io", Found("mirror/k8s", "pause", "mirror/k8s/pause")),
-        ("pause", "mirror/k8s", Found("mirror/k8s", "pause", "mirror/k8s/pause")),
-        ("app", "registry.local:5000", Found("local", "app", "local/app")),
-        ("app", "local", Found("local", "app", "local/app")),
+        ("app", "ghcr.io", Expected("ghcr.io", "app", "ghcr.io/app")),
+        ("app", "ghcr.io:443", Expected("ghcr.io", "app", "ghcr.io/app")),
+        ("my-org/app", "ghcr.io", Expected("ghcr.io/my-org", "my-org/app", "ghcr.io/my-org/app")),
+        ("pause", "registry.k8s.io", Expected("mirror/k8s", "pause", "mirror/k8s/pause")),
+        ("pause", "mirror/k8s", Expected("mirror/k8s", "pause", "mirror/k8s/pause")),
+        ("app", "registry.local:5000", Expected("local", "app", "local/app")),
+        ("app", "local", Expected("local", "app", "local/app")),
     ],
 )
-def test_ns_names_an_upstream_by_prefix_or_registry_host(name: str, ns: str, expected: Found) -> None:
-    """One hosts.toml may send every registry here (shape U4)."""
+def test_ns_is_the_prefix_or_the_registry_host_of_an_upstream(name: str, ns: str, expected: Expected) -> None:
+    """Containerd sends it, so that one hosts.toml is enough for all registries."""
     assert find(Router(ALL), name, ns=ns) == expected
 
 
@@ -182,52 +184,52 @@ def test_ns_names_an_upstream_by_prefix_or_registry_host(name: str, ns: str, exp
         "x" * 5000,
     ],
 )
-def test_an_ns_that_nobody_configured_is_unknown(ns: str) -> None:
-    """Dockyard is no open proxy, nor does the default upstream answer for others."""
+def test_an_ns_without_an_upstream_is_unknown(ns: str) -> None:
+    """Dockyard is not an open proxy, and the default upstream is not used for other registries."""
     with pytest.raises(NameUnknown) as caught:
         Router(ALL).route("library/nginx", ns=ns)
     assert caught.value.message.isprintable()
     assert len(caught.value.message) < 2000
 
 
-def test_a_prefix_in_the_name_wins_over_ns() -> None:
-    """The longer address is meant (shape U2), whatever `ns` says."""
+def test_a_prefix_in_the_name_takes_precedence_over_ns() -> None:
+    """For any `ns`, also for an unknown one."""
     assert find(Router(ALL), "ghcr.io/x/app", ns="docker.io").prefix == "ghcr.io"
     assert find(Router(ALL), "ghcr.io/x/app", ns="evil.test").prefix == "ghcr.io"
 
 
-def test_a_prefix_in_the_path_wins_over_ns_and_name() -> None:
-    """What stands before `/v2/` is the operator's word (shape U3)."""
+def test_a_prefix_in_the_path_takes_precedence_over_ns_and_name() -> None:
+    """The operator configures it in the URL of the mirror."""
     assert find(Router(ALL), "x/app", ns="docker.io", path_prefix="ghcr.io").prefix == "ghcr.io"
-    assert find(Router(ALL), "docker.io/x", path_prefix="ghcr.io") == Found(
+    assert find(Router(ALL), "docker.io/x", path_prefix="ghcr.io") == Expected(
         "ghcr.io", "docker.io/x", "ghcr.io/docker.io/x"
     )
 
 
 @pytest.mark.parametrize("path_prefix", ["quay.io", "ghcr.io/other", "ghcr.io/my-org/app", "", "docker.io/", "mirror"])
-def test_a_prefix_in_the_path_must_be_a_configured_one(path_prefix: str) -> None:
-    """Anything else before `/v2/` is not found, even if `ns` is known."""
+def test_a_prefix_in_the_path_must_be_configured(path_prefix: str) -> None:
+    """Any other is unknown, even if `ns` is known."""
     with pytest.raises(NameUnknown):
         Router(ALL).route("library/nginx", ns="docker.io", path_prefix=path_prefix)
 
 
 @pytest.mark.parametrize("name", ["quay.io/org/app", "localhost/app", "evil.test/a/b", "index.docker.io/x/y", "a.b"])
-def test_a_name_with_an_unknown_host_is_not_for_the_default_upstream(name: str) -> None:
-    """The error names the prefixes that would work."""
+def test_a_name_with_an_unknown_host_is_not_routed_to_the_default_upstream(name: str) -> None:
+    """The error contains the configured prefixes."""
     with pytest.raises(NameUnknown, match=r"configured prefixes: docker\.io, ghcr\.io, ghcr\.io/my-org"):
         Router(ALL).route(name)
 
 
-def test_a_bare_name_is_unknown_without_a_default_upstream() -> None:
-    """Names need a prefix unless an upstream is the default."""
+def test_a_name_without_a_prefix_is_unknown_without_a_default_upstream() -> None:
+    """The error contains the configured prefixes."""
     with pytest.raises(NameUnknown, match=r"configured prefixes: ghcr\.io\)"):
         Router([GHCR]).route("library/nginx")
 
 
-def test_the_default_upstream_need_not_be_the_hub() -> None:
-    """Its prefix is put before bare names, and nothing else."""
+def test_the_default_upstream_may_be_any() -> None:
+    """Its prefix is added to names without one, and nothing else."""
     router = Router([HUB, attrs.evolve(LOCAL, default=True), attrs.evolve(HUB, prefix="hub", default=False)][1:])
-    assert find(router, "app") == Found("local", "app", "local/app")
+    assert find(router, "app") == Expected("local", "app", "local/app")
 
 
 @pytest.mark.parametrize(
@@ -241,15 +243,15 @@ def test_the_default_upstream_need_not_be_the_hub() -> None:
         ("v2/library/nginx", None, None),
     ],
 )
-def test_a_v2_behind_the_prefix_is_explained(name: str, ns: str | None, path_prefix: str | None) -> None:
-    """A mirror URL with one `/v2` too many (shape U6) is a frequent mistake."""
-    with pytest.raises(NameUnknown, match="leave /v2 out of the URL of the mirror"):
+def test_the_error_for_v2_after_the_prefix_has_the_remedy(name: str, ns: str | None, path_prefix: str | None) -> None:
+    """A mirror URL with `/v2` is a frequent error."""
+    with pytest.raises(NameUnknown, match="remove /v2 from the URL of the mirror"):
         Router(ALL).route(name, ns=ns, path_prefix=path_prefix)
 
 
 @pytest.mark.parametrize("name", ["docker.io", "ghcr.io", "mirror/k8s/", "local", "team"])
-def test_a_prefix_alone_is_no_repository(name: str) -> None:
-    """There is nothing to ask for; a bare word is still a name for the default upstream."""
+def test_a_prefix_alone_is_not_a_repository(name: str) -> None:
+    """Unless there is a default upstream."""
     router = Router([attrs.evolve(upstream, default=False) for upstream in ALL])
     with pytest.raises((NameUnknown, NameInvalid)):
         router.route(name)
@@ -270,58 +272,58 @@ def test_a_prefix_alone_is_no_repository(name: str) -> None:
 )
 @pytest.mark.parametrize("ns", [None, "docker.io"])
 @pytest.mark.parametrize("path_prefix", [None, "docker.io"])
-def test_a_name_outside_the_grammar_is_invalid(name: str, ns: str | None, path_prefix: str | None) -> None:
-    """Names are checked before they are looked up, in every shape."""
+def test_an_invalid_name_is_rejected(name: str, ns: str | None, path_prefix: str | None) -> None:
+    """Before it is looked up, in every form of request."""
     with pytest.raises(NameInvalid):
         Router(ALL).route(name, ns=ns, path_prefix=path_prefix)
 
 
-@pytest.mark.parametrize("shape", [("x/" + "a" * 250, "docker.io", None), ("x/" + "a" * 250, None, "docker.io")])
-def test_a_name_that_gets_too_long_is_invalid(shape: tuple[str, str | None, str | None]) -> None:
-    """The limit is for the full name, so that all shapes agree."""
+@pytest.mark.parametrize("form", [("x/" + "a" * 250, "docker.io", None), ("x/" + "a" * 250, None, "docker.io")])
+def test_a_full_name_that_is_too_long_is_invalid(form: tuple[str, str | None, str | None]) -> None:
+    """The limit applies to the full name, so that all forms of a request give the same result."""
     with pytest.raises(NameInvalid):
-        find(Router(ALL), *shape)
+        find(Router(ALL), *form)
     with pytest.raises(NameInvalid):
         find(Router(ALL), "docker.io/" + "a" * 245)
 
 
-def test_the_same_path_on_two_upstreams_has_two_keys() -> None:
-    """Upstreams never share names."""
+def test_two_upstreams_never_share_a_cache_key() -> None:
+    """Even for the same repository."""
     router = Router(ALL)
     assert router.route("docker.io/a/b").name != router.route("ghcr.io/a/b").name
 
 
-def test_an_entry_whose_prefix_the_client_names_is_preferred_for_its_ns() -> None:
-    """Of two entries for one registry, the one under the registry's own name is meant; else the first."""
+def test_the_upstream_whose_prefix_is_the_ns_is_preferred() -> None:
+    """Of two upstreams with one registry, it is used; else the first of them."""
     renamed = Upstream("private", "ghcr.io")
     assert find(Router([renamed, GHCR]), "x/app", ns="ghcr.io").prefix == "ghcr.io"
     assert find(Router([renamed, attrs.evolve(renamed, prefix="other")]), "x/app", ns="ghcr.io").prefix == "private"
 
 
-def test_the_entry_called_docker_io_is_the_hub_for_all_its_names() -> None:
-    """A mirror configured under docker.io is asked, not the Hub behind another prefix."""
+def test_the_upstream_docker_io_is_used_for_all_host_names_of_docker_hub() -> None:
+    """Even if it is a mirror, and Docker Hub is configured with another prefix."""
     router = Router([Upstream("hub", "registry-1.docker.io"), Upstream("docker.io", "mirror.example")])
     for ns in ("docker.io", "index.docker.io", "registry-1.docker.io"):
-        assert find(router, "nginx", ns=ns) == Found("docker.io", "library/nginx", "docker.io/library/nginx")
+        assert find(router, "nginx", ns=ns) == Expected("docker.io", "library/nginx", "docker.io/library/nginx")
 
 
-def test_prefixes_that_nest_around_library_end_somewhere() -> None:
-    """A configuration that makes little sense still gives one stable answer."""
+def test_nested_prefixes_with_library_give_a_stable_target() -> None:
+    """Routing the full name gives the same target again."""
     router = Router([Upstream("hub", "registry-1.docker.io"), Upstream("hub/library", "registry-1.docker.io")])
-    found = find(router, "hub/alpine")
-    assert found.repository == "library/alpine"
-    assert find(router, found.name) == found
+    target = find(router, "hub/alpine")
+    assert target.repository == "library/alpine"
+    assert find(router, target.name) == target
 
 
-def test_a_long_list_of_prefixes_is_shown_in_part() -> None:
-    """An error message has an end."""
+def test_a_long_list_of_prefixes_is_truncated() -> None:
+    """In the error message."""
     router = Router([Upstream(f"r{number}.example", f"r{number}.example") for number in range(1000)])
     with pytest.raises(NameUnknown, match=r"r19.example and 980 more\)$"):
         router.route("x.example/y")
 
 
-def test_a_router_without_upstreams_knows_nothing() -> None:
-    """The error says so."""
+def test_without_upstreams_every_name_is_unknown() -> None:
+    """The error message says that none is configured."""
     with pytest.raises(NameUnknown, match="configured prefixes: none"):
         Router([]).route("a")
 
@@ -337,10 +339,10 @@ prefixes = st.none() | st.sampled_from([upstream.prefix for upstream in ALL])
 
 
 @given(names, spaces, prefixes, st.permutations(ALL))
-def test_a_target_is_found_again_by_its_name(
+def test_the_name_of_a_target_is_routed_to_the_same_target(
     name: str, ns: str | None, path_prefix: str | None, upstreams: list[Upstream]
 ) -> None:
-    """Whatever the shape, the cache key is a full name that leads to the same target (U1)."""
+    """For any form of request."""
     router = Router(upstreams)
     try:
         target = router.route(name, ns=ns, path_prefix=path_prefix)
@@ -354,6 +356,6 @@ def test_a_target_is_found_again_by_its_name(
 
 @given(st.text(max_size=20), st.none() | st.text(max_size=20), st.none() | st.text(max_size=20))
 def test_any_request_has_a_target_or_one_of_two_errors(name: str, ns: str | None, path_prefix: str | None) -> None:
-    """No text makes the router raise anything else."""
+    """Routing raises no other error."""
     with contextlib.suppress(NameInvalid, NameUnknown):
         assert Router(ALL).route(name, ns=ns, path_prefix=path_prefix).upstream in ALL

@@ -433,10 +433,10 @@ def test_a_variable_that_is_not_set_causes_a_warning(load_text: Load) -> None:
     assert "OOPS" not in settings.warnings[0]
 
 
-# Mistakes
+# Errors
 
 ERRORS = [
-    # numbers, truth, words
+    # numbers, booleans, choices
     ("server: {port: 0}", 'server.port = "0": must be from 1 to 65535 (config.yaml:1)'),
     ("server: {port: 65536}", 'server.port = "65536": must be from 1 to 65535 (config.yaml:1)'),
     ("server: {port: 80.0}", 'server.port = "80.0": must be a whole number (config.yaml:1)'),
@@ -462,7 +462,7 @@ ERRORS = [
     ("upstream: {connect_timeout: 0s}", 'upstream.connect_timeout = "0s": must be more than 0'),
     ("server: {drain_timeout: 9999h}", 'server.drain_timeout = "9999h": must be 24h or less (config.yaml:1)'),
     ("storage: {max_size: 50G}", 'storage.max_size = "50G": must be a size such as 50GiB'),
-    # shapes
+    # structure
     ("[1, 2]", "the file must be a mapping of keys to values (config.yaml:1)"),
     ("hello", "the file must be a mapping of keys to values (config.yaml:1)"),
     ("server: 5000", "server: must be a mapping of keys to values (config.yaml:1)"),

@@ -1,4 +1,4 @@
-"""WWW-Authenticate headers as registries write them and as attackers might, and whom a realm may belong to."""
+"""WWW-Authenticate headers of registries and of attackers, and which realms are trusted."""
 
 import time
 
@@ -50,39 +50,39 @@ def origin(host: str, scheme: str = "https", port: int = 443) -> Origin:
         ('Negotiate, Basic realm="x"', [Challenge("negotiate", {}), BASIC]),
         ("", []),
         (" , ,, ", []),
-        # what comes before the broken part is kept
+        # challenges before a malformed part are kept
         ('Basic realm="x", service="y', [BASIC]),
         ('Basic realm="x"; service=y', [BASIC]),
         ('="x"', []),
         ("\u00e9", []),
     ],
 )
-def test_challenges_are_read_from_a_header(header: str, expected: list[Challenge]) -> None:
-    """Schemes and names lose their case, values keep theirs, quoted commas stay."""
+def test_challenges_are_parsed(header: str, expected: list[Challenge]) -> None:
+    """Schemes and names are converted to lower case, values are not; quoted text may contain commas."""
     assert list(parse_challenges([header])) == expected
 
 
-def test_challenges_of_several_headers_are_read_in_their_order() -> None:
+def test_challenges_of_several_headers_are_parsed_in_order() -> None:
     """A registry may send a header for each challenge."""
     assert parse_challenges(['Basic realm="x"', "", HUB]) == (BASIC, HUB_CHALLENGE)
 
 
-def test_fifty_challenges_are_read() -> None:
-    """The useful one may be the last."""
+def test_fifty_challenges_are_parsed() -> None:
+    """The supported one may be the last."""
     headers = [", ".join(["Digest realm=x"] * 50), HUB]
     assert pick_challenge(parse_challenges(headers)) == HUB_CHALLENGE
 
 
-def test_the_number_of_challenges_and_parameters_is_bounded() -> None:
-    """What is beyond the limits is passed over."""
+def test_the_number_of_challenges_and_parameters_is_limited() -> None:
+    """Those beyond the limits are ignored."""
     many = ", ".join(f"p{i}=v" for i in range(10 * MAX_PARAMETERS))
     (challenge,) = parse_challenges([f"Bearer {many}"])
     assert len(challenge.parameters) == MAX_PARAMETERS
     assert len(parse_challenges(["Basic realm=x," * 10 * MAX_CHALLENGES])) == MAX_CHALLENGES
 
 
-def test_a_header_that_is_too_long_is_not_read_in_part() -> None:
-    """Half a realm is another realm."""
+def test_a_header_that_is_too_long_is_not_parsed_in_part() -> None:
+    """A truncated realm is a different realm."""
     assert parse_challenges(['Bearer realm="https://a.example/' + "x" * 70_000]) == ()
     assert parse_challenges([HUB, "x" * 70_000, HUB]) == (HUB_CHALLENGE,)
 
@@ -103,15 +103,15 @@ def test_a_header_that_is_too_long_is_not_read_in_part() -> None:
     ],
 )
 def test_a_hostile_header_costs_little_time(header: str) -> None:
-    """64 KiB of anything are read in a few milliseconds; the limit is for machines that do much else."""
+    """Parsing 64 KiB takes a few milliseconds; the limit is for busy machines."""
     start = time.perf_counter()
     parse_challenges([header])
     assert time.perf_counter() - start < 1
 
 
 @given(st.lists(st.text() | st.text(alphabet='Basic realm="x\\", =\t'), max_size=4))
-def test_any_header_is_read_without_an_error(headers: list[str]) -> None:
-    """The parser never raises, and gives schemes and names in lower case."""
+def test_any_header_is_parsed_without_an_error(headers: list[str]) -> None:
+    """And schemes and names are in lower case."""
     for challenge in parse_challenges(headers):
         assert challenge.scheme
         assert challenge.scheme == challenge.scheme.lower()
@@ -119,8 +119,8 @@ def test_any_header_is_read_without_an_error(headers: list[str]) -> None:
 
 
 @given(st.dictionaries(st.text("abc", min_size=1, max_size=3), st.text('ab"\\,= \t;', max_size=9), max_size=5))
-def test_quoted_values_are_read_back(parameters: dict[str, str]) -> None:
-    """Whatever can be quoted comes out as it was."""
+def test_quoted_values_are_unquoted(parameters: dict[str, str]) -> None:
+    """For any text that can be quoted."""
     quoted = {name: value.replace("\\", "\\\\").replace('"', '\\"') for name, value in parameters.items()}
     header = "Bearer " + ", ".join(f'{name}="{value}"' for name, value in quoted.items())
     assert parse_challenges([header]) == (Challenge("bearer", parameters),)
@@ -139,8 +139,8 @@ def test_quoted_values_are_read_back(parameters: dict[str, str]) -> None:
         ([], None),
     ],
 )
-def test_bearer_is_answered_before_basic(challenges: list[Challenge], expected: Challenge | None) -> None:
-    """A token is better than a password; a Bearer challenge without a realm is no use."""
+def test_bearer_is_preferred_to_basic(challenges: list[Challenge], expected: Challenge | None) -> None:
+    """Unless it has no realm."""
     assert pick_challenge(challenges) == expected
 
 
@@ -162,8 +162,8 @@ def test_bearer_is_answered_before_basic(challenges: list[Challenge], expected: 
         ("https://localhost/token", "localhost"),
     ],
 )
-def test_a_realm_of_the_registrys_own_site_is_trusted(realm: str, registry: str) -> None:
-    """The token services of real registries get their credentials."""
+def test_a_realm_on_the_site_of_the_registry_is_trusted(realm: str, registry: str) -> None:
+    """As those of real registries."""
     assert is_realm_trusted(realm, origin(registry))
 
 
@@ -195,7 +195,7 @@ def test_a_realm_of_the_registrys_own_site_is_trusted(realm: str, registry: str)
         ("https://[fe80::1%25eth0]/token", "fe80::1%25eth0"),
         ("https://localhost/token", "ghcr.io"),
         ("https://a.localhost/token", "b.localhost"),
-        # no https URL that all read alike
+        # not an https URL that all parsers read alike
         ("http://ghcr.io/token", "ghcr.io"),
         ("ftp://ghcr.io/token", "ghcr.io"),
         ("file:///etc/passwd", "ghcr.io"),
@@ -224,7 +224,7 @@ def test_a_realm_of_the_registrys_own_site_is_trusted(realm: str, registry: str)
     ],
 )
 def test_any_other_realm_gets_no_credentials(realm: str, registry: str) -> None:
-    """Other sites, addresses, plain HTTP and malformed URLs are refused."""
+    """Other sites, addresses, plain HTTP and malformed URLs are rejected."""
     assert not is_realm_trusted(realm, origin(registry))
 
 
@@ -238,8 +238,8 @@ def test_any_other_realm_gets_no_credentials(realm: str, registry: str) -> None:
         ("http://evil.example/token", "registry.corp.example", False),
     ],
 )
-def test_a_registry_asked_by_http_may_have_a_realm_of_http(realm: str, registry: str, *, expected: bool) -> None:
-    """Where the registry itself is in the clear a realm may be too, on the same site."""
+def test_a_registry_reached_by_http_may_have_an_http_realm(realm: str, registry: str, *, expected: bool) -> None:
+    """On the same site."""
     assert is_realm_trusted(realm, origin(registry, "http", 5000)) is expected
 
 
@@ -260,8 +260,8 @@ def test_a_registry_asked_by_http_may_have_a_realm_of_http(realm: str, registry:
         ("https://user@sso.other.example/token", "sso.other.example", False),
     ],
 )
-def test_trusted_hosts_lift_the_rules_for_the_host_only(realm: str, trusted: str, *, expected: bool) -> None:
-    """A listed host may be private or on another site, but credentials still do not travel in the clear."""
+def test_trusted_hosts_do_not_allow_http(realm: str, trusted: str, *, expected: bool) -> None:
+    """A listed host may be private or on another site, but must be reached by HTTPS."""
     assert is_realm_trusted(realm, origin("registry.corp.example"), ("unrelated.example", trusted)) is expected
 
 
@@ -287,13 +287,13 @@ def test_trusted_hosts_lift_the_rules_for_the_host_only(realm: str, trusted: str
         ("", ""),
     ],
 )
-def test_the_registrable_domain_is_what_somebody_registered(host: str, domain: str) -> None:
-    """Two labels, three below a country's suffix, and everything where anybody gets a host."""
+def test_registrable_domains(host: str, domain: str) -> None:
+    """Two labels, three below a country suffix, and the whole host name below the domain of a hosting service."""
     assert registrable_domain(host) == domain
 
 
 @given(st.text(), st.sampled_from(["ghcr.io", "127.0.0.1", "::1", ""]))
-def test_any_realm_is_judged_without_an_error(realm: str, registry: str) -> None:
-    """No text makes the rules raise."""
+def test_any_realm_is_checked_without_an_error(realm: str, registry: str) -> None:
+    """The check never raises."""
     is_realm_trusted(realm, origin(registry))
     is_realm_trusted(f"https://{realm}", origin(registry))

@@ -1,11 +1,11 @@
-"""The Link header: the next page is found, however it is spelt, and written as clients expect it."""
+"""The Link header: parsed in all notations, and formatted as clients expect it."""
 
 import contextlib
 import time
 
 import pytest
 
-from dockyard.oci.links import find_next, link_next
+from dockyard.oci.links import find_next, format_next_link
 
 
 @pytest.mark.parametrize(
@@ -32,23 +32,23 @@ def test_the_next_page_is_found(headers: list[str], target: str | None) -> None:
 
 
 @pytest.mark.parametrize("header", ["/v2/a/tags/list?last=x", 'rel="next"', "<", "next"])
-def test_a_header_that_is_no_link_is_refused(header: str) -> None:
-    """The list may go on there: it would be cut silently."""
+def test_a_malformed_header_is_rejected(header: str) -> None:
+    """Otherwise the list could be truncated silently."""
     with pytest.raises(ValueError, match="Link"):
         find_next([header])
 
 
 @pytest.mark.parametrize("piece", ["<", "<>", '<a>"', '<a>;rel="', "<a>;" * 2, '<>"\\', " ;rel"])
 def test_a_hostile_header_costs_little(piece: str) -> None:
-    """The longest header that http.client reads, of anything that could make a pattern try again and again."""
+    """For the longest header that http.client accepts, of texts that could cause backtracking in a pattern."""
     began = time.process_time()
     with contextlib.suppress(ValueError):
         find_next([piece * (65_000 // len(piece))])
     assert time.process_time() - began < 1.0
 
 
-def test_our_own_link() -> None:
-    """The path as it was asked, and a query that needs no further care."""
-    link = link_next("/v2/a/b/tags/list", {"n": "2", "last": "v1", "ns": "docker.io", "artifactType": "a/b+c"})
+def test_a_link_is_formatted() -> None:
+    """With the requested path and an encoded query."""
+    link = format_next_link("/v2/a/b/tags/list", {"n": "2", "last": "v1", "ns": "docker.io", "artifactType": "a/b+c"})
     assert link == '</v2/a/b/tags/list?n=2&last=v1&ns=docker.io&artifactType=a%2Fb%2Bc>; rel="next"'
     assert find_next([link]) == "/v2/a/b/tags/list?n=2&last=v1&ns=docker.io&artifactType=a%2Fb%2Bc"

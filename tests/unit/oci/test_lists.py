@@ -1,4 +1,4 @@
-"""Lists: what a page of an upstream says, and how ours are cut."""
+"""Lists: parsing the pages of an upstream, and dividing a list into pages."""
 
 import contextlib
 import json
@@ -37,8 +37,8 @@ ONE, TWO, THREE = (descriptor(f"sha256:{digit * 64}", f"application/{digit}") fo
         (json.dumps({"tags": ["ü", "a", "x" * 129, "-a", ""]}).encode(), ["a"]),
     ],
 )
-def test_a_page_of_tags_is_read(body: bytes, tags: list[str]) -> None:
-    """In the upstream's order; members that we do not know are let be, and tags that cannot be are left out."""
+def test_a_page_of_tags_is_parsed(body: bytes, tags: list[str]) -> None:
+    """In the order of the upstream; unknown keys are ignored, and invalid tags left out."""
     assert parse_tags(body) == tags
 
 
@@ -61,22 +61,22 @@ def test_a_page_of_tags_is_read(body: bytes, tags: list[str]) -> None:
         '{"tags": ["a"]}'.encode("utf-16"),
     ],
 )
-def test_what_is_no_page_of_tags_is_refused(body: bytes) -> None:
-    """Nothing but BadUpstream, whatever the bytes are."""
+def test_an_invalid_page_of_tags_is_rejected(body: bytes) -> None:
+    """With BadUpstream."""
     with pytest.raises(BadUpstream):
         parse_tags(body)
 
 
 @given(st.binary(max_size=200))
-def test_no_bytes_raise_anything_else(body: bytes) -> None:
-    """A page comes from strangers."""
+def test_any_bytes_are_tags_or_bad_upstream(body: bytes) -> None:
+    """Parsing raises no other error."""
     for parse in (parse_tags, lambda body: parse_referrers(body, OCI_INDEX)):
         with contextlib.suppress(BadUpstream):
             parse(body)
 
 
-def test_a_page_of_referrers_is_read() -> None:
-    """Descriptors stay as they are, with all that we do not know."""
+def test_a_page_of_referrers_is_parsed() -> None:
+    """Descriptors are unchanged, with unknown keys."""
     entries = [ONE, TWO | {"annotations": {"a": "b"}, "platform": {"os": "linux"}, "x": 1.5}]
     assert parse_referrers(index(entries), f"{OCI_INDEX}; charset=utf-8") == entries
     assert parse_referrers(b'{"schemaVersion": 2, "manifests": null}', OCI_INDEX) == []
@@ -94,26 +94,26 @@ def test_a_page_of_referrers_is_read() -> None:
         ONE | {"annotations": ["a"]},
     ],
 )
-def test_descriptors_that_make_no_sense_are_refused(entry: dict[str, Any]) -> None:
-    """Clients would choke on them."""
+def test_malformed_descriptors_are_rejected(entry: dict[str, Any]) -> None:
+    """Clients could not parse them."""
     with pytest.raises(BadUpstream):
         parse_referrers(index([ONE, entry]), OCI_INDEX)
 
 
-def test_another_manifest_is_no_page_of_referrers() -> None:
-    """An image under the path of the API."""
+def test_an_image_is_not_a_page_of_referrers() -> None:
+    """As the response of the referrers API."""
     with pytest.raises(BadUpstream):
         parse_referrers(b'{"schemaVersion": 2, "config": {}, "layers": []}', OCI_INDEX)
 
 
 def test_pages_are_merged() -> None:
-    """In their order; what two pages say is there once."""
+    """In their order, each referrer once."""
     assert merge_referrers([[ONE, TWO], [], [TWO | {"size": 9}, THREE]]) == [ONE, TWO, THREE]
 
 
 @pytest.mark.parametrize("algorithm", ["sha256", "sha512"])
 def test_the_tag_of_the_referrers(algorithm: str) -> None:
-    """The digest with a hyphen for its colon, cut to 64 digits."""
+    """The digest with a hyphen in place of the colon, truncated to 64 digits."""
     digest = Digest.of(b"x", algorithm)
     assert str(referrers_tag(digest)) == f"{algorithm}-{digest.encoded[:64]}"
 
@@ -137,13 +137,13 @@ def test_the_tag_of_the_referrers(algorithm: str) -> None:
     ],
 )
 def test_tags_are_paged(n: int | None, last: str | None, page: list[str], *, has_more: bool) -> None:
-    """`last` is a value and not an index, and need not be there."""
+    """`last` is a value, not an index, and need not be in the list."""
     assert page_tags(TAGS, n, last) == (page, has_more)
 
 
 @given(st.sets(st.from_regex(r"[a-zA-Z0-9_][a-zA-Z0-9._-]{0,4}", fullmatch=True)), st.integers(1, 5))
-def test_pages_make_the_list(names: set[str], n: int) -> None:
-    """From page to page, each tag once."""
+def test_consecutive_pages_are_the_whole_list(names: set[str], n: int) -> None:
+    """With each tag once."""
     tags = sorted(names)
     found: list[str] = []
     last, has_more = None, True
@@ -155,7 +155,7 @@ def test_pages_make_the_list(names: set[str], n: int) -> None:
 
 
 def test_referrers_are_filtered() -> None:
-    """By the type in the descriptor; one without a type has none of them."""
+    """By the type in the descriptor; one without a type matches no filter."""
     nameless = descriptor(f"sha256:{'4' * 64}")
     assert page_referrers([ONE, TWO, nameless, ONE], "application/1", None) == ([ONE, ONE], False)
     assert page_referrers([nameless], "application/1", None) == ([], False)
@@ -163,7 +163,7 @@ def test_referrers_are_filtered() -> None:
 
 
 def test_referrers_are_paged_by_their_size() -> None:
-    """A page has room for so many bytes and at least one descriptor; the last digest of one begins the next."""
+    """A page has at least one descriptor; the last digest of a page is `last` of the next request."""
     size = len(json.dumps(ONE))
     everything = [ONE, TWO, THREE]
     assert page_referrers(everything, None, None, 2 * size + 4) == ([ONE, TWO], True)
@@ -172,8 +172,8 @@ def test_referrers_are_paged_by_their_size() -> None:
     assert page_referrers(everything, None, "sha256:gone", 3 * size + 6) == (everything, False)
 
 
-def test_a_page_of_referrers_is_an_index_that_clients_take() -> None:
-    """However many there are, a page is a manifest of a size that is accepted."""
+def test_a_page_of_referrers_is_an_index_that_clients_accept() -> None:
+    """For any number of referrers, its size is below the limit of clients."""
     many = [descriptor(f"sha256:{number:064x}", annotations={"ü": "é" * 50}) for number in range(20_000)]
     page, has_more = page_referrers(many, None, None)
     body = referrers_index(page)

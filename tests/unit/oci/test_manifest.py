@@ -1,4 +1,4 @@
-"""Manifests: which bodies are believed, under which media type, and that nothing else than BadUpstream is raised."""
+"""Manifests: which bodies are accepted, with which media type, and that only BadUpstream is raised."""
 
 import contextlib
 import json
@@ -33,17 +33,17 @@ ARTIFACT: dict[str, Any] = {"mediaType": OCI_ARTIFACT, "artifactType": "a/b", "b
 
 
 def encode(document: object) -> bytes:
-    """Write a document as registries do."""
+    """Encode a document as registries do."""
     return json.dumps(document).encode()
 
 
 def parse(document: object, content_type: str | None = None) -> Manifest:
-    """Parse a document that is sent by tag."""
+    """Parse a document without an expected digest."""
     return Manifest.parse(encode(document), content_type, None)
 
 
-def refuse(body: bytes, content_type: str | None = None) -> None:
-    """Check that a body is refused, and soon."""
+def check_rejected(body: bytes, content_type: str | None = None) -> None:
+    """Check that a body is rejected quickly."""
     start = time.perf_counter()
     with pytest.raises(BadUpstream):
         Manifest.parse(body, content_type, None)
@@ -58,41 +58,41 @@ def refuse(body: bytes, content_type: str | None = None) -> None:
         (IMAGE | {"mediaType": OCI_IMAGE}, OCI_IMAGE, OCI_IMAGE),
         (IMAGE | {"mediaType": DOCKER_IMAGE}, DOCKER_IMAGE, DOCKER_IMAGE),
         (ARTIFACT, OCI_ARTIFACT, OCI_ARTIFACT),
-        # the document knows better than a header that says nothing
+        # mediaType, if the header is not a manifest type
         (INDEX | {"mediaType": DOCKER_LIST}, None, DOCKER_LIST),
         (INDEX | {"mediaType": DOCKER_LIST}, "text/plain", DOCKER_LIST),
         (IMAGE | {"mediaType": OCI_IMAGE}, "application/json; charset=utf-8", OCI_IMAGE),
         (IMAGE | {"mediaType": "application/vnd.other+json"}, OCI_IMAGE, "application/vnd.other+json"),
-        # the header is believed when the document says nothing
+        # the header, if there is no mediaType
         (INDEX, DOCKER_LIST, DOCKER_LIST),
         (IMAGE, f"{DOCKER_IMAGE}; charset=utf-8", DOCKER_IMAGE),
         (IMAGE, f"  {OCI_IMAGE.upper()} ", OCI_IMAGE),
         (IMAGE | {"mediaType": ""}, DOCKER_IMAGE, DOCKER_IMAGE),
         (IMAGE | {"mediaType": None}, DOCKER_IMAGE, DOCKER_IMAGE),
         (OLD_IMAGE, SCHEMA1_SIGNED, SCHEMA1_SIGNED),
-        # unless it speaks of another shape
+        # inferred, if the header is for another kind
         (INDEX, OCI_IMAGE, OCI_INDEX),
         (IMAGE, DOCKER_LIST, OCI_IMAGE),
         (IMAGE, None, OCI_IMAGE),
         (INDEX, "", OCI_INDEX),
         (OLD_IMAGE, None, SCHEMA1),
         (OLD_IMAGE | {"signatures": [{}]}, "application/json", SCHEMA1_SIGNED),
-        # lists that a Go program left empty
+        # empty lists as Go programs encode them
         (INDEX | {"manifests": []}, None, OCI_INDEX),
         (INDEX | {"manifests": None}, None, OCI_INDEX),
         (IMAGE | {"layers": None}, None, OCI_IMAGE),
         ({"mediaType": OCI_ARTIFACT}, None, OCI_ARTIFACT),
     ],
 )
-def test_the_media_type_is_the_documents_else_the_headers_else_the_shapes(
+def test_the_media_type_is_declared_or_in_the_header_or_inferred(
     document: dict[str, Any], content_type: str | None, media_type: str
 ) -> None:
-    """A manifest is served under the type that it gives itself."""
+    """In this order of precedence."""
     assert parse(document, content_type).media_type == media_type
 
 
-def test_a_manifest_keeps_its_bytes() -> None:
-    """The body is not rewritten, whatever its spelling."""
+def test_the_body_of_a_manifest_is_unchanged() -> None:
+    """With its whitespace and the order of its keys."""
     body = b'  {"manifests" :\n[ ] }\n'
     manifest = Manifest.parse(body, OCI_INDEX, Digest.of(body))
     assert manifest.body == body
@@ -100,26 +100,26 @@ def test_a_manifest_keeps_its_bytes() -> None:
     assert manifest.descriptor == Descriptor(OCI_INDEX, Digest.of(body), len(body))
 
 
-def test_the_repr_of_a_manifest_does_not_hold_its_body() -> None:
-    """A manifest in a log takes one line."""
+def test_the_repr_of_a_manifest_does_not_contain_its_body() -> None:
+    """So that it is short in a log."""
     assert "fsLayers" not in repr(parse(OLD_IMAGE))
 
 
 @pytest.mark.parametrize("algorithm", ["sha256", "sha512"])
-def test_the_digest_is_the_one_that_was_asked_for(algorithm: str) -> None:
-    """A manifest asked for by sha512 is known by its sha512."""
+def test_the_digest_has_the_algorithm_of_the_expected_one(algorithm: str) -> None:
+    """A manifest that was requested by sha512 has a sha512 digest."""
     digest = Digest.of(encode(IMAGE), algorithm)
     assert Manifest.parse(encode(IMAGE), None, digest).digest == digest
 
 
-def test_without_an_expected_digest_it_is_the_sha256() -> None:
-    """A manifest asked for by tag gets the usual digest."""
+def test_the_digest_is_sha256_by_default() -> None:
+    """For a manifest that was requested by tag."""
     assert parse(IMAGE).digest == Digest.of(encode(IMAGE))
 
 
 @pytest.mark.parametrize("algorithm", ["sha256", "sha512"])
-def test_a_wrong_digest_is_refused(algorithm: str) -> None:
-    """Other bytes than asked for are never a manifest."""
+def test_a_wrong_digest_is_rejected(algorithm: str) -> None:
+    """A body with another digest is not the requested manifest."""
     with pytest.raises(BadUpstream):
         Manifest.parse(encode(IMAGE), OCI_IMAGE, Digest.of(b"other", algorithm))
 
@@ -137,9 +137,9 @@ def test_a_wrong_digest_is_refused(algorithm: str) -> None:
         IMAGE | {"mediaType": OCI_ARTIFACT},
     ],
 )
-def test_a_document_of_two_shapes_is_refused(document: dict[str, Any]) -> None:
-    """Two clients must not see two images in one document (CVE-2021-41190)."""
-    refuse(encode(document))
+def test_a_document_of_two_kinds_is_rejected(document: dict[str, Any]) -> None:
+    """Two clients could pull two images from one document (CVE-2021-41190)."""
+    check_rejected(encode(document))
 
 
 @pytest.mark.parametrize(
@@ -153,15 +153,15 @@ def test_a_document_of_two_shapes_is_refused(document: dict[str, Any]) -> None:
         (OLD_IMAGE | {"mediaType": DOCKER_IMAGE}, None),
     ],
 )
-def test_a_document_that_contradicts_its_type_is_refused(document: dict[str, Any], content_type: str | None) -> None:
-    """A document, its mediaType and its Content-Type tell one story."""
-    refuse(encode(document), content_type)
+def test_a_document_that_contradicts_its_type_is_rejected(document: dict[str, Any], content_type: str | None) -> None:
+    """Its keys, its mediaType and its Content-Type must agree."""
+    check_rejected(encode(document), content_type)
 
 
 @pytest.mark.parametrize("media_type", [1, [], {}, True, "x", "a/b\r\nX: 1", "a/b; c=d", "\u00e9/x", "a/" + "b" * 200])
-def test_a_media_type_that_cannot_be_a_header_is_refused(media_type: object) -> None:
-    """What the document calls itself is sent as Content-Type."""
-    refuse(encode(IMAGE | {"mediaType": media_type}))
+def test_a_media_type_that_is_invalid_in_a_header_is_rejected(media_type: object) -> None:
+    """The mediaType is sent as Content-Type."""
+    check_rejected(encode(IMAGE | {"mediaType": media_type}))
 
 
 @pytest.mark.parametrize(
@@ -193,9 +193,9 @@ def test_a_media_type_that_cannot_be_a_header_is_refused(media_type: object) -> 
         {"mediaType": OCI_ARTIFACT, "blobs": "x"},
     ],
 )
-def test_json_that_is_no_manifest_is_refused(document: object) -> None:
-    """A login page in JSON is not an image."""
-    refuse(encode(document), OCI_IMAGE)
+def test_json_that_is_not_a_manifest_is_rejected(document: object) -> None:
+    """Such as an error message."""
+    check_rejected(encode(document), OCI_IMAGE)
 
 
 @pytest.mark.parametrize(
@@ -209,7 +209,7 @@ def test_json_that_is_no_manifest_is_refused(document: object) -> None:
         b'\xef\xbb\xbf{"manifests":[]}',
         '{"manifests":[]}'.encode("utf-16"),
         '{"manifests":[]}'.encode("utf-32"),
-        b'{"manifests":[],"a":"\xed\xa0\x80"}',  # half a pair, encoded
+        b'{"manifests":[],"a":"\xed\xa0\x80"}',  # an encoded lone surrogate
         b'{"manifests":[],"a":"\\ud800"}',
         b'{"manifests":[],"a":{"b":["\\uDFFF x"]}}',
         b'{"manifests":[],"\\ude00\\ud83d":1}',
@@ -226,46 +226,46 @@ def test_json_that_is_no_manifest_is_refused(document: object) -> None:
         b'{"manifests":[' + b",".join([b"{}"] * 1_000_000) + b"]}",
     ],
 )
-def test_json_that_is_broken_or_hostile_is_refused(body: bytes) -> None:
-    """Nothing in a body costs much time, or raises anything but BadUpstream."""
-    refuse(body)
+def test_invalid_or_hostile_json_is_rejected(body: bytes) -> None:
+    """Quickly, and with BadUpstream."""
+    check_rejected(body)
 
 
 @pytest.mark.parametrize("text", ["\\ud83d\\ude00", "\\\\ud800", "\u00e9\U0001f600", "1" * 1000])
-def test_text_that_only_looks_hostile_is_a_manifest(text: str) -> None:
-    """A whole pair, an escaped backslash and plain text are fine."""
+def test_text_similar_to_hostile_text_is_accepted(text: str) -> None:
+    """A surrogate pair, an escaped backslash and plain text."""
     assert Manifest.parse(f'{{"manifests":[],"a":"{text}"}}'.encode(), None, None).media_type == OCI_INDEX
 
 
 @pytest.mark.parametrize("number", ["1e999999", "1." + "1" * 1_000_000, "-0.0", "12345678901234567890"])
-def test_numbers_that_nobody_reads_do_no_harm(number: str) -> None:
-    """A number in an unknown key is passed over."""
+def test_unused_numbers_are_ignored(number: str) -> None:
+    """Those of unknown keys."""
     assert Manifest.parse(f'{{"manifests":[],"a":{number}}}'.encode(), None, None).media_type == OCI_INDEX
 
 
-def test_a_manifest_may_be_as_large_as_clients_take() -> None:
-    """Four MiB are accepted, and not a byte more."""
+def test_a_manifest_may_be_as_large_as_clients_accept() -> None:
+    """Up to 4 MiB."""
     body = encode(IMAGE)
     padded = body + b" " * (MAX_MANIFEST_BYTES - len(body))
     assert Manifest.parse(padded, None, None).size == MAX_MANIFEST_BYTES
-    refuse(padded + b" ")
+    check_rejected(padded + b" ")
 
 
-def test_a_stored_manifest_is_the_one_that_was_kept() -> None:
-    """What comes back from storage has its type and digest again."""
+def test_a_stored_manifest_is_validated() -> None:
+    """Its media type and digest are those it had before."""
     kept = parse(IMAGE | {"mediaType": DOCKER_IMAGE}, DOCKER_IMAGE)
     assert Manifest.stored(kept.body, kept.digest) == kept
 
 
-def test_a_damaged_stored_manifest_is_refused() -> None:
-    """One changed byte is noticed."""
+def test_a_damaged_stored_manifest_is_rejected() -> None:
+    """Even if one byte is changed."""
     kept = parse(IMAGE)
     with pytest.raises(BadUpstream):
         Manifest.stored(kept.body + b" ", kept.digest)
 
 
-def test_all_known_types_are_asked_for() -> None:
-    """A tag is cached once for all clients, so the upstream is told every type that any of them takes."""
+def test_all_known_types_are_accepted_from_upstreams() -> None:
+    """A tag is cached once for all clients, so the Accept header has every type that any client accepts."""
     assert {OCI_INDEX, OCI_IMAGE, DOCKER_LIST, DOCKER_IMAGE, OCI_ARTIFACT, SCHEMA1, SCHEMA1_SIGNED} == set(ACCEPT)
 
 
@@ -282,7 +282,7 @@ members = json_values | st.sampled_from([*ACCEPT, [], [{}], {}, 1, 2])
 
 @given(st.dictionaries(keys, members), st.none() | st.sampled_from(ACCEPT) | st.text(max_size=10))
 def test_any_document_is_a_manifest_or_bad_upstream(document: dict[str, Any], content_type: str | None) -> None:
-    """Whatever is accepted reads back from storage, under a type of its own shape."""
+    """An accepted document can be read from storage, and its media type fits its kind."""
     try:
         manifest = parse(document, content_type)
     except BadUpstream:
@@ -294,6 +294,6 @@ def test_any_document_is_a_manifest_or_bad_upstream(document: dict[str, Any], co
 
 @given(st.binary() | st.text(alphabet='{}[]",:\\u0dn1e-. manifests').map(str.encode), st.none() | st.text(max_size=5))
 def test_any_body_is_a_manifest_or_bad_upstream(body: bytes, content_type: str | None) -> None:
-    """No bytes make the reader raise anything else."""
+    """Parsing raises no other error."""
     with contextlib.suppress(BadUpstream):
         assert Manifest.parse(body, content_type, None).body == body

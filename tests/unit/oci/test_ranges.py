@@ -1,4 +1,4 @@
-"""The Range header: T24, T25 and T26 of the protocol's test cases, and a slow reading to compare with."""
+"""The Range header: tables of headers and their ranges, and a comparison with a slow parser."""
 
 import pytest
 from hypothesis import given
@@ -30,7 +30,7 @@ HUGE = "9" * 5000
     ],
 )
 def test_one_range_is_cut_to_the_blob(asked: str, expected: str) -> None:
-    """A satisfiable range is what of it the blob has."""
+    """At its end."""
     ranges = parse_ranges(f"bytes={asked}", SIZE)
     assert ranges is not None
     assert [part.content_range(SIZE) for part in ranges] == [expected]
@@ -40,7 +40,7 @@ def test_one_range_is_cut_to_the_blob(asked: str, expected: str) -> None:
     "asked", ["2048-", "5000-10000", "500-0", "-0", "-000", f"{HUGE}-", f"{HUGE}-{HUGE}", "9-8,-0"]
 )
 def test_a_range_without_a_byte_cannot_be_satisfied(asked: str) -> None:
-    """416, and the error knows the size for its Content-Range."""
+    """The error has the size, for Content-Range."""
     with pytest.raises(RangeNotSatisfiable) as caught:
         parse_ranges(f"bytes={asked}", SIZE)
     assert caught.value.size == SIZE
@@ -75,14 +75,14 @@ def test_a_range_without_a_byte_cannot_be_satisfied(asked: str) -> None:
         HUGE,
     ],
 )
-def test_what_is_no_list_of_byte_ranges_means_the_whole_body(header: str | None) -> None:
-    """Headers that say nothing we know are ignored (RFC 9110 section 14.2)."""
+def test_an_invalid_header_means_the_whole_body(header: str | None) -> None:
+    """It is ignored (RFC 9110 section 14.2)."""
     assert parse_ranges(header, SIZE) is None
 
 
 @pytest.mark.parametrize("header", ["Bytes=0-9", "bytes= 0-9 ", "bytes=,0-9,", "BYTES=\t0-9"])
-def test_the_spelling_that_the_grammar_allows_is_read(header: str) -> None:
-    """Units have no case, and lists may hold blanks and empty elements."""
+def test_all_notations_of_the_grammar_are_parsed(header: str) -> None:
+    """Units in any case, and lists with blanks and empty elements."""
     assert parse_ranges(header, SIZE) == (ByteRange(0, 10),)
 
 
@@ -97,14 +97,14 @@ def test_the_spelling_that_the_grammar_allows_is_read(header: str) -> None:
         ("0-,0-", [(0, 2048), (0, 2048)]),
     ],
 )
-def test_each_range_is_a_part_in_the_order_asked(asked: str, expected: list[tuple[int, int]]) -> None:
-    """Ranges are never merged, sorted, or dropped unless they have no byte."""
+def test_ranges_stay_in_the_requested_order(asked: str, expected: list[tuple[int, int]]) -> None:
+    """They are never merged or sorted, and ignored only if they are empty."""
     assert parse_ranges(f"bytes={asked}", SIZE) == tuple(ByteRange(*part) for part in expected)
 
 
 @pytest.mark.parametrize("count", [100, MAX_RANGES])
-def test_many_ranges_are_answered(count: int) -> None:
-    """Lazy pulls ask for a hundred pieces at once."""
+def test_many_ranges_are_accepted(count: int) -> None:
+    """Lazy pulls request a hundred ranges at once."""
     ranges = parse_ranges("bytes=" + ",".join(f"{i * 2}-{i * 2}" for i in range(count)), SIZE)
     assert ranges is not None
     assert len(ranges) == count
@@ -113,20 +113,20 @@ def test_many_ranges_are_answered(count: int) -> None:
 @pytest.mark.parametrize("count", [MAX_RANGES + 1, 10_000])
 @pytest.mark.parametrize("asked", ["0-0", "9999-", "x"])
 def test_too_many_ranges_are_a_bad_request(count: int, asked: str) -> None:
-    """400 is what makes clients ask for the whole blob; they are not even read."""
+    """After a 400 clients request the whole blob; the ranges are not even parsed."""
     with pytest.raises(RequestInvalid):
         parse_ranges("bytes=" + ",".join([asked] * count), SIZE)
 
 
-def test_ranges_that_would_send_the_blob_more_than_twice_are_a_bad_request() -> None:
-    """A small request must not make a large answer."""
+def test_ranges_of_more_than_twice_the_blob_are_a_bad_request() -> None:
+    """A small request must not cause a much larger response."""
     with pytest.raises(RequestInvalid):
         parse_ranges("bytes=0-,0-,0-0", SIZE)
 
 
 @pytest.mark.parametrize("asked", ["0-1", "0-", "-1", "0-0,-1"])
-def test_an_empty_blob_satisfies_no_range(asked: str) -> None:
-    """There is no byte to send."""
+def test_no_range_of_an_empty_blob_is_satisfiable(asked: str) -> None:
+    """It has no bytes."""
     with pytest.raises(RangeNotSatisfiable) as caught:
         parse_ranges(f"bytes={asked}", 0)
     assert caught.value.size == 0
@@ -134,7 +134,7 @@ def test_an_empty_blob_satisfies_no_range(asked: str) -> None:
 
 @pytest.mark.parametrize("asked", ["0-1", "0-", "-1", "-7"])
 def test_a_blob_of_one_byte_has_one_range(asked: str) -> None:
-    """All satisfiable ranges are the byte."""
+    """All satisfiable ranges are that byte."""
     ranges = parse_ranges(f"bytes={asked}", 1)
     assert ranges is not None
     assert [part.content_range(1) for part in ranges] == ["bytes 0-0/1"]
@@ -146,8 +146,8 @@ specs = st.tuples(st.none() | st.integers(0, 40), st.none() | st.integers(0, 40)
 
 
 @given(st.lists(specs, min_size=1, max_size=6), st.integers(0, 30))
-def test_ranges_are_the_bytes_that_slicing_gives(asked: list[tuple[int | None, int | None]], size: int) -> None:
-    """A reading byte by byte finds the same parts."""
+def test_ranges_agree_with_slicing(asked: list[tuple[int | None, int | None]], size: int) -> None:
+    """Of a list with the offset of each byte."""
     body = list(range(size))
     expected = []
     for first, last in asked:
@@ -173,7 +173,7 @@ def test_ranges_are_the_bytes_that_slicing_gives(asked: list[tuple[int | None, i
 
 @given(st.text(alphabet="bytes=0123-, \t\nx\u0661"), st.integers(0, 100))
 def test_any_header_gives_ranges_of_the_blob_or_one_of_two_errors(header: str, size: int) -> None:
-    """No header makes the parser raise anything else, or gives a byte that is not there."""
+    """Parsing raises no other error, and no range exceeds the blob."""
     try:
         ranges = parse_ranges(header, size)
     except (RangeNotSatisfiable, RequestInvalid):

@@ -1,4 +1,4 @@
-"""Names, tags and digests: what is accepted, what is refused, and with which error."""
+"""Names, tags and digests: which texts are valid, and which error the others raise."""
 
 import contextlib
 import hashlib
@@ -17,7 +17,7 @@ ANY_ALPHABET = st.text(alphabet="ab9._-/:A \n\x00\u0661\u00e9", max_size=20)
 
 
 def is_component(text: str) -> bool:
-    """Read the grammar slowly: runs of letters and digits, joined by one separator each."""
+    """A slow parser for the grammar: runs of letters and digits, joined by one separator each."""
     separators = re.split("[a-z0-9]+", text)
     ends_well = len(separators) > 1 and separators[0] == separators[-1] == ""
     return ends_well and all(part in {".", "_", "__"} or set(part) == {"-"} for part in separators[1:-1])
@@ -40,8 +40,8 @@ def is_component(text: str) -> bool:
         "a" * 255,
     ],
 )
-def test_names_of_the_grammar_are_names(text: str) -> None:
-    """A name comes back as it was written."""
+def test_valid_names_are_parsed(text: str) -> None:
+    """And are unchanged."""
     assert str(Name.parse(text)) == text
 
 
@@ -90,20 +90,20 @@ def test_names_of_the_grammar_are_names(text: str) -> None:
         "a" * 65536,
     ],
 )
-def test_other_names_are_refused(text: str) -> None:
-    """Whatever is outside the grammar is NAME_INVALID."""
+def test_invalid_names_are_rejected(text: str) -> None:
+    """With NAME_INVALID."""
     with pytest.raises(NameInvalid):
         Name.parse(text)
 
 
 def test_a_name_has_components() -> None:
-    """A name is taken apart at its slashes."""
+    """They are separated by slashes."""
     assert Name.parse("docker.io/library/nginx").components == ("docker.io", "library", "nginx")
 
 
 @given(ANY_ALPHABET)
-def test_names_are_judged_as_by_a_slow_reading_of_the_grammar(text: str) -> None:
-    """The pattern and a component by component reading agree on every text."""
+def test_the_pattern_of_names_agrees_with_a_slow_parser(text: str) -> None:
+    """One that checks component by component."""
     expected = all(is_component(component) for component in text.split("/"))
     try:
         Name.parse(text)
@@ -115,14 +115,14 @@ def test_names_are_judged_as_by_a_slow_reading_of_the_grammar(text: str) -> None
 
 @given(st.text())
 def test_any_text_is_a_name_or_name_invalid(text: str) -> None:
-    """No text makes the parser raise anything else."""
+    """Parsing raises no other error."""
     with contextlib.suppress(NameInvalid):
         assert Name.parse(text).value == text
 
 
 @pytest.mark.parametrize("text", ["latest", "v1.2.3", "_", "_x-", "A.B", "1", "a" * 128, f"sha256-{HEX}.sig"])
-def test_tags_of_the_grammar_are_tags(text: str) -> None:
-    """A tag comes back as it was written."""
+def test_valid_tags_are_parsed(text: str) -> None:
+    """And are unchanged."""
     assert parse_reference(text) == Tag(text)
     assert str(Tag.parse(text)) == text
 
@@ -131,15 +131,15 @@ def test_tags_of_the_grammar_are_tags(text: str) -> None:
     "text",
     ["", "-x", ".x", "a b", "a/b", "latest\n", "latest\r\nX:1".replace(":", "="), "\u00e9", "\u0661", "a" * 129],
 )
-def test_other_tags_are_refused(text: str) -> None:
-    """Whatever is no tag is refused as a reference."""
+def test_invalid_tags_are_rejected(text: str) -> None:
+    """With the error for references."""
     with pytest.raises(ReferenceInvalid):
         parse_reference(text)
 
 
 @pytest.mark.parametrize("text", ["a:b", ":", "latest\r\nX:1", "x:"])
 def test_a_colon_makes_a_reference_a_digest(text: str) -> None:
-    """A tag cannot hold a colon, so the error speaks of a digest."""
+    """A tag cannot contain a colon, so the error is DIGEST_INVALID."""
     with pytest.raises(DigestInvalid):
         parse_reference(text)
     with pytest.raises(ReferenceInvalid):
@@ -147,8 +147,8 @@ def test_a_colon_makes_a_reference_a_digest(text: str) -> None:
 
 
 @pytest.mark.parametrize("text", [f"sha256:{HEX}", f"sha512:{HEX}{HEX}"])
-def test_digests_that_can_be_verified_are_digests(text: str) -> None:
-    """The two registered SHA-2 digests are read and written alike."""
+def test_valid_digests_are_parsed(text: str) -> None:
+    """Both registered SHA-2 algorithms."""
     digest = Digest.parse(text)
     assert str(digest) == text
     assert (digest.algorithm, digest.encoded) == tuple(text.split(":"))
@@ -184,15 +184,15 @@ def test_digests_that_can_be_verified_are_digests(text: str) -> None:
         "x" * 65536,
     ],
 )
-def test_other_digests_are_refused(text: str) -> None:
-    """What is no digest, or cannot be verified, is DIGEST_INVALID."""
+def test_invalid_digests_are_rejected(text: str) -> None:
+    """With DIGEST_INVALID, also if the algorithm is not supported."""
     with pytest.raises(DigestInvalid):
         Digest.parse(text)
 
 
 @given(st.text(alphabet=string.hexdigits + ":sha-\n", max_size=80))
 def test_any_text_is_a_digest_or_digest_invalid(text: str) -> None:
-    """No text makes the parser raise anything else."""
+    """Parsing raises no other error."""
     try:
         assert str(Digest.parse(text)) == text
     except DigestInvalid:
@@ -200,15 +200,15 @@ def test_any_text_is_a_digest_or_digest_invalid(text: str) -> None:
 
 
 @given(st.binary(), st.sampled_from(["sha256", "sha512"]))
-def test_the_digest_of_bytes_is_what_hashlib_says(data: bytes, algorithm: str) -> None:
-    """A digest computed here is one that the parser takes, and the right one."""
+def test_the_digest_of_bytes_is_that_of_hashlib(data: bytes, algorithm: str) -> None:
+    """And it can be parsed."""
     digest = Digest.of(data, algorithm)
     assert digest.encoded == hashlib.new(algorithm, data).hexdigest()
     assert Digest.parse(str(digest)) == digest
 
 
-def test_a_hasher_matches_the_digest_of_what_it_was_fed() -> None:
-    """Bytes may come in pieces, and the last of them counts."""
+def test_a_hasher_matches_the_digest_of_its_data() -> None:
+    """All of its data, in any number of chunks."""
     digest = Digest.of(b"abc", "sha512")
     hasher = digest.hasher()
     hasher.update(b"a")
@@ -219,20 +219,20 @@ def test_a_hasher_matches_the_digest_of_what_it_was_fed() -> None:
 
 
 def test_a_hasher_of_another_algorithm_does_not_match() -> None:
-    """The empty sha512 is not the empty sha256."""
+    """The sha512 of no bytes is not the sha256 of no bytes."""
     assert not Digest.of(b"").matches(Digest.of(b"", "sha512").hasher())
 
 
 @pytest.mark.parametrize("algorithm", ["md5", "sha1", "shake_128", "SHA256"])
-def test_no_digest_is_made_by_another_algorithm(algorithm: str) -> None:
-    """What cannot be parsed cannot be computed."""
-    with pytest.raises(ValueError, match="no such digest algorithm"):
+def test_other_algorithms_are_not_supported(algorithm: str) -> None:
+    """For computing digests, as for parsing them."""
+    with pytest.raises(ValueError, match="unsupported digest algorithm"):
         Digest.of(b"", algorithm)
 
 
 @given(st.text())
-def test_what_a_client_sent_is_quoted_in_short_printable_ascii(text: str) -> None:
-    """No client writes line ends, escapes or novels into an error message."""
+def test_a_quoted_text_is_short_printable_ascii(text: str) -> None:
+    """Clients cannot write line breaks, escape sequences or long texts into an error message."""
     quoted = quote(text)
     assert quoted.isascii()
     assert quoted.isprintable()
