@@ -251,7 +251,7 @@ CHECKLIST = {
             "protocol/test_blobs.py::test_a_wrong_body_is_never_complete",
             "protocol/test_manifests.py::test_a_document_that_is_no_manifest_is_rejected",
             "processes/test_upstream_breaks.py::test_wrong_bodies_for_many_clients",
-            "s3/store/test_s3_faults.py::test_a_completed_blob_of_another_size_is_not_believed",
+            "s3/store/test_faults.py::test_a_completed_blob_of_another_size_is_an_error",
         ],
     ),
     "K2": Line(

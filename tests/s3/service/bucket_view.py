@@ -1,6 +1,6 @@
-"""A bucket as somebody else sees it: what an operator's tools would put there and find, never through Dockyard.
+"""A bucket as another program sees it: objects are written and read with the client of minio-py, not with Dockyard.
 
-`audit` is the judge of every test: it reads the whole bucket and hashes it.
+Every test ends with `audit`, which reads the whole bucket and hashes each object.
 """
 
 import hashlib
@@ -36,7 +36,7 @@ _DIGEST = re.compile(rb"sha256:[0-9a-f]{64}|sha512:[0-9a-f]{128}")
 
 @attrs.frozen
 class Object:
-    """An object's headers."""
+    """The metadata of an object."""
 
     size: int
     content_type: str
@@ -45,7 +45,7 @@ class Object:
 
 
 class BucketView:
-    """A bucket of one test, on a real server."""
+    """The bucket of one test, on a real server."""
 
     def __init__(self, server: Server) -> None:
         self.server = server
@@ -60,14 +60,14 @@ class BucketView:
         )
 
     def make(self) -> None:
-        """Make the bucket."""
+        """Create the bucket."""
         self._client.make_bucket(self.bucket)
 
     def close(self) -> None:
         self._client._http.clear()
 
     def storage(self, endpoint: str = "", **more: Any) -> dict[str, Any]:
-        """The `storage:` of a Dockyard that keeps its things here; `endpoint` is a proxy before the server."""
+        """Return the `storage:` settings of a Dockyard over this bucket. `endpoint` is a proxy before the server."""
         return {
             "endpoint": endpoint or self.server.host,
             "bucket": self.bucket,
@@ -79,16 +79,16 @@ class BucketView:
             **more,
         }
 
-    # What is there
+    # Reading
 
     def listed(self) -> set[str]:
-        """All keys."""
+        """Return all keys."""
         return {str(each.object_name) for each in self._client.list_objects(self.bucket, recursive=True)}
 
     def get(self, key: str) -> bytes:
-        """The bytes of an object."""
-        with self._client.get_object(self.bucket, key) as answer:
-            return answer.read()
+        """Return the bytes of an object."""
+        with self._client.get_object(self.bucket, key) as response:
+            return response.read()
 
     def stat(self, key: str) -> Object:
         found = self._client.stat_object(self.bucket, key)
@@ -98,33 +98,33 @@ class BucketView:
         return Object(found.size, found.content_type or "", found.last_modified, metadata)
 
     def age(self, key: str) -> timedelta:
-        """How long ago an object was written, as the server tells it."""
+        """Return the age of an object by its LastModified."""
         return datetime.now(UTC) - self.stat(key).modified
 
     def uploads(self) -> set[str]:
-        """Multipart uploads that nobody completed, of this test's making."""
+        """Return the unfinished multipart uploads that this test has started."""
         return self._unfinished() - self._unfinished_before
 
     def _unfinished(self) -> set[str]:
-        """Looked for on the server's disk: what was begun before a restart of MinIO it does not list."""
-        rooms = self.server.data / ".minio.sys" / "multipart"
-        return {str(path.relative_to(rooms)) for path in rooms.glob("*/*")}
+        """Read them from the disk of the server: MinIO does not list those that were started before its restart."""
+        directory = self.server.data / ".minio.sys" / "multipart"
+        return {str(path.relative_to(directory)) for path in directory.glob("*/*")}
 
-    # What others do
+    # Writing
 
     def put(self, key: str, body: bytes, content_type: str = BLOB_TYPE, *, days_ago: int = 0, **metadata: str) -> None:
-        """Put an object there, as it would have been so many days ago (for MinIO it then comes by replication)."""
+        """Put an object with a LastModified so many days ago, which MinIO accepts from a replication."""
         headers = {"Content-Type": content_type, **{f"x-amz-meta-{name}": value for name, value in metadata.items()}}
         if days_ago:
-            before_response = datetime.now(UTC) - timedelta(days=days_ago)
+            modified = datetime.now(UTC) - timedelta(days=days_ago)
             headers |= {
-                "X-Minio-Source-Mtime": before_response.strftime("%Y-%m-%dT%H:%M:%SZ"),
+                "X-Minio-Source-Mtime": modified.strftime("%Y-%m-%dT%H:%M:%SZ"),
                 "X-Minio-Source-Replication-Request": "true",
             }
         self._client._execute("PUT", self.bucket, object_name=key, body=body, headers=headers)
 
     def put_blob(self, body: bytes, **options: Any) -> str:
-        """Put a blob under its key; the key."""
+        """Put a blob under its key; return the key."""
         key = blob_key(digest_of(body))
         self.put(key, body, **options)
         return key
@@ -133,94 +133,90 @@ class BucketView:
         self._client.remove_object(self.bucket, key)
 
     def age_all(self, days: int) -> None:
-        """Make every object so old, with all that it is."""
+        """Make every object so old, and keep its bytes and its media type."""
         for key in self.listed():
             self.put(key, self.get(key), self.stat(key).content_type, days_ago=days)
 
     def add_login(self, *actions: str) -> dict[str, str]:
-        """A key that may do only this here; as settings of `storage:`."""
-        login = {"access_key": secrets.token_hex(8), "secret_key": secrets.token_hex(16)}
-        rights = [
-            {"Effect": "Allow", "Action": [action], "Resource": [f"arn:aws:s3:::{self.bucket}{self._below(action)}"]}
-            for action in actions
+        """Create an access key with these permissions for the bucket; return it as `storage:` settings."""
+        settings = {"access_key": secrets.token_hex(8), "secret_key": secrets.token_hex(16)}
+        statements = [
+            {"Effect": "Allow", "Action": [action], "Resource": [f"arn:aws:s3:::{self.bucket}{path}"]}
+            for action, path in ((action, "" if action == "s3:ListBucket" else "/*") for action in actions)
         ]
         admin = self._admin()
-        admin.add_service_account(**login, policy={"Version": "2012-10-17", "Statement": rights})
+        admin.add_service_account(**settings, policy={"Version": "2012-10-17", "Statement": statements})
         admin._http.clear()
-        return login
+        return settings
 
-    def remove_login(self, login: dict[str, str]) -> None:
-        """The key is good for nothing any more."""
+    def remove_login(self, settings: dict[str, str]) -> None:
+        """Revoke an access key."""
         admin = self._admin()
-        admin.delete_service_account(login["access_key"])
+        admin.delete_service_account(settings["access_key"])
         admin._http.clear()
 
     def _admin(self) -> MinioAdmin:
         return MinioAdmin(endpoint=self.server.host, credentials=StaticProvider(ACCESS_KEY, SECRET_KEY), secure=False)
 
-    @staticmethod
-    def _below(action: str) -> str:
-        return "" if action == "s3:ListBucket" else "/*"
-
-    # The judge
+    # Audit
 
     def audit(self) -> list[str]:
-        """Read everything; one line for each object that is not what its key says, and for each unfinished upload."""
-        wrong = [f"unfinished upload {each}" for each in sorted(self.uploads())]
-        judged = {key: self._judge(key) for key in sorted(self.listed())}
-        return wrong + [f"{key}: {trouble}" for key, trouble in judged.items() if trouble]
+        """Read all objects; return a line for each that does not match its key, and for each unfinished upload."""
+        problems = [f"unfinished upload {each}" for each in sorted(self.uploads())]
+        found = {key: self._find_problem(key) for key in sorted(self.listed())}
+        return problems + [f"{key}: {problem}" for key, problem in found.items() if problem]
 
-    def _judge(self, key: str) -> str:
-        with self._client.get_object(self.bucket, key) as answer:
-            return find_object_problem(key, answer.stream(READ_BYTES))
+    def _find_problem(self, key: str) -> str:
+        with self._client.get_object(self.bucket, key) as response:
+            return find_object_problem(key, response.stream(READ_BYTES))
 
 
 def find_object_problem(key: str, pieces: Iterable[bytes]) -> str:
-    """What is wrong with an object under a key of ours; nothing when all is right."""
+    """Return the problem of an object under its key; empty when there is none."""
     if _POINTER.fullmatch(key):
         text = b"".join(pieces)
-        return "" if _DIGEST.fullmatch(text.strip()) else f"a pointer that says {text!r}"
+        return "" if _DIGEST.fullmatch(text.strip()) else f"a pointer that is not a digest: {text!r}"
     match = _CONTENT.fullmatch(key)
     if match is None:
-        return "not a key of ours"
+        return "not a key of Dockyard"
     if "/blobs/" in key and match["two"] != match["hex"][:2]:
-        return "not in the room of its first two characters"
+        return "not below its first two characters"
     hasher, size = hashlib.new(match["algorithm"]), 0
     for piece in pieces:
         hasher.update(piece)
         size += len(piece)
     if hasher.hexdigest() != match["hex"]:
-        return f"{size} bytes of another digest"
+        return f"{size} bytes with another digest"
     return "" if size or match["hex"] == EMPTY else "empty"
 
 
 def blob_key(digest: str) -> str:
-    """Where the original keeps a blob. Written down here on purpose: Dockyard's own function is on trial."""
+    """Return the key of a blob, as documented. Dockyard's own function is not used here because it is under test."""
     algorithm, _, encoded = digest.partition(":")
     return f"cache/blobs/{algorithm}/{encoded[:2]}/{encoded}"
 
 
 def manifest_key(name: str, digest: str) -> str:
-    """Where the original keeps a manifest."""
+    """Return the key of a manifest, as documented."""
     return f"cache/manifests/{name}/{digest.replace(':', '/')}"
 
 
 def tag_key(name: str, tag: str) -> str:
-    """Where the original keeps the pointer of a tag."""
+    """Return the key of a tag pointer, as documented."""
     return f"cache/manifests/{name}/tags/{tag}"
 
 
 def is_missing(bucket_view: BucketView, key: str) -> bool:
     """Whether the server has no such object."""
     try:
-        bucket_view.stat(key or "a-bucket-is-no-object")
+        bucket_view.stat(key or "the-bucket-is-not-an-object")
     except S3Error as exc:
         return exc.code == "NoSuchKey"
     return False
 
 
 def named_by(manifest: bytes) -> tuple[list[str], list[str]]:
-    """The digests of the manifests, and of the blobs, that a manifest names."""
+    """Return the digests of the manifests, and of the blobs, that a manifest names."""
     document = json.loads(manifest)
     children = [each["digest"] for each in document.get("manifests", [])]
     parts = [document["config"], *document["layers"]] if "layers" in document else []

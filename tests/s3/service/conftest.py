@@ -1,4 +1,4 @@
-"""Dockyards before a bucket of the test's own, on a real MinIO; the bucket is audited when the test ends."""
+"""Fixtures: Dockyards over a bucket on a real MinIO, one for each test; the bucket is audited when the test ends."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -18,12 +18,12 @@ __all__ = ["fake_registry", "make_deployment", "minio"]
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Name the mark of what is too long for every day."""
+    """Register the mark of tests that take too long for the usual run."""
     config.addinivalue_line("markers", "large: gigabytes through real servers; only with -m large")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what is large, unless it is asked for."""
+    """Deselect the tests marked `large`, unless they are selected with -m."""
     if "large" not in config.getoption("-m"):
         large = [item for item in items if item.get_closest_marker("large")]
         config.hook.pytest_deselected(items=large)
@@ -32,7 +32,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture
 def bucket_view(minio: Server) -> Iterator[BucketView]:
-    """Give an empty bucket, and judge what is in it when all Dockyards are gone."""
+    """An empty bucket, which is audited after all Dockyards have stopped."""
     with contextlib.closing(BucketView(minio)) as bucket_view:
         bucket_view.make()
         yield bucket_view
@@ -41,21 +41,21 @@ def bucket_view(minio: Server) -> Iterator[BucketView]:
 
 @pytest.fixture
 def proxy(minio: Server) -> Iterator[S3Proxy]:
-    """Give what stands before MinIO, counts and makes trouble."""
+    """A proxy before MinIO that records requests and injects faults."""
     with contextlib.closing(S3Proxy(minio.port)) as proxy:
         yield proxy
 
 
 @pytest.fixture
 def toxics(toxiproxy: Toxiproxy, minio: Server) -> Iterator[TcpProxy]:
-    """Give a slow way to MinIO; it is fast until told otherwise."""
+    """A TCP proxy to MinIO that can be slowed down."""
     with contextlib.closing(toxiproxy.create_proxy(minio.port)) as toxics:
         yield toxics
 
 
 @pytest.fixture
 def start(bucket_view: BucketView, make_deployment: Callable[..., Deployment]) -> Callable[..., Deployment]:
-    """Start a Dockyard over the bucket; `storage` is laid over, `endpoint` is a proxy."""
+    """Start a Dockyard over the bucket. `storage` overrides settings; `endpoint` is a proxy before MinIO."""
 
     def start(
         endpoint: str = "", *, workers: int = 2, storage: dict[str, Any] | None = None, **more: Any

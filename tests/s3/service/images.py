@@ -1,8 +1,7 @@
-"""A client that pulls whole images, by nothing but what the manifests say, and checks every byte."""
+"""Pull whole images as their manifests describe them, and verify every byte; and create images to pull."""
 
 import hashlib
 import time
-from collections.abc import Sequence
 
 from tests.s3.service.bucket_view import BucketView, blob_key, manifest_key, named_by, tag_key
 from tests.support.bodies import digest_of
@@ -14,14 +13,14 @@ ACCEPT = f"{OCI_INDEX}, {OCI_MANIFEST}, {DOCKER_LIST}, {DOCKER_MANIFEST}"
 NAME = "up.test/team/app"
 REPO = "team/app"
 READ_BYTES = 256 * 1024
-PATIENCE_S = 60.0
+RESPONSE_TIMEOUT_S = 60.0
 WITHIN_S = 20.0
 
 
 def pull(deployment: Deployment, reference: str, name: str = NAME) -> set[str]:
-    """Pull an image by tag or digest, with all that it names; the keys under which the bucket has it then."""
+    """Pull an image by tag or digest with all that it names; return the keys of its objects in the bucket."""
     reply = send_request(
-        deployment.address, f"/v2/{name}/manifests/{reference}", {"Accept": ACCEPT}, timeout_s=PATIENCE_S
+        deployment.address, f"/v2/{name}/manifests/{reference}", {"Accept": ACCEPT}, timeout_s=RESPONSE_TIMEOUT_S
     )
     assert reply.status == 200, f"{reference}: {reply.status} {reply.body!r}"
     assert reply.is_complete
@@ -42,9 +41,9 @@ def pull(deployment: Deployment, reference: str, name: str = NAME) -> set[str]:
 
 
 def fetch(deployment: Deployment, digest: str, name: str = NAME) -> float:
-    """Download a blob and check it; seconds."""
-    begun = time.monotonic()
-    with StreamedResponse(deployment.address, f"/v2/{name}/blobs/{digest}", timeout_s=PATIENCE_S) as download:
+    """Download and verify a blob; return the seconds that it took."""
+    started_at = time.monotonic()
+    with StreamedResponse(deployment.address, f"/v2/{name}/blobs/{digest}", timeout_s=RESPONSE_TIMEOUT_S) as download:
         download.head()
         assert download.status == 200, f"{digest}: {download.status}"
         algorithm, _, encoded = digest.partition(":")
@@ -56,18 +55,18 @@ def fetch(deployment: Deployment, digest: str, name: str = NAME) -> float:
             assert piece, f"{digest} ended after {download.received} of {length} bytes"
             hasher.update(piece)
     assert hasher.hexdigest() == encoded, f"wrong bytes of {digest}"
-    return time.monotonic() - begun
+    return time.monotonic() - started_at
 
 
 def add_images(fake_registry: FakeRegistry, *tags: str, size: int = 100_000) -> list[Image]:
-    """Images that share nothing, each of two layers."""
+    """Add images without common layers, each with two layers."""
     return [
         fake_registry.add_image(REPO, tag, [layer(f"{tag} one", size), layer(f"{tag} two", 2 * size)]) for tag in tags
     ]
 
 
 def add_index(fake_registry: FakeRegistry, tag: str) -> Image:
-    """An index of images for two platforms, with one layer in common."""
+    """Add an index of images for two platforms with a common layer."""
     common = layer(f"{tag} common", 50_000)
     images = [
         fake_registry.add_image(REPO, f"{tag}-{platform}", [common, layer(f"{tag} {platform}", 70_000)])
@@ -77,24 +76,19 @@ def add_index(fake_registry: FakeRegistry, tag: str) -> Image:
 
 
 def layer(seed: str, size: int) -> bytes:
-    """Bytes that do not repeat, another sequence for each seed."""
+    """Return pseudo-random bytes that depend on the seed."""
     return hashlib.shake_128(seed.encode()).digest(size)
 
 
-def blob_requests(fake_registry: FakeRegistry, digests: Sequence[str]) -> int:
-    """How many bodies of these blobs were asked for upstream."""
-    return sum(fake_registry.count("blob", "GET", reference=digest) for digest in digests)
-
-
-def fill(deployment: Deployment, bucket_view: BucketView, *references: str) -> set[str]:
-    """Pull images, and wait until all of them is in the bucket; their keys."""
+def pull_and_publish(deployment: Deployment, bucket_view: BucketView, *references: str) -> set[str]:
+    """Pull images, and wait until all their objects are in the bucket; return their keys."""
     keys = set().union(*(pull(deployment, reference) for reference in references))
     eventually(lambda: keys <= bucket_view.listed(), "everything pulled is in the bucket", WITHIN_S)
     return keys
 
 
 def put_image(bucket_view: BucketView, fake_registry: FakeRegistry, reference: str, days_ago: int = 0) -> set[str]:
-    """Put an image of the fake registry into the bucket as the original would have; the keys."""
+    """Put an image of the registry into the bucket without Dockyard; return its keys."""
     body = fake_registry.manifest_body(REPO, reference)
     media_type = OCI_INDEX if b'"manifests"' in body else OCI_MANIFEST
     key = manifest_key(NAME, digest_of(body))

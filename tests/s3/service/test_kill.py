@@ -1,4 +1,4 @@
-"""kill -9 of everything: nothing wrong is in the bucket, and what was pulled is there in the end."""
+"""All processes are killed: the bucket has no wrong object, and in the end everything that was pulled."""
 
 import threading
 from collections.abc import Callable
@@ -13,14 +13,14 @@ from tests.support.fake_registry import FakeRegistry
 
 MIB = 1024 * 1024
 BACK_WITHIN_S = 60.0
-FILLS = 20
+DOWNLOADS = 20
 
 
-def test_a_kill_during_twenty_fills(
+def test_a_kill_during_twenty_downloads(
     start: Callable[..., Deployment], bucket_view: BucketView, fake_registry: FakeRegistry
 ) -> None:
-    """Supervisor and workers die with twenty layers half way up: none of them is in the bucket, and then all are."""
-    digests = [fake_registry.add_blob(layer(f"fill {number}", 3 * MIB)) for number in range(FILLS)]
+    """Twenty layers are partly uploaded: none is in the bucket after the kill, and all are after the next pulls."""
+    digests = [fake_registry.add_blob(layer(f"download {number}", 3 * MIB)) for number in range(DOWNLOADS)]
     deployment = start()
     with set_at_exit(threading.Event()) as go_on, ExitStack() as stack:
         stalled = fake_registry.on("blob", faults.stalled(0.6, go_on))
@@ -34,13 +34,17 @@ def test_a_kill_during_twenty_fills(
     deployment.dockyard.start()
     for digest in digests:
         fetch(deployment, digest)
-    eventually(lambda: bucket_view.listed() == {blob_key(digest) for digest in digests}, "all are there", BACK_WITHIN_S)
+    eventually(
+        lambda: bucket_view.listed() == {blob_key(digest) for digest in digests},
+        "all layers are in the bucket",
+        BACK_WITHIN_S,
+    )
 
 
-def test_what_was_pulled_before_a_kill_is_published_after_it(
+def test_images_pulled_before_a_kill_are_published_after_it(
     start: Callable[..., Deployment], bucket_view: BucketView, proxy: S3Proxy, fake_registry: FakeRegistry
 ) -> None:
-    """S3 takes nothing, five images are pulled, everything dies: after a restart the bucket has them, unasked."""
+    """S3 rejects uploads, five images are pulled, and all processes are killed: they are uploaded after a restart."""
     tags = [f"v{number}" for number in range(5)]
     add_images(fake_registry, *tags)
     deployment = start(proxy.host)
@@ -58,7 +62,7 @@ def test_what_was_pulled_before_a_kill_is_published_after_it(
 def test_a_kill_at_the_last_byte(
     start: Callable[..., Deployment], bucket_view: BucketView, fake_registry: FakeRegistry
 ) -> None:
-    """A pull ends and everything dies at once, five times over: all of it is in the bucket in the end."""
+    """Five times, all processes are killed right after a pull: in the end, all images are in the bucket."""
     keys: set[str] = set()
     tags = [f"v{number}" for number in range(5)]
     add_images(fake_registry, *tags, size=1_500_000)

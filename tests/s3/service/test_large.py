@@ -1,4 +1,4 @@
-"""A layer of 6 GiB, which is more than one PUT can be.
+"""A layer of 6 GiB, which is larger than a single PUT may be.
 
 Run by `pytest tests/s3/service/test_large.py -m large`; needs 20 GiB of disk.
 """
@@ -24,25 +24,25 @@ WITHIN_S = 300.0
 def test_a_layer_of_six_gibibytes(
     start: Callable[..., Deployment], bucket_view: BucketView, fake_registry: FakeRegistry
 ) -> None:
-    """It goes through, is published in parts, is served from S3 to a second Dockyard, and is touched.
+    """It is downloaded, published in parts, served from S3 by a second Dockyard, and touched.
 
-    Takes some minutes and is left out of the usual run: `pytest tests/s3/service/test_large.py -m large`.
+    Takes some minutes and is deselected in the usual run: `pytest tests/s3/service/test_large.py -m large`.
     """
     truth = Synthetic(6 * GIB, seed=6)
     key, path = blob_key(fake_registry.add_blob(truth)), f"/v2/{NAME}/blobs/{truth.digest}"
-    clock = time.monotonic()
+    started_at = time.monotonic()
 
-    def say(what: str) -> None:
-        nonlocal clock
-        print(f"{what}: {time.monotonic() - clock:.1f} s")  # noqa: T201  to be seen with -s
-        clock = time.monotonic()
+    def print_time(step: str) -> None:
+        nonlocal started_at
+        print(f"{step}: {time.monotonic() - started_at:.1f} s")  # noqa: T201  to be seen with -s
+        started_at = time.monotonic()
 
     first = start()
     with first.stream(path) as download:
         assert download.head().find_mismatch(truth) is None
-    say("fetched from the upstream")
+    print_time("fetched from the upstream")
     eventually(lambda: key in bucket_view.listed(), "the layer is published", WITHIN_S)
-    say("and then published")
+    print_time("and then published")
     found = bucket_view.stat(key)
     assert (found.size, found.content_type) == (truth.size, BLOB_TYPE)
     assert "-" in found.metadata["etag"], "sent in parts"
@@ -52,7 +52,7 @@ def test_a_layer_of_six_gibibytes(
     second = start(storage={"touch_threshold": "5s"})
     with second.stream(path) as download:
         assert download.head().find_mismatch(truth) is None
-    say("served from S3")
+    print_time("served from S3")
     assert fake_registry.count("blob", "GET") == 1
 
     def is_touched() -> bool:
@@ -60,6 +60,6 @@ def test_a_layer_of_six_gibibytes(
         return bucket_view.stat(key).modified > found.modified
 
     eventually(is_touched, "the layer is touched", WITHIN_S)
-    say("touched")
+    print_time("touched")
     assert bucket_view.stat(key).content_type == BLOB_TYPE
     second.dockyard.stop()

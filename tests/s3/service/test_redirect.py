@@ -1,4 +1,4 @@
-"""`storage.redirect`: a blob that only the bucket has is fetched from there by the client itself."""
+"""`storage.redirect`: clients are redirected to the bucket for a blob that only the bucket has."""
 
 import threading
 from collections.abc import Callable
@@ -10,7 +10,17 @@ from urllib.parse import urlsplit
 import pytest
 
 from tests.s3.service.bucket_view import BucketView, blob_key
-from tests.s3.service.images import NAME, REPO, WITHIN_S, add_images, add_index, fetch, fill, layer, put_image
+from tests.s3.service.images import (
+    NAME,
+    REPO,
+    WITHIN_S,
+    add_images,
+    add_index,
+    fetch,
+    layer,
+    pull_and_publish,
+    put_image,
+)
 from tests.s3.service.request_log import S3RequestLog
 from tests.s3.store.proxy import S3Proxy, Stall
 from tests.s3.store.servers import SECRET_KEY
@@ -27,13 +37,13 @@ CANARY = "Basic Y2FuYXJ5OmNhbmFyeQ=="
 
 
 def follow(reply: Response, **headers: str) -> tuple[int, bytes]:
-    """Ask where the answer sends us, with nothing but these headers."""
+    """Send a GET to the Location of a response, with these headers only."""
     url = urlsplit(reply.header("Location") or "")
     connection = HTTPConnection(url.netloc, timeout=10)
     try:
         connection.request("GET", f"{url.path}?{url.query}", headers=headers)
-        answer = connection.getresponse()
-        return answer.status, answer.read()
+        response = connection.getresponse()
+        return response.status, response.read()
     finally:
         connection.close()
 
@@ -41,7 +51,7 @@ def follow(reply: Response, **headers: str) -> tuple[int, bytes]:
 def test_a_blob_that_only_the_bucket_has_is_redirected(
     start: Callable[..., Deployment], bucket_view: BucketView
 ) -> None:
-    """307 to a URL that gives the blob to whoever has it, whole or in part."""
+    """The status is 307; the URL gives the blob, or a range of it, without credentials."""
     body = layer("redirected", 200_000)
     bucket_view.put_blob(body)
     deployment = start(storage=REDIRECTS)
@@ -52,29 +62,29 @@ def test_a_blob_that_only_the_bucket_has_is_redirected(
 
 
 def test_a_redirect_carries_no_credentials(start: Callable[..., Deployment], bucket_view: BucketView) -> None:
-    """Neither the client's nor ours: a signature is all that the URL has."""
+    """The URL contains a signature, but neither the client's credentials nor those of the bucket."""
     body = layer("canary", 10_000)
     bucket_view.put_blob(body)
     deployment = start(storage=REDIRECTS)
     reply = deployment.get(f"/v2/{NAME}/blobs/{digest_of(body)}", Authorization=CANARY)
     assert reply.status == 307
-    said = str(reply.headers) + reply.body.decode()
-    assert not [secret for secret in (CANARY.split()[1], "canary", SECRET_KEY) if secret in said]
+    text = str(reply.headers) + reply.body.decode()
+    assert not [secret for secret in (CANARY.split()[1], "canary", SECRET_KEY) if secret in text]
     assert CANARY.split()[1] not in deployment.dockyard.read_log()
 
 
 def test_a_local_hit_is_not_redirected(
     start: Callable[..., Deployment], bucket_view: BucketView, fake_registry: FakeRegistry
 ) -> None:
-    """What this Dockyard has it serves."""
+    """A blob in the local store is served from there."""
     (image,) = add_images(fake_registry, "v1")
     deployment = start(storage=REDIRECTS)
-    fill(deployment, bucket_view, "v1")
+    pull_and_publish(deployment, bucket_view, "v1")
     assert deployment.get(f"/v2/{NAME}/blobs/{image.layers[0]}").status == 200
 
 
-def test_a_running_fill_is_not_redirected(start: Callable[..., Deployment], fake_registry: FakeRegistry) -> None:
-    """Whoever comes while a blob is being fetched reads along, at any worker."""
+def test_a_running_download_is_not_redirected(start: Callable[..., Deployment], fake_registry: FakeRegistry) -> None:
+    """Clients that request a blob while it is downloaded join the download, at any worker."""
     body = layer("running", 3_000_000)
     digest = fake_registry.add_blob(body)
     deployment = start(storage=REDIRECTS)
@@ -87,30 +97,30 @@ def test_a_running_fill_is_not_redirected(start: Callable[..., Deployment], fake
     assert fake_registry.count("blob", "GET") == 1
 
 
-def test_a_blob_that_is_nowhere_is_fetched(
+def test_a_missing_blob_is_downloaded(
     start: Callable[..., Deployment], bucket_view: BucketView, fake_registry: FakeRegistry
 ) -> None:
-    """A miss in the bucket comes from the upstream, and is published."""
-    digest = fake_registry.add_blob(layer("nowhere", 100_000))
+    """A blob that the bucket does not have is fetched from the upstream and published."""
+    digest = fake_registry.add_blob(layer("missing", 100_000))
     fetch(start(storage=REDIRECTS), digest)
     eventually(lambda: bucket_view.listed() == {blob_key(digest)}, "the blob is published", WITHIN_S)
 
 
-def test_nobody_is_sent_to_a_bucket_in_trouble(
+def test_clients_are_not_redirected_to_a_failed_bucket(
     start: Callable[..., Deployment], proxy: S3Proxy, fake_registry: FakeRegistry
 ) -> None:
-    """S3 says nothing: the client gets the blob from the upstream."""
-    digest = fake_registry.add_blob(layer("trouble", 100_000))
+    """S3 does not respond: the client gets the blob from the upstream."""
+    digest = fake_registry.add_blob(layer("outage", 100_000))
     deployment = start(proxy.host, storage=REDIRECTS)
     proxy.rule = lambda _: Stall()
     fetch(deployment, digest)
 
 
-def test_a_redirect_to_a_young_blob_touches_nothing(
+def test_a_redirect_to_a_new_blob_does_not_touch_it(
     start: Callable[..., Deployment], bucket_view: BucketView, proxy: S3Proxy
 ) -> None:
-    """The bucket is asked whether it has the blob, and left as it is."""
-    body = layer("young", 10_000)
+    """The bucket gets one HEAD, and is not changed."""
+    body = layer("new", 10_000)
     bucket_view.put_blob(body)
     deployment = start(proxy.host, storage=REDIRECTS)
     request_log = S3RequestLog(proxy)
@@ -119,18 +129,18 @@ def test_a_redirect_to_a_young_blob_touches_nothing(
 
 
 def test_a_redirect_to_an_old_blob_touches_it(start: Callable[..., Deployment], bucket_view: BucketView) -> None:
-    """What clients fetch from the bucket itself stays alive too."""
+    """A blob that clients fetch from the bucket does not expire either."""
     body = layer("old", 10_000)
     key = bucket_view.put_blob(body, days_ago=30)
     deployment = start(storage=REDIRECTS)
     assert deployment.get(f"/v2/{NAME}/blobs/{digest_of(body)}").status == 307
-    eventually(lambda: bucket_view.age(key).days < 1, "the blob is young", WITHIN_S)
+    eventually(lambda: bucket_view.age(key).days < 1, "the blob is touched", WITHIN_S)
 
 
-def test_nobody_is_sent_to_an_empty_object(
+def test_clients_are_not_redirected_to_an_empty_object(
     start: Callable[..., Deployment], bucket_view: BucketView, fake_registry: FakeRegistry
 ) -> None:
-    """An object without a byte, where there should be some, is as good as none: the blob comes from the upstream."""
+    """An empty object of a blob that is not empty is ignored: the blob is fetched from the upstream."""
     digest = fake_registry.add_blob(layer("emptied", 100_000))
     bucket_view.put(blob_key(digest), b"")
     deployment = start(storage=REDIRECTS)
@@ -139,7 +149,7 @@ def test_nobody_is_sent_to_an_empty_object(
 
 
 @pytest.mark.parametrize("client", ["crane", "skopeo"])
-def test_a_real_client_follows(
+def test_a_real_client_follows_the_redirect(
     start: Callable[..., Deployment],
     bucket_view: BucketView,
     fake_registry: FakeRegistry,
@@ -147,7 +157,7 @@ def test_a_real_client_follows(
     tmp_path: Path,
     client: str,
 ) -> None:
-    """Crane and skopeo pull an image whose blobs are only in the bucket; not one is asked of the upstream."""
+    """Crane and skopeo pull an image whose blobs are only in the bucket; none is requested from the upstream."""
     image = add_images(fake_registry, "v1")[0] if client == "skopeo" else add_index(fake_registry, "v1")
     put_image(bucket_view, fake_registry, "v1")
     deployment = start(storage=REDIRECTS)

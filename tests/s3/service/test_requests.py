@@ -1,13 +1,13 @@
-"""What an operation costs in requests to S3, counted before a real one.
+"""The number of requests to S3 for each operation, counted before a real server.
 
-The table, without touches that are due:
+Without touches that are due:
 
 | operation | requests |
 |---|---|
-| a warm blob or manifest by digest, a warm tag | none |
-| a cold blob | GET (nothing), PUT |
-| a cold manifest by digest | GET (nothing), PUT |
-| a cold manifest by tag | GET of the pointer (nothing), and as by digest; PUT of the pointer |
+| a blob or manifest by digest, or a tag, that is in the local store | none |
+| a cold blob | GET (not found), PUT |
+| a cold manifest by digest | GET (not found), PUT |
+| a cold manifest by tag | GET of the pointer (not found), and as by digest; PUT of the pointer |
 | a blob or manifest that is only in the bucket | GET |
 | HEAD of a blob that is only in the bucket | HEAD |
 """
@@ -18,7 +18,7 @@ from collections.abc import Callable
 import pytest
 
 from tests.s3.service.bucket_view import BucketView, blob_key, manifest_key, tag_key
-from tests.s3.service.images import NAME, WITHIN_S, add_images, fetch, fill, layer, pull, put_image
+from tests.s3.service.images import NAME, WITHIN_S, add_images, fetch, layer, pull, pull_and_publish, put_image
 from tests.s3.service.request_log import S3RequestLog
 from tests.s3.store.proxy import S3Proxy
 from tests.support.deployment import Deployment, eventually
@@ -27,8 +27,8 @@ from tests.support.fake_registry import FakeRegistry, Image
 QUIET_S = 1.0
 
 
-def settle(request_log: S3RequestLog) -> None:
-    """Wait until no request has come for a while."""
+def wait_until_quiet(request_log: S3RequestLog) -> None:
+    """Wait until no request was received for a while."""
     seen = [-1, 0.0]
 
     def is_quiet() -> bool:
@@ -37,120 +37,120 @@ def settle(request_log: S3RequestLog) -> None:
             seen[:] = [total, time.monotonic()]
         return time.monotonic() - seen[1] > QUIET_S
 
-    eventually(is_quiet, "requests come to an end", WITHIN_S)
+    eventually(is_quiet, "no more requests", WITHIN_S)
 
 
-def test_a_warm_pull_costs_nothing(
+def test_a_warm_pull_takes_no_requests(
     start: Callable[..., Deployment], bucket_view: BucketView, proxy: S3Proxy, fake_registry: FakeRegistry
 ) -> None:
-    """The second pull of an image, by tag, asks S3 for nothing."""
+    """The second pull of an image by tag sends nothing to S3."""
     add_images(fake_registry, "v1")
     deployment = start(proxy.host)
-    fill(deployment, bucket_view, "v1")
+    pull_and_publish(deployment, bucket_view, "v1")
     request_log = S3RequestLog(proxy)
-    settle(request_log)
-    request_log.forget()
+    wait_until_quiet(request_log)
+    request_log.clear()
     pull(deployment, "v1")
-    settle(request_log)
+    wait_until_quiet(request_log)
     assert request_log.counted() == {}
 
 
-def test_a_cold_blob_costs_a_get_and_a_put(
+def test_a_cold_blob_takes_a_get_and_a_put(
     start: Callable[..., Deployment], bucket_view: BucketView, proxy: S3Proxy, fake_registry: FakeRegistry
 ) -> None:
-    """A blob that is nowhere: one GET that finds nothing, one PUT."""
+    """One GET that finds nothing, and one PUT."""
     digest = fake_registry.add_blob(layer("cold", 2_000_000))
     deployment = start(proxy.host)
     request_log = S3RequestLog(proxy)
     fetch(deployment, digest)
     eventually(lambda: bucket_view.listed() == {blob_key(digest)}, "the blob is published", WITHIN_S)
-    settle(request_log)
+    wait_until_quiet(request_log)
     assert request_log.of(blob_key(digest)) == ["GET", "PUT"]
     assert request_log.counted() == {"GET": 1, "PUT": 1}
 
 
-def test_a_cold_manifest_costs_a_get_and_a_put(
+def test_a_cold_manifest_takes_a_get_and_a_put(
     start: Callable[..., Deployment], bucket_view: BucketView, proxy: S3Proxy, fake_registry: FakeRegistry
 ) -> None:
-    """A manifest by digest that is nowhere: one GET that finds nothing, one PUT."""
+    """A manifest by digest: one GET that finds nothing, and one PUT."""
     (image,) = add_images(fake_registry, "v1")
     deployment = start(proxy.host)
     request_log = S3RequestLog(proxy)
     assert deployment.get(f"/v2/{NAME}/manifests/{image.digest}").status == 200
     eventually(bucket_view.listed, "the manifest is published", WITHIN_S)
-    settle(request_log)
+    wait_until_quiet(request_log)
     assert request_log.counted() == {"GET": 1, "PUT": 1}
 
 
-def test_a_cold_tag_costs_two_gets_and_two_puts(
+def test_a_cold_tag_takes_two_gets_and_two_puts(
     start: Callable[..., Deployment], bucket_view: BucketView, proxy: S3Proxy, fake_registry: FakeRegistry
 ) -> None:
-    """A tag that is nowhere: pointer and manifest are looked for once and written once."""
+    """The pointer and the manifest are read once and written once."""
     (image,) = add_images(fake_registry, "v1")
     deployment = start(proxy.host)
     request_log = S3RequestLog(proxy)
     assert deployment.get(f"/v2/{NAME}/manifests/v1").status == 200
     eventually(lambda: len(bucket_view.listed()) == 2, "manifest and pointer are published", WITHIN_S)
-    settle(request_log)
+    wait_until_quiet(request_log)
     assert request_log.of(tag_key(NAME, "v1")) == ["GET", "PUT"]
     assert request_log.of(manifest_key(NAME, image.digest)) == ["GET", "PUT"]
 
 
-def test_a_cold_image_costs_two_requests_for_each_object(
+def test_a_cold_image_takes_two_requests_for_each_object(
     start: Callable[..., Deployment], bucket_view: BucketView, proxy: S3Proxy, fake_registry: FakeRegistry
 ) -> None:
     """A whole pull by tag: a GET and a PUT for the pointer, the manifest, the config and each layer."""
     add_images(fake_registry, "v1")
     deployment = start(proxy.host)
     request_log = S3RequestLog(proxy)
-    keys = fill(deployment, bucket_view, "v1")
-    settle(request_log)
+    keys = pull_and_publish(deployment, bucket_view, "v1")
+    wait_until_quiet(request_log)
     assert {key: request_log.of(key) for key in keys} == {key: ["GET", "PUT"] for key in keys}
 
 
-def test_what_only_the_bucket_has_costs_one_get(
+def test_an_object_that_only_the_bucket_has_takes_one_get(
     start: Callable[..., Deployment], bucket_view: BucketView, proxy: S3Proxy, fake_registry: FakeRegistry
 ) -> None:
-    """A whole pull of an image that another Dockyard brought a moment ago: a GET for each object, no touch."""
+    """A pull of an image that another Dockyard published just before: one GET for each object, and no touch."""
     add_images(fake_registry, "v1")
     keys = put_image(bucket_view, fake_registry, "v1")
     deployment = start(proxy.host)
     request_log = S3RequestLog(proxy)
     assert pull(deployment, "v1") == keys
-    settle(request_log)
+    wait_until_quiet(request_log)
     assert {key: request_log.of(key) for key in keys} == {key: ["GET"] for key in keys}
 
 
-@pytest.mark.parametrize("known", [True, False], ids=["only in the bucket", "nowhere"])
-def test_a_head_of_a_blob_costs_one_head(
+@pytest.mark.parametrize("is_in_bucket", [True, False], ids=["only in the bucket", "missing"])
+def test_a_head_of_a_blob_takes_one_head(
     start: Callable[..., Deployment],
     bucket_view: BucketView,
     proxy: S3Proxy,
     fake_registry: FakeRegistry,
     *,
-    known: bool,
+    is_in_bucket: bool,
 ) -> None:
-    """HEAD of a young blob asks the bucket once, and neither fetches nor touches anything."""
+    """A HEAD of a blob sends one HEAD to the bucket, and neither downloads nor touches the blob."""
     body = layer("head", 100_000)
     digest = fake_registry.add_blob(body)
-    if known:
+    if is_in_bucket:
         bucket_view.put_blob(body)
     deployment = start(proxy.host)
     request_log = S3RequestLog(proxy)
     assert deployment.head(f"/v2/{NAME}/blobs/{digest}").header("Content-Length") == "100000"
-    settle(request_log)
+    wait_until_quiet(request_log)
     assert request_log.of(blob_key(digest)) == ["HEAD"]
 
 
-def test_a_herd_on_a_cold_image_costs_no_more(
+def test_concurrent_pulls_take_no_more_requests(
     start: Callable[..., Deployment], bucket_view: BucketView, proxy: S3Proxy, fake_registry: FakeRegistry
 ) -> None:
-    """Forty pulls of a layer at once, over two workers: one GET and one PUT."""
+    """Forty concurrent pulls of a layer at two workers: one GET and one PUT."""
     image: Image = add_images(fake_registry, "v1")[0]
     deployment = start(proxy.host)
     request_log = S3RequestLog(proxy)
     replies = deployment.get_concurrently([f"/v2/{NAME}/blobs/{image.layers[1]}"] * 40)
     assert {(reply.status, len(reply.body)) for reply in replies} == {(200, 200_000)}
     eventually(bucket_view.listed, "the blob is published", WITHIN_S)
-    settle(request_log)
+    wait_until_quiet(request_log)
     assert request_log.of(blob_key(image.layers[1])) == ["GET", "PUT"]

@@ -1,4 +1,4 @@
-"""Many Dockyards over one bucket, and the bucket as the original has it."""
+"""Several Dockyards over one bucket, and a bucket that another program filled."""
 
 import shutil
 from collections.abc import Callable
@@ -6,44 +6,55 @@ from collections.abc import Callable
 import pytest
 
 from tests.s3.service.bucket_view import BLOB_TYPE, BucketView, is_missing, manifest_key, tag_key
-from tests.s3.service.images import NAME, REPO, WITHIN_S, add_images, add_index, fetch, fill, layer, pull, put_image
+from tests.s3.service.images import (
+    NAME,
+    REPO,
+    WITHIN_S,
+    add_images,
+    add_index,
+    fetch,
+    layer,
+    pull,
+    pull_and_publish,
+    put_image,
+)
 from tests.s3.service.request_log import object_key
 from tests.s3.store.proxy import Forward, Request, S3Proxy
 from tests.support.deployment import Deployment, eventually
 from tests.support.fake_registry import OCI_INDEX, OCI_MANIFEST, FakeRegistry
 
 
-def test_what_one_fetched_the_other_serves(
+def test_an_image_pulled_by_one_is_served_by_another(
     start: Callable[..., Deployment], bucket_view: BucketView, fake_registry: FakeRegistry
 ) -> None:
-    """A second Dockyard has an image by digest without one request to the upstream."""
+    """A second Dockyard serves an image by digest without a request to the upstream."""
     index = add_index(fake_registry, "v1")
-    fill(start(), bucket_view, "v1")
+    pull_and_publish(start(), bucket_view, "v1")
     second = start()
     fake_registry.clear_exchanges()
     pull(second, index.digest)
     assert fake_registry.count() == 0
 
 
-def test_a_tag_that_the_other_fetched_costs_one_head(
+def test_a_tag_pulled_by_another_takes_one_head(
     start: Callable[..., Deployment], bucket_view: BucketView, fake_registry: FakeRegistry
 ) -> None:
-    """A second Dockyard asks whether the tag still holds, and nothing else."""
+    """A second Dockyard checks the tag at the upstream, and fetches nothing else."""
     add_index(fake_registry, "v1")
-    fill(start(), bucket_view, "v1")
+    pull_and_publish(start(), bucket_view, "v1")
     second = start()
     fake_registry.clear_exchanges()
     pull(second, "v1")
     assert [(each.request.method, each.request.reference) for each in fake_registry.received()] == [("HEAD", "v1")]
 
 
-def test_a_wiped_directory_is_filled_from_the_bucket(
+def test_a_deleted_directory_is_filled_from_the_bucket(
     start: Callable[..., Deployment], bucket_view: BucketView, fake_registry: FakeRegistry
 ) -> None:
-    """A Dockyard that lost its disk has everything again without the upstream."""
+    """A Dockyard that lost its directory serves everything without the upstream."""
     index = add_index(fake_registry, "v1")
     deployment = start()
-    fill(deployment, bucket_view, "v1")
+    pull_and_publish(deployment, bucket_view, "v1")
     deployment.dockyard.stop()
     shutil.rmtree(deployment.dockyard.storage)
     deployment.dockyard.start()
@@ -52,12 +63,12 @@ def test_a_wiped_directory_is_filled_from_the_bucket(
     assert fake_registry.count() == 0
 
 
-def test_the_other_serves_while_the_upstream_is_down(
+def test_another_serves_while_the_upstream_is_down(
     start: Callable[..., Deployment], bucket_view: BucketView, fake_registry: FakeRegistry
 ) -> None:
-    """A second Dockyard serves by digest, and a tag by the bucket's pointer, marked stale."""
+    """A second Dockyard serves digests, and a tag by the pointer in the bucket, marked as stale."""
     index = add_index(fake_registry, "v1")
-    fill(start(), bucket_view, "v1")
+    pull_and_publish(start(), bucket_view, "v1")
     second = start()
     fake_registry.listener.close()
     pull(second, index.digest)
@@ -65,10 +76,10 @@ def test_the_other_serves_while_the_upstream_is_down(
     assert "could not be asked" in (second.get(f"/v2/{NAME}/manifests/v1").header("Warning") or "")
 
 
-def test_the_keys_are_the_originals(
+def test_objects_have_the_documented_keys(
     start: Callable[..., Deployment], bucket_view: BucketView, fake_registry: FakeRegistry
 ) -> None:
-    """After a pull the bucket has the manifests, the pointer and the blobs under the keys of the seed, no others."""
+    """After a pull the bucket has the manifest, the pointer and the blobs under the documented keys, and no others."""
     (image,) = add_images(fake_registry, "v1")
     deployment = start()
     pull(deployment, "v1")
@@ -78,16 +89,16 @@ def test_the_keys_are_the_originals(
     }
     for digest in (image.config, *image.layers):
         wanted[f"cache/blobs/sha256/{digest[7:9]}/{digest[7:]}"] = (b"", BLOB_TYPE)
-    eventually(lambda: bucket_view.listed() == set(wanted), "exactly these keys", WITHIN_S)
+    eventually(lambda: bucket_view.listed() == set(wanted), "the bucket has exactly these keys", WITHIN_S)
     for key, (body, content_type) in wanted.items():
         assert bucket_view.stat(key).content_type == content_type, key
         assert not body or bucket_view.get(key) == body, key
 
 
-def test_a_name_of_the_hub_has_its_whole_name_in_the_keys(
+def test_keys_contain_the_full_name_of_a_docker_hub_repository(
     start: Callable[..., Deployment], bucket_view: BucketView, fake_registry: FakeRegistry
 ) -> None:
-    """`alpine` is `docker.io/library/alpine` in the bucket, as the original writes it."""
+    """The repository `alpine` is `docker.io/library/alpine` in the bucket."""
     fake_registry.add_image("library/alpine", "latest", [b"rootfs"])
     deployment = start()
     pull(deployment, "latest", "alpine")
@@ -96,10 +107,10 @@ def test_a_name_of_the_hub_has_its_whole_name_in_the_keys(
     )
 
 
-def test_a_sha512_blob_has_its_algorithm_in_its_key(
+def test_the_key_of_a_sha512_blob_contains_the_algorithm(
     start: Callable[..., Deployment], bucket_view: BucketView, fake_registry: FakeRegistry
 ) -> None:
-    """The place of `sha256` in the key is the algorithm's; the blob goes up in parts and none is left over."""
+    """The component `sha256` is `sha512`; the blob is uploaded in parts, and no upload is unfinished."""
     body = layer("sha512", 3_000_000)
     digest = fake_registry.add_blob(body, algorithm="sha512")
     fetch(start(), digest)
@@ -107,10 +118,10 @@ def test_a_sha512_blob_has_its_algorithm_in_its_key(
 
 
 @pytest.mark.parametrize("newline", ["", "\n"])
-def test_a_bucket_of_the_original_is_served(
+def test_a_bucket_of_another_program_is_served(
     start: Callable[..., Deployment], bucket_view: BucketView, fake_registry: FakeRegistry, newline: str
 ) -> None:
-    """What was put there by plain PUTs is served as it stands, the upstream being gone."""
+    """Objects that were written by plain PUTs are served while the upstream is down."""
     index = add_index(fake_registry, "v1")
     put_image(bucket_view, fake_registry, "v1")
     bucket_view.put(tag_key(NAME, "v1"), (index.digest + newline).encode(), "text/plain")
@@ -123,10 +134,10 @@ def test_a_bucket_of_the_original_is_served(
 def test_a_moved_tag_moves_in_the_bucket(
     start: Callable[..., Deployment], bucket_view: BucketView, fake_registry: FakeRegistry
 ) -> None:
-    """The pointer of the bucket follows the upstream, after the new manifest."""
+    """The pointer in the bucket is moved after the new manifest was uploaded."""
     old, new = add_images(fake_registry, "v1", "v2")
     deployment = start()
-    fill(deployment, bucket_view, "v1")
+    pull_and_publish(deployment, bucket_view, "v1")
     assert bucket_view.get(tag_key(NAME, "v1")) == old.digest.encode()
     fake_registry.add_manifest(REPO, "v1", new.body, new.media_type)
     pull(deployment, "v1")
@@ -137,7 +148,7 @@ def test_a_moved_tag_moves_in_the_bucket(
 def test_a_tag_that_moves_while_its_pointer_is_written_is_written_again(
     start: Callable[..., Deployment], bucket_view: BucketView, proxy: S3Proxy, fake_registry: FakeRegistry
 ) -> None:
-    """What another worker published meanwhile is not undone by a write that was held up."""
+    """A delayed write does not replace a pointer that another worker has published meanwhile."""
     _, new = add_images(fake_registry, "v1", "v2")
     deployment = start(proxy.host)
     pointer = deployment.dockyard.storage / tag_key(NAME, "v1")
@@ -154,7 +165,7 @@ def test_a_tag_that_moves_while_its_pointer_is_written_is_written_again(
     key = tag_key(NAME, "v1")
     eventually(
         lambda: moved and not is_missing(bucket_view, key) and bucket_view.get(key) == new.digest.encode(),
-        "the newer one",
+        "the pointer has the newer digest",
         WITHIN_S,
     )
     assert len(moved) == 1
@@ -163,12 +174,12 @@ def test_a_tag_that_moves_while_its_pointer_is_written_is_written_again(
 def test_an_outage_of_the_upstream_does_not_move_a_pointer_back(
     start: Callable[..., Deployment], bucket_view: BucketView, fake_registry: FakeRegistry
 ) -> None:
-    """A Dockyard that knows an older digest serves it stale, and leaves the newer pointer in the bucket alone."""
+    """A Dockyard with an older digest serves it as stale, and does not change the newer pointer in the bucket."""
     _, new = add_images(fake_registry, "v1", "v2")
     first, second = start(storage={"touch_threshold": "1s"}), start(storage={"touch_threshold": "1s"})
-    fill(first, bucket_view, "v1")
+    pull_and_publish(first, bucket_view, "v1")
     fake_registry.add_manifest(REPO, "v1", new.body, new.media_type)
-    fill(second, bucket_view, "v1")
+    pull_and_publish(second, bucket_view, "v1")
     eventually(lambda: bucket_view.get(tag_key(NAME, "v1")) == new.digest.encode(), "the pointer moves", WITHIN_S)
     moved_at = bucket_view.stat(tag_key(NAME, "v1")).modified
     fake_registry.listener.close()

@@ -1,6 +1,6 @@
-"""Touching: what is pulled stays young in the bucket.
+"""Touches: objects of images that are pulled do not expire in the bucket.
 
-That a thousand hits cost one copy of each object is row L05 of the matrix: `tests/chaos/test_load_touch.py`.
+`tests/chaos/test_load_touch.py` shows that a thousand hits cause one copy of each object.
 """
 
 import os
@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 import pytest
 
 from tests.s3.service.bucket_view import BucketView, blob_key
-from tests.s3.service.images import NAME, add_images, add_index, fetch, fill, layer, pull, put_image
+from tests.s3.service.images import NAME, add_images, add_index, fetch, layer, pull, pull_and_publish, put_image
 from tests.s3.service.request_log import S3RequestLog
 from tests.s3.store.proxy import Forward, Request, S3Proxy
 from tests.support.bodies import digest_of
@@ -24,7 +24,7 @@ WITHIN_S = 10.0
 
 @pytest.fixture
 def old_image(bucket_view: BucketView, fake_registry: FakeRegistry) -> set[str]:
-    """An index with its images, thirty days old in the bucket; the keys."""
+    """An index with its images, thirty days old in the bucket; its keys."""
     add_index(fake_registry, "v1")
     return put_image(bucket_view, fake_registry, "v1", days_ago=30)
 
@@ -33,20 +33,20 @@ def assert_touched(bucket_view: BucketView, keys: Iterable[str]) -> None:
     """Wait until all these objects have been touched."""
     old = set(keys)
 
-    def are_young() -> bool:
+    def are_touched() -> bool:
         old.difference_update({key for key in old if bucket_view.age(key).total_seconds() < DAY_S})
         return not old
 
     try:
-        eventually(are_young, "young", WITHIN_S)
+        eventually(are_touched, "touched", WITHIN_S)
     except AssertionError:
         pytest.fail(f"not touched within {WITHIN_S} s: {sorted(old)}")
 
 
-def test_an_image_that_is_only_partly_pulled_is_touched_whole(
+def test_a_partly_pulled_image_is_touched_completely(
     start: Callable[..., Deployment], bucket_view: BucketView, old_image: set[str], fake_registry: FakeRegistry
 ) -> None:
-    """A client that has all layers asks for the manifest of its platform only: config and layers are touched too."""
+    """A client that has all layers requests one manifest only: its config and layers are touched too."""
     manifest = fake_registry.manifest_body("team/app", "v1-arm64")
     deployment = start()
     assert deployment.get(f"/v2/{NAME}/manifests/{digest_of(manifest)}").body == manifest
@@ -56,9 +56,9 @@ def test_an_image_that_is_only_partly_pulled_is_touched_whole(
     assert_touched(bucket_view, parts)
 
 
-def test_a_touch_keeps_what_an_object_is(start: Callable[..., Deployment], bucket_view: BucketView) -> None:
-    """Content-Type and metadata of others outlive the copy."""
-    body = layer("kept", 10_000)
+def test_a_touch_keeps_the_metadata(start: Callable[..., Deployment], bucket_view: BucketView) -> None:
+    """The Content-Type and the metadata that another program set are kept."""
+    body = layer("metadata", 10_000)
     key = bucket_view.put_blob(body, days_ago=30, content_type="application/vnd.other", origin="another tool")
     fetch(start(), digest_of(body))
     assert_touched(bucket_view, [key])
@@ -66,41 +66,41 @@ def test_a_touch_keeps_what_an_object_is(start: Callable[..., Deployment], bucke
     assert (found.content_type, found.metadata["x-amz-meta-origin"]) == ("application/vnd.other", "another tool")
 
 
-def test_a_threshold_of_nothing_touches_nothing(
+def test_a_threshold_of_zero_disables_touches(
     start: Callable[..., Deployment],
     bucket_view: BucketView,
     proxy: S3Proxy,
     old_image: set[str],
     fake_registry: FakeRegistry,
 ) -> None:
-    """`touch_threshold: 0`: an old image is served, and S3 is only read."""
+    """`touch_threshold: 0`: an old image is served, and S3 gets GETs only."""
     deployment = start(proxy.host, storage={"touch_threshold": "0"})
     request_log = S3RequestLog(proxy)
     for _ in range(3):
         pull(deployment, "v1")
-    stays(lambda: set(request_log.counted()) <= {"GET"}, "only reads", QUIET_S)
+    stays(lambda: set(request_log.counted()) <= {"GET"}, "GETs only", QUIET_S)
 
 
-def test_a_young_image_is_not_touched(
+def test_a_new_image_is_not_touched(
     start: Callable[..., Deployment], bucket_view: BucketView, proxy: S3Proxy, fake_registry: FakeRegistry
 ) -> None:
-    """What came into the bucket a moment ago is left as it is, whoever brought it."""
+    """Objects that were just written are not touched, whichever program wrote them."""
     add_index(fake_registry, "v1")
     put_image(bucket_view, fake_registry, "v1", days_ago=0)
     deployment = start(proxy.host)
     request_log = S3RequestLog(proxy)
     for _ in range(3):
         pull(deployment, "v1")
-    stays(lambda: set(request_log.counted()) <= {"GET"}, "only reads", QUIET_S)
+    stays(lambda: set(request_log.counted()) <= {"GET"}, "GETs only", QUIET_S)
 
 
-def test_what_is_pulled_again_and_again_stays_young(
+def test_an_image_that_is_pulled_repeatedly_does_not_age(
     start: Callable[..., Deployment], bucket_view: BucketView, fake_registry: FakeRegistry
 ) -> None:
-    """With a threshold of two seconds: LastModified of every object of an image moves on with the pulls."""
+    """With a threshold of two seconds, the pulls renew the LastModified of every object of an image."""
     add_index(fake_registry, "v1")
     deployment = start(storage={"touch_threshold": "2s"})
-    keys = fill(deployment, bucket_view, "v1")
+    keys = pull_and_publish(deployment, bucket_view, "v1")
     first = {key: bucket_view.stat(key).modified for key in keys}
 
     def have_moved() -> bool:
@@ -110,57 +110,59 @@ def test_what_is_pulled_again_and_again_stays_young(
     eventually(have_moved, "every object is newer", WITHIN_S)
 
 
-def test_a_local_image_that_is_two_days_old_is_touched(
+def test_an_image_in_the_local_store_is_touched_after_two_days(
     start: Callable[..., Deployment], bucket_view: BucketView, fake_registry: FakeRegistry
 ) -> None:
-    """Threshold 24 h, two days since the last pull: manifests, blobs and the pointer are touched by the next."""
+    """With a threshold of 24 h, a pull after two days touches manifests, blobs and the pointer."""
     add_index(fake_registry, "v1")
     deployment = start()
-    keys = fill(deployment, bucket_view, "v1")
+    keys = pull_and_publish(deployment, bucket_view, "v1")
     deployment.dockyard.stop()
     bucket_view.age_all(days=2)
     for path in (*deployment.dockyard.storage.glob("cache/**/*"), *deployment.dockyard.storage.glob("run/touched/*")):
         if path.is_file():
-            os.utime(path, (time.time() - 2 * DAY_S,) * 2)  # as the clock would have it
+            os.utime(path, (time.time() - 2 * DAY_S,) * 2)  # as if two days had passed
     deployment.dockyard.start()
     pull(deployment, "v1")
     assert_touched(bucket_view, keys)
 
 
-def test_what_was_deleted_is_published_again(
+def test_deleted_objects_are_published_again(
     start: Callable[..., Deployment], bucket_view: BucketView, fake_registry: FakeRegistry
 ) -> None:
-    """What the bucket lost comes back from the local store when it would be touched: all parts of an image."""
+    """Objects that the bucket lost are uploaded from the local store when they are due for a touch."""
     add_images(fake_registry, "v1")
     deployment = start(storage={"touch_threshold": "2s"})
-    keys = fill(deployment, bucket_view, "v1")
+    keys = pull_and_publish(deployment, bucket_view, "v1")
     contents = {key: bucket_view.get(key) for key in keys}
     for key in keys:
         bucket_view.remove(key)
     fake_registry.clear_exchanges()
-    eventually(lambda: pull(deployment, "v1") and bucket_view.listed() == keys, "everything is back", 30.0)
+    eventually(lambda: pull(deployment, "v1") and bucket_view.listed() == keys, "all objects are published again", 30.0)
     assert {key: bucket_view.get(key) for key in keys} == contents
     assert fake_registry.count("blob") == 0
 
 
-def test_an_object_that_vanishes_before_its_copy_is_published_again(
+def test_an_object_that_is_deleted_before_its_copy_is_published_again(
     start: Callable[..., Deployment], bucket_view: BucketView, proxy: S3Proxy, fake_registry: FakeRegistry
 ) -> None:
-    """Deleted between the HEAD and the copy of a touch: no error, and it comes back."""
-    digest = fake_registry.add_blob(layer("vanishing", 50_000))
+    """It is deleted between the HEAD and the copy of a touch: this is no error, and it is uploaded again."""
+    digest = fake_registry.add_blob(layer("deleted", 50_000))
     deployment = start(proxy.host, storage={"touch_threshold": "2s"})
     fetch(deployment, digest)
     eventually(lambda: bucket_view.listed() == {blob_key(digest)}, "the blob is published", WITHIN_S)
     removed = []
 
-    def vanish(request: Request) -> Forward:
+    def delete(request: Request) -> Forward:
         if request.operation == "PUT copy" and not removed:
             removed.append(request)
             bucket_view.remove(blob_key(digest))
         return Forward()
 
-    proxy.rule = vanish
+    proxy.rule = delete
     eventually(lambda: fetch(deployment, digest) and removed, "a touch", WITHIN_S)
     eventually(
-        lambda: fetch(deployment, digest) and bucket_view.listed() == {blob_key(digest)}, "the blob is back", 30.0
+        lambda: fetch(deployment, digest) and bucket_view.listed() == {blob_key(digest)},
+        "the blob is published again",
+        30.0,
     )

@@ -1,4 +1,4 @@
-"""The services of AWS that give credentials away, on one port: STS, a container's role, and a machine's (IMDSv2)."""
+"""A fake of the AWS services that provide credentials: STS, the role of a container, and of a machine (IMDSv2)."""
 
 import datetime as dt
 import json
@@ -12,14 +12,14 @@ TOKEN = "canary-token"
 DATE = "%Y-%m-%dT%H:%M:%SZ"
 
 
-class Aws:
-    """Gives keys that last `lasts_s`, with a session token; `key` and `secret` may be set. Counts who asks.
+class FakeAws:
+    """Provides credentials that expire after `lasts_s`. `requests` records what was requested.
 
-    `status` other than 200 is answered to all.
+    A `status` other than 200 is the response to all requests.
     """
 
     def __init__(self) -> None:
-        self.asked: list[str] = []
+        self.requests: list[str] = []
         self.status = 200
         self.lasts_s = 3600.0
         self.key = "key-of-the-role"
@@ -39,7 +39,7 @@ class Aws:
         self._server.server_close()
 
     def environ(self, kind: str, home: Path) -> dict[str, str]:
-        """What the environment says in the places that AWS makes."""
+        """Return the environment variables of a kind of AWS role."""
         token = home / "token"
         token.write_text(f"{TOKEN}\n")
         return {
@@ -62,43 +62,43 @@ class Aws:
             }[kind],
         }
 
-    def _answer(self, method: str, target: str, headers: Any, body: str) -> str:
+    def _respond(self, method: str, target: str, headers: Any, body: str) -> str:
         path, query = urlsplit(target).path, parse_qs(urlsplit(target).query) | parse_qs(body)
         match method, path:
             case "POST", "/" | "":
                 action = query["Action"][0]
-                self.asked.append(action)
+                self.requests.append(action)
                 if action == "AssumeRoleWithWebIdentity":
                     assert query["WebIdentityToken"] == [TOKEN]
                 assert query["RoleArn"][0].startswith("arn:aws:iam:")
                 return self._xml(action)
             case "GET", "/container":
-                self.asked.append("container")
+                self.requests.append("container")
                 assert headers["Authorization"] == TOKEN
                 return self._json()
             case "PUT", "/latest/api/token":
-                self.asked.append("IMDS token")
+                self.requests.append("IMDS token")
                 assert headers["X-aws-ec2-metadata-token-ttl-seconds"]
                 return TOKEN
             case "GET", "/latest/meta-data/iam/security-credentials/":
                 assert headers["X-aws-ec2-metadata-token"] == TOKEN
                 return "dockyard-role"
             case "GET", "/latest/meta-data/iam/security-credentials/dockyard-role":
-                self.asked.append("IMDS role")
+                self.requests.append("IMDS role")
                 assert headers["X-aws-ec2-metadata-token"] == TOKEN
                 return self._json()
         raise AssertionError(f"{method} {target}")
 
-    def _end(self) -> str:
+    def _expiration(self) -> str:
         return (dt.datetime.now(dt.UTC) + dt.timedelta(seconds=self.lasts_s)).strftime(DATE)
 
     def _json(self) -> str:
         keys = {"AccessKeyId": self.key, "SecretAccessKey": self.secret, "Token": self.session}
-        return json.dumps({"Code": "Success", "Expiration": self._end(), **keys})
+        return json.dumps({"Code": "Success", "Expiration": self._expiration(), **keys})
 
     def _xml(self, action: str) -> str:
         keys = f"<AccessKeyId>{self.key}</AccessKeyId><SecretAccessKey>{self.secret}</SecretAccessKey>"
-        keys += f"<SessionToken>{self.session}</SessionToken><Expiration>{self._end()}</Expiration>"
+        keys += f"<SessionToken>{self.session}</SessionToken><Expiration>{self._expiration()}</Expiration>"
         namespace = "https://sts.amazonaws.com/doc/2011-06-15/"
         result = f"<{action}Result><Credentials>{keys}</Credentials></{action}Result>"
         return f'<{action}Response xmlns="{namespace}">{result}</{action}Response>'
@@ -107,20 +107,20 @@ class Aws:
         aws = self
 
         class Handler(BaseHTTPRequestHandler):
-            def answer(self) -> None:
+            def respond(self) -> None:
                 body = self.rfile.read(int(self.headers.get("Content-Length", "0"))).decode()
                 try:
-                    said, status = aws._answer(self.command, self.path, self.headers, body), aws.status
+                    text, status = aws._respond(self.command, self.path, self.headers, body), aws.status
                 except AssertionError as exc:
-                    said, status = str(exc), 400
+                    text, status = str(exc), 400
                 self.send_response(status)
-                self.send_header("Content-Length", str(len(said)))
+                self.send_header("Content-Length", str(len(text)))
                 self.end_headers()
-                self.wfile.write(said.encode())
+                self.wfile.write(text.encode())
 
-            do_GET = do_PUT = do_POST = answer  # noqa: N815
+            do_GET = do_PUT = do_POST = respond  # noqa: N815
 
             def log_message(self, *_: object) -> None:
-                """Nobody reads it."""
+                """Log nothing."""
 
         return Handler

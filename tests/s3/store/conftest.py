@@ -1,4 +1,4 @@
-"""Stores to test: the local store, and S3 stores over real servers, each test with a prefix of its own."""
+"""Fixtures: real S3 servers, a proxy before them, and S3 stores; each test has its own key prefix."""
 
 import contextlib
 import secrets
@@ -8,7 +8,7 @@ import pytest
 
 from dockyard.s3 import S3Store
 from tests.s3.store.proxy import S3Proxy
-from tests.s3.store.servers import Minio, Server, Versitygw, make_tier
+from tests.s3.store.servers import Minio, Server, Versitygw, make_s3_store
 from tests.support.programs import Programs
 
 
@@ -35,7 +35,7 @@ def versitygw(programs: Programs, tmp_path_factory: pytest.TempPathFactory) -> I
 
 @pytest.fixture(params=["minio", "versitygw"])
 def server(request: pytest.FixtureRequest) -> Server:
-    """Each of the S3 servers."""
+    """Each of the real S3 servers."""
     found = request.getfixturevalue(request.param)
     assert isinstance(found, Server)
     return found
@@ -43,26 +43,26 @@ def server(request: pytest.FixtureRequest) -> Server:
 
 @pytest.fixture
 def prefix() -> str:
-    """A place in the bucket that no other test uses."""
+    """A key prefix that no other test uses."""
     return f"{secrets.token_hex(8)}/"
 
 
 @pytest.fixture
 def proxy(server: Server) -> Iterator[S3Proxy]:
-    """What stands between the tier and the server."""
+    """A proxy between the S3 store and the server."""
     with contextlib.closing(S3Proxy(server.port)) as proxy:
         yield proxy
 
 
 @pytest.fixture
-def tier(server: Server, proxy: S3Proxy, prefix: str) -> Iterator[S3Store]:
-    """A tier that goes through the proxy."""
-    with contextlib.closing(make_tier(server.settings(prefix, proxy.host))) as tier:
-        yield tier
+def s3(server: Server, proxy: S3Proxy, prefix: str) -> Iterator[S3Store]:
+    """An S3 store whose requests go through the proxy."""
+    with contextlib.closing(make_s3_store(server.settings(prefix, proxy.host))) as s3:
+        yield s3
 
 
 @pytest.fixture
-def direct(server: Server, prefix: str) -> Iterator[S3Store]:
-    """The same tier, not through the proxy: to look at what there is."""
-    with contextlib.closing(make_tier(server.settings(prefix))) as tier:
-        yield tier
+def direct_s3(server: Server, prefix: str) -> Iterator[S3Store]:
+    """An S3 store with the same prefix that bypasses the proxy, to prepare and inspect objects."""
+    with contextlib.closing(make_s3_store(server.settings(prefix))) as s3:
+        yield s3

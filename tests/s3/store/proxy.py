@@ -1,6 +1,6 @@
-"""A proxy before an S3 server: the witness of what reached it, and the one that makes trouble.
+"""A proxy before an S3 server, which records the requests and injects faults.
 
-It carries one request for each connection, so that every request is seen, and asks `rule` what becomes of it.
+It closes each connection after one request, so that it sees all of them. A rule decides what happens to a request.
 """
 
 import contextlib
@@ -14,13 +14,13 @@ import attrs
 
 from tests.support.raw_http import reset
 
-LIMIT_S = 30.0
-AT_ONCE = 64 * 1024
+TIMEOUT_S = 30.0
+READ_BYTES = 64 * 1024
 
 
 @attrs.frozen
 class Request:
-    """What was asked: method, target with its query, headers in lower case."""
+    """A request: method, target with its query, headers with names in lower case."""
 
     method: str
     target: str
@@ -28,10 +28,10 @@ class Request:
 
     @property
     def operation(self) -> str:
-        """The method, and what is asked with it beside an object."""
+        """The method, with the S3 operation if it is another than that of the method on an object."""
         query = {part.partition("=")[0] for part in self.target.partition("?")[2].split("&")}
-        beside = sorted(query & {"uploads", "uploadId"}) + ["copy"] * ("x-amz-copy-source" in self.headers)
-        return " ".join([self.method, *beside])
+        extras = sorted(query & {"uploads", "uploadId"}) + ["copy"] * ("x-amz-copy-source" in self.headers)
+        return " ".join([self.method, *extras])
 
 
 @attrs.frozen
@@ -52,7 +52,7 @@ class Forward:
 
 @attrs.frozen
 class Respond:
-    """Answer it here, once its body has come."""
+    """Respond to the request in place of the server, after its body was received."""
 
     status: int
     body: bytes = b""
@@ -61,24 +61,24 @@ class Respond:
 
 @attrs.frozen
 class Stall:
-    """Say nothing until the proxy is closed."""
+    """Send no response until the proxy is closed."""
 
 
 Rule = Callable[[Request], Forward | Respond | Stall]
 
 
-def s3_error(status: int, code: str, more: str = "") -> Respond:
-    """An error as S3 says it."""
-    return Respond(status, f"<?xml version='1.0'?><Error><Code>{code}</Code>{more}</Error>".encode())
+def s3_error(status: int, code: str, details: str = "") -> Respond:
+    """Return an error response of S3."""
+    return Respond(status, f"<?xml version='1.0'?><Error><Code>{code}</Code>{details}</Error>".encode())
 
 
 class S3Proxy:
-    """Listens on a port of its own. `requests` are those that came, `rule` may be set at any time."""
+    """Listens on its own port. `requests` are the requests received. `rule` may be set at any time."""
 
     def __init__(self, port: int) -> None:
         self.requests: list[Request] = []
         self.rule: Rule = lambda _: Forward()
-        self._to = ("127.0.0.1", port)
+        self._server_address = ("127.0.0.1", port)
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._closed = threading.Event()
         self._threads = [threading.Thread(target=self._listen)]
@@ -93,17 +93,17 @@ class S3Proxy:
         return int(self._listener.getsockname()[1])
 
     def counted(self) -> Counter[str]:
-        """How many requests of each kind came."""
+        """Count the requests by operation."""
         return Counter(request.operation for request in self.requests)
 
     def close(self) -> None:
-        """Listen no more, and wait for what is under way."""
+        """Stop listening, and wait for the running requests."""
         self._closed.set()
         with contextlib.suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
         for thread in self._threads:
-            thread.join(LIMIT_S)
+            thread.join(TIMEOUT_S)
 
     def _listen(self) -> None:
         while True:
@@ -117,49 +117,51 @@ class S3Proxy:
 
     def _serve(self, client: socket.socket) -> None:
         with client, contextlib.suppress(OSError):
-            client.settimeout(LIMIT_S)
-            head, begun = _read_head(client)
+            client.settimeout(TIMEOUT_S)
+            head, body_start = _read_head(client)
             if not head:
                 return
             request = _parse(head)
             self.requests.append(request)
-            left = int(request.headers.get("content-length", "0")) - len(begun)
+            left = int(request.headers.get("content-length", "0")) - len(body_start)
             match self.rule(request):
                 case Respond(status, body, headers):
                     for _ in _receive(client, left):
                         pass
-                    answer = f"HTTP/1.1 {status} X\r\nContent-Length: {len(body)}\r\n{headers}Connection: close\r\n\r\n"
-                    client.sendall(answer.encode() + (b"" if request.method == "HEAD" else body))
+                    response = (
+                        f"HTTP/1.1 {status} X\r\nContent-Length: {len(body)}\r\n{headers}Connection: close\r\n\r\n"
+                    )
+                    client.sendall(response.encode() + (b"" if request.method == "HEAD" else body))
                 case Stall():
-                    self._closed.wait(LIMIT_S)
-                case Forward() as how:
-                    self._carry(client, head, begun, left, how)
+                    self._closed.wait(TIMEOUT_S)
+                case Forward() as action:
+                    self._forward(client, head, body_start, left, action)
 
-    def _carry(self, client: socket.socket, head: bytes, begun: bytes, left: int, how: Forward) -> None:
-        with socket.create_connection(self._to, LIMIT_S) as server:
+    def _forward(self, client: socket.socket, head: bytes, body_start: bytes, left: int, action: Forward) -> None:
+        with socket.create_connection(self._server_address, TIMEOUT_S) as server:
             server.sendall(head[:-2] + b"Connection: close\r\n\r\n")
-            passed = 0
-            for piece in itertools.chain([begun], _receive(client, left)):
-                if how.cut_request_after is not None and passed + len(piece) >= how.cut_request_after:
-                    server.sendall(piece[: how.cut_request_after - passed])
-                    if how.by_reset:
+            sent = 0
+            for piece in itertools.chain([body_start], _receive(client, left)):
+                if action.cut_request_after is not None and sent + len(piece) >= action.cut_request_after:
+                    server.sendall(piece[: action.cut_request_after - sent])
+                    if action.by_reset:
                         reset(server, self._closed)
                         reset(client, self._closed)
                     return
                 server.sendall(piece)
-                passed += len(piece)
-            end = how.cut_response_after if how.stall_response_after is None else how.stall_response_after
-            passed = 0
-            while piece := server.recv(AT_ONCE if not end else min(AT_ONCE, end - passed)):
-                if how.before_response is not None and not passed:
-                    how.before_response()
+                sent += len(piece)
+            end = action.cut_response_after if action.stall_response_after is None else action.stall_response_after
+            sent = 0
+            while piece := server.recv(READ_BYTES if not end else min(READ_BYTES, end - sent)):
+                if action.before_response is not None and not sent:
+                    action.before_response()
                 if end == 0:
                     return
                 client.sendall(piece)
-                passed += len(piece)
-                if passed == end:
-                    self._closed.wait(LIMIT_S if how.stall_response_after else 0)
-                    if how.by_reset:
+                sent += len(piece)
+                if sent == end:
+                    self._closed.wait(TIMEOUT_S if action.stall_response_after else 0)
+                    if action.by_reset:
                         reset(client, self._closed)
                     return
 
@@ -167,12 +169,12 @@ class S3Proxy:
 def _read_head(client: socket.socket) -> tuple[bytes, bytes]:
     read = b""
     while b"\r\n\r\n" not in read:
-        piece = client.recv(AT_ONCE)
+        piece = client.recv(READ_BYTES)
         if not piece:
             return b"", b""
         read += piece
-    head, _, begun = read.partition(b"\r\n\r\n")
-    return head + b"\r\n\r\n", begun
+    head, _, body_start = read.partition(b"\r\n\r\n")
+    return head + b"\r\n\r\n", body_start
 
 
 def _parse(head: bytes) -> Request:
@@ -184,8 +186,8 @@ def _parse(head: bytes) -> Request:
 
 def _receive(client: socket.socket, left: int) -> Iterator[bytes]:
     while left > 0:
-        piece = client.recv(min(left, AT_ONCE))
+        piece = client.recv(min(left, READ_BYTES))
         if not piece:
-            raise ConnectionError("the client left")
+            raise ConnectionError("the client closed the connection")
         left -= len(piece)
         yield piece

@@ -20,7 +20,7 @@ MIB = 2**20
 
 
 class Server:
-    """An S3 server on one port and one directory; it can be stopped and started, and keeps both."""
+    """An S3 server with a fixed port and data directory, also when it is stopped and started again."""
 
     name = ""
 
@@ -38,19 +38,19 @@ class Server:
         return f"127.0.0.1:{self.port}"
 
     def start(self) -> None:
-        """Start it and wait until it answers; the bucket is made with the first start."""
+        """Start it and wait until it responds. The first start creates the bucket."""
         self._process = Process.start(self._command(), log=self.log, environ=self._environ())
-        self._process.wait_until(self._answers, "answering", START_LIMIT_S)
+        self._process.wait_until(self._responds, "responding", START_LIMIT_S)
         make_bucket(self.settings())
 
     def stop(self) -> None:
-        """End it at once: connections are refused from here on."""
+        """Kill it: connections are refused from here on."""
         process, self._process = self._process, None
         if process is not None:
             process.end(signal.SIGKILL)
 
     def freeze(self) -> None:
-        """Have it take connections and say nothing, until `thaw`."""
+        """Let it accept connections but not respond, until `thaw`."""
         assert self._process is not None, "the server does not run"
         self._process.send(signal.SIGSTOP)
 
@@ -60,12 +60,12 @@ class Server:
         self._process.send(signal.SIGCONT)
 
     def close(self) -> None:
-        """Stop it for good and give the disk back."""
+        """Stop it and delete its data."""
         self.stop()
         shutil.rmtree(self.data, ignore_errors=True)
 
     def settings(self, prefix: str = "cache/", endpoint: str = "", bucket: str = BUCKET) -> StorageSettings:
-        """What an operator would write, `endpoint` being a proxy before it."""
+        """Return storage settings for it. `endpoint` is a proxy before it."""
         return StorageSettings(
             endpoint=endpoint or self.host,
             bucket=bucket,
@@ -82,7 +82,7 @@ class Server:
     def _environ(self) -> Mapping[str, str]:
         raise NotImplementedError
 
-    def _answers(self) -> bool:
+    def _responds(self) -> bool:
         with contextlib.closing(http.client.HTTPConnection("127.0.0.1", self.port, timeout=5)) as connection:
             try:
                 connection.request("GET", "/")
@@ -92,7 +92,7 @@ class Server:
 
 
 class Minio(Server):
-    """MinIO, from its last commit. With a certificate in the directory `certificates` it speaks TLS."""
+    """MinIO, built from its last commit. With a certificate in the directory `certificates` it uses TLS."""
 
     name = "minio"
     domain = "store.test"  # for virtual host style
@@ -118,7 +118,7 @@ class Minio(Server):
 
 
 class Versitygw(Server):
-    """versitygw with its POSIX backend; metadata beside the data, as not every directory has extended attributes."""
+    """versitygw with its POSIX backend. Metadata is stored in files: not every file system has extended attributes."""
 
     name = "versitygw"
 
@@ -131,16 +131,16 @@ class Versitygw(Server):
         return {"ROOT_ACCESS_KEY": ACCESS_KEY, "ROOT_SECRET_KEY": SECRET_KEY, "PATH": "/usr/bin:/bin"}
 
 
-def make_tier(settings: StorageSettings) -> S3Store:
-    """A tier that takes 6 MiB for what 5 GiB are otherwise; 5 MiB are the smallest parts that S3 takes."""
+def make_s3_store(settings: StorageSettings) -> S3Store:
+    """Create a store whose PUTs have at most 6 MiB rather than 5 GiB. S3 allows no parts smaller than 5 MiB."""
     return S3Store(settings, {}, max_put_bytes=6 * MIB, part_bytes=5 * MIB, copy_part_bytes=5 * MIB)
 
 
 def make_bucket(settings: StorageSettings) -> None:
-    """Make the bucket unless it is there."""
-    tier = S3Store(settings, {})
-    with contextlib.closing(tier):
-        if tier.check():
-            opened = tier._client.open_response("make bucket", "PUT", headers={"Content-Length": "0"})
+    """Create the bucket unless it exists."""
+    s3 = S3Store(settings, {})
+    with contextlib.closing(s3):
+        if s3.check():
+            opened = s3._client.open_response("make bucket", "PUT", headers={"Content-Length": "0"})
             assert opened is not None
             opened.close()

@@ -1,4 +1,4 @@
-"""One face for all stores, so that one suite can judge them."""
+"""One interface to the local store and the S3 store, so that one conformance suite can test both."""
 
 import os
 import time
@@ -14,60 +14,60 @@ MANIFEST_TYPE = "application/vnd.oci.image.manifest.v1+json"
 
 
 class Store(Protocol):
-    """A place for blobs, manifests and pointers, under the keys of the original."""
+    """Stores blobs, manifests and tag pointers under the documented keys."""
 
     prefix: str
 
     def publish(self, digest: Digest, size: int, chunks: Iterable[bytes]) -> None:
-        """Store a blob; whatever goes wrong is raised."""
+        """Store a blob. Raises on any failure."""
 
     def read(self, digest: Digest, start: int = 0) -> bytes | None:
-        """A blob from a byte on."""
+        """Read a blob from byte `start` on; None when it is absent."""
 
     def write_manifest(self, name: Name, digest: Digest, body: bytes) -> None:
         """Store a manifest."""
 
     def read_manifest(self, name: Name, digest: Digest) -> bytes | None:
-        """A manifest."""
+        """Read a manifest; None when it is absent."""
 
     def write_pointer(self, name: Name, tag: Tag, digest: Digest) -> None:
-        """Store a pointer."""
+        """Store a tag pointer."""
 
     def read_pointer(self, name: Name, tag: Tag) -> Digest | None:
-        """Where a tag points to."""
+        """Read a tag pointer; None when it is absent."""
 
     def put_raw(self, key: str, body: bytes) -> None:
-        """Put an object there as somebody else would."""
+        """Write an object without the store under test."""
 
     def get_raw(self, key: str) -> bytes | None:
-        """The object as somebody else would see it."""
+        """Read an object without the store under test."""
 
 
 class LocalStoreAdapter:
-    """The local store, used as a fill uses it."""
+    """The local store, used as a download uses it."""
 
     def __init__(self, directory: Path, prefix: str) -> None:
         self.prefix = prefix
         self._directory = directory
-        self._tier = LocalStore(directory, prefix, 0)
-        self._tier.create_directories()
+        self._store = LocalStore(directory, prefix, 0)
+        self._store.create_directories()
 
     def publish(self, digest: Digest, size: int, chunks: Iterable[bytes]) -> None:
-        partial_file = self._tier.claim_partial_file(digest)
+        partial_file = self._store.claim_partial_file(digest)
         if partial_file is None:
-            return  # another thread writes it
+            return  # another thread is writing it
         try:
             for chunk in chunks:
                 partial_file.append(chunk)
             assert partial_file.received_bytes == size
             assert partial_file.has_correct_digest()
-            assert self._tier.commit(partial_file)
+            assert self._store.commit(partial_file)
         except BaseException:
             partial_file.discard()
             raise
 
     def read(self, digest: Digest, start: int = 0) -> bytes | None:
-        stored = self._tier.open_blob(digest)
+        stored = self._store.open_blob(digest)
         if stored is None:
             return None
         with open(stored.fd, "rb") as file:
@@ -76,16 +76,16 @@ class LocalStoreAdapter:
             return file.read()
 
     def write_manifest(self, name: Name, digest: Digest, body: bytes) -> None:
-        self._tier.write_manifest(name, digest, body)
+        self._store.write_manifest(name, digest, body)
 
     def read_manifest(self, name: Name, digest: Digest) -> bytes | None:
-        return self._tier.read_manifest(name, digest)
+        return self._store.read_manifest(name, digest)
 
     def write_pointer(self, name: Name, tag: Tag, digest: Digest) -> None:
-        assert self._tier.move_pointer(name, tag, self._tier.read_pointer(name, tag), Pointer(digest, time.time()))
+        assert self._store.move_pointer(name, tag, self._store.read_pointer(name, tag), Pointer(digest, time.time()))
 
     def read_pointer(self, name: Name, tag: Tag) -> Digest | None:
-        pointer = self._tier.read_pointer(name, tag)
+        pointer = self._store.read_pointer(name, tag)
         return pointer.digest if pointer else None
 
     def put_raw(self, key: str, body: bytes) -> None:
@@ -101,15 +101,15 @@ class LocalStoreAdapter:
 class S3StoreAdapter:
     """The S3 store."""
 
-    def __init__(self, tier: S3Store, prefix: str) -> None:
+    def __init__(self, s3: S3Store, prefix: str) -> None:
         self.prefix = prefix
-        self._tier = tier
+        self._s3 = s3
 
     def publish(self, digest: Digest, size: int, chunks: Iterable[bytes]) -> None:
-        self._tier.publish_blob(digest, size, iter(chunks))
+        self._s3.publish_blob(digest, size, iter(chunks))
 
     def read(self, digest: Digest, start: int = 0) -> bytes | None:
-        body = self._tier.open_blob(digest, start)
+        body = self._s3.open_blob(digest, start)
         if body is None:
             return None
         assert body.start == start
@@ -119,27 +119,27 @@ class S3StoreAdapter:
         return read
 
     def write_manifest(self, name: Name, digest: Digest, body: bytes) -> None:
-        self._tier.write_manifest(name, digest, body, MANIFEST_TYPE)
+        self._s3.write_manifest(name, digest, body, MANIFEST_TYPE)
 
     def read_manifest(self, name: Name, digest: Digest) -> bytes | None:
-        found = self._tier.read_manifest(name, digest)
+        found = self._s3.read_manifest(name, digest)
         return found.body if found else None
 
     def write_pointer(self, name: Name, tag: Tag, digest: Digest) -> None:
-        self._tier.write_pointer(name, tag, digest)
+        self._s3.write_pointer(name, tag, digest)
 
     def read_pointer(self, name: Name, tag: Tag) -> Digest | None:
-        found = self._tier.read_pointer(name, tag)
+        found = self._s3.read_pointer(name, tag)
         return found.digest if found else None
 
     def put_raw(self, key: str, body: bytes) -> None:
-        assert self._tier._client.request("put raw", "PUT", key, body=body)
+        assert self._s3._client.request("put raw", "PUT", key, body=body)
 
     def get_raw(self, key: str) -> bytes | None:
-        answer = self._tier._client.request("get raw", "GET", key, max_bytes=2**30)
+        answer = self._s3._client.request("get raw", "GET", key, max_bytes=2**30)
         return answer.body if answer else None
 
 
 def pieces(body: bytes, length: int = 256 * 1024) -> list[bytes]:
-    """A body in chunks."""
+    """Split a body into chunks."""
     return [body[start : start + length] for start in range(0, len(body), length)]

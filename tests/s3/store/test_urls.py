@@ -1,4 +1,4 @@
-"""Where requests go: AWS or another store, virtual host or path style."""
+"""The URLs of the bucket: AWS or another service, virtual-hosted or path style."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ DIGEST = Digest.of(b"")
 
 
 def settings(**given: object) -> StorageSettings:
-    """Settings with keys and a bucket."""
+    """Return settings with credentials and a bucket."""
     chosen = {"bucket": "cache", "access_key": "key", "secret_key": Secret("secret"), "directory": Path("/tmp")} | given
     return StorageSettings(**chosen)  # type: ignore[arg-type]
 
@@ -38,8 +38,8 @@ def settings(**given: object) -> StorageSettings:
          "https://abc.r2.cloudflarestorage.com/cache/"),
     ],
 )  # fmt: skip
-def test_objects_are_asked_for_there(given: dict[str, object], url: str) -> None:
-    """An address and a dotted bucket over TLS take path style, whatever was said: nothing else can work."""
+def test_requests_go_to_the_url_of_the_settings(given: dict[str, object], url: str) -> None:
+    """An IP address, and a bucket with dots over TLS, always use path style: no other style is possible."""
     presigned = S3Store(settings(**given), {}).presign_blob(DIGEST, 60)
     assert presigned.startswith(f"{url}cache/blobs/sha256/e3/{DIGEST.encoded}?")
 
@@ -56,13 +56,13 @@ def test_objects_are_asked_for_there(given: dict[str, object], url: str) -> None
         {"bucket": ""},
     ],
 )
-def test_settings_that_make_no_address_are_refused(given: dict[str, object]) -> None:
-    """Before anything is sent, and with the keys to look at."""
+def test_settings_without_a_valid_url_are_rejected(given: dict[str, object]) -> None:
+    """They are rejected before a request is sent; the message names the settings."""
     with pytest.raises(ValueError, match=r"storage\.endpoint"):
         S3Store(settings(**given), {})
 
 
 def test_secrets_are_not_shown() -> None:
-    """Not by the tier, and not by its parts."""
-    tier = S3Store(settings(secret_key=Secret("canary")), {})
-    assert "canary" not in f"{tier!r}{tier.__dict__!r}{tier._client.__dict__!r}{tier._client._credentials!r}"
+    """No `repr` of the store and of its parts contains a secret."""
+    s3 = S3Store(settings(secret_key=Secret("canary")), {})
+    assert "canary" not in f"{s3!r}{s3.__dict__!r}{s3._client.__dict__!r}{s3._client._credentials!r}"

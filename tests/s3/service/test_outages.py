@@ -1,4 +1,4 @@
-"""S3 in trouble: pulls go on with right bytes and at full speed, and later everything is in the bucket."""
+"""Faults of S3: pulls continue with the right bytes and at full speed, and everything is published later."""
 
 import threading
 import time
@@ -10,7 +10,7 @@ import pytest
 
 from dockyard.s3.publisher import MAX_STREAMED_UPLOADS
 from tests.s3.service.bucket_view import BucketView, blob_key
-from tests.s3.service.images import NAME, add_images, add_index, fetch, fill, layer, pull, put_image
+from tests.s3.service.images import NAME, add_images, add_index, fetch, layer, pull, pull_and_publish, put_image
 from tests.s3.service.request_log import object_key
 from tests.s3.store.proxy import Forward, Request, Respond, S3Proxy, s3_error
 from tests.s3.store.servers import Server
@@ -25,11 +25,11 @@ BACK_WITHIN_S = 60.0
 LAYER_BYTES = 64 * MIB
 UPSTREAM_BYTES_PER_S = 48 * MIB
 QUIET_S = 1.0
-SLACK_S = 0.35  # of scheduling, on a machine with two cores for everybody
+SLACK_S = 0.35  # for scheduling on a machine with two cores
 
 
-class Storm:
-    """One way to S3 for a Dockyard, and the trouble on it."""
+class S3Faults:
+    """Injects faults between a Dockyard and its S3 server."""
 
     def __init__(self, server: Server, toxics: TcpProxy) -> None:
         self.server = server
@@ -40,8 +40,8 @@ class Storm:
         return self.toxics.authority
 
     @contextmanager
-    def blows(self, kind: str) -> Iterator[None]:
-        """Have trouble for a while."""
+    def inject(self, kind: str) -> Iterator[None]:
+        """Inject a fault while the block runs."""
         self._begin(kind)
         try:
             yield
@@ -67,39 +67,43 @@ class Storm:
                 self.toxics.restore()
 
 
-KINDS = ["5 s per call", "100 KB/s"]  # the others are rows S01, S03 and S04 of the matrix
+KINDS = ["5 s per call", "100 KB/s"]  # other faults are tested in tests/chaos
 
 
 @pytest.fixture
-def storm(minio: Server, toxics: TcpProxy) -> Storm:
-    """Give trouble of all kinds."""
-    return Storm(minio, toxics)
+def s3_faults(minio: Server, toxics: TcpProxy) -> S3Faults:
+    """Injects faults of S3."""
+    return S3Faults(minio, toxics)
 
 
 def pull_all(deployment: Deployment, *references: str) -> set[str]:
-    """Pull images at the same time; their keys."""
+    """Pull images at the same time; return their keys."""
     with ThreadPoolExecutor(len(references)) as pool:
         return set().union(*pool.map(lambda reference: pull(deployment, reference), references))
 
 
 @pytest.fixture
 def stack() -> Iterator[ExitStack]:
-    """Give what ends with the test."""
+    """A stack that is closed when the test ends."""
     with ExitStack() as stack:
         yield stack
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_pulls_go_on_and_all_is_in_the_bucket_later(
-    start: Callable[..., Deployment], bucket_view: BucketView, fake_registry: FakeRegistry, storm: Storm, kind: str
+def test_pulls_continue_and_all_is_published_later(
+    start: Callable[..., Deployment],
+    bucket_view: BucketView,
+    fake_registry: FakeRegistry,
+    s3_faults: S3Faults,
+    kind: str,
 ) -> None:
-    """Warm images, cold ones and one that the bucket has: all come right, and within a minute the bucket has them."""
+    """Warm images, cold ones and one that only the bucket has are pulled; within a minute the bucket has all."""
     add_index(fake_registry, "warm")
     add_images(fake_registry, "cold-1", "cold-2", "cold-3", "elsewhere")
-    deployment = start(storm.endpoint)
-    fill(deployment, bucket_view, "warm")
+    deployment = start(s3_faults.endpoint)
+    pull_and_publish(deployment, bucket_view, "warm")
     put_image(bucket_view, fake_registry, "elsewhere")
-    with storm.blows(kind):
+    with s3_faults.inject(kind):
         keys = pull_all(deployment, "warm", "cold-1", "cold-2", "cold-3", "elsewhere")
         keys |= pull_all(deployment, "warm", "cold-1", "cold-2")
     eventually(lambda: keys <= bucket_view.listed(), "everything pulled is in the bucket", BACK_WITHIN_S)
@@ -107,46 +111,50 @@ def test_pulls_go_on_and_all_is_in_the_bucket_later(
 
 
 @pytest.mark.parametrize("kind", ["frozen", "5 s per call", "100 KB/s"])
-def test_a_cold_layer_is_not_held_up(
-    start: Callable[..., Deployment], bucket_view: BucketView, fake_registry: FakeRegistry, storm: Storm, kind: str
+def test_a_cold_layer_is_not_slowed_down(
+    start: Callable[..., Deployment],
+    bucket_view: BucketView,
+    fake_registry: FakeRegistry,
+    s3_faults: S3Faults,
+    kind: str,
 ) -> None:
-    """64 MiB from the upstream with S3 known to be in trouble: at most a tenth slower than with S3 in order."""
+    """64 MiB from the upstream during an outage that Dockyard has detected take at most 10 % longer than before it."""
     fake_registry.on("blob", faults.slow(UPSTREAM_BYTES_PER_S))
     before, during = (fake_registry.add_blob(Bytes(layer(f"{kind} {number}", LAYER_BYTES))) for number in range(2))
     hints = [fake_registry.add_blob(layer(f"{kind} hint {number}", 10_000)) for number in range(8)]
-    deployment = start(storm.endpoint)
+    deployment = start(s3_faults.endpoint)
     usual = fetch(deployment, before)
     eventually(lambda: bucket_view.listed() == {blob_key(before)}, "the first layer is published", BACK_WITHIN_S)
-    with storm.blows(kind):
-        deployment.get_concurrently([f"/v2/{NAME}/blobs/{digest}" for digest in hints])  # each worker learns of it
+    with s3_faults.inject(kind):
+        deployment.get_concurrently([f"/v2/{NAME}/blobs/{digest}" for digest in hints])  # each worker detects the fault
         took = fetch(deployment, during)
     assert took <= 1.1 * usual + SLACK_S, f"{took:.2f} s instead of {usual:.2f} s"
     eventually(lambda: blob_key(during) in bucket_view.listed(), "the layer is published", BACK_WITHIN_S)
 
 
-def test_an_outage_is_paid_for_once(
-    start: Callable[..., Deployment], fake_registry: FakeRegistry, storm: Storm
+def test_only_one_pull_waits_for_an_outage(
+    start: Callable[..., Deployment], fake_registry: FakeRegistry, s3_faults: S3Faults
 ) -> None:
-    """S3 takes connections and says nothing, a cold blob after the other: all but the first come as fast as ever.
+    """S3 accepts connections and does not respond: of many cold blobs, only the first is slower than usual.
 
-    The first may wait for as long as an operation may take (10 s); 25 s show whether it is paid for again.
+    The first may wait for the timeout of a request (10 s); 25 s are enough to show whether another one waits again.
     """
-    deployment = start(storm.endpoint, workers=1)
+    deployment = start(s3_faults.endpoint, workers=1)
     took = []
-    with storm.blows("frozen"):
+    with s3_faults.inject("frozen"):
         until = time.monotonic() + 25
         while time.monotonic() < until:
             took.append(fetch(deployment, fake_registry.add_blob(layer(f"outage {len(took)}", 10_000))))
-            time.sleep(0.05)  # the pace of the pulls, not a wait for anything
+            time.sleep(0.05)  # the rate of the pulls, not a wait for an event
     waited = sum(each for each in took if each > 1.0)
     assert waited < 12.0, f"{waited:.0f} s of 25 s were spent waiting for S3, in {len(took)} pulls"
 
 
 @pytest.mark.parametrize("at", ["the first part", "the end"])
-def test_a_broken_upload_in_parts_is_aborted(
+def test_a_failed_multipart_upload_is_aborted(
     start: Callable[..., Deployment], bucket_view: BucketView, proxy: S3Proxy, fake_registry: FakeRegistry, at: str
 ) -> None:
-    """A multipart upload that breaks leaves nothing behind, and the blob goes up again."""
+    """A multipart upload that fails leaves nothing behind, and the blob is uploaded again."""
     digest = fake_registry.add_blob(layer("cut part", 6 * MIB), algorithm="sha512")
     deployment = start(proxy.host)
     broken: list[Request] = []
@@ -164,24 +172,24 @@ def test_a_broken_upload_in_parts_is_aborted(
     assert not bucket_view.uploads()
 
 
-def test_an_upload_that_s3_died_under_is_aborted(
+def test_an_upload_is_aborted_after_a_restart_of_s3(
     start: Callable[..., Deployment],
     bucket_view: BucketView,
     minio: Server,
     proxy: S3Proxy,
     fake_registry: FakeRegistry,
 ) -> None:
-    """S3 dies in the middle of a multipart upload and comes back: in the end no upload is left unfinished.
+    """S3 is killed during a multipart upload and started again: in the end no upload is unfinished.
 
-    In the middle: with a part on its way. Before, Dockyard may not know yet how the store calls the upload.
+    It is killed while a part is sent: before that, Dockyard may not have the id of the upload yet.
     """
-    digest = fake_registry.add_blob(layer("dying", 6 * MIB), algorithm="sha512")
+    digest = fake_registry.add_blob(layer("killed", 6 * MIB), algorithm="sha512")
     go_on = threading.Event()
     fake_registry.on("blob", faults.stalled(0.7, go_on))
     deployment = start(proxy.host)
     with deployment.stream(f"/v2/{NAME}/blobs/{digest}") as download:
         download.head()
-        eventually(lambda: proxy.counted()["PUT uploadId"], "a part is on its way")
+        eventually(lambda: proxy.counted()["PUT uploadId"], "a part is being sent")
         minio.stop()
         go_on.set()
         body, ended = download.rest()
@@ -192,31 +200,31 @@ def test_an_upload_that_s3_died_under_is_aborted(
     assert proxy.counted()["DELETE uploadId"]
 
 
-def test_a_busy_store_is_given_half_as_much(
+def test_an_overload_halves_the_concurrent_uploads(
     start: Callable[..., Deployment],
     bucket_view: BucketView,
     proxy: S3Proxy,
     fake_registry: FakeRegistry,
     stack: ExitStack,
 ) -> None:
-    """503 SlowDown to eight uploads: four of the next go up while they are fetched, and in the end all are there."""
+    """After 503 SlowDown to eight uploads, four of the next blobs are uploaded while they are downloaded."""
     deployment = start(proxy.host, workers=1)
     keys: set[str] = set()
-    refused: list[Request] = []
-    is_well = stack.enter_context(set_at_exit(threading.Event()))
+    rejected: list[Request] = []
+    may_succeed = stack.enter_context(set_at_exit(threading.Event()))
 
-    def refuse_some(request: Request) -> Forward | Respond:
-        """The first uploads; what comes later is kept waiting, so that nothing else fails or goes well."""
+    def reject_some(request: Request) -> Forward | Respond:
+        """Reject the first uploads, and delay the later ones, so that no other upload fails or succeeds."""
         if request.method != "PUT" or object_key(request) not in keys:
             return Forward()
-        if len(refused) < MAX_STREAMED_UPLOADS:
-            refused.append(request)
+        if len(rejected) < MAX_STREAMED_UPLOADS:
+            rejected.append(request)
             return s3_error(503, "SlowDown")
-        is_well.wait(BACK_WITHIN_S)
+        may_succeed.wait(BACK_WITHIN_S)
         return Forward()
 
-    def begun(kind: str) -> int:
-        """Twelve layers on their way at once: so many of them go up meanwhile."""
+    def count_uploads(kind: str) -> int:
+        """Download twelve layers at the same time; return how many are uploaded meanwhile."""
         digests = [fake_registry.add_blob(layer(f"{kind} {number}", MIB)) for number in range(12)]
         wanted = {blob_key(digest) for digest in digests}
         keys.update(wanted)
@@ -225,28 +233,28 @@ def test_a_busy_store_is_given_half_as_much(
             stall = fake_registry.on("blob", faults.stalled(0.5, go_on))
             for digest in digests:
                 downloads.enter_context(deployment.stream(f"/v2/{NAME}/blobs/{digest}"))
-            fake_registry.wait_for(lambda: fake_registry.count("blob") == len(digests), "all are being fetched")
-            time.sleep(QUIET_S)  # nothing tells that no other upload begins
+            fake_registry.wait_for(lambda: fake_registry.count("blob") == len(digests), "all are being downloaded")
+            time.sleep(QUIET_S)  # there is no event when no other upload starts
             fake_registry.remove_rules(stall)
             return sum(request.method == "PUT" and object_key(request) in wanted for request in list(proxy.requests))
 
-    proxy.rule = refuse_some
-    assert begun("first") == MAX_STREAMED_UPLOADS
+    proxy.rule = reject_some
+    assert count_uploads("first") == MAX_STREAMED_UPLOADS
     failed = f'dockyard_published_total{{outcome="failed"}} {MAX_STREAMED_UPLOADS}.0'
-    eventually(lambda: failed in deployment.get("/metrics").body.decode(), "all that were refused have ended")
+    eventually(lambda: failed in deployment.get("/metrics").body.decode(), "all rejected uploads have ended")
     fake_registry.clear_exchanges()
-    assert begun("second") == MAX_STREAMED_UPLOADS // 2
-    is_well.set()
+    assert count_uploads("second") == MAX_STREAMED_UPLOADS // 2
+    may_succeed.set()
     eventually(lambda: keys == bucket_view.listed(), "all is in the bucket", BACK_WITHIN_S)
 
 
-def test_s3_alone_serves_while_it_is_slow_and_the_upstream_is_down(
-    start: Callable[..., Deployment], bucket_view: BucketView, fake_registry: FakeRegistry, storm: Storm
+def test_a_slow_bucket_is_used_while_the_upstream_is_down(
+    start: Callable[..., Deployment], bucket_view: BucketView, fake_registry: FakeRegistry, s3_faults: S3Faults
 ) -> None:
-    """A slow answer is better than none: what only a slow bucket has is still pulled."""
+    """An image that only a slow bucket has can be pulled."""
     add_images(fake_registry, "v1")
     put_image(bucket_view, fake_registry, "v1")
-    deployment = start(storm.endpoint, workers=1)
+    deployment = start(s3_faults.endpoint, workers=1)
     fake_registry.listener.close()
-    with storm.blows("2 s per call"):
+    with s3_faults.inject("2 s per call"):
         pull(deployment, "v1")

@@ -1,4 +1,4 @@
-"""The S3 store over TLS, and with the bucket in the name of the host: as AWS has it."""
+"""The S3 store over TLS, and with the bucket in the host name, as on AWS."""
 
 import contextlib
 import os
@@ -18,7 +18,7 @@ from dockyard.errors import Unavailable
 from dockyard.oci.reference import Digest
 from dockyard.s3 import S3Error, S3Store
 from dockyard.s3.errors import to_s3_error
-from tests.s3.store.servers import BUCKET, MIB, START_LIMIT_S, Minio, make_tier
+from tests.s3.store.servers import BUCKET, MIB, START_LIMIT_S, Minio, make_s3_store
 from tests.s3.store.store_adapters import pieces
 from tests.support.processes import Process
 from tests.support.programs import Programs
@@ -28,7 +28,7 @@ DIGEST = Digest.of(BODY)
 
 
 class TlsMinio(Minio):
-    """A MinIO that speaks TLS; its bucket is a directory that was there before."""
+    """A MinIO with TLS. Its bucket is created as a directory before it starts."""
 
     def start(self) -> None:
         (self.data / BUCKET).mkdir()
@@ -42,7 +42,7 @@ class TlsMinio(Minio):
 
 @pytest.fixture(scope="module")
 def authority() -> trustme.CA:
-    """Who signs the certificate."""
+    """The certificate authority of the server."""
     return trustme.CA()
 
 
@@ -50,7 +50,7 @@ def authority() -> trustme.CA:
 def tls_minio(
     programs: Programs, authority: trustme.CA, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[TlsMinio]:
-    """A MinIO with a certificate for its domain and what stands before it."""
+    """A MinIO with a certificate for its domain and its subdomains."""
     home = tmp_path_factory.mktemp("minio-tls")
     certificate = authority.issue_cert(f"*.{Minio.domain}", Minio.domain)
     (home / "certificates").mkdir()
@@ -63,7 +63,7 @@ def tls_minio(
 
 @pytest.fixture
 def settings(tls_minio: TlsMinio, prefix: str, monkeypatch: pytest.MonkeyPatch) -> StorageSettings:
-    """Settings for it; every name below its domain is this machine."""
+    """Settings for it. Every name in its domain resolves to this machine."""
     lookup = socket.getaddrinfo
 
     def find(host: str, *given: object, **named: object) -> object:
@@ -76,7 +76,7 @@ def settings(tls_minio: TlsMinio, prefix: str, monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.fixture
 def _trusted(authority: trustme.CA, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The certificate's authority is one of ours."""
+    """Trust the certificate authority of the server."""
     authority.cert_pem.write_to_path(tmp_path / "ca.pem")
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
 
@@ -84,34 +84,34 @@ def _trusted(authority: trustme.CA, tmp_path: Path, monkeypatch: pytest.MonkeyPa
 @pytest.mark.usefixtures("_trusted")
 @pytest.mark.parametrize("path_style", [False, True])
 def test_both_styles_work_over_tls(settings: StorageSettings, path_style: bool) -> None:  # noqa: FBT001
-    """The bucket stands in the host, or in the path; the rest is the same."""
-    with contextlib.closing(make_tier(attrs.evolve(settings, force_path_style=path_style))) as tier:
-        assert tier._client.host.startswith(BUCKET) is not path_style
-        assert tier.check() == []
-        assert tier.open_blob(DIGEST) is None
-        tier.publish_blob(DIGEST, len(BODY), iter(pieces(BODY)))
-        body = tier.open_blob(DIGEST)
+    """All operations work with the bucket in the host name and in the path."""
+    with contextlib.closing(make_s3_store(attrs.evolve(settings, force_path_style=path_style))) as s3:
+        assert s3._client.host.startswith(BUCKET) is not path_style
+        assert s3.check() == []
+        assert s3.open_blob(DIGEST) is None
+        s3.publish_blob(DIGEST, len(BODY), iter(pieces(BODY)))
+        body = s3.open_blob(DIGEST)
         assert body is not None
         assert b"".join(iter(lambda: body.read(256 * 1024), b"")) == BODY
-        assert tier.touch(f"{settings.prefix}blobs/sha256/{DIGEST.encoded[:2]}/{DIGEST.encoded}")
+        assert s3.touch(f"{settings.prefix}blobs/sha256/{DIGEST.encoded[:2]}/{DIGEST.encoded}")
 
 
 @pytest.mark.usefixtures("_trusted")
-def test_wrong_bytes_are_refused_over_tls(settings: StorageSettings) -> None:
-    """The hash is signed there as well, where others leave the payload unsigned."""
-    with contextlib.closing(make_tier(settings)) as tier:
+def test_wrong_bytes_are_rejected_over_tls(settings: StorageSettings) -> None:
+    """The payload hash is signed over TLS too."""
+    with contextlib.closing(make_s3_store(settings)) as s3:
         with pytest.raises(S3Error, match="XAmzContentSHA256Mismatch"):
-            tier.publish_blob(Digest.of(b"another"), 1000, iter([bytes(1000)]))
-        assert tier.stat_blob(Digest.of(b"another")) is None
+            s3.publish_blob(Digest.of(b"another"), 1000, iter([bytes(1000)]))
+        assert s3.stat_blob(Digest.of(b"another")) is None
 
 
 @pytest.mark.usefixtures("_trusted")
 def test_a_read_can_be_aborted_over_tls(settings: StorageSettings, tls_minio: TlsMinio) -> None:
-    """The connection is cut below TLS."""
-    with contextlib.closing(S3Store(settings, {})) as tier:
+    """The TCP connection is shut down below TLS."""
+    with contextlib.closing(S3Store(settings, {})) as s3:
         large = os.urandom(32 * MIB)
-        tier.publish_blob(Digest.of(large), len(large), iter(pieces(large)))
-        body = tier.open_blob(Digest.of(large))
+        s3.publish_blob(Digest.of(large), len(large), iter(pieces(large)))
+        body = s3.open_blob(Digest.of(large))
         assert body is not None
         tls_minio.freeze()
         try:
@@ -123,11 +123,11 @@ def test_a_read_can_be_aborted_over_tls(settings: StorageSettings, tls_minio: Tl
         body.close()
 
 
-def test_a_certificate_of_strangers_is_not_trusted(settings: StorageSettings) -> None:
-    """And the check says where to look."""
-    [said] = S3Store(settings, {}).check()
-    assert "no trusted TLS connection" in said
-    assert "certificate" in said
+def test_a_certificate_of_another_authority_is_not_trusted(settings: StorageSettings) -> None:
+    """The start-up check names the certificate."""
+    [problem] = S3Store(settings, {}).check()
+    assert "no trusted TLS connection" in problem
+    assert "certificate" in problem
 
 
 @pytest.mark.parametrize(
@@ -142,12 +142,12 @@ def test_a_certificate_of_strangers_is_not_trusted(settings: StorageSettings) ->
     ],
     ids=lambda given: given if isinstance(given, str) else type(given).__name__,
 )
-def test_an_end_without_goodbye_is_no_question_of_trust(exc: Exception, code: str) -> None:
-    """A kept connection that the store has closed meanwhile gets another try."""
+def test_tls_errors_are_told_from_closed_connections(exc: Exception, code: str) -> None:
+    """A request on a reused connection that the service has closed is retried."""
     assert to_s3_error(exc, "S3").code == code
 
 
 def test_plain_http_to_a_tls_port_is_named(settings: StorageSettings) -> None:
-    """`use_ssl` is easily forgotten."""
-    [said] = S3Store(attrs.evolve(settings, use_ssl=False), {}).check()
-    assert "storage.use_ssl" in said
+    """The start-up check names `storage.use_ssl`."""
+    [problem] = S3Store(attrs.evolve(settings, use_ssl=False), {}).check()
+    assert "storage.use_ssl" in problem

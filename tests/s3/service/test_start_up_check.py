@@ -1,4 +1,4 @@
-"""A bucket that cannot be used: the operator is told in plain words, and pulls work all the same."""
+"""A bucket that cannot be used: the log names the mistake and the setting, and pulls work without the bucket."""
 
 from collections.abc import Callable
 
@@ -16,8 +16,8 @@ WITHIN_S = 15.0
 BACK_WITHIN_S = 60.0
 
 
-def see_said(deployment: Deployment, *words: str) -> None:
-    """Wait for one line of the log that has all these words."""
+def assert_logged(deployment: Deployment, *words: str) -> None:
+    """Wait for a line of the log that contains all these words."""
     eventually(
         lambda: any(all(word in line for word in words) for line in deployment.dockyard.read_log().splitlines()),
         f"{words} in the log",
@@ -35,28 +35,28 @@ def see_said(deployment: Deployment, *words: str) -> None:
     ],
     ids=["no bucket", "wrong secret key", "wrong access key"],
 )
-def test_a_bucket_that_cannot_be_used(
+def test_a_wrong_setting_is_logged(
     start: Callable[..., Deployment],
     bucket_view: BucketView,
     fake_registry: FakeRegistry,
     storage: dict[str, str],
     words: tuple[str, ...],
 ) -> None:
-    """The mistake is in the log with the setting to change; a cold pull and a warm one work."""
+    """The mistake is in the log with the setting to change; a cold and a warm pull work."""
     add_images(fake_registry, "v1")
     deployment = start(storage=storage)
-    see_said(deployment, *words)
+    assert_logged(deployment, *words)
     pull(deployment, "v1")
     pull(deployment, "v1")
     assert bucket_view.listed() == set()
 
 
-def test_a_login_without_the_right_to_list(
+def test_an_access_key_without_permission_to_list(
     start: Callable[..., Deployment], bucket_view: BucketView, proxy: S3Proxy, fake_registry: FakeRegistry
 ) -> None:
-    """Without ListBucket AWS S3 says that what is missing is forbidden: that is told, and all that is pulled published.
+    """Without ListBucket, AWS S3 denies access to missing objects. This is logged, and everything pulled is published.
 
-    MinIO says that it is missing all the same, so the proxy speaks for AWS.
+    MinIO responds that they are missing, so the proxy responds as AWS does.
     """
     add_images(fake_registry, "v1")
     proxy.rule = lambda request: (
@@ -65,41 +65,41 @@ def test_a_login_without_the_right_to_list(
         else Forward()
     )
     deployment = start(proxy.host)
-    see_said(deployment, "s3:ListBucket", bucket_view.bucket)
+    assert_logged(deployment, "s3:ListBucket", bucket_view.bucket)
     keys = pull(deployment, "v1")
     eventually(lambda: bucket_view.listed() == keys, "everything pulled is in the bucket", BACK_WITHIN_S)
 
 
-def test_a_login_without_the_right_to_write(
+def test_an_access_key_without_permission_to_write(
     start: Callable[..., Deployment], bucket_view: BucketView, fake_registry: FakeRegistry
 ) -> None:
-    """Without PutObject: that is said, and pulls work."""
+    """The missing permission PutObject is logged, and pulls work."""
     add_images(fake_registry, "v1")
     deployment = start(storage=bucket_view.add_login("s3:GetObject", "s3:ListBucket"))
-    see_said(deployment, "s3:PutObject", bucket_view.bucket)
+    assert_logged(deployment, "s3:PutObject", bucket_view.bucket)
     pull(deployment, "v1")
     assert bucket_view.listed() == set()
 
 
-def test_a_store_that_is_not_there_yet(
+def test_a_service_that_starts_later(
     start: Callable[..., Deployment], bucket_view: BucketView, fake_registry: FakeRegistry, minio: Server
 ) -> None:
-    """Dockyard starts before S3: it says so, serves, and publishes when S3 has come."""
+    """Dockyard starts before S3: this is logged, pulls work, and images are published when S3 has started."""
     add_images(fake_registry, "v1")
     minio.stop()
     try:
         deployment = start()
-        see_said(deployment, "cannot connect to S3", "storage.endpoint")
+        assert_logged(deployment, "cannot connect to S3", "storage.endpoint")
         keys = pull(deployment, "v1")
     finally:
         minio.start()
     eventually(lambda: bucket_view.listed() == keys, "everything pulled is in the bucket", BACK_WITHIN_S)
 
 
-def test_a_bucket_that_is_made_later(
+def test_a_bucket_that_is_created_later(
     start: Callable[..., Deployment], bucket_view: BucketView, fake_registry: FakeRegistry, minio: Server
 ) -> None:
-    """The bucket is made after the first pull: it is used without a restart."""
+    """The bucket is created after the first pull: it is used without a restart."""
     add_images(fake_registry, "v1")
     late = BucketView(minio)
     deployment = start(storage={"bucket": late.bucket})
@@ -110,11 +110,11 @@ def test_a_bucket_that_is_made_later(
     late.close()
 
 
-def test_a_clock_that_is_wrong(start: Callable[..., Deployment], proxy: S3Proxy, fake_registry: FakeRegistry) -> None:
-    """S3 refuses our signatures for their time: the clock is named."""
+def test_a_wrong_clock(start: Callable[..., Deployment], proxy: S3Proxy, fake_registry: FakeRegistry) -> None:
+    """S3 rejects the signatures because of their time: the log names the clock."""
     add_images(fake_registry, "v1")
     proxy.rule = lambda _: s3_error(403, "RequestTimeTooSkewed")
     deployment = start(proxy.host)
-    see_said(deployment, "clock")
+    assert_logged(deployment, "clock")
     pull(deployment, "v1")
     proxy.rule = lambda _: Forward()

@@ -1,4 +1,4 @@
-"""Objects that expire at any moment, and answers of S3 that break off: misses, never errors."""
+"""Objects that expire at any time, and interrupted responses of S3: they are misses, not errors."""
 
 from collections.abc import Callable
 
@@ -13,10 +13,10 @@ from tests.support.fake_registry import FakeRegistry
 SIZE = 3_000_000
 
 
-def test_a_layer_that_vanished_from_a_living_image(
+def test_an_expired_layer_of_an_image_is_downloaded(
     start: Callable[..., Deployment], bucket_view: BucketView, fake_registry: FakeRegistry
 ) -> None:
-    """The manifest lives, a layer expired: the pull fetches that layer, and no other."""
+    """The pull downloads this layer from the upstream, and no other."""
     (image,) = add_images(fake_registry, "v1")
     keys = put_image(bucket_view, fake_registry, "v1")
     bucket_view.remove(blob_key(image.layers[0]))
@@ -26,10 +26,10 @@ def test_a_layer_that_vanished_from_a_living_image(
     eventually(lambda: bucket_view.listed() == keys, "the layer is published", WITHIN_S)
 
 
-def test_an_answer_that_breaks_goes_on_from_the_bucket(
+def test_an_interrupted_response_is_resumed_from_the_bucket(
     start: Callable[..., Deployment], bucket_view: BucketView, proxy: S3Proxy, fake_registry: FakeRegistry
 ) -> None:
-    """A GET that is cut is asked again from there, of the same object; the client sees one clean 200."""
+    """The next GET has a Range and an If-Match header; the client gets one complete response."""
     body = layer("cut once", SIZE)
     bucket_view.put_blob(body)
     deployment = start(proxy.host)
@@ -46,10 +46,10 @@ def test_an_answer_that_breaks_goes_on_from_the_bucket(
     assert fake_registry.count() == 0
 
 
-def test_an_answer_that_breaks_again_goes_on_from_the_upstream(
+def test_a_response_that_is_interrupted_again_is_resumed_from_the_upstream(
     start: Callable[..., Deployment], bucket_view: BucketView, proxy: S3Proxy, fake_registry: FakeRegistry
 ) -> None:
-    """Every GET is cut: the rest comes from the upstream by Range."""
+    """All GETs are interrupted: the rest is fetched from the upstream with a Range."""
     body = layer("cut twice", SIZE)
     digest = fake_registry.add_blob(body)
     bucket_view.put_blob(body)
@@ -60,10 +60,10 @@ def test_an_answer_that_breaks_again_goes_on_from_the_upstream(
     assert (exchange.request.header("Range") or "").startswith("bytes=1")
 
 
-def test_a_blob_that_is_replaced_while_it_is_read(
+def test_a_blob_that_is_replaced_while_it_is_read_is_not_mixed_up(
     start: Callable[..., Deployment], bucket_view: BucketView, proxy: S3Proxy, fake_registry: FakeRegistry
 ) -> None:
-    """The GET is cut and the object becomes another: its bytes are not mixed in."""
+    """The GET is interrupted, and the object is replaced: its bytes do not get into the response."""
     body = layer("replaced", SIZE)
     digest = fake_registry.add_blob(body)
     key = bucket_view.put_blob(body)
@@ -81,10 +81,10 @@ def test_a_blob_that_is_replaced_while_it_is_read(
     eventually(lambda: bucket_view.get(key) == body, "the blob is published", WITHIN_S)
 
 
-def test_trouble_is_not_a_missing_object(
+def test_an_error_of_s3_is_not_a_missing_object(
     start: Callable[..., Deployment], bucket_view: BucketView, proxy: S3Proxy, fake_registry: FakeRegistry
 ) -> None:
-    """S3 refuses everything and the upstream is down: 503, never 404."""
+    """S3 rejects all requests and the upstream is down: the status is 503, not 404."""
     (image,) = add_images(fake_registry, "v1")
     put_image(bucket_view, fake_registry, "v1")
     deployment = start(proxy.host)
