@@ -9,7 +9,7 @@ from pathlib import Path
 
 from dockyard.oci.reference import Digest
 from tests.s3.service.bucket_view import BucketView
-from tests.s3.service.images import NAME, REPO, add_images, add_index, fill, layer, pull, put_image
+from tests.s3.service.images import NAME, REPO, add_images, add_index, layer, pull, pull_and_publish, put_image
 from tests.support import event_loop_guard, faults
 from tests.support.deployment import Deployment, eventually, set_at_exit
 from tests.support.fake_lists import descriptor, offer_referrers, offer_tags
@@ -33,7 +33,7 @@ def test_no_store_is_used_on_the_event_loop(
     deployment = start(environ=environ, storage={"touch_threshold": "1h"})
     assert deployment.dockyard.storage.is_relative_to(tmp_path)
     for _ in range(3):
-        fill(deployment, bucket_view, "v1", "many", "stale")
+        pull_and_publish(deployment, bucket_view, "v1", "many", "stale")
         assert deployment.get(f"/v2/{NAME}/tags/list").status == 200
         assert deployment.get(f"/v2/{NAME}/referrers/{subject}").status == 200
     add_images(fake_registry, "v1", size=3 * MIB)
