@@ -28,8 +28,8 @@ from dockyard.s3.publisher import Publisher
 from dockyard.storage.items import BlobItem, Item
 from dockyard.storage.keys import blob_root
 from dockyard.storage.local import RUN, LocalStore
-from dockyard.upstream.circuit_breaker import Breaker
-from dockyard.upstream.client import Registry
+from dockyard.upstream.circuit_breaker import CircuitBreaker
+from dockyard.upstream.client import RegistryClient
 from dockyard.upstream.keychain import Keychain
 from dockyard.web import app as web_app
 from dockyard.web.health import State
@@ -101,7 +101,7 @@ class Worker:
         self.peers = Peers(self.run, shards)
         keychain = Keychain(environ)
         self.registries = {
-            upstream.prefix: Registry(upstream, limits, keychain, Breaker(self.run, upstream.prefix))
+            upstream.prefix: RegistryClient(upstream, limits, keychain, CircuitBreaker(self.run, upstream.prefix))
             for upstream in settings.upstreams
         }
         with_upstreams = (self.peers, self.registries, self.threads)
@@ -147,7 +147,7 @@ class Worker:
         return not (self.run / DRAINING).exists()
 
     def _open_breakers(self) -> dict[str, bool]:
-        return {prefix: registry.is_kept_back for prefix, registry in self.registries.items()}
+        return {prefix: registry.is_breaker_open for prefix, registry in self.registries.items()}
 
     async def _claim(self) -> bool:
         claimed = await self.threads.disk(claim_shard, self.run, self.shards)

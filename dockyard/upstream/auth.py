@@ -18,20 +18,20 @@ import attrs
 from dockyard.config.hosts import is_loopback
 from dockyard.config.settings import Upstream
 from dockyard.oci.challenge import Challenge, is_realm_trusted, parse_challenges, pick_challenge
-from dockyard.upstream import errors as faults
-from dockyard.upstream.errors import Fault, LoginRefused
+from dockyard.upstream import errors
+from dockyard.upstream.errors import AuthenticationFailed, UpstreamError
 from dockyard.upstream.keychain import ANONYMOUS, Credential, Keychain
-from dockyard.upstream.network_zones import Zone
-from dockyard.upstream.tokens import Budget, Refusals, Sender, Service, Tokens
-from dockyard.upstream.transport import Answer, Request
-from dockyard.upstream.urls import NotAPlace, Place, parse_place
+from dockyard.upstream.network_zones import NetworkZone
+from dockyard.upstream.tokens import CallLimits, Refusals, RequestSender, TokenEndpoint, TokenProvider
+from dockyard.upstream.transport import UpstreamRequest, UpstreamResponse
+from dockyard.upstream.urls import InvalidUrl, Url, parse_http_url
 
 ACCEPTED_FOR_S = 300.0
 TOKEN_USER = "token"  # noqa: S105  a user name for services that do not look at it
 
 
 @attrs.frozen
-class Grant:
+class Authorization:
     """The header for one request, and how it came about."""
 
     credential: Credential
@@ -46,16 +46,16 @@ class _Known:
     """What the registry wants, and where it lies."""
 
     challenge: Challenge
-    home: Zone
+    registry_zone: NetworkZone
 
 
-class Login:
+class Authenticator:
     """The logins to one upstream."""
 
     def __init__(
         self,
         upstream: Upstream,
-        sender: Sender,
+        sender: RequestSender,
         keychain: Keychain,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -64,29 +64,31 @@ class Login:
         self._sender = sender
         self._keychain = keychain
         self._clock = clock
-        self._tokens = Tokens(upstream.prefix, sender, clock)
+        self._tokens = TokenProvider(upstream.prefix, sender, clock)
         self._known: _Known | None = None
         self._is_exchanging: bool | None = None  # bearer mode: does the secret have to be exchanged?
         self._refusals = Refusals(clock)
         self._accepted: dict[Credential, float] = {}
 
-    def grant(self, repository: str, budget: Budget) -> Grant:
+    def grant(self, repository: str, budget: CallLimits) -> Authorization:
         """The header to begin with. Raises Fault, LoginRefused."""
         credential = self._credential(repository, budget)
         if credential.registry_token and not self._is_exchanging:
             return self._verbatim(credential)
         known = self._known
         if known is None:
-            return Grant(credential)
+            return Authorization(credential)
         try:
-            return self._answer(known, credential, repository, budget) or Grant(credential)
-        except (Fault, LoginRefused) as exc:
-            if not (isinstance(exc, LoginRefused) and exc.remembered):
+            return self._answer(known, credential, repository, budget) or Authorization(credential)
+        except (UpstreamError, AuthenticationFailed) as exc:
+            if not (isinstance(exc, AuthenticationFailed) and exc.remembered):
                 # What was learned may be out of date: token services move. The next call asks the registry anew.
                 self._known = self._is_exchanging = None
             raise
 
-    def better(self, grant: Grant, answer: Answer, repository: str, budget: Budget) -> Grant | None:
+    def better(
+        self, grant: Authorization, answer: UpstreamResponse, repository: str, budget: CallLimits
+    ) -> Authorization | None:
         """Another header after the registry's 401 or 403; None when there is nothing else to show."""
         known = self._learn(answer, budget, needs_one=answer.status == 401 or self._is_untried(grant))
         if answer.status == 403 and not self._is_untried(grant):
@@ -98,7 +100,7 @@ class Login:
             return better
         return self._renewed(grant, known, repository, budget)
 
-    def note(self, grant: Grant, status: int, repository: str) -> None:
+    def note(self, grant: Authorization, status: int, repository: str) -> None:
         """What came of a header in the end."""
         if grant.header is None or grant.credential.is_anonymous:
             return
@@ -111,7 +113,7 @@ class Login:
             is_right = self._accepted.get(grant.credential, float("-inf")) + ACCEPTED_FOR_S > self._clock()
             self._refusals.note((grant.credential, repository) if is_right else grant.credential)
 
-    def for_stranger(self, answer: Answer, budget: Budget) -> str | None:
+    def for_stranger(self, answer: UpstreamResponse, budget: CallLimits) -> str | None:
         """The header for a host that the registry sent us to and that wants a login itself: an anonymous token."""
         challenge = pick_challenge(parse_challenges(answer.header_values("WWW-Authenticate")))
         if challenge is None or challenge.scheme != "bearer":
@@ -121,12 +123,12 @@ class Login:
         try:
             service = self._service(_Known(challenge, answer.zone), scopes, answer.place, ANONYMOUS)
             return f"Bearer {self._tokens.get(service, ANONYMOUS, budget)}"
-        except LoginRefused:
+        except AuthenticationFailed:
             return None
 
     # What there is to show
 
-    def _credential(self, repository: str, budget: Budget) -> Credential:
+    def _credential(self, repository: str, budget: CallLimits) -> Credential:
         auth = self._upstream.auth
         match auth.type:
             case "anonymous":
@@ -143,8 +145,13 @@ class Login:
         return self._upstream.origin.authority
 
     def _answer(
-        self, known: _Known, credential: Credential, repository: str, budget: Budget, refused: Grant | None = None
-    ) -> Grant | None:
+        self,
+        known: _Known,
+        credential: Credential,
+        repository: str,
+        budget: CallLimits,
+        refused: Authorization | None = None,
+    ) -> Authorization | None:
         """What answers a challenge."""
         if credential.registry_token and not (refused and refused.is_verbatim) and not self._is_exchanging:
             return self._verbatim(credential)
@@ -158,7 +165,7 @@ class Login:
         scopes = _scopes(repository, known.challenge)
         try:
             token = self._token(known, scopes, credential, budget, refused)
-        except LoginRefused as exc:
+        except AuthenticationFailed as exc:
             if exc.remembered or self._upstream.auth.type != "keychain" or credential.is_anonymous:
                 raise
             renewed = self._renew(credential, repository, budget)
@@ -166,69 +173,76 @@ class Login:
                 raise
             credential = renewed
             token = self._token(known, scopes, credential, budget, refused)
-        return Grant(credential, f"Bearer {token}", token, is_exchanged=is_exchanged)
+        return Authorization(credential, f"Bearer {token}", token, is_exchanged=is_exchanged)
 
-    def _verbatim(self, credential: Credential) -> Grant:
+    def _verbatim(self, credential: Credential) -> Authorization:
         self._check_secrecy(self._upstream.origin.scheme, self._upstream.origin.host)
-        return Grant(credential, f"Bearer {credential.registry_token}", is_verbatim=True)
+        return Authorization(credential, f"Bearer {credential.registry_token}", is_verbatim=True)
 
-    def _basic(self, credential: Credential, repository: str) -> Grant | None:
+    def _basic(self, credential: Credential, repository: str) -> Authorization | None:
         if credential.is_anonymous or credential.registry_token:
             return None
         self._check_secrecy(self._upstream.origin.scheme, self._upstream.origin.host)
         self._refusals.check(credential, (credential, repository))
-        return Grant(credential, credential.basic())
+        return Authorization(credential, credential.basic())
 
     def _token(
-        self, known: _Known, scopes: tuple[str, ...], credential: Credential, budget: Budget, refused: Grant | None
+        self,
+        known: _Known,
+        scopes: tuple[str, ...],
+        credential: Credential,
+        budget: CallLimits,
+        refused: Authorization | None,
     ) -> str:
         credential = attrs.evolve(credential, registry_token="")
-        here = Place(self._upstream.origin, "/")
+        here = Url(self._upstream.origin, "/")
         service = self._service(known, scopes, here, credential)
         return self._tokens.get(service, credential, budget, refused.token if refused else None)
 
-    def _service(self, known: _Known, scopes: tuple[str, ...], here: Place, credential: Credential) -> Service:
+    def _service(self, known: _Known, scopes: tuple[str, ...], here: Url, credential: Credential) -> TokenEndpoint:
         """The token service of a challenge, if it may be asked at all, and with these credentials."""
         text = known.challenge.parameters.get("realm", "")
         try:
-            realm = parse_place(text)
-        except NotAPlace as exc:
-            raise faults.forbidden(self._who, f"names {exc} as its token service") from exc
+            realm = parse_http_url(text)
+        except InvalidUrl as exc:
+            raise errors.destination_not_allowed(self._who, f"names {exc} as its token service") from exc
         if here.origin.scheme == "https" and realm.origin.scheme != "https":
-            raise faults.forbidden(self._who, "names a token service without TLS")
+            raise errors.destination_not_allowed(self._who, "names a token service without TLS")
         if not credential.is_anonymous:
             if not is_realm_trusted(text, here.origin, self._upstream.trusted_hosts):
                 what = "wants its login sent to a token service that does not belong to it (see trusted_hosts)"
-                raise faults.forbidden(self._who, what)
+                raise errors.destination_not_allowed(self._who, what)
             self._check_secrecy(realm.origin.scheme, realm.origin.host)
-        return Service(realm, known.challenge.parameters.get("service", ""), scopes, known.home)
+        return TokenEndpoint(realm, known.challenge.parameters.get("service", ""), scopes, known.registry_zone)
 
     def _check_secrecy(self, scheme: str, host: str) -> None:
         if scheme != "https" and not is_loopback(host):
-            raise faults.withheld(self._who)
+            raise errors.plain_http_credentials(self._who)
 
     # What was refused
 
-    def _learn(self, answer: Answer, budget: Budget, *, needs_one: bool) -> _Known | None:
+    def _learn(self, answer: UpstreamResponse, budget: CallLimits, *, needs_one: bool) -> _Known | None:
         """The challenge of an answer, or the known one, or that of `/v2/`, where some registries hide it."""
         challenge = pick_challenge(parse_challenges(answer.header_values("WWW-Authenticate")))
         if challenge is not None:
             self._known = _Known(challenge, answer.zone)
         elif self._known is None and needs_one and budget.pings:
             budget.pings -= 1
-            place = Place(self._upstream.origin, "/v2/")
-            ping = self._sender.send(Request(self._who, "GET", place, {}, budget.deadline))
+            place = Url(self._upstream.origin, "/v2/")
+            ping = self._sender.send(UpstreamRequest(self._who, "GET", place, {}, budget.deadline))
             challenge = pick_challenge(parse_challenges(ping.header_values("WWW-Authenticate")))
             ping.finish()
             if ping.status == 401 and challenge is not None:
                 self._known = _Known(challenge, ping.zone)
         return self._known
 
-    def _is_untried(self, grant: Grant) -> bool:
+    def _is_untried(self, grant: Authorization) -> bool:
         """Bearer mode, and nobody knows yet how this registry wants the secret."""
         return grant.is_verbatim and self._upstream.auth.type == "bearer" and self._is_exchanging is None
 
-    def _renewed(self, grant: Grant, known: _Known | None, repository: str, budget: Budget) -> Grant | None:
+    def _renewed(
+        self, grant: Authorization, known: _Known | None, repository: str, budget: CallLimits
+    ) -> Authorization | None:
         """The same with a newer keychain entry, if there is one. ECR says 403 when its password is too old."""
         if grant.header is None or grant.token or self._upstream.auth.type != "keychain":
             return None
@@ -237,7 +251,7 @@ class Login:
             return None
         return self._answer(known, renewed, repository, budget)
 
-    def _renew(self, credential: Credential, repository: str, budget: Budget) -> Credential:
+    def _renew(self, credential: Credential, repository: str, budget: CallLimits) -> Credential:
         left_s = None if budget.deadline is None else budget.left(float("inf"))
         return self._keychain.renew(self._host, repository, credential, left_s)
 

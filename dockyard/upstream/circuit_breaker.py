@@ -32,13 +32,13 @@ import attrs
 import structlog
 
 from dockyard.errors import BadUpstream, RegistryError, TooManyRequests, Unavailable, UpstreamTimeout
-from dockyard.upstream.errors import RETRY_AFTER_S, Blame, Fault
+from dockyard.upstream.errors import RETRY_AFTER_S, Cause, UpstreamError
 
 INTERVAL_S = 3.0
 JITTER = 0.2
 PROBER_DEAD_AFTER_S = 5.0
-SERVER_FAULTS_AT_MOST = 5
-STATE_BYTES_AT_MOST = 4096
+MAX_SERVER_ERRORS = 5
+MAX_STATE_BYTES = 4096
 
 _KINDS: dict[str, type[RegistryError]] = {
     kind.__name__: kind for kind in (BadUpstream, TooManyRequests, Unavailable, UpstreamTimeout)
@@ -64,7 +64,7 @@ class _State:
         return self.until is None
 
 
-class Breaker:
+class CircuitBreaker:
     """The breaker of one upstream. `name` is its prefix; `directory` is shared by all workers."""
 
     def __init__(
@@ -112,7 +112,7 @@ class Breaker:
         """Whether the upstream is known to be down, or to limit us."""
         return self._read() is not None
 
-    def succeeded(self) -> None:
+    def record_success(self) -> None:
         """The upstream answered."""
         self._server_faults = 0
         self._unwritten = self._probe = self._kept_back = None
@@ -121,21 +121,21 @@ class Breaker:
                 self._path.unlink()
                 log.info("an upstream is back", upstream=self._name)
 
-    def failed(self, fault: Fault, probe: Probe) -> None:
+    def record_failure(self, fault: UpstreamError, probe: Probe) -> None:
         """The upstream gave no usable answer; `probe` does the same again."""
         now = self._clock()
-        match fault.blame:
-            case Blame.NONE:
+        match fault.cause:
+            case Cause.NOT_COUNTED:
                 return
-            case Blame.LIMIT:
+            case Cause.RATE_LIMITED:
                 until = now + (fault.error.retry_after_s or RETRY_AFTER_S)
                 self._write(_State("TooManyRequests", fault.error.message, now, now, until))
                 return
         before = self._read()
         is_down = before is not None and before.is_down
-        if fault.blame is Blame.SERVER:
+        if fault.cause is Cause.SERVER_ERROR:
             self._server_faults += 1
-            if self._server_faults < SERVER_FAULTS_AT_MOST and not is_down:
+            if self._server_faults < MAX_SERVER_ERRORS and not is_down:
                 return
         since = before.since if before is not None and is_down else now
         if since == now:
@@ -207,18 +207,18 @@ class Breaker:
         """One probe; True when there is nothing more to do."""
         try:
             probe()
-        except Fault as fault:
-            if fault.blame in (Blame.SILENCE, Blame.SERVER):
+        except UpstreamError as fault:
+            if fault.cause in (Cause.NO_RESPONSE, Cause.SERVER_ERROR):
                 return False
-            if fault.blame is Blame.LIMIT:
-                self.failed(fault, probe)
+            if fault.cause is Cause.RATE_LIMITED:
+                self.record_failure(fault, probe)
                 return True
         except RegistryError:
             pass  # no such thing, denied: an answer
         except Exception:
             log.exception("a probe failed", upstream=self._name)
             return False
-        self.succeeded()
+        self.record_success()
         return True
 
     def _try_lock(self) -> int | None:
@@ -242,7 +242,7 @@ class Breaker:
     def _read(self) -> _State | None:
         try:
             with self._path.open("rb") as file:
-                fields: dict[str, Any] = json.loads(file.read(STATE_BYTES_AT_MOST))
+                fields: dict[str, Any] = json.loads(file.read(MAX_STATE_BYTES))
             state = _State(**fields)
         except FileNotFoundError:
             return self._unwritten

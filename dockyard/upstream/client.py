@@ -26,14 +26,13 @@ from dockyard.errors import (
 from dockyard.oci.lists import Referrer
 from dockyard.oci.manifest import ACCEPT, MAX_MANIFEST_BYTES, Descriptor, Manifest
 from dockyard.oci.reference import Digest, Reference
-from dockyard.upstream import errors as faults
-from dockyard.upstream.auth import Login
-from dockyard.upstream.circuit_breaker import Breaker
-from dockyard.upstream.errors import Blame, Fault, LoginRefused
-from dockyard.upstream.exchange import Caller, Question, Reply
+from dockyard.upstream import errors
+from dockyard.upstream.auth import Authenticator
+from dockyard.upstream.circuit_breaker import CircuitBreaker
+from dockyard.upstream.errors import AuthenticationFailed, Cause, UpstreamError
 from dockyard.upstream.headers import find_digest, parse_retry_after
 from dockyard.upstream.keychain import Keychain
-from dockyard.upstream.lists import Lists
+from dockyard.upstream.lists import ListReader
 from dockyard.upstream.reading import (
     check_content,
     check_encoding,
@@ -43,8 +42,9 @@ from dockyard.upstream.reading import (
     note_limits,
     open_source,
 )
-from dockyard.upstream.source import BlobSource
-from dockyard.upstream.tokens import Budget
+from dockyard.upstream.session import RegistryRequest, RegistryResponse, RegistrySession
+from dockyard.upstream.source import UpstreamBlob
+from dockyard.upstream.tokens import CallLimits
 from dockyard.upstream.transport import Transport
 
 ANSWER_TIMEOUT_S = 10.0  # for what is neither a tag check nor the body of a blob
@@ -57,16 +57,16 @@ _NOT_BY_HEAD = frozenset({400, 401, 403, 405, 406, 501})
 T = TypeVar("T")
 
 
-class Registry:
+class RegistryClient:
     """One upstream. Its methods block, and many threads use them at once."""
 
-    def __init__(self, upstream: Upstream, limits: UpstreamLimits, keychain: Keychain, breaker: Breaker) -> None:
+    def __init__(self, upstream: Upstream, limits: UpstreamLimits, keychain: Keychain, breaker: CircuitBreaker) -> None:
         self._who = upstream.prefix
         self._limits = limits
         self._breaker = breaker
         self._transport = Transport(upstream, limits)
-        self._caller = Caller(upstream, self._transport, Login(upstream, self._transport, keychain))
-        self._lists = Lists(self._who, self._ask, self._status_error)
+        self._caller = RegistrySession(upstream, self._transport, Authenticator(upstream, self._transport, keychain))
+        self._lists = ListReader(self._who, self._ask, self._status_error)
         self._headless_until = float("-inf")
 
     def head_manifest(self, repository: str, reference: Reference) -> Descriptor:
@@ -83,7 +83,7 @@ class Registry:
         """The size of a blob in bytes."""
         return self._guard("head_blob", lambda: self._head_blob(repository, digest))
 
-    def open_blob(self, repository: str, digest: Digest, start: int = 0) -> BlobSource:
+    def open_blob(self, repository: str, digest: Digest, start: int = 0) -> UpstreamBlob:
         """A blob from byte `start` on; its headers come within `stall_timeout`. A resume is not kept back."""
 
         def probe() -> None:
@@ -100,7 +100,7 @@ class Registry:
         return self._guard("list_referrers", lambda: self._lists.referrers(repository, digest))
 
     @property
-    def is_kept_back(self) -> bool:
+    def is_breaker_open(self) -> bool:
         """Whether the breaker answers for the upstream."""
         return self._breaker.is_open
 
@@ -123,15 +123,15 @@ class Registry:
         try:
             with metrics.upstream_seconds.labels(self._who, name).time():
                 result = operation()
-        except Fault as fault:
+        except UpstreamError as fault:
             metrics.upstream_failures.labels(self._who, reason_of(fault.error)).inc()
-            self._breaker.failed(fault, probe or operation)
+            self._breaker.record_failure(fault, probe or operation)
             raise fault.error from fault
         except RegistryError as error:
             if not error.remembered:
-                self._breaker.succeeded()
+                self._breaker.record_success()
             raise
-        self._breaker.succeeded()
+        self._breaker.record_success()
         return result
 
     # Manifests
@@ -140,7 +140,7 @@ class Registry:
         budget = self._budget(self._limits.check_timeout)
         if time.monotonic() < self._headless_until:
             return self._get_manifest(repository, reference, budget).descriptor
-        question = Question("HEAD", repository, reference, accept=ACCEPT_HEADER)
+        question = RegistryRequest("HEAD", repository, reference, accept=ACCEPT_HEADER)
         reply = self._ask(question, budget)
         answer = reply.answer
         answer.finish()
@@ -155,18 +155,18 @@ class Registry:
             self._headless_until = time.monotonic() + HEADLESS_FOR_S
         return descriptor
 
-    def _get_manifest(self, repository: str, reference: Reference, budget: Budget) -> Manifest:
+    def _get_manifest(self, repository: str, reference: Reference, budget: CallLimits) -> Manifest:
         """A body that breaks off is asked for once more; a connection without an answer was already tried twice."""
-        question = Question("GET", repository, reference, accept=ACCEPT_HEADER)
+        question = RegistryRequest("GET", repository, reference, accept=ACCEPT_HEADER)
         reply = self._ask(question, budget)
         try:
             return self._read_manifest(reply, question)
-        except Fault as fault:
-            if not fault.is_broken:
+        except UpstreamError as fault:
+            if not fault.is_retryable:
                 raise
         return self._read_manifest(self._ask(question, budget), question)
 
-    def _read_manifest(self, reply: Reply, question: Question) -> Manifest:
+    def _read_manifest(self, reply: RegistryResponse, question: RegistryRequest) -> Manifest:
         answer = reply.answer
         note_limits(self._who, answer)
         if answer.status != 200:
@@ -176,9 +176,9 @@ class Registry:
             length = length_of(answer)
             check_encoding(answer)
             if length is not None and length > MAX_MANIFEST_BYTES:
-                raise faults.garbage(self._who, f"has a manifest of more than {MAX_MANIFEST_BYTES} bytes")
+                raise errors.bad_response(self._who, f"has a manifest of more than {MAX_MANIFEST_BYTES} bytes")
             body = answer.read(MAX_MANIFEST_BYTES)
-        except Fault as fault:
+        except UpstreamError as fault:
             answer.close()
             raise _elsewhere(fault, reply) from fault
         told = find_digest(answer.header("Docker-Content-Digest"))
@@ -188,13 +188,13 @@ class Registry:
         except BadUpstream as error:
             # Without a length, a body that was cut looks like one that is wrong.
             is_cut = length is None and answer.header("Transfer-Encoding") is None
-            raise Fault(error, Blame.NONE, is_broken=is_cut) from error
+            raise UpstreamError(error, Cause.NOT_COUNTED, is_retryable=is_cut) from error
 
     # Blobs
 
     def _head_blob(self, repository: str, digest: Digest) -> int:
         budget = self._budget(self._answer_timeout)
-        question = Question("HEAD", repository, digest, is_blob=True)
+        question = RegistryRequest("HEAD", repository, digest, is_blob=True)
         reply = self._ask(question, budget)
         answer = reply.answer
         answer.finish()
@@ -207,9 +207,9 @@ class Registry:
         self._spare(budget, reply)
         return self._size_by_range(repository, digest, budget)
 
-    def _size_by_range(self, repository: str, digest: Digest, budget: Budget) -> int:
+    def _size_by_range(self, repository: str, digest: Digest, budget: CallLimits) -> int:
         """Some registries refuse HEAD, and so do addresses signed for GET: the first byte tells the size too."""
-        question = Question("GET", repository, digest, is_blob=True, byte_range="bytes=0-0")
+        question = RegistryRequest("GET", repository, digest, is_blob=True, byte_range="bytes=0-0")
         reply = self._ask(question, budget)
         answer = reply.answer
         try:
@@ -220,14 +220,14 @@ class Registry:
             return size
         raise self._status_error(reply, question)
 
-    def _open_blob(self, repository: str, digest: Digest, start: int) -> BlobSource:
+    def _open_blob(self, repository: str, digest: Digest, start: int) -> UpstreamBlob:
         """Through the registry twice at most: an address that it signed may have expired, or its host hang.
 
         Where nobody listens, whoever opens the blob tries again after a pause.
         """
         budget = self._budget(self._limits.stall_timeout)
         byte_range = f"bytes={start}-" if start else ""
-        question = Question("GET", repository, digest, is_blob=True, byte_range=byte_range)
+        question = RegistryRequest("GET", repository, digest, is_blob=True, byte_range=byte_range)
         try:
             return self._try_blob(question, start, budget)
         except _ElsewhereFailed:
@@ -237,85 +237,87 @@ class Registry:
         except _ElsewhereFailed as exc:
             raise exc.fault from exc
 
-    def _try_blob(self, question: Question, start: int, budget: Budget) -> BlobSource:
+    def _try_blob(self, question: RegistryRequest, start: int, budget: CallLimits) -> UpstreamBlob:
         """Raises _ElsewhereFailed when a fresh redirect may do better."""
         try:
             reply = self._ask(question, budget)
-        except Fault as fault:
-            if fault.is_elsewhere and isinstance(fault.error, UpstreamTimeout) and budget.left(1.0):
+        except UpstreamError as fault:
+            if fault.is_from_other_origin and isinstance(fault.error, UpstreamTimeout) and budget.left(1.0):
                 raise _ElsewhereFailed(fault) from fault
             raise
         answer = reply.answer
         if answer.status in (200, 206):
             try:
                 return open_source(answer, start)
-            except Fault as fault:
+            except UpstreamError as fault:
                 answer.close()
                 raise _elsewhere(fault, reply) from fault
         answer.finish()
         if reply.is_redirected and answer.status in (401, 403):
-            raise _ElsewhereFailed(faults.failing(answer.who, answer.status).blameless(is_elsewhere=True))
+            raise _ElsewhereFailed(
+                errors.server_error(answer.who, answer.status).as_not_counted(is_from_other_origin=True)
+            )
         raise self._status_error(reply, question)
 
     # Asking
 
-    def _ask(self, question: Question, budget: Budget) -> Reply:
+    def _ask(self, question: RegistryRequest, budget: CallLimits) -> RegistryResponse:
         try:
             return self._caller.ask(question, budget)
-        except LoginRefused as exc:
+        except AuthenticationFailed as exc:
             denied = Denied(f"{self._who} refuses our login for {question.repository}", remembered=exc.remembered)
             raise (self._unknown(question) if exc.is_anonymous else denied) from exc
 
-    def _budget(self, timeout_s: float) -> Budget:
-        return Budget(time.monotonic() + timeout_s if timeout_s else None)
+    def _budget(self, timeout_s: float) -> CallLimits:
+        return CallLimits(time.monotonic() + timeout_s if timeout_s else None)
 
     @property
     def _answer_timeout(self) -> float:
         return max(ANSWER_TIMEOUT_S, self._limits.check_timeout) if self._limits.check_timeout else 0.0
 
-    def _spare(self, budget: Budget, reply: Reply) -> None:
+    def _spare(self, budget: CallLimits, reply: RegistryResponse) -> None:
         """After a 401 to a HEAD that had a token, another token would not help the GET either."""
         if reply.answer.status == 401 and reply.grant.token:
             budget.token_requests = 0
 
-    def _unknown(self, question: Question) -> RegistryError:
+    def _unknown(self, question: RegistryRequest) -> RegistryError:
         if question.listing:
             return NameUnknown(f"{self._who} has no {question.what}")
         return (BlobUnknown if question.is_blob else ManifestUnknown)(f"{self._who} has no {question.what}")
 
-    def _status_error(self, reply: Reply, question: Question) -> Fault | RegistryError:
+    def _status_error(self, reply: RegistryResponse, question: RegistryRequest) -> UpstreamError | RegistryError:
         """The error behind a status that is not a success."""
         answer = reply.answer
         match answer.status:
-            case 401 | 403 if reply.is_elsewhere:
-                fault = faults.failing(answer.who, answer.status)
+            case 401 | 403 if reply.is_from_other_origin:
+                fault = errors.server_error(answer.who, answer.status)
             case 401 | 403 | 451 if not reply.grant.credential.is_anonymous:
                 return Denied(f"{self._who} refuses our login for {question.repository}")
             case 401 | 403 | 404 | 410 | 451:
                 return self._unknown(question)
             case 429:
-                fault = faults.limited(answer.who, parse_retry_after(answer.header("Retry-After"), time.time()))
+                fault = errors.rate_limited(answer.who, parse_retry_after(answer.header("Retry-After"), time.time()))
             case 407:
-                fault = faults.unreachable(answer.who, "its proxy does not let us through")
+                fault = errors.unreachable(answer.who, "its proxy does not let us through")
             case 408:
-                fault = faults.late(answer.who)
+                fault = errors.timed_out(answer.who)
             case status if 500 <= status < 600:
                 header = answer.header("Retry-After")
-                wait_s = parse_retry_after(header, time.time()) if header else faults.RETRY_AFTER_S
-                fault = faults.failing(answer.who, status, wait_s)
+                wait_s = parse_retry_after(header, time.time()) if header else errors.RETRY_AFTER_S
+                fault = errors.server_error(answer.who, status, wait_s)
             case status:
-                fault = faults.garbage(answer.who, f"answered {status}")
+                fault = errors.bad_response(answer.who, f"answered {status}")
         return _elsewhere(fault, reply)
 
 
 class _ElsewhereFailed(Exception):
     """The place that the registry redirected to failed in a way that a fresh redirect may mend."""
 
-    def __init__(self, fault: Fault) -> None:
+    def __init__(self, fault: UpstreamError) -> None:
         super().__init__(fault.error.message)
         self.fault = fault
 
 
-def _elsewhere(fault: Fault, reply: Reply) -> Fault:
+def _elsewhere(fault: UpstreamError, reply: RegistryResponse) -> UpstreamError:
     """What a host does that the registry redirects to does not speak against the registry."""
-    return fault.blameless(is_elsewhere=True) if reply.is_elsewhere else fault
+    return fault.as_not_counted(is_from_other_origin=True) if reply.is_from_other_origin else fault

@@ -19,7 +19,7 @@ from contextlib import suppress
 import attrs
 
 HELPER_TIMEOUT_S = 10.0
-OUTPUT_BYTES_AT_MOST = 64 * 1024
+MAX_OUTPUT_BYTES = 64 * 1024
 
 _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}")
 _NOT_FOUND = b"credentials not found in native keychain"
@@ -30,14 +30,16 @@ class HelperFailed(Exception):
 
 
 @attrs.frozen
-class Login:
+class HelperLogin:
     """What a helper knows."""
 
     username: str
     secret: str = attrs.field(repr=False)
 
 
-def ask_helper(name: str, server: str, environ: Mapping[str, str], timeout_s: float = HELPER_TIMEOUT_S) -> Login | None:
+def run_helper(
+    name: str, server: str, environ: Mapping[str, str], timeout_s: float = HELPER_TIMEOUT_S
+) -> HelperLogin | None:
     """The login for a server; None when the helper has none. Raises HelperFailed."""
     if not _NAME.fullmatch(name):
         raise HelperFailed("the name of a credential helper is malformed")
@@ -97,15 +99,15 @@ def _collect(descriptor: int, deadline: float) -> bytes:
         left_s = deadline - time.monotonic()
         if left_s <= 0 or not poll.poll(left_s * 1000):
             raise TimeoutError
-        piece = os.read(descriptor, OUTPUT_BYTES_AT_MOST)
+        piece = os.read(descriptor, MAX_OUTPUT_BYTES)
         if not piece:
             return output
         output += piece
-        if len(output) > OUTPUT_BYTES_AT_MOST:
+        if len(output) > MAX_OUTPUT_BYTES:
             raise OverflowError
 
 
-def _parse(name: str, output: bytes) -> Login:
+def _parse(name: str, output: bytes) -> HelperLogin:
     try:
         document = json.loads(output)
         username, secret = document["Username"], document["Secret"]
@@ -113,4 +115,4 @@ def _parse(name: str, output: bytes) -> Login:
         document = username = secret = None
     if not isinstance(username, str) or not isinstance(secret, str) or not secret:
         raise HelperFailed(f"the credential helper docker-credential-{name} gave no sensible answer")
-    return Login(username, secret)
+    return HelperLogin(username, secret)

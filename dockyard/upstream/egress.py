@@ -4,7 +4,7 @@ import ssl
 from urllib.parse import unquote, urlsplit
 
 from dockyard.config.settings import Upstream
-from dockyard.upstream.dialer import DialFailed
+from dockyard.upstream.dialer import DialError
 
 
 def make_tls_context(upstream: Upstream) -> ssl.SSLContext:
@@ -17,7 +17,7 @@ def make_tls_context(upstream: Upstream) -> ssl.SSLContext:
         try:
             context.load_verify_locations(cafile=upstream.ca_file)
         except OSError as exc:
-            raise DialFailed("its ca_file cannot be used") from exc
+            raise DialError("its ca_file cannot be used") from exc
     if upstream.insecure_skip_verify:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE

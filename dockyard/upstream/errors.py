@@ -1,9 +1,9 @@
-"""What can go wrong with an upstream, and whom it speaks against.
+"""The exceptions inside `dockyard.upstream`, and functions that make them.
 
-`Fault` is the one exception that moves between the rooms of `upstream/`; `registry.py` turns it into the error that it
-carries. The blame decides what the breaker makes of it.
+`UpstreamError` carries the `RegistryError` for the client and what the circuit breaker needs to know. `client.py`
+unwraps it: no other package sees it.
 
-A message names the upstream by its configured prefix. It never has an address, a path, a query or anything secret.
+A message names the upstream by its configured prefix. It contains no address, path, query or secret.
 """
 
 from enum import Enum, auto
@@ -14,94 +14,110 @@ from dockyard.errors import BadUpstream, Denied, RegistryError, TooManyRequests,
 RETRY_AFTER_S = 3
 
 
-class Blame(Enum):
-    """What a fault says about the registry."""
+class Cause(Enum):
+    """Why a request failed, as far as the circuit breaker of the registry is concerned."""
 
-    SILENCE = auto()  # no answer: refused, no such host, TLS, timeout, token service down
-    SERVER = auto()  # it answered 5xx
-    LIMIT = auto()  # it answered 429
-    NONE = auto()  # it is up, or somebody else is at fault: bad content, a dead CDN, our own keychain
+    NO_RESPONSE = auto()  # refused, unknown host, TLS error, timeout, token service down
+    SERVER_ERROR = auto()  # a 5xx response
+    RATE_LIMITED = auto()  # a 429 response
+    NOT_COUNTED = auto()  # the registry is up, or another host failed: bad content, a CDN, a credential helper
 
 
-class Fault(Exception):
-    """The upstream gave no usable answer.
+class UpstreamError(Exception):
+    """A request to an upstream failed.
 
-    `is_broken`: the connection broke, so that another try may do better. `is_elsewhere`: it was a host that the
-    registry redirected to.
+    `error` is what the client gets. `is_retryable`: the connection was lost, another attempt may succeed.
+    `is_from_other_origin`: the failing host is one that the registry redirected to.
     """
 
     def __init__(
-        self, error: RegistryError, blame: Blame, *, is_broken: bool = False, is_elsewhere: bool = False
+        self, error: RegistryError, cause: Cause, *, is_retryable: bool = False, is_from_other_origin: bool = False
     ) -> None:
         super().__init__(error.message)
         self.error = error
-        self.blame = blame
-        self.is_broken = is_broken
-        self.is_elsewhere = is_elsewhere
+        self.cause = cause
+        self.is_retryable = is_retryable
+        self.is_from_other_origin = is_from_other_origin
 
-    def blameless(self, *, is_elsewhere: bool = False) -> "Fault":
-        """The same, but the registry is not to blame."""
-        return Fault(self.error, Blame.NONE, is_broken=self.is_broken, is_elsewhere=is_elsewhere)
+    def as_not_counted(self, *, is_from_other_origin: bool = False) -> "UpstreamError":
+        """A copy that the circuit breaker ignores."""
+        return UpstreamError(
+            self.error,
+            Cause.NOT_COUNTED,
+            is_retryable=self.is_retryable,
+            is_from_other_origin=is_from_other_origin,
+        )
 
 
-class LoginRefused(Exception):
-    """The registry or its token service does not take the login (or will not have anonymous clients)."""
+class AuthenticationFailed(Exception):
+    """The registry or its token service rejects the credentials, or anonymous access.
+
+    `remembered`: rejected a short time ago and not sent again.
+    """
 
     def __init__(self, *, is_anonymous: bool, remembered: bool = False) -> None:
-        super().__init__("the login was refused")
+        super().__init__("authentication failed")
         self.is_anonymous = is_anonymous
         self.remembered = remembered
 
 
-def unreachable(who: str, why: str) -> Fault:
-    """Nobody listens, or the name is unknown, or there is no way there."""
-    return Fault(Unavailable(f"{who} cannot be reached: {why}", retry_after_s=RETRY_AFTER_S), Blame.SILENCE)
+# `server` is the subject of each message: the prefix of the upstream, or "the token service of <prefix>".
 
 
-def broken(who: str) -> Fault:
-    """The connection ended before the answer did."""
-    error = Unavailable(f"{who} broke the connection off", retry_after_s=RETRY_AFTER_S)
-    return Fault(error, Blame.SILENCE, is_broken=True)
+def unreachable(server: str, reason: str) -> UpstreamError:
+    """No connection: refused, unknown host, or no route."""
+    error = Unavailable(f"{server} cannot be reached: {reason}", retry_after_s=RETRY_AFTER_S)
+    return UpstreamError(error, Cause.NO_RESPONSE)
 
 
-def late(who: str, what: str = "did not answer in time") -> Fault:
+def connection_lost(server: str) -> UpstreamError:
+    """The connection was closed before the response was complete."""
+    error = Unavailable(f"{server} closed the connection before its response was complete", retry_after_s=RETRY_AFTER_S)
+    return UpstreamError(error, Cause.NO_RESPONSE, is_retryable=True)
+
+
+def timed_out(server: str) -> UpstreamError:
     """A time limit passed."""
-    return Fault(UpstreamTimeout(f"{who} {what}", retry_after_s=RETRY_AFTER_S), Blame.SILENCE)
+    error = UpstreamTimeout(f"{server} did not respond in time", retry_after_s=RETRY_AFTER_S)
+    return UpstreamError(error, Cause.NO_RESPONSE)
 
 
-def insecure(who: str) -> Fault:
-    """No TLS connection that can be trusted. Counted, as all that might be an attack."""
-    metrics.upstream_untrusted.labels(who, "tls").inc()
-    return Fault(BadUpstream(f"no trusted TLS connection to {who}"), Blame.SILENCE)
+def tls_failed(server: str) -> UpstreamError:
+    """The TLS handshake or the verification of the certificate failed. Counted: it may be an attack."""
+    metrics.upstream_untrusted.labels(server, "tls").inc()
+    return UpstreamError(BadUpstream(f"no trusted TLS connection to {server}"), Cause.NO_RESPONSE)
 
 
-def garbage(who: str, what: str) -> Fault:
-    """An answer that cannot be right."""
-    return Fault(BadUpstream(f"{who} {what}"), Blame.NONE)
+def bad_response(server: str, problem: str) -> UpstreamError:
+    """A response that is malformed, or that does not match the request."""
+    return UpstreamError(BadUpstream(f"{server} {problem}"), Cause.NOT_COUNTED)
 
 
-def forbidden(who: str, what: str) -> Fault:
-    """An answer that sends us where we do not go. Counted, as `insecure`."""
-    metrics.upstream_untrusted.labels(who, "place").inc()
-    return Fault(BadUpstream(f"{who} {what}: refused"), Blame.NONE)
+def destination_not_allowed(server: str, problem: str) -> UpstreamError:
+    """A redirect, token service or next page at a destination that is not allowed. Counted: it may be an attack."""
+    metrics.upstream_untrusted.labels(server, "place").inc()
+    return UpstreamError(BadUpstream(f"{server} {problem}"), Cause.NOT_COUNTED)
 
 
-def failing(who: str, status: int, retry_after_s: int = RETRY_AFTER_S) -> Fault:
-    """A 5xx answer."""
-    return Fault(Unavailable(f"{who} answered {status}", retry_after_s=retry_after_s), Blame.SERVER)
+def server_error(server: str, status: int, retry_after_s: int = RETRY_AFTER_S) -> UpstreamError:
+    """A 5xx response."""
+    error = Unavailable(f"{server} responded with status {status}", retry_after_s=retry_after_s)
+    return UpstreamError(error, Cause.SERVER_ERROR)
 
 
-def limited(who: str, retry_after_s: int) -> Fault:
-    """A 429 answer."""
-    return Fault(TooManyRequests(f"{who} limits our requests", retry_after_s=retry_after_s), Blame.LIMIT)
+def rate_limited(server: str, retry_after_s: int) -> UpstreamError:
+    """A 429 response."""
+    error = TooManyRequests(f"{server} limits the rate of requests", retry_after_s=retry_after_s)
+    return UpstreamError(error, Cause.RATE_LIMITED)
 
 
-def withheld(who: str) -> Fault:
-    """A secret that would travel unencrypted. Counted, as `insecure`."""
-    metrics.upstream_untrusted.labels(who, "secret").inc()
-    return Fault(Denied(f"{who} speaks plain HTTP: credentials are not sent there"), Blame.NONE)
+def plain_http_credentials(server: str) -> UpstreamError:
+    """Credentials for a host that is reached without TLS; they are not sent. Counted: it may be an attack."""
+    metrics.upstream_untrusted.labels(server, "secret").inc()
+    error = Denied(f"{server} uses plain HTTP: credentials are not sent without TLS")
+    return UpstreamError(error, Cause.NOT_COUNTED)
 
 
-def helpless(message: str) -> Fault:
-    """Our own keychain does not work."""
-    return Fault(Unavailable(message, retry_after_s=RETRY_AFTER_S), Blame.NONE)
+def keychain_failed(message: str) -> UpstreamError:
+    """The keychain of this machine, or one of its credential helpers, failed."""
+    return UpstreamError(Unavailable(message, retry_after_s=RETRY_AFTER_S), Cause.NOT_COUNTED)

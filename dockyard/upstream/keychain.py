@@ -21,12 +21,12 @@ from typing import Any
 import attrs
 
 from dockyard.upstream import credential_helper as helpers
-from dockyard.upstream import errors as faults
-from dockyard.upstream.credential_helper import HelperFailed, ask_helper
+from dockyard.upstream import errors
+from dockyard.upstream.credential_helper import HelperFailed, run_helper
 
 FOUND_FOR_S = 300.0
 NOT_FOUND_FOR_S = 30.0
-FILE_BYTES_AT_MOST = 1024 * 1024
+MAX_FILE_BYTES = 1024 * 1024
 
 HUB_KEY = "https://index.docker.io/v1/"
 HUB_HOSTS = ("docker.io", "index.docker.io", "registry-1.docker.io", "registry.hub.docker.com")
@@ -73,7 +73,7 @@ class _File:
 class _Kept:
     """A helper's answer, or the run that will bring it."""
 
-    answer: "Future[helpers.Login | None]"
+    answer: "Future[helpers.HelperLogin | None]"
     good_until: float = float("inf")
     renewed_at: float = float("-inf")
 
@@ -100,7 +100,7 @@ class Keychain:
                 return entry
             return self._from_helper(file, *found, host, entry, timeout_s)
         except HelperFailed as exc:
-            raise faults.helpless(f"{exc}, so there is no login for this upstream") from exc
+            raise errors.keychain_failed(f"{exc}, so there is no login for this upstream") from exc
 
     def renew(self, host: str, repository: str, refused: Credential, timeout_s: float | None = None) -> Credential:
         """The login, after this one was refused: the helper is asked again, once in a while."""
@@ -133,7 +133,9 @@ class Keychain:
             return attrs.evolve(entry, identity_token=login.secret)
         return Credential(login.username, login.secret, registry_token=entry.registry_token)
 
-    def _ask(self, stamp: tuple[Any, ...], name: str, server: str, timeout_s: float | None) -> helpers.Login | None:
+    def _ask(
+        self, stamp: tuple[Any, ...], name: str, server: str, timeout_s: float | None
+    ) -> helpers.HelperLogin | None:
         """A helper's answer, from memory or from one run for all who wait. Raises HelperFailed."""
         key = (stamp, name, server)
         with self._lock:
@@ -152,7 +154,7 @@ class Keychain:
 
     def _run(self, kept: _Kept, name: str, server: str) -> None:
         try:
-            login = ask_helper(name, server, self._environ)
+            login = run_helper(name, server, self._environ)
         except HelperFailed as exc:
             kept.good_until = self._clock() + NOT_FOUND_FOR_S
             kept.answer.set_exception(exc)
@@ -205,8 +207,8 @@ class Keychain:
 def _load(path: Path, stamp: tuple[Any, ...]) -> _File:
     try:
         with path.open("rb") as file:
-            text = file.read(FILE_BYTES_AT_MOST + 1)
-        document = json.loads(text) if len(text) <= FILE_BYTES_AT_MOST else None
+            text = file.read(MAX_FILE_BYTES + 1)
+        document = json.loads(text) if len(text) <= MAX_FILE_BYTES else None
     except OSError as exc:
         raise HelperFailed(f"the keychain file {path.name} cannot be read") from exc
     except (ValueError, RecursionError):

@@ -27,13 +27,13 @@ from dockyard.oci.lists import (
 from dockyard.oci.manifest import ACCEPT, MAX_MANIFEST_BYTES, OCI_INDEX, Manifest
 from dockyard.oci.origin import DEFAULT_PORTS, Origin
 from dockyard.oci.reference import Digest
-from dockyard.upstream import errors as faults
-from dockyard.upstream.errors import Fault
-from dockyard.upstream.exchange import Question, Reply
+from dockyard.upstream import errors
+from dockyard.upstream.errors import UpstreamError
 from dockyard.upstream.headers import find_digest
 from dockyard.upstream.reading import check_encoding
-from dockyard.upstream.tokens import Budget
-from dockyard.upstream.urls import NotAPlace, Place, parse_place
+from dockyard.upstream.session import RegistryRequest, RegistryResponse
+from dockyard.upstream.tokens import CallLimits
+from dockyard.upstream.urls import InvalidUrl, Url, parse_http_url
 
 WALK_TIMEOUT_S = 30.0
 MAX_PAGES = 1000
@@ -45,14 +45,14 @@ PAGE_ENTRIES = 1000  # asked for at a time; what crane asks of every registry
 _NO_SUCH_API = frozenset({400, 404, 405, 406, 410})
 
 
-class Lists:
+class ListReader:
     """The lists of one registry. `ask` and `status_error` are the registry's own."""
 
     def __init__(
         self,
         who: str,
-        ask: Callable[[Question, Budget], Reply],
-        status_error: Callable[[Reply, Question], Fault | RegistryError],
+        ask: Callable[[RegistryRequest, CallLimits], RegistryResponse],
+        status_error: Callable[[RegistryResponse, RegistryRequest], UpstreamError | RegistryError],
     ) -> None:
         self._who = who
         self._ask = ask
@@ -60,7 +60,7 @@ class Lists:
 
     def tags(self, repository: str) -> list[str]:
         """All tags of a repository, sorted, each once. Raises Fault, RegistryError."""
-        question = Question("GET", repository, listing=f"tags/list?n={PAGE_ENTRIES}")
+        question = RegistryRequest("GET", repository, listing=f"tags/list?n={PAGE_ENTRIES}")
         found: set[str] = set()
         for reply, body in self._walk(question, self._deadline()):
             if body is None:
@@ -72,7 +72,7 @@ class Lists:
     def referrers(self, repository: str, digest: Digest) -> list[Referrer]:
         """All manifests that name this one as their subject. Raises Fault, RegistryError."""
         deadline = self._deadline()
-        question = Question("GET", repository, listing=f"referrers/{digest}", accept=OCI_INDEX)
+        question = RegistryRequest("GET", repository, listing=f"referrers/{digest}", accept=OCI_INDEX)
         pages: list[list[Referrer]] = []
         try:
             for reply, body in self._walk(question, deadline):
@@ -87,9 +87,9 @@ class Lists:
         return merge_referrers(pages)
 
     def _by_tag(self, repository: str, digest: Digest, deadline: float) -> list[Referrer]:
-        question = Question("GET", repository, referrers_tag(digest), accept=", ".join(ACCEPT))
+        question = RegistryRequest("GET", repository, referrers_tag(digest), accept=", ".join(ACCEPT))
         try:
-            reply = self._ask(question, Budget(deadline))
+            reply = self._ask(question, CallLimits(deadline))
         except ManifestUnknown as exc:  # as above
             raise self._denied(repository) from exc
         if reply.answer.status in (404, 410):
@@ -104,7 +104,7 @@ class Lists:
         manifest = Manifest.parse(body, reply.answer.header("Content-Type"), told)
         return merge_referrers([find_referrers(manifest) or []])
 
-    def _walk(self, question: Question, deadline: float) -> Iterator[tuple[Reply, bytes | None]]:
+    def _walk(self, question: RegistryRequest, deadline: float) -> Iterator[tuple[RegistryResponse, bytes | None]]:
         """Yield the pages, each with its body; None for a first page that is not there. Raises Fault."""
         room = MAX_BYTES
         seen: set[str] = set()
@@ -113,7 +113,7 @@ class Lists:
             if reply.answer.status != 200:
                 reply.answer.finish()
                 if number and isinstance(self._status_error(reply, question), NameUnknown):
-                    raise faults.garbage(self._who, "does not have all pages of a list")
+                    raise errors.bad_response(self._who, "does not have all pages of a list")
                 if number:
                     raise self._status_error(reply, question)
                 yield reply, None
@@ -124,43 +124,43 @@ class Lists:
             if place is None:
                 return
             if place.target in seen:
-                raise faults.garbage(self._who, "has a list whose pages lead back to each other")
+                raise errors.bad_response(self._who, "has a list whose pages lead back to each other")
             seen.add(place.target)
             room -= len(body)
             question = attrs.evolve(question, place=place)
-        raise faults.garbage(self._who, f"has a list of more than {MAX_PAGES} pages")
+        raise errors.bad_response(self._who, f"has a list of more than {MAX_PAGES} pages")
 
-    def _ask_page(self, question: Question, deadline: float) -> Reply:
+    def _ask_page(self, question: RegistryRequest, deadline: float) -> RegistryResponse:
         try:
-            return self._ask(question, Budget(deadline))
-        except Fault as fault:
+            return self._ask(question, CallLimits(deadline))
+        except UpstreamError as fault:
             if time.monotonic() < deadline:
                 raise
-            raise fault.blameless() from fault  # long lists are slow in registries that are otherwise well
+            raise fault.as_not_counted() from fault  # long lists are slow in registries that are otherwise well
 
-    def _read(self, reply: Reply, room: int) -> bytes:
+    def _read(self, reply: RegistryResponse, room: int) -> bytes:
         try:
             check_encoding(reply.answer)
-        except Fault:
+        except UpstreamError:
             reply.answer.close()
             raise
         return reply.answer.read(room)
 
-    def _next(self, reply: Reply) -> Place | None:
+    def _next(self, reply: RegistryResponse) -> Url | None:
         """Where the next page is: on the host that sent this one. Raises Fault."""
         here = reply.answer.place
         try:
             link = find_next(reply.answer.header_values("Link"))
-            place = parse_place(urljoin(here.url, link)) if link is not None else None
-        except (NotAPlace, ValueError) as exc:
-            raise faults.garbage(self._who, "has a list whose next page is nowhere") from exc
+            place = parse_http_url(urljoin(here.url, link)) if link is not None else None
+        except (InvalidUrl, ValueError) as exc:
+            raise errors.bad_response(self._who, "has a list whose next page is nowhere") from exc
         if place and not _is_same_host(place.origin, here.origin):
-            raise faults.forbidden(self._who, "has a list whose next page is on another host")
-        return Place(here.origin, place.target) if place else None
+            raise errors.destination_not_allowed(self._who, "has a list whose next page is on another host")
+        return Url(here.origin, place.target) if place else None
 
     def _check_count(self, count: int) -> None:
         if count > MAX_ENTRIES:
-            raise faults.garbage(self._who, f"has a list of more than {MAX_ENTRIES} entries")
+            raise errors.bad_response(self._who, f"has a list of more than {MAX_ENTRIES} entries")
 
     def _denied(self, repository: str) -> Denied:
         return Denied(f"{self._who} does not show us the referrers in {repository}")

@@ -3,7 +3,7 @@
 from dockyard import metrics
 from dockyard.oci.manifest import ACCEPT, MAX_MANIFEST_BYTES, Descriptor
 from dockyard.oci.reference import Digest, Reference
-from dockyard.upstream import errors as faults
+from dockyard.upstream import errors
 from dockyard.upstream.headers import (
     find_digest,
     find_limit,
@@ -12,11 +12,11 @@ from dockyard.upstream.headers import (
     parse_content_range,
     parse_length,
 )
-from dockyard.upstream.source import BlobSource
-from dockyard.upstream.transport import Answer
+from dockyard.upstream.source import UpstreamBlob
+from dockyard.upstream.transport import UpstreamResponse
 
 
-def find_descriptor(answer: Answer, reference: Reference) -> Descriptor | None:
+def find_descriptor(answer: UpstreamResponse, reference: Reference) -> Descriptor | None:
     """What a HEAD told, if it told all of it in a way that can be used."""
     digest = find_digest(answer.header("Docker-Content-Digest"))
     media_type = find_media_type(answer.header("Content-Type"))
@@ -33,7 +33,7 @@ def find_descriptor(answer: Answer, reference: Reference) -> Descriptor | None:
     return Descriptor(media_type, digest, length)
 
 
-def open_source(answer: Answer, start: int) -> BlobSource:
+def open_source(answer: UpstreamResponse, start: int) -> UpstreamBlob:
     """The body behind a 200 or 206, if its headers make sense. Raises Fault."""
     check_content(answer)
     length = length_of(answer)
@@ -44,39 +44,39 @@ def open_source(answer: Answer, start: int) -> BlobSource:
         try:
             content_range = parse_content_range(answer.header("Content-Range"))
         except ValueError as exc:
-            raise faults.garbage(answer.who, f"sent {exc}") from exc
+            raise errors.bad_response(answer.who, f"sent {exc}") from exc
         is_asked = start > 0 and content_range.first == start and content_range.last == content_range.total - 1
         if not is_asked or length not in (None, content_range.length):
-            raise faults.garbage(answer.who, "sent another range than was asked for")
+            raise errors.bad_response(answer.who, "sent another range than was asked for")
         size, begin = content_range.total, start
     answer.lift_deadline()
-    return BlobSource(answer, size, begin)
+    return UpstreamBlob(answer, size, begin)
 
 
-def length_of(answer: Answer) -> int | None:
+def length_of(answer: UpstreamResponse) -> int | None:
     """The Content-Length, None when there is none. Raises Fault."""
     try:
         return parse_length(answer.header_values("Content-Length"))
     except ValueError as exc:
-        raise faults.garbage(answer.who, f"sent {exc}") from exc
+        raise errors.bad_response(answer.who, f"sent {exc}") from exc
 
 
-def check_encoding(answer: Answer) -> None:
+def check_encoding(answer: UpstreamResponse) -> None:
     """Nothing is ever decoded: what comes encoded is not what the digest is about. Raises Fault."""
     if (answer.header("Content-Encoding") or "identity").strip().lower() != "identity":
-        raise faults.garbage(answer.who, "encoded what it sent, though asked not to")
+        raise errors.bad_response(answer.who, "encoded what it sent, though asked not to")
     if (answer.header("Transfer-Encoding") or "chunked").strip().lower() != "chunked":
-        raise faults.garbage(answer.who, "sent an unknown Transfer-Encoding")
+        raise errors.bad_response(answer.who, "sent an unknown Transfer-Encoding")
 
 
-def check_content(answer: Answer) -> None:
+def check_content(answer: UpstreamResponse) -> None:
     """As check_encoding; and no web page: captive portals and log-in forms answer 200. Raises Fault."""
     check_encoding(answer)
     if find_media_type(answer.header("Content-Type")) == "text/html":
-        raise faults.garbage(answer.who, "sent a web page instead of a blob")
+        raise errors.bad_response(answer.who, "sent a web page instead of a blob")
 
 
-def find_size(answer: Answer) -> int | None:
+def find_size(answer: UpstreamResponse) -> int | None:
     """The size of a blob, from the answer to a question for its first byte; None when the status tells none.
 
     Raises Fault.
@@ -89,16 +89,16 @@ def find_size(answer: Answer) -> int | None:
             case 200:
                 check_content(answer)
                 if (length := length_of(answer)) is None:
-                    raise faults.garbage(answer.who, "does not tell the size of a blob")
+                    raise errors.bad_response(answer.who, "does not tell the size of a blob")
                 return length
             case 416:
                 return find_unsatisfied_size(answer.header("Content-Range"))
     except ValueError as exc:
-        raise faults.garbage(answer.who, f"sent {exc}") from exc
+        raise errors.bad_response(answer.who, f"sent {exc}") from exc
     return None
 
 
-def note_limits(who: str, answer: Answer) -> None:
+def note_limits(who: str, answer: UpstreamResponse) -> None:
     """Count what the registry says of its limits, which Docker Hub counts by manifests."""
     for header, gauge in (
         ("ratelimit-limit", metrics.ratelimit_limit),

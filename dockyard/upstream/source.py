@@ -3,19 +3,19 @@
 import threading
 
 from dockyard.errors import Unavailable
-from dockyard.upstream import errors as faults
-from dockyard.upstream.errors import Fault
-from dockyard.upstream.transport import Answer
+from dockyard.upstream import errors
+from dockyard.upstream.errors import UpstreamError
+from dockyard.upstream.transport import UpstreamResponse
 
 
-class BlobSource:
+class UpstreamBlob:
     """A blob that is being received.
 
     `size` is the size of the whole blob, None when the upstream does not tell. `start` is the offset of the first byte
     that `read` gives: 0 when the upstream ignored the range.
     """
 
-    def __init__(self, answer: Answer, size: int | None, start: int) -> None:
+    def __init__(self, answer: UpstreamResponse, size: int | None, start: int) -> None:
         self.size = size
         self.start = start
         self._answer = answer
@@ -32,14 +32,14 @@ class BlobSource:
         """
         try:
             data = self._answer.read_some(amount)
-        except Fault as fault:
+        except UpstreamError as fault:
             raise fault.error from fault
         if self._is_aborted:
             raise Unavailable("the download was given up")
         if self._left is not None:
             self._left -= len(data)
             if not data and self._left:
-                raise faults.broken(self._answer.who).error
+                raise errors.connection_lost(self._answer.who).error
         return data
 
     def close(self) -> None:

@@ -17,50 +17,50 @@ from urllib.parse import quote, urlencode
 import attrs
 
 from dockyard.errors import Unavailable, UpstreamTimeout
-from dockyard.upstream import errors as faults
-from dockyard.upstream.errors import Blame, Fault, LoginRefused
+from dockyard.upstream import errors
+from dockyard.upstream.errors import AuthenticationFailed, Cause, UpstreamError
 from dockyard.upstream.headers import parse_retry_after
 from dockyard.upstream.keychain import Credential
-from dockyard.upstream.network_zones import Zone
-from dockyard.upstream.transport import Answer, Request
-from dockyard.upstream.urls import REDIRECTS, NotAPlace, Place, next_place
+from dockyard.upstream.network_zones import NetworkZone
+from dockyard.upstream.transport import UpstreamRequest, UpstreamResponse
+from dockyard.upstream.urls import REDIRECTS, InvalidUrl, Url, resolve_redirect
 
-TOKEN_BYTES_AT_MOST = 64 * 1024
+MAX_TOKEN_RESPONSE_BYTES = 64 * 1024
 LIFE_S = (60.0, 3600.0)
 RETRY_REFRESH_S = 10.0
 REFUSED_FOR_S = 30.0
-KEPT_AT_MOST = 1024
-HOPS_AT_MOST = 10
+MAX_CACHED_TOKENS = 1024
+MAX_REDIRECTS = 10
 CLIENT_ID = "dockyard"
 
 
-class Sender(Protocol):
+class RequestSender(Protocol):
     """What sends a request: the transport."""
 
-    def send(self, request: Request) -> Answer: ...
+    def send(self, request: UpstreamRequest) -> UpstreamResponse: ...
 
 
 @attrs.define(eq=False)
-class Budget:
+class CallLimits:
     """What one call to a registry may still cost. `deadline` is on the monotonic clock; None: no limit in all."""
 
     deadline: float | None
     token_requests: int = 2
     pings: int = 1
 
-    def left(self, at_most: float) -> float:
+    def left(self, max_bytes: float) -> float:
         """Seconds, at least 0."""
-        return at_most if self.deadline is None else max(0.0, min(at_most, self.deadline - time.monotonic()))
+        return max_bytes if self.deadline is None else max(0.0, min(max_bytes, self.deadline - time.monotonic()))
 
 
 @attrs.frozen
-class Service:
+class TokenEndpoint:
     """Where a registry has its tokens made, and for what."""
 
-    realm: Place
+    realm: Url
     name: str
     scopes: tuple[str, ...]
-    home: Zone  # where the registry lies
+    registry_zone: NetworkZone  # where the registry lies
 
 
 @attrs.define(eq=False)
@@ -81,19 +81,19 @@ class Refusals:
     def note(self, key: Hashable) -> None:
         with self._lock:
             self._until[key] = self._clock() + REFUSED_FOR_S
-            while len(self._until) > KEPT_AT_MOST:
+            while len(self._until) > MAX_CACHED_TOKENS:
                 self._until.popitem(last=False)
 
     def check(self, *keys: Hashable) -> None:
         """Raises LoginRefused."""
         if any(self._until.get(key, 0.0) > self._clock() for key in keys):
-            raise LoginRefused(is_anonymous=False, remembered=True)
+            raise AuthenticationFailed(is_anonymous=False, remembered=True)
 
 
-class Tokens:
+class TokenProvider:
     """The tokens of one upstream."""
 
-    def __init__(self, who: str, sender: Sender, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, who: str, sender: RequestSender, clock: Callable[[], float] = time.monotonic) -> None:
         self._who = f"the token service of {who}"
         self._sender = sender
         self._clock = clock
@@ -101,9 +101,11 @@ class Tokens:
         self._tokens: OrderedDict[Hashable, _Token] = OrderedDict()
         self._downloads: dict[Hashable, Future[str]] = {}
         self._refusals = Refusals(clock)
-        self._without_post: set[Place] = set()
+        self._without_post: set[Url] = set()
 
-    def get(self, service: Service, credential: Credential, budget: Budget, refused: str | None = None) -> str:
+    def get(
+        self, service: TokenEndpoint, credential: Credential, budget: CallLimits, refused: str | None = None
+    ) -> str:
         """A token; not the one that was just refused. Raises Fault, LoginRefused."""
         key = (service.realm, service.name, service.scopes, credential)
         with self._lock:
@@ -134,18 +136,18 @@ class Tokens:
             with self._lock:
                 del self._downloads[key]
 
-    def _wait(self, download: "Future[str]", budget: Budget) -> str:
+    def _wait(self, download: "Future[str]", budget: CallLimits) -> str:
         try:
             return download.result(None if budget.deadline is None else budget.left(float("inf")))
         except TimeoutError as exc:
-            raise faults.late(self._who) from exc
-        except Fault as exc:
-            raise Fault(exc.error, exc.blame) from exc
-        except LoginRefused as exc:
-            raise LoginRefused(is_anonymous=exc.is_anonymous) from exc
+            raise errors.timed_out(self._who) from exc
+        except UpstreamError as exc:
+            raise UpstreamError(exc.error, exc.cause) from exc
+        except AuthenticationFailed as exc:
+            raise AuthenticationFailed(is_anonymous=exc.is_anonymous) from exc
 
     def _make(
-        self, key: Hashable, service: Service, credential: Credential, budget: Budget, kept: _Token | None
+        self, key: Hashable, service: TokenEndpoint, credential: Credential, budget: CallLimits, kept: _Token | None
     ) -> str:
         begun = self._clock()
         try:
@@ -154,32 +156,32 @@ class Tokens:
             if kept is not None and deadline is not None:
                 deadline = time.monotonic() + budget.left(float("inf")) / 2
             value, life_s = self._try(service, credential, budget, deadline)
-        except Fault as fault:
+        except UpstreamError as fault:
             if kept is None:
                 # Another try was made here. One more by the caller would find the budget used up: a refusal, it seems.
-                raise Fault(fault.error, fault.blame) from fault
+                raise UpstreamError(fault.error, fault.cause) from fault
             kept.refresh_at = self._clock() + RETRY_REFRESH_S
             return kept.value
         token = _Token(value, begun + min(life_s * 2 / 3, life_s - 10.0), begun + life_s)
         with self._lock:
             self._tokens[key] = token
-            while len(self._tokens) > KEPT_AT_MOST:
+            while len(self._tokens) > MAX_CACHED_TOKENS:
                 self._tokens.popitem(last=False)
         return value
 
     def _try(
-        self, service: Service, credential: Credential, budget: Budget, deadline: float | None
+        self, service: TokenEndpoint, credential: Credential, budget: CallLimits, deadline: float | None
     ) -> tuple[str, float]:
         """As _exchange; an answer that breaks off gets one more try."""
         try:
             return self._exchange(service, credential, budget, deadline)
-        except Fault as fault:
-            if not fault.is_broken or not budget.token_requests:
+        except UpstreamError as fault:
+            if not fault.is_retryable or not budget.token_requests:
                 raise
         return self._exchange(service, credential, budget, deadline)
 
     def _exchange(
-        self, service: Service, credential: Credential, budget: Budget, deadline: float | None
+        self, service: TokenEndpoint, credential: Credential, budget: CallLimits, deadline: float | None
     ) -> tuple[str, float]:
         """Ask the token service; the token and its life in seconds."""
         login = (service.realm, credential)
@@ -195,16 +197,18 @@ class Tokens:
                 self._refuse(answer, (*login, service.name, service.scopes), credential)
         answer.finish()
         if answer.status == 429:
-            raise faults.limited(self._who, parse_retry_after(answer.header("Retry-After"), time.time()))
-        raise _outage(faults.failing(self._who, answer.status))
+            raise errors.rate_limited(self._who, parse_retry_after(answer.header("Retry-After"), time.time()))
+        raise _outage(errors.server_error(self._who, answer.status))
 
-    def _refuse(self, answer: Answer, key: Hashable, credential: Credential) -> NoReturn:
+    def _refuse(self, answer: UpstreamResponse, key: Hashable, credential: Credential) -> NoReturn:
         answer.finish()
         if not credential.is_anonymous:
             self._refusals.note(key)
-        raise LoginRefused(is_anonymous=credential.is_anonymous)
+        raise AuthenticationFailed(is_anonymous=credential.is_anonymous)
 
-    def _ask(self, service: Service, credential: Credential, budget: Budget, deadline: float | None) -> Answer:
+    def _ask(
+        self, service: TokenEndpoint, credential: Credential, budget: CallLimits, deadline: float | None
+    ) -> UpstreamResponse:
         """POST for identity tokens where the service knows it, else GET."""
         if credential.identity_token and service.realm not in self._without_post:
             fields = {
@@ -216,7 +220,7 @@ class Tokens:
             }
             headers = {"Content-Type": "application/x-www-form-urlencoded"}
             body = urlencode(fields).encode()
-            request = Request(self._who, "POST", service.realm, headers, deadline, service.home, body)
+            request = UpstreamRequest(self._who, "POST", service.realm, headers, deadline, service.registry_zone, body)
             answer = self._send(request, credential, budget)
             if answer.status not in (404, 405):
                 return answer
@@ -226,40 +230,42 @@ class Tokens:
         query = urlencode([*([("service", service.name)] if service.name else []), *scopes], quote_via=quote)
         place = service.realm.with_query(query)
         headers = {} if credential.is_anonymous else {"Authorization": credential.basic()}
-        for _ in range(HOPS_AT_MOST):
-            request = Request(self._who, "GET", place, headers, deadline, service.home, may_repeat=False)
+        for _ in range(MAX_REDIRECTS):
+            request = UpstreamRequest(
+                self._who, "GET", place, headers, deadline, service.registry_zone, may_repeat=False
+            )
             answer = self._send(request, credential, budget)
             if answer.status not in REDIRECTS:
                 return answer
             answer.finish()
             try:
-                place = next_place(place, answer.header("Location"))
-            except NotAPlace as exc:
-                raise faults.forbidden(self._who, f"redirects to {exc}") from exc
+                place = resolve_redirect(place, answer.header("Location"))
+            except InvalidUrl as exc:
+                raise errors.destination_not_allowed(self._who, f"redirects to {exc}") from exc
             budget.token_requests += 1  # a redirect is the same request
             if place.origin != service.realm.origin:
                 headers = {}
-        raise faults.garbage(self._who, "redirects without end")
+        raise errors.bad_response(self._who, "redirects without end")
 
-    def _send(self, request: Request, credential: Credential, budget: Budget) -> Answer:
+    def _send(self, request: UpstreamRequest, credential: Credential, budget: CallLimits) -> UpstreamResponse:
         if budget.token_requests <= 0:
-            raise LoginRefused(is_anonymous=credential.is_anonymous)
+            raise AuthenticationFailed(is_anonymous=credential.is_anonymous)
         budget.token_requests -= 1
         return self._sender.send(request)
 
-    def _read(self, answer: Answer, login: Hashable, credential: Credential) -> tuple[str, float]:
+    def _read(self, answer: UpstreamResponse, login: Hashable, credential: Credential) -> tuple[str, float]:
         try:
-            document = json.loads(answer.read(TOKEN_BYTES_AT_MOST))
+            document = json.loads(answer.read(MAX_TOKEN_RESPONSE_BYTES))
         except (ValueError, RecursionError) as exc:
-            raise _outage(faults.garbage(self._who, "sent something that is no token")) from exc
-        except Fault as exc:
+            raise _outage(errors.bad_response(self._who, "sent something that is no token")) from exc
+        except UpstreamError as exc:
             raise _outage(exc) from exc
         fields: dict[str, Any] = document if isinstance(document, dict) else {}
         token = fields.get("token") or fields.get("access_token")
         if not token and not credential.is_anonymous:
             self._refuse(answer, login, credential)  # how some services answer a wrong password
         if not isinstance(token, str) or not token.isascii() or not token.isprintable() or " " in token:
-            raise _outage(faults.garbage(self._who, "sent something that is no token"))
+            raise _outage(errors.bad_response(self._who, "sent something that is no token"))
         return token, _life_s(fields.get("expires_in"))
 
 
@@ -270,9 +276,9 @@ def _life_s(value: object) -> float:
     return float(value) if value < LIFE_S[1] else LIFE_S[1]
 
 
-def _outage(fault: Fault) -> Fault:
+def _outage(fault: UpstreamError) -> UpstreamError:
     """A token service that fails or talks nonsense is down, for who needs a token."""
     error = fault.error
     if not isinstance(error, Unavailable | UpstreamTimeout):
-        error = Unavailable(error.message, retry_after_s=faults.RETRY_AFTER_S)
-    return Fault(error, Blame.SILENCE, is_broken=fault.is_broken)
+        error = Unavailable(error.message, retry_after_s=errors.RETRY_AFTER_S)
+    return UpstreamError(error, Cause.NO_RESPONSE, is_retryable=fault.is_retryable)

@@ -2,7 +2,7 @@
 
 urllib3 keeps the connections and speaks HTTP; what is decided is decided here. It follows no redirect, retries
 nothing, decodes nothing, and sends the headers that it is given. Its connections are made and read by `sockets.py`,
-so that each wait fits the request's deadline and each address was checked. Its exceptions end here, as `Fault`.
+so that each wait fits the request's deadline and each address was checked. Its exceptions end here, as `UpstreamError`.
 """
 
 import logging
@@ -20,27 +20,27 @@ from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 
 from dockyard import __version__
 from dockyard.config.settings import Upstream, UpstreamLimits
-from dockyard.upstream import errors as faults
-from dockyard.upstream.dialer import DialFailed, Resolver, Stage, Watch
+from dockyard.upstream import errors
+from dockyard.upstream.dialer import Attempt, DialError, Resolver, Stage
 from dockyard.upstream.egress import make_tls_context, split_proxy
-from dockyard.upstream.errors import Fault
-from dockyard.upstream.network_zones import Zone, find_spelt_zone, is_reachable
-from dockyard.upstream.urls import Place, is_listed
+from dockyard.upstream.errors import UpstreamError
+from dockyard.upstream.network_zones import NetworkZone, find_literal_zone, is_zone_allowed
+from dockyard.upstream.urls import Url, is_in_host_list
 
-POOLS_AT_MOST = 16
-IDLE_CONNECTIONS_AT_MOST = 64
-IDLE_AT_MOST_S = 60.0
-WAIT_AT_MOST_S = 3600.0
-DRAINED_AT_MOST = 64 * 1024
+MAX_POOLS = 16
+MAX_IDLE_CONNECTIONS = 64
+MAX_IDLE_S = 60.0
+MAX_WAIT_S = 3600.0
+MAX_DRAINED_BYTES = 64 * 1024
 READ_BYTES = 64 * 1024
-HEADER_BYTES_AT_MOST = 64 * 1024  # of all headers; http.client takes a hundred of that size
+MAX_HEADER_BYTES = 64 * 1024  # of all headers; http.client takes a hundred of that size
 
 
 class _Watched:
     """What our connections do differently."""
 
-    watch: Watch
-    zone: Zone = Zone.PUBLIC
+    watch: Attempt
+    zone: NetworkZone = NetworkZone.PUBLIC
     proxy: Any
     port: int
     _dns_host: str
@@ -48,7 +48,7 @@ class _Watched:
     def _new_conn(self) -> Any:
         is_proxy = self.proxy is not None
         sock, zone = self.watch.dial(self._dns_host, self.port, is_proxy=is_proxy)
-        self.zone = self.watch.zone = Zone.PUBLIC if is_proxy else zone
+        self.zone = self.watch.zone = NetworkZone.PUBLIC if is_proxy else zone
         self.watch.stage = Stage.TLS if isinstance(self, HTTPSConnection) else Stage.ANSWER
         return sock
 
@@ -90,12 +90,12 @@ class _TLSPool(HTTPSConnectionPool):
             conn.connect()  # without urllib3's warning: who does not verify has said so in the settings
 
 
-def _watched(connection: Any, watch: Watch) -> Any:
+def _watched(connection: Any, watch: Attempt) -> Any:
     is_stale = watch.is_fresh or not watch.may_use(connection.zone)
     if (before := getattr(connection, "watch", None)) is not None:
         before.sock = None  # an abort of the request before must not reach this one
         # What lies between may have forgotten a connection that was idle for long, and tell nobody.
-        is_stale = is_stale or time.monotonic() - before.used_at > IDLE_AT_MOST_S
+        is_stale = is_stale or time.monotonic() - before.used_at > MAX_IDLE_S
     if is_stale:
         connection.close()
     connection.watch = watch
@@ -105,26 +105,26 @@ def _watched(connection: Any, watch: Watch) -> Any:
 
 
 @attrs.frozen
-class Request:
-    """One request. `who` names the other side in messages; `home` is where the registry lies that sent us there.
+class UpstreamRequest:
+    """One request. `who` names the server in messages; `registry_zone` is the zone of the registry.
 
     `may_repeat`: it may be sent once more when the connection breaks. A POST is sent once in any case.
     """
 
     who: str
     method: str
-    place: Place
+    place: Url
     headers: Mapping[str, str] = attrs.field(repr=False)
     deadline: float | None
-    home: Zone | None = None
+    registry_zone: NetworkZone | None = None
     body: bytes | None = attrs.field(default=None, repr=False)
     may_repeat: bool = True
 
 
-class Answer:
+class UpstreamResponse:
     """Status and headers of a response, and its body while it comes. Whoever has it ends it: `finish` or `close`."""
 
-    def __init__(self, request: Request, response: urllib3.BaseHTTPResponse, watch: Watch) -> None:
+    def __init__(self, request: UpstreamRequest, response: urllib3.BaseHTTPResponse, watch: Attempt) -> None:
         self.who = request.who
         self.place = request.place
         self.status = response.status
@@ -149,25 +149,25 @@ class Answer:
         except (failures.HTTPError, HTTPException, OSError, ValueError, AttributeError) as exc:
             self.close()
             # The headers came: whatever ails the body, the other side is there.
-            raise _explain(exc, self._watch, self.who).blameless() from exc
+            raise _explain(exc, self._watch, self.who).as_not_counted() from exc
 
-    def read(self, at_most: int) -> bytes:
-        """The whole body. Raises Fault; also when it has more than `at_most` bytes."""
+    def read(self, max_bytes: int) -> bytes:
+        """The whole body. Raises Fault; also when it has more than `max_bytes` bytes."""
         pieces = []
-        left = at_most
+        left = max_bytes
         while piece := self.read_some(min(left + 1, READ_BYTES)):
             left -= len(piece)
             if left < 0:
                 self.close()
-                raise faults.garbage(self.who, f"sent more than {at_most} bytes")
+                raise errors.bad_response(self.who, f"sent more than {max_bytes} bytes")
             pieces.append(piece)
         return b"".join(pieces)
 
     def finish(self) -> None:
         """Keep the connection for the next request if little is left to read; else close it."""
         try:
-            self.read(DRAINED_AT_MOST)
-        except Fault:
+            self.read(MAX_DRAINED_BYTES)
+        except UpstreamError:
             self.close()
 
     def close(self) -> None:
@@ -194,7 +194,7 @@ class Transport:
     def close(self) -> None:
         self._pools.clear()
 
-    def send(self, request: Request) -> Answer:
+    def send(self, request: UpstreamRequest) -> UpstreamResponse:
         """Send a request and wait for the headers of the answer. Raises Fault.
 
         A kept connection may have died unnoticed: a request that got no byte of an answer there is sent again on a
@@ -207,19 +207,19 @@ class Transport:
         while True:
             watch = self._watch(request, is_fresh=is_fresh)
             try:
-                return Answer(request, self._exchange(request, watch), watch)
-            except (DialFailed, failures.HTTPError, HTTPException, OSError, ValueError) as exc:
+                return UpstreamResponse(request, self._exchange(request, watch), watch)
+            except (DialError, failures.HTTPError, HTTPException, OSError, ValueError) as exc:
                 fault = _explain(exc, watch, request.who)
-                if watch.is_reused and not fault.is_broken:
+                if watch.is_reused and not fault.is_retryable:
                     self._pools.clear()  # it swallowed the request; the other idle ones may be as dead
                 tries_left -= not (watch.is_reused and not watch.received_bytes)
                 is_fresh = True
-                if not (fault.is_broken and may_repeat and tries_left):
+                if not (fault.is_retryable and may_repeat and tries_left):
                     # urllib3 puts URLs into some of its messages.
                     raise fault from (None if isinstance(exc, failures.LocationValueError) else exc)
 
-    def _exchange(self, request: Request, watch: Watch) -> urllib3.BaseHTTPResponse:
-        step_s = self._limits.stall_timeout or WAIT_AT_MOST_S
+    def _exchange(self, request: UpstreamRequest, watch: Attempt) -> urllib3.BaseHTTPResponse:
+        step_s = self._limits.stall_timeout or MAX_WAIT_S
         headers = {"User-Agent": f"dockyard/{__version__}", "Accept-Encoding": "identity", **request.headers}
         response = self._pools.urlopen(
             request.method,
@@ -233,37 +233,37 @@ class Transport:
             preload_content=False,
             decode_content=False,
         )
-        if sum(len(name) + len(value) for name, value in response.headers.items()) > HEADER_BYTES_AT_MOST:
+        if sum(len(name) + len(value) for name, value in response.headers.items()) > MAX_HEADER_BYTES:
             response.close()
             response.release_conn()
             raise HTTPException("too many headers")
         return response
 
-    def _watch(self, request: Request, *, is_fresh: bool) -> Watch:
-        return Watch(
+    def _watch(self, request: UpstreamRequest, *, is_fresh: bool) -> Attempt:
+        return Attempt(
             resolver=self._resolver,
-            connect_s=self._limits.connect_timeout or WAIT_AT_MOST_S,
-            step_s=self._limits.stall_timeout or WAIT_AT_MOST_S,
+            connect_s=self._limits.connect_timeout or MAX_WAIT_S,
+            step_s=self._limits.stall_timeout or MAX_WAIT_S,
             deadline=request.deadline,
-            home=None if self._is_trusted(request.place) else request.home or Zone.PUBLIC,
+            registry_zone=None if self._is_trusted(request.place) else request.registry_zone or NetworkZone.PUBLIC,
             is_fresh=is_fresh,
         )
 
-    def _is_trusted(self, place: Place) -> bool:
+    def _is_trusted(self, place: Url) -> bool:
         """The registry itself may lie anywhere, and so may what the operator lists."""
-        return place.origin == self._upstream.origin or is_listed(place.origin, self._upstream.trusted_hosts)
+        return place.origin == self._upstream.origin or is_in_host_list(place.origin, self._upstream.trusted_hosts)
 
-    def _check_literal(self, request: Request) -> None:
+    def _check_literal(self, request: UpstreamRequest) -> None:
         """What is spelt out is judged before a lookup; behind a proxy, where names are looked up, there is no more."""
         if self._is_trusted(request.place):
             return
-        zone = find_spelt_zone(request.place.origin.host)
-        if zone is not None and not is_reachable(zone, request.home or Zone.PUBLIC):
-            raise faults.forbidden(request.who, "is at an address that is not allowed")
+        zone = find_literal_zone(request.place.origin.host)
+        if zone is not None and not is_zone_allowed(zone, request.registry_zone or NetworkZone.PUBLIC):
+            raise errors.destination_not_allowed(request.who, "is at an address that is not allowed")
 
 
 def _pools(upstream: Upstream) -> urllib3.PoolManager:
-    options: dict[str, Any] = {"num_pools": POOLS_AT_MOST, "maxsize": IDLE_CONNECTIONS_AT_MOST, "block": False}
+    options: dict[str, Any] = {"num_pools": MAX_POOLS, "maxsize": MAX_IDLE_CONNECTIONS, "block": False}
     pools: urllib3.PoolManager
     if upstream.proxy:
         address, login = split_proxy(upstream.proxy)
@@ -281,31 +281,31 @@ def _pools(upstream: Upstream) -> urllib3.PoolManager:
     return pools
 
 
-def _explain(exc: Exception, watch: Watch, who: str) -> Fault:
+def _explain(exc: Exception, watch: Attempt, who: str) -> UpstreamError:
     """The fault behind an exception of urllib3, http.client or the socket."""
     inner = exc.args[-1] if isinstance(exc, failures.ProtocolError) and exc.args else exc
     match inner:
-        case DialFailed():
+        case DialError():
             return _explain_dial(inner, who)
         case failures.TimeoutError() | TimeoutError():
-            return faults.late(who)
+            return errors.timed_out(who)
     if watch.stage is Stage.TLS:
-        return faults.insecure(who)
+        return errors.tls_failed(who)
     if watch.stage is Stage.CONNECT:
-        return faults.unreachable(who, "its proxy does not let us through")
+        return errors.unreachable(who, "its proxy does not let us through")
     match inner:
         case RemoteDisconnected() | IncompleteRead():
-            return faults.broken(who)
+            return errors.connection_lost(who)
         case HTTPException() | ValueError() | failures.InvalidHeader() | failures.LocationValueError():
-            return faults.garbage(who, "sent something that is not HTTP")
-    return faults.broken(who)
+            return errors.bad_response(who, "sent something that is not HTTP")
+    return errors.connection_lost(who)
 
 
-def _explain_dial(failed: DialFailed, who: str) -> Fault:
-    if failed.is_forbidden:
-        return faults.forbidden(who, f"is at {failed.why}")
-    if failed.is_late:
-        return faults.late(who)
-    fault = faults.unreachable(who, failed.why)
-    fault.is_broken = failed.is_refused
+def _explain_dial(exc: DialError, who: str) -> UpstreamError:
+    if exc.is_forbidden:
+        return errors.destination_not_allowed(who, f"is at {exc.why}")
+    if exc.is_timeout:
+        return errors.timed_out(who)
+    fault = errors.unreachable(who, exc.why)
+    fault.is_retryable = exc.is_refused
     return fault

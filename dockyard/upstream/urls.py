@@ -20,12 +20,12 @@ _HOST = re.compile(r"[a-z0-9](?:[a-z0-9_.-]{0,251}[a-z0-9.])?")
 _AUTHORITY = re.compile(r"(\[[0-9a-f:.]+\]|[^\[\]:@]+)(?::([0-9]{1,5}))?")
 
 
-class NotAPlace(ValueError):
+class InvalidUrl(ValueError):
     """The text is no URL that we go to. The message says why and does not repeat the text."""
 
 
 @attrs.frozen
-class Place:
+class Url:
     """An origin, and what is asked for there: path and query as they are sent."""
 
     origin: Origin
@@ -35,50 +35,50 @@ class Place:
     def url(self) -> str:
         return f"{self.origin}{self.target}"
 
-    def with_query(self, query: str) -> "Place":
+    def with_query(self, query: str) -> "Url":
         """The same place with more in its query."""
         separator = "&" if "?" in self.target else "?"
-        return Place(self.origin, f"{self.target}{separator}{query}")
+        return Url(self.origin, f"{self.target}{separator}{query}")
 
 
-def parse_place(url: str) -> Place:
+def parse_http_url(url: str) -> Url:
     """An absolute http or https URL without userinfo; a fragment is dropped. Raises NotAPlace."""
     if len(url) > MAX_URL_LENGTH or not _PRINTABLE.fullmatch(url):
-        raise NotAPlace("a malformed URL")
+        raise InvalidUrl("a malformed URL")
     try:
         parts = urlsplit(url)
     except ValueError:
-        raise NotAPlace("a malformed URL") from None
+        raise InvalidUrl("a malformed URL") from None
     if parts.scheme not in DEFAULT_PORTS:
-        raise NotAPlace("a URL that is neither http nor https")
+        raise InvalidUrl("a URL that is neither http nor https")
     if "@" in parts.netloc:
-        raise NotAPlace("a URL with a user name")
+        raise InvalidUrl("a URL with a user name")
     match = _AUTHORITY.fullmatch(parts.netloc.lower())
     if match is None:
-        raise NotAPlace("a malformed URL")
+        raise InvalidUrl("a malformed URL")
     host, port = _parse_host(match[1].strip("[]")), int(match[2] or DEFAULT_PORTS[parts.scheme])
     if not 0 < port < 65536:
-        raise NotAPlace("a malformed URL")
+        raise InvalidUrl("a malformed URL")
     target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-    return Place(Origin(parts.scheme, host, port), target)
+    return Url(Origin(parts.scheme, host, port), target)
 
 
-def next_place(here: Place, location: str | None) -> Place:
+def resolve_redirect(here: Url, location: str | None) -> Url:
     """Where a redirect leads: relative to `here`, never from https to http. Raises NotAPlace."""
     if not location or len(location) > MAX_URL_LENGTH or not _PRINTABLE.fullmatch(location):
-        raise NotAPlace("no usable Location")
+        raise InvalidUrl("no usable Location")
     try:
-        place = parse_place(urljoin(here.url, location))
-    except NotAPlace:
+        place = parse_http_url(urljoin(here.url, location))
+    except InvalidUrl:
         raise
     except ValueError:
-        raise NotAPlace("a malformed URL") from None
+        raise InvalidUrl("a malformed URL") from None
     if here.origin.scheme == "https" and place.origin.scheme == "http":
-        raise NotAPlace("a step down from https to http")
+        raise InvalidUrl("a step down from https to http")
     return place
 
 
-def is_listed(origin: Origin, hosts: tuple[str, ...]) -> bool:
+def is_in_host_list(origin: Origin, hosts: tuple[str, ...]) -> bool:
     """Is the origin in a list of `host` and `host:port` entries?"""
     host = f"[{origin.host}]" if ":" in origin.host else origin.host
     return bool({origin.host, host, f"{host}:{origin.port}"} & {entry.lower() for entry in hosts})
@@ -88,8 +88,8 @@ def _parse_host(host: str) -> str:
     if ":" not in host:
         if _HOST.fullmatch(host) and ".." not in host:
             return host
-        raise NotAPlace("a malformed URL")
+        raise InvalidUrl("a malformed URL")
     try:
         return str(IPv6Address(host))
     except ValueError:
-        raise NotAPlace("a malformed URL") from None
+        raise InvalidUrl("a malformed URL") from None

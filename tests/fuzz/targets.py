@@ -32,10 +32,10 @@ from dockyard.oci.reference import Digest, Name, Tag, parse_reference
 from dockyard.routing import Router
 from dockyard.storage.keys import blob_key, manifest_key, tag_key
 from dockyard.upstream.credential_helper import HelperFailed, _parse
-from dockyard.upstream.errors import Fault
+from dockyard.upstream.errors import UpstreamError
 from dockyard.upstream.keychain import Keychain
-from dockyard.upstream.network_zones import find_spelt_zone, zone_of
-from dockyard.upstream.urls import NotAPlace, Place, next_place, parse_place
+from dockyard.upstream.network_zones import find_literal_zone, find_zone
+from dockyard.upstream.urls import InvalidUrl, Url, parse_http_url, resolve_redirect
 from dockyard.web.paths import PathRouter
 from dockyard.web.request_filter import MAX_PATH_BYTES, _check
 from tests.unit.oci.test_reference import is_component
@@ -44,7 +44,7 @@ from tests.unit.web.test_paths import Endpoint
 CANARY = "canary-2b9e"
 HEX = "0123456789abcdef" * 4
 KINDS = ("manifests", "blobs", "tags", "referrers")
-HERE = Place(Origin("https", "registry.example.com", 443), "/v2/a/blobs/x?y=1")
+HERE = Url(Origin("https", "registry.example.com", 443), "/v2/a/blobs/x?y=1")
 
 
 @attrs.frozen
@@ -182,8 +182,8 @@ def feed_challenge(data: bytes) -> None:
     picked = pick_challenge(challenges)
     for realm in (text, f"https://{text}", picked.parameters.get("realm", "") if picked else ""):
         try:
-            place = parse_place(realm)
-        except NotAPlace:
+            place = parse_http_url(realm)
+        except InvalidUrl:
             continue
         if is_realm_trusted(realm, HERE.origin):
             host = place.origin.host
@@ -228,8 +228,8 @@ def feed_location(data: bytes) -> None:
     """A Location that is followed means the same to another URL parser, and is checked by its address."""
     text = data.decode("latin-1")
     try:
-        place = next_place(HERE, text)
-    except NotAPlace:
+        place = resolve_redirect(HERE, text)
+    except InvalidUrl:
         return
     other = parse_url(place.url)
     assert place.origin.scheme == other.scheme == "https"
@@ -239,9 +239,9 @@ def feed_location(data: bytes) -> None:
     assert place.url.isascii()
     assert place.url.isprintable()
     assert " " not in place.url
-    find_spelt_zone(place.origin.host)
+    find_literal_zone(place.origin.host)
     if ":" in place.origin.host:
-        assert find_spelt_zone(place.origin.host) is zone_of(place.origin.host)
+        assert find_literal_zone(place.origin.host) is find_zone(place.origin.host)
 
 
 # Settings and keychains
@@ -286,7 +286,7 @@ def _said(ask: Callable[[], object]) -> str:
     """The visible text of a result, or of the error raised instead."""
     try:
         return repr(ask())
-    except Fault as exc:
+    except UpstreamError as exc:
         return exc.error.message
     except HelperFailed as exc:
         return str(exc)

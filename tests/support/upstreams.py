@@ -14,10 +14,10 @@ import trustme
 from dockyard.config.settings import Auth, Upstream, UpstreamLimits
 from dockyard.config.types import Secret
 from dockyard.oci.reference import Tag
-from dockyard.upstream.circuit_breaker import Breaker
-from dockyard.upstream.client import Registry
+from dockyard.upstream.circuit_breaker import CircuitBreaker
+from dockyard.upstream.client import RegistryClient
 from dockyard.upstream.keychain import Keychain
-from dockyard.upstream.network_zones import Zone, find_spelt_zone, zone_of
+from dockyard.upstream.network_zones import NetworkZone, find_literal_zone, find_zone
 from tests.support.fake_registry import Change, FakeRegistry
 from tests.support.raw_http import Exchange, Request
 
@@ -38,7 +38,7 @@ class Ward:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.fake_registry = FakeRegistry()
-        self._registries: list[Registry] = []
+        self._registries: list[RegistryClient] = []
 
     def __enter__(self) -> Self:
         return self
@@ -56,14 +56,14 @@ class Ward:
         limits: UpstreamLimits = LIMITS,
         environ: Mapping[str, str] | None = None,
         **upstream: Any,
-    ) -> Registry:
+    ) -> RegistryClient:
         """A registry object; `at` is what `registry:` holds, the fake registry's own listener if it is not given."""
         name = f"up{len(self._registries)}.test"
-        registry = Registry(
+        registry = RegistryClient(
             Upstream(name, at or self.fake_registry.url, auth, **upstream),
             limits,
             Keychain(environ or {}),
-            Breaker(self.directory, name, interval_s=60.0),
+            CircuitBreaker(self.directory, name, interval_s=60.0),
         )
         self._registries.append(registry)
         return registry
@@ -95,11 +95,11 @@ def methods(exchanges: list[Exchange]) -> list[str]:
     return [exchange.request.method for exchange in exchanges]
 
 
-def pretend(monkeypatch: pytest.MonkeyPatch, zones: Mapping[str, Zone]) -> None:
+def pretend(monkeypatch: pytest.MonkeyPatch, zones: Mapping[str, NetworkZone]) -> None:
     """Let some loopback addresses pass for addresses elsewhere."""
-    monkeypatch.setattr("dockyard.upstream.dialer.zone_of", lambda address: zones.get(address) or zone_of(address))
-    spelt = "dockyard.upstream.transport.find_spelt_zone"
-    monkeypatch.setattr(spelt, lambda host: zones.get(host) or find_spelt_zone(host))
+    monkeypatch.setattr("dockyard.upstream.dialer.find_zone", lambda address: zones.get(address) or find_zone(address))
+    spelt = "dockyard.upstream.transport.find_literal_zone"
+    monkeypatch.setattr(spelt, lambda host: zones.get(host) or find_literal_zone(host))
 
 
 def certified(authority: trustme.CA, *names: str) -> ssl.SSLContext:

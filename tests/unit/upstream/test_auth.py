@@ -15,7 +15,7 @@ from dockyard.errors import BlobUnknown, Denied, ManifestUnknown, Unavailable
 from dockyard.oci.reference import Digest
 from dockyard.upstream import auth as login
 from dockyard.upstream import keychain as keychain_module
-from dockyard.upstream.credential_helper import ask_helper
+from dockyard.upstream.credential_helper import run_helper
 from tests.support import faults
 from tests.support.bodies import digest_of
 from tests.support.fake_auth import FakeTokenService, require_authorization
@@ -319,7 +319,7 @@ def test_a_helper_that_does_not_work_is_an_outage(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Never an anonymous pull; nothing it printed is repeated; the registry is not asked and not blamed (T37, C7)."""
-    monkeypatch.setattr(keychain_module, "ask_helper", partial(ask_helper, timeout_s=1.0))
+    monkeypatch.setattr(keychain_module, "run_helper", partial(run_helper, timeout_s=1.0))
     if script is not None:
         helper(tmp_path, "ours", script)
     environ = keychain(tmp_path, {"credHelpers": {ward.fake_registry.authority: "ours"}})

@@ -19,8 +19,8 @@ from dockyard.errors import (
 )
 from dockyard.oci.manifest import ACCEPT, MAX_MANIFEST_BYTES
 from dockyard.oci.reference import Digest, Tag
-from dockyard.upstream.client import Registry
-from dockyard.upstream.network_zones import Zone
+from dockyard.upstream.client import RegistryClient
+from dockyard.upstream.network_zones import NetworkZone
 from tests.support import faults
 from tests.support.bodies import digest_of
 from tests.support.fake_auth import FakeTokenService, require_authorization
@@ -44,7 +44,7 @@ def image(ward: Ward) -> Image:
     return ward.fake_registry.add_image("lib/app", "latest")
 
 
-def received(registry: Registry, repository: str, digest: str, start: int = 0) -> bytes:
+def received(registry: RegistryClient, repository: str, digest: str, start: int = 0) -> bytes:
     """A whole blob, read in pieces."""
     source = registry.open_blob(repository, Digest.parse(digest), start)
     pieces = []
@@ -570,7 +570,7 @@ FORBIDDEN = [
 @pytest.mark.parametrize("host", FORBIDDEN)
 def test_a_public_registry_does_not_lead_inside(ward: Ward, host: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither by redirect nor by realm, however the address is spelt; nothing is connected to (R1, R3, U20)."""
-    pretend(monkeypatch, {"127.0.0.2": Zone.PUBLIC})
+    pretend(monkeypatch, {"127.0.0.2": NetworkZone.PUBLIC})
     public = ward.fake_registry.listen("public", "127.0.0.2")
     inside = f"http://{host}:{ward.fake_registry.listener.port}"
     ward.fake_registry.on("manifest", faults.redirected(f"{inside}/v2/"), reference="moved")
@@ -588,7 +588,10 @@ def test_a_public_registry_does_not_lead_inside(ward: Ward, host: str, monkeypat
 
 def test_a_registry_inside_may_point_to_its_neighbours(ward: Ward, monkeypatch: pytest.MonkeyPatch) -> None:
     """But not to the machine itself, nor to metadata services; unless that is listed (R5)."""
-    pretend(monkeypatch, {"127.0.0.2": Zone.PRIVATE, "127.0.0.3": Zone.PRIVATE, "127.0.0.4": Zone.NEVER})
+    pretend(
+        monkeypatch,
+        {"127.0.0.2": NetworkZone.PRIVATE, "127.0.0.3": NetworkZone.PRIVATE, "127.0.0.4": NetworkZone.FORBIDDEN},
+    )
     digest = ward.fake_registry.add_blob(BLOB)
     at = ward.fake_registry.listen("registry inside", "127.0.0.2").url
     ward.fake_registry.listen("neighbour", "127.0.0.3")

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 import pytest
 
 from dockyard.upstream import dialer as sockets
-from dockyard.upstream.dialer import LOOKUPS_AT_MOST, DialFailed, Found, Resolver, Watch
-from dockyard.upstream.network_zones import Zone
+from dockyard.upstream.dialer import MAX_LOOKUPS, Address, Attempt, DialError, Resolver
+from dockyard.upstream.network_zones import NetworkZone
 from tests.support.upstreams import together
 
 V4, V6 = socket.AF_INET, socket.AF_INET6
@@ -19,12 +19,12 @@ class Names:
     """Stands for the C library: names that were given to it, and names that hang until told."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.known: dict[str, list[Found]] = {}
+        self.known: dict[str, list[Address]] = {}
         self.hang = threading.Event()
         self.asked: list[str] = []
         monkeypatch.setattr(sockets, "_lookup", self.look_up)
 
-    def look_up(self, host: str, port: int, flags: int = 0) -> list[Found]:
+    def look_up(self, host: str, port: int, flags: int = 0) -> list[Address]:
         if flags:
             raise OSError("not a number")
         self.asked.append(host)
@@ -43,9 +43,11 @@ def names(monkeypatch: pytest.MonkeyPatch) -> Iterator[Names]:
     names.hang.set()
 
 
-def watch(resolver: Resolver, deadline_s: float = 5.0, home: Zone | None = None) -> Watch:
+def watch(resolver: Resolver, deadline_s: float = 5.0, registry_zone: NetworkZone | None = None) -> Attempt:
     """Limits for one request that starts now."""
-    return Watch(resolver, connect_s=1.0, step_s=1.0, deadline=time.monotonic() + deadline_s, home=home)
+    return Attempt(
+        resolver, connect_s=1.0, step_s=1.0, deadline=time.monotonic() + deadline_s, registry_zone=registry_zone
+    )
 
 
 def test_a_lookup_that_hangs_ends_in_time(names: Names) -> None:
@@ -53,7 +55,7 @@ def test_a_lookup_that_hangs_ends_in_time(names: Names) -> None:
     resolver = Resolver()
 
     def ask() -> str:
-        with pytest.raises(DialFailed) as caught:
+        with pytest.raises(DialError) as caught:
             resolver.find("hangs.test", 443, 0.1)
         return caught.value.why
 
@@ -67,10 +69,10 @@ def test_hanging_lookups_do_not_pile_up(names: Names) -> None:
     """Only so many run at once; the next is refused at once, and names come back when the name server does."""
     names.known["fine.test"] = [(V4, ("192.0.2.1", 443))]
     resolver = Resolver()
-    for number in range(LOOKUPS_AT_MOST):
-        with pytest.raises(DialFailed):
+    for number in range(MAX_LOOKUPS):
+        with pytest.raises(DialError):
             resolver.find(f"hangs-{number}.test", 443, 0.01)
-    with pytest.raises(DialFailed, match="name server"):
+    with pytest.raises(DialError, match="name server"):
         resolver.find("fine.test", 443, 5)
     names.hang.set()
     deadline = time.monotonic() + 5
@@ -92,7 +94,7 @@ def test_families_are_tried_in_turn_and_what_worked_first(names: Names) -> None:
 
 def test_an_unknown_name_is_told(names: Names) -> None:
     """In words that do not repeat the name."""
-    with pytest.raises(DialFailed) as caught:
+    with pytest.raises(DialError) as caught:
         Resolver().find("nowhere.test", 443, 5)
     assert "nowhere" not in str(caught.value)
     assert names.asked == ["nowhere.test"]
@@ -107,7 +109,7 @@ def test_the_next_address_is_tried(names: Names) -> None:
         sock, zone = watch(Resolver()).dial("two.test", 0, is_proxy=False)
         with sock:
             assert sock.getpeername() == alive
-        assert zone is Zone.LOOPBACK
+        assert zone is NetworkZone.LOOPBACK
 
 
 def test_addresses_that_are_not_allowed_are_not_connected_to(names: Names) -> None:
@@ -115,8 +117,8 @@ def test_addresses_that_are_not_allowed_are_not_connected_to(names: Names) -> No
     with socket.create_server(("127.0.0.1", 0)) as server:
         server.setblocking(False)
         names.known["rebound.test"] = [(V4, server.getsockname())]
-        with pytest.raises(DialFailed) as caught:
-            watch(Resolver(), home=Zone.PUBLIC).dial("rebound.test", 0, is_proxy=False)
+        with pytest.raises(DialError) as caught:
+            watch(Resolver(), registry_zone=NetworkZone.PUBLIC).dial("rebound.test", 0, is_proxy=False)
         assert caught.value.is_forbidden
         with pytest.raises(BlockingIOError):
             server.accept()
@@ -125,7 +127,7 @@ def test_addresses_that_are_not_allowed_are_not_connected_to(names: Names) -> No
 
 def test_a_deadline_that_is_over_connects_to_nobody(names: Names) -> None:
     """It is late, whatever else would have happened."""
-    with pytest.raises(DialFailed) as caught:
+    with pytest.raises(DialError) as caught:
         watch(Resolver(), deadline_s=-1).dial("any.test", 1, is_proxy=False)
-    assert caught.value.is_late
+    assert caught.value.is_timeout
     assert names.asked == []

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from dockyard.errors import Unavailable
-from dockyard.upstream.credential_helper import HelperFailed, Login, ask_helper
-from dockyard.upstream.errors import Blame, Fault
+from dockyard.upstream.credential_helper import HelperFailed, HelperLogin, run_helper
+from dockyard.upstream.errors import Cause, UpstreamError
 from dockyard.upstream.keychain import ANONYMOUS, FOUND_FOR_S, NOT_FOUND_FOR_S, Credential, Keychain
 from tests.support.upstreams import error_text, together
 
@@ -153,10 +153,10 @@ def test_an_entry_becomes_a_credential(tmp_path: Path, entry: dict[str, str], cr
 def test_a_file_that_makes_no_sense_is_an_error(tmp_path: Path, document: object) -> None:
     """Not an anonymous pull; and the error does not quote it."""
     write(tmp_path / "config.json", document)
-    with pytest.raises(Fault) as caught:
+    with pytest.raises(UpstreamError) as caught:
         Keychain({"DOCKER_CONFIG": str(tmp_path)}).credential_for("r.test", "a")
     assert isinstance(caught.value.error, Unavailable)
-    assert caught.value.blame is Blame.NONE
+    assert caught.value.cause is Cause.NOT_COUNTED
     assert "s3cret" not in error_text(caught.value)
     assert str(tmp_path) not in caught.value.error.message
 
@@ -275,7 +275,7 @@ def test_a_failure_is_kept_for_a_shorter_while(helpers: Helpers) -> None:
     clock = Clock()
     keychain = Keychain(helpers.environ, clock)
     for _ in range(3):
-        with pytest.raises(Fault, match="failed"):
+        with pytest.raises(UpstreamError, match="failed"):
             keychain.credential_for("r.test", "a")
     assert len(helpers.asked("ours")) == 1
     clock.now += NOT_FOUND_FOR_S + 1
@@ -318,7 +318,7 @@ def test_who_waits_for_a_slow_helper_waits_no_longer_than_it_may(helpers: Helper
     write(helpers.directory / "config.json", {"credsStore": "slow"})
     keychain = Keychain(helpers.environ)
     begun = time.monotonic()
-    with pytest.raises(Fault, match="too long"):
+    with pytest.raises(UpstreamError, match="too long"):
         keychain.credential_for("r.test", "a", 0.1)
     assert time.monotonic() - begun < 2
     fifo.write_text(json.dumps({"Username": "ann", "Secret": "s3cret"}))
@@ -339,7 +339,7 @@ def test_the_ecr_helper_says_not_found_whatever_went_wrong(helpers: Helpers, hos
     if not is_error:
         assert keychain.credential_for(host, "a") == ANONYMOUS
         return
-    with pytest.raises(Fault, match=r"ecr-login\.log"):
+    with pytest.raises(UpstreamError, match=r"ecr-login\.log"):
         keychain.credential_for(host, "a")
 
 
@@ -350,14 +350,14 @@ def test_the_ecr_helper_says_not_found_whatever_went_wrong(helpers: Helpers, hos
 def test_a_helper_has_a_plain_name(helpers: Helpers, name: str) -> None:
     """Nothing that a path or a shell would understand (C7)."""
     with pytest.raises(HelperFailed, match="malformed"):
-        ask_helper(name, "r.test", helpers.environ)
+        run_helper(name, "r.test", helpers.environ)
 
 
 def test_a_helper_sees_our_environment_and_no_shell(helpers: Helpers) -> None:
     """What was passed in, and the server as one line."""
     helpers.program("env", """read server; echo "{\\"Username\\":\\"$WHO\\",\\"Secret\\":\\"$server\\"}" """)
     environ = {**helpers.environ, "WHO": "ann"}
-    assert ask_helper("env", "r.test;$(id)", environ) == Login("ann", "r.test;$(id)")
+    assert run_helper("env", "r.test;$(id)", environ) == HelperLogin("ann", "r.test;$(id)")
 
 
 def test_a_helper_that_hangs_is_killed_with_its_children(helpers: Helpers) -> None:
@@ -365,7 +365,7 @@ def test_a_helper_that_hangs_is_killed_with_its_children(helpers: Helpers) -> No
     helpers.program("hangs", f"sleep 60 & echo $! > {helpers.directory}/child; wait")
     begun = time.monotonic()
     with pytest.raises(HelperFailed, match="too long"):
-        ask_helper("hangs", "r.test", helpers.environ, timeout_s=0.5)
+        run_helper("hangs", "r.test", helpers.environ, timeout_s=0.5)
     assert time.monotonic() - begun < 5
     child = int((helpers.directory / "child").read_text())
     deadline = time.monotonic() + 5

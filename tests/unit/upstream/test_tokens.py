@@ -13,13 +13,13 @@ import pytest
 from dockyard.config.settings import Auth
 from dockyard.errors import BadUpstream, Denied, ManifestUnknown, RegistryError, TooManyRequests, Unavailable
 from dockyard.oci.reference import Digest
-from dockyard.upstream.errors import Blame, Fault, LoginRefused, failing
+from dockyard.upstream.errors import AuthenticationFailed, Cause, UpstreamError, server_error
 from dockyard.upstream.keychain import ANONYMOUS as NOBODY
 from dockyard.upstream.keychain import Credential
-from dockyard.upstream.network_zones import Zone
-from dockyard.upstream.tokens import Budget, Service, Tokens
-from dockyard.upstream.transport import Answer, Request
-from dockyard.upstream.urls import parse_place
+from dockyard.upstream.network_zones import NetworkZone
+from dockyard.upstream.tokens import CallLimits, TokenEndpoint, TokenProvider
+from dockyard.upstream.transport import UpstreamRequest, UpstreamResponse
+from dockyard.upstream.urls import parse_http_url
 from tests.support import faults
 from tests.support.bodies import Endless
 from tests.support.fake_auth import FakeTokenService, bearer_challenge
@@ -331,14 +331,14 @@ class Mint:
     """A token service in a function: counts, and does what the test wants."""
 
     def __init__(self) -> None:
-        self.requests: list[Request] = []
+        self.requests: list[UpstreamRequest] = []
         self.life: object = 300
-        self.fault: Fault | None = None
+        self.fault: UpstreamError | None = None
         self.post_status = 200
         self.wait = threading.Event()
         self.wait.set()
 
-    def send(self, request: Request) -> Answer:
+    def send(self, request: UpstreamRequest) -> UpstreamResponse:
         self.requests.append(request)
         self.wait.wait(5)
         if self.fault is not None:
@@ -357,7 +357,7 @@ class Canned:
     def header(self, name: str) -> None:
         return None
 
-    def read(self, at_most: int) -> bytes:
+    def read(self, max_bytes: int) -> bytes:
         return self.body
 
     def finish(self) -> None:
@@ -371,7 +371,7 @@ class Clock:
         return self.now
 
 
-SERVICE = Service(parse_place("https://auth.test/token?a=b"), "s", ("repository:a:pull",), Zone.PUBLIC)
+SERVICE = TokenEndpoint(parse_http_url("https://auth.test/token?a=b"), "s", ("repository:a:pull",), NetworkZone.PUBLIC)
 
 
 @pytest.fixture
@@ -387,14 +387,14 @@ def service() -> Mint:
 
 
 @pytest.fixture
-def tokens(service: Mint, clock: Clock) -> Tokens:
+def tokens(service: Mint, clock: Clock) -> TokenProvider:
     """Give the tokens of an upstream."""
-    return Tokens("up.test", service, clock)
+    return TokenProvider("up.test", service, clock)
 
 
-def get(tokens: Tokens, credential: Credential = NOBODY, refused: str | None = None) -> str:
+def get(tokens: TokenProvider, credential: Credential = NOBODY, refused: str | None = None) -> str:
     """Ask for a token, in a call of its own."""
-    return tokens.get(SERVICE, credential, Budget(None), refused)
+    return tokens.get(SERVICE, credential, CallLimits(None), refused)
 
 
 @pytest.mark.parametrize(
@@ -413,7 +413,7 @@ def get(tokens: Tokens, credential: Credential = NOBODY, refused: str | None = N
     ],
 )
 def test_a_token_is_kept_for_two_thirds_of_its_life(
-    tokens: Tokens, service: Mint, clock: Clock, life: object, renewed_after_s: float
+    tokens: TokenProvider, service: Mint, clock: Clock, life: object, renewed_after_s: float
 ) -> None:
     """A life is within a minute and an hour, whatever the service says."""
     service.life = life
@@ -424,10 +424,10 @@ def test_a_token_is_kept_for_two_thirds_of_its_life(
     assert get(tokens) == "token-2"
 
 
-def test_a_good_token_outlives_its_service(tokens: Tokens, service: Mint, clock: Clock) -> None:
+def test_a_good_token_outlives_its_service(tokens: TokenProvider, service: Mint, clock: Clock) -> None:
     """Renewal fails, the old one is used to its end, and the service is asked now and then only (U17)."""
     get(tokens)
-    service.fault = failing("x", 500)
+    service.fault = server_error("x", 500)
     clock.now += 250
     assert [get(tokens) for _ in range(5)] == ["token-1"] * 5
     assert len(service.requests) == 2
@@ -435,12 +435,12 @@ def test_a_good_token_outlives_its_service(tokens: Tokens, service: Mint, clock:
     assert get(tokens) == "token-1"
     assert len(service.requests) == 3
     clock.now += 60
-    with pytest.raises(Fault) as caught:
+    with pytest.raises(UpstreamError) as caught:
         get(tokens)
-    assert caught.value.blame is not Blame.NONE
+    assert caught.value.cause is not Cause.NOT_COUNTED
 
 
-def test_while_one_renews_the_others_use_the_old_token(tokens: Tokens, service: Mint, clock: Clock) -> None:
+def test_while_one_renews_the_others_use_the_old_token(tokens: TokenProvider, service: Mint, clock: Clock) -> None:
     """Nobody waits for a renewal that is not urgent."""
     get(tokens)
     clock.now += 250
@@ -455,7 +455,7 @@ def test_while_one_renews_the_others_use_the_old_token(tokens: Tokens, service: 
     assert get(tokens) == "token-2"
 
 
-def test_the_refused_token_is_not_given_again(tokens: Tokens, service: Mint) -> None:
+def test_the_refused_token_is_not_given_again(tokens: TokenProvider, service: Mint) -> None:
     """But who was refused with an older one gets the one that is there."""
     get(tokens)
     assert get(tokens, refused="token-1") == "token-2"
@@ -463,14 +463,14 @@ def test_the_refused_token_is_not_given_again(tokens: Tokens, service: Mint) -> 
     assert len(service.requests) == 2
 
 
-def test_a_failed_exchange_fails_for_all_who_wait(tokens: Tokens, service: Mint) -> None:
+def test_a_failed_exchange_fails_for_all_who_wait(tokens: TokenProvider, service: Mint) -> None:
     """And the next call tries again."""
-    service.fault = failing("x", 500)
+    service.fault = server_error("x", 500)
     service.wait.clear()
     threading.Timer(0.1, service.wait.set).start()
 
     def ask() -> bool:
-        with pytest.raises(Fault):
+        with pytest.raises(UpstreamError):
             get(tokens)
         return True
 
@@ -480,7 +480,7 @@ def test_a_failed_exchange_fails_for_all_who_wait(tokens: Tokens, service: Mint)
     assert get(tokens).startswith("token-")
 
 
-def test_an_identity_token_is_posted(tokens: Tokens, service: Mint) -> None:
+def test_an_identity_token_is_posted(tokens: TokenProvider, service: Mint) -> None:
     """As a refresh token, with our name, in a form."""
     get(tokens, Credential("<token>", "", "s3cret-refresh"))
     (request,) = service.requests
@@ -497,7 +497,7 @@ def test_an_identity_token_is_posted(tokens: Tokens, service: Mint) -> None:
 
 
 @pytest.mark.parametrize("status", [404, 405])
-def test_a_service_without_post_is_asked_by_get(tokens: Tokens, service: Mint, status: int) -> None:
+def test_a_service_without_post_is_asked_by_get(tokens: TokenProvider, service: Mint, status: int) -> None:
     """From then on at once; the query of the realm stays."""
     service.post_status = status
     credential = Credential("user", "", "s3cret-refresh")
@@ -510,12 +510,12 @@ def test_a_service_without_post_is_asked_by_get(tokens: Tokens, service: Mint, s
     assert "s3cret" not in repr(last)
 
 
-def test_one_call_makes_two_token_requests_at_most(tokens: Tokens, service: Mint) -> None:
+def test_one_call_makes_two_token_requests_at_most(tokens: TokenProvider, service: Mint) -> None:
     """Then it is over."""
-    budget = Budget(None)
+    budget = CallLimits(None)
     tokens.get(SERVICE, NOBODY, budget)
     tokens.get(SERVICE, NOBODY, budget, "token-1")
-    with pytest.raises(LoginRefused):
+    with pytest.raises(AuthenticationFailed):
         tokens.get(SERVICE, NOBODY, budget, "token-2")
     assert len(service.requests) == 2
 

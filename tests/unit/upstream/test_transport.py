@@ -21,7 +21,7 @@ from dockyard.errors import BadUpstream, Unavailable, UpstreamTimeout
 from dockyard.oci.reference import Digest
 from dockyard.upstream import client as registry_module
 from dockyard.upstream import transport as transport_module
-from dockyard.upstream.source import BlobSource
+from dockyard.upstream.source import UpstreamBlob
 from tests.support import faults
 from tests.support.bodies import Synthetic, digest_of
 from tests.support.raw_http import ClientGoneError, Request, ScriptedResponse
@@ -49,7 +49,7 @@ def ca_file(authority: trustme.CA, tmp_path: Path) -> str:
     return str(path)
 
 
-def received_before(error: type[Exception], source: BlobSource) -> bytes:
+def received_before(error: type[Exception], source: UpstreamBlob) -> bytes:
     """What a source gives before it raises this error."""
     pieces = []
     try:
@@ -130,7 +130,7 @@ def test_a_kept_connection_that_died_is_replaced_at_no_cost(ward: Ward) -> None:
 
 def test_a_connection_that_was_idle_for_long_is_not_trusted(ward: Ward, monkeypatch: pytest.MonkeyPatch) -> None:
     """What lies between may have forgotten it."""
-    monkeypatch.setattr(transport_module, "IDLE_AT_MOST_S", 0.0)
+    monkeypatch.setattr(transport_module, "MAX_IDLE_S", 0.0)
     ward.fake_registry.add_image("lib/app", "latest")
     registry = ward.registry()
     for _ in range(3):

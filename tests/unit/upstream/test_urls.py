@@ -3,9 +3,9 @@
 import pytest
 
 from dockyard.oci.origin import Origin
-from dockyard.upstream.urls import NotAPlace, Place, is_listed, next_place, parse_place
+from dockyard.upstream.urls import InvalidUrl, Url, is_in_host_list, parse_http_url, resolve_redirect
 
-HERE = Place(Origin("https", "registry.test", 443), "/v2/a/blobs/x?y=1")
+HERE = Url(Origin("https", "registry.test", 443), "/v2/a/blobs/x?y=1")
 
 
 @pytest.mark.parametrize(
@@ -21,7 +21,7 @@ HERE = Place(Origin("https", "registry.test", 443), "/v2/a/blobs/x?y=1")
 )
 def test_a_url_becomes_an_origin_and_a_target(url: str, origin: Origin, target: str) -> None:
     """Hosts in lower case, default ports filled in, the rest untouched."""
-    assert parse_place(url) == Place(origin, target)
+    assert parse_http_url(url) == Url(origin, target)
 
 
 @pytest.mark.parametrize(
@@ -58,8 +58,8 @@ def test_a_url_becomes_an_origin_and_a_target(url: str, origin: Origin, target: 
 )
 def test_what_two_parsers_could_read_in_two_ways_is_refused(url: str) -> None:
     """No other schemes, no user names, no odd hosts and ports; and the message does not repeat the text."""
-    with pytest.raises(NotAPlace) as caught:
-        parse_place(url)
+    with pytest.raises(InvalidUrl) as caught:
+        parse_http_url(url)
     assert len(url) < 8 or url not in str(caught.value)
 
 
@@ -76,7 +76,7 @@ def test_what_two_parsers_could_read_in_two_ways_is_refused(url: str) -> None:
 )
 def test_a_location_is_resolved_against_where_we_are(location: str, url: str) -> None:
     """Relative, absolute, and without a scheme."""
-    assert next_place(HERE, location).url == url
+    assert resolve_redirect(HERE, location).url == url
 
 
 @pytest.mark.parametrize(
@@ -97,15 +97,15 @@ def test_a_location_is_resolved_against_where_we_are(location: str, url: str) ->
 )
 def test_a_location_that_leads_astray_is_refused(location: str | None) -> None:
     """No location, no step down from https, no other scheme, no user names."""
-    with pytest.raises(NotAPlace):
-        next_place(HERE, location)
+    with pytest.raises(InvalidUrl):
+        resolve_redirect(HERE, location)
 
 
 def test_from_plain_http_both_schemes_are_fine() -> None:
     """A registry without TLS may send us to one with or without."""
-    here = Place(Origin("http", "registry.test", 80), "/")
-    assert next_place(here, "https://cdn.test/").origin.scheme == "https"
-    assert next_place(here, "http://cdn.test/").origin.scheme == "http"
+    here = Url(Origin("http", "registry.test", 80), "/")
+    assert resolve_redirect(here, "https://cdn.test/").origin.scheme == "https"
+    assert resolve_redirect(here, "http://cdn.test/").origin.scheme == "http"
 
 
 @pytest.mark.parametrize(
@@ -114,7 +114,7 @@ def test_from_plain_http_both_schemes_are_fine() -> None:
 )
 def test_a_list_names_hosts_with_or_without_a_port(hosts: tuple[str, ...], is_there: bool) -> None:  # noqa: FBT001
     """`host` stands for all its ports."""
-    assert is_listed(Origin("https", "h.test", 444), hosts) is is_there
+    assert is_in_host_list(Origin("https", "h.test", 444), hosts) is is_there
 
 
 def test_a_place_does_not_show_its_query() -> None:

@@ -1,6 +1,6 @@
 """An upstream that is down is asked again each time."""
 
-from dockyard.upstream.circuit_breaker import Breaker
+from dockyard.upstream.circuit_breaker import CircuitBreaker
 
-Breaker.check = lambda self, probe=None: None  # type: ignore[method-assign]
-Breaker.failed = lambda self, fault, probe: None  # type: ignore[method-assign]
+CircuitBreaker.check = lambda self, probe=None: None  # type: ignore[method-assign]
+CircuitBreaker.record_failure = lambda self, error, probe: None  # type: ignore[method-assign]

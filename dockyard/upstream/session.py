@@ -12,19 +12,19 @@ import attrs
 from dockyard.config.settings import Upstream
 from dockyard.oci.origin import Origin
 from dockyard.oci.reference import Digest, Reference
-from dockyard.upstream import errors as faults
-from dockyard.upstream.auth import Grant, Login
-from dockyard.upstream.errors import Fault
-from dockyard.upstream.network_zones import Zone
-from dockyard.upstream.tokens import Budget, Sender
-from dockyard.upstream.transport import Answer, Request
-from dockyard.upstream.urls import REDIRECTS, NotAPlace, Place, next_place
+from dockyard.upstream import errors
+from dockyard.upstream.auth import Authenticator, Authorization
+from dockyard.upstream.errors import UpstreamError
+from dockyard.upstream.network_zones import NetworkZone
+from dockyard.upstream.tokens import CallLimits, RequestSender
+from dockyard.upstream.transport import UpstreamRequest, UpstreamResponse
+from dockyard.upstream.urls import REDIRECTS, InvalidUrl, Url, resolve_redirect
 
-HOPS_AT_MOST = 10
+MAX_REDIRECTS = 10
 
 
 @attrs.frozen
-class Question:
+class RegistryRequest:
     """What is asked: a manifest or a blob of a repository, or one of its lists (`listing`: path and query).
 
     `place` is asked instead of where that would be: the next page of a list.
@@ -37,7 +37,7 @@ class Question:
     accept: str = ""
     byte_range: str = ""
     listing: str = ""
-    place: Place | None = None
+    place: Url | None = None
 
     @property
     def path(self) -> str:
@@ -55,36 +55,36 @@ class Question:
 
 
 @attrs.frozen
-class Reply:
+class RegistryResponse:
     """An answer, and how it was come by.
 
-    `is_redirected`: not from where we asked first; `is_elsewhere`: not even from the registry's origin.
+    `is_redirected`: not from where we asked first; `is_from_other_origin`: not even from the registry's origin.
     """
 
-    answer: Answer
-    grant: Grant
+    answer: UpstreamResponse
+    grant: Authorization
     is_redirected: bool
-    is_elsewhere: bool
+    is_from_other_origin: bool
 
 
-class Caller:
+class RegistrySession:
     """Asks one registry."""
 
-    def __init__(self, upstream: Upstream, sender: Sender, login: Login) -> None:
+    def __init__(self, upstream: Upstream, sender: RequestSender, login: Authenticator) -> None:
         self._who = upstream.prefix
         self._origin = upstream.origin
         self._base = "/v2/"
         self._sender = sender
         self._login = login
 
-    def ask(self, question: Question, budget: Budget) -> Reply:
+    def ask(self, question: RegistryRequest, budget: CallLimits) -> RegistryResponse:
         """Ask once, and once more with a better login if the registry wants one. Raises Fault, LoginRefused.
 
         Whoever has the reply ends its answer.
         """
         grant = self._login.grant(question.repository, budget)
         reply = self._follow(question, grant, budget)
-        if reply.answer.status in (401, 403) and not reply.is_elsewhere:
+        if reply.answer.status in (401, 403) and not reply.is_from_other_origin:
             answer = reply.answer
             try:
                 better = self._login.better(grant, answer, question.repository, budget)
@@ -94,36 +94,41 @@ class Caller:
             if better is not None:
                 answer.finish()
                 reply = self._follow(question, better, budget)
-        if not reply.is_elsewhere or reply.answer.status < 400:
+        if not reply.is_from_other_origin or reply.answer.status < 400:
             self._login.note(reply.grant, reply.answer.status, question.repository)
         return reply
 
-    def _follow(self, question: Question, grant: Grant, budget: Budget) -> Reply:
-        place = question.place or Place(self._origin, f"/v2/{question.path}")
-        home: Zone | None = None
+    def _follow(self, question: RegistryRequest, grant: Authorization, budget: CallLimits) -> RegistryResponse:
+        place = question.place or Url(self._origin, f"/v2/{question.path}")
+        registry_zone: NetworkZone | None = None
         strangers: dict[Origin, str] = {}
         is_redirected = False
-        for _ in range(HOPS_AT_MOST + 1):
-            is_elsewhere = place.origin != self._origin
-            authorization = strangers.get(place.origin) if is_elsewhere else grant.header
-            answer = self._send(question, place, authorization, home, budget)
-            home = home or answer.zone
+        for _ in range(MAX_REDIRECTS + 1):
+            is_from_other_origin = place.origin != self._origin
+            authorization = strangers.get(place.origin) if is_from_other_origin else grant.header
+            answer = self._send(question, place, authorization, registry_zone, budget)
+            registry_zone = registry_zone or answer.zone
             if answer.status in REDIRECTS:
                 place = self._next(place, answer)
                 is_redirected = True
-            elif answer.status == 401 and is_elsewhere and place.origin not in strangers:
+            elif answer.status == 401 and is_from_other_origin and place.origin not in strangers:
                 header = self._for_stranger(answer, budget)
                 if header is None:
-                    return Reply(answer, grant, is_redirected, is_elsewhere)
+                    return RegistryResponse(answer, grant, is_redirected, is_from_other_origin)
                 answer.finish()
                 strangers[place.origin] = header
             else:
-                return Reply(answer, grant, is_redirected, is_elsewhere)
-        raise faults.garbage(self._who, f"redirects more than {HOPS_AT_MOST} times")
+                return RegistryResponse(answer, grant, is_redirected, is_from_other_origin)
+        raise errors.bad_response(self._who, f"redirects more than {MAX_REDIRECTS} times")
 
     def _send(
-        self, question: Question, place: Place, authorization: str | None, home: Zone | None, budget: Budget
-    ) -> Answer:
+        self,
+        question: RegistryRequest,
+        place: Url,
+        authorization: str | None,
+        registry_zone: NetworkZone | None,
+        budget: CallLimits,
+    ) -> UpstreamResponse:
         headers = {}
         if question.accept:
             headers["Accept"] = question.accept
@@ -132,23 +137,27 @@ class Caller:
         if authorization:
             headers["Authorization"] = authorization
         if place.origin == self._origin:
-            return self._sender.send(Request(self._who, question.method, place, headers, budget.deadline, home))
+            return self._sender.send(
+                UpstreamRequest(self._who, question.method, place, headers, budget.deadline, registry_zone)
+            )
         who = f"the server that {self._who} redirects to"
         try:
-            return self._sender.send(Request(who, question.method, place, headers, budget.deadline, home))
-        except Fault as fault:
-            raise fault.blameless(is_elsewhere=True) from fault
+            return self._sender.send(
+                UpstreamRequest(who, question.method, place, headers, budget.deadline, registry_zone)
+            )
+        except UpstreamError as fault:
+            raise fault.as_not_counted(is_from_other_origin=True) from fault
 
-    def _for_stranger(self, answer: Answer, budget: Budget) -> str | None:
+    def _for_stranger(self, answer: UpstreamResponse, budget: CallLimits) -> str | None:
         try:
             return self._login.for_stranger(answer, budget)
-        except Fault as fault:
+        except UpstreamError as fault:
             answer.close()
-            raise fault.blameless(is_elsewhere=True) from fault
+            raise fault.as_not_counted(is_from_other_origin=True) from fault
 
-    def _next(self, place: Place, answer: Answer) -> Place:
+    def _next(self, place: Url, answer: UpstreamResponse) -> Url:
         answer.finish()
         try:
-            return next_place(place, answer.header("Location"))
-        except NotAPlace as exc:
-            raise faults.forbidden(self._who, f"redirects to {exc}") from exc
+            return resolve_redirect(place, answer.header("Location"))
+        except InvalidUrl as exc:
+            raise errors.destination_not_allowed(self._who, f"redirects to {exc}") from exc
