@@ -1,6 +1,5 @@
 """Upstream failures: what was pulled before is served stale; anything else is an error that says why."""
 
-import ssl
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -11,6 +10,7 @@ import pytest
 import trustme
 
 from tests.support import faults
+from tests.support.certificates import server_context
 from tests.support.deployment import (
     CHECK_TIMEOUT_S,
     Deployment,
@@ -168,9 +168,7 @@ def _with_another_registry(
 
 
 def _tls_listener(fake_registry: FakeRegistry, *names: str) -> str:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    trustme.CA().issue_cert(*names).configure_cert(context)
-    return fake_registry.listen("tls", tls=context).url
+    return fake_registry.listen("tls", tls=server_context(trustme.CA(), *names)).url
 
 
 @pytest.mark.parametrize("failure", ["no such host", "unknown authority", "plain HTTP on the TLS port", "refused"])
@@ -217,8 +215,7 @@ def test_a_private_certificate_authority_is_trusted_when_configured(
 ) -> None:
     """`ca_file` makes a registry with a private certificate work."""
     authority = trustme.CA()
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    authority.issue_cert("127.0.0.1").configure_cert(context)
+    context = server_context(authority, "127.0.0.1")
     authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
     registry = fake_registry.listen("tls", tls=context).url
     with ExitStack() as deployments:

@@ -3,7 +3,6 @@
 import base64
 import json
 import os
-import ssl
 import stat
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +12,7 @@ import pytest
 import trustme
 
 from tests.support import faults
+from tests.support.certificates import server_context
 from tests.support.deployment import Deployment, upstream
 from tests.support.fake_auth import FakeTokenService, require_authorization
 from tests.support.fake_registry import FakeRegistry, Image, basic
@@ -269,8 +269,7 @@ def test_a_changed_config_file_is_read_again(
 def hub(fake_registry: FakeRegistry, tmp_path: Path) -> list[dict[str, Any]]:
     """A fake Docker Hub: the fake registry, over TLS, behind a forward proxy that leads nowhere else."""
     authority = trustme.CA()
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    authority.issue_cert("registry-1.docker.io").configure_cert(context)
+    context = server_context(authority, "registry-1.docker.io")
     authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
     proxy = fake_registry.listen("proxy", tunnel=context)
     entry = upstream("docker.io", "registry-1.docker.io", proxy=proxy.url, ca_file=str(tmp_path / "ca.pem"))

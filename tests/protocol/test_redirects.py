@@ -1,6 +1,5 @@
 """Blobs that the registry redirects to another host: credentials, resumes, expired URLs, forbidden targets."""
 
-import ssl
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from random import Random
@@ -9,6 +8,7 @@ import pytest
 import trustme
 
 from tests.support import faults
+from tests.support.certificates import server_context
 from tests.support.deployment import Deployment, open_deployment, upstream
 from tests.support.fake_auth import FakeTokenService
 from tests.support.fake_registry import Change, FakeRegistry
@@ -67,8 +67,7 @@ def test_an_https_cdn_with_a_private_certificate(
 ) -> None:
     """A redirect from http to https on another host uses the `ca_file` of the upstream."""
     authority = trustme.CA()
-    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    authority.issue_cert("127.0.0.2").configure_cert(server)
+    server = server_context(authority, "127.0.0.2")
     authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
     digest = fake_registry.add_blob(BLOB)
     fake_registry.listen("cdn", "127.0.0.2", tls=server)

@@ -33,6 +33,17 @@ def logins(registry: str) -> list[dict[str, Any]]:
     ]
 
 
+def bucket_settings(bucket: S3Proxy) -> dict[str, Any]:
+    """The `storage` settings for a fake S3 endpoint; its secret key is a canary."""
+    return {
+        "endpoint": bucket.host,
+        "bucket": "nothing-here",
+        "access_key": "a",
+        "secret_key": STORE.text,
+        "use_ssl": False,
+    }
+
+
 @contextlib.contextmanager
 def watched(fake_registry: FakeRegistry, directory: Path, **settings: Any) -> Iterator[WatchedDeployment]:
     """A deployment with logins; at its end no canary may be found where it does not belong."""
@@ -73,16 +84,9 @@ def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WatchedDepl
 @pytest.fixture(scope="package")
 def empty_bucket_deployment(bucket: S3Proxy, tmp_path_factory: pytest.TempPathFactory) -> Iterator[WatchedDeployment]:
     """A deployment with an empty bucket, for requests that are rejected: nothing is ever pulled from it."""
-    storage = {
-        "endpoint": bucket.host,
-        "bucket": "nothing-here",
-        "access_key": "a",
-        "secret_key": STORE.text,
-        "use_ssl": False,
-    }
     with (
         FakeRegistry() as fake_registry,
-        watched(fake_registry, tmp_path_factory.mktemp("empty_bucket_deployment"), storage=storage) as deployment,
+        watched(fake_registry, tmp_path_factory.mktemp("empty-bucket"), storage=bucket_settings(bucket)) as deployment,
     ):
         eventually(lambda: bucket.counted()["GET uploads"], "the look at the bucket has ended")
         yield deployment

@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import ssl
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -13,8 +12,9 @@ import trustme
 
 from tests.s3.store.proxy import S3Proxy, s3_error
 from tests.security.canaries import WatchedDeployment
-from tests.security.conftest import BEARER, CLIENT, PASSWORD, STORE
+from tests.security.conftest import BEARER, CLIENT, PASSWORD, STORE, bucket_settings
 from tests.support import faults
+from tests.support.certificates import server_context
 from tests.support.deployment import upstream
 from tests.support.fake_auth import FakeTokenService, bearer_challenge, require_authorization
 from tests.support.fake_registry import FakeRegistry, basic
@@ -41,8 +41,7 @@ def test_c1_c3_credentials_do_not_follow_a_redirect(
 ) -> None:
     """The login of an upstream does not follow redirects; a client's own credentials are sent nowhere."""
     authority = trustme.CA()
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    authority.issue_cert("127.0.0.1").configure_cert(context)
+    context = server_context(authority, "127.0.0.1")
     authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
     fake_registry.listen(
         "cdn", "127.0.0.2" if where == "another host" else "127.0.0.1", tls=context if "scheme" in where else None
@@ -254,13 +253,7 @@ def test_c6_connections_that_fail(
                     "proxy.test", "https://registry.example.com", auth=auth, proxy=f"http://u:{CLIENT.text}@127.0.0.1:1"
                 ),
             ],
-            storage={
-                "endpoint": bucket.host,
-                "bucket": "nothing-here",
-                "access_key": "a",
-                "secret_key": STORE.text,
-                "use_ssl": False,
-            },
+            storage=bucket_settings(bucket),
             logger={"level": "debug"},
         )
         for prefix in ("tls", "dns", "gone", "proxy"):

@@ -24,7 +24,7 @@ from dockyard.upstream.headers import parse_content_range, parse_retry_after
 from dockyard.upstream.urls import InvalidUrl, parse_http_url
 from tests.s3.store.proxy import Respond, S3Proxy
 from tests.security.canaries import WatchedDeployment
-from tests.security.conftest import STORE
+from tests.security.conftest import bucket_settings
 from tests.security.raw_connection import send_bytes
 from tests.support import faults
 from tests.support.deployment import eventually, set_at_exit, upstream
@@ -46,16 +46,6 @@ def _bomb() -> bytes:
     return b"".join(packer.compress(block) for _ in range(BOMB_BYTES // len(block))) + packer.flush()
 
 
-def _storage(bucket: S3Proxy) -> dict[str, object]:
-    return {
-        "endpoint": bucket.host,
-        "bucket": "nothing-here",
-        "access_key": "a",
-        "secret_key": STORE.text,
-        "use_ssl": False,
-    }
-
-
 def _memory(deployment: WatchedDeployment) -> int:
     return max(memory_bytes(pid) for pid in deployment.dockyard.worker_pids())
 
@@ -71,7 +61,7 @@ def test_d1_compressed_responses_are_not_decompressed(
         bucket.rule = lambda request: Respond(404, bomb, "Content-Encoding: gzip\r\nContent-Type: application/xml\r\n")
         deployment = make_deployment(
             upstreams=[upstream(name, fake_registry.url) for name in ("plain.test", "up.test", "login.test")],
-            storage=_storage(bucket),
+            storage=bucket_settings(bucket),
         )
         image = fake_registry.add_image("app", "v1", [b"an ordinary layer"])
         assert deployment.get("/v2/plain.test/app/manifests/v1").body == image.body
@@ -125,7 +115,7 @@ def test_d5_hostile_xml_of_the_bucket(
     and the next one is right.
     """
     with closing(S3Proxy(0)) as bucket:
-        deployment = make_deployment(storage=_storage(bucket))
+        deployment = make_deployment(storage=bucket_settings(bucket))
         for number, (name, xml) in enumerate(STORES.items()):
             bucket.rule = lambda request, xml=xml: Respond(status, xml)  # type: ignore[misc]
             image = fake_registry.add_image(f"store-{number}", "v1", [name.encode()])

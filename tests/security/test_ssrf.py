@@ -4,7 +4,6 @@ The registry is public: its name resolves to 8.8.4.4. The targets are forbidden,
 reached by a redirect, by the realm of a challenge, or by a name that resolves to another address the second time.
 """
 
-import ssl
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from pathlib import Path
@@ -16,9 +15,10 @@ import trustme
 
 from tests.s3.store.proxy import S3Proxy, s3_error
 from tests.security.canaries import WatchedDeployment
-from tests.security.conftest import PASSWORD, STORE, watched
+from tests.security.conftest import PASSWORD, bucket_settings, watched
 from tests.security.isolated_network import ConnectionRecorder, FakeNameServer, IsolatedNetwork, require_root
 from tests.support import faults
+from tests.support.certificates import server_context
 from tests.support.deployment import upstream
 from tests.support.fake_registry import OCI_MANIFEST, FakeRegistry
 from tests.support.http_client import Response
@@ -99,8 +99,7 @@ def _start(network: IsolatedNetwork, directory: Path, stack: ExitStack) -> Isola
     )
     stack.enter_context(name_server.served())
     authority = trustme.CA()
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    authority.issue_cert("registry.example.com").configure_cert(context)
+    context = server_context(authority, "registry.example.com")
     authority.cert_pem.write_to_path(str(directory / "ca.pem"))
     fake_registry = stack.enter_context(FakeRegistry())
     plain = fake_registry.listen("plain", PUBLIC)
@@ -123,13 +122,7 @@ def _start(network: IsolatedNetwork, directory: Path, stack: ExitStack) -> Isola
             ),
             upstream("private.test", f"http://10.0.0.8:{fake_registry.listen('private', '10.0.0.8').port}"),
         ],
-        storage={
-            "endpoint": bucket.host,
-            "bucket": "nothing-here",
-            "access_key": "a",
-            "secret_key": STORE.text,
-            "use_ssl": False,
-        },
+        storage=bucket_settings(bucket),
     )
     return IsolatedDeployment(network, stack.enter_context(deployment), recorder, name_server, bucket)
 
@@ -309,9 +302,8 @@ def test_r6_proxies_of_the_environment_are_not_used(
     name_server = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy")
     with closing(S3Proxy(0)) as bucket:
         bucket.rule = lambda request: s3_error(404, "NoSuchKey")
-        storage = {"endpoint": bucket.host, "bucket": "nothing-here", "access_key": "a", "secret_key": STORE.text}
         deployment = make_deployment(
-            environ=dict.fromkeys(name_server, proxy.url) | {"NO_PROXY": ""}, storage={**storage, "use_ssl": False}
+            environ=dict.fromkeys(name_server, proxy.url) | {"NO_PROXY": ""}, storage=bucket_settings(bucket)
         )
         image = fake_registry.add_image("app", "v1")
         assert deployment.get("/v2/up.test/app/manifests/v1").body == image.body

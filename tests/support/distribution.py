@@ -6,11 +6,11 @@ import re
 import secrets
 import shutil
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import attrs
 
+from tests.support.loopback_server import LoopbackServer
 from tests.support.processes import Process, SetupError, free_port, wait_until
 
 START_TIMEOUT_S = 20.0
@@ -46,7 +46,7 @@ class LoggedRequest:
         return f"{self.method} {self.target} -> {self.status} ({self.sent} bytes)"
 
 
-class DistributionRegistry:
+class DistributionRegistry(LoopbackServer):
     """A registry with its own port and directory; both stay the same when it is stopped and started again."""
 
     def __init__(self, program: Path, directory: Path) -> None:
@@ -62,14 +62,6 @@ class DistributionRegistry:
         self._read_from = 0
 
     @property
-    def host(self) -> str:
-        return f"127.0.0.1:{self.port}"
-
-    @property
-    def url(self) -> str:
-        return f"http://{self.host}"
-
-    @property
     def is_running(self) -> bool:
         return self._process is not None
 
@@ -82,7 +74,7 @@ class DistributionRegistry:
             output=self.access_log,
             environ={"OTEL_TRACES_EXPORTER": "none", "PATH": "/usr/bin:/bin"},
         )
-        self._process.wait_until(self._is_answering, "answering", START_TIMEOUT_S)
+        self._process.wait_until(self.is_answering, "answering", START_TIMEOUT_S)
 
     def stop(self) -> None:
         """Kill it: connections are refused from now on, running downloads are cut."""
@@ -94,15 +86,6 @@ class DistributionRegistry:
         """Stop it for good and delete its storage."""
         self.stop()
         shutil.rmtree(self.storage, ignore_errors=True)
-
-    @contextlib.contextmanager
-    def stopped(self) -> Iterator[None]:
-        """Stop it for the duration of the block."""
-        self.stop()
-        try:
-            yield
-        finally:
-            self.start()
 
     def freeze(self) -> None:
         """Freeze the process: connections are accepted by the kernel, no response is sent, until `thaw`."""
@@ -174,7 +157,8 @@ class DistributionRegistry:
             raise SetupError(f"registry: {method} {target} -> {response.status}, not {expect}: {response_body[:500]!r}")
         return response
 
-    def _is_answering(self) -> bool:
+    def is_answering(self) -> bool:
+        """Whether `/v2/` answers; the request is not counted."""
         try:
             self.call("GET", "/v2/")
         except OSError:

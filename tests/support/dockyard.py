@@ -1,7 +1,6 @@
 """A Dockyard server as a process: `python -m dockyard server` on a free port with a directory of its own."""
 
 import contextlib
-import http.client
 import os
 import shutil
 import signal
@@ -13,15 +12,15 @@ from typing import Any
 import yaml
 
 from tests.support.distribution import DistributionRegistry
+from tests.support.loopback_server import REQUEST_TIMEOUT_S, LoopbackServer
 from tests.support.olareg import Olareg
 from tests.support.processes import Process, children, descendants, free_port, kill_leftovers
 
 START_TIMEOUT_S = 30.0
 DRAIN_TIMEOUT_S = 10
-REQUEST_TIMEOUT_S = 5.0
 
 
-class Dockyard:
+class Dockyard(LoopbackServer):
     """One Dockyard server. `settings` is merged over the default settings of the tests; lists and scalars replace.
 
     The process gets `environ` and PATH, and nothing else of the user's environment: no keychain, no proxies, no
@@ -65,14 +64,6 @@ class Dockyard:
         self._limits = ["prlimit", f"--nofile={descriptors}"] if descriptors else []
         self._wrapper = wrapper
         self._process: Process | None = None
-
-    @property
-    def host(self) -> str:
-        return f"127.0.0.1:{self.port}"
-
-    @property
-    def url(self) -> str:
-        return f"http://{self.host}"
 
     @property
     def pid(self) -> int:
@@ -119,16 +110,6 @@ class Dockyard:
         if process is None:
             return []
         return [child.pid for child in children(process.pid) if b"resource_tracker" not in child.command_line()]
-
-    def is_answering(self) -> bool:
-        """Whether `/v2/` answers 200 now."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=REQUEST_TIMEOUT_S)
-        with contextlib.closing(connection):
-            try:
-                connection.request("GET", "/v2/")
-                return connection.getresponse().status == http.HTTPStatus.OK
-            except (OSError, http.client.HTTPException):
-                return False
 
     def read_log(self) -> str:
         """Return the whole log."""

@@ -1,18 +1,15 @@
 """Another real upstream: olareg, which has the referrers API and sha512, unlike distribution."""
 
-import contextlib
-import http.client
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 
+from tests.support.loopback_server import LoopbackServer
 from tests.support.processes import Process, free_port
 
 START_TIMEOUT_S = 20.0
-REQUEST_TIMEOUT_S = 5.0
 
 
-class Olareg:
+class Olareg(LoopbackServer):
     """A registry with its own port and directory; both stay the same when it is stopped and started again."""
 
     def __init__(self, program: Path, directory: Path) -> None:
@@ -20,14 +17,6 @@ class Olareg:
         self.directory = directory
         self.port = free_port()
         self._process: Process | None = None
-
-    @property
-    def host(self) -> str:
-        return f"127.0.0.1:{self.port}"
-
-    @property
-    def url(self) -> str:
-        return f"http://{self.host}"
 
     def start(self) -> None:
         """Start it and wait until it answers."""
@@ -39,28 +28,10 @@ class Olareg:
             log=self.directory / "olareg.log",
             environ={"PATH": "/usr/bin:/bin", "HOME": str(self.directory)},
         )
-        self._process.wait_until(self._is_answering, "answering", START_TIMEOUT_S)
+        self._process.wait_until(self.is_answering, "answering", START_TIMEOUT_S)
 
     def stop(self) -> None:
         """Kill it: connections are refused from now on. What was pushed is on disk already."""
         process, self._process = self._process, None
         if process is not None:
             process.end(signal.SIGKILL)
-
-    @contextlib.contextmanager
-    def stopped(self) -> Iterator[None]:
-        """Stop it for the duration of the block."""
-        self.stop()
-        try:
-            yield
-        finally:
-            self.start()
-
-    def _is_answering(self) -> bool:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=REQUEST_TIMEOUT_S)
-        with contextlib.closing(connection):
-            try:
-                connection.request("GET", "/v2/")
-                return connection.getresponse().status == http.HTTPStatus.OK
-            except (OSError, http.client.HTTPException):
-                return False

@@ -6,7 +6,6 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Iterator
 from contextlib import closing
 
 import pytest
@@ -14,18 +13,15 @@ import trustme
 
 from tests.support import faults
 from tests.support.bodies import Bytes, Synthetic, digest_of, read_whole
+from tests.support.certificates import server_context
+from tests.support.deployment_fixtures import fake_registry
 from tests.support.fake_registry import OCI_INDEX, OCI_MANIFEST, FakeRegistry
 from tests.support.http_client import StreamedResponse
 from tests.support.raw_http import Ending
 
+__all__ = ["fake_registry"]
+
 BLOB = bytes(range(256)) * 400
-
-
-@pytest.fixture
-def fake_registry() -> Iterator[FakeRegistry]:
-    """A fake registry with one listener."""
-    with FakeRegistry() as fake_registry:
-        yield fake_registry
 
 
 def get(
@@ -297,8 +293,7 @@ def test_a_closed_listener_refuses_and_comes_back_on_its_port(fake_registry: Fak
 def test_a_listener_speaks_tls(fake_registry: FakeRegistry) -> None:
     """The certificate of the test's own authority is presented; a body can be cut under TLS too."""
     authority = trustme.CA()
-    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    authority.issue_cert("localhost").configure_cert(server)
+    server = server_context(authority, "localhost")
     client = ssl.create_default_context()
     authority.configure_trust(client)
     secure = fake_registry.listen("secure", tls=server)
@@ -328,8 +323,7 @@ def test_a_synthetic_body_is_the_same_from_every_offset() -> None:
 def test_a_proxy_leads_every_tunnel_to_the_registry(fake_registry: FakeRegistry) -> None:
     """CONNECT to any name leads to the fake registry over TLS; an absolute target is served in plain text."""
     authority = trustme.CA()
-    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    authority.issue_cert("registry.example.com").configure_cert(server)
+    server = server_context(authority, "registry.example.com")
     client = ssl.create_default_context()
     authority.configure_trust(client)
     proxy = fake_registry.listen("proxy", tunnel=server)
