@@ -11,6 +11,7 @@ deployment         a Dockyard server in front of a fake registry (fixtures: depl
 dockyard           a Dockyard server as a process
 worker_state       memory, open files and connections of its workers, from /proc
 distribution       distribution's registry as a process; olareg: another real registry (fixture: olareg_fixtures)
+loopback_server    what these servers have in common; certificates: TLS contexts of test servers
 toxiproxy          network faults between Dockyard and a server
 images             images that are pushed to a real registry; pull_image: pulls one and checks every digest
 image_clients      docker, containerd, skopeo, podman, crane as processes; artifact_clients: oras, helm, cosign
