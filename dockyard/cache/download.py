@@ -23,7 +23,7 @@ from typing import Final
 
 from dockyard.errors import RegistryError, Unavailable, UpstreamTimeout
 from dockyard.oci.reference import Digest
-from dockyard.storage.partial_file import OverflowReader, PartialFile
+from dockyard.storage.partial_file import NO_PROGRESS_TIMEOUT_S, OverflowReader, PartialFile
 
 
 class State(StrEnum):
@@ -51,7 +51,6 @@ TRANSITIONS: Final[Mapping[State, frozenset[State]]] = {
 
 TAIL_BYTES = 32 * 1024
 MAX_SMALL_BYTES = 1024 * 1024
-NO_PROGRESS_TIMEOUT_S = 120.0
 CHECK_INTERVAL_S = 30.0
 
 # Many readers of a slow download are not woken for every chunk: see _announce_progress.
@@ -63,7 +62,7 @@ MAX_WAKE_DELAY_S = 0.25
 class Download:
     """One blob being downloaded. The first `released` bytes may be read; `size` is None while it is unknown.
 
-    `version` grows with every change that waiters are told of.
+    `version` grows with every change that wakes the waiters.
     """
 
     def __init__(self, digest: Digest) -> None:

@@ -2,7 +2,7 @@
 
 How a download is shared. The shards are ordered for each digest by rendezvous hashing; the first is its owner. The
 workers of the other shards follow the owner: they read its partial file as far as it reports. So each worker has one
-`Download` per digest, whoever fetches, and readers see no difference.
+`Download` per digest, whichever worker fetches, and readers see no difference.
 
 When the owner dies or is frozen, each follower asks the next owner. The first that gets the lock on the partial file
 fetches the rest of it; its readers, and those of the other workers, keep their positions.

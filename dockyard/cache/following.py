@@ -1,6 +1,6 @@
 """Reading the partial file of another worker: both sides of a BlobRequest.
 
-The owner of a download reports its progress; a follower opens the same file and reads as far as it is told.
+The owner of a download reports its progress; a follower opens the same file and reads as far as the owner has reported.
 """
 
 import asyncio
@@ -10,6 +10,7 @@ from dockyard.cache.download import Download, State
 from dockyard.cache.threads import Threads
 from dockyard.errors import UpstreamTimeout
 from dockyard.oci.reference import Digest
+from dockyard.storage.partial_file import NO_PROGRESS_TIMEOUT_S
 from dockyard.workers.messages import (
     BlobRequest,
     DiskFull,
@@ -20,8 +21,6 @@ from dockyard.workers.messages import (
     to_error,
 )
 from dockyard.workers.peers import PeerConnection, Peers, PeerUnavailable
-
-PROGRESS_TIMEOUT_S = 120.0
 
 OpenPartialFile = Callable[[Digest, int], int | None]
 
@@ -81,7 +80,7 @@ async def follow(
     async with peers.connect(shard, request) as replies:
         while True:
             try:
-                async with asyncio.timeout(PROGRESS_TIMEOUT_S):
+                async with asyncio.timeout(NO_PROGRESS_TIMEOUT_S):
                     reply = await replies.next()
             except TimeoutError as exc:
                 raise UpstreamTimeout("the download made no progress", retry_after_s=5) from exc

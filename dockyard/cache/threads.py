@@ -49,6 +49,6 @@ class Threads:
         return await asyncio.get_running_loop().run_in_executor(self._downloads, call, *args)
 
     def close(self) -> None:
-        """Start no more calls. Calls in progress must have been told to stop before."""
+        """Start no more calls. Stop the calls in progress before."""
         for pool in (self._disk, self._upstream, self._lists, self._bucket, self._downloads):
             pool.shutdown(wait=False, cancel_futures=True)

@@ -312,7 +312,7 @@ async def test_a_queued_download_does_not_time_out(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr("dockyard.cache.threads.MAX_DOWNLOAD_THREADS", 1)
     monkeypatch.setattr("dockyard.cache.download.CHECK_INTERVAL_S", 0.05)
     monkeypatch.setattr("dockyard.cache.download.NO_PROGRESS_TIMEOUT_S", 0.4)
-    monkeypatch.setattr("dockyard.cache.following.PROGRESS_TIMEOUT_S", 0.4)
+    monkeypatch.setattr("dockyard.cache.following.NO_PROGRESS_TIMEOUT_S", 0.4)
     workers = Workers(tmp_path)
     await workers.start(2)
     is_free = threading.Event()
