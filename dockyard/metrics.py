@@ -1,7 +1,7 @@
-"""The counters, named once.
+"""The metrics of all packages.
 
-Each process counts for itself, in a file of the directory that PROMETHEUS_MULTIPROC_DIR names; whoever is asked adds
-the files up. The variable must be set before this module is imported; without it a process sees its own counts only.
+Each process writes its values to files in the directory PROMETHEUS_MULTIPROC_DIR; the process that renders `/metrics`
+adds them up. The variable must be set before this module is imported; without it, a process has its own values only.
 No label has a value that a client can choose.
 """
 
@@ -86,30 +86,30 @@ def forget_worker(pid: int) -> None:
 
 
 @attrs.frozen
-class Measure:
-    """A gauge that is measured when somebody asks; `values` by upstream, or under "" when there is one only."""
+class MeasuredGauge:
+    """A gauge that is measured when the metrics are rendered: `values` by upstream, or a single one under ""."""
 
     name: str
     documentation: str
     values: Mapping[str, float]
 
 
-def expose(measures: Iterable[Measure]) -> bytes:
-    """All counts of all processes, and the measures, in the Prometheus text format."""
+def render(gauges: Iterable[MeasuredGauge]) -> bytes:
+    """Return the metrics of all processes and these gauges in the Prometheus text format."""
     counts = CollectorRegistry()
     multiprocess.MultiProcessCollector(counts)  # type: ignore[no-untyped-call]
-    counts.register(_Measured(measures))
+    counts.register(_GaugeCollector(gauges))
     return generate_latest(counts)
 
 
-class _Measured(Collector):
-    def __init__(self, measures: Iterable[Measure]) -> None:
-        self._measures = measures
+class _GaugeCollector(Collector):
+    def __init__(self, gauges: Iterable[MeasuredGauge]) -> None:
+        self._gauges = gauges
 
     def collect(self) -> Iterator[Metric]:
-        for measure in self._measures:
-            labels = [] if "" in measure.values else ["upstream"]
-            family = GaugeMetricFamily(measure.name, measure.documentation, labels=labels)
-            for upstream, value in measure.values.items():
+        for gauge in self._gauges:
+            labels = [] if "" in gauge.values else ["upstream"]
+            family = GaugeMetricFamily(gauge.name, gauge.documentation, labels=labels)
+            for upstream, value in gauge.values.items():
                 family.add_metric([upstream] if upstream else [], value)
             yield family

@@ -158,7 +158,7 @@ class Supervisor(MPServer):
             if not dead:
                 continue
             if self._has_given_up(dead):
-                logger.error("workers end as soon as they are started, giving up")
+                logger.error("workers exit right after they start: stopping the server")
                 return
             self.interrupt_children.clear()
             metrics.worker_restarts.inc(len(dead))
@@ -249,9 +249,9 @@ def _warn(settings: Settings) -> None:
     private = [upstream.prefix for upstream in settings.upstreams if not upstream.is_anonymous]
     if private:
         logger.warning(
-            "clients need no login here, so whoever reaches this server can pull what these upstreams give us",
+            "clients are not authenticated: everyone who reaches this server can pull from upstreams with credentials",
             upstreams=private,
         )
     for upstream in settings.upstreams:
         if upstream.insecure_skip_verify:
-            logger.warning("the certificate of this upstream is not verified", upstream=upstream.prefix)
+            logger.warning("the TLS certificate of an upstream is not verified", upstream=upstream.prefix)

@@ -32,8 +32,8 @@ from dockyard.upstream.circuit_breaker import CircuitBreaker
 from dockyard.upstream.client import RegistryClient
 from dockyard.upstream.keychain import Keychain
 from dockyard.web import app as web_app
-from dockyard.web.health import State
-from dockyard.web.request_filter import Edge
+from dockyard.web.gauges import Gauges
+from dockyard.web.outer_app import OuterApp
 from dockyard.workers.messages import (
     BlobRequest,
     MalformedMessage,
@@ -58,7 +58,7 @@ STOP_SIGNALS = {signal.SIGTERM, signal.SIGINT}
 log = structlog.get_logger()
 
 
-def create_app(settings: Settings, shards: int, unverified_before: float, environ: Mapping[str, str]) -> Edge:
+def create_app(settings: Settings, shards: int, unverified_before: float, environ: Mapping[str, str]) -> OuterApp:
     """The ASGI application of one worker process.
 
     `shards` is the number of workers. Blobs on disk that are older than `unverified_before` (seconds since the epoch)
@@ -71,7 +71,7 @@ def create_app(settings: Settings, shards: int, unverified_before: float, enviro
         blobs=worker.blobs,
         lists=worker.lists,
         threads=worker.threads,
-        gauges=worker.state,
+        gauges=worker.gauges,
         is_ready=worker.is_ready,
         start=worker.start,
         stop=worker.stop,
@@ -110,7 +110,7 @@ class Worker:
         self.manifests = Manifests(stores, *with_upstreams)
         self.tags = Tags(self.manifests, stores, *with_upstreams, limits.check_interval, limits.check_timeout)
         self.lists = Lists(self.tier, *with_upstreams, limits.check_interval, limits.check_timeout)
-        self.state = State(
+        self.gauges = Gauges(
             directory / blob_root(storage.prefix), directory / UNPUBLISHED, self._open_breakers, storage.max_size
         )
         self._upstreams = {upstream.prefix: upstream for upstream in settings.upstreams}
@@ -167,7 +167,7 @@ class Worker:
     async def _check_bucket(self, s3: S3Store) -> None:
         """Say what is wrong with the bucket, and serve all the same."""
         for trouble in await self.threads.bucket(s3.check):
-            log.error("the bucket cannot be used as it is, serving without it", reason=trouble)
+            log.error("bucket check failed: serving continues, fix the bucket or its settings", reason=trouble)
         with contextlib.suppress(S3Error):
             await self.threads.bucket(s3.abort_stale_uploads, STALE_UPLOADS_S)
 
@@ -175,7 +175,7 @@ class Worker:
         """A worker without its supervisor would never be stopped: drain and end."""
         while os.getppid() == self._parent:  # noqa: ASYNC110  no event tells of a dead parent
             await asyncio.sleep(PARENT_CHECK_EVERY_S)
-        log.error("the supervisor is gone, this worker ends")
+        log.error("the supervisor has exited: stopping this worker")
         os.kill(os.getpid(), signal.SIGTERM)
         await asyncio.sleep(self.settings.server.drain_timeout)
         os._exit(1)

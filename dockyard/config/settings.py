@@ -69,6 +69,9 @@ class ServerSettings:
     log: ServerLogSettings = ServerLogSettings()
     workers: int = 0
     """Number of worker processes, at most 1024. 0: one per CPU core."""
+    zero_copy: bool = True
+    """Send large blobs from the page cache with sendfile(2) where possible, which saves CPU time and ends the
+    connection after the response. `false`: send everything through the HTTP server."""
     drain_timeout: Seconds = 25.0
     """How long running responses may continue after `SIGTERM` before they are aborted. At most 24h."""
 

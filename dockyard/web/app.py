@@ -1,4 +1,4 @@
-"""The ASGI application: the endpoints, and how errors are rendered."""
+"""The Falcon application: its endpoints and error handlers, and the outer ASGI application around it."""
 
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, cast
@@ -17,40 +17,43 @@ from dockyard.cache.threads import Threads
 from dockyard.config.settings import Settings
 from dockyard.errors import RegistryError
 from dockyard.routing import Router
-from dockyard.web.bodies import Load
+from dockyard.web.bodies import ActiveBodies
+from dockyard.web.connections import Connections
 from dockyard.web.errors import error_body, error_response
-from dockyard.web.handlers import Base, BlobEndpoint, ManifestEndpoint, Version
-from dockyard.web.health import Health, Metrics, Readiness, State
+from dockyard.web.gauges import Gauges
+from dockyard.web.handlers import ApiVersionEndpoint, BlobEndpoint, ManifestEndpoint, VersionEndpoint
+from dockyard.web.health import LivenessEndpoint, MetricsEndpoint, ReadinessEndpoint
 from dockyard.web.lists import ReferrersEndpoint, TagsEndpoint
+from dockyard.web.outer_app import OuterApp
 from dockyard.web.paths import PathRouter
-from dockyard.web.request_filter import Edge
+from dockyard.web.zero_copy import ZeroCopy
 
 log = structlog.get_logger()
 
 
 @attrs.frozen
 class Services:
-    """What the endpoints of one worker serve with. `start` and `stop` are called when the worker begins and ends."""
+    """What the endpoints of one worker use. `start` and `stop` are called when the worker starts and stops."""
 
     manifests: Manifests
     tags: Tags
     blobs: Blobs
     lists: Lists
     threads: Threads
-    gauges: State
+    gauges: Gauges
     is_ready: Callable[[], bool]
     start: Callable[[], Awaitable[None]]
     stop: Callable[[], Awaitable[None]]
 
 
-class Lifespan:
-    """Falcon's hooks for the start and the end of the worker."""
+class LifespanMiddleware:
+    """Falcon middleware that starts and stops the worker (ASGI lifespan protocol)."""
 
     def __init__(self, services: Services) -> None:
         self._services = services
 
     async def process_startup(self, scope: Mapping[str, Any], event: Mapping[str, Any]) -> None:
-        """Start the worker; an exception keeps the server from starting."""
+        """Start the worker. After an exception, Granian stops the server."""
         await self._services.start()
 
     async def process_shutdown(self, scope: Mapping[str, Any], event: Mapping[str, Any]) -> None:
@@ -58,64 +61,66 @@ class Lifespan:
         await self._services.stop()
 
 
-def create_app(settings: Settings, services: Services) -> Edge:
-    """The ASGI application of one worker."""
-    load = Load()
-    routes = Router(settings.upstreams)
+def create_app(settings: Settings, services: Services) -> OuterApp:
+    """Build the ASGI application of one worker."""
+    connections = Connections()
+    active_bodies = ActiveBodies()
+    zero_copy = ZeroCopy(connections, services.threads, is_enabled=settings.server.zero_copy)
+    router = Router(settings.upstreams)
     paths = PathRouter(
-        Base(),
+        ApiVersionEndpoint(),
         {
-            "manifests": ManifestEndpoint(routes, services.tags, services.manifests, load),
-            "blobs": BlobEndpoint(routes, services.blobs, load),
-            "tags": TagsEndpoint(routes, services.lists),
-            "referrers": ReferrersEndpoint(routes, services.lists),
+            "manifests": ManifestEndpoint(router, services.tags, services.manifests, active_bodies),
+            "blobs": BlobEndpoint(router, services.blobs, active_bodies, zero_copy),
+            "tags": TagsEndpoint(router, services.lists),
+            "referrers": ReferrersEndpoint(router, services.lists),
         },
         {
-            "/version": Version(),
-            "/metrics": Metrics(services.gauges, services.threads),
-            "/healthz": Health(),
-            "/readyz": Readiness(services.is_ready),
+            "/version": VersionEndpoint(),
+            "/metrics": MetricsEndpoint(services.gauges, services.threads),
+            "/healthz": LivenessEndpoint(),
+            "/readyz": ReadinessEndpoint(services.is_ready),
         },
     )
     app = falcon.asgi.App(router=cast(CompiledRouter, paths))
-    app.add_middleware(Lifespan(services))
+    app.add_middleware(LifespanMiddleware(services))
     app.resp_options.default_media_type = "application/json"
-    app.add_error_handler(RegistryError, _answer_error)
-    app.add_error_handler(Exception, _answer_fault)
-    app.set_error_serializer(_serialize)
-    logs = settings.server.log
-    return Edge(
+    app.add_error_handler(RegistryError, _handle_registry_error)
+    app.add_error_handler(Exception, _handle_internal_error)
+    app.set_error_serializer(_serialize_falcon_error)
+    request_log = settings.server.log
+    return OuterApp(
         app,
-        services.threads,
-        logs.level if logs.enabled else None,
-        logs.ignore_paths,
-        log_requests=logs.request_body,
-        log_responses=logs.response_body,
+        connections,
+        request_log.level if request_log.enabled else None,
+        request_log.ignore_paths,
+        log_requests=request_log.request_body,
+        log_responses=request_log.response_body,
     )
 
 
-async def _answer_error(
+async def _handle_registry_error(
     _req: falcon.asgi.Request, resp: falcon.asgi.Response, error: RegistryError, _params: dict[str, Any]
 ) -> None:
     status, headers, resp.data = error_response(error)
     resp.status = falcon.code_to_http_status(status)
     headers.pop("content-length")
-    for stale in ("docker-content-digest", "etag", "accept-ranges", "cache-status"):
-        resp.delete_header(stale)
+    for of_content in ("docker-content-digest", "etag", "accept-ranges", "cache-status"):  # set before the error
+        resp.delete_header(of_content)
     resp.set_headers(headers)
 
 
-async def _answer_fault(
+async def _handle_internal_error(
     req: falcon.asgi.Request, resp: falcon.asgi.Response, error: Exception, params: dict[str, Any]
 ) -> None:
     if isinstance(error, falcon.HTTPError):
         raise error
-    log.error("a request ended in a fault of our own", path=req.path, exc_info=error)
-    await _answer_error(req, resp, RegistryError("internal error, see the log"), params)
+    log.error("internal error while handling a request", path=req.path, exc_info=error)
+    await _handle_registry_error(req, resp, RegistryError("internal error, see the log"), params)
 
 
-def _serialize(_req: falcon.asgi.Request, resp: falcon.asgi.Response, exception: falcon.HTTPError) -> None:
-    """What Falcon itself refuses: a path that is no endpoint."""
+def _serialize_falcon_error(_req: falcon.asgi.Request, resp: falcon.asgi.Response, _error: falcon.HTTPError) -> None:
+    """Render an error that Falcon raises itself: the path has no endpoint."""
     resp.data = error_body("UNSUPPORTED", "there is no such endpoint in a read-only registry cache")
     resp.content_type = "application/json"
     resp.set_header("cache-control", "no-store")

@@ -1,7 +1,7 @@
-"""Bodies that are streamed: the bytes of a blob, whole or in ranges, in chunks of a size that keeps memory bounded.
+"""Response bodies that are streamed through Granian: a blob or ranges of it, in chunks.
 
-A body closes the reader that it was given. One that cannot go on raises, and the connection ends short of its
-Content-Length, which every client notices.
+A body closes its reader. If the blob ends early the body raises, and the connection is closed before Content-Length
+bytes were sent, which clients detect.
 """
 
 from collections import deque
@@ -10,75 +10,67 @@ from collections.abc import AsyncIterator, Iterable, Sequence
 from dockyard.cache.readers import Reader
 from dockyard.oci.ranges import ByteRange
 
-FEW_READERS, MANY_READERS = 4, 32
-LARGE_CHUNK, CHUNK, SMALL_CHUNK = 1024 * 1024, 256 * 1024, 64 * 1024
+MAX_BODIES_OF_LARGE_CHUNKS, MAX_BODIES_OF_MEDIUM_CHUNKS = 4, 32
+LARGE_CHUNK_BYTES, MEDIUM_CHUNK_BYTES, SMALL_CHUNK_BYTES = 1024 * 1024, 256 * 1024, 64 * 1024
 
 
-class Load:
-    """How many bodies this worker is sending. A stalled client holds about six chunks in the server."""
+class ActiveBodies:
+    """The number of bodies that this worker is sending, which decides the size of their chunks.
 
-    def __init__(self) -> None:
-        self.bodies = 0
-
-    @property
-    def chunk_size(self) -> int:
-        """Bytes per chunk: large for a few readers, small for many."""
-        if self.bodies <= FEW_READERS:
-            return LARGE_CHUNK
-        return CHUNK if self.bodies <= MANY_READERS else SMALL_CHUNK
-
-
-class BlobBody(AsyncIterator[bytes]):
-    """The parts of a body in order: literal bytes, and ranges of the blob.
-
-    A chunk is good until the next is asked for: whole ones lie in one buffer. (Granian copies what it is given.)
+    Granian buffers about six chunks for a client that does not read, so many bodies with large chunks would take much
+    memory.
     """
 
-    def __init__(self, reader: Reader, parts: Iterable[bytes | ByteRange], load: Load) -> None:
-        self.reader = reader
-        self._parts = deque(parts)
-        self._load = load
-        self._buffer = bytearray()
-        load.bodies += 1
+    def __init__(self) -> None:
+        self.count = 0
 
     @property
-    def only_range(self) -> ByteRange | None:
-        """What the body is of the blob, if it is one range and nothing else."""
-        match list(self._parts):
-            case [ByteRange() as part]:
-                return part
-        return None
+    def chunk_bytes(self) -> int:
+        """Size of a chunk."""
+        if self.count <= MAX_BODIES_OF_LARGE_CHUNKS:
+            return LARGE_CHUNK_BYTES
+        return MEDIUM_CHUNK_BYTES if self.count <= MAX_BODIES_OF_MEDIUM_CHUNKS else SMALL_CHUNK_BYTES
 
-    def skip(self) -> None:
-        """Nothing is left to iterate over: the body was sent in another way."""
-        self._parts.clear()
+
+class ResponseBody(AsyncIterator[bytes]):
+    """Iterates over the chunks of a body. `parts` are literal bytes and ranges of the blob, in order.
+
+    A chunk is valid until the next one is requested: full chunks share one buffer. (Granian copies each chunk.)
+    """
+
+    def __init__(self, reader: Reader, parts: Iterable[bytes | ByteRange], active_bodies: ActiveBodies) -> None:
+        self._reader = reader
+        self._parts = deque(parts)
+        self._active_bodies = active_bodies
+        self._buffer = bytearray()
+        active_bodies.count += 1
 
     async def __anext__(self) -> bytes:
-        """The next chunk. Raises RegistryError when there will be none although there should."""
+        """Return the next chunk. Raises RegistryError when the blob ends early."""
         while self._parts:
             part = self._parts.popleft()
             if isinstance(part, bytes):
                 return part
             if not part.length:
                 continue
-            amount = min(self._load.chunk_size, part.length)
+            amount = min(self._active_bodies.chunk_bytes, part.length)
             if len(self._buffer) != amount:
                 self._buffer = bytearray(amount)
-            count = await self.reader.read_into(self._buffer, part.start, amount)
+            count = await self._reader.read_into(self._buffer, part.start, amount)
             self._parts.appendleft(ByteRange(part.start + count, part.stop))
             if count < amount:
                 return bytes(memoryview(self._buffer)[:count])
-            return self._buffer  # type: ignore[return-value]  # a bytearray is sent as it is; bytes() would copy it
+            return self._buffer  # type: ignore[return-value]  # Granian accepts a bytearray; bytes() would copy it
         raise StopAsyncIteration
 
     async def close(self) -> None:
-        """Called by Falcon when the body has ended, however it has ended."""
-        self._load.bodies -= 1
-        self.reader.close()
+        """Close the reader. Falcon calls it when the body has ended, also after an error."""
+        self._active_bodies.count -= 1
+        self._reader.close()
 
 
-class Multipart:
-    """A `multipart/byteranges` body: one part per range, in order (RFC 9110 section 14.6)."""
+class MultipartBody:
+    """A `multipart/byteranges` body: one part for each range, in order (RFC 9110 section 14.6)."""
 
     def __init__(self, ranges: Sequence[ByteRange], size: int, content_type: str, boundary: str) -> None:
         self.content_type = f"multipart/byteranges; boundary={boundary}"

@@ -1,7 +1,7 @@
-"""The connections under Granian, which shows the application none: found by their addresses, asked of the kernel.
+"""The TCP connections of this process, which Granian does not expose: found by their addresses in /proc/self/fd.
 
-Used where a request needs more than HTTP tells: whether a client still reads, closing a connection that Granian would
-keep, and sending a file without copying it.
+Used where the HTTP server is not enough: to detect that a client reads nothing, to close a connection that Granian
+would keep open, and to send a file with sendfile(2).
 """
 
 import contextlib
@@ -13,7 +13,8 @@ from typing import Any
 
 import attrs
 
-_LOOKS = 6
+CLIENT_TIMEOUT_S = 60.0
+CHECKS_PER_TIMEOUT = 6
 _TCP_INFO_BYTES = 232
 _UNSENT, _ACKNOWLEDGED, _SENT = 144, 120, 200  # tcpi_notsent_bytes, _bytes_acked, _bytes_sent in linux/tcp.h
 
@@ -22,42 +23,42 @@ _Addresses = tuple[tuple[str, int], tuple[str, int]]
 
 @attrs.frozen
 class Traffic:
-    """What went out over a connection, in bytes: acknowledged by the client, sent, and still waiting to be sent."""
+    """What was written to a connection, in bytes: acknowledged by the client, sent, and still waiting to be sent."""
 
     acknowledged: int
     sent: int
     unsent: int
 
     @property
-    def is_none(self) -> bool:
-        """Whether nothing was ever written."""
+    def is_unused(self) -> bool:
+        """Whether nothing was ever written to the connection."""
         return not self.sent and not self.unsent
 
 
 class Connections:
-    """The connections of this process, by their addresses. Those that were seen are remembered by their descriptor."""
+    """The connections of this process, by their addresses. File descriptors are cached and verified before each use."""
 
     def __init__(self) -> None:
         self._descriptors: dict[_Addresses, int] = {}
 
     def find(self, scope: Mapping[str, Any]) -> socket.socket | None:
-        """The connection of a request, as a descriptor of the caller's own to close. None when it is gone."""
+        """Return the connection of a request as a duplicate that the caller closes; None if it is gone."""
         wanted = _addresses_of(scope)
-        remembered = self._descriptors.pop(wanted, None)
-        if remembered is not None and (connection := _take(remembered, wanted)):
-            self._descriptors[wanted] = remembered
+        cached = self._descriptors.pop(wanted, None)
+        if cached is not None and (connection := _duplicate(cached, wanted)):
+            self._descriptors[wanted] = cached
             return connection
         opened = {int(entry) for entry in os.listdir("/proc/self/fd")}
-        for unseen in (opened.difference(self._descriptors.values()), opened):
-            self._descriptors.update((each, fd) for fd in unseen if (each := _read_addresses(fd)))
-            found = self._descriptors.get(wanted)
-            if found is not None and (connection := _take(found, wanted)):
+        for candidates in (opened.difference(self._descriptors.values()), opened):
+            self._descriptors.update((found, fd) for fd in candidates if (found := _read_addresses(fd)))
+            fd = self._descriptors.get(wanted)
+            if fd is not None and (connection := _duplicate(fd, wanted)):
                 return connection
-            self._descriptors.clear()  # a number that was seen is another connection's by now
+            self._descriptors.clear()  # a cached descriptor was reused for another connection
         return None
 
     def forget(self, scope: Mapping[str, Any]) -> None:
-        """The connection of a request is about to be closed."""
+        """Remove the connection of a request, which is about to be closed, from the cache."""
         self._descriptors.pop(_addresses_of(scope), None)
 
 
@@ -67,9 +68,9 @@ def _addresses_of(scope: Mapping[str, Any]) -> _Addresses:
 
 
 def _read_addresses(fd: int) -> _Addresses | None:
-    """Who is connected by a descriptor that somebody else may close at any moment; None when it is no connection."""
+    """Return the addresses of both ends of a connection; None if `fd` is none, or was closed by its owner meanwhile."""
     try:
-        connection = socket.socket(socket.AF_INET6, socket.SOCK_STREAM, 0, fd)  # the family is not looked at
+        connection = socket.socket(socket.AF_INET6, socket.SOCK_STREAM, 0, fd)  # the family is not checked
     except OSError:
         return None
     try:
@@ -80,8 +81,8 @@ def _read_addresses(fd: int) -> _Addresses | None:
         connection.detach()
 
 
-def _take(fd: int, wanted: _Addresses) -> socket.socket | None:
-    """A descriptor of our own for the same connection, if it is the wanted one."""
+def _duplicate(fd: int, wanted: _Addresses) -> socket.socket | None:
+    """Return a duplicate of a connection; None if its addresses are not the wanted ones."""
     try:
         connection = socket.socket(fileno=os.dup(fd))
     except OSError:
@@ -93,8 +94,8 @@ def _take(fd: int, wanted: _Addresses) -> socket.socket | None:
     return None
 
 
-def traffic(connection: socket.socket) -> Traffic | None:
-    """What the kernel counted (TCP_INFO, tcp(7)); None where it does not."""
+def read_traffic(connection: socket.socket) -> Traffic | None:
+    """Return the counters of the kernel (TCP_INFO, tcp(7)); None where the kernel has none."""
     try:
         info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES)
     except OSError:
@@ -106,23 +107,26 @@ def traffic(connection: socket.socket) -> Traffic | None:
 
 
 def shut_down(connection: socket.socket) -> None:
-    """End a connection after what was written to it, under whoever else holds it."""
+    """End a connection after the bytes that were written to it, whichever other descriptors refer to it."""
     with contextlib.suppress(OSError):
         connection.shutdown(socket.SHUT_RDWR)
 
 
-class Patience:
-    """How long a client may read nothing. Ask `is_over` every `look_every_s` while something waits to be read."""
+class StallDetector:
+    """Detects a client that acknowledges no bytes for CLIENT_TIMEOUT_S.
 
-    def __init__(self, limit_s: float) -> None:
-        self.look_every_s = limit_s / _LOOKS
+    Call `is_stalled` every `check_every_s` while bytes are waiting to be read by the client.
+    """
+
+    def __init__(self) -> None:
+        self.check_every_s = CLIENT_TIMEOUT_S / CHECKS_PER_TIMEOUT
         self._acknowledged = -1
-        self._idle_looks = 0
+        self._idle_checks = 0
 
-    def is_over(self, connection: socket.socket) -> bool:
-        """Whether the client has acknowledged nothing for as long as it had."""
-        seen = traffic(connection)
-        acknowledged = seen.acknowledged if seen else self._acknowledged
-        self._idle_looks = self._idle_looks + 1 if acknowledged == self._acknowledged else 0
+    def is_stalled(self, connection: socket.socket) -> bool:
+        """Whether the client has acknowledged nothing since CHECKS_PER_TIMEOUT checks."""
+        traffic = read_traffic(connection)
+        acknowledged = traffic.acknowledged if traffic else self._acknowledged
+        self._idle_checks = self._idle_checks + 1 if acknowledged == self._acknowledged else 0
         self._acknowledged = acknowledged
-        return self._idle_looks >= _LOOKS
+        return self._idle_checks >= CHECKS_PER_TIMEOUT

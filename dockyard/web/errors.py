@@ -1,4 +1,4 @@
-"""Errors as the OCI distribution specification wants them: JSON with a code from its table."""
+"""Error responses in the format of the OCI distribution specification: JSON with a code of its table."""
 
 import json
 

@@ -1,7 +1,7 @@
 """The endpoints of content discovery: `tags/list` and `referrers` (OCI distribution specification, end-8, end-12).
 
-A page of ours is cut from the whole list, so `n`, `last` and `artifactType` mean exactly what the specification says,
-whatever the upstream makes of them. The name in an answer, and the path of a Link, are those that the client used.
+Pages are cut here from the whole list, so `n`, `last` and `artifactType` work as specified even if the upstream does
+not support them. The name in a response and the path of a Link are those of the request.
 """
 
 import json
@@ -17,10 +17,10 @@ from dockyard.oci.lists import page_referrers, page_tags, referrers_index
 from dockyard.oci.manifest import OCI_INDEX
 from dockyard.oci.reference import Digest
 from dockyard.routing import Router
-from dockyard.web.handlers import note_request, route_request
+from dockyard.web.handlers import route_request, start_record
 from dockyard.web.headers import freshness_headers
 
-PARAMETERS_AT_MOST = 32
+MAX_QUERY_PARAMETERS = 32
 _NUMBER = re.compile(r"[0-9]{1,18}", re.ASCII)
 
 
@@ -34,23 +34,23 @@ class TagsEndpoint:
     async def on_get(
         self, req: falcon.asgi.Request, resp: falcon.asgi.Response, path_prefix: str, name: str, reference: str
     ) -> None:
-        """Parse, route, find; the page that was asked for. Raises RegistryError."""
-        exchange = note_request(req, "tags", name, f"tags/{reference}")
+        """200 with the requested page. Raises RegistryError."""
+        record = start_record(req, "tags", name, f"tags/{reference}")
         query = _parse_query(req)
         n = _parse_count(query.get("n"))
         target = route_request(req, resp, self._router, path_prefix, name)
         found = await self._lists.tags(target)
-        exchange.how = found.how
+        record.how = found.how
         tags, has_more = page_tags(found.items, n, query.get("last"))
         if has_more:
             resp.set_header("link", format_next_link(req.path, query | {"last": tags[-1]}))
-        _send(req, resp, found, json.dumps({"name": name, "tags": tags}).encode(), "application/json")
+        _set_body(req, resp, found, json.dumps({"name": name, "tags": tags}).encode(), "application/json")
 
     on_head = on_get
 
 
 class ReferrersEndpoint:
-    """`GET`, `HEAD /v2/<name>/referrers/<digest>` (end-12). A digest that nothing refers to has an empty index."""
+    """`GET`, `HEAD /v2/<name>/referrers/<digest>` (end-12). The index of a digest without referrers is empty."""
 
     def __init__(self, router: Router, lists: Lists) -> None:
         self._router = router
@@ -59,32 +59,32 @@ class ReferrersEndpoint:
     async def on_get(
         self, req: falcon.asgi.Request, resp: falcon.asgi.Response, path_prefix: str, name: str, reference: str
     ) -> None:
-        """Parse, route, find; an index of the descriptors that were asked for. Raises RegistryError."""
-        exchange = note_request(req, "referrers", name, f"referrers/{reference}")
+        """200 with an index of the requested page of descriptors. Raises RegistryError."""
+        record = start_record(req, "referrers", name, f"referrers/{reference}")
         query = _parse_query(req)
         subject = Digest.parse(reference)
         target = route_request(req, resp, self._router, path_prefix, name)
         found = await self._lists.referrers(target, subject)
-        exchange.how = found.how
+        record.how = found.how
         artifact_type = query.get("artifactType") or None
         referrers, has_more = page_referrers(found.items, artifact_type, query.get("last"))
         if artifact_type:
             resp.set_header("oci-filters-applied", "artifactType")
         if has_more:
             resp.set_header("link", format_next_link(req.path, query | {"last": referrers[-1]["digest"]}))
-        _send(req, resp, found, referrers_index(referrers), OCI_INDEX)
+        _set_body(req, resp, found, referrers_index(referrers), OCI_INDEX)
 
     on_head = on_get
 
 
 def _parse_query(req: falcon.asgi.Request) -> dict[str, str]:
-    """The parameters of a query, each of which may be there once. Raises RequestInvalid."""
+    """Return the parameters of a query. Raises RequestInvalid for one with two values."""
     try:
-        query = parse_qs(req.query_string, keep_blank_values=True, max_num_fields=PARAMETERS_AT_MOST)
+        query = parse_qs(req.query_string, keep_blank_values=True, max_num_fields=MAX_QUERY_PARAMETERS)
     except ValueError as exc:
-        raise RequestInvalid("the query has too many parameters") from exc
+        raise RequestInvalid(f"the query has more than {MAX_QUERY_PARAMETERS} parameters") from exc
     if any(len(set(values)) > 1 for values in query.values()):
-        raise RequestInvalid("the query has a parameter with two values")
+        raise RequestInvalid("a parameter of the query has two values")
     return {key: values[0] for key, values in query.items()}
 
 
@@ -92,11 +92,11 @@ def _parse_count(text: str | None) -> int | None:
     if text is None:
         return None
     if not _NUMBER.fullmatch(text):
-        raise RequestInvalid("n is a number of tags, 0 or more")
+        raise RequestInvalid("n must be a number of tags, 0 or more")
     return int(text)
 
 
-def _send(
+def _set_body(
     req: falcon.asgi.Request, resp: falcon.asgi.Response, found: FoundList, body: bytes, content_type: str
 ) -> None:
     resp.set_headers(freshness_headers(found, is_public=False))

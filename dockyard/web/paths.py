@@ -1,44 +1,45 @@
-"""Paths to endpoints. Read from the right, since a repository may be called `blobs` or `manifests` itself.
+"""Routing of paths to endpoints. A path is parsed from the right, since a repository may be called `blobs`.
 
-What stands before `/v2/` is the prefix of an upstream: containerd and the Docker daemon put the path of a mirror there.
+The part before `/v2/` is the prefix of an upstream: containerd and the Docker daemon put the path of a mirror there.
 """
 
 from collections.abc import Mapping
 from typing import Any
 
-Found = tuple[Any, Mapping[str, Any], dict[str, str], str | None]
+Route = tuple[Any, Mapping[str, Any], dict[str, str], str | None]
 
 
 class PathRouter:
-    """Falcon's router interface over the registry's paths.
+    """Implements Falcon's router interface for the paths of a registry.
 
-    `base` is the resource of `/v2/`, `kinds` those of `/v2/<name>/<kind>/<reference>`, `others` those of whole paths.
+    `api_version` is the resource of `/v2/`, `kinds` has those of `/v2/<name>/<kind>/<reference>` by kind, `others` has
+    those of complete paths.
     """
 
-    def __init__(self, base: Any, kinds: Mapping[str, Any], others: Mapping[str, Any]) -> None:
-        self._base = _route(base)
-        self._kinds = {kind: _route(resource) for kind, resource in kinds.items()}
-        self._others = {path: _route(resource) for path, resource in others.items()}
+    def __init__(self, api_version: Any, kinds: Mapping[str, Any], others: Mapping[str, Any]) -> None:
+        self._api_version = _resource_and_responders(api_version)
+        self._kinds = {kind: _resource_and_responders(resource) for kind, resource in kinds.items()}
+        self._others = {path: _resource_and_responders(resource) for path, resource in others.items()}
 
-    def find(self, uri: str, req: Any = None) -> Found | None:
-        """The resource, its responders and their arguments; None for a path that is no endpoint."""
+    def find(self, uri: str, req: Any = None) -> Route | None:
+        """Return the resource, its responders, their arguments and the path; None for a path without an endpoint."""
         if uri in self._others:
             return (*self._others[uri], {}, uri)
         if uri == "/v2":
-            return (*self._base, {"path_prefix": ""}, uri)
+            return (*self._api_version, {"path_prefix": ""}, uri)
         before, separator, after = uri.partition("/v2/")
         if not separator or before == "/":
             return None
         path_prefix = before.removeprefix("/")
         if not after:
-            return (*self._base, {"path_prefix": path_prefix}, uri)
+            return (*self._api_version, {"path_prefix": path_prefix}, uri)
         name, kind, reference = _split(after)
         if kind not in self._kinds or (kind == "tags" and reference != "list"):
             return None
         return (*self._kinds[kind], {"path_prefix": path_prefix, "name": name, "reference": reference}, uri)
 
     def add_route(self, *_: object, **__: object) -> None:
-        """Falcon asks for it; the endpoints are fixed."""
+        """Part of the interface, not supported: the endpoints are fixed."""
         raise NotImplementedError
 
 
@@ -48,5 +49,5 @@ def _split(path: str) -> tuple[str, str, str]:
     return name, kind, reference
 
 
-def _route(resource: Any) -> tuple[Any, Mapping[str, Any]]:
+def _resource_and_responders(resource: Any) -> tuple[Any, Mapping[str, Any]]:
     return resource, {"GET": resource.on_get, "HEAD": resource.on_head}

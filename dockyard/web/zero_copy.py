@@ -1,11 +1,16 @@
-"""Blobs sent by the kernel: sendfile(2), from the page cache to the client's connection, with no copy in this process.
+"""Zero-copy sending: the kernel sends a blob from the page cache to the client's connection with sendfile(2).
 
-Granian has no such way, so the connection under it is written to, and closed. That is safe on one condition, which is
-checked: Granian has never written to this connection. Then none of its bytes can come between ours, and afterwards the
-connection is shut, so that nothing can follow them. The answer says `Connection: close`. A request on a connection
-that was used before, or over TLS, is answered through Granian.
+Granian has no interface for that, so the response is written to the connection under it. This is correct because:
 
-The pages of a file that are not in memory are read by a thread: the event loop waits for no disk.
+- It is done only on a connection to which nothing was ever written, so no bytes of Granian can come between.
+- Afterwards the connection is shut down, so that no bytes can follow. The response has `Connection: close`.
+- It is not done for a request with a body: closing a connection with unread bytes resets it (RFC 9112 section 9.6), and
+  the client may lose the end of the response.
+
+After that, Falcon sends the status and headers with an empty body to Granian as usual, which fails to write it and
+closes its end. `Connection: close` in these headers keeps Granian from reading another request.
+
+Pages of a file that are not in memory are read by a thread, so that the event loop never waits for the disk.
 """
 
 import asyncio
@@ -15,56 +20,125 @@ import errno
 import functools
 import os
 import socket
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from http import HTTPStatus
+
+import falcon.asgi
+import structlog
 
 from dockyard.cache.readers import Reader
 from dockyard.cache.threads import Threads
-from dockyard.errors import Unavailable
+from dockyard.errors import RegistryError, Unavailable
 from dockyard.oci.ranges import ByteRange
-from dockyard.web.connections import Patience
+from dockyard.web.asgi import Scope, has_request_body
+from dockyard.web.connections import Connections, StallDetector, read_traffic, shut_down
+from dockyard.web.headers import NO_SNIFFING
+from dockyard.web.request_record import CLIENT_LEFT, CLIENT_STALLED, RequestRecord, cut_end
 
-SMALLEST_BYTES = 1024 * 1024  # below, a connection that can be used again is worth more
-AT_ONCE_BYTES = 4 * 1024 * 1024
+MIN_BYTES = 1024 * 1024  # below, a connection that can be reused saves more
+MAX_SENDFILE_BYTES = 4 * 1024 * 1024
 READ_BYTES = 256 * 1024
 
-
-class Stalled(Exception):
-    """The client reads nothing."""
+log = structlog.get_logger("dockyard.request")
 
 
-def response_head(status: int, headers: Iterable[tuple[bytes, bytes]]) -> bytes:
-    """Status line and headers (RFC 9112 sections 4 and 5) of an answer after which the connection is closed."""
-    lines = [f"HTTP/1.1 {status} {HTTPStatus(status).phrase}".encode()]
-    lines += [name + b": " + value for name, value in headers]
-    lines += [b"date: " + email.utils.formatdate(usegmt=True).encode(), b"connection: close", b"", b""]
-    return b"\r\n".join(lines)
+class ClientStalled(Exception):
+    """The client has acknowledged no bytes for CLIENT_TIMEOUT_S."""
 
 
-class DirectAnswer:
-    """One answer, written to a connection that the caller owns. `sent_bytes` of its body are written so far."""
+class ZeroCopy:
+    """Zero-copy sending of one worker: `find_connection` says whether it is possible, `send` does it."""
 
-    def __init__(
-        self, connection: socket.socket, body: Reader, part: ByteRange, threads: Threads, timeout_s: float
+    def __init__(self, connections: Connections, threads: Threads, *, is_enabled: bool) -> None:
+        self._connections = connections
+        self._threads = threads
+        self._is_enabled = is_enabled
+
+    def find_connection(self, scope: Scope, ranges: Sequence[ByteRange]) -> socket.socket | None:
+        """Return the connection to `send` these ranges of a blob to; None if they must be sent through Granian."""
+        if not self._is_enabled or scope["scheme"] != "http" or has_request_body(scope):
+            return None
+        if len(ranges) != 1 or ranges[0].length < MIN_BYTES:
+            return None
+        connection = self._connections.find(scope)
+        if connection is None:
+            return None
+        traffic = read_traffic(connection)
+        if traffic is None or not traffic.is_unused:
+            connection.close()
+            return None
+        return connection
+
+    async def send(
+        self,
+        connection: socket.socket,
+        scope: Scope,
+        resp: falcon.asgi.Response,
+        record: RequestRecord,
+        reader: Reader,
+        part: ByteRange,
     ) -> None:
+        """Send the status and headers of `resp` and the bytes of `part`, then close connection and reader.
+
+        A failure ends the connection before the announced length. It is not raised, since the status was sent: the
+        reason goes into `record.end`.
+        """
+        resp.set_header("connection", "close")
+        transmission = _Transmission(connection, reader, part, self._threads)
+        try:
+            await transmission.send(_response_head(resp))
+        except OSError:
+            record.end = CLIENT_LEFT
+        except ClientStalled:
+            record.end = CLIENT_STALLED
+        except RegistryError as exc:
+            record.end = cut_end(exc.message)
+        except Exception:
+            record.end = cut_end("internal error")
+            log.exception("internal error while sending a response", path=scope["path"])
+        finally:
+            record.sent_bytes = transmission.sent_bytes
+            self._connections.forget(scope)
+            shut_down(connection)
+            connection.close()
+            reader.close()
+
+
+def _response_head(resp: falcon.asgi.Response) -> bytes:
+    """Return status line and headers (RFC 9112 sections 4 and 5)."""
+    status = HTTPStatus(resp.status_code)
+    lines = [f"HTTP/1.1 {status.value} {status.phrase}"]
+    lines += [f"{name}: {value}" for name, value in resp.headers.items()]
+    lines += [f"date: {email.utils.formatdate(usegmt=True)}"]
+    name, value = NO_SNIFFING
+    return "\r\n".join(lines).encode("latin-1") + b"\r\n" + name + b": " + value + b"\r\n\r\n"
+
+
+class _Transmission:
+    """The bytes of one response on their way to a connection. `sent_bytes` of the body were written so far."""
+
+    def __init__(self, connection: socket.socket, reader: Reader, part: ByteRange, threads: Threads) -> None:
         self.sent_bytes = 0
         self._connection = connection
-        self._body = body
+        self._reader = reader
         self._part = part
         self._threads = threads
-        self._patience = Patience(timeout_s)
+        self._detector = StallDetector()
 
     async def send(self, head: bytes) -> None:
-        """Write all of it. Raises OSError when the client has left, Stalled, and RegistryError when no more comes."""
+        """Write the head and the whole part.
+
+        Raises OSError when the client has disconnected, ClientStalled, and RegistryError when the blob ends early.
+        """
         await self._send_bytes(head)
         while (position := self._position) < self._part.stop:
-            fd, available = await self._body.find(position)
+            fd, available = await self._reader.find(position)
             stop = min(position + available, self._part.stop)
             if fd is None:
                 await self._send_from_memory(stop)
             else:
                 await self._send_from_file(fd, stop)
-            await asyncio.sleep(0)  # a client that reads as fast as we write would keep the others waiting
+            await asyncio.sleep(0)  # let other requests run, however fast this client reads
 
     @property
     def _position(self) -> int:
@@ -74,15 +148,15 @@ class DirectAnswer:
         while self._position < stop:
             if not self._is_next_in_memory(fd, stop):
                 await self._threads.disk(_read_ahead, fd, self._position)
-            await self._as_it_takes(functools.partial(self._send_some, fd, stop))
+            await self._repeat_when_writable(functools.partial(self._send_some, fd, stop))
 
     def _send_some(self, fd: int, stop: int) -> bool:
-        """Send what the connection takes now. True: that was all, or what comes next is not in memory."""
-        amount = min(AT_ONCE_BYTES, stop - self._position)
+        """Send what the connection accepts now. True: all is sent, or the next bytes are not in memory."""
+        amount = min(MAX_SENDFILE_BYTES, stop - self._position)
         try:
             sent = os.sendfile(self._connection.fileno(), fd, self._position, amount)
         except OSError as exc:
-            if exc.errno == errno.EIO:  # the disk, not the client
+            if exc.errno == errno.EIO:  # of the disk, not of the connection
                 raise Unavailable("a cached blob cannot be read") from exc
             raise
         if not sent:
@@ -91,13 +165,13 @@ class DirectAnswer:
         return self._position == stop or not self._is_next_in_memory(fd, stop)
 
     def _is_next_in_memory(self, fd: int, stop: int) -> bool:
-        """Whether both ends of what comes next are in the page cache; what lies between was read with them."""
-        last = min(self._position + AT_ONCE_BYTES, stop) - 1
+        """Whether the first and the last of the next bytes are in the page cache; those between were read with them."""
+        last = min(self._position + MAX_SENDFILE_BYTES, stop) - 1
         return _is_in_memory(fd, self._position) and _is_in_memory(fd, last)
 
     async def _send_from_memory(self, stop: int) -> None:
         buffer = bytearray(min(stop - self._position, READ_BYTES))
-        count = await self._body.read_into(buffer, self._position, len(buffer))
+        count = await self._reader.read_into(buffer, self._position, len(buffer))
         await self._send_bytes(bytes(buffer[:count]))
         self.sent_bytes += count
 
@@ -109,10 +183,13 @@ class DirectAnswer:
             left = left[self._connection.send(left) :]
             return not left
 
-        await self._as_it_takes(send_some)
+        await self._repeat_when_writable(send_some)
 
-    async def _as_it_takes(self, step: Callable[[], bool]) -> None:
-        """Call `step` now and whenever the connection takes more, until it is True. Raises what it raises; Stalled."""
+    async def _repeat_when_writable(self, step: Callable[[], bool]) -> None:
+        """Call `step` now and whenever the connection is writable, until it returns True.
+
+        Raises what `step` raises, and ClientStalled.
+        """
         with contextlib.suppress(BlockingIOError):
             if step():
                 return
@@ -120,9 +197,10 @@ class DirectAnswer:
         done: asyncio.Future[None] = loop.create_future()
         loop.add_writer(fd, _call, step, done)
         try:
-            while not (await asyncio.wait([done], timeout=self._patience.look_every_s))[0]:
-                if self._patience.is_over(self._connection):  # the kernel says late that there is room: it was asked
-                    raise Stalled
+            while not (await asyncio.wait([done], timeout=self._detector.check_every_s))[0]:
+                # A slow client may read for long before the kernel reports the connection as writable.
+                if self._detector.is_stalled(self._connection):
+                    raise ClientStalled
             done.result()
         finally:
             loop.remove_writer(fd)
@@ -134,14 +212,14 @@ def _call(step: Callable[[], bool], done: asyncio.Future[None]) -> None:
             done.set_result(None)
     except BlockingIOError:
         pass
-    except Exception as exc:  # noqa: BLE001  it is raised where `done` is awaited
+    except Exception as exc:  # noqa: BLE001  raised where `done` is awaited
         done.set_exception(exc)
 
 
 def _read_ahead(fd: int, position: int) -> None:
-    """Have the next part of a file in the page cache, waiting for the disk. Raises Unavailable."""
+    """Read the next part of a file into the page cache. Blocks. Raises Unavailable."""
     buffer = bytearray(READ_BYTES)
-    for start in range(position, position + AT_ONCE_BYTES, READ_BYTES):
+    for start in range(position, position + MAX_SENDFILE_BYTES, READ_BYTES):
         try:
             os.preadv(fd, [buffer], start)
         except OSError as exc:
@@ -155,5 +233,5 @@ def _is_in_memory(fd: int, position: int) -> bool:
     except BlockingIOError:
         return False
     except OSError as exc:
-        return exc.errno == errno.EOPNOTSUPP  # tmpfs: knows no such flag, and never blocks
+        return exc.errno == errno.EOPNOTSUPP  # tmpfs does not support RWF_NOWAIT, and never blocks
     return True

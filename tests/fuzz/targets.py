@@ -37,7 +37,7 @@ from dockyard.upstream.keychain import Keychain
 from dockyard.upstream.network_zones import find_literal_zone, find_zone
 from dockyard.upstream.urls import InvalidUrl, Url, parse_http_url, resolve_redirect
 from dockyard.web.paths import PathRouter
-from dockyard.web.request_filter import MAX_PATH_BYTES, _check
+from dockyard.web.request_filter import MAX_PATH_BYTES, check_request
 from tests.unit.oci.test_reference import is_component
 from tests.unit.web.test_paths import Endpoint
 
@@ -70,7 +70,7 @@ def feed_path(data: bytes) -> None:
     plain = data.replace(b"%3A", b":").replace(b"%3a", b":")
     is_fine = plain[:1] == b"/" and _PATH_BYTES.issuperset(plain) and not {b".", b".."} & set(plain.split(b"/"))
     try:
-        _check(scope)
+        check_request(scope)
     except RegistryError:
         assert not is_fine or len(data) > MAX_PATH_BYTES
         return

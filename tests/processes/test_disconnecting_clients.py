@@ -64,7 +64,7 @@ def test_work_for_disconnected_clients_stops(
 @pytest.fixture
 def impatient(tmp_path: Path) -> dict[str, str]:
     """An environment in which a client is cut after one second without reading, not after a minute."""
-    shorter = "from dockyard.web import exchange\n\nexchange.CLIENT_TIMEOUT_S = 1.0\n"
+    shorter = "from dockyard.web import connections\n\nconnections.CLIENT_TIMEOUT_S = 1.0\n"
     (tmp_path / "sitecustomize.py").write_text(shorter)
     return {"PYTHONPATH": f"{tmp_path}:{ROOT}"}
 

@@ -68,6 +68,21 @@ def test_a_small_blob_keeps_its_connection(deployment: Deployment) -> None:
         assert (download.head().status, download.read(2)) == (200, b"{}")
 
 
+def test_zero_copy_can_be_switched_off(make_deployment: Callable[..., Deployment]) -> None:
+    """With `server.zero_copy: false`, a large blob and a large range keep their connection, with the right bytes."""
+    deployment = make_deployment(server={"zero_copy": False})
+    path, content = warm_blob(deployment, 3 * MIB)
+    with deployment.send_raw(get(path)) as download:
+        assert (download.head().status, download.header("Connection")) == (200, None)
+        assert download.read(content.size) == content.data
+        download.socket.sendall(get(path, f"Range: bytes=1000-{2 * MIB}\r\n"))
+        assert (download.head().status, download.header("Connection")) == (206, None)
+        assert download.header("Content-Range") == f"bytes 1000-{2 * MIB}/{content.size}"
+        assert download.read(2 * MIB - 999) == content.data[1000 : 2 * MIB + 1]
+        download.socket.sendall(PING)
+        assert (download.head().status, download.read(2)) == (200, b"{}")
+
+
 def test_granian_sends_on_used_connections(deployment: Deployment) -> None:
     """A large blob after another response on its connection is sent by Granian; the connection stays open."""
     path, content = warm_blob(deployment, 3 * MIB)

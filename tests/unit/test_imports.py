@@ -248,7 +248,7 @@ def test_a_violation_is_found(module: str, source: str, fault: str) -> None:
     [
         ("dockyard.cli", "from dockyard import __version__, supervisor\nfrom dockyard.config import settings"),
         ("dockyard.web.handlers", "from dockyard import __version__"),
-        ("dockyard.web.app", "import falcon\nimport falcon.asgi\nfrom dockyard.web.bodies import BlobBody"),
+        ("dockyard.web.app", "import falcon\nimport falcon.asgi\nfrom dockyard.web.bodies import ResponseBody"),
         (
             "dockyard.cache.download_job",
             "from dockyard.upstream.client import RegistryClient\nimport structlog, threading",

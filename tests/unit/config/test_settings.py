@@ -88,6 +88,7 @@ def test_defaults_are_the_documented_ones() -> None:
                 "ignore_paths": (),
             },
             "workers": 0,
+            "zero_copy": True,
             "drain_timeout": 25.0,
         },
         "storage": {
@@ -166,6 +167,7 @@ SCALARS = [
     ("server.log.request_body", "SERVER_LOG_REQUEST_BODY", "true", True),
     ("server.log.response_body", "SERVER_LOG_RESPONSE_BODY", "true", True),
     ("server.workers", "SERVER_WORKERS", "3", 3),
+    ("server.zero_copy", "SERVER_ZERO_COPY", "false", False),
     ("server.drain_timeout", "SERVER_DRAIN_TIMEOUT", "1m", 60.0),
     ("server.certfile", "SERVER_CERTFILE", "/tls.crt", "/tls.crt"),
     ("server.keyfile", "SERVER_KEYFILE", "/tls.key", "/tls.key"),

@@ -1,0 +1,86 @@
+"""The ASGI application that Granian calls, around the Falcon application.
+
+Before Falcon, it rejects invalid requests and sets the path that is routed. Afterwards, it counts and logs the request.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import Collection
+
+import structlog
+
+from dockyard.errors import RegistryError
+from dockyard.web.asgi import App, Receive, Scope, Send, has_request_body
+from dockyard.web.connections import Connections
+from dockyard.web.errors import error_response
+from dockyard.web.request_filter import check_request, path_to_route
+from dockyard.web.request_record import MAX_LOGGED_BODY_BYTES, SCOPE_KEY, RequestRecord
+from dockyard.web.response_sender import ResponseSender
+
+MAX_BODY_WAIT_S = 1.0
+
+log = structlog.get_logger("dockyard.request")
+
+
+class OuterApp:
+    """The outer ASGI application of one worker.
+
+    `level` is the log level of request lines; None: no lines. Requests for paths in `ignore_paths` are not logged.
+    `log_requests` and `log_responses` add the beginning of bodies to the lines.
+    """
+
+    def __init__(
+        self,
+        app: App,
+        connections: Connections,
+        level: str | None,
+        ignore_paths: Collection[str],
+        *,
+        log_requests: bool,
+        log_responses: bool,
+    ) -> None:
+        self._app = app
+        self._connections = connections
+        self._level = level
+        self._ignore_paths = frozenset(ignore_paths)
+        self._log_requests = log_requests
+        self._log_responses = log_responses
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one request, or the lifespan events."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        if scope["http_version"] == "1":
+            scope["http_version"] = "1.0"  # Granian writes "1", Falcon accepts "1.0" only
+        scope[SCOPE_KEY] = record = RequestRecord(scope)
+        sender = ResponseSender(scope, receive, send, record, self._connections, keeps_body=self._log_responses)
+        if self._log_requests and has_request_body(scope):
+            record.request_body = await _read_beginning_of_body(receive)
+        try:
+            check_request(scope)
+            scope["path"] = path_to_route(scope)
+        except RegistryError as exc:
+            await _reject(sender, exc)
+        else:
+            await sender.run(self._app)
+        record.count()
+        if self._level and scope["path"] not in self._ignore_paths:
+            getattr(log, self._level)("request", **record.log_fields())
+
+
+async def _read_beginning_of_body(receive: Receive) -> bytes:
+    """Return the first bytes of a request's body, for the log; none if they take longer than MAX_BODY_WAIT_S."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(MAX_BODY_WAIT_S):
+            event = await receive()
+            return bytes(event.get("body", b"")[:MAX_LOGGED_BODY_BYTES])
+    return b""
+
+
+async def _reject(sender: ResponseSender, error: RegistryError) -> None:
+    status, headers, body = error_response(error)
+    raw = [(name.encode(), value.encode()) for name, value in headers.items()]
+    raw.append((b"connection", b"close"))
+    await sender.send({"type": "http.response.start", "status": status, "headers": raw})
+    await sender.send({"type": "http.response.body", "body": body})

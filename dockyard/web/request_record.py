@@ -1,0 +1,62 @@
+"""The record of one request: the fields of its log line, and its metrics."""
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from dockyard import metrics
+
+MAX_LOGGED_BODY_BYTES = 2048
+SCOPE_KEY = "dockyard.request_record"
+CLIENT_LEFT = "client left"
+CLIENT_STALLED = "client stalled"
+
+
+class RequestRecord:
+    """What is logged and counted of one request.
+
+    Handlers set `kind`, `name`, `reference` and `how`; sending sets `status`, `sent_bytes` and, for a response that was
+    not sent completely, `end`. `request_body` and `response_body` are empty unless they are to be logged.
+    """
+
+    def __init__(self, scope: Mapping[str, Any]) -> None:
+        self.kind = "other"
+        self.name = ""
+        self.reference = ""
+        self.how = ""
+        self.status = 0
+        self.sent_bytes = 0
+        self.end = ""
+        self.request_body = b""
+        self.response_body = b""
+        self._scope = scope
+        self._started = time.perf_counter()
+
+    def count(self) -> None:
+        """Update the metrics. Called once, when the request has ended."""
+        metrics.count_request(self.kind, self.status, self.how, time.perf_counter() - self._started, self.sent_bytes)
+        if self.end:
+            metrics.cut_responses.labels(self.end.partition(":")[0]).inc()
+
+    def log_fields(self) -> dict[str, object]:
+        """The fields of the log line, without those that are empty."""
+        fields: dict[str, object] = {
+            "method": self._scope["method"],
+            "path": "" if self.name else self._scope["path"],
+            "name": self.name,
+            "reference": self.reference,
+            "status": self.status,
+            "how": self.how,
+            "bytes": self.sent_bytes,
+            "seconds": round(time.perf_counter() - self._started, 4),
+            "client": self._scope["client"][0].removeprefix("::ffff:"),
+            "end": self.end,
+            "request_body": self.request_body[:MAX_LOGGED_BODY_BYTES].decode("utf-8", "replace"),
+            "response_body": self.response_body[:MAX_LOGGED_BODY_BYTES].decode("utf-8", "replace"),
+        }
+        return {key: value for key, value in fields.items() if value != ""}
+
+
+def cut_end(reason: str) -> str:
+    """The value of `RequestRecord.end` for a response that this server could not complete."""
+    return f"cut: {reason}"

@@ -1,0 +1,87 @@
+"""Sending the events of one response to Granian: recorded, and watched while a body is streamed."""
+
+import asyncio
+
+import structlog
+
+from dockyard.errors import RegistryError
+from dockyard.web.asgi import App, Event, Receive, Scope, Send
+from dockyard.web.client_monitor import ClientMonitor
+from dockyard.web.connections import Connections
+from dockyard.web.headers import NO_SNIFFING
+from dockyard.web.request_record import MAX_LOGGED_BODY_BYTES, RequestRecord, cut_end
+
+log = structlog.get_logger("dockyard.request")
+
+
+class ResponseSender:
+    """Runs an ASGI application for one request and passes its events to Granian.
+
+    `keeps_body` keeps the beginning of a body that is not streamed in the record, for the log.
+    """
+
+    def __init__(
+        self,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        record: RequestRecord,
+        connections: Connections,
+        *,
+        keeps_body: bool,
+    ) -> None:
+        self._scope = scope
+        self._receive = receive
+        self._send = send
+        self._record = record
+        self._connections = connections
+        self._keeps_body = keeps_body
+        self._monitor: ClientMonitor | None = None
+
+    async def run(self, app: App) -> None:
+        """Call the application until the response has ended.
+
+        After the headers were sent, an error can only end the connection before the announced length; Granian does
+        that when the application returns. The reason goes into the record.
+        """
+        try:
+            await app(self._scope, _receive_empty_body, self.send)
+        except asyncio.CancelledError:
+            if not self._record.end:
+                raise
+            if task := asyncio.current_task():  # cancelled by the monitor
+                task.uncancel()
+        except RegistryError as exc:
+            self._record.end = cut_end(exc.message)
+        except Exception:
+            self._record.end = cut_end("internal error")
+            log.exception("internal error while sending a response", path=self._scope["path"])
+        finally:
+            if self._monitor:
+                self._monitor.stop()
+
+    async def send(self, event: Event) -> None:
+        """Pass on one event of the response. Starts the monitor with the first chunk of a streamed body."""
+        if event["type"] == "http.response.start":
+            self._record.status = event["status"]
+            await self._send(event | {"headers": [*event["headers"], NO_SNIFFING]})
+            return
+        body = event.get("body", b"")
+        if not event.get("more_body"):
+            if self._keeps_body and not self._monitor:
+                self._record.response_body = bytes(body[:MAX_LOGGED_BODY_BYTES])
+            self._record.sent_bytes += len(body)
+            await self._send(event)
+            return
+        if not self._monitor:
+            self._monitor = ClientMonitor(self._scope, self._receive, self._connections, self._record)
+        self._monitor.is_sending = True
+        await self._send(event)
+        self._monitor.is_sending = False
+        self._record.sent_bytes += len(body)
+        await asyncio.sleep(0)  # Granian's send seldom waits; let the monitor and other requests run
+
+
+async def _receive_empty_body() -> Event:
+    """What the application receives: bodies of requests are never read."""
+    return {"type": "http.request", "body": b"", "more_body": False}
