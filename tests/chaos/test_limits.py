@@ -1,13 +1,13 @@
-"""The bounds of the matrix are those of its table when the settings are the defaults."""
+"""The limits of the matrix with the default settings."""
 
 import pytest
 
 from dockyard.config.settings import UpstreamLimits
 from dockyard.upstream import client as registry
 from dockyard.upstream import dialer as sockets
-from tests.chaos.limits import DEFAULTS, Limits
+from tests.chaos.engine.limits import DEFAULTS, Limits
 
-TABLE = {
+WITH_DEFAULTS = {
     "at_once": 0.5,
     "untrusted": 1.0,
     "no": 2.0,
@@ -25,14 +25,14 @@ TABLE = {
 }
 
 
-@pytest.mark.parametrize("name", TABLE)
-def test_a_bound_of_the_table(name: str) -> None:
-    """Each formula gives the table's number."""
-    assert getattr(DEFAULTS, name)() == TABLE[name]
+@pytest.mark.parametrize("name", WITH_DEFAULTS)
+def test_a_limit_with_the_default_settings(name: str) -> None:
+    """Each formula gives this number of seconds."""
+    assert getattr(DEFAULTS, name)() == WITH_DEFAULTS[name]
 
 
-def test_the_defaults_are_dockyards_own() -> None:
-    """What is taken for default is what the program has."""
+def test_the_defaults_are_those_of_dockyard() -> None:
+    """The default settings and the fixed timeouts are those of the program."""
     limits = UpstreamLimits()
     ours = (limits.connect_timeout, limits.check_timeout, limits.stall_timeout)
     assert (DEFAULTS.connect_s, DEFAULTS.check_s, DEFAULTS.stall_s) == ours

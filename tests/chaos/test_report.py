@@ -1,36 +1,49 @@
-"""The page that users read is made of records, and takes nothing for passed that did not run."""
+"""The page for users is made from records and from the matrix, and no case counts as passed that has not run."""
 
-from tests.chaos.cells import Cell, Record, State
-from tests.chaos.matrix import all_rows, cells_of
-from tests.chaos.outcomes import describe
-from tests.chaos.report import FAILED, PAGE, cells_in, split_page, write_page
+from tests.chaos.engine.outcomes import describe
+from tests.chaos.engine.records import Record
+from tests.chaos.matrix import all_faults, cases_of
+from tests.chaos.report import FAILED, PAGE, parse_page, write_page
 
 
-def test_a_cell_without_a_record_has_failed() -> None:
-    """Nothing is taken for passed that did not run."""
-    row = all_rows()[0]
-    cells = list(cells_of(row))
-    records = [Record(cell, row.title, describe(outcomes), seen="200", recovery_s=0.1) for cell, outcomes in cells]
+def test_a_case_without_a_record_has_failed() -> None:
+    """Each case has a line; those with a problem and those without a record have failed."""
+    fault = all_faults()[0]
+    cases = list(cases_of(fault))
+    records = [Record(case, fault.title, describe(outcomes), seen="200", recovery_s=0.1) for case, outcomes in cases]
     records[1].problems.append("a problem")
-    page = write_page([row], records[:-1])
-    assert cells_in(page) == [cell for cell, _ in cells]
+    page = write_page([fault], records[:-1])
+    assert list(parse_page(page)) == [case for case, _ in cases]
     assert page.count(f"| {FAILED}: a problem") == 1
     assert page.count(f"| {FAILED}: no record") == 1
 
 
-def test_other_sections_stay() -> None:
-    """Records of one fault leave what is said of the others as it is."""
-    first, second = all_rows()[:2]
-    cell, outcomes = next(iter(cells_of(first)))
-    before = write_page([first, second], [])
-    after = write_page([first, second], [Record(cell, first.title, describe(outcomes), seen="as expected")], before)
-    assert split_page(after)[second.id] == split_page(before)[second.id]
-    assert "as expected" in split_page(after)[first.id]
-    assert Cell(first.id, cell.variant, State(cell.state)) in cells_in(after)
+def test_measurements_of_other_faults_are_kept() -> None:
+    """Records of one fault do not change what was measured for the others."""
+    first, second = all_faults()[:2]
+    records = [
+        Record(case, fault.title, describe(outcomes), seen=f"seen with {fault.id}", recovery_s=0.1)
+        for fault in (first, second)
+        for case, outcomes in cases_of(fault)
+    ]
+    before = write_page([first, second], records)
+    case, outcomes = next(iter(cases_of(first)))
+    after = write_page([first, second], [Record(case, first.title, describe(outcomes), seen="as expected")], before)
+    kept, measured = parse_page(before), parse_page(after)
+    assert measured[case].seen == "as expected"
+    assert FAILED not in before
+    assert [measured[each] for each, _ in cases_of(second)] == [kept[each] for each, _ in cases_of(second)]
+    assert all(measured[each].seen == f"{FAILED}: no record" for each, _ in list(cases_of(first))[1:])
 
 
-def test_the_page_has_a_line_for_every_cell() -> None:
-    """The page that is read was made of a run of the whole matrix, and nothing failed in it."""
+def test_the_page_has_a_line_for_every_case() -> None:
+    """The page was made from a run of the whole matrix, in which no case failed."""
     page = PAGE.read_text()
-    assert cells_in(page) == [cell for row in all_rows() for cell, _ in cells_of(row)]
+    assert list(parse_page(page)) == [case for fault in all_faults() for case, _ in cases_of(fault)]
     assert FAILED not in page
+
+
+def test_the_page_says_what_the_matrix_says() -> None:
+    """Apart from the measured columns, the page is what the matrix makes it."""
+    page = PAGE.read_text()
+    assert write_page(all_faults(), [], page) == page

@@ -1,4 +1,4 @@
-"""P03, beside its cells: two Dockyards are restarted one after the other, and no pull fails for good."""
+"""P03, beside its cases: two Dockyards are restarted one after the other, and no pull fails for good."""
 
 import itertools
 import threading

@@ -1,0 +1,162 @@
+"""L01: a thousand clients on one layer: cold, cached, only in the bucket, and in progress while workers are killed.
+
+The smaller numbers run every day, the full ones with `-m long`.
+"""
+
+import contextlib
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from random import Random
+
+import pytest
+
+from tests.chaos.engine.case import State
+from tests.chaos.engine.memory import MemoryLimit
+from tests.chaos.load.loads import ANOTHER, BUCKET, MIB, OWNER, UNDISTURBED, RecordLoad, note
+from tests.s3.service.bucket_view import BucketView
+from tests.s3.service.images import NAME
+from tests.s3.service.request_log import S3RequestLog
+from tests.s3.store.proxy import S3Proxy
+from tests.support import faults
+from tests.support.bodies import Bytes
+from tests.support.deployment import Deployment, eventually, set_at_exit
+from tests.support.fake_registry import FakeRegistry
+from tests.support.http_client import Crowd
+from tests.support.worker_state import download_owners, workers_by_client_port
+
+WORKERS = 4
+WITHIN_S = 400.0
+SLACK_S = 5.0  # two cores, shared with everything else that runs
+HERDS = [
+    pytest.param(200, 4, id="200 clients of 4 MiB"),
+    pytest.param(1000, 100, id="1000 clients of 100 MiB", marks=[pytest.mark.long, pytest.mark.timeout(600)]),
+]
+
+
+def full_deployment(make_deployment: Callable[..., Deployment], **settings: object) -> Deployment:
+    """Four workers that all answer their peers."""
+    deployment = make_deployment(workers=WORKERS, **settings)
+    deployment.wait_for_workers(WORKERS)
+    return deployment
+
+
+def _serve(crowd: Crowd) -> float:
+    """Until everybody has it, and all of it is right; seconds."""
+    began_at = time.monotonic()
+    crowd.run(within_s=WITHIN_S)
+    assert all(member.is_right for member in crowd.members), crowd.summary()
+    return time.monotonic() - began_at
+
+
+@pytest.mark.parametrize(("clients", "mib"), HERDS)
+def test_a_herd_on_one_cold_layer(
+    make_deployment: Callable[..., Deployment],
+    fake_registry: FakeRegistry,
+    record_load: RecordLoad,
+    clients: int,
+    mib: int,
+) -> None:
+    """One GET, the layer's bytes once, everybody right, memory bounded, about as fast as from the cache."""
+    truth = Bytes(Random(1).randbytes(mib * MIB))
+    path = f"/v2/up.test/app/blobs/{fake_registry.add_blob(truth)}"
+    with record_load("L01", UNDISTURBED, State.BLOB_COLD, State.BLOB_CACHED) as (cold, cached):
+        deployment = full_deployment(make_deployment)
+        with MemoryLimit(deployment) as memory:
+            with deployment.crowd(path, truth, clients) as crowd:
+                cold_s = _serve(crowd)
+            gets = fake_registry.count("blob", "GET")
+            note(cold, f"{clients:,} x {mib} MiB in {cold_s:.1f} s, GETs: {gets}", fake_registry, memory)
+            assert gets == 1
+            assert fake_registry.sent_bytes("blob") == truth.size
+            eventually(lambda: deployment.stored_files(truth.digest), "the layer is stored")
+            assert deployment.stored_files(truth.digest)[0].stat().st_size == truth.size
+            fake_registry.clear_exchanges()
+            with deployment.crowd(path, truth, clients) as crowd:
+                warm_s = _serve(crowd)
+            note(
+                cached,
+                f"{clients:,} x {mib} MiB in {warm_s:.1f} s, requests upstream: {fake_registry.count()}",
+                fake_registry,
+                memory,
+            )
+        assert fake_registry.count() == 0
+        assert cold_s <= 2 * warm_s + SLACK_S
+        memory.assert_held()
+
+
+@pytest.mark.parametrize(("clients", "mib"), HERDS)
+def test_a_herd_on_a_layer_that_only_the_bucket_has(
+    start: Callable[..., Deployment],
+    bucket_view: BucketView,
+    proxy: S3Proxy,
+    fake_registry: FakeRegistry,
+    record_load: RecordLoad,
+    clients: int,
+    mib: int,
+) -> None:
+    """No more GETs at S3 than workers, and none upstream."""
+    truth = Bytes(Random(3).randbytes(mib * MIB))
+    with record_load("L01", BUCKET, State.BLOB_CACHED) as (record,):
+        key = bucket_view.put_blob(truth.data)
+        deployment = full_deployment(start, endpoint=proxy.host)
+        request_log = S3RequestLog(proxy)
+        with (
+            MemoryLimit(deployment) as memory,
+            deployment.crowd(f"/v2/{NAME}/blobs/{truth.digest}", truth, clients) as crowd,
+        ):
+            took_s = _serve(crowd)
+        gets = request_log.of(key).count("GET")
+        note(record, f"{clients:,} x {mib} MiB in {took_s:.1f} s, GETs at S3: {gets}", fake_registry, memory)
+        assert 1 <= gets <= WORKERS
+        assert fake_registry.count() == 0
+        memory.assert_held()
+
+
+@pytest.mark.parametrize(("clients", "mib"), HERDS)
+@pytest.mark.parametrize("what", [UNDISTURBED, OWNER, ANOTHER])
+def test_a_herd_joins_a_layer_in_download(
+    make_deployment: Callable[..., Deployment],
+    fake_registry: FakeRegistry,
+    record_load: RecordLoad,
+    clients: int,
+    mib: int,
+    what: str,
+) -> None:
+    """All join the download that runs. With P01, P02: only the clients of a killed worker are cut off.
+
+    There is one GET, and a second one only when it was the owner that died.
+    """
+    truth = Bytes(Random(2).randbytes(mib * MIB))
+    path = f"/v2/up.test/app/blobs/{fake_registry.add_blob(truth)}"
+    with record_load("L01", what, State.BLOB_DOWNLOAD) as (record,), contextlib.ExitStack() as stack:
+        deployment = full_deployment(
+            make_deployment, upstream={"stall_timeout": "300s"}
+        )  # it stalls until the whole herd is there
+        go_on = stack.enter_context(set_at_exit(threading.Event()))
+        fake_registry.on("blob", faults.stalled(0.5, go_on))
+        memory = stack.enter_context(MemoryLimit(deployment))
+        crowd = stack.enter_context(deployment.crowd(path, truth, clients))
+        crowd.run(until=lambda: all(member.received > MIB for member in crowd.members), within_s=WITHIN_S)
+        (owner,) = download_owners(deployment)
+        workers = workers_by_client_port(deployment)
+        of_member = {member: workers[member.socket.getsockname()[1]] for member in crowd.members}
+        killed = {UNDISTURBED: None, OWNER: owner, ANOTHER: next(pid for pid in of_member.values() if pid != owner)}
+        victim = killed[what]
+        if victim is not None:
+            os.kill(victim, signal.SIGKILL)
+        went_on_at = time.monotonic()
+        go_on.set()
+        crowd.run(within_s=WITHIN_S)
+        took_s = time.monotonic() - went_on_at
+        cut = {member for member in crowd.members if not member.is_right}
+        gets, part = fake_registry.count("blob", "GET"), fake_registry.sent_bytes("blob") / truth.size
+        seen = f"{clients:,} x {mib} MiB, {len(cut)} cut, the others whole in {took_s:.1f} s from its half"
+        note(record, f"{seen}, GETs: {gets}, of {part:.2f} of the size", fake_registry, memory)
+        assert cut == {member for member, pid in of_member.items() if pid == victim}, crowd.summary()
+        assert all(member.wrong_at is None and member.ended in ("fin", "rst") for member in cut)
+        assert gets <= 2 if what == OWNER else gets == 1
+        assert part <= 2 if what == OWNER else part == 1
+        memory.assert_held()

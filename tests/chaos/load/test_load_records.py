@@ -1,0 +1,70 @@
+"""The record of a load is kept whatever comes of it, and nothing passes in silence."""
+
+import pytest
+
+from tests.chaos.engine.case import State
+from tests.chaos.engine.records import Record
+from tests.chaos.load.loads import LOADS, STEADY, UNDISTURBED, record_load_cases
+from tests.chaos.matrix import all_faults, cases_of
+
+
+def test_the_matrix_has_the_loads() -> None:
+    """Each of the six rows has cases, and a sentence for each."""
+    faults = {fault.id: fault for fault in all_faults()}
+    assert [fault.id for fault in LOADS] == ["L01", "L02", "L03", "L04", "L05", "L06"]
+    for load in LOADS:
+        cases = list(cases_of(faults[load.id]))
+        assert cases
+        assert all(outcome.says for _, outcomes in cases for outcome in outcomes)
+
+
+def test_what_passes_is_kept_without_a_problem() -> None:
+    """One record for each state, in their order."""
+    lines: list[Record] = []
+    with record_load_cases(lines.append, "L01", UNDISTURBED, State.BLOB_COLD, State.BLOB_CACHED) as (cold, cached):
+        cold.seen, cached.seen = "first", "second"
+    assert [(line.case.state, line.seen, line.problems) for line in lines] == [
+        (State.BLOB_COLD, "first", []),
+        (State.BLOB_CACHED, "second", []),
+    ]
+
+
+def test_what_fails_is_kept_and_raised_again() -> None:
+    """A test that breaks off has told its problem to all its records."""
+    lines: list[Record] = []
+    with (
+        pytest.raises(ZeroDivisionError),
+        record_load_cases(lines.append, "L01", UNDISTURBED, State.BLOB_COLD, State.BLOB_CACHED),
+    ):
+        raise ZeroDivisionError("by zero")
+    assert [line.problems for line in lines] == [["ZeroDivisionError: by zero"]] * 2
+
+
+def test_a_problem_of_one_record_fails_the_test() -> None:
+    """The other one has none."""
+    lines: list[Record] = []
+
+    def run() -> None:
+        with record_load_cases(lines.append, "L01", UNDISTURBED, State.BLOB_COLD, State.BLOB_CACHED) as (cold, cached):
+            cold.seen = cached.seen = "much"
+            cold.check(False, "too slow")
+
+    with pytest.raises(AssertionError, match="too slow"):
+        run()
+    assert [line.problems for line in lines] == [["too slow"], []]
+
+
+def test_silence_is_a_problem() -> None:
+    """A record must say what was seen."""
+    lines: list[Record] = []
+    with pytest.raises(AssertionError), record_load_cases(lines.append, "L01", UNDISTURBED, State.BLOB_COLD):
+        pass
+    assert lines[0].problems == ["the record does not say what was seen"]
+
+
+def test_a_cell_that_the_matrix_does_not_have_cannot_be_kept() -> None:
+    """No line is written that the page would not show."""
+    lines: list[Record] = []
+    with pytest.raises(KeyError), record_load_cases(lines.append, "L03", STEADY, State.BLOB_COLD):
+        pass
+    assert lines == []

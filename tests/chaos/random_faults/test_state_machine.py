@@ -1,0 +1,38 @@
+"""F12: the state machine over the whole system.
+
+`pytest tests/chaos/test_machine.py -m long --hypothesis-seed=7` walks further, and elsewhere with each seed.
+"""
+
+from collections.abc import Callable
+
+import pytest
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis.stateful import run_state_machine_as_test
+
+from tests.chaos.random_faults.injector import FaultySystem
+from tests.chaos.random_faults.state_machine import Machine
+
+STEPS = 30
+# What fails is not made smaller: the system remembers, and each try costs seconds.
+BASE = settings(
+    stateful_step_count=STEPS,
+    deadline=None,
+    database=None,
+    phases=[Phase.generate],
+    suppress_health_check=list(HealthCheck),
+)
+
+
+@pytest.mark.parametrize(
+    ("walks", "is_fixed"),
+    [
+        pytest.param(3, True, id="every day"),
+        pytest.param(25, False, id="long", marks=[pytest.mark.long, pytest.mark.timeout(900)]),
+    ],
+)
+def test_any_order_of_events(make_system: Callable[..., FaultySystem], walks: int, is_fixed: bool) -> None:  # noqa: FBT001
+    """Whatever happens in whatever order, the invariants hold after each step."""
+    system = make_system(workers=2, upstream={"stall_timeout": "3s"})
+    run_state_machine_as_test(
+        lambda: Machine(system), settings=settings(BASE, max_examples=walks, derandomize=is_fixed)
+    )

@@ -1,6 +1,0 @@
-"""An upstream that is down is asked again each time."""
-
-from dockyard.upstream.circuit_breaker import CircuitBreaker
-
-CircuitBreaker.check = lambda self, probe=None: None  # type: ignore[method-assign]
-CircuitBreaker.record_failure = lambda self, error, probe: None  # type: ignore[method-assign]
