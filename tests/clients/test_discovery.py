@@ -22,7 +22,7 @@ __all__ = ["olareg"]
 
 pytestmark = pytest.mark.clients
 
-SBOM, SCAN = "application/vnd.example.sbom", "application/vnd.rig.scan"
+SBOM, SCAN = "application/vnd.example.sbom", "application/vnd.example.scan"
 
 T = TypeVar("T")
 

@@ -27,11 +27,11 @@ def run_directly(
     """Run the suite against an upstream itself, once per upstream."""
     known: dict[str, Outcome] = {}
 
-    def ask(upstream: DistributionRegistry | Olareg) -> Outcome:
+    def run(upstream: DistributionRegistry | Olareg) -> Outcome:
         if upstream.host not in known:
             known[upstream.host] = run_suite(
                 suite, upstream.host, tmp_path_factory.mktemp("suite") / "run_directly", {}
             )
         return known[upstream.host]
 
-    return ask
+    return run

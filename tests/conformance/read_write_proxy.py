@@ -47,7 +47,7 @@ class ReadWriteProxy:
             timeout = LIMIT_S
             disable_nagle_algorithm = True
 
-            def do_GET(handler) -> None:  # noqa: N805  http.server's name; the door is `self` here
+            def do_GET(handler) -> None:  # noqa: N805  http.server's name; the proxy is `self` here
                 body = _read_body(handler)
                 if handler.command not in ("GET", "HEAD") or "/blobs/uploads/" in handler.path:
                     self.counts.writes += 1

@@ -43,7 +43,7 @@ def test_each_layer_has_one_replica(fleet: Fleet, client: Client) -> None:
 
 def test_three_hundred_clients_on_one_cold_layer(fleet: Fleet) -> None:
     """All are served at once from one GET upstream, and afterwards the bucket has the layer."""
-    content = Bytes(Random("herd").randbytes(3 * MIB))
+    content = Bytes(Random("many clients").randbytes(3 * MIB))
     digest = fleet.fake_registry.add_blob(content)
     address = ("127.0.0.1", fleet.balancer.port)
     with set_at_exit(threading.Event()) as go_on:

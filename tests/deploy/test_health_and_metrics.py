@@ -50,13 +50,13 @@ def test_a_client_cannot_multiply_the_series(
 ) -> None:
     """However many names are requested, none of them is a label."""
     dockyard = start_dockyard([docker_hub(registry)], workers=1)
-    get(dockyard, "/v2/docker.io/nobody/first/manifests/v1")
+    get(dockyard, "/v2/docker.io/no-such-repository/first/manifests/v1")
     before = get(dockyard, "/metrics")[1].count("\n")
     for number in range(30):
-        get(dockyard, f"/v2/docker.io/nobody/n{number}/manifests/v{number}")
+        get(dockyard, f"/v2/docker.io/no-such-repository/n{number}/manifests/v{number}")
         get(dockyard, f"/x{number}")
     text = get(dockyard, "/metrics")[1]
-    assert "nobody" not in text
+    assert "no-such-repository" not in text
     assert text.count("\n") <= before + 40  # requests for no endpoint, and for /metrics itself, count once
 
 

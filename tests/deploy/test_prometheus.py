@@ -23,7 +23,7 @@ WIDTH = 24
 TYPES = {"Counter": ("_total",), "Gauge": ("",), "Histogram": ("_bucket", "_sum", "_count")}
 
 
-def ours(tmp_path: Path) -> dict[str, set[str]]:
+def dockyard_series(tmp_path: Path) -> dict[str, set[str]]:
     """All series that `/metrics` can have, with their labels."""
     found: dict[str, set[str]] = {}
     for each in vars(metrics).values():
@@ -83,7 +83,7 @@ def test_prometheus_can_parse_every_expression_of_the_dashboard(ops: Path, progr
 
 def test_every_queried_metric_exists(ops: Path, tmp_path: Path) -> None:
     """No rule and no panel uses a metric, or a label of one, that Dockyard does not have."""
-    known = ours(tmp_path)
+    known = dockyard_series(tmp_path)
     for expression in expressions(ops):
         assert set(METRIC.findall(expression)) <= known.keys(), expression
         for name, inside in LABEL_LISTS.findall(expression):
@@ -94,7 +94,7 @@ def test_every_queried_metric_exists(ops: Path, tmp_path: Path) -> None:
 def test_the_dashboard_shows_every_metric(ops: Path, tmp_path: Path) -> None:
     """Every metric is in a panel; of a histogram its buckets."""
     shown = {name for panel in panels(ops) for target in panel["targets"] for name in METRIC.findall(target["expr"])}
-    wanted = {name for name in ours(tmp_path) if not name.endswith(("_seconds_sum", "_seconds_count"))}
+    wanted = {name for name in dockyard_series(tmp_path) if not name.endswith(("_seconds_sum", "_seconds_count"))}
     assert wanted <= shown
 
 
@@ -136,7 +136,7 @@ def test_the_panels_do_not_overlap(ops: Path) -> None:
 def test_the_runbook_has_every_metric_and_every_alert(ops: Path, tmp_path: Path) -> None:
     """Every metric and every alert is explained there; a link of an alert leads to a heading."""
     runbook = (ops / "RUNBOOK.md").read_text()
-    for name in ours(tmp_path):
+    for name in dockyard_series(tmp_path):
         short = re.sub(r"_(bucket|sum|count)$", "", name)
         assert short in runbook or short.removeprefix("dockyard_upstream_ratelimit") in runbook, name
     for group in yaml.safe_load((ops / "prometheus" / "rules.yml").read_text())["groups"]:

@@ -278,14 +278,14 @@ def feed_keychain(data: bytes) -> None:
     # No helper is run: this PATH is empty.
     keychain = Keychain({"DOCKER_CONFIG": str(_ROOM), "PATH": str(_ROOM)})
     for host in ("ghcr.io", "registry-1.docker.io", "a.test:5000"):
-        assert CANARY not in _said(lambda host=host: keychain.credential_for(host, "library/app", 1.0))
-    assert CANARY not in _said(lambda: _parse("x", data))
+        assert CANARY not in _visible_text(lambda host=host: keychain.credential_for(host, "library/app", 1.0))
+    assert CANARY not in _visible_text(lambda: _parse("x", data))
 
 
-def _said(ask: Callable[[], object]) -> str:
+def _visible_text(parse: Callable[[], object]) -> str:
     """The visible text of a result, or of the error raised instead."""
     try:
-        return repr(ask())
+        return repr(parse())
     except UpstreamError as exc:
         return exc.error.message
     except HelperFailed as exc:

@@ -222,7 +222,7 @@ def test_a_stop_while_the_upstream_hangs(
     with contextlib.ExitStack() as clients:
         for path in ("blobs/sha256:" + "7" * 64, "manifests/v1"):
             clients.enter_context(deployment.stream(f"/v2/up.test/app/{path}"))
-        fake_registry.wait_for(lambda: fake_registry.count() >= 2, "both are being asked for")
+        fake_registry.wait_for(lambda: fake_registry.count() >= 2, "both requests have reached the upstream")
         sent_at, poll = _terminate(deployment)
         eventually(lambda: poll() is not None, "the end within the drain time", 2 + SLACK_S)
         assert time.monotonic() - sent_at < 2 + SLACK_S

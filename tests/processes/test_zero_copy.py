@@ -143,7 +143,7 @@ def test_a_truncated_file_ends_the_response_short(deployment: Deployment) -> Non
         body, ended = download.rest()
     assert ended == "fin"
     assert len(body) <= 40 * MIB
-    eventually(lambda: "cut: a cached blob ended early" in deployment.dockyard.read_log(), "the log says so")
+    eventually(lambda: "cut: a cached blob ended early" in deployment.dockyard.read_log(), "the warning is logged")
 
 
 def test_a_file_that_is_not_in_the_page_cache(deployment: Deployment) -> None:

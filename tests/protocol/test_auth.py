@@ -180,7 +180,7 @@ def test_a_403_is_no_outage(
     deployment = make_deployment(upstreams=[upstream("up.test", fake_registry.url, auth=credentials)])
     response = deployment.get(f"/v2/up.test/app/{kind}/sha256:{'3' * 64}")
     assert response.status == status
-    assert "said the upstream" not in response.body.decode()
+    assert "message from the upstream" not in response.body.decode()
     assert fake_registry.count() <= 3
 
 

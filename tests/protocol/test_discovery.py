@@ -309,7 +309,7 @@ def test_concurrent_list_requests_share_one_fetch(
     offer_tags(fake_registry, "app", UNSORTED, page_size=1000)
     deployment = make_deployment(workers=4)
     run = deployment.dockyard.storage / "run"
-    eventually(lambda: len(list(run.glob("shard-*.sock"))) == 4, "four workers that can be asked")
+    eventually(lambda: len(list(run.glob("shard-*.sock"))) == 4, "four workers accept peer requests")
     path = tags_path("app")
     with set_at_exit(Event()) as gate, ThreadPoolExecutor(1) as pool:
         fake_registry.on(None, faults.silent(gate), when=at(path), times=1)

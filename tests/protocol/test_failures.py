@@ -238,4 +238,4 @@ def test_uncached_digests_are_errors_too(
         assert response.status == 503
         assert 1 <= int(response.header("Retry-After") or 0) <= 60
     fake_registry.listener.open()
-    eventually(lambda: deployment.get(f"/v2/up.test/app/{kind}/sha256:{'4' * 64}").status == 404, "asked again", 8)
+    eventually(lambda: deployment.get(f"/v2/up.test/app/{kind}/sha256:{'4' * 64}").status == 404, "requested again", 8)

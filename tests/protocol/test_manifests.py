@@ -156,7 +156,7 @@ NO_MANIFESTS = {
     "empty": (b"", OCI_MANIFEST),
     "an error page in JSON": (b'{"error": "not today"}', OCI_MANIFEST),
     "both an index and an image": (b'{"schemaVersion": 2, "manifests": [], "config": {}, "layers": []}', OCI_INDEX),
-    "of another type than it says": (
+    "of another type than its media type": (
         b'{"schemaVersion": 2, "mediaType": "%s", "config": {}, "layers": []}' % OCI_MANIFEST.encode(),
         OCI_INDEX,
     ),

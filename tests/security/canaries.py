@@ -66,7 +66,7 @@ class WatchedDeployment(Deployment):
                 yield f"a {exchange.request.method} at the listener {exchange.request.listener}"
         for response in [*self.responses, super().get("/metrics")]:
             if is_in([response.body, str(response.headers).encode()], spellings):
-                yield f"an answer with status {response.status}"
+                yield f"a response with status {response.status}"
         if is_in([self.dockyard.read_log().encode()], spellings):
             yield "the log"
         for path in self.dockyard.storage.rglob("*"):

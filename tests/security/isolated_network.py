@@ -71,8 +71,8 @@ def require_root() -> None:
     if os.geteuid() == 0:
         return
     if os.environ.get("CI"):
-        pytest.fail("an island needs root", pytrace=False)
-    pytest.skip("an island needs root")
+        pytest.fail("an isolated network needs root", pytrace=False)
+    pytest.skip("an isolated network needs root")
 
 
 class ConnectionRecorder:

@@ -78,10 +78,10 @@ def _statuses(data: bytes) -> tuple[int, ...]:
     found = []
     while data:
         head, separator, rest = data.partition(b"\r\n\r\n")
-        assert separator, f"not an answer: {data[:200]!r}"
+        assert separator, f"not a response: {data[:200]!r}"
         status, headers = parse_head(head)
         length = int({name.lower(): value for name, value in headers}.get("content-length", "0"))
-        assert len(rest) >= length, f"an answer that ends short: {data[:300]!r}"
+        assert len(rest) >= length, f"a response that ends short: {data[:300]!r}"
         found.append(status)
         data = rest[length:]
     return tuple(found)

@@ -152,7 +152,7 @@ def test_d6_more_connections_than_descriptors(
         go_on.set()
         assert running.rest() == (blob, "length")
     assert deployment.dockyard.worker_pids() == [pid]
-    assert "does not answer" not in deployment.dockyard.read_log()
+    assert "does not respond" not in deployment.dockyard.read_log()
 
 
 def test_d7_many_unknown_tags(make_deployment: Callable[..., WatchedDeployment], fake_registry: FakeRegistry) -> None:

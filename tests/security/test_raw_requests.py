@@ -60,7 +60,7 @@ WAITING: dict[str, Callable[[socket.socket], None]] = {
     "headers that drip": _slow_headers,
     "no byte": lambda connection: None,
     "half a header": lambda connection: connection.sendall(b"GET /v2/ HTTP/1.1\r\nHost:"),
-    "idle after an answer": lambda connection: connection.sendall(b"GET /v2/ HTTP/1.1\r\nHost: h\r\n\r\n"),
+    "idle after a response": lambda connection: connection.sendall(b"GET /v2/ HTTP/1.1\r\nHost: h\r\n\r\n"),
 }
 
 

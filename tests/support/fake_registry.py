@@ -404,7 +404,7 @@ def _ranged(request: Request, body: Body) -> ScriptedResponse:
 
 
 def _error(status: int, code: str) -> ScriptedResponse:
-    body = json.dumps({"errors": [{"code": code, "message": "said the upstream"}]}).encode()
+    body = json.dumps({"errors": [{"code": code, "message": "message from the upstream"}]}).encode()
     return ScriptedResponse.of(status, body, ("Content-Type", "application/json"))
 
 

@@ -22,7 +22,7 @@ def replaced(status: int, body: bytes | Body = b"", *headers: tuple[str, str]) -
 
 def error_response(status: int, code: str = "UNKNOWN", retry_after: str | None = None) -> Change:
     """Replace the response by an error of the registry with a JSON body."""
-    body = b'{"errors":[{"code":"%s","message":"said the upstream"}]}' % code.encode()
+    body = b'{"errors":[{"code":"%s","message":"message from the upstream"}]}' % code.encode()
     headers = [("Content-Type", "application/json")]
     if retry_after is not None:
         headers.append(("Retry-After", retry_after))
@@ -160,7 +160,7 @@ def redirected(location: str | Callable[[Request], str], status: int = 307) -> C
 
 def challenged(*challenges: str) -> Change:
     """Answer 401 with these WWW-Authenticate headers."""
-    body = b'{"errors":[{"code":"UNAUTHORIZED","message":"said the upstream"}]}'
+    body = b'{"errors":[{"code":"UNAUTHORIZED","message":"message from the upstream"}]}'
     answer_401 = ScriptedResponse.of(401, body, ("Content-Type", "application/json"))
     return lambda request, response: answer_401.with_header("WWW-Authenticate", *challenges)
 

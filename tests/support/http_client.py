@@ -100,7 +100,7 @@ class StreamedResponse:
         while b"\r\n\r\n" not in self._buffer:
             more = self.socket.recv(READ_BYTES)
             if not more:
-                raise ConnectionError(f"no answer but {self._buffer!r}")
+                raise ConnectionError(f"no response but {self._buffer!r}")
             self._buffer += more
         head, _, self._buffer = self._buffer.partition(b"\r\n\r\n")
         self.status, self.headers = parse_head(head)

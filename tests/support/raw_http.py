@@ -133,7 +133,7 @@ class RegistryClosedError(Exception):
 class Listener:
     """One port of a fake registry. It can be closed (connections are then refused) and opened again on the same port.
 
-    After `drop_syns` new connections get no reply until `accept_syns`; existing connections stay. With `tls` it speaks
+    After `drop_syns` new connections time out until `accept_syns`; existing connections stay. With `tls` it speaks
     TLS from the first byte; with `tunnel` it is a forward proxy whose every CONNECT leads to the fake registry itself,
     which speaks TLS there.
     """

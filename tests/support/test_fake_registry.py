@@ -95,13 +95,13 @@ def test_head_has_the_length_and_no_body(fake_registry: FakeRegistry) -> None:
 
 
 @pytest.mark.parametrize(
-    ("asked", "start", "stop"),
+    ("requested", "start", "stop"),
     [("bytes=10-19", 10, 20), ("bytes=102390-", 102390, 102400), ("bytes=-5", 102395, 102400)],
 )
-def test_ranges_are_honoured(fake_registry: FakeRegistry, asked: str, start: int, stop: int) -> None:
+def test_ranges_are_honoured(fake_registry: FakeRegistry, requested: str, start: int, stop: int) -> None:
     """One range gives 206 with its Content-Range; beyond the end it is 416."""
     digest = fake_registry.add_blob(BLOB)
-    response, body = get(fake_registry, f"/v2/app/blobs/{digest}", Range=asked)
+    response, body = get(fake_registry, f"/v2/app/blobs/{digest}", Range=requested)
     assert (response.status, body) == (206, BLOB[start:stop])
     assert response.getheader("Content-Range") == f"bytes {start}-{stop - 1}/{len(BLOB)}"
     assert get(fake_registry, f"/v2/app/blobs/{digest}", Range="bytes=102400-")[0].status == 416

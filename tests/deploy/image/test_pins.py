@@ -62,7 +62,7 @@ def test_build_requirements_are_locked() -> None:
 
 def test_an_unmet_requirement_is_found() -> None:
     """The two tests above can fail."""
-    assert unmet(["falcon<4", "nobody-has-this>=1"], "dockyard") == ["falcon<4", "nobody-has-this>=1"]
+    assert unmet(["falcon<4", "no-such-package>=1"], "dockyard") == ["falcon<4", "no-such-package>=1"]
 
 
 @pytest.mark.parametrize("architecture", ["x86_64", "aarch64"])

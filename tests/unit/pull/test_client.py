@@ -112,13 +112,13 @@ def test_a_redirect_to_a_bucket_is_followed(fake_registry: FakeRegistry, client:
 @pytest.mark.parametrize(
     ("change", "times", "message"),
     [
-        (faults.error_response(404, "BLOB_UNKNOWN"), 1, "404 BLOB_UNKNOWN: said the upstream"),
-        (faults.error_response(403, "DENIED"), 1, "403 DENIED: said the upstream"),
-        (faults.error_response(503, "UNAVAILABLE", "0"), 2, "503 UNAVAILABLE: said the upstream"),
+        (faults.error_response(404, "BLOB_UNKNOWN"), 1, "404 BLOB_UNKNOWN: message from the upstream"),
+        (faults.error_response(403, "DENIED"), 1, "403 DENIED: message from the upstream"),
+        (faults.error_response(503, "UNAVAILABLE", "0"), 2, "503 UNAVAILABLE: message from the upstream"),
         (
             faults.error_response(429, "TOOMANYREQUESTS", "60"),
             1,
-            "429 TOOMANYREQUESTS: said the upstream (retry after 60 s)",
+            "429 TOOMANYREQUESTS: message from the upstream (retry after 60 s)",
         ),
         (faults.replaced(500, b"<html>"), 2, "500"),
         (faults.replaced(401), 1, "401"),
@@ -208,7 +208,7 @@ def test_an_image_that_fails_does_not_fail_others(fake_registry: FakeRegistry, c
     results = warm_images(client, good.repo, bad.repo, "ghcr.io/org/none")
 
     assert [result.is_warm for result in results] == [True, False, False]
-    assert results[1].errors == (f"{bad.layers[0]}: 404 UNKNOWN: said the upstream",)
+    assert results[1].errors == (f"{bad.layers[0]}: 404 UNKNOWN: message from the upstream",)
 
 
 def test_deeply_nested_indexes_are_an_error(fake_registry: FakeRegistry, client: DockyardClient) -> None:

@@ -235,7 +235,7 @@ def test_each_status_has_its_error(
     with pytest.raises(error) as caught:
         ward.registry().get_manifest("lib/app", LATEST)
     assert type(caught.value) is error
-    assert "said the upstream" not in error_text(caught.value)
+    assert "message from the upstream" not in error_text(caught.value)
     ward.fake_registry.remove_rules()
     require_authorization(ward.fake_registry, basic("ann", "s3cret-pass"))
     ward.fake_registry.on("manifest", faults.error_response(status))

@@ -103,7 +103,9 @@ def test_a_thawed_owner_does_not_overwrite_a_newer_pointer(
         count_before = fake_registry.count("manifest", "HEAD")
         waiting = threading.Thread(target=_ask, args=(own,))
         waiting.start()
-        fake_registry.wait_for(lambda: fake_registry.count("manifest", "HEAD") > count_before, "the owner asks")
+        fake_registry.wait_for(
+            lambda: fake_registry.count("manifest", "HEAD") > count_before, "the owner sends a request"
+        )
         os.kill(owner, signal.SIGSTOP)
         newer = fake_registry.add_image("app", "v1", [b"three"])
         go_on.set()
@@ -112,7 +114,7 @@ def test_a_thawed_owner_does_not_overwrite_a_newer_pointer(
         os.kill(owner, signal.SIGCONT)
         fake_registry.wait_for(
             lambda: fake_registry.count("manifest", "GET", reference=older.digest) > fetched,
-            "the owner takes up its answer",
+            "the owner processes its response",
         )
         waiting.join()
     fake_registry.listener.close()
