@@ -1,1 +1,1 @@
-"""Measurements: of parts (pytest-benchmark) and side by side with other caches (`python -m bench.peers`)."""
+"""Benchmarks: of parts of Dockyard (pytest-benchmark), and of Dockyard and other caches (`python -m bench.peers`)."""

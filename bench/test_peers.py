@@ -1,4 +1,4 @@
-"""The measuring itself: a number is worth what its instruments are."""
+"""The tools of the benchmarks: the upstream, the load generators, accounting, reports and targets."""
 
 import http.client
 import subprocess
@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 from bench.peers import report, targets
-from bench.peers.accounting import Group
+from bench.peers.accounting import ControlGroup
+from bench.peers.content import OCI_INDEX, REPOSITORY, Blob, UpstreamContent
 from bench.peers.load import LoadError, check, discard
-from bench.peers.origin import Upstream
-from bench.peers.place import MIB
 from bench.peers.report import Report
-from bench.peers.truth import OCI_INDEX, REPOSITORY, Blob, Truth
+from bench.peers.upstream_process import UpstreamProcess
+from bench.peers.workload import MIB
 from tests.support.bodies import Synthetic
 from tests.support.fake_registry import FakeRegistry
 from tests.support.faults import cut, header
@@ -24,63 +24,64 @@ BURN = f"import time\nuntil = time.process_time() + {BURN_S}\nwhile time.process
 
 
 @pytest.fixture
-def upstream(tmp_path: Path) -> Iterator[tuple[Upstream, Truth]]:
-    """A fast upstream with nothing in it."""
-    truth = Truth(tmp_path / "truth")
-    upstream = Upstream(truth.directory)
+def upstream(tmp_path: Path) -> Iterator[tuple[UpstreamProcess, UpstreamContent]]:
+    """A fast upstream without content."""
+    content = UpstreamContent(tmp_path / "content")
+    upstream = UpstreamProcess(content.directory)
     try:
         upstream.start()
-        yield upstream, truth
+        yield upstream, content
     finally:
         upstream.close()
 
 
-def _ask(port: int, method: str, path: str, **headers: str) -> tuple[http.client.HTTPResponse, bytes]:
+def _request(port: int, method: str, path: str, **headers: str) -> tuple[http.client.HTTPResponse, bytes]:
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
     try:
         connection.request(method, path, headers=headers)
-        answer = connection.getresponse()
-        return answer, answer.read()
+        response = connection.getresponse()
+        return response, response.read()
     finally:
         connection.close()
 
 
-def test_the_upstream_is_a_registry(upstream: tuple[Upstream, Truth]) -> None:
-    """Blobs whole and in part, manifests by tag and by digest, what is not there, and each request counted."""
-    registry, truth = upstream
-    image = truth.add_image("v1", (5 * MIB,))
+def test_the_upstream_is_a_registry(upstream: tuple[UpstreamProcess, UpstreamContent]) -> None:
+    """Blobs, ranges, manifests by tag and by digest, 404 for others; and each request is counted."""
+    registry, content = upstream
+    image = content.add_image("v1", (5 * MIB,))
     layer = image.layers[0]
     path = f"/v2/{REPOSITORY}/blobs/{layer.digest}"
     check(registry.port, path, layer)
     for reference in (image.tag, image.index.digest):
         check(registry.port, f"/v2/{REPOSITORY}/manifests/{reference}", image.index)
-    part, body = _ask(registry.port, "GET", path, Range="bytes=10-19")
+    part, body = _request(registry.port, "GET", path, Range="bytes=10-19")
     assert (part.status, len(body)) == (206, 10)
     assert part.getheader("Content-Range") == f"bytes 10-19/{layer.size}"
-    head, body = _ask(registry.port, "HEAD", f"/v2/{REPOSITORY}/manifests/v1")
+    head, body = _request(registry.port, "HEAD", f"/v2/{REPOSITORY}/manifests/v1")
     assert (head.getheader("Docker-Content-Digest"), body) == (image.index.digest, b"")
     assert head.getheader("Content-Type") == OCI_INDEX
     assert (
-        _ask(registry.port, "GET", f"/v2/{REPOSITORY}/blobs/sha256:{'0' * 64}")[0].status == http.HTTPStatus.NOT_FOUND
+        _request(registry.port, "GET", f"/v2/{REPOSITORY}/blobs/sha256:{'0' * 64}")[0].status
+        == http.HTTPStatus.NOT_FOUND
     )
-    asked = registry.asked(containing=layer.digest)
-    assert (asked.gets, asked.heads, asked.body_bytes) == (2, 0, layer.size + 10)
-    assert registry.asked(containing="/manifests/v1").heads == 1
+    counts = registry.count_requests(containing=layer.digest)
+    assert (counts.gets, counts.heads, counts.body_bytes) == (2, 0, layer.size + 10)
+    assert registry.count_requests(containing="/manifests/v1").heads == 1
 
 
-def test_the_line_is_shared(upstream: tuple[Upstream, Truth]) -> None:
-    """Four clients at once get what one would get in the same time, and none before the delay."""
-    registry, truth = upstream
-    blob = truth.add_blob(MIB)
-    registry.set_line(delay_s=0.1, bytes_per_s=8 * MIB)
+def test_the_bandwidth_is_shared(upstream: tuple[UpstreamProcess, UpstreamContent]) -> None:
+    """Four clients at once get as many bytes as one in the same time, and none before the delay."""
+    registry, content = upstream
+    blob = content.add_blob(MIB)
+    registry.set_link(delay_s=0.1, bytes_per_s=8 * MIB)
     result = discard(registry.port, [[(f"/v2/{REPOSITORY}/blobs/{blob.digest}", blob.size)]] * 4)
     assert result["received"] == 4 * MIB
     assert min(result["first_byte_s"]) >= 0.1
     assert result["wall_s"] >= 4 / 8
 
 
-def test_a_short_body_fails_the_run() -> None:
-    """It is not counted as fast."""
+def test_a_truncated_body_fails_the_run() -> None:
+    """Otherwise it would seem to be fast."""
     with FakeRegistry() as fake_registry:
         body = Synthetic(2 * MIB)
         digest = fake_registry.add_blob(body)
@@ -94,8 +95,8 @@ def test_a_short_body_fails_the_run() -> None:
             discard(port, [[(path, body.size)]])
 
 
-def test_a_client_that_is_sent_away_connects_anew() -> None:
-    """A server may end the connection after an answer, if it says so."""
+def test_a_client_connects_again_after_connection_close() -> None:
+    """Servers may close a connection after a response."""
     with FakeRegistry() as fake_registry:
         body = Synthetic(MIB)
         digest = fake_registry.add_blob(body)
@@ -106,17 +107,17 @@ def test_a_client_that_is_sent_away_connects_anew() -> None:
         assert len(result["first_byte_s"]) == 3
 
 
-def test_wrong_bytes_fail_the_run(upstream: tuple[Upstream, Truth]) -> None:
-    """The untimed pass looks at every byte."""
-    registry, truth = upstream
-    blob = truth.add_blob(1000)
+def test_wrong_content_fails_the_run(upstream: tuple[UpstreamProcess, UpstreamContent]) -> None:
+    """`check` verifies the digest."""
+    registry, content = upstream
+    blob = content.add_blob(1000)
     with pytest.raises(LoadError, match="expected"):
         check(registry.port, f"/v2/{REPOSITORY}/blobs/{blob.digest}", Blob(f"sha256:{'0' * 64}", 1000))
 
 
-def test_cpu_of_ended_children_is_counted() -> None:
-    """A peer may have used its seconds in processes that are gone, and no other process's are counted."""
-    group = Group.make("test")
+def test_cpu_of_ended_processes_is_counted() -> None:
+    """And only that of processes in the group."""
+    group = ControlGroup.make("test")
     if group.directory is None:
         pytest.skip("no control group can be made here")
     try:
@@ -131,9 +132,9 @@ def test_cpu_of_ended_children_is_counted() -> None:
         group.remove()
 
 
-def test_memory_is_of_the_processes_in_the_group() -> None:
-    """A process that holds 64 MiB is seen with them."""
-    group = Group.make("test")
+def test_memory_is_that_of_the_processes_in_the_group() -> None:
+    """Of one that allocates 64 MiB."""
+    group = ControlGroup.make("test")
     hold = f"import sys\nheld = bytearray(b'x' * {64 * MIB})\nprint(flush=True)\nsys.stdin.read()"
     with (
         group.entered(),
@@ -149,8 +150,8 @@ def test_memory_is_of_the_processes_in_the_group() -> None:
     group.remove()
 
 
-def test_a_cut_run_gives_bounds(tmp_path: Path) -> None:
-    """Its times are written as what they are, and survive being written and read."""
+def test_the_times_of_a_stopped_run_are_lower_bounds(tmp_path: Path) -> None:
+    """They are marked in the tables, also after writing and reading the results."""
     found = Report()
     found.begin("cold-layer-slow", "Cold")
     for seconds in (1.0, 3.0, 2.0):
@@ -164,11 +165,11 @@ def test_a_cut_run_gives_bounds(tmp_path: Path) -> None:
     assert "| distribution | > 40 | 1 |" in lines
 
 
-def test_targets_are_judged() -> None:
-    """Reached, not reached, and not measured are three things."""
+def test_targets_are_evaluated() -> None:
+    """As reached, not reached, or not measured."""
     found = Report()
-    for peer, rate in (("dockyard", 1300.0), ("distribution", 1000.0)):
-        found.add("warm-blob-1", peer, {"MiB/s": rate, "CPU s/GiB": rate})
+    for cache, rate in (("dockyard", 1300.0), ("distribution", 1000.0)):
+        found.add("warm-blob-1", cache, {"MiB/s": rate, "CPU s/GiB": rate})
     lines = targets.as_markdown(found, 64).splitlines()
     assert "| warm blob, 1 client: throughput / distribution's | ≥ 1.2 | 1.30 | reached |" in lines
     assert "| warm blob, 1 client: CPU per GiB / distribution's | ≤ 0.8 | 1.30 | **not reached** |" in lines

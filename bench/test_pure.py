@@ -1,4 +1,4 @@
-"""What every request goes through before any byte moves: parse, route, decide, ranges."""
+"""Benchmarks of pure functions that each request calls: parsing, routing, freshness, ranges."""
 
 import json
 
@@ -26,12 +26,12 @@ def test_parse_reference(benchmark: BenchmarkFixture, text: str) -> None:
 
 
 def test_parse_name(benchmark: BenchmarkFixture) -> None:
-    """A name as long as they usually are."""
+    """A name of the usual length."""
     assert benchmark(Name.parse, "docker.io/library/nginx").components[-1] == "nginx"
 
 
 def test_parse_manifest(benchmark: BenchmarkFixture) -> None:
-    """A manifest of twelve layers, checked against its digest."""
+    """A manifest of twelve layers, with verification of its digest."""
     expected = Digest.of(BODY)
     assert benchmark(Manifest.parse, BODY, OCI_IMAGE, expected).digest == expected
 
@@ -42,7 +42,7 @@ def test_parse_manifest(benchmark: BenchmarkFixture) -> None:
     ids=["prefix", "namespace", "default"],
 )
 def test_route(benchmark: BenchmarkFixture, name: str, ns: str | None) -> None:
-    """The shapes in which clients ask, with twenty upstreams configured."""
+    """The forms of request, with twenty upstreams configured."""
     others = [Upstream(f"registry-{number}.test", f"registry-{number}.test") for number in range(19)]
     hub = Upstream("docker.io", "registry-1.docker.io", Auth("anonymous"), default=True)
     router = Router([hub, *others])
@@ -50,20 +50,20 @@ def test_route(benchmark: BenchmarkFixture, name: str, ns: str | None) -> None:
 
 
 def test_decide_match(benchmark: BenchmarkFixture) -> None:
-    """A tag that has not moved."""
-    answer = Descriptor(OCI_IMAGE, DIGEST, 3)
-    assert benchmark(decide, Cached(DIGEST, 0.0), answer) == Serve(DIGEST)
+    """A tag that has not changed."""
+    response = Descriptor(OCI_IMAGE, DIGEST, 3)
+    assert benchmark(decide, Cached(DIGEST, 0.0), response) == Serve(DIGEST)
 
 
 def test_decide_stale(benchmark: BenchmarkFixture) -> None:
-    """A tag while the upstream is down."""
+    """A tag while the upstream is unavailable."""
     outage = Unavailable("refused")
     assert benchmark(decide, Cached(DIGEST, 0.0), outage) == Serve(DIGEST, stale=outage)
 
 
 @pytest.mark.parametrize("count", [1, 50])
 def test_parse_ranges(benchmark: BenchmarkFixture, count: int) -> None:
-    """One range, and as many as clients that read lazily send."""
+    """One range, and as many as lazy pulls send."""
     header = "bytes=" + ",".join(f"{number * 1000}-{number * 1000 + 499}" for number in range(count))
     found = benchmark(parse_ranges, header, 10**9)
     assert found is not None

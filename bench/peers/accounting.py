@@ -1,9 +1,9 @@
-"""CPU seconds and memory of a program and all that it starts, by the kernel's own accounting.
+"""CPU seconds and memory of a program and its child processes, as accounted by the kernel.
 
-CPU comes from a control group of the program's own (version 2's `cpu.stat`, else version 1's `cpuacct.usage`); where
-none can be made, from `/proc/PID/stat` of the program and its descendants, in ticks of 10 ms. Memory is `VmHWM`, the
-peak of a process since the last `restart_peaks`, and `RssAnon`, its private memory now: a group's own peak would count
-the page cache too.
+CPU is measured with a control group for the program (`cpu.stat` of version 2, else `cpuacct.usage` of version 1); if
+none can be created, with `/proc/PID/stat` of the program and its descendants, in ticks of 10 ms. Memory is `VmHWM`, the
+peak of a process since the last `reset_peaks`, and `RssAnon`, its present private memory. The peak of a control group
+is not used, because it includes the page cache.
 """
 
 import contextlib
@@ -18,13 +18,13 @@ import attrs
 from tests.support.processes import descendants
 
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
-RESET_PEAK = "5"  # what clear_refs takes for it
+RESET_PEAK = "5"  # value for clear_refs
 REMOVE_LIMIT_S = 5.0
 
 
 @attrs.frozen
 class Memory:
-    """Bytes: of the largest process and of all together; `peak` is the most that was resident."""
+    """Bytes of the largest process and of all together; `peak` is the maximum of the resident memory."""
 
     processes: int
     peak_sum: int
@@ -36,8 +36,8 @@ class Memory:
 
 
 @attrs.define(eq=False)
-class Group:
-    """What one peer is accounted under. Start the peer within `entered`."""
+class ControlGroup:
+    """The control group of one program. Start the program within `entered`."""
 
     directory: Path | None
     usage: Path | None
@@ -45,11 +45,11 @@ class Group:
     root_pid: int = 0
 
     @classmethod
-    def make(cls, name: str) -> "Group":
-        """A control group if one can be made here, else none."""
+    def make(cls, name: str) -> "ControlGroup":
+        """Create a control group. If that is not possible, CPU is measured per process."""
         leaf = f"bench-{name}-{secrets.token_hex(4)}"
-        for kind, place in _mounts():
-            directory = place / leaf
+        for kind, mount in _mounts():
+            directory = mount / leaf
             try:
                 directory.mkdir()
                 (directory / "cgroup.procs").read_text()
@@ -64,12 +64,12 @@ class Group:
 
     @property
     def source(self) -> str:
-        """Which accounting this is."""
+        """The file that CPU seconds are read from."""
         return self.usage.name if self.usage else "/proc/PID/stat"
 
     @contextlib.contextmanager
     def entered(self) -> Iterator[None]:
-        """Have this process in the group, so that what it starts is born there."""
+        """Move this process into the group for a while, so that processes it starts are in the group."""
         if self.directory is None:
             yield
             return
@@ -86,13 +86,13 @@ class Group:
         return [self.root_pid, *(each.pid for each in descendants(self.root_pid))]
 
     def cpu_s(self) -> float:
-        """CPU seconds used so far, by processes that have ended too."""
+        """CPU seconds used so far, including ended processes."""
         if self.usage is None:
             return sum(_ticks(pid) for pid in self.pids()) / TICKS_PER_S
         return int(self.usage.read_text().removeprefix("usage_usec").split()[0]) * self.unit_s
 
-    def restart_peaks(self) -> None:
-        """Count peaks from here."""
+    def reset_peaks(self) -> None:
+        """Measure peaks from now on."""
         for pid in self.pids():
             with contextlib.suppress(ProcessLookupError, FileNotFoundError):
                 Path(f"/proc/{pid}/clear_refs").write_text(RESET_PEAK)
@@ -114,7 +114,7 @@ class Group:
         )
 
     def remove(self) -> None:
-        """Remove the empty group; its last processes may still be on their way out."""
+        """Remove the group as soon as its last processes have ended."""
         if self.directory is None:
             return
         deadline = time.monotonic() + REMOVE_LIMIT_S
@@ -130,20 +130,20 @@ class Group:
 
 
 def _mounts() -> list[tuple[str, Path]]:
-    """This process's places in the hierarchies that account for CPU, version 2 first."""
+    """The groups of this process in the hierarchies that account for CPU, version 2 first."""
     groups = Path("/proc/self/cgroup").read_text().splitlines()
     own = {line.split(":", 2)[1]: line.split(":", 2)[2] for line in groups}
     found = []
     for line in Path("/proc/self/mountinfo").read_text().splitlines():
         before, _, after = line.partition(" - ")
         kind, _, options = after.split(" ", 2)
-        place = Path(before.split()[4])
+        mount = Path(before.split()[4])
         if kind == "cgroup2" and "" in own:
-            found.append((kind, place / own[""].lstrip("/")))
+            found.append((kind, mount / own[""].lstrip("/")))
         elif kind == "cgroup" and "cpuacct" in options.split()[-1].split(","):
             controllers = next((names for names in own if "cpuacct" in names.split(",")), None)
             if controllers is not None:
-                found.append((kind, place / own[controllers].lstrip("/")))
+                found.append((kind, mount / own[controllers].lstrip("/")))
     return sorted(found, reverse=True)
 
 

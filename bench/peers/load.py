@@ -1,4 +1,4 @@
-"""The load: the discarding client, wrk, and a read that checks every byte. All outside this process, but the last."""
+"""Load generators: `discard` and `wrk`, in other processes; and `check`, which verifies a response, in this process."""
 
 import hashlib
 import http.client
@@ -13,10 +13,10 @@ from typing import Any
 
 import attrs
 
-from bench.peers.truth import OCI_INDEX, OCI_MANIFEST, Blob
+from bench.peers.content import OCI_INDEX, OCI_MANIFEST, Blob
 
 LIMIT_S = 290.0
-PIECE_BYTES = 1024 * 1024
+CHUNK_BYTES = 1024 * 1024
 ACCEPT = f"{OCI_INDEX}, {OCI_MANIFEST}"
 
 WRK_SCRIPT = """\
@@ -40,12 +40,12 @@ end
 
 
 class LoadError(Exception):
-    """An answer was wrong, short or missing: the run does not count."""
+    """A response was wrong, incomplete or missing, so that the run is invalid."""
 
 
 @attrs.frozen
 class Rate:
-    """What wrk saw; latencies in seconds."""
+    """The results of wrk; latencies in seconds."""
 
     requests: int
     wall_s: float
@@ -55,7 +55,7 @@ class Rate:
 
 
 def discard(port: int, clients: Sequence[Sequence[tuple[str, int]]], limit_s: float | None = None) -> dict[str, Any]:
-    """Download with one connection per client and throw the bytes away."""
+    """Download with one connection per client, and discard the bytes."""
     plan = {"port": port, "clients": clients, "limit_s": limit_s}
     done = subprocess.run(
         [sys.executable, "-m", "bench.peers.discard"],
@@ -72,9 +72,9 @@ def discard(port: int, clients: Sequence[Sequence[tuple[str, int]]], limit_s: fl
     return result
 
 
-def wrk(program: Path, port: int, paths: Sequence[str], seconds: float, connections: int, place: Path) -> Rate:
-    """Ask for the paths in turn over keep-alive connections; anything but 2xx fails."""
-    script = place / "wrk.lua"
+def wrk(program: Path, port: int, paths: Sequence[str], seconds: float, connections: int, directory: Path) -> Rate:
+    """Request the paths in turn over keep-alive connections. Raises LoadError for a status other than 2xx."""
+    script = directory / "wrk.lua"
     script.write_text(WRK_SCRIPT.format(paths=" ".join(paths), accept=ACCEPT))
     before = os.times()
     done = subprocess.run(
@@ -88,27 +88,27 @@ def wrk(program: Path, port: int, paths: Sequence[str], seconds: float, connecti
     line = next((line for line in done.stdout.splitlines() if line.startswith("RESULT ")), None)
     if done.returncode != 0 or line is None:
         raise LoadError(f"wrk: {done.stdout} {done.stderr}")
-    requests, micros, errors, median, p99 = (float(word) for word in line.split()[1:])
+    requests, micros, errors, median, p99 = (float(number) for number in line.split()[1:])
     if errors or not requests:
-        raise LoadError(f"wrk: {errors:.0f} of {requests:.0f} answers were wrong\n{done.stdout}")
+        raise LoadError(f"wrk: {errors:.0f} of {requests:.0f} responses were wrong\n{done.stdout}")
     cpu_s = after.children_user + after.children_system - before.children_user - before.children_system
     return Rate(int(requests), micros / 1e6, median / 1e6, p99 / 1e6, cpu_s)
 
 
 def check(port: int, path: str, blob: Blob) -> float:
-    """Read a blob or manifest and check size and digest; return the seconds it took."""
+    """Read a blob or manifest, and verify size and digest; return the seconds it took."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=LIMIT_S)
     began_at = time.monotonic()
     try:
         connection.request("GET", path, headers={"Accept": ACCEPT})
-        answer = connection.getresponse()
+        response = connection.getresponse()
         hasher, size = hashlib.sha256(), 0
-        while piece := answer.read(PIECE_BYTES):
-            hasher.update(piece)
-            size += len(piece)
+        while chunk := response.read(CHUNK_BYTES):
+            hasher.update(chunk)
+            size += len(chunk)
     finally:
         connection.close()
-    found = f"sha256:{hasher.hexdigest()}"
-    if answer.status != http.HTTPStatus.OK or size != blob.size or found != blob.digest:
-        raise LoadError(f"{path}: {answer.status}, {size} bytes, {found}; expected {blob}")
+    digest = f"sha256:{hasher.hexdigest()}"
+    if response.status != http.HTTPStatus.OK or size != blob.size or digest != blob.digest:
+        raise LoadError(f"{path}: {response.status}, {size} bytes, {digest}; expected {blob}")
     return time.monotonic() - began_at

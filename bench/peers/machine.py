@@ -1,4 +1,4 @@
-"""The machine that the numbers come from, and what else kept it busy meanwhile."""
+"""A description of the machine, and the CPU time that other virtual machines took from it."""
 
 import os
 import platform
@@ -11,24 +11,24 @@ FIELDS = ("user", "nice", "system", "idle", "iowait", "irq", "softirq", "steal")
 
 
 @attrs.frozen
-class Clock:
-    """The machine's CPU ticks at one moment."""
+class CpuTicks:
+    """The CPU ticks of the machine since it was started, by kind."""
 
     ticks: tuple[int, ...]
 
     @classmethod
-    def now(cls) -> "Clock":
+    def now(cls) -> "CpuTicks":
         line = Path("/proc/stat").read_text().partition("\n")[0]
-        return cls(tuple(int(word) for word in line.split()[1 : len(FIELDS) + 1]))
+        return cls(tuple(int(number) for number in line.split()[1 : len(FIELDS) + 1]))
 
-    def stolen_since(self, before: "Clock") -> float:
-        """The share of all CPU time that the hypervisor gave to others, in percent."""
+    def stolen_since(self, before: "CpuTicks") -> float:
+        """The share of CPU time that the hypervisor gave to other machines, in percent."""
         passed = dict(zip(FIELDS, (new - old for new, old in zip(self.ticks, before.ticks, strict=True)), strict=True))
         return 100 * passed["steal"] / max(1, sum(passed.values()))
 
 
 def describe() -> dict[str, str]:
-    """The machine in words."""
+    """Describe the machine."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     models = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     model = next(models, platform.machine())

@@ -1,7 +1,6 @@
-"""The programs that the measurements need: found on PATH, or built, by `ops/test_servers.py`.
+"""The programs for the benchmarks: found on PATH, or built, by `ops/test_servers.py`.
 
-A build that failed is not tried again before its mark in the cache directory is removed: registries that refuse once
-refuse always.
+A failed build is recorded in a file in the cache directory, and not attempted again until that file is deleted.
 """
 
 import importlib.util
@@ -28,15 +27,16 @@ def _load() -> ModuleType:
 
 
 @attrs.frozen
-class Had:
-    """A program: where it is and what it says of its version; or no path, and the reason."""
+class ProgramResult:
+    """The path of a program and its version; or no path, and the reason."""
 
     path: Path | None
-    said: str
+    version: str = ""
+    reason: str = ""
 
 
 class Programs:
-    """Every program by name, looked for once."""
+    """All programs by name. Each is searched for once."""
 
     def __init__(self) -> None:
         self._finder = _load()
@@ -46,34 +46,36 @@ class Programs:
             self._finder.Program("zot", module="zotregistry.io/zot", command="cmd/zot", version="v1.4.3"),
         ):
             self._known[program.name] = program
-        self._had: dict[str, Had] = {}
+        self._results: dict[str, ProgramResult] = {}
 
-    def find(self, name: str) -> Had:
-        if name not in self._had:
-            self._had[name] = self._look(name)
-        return self._had[name]
+    def find(self, name: str) -> ProgramResult:
+        if name not in self._results:
+            self._results[name] = self._search(name)
+        return self._results[name]
 
     def need(self, name: str) -> Path:
-        """The path of a program without which nothing can be measured."""
-        had = self.find(name)
-        if had.path is None:
-            raise SystemExit(had.said)
-        return had.path
+        """The path of a required program. Exits with the reason if it is not available."""
+        result = self.find(name)
+        if result.path is None:
+            raise SystemExit(result.reason)
+        return result.path
 
-    def _look(self, name: str) -> Had:
-        if name == "wrk":  # it has no option that says its version and succeeds
+    def _search(self, name: str) -> ProgramResult:
+        if name == "wrk":  # it has no option that prints its version and exits with status 0
             on_path = shutil.which(name)
-            return Had(Path(on_path), "wrk") if on_path else Had(None, "wrk is not on PATH (Debian package wrk)")
+            if on_path:
+                return ProgramResult(Path(on_path), version="wrk")
+            return ProgramResult(None, reason="wrk is not on PATH (Debian package wrk)")
         program = self._known[name]
         cache = self._finder.cache_directory()
-        refused = cache / f"{name}-{program.version}.failed"
-        if program.module and refused.exists():
-            return Had(None, refused.read_text())
-        answer = self._finder.find(program, cache)
-        if isinstance(answer, self._finder.Found):
-            return Had(answer.path, answer.version)
-        reason = URL.sub("the module proxy:", answer.reason)
+        failure_file = cache / f"{name}-{program.version}.failed"
+        if program.module and failure_file.exists():
+            return ProgramResult(None, reason=failure_file.read_text())
+        found = self._finder.find(program, cache)
+        if isinstance(found, self._finder.Found):
+            return ProgramResult(found.path, found.version)
+        reason = URL.sub("the module proxy:", found.reason)
         if program.module:
-            refused.parent.mkdir(parents=True, exist_ok=True)
-            refused.write_text(reason)
-        return Had(None, reason)
+            failure_file.parent.mkdir(parents=True, exist_ok=True)
+            failure_file.write_text(reason)
+        return ProgramResult(None, reason=reason)

@@ -1,4 +1,4 @@
-"""What was measured: every sample in JSON, medians and ratios in Markdown."""
+"""Results: all samples in JSON, medians and ratios in Markdown."""
 
 import json
 import statistics
@@ -7,15 +7,15 @@ from pathlib import Path
 import attrs
 import cattrs
 
-AGAINST = "distribution"
-CUT = "cut"  # 1 in a run that was ended before it was done: its times are lower bounds
+REFERENCE = "distribution"
+CUT = "cut"  # 1 in a run that was stopped before it was complete, whose times are lower bounds
 BOUNDS = frozenset({"last client s", "last client / direct"})
 FILE = "peers.json"
 
 
 @attrs.define
 class Report:
-    """All samples: by workload, then peer, one dictionary of numbers for each round."""
+    """All samples, by workload and cache: one dictionary of numbers for each round."""
 
     samples: dict[str, dict[str, list[dict[str, float]]]] = attrs.field(factory=dict)
     titles: dict[str, str] = attrs.field(factory=dict)
@@ -24,29 +24,29 @@ class Report:
     missing: dict[str, str] = attrs.field(factory=dict)
     failures: dict[str, str] = attrs.field(factory=dict)
 
-    def add(self, workload: str, peer: str, values: dict[str, float]) -> None:
-        self.samples.setdefault(workload, {}).setdefault(peer, []).append(values)
+    def add(self, workload: str, cache: str, values: dict[str, float]) -> None:
+        self.samples.setdefault(workload, {}).setdefault(cache, []).append(values)
 
     def begin(self, workload: str, title: str) -> None:
-        """Forget what is known of a workload: it is measured anew."""
+        """Delete the results of a workload, which is measured again."""
         self.titles[workload] = title
         self.samples.pop(workload, None)
-        self.failures = {key: said for key, said in self.failures.items() if key.partition(" ")[0] != workload}
+        self.failures = {key: reason for key, reason in self.failures.items() if key.partition(" ")[0] != workload}
 
-    def median(self, workload: str, peer: str, value: str) -> float | None:
-        """The median of one number; None when it was not measured."""
-        rows = self.samples.get(workload, {}).get(peer, [])
+    def median(self, workload: str, cache: str, value: str) -> float | None:
+        """The median of one number; None if it was not measured."""
+        rows = self.samples.get(workload, {}).get(cache, [])
         found = [row[value] for row in rows if value in row]
         return statistics.median(found) if found else None
 
-    def ratio(self, workload: str, value: str, peer: str, to: str) -> float | None:
-        """The ratio of two peers' medians."""
-        ours, theirs = self.median(workload, peer, value), self.median(workload, to, value)
+    def ratio(self, workload: str, value: str, cache: str, to: str) -> float | None:
+        """The ratio of the medians of two caches."""
+        ours, theirs = self.median(workload, cache, value), self.median(workload, to, value)
         return ours / theirs if ours is not None and theirs else None
 
 
 def load(out: Path) -> Report:
-    """What an earlier run wrote."""
+    """Read the results of an earlier run."""
     return cattrs.structure(json.loads((out / FILE).read_text()), Report)
 
 
@@ -57,38 +57,38 @@ def write(report: Report, out: Path) -> None:
 
 
 def as_markdown(report: Report) -> str:
-    """One table per workload; in brackets the ratio to distribution's median; then the machine and what is missing."""
+    """One table per workload, with the ratio to the median of distribution; then the machine, versions and failures."""
     parts = [_table(report, workload) for workload in report.titles if workload in report.samples]
-    notes = [f"- {name}: {said}" for name, said in (*report.machine.items(), *report.versions.items())]
-    notes += [f"- {name}: **not measured**: {said}" for name, said in report.missing.items()]
-    notes += [f"- **failed**, {name}: {said}" for name, said in report.failures.items()]
+    notes = [f"- {name}: {text}" for name, text in (*report.machine.items(), *report.versions.items())]
+    notes += [f"- {name}: **not measured**: {text}" for name, text in report.missing.items()]
+    notes += [f"- **failed**, {name}: {text}" for name, text in report.failures.items()]
     return "\n\n".join([*parts, "\n".join(notes)]) + "\n"
 
 
 def number(value: float) -> str:
-    """A number with three figures."""
+    """Format a number with three significant digits."""
     if value >= 100 or value == int(value):
         return f"{value:,.0f}"
     return f"{value:.2f}" if abs(value) >= 1 else f"{value:.3f}"
 
 
 def _table(report: Report, workload: str) -> str:
-    by_peer = report.samples[workload]
-    names = dict.fromkeys(name for rows in by_peer.values() for row in rows for name in row)
+    by_cache = report.samples[workload]
+    names = dict.fromkeys(name for rows in by_cache.values() for row in rows for name in row)
     columns = [name for name in names if name != CUT]
     lines = [f"### {report.titles[workload]}", "", f"| | {' | '.join(columns)} | rounds |"]
     lines.append("|---" + "|--:" * (len(columns) + 1) + "|")
-    for peer, rows in by_peer.items():
-        cells = [_cell(report, workload, peer, column) for column in columns]
-        lines.append(f"| {peer} | {' | '.join(cells)} | {len(rows)} |")
+    for cache, rows in by_cache.items():
+        cells = [_cell(report, workload, cache, column) for column in columns]
+        lines.append(f"| {cache} | {' | '.join(cells)} | {len(rows)} |")
     return "\n".join(lines)
 
 
-def _cell(report: Report, workload: str, peer: str, column: str) -> str:
-    value = report.median(workload, peer, column)
+def _cell(report: Report, workload: str, cache: str, column: str) -> str:
+    value = report.median(workload, cache, column)
     if value is None:
         return ""
-    bound = "> " if column in BOUNDS and report.median(workload, peer, CUT) else ""
-    ratio = report.ratio(workload, column, peer, AGAINST)
-    compared = f" ({ratio:.2f}x)" if ratio is not None and peer != AGAINST else ""
+    bound = "> " if column in BOUNDS and report.median(workload, cache, CUT) else ""
+    ratio = report.ratio(workload, column, cache, REFERENCE)
+    compared = f" ({ratio:.2f}x)" if ratio is not None and cache != REFERENCE else ""
     return f"{bound}{number(value)}{compared}"

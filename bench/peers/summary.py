@@ -1,8 +1,8 @@
-"""The short table: one line for each question that an operator has, one column for each peer."""
+"""The summary table: the most important numbers, with a column for each cache."""
 
 from bench.peers.report import BOUNDS, CUT, Report, number
 
-PEERS = ("dockyard", "distribution", "docker-registry", "zot", "nginx-cache", "nginx-static")
+CACHES = ("dockyard", "distribution", "docker-registry", "zot", "nginx-cache", "nginx-static")
 LINES = (
     ("warm blob, 1 client: MiB/s", "warm-blob-1", "MiB/s"),
     ("… CPU s/GiB", "warm-blob-1", "CPU s/GiB"),
@@ -20,26 +20,26 @@ LINES = (
     ("upstream silent: tags served", "dead-silent", "served"),
     ("memory at rest: MiB", "idle", "resident MiB"),
     ("… many clients on a large cold layer: MiB", "loaded", "peak MiB"),
-    ("start to first answer: s", "idle", "first answer s"),
+    ("start to first response: s", "idle", "first response s"),
 )
 
 
 def as_markdown(report: Report) -> str:
-    """Medians; a line for whatever was measured."""
-    peers = [peer for peer in PEERS if any(peer in by_peer for by_peer in report.samples.values())]
-    lines = [f"| | {' | '.join(peers)} |", "|---" + "|--:" * len(peers) + "|"]
+    """Medians, with a line for each number that was measured."""
+    caches = [cache for cache in CACHES if any(cache in by_cache for by_cache in report.samples.values())]
+    lines = [f"| | {' | '.join(caches)} |", "|---" + "|--:" * len(caches) + "|"]
     for text, workload, column in LINES:
         if workload in report.samples:
-            cells = [_cell(report, workload, peer, column) for peer in peers]
+            cells = [_cell(report, workload, cache, column) for cache in caches]
             lines.append(f"| {text} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
-def _cell(report: Report, workload: str, peer: str, column: str) -> str:
-    value = report.median(workload, peer, column)
+def _cell(report: Report, workload: str, cache: str, column: str) -> str:
+    value = report.median(workload, cache, column)
     if value is None:
         return ""
     if column == "served":
         return "yes" if value else "no"
-    bound = "> " if column in BOUNDS and report.median(workload, peer, CUT) else ""
+    bound = "> " if column in BOUNDS and report.median(workload, cache, CUT) else ""
     return bound + number(value)

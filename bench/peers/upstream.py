@@ -1,10 +1,10 @@
-"""The registry behind all peers: one thread, sendfile, a settable delay and a settable line.
+"""The registry that is the upstream of all caches: one thread, sendfile, with a configurable delay and bandwidth.
 
     python -m bench.peers.upstream PORT DIRECTORY
 
 It serves `DIRECTORY/blobs/DIGEST` and `DIRECTORY/manifests/REPOSITORY/REFERENCE`, GET and HEAD, with Range. Every
-answer waits for the delay; all bodies together share the line's bandwidth, as they would share a site's uplink. It
-counts what it was asked. `/control/...` sets, counts and forgets.
+response waits for the delay; all bodies together share the line's bandwidth, as they would share a site's uplink. It
+counts what it was counts. `/control/...` sets, counts and forgets.
 """
 
 import hashlib
@@ -24,9 +24,9 @@ from urllib.parse import parse_qsl
 
 import attrs
 
-QUANTUM_BYTES = 256 * 1024  # what one connection sends before the next has its turn
+QUANTUM_BYTES = 256 * 1024  # what one connection sends before the next one
 LIMITED_QUANTUM_BYTES = 16 * 1024
-BURST_S = 0.004  # how much unused bandwidth is kept
+BURST_S = 0.004  # for how long unused bandwidth is saved
 TICK_S = 0.001
 MAX_HEAD_BYTES = 64 * 1024
 BACKLOG = 1024
@@ -37,7 +37,7 @@ RANGE = re.compile(rb"\r\nrange: *bytes=(\d+)-(\d*) *\r\n", re.IGNORECASE)
 
 @attrs.define
 class Count:
-    """What one path was asked; times are on the monotonic clock, which all processes of a machine share."""
+    """The requests for one path. Times are on the monotonic clock, which all processes of a machine share."""
 
     gets: int = 0
     heads: int = 0
@@ -47,18 +47,18 @@ class Count:
 
 
 @attrs.define
-class Line:
-    """The bandwidth that all connections share: bytes that may be sent now, growing with time. 0 has no limit."""
+class BandwidthLimit:
+    """The bandwidth that all connections share, as a token bucket. 0 is no limit."""
 
     bytes_per_s: float = 0.0
     allowance: float = 0.0
     filled_at: float = 0.0
 
-    def may_send(self, now: float) -> int:
+    def available(self, now: float) -> int:
         if not self.bytes_per_s:
             return QUANTUM_BYTES
-        most = max(self.bytes_per_s * BURST_S, LIMITED_QUANTUM_BYTES)
-        self.allowance = min(self.allowance + (now - self.filled_at) * self.bytes_per_s, most)
+        maximum = max(self.bytes_per_s * BURST_S, LIMITED_QUANTUM_BYTES)
+        self.allowance = min(self.allowance + (now - self.filled_at) * self.bytes_per_s, maximum)
         self.filled_at = now
         return int(self.allowance)
 
@@ -68,8 +68,8 @@ class Line:
 
 
 @attrs.frozen
-class Found:
-    """What a path leads to: bytes in memory, or a file."""
+class Resource:
+    """The content of a path: bytes in memory, or a file."""
 
     media_type: str
     digest: str
@@ -80,55 +80,55 @@ class Found:
 
 @attrs.define(eq=False)
 class Connection:
-    """One client: what it has said, and what is still to be sent to it."""
+    """The connection of a client: what was received, and what is still to be sent."""
 
     socket: socket.socket
-    heard: bytes = b""
+    received: bytes = b""
     head: bytes = b""
     file: int = -1
     offset: int = 0
     left: int = 0
     count: Count | None = None
-    is_answering: bool = False
+    is_responding: bool = False
     is_open: bool = True
 
 
 class Server:
-    """The event loop. `turn` holds the connections that have a body to send and room to send it."""
+    """The event loop. `sending` has the connections with a body to send and space in the socket buffer."""
 
     def __init__(self, listener: socket.socket, directory: Path) -> None:
         self._listener = listener
         self._directory = directory
         self._poll = select.epoll()
         self._connections: dict[int, Connection] = {}
-        self._turn: deque[Connection] = deque()
-        self._later: list[tuple[float, int, Connection, Callable[[], None]]] = []
-        self._found: dict[str, Found | None] = {}
+        self._sending: deque[Connection] = deque()
+        self._delayed: list[tuple[float, int, Connection, Callable[[], None]]] = []
+        self._resources: dict[str, Resource | None] = {}
         self._counts: dict[str, Count] = {}
-        self._line = Line()
+        self._limit = BandwidthLimit()
         self._delay_s = 0.0
         self._number = 0
 
     def run(self) -> None:
         self._poll.register(self._listener, select.EPOLLIN)
         while True:
-            for descriptor, events in self._poll.poll(self._patience()):
+            for descriptor, events in self._poll.poll(self._poll_timeout()):
                 if descriptor == self._listener.fileno():
                     self._accept()
                 elif (connection := self._connections.get(descriptor)) is not None:
-                    self._wake(connection, events)
+                    self._handle_events(connection, events)
             now = time.monotonic()
-            while self._later and self._later[0][0] <= now:
-                _, _, connection, act = heapq.heappop(self._later)
+            while self._delayed and self._delayed[0][0] <= now:
+                _, _, connection, act = heapq.heappop(self._delayed)
                 if connection.is_open:
                     act()
             self._send_bodies()
 
-    def _patience(self) -> float:
+    def _poll_timeout(self) -> float:
         now = time.monotonic()
-        if self._turn:
-            return 0.0 if self._line.may_send(now) >= LIMITED_QUANTUM_BYTES else TICK_S
-        return max(0.0, self._later[0][0] - now) if self._later else -1
+        if self._sending:
+            return 0.0 if self._limit.available(now) >= LIMITED_QUANTUM_BYTES else TICK_S
+        return max(0.0, self._delayed[0][0] - now) if self._delayed else -1
 
     def _accept(self) -> None:
         while True:
@@ -141,25 +141,25 @@ class Server:
             self._connections[accepted.fileno()] = Connection(accepted)
             self._poll.register(accepted, select.EPOLLIN)
 
-    def _wake(self, connection: Connection, events: int) -> None:
+    def _handle_events(self, connection: Connection, events: int) -> None:
         if events & (select.EPOLLERR | select.EPOLLHUP):
             self._close(connection)
             return
         if events & select.EPOLLOUT:
             self._poll.modify(connection.socket, select.EPOLLIN)
-            self._turn.append(connection)
+            self._sending.append(connection)
         if events & select.EPOLLIN:
             try:
-                heard = connection.socket.recv(MAX_HEAD_BYTES)
+                received = connection.socket.recv(MAX_HEAD_BYTES)
             except BlockingIOError:
                 return
             except OSError:
-                heard = b""
-            if not heard:
+                received = b""
+            if not received:
                 self._close(connection)
                 return
-            connection.heard += heard
-            self._listen(connection)
+            connection.received += received
+            self._handle_request(connection)
 
     def _close(self, connection: Connection) -> None:
         connection.is_open = False
@@ -168,21 +168,21 @@ class Server:
         self._poll.unregister(descriptor)
         connection.socket.close()
 
-    def _listen(self, connection: Connection) -> None:
-        """Take the next request, when the last one is answered."""
-        if connection.is_answering or b"\r\n\r\n" not in connection.heard:
+    def _handle_request(self, connection: Connection) -> None:
+        """Handle the next request, if the response to the last one is complete."""
+        if connection.is_responding or b"\r\n\r\n" not in connection.received:
             return
-        request, _, connection.heard = connection.heard.partition(b"\r\n\r\n")
-        connection.is_answering = True
+        request, _, connection.received = connection.received.partition(b"\r\n\r\n")
+        connection.is_responding = True
         method, target, _ = request.partition(b"\r\n")[0].decode("latin-1").split(" ")
         if target.startswith("/control/"):
-            self._answer(connection, HTTPStatus.OK, Found("application/json", "", 0, self._control(target)), method)
+            self._respond(connection, HTTPStatus.OK, Resource("application/json", "", 0, self._control(target)), method)
             return
         self._number += 1
         due = time.monotonic() + self._delay_s
         if self._delay_s:
             heapq.heappush(
-                self._later, (due, self._number, connection, lambda: self._serve(connection, method, target, request))
+                self._delayed, (due, self._number, connection, lambda: self._serve(connection, method, target, request))
             )
         else:
             self._serve(connection, method, target, request)
@@ -196,90 +196,90 @@ class Server:
             count.gets += 1
         connection.count = count
         if path == "/v2/":
-            self._answer(connection, HTTPStatus.OK, Found("application/json", "", 2, b"{}"), method)
+            self._respond(connection, HTTPStatus.OK, Resource("application/json", "", 2, b"{}"), method)
             return
-        found = self._find(path)
-        if found is None:
+        resource = self._find(path)
+        if resource is None:
             body = b'{"errors":[{"code":"NAME_UNKNOWN","message":"not here"}]}'
-            self._answer(connection, HTTPStatus.NOT_FOUND, Found("application/json", "", 0, body), method)
+            self._respond(connection, HTTPStatus.NOT_FOUND, Resource("application/json", "", 0, body), method)
             return
         wanted = RANGE.search(request + b"\r\n")
         if wanted is None:
-            self._answer(connection, HTTPStatus.OK, found, method)
+            self._respond(connection, HTTPStatus.OK, resource, method)
             return
         first = int(wanted[1])
-        last = min(int(wanted[2]) if wanted[2] else found.size - 1, found.size - 1)
+        last = min(int(wanted[2]) if wanted[2] else resource.size - 1, resource.size - 1)
         if first > last:
             body = b"{}"
-            nothing = Found("application/json", "", 0, body)
-            self._answer(connection, HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE, nothing, method)
+            empty = Resource("application/json", "", 0, body)
+            self._respond(connection, HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE, empty, method)
             return
-        self._answer(connection, HTTPStatus.PARTIAL_CONTENT, found, method, (first, last))
+        self._respond(connection, HTTPStatus.PARTIAL_CONTENT, resource, method, (first, last))
 
-    def _find(self, path: str) -> Found | None:
-        """Look once; what is there stays as it is for the life of the server."""
-        found = self._found.get(path)
-        if found is None:
-            found = self._found[path] = self._look(path)
-        return found
+    def _find(self, path: str) -> Resource | None:
+        """Find the content of a path; it does not change while the server runs."""
+        resource = self._resources.get(path)
+        if resource is None:
+            resource = self._resources[path] = self._load(path)
+        return resource
 
-    def _look(self, path: str) -> Found | None:
+    def _load(self, path: str) -> Resource | None:
         if (manifest := MANIFEST.fullmatch(path)) is not None:
             file = self._directory / "manifests" / manifest[1] / manifest[2]
             if not file.is_file():
                 return None
             data = file.read_bytes()
             digest = f"sha256:{hashlib.sha256(data).hexdigest()}"
-            return Found(json.loads(data)["mediaType"], digest, len(data), data)
+            return Resource(json.loads(data)["mediaType"], digest, len(data), data)
         if (blob := BLOB.fullmatch(path)) is not None:
             file = self._directory / "blobs" / blob[1]
             if not file.is_file():
                 return None
             descriptor = os.open(file, os.O_RDONLY)
-            return Found("application/octet-stream", blob[1], file.stat().st_size, file=descriptor)
+            return Resource("application/octet-stream", blob[1], file.stat().st_size, file=descriptor)
         return None
 
-    def _answer(
+    def _respond(
         self,
         connection: Connection,
         status: HTTPStatus,
-        found: Found,
+        resource: Resource,
         method: str,
         part: tuple[int, int] | None = None,
     ) -> None:
-        size = found.size if found.file >= 0 else len(found.data)
+        size = resource.size if resource.file >= 0 else len(resource.data)
         first, last = part or (0, size - 1)
         lines = [
             f"HTTP/1.1 {status.value} {status.phrase}",
-            f"Content-Type: {found.media_type}",
+            f"Content-Type: {resource.media_type}",
             f"Content-Length: {last - first + 1}",
             "Accept-Ranges: bytes",
             "Docker-Distribution-Api-Version: registry/2.0",
         ]
-        if found.digest:
-            lines += [f"Docker-Content-Digest: {found.digest}", f'ETag: "{found.digest}"']
+        if resource.digest:
+            lines += [f"Docker-Content-Digest: {resource.digest}", f'ETag: "{resource.digest}"']
         if part is not None:
             lines.append(f"Content-Range: bytes {first}-{last}/{size}")
         connection.head = ("\r\n".join(lines) + "\r\n\r\n").encode()
         connection.file, connection.offset, connection.left = -1, 0, 0
         if method != "HEAD":
-            if found.file < 0:
-                connection.head += found.data[first : last + 1]
+            if resource.file < 0:
+                connection.head += resource.data[first : last + 1]
                 if connection.count is not None:
                     connection.count.body_bytes += last - first + 1
             else:
-                connection.file, connection.offset, connection.left = found.file, first, last - first + 1
+                connection.file, connection.offset, connection.left = resource.file, first, last - first + 1
         if connection.left:
-            self._turn.append(connection)
+            self._sending.append(connection)
         else:
-            self._turn.appendleft(connection)  # what has no body to send does not wait for the line
+            self._sending.appendleft(connection)  # a response without a body does not wait for bandwidth
 
     def _send_bodies(self) -> None:
-        """Give every connection that has room its turn, until the line is used up; the next comes first next time."""
-        for _ in range(len(self._turn)):
-            if self._turn[0].left and self._line.may_send(time.monotonic()) < LIMITED_QUANTUM_BYTES:
+        """Send a part of the body on each connection in turn, until the bandwidth is used up."""
+        for _ in range(len(self._sending)):
+            if self._sending[0].left and self._limit.available(time.monotonic()) < LIMITED_QUANTUM_BYTES:
                 return
-            connection = self._turn.popleft()
+            connection = self._sending.popleft()
             if not connection.is_open:
                 continue
             try:
@@ -291,14 +291,14 @@ class Server:
                 self._close(connection)
                 continue
             if not is_done:
-                self._turn.append(connection)
+                self._sending.append(connection)
                 continue
-            connection.is_answering = False
+            connection.is_responding = False
             connection.count = None
-            self._listen(connection)
+            self._handle_request(connection)
 
     def _send(self, connection: Connection) -> bool:
-        """Send a piece; return whether the answer has been sent whole."""
+        """Send a chunk; return whether the response is complete."""
         if connection.head:
             sent = connection.socket.send(connection.head, socket.MSG_MORE if connection.left else 0)
             connection.head = connection.head[sent:]
@@ -306,11 +306,11 @@ class Server:
                 return False
         if not connection.left:
             return True
-        quantum = LIMITED_QUANTUM_BYTES if self._line.bytes_per_s else QUANTUM_BYTES
+        quantum = LIMITED_QUANTUM_BYTES if self._limit.bytes_per_s else QUANTUM_BYTES
         sent = os.sendfile(
             connection.socket.fileno(), connection.file, connection.offset, min(quantum, connection.left)
         )
-        self._line.spend(sent)
+        self._limit.spend(sent)
         connection.offset += sent
         connection.left -= sent
         if (count := connection.count) is not None:
@@ -334,7 +334,7 @@ class Server:
                         case "delay_s":
                             self._delay_s = float(value)
                         case "bytes_per_s":
-                            self._line = Line(float(value), 0.0, time.monotonic())
+                            self._limit = BandwidthLimit(float(value), 0.0, time.monotonic())
         return b"{}"
 
 

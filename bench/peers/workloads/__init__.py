@@ -1,5 +1,5 @@
-"""What is done to each peer in a round, and the numbers that come of it.
+"""The workloads: the load on each cache in a round, and the numbers that it gives.
 
-A workload prepares once per round what all peers are asked, so that each peer gets the same bytes; what must be warm is
-read before, every byte checked, with the clock off.
+A workload generates its content once per round for all caches, so that each gets the same bytes. What must be warm is
+read before, with every byte verified, and not measured.
 """

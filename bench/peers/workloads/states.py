@@ -1,4 +1,4 @@
-"""What a peer is like: with a dead upstream, idle, loaded, and when it starts."""
+"""Workloads for the state of a cache: with an unavailable upstream, at the start, idle, and under load."""
 
 import http.client
 import statistics
@@ -6,17 +6,17 @@ import time
 from collections.abc import Sequence
 from typing import Literal
 
-from bench.peers.contestants import Peer
+from bench.peers.caches import CacheServer
+from bench.peers.content import REPOSITORY, Blob, Image
 from bench.peers.load import ACCEPT, LoadError, discard
-from bench.peers.place import GIB, MIB, Place, Values, Workload
-from bench.peers.truth import REPOSITORY, Blob, Image
+from bench.peers.workload import GIB, MIB, Environment, Values, Workload
 
 RECOVERY_LIMIT_S = 60.0
 RECOVERY_POLL_S = 0.02
 
 
 class DeadUpstream(Workload):
-    """A tag that the peer has, while the upstream refuses connections, or takes them and says nothing."""
+    """A cached tag while the upstream refuses connections, or accepts them and sends nothing."""
 
     def __init__(self, how: Literal["refuses", "silent"]) -> None:
         self.key = f"dead-{how}"
@@ -25,72 +25,75 @@ class DeadUpstream(Workload):
         self._how = how
         self._images: dict[int, Image] = {}
 
-    def prepare(self, place: Place, peers: Sequence[Peer]) -> None:
-        place.upstream.set_line()
-        for peer in peers:
-            image = place.truth.add_image(f"dead-{place.number()}", (1024,))
-            place.warm(peer, "manifests", image.tag, image.index)
-            self._images[id(peer)] = image
+    def prepare(self, environment: Environment, caches: Sequence[CacheServer]) -> None:
+        environment.upstream.set_link()
+        for cache in caches:
+            image = environment.content.add_image(f"dead-{environment.number()}", (1024,))
+            environment.warm(cache, "manifests", image.tag, image.index)
+            self._images[id(cache)] = image
 
-    def run(self, place: Place, peer: Peer) -> Values:
-        image = self._images[id(peer)]
-        path = peer.path("manifests", REPOSITORY, image.tag)
-        place.quieten(peer)
+    def run(self, environment: Environment, cache: CacheServer) -> Values:
+        image = self._images[id(cache)]
+        path = cache.path("manifests", REPOSITORY, image.tag)
+        environment.wait_until_idle(cache)
         if self._how == "refuses":
-            place.upstream.stop()
+            environment.upstream.stop()
         else:
-            place.upstream.freeze()
-        took: list[float] = []
+            environment.upstream.pause()
+        durations_s: list[float] = []
         try:
-            while len(took) < place.sizes.stale_requests and sum(took) < place.sizes.stale_limit_s:
+            while (
+                len(durations_s) < environment.sizes.stale_requests
+                and sum(durations_s) < environment.sizes.stale_limit_s
+            ):
                 began_at = time.monotonic()
-                is_there = _is_served(peer.port, path, image.index, place.sizes.stale_limit_s)
-                took.append(time.monotonic() - began_at)
-                if not is_there:
+                is_served = _is_served(cache.port, path, image.index, environment.sizes.stale_limit_s)
+                durations_s.append(time.monotonic() - began_at)
+                if not is_served:
                     break
         finally:
             if self._how == "refuses":
-                place.upstream.start()
+                environment.upstream.start()
             else:
-                place.upstream.thaw()
+                environment.upstream.resume()
         back_at = time.monotonic()
-        new = place.truth.add_image(f"dead-{place.number()}", (1024,))
-        _wait_for(peer, new)
+        new = environment.content.add_image(f"dead-{environment.number()}", (1024,))
+        _wait_for(cache, new)
         values = {
-            "served": float(is_there),
-            "first ms": took[0] * 1e3,
+            "served": float(is_served),
+            "first ms": durations_s[0] * 1e3,
             "new tag after its return, s": time.monotonic() - back_at,
         }
-        if is_there and len(took) > 1:
+        if is_served and len(durations_s) > 1:
             values |= {
-                "median after ms": statistics.median(took[1:]) * 1e3,
-                "slowest after ms": max(took[1:]) * 1e3,
+                "median after ms": statistics.median(durations_s[1:]) * 1e3,
+                "slowest after ms": max(durations_s[1:]) * 1e3,
             }
         return values
 
 
-def _wait_for(peer: Peer, image: Image) -> None:
-    """Wait until a peer gives a tag that it has never seen."""
-    path = peer.path("manifests", REPOSITORY, image.tag)
+def _wait_for(cache: CacheServer, image: Image) -> None:
+    """Wait until a cache serves a tag that is not cached."""
+    path = cache.path("manifests", REPOSITORY, image.tag)
     deadline = time.monotonic() + RECOVERY_LIMIT_S
-    while not _is_served(peer.port, path, image.index, RECOVERY_LIMIT_S):
+    while not _is_served(cache.port, path, image.index, RECOVERY_LIMIT_S):
         if time.monotonic() > deadline:
             raise LoadError(f"{path}: not served {RECOVERY_LIMIT_S:.0f} s after the upstream came back")
         time.sleep(RECOVERY_POLL_S)
 
 
 def _is_served(port: int, path: str, manifest: Blob, limit_s: float) -> bool:
-    """Ask once, on a connection of its own; False for an error or no answer in time. Another body fails."""
+    """Send one request on a new connection; return False for an error or timeout. Raises LoadError for another body."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=limit_s)
     try:
         connection.request("GET", path, headers={"Accept": ACCEPT})
-        answer = connection.getresponse()
-        body = answer.read()
+        response = connection.getresponse()
+        body = response.read()
     except (OSError, http.client.HTTPException):
         return False
     finally:
         connection.close()
-    if answer.status != http.HTTPStatus.OK:
+    if response.status != http.HTTPStatus.OK:
         return False
     if len(body) != manifest.size:
         raise LoadError(f"{path}: {len(body)} bytes, not {manifest.size}")
@@ -98,22 +101,22 @@ def _is_served(port: int, path: str, manifest: Blob, limit_s: float) -> bool:
 
 
 class Idle(Workload):
-    """A peer just started: the time to its first answer, and its memory when it has nothing to do."""
+    """A new cache: the time to its first response, and its memory when it is idle."""
 
     key = "idle"
     title = "Start, and memory at rest"
 
-    def prepare(self, place: Place, peers: Sequence[Peer]) -> None:
-        """Nothing: the peers are new."""
+    def prepare(self, environment: Environment, caches: Sequence[CacheServer]) -> None:
+        """Do nothing: the caches are new."""
 
-    def run(self, place: Place, peer: Peer) -> Values:
-        fresh = place.fresh(peer.name)
+    def run(self, environment: Environment, cache: CacheServer) -> Values:
+        fresh = environment.fresh(cache.name)
         try:
             fresh.start()
-            place.quieten(fresh)
+            environment.wait_until_idle(fresh)
             memory = fresh.group.memory()
             return {
-                "first answer s": fresh.started_in_s,
+                "first response s": fresh.started_in_s,
                 "processes": memory.processes,
                 "resident MiB": memory.resident_sum / MIB,
                 "largest process MiB": memory.resident_largest / MIB,
@@ -124,7 +127,7 @@ class Idle(Workload):
 
 
 class Loaded(Workload):
-    """Many clients on one large new layer: memory at its peak, since the start or until the run is cut."""
+    """Many clients of one large new layer: the peak of memory, until the run ends or is stopped."""
 
     key = "loaded"
 
@@ -134,25 +137,25 @@ class Loaded(Workload):
         self._clients, self._size, self._limit_s = clients, size, limit_s
         self._blob: Blob | None = None
 
-    def prepare(self, place: Place, peers: Sequence[Peer]) -> None:
+    def prepare(self, environment: Environment, caches: Sequence[CacheServer]) -> None:
         if self._blob is None:
-            self._blob = place.truth.add_blob(self._size)
+            self._blob = environment.content.add_blob(self._size)
 
-    def run(self, place: Place, peer: Peer) -> Values:
+    def run(self, environment: Environment, cache: CacheServer) -> Values:
         assert self._blob is not None
-        place.upstream.set_line()
-        fresh = place.fresh(peer.name)
+        environment.upstream.set_link()
+        fresh = environment.fresh(cache.name)
         try:
             fresh.start()
             path = fresh.path("blobs", REPOSITORY, self._blob.digest)
-            place.upstream.forget()
+            environment.upstream.reset_counts()
             result = discard(fresh.port, [[(path, self._size)]] * self._clients, self._limit_s)
             memory = fresh.group.memory()
-            asked = place.upstream.asked(containing=self._blob.digest)
+            counts = environment.upstream.count_requests(containing=self._blob.digest)
             return {
                 "peak MiB": memory.peak_sum / MIB,
                 "largest process MiB": memory.peak_largest / MIB,
-                "upstream GETs": asked.gets,
+                "upstream GETs": counts.gets,
                 "delivered GiB": result["received"] / GIB,
                 "last client s": result["wall_s"],
                 "cut": float(result["was_cut"]),

@@ -1,4 +1,4 @@
-"""What the upstream has, made for the run: blobs of random bytes, and images."""
+"""The content of the upstream, generated for a run: blobs of random bytes, and images."""
 
 import hashlib
 import json
@@ -39,8 +39,8 @@ class Image:
         return sum(blob.size for blob in (self.index, self.manifest, self.config, *self.layers))
 
 
-class Truth:
-    """The upstream's directory."""
+class UpstreamContent:
+    """The directory that the upstream serves."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -50,7 +50,7 @@ class Truth:
         self._manifests.mkdir(parents=True)
 
     def add_blob(self, size: int) -> Blob:
-        """Make a blob that nothing has yet."""
+        """Generate a new blob."""
         hasher = hashlib.sha256()
         new = self._blobs / "new"
         with new.open("wb") as file:
@@ -61,7 +61,7 @@ class Truth:
         return self._keep(new, hasher.hexdigest(), size)
 
     def add_image(self, tag: str, layer_sizes: tuple[int, ...]) -> Image:
-        """Make an image of this platform under a tag."""
+        """Generate an image for linux/amd64 with a tag."""
         layers = tuple(self.add_blob(size) for size in layer_sizes)
         platform = {"architecture": "amd64", "os": "linux"}
         history = [{"created_by": tag} for _ in layers]
@@ -82,7 +82,7 @@ class Truth:
         return Image(tag, index, manifest, config, layers)
 
     def remove(self, blob: Blob) -> None:
-        """Give the disk of a blob back."""
+        """Delete a blob."""
         (self._blobs / blob.digest).unlink()
 
     def _keep(self, new: Path, encoded: str, size: int) -> Blob:

@@ -1,4 +1,4 @@
-"""The figures: CPU and throughput of what is warm, the herd on a cold layer, memory."""
+"""The figures: throughput and CPU of warm blobs and manifests, many clients of a cold layer, memory."""
 
 from pathlib import Path
 
@@ -47,11 +47,11 @@ def _draw(report: Report, file: Path, wanted: tuple[tuple[str, str, str], ...]) 
     for axis in axes.flat[len(panels) :]:
         axis.set_axis_off()
     for axis, (workload, value, title) in zip(axes.flat, panels, strict=False):
-        medians = {peer: report.median(workload, peer, value) for peer in COLOURS}
-        shown = {peer: median for peer, median in medians.items() if median is not None}
-        bars = axis.barh(list(shown), list(shown.values()), color=[COLOURS[peer] for peer in shown])
-        cut = {peer for peer in shown if value == "last client s" and report.median(workload, peer, "cut")}
-        labels = [f"{'> ' if peer in cut else ''}{median:,.3g}" for peer, median in shown.items()]
+        medians = {cache: report.median(workload, cache, value) for cache in COLOURS}
+        shown = {cache: median for cache, median in medians.items() if median is not None}
+        bars = axis.barh(list(shown), list(shown.values()), color=[COLOURS[cache] for cache in shown])
+        cut = {cache for cache in shown if value == "last client s" and report.median(workload, cache, "cut")}
+        labels = [f"{'> ' if cache in cut else ''}{median:,.3g}" for cache, median in shown.items()]
         axis.bar_label(bars, [_plain(label) for label in labels], padding=3)
         axis.margins(x=0.2)
         axis.invert_yaxis()

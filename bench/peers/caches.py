@@ -1,6 +1,7 @@
-"""The peers: how each is configured, started and reached. Every one as it comes, its access log in a file.
+"""The caches under test: how each is configured, started and addressed.
 
-Each listens on a loopback port, keeps its cache in a directory of its own, and asks the one upstream.
+Each has its default settings as far as possible, writes an access log to a file, listens on a loopback port, stores its
+data in its own directory, and has the same upstream.
 """
 
 import http.client
@@ -15,72 +16,72 @@ from pathlib import Path
 import attrs
 import yaml
 
-from bench.peers.accounting import Group
-from bench.peers.programs import Had, Programs
+from bench.peers.accounting import ControlGroup
+from bench.peers.programs import ProgramResult, Programs
 from dockyard import __version__
 from tests.s3.store.servers import ACCESS_KEY, BUCKET, SECRET_KEY
-from tests.support.dockyard import Dockyard as RigDockyard
+from tests.support.dockyard import Dockyard as DockyardProcess
 from tests.support.processes import Process, free_port
 
 START_LIMIT_S = 30.0
-ANSWER_POLL_S = 0.001
+READY_POLL_S = 0.001
 
 
 @attrs.frozen
-class Store:
-    """An S3 server that a peer keeps its objects in."""
+class ObjectStore:
+    """The S3 server for the objects of a cache."""
 
     endpoint: str
 
 
 @attrs.define(eq=False)
-class Peer(ABC):
-    """One cache. `name` stands in tables and on the command line; `version` is its own word."""
+class CacheServer(ABC):
+    """One cache. `name` is used in tables and on the command line; `version` is printed by its program."""
 
     name: str
     version: str
     directory: Path
     upstream_port: int
-    store: Store | None = None
+    store: ObjectStore | None = None
     port: int = attrs.field(factory=free_port)
-    group: Group = attrs.field(init=False)
+    group: ControlGroup = attrs.field(init=False)
     started_in_s: float = attrs.field(default=0.0, init=False)
 
-    prefix = ""  # before the repository's name
+    prefix = ""  # of repository names
     pid = 0
 
     def __attrs_post_init__(self) -> None:
         self.directory.mkdir(parents=True)
-        self.group = Group.make(self.name)
+        self.group = ControlGroup.make(self.name)
 
     @abstractmethod
     def _launch(self) -> int:
-        """Start it without waiting; return its first process."""
+        """Start it without waiting; return the pid of its first process."""
 
     @abstractmethod
-    def _end(self) -> None:
-        """Stop it and all that it started."""
+    def _stop(self) -> None:
+        """Stop it and its child processes."""
 
     def start(self) -> None:
-        """Start it and wait for its first 200 to `/v2/`."""
+        """Start it and wait until `/v2/` responds with status 200."""
         began_at = time.monotonic()
         with self.group.entered():
             self.group.root_pid = self._launch()
         deadline = began_at + START_LIMIT_S
-        while not self._answers():
+        while not self._is_ready():
             if time.monotonic() > deadline:
-                raise RuntimeError(f"{self.name} does not answer; see {self.directory}")
-            time.sleep(ANSWER_POLL_S)
+                raise RuntimeError(f"{self.name} does not response; see {self.directory}")
+            time.sleep(READY_POLL_S)
         self.started_in_s = time.monotonic() - began_at
 
     def stop(self) -> None:
-        """Stop it; its cache stays."""
+        """Stop it; its data is kept."""
         if self.group.root_pid:
-            self._end()
+            self._stop()
             self.group.root_pid = 0
 
     def close(self) -> None:
-        """Stop it for good and give the disk back."""
+        """Stop it and delete its data."""
         self.stop()
         self.group.remove()
         shutil.rmtree(self.directory, ignore_errors=True)
@@ -89,7 +90,7 @@ class Peer(ABC):
         """The path of a blob or a manifest."""
         return f"/v2/{self.prefix}{repository}/{kind}/{reference}"
 
-    def _answers(self) -> bool:
+    def _is_ready(self) -> bool:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=5)
         try:
             connection.request("GET", "/v2/")
@@ -101,11 +102,11 @@ class Peer(ABC):
 
 
 @attrs.define(eq=False)
-class Dockyard(Peer):
-    """Dockyard with its defaults, run by the tests' own rig."""
+class DockyardCache(CacheServer):
+    """Dockyard with default settings, started as in the tests."""
 
     prefix = "up.test/"
-    _dockyard: RigDockyard = attrs.field(init=False)
+    _dockyard: DockyardProcess = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
         super().__attrs_post_init__()
@@ -120,7 +121,7 @@ class Dockyard(Peer):
                 "secret_key": SECRET_KEY,
                 "force_path_style": True,
             }
-        self._dockyard = RigDockyard(
+        self._dockyard = DockyardProcess(
             self.directory,
             [{"prefix": "up.test", "registry": registry, "auth": {"type": "anonymous"}}],
             workers=0,
@@ -132,13 +133,13 @@ class Dockyard(Peer):
         self._dockyard.start(wait=False)
         return self._dockyard.pid
 
-    def _end(self) -> None:
+    def _stop(self) -> None:
         self._dockyard.kill()
 
 
 @attrs.define(eq=False)
-class Program(Peer):
-    """A peer that is one program with a configuration file."""
+class Program(CacheServer):
+    """A cache that is one program with a configuration file."""
 
     program: Path = attrs.field(kw_only=True)
     _process: Process | None = attrs.field(default=None, init=False)
@@ -151,10 +152,10 @@ class Program(Peer):
         return {"PATH": "/usr/sbin:/usr/bin:/bin", "HOME": str(self.directory)}
 
     def _launch(self) -> int:
-        self._process = Process.start(self._command(), log=self.directory / "peer.log", environ=self._environ())
+        self._process = Process.start(self._command(), log=self.directory / "cache.log", environ=self._environ())
         return self._process.pid
 
-    def _end(self) -> None:
+    def _stop(self) -> None:
         process, self._process = self._process, None
         if process is not None:
             process.end_all()
@@ -202,7 +203,7 @@ class Distribution(Program):
 
 @attrs.define(eq=False)
 class Zot(Program):
-    """Zot with its sync extension, on demand."""
+    """Zot with its sync extension in on-demand mode."""
 
     def _command(self) -> list[str | Path]:
         file = self.directory / "config.yaml"
@@ -241,7 +242,7 @@ http {{
     scgi_temp_path {directory}/scgi;
     sendfile on;
     tcp_nopush on;
-    {more}
+    {http_block}
 }}
 """
 NGINX_CACHE = """\
@@ -269,38 +270,38 @@ NGINX_STATIC = """\
     server {{
         listen 127.0.0.1:{port} backlog=1024;
         location = /v2/ {{ return 200 "{{}}"; }}
-        location ~ ^/v2/.*/blobs/(.*)$ {{ alias {truth}/blobs/$1; }}
+        location ~ ^/v2/.*/blobs/(.*)$ {{ alias {content}/blobs/$1; }}
     }}"""
 
 
 @attrs.define(eq=False)
 class Nginx(Program):
-    """nginx with proxy_cache and its lock, as docker-registry-proxy sets it, its tags cached for `tag_time`."""
+    """nginx with proxy_cache and proxy_cache_lock, as in docker-registry-proxy. Tags are cached for `tag_time`."""
 
-    more: str = NGINX_CACHE
+    http_block: str = NGINX_CACHE
     tag_time: str = "1h"
-    truth: Path = Path("/")
+    content: Path = Path("/")
 
     def _command(self) -> list[str | Path]:
-        more = self.more.format(
+        http_block = self.http_block.format(
             directory=self.directory,
             port=self.port,
             upstream_port=self.upstream_port,
             tag_time=self.tag_time,
-            truth=self.truth,
+            content=self.content,
         )
         file = self.directory / "nginx.conf"
         user = "user root;" if os.geteuid() == 0 else ""
-        file.write_text(NGINX.format(directory=self.directory, user=user, more=more))
+        file.write_text(NGINX.format(directory=self.directory, user=user, http_block=http_block))
         return [self.program, "-c", file, "-e", self.directory / "error.log"]
 
-    def _end(self) -> None:
+    def _stop(self) -> None:
         process, self._process = self._process, None
         if process is not None:
             process.end(signal.SIGTERM)
 
 
-MAKERS = ("dockyard", "distribution", "docker-registry", "zot", "nginx-cache", "nginx-static")
+CACHE_NAMES = ("dockyard", "distribution", "docker-registry", "zot", "nginx-cache", "nginx-static")
 PROGRAM_OF = {
     "distribution": "registry",
     "docker-registry": "docker-registry",
@@ -310,22 +311,30 @@ PROGRAM_OF = {
 }
 
 
-def make(
-    name: str, programs: Programs, directory: Path, upstream_port: int, truth: Path, store: Store | None = None
-) -> Peer | Had:
-    """Make a peer that can be started, or say why there is none."""
-    place = directory / f"{name}{'-s3' if store else ''}"
+def make_cache(
+    name: str, programs: Programs, directory: Path, upstream_port: int, content: Path, store: ObjectStore | None = None
+) -> CacheServer | ProgramResult:
+    """Return a cache that can be started, or why it is not available."""
+    own_directory = directory / f"{name}{'-s3' if store else ''}"
     if name == "dockyard":
-        return Dockyard(name, __version__, place, upstream_port, store)
-    had = programs.find(PROGRAM_OF[name])
-    if had.path is None:
-        return had
+        return DockyardCache(name, __version__, own_directory, upstream_port, store)
+    found = programs.find(PROGRAM_OF[name])
+    if found.path is None:
+        return found
     match name:
         case "distribution" | "docker-registry":
-            return Distribution(name, had.said, place, upstream_port, store, program=had.path)
+            return Distribution(name, found.version, own_directory, upstream_port, store, program=found.path)
         case "zot":
-            return Zot(name, had.said, place, upstream_port, program=had.path)
+            return Zot(name, found.version, own_directory, upstream_port, program=found.path)
         case "nginx-cache":
-            return Nginx(name, had.said, place, upstream_port, program=had.path)
+            return Nginx(name, found.version, own_directory, upstream_port, program=found.path)
         case _:
-            return Nginx(name, had.said, place, upstream_port, program=had.path, more=NGINX_STATIC, truth=truth)
+            return Nginx(
+                name,
+                found.version,
+                own_directory,
+                upstream_port,
+                program=found.path,
+                http_block=NGINX_STATIC,
+                content=content,
+            )
