@@ -204,8 +204,8 @@ def _container_token(environ: Mapping[str, str]) -> str:
 def _from_container(url: str, token: str, pools: urllib3.PoolManager) -> Credentials:
     """Fetch the credentials of a container.
 
-    The provider of minio-py reads the environment on its own, and takes the token for the name of its file: only its
-    `fetch` is used.
+    Only `fetch` of the provider is used: otherwise it would read the environment on its own, and use the token as the
+    name of a file.
     """
     headers: Any = {"Authorization": token} if token else None
     return IamAwsProvider(http_client=pools).fetch(url, headers=headers)

@@ -32,7 +32,7 @@ class S3Error(Exception):
 
     @property
     def is_overload(self) -> bool:
-        """Whether the service asks for fewer requests."""
+        """Whether the service is overloaded and rejects requests for that reason."""
         return self.status in {429, 503} or self.code == "SlowDown"
 
 

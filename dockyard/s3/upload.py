@@ -99,7 +99,7 @@ def list_unfinished_uploads(client: S3Client) -> Iterator[UnfinishedUpload]:
     """Yield the unfinished multipart uploads of the bucket, whatever their keys. Raises S3Error."""
     marker: dict[str, str] = {}
     for _ in range(MAX_UPLOAD_PAGES):
-        # Without `prefix`: MinIO takes it for the key of an object.
+        # Without `prefix`: MinIO interprets it as the key of an object.
         response = client.request("list uploads", "GET", query={"uploads": "", **marker})
         if response is None:
             return

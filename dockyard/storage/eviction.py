@@ -48,7 +48,7 @@ class SizeCap:
         self._added_bytes += size
 
     def enforce_if_due(self) -> None:
-        """Enforce the cap, if enough bytes were added since the last time.
+        """Evict the least recently used blobs until all files fit, if enough bytes were added since the last time.
 
         Waits while another thread or process evicts: a thread that adds blobs faster than they can be evicted is held
         up here. Raises nothing.
@@ -57,12 +57,6 @@ class SizeCap:
             with contextlib.suppress(OSError), self._exclusive(blocking=True):
                 if self._is_due:  # not enforced by another thread meanwhile
                     self._enforce()
-
-    def enforce(self) -> None:
-        """Evict the least recently used blobs until all files fit. Raises nothing."""
-        if self._max_size:
-            with contextlib.suppress(OSError), self._exclusive():
-                self._enforce()
 
     def free_disk_space(self, size: int) -> bool:
         """Evict at least `size` bytes because the disk is full. False when nothing could be evicted."""

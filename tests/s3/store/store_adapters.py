@@ -136,8 +136,8 @@ class S3StoreAdapter:
         assert self._s3._client.request("put raw", "PUT", key, body=body)
 
     def get_raw(self, key: str) -> bytes | None:
-        answer = self._s3._client.request("get raw", "GET", key, max_bytes=2**30)
-        return answer.body if answer else None
+        response = self._s3._client.request("get raw", "GET", key, max_bytes=2**30)
+        return response.body if response else None
 
 
 def pieces(body: bytes, length: int = 256 * 1024) -> list[bytes]:
