@@ -1,8 +1,8 @@
 """Signed requests to one bucket of an S3-compatible service, and their responses. Blocking.
 
 minio-py creates the URLs and the signatures, urllib3 sends the requests. The client of minio-py is not used: it cannot
-stream a body whose hash is known already, it hashes each body again (over TLS also with MD5), it reports a missing bucket
-as a missing object after a HEAD, and its timeouts and retries cannot be configured.
+stream a body whose hash is known already, it hashes each body again (over TLS also with MD5), it reports a missing
+bucket as a missing object after a HEAD, and its timeouts and retries cannot be configured.
 
 A response is None only when the service states that there is no such object. All other failures raise `S3Error`.
 Requests that can be sent again are retried once.

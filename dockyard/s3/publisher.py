@@ -6,8 +6,8 @@ uploaded from the local store later. After a failure no upload starts for some s
 half as many run at the same time.
 
 An object that is served, and whose copy in the bucket is older than the touch threshold, is *touched*: copied onto
-itself, so that lifecycle rules do not expire it. The age of the copy is recorded in the local store (`TouchTimes`). A touched
-manifest causes a touch of everything that it names, so that an image is kept or expires as a whole.
+itself, so that lifecycle rules do not expire it. The age of the copy is recorded in the local store (`TouchTimes`). A
+touched manifest causes a touch of everything that it names, so that an image is kept or expires as a whole.
 """
 
 import contextlib

@@ -232,8 +232,9 @@ class S3Store:
         """Abort the uploads that could not be aborted when they failed. Raises S3Error."""
         uploads = self._client.unaborted_uploads
         while uploads:
-            abort_upload(self._client, *uploads[-1])
-            uploads.pop()
+            upload = uploads[-1]
+            abort_upload(self._client, *upload)
+            uploads.remove(upload)  # not pop(): another thread may have added one meanwhile
 
     def abort_stale_uploads(self, older_than_s: float) -> int:
         """Abort the unfinished uploads below the prefix that are at least so old; return how many. Raises S3Error."""
