@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.peers import report, targets
+from bench.peers import report, summary, targets
 from bench.peers.accounting import ControlGroup
 from bench.peers.content import OCI_INDEX, REPOSITORY, Blob, UpstreamContent
 from bench.peers.load import LoadError, check, discard
@@ -19,6 +19,7 @@ from tests.support.bodies import Synthetic
 from tests.support.fake_registry import FakeRegistry
 from tests.support.faults import cut, header
 
+PUBLISHED = Path(__file__).parent / "published"
 BURN_S = 0.3
 BURN = f"import time\nuntil = time.process_time() + {BURN_S}\nwhile time.process_time() < until: pass"
 
@@ -174,3 +175,10 @@ def test_targets_are_evaluated() -> None:
     assert "| warm blob, 1 client: throughput / distribution's | ≥ 1.2 | 1.30 | reached |" in lines
     assert "| warm blob, 1 client: CPU per GiB / distribution's | ≤ 0.8 | 1.30 | **not reached** |" in lines
     assert "| warm blob, 64 clients: throughput / distribution's | ≥ 1.2 |  | not measured |" in lines
+
+
+def test_published_results_can_be_read() -> None:
+    """The published page is what the published samples give, so that new results can be compared with them."""
+    results = report.load(PUBLISHED)
+    parts = [summary.as_markdown(results), targets.as_markdown(results, 64), report.as_markdown(results)]
+    assert "\n".join(parts) == (PUBLISHED / "peers.md").read_text()

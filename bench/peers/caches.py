@@ -70,7 +70,7 @@ class CacheServer(ABC):
         deadline = began_at + START_LIMIT_S
         while not self._is_ready():
             if time.monotonic() > deadline:
-                raise RuntimeError(f"{self.name} does not response; see {self.directory}")
+                raise RuntimeError(f"{self.name} does not respond; see {self.directory}")
             time.sleep(READY_POLL_S)
         self.started_in_s = time.monotonic() - began_at
 

@@ -20,7 +20,7 @@ LINES = (
     ("upstream silent: tags served", "dead-silent", "served"),
     ("memory at rest: MiB", "idle", "resident MiB"),
     ("… many clients on a large cold layer: MiB", "loaded", "peak MiB"),
-    ("start to first response: s", "idle", "first response s"),
+    ("start to first answer: s", "idle", "first answer s"),
 )
 
 

@@ -72,7 +72,7 @@ def make_targets(many: int) -> list[Target]:
         _at_most("silent upstream: stale tag after the first, median ms", 5, _number("dead-silent", "median after ms")),
         _at_most("at rest: MiB of a worker", 64, _number("idle", "largest process MiB")),
         _at_most("loaded: MiB of a worker", 200, _number("loaded", "largest process MiB")),
-        _at_most("start to first response, s", 1.5, _number("idle", "first response s")),
+        _at_most("start to first answer, s", 1.5, _number("idle", "first answer s")),
     ]
 
 

@@ -2,9 +2,9 @@
 
     python -m bench.peers.upstream PORT DIRECTORY
 
-It serves `DIRECTORY/blobs/DIGEST` and `DIRECTORY/manifests/REPOSITORY/REFERENCE`, GET and HEAD, with Range. Every
-response waits for the delay; all bodies together share the line's bandwidth, as they would share a site's uplink. It
-counts what it was counts. `/control/...` sets, counts and forgets.
+It serves `DIRECTORY/blobs/DIGEST` and `DIRECTORY/manifests/REPOSITORY/REFERENCE`, GET and HEAD, with Range. Each
+response is delayed; all bodies together share the bandwidth, as the clients of one site share its uplink. Requests are
+counted. `/control/...` configures it, and returns and resets the counts.
 """
 
 import hashlib

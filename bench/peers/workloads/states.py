@@ -116,7 +116,7 @@ class Idle(Workload):
             environment.wait_until_idle(fresh)
             memory = fresh.group.memory()
             return {
-                "first response s": fresh.started_in_s,
+                "first answer s": fresh.started_in_s,
                 "processes": memory.processes,
                 "resident MiB": memory.resident_sum / MIB,
                 "largest process MiB": memory.resident_largest / MIB,
