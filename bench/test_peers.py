@@ -10,8 +10,10 @@ import pytest
 
 from bench.peers import report, summary, targets
 from bench.peers.accounting import ControlGroup
+from bench.peers.caches import BASELINE, CacheServer, make_cache
 from bench.peers.content import OCI_INDEX, REPOSITORY, Blob, UpstreamContent
 from bench.peers.load import LoadError, check, discard
+from bench.peers.programs import Programs
 from bench.peers.report import Report
 from bench.peers.upstream_process import UpstreamProcess
 from bench.peers.workload import MIB
@@ -22,6 +24,20 @@ from tests.support.faults import cut, header
 PUBLISHED = Path(__file__).parent / "published"
 BURN_S = 0.3
 BURN = f"import time\nuntil = time.process_time() + {BURN_S}\nwhile time.process_time() < until: pass"
+
+SERVER = """
+import http.server, pathlib, re, sys
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        pathlib.Path(__file__).parents[1].joinpath("served").touch()
+        self.send_response(200)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+(port,) = re.findall("port: '([0-9]+)'", pathlib.Path(sys.argv[-1]).read_text())
+http.server.HTTPServer(("127.0.0.1", int(port)), Handler).serve_forever()
+"""
 
 
 @pytest.fixture
@@ -175,6 +191,32 @@ def test_targets_are_evaluated() -> None:
     assert "| warm blob, 1 client: throughput / distribution's | ≥ 1.2 | 1.30 | reached |" in lines
     assert "| warm blob, 1 client: CPU per GiB / distribution's | ≤ 0.8 | 1.30 | **not reached** |" in lines
     assert "| warm blob, 64 clients: throughput / distribution's | ≥ 1.2 |  | not measured |" in lines
+
+
+def test_a_baseline_is_the_reference() -> None:
+    """Ratios are to another commit where one was measured, else to distribution."""
+    found = Report()
+    found.begin("w", "A workload")
+    for cache, value in (("dockyard", 1.0), ("distribution", 4.0)):
+        found.add("w", cache, {"CPU s/GiB": value})
+    assert "| dockyard | 1 (0.25x) | 1 |" in report.as_markdown(found)
+    found.add("w", BASELINE, {"CPU s/GiB": 2.0})
+    assert "| dockyard | 1 (0.50x) | 1 |" in report.as_markdown(found)
+
+
+def test_a_baseline_runs_the_code_of_its_tree(tmp_path: Path) -> None:
+    """And not the code of the current directory."""
+    package = tmp_path / "tree" / "dockyard"
+    package.mkdir(parents=True)
+    (package / "__init__.py").touch()
+    (package / "__main__.py").write_text(SERVER)
+    cache = make_cache(BASELINE, Programs(), tmp_path / "cache", 1, tmp_path, baseline=tmp_path / "tree")
+    assert isinstance(cache, CacheServer)
+    cache.start()
+    try:
+        assert (tmp_path / "tree" / "served").exists()
+    finally:
+        cache.close()
 
 
 def test_published_results_can_be_read() -> None:

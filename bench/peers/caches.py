@@ -103,9 +103,10 @@ class CacheServer(ABC):
 
 @attrs.define(eq=False)
 class DockyardCache(CacheServer):
-    """Dockyard with default settings, started as in the tests."""
+    """Dockyard with default settings, started as in the tests. `tree`: a checkout of another commit."""
 
     prefix = "up.test/"
+    tree: Path | None = None
     _dockyard: DockyardProcess = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -126,6 +127,8 @@ class DockyardCache(CacheServer):
             [{"prefix": "up.test", "registry": registry, "auth": {"type": "anonymous"}}],
             workers=0,
             settings={"storage": storage, "upstream": {"check_timeout": "5s"}},
+            # The safe path keeps the current directory, which is this commit, out of the import path.
+            environ={"PYTHONPATH": str(self.tree), "PYTHONSAFEPATH": "1"} if self.tree else None,
         )
         self.port = self._dockyard.port
 
@@ -301,6 +304,7 @@ class Nginx(Program):
             process.end(signal.SIGTERM)
 
 
+BASELINE = "dockyard-baseline"  # another commit of Dockyard
 CACHE_NAMES = ("dockyard", "distribution", "docker-registry", "zot", "nginx-cache", "nginx-static")
 PROGRAM_OF = {
     "distribution": "registry",
@@ -312,12 +316,20 @@ PROGRAM_OF = {
 
 
 def make_cache(
-    name: str, programs: Programs, directory: Path, upstream_port: int, content: Path, store: ObjectStore | None = None
+    name: str,
+    programs: Programs,
+    directory: Path,
+    upstream_port: int,
+    content: Path,
+    store: ObjectStore | None = None,
+    baseline: Path | None = None,
 ) -> CacheServer | ProgramResult:
     """Return a cache that can be started, or why it is not available."""
     own_directory = directory / f"{name}{'-s3' if store else ''}"
     if name == "dockyard":
         return DockyardCache(name, __version__, own_directory, upstream_port, store)
+    if name == BASELINE:
+        return DockyardCache(name, "another commit", own_directory, upstream_port, store, tree=baseline)
     found = programs.find(PROGRAM_OF[name])
     if found.path is None:
         return found

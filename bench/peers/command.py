@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from bench.peers import figures, machine, report, setup, summary, targets
-from bench.peers.caches import CACHE_NAMES
+from bench.peers.caches import BASELINE, CACHE_NAMES
 from bench.peers.content import REPOSITORY
 from bench.peers.load import LoadError, discard, wrk
 from bench.peers.programs import Programs
@@ -53,6 +53,11 @@ UPSTREAM_TIMES = 4
     help="Directory for the results.",
 )
 @click.option("--directory", type=click.Path(path_type=Path), help="Directory for the data of the caches.")
+@click.option(
+    "--baseline",
+    type=click.Path(path_type=Path, exists=True, file_okay=False, resolve_path=True),
+    help="A checkout of another commit of Dockyard: measured too, and the reference of all ratios.",
+)
 @click.option("--list", "only_list", is_flag=True, help="List the workloads.")
 def main(
     cache_names: str,
@@ -67,6 +72,7 @@ def main(
     bandwidth: float | None,
     out: Path,
     directory: Path | None,
+    baseline: Path | None,
     only_list: bool,  # noqa: FBT001
 ) -> None:
     """Measure Dockyard and other caches on this machine, in alternating runs.
@@ -90,13 +96,14 @@ def main(
     console = Console(stderr=True)
     programs = Programs()
     for kind in stores.split(","):
-        names = [name for name in cache_names.split(",") if kind == "local" or name in setup.WITH_STORE]
+        wanted = [*cache_names.split(","), *([BASELINE] if baseline else [])]
+        names = [name for name in wanted if kind == "local" or name in setup.WITH_STORE]
         # New objects, because a workload records which caches are warm.
         keys = {each.key for each in chosen if kind == "local" or each.has_store}
         selected = [each for each in make_workloads(sizes) if each.key in keys]
         if not selected:
             continue
-        with setup.start(names, sizes, programs, directory, kind) as started:
+        with setup.start(names, sizes, programs, directory, kind, baseline) as started:
             _measure(started, kind, selected, rounds or (1 if quick else 3), results, console, out)
     text = "\n".join(
         [

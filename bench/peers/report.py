@@ -7,7 +7,7 @@ from pathlib import Path
 import attrs
 import cattrs
 
-REFERENCE = "distribution"
+REFERENCES = ("dockyard-baseline", "distribution")  # of ratios: the first that was measured
 CUT = "cut"  # 1 in a run that was stopped before it was complete, whose times are lower bounds
 BOUNDS = frozenset({"last client s", "last client / direct"})
 FILE = "peers.json"
@@ -57,7 +57,7 @@ def write(report: Report, out: Path) -> None:
 
 
 def as_markdown(report: Report) -> str:
-    """One table per workload, with the ratio to the median of distribution; then the machine, versions and failures."""
+    """One table per workload, with ratios to the reference; then the machine, versions and failures."""
     parts = [_table(report, workload) for workload in report.titles if workload in report.samples]
     notes = [f"- {name}: {text}" for name, text in (*report.machine.items(), *report.versions.items())]
     notes += [f"- {name}: **not measured**: {text}" for name, text in report.missing.items()]
@@ -89,6 +89,7 @@ def _cell(report: Report, workload: str, cache: str, column: str) -> str:
     if value is None:
         return ""
     bound = "> " if column in BOUNDS and report.median(workload, cache, CUT) else ""
-    ratio = report.ratio(workload, column, cache, REFERENCE)
-    compared = f" ({ratio:.2f}x)" if ratio is not None and cache != REFERENCE else ""
+    reference = next((name for name in REFERENCES if name in report.samples[workload]), "")
+    ratio = report.ratio(workload, column, cache, reference)
+    compared = f" ({ratio:.2f}x)" if ratio is not None and cache != reference else ""
     return f"{bound}{number(value)}{compared}"

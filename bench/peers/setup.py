@@ -10,14 +10,14 @@ from pathlib import Path
 import attrs
 
 from bench.peers.accounting import ControlGroup
-from bench.peers.caches import CacheServer, ObjectStore, make_cache
+from bench.peers.caches import BASELINE, CacheServer, ObjectStore, make_cache
 from bench.peers.content import UpstreamContent
 from bench.peers.programs import ProgramResult, Programs
 from bench.peers.upstream_process import UpstreamProcess
 from bench.peers.workload import Environment, Sizes
 from tests.s3.store.servers import Minio
 
-WITH_STORE = ("dockyard", "distribution", "docker-registry")
+WITH_STORE = ("dockyard", BASELINE, "distribution", "docker-registry")
 
 
 @attrs.frozen
@@ -30,8 +30,13 @@ class Setup:
 
 
 @contextlib.contextmanager
-def start(names: Sequence[str], sizes: Sizes, programs: Programs, parent: Path | None, kind: str) -> Iterator[Setup]:
-    """Start all processes, and stop them when the context ends. `kind` is "local" or "s3"."""
+def start(
+    names: Sequence[str], sizes: Sizes, programs: Programs, parent: Path | None, kind: str, baseline: Path | None = None
+) -> Iterator[Setup]:
+    """Start all processes, and stop them when the context ends.
+
+    `kind` is "local" or "s3"; `baseline` is the checkout of another commit that BASELINE runs.
+    """
     with contextlib.ExitStack() as stack:
         directory = Path(tempfile.mkdtemp(prefix="dockyard-bench-", dir=parent))
         stack.callback(shutil.rmtree, directory, ignore_errors=True)
@@ -51,7 +56,8 @@ def start(names: Sequence[str], sizes: Sizes, programs: Programs, parent: Path |
         numbers = itertools.count()
 
         def build(name: str) -> CacheServer | ProgramResult:
-            return make_cache(name, programs, directory / str(next(numbers)), upstream.port, content.directory, store)
+            own = directory / str(next(numbers))
+            return make_cache(name, programs, own, upstream.port, content.directory, store, baseline)
 
         def fresh(name: str) -> CacheServer:
             built = build(name)
