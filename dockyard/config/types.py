@@ -94,7 +94,7 @@ def _parse_path(text: str) -> Path:
 
 
 def _parse_list(given: str | list[str]) -> tuple[str, ...]:
-    """Return a list as it is. A single text, as an environment variable holds it, is split at its commas."""
+    """Return a list as it is. A text, such as the value of an environment variable, is split at its commas."""
     items = given.split(",") if isinstance(given, str) else given
     return tuple(item.strip() for item in items if item.strip())
 

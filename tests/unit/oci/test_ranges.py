@@ -12,7 +12,7 @@ HUGE = "9" * 5000
 
 
 @pytest.mark.parametrize(
-    ("asked", "expected"),
+    ("requested", "expected"),
     [
         ("500-1499", "bytes 500-1499/2048"),
         ("500-", "bytes 500-2047/2048"),
@@ -29,20 +29,20 @@ HUGE = "9" * 5000
         (f"{'0' * 5000}-1", "bytes 0-1/2048"),
     ],
 )
-def test_one_range_is_cut_to_the_blob(asked: str, expected: str) -> None:
+def test_one_range_is_cut_to_the_blob(requested: str, expected: str) -> None:
     """At its end."""
-    ranges = parse_ranges(f"bytes={asked}", SIZE)
+    ranges = parse_ranges(f"bytes={requested}", SIZE)
     assert ranges is not None
     assert [part.content_range(SIZE) for part in ranges] == [expected]
 
 
 @pytest.mark.parametrize(
-    "asked", ["2048-", "5000-10000", "500-0", "-0", "-000", f"{HUGE}-", f"{HUGE}-{HUGE}", "9-8,-0"]
+    "requested", ["2048-", "5000-10000", "500-0", "-0", "-000", f"{HUGE}-", f"{HUGE}-{HUGE}", "9-8,-0"]
 )
-def test_a_range_without_a_byte_cannot_be_satisfied(asked: str) -> None:
+def test_a_range_without_a_byte_cannot_be_satisfied(requested: str) -> None:
     """The error has the size, for Content-Range."""
     with pytest.raises(RangeNotSatisfiable) as caught:
-        parse_ranges(f"bytes={asked}", SIZE)
+        parse_ranges(f"bytes={requested}", SIZE)
     assert caught.value.size == SIZE
 
 
@@ -87,7 +87,7 @@ def test_all_notations_of_the_grammar_are_parsed(header: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("asked", "expected"),
+    ("requested", "expected"),
     [
         ("0-9,100-109,2000-", [(0, 10), (100, 110), (2000, 2048)]),
         ("2000-, 0-9", [(2000, 2048), (0, 10)]),
@@ -97,9 +97,9 @@ def test_all_notations_of_the_grammar_are_parsed(header: str) -> None:
         ("0-,0-", [(0, 2048), (0, 2048)]),
     ],
 )
-def test_ranges_stay_in_the_requested_order(asked: str, expected: list[tuple[int, int]]) -> None:
+def test_ranges_stay_in_the_requested_order(requested: str, expected: list[tuple[int, int]]) -> None:
     """They are never merged or sorted, and ignored only if they are empty."""
-    assert parse_ranges(f"bytes={asked}", SIZE) == tuple(ByteRange(*part) for part in expected)
+    assert parse_ranges(f"bytes={requested}", SIZE) == tuple(ByteRange(*part) for part in expected)
 
 
 @pytest.mark.parametrize("count", [100, MAX_RANGES])
@@ -111,11 +111,11 @@ def test_many_ranges_are_accepted(count: int) -> None:
 
 
 @pytest.mark.parametrize("count", [MAX_RANGES + 1, 10_000])
-@pytest.mark.parametrize("asked", ["0-0", "9999-", "x"])
-def test_too_many_ranges_are_a_bad_request(count: int, asked: str) -> None:
+@pytest.mark.parametrize("requested", ["0-0", "9999-", "x"])
+def test_too_many_ranges_are_a_bad_request(count: int, requested: str) -> None:
     """After a 400 clients request the whole blob; the ranges are not even parsed."""
     with pytest.raises(RequestInvalid):
-        parse_ranges("bytes=" + ",".join([asked] * count), SIZE)
+        parse_ranges("bytes=" + ",".join([requested] * count), SIZE)
 
 
 def test_ranges_of_more_than_twice_the_blob_are_a_bad_request() -> None:
@@ -124,18 +124,18 @@ def test_ranges_of_more_than_twice_the_blob_are_a_bad_request() -> None:
         parse_ranges("bytes=0-,0-,0-0", SIZE)
 
 
-@pytest.mark.parametrize("asked", ["0-1", "0-", "-1", "0-0,-1"])
-def test_no_range_of_an_empty_blob_is_satisfiable(asked: str) -> None:
+@pytest.mark.parametrize("requested", ["0-1", "0-", "-1", "0-0,-1"])
+def test_no_range_of_an_empty_blob_is_satisfiable(requested: str) -> None:
     """It has no bytes."""
     with pytest.raises(RangeNotSatisfiable) as caught:
-        parse_ranges(f"bytes={asked}", 0)
+        parse_ranges(f"bytes={requested}", 0)
     assert caught.value.size == 0
 
 
-@pytest.mark.parametrize("asked", ["0-1", "0-", "-1", "-7"])
-def test_a_blob_of_one_byte_has_one_range(asked: str) -> None:
+@pytest.mark.parametrize("requested", ["0-1", "0-", "-1", "-7"])
+def test_a_blob_of_one_byte_has_one_range(requested: str) -> None:
     """All satisfiable ranges are that byte."""
-    ranges = parse_ranges(f"bytes={asked}", 1)
+    ranges = parse_ranges(f"bytes={requested}", 1)
     assert ranges is not None
     assert [part.content_range(1) for part in ranges] == ["bytes 0-0/1"]
 
@@ -146,18 +146,18 @@ specs = st.tuples(st.none() | st.integers(0, 40), st.none() | st.integers(0, 40)
 
 
 @given(st.lists(specs, min_size=1, max_size=6), st.integers(0, 30))
-def test_ranges_agree_with_slicing(asked: list[tuple[int | None, int | None]], size: int) -> None:
+def test_ranges_agree_with_slicing(requested: list[tuple[int | None, int | None]], size: int) -> None:
     """Of a list with the offset of each byte."""
     body = list(range(size))
     expected = []
-    for first, last in asked:
+    for first, last in requested:
         if first is None:
             part = [byte for byte in body if byte >= size - (last or 0)]
         else:
             part = [byte for byte in body if first <= byte and (last is None or byte <= last)]
         if part:
             expected.append(part)
-    header = "bytes=" + ",".join(f"{'' if a is None else a}-{'' if b is None else b}" for a, b in asked)
+    header = "bytes=" + ",".join(f"{'' if a is None else a}-{'' if b is None else b}" for a, b in requested)
     try:
         ranges = parse_ranges(header, size)
     except RangeNotSatisfiable:
