@@ -44,7 +44,7 @@ EMPTY = b"[]"
 log = structlog.get_logger()
 
 
-class ListReader(Protocol):
+class ListSource(Protocol):
     """The part of an upstream's client that reads lists."""
 
     def list_tags(self, repository: str) -> list[str]:
@@ -115,7 +115,7 @@ class Lists:
         self,
         store: LocalStore,
         peers: Peers,
-        upstreams: Mapping[str, ListReader],
+        upstreams: Mapping[str, ListSource],
         threads: Threads,
         check_interval_s: float,
         check_timeout_s: float,
@@ -235,7 +235,7 @@ class Lists:
             self._store.write_list(name.target.name, name.subject, body)
 
 
-def _read_list(upstream: ListReader, name: _ListName) -> bytes:
+def _read_list(upstream: ListSource, name: _ListName) -> bytes:
     """The whole list as JSON. Blocks. Raises RegistryError."""
     repository = name.target.repository
     items: list[Any] = (
