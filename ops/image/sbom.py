@@ -1,9 +1,9 @@
-"""Write the bill of materials of the image: what it has that its base image has not.
+"""Write the bill of materials of the image: what it contains beyond its base image.
 
     python sbom.py --base IMAGE --go modules.json report.json ... > dockyard.cdx.json
 
-A report is what `pip install --report` writes: the distributions with the hashes of the files that they were installed
-from. modules.json is what `go version -m -json` says of the Go program: its modules with the hashes of go.sum.
+A report is the output of `pip install --report`: the distributions, with the hashes of their installed wheels.
+modules.json is the output of `go version -m -json` for the Go program: its modules, with the hashes of go.sum.
 """
 
 import argparse
@@ -28,8 +28,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(description="Write the bill of materials of the image.")
     parser.add_argument("--base", required=True, help="the base image, with its digest")
-    parser.add_argument("--go", required=True, type=Path, help="of `go version -m -json`")
-    parser.add_argument("reports", nargs="+", type=Path, help="of `pip install --report`")
+    parser.add_argument("--go", required=True, type=Path, help="output of `go version -m -json`")
+    parser.add_argument("reports", nargs="+", type=Path, help="output of `pip install --report`")
     options = parser.parse_args(argv)
     reports = [json.loads(report.read_text()) for report in options.reports]
     found = [
