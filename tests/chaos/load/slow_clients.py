@@ -13,7 +13,7 @@ BYTE_EVERY_S = 1.0
 
 
 class SlowClients:
-    """Connections that are never done. The lists have how long the server bore those that it closed."""
+    """Connections that are never done. The lists have how long the server kept those that it closed."""
 
     def __init__(self, deployment: Deployment, path: str, slow_headers: int, slow_readers: int) -> None:
         self._deployment = deployment
@@ -22,10 +22,10 @@ class SlowClients:
         self.reader_closed_s: list[float] = []
         self._headers: dict[socket.socket, float] = {}
         self._readers: dict[socket.socket, float] = {}
-        self._were_held: set[int] = set()
-        self._said_at = 0.0
+        self._held_before: set[int] = set()
+        self._sent_at = 0.0
         request = request_bytes("GET", path, address, {})
-        for kind, count, said in (
+        for kind, count, begin in (
             (self._headers, slow_headers, b"GET /v2/ HTTP/1.1\r\n"),
             (self._readers, slow_readers, request),
         ):
@@ -35,7 +35,7 @@ class SlowClients:
                     connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
                 connection.settimeout(10)
                 connection.connect(address)
-                connection.sendall(said)
+                connection.sendall(begin)
                 connection.setblocking(False)
                 kind[connection] = time.monotonic()
 
@@ -46,12 +46,12 @@ class SlowClients:
         for connection in (*self._headers, *self._readers):
             connection.close()
 
-    def attack(self) -> None:
-        """One more byte of a header each, and a look at who was thrown out. Reads nothing."""
+    def step(self) -> None:
+        """Send one more byte of each header, and check which connections have been closed. Read nothing."""
         now = time.monotonic()
-        if now - self._said_at < BYTE_EVERY_S:
+        if now - self._sent_at < BYTE_EVERY_S:
             return
-        self._said_at = now
+        self._sent_at = now
         for connection, began_at in list(self._headers.items()):
             try:
                 connection.send(b"X")
@@ -62,20 +62,19 @@ class SlowClients:
                 self.header_closed_s.append(now - began_at)
                 del self._headers[connection]
                 connection.close()
-        held = workers_by_client_port(
-            self._deployment
-        ).keys()  # what is full is not told that the other side has closed
-        self._were_held.update(held)
+        # A connection whose buffers are full does not report that the server has closed it.
+        held = workers_by_client_port(self._deployment).keys()
+        self._held_before.update(held)
         for connection, began_at in list(self._readers.items()):
             port = connection.getsockname()[1]
-            if port in self._were_held and port not in held:
+            if port in self._held_before and port not in held:
                 self.reader_closed_s.append(now - began_at)
                 del self._readers[connection]
                 connection.close()
 
     @property
     def left(self) -> tuple[int, int]:
-        """How many of each are still there."""
+        """How many of each kind are still open."""
         return len(self._headers), len(self._readers)
 
 

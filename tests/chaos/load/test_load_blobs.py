@@ -1,6 +1,6 @@
-"""L01: a thousand clients on one layer: cold, cached, only in the bucket, and in progress while workers are killed.
+"""L01: a thousand clients of one layer: cold, cached, only in the bucket, and in progress while workers are killed.
 
-The smaller numbers run every day, the full ones with `-m long`.
+The small sizes run by default, the full ones with `-m long`.
 """
 
 import contextlib
@@ -29,37 +29,37 @@ from tests.support.worker_state import download_owners, workers_by_client_port
 
 WORKERS = 4
 WITHIN_S = 400.0
-SLACK_S = 5.0  # two cores, shared with everything else that runs
-HERDS = [
+SLACK_S = 5.0  # the machine has two cores, which everything that runs shares
+SIZES = [
     pytest.param(200, 4, id="200 clients of 4 MiB"),
     pytest.param(1000, 100, id="1000 clients of 100 MiB", marks=[pytest.mark.long, pytest.mark.timeout(600)]),
 ]
 
 
 def full_deployment(make_deployment: Callable[..., Deployment], **settings: object) -> Deployment:
-    """Four workers that all answer their peers."""
+    """Start four workers and wait until they all respond to their peers."""
     deployment = make_deployment(workers=WORKERS, **settings)
     deployment.wait_for_workers(WORKERS)
     return deployment
 
 
 def _serve(crowd: Crowd) -> float:
-    """Until everybody has it, and all of it is right; seconds."""
+    """Wait until every client has the whole right body; return the seconds."""
     began_at = time.monotonic()
     crowd.run(within_s=WITHIN_S)
     assert all(member.is_right for member in crowd.members), crowd.summary()
     return time.monotonic() - began_at
 
 
-@pytest.mark.parametrize(("clients", "mib"), HERDS)
-def test_a_herd_on_one_cold_layer(
+@pytest.mark.parametrize(("clients", "mib"), SIZES)
+def test_many_clients_of_one_cold_layer(
     make_deployment: Callable[..., Deployment],
     fake_registry: FakeRegistry,
     record_load: RecordLoad,
     clients: int,
     mib: int,
 ) -> None:
-    """One GET, the layer's bytes once, everybody right, memory bounded, about as fast as from the cache."""
+    """One GET, each byte once, every client has the right bytes, memory is bounded, about as fast as from the cache."""
     truth = Bytes(Random(1).randbytes(mib * MIB))
     path = f"/v2/up.test/app/blobs/{fake_registry.add_blob(truth)}"
     with record_load("L01", UNDISTURBED, State.BLOB_COLD, State.BLOB_CACHED) as (cold, cached):
@@ -87,8 +87,8 @@ def test_a_herd_on_one_cold_layer(
         memory.assert_held()
 
 
-@pytest.mark.parametrize(("clients", "mib"), HERDS)
-def test_a_herd_on_a_layer_that_only_the_bucket_has(
+@pytest.mark.parametrize(("clients", "mib"), SIZES)
+def test_many_clients_of_a_layer_in_the_bucket(
     start: Callable[..., Deployment],
     bucket_view: BucketView,
     proxy: S3Proxy,
@@ -97,7 +97,7 @@ def test_a_herd_on_a_layer_that_only_the_bucket_has(
     clients: int,
     mib: int,
 ) -> None:
-    """No more GETs at S3 than workers, and none upstream."""
+    """At most one GET at S3 per worker, and none upstream."""
     truth = Bytes(Random(3).randbytes(mib * MIB))
     with record_load("L01", BUCKET, State.BLOB_CACHED) as (record,):
         key = bucket_view.put_blob(truth.data)
@@ -115,48 +115,47 @@ def test_a_herd_on_a_layer_that_only_the_bucket_has(
         memory.assert_held()
 
 
-@pytest.mark.parametrize(("clients", "mib"), HERDS)
-@pytest.mark.parametrize("what", [UNDISTURBED, OWNER, ANOTHER])
-def test_a_herd_joins_a_layer_in_download(
+@pytest.mark.parametrize(("clients", "mib"), SIZES)
+@pytest.mark.parametrize("killed", [UNDISTURBED, OWNER, ANOTHER])
+def test_many_clients_join_a_download(
     make_deployment: Callable[..., Deployment],
     fake_registry: FakeRegistry,
     record_load: RecordLoad,
     clients: int,
     mib: int,
-    what: str,
+    killed: str,
 ) -> None:
-    """All join the download that runs. With P01, P02: only the clients of a killed worker are cut off.
+    """All clients join the running download; if a worker is killed, only its own clients are cut.
 
-    There is one GET, and a second one only when it was the owner that died.
+    There is one GET, and a second one only if the owner of the download was killed.
     """
     truth = Bytes(Random(2).randbytes(mib * MIB))
     path = f"/v2/up.test/app/blobs/{fake_registry.add_blob(truth)}"
-    with record_load("L01", what, State.BLOB_DOWNLOAD) as (record,), contextlib.ExitStack() as stack:
-        deployment = full_deployment(
-            make_deployment, upstream={"stall_timeout": "300s"}
-        )  # it stalls until the whole herd is there
-        go_on = stack.enter_context(set_at_exit(threading.Event()))
-        fake_registry.on("blob", faults.stalled(0.5, go_on))
+    with record_load("L01", killed, State.BLOB_DOWNLOAD) as (record,), contextlib.ExitStack() as stack:
+        # The download stalls until all clients have joined.
+        deployment = full_deployment(make_deployment, upstream={"stall_timeout": "300s"})
+        resume = stack.enter_context(set_at_exit(threading.Event()))
+        fake_registry.on("blob", faults.stalled(0.5, resume))
         memory = stack.enter_context(MemoryLimit(deployment))
         crowd = stack.enter_context(deployment.crowd(path, truth, clients))
         crowd.run(until=lambda: all(member.received > MIB for member in crowd.members), within_s=WITHIN_S)
         (owner,) = download_owners(deployment)
         workers = workers_by_client_port(deployment)
         of_member = {member: workers[member.socket.getsockname()[1]] for member in crowd.members}
-        killed = {UNDISTURBED: None, OWNER: owner, ANOTHER: next(pid for pid in of_member.values() if pid != owner)}
-        victim = killed[what]
+        another = next(pid for pid in of_member.values() if pid != owner)
+        victim = {UNDISTURBED: None, OWNER: owner, ANOTHER: another}[killed]
         if victim is not None:
             os.kill(victim, signal.SIGKILL)
-        went_on_at = time.monotonic()
-        go_on.set()
+        resumed_at = time.monotonic()
+        resume.set()
         crowd.run(within_s=WITHIN_S)
-        took_s = time.monotonic() - went_on_at
+        took_s = time.monotonic() - resumed_at
         cut = {member for member in crowd.members if not member.is_right}
-        gets, part = fake_registry.count("blob", "GET"), fake_registry.sent_bytes("blob") / truth.size
-        seen = f"{clients:,} x {mib} MiB, {len(cut)} cut, the others whole in {took_s:.1f} s from its half"
-        note(record, f"{seen}, GETs: {gets}, of {part:.2f} of the size", fake_registry, memory)
+        gets, share = fake_registry.count("blob", "GET"), fake_registry.sent_bytes("blob") / truth.size
+        seen = f"{clients:,} x {mib} MiB, {len(cut)} cut, the others complete in {took_s:.1f} s from its half"
+        note(record, f"{seen}, GETs: {gets}, of {share:.2f} of the size", fake_registry, memory)
         assert cut == {member for member, pid in of_member.items() if pid == victim}, crowd.summary()
         assert all(member.wrong_at is None and member.ended in ("fin", "rst") for member in cut)
-        assert gets <= 2 if what == OWNER else gets == 1
-        assert part <= 2 if what == OWNER else part == 1
+        assert gets <= 2 if killed == OWNER else gets == 1
+        assert share <= 2 if killed == OWNER else share == 1
         memory.assert_held()

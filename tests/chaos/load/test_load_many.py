@@ -1,4 +1,4 @@
-"""L02: as many objects as clients and all at once: each is fetched once, and nobody is turned away."""
+"""L02: as many objects as clients, all at once: each object is fetched once, and no request is rejected."""
 
 import threading
 import time
@@ -21,19 +21,18 @@ from tests.support.deployment import Deployment, set_at_exit, stays
 from tests.support.fake_registry import FakeRegistry, Image
 from tests.support.http_client import send_request
 
-FILLS_AT_ONCE = 64 * WORKERS
-QUESTIONS_AT_ONCE = 32 * WORKERS
+MAX_DOWNLOADS = 64 * WORKERS
+MAX_REQUESTS = 32 * WORKERS
 TIMEOUT_S = 400.0
-PATIENT = {
-    "stall_timeout": "300s"
-}  # the fake registry shares its interpreter with a thousand clients: it responses late
+# The fake registry shares its interpreter with a thousand clients: its responses are late.
+LONG_TIMEOUT = {"stall_timeout": "300s"}
 CAP_BYTES = 4096 * MIB
 COUNTS = [200, pytest.param(1000, marks=[pytest.mark.long, pytest.mark.timeout(300)])]
 
 
 @attrs.frozen
 class Fetched:
-    """What a client saw: when the first byte came, and what was wrong with it; nothing when all is right."""
+    """What a client got: the time of the first byte, and what was wrong; empty if nothing was."""
 
     first_byte_s: float
     wrong: str
@@ -48,7 +47,7 @@ def _fetch(deployment: Deployment, truth: Synthetic, begun: Callable[[], object]
         begun()
         wrong = f"{download.status}" if (download.status, download.length) != (200, truth.size) else ""
         if not wrong and (at := download.find_mismatch(truth)) is not None:
-            wrong = f"not right from byte {at} on"
+            wrong = f"wrong from byte {at} on"
         return Fetched(first_byte_s, wrong)
 
 
@@ -56,8 +55,8 @@ def _assert_right(fetched: Sequence[Fetched]) -> None:
     assert Counter(each.wrong for each in fetched if each.wrong) == Counter()
 
 
-def _singleflight(deployment: Deployment, bodies: Sequence[Synthetic]) -> tuple[list[Fetched], float]:
-    """Each body for a client of its own, all at once; what they saw, and in how many seconds."""
+def _fetch_all(deployment: Deployment, bodies: Sequence[Synthetic]) -> tuple[list[Fetched], float]:
+    """Fetch each body by a client of its own, all at once; return what they got, and the seconds."""
     began_at = time.monotonic()
     with ThreadPoolExecutor(len(bodies)) as pool:
         fetched = list(pool.map(lambda truth: _fetch(deployment, truth), bodies))
@@ -75,7 +74,7 @@ def _add_bodies(fake_registry: FakeRegistry, count: int, size: int) -> list[Synt
 def _assert_fetched_once(fake_registry: FakeRegistry, bodies: Sequence[Synthetic]) -> None:
     gets = [each.request.reference for each in fake_registry.received("blob", "GET")]
     assert sorted(gets) == sorted(body.digest for body in bodies)
-    assert fake_registry.max_concurrent("blob", "GET") <= FILLS_AT_ONCE
+    assert fake_registry.max_concurrent("blob", "GET") <= MAX_DOWNLOADS
 
 
 def _kept_bytes(deployment: Deployment) -> int:
@@ -96,12 +95,12 @@ def test_many_cold_layers(
     count: int,
     size: int,
 ) -> None:
-    """One GET each, a bounded number at a time, everybody right, memory and disk within their bounds."""
+    """One GET each, a bounded number at a time, right bytes for every client, memory and disk within their limits."""
     bodies = _add_bodies(fake_registry, count, size)
     with record_load("L02", UNDISTURBED, State.BLOB_COLD) as (record,):
-        deployment = full_deployment(make_deployment, storage={"max_size": "4GiB"}, upstream=PATIENT)
+        deployment = full_deployment(make_deployment, storage={"max_size": "4GiB"}, upstream=LONG_TIMEOUT)
         with MemoryLimit(deployment) as memory:
-            fetched, took_s = _singleflight(deployment, bodies)
+            fetched, took_s = _fetch_all(deployment, bodies)
         waits = sorted(each.first_byte_s for each in fetched)
         at_once, kept = fake_registry.max_concurrent("blob", "GET"), _kept_bytes(deployment)
         note(
@@ -115,7 +114,7 @@ def test_many_cold_layers(
         memory.assert_held()
         assert kept <= CAP_BYTES * 1.05
         served_s = mean(each.ended_at - each.began_at for each in fake_registry.received("blob", "GET"))
-        assert waits[int(count * 0.99)] <= max(2 * served_s * count / FILLS_AT_ONCE, SLACK_S)
+        assert waits[int(count * 0.99)] <= max(2 * served_s * count / MAX_DOWNLOADS, SLACK_S)
 
 
 @pytest.mark.parametrize(
@@ -132,14 +131,14 @@ def test_many_cached_layers(
     count: int,
     size: int,
 ) -> None:
-    """Everybody right, and nothing reaches the upstream."""
+    """Right bytes for every client, and no request upstream."""
     bodies = _add_bodies(fake_registry, count, size)
     with record_load("L02", UNDISTURBED, State.BLOB_CACHED) as (record,):
         deployment = full_deployment(make_deployment)
-        _singleflight(deployment, bodies)
+        _fetch_all(deployment, bodies)
         fake_registry.clear_exchanges()
         with MemoryLimit(deployment) as memory:
-            _, took_s = _singleflight(deployment, bodies)
+            _, took_s = _fetch_all(deployment, bodies)
         note(record, f"{count:,} x {size // KIB:,} KiB in {took_s:.1f} s", fake_registry, memory)
         assert fake_registry.count() == 0
         memory.assert_held()
@@ -159,27 +158,27 @@ def test_many_layers_in_download(
     count: int,
     size: int,
 ) -> None:
-    """A second client for each while as many as may are half fetched and the others wait: still one GET each."""
+    """A second client for each layer while as many as allowed are half fetched and the others queued: one GET each."""
     bodies = _add_bodies(fake_registry, count, size)
-    in_download = min(count, FILLS_AT_ONCE)
+    in_download = min(count, MAX_DOWNLOADS)
     with (
         record_load("L02", UNDISTURBED, State.BLOB_DOWNLOAD) as (record,),
         ThreadPoolExecutor(2 * count) as pool,
-        set_at_exit(threading.Event()) as go_on,
+        set_at_exit(threading.Event()) as resume,
     ):
-        deployment = full_deployment(make_deployment, storage={"max_size": "4GiB"}, upstream=PATIENT)
-        fake_registry.on("blob", faults.stalled(0.5, go_on))
+        deployment = full_deployment(make_deployment, storage={"max_size": "4GiB"}, upstream=LONG_TIMEOUT)
+        fake_registry.on("blob", faults.stalled(0.5, resume))
         begun = threading.Semaphore(0)
         with MemoryLimit(deployment) as memory:
             downloads = []
             for _ in ("the first", "the second"):
                 downloads += [pool.submit(_fetch, deployment, body, begun.release) for body in bodies]
                 for _ in range(in_download):
-                    assert begun.acquire(timeout=TIMEOUT_S), "not all that are half fetched are half served"
-            went_on_at = time.monotonic()
-            go_on.set()
+                    assert begun.acquire(timeout=TIMEOUT_S), "not all downloads have begun"
+            resumed_at = time.monotonic()
+            resume.set()
             fetched = [download.result() for download in downloads]
-            took_s = time.monotonic() - went_on_at
+            took_s = time.monotonic() - resumed_at
         at_once = fake_registry.max_concurrent("blob", "GET")
         seen = f"2 x {count:,} x {size // KIB:,} KiB in {took_s:.1f} s, {at_once} of them half fetched before"
         note(record, seen, fake_registry, memory)
@@ -193,33 +192,33 @@ def _add_images(fake_registry: FakeRegistry, count: int) -> list[Image]:
     return [fake_registry.add_image("app", f"v{number}", [f"layer {number}".encode()]) for number in range(count)]
 
 
-def _ask_together(
+def _request_all(
     deployment: Deployment,
     fake_registry: FakeRegistry,
     images: Sequence[Image],
     references: Sequence[str],
     *,
-    asks: bool = True,
+    checks_upstream: bool = True,
 ) -> float:
-    """Each manifest for a client of its own, all at once, and all right and fresh; how long the last one took.
+    """Request each manifest by a client of its own, all at once; all must be right and fresh. Return the seconds.
 
-    When that `asks` the upstream, it is silent until as many questions are there as may be at once: time begins then.
+    With `checks_upstream`, the upstream is silent until it has as many requests as allowed at a time; time starts then.
     """
     paths = [f"/v2/up.test/app/manifests/{reference}" for reference in references]
-    with ThreadPoolExecutor(len(paths)) as pool, set_at_exit(threading.Event()) as go_on:
-        rule = fake_registry.on("manifest", faults.silent(go_on))
+    with ThreadPoolExecutor(len(paths)) as pool, set_at_exit(threading.Event()) as resume:
+        rule = fake_registry.on("manifest", faults.silent(resume))
         began_at = time.monotonic()
-        replies = [pool.submit(send_request, deployment.address, path, timeout_s=TIMEOUT_S) for path in paths]
-        if asks:
-            fake_registry.wait_for(lambda: fake_registry.count() >= QUESTIONS_AT_ONCE, f"{QUESTIONS_AT_ONCE} at once")
-            stays(lambda: fake_registry.count() == QUESTIONS_AT_ONCE, f"{QUESTIONS_AT_ONCE} at once", 1.0)
+        responses = [pool.submit(send_request, deployment.address, path, timeout_s=TIMEOUT_S) for path in paths]
+        if checks_upstream:
+            fake_registry.wait_for(lambda: fake_registry.count() >= MAX_REQUESTS, f"{MAX_REQUESTS} at once")
+            stays(lambda: fake_registry.count() == MAX_REQUESTS, f"{MAX_REQUESTS} at once", 1.0)
             began_at = time.monotonic()
-        go_on.set()
-        bodies = [reply.result().body for reply in replies]
+        resume.set()
+        bodies = [response.result().body for response in responses]
         took_s = time.monotonic() - began_at
     fake_registry.remove_rules(rule)
     assert bodies == [image.body for image in images]
-    assert all(reply.result().header("Warning") is None for reply in replies)
+    assert all(response.result().header("Warning") is None for response in responses)
     return took_s
 
 
@@ -227,20 +226,20 @@ def _ask_together(
 def test_many_tags(
     make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry, record_load: RecordLoad, count: int
 ) -> None:
-    """Cold: one HEAD and one GET each. Cached: one HEAD each, and nothing else."""
+    """Cold: one HEAD and one GET each. Cached: one HEAD each."""
     images = _add_images(fake_registry, count)
     with record_load("L02", UNDISTURBED, State.TAG_COLD, State.TAG_CACHED) as (cold, cached):
         deployment = full_deployment(make_deployment, upstream={"check_timeout": "60s"})
         with MemoryLimit(deployment) as memory:
             for record, expected_gets in ((cold, count), (cached, 0)):
                 fake_registry.clear_exchanges()
-                took_s = _ask_together(deployment, fake_registry, images, [image.tag for image in images])
+                took_s = _request_all(deployment, fake_registry, images, [image.tag for image in images])
                 heads, gets = fake_registry.count("manifest", "HEAD"), fake_registry.count("manifest", "GET")
                 at_once = fake_registry.max_concurrent("manifest")
                 seen = f"{count:,} in {took_s:.1f} s, HEADs: {heads}, GETs: {gets}, {at_once} at once"
                 note(record, seen, fake_registry, memory)
                 assert (heads, gets) == (count, expected_gets)
-                assert at_once <= QUESTIONS_AT_ONCE
+                assert at_once <= MAX_REQUESTS
         memory.assert_held()
 
 
@@ -248,21 +247,21 @@ def test_many_tags(
 def test_many_manifests_by_digest(
     make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry, record_load: RecordLoad, count: int
 ) -> None:
-    """Cold: one GET each. Cached: nothing."""
+    """Cold: one GET each. Cached: no request."""
     images = _add_images(fake_registry, count)
     digests = [image.digest for image in images]
     with record_load("L02", UNDISTURBED, State.MANIFEST) as (record,):
         deployment = full_deployment(make_deployment, upstream={"check_timeout": "60s"})
         with MemoryLimit(deployment) as memory:
-            cold_s = _ask_together(deployment, fake_registry, images, digests)
+            cold_s = _request_all(deployment, fake_registry, images, digests)
             at_once = fake_registry.max_concurrent("manifest")
             assert sorted(each.request.reference for each in fake_registry.received("manifest", "GET")) == sorted(
                 digests
             )
             assert fake_registry.count() == count
-            assert at_once <= QUESTIONS_AT_ONCE
+            assert at_once <= MAX_REQUESTS
             fake_registry.clear_exchanges()
-            cached_s = _ask_together(deployment, fake_registry, images, digests, asks=False)
+            cached_s = _request_all(deployment, fake_registry, images, digests, checks_upstream=False)
         seen = f"{count:,} not cached in {cold_s:.1f} s, {at_once} GETs at once; cached in {cached_s:.1f} s"
         note(record, f"{seen}, requests upstream: {fake_registry.count()}", fake_registry, memory)
         assert fake_registry.count() == 0

@@ -1,4 +1,4 @@
-"""The record of a load is kept whatever comes of it, and nothing passes in silence."""
+"""The record of a load is kept whatever its result is, and an empty record does not pass."""
 
 import pytest
 
@@ -9,7 +9,7 @@ from tests.chaos.matrix import all_faults, cases_of
 
 
 def test_the_matrix_has_the_loads() -> None:
-    """Each of the six rows has cases, and a sentence for each."""
+    """Each of the six loads has cases, and a text for each."""
     faults = {fault.id: fault for fault in all_faults()}
     assert [fault.id for fault in LOADS] == ["L01", "L02", "L03", "L04", "L05", "L06"]
     for load in LOADS:
@@ -18,8 +18,8 @@ def test_the_matrix_has_the_loads() -> None:
         assert all(outcome.says for _, outcomes in cases for outcome in outcomes)
 
 
-def test_what_passes_is_kept_without_a_problem() -> None:
-    """One record for each state, in their order."""
+def test_a_load_that_passes_has_no_problem() -> None:
+    """One record for each state, in the same order."""
     lines: list[Record] = []
     with record_load_cases(lines.append, "L01", UNDISTURBED, State.BLOB_COLD, State.BLOB_CACHED) as (cold, cached):
         cold.seen, cached.seen = "first", "second"
@@ -29,8 +29,8 @@ def test_what_passes_is_kept_without_a_problem() -> None:
     ]
 
 
-def test_what_fails_is_kept_and_raised_again() -> None:
-    """A test that breaks off has told its problem to all its records."""
+def test_an_exception_is_kept_and_raised_again() -> None:
+    """The exception is a problem of all records."""
     lines: list[Record] = []
     with (
         pytest.raises(ZeroDivisionError),
@@ -41,7 +41,7 @@ def test_what_fails_is_kept_and_raised_again() -> None:
 
 
 def test_a_problem_of_one_record_fails_the_test() -> None:
-    """The other one has none."""
+    """The other record has no problem."""
     lines: list[Record] = []
 
     def run() -> None:
@@ -54,7 +54,7 @@ def test_a_problem_of_one_record_fails_the_test() -> None:
     assert [line.problems for line in lines] == [["too slow"], []]
 
 
-def test_silence_is_a_problem() -> None:
+def test_an_empty_record_is_a_problem() -> None:
     """A record must say what was seen."""
     lines: list[Record] = []
     with pytest.raises(AssertionError), record_load_cases(lines.append, "L01", UNDISTURBED, State.BLOB_COLD):
@@ -62,7 +62,7 @@ def test_silence_is_a_problem() -> None:
     assert lines[0].problems == ["the record does not say what was seen"]
 
 
-def test_a_cell_that_the_matrix_does_not_have_cannot_be_kept() -> None:
+def test_an_unknown_case_cannot_be_kept() -> None:
     """No line is written that the page would not show."""
     lines: list[Record] = []
     with pytest.raises(KeyError), record_load_cases(lines.append, "L03", STEADY, State.BLOB_COLD):

@@ -1,4 +1,4 @@
-"""L03: a herd on one tag, steady, moved and with a dying upstream; and on the manifest by its digest meanwhile."""
+"""L03: many requests for one tag: steady, moved, and when the upstream fails; and for its manifest by digest."""
 
 import time
 from collections.abc import Callable
@@ -19,15 +19,15 @@ from tests.support.deployment import CHECK_TIMEOUT_S, Deployment
 from tests.support.fake_registry import FakeRegistry
 
 CHECK_INTERVAL_S = 1
-SLACK_S = 1.0  # two cores, shared with everything else that runs
+SLACK_S = 1.0  # the machine has two cores, which everything that runs shares
 DELAY_S = CHECK_TIMEOUT_S + CHECK_INTERVAL_S + SLACK_S
 CONNECTIONS = 100
 PATH = "/v2/up.test/app/manifests/latest"
-TRIES = 2  # what breaks off is tried once more
+ATTEMPTS = 2  # a request upstream whose connection breaks is sent once more
 EVENTS = [STEADY, MOVED, FAILS]
 RATES = [
-    pytest.param(150, 6, id="150 a second"),
-    pytest.param(1000, 60, id="1000 a second", marks=[pytest.mark.long, pytest.mark.timeout(180)]),
+    pytest.param(150, 6, id="150 per second"),
+    pytest.param(1000, 60, id="1000 per second", marks=[pytest.mark.long, pytest.mark.timeout(180)]),
 ]
 
 
@@ -36,18 +36,18 @@ def _describe(rate_client: ConstantRateClient, rate_per_s: int, seconds: int) ->
     return (
         f"{rate_per_s:,} per second for {seconds} s: {len(rate_client.responses):,} responses, "
         f"median {took_s * 1000:.1f} ms, "
-        f"{rate_client.unasked} not asked for want of a connection"
+        f"{rate_client.unsent} not sent for want of a connection"
     )
 
 
-def _happen(fake_registry: FakeRegistry, event: str) -> tuple[list[Move], list[Outage]]:
-    """What the event of a variant does to the tag, and to the upstream."""
-    happened_at = time.monotonic()
+def _cause(fake_registry: FakeRegistry, event: str) -> tuple[list[Move], list[Outage]]:
+    """Move the tag, or let the upstream fail, as the variant says."""
+    caused_at = time.monotonic()
     if event == MOVED:
-        return [Move(fake_registry.add_image("app", "latest", [b"two"]).digest, happened_at, time.monotonic())], []
+        return [Move(fake_registry.add_image("app", "latest", [b"two"]).digest, caused_at, time.monotonic())], []
     if event == FAILS:
         fake_registry.on(None, faults.disconnected("rst"))
-        return [], [Outage(happened_at, float("inf"), float("inf"))]
+        return [], [Outage(caused_at, float("inf"), float("inf"))]
     return [], []
 
 
@@ -59,7 +59,7 @@ def _assert_all_are_stale(responses: list[TimedResponse], since: float, before: 
 
 
 def _assert_fast(responses: list[TimedResponse], before: list[TimedResponse]) -> None:
-    """At once; where everything is slow, about as before."""
+    """Check that responses are fast; on a busy machine, about as fast as before."""
     usual_s, took_s = (median(each.took_s for each in each_of) for each_of in (before, responses))
     assert took_s <= max(FAST_S, MAX_SLOWDOWN * usual_s)
 
@@ -67,7 +67,7 @@ def _assert_fast(responses: list[TimedResponse], before: list[TimedResponse]) ->
 @pytest.mark.parametrize("event", EVENTS)
 @pytest.mark.parametrize("state", [State.TAG_CACHED, State.TAG_COLD])
 @pytest.mark.parametrize(("rate_per_s", "seconds"), RATES)
-def test_a_herd_on_a_tag(
+def test_many_requests_for_a_tag(
     make_deployment: Callable[..., Deployment],
     fake_registry: FakeRegistry,
     record_load: RecordLoad,
@@ -76,7 +76,7 @@ def test_a_herd_on_a_tag(
     rate_per_s: int,
     seconds: int,
 ) -> None:
-    """One HEAD at a time and one a second; what happened half-proxy is seen by everybody in time."""
+    """One HEAD at a time, and one per second; what changes half-way is visible to every client in time."""
     began_at = time.monotonic()
     moves = [Move(fake_registry.add_image("app", "latest", [b"one"]).digest, began_at, began_at)]
     with record_load("L03", event, state) as (record,):
@@ -90,8 +90,8 @@ def test_a_herd_on_a_tag(
         ):
             before = rate_client.run(rate_per_s, seconds / 2)
             heads_before = fake_registry.count("manifest", "HEAD")
-            happened_at = time.monotonic()
-            later_moves, outages = _happen(fake_registry, event)
+            caused_at = time.monotonic()
+            later_moves, outages = _cause(fake_registry, event)
             moves += later_moves
             after = rate_client.run(rate_per_s, seconds / 2)
         heads_after = fake_registry.count("manifest", "HEAD") - heads_before
@@ -103,12 +103,12 @@ def test_a_herd_on_a_tag(
         assert find_violations(moves, responses, outages, DELAY_S) == []
         assert fake_registry.max_concurrent("manifest", "HEAD") == 1
         assert 1 <= heads_before <= seconds / 2 / CHECK_INTERVAL_S + 2
-        # One of a tag that was not cached, and one of what it moved to.
+        # One GET for a tag that was not cached, and one for the image that it moved to.
         assert fake_registry.count("manifest", "GET") == (state is State.TAG_COLD) + (event == MOVED)
         if event == FAILS:
             probes = 1 + ceil(seconds / 2 / PROBE_EVERY_S)
-            assert heads_after <= 1 + TRIES * probes  # the first of all found a connection that was open
-            _assert_all_are_stale(after, happened_at, before)
+            assert heads_after <= 1 + ATTEMPTS * probes  # the first used an open connection
+            _assert_all_are_stale(after, caused_at, before)
         else:
             assert heads_after <= seconds / 2 / CHECK_INTERVAL_S + 2
             assert not any(each.is_stale for each in responses)
@@ -118,7 +118,7 @@ def test_a_herd_on_a_tag(
 
 @pytest.mark.parametrize("event", EVENTS)
 @pytest.mark.parametrize(("rate_per_s", "seconds"), RATES)
-def test_a_herd_on_the_manifest_by_its_digest(
+def test_many_requests_for_a_manifest_by_digest(
     make_deployment: Callable[..., Deployment],
     fake_registry: FakeRegistry,
     record_load: RecordLoad,
@@ -126,7 +126,7 @@ def test_a_herd_on_the_manifest_by_its_digest(
     rate_per_s: int,
     seconds: int,
 ) -> None:
-    """Whatever happens to the tag and to the upstream: the same, as fast, and nobody is asked."""
+    """Whatever happens to the tag and the upstream: the same bytes, as fast, without requests upstream."""
     image = fake_registry.add_image("app", "latest", [b"one"])
     with record_load("L03", event, State.MANIFEST) as (record,):
         deployment = full_deployment(make_deployment)
@@ -138,7 +138,7 @@ def test_a_herd_on_the_manifest_by_its_digest(
             ConstantRateClient(deployment.address, path, CONNECTIONS) as rate_client,
         ):
             before = rate_client.run(rate_per_s, seconds / 2)
-            _happen(fake_registry, event)
+            _cause(fake_registry, event)
             after = rate_client.run(rate_per_s, seconds / 2)
         seen = f"{_describe(rate_client, rate_per_s, seconds)}, requests upstream: {fake_registry.count()}"
         note(record, seen, fake_registry, memory)

@@ -1,4 +1,4 @@
-"""L05: a thousand hits on what is old in the bucket make each object young, by one write."""
+"""L05: a thousand hits on an old object in the bucket touch each object by one write."""
 
 import time
 from collections.abc import Callable
@@ -20,13 +20,13 @@ from tests.support.fake_registry import FakeRegistry
 from tests.support.http_client import send_request
 
 HITS = 1_000
-AT_ONCE = 8
+CONCURRENT_REQUESTS = 8
 DAYS = 30
 WORKERS = 2
 
 
 def _put_old(bucket_view: BucketView, fake_registry: FakeRegistry, state: State) -> tuple[str, set[str]]:
-    """Put something into the bucket as it was long ago: an index, an image, a layer; its path and all its keys."""
+    """Put old objects into the bucket: an index with its images, or a layer; return the path and all keys."""
     if state is State.BLOB_CACHED:
         body = layer("old", 10_000)
         return f"blobs/{digest_of(body)}", {bucket_view.put_blob(body, days_ago=DAYS)}
@@ -36,16 +36,16 @@ def _put_old(bucket_view: BucketView, fake_registry: FakeRegistry, state: State)
 
 
 def _hit(deployment: Deployment, path: str) -> float:
-    """Ask for the same many times, a few at once; seconds."""
+    """Send many requests for the same path, a few at once; return the seconds."""
     began_at = time.monotonic()
-    with ThreadPoolExecutor(AT_ONCE) as pool:
+    with ThreadPoolExecutor(CONCURRENT_REQUESTS) as pool:
         statuses = list(pool.map(lambda _: send_request(deployment.address, path).status, range(HITS)))
     assert statuses == [200] * HITS
     return time.monotonic() - began_at
 
 
 @pytest.mark.parametrize("state", [State.TAG_CACHED, State.MANIFEST, State.BLOB_CACHED])
-def test_a_thousand_hits_on_what_is_old(
+def test_a_thousand_hits_on_old_objects(
     start: Callable[..., Deployment],
     bucket_view: BucketView,
     proxy: S3Proxy,
@@ -53,7 +53,7 @@ def test_a_thousand_hits_on_what_is_old(
     record_load: RecordLoad,
     state: State,
 ) -> None:
-    """What is asked for and all that it names, the pointer of the tag too, is copied onto itself once."""
+    """The object, all that it refers to, and the pointer of the tag are each copied onto themselves once."""
     path, keys = _put_old(bucket_view, fake_registry, state)
     with record_load("L05", OLD, state) as (record,):
         deployment = start(proxy.host, workers=WORKERS, upstream={"check_interval": "60s"})

@@ -1,4 +1,4 @@
-"""A system as a fixture, of the size that a test asks for."""
+"""A `FaultySystem` as a fixture."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -21,15 +21,15 @@ __all__ = ["make_system", "minio"]
 
 @pytest.fixture
 def make_system(minio: Server, toxiproxy: Toxiproxy, tmp_path: Path) -> Iterator[Callable[..., FaultySystem]]:
-    """Give a function that builds a system; everything in it is gone when the test ends."""
+    """Give a function that starts a system; it is stopped when the test ends."""
     with contextlib.ExitStack() as stack:
 
         def make(*, workers: int = 4, **settings: Any) -> FaultySystem:
             directory = tmp_path / f"system-{len(list(tmp_path.iterdir()))}"
             directory.mkdir()
-            place = stack.enter_context(contextlib.closing(BucketView(minio)))
-            place.make()
-            bucket = stack.enter_context(contextlib.closing(toxiproxy.create_proxy(minio.port)))
+            bucket_view = stack.enter_context(contextlib.closing(BucketView(minio)))
+            bucket_view.make()
+            bucket_network = stack.enter_context(contextlib.closing(toxiproxy.create_proxy(minio.port)))
             clock = FakeClock(directory)
             fake_registry = stack.enter_context(FakeRegistry())
             deployment = stack.enter_context(
@@ -38,10 +38,10 @@ def make_system(minio: Server, toxiproxy: Toxiproxy, tmp_path: Path) -> Iterator
                     directory,
                     workers=workers,
                     environ=clock.environ,
-                    storage=place.storage(bucket.authority),
+                    storage=bucket_view.storage(bucket_network.authority),
                     **settings,
                 )
             )
-            return FaultySystem(fake_registry, deployment, place, bucket, clock, workers)
+            return FaultySystem(fake_registry, deployment, bucket_view, bucket_network, clock, workers)
 
         yield make

@@ -1,9 +1,9 @@
-"""A Dockyard with everything that can fail around it, and the variants that a injector draws from.
+"""Inject random faults into a Dockyard and what it depends on.
 
-    clients --- Dockyard (real workers, a clock of its own) --- fake registry
+    clients --- Dockyard (several workers, a fake clock) --- fake registry
                             `--- toxiproxy --- MinIO
 
-A variant is a context: it begins, lasts as long as the block, and is over. All of them are drawn by a seed.
+A random fault is a context manager: it is active while the block runs. All choices depend on a seed.
 """
 
 import contextlib
@@ -27,39 +27,41 @@ from tests.support.fake_registry import Change, FakeRegistry
 from tests.support.toxiproxy import TcpProxy
 
 HOUR_S = 3600
-SETTLE_S = 20.0
-UpstreamVariant = Callable[["FaultySystem", Random], AbstractContextManager[None]]
+WORKERS_WITHIN_S = 20.0
+RandomFault = Callable[["FaultySystem", Random], AbstractContextManager[None]]
 
 
 @attrs.frozen(eq=False)
 class FaultySystem:
-    """All of it."""
+    """A Dockyard, its fake registry, its bucket (`bucket_view`, reached through `bucket_network`), and its clock."""
 
     fake_registry: FakeRegistry
     deployment: Deployment
-    place: BucketView
-    bucket: TcpProxy
+    bucket_view: BucketView
+    bucket_network: TcpProxy
     clock: FakeClock
     workers: int
 
     def worker(self, rng: Random) -> int | None:
-        """One of the workers; None when there is none at the moment."""
+        """A random worker; None if there is none at the moment."""
         pids = self.deployment.dockyard.worker_pids()
         return rng.choice(pids) if pids else None
 
     def audit(self) -> list[str]:
-        """Read all that is stored: one line for each object that is not what its name says."""
-        return audit_directory(self.deployment.dockyard.storage) + self.place.audit()
+        """Check all that is stored; one line for each object that is not what its name says."""
+        return audit_directory(self.deployment.dockyard.storage) + self.bucket_view.audit()
 
-    def settle(self) -> None:
-        """Wait until all workers serve and nothing is being fetched or published."""
+    def wait_for_workers(self) -> None:
+        """Wait until all workers are running."""
         eventually(
-            lambda: len(self.deployment.dockyard.worker_pids()) == self.workers, "all workers are back", SETTLE_S
+            lambda: len(self.deployment.dockyard.worker_pids()) == self.workers,
+            "all workers are running",
+            WORKERS_WITHIN_S,
         )
 
 
 def send(pid: int | None, number: signal.Signals) -> None:
-    """Send a signal to a worker, if it is still there."""
+    """Send a signal to a worker, if it is still running."""
     if pid is not None:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, number)
@@ -67,7 +69,7 @@ def send(pid: int | None, number: signal.Signals) -> None:
 
 @contextlib.contextmanager
 def refused(system: FaultySystem, _: Random) -> Iterator[None]:
-    """U01: nobody listens at the upstream."""
+    """U01: the upstream refuses connections."""
     system.fake_registry.listener.close()
     try:
         yield
@@ -77,7 +79,7 @@ def refused(system: FaultySystem, _: Random) -> Iterator[None]:
 
 @contextlib.contextmanager
 def silent(system: FaultySystem, _: Random) -> Iterator[None]:
-    """U05: the upstream takes connections and says nothing; what was asked is answered when it is over."""
+    """U05: the upstream accepts connections and sends nothing; the responses come when the fault is over."""
     over = threading.Event()
     rule = system.fake_registry.on(None, faults.silent(over))
     try:
@@ -89,7 +91,7 @@ def silent(system: FaultySystem, _: Random) -> Iterator[None]:
 
 @contextlib.contextmanager
 def stalled(system: FaultySystem, _: Random) -> Iterator[None]:
-    """U07: bodies stop in the middle."""
+    """U07: bodies stall in the middle."""
     over = threading.Event()
     rule = system.fake_registry.on("blob", faults.stalled(0.5, over))
     try:
@@ -99,18 +101,18 @@ def stalled(system: FaultySystem, _: Random) -> Iterator[None]:
         over.set()
 
 
-def answering(change: Callable[[Random], Change], kind: str | None = None) -> UpstreamVariant:
-    """The upstream responses wrongly, in a way that is drawn."""
+def responding(change: Callable[[Random], Change], kind: str | None = None) -> RandomFault:
+    """The upstream sends wrong responses, changed at random."""
 
     @contextlib.contextmanager
-    def variant(system: FaultySystem, rng: Random) -> Iterator[None]:
+    def fault(system: FaultySystem, rng: Random) -> Iterator[None]:
         rule = system.fake_registry.on(kind, change(rng))
         try:
             yield
         finally:
             system.fake_registry.remove_rules(rule)
 
-    return variant
+    return fault
 
 
 @contextlib.contextmanager
@@ -121,8 +123,8 @@ def killed(system: FaultySystem, rng: Random) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def frozen(system: FaultySystem, rng: Random) -> Iterator[None]:
-    """P04: SIGSTOP of a worker, and SIGCONT if it has not been replaced meanwhile."""
+def stopped(system: FaultySystem, rng: Random) -> Iterator[None]:
+    """P04: SIGSTOP of a worker, and SIGCONT if it has not been replaced."""
     pid = system.worker(rng)
     send(pid, signal.SIGSTOP)
     try:
@@ -134,7 +136,7 @@ def frozen(system: FaultySystem, rng: Random) -> Iterator[None]:
 
 @contextlib.contextmanager
 def clock_off(system: FaultySystem, rng: Random) -> Iterator[None]:
-    """P08: the wall clock jumps, and back."""
+    """P08: the wall clock jumps, and jumps back."""
     system.clock.set(rng.choice([-HOUR_S, HOUR_S, 24 * HOUR_S]))
     try:
         yield
@@ -144,59 +146,59 @@ def clock_off(system: FaultySystem, rng: Random) -> Iterator[None]:
 
 @contextlib.contextmanager
 def bucket_refused(system: FaultySystem, _: Random) -> Iterator[None]:
-    """S01: nobody listens at the bucket."""
-    system.bucket.refuse_connections()
+    """S01: the bucket refuses connections."""
+    system.bucket_network.refuse_connections()
     try:
         yield
     finally:
-        system.bucket.restore()
+        system.bucket_network.restore()
 
 
 @contextlib.contextmanager
 def bucket_slow(system: FaultySystem, _: Random) -> Iterator[None]:
-    """S02: every answer of the bucket takes a second more."""
-    system.bucket.add_latency(1.0)
+    """S02: every response of the bucket takes a second longer."""
+    system.bucket_network.add_latency(1.0)
     try:
         yield
     finally:
-        system.bucket.restore()
+        system.bucket_network.restore()
 
 
 @contextlib.contextmanager
 def bucket_cut(system: FaultySystem, rng: Random) -> Iterator[None]:
-    """S04, S12: connections of the bucket break in the middle."""
-    system.bucket.cut(rng.randrange(200, 60_000), by_reset=rng.random() < 0.5)
+    """S04, S12: connections to the bucket break in the middle."""
+    system.bucket_network.cut(rng.randrange(200, 60_000), by_reset=rng.random() < 0.5)
     try:
         yield
     finally:
-        system.bucket.restore()
+        system.bucket_network.restore()
 
 
-OUTAGES: Mapping[str, UpstreamVariant] = {
+OUTAGES: Mapping[str, RandomFault] = {
     "U01": refused,
     "U05": silent,
-    "U13": answering(lambda _: faults.error_response(429, "TOOMANYREQUESTS", "1")),
+    "U13": responding(lambda _: faults.error_response(429, "TOOMANYREQUESTS", "1")),
 }
-HISTORY: Mapping[str, UpstreamVariant] = {
+HISTORY: Mapping[str, RandomFault] = {
     **OUTAGES,
     "P01": killed,
-    "P04": frozen,
+    "P04": stopped,
     "P08": clock_off,
     "S01": bucket_refused,
 }
-ALL: Mapping[str, UpstreamVariant] = {
+ALL: Mapping[str, RandomFault] = {
     **HISTORY,
-    "U06": answering(lambda _: faults.slow(512 * 1024), "blob"),
+    "U06": responding(lambda _: faults.slow(512 * 1024), "blob"),
     "U07": stalled,
-    "U08": answering(lambda rng: faults.cut(rng.random(), "rst")),
-    "U09": answering(lambda rng: faults.cut(rng.random(), "fin")),
-    "U09 close": answering(lambda rng: _both(faults.close_delimited(), faults.short(rng.randrange(1, 100)))),
-    "U10": answering(lambda rng: faults.flipped(rng.randrange(600)), "blob"),
-    "U10 manifest": answering(lambda rng: faults.flipped(rng.randrange(300)), "manifest"),
-    "U11": answering(lambda rng: faults.wrong_length(rng.choice([-5, 7])), "blob"),
-    "U14": answering(lambda rng: faults.error_response(rng.choice([500, 502, 503, 504]))),
-    "U19": answering(lambda _: faults.html_page()),
-    "U21": answering(lambda _: faults.ignoring_range(), "blob"),
+    "U08": responding(lambda rng: faults.cut(rng.random(), "rst")),
+    "U09": responding(lambda rng: faults.cut(rng.random(), "fin")),
+    "U09 close": responding(lambda rng: _both(faults.close_delimited(), faults.short(rng.randrange(1, 100)))),
+    "U10": responding(lambda rng: faults.flipped(rng.randrange(600)), "blob"),
+    "U10 manifest": responding(lambda rng: faults.flipped(rng.randrange(300)), "manifest"),
+    "U11": responding(lambda rng: faults.wrong_length(rng.choice([-5, 7])), "blob"),
+    "U14": responding(lambda rng: faults.error_response(rng.choice([500, 502, 503, 504]))),
+    "U19": responding(lambda _: faults.html_page()),
+    "U21": responding(lambda _: faults.ignoring_range(), "blob"),
     "S02": bucket_slow,
     "S04": bucket_cut,
 }
@@ -208,7 +210,7 @@ def _both(first: Change, second: Change) -> Change:
 
 @attrs.frozen
 class Episode:
-    """One variant, and when it was there (monotonic)."""
+    """A random fault, and when it was active (monotonic)."""
 
     kind: str
     began_at: float
@@ -216,26 +218,26 @@ class Episode:
 
 
 class FaultInjector:
-    """Brings one variant after the other while the block runs; `episodes` are those that are over."""
+    """Injects one random fault after the other while the block runs; `episodes` are those that are over."""
 
     def __init__(
         self,
         system: FaultySystem,
-        variants: Mapping[str, UpstreamVariant],
+        faults: Mapping[str, RandomFault],
         rng: Random,
         *,
-        lasting_s: Sequence[float],
-        calm_s: Sequence[float],
+        duration_s: Sequence[float],
+        pause_s: Sequence[float],
     ) -> None:
         self.episodes: list[Episode] = []
         self.is_on = False
         self._town = system
-        self._troubles = variants
+        self._troubles = faults
         self._dice = rng
-        self._lasting_s = lasting_s
-        self._calm_s = calm_s
+        self._duration_s = duration_s
+        self._pause_s = pause_s
         self._done = threading.Event()
-        self._thread = threading.Thread(target=self._haunt, name="injector", daemon=True)
+        self._thread = threading.Thread(target=self._inject, name="injector", daemon=True)
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -245,15 +247,15 @@ class FaultInjector:
         self._done.set()
         self._thread.join()
 
-    def _haunt(self) -> None:
+    def _inject(self) -> None:
         kinds: list[str] = []
-        while not self._done.wait(self._dice.uniform(*self._calm_s)):
-            if not kinds:  # every kind comes once before one comes again
+        while not self._done.wait(self._dice.uniform(*self._pause_s)):
+            if not kinds:  # each kind is injected once before one is injected again
                 kinds = self._dice.sample(sorted(self._troubles), len(self._troubles))
             kind = kinds.pop()
             began_at = time.monotonic()
             with self._troubles[kind](self._town, self._dice):
                 self.is_on = True
-                self._done.wait(self._dice.uniform(*self._lasting_s))
+                self._done.wait(self._dice.uniform(*self._duration_s))
                 self.is_on = False
             self.episodes.append(Episode(kind, began_at, time.monotonic()))

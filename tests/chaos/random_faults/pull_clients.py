@@ -1,7 +1,7 @@
-"""Clients that pull what they like, at once and without end, and compare every byte with the truth.
+"""Clients that pull random content concurrently and compare every byte.
 
-An answer is *wrong* when it is complete and not the truth: another body, another range, a digest that the tag never
-had. Everything else that can happen under a fault (an error, a visible cut, no answer) is counted by its name.
+A response is *wrong* if it is complete and not right: another body, another range, a digest that the tag never had.
+Everything else that may happen under a fault (an error, a visible cut, no response) is counted by its name.
 """
 
 import hashlib
@@ -30,43 +30,43 @@ class Truth:
     blobs: dict[str, bytes] = attrs.field(factory=dict)
 
 
-def find_wrong(reply: Response, body: bytes | None, start: int = 0, stop: int | None = None) -> str:
-    """What is wrong with an answer, for which `body` (or that range of it) is the truth; nothing when nothing is."""
-    if reply.status not in (200, 206):
-        return "" if reply.status >= 400 else f"status {reply.status}"
-    if reply.header("Content-Length") is None or reply.header("Transfer-Encoding") is not None:
-        return "a body whose truncation would not be seen"
-    if not reply.is_complete:
+def find_wrong(response: Response, body: bytes | None, start: int = 0, stop: int | None = None) -> str:
+    """What is wrong with a response for which `body` (or that range of it) is right; empty if nothing is."""
+    if response.status not in (200, 206):
+        return "" if response.status >= 400 else f"status {response.status}"
+    if response.header("Content-Length") is None or response.header("Transfer-Encoding") is not None:
+        return "a body whose truncation would not be visible"
+    if not response.is_complete:
         return ""
     if body is None:
-        return "a body that was never there"
-    wanted = body if reply.status == 200 else body[start:stop]
-    if reply.body != wanted:
-        return f"{len(reply.body)} wrong bytes served whole, of {len(wanted)}"
-    # The size behind the slash is what the upstream claims (U11) while the blob is still being fetched.
-    said = (reply.header("Content-Range") or "").partition("/")[0]
-    if reply.status == 206 and said != f"bytes {start}-{start + len(wanted) - 1}":
-        return f"the right bytes as {said}"
+        return "a body that never existed"
+    wanted = body if response.status == 200 else body[start:stop]
+    if response.body != wanted:
+        return f"{len(response.body)} wrong bytes served whole, of {len(wanted)}"
+    # While the blob is being fetched, the size after the slash is what the upstream announces, which U11 changes.
+    content_range = (response.header("Content-Range") or "").partition("/")[0]
+    if response.status == 206 and content_range != f"bytes {start}-{start + len(wanted) - 1}":
+        return f"the right bytes as {content_range}"
     return ""
 
 
-def name_of(reply: Response) -> str:
-    """How it is counted."""
-    if reply.status in (200, 206):
-        stale = " stale" if reply.header("Warning") else ""
-        return f"{reply.status}{stale}" if reply.is_complete else f"{reply.status} cut"
-    return str(reply.status)
+def name_of(response: Response) -> str:
+    """The name under which a response is counted."""
+    if response.status in (200, 206):
+        stale = " stale" if response.header("Warning") else ""
+        return f"{response.status}{stale}" if response.is_complete else f"{response.status} cut"
+    return str(response.status)
 
 
 class PullClients:
-    """So many clients, each a thread, while the block runs. `is_under_fault` is asked when an answer has come."""
+    """Runs clients, each in a thread, while the block runs. `is_under_fault` is called with each response."""
 
     def __init__(
         self, deployment: Deployment, truth: Truth, clients: int, seed: int, is_under_fault: Callable[[], bool]
     ) -> None:
         self.outcomes: Counter[str] = Counter()
         self.wrong: list[str] = []
-        self.under_fault = 0  # responses, whole or cut, that came while a fault was on
+        self.under_fault = 0  # responses, complete or cut, while a fault was active
         self._deployment = deployment
         self._truth = truth
         self._is_under_fault = is_under_fault
@@ -88,65 +88,65 @@ class PullClients:
             thread.join()
 
     def _pull_on(self, rng: Random) -> None:
-        actions = (self._pull_tag, self._pull_manifest, self._pull_blob, self._pull_range, self._leave)
+        actions = (self._pull_tag, self._pull_manifest, self._pull_blob, self._pull_range, self._disconnect)
         while not self._done.is_set():
             (action,) = rng.choices(actions, weights=(30, 30, 25, 13, 2))
             began_at = time.monotonic()
             try:
-                outcome, wrong, is_answer = action(rng)
+                outcome, wrong, is_response = action(rng)
             except (OSError, ValueError) as exc:
-                outcome, wrong, is_answer = f"no answer: {type(exc).__name__}", "", False
+                outcome, wrong, is_response = f"no response: {type(exc).__name__}", "", False
             with self._mutex:
                 self.outcomes[outcome] += 1
-                self.under_fault += is_answer and self._is_under_fault()
+                self.under_fault += is_response and self._is_under_fault()
                 if wrong:
                     self.wrong.append(wrong)
-            if not is_answer and time.monotonic() - began_at < 0.1:
-                self._done.wait(0.05)  # refused at once
+            if not is_response and time.monotonic() - began_at < 0.1:
+                self._done.wait(0.05)  # connections are refused at once
 
     def _pull_tag(self, rng: Random) -> tuple[str, str, bool]:
         tag = rng.choice(sorted(self._truth.tags))
-        reply = self._ask(f"manifests/{tag}")
-        digest = reply.header("Docker-Content-Digest") or ""
-        wrong = find_wrong(reply, self._truth.manifests.get(digest))
-        if reply.status == 200 and digest not in self._truth.tags[tag]:
-            wrong = f"{digest}, which {tag} never was"
-        return name_of(reply), wrong and f"{tag}: {wrong}", True
+        response = self._get(f"manifests/{tag}")
+        digest = response.header("Docker-Content-Digest") or ""
+        wrong = find_wrong(response, self._truth.manifests.get(digest))
+        if response.status == 200 and digest not in self._truth.tags[tag]:
+            wrong = f"{digest}, which {tag} never pointed to"
+        return name_of(response), wrong and f"{tag}: {wrong}", True
 
     def _pull_manifest(self, rng: Random) -> tuple[str, str, bool]:
         digest = rng.choice(list(self._truth.manifests))
-        reply = self._ask(f"manifests/{digest}")
-        wrong = find_wrong(reply, self._truth.manifests[digest])
-        return name_of(reply), wrong and f"{digest}: {wrong}", True
+        response = self._get(f"manifests/{digest}")
+        wrong = find_wrong(response, self._truth.manifests[digest])
+        return name_of(response), wrong and f"{digest}: {wrong}", True
 
     def _pull_blob(self, rng: Random) -> tuple[str, str, bool]:
         digest = rng.choice(list(self._truth.blobs))
-        reply = self._ask(f"blobs/{digest}")
-        wrong = find_wrong(reply, self._truth.blobs[digest])
-        return name_of(reply), wrong and f"{digest}: {wrong}", True
+        response = self._get(f"blobs/{digest}")
+        wrong = find_wrong(response, self._truth.blobs[digest])
+        return name_of(response), wrong and f"{digest}: {wrong}", True
 
     def _pull_range(self, rng: Random) -> tuple[str, str, bool]:
         digest = rng.choice(list(self._truth.blobs))
         body = self._truth.blobs[digest]
         start = rng.randrange(len(body))
         stop = min(len(body), start + rng.randrange(1, 50_000))
-        reply = self._ask(f"blobs/{digest}", Range=f"bytes={start}-{stop - 1}")
-        wrong = find_wrong(reply, body, start, stop)
-        return name_of(reply), wrong and f"{digest} from {start} to {stop}: {wrong}", True
+        response = self._get(f"blobs/{digest}", Range=f"bytes={start}-{stop - 1}")
+        wrong = find_wrong(response, body, start, stop)
+        return name_of(response), wrong and f"{digest} from {start} to {stop}: {wrong}", True
 
-    def _leave(self, rng: Random) -> tuple[str, str, bool]:
-        """P05, P10: begin a blob and go, politely or not."""
+    def _disconnect(self, rng: Random) -> tuple[str, str, bool]:
+        """P05, P10: request a blob, read a part and disconnect, by FIN or RST."""
         digest = rng.choice(list(self._truth.blobs))
         with StreamedResponse(self._deployment.address, f"/v2/{NAME}/blobs/{digest}", timeout_s=TIMEOUT_S) as download:
             download.head().read(min(rng.randrange(20_000), download.length or 0))
             if rng.random() < 0.5:
                 download.reset()
-        return "left", "", False
+        return "disconnected", "", False
 
-    def _ask(self, path: str, **headers: str) -> Response:
+    def _get(self, path: str, **headers: str) -> Response:
         return send_request(self._deployment.address, f"/v2/{NAME}/{path}", headers, timeout_s=TIMEOUT_S)
 
 
 def digests_of(bodies: Sequence[bytes]) -> dict[str, bytes]:
-    """Bodies by their digests."""
+    """The bodies by their digests."""
     return {f"sha256:{hashlib.sha256(body).hexdigest()}": body for body in bodies}

@@ -1,8 +1,8 @@
-"""The whole system as a state machine: what a registry, its clients, its machine and its clock can do, in any order.
+"""Dockyard with its registry, clients, processes, bucket and clock as a Hypothesis state machine.
 
-The model is a dict of truth. After each step: nothing wrong was served whole, what is stored is right, every worker is
-small and alive; when nothing is wrong any more, all is fresh again in time; and in the end the history of each tag is
-a right one.
+The model is what was pushed. After each step: no complete response was wrong, what is stored is right, every worker is
+alive and uses little memory. When no fault is active any more, tags are fresh again in time. At the end, the history of
+each tag breaks no rule of `tag_history`.
 """
 
 import contextlib
@@ -27,20 +27,20 @@ from tests.support.http_client import Response, StreamedResponse, send_request
 from tests.support.worker_state import resident_bytes
 
 RECOVERY_S = 5.0
-SLACK_S = 3.0  # two cores, shared with everything else that runs
+SLACK_S = 3.0  # the machine has two cores, which everything that runs shares
 DELAY_S = CHECK_TIMEOUT_S + 1.5
 TIMEOUT_S = 12.0
 HEALTHZ_S = 2.0
 CLOCKS = (-3600, 0, 3600, 86_400)
-LASTING = tuple(sorted(set(ALL) - {"P01", "P04", "P08"}))  # the others are rules of their own
+LASTING = tuple(sorted(set(ALL) - {"P01", "P04", "P08"}))  # the others have rules of their own
 _numbers = itertools.count()
 
 tags = st.sampled_from(["one", "two"])
-places = st.floats(0, 1, exclude_max=True)
+fractions = st.floats(0, 1, exclude_max=True)
 
 
 class Machine(RuleBasedStateMachine):
-    """One example. All examples live in one system, each in a repository of its own."""
+    """One example. All examples share one system; each has a repository of its own."""
 
     def __init__(self, system: FaultySystem) -> None:
         super().__init__()
@@ -50,24 +50,24 @@ class Machine(RuleBasedStateMachine):
         self.moves: dict[str, list[Move]] = {}
         self.responses: dict[str, list[TimedResponse]] = {}
         self.outages: list[Outage] = []
-        self.spoilt: dict[str, bytes] = {}  # keys of the bucket, and the wrong bytes that we put there
-        self.variant = contextlib.ExitStack()
+        self.damaged: dict[str, bytes] = {}  # keys of the bucket with the wrong bytes that were put there
+        self.fault = contextlib.ExitStack()
         self.kind = ""
         self.began_at = 0.0
-        self.frozen: int | None = None
+        self.stopped: int | None = None
         self.pushed = 0
 
-    # What happens upstream
+    # Upstream
 
     @initialize()
     def begin(self) -> None:
-        """There is an image of each tag."""
+        """Push an image for each tag."""
         for tag in ("one", "two"):
             self.push(tag, 0.1)
 
-    @rule(tag=tags, size=places)
+    @rule(tag=tags, size=fractions)
     def push(self, tag: str, size: float) -> None:
-        """The tag means another image from now on."""
+        """Let the tag point to another image from now on."""
         self.pushed += 1
         layer = Random(f"{self.repo} {self.pushed}").randbytes(1 + int(size * 1_500_000))
         began_at = time.monotonic()
@@ -77,48 +77,49 @@ class Machine(RuleBasedStateMachine):
         self.truth.manifests[image.digest] = image.body
         self.truth.blobs[digest_of(layer)] = layer
 
-    # What clients do
+    # Clients
 
     @rule(tag=tags)
     def pull_tag(self, tag: str) -> None:
-        """By tag."""
+        """Pull a manifest by tag."""
         began_at = time.monotonic()
-        reply = self._get(f"manifests/{tag}")
-        if reply is None:
+        response = self._get(f"manifests/{tag}")
+        if response is None:
             return
-        digest = reply.header("Docker-Content-Digest") or ""
-        self._judge(reply, self.truth.manifests.get(digest))
-        if reply.status == 200 and reply.is_complete:
-            is_right = digest_of(reply.body) == digest
-            said = TimedResponse(began_at, time.monotonic(), 200, digest, bool(reply.header("Warning")), is_right)
-            self.responses.setdefault(tag, []).append(said)
+        digest = response.header("Docker-Content-Digest") or ""
+        self._judge(response, self.truth.manifests.get(digest))
+        if response.status == 200 and response.is_complete:
+            is_right = digest_of(response.body) == digest
+            is_stale = bool(response.header("Warning"))
+            timed = TimedResponse(began_at, time.monotonic(), 200, digest, is_stale, is_right)
+            self.responses.setdefault(tag, []).append(timed)
 
-    @rule(which=places)
+    @rule(which=fractions)
     def pull_manifest(self, which: float) -> None:
-        """By digest."""
+        """Pull a manifest by digest."""
         digest, body = self._choose(self.truth.manifests, which)
-        if reply := self._get(f"manifests/{digest}"):
-            self._judge(reply, body)
+        if response := self._get(f"manifests/{digest}"):
+            self._judge(response, body)
 
-    @rule(which=places)
+    @rule(which=fractions)
     def pull_blob(self, which: float) -> None:
-        """A layer."""
+        """Pull a layer."""
         digest, body = self._choose(self.truth.blobs, which)
-        if reply := self._get(f"blobs/{digest}"):
-            self._judge(reply, body)
+        if response := self._get(f"blobs/{digest}"):
+            self._judge(response, body)
 
-    @rule(which=places, start=places, length=places)
+    @rule(which=fractions, start=fractions, length=fractions)
     def pull_range(self, which: float, start: float, length: float) -> None:
-        """A part of one."""
+        """Pull a range of a layer."""
         digest, body = self._choose(self.truth.blobs, which)
         first = int(start * len(body))
         stop = min(len(body), first + 1 + int(length * 100_000))
-        if reply := self._get(f"blobs/{digest}", Range=f"bytes={first}-{stop - 1}"):
-            self._judge(reply, body, first, stop)
+        if response := self._get(f"blobs/{digest}", Range=f"bytes={first}-{stop - 1}"):
+            self._judge(response, body, first, stop)
 
-    @rule(which=places)
-    def leave(self, which: float) -> None:
-        """Begin a layer and be gone."""
+    @rule(which=fractions)
+    def disconnect(self, which: float) -> None:
+        """Request a layer and disconnect after one byte."""
         digest, _ = self._choose(self.truth.blobs, which)
         path = f"/v2/up.test/{self.repo}/blobs/{digest}"
         with (
@@ -128,110 +129,107 @@ class Machine(RuleBasedStateMachine):
             download.head().read(1)
             download.reset()
 
-    # What goes wrong
+    # Faults
 
     @precondition(lambda self: not self.kind)
     @rule(kind=st.sampled_from(LASTING), seed=st.integers(0, 99))
-    def begin_trouble(self, kind: str, seed: int) -> None:
-        """A fault that lasts until it is ended."""
+    def begin_fault(self, kind: str, seed: int) -> None:
+        """Begin a fault that lasts until `end_fault`."""
         self.kind, self.began_at = kind, time.monotonic()
-        self.variant.enter_context(ALL[kind](self.system, Random(seed)))
+        self.fault.enter_context(ALL[kind](self.system, Random(seed)))
 
     @precondition(lambda self: self.kind)
     @rule()
-    def end_trouble(self) -> None:
-        """It is over, and all is well in time by itself."""
-        self.variant.close()
+    def end_fault(self) -> None:
+        """End the fault; Dockyard recovers in time by itself."""
+        self.fault.close()
         ended_at = time.monotonic()
         if self.kind in OUTAGES or self.kind.startswith("U"):
             self.outages.append(Outage(self.began_at, ended_at, ended_at + RECOVERY_S + SLACK_S))
         kind, self.kind = self.kind, ""
-        if self.frozen is None:
-            self._see_recovery(kind, ended_at)
+        if self.stopped is None:
+            self._wait_for_recovery(kind, ended_at)
 
-    @rule(which=places)
+    @rule(which=fractions)
     def kill_worker(self, which: float) -> None:
-        """Kill -9."""
+        """Kill a worker."""
         if pids := self.system.deployment.dockyard.worker_pids():
             send(pids[int(which * len(pids))], signal.SIGKILL)
 
-    @precondition(lambda self: self.frozen is None)
-    @rule(which=places)
-    def freeze_worker(self, which: float) -> None:
-        """SIGSTOP."""
+    @precondition(lambda self: self.stopped is None)
+    @rule(which=fractions)
+    def stop_worker(self, which: float) -> None:
+        """Stop a worker."""
         if pids := self.system.deployment.dockyard.worker_pids():
-            self.frozen = pids[int(which * len(pids))]
-            send(self.frozen, signal.SIGSTOP)
+            self.stopped = pids[int(which * len(pids))]
+            send(self.stopped, signal.SIGSTOP)
 
-    @precondition(lambda self: self.frozen is not None)
+    @precondition(lambda self: self.stopped is not None)
     @rule()
-    def thaw_worker(self) -> None:
-        """SIGCONT, if it has not been replaced meanwhile."""
-        if self.frozen in self.system.deployment.dockyard.worker_pids():
-            send(self.frozen, signal.SIGCONT)
-        self.frozen = None
+    def resume_worker(self) -> None:
+        """Resume the worker, if it has not been replaced."""
+        if self.stopped in self.system.deployment.dockyard.worker_pids():
+            send(self.stopped, signal.SIGCONT)
+        self.stopped = None
 
     @rule(offset_s=st.sampled_from(CLOCKS))
     def jump_clock(self, offset_s: int) -> None:
-        """The wall clock is wrong from now on."""
+        """Let the wall clock be wrong from now on."""
         self.system.clock.set(offset_s)
 
-    @rule(which=places, everywhere=st.booleans())
+    @rule(which=fractions, everywhere=st.booleans())
     def expire(self, which: float, everywhere: bool) -> None:  # noqa: FBT001  drawn by name
-        """A lifecycle rule, or somebody with a broom."""
+        """Remove a blob from the bucket; with `everywhere`, from the local store, too."""
         digest, _ = self._choose(self.truth.blobs, which)
-        self.system.place.remove(blob_key(digest))
+        self.system.bucket_view.remove(blob_key(digest))
         if everywhere:
             self._sweep(digest)
 
-    @rule(which=places)
-    def spoil(self, which: float) -> None:
-        """Other bytes of the same length in the bucket, and nothing in the local store."""
+    @rule(which=fractions)
+    def damage(self, which: float) -> None:
+        """Put wrong bytes of the same length into the bucket, and remove the blob from the local store."""
         digest, body = self._choose(self.truth.blobs, which)
-        self.spoilt[blob_key(digest)] = wrong = bytes([body[0] ^ 1]) + body[1:]
-        self.system.place.put(blob_key(digest), wrong)
+        self.damaged[blob_key(digest)] = wrong = bytes([body[0] ^ 1]) + body[1:]
+        self.system.bucket_view.put(blob_key(digest), wrong)
         self._sweep(digest)
 
-    # What must hold
+    # Invariants
 
     @invariant()
     def stored_is_right(self) -> None:
-        """I1: every file of the local store is what its name says."""
+        """Every file of the local store is what its name says."""
         assert audit_directory(self.system.deployment.dockyard.storage) == []
 
     @invariant()
     def is_alive_and_small(self) -> None:
-        """I5, I9: no worker is too large, and the liveness check is answered."""
+        """No worker uses too much memory, and the liveness check succeeds."""
         for pid in self.system.deployment.dockyard.worker_pids():
             assert resident_bytes(pid) <= MAX_WORKER_BYTES
         assert self.system.deployment.dockyard.is_running
-        if self.frozen is None:
+        if self.stopped is None:
             eventually(self._is_healthy, "alive", HEALTHZ_S + SLACK_S)
 
     def teardown(self) -> None:
-        """All variants end, all is well again, and everything is judged once more."""
-        self.variant.close()
-        self.thaw_worker()
+        """End all faults, wait for the recovery, and check everything once more."""
+        self.fault.close()
+        self.resume_worker()
         self.system.clock.set(0)
         if not self.truth.tags:
             return
         ended_at = time.monotonic()
         if self.kind:
             self.outages.append(Outage(self.began_at, ended_at, ended_at + RECOVERY_S + SLACK_S))
-        self._see_recovery(self.kind, ended_at)
+        self._wait_for_recovery(self.kind, ended_at)
         found = []
         for tag, responses in self.responses.items():
             found += find_violations(self.moves[tag], responses, self.outages, DELAY_S)
         assert found == []
-        ours = {
-            key for key, body in self.spoilt.items() if key in self.system.place.listed() and self._holds(key, body)
-        }
-        assert [each for each in self.system.place.audit() if each.partition(":")[0] not in ours] == []
-
-    # Details
+        bucket_view = self.system.bucket_view
+        ours = {key for key, body in self.damaged.items() if key in bucket_view.listed() and self._holds(key, body)}
+        assert [each for each in self.system.bucket_view.audit() if each.partition(":")[0] not in ours] == []
 
     def _get(self, path: str, **headers: str) -> Response | None:
-        """None when there was no answer: never without a reason."""
+        """Send a GET; None if there is no response."""
         try:
             return send_request(
                 self.system.deployment.address, f"/v2/up.test/{self.repo}/{path}", headers, timeout_s=TIMEOUT_S
@@ -239,8 +237,8 @@ class Machine(RuleBasedStateMachine):
         except OSError:
             return None
 
-    def _judge(self, reply: Response, body: bytes | None, start: int = 0, stop: int | None = None) -> None:
-        assert find_wrong(reply, body, start, stop) == ""
+    def _judge(self, response: Response, body: bytes | None, start: int = 0, stop: int | None = None) -> None:
+        assert find_wrong(response, body, start, stop) == ""
 
     def _choose(self, truth: dict[str, bytes], which: float) -> tuple[str, bytes]:
         digest = list(truth)[int(which * len(truth))]
@@ -251,24 +249,22 @@ class Machine(RuleBasedStateMachine):
             path.unlink(missing_ok=True)
 
     def _holds(self, key: str, body: bytes) -> bool:
-        return self.system.place.get(key) == body
+        return self.system.bucket_view.get(key) == body
 
     def _is_healthy(self) -> bool:
         with contextlib.suppress(OSError):
             return send_request(self.system.deployment.address, "/healthz", timeout_s=HEALTHZ_S).status == 200
         return False
 
-    def _see_recovery(self, kind: str, ended_at: float) -> None:
-        """I7: the first fresh and right answer comes in time."""
+    def _wait_for_recovery(self, kind: str, ended_at: float) -> None:
+        """Wait for a fresh and right response within the limit."""
         tag, moves = next(iter(self.moves.items()))
 
         def is_fresh() -> bool:
-            reply = self._get(f"manifests/{tag}")
-            if reply is None or reply.status != 200 or reply.header("Warning"):
+            response = self._get(f"manifests/{tag}")
+            if response is None or response.status != 200 or response.header("Warning"):
                 return False
-            assert reply.header("Docker-Content-Digest") == moves[-1].digest
+            assert response.header("Docker-Content-Digest") == moves[-1].digest
             return True
 
-        eventually(
-            is_fresh, f"well again after {kind or 'variant'}", ended_at + RECOVERY_S + SLACK_S - time.monotonic()
-        )
+        eventually(is_fresh, f"recovered after {kind or 'a fault'}", ended_at + RECOVERY_S + SLACK_S - time.monotonic())

@@ -1,4 +1,4 @@
-"""Many clients, new images all the time, one fault after the other: nothing wrong is served whole, nothing wrong kept.
+"""Many clients, new images all the time, one fault after the other: nothing wrong is served completely, or stored.
 
 `pytest tests/chaos/test_soak.py -m long` has more than 100,000 responses under faults, in four runs.
 """
@@ -16,8 +16,8 @@ from tests.chaos.random_faults.pull_clients import NAME, PullClients, Truth, dig
 from tests.support.deployment import eventually
 
 CLIENTS = 32
-LASTING_S = (0.3, 4.0)
-CALM_S = (0.05, 0.4)
+DURATION_S = (0.3, 4.0)
+PAUSE_S = (0.05, 0.4)
 PUSH_EVERY_S = 0.25
 TAGS = 10
 LARGE_EVERY = 6
@@ -43,7 +43,7 @@ RUNS = [
 
 
 def push(system: FaultySystem, truth: Truth, rng: Random, number: int) -> None:
-    """Offer another image under one of the tags, and say so before anybody can see it."""
+    """Push another image to one of the tags; it is added to `truth` before a client can see it."""
     size = LARGE_BYTES if number % LARGE_EVERY == 0 else SMALL_BYTES
     layers = [rng.randbytes(rng.randrange(1, SMALL_BYTES)), rng.randbytes(size)]
     truth.blobs.update(digests_of(layers))
@@ -58,7 +58,7 @@ def push(system: FaultySystem, truth: Truth, rng: Random, number: int) -> None:
 def test_nothing_wrong_under_random_faults(
     make_system: Callable[..., FaultySystem], seed: int, responses: int, seconds: float
 ) -> None:
-    """So many responses came while something was wrong, and each complete one is right; so is all that is stored."""
+    """Each complete response is right, with so many of them under faults; so is all that is stored."""
     rng = Random(f"images {seed}")
     truth = Truth()
     system = make_system(upstream={"stall_timeout": "3s"}, logger={"level": "warn"})
@@ -66,7 +66,7 @@ def test_nothing_wrong_under_random_faults(
         push(system, truth, rng, number)
     done = threading.Event()
     with (
-        FaultInjector(system, ALL, Random(seed), lasting_s=LASTING_S, calm_s=CALM_S) as injector,
+        FaultInjector(system, ALL, Random(seed), duration_s=DURATION_S, pause_s=PAUSE_S) as injector,
         PullClients(system.deployment, truth, CLIENTS, seed, lambda: injector.is_on) as pull_clients,
     ):
         began_at, number = time.monotonic(), TAGS
@@ -75,19 +75,19 @@ def test_nothing_wrong_under_random_faults(
             push(system, truth, rng, number)
             number += 1
         took_s = time.monotonic() - began_at
-    said = (
+    summary = (
         f"{sum(pull_clients.outcomes.values())} responses in {took_s:.0f} s, {pull_clients.under_fault} under faults: "
         f"{dict(pull_clients.outcomes.most_common())}; {dict(Counter(each.kind for each in injector.episodes))}"
     )
-    print(said)  # noqa: T201  the numbers are what the long runs are for
-    assert pull_clients.wrong == [], said
-    assert pull_clients.under_fault >= responses, said
+    print(summary)  # noqa: T201  the numbers of long runs are of interest
+    assert pull_clients.wrong == [], summary
+    assert pull_clients.under_fault >= responses, summary
     assert system.audit() == []
-    system.settle()
+    system.wait_for_workers()
     for digest in truth.manifests:
         eventually(lambda: _is_right(system, digest, truth.manifests[digest]), f"{digest} is served", RECOVERY_S)  # noqa: B023
 
 
 def _is_right(system: FaultySystem, digest: str, body: bytes) -> bool:
-    reply = system.deployment.get(f"/v2/{NAME}/manifests/{digest}")
-    return (reply.status, reply.body) == (200, body)
+    response = system.deployment.get(f"/v2/{NAME}/manifests/{digest}")
+    return (response.status, response.body) == (200, body)

@@ -1,6 +1,6 @@
-"""F12: the state machine over the whole system.
+"""Random sequences of requests and faults, by a Hypothesis state machine.
 
-`pytest tests/chaos/test_machine.py -m long --hypothesis-seed=7` walks further, and elsewhere with each seed.
+`pytest tests/chaos/test_machine.py -m long --hypothesis-seed=7` runs longer sequences, others with each seed.
 """
 
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from tests.chaos.random_faults.injector import FaultySystem
 from tests.chaos.random_faults.state_machine import Machine
 
 STEPS = 30
-# What fails is not made smaller: the system remembers, and each try costs seconds.
+# Failures are not shrunk: the system keeps its state between examples, and each attempt takes seconds.
 BASE = settings(
     stateful_step_count=STEPS,
     deadline=None,
@@ -24,15 +24,15 @@ BASE = settings(
 
 
 @pytest.mark.parametrize(
-    ("walks", "is_fixed"),
+    ("examples", "is_fixed"),
     [
-        pytest.param(3, True, id="every day"),
+        pytest.param(3, True, id="default"),
         pytest.param(25, False, id="long", marks=[pytest.mark.long, pytest.mark.timeout(900)]),
     ],
 )
-def test_any_order_of_events(make_system: Callable[..., FaultySystem], walks: int, is_fixed: bool) -> None:  # noqa: FBT001
-    """Whatever happens in whatever order, the invariants hold after each step."""
+def test_any_order_of_events(make_system: Callable[..., FaultySystem], examples: int, is_fixed: bool) -> None:  # noqa: FBT001
+    """The invariants hold after each step, whatever happens in whatever order."""
     system = make_system(workers=2, upstream={"stall_timeout": "3s"})
     run_state_machine_as_test(
-        lambda: Machine(system), settings=settings(BASE, max_examples=walks, derandomize=is_fixed)
+        lambda: Machine(system), settings=settings(BASE, max_examples=examples, derandomize=is_fixed)
     )

@@ -1,4 +1,4 @@
-"""2.8: a writer moves a tag, readers ask for it, a injector strikes at random: no answer breaks a rule of `history.py`.
+"""A writer moves a tag, readers request it, faults are injected at random: no response breaks a rule of `tag_history`.
 
 `pytest tests/chaos/test_tag_history.py -m long` has twenty runs of a minute.
 """
@@ -19,14 +19,14 @@ from tests.support.fake_registry import FakeRegistry
 
 CHECK_TIMEOUT_S = 2
 CHECK_INTERVAL_S = 0.5
-SLACK_S = 0.5  # two cores, shared with everything else that runs
+SLACK_S = 0.5  # the machine has two cores, which everything that runs shares
 DELAY_S = CHECK_TIMEOUT_S + CHECK_INTERVAL_S + SLACK_S
 RECOVERY_S = 5.0
-LASTING_S = (0.5, 6.0)
-CALM_S = (0.3, 3.0)
+DURATION_S = (0.5, 6.0)
+PAUSE_S = (0.3, 3.0)
 MOVE_EVERY_S = (0.1, 1.5)
 CONNECTIONS = 24
-QUESTIONS_PER_S = 60
+REQUESTS_PER_S = 60
 RUNS = [
     pytest.param(1, 15, id="seed 1"),
     *(
@@ -37,7 +37,7 @@ RUNS = [
 
 
 class Writer:
-    """Moves a tag through digests that never come twice while the block runs."""
+    """Moves a tag through digests that never repeat while the block runs."""
 
     def __init__(self, fake_registry: FakeRegistry, rng: Random) -> None:
         self.moves: list[Move] = []
@@ -66,21 +66,23 @@ class Writer:
 
 
 def outages_of(episodes: Sequence[Episode]) -> list[Outage]:
-    """When the upstream was out of reach, as Dockyard may know it."""
+    """When the upstream was unreachable, or may be regarded as that by Dockyard."""
     return [
         Outage(each.began_at, each.ended_at, each.ended_at + RECOVERY_S) for each in episodes if each.kind in OUTAGES
     ]
 
 
 def describe(responses: Sequence[TimedResponse], rate_client: ConstantRateClient, episodes: Sequence[Episode]) -> str:
-    """One line about a run."""
-    said = Counter(f"{each.status}{' stale' * each.is_stale}" for each in responses)
-    return f"{dict(said)}, {rate_client.failures} without an answer, {dict(Counter(each.kind for each in episodes))}"
+    """Describe a run in one line."""
+    summary = Counter(f"{each.status}{' stale' * each.is_stale}" for each in responses)
+    return (
+        f"{dict(summary)}, {rate_client.failures} without a response, {dict(Counter(each.kind for each in episodes))}"
+    )
 
 
 @pytest.mark.parametrize(("seed", "seconds"), RUNS)
 def test_the_history_of_a_tag(make_system: Callable[..., FaultySystem], seed: int, seconds: int) -> None:
-    """Every answer was right at its time, or marked stale when it could not be; no version came back."""
+    """Every response was right at its time, or marked stale if it could not be; no older version came back."""
     rng = Random(seed)
     limits = {"check_timeout": f"{CHECK_TIMEOUT_S}s", "check_interval": f"{CHECK_INTERVAL_S}s"}
     system = make_system(upstream=limits)
@@ -89,13 +91,13 @@ def test_the_history_of_a_tag(make_system: Callable[..., FaultySystem], seed: in
         Writer(system.fake_registry, Random(f"writer {seed}")) as writer,
         ConstantRateClient(system.deployment.address, path, CONNECTIONS) as rate_client,
     ):
-        with FaultInjector(system, HISTORY, rng, lasting_s=LASTING_S, calm_s=CALM_S) as injector:
-            rate_client.run(QUESTIONS_PER_S, seconds)
-        rate_client.run(QUESTIONS_PER_S, 1)
-    said = describe(rate_client.responses, rate_client, injector.episodes)
+        with FaultInjector(system, HISTORY, rng, duration_s=DURATION_S, pause_s=PAUSE_S) as injector:
+            rate_client.run(REQUESTS_PER_S, seconds)
+        rate_client.run(REQUESTS_PER_S, 1)
+    summary = describe(rate_client.responses, rate_client, injector.episodes)
     responses = [each for each in rate_client.responses if each.status == 200]
-    assert len(responses) > QUESTIONS_PER_S * seconds / 4, said
-    assert injector.episodes, said
+    assert len(responses) > REQUESTS_PER_S * seconds / 4, summary
+    assert injector.episodes, summary
     violations = find_violations(writer.moves, responses, outages_of(injector.episodes), DELAY_S)
-    assert violations == [], f"{len(violations)} of {len(responses)} answers; {said}"
+    assert violations == [], f"{len(violations)} of {len(responses)} responses; {summary}"
     assert system.audit() == []
