@@ -41,6 +41,7 @@ class FaultySystem:
     bucket_network: TcpProxy
     clock: FakeClock
     workers: int
+    damaged: dict[str, bytes] = attrs.field(factory=dict)  # keys of the bucket with wrong bytes that a test put there
 
     def worker(self, rng: Random) -> int | None:
         """A random worker; None if there is none at the moment."""

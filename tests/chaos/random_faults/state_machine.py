@@ -50,11 +50,11 @@ class Machine(RuleBasedStateMachine):
         self.moves: dict[str, list[Move]] = {}
         self.responses: dict[str, list[TimedResponse]] = {}
         self.outages: list[Outage] = []
-        self.damaged: dict[str, bytes] = {}  # keys of the bucket with the wrong bytes that were put there
         self.fault = contextlib.ExitStack()
         self.kind = ""
         self.began_at = 0.0
         self.stopped: int | None = None
+        self.has_stopped = False  # preconditions must not depend on whether there was a worker to stop
         self.pushed = 0
 
     # Upstream
@@ -156,21 +156,22 @@ class Machine(RuleBasedStateMachine):
         if pids := self.system.deployment.dockyard.worker_pids():
             send(pids[int(which * len(pids))], signal.SIGKILL)
 
-    @precondition(lambda self: self.stopped is None)
+    @precondition(lambda self: not self.has_stopped)
     @rule(which=fractions)
     def stop_worker(self, which: float) -> None:
         """Stop a worker."""
+        self.has_stopped = True
         if pids := self.system.deployment.dockyard.worker_pids():
             self.stopped = pids[int(which * len(pids))]
             send(self.stopped, signal.SIGSTOP)
 
-    @precondition(lambda self: self.stopped is not None)
+    @precondition(lambda self: self.has_stopped)
     @rule()
     def resume_worker(self) -> None:
         """Resume the worker, if it has not been replaced."""
         if self.stopped in self.system.deployment.dockyard.worker_pids():
             send(self.stopped, signal.SIGCONT)
-        self.stopped = None
+        self.stopped, self.has_stopped = None, False
 
     @rule(offset_s=st.sampled_from(CLOCKS))
     def jump_clock(self, offset_s: int) -> None:
@@ -189,7 +190,7 @@ class Machine(RuleBasedStateMachine):
     def damage(self, which: float) -> None:
         """Put wrong bytes of the same length into the bucket, and remove the blob from the local store."""
         digest, body = self._choose(self.truth.blobs, which)
-        self.damaged[blob_key(digest)] = wrong = bytes([body[0] ^ 1]) + body[1:]
+        self.system.damaged[blob_key(digest)] = wrong = bytes([body[0] ^ 1]) + body[1:]
         self.system.bucket_view.put(blob_key(digest), wrong)
         self._sweep(digest)
 
@@ -225,8 +226,11 @@ class Machine(RuleBasedStateMachine):
             found += find_violations(self.moves[tag], responses, self.outages, DELAY_S)
         assert found == []
         bucket_view = self.system.bucket_view
-        ours = {key for key, body in self.damaged.items() if key in bucket_view.listed() and self._holds(key, body)}
-        assert [each for each in self.system.bucket_view.audit() if each.partition(":")[0] not in ours] == []
+        ours = {
+            key for key, body in self.system.damaged.items() if key in bucket_view.listed() and self._holds(key, body)
+        }
+        problems = [each for each in bucket_view.audit() if each.partition(":")[0] not in ours]
+        assert problems == [], problems
 
     def _get(self, path: str, **headers: str) -> Response | None:
         """Send a GET; None if there is no response."""

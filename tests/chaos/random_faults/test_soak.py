@@ -1,6 +1,6 @@
 """Many clients, new images all the time, one fault after the other: nothing wrong is served completely, or stored.
 
-`pytest tests/chaos/test_soak.py -m long` has more than 100,000 responses under faults, in four runs.
+`pytest tests/chaos/random_faults/test_soak.py -m long` has more than 100,000 responses under faults, in four runs.
 """
 
 import threading

@@ -1,6 +1,7 @@
 """Random sequences of requests and faults, by a Hypothesis state machine.
 
-`pytest tests/chaos/test_machine.py -m long --hypothesis-seed=7` runs longer sequences, others with each seed.
+`pytest tests/chaos/random_faults/test_state_machine.py -m long --hypothesis-seed=7` runs more sequences, others with
+each seed.
 """
 
 from collections.abc import Callable

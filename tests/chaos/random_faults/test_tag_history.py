@@ -1,6 +1,6 @@
 """A writer moves a tag, readers request it, faults are injected at random: no response breaks a rule of `tag_history`.
 
-`pytest tests/chaos/test_tag_history.py -m long` has twenty runs of a minute.
+`pytest tests/chaos/random_faults/test_tag_history.py -m long` has twenty runs of a minute.
 """
 
 import threading
