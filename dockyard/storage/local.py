@@ -69,7 +69,7 @@ class LocalStore:
 
     `max_size` (bytes, 0 = none) caps the blobs; manifests, tags and lists are small and are not evicted.
     `unverified_before` (seconds since the epoch): a blob whose file has not changed since then is verified before its
-    first use. `is_protected(digest)` returns whether a blob must not be evicted yet.
+    first use. `is_protected(digest)` returns whether a blob is still to be published, so that it must not be evicted.
 
     All methods block. A disk error is logged and treated as a miss, or as a write that did not happen.
     """
@@ -85,6 +85,7 @@ class LocalStore:
         self.directory = directory
         self._prefix = prefix
         self._unverified_before = unverified_before
+        self._is_protected = is_protected
         partial, run = directory / PARTIAL, directory / RUN
         self.size_cap = SizeCap(self._path(keys.blob_root(prefix)), partial, run / "evict.lock", max_size, is_protected)
         self.touch_times = TouchTimes(lambda item: self._path(self.key(item)), run / "touched")
@@ -245,7 +246,11 @@ class LocalStore:
             (self.directory / name).mkdir(parents=True, exist_ok=True)
 
     def sweep_partial_files(self) -> int:
-        """Delete the partial files that no process writes; return how many."""
+        """Delete the partial files that no process writes; return how many.
+
+        One that is complete and still to be published is committed: its process was killed just before it would have
+        done so, and a client may have received all of it.
+        """
         deleted = 0
         for path in (self.directory / PARTIAL).iterdir():
             with contextlib.suppress(OSError, DigestInvalid):
@@ -253,9 +258,22 @@ class LocalStore:
                     if time.time() - path.stat().st_mtime > MAX_TEMPORARY_FILE_AGE_S:
                         path.unlink()
                         deleted += 1
-                elif self.discard_partial_file(Digest.parse(path.name.replace("-", ":", 1))):
-                    deleted += 1
+                    continue
+                digest = Digest.parse(path.name.replace("-", ":", 1))
+                if not self._commit_left_over(digest):
+                    deleted += self.discard_partial_file(digest)
         return deleted
+
+    def _commit_left_over(self, digest: Digest) -> bool:
+        """Commit the partial file of a killed process if it is complete and protected; return whether it was."""
+        path = self._partial_path(digest)
+        if not self._is_protected(digest) or not (partial_file := PartialFile.claim(digest, path, lambda _: False)):
+            return False
+        partial_file.hash_existing_bytes()
+        if partial_file.has_correct_digest():
+            return self.commit(partial_file)
+        partial_file.close()
+        return False
 
     def discard_partial_file(self, digest: Digest) -> bool:
         """Delete a partial file that no process writes; return whether there was one."""

@@ -157,6 +157,29 @@ def test_partial_files_of_dead_writers_are_deleted_and_others_are_kept(store: Lo
     assert [path.name for path in (store.directory / "partial").iterdir()] == [str(alive).replace(":", "-")]
 
 
+@pytest.mark.parametrize(
+    ("is_published", "left", "kept"), [(False, b"a blob", True), (False, b"a blo", False), (True, b"a blob", False)]
+)
+def test_a_complete_partial_file_that_is_not_published_is_committed(
+    tmp_path: Path, left: bytes, *, is_published: bool, kept: bool
+) -> None:
+    """Its process was killed before it could do that; an incomplete one, or one that is published, is deleted."""
+    digest = Digest.of(b"a blob")
+    store = LocalStore(tmp_path, "cache/", 0, is_protected=lambda _: not is_published)
+    store.create_directories()
+    partial_file = store.claim_partial_file(digest)
+    assert partial_file is not None
+    partial_file.append(left)
+    partial_file.close()
+    assert store.sweep_partial_files() == (0 if kept else 1)
+    assert list((tmp_path / "partial").iterdir()) == []
+    stored = store.open_blob(digest)
+    assert (stored is not None) == kept
+    if stored:
+        assert os.pread(stored.fd, 100, 0) == b"a blob"
+        os.close(stored.fd)
+
+
 def test_a_pointer_is_text_at_its_key(store: LocalStore) -> None:
     """A tag pointer is the digest as text, in a file named by its key."""
     digest = Digest.of(b"manifest")
