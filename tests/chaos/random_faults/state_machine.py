@@ -31,6 +31,7 @@ SLACK_S = 3.0  # the machine has two cores, which everything that runs shares
 DELAY_S = CHECK_TIMEOUT_S + 1.5
 TIMEOUT_S = 12.0
 HEALTHZ_S = 2.0
+MAX_KILLS = 3  # per example: the supervisor stops the server when workers keep dying right after their start
 CLOCKS = (-3600, 0, 3600, 86_400)
 LASTING = tuple(sorted(set(ALL) - {"P01", "P04", "P08"}))  # the others have rules of their own
 _numbers = itertools.count()
@@ -56,6 +57,7 @@ class Machine(RuleBasedStateMachine):
         self.stopped: int | None = None
         self.has_stopped = False  # preconditions must not depend on whether there was a worker to stop
         self.pushed = 0
+        self.kills = 0
 
     # Upstream
 
@@ -150,9 +152,11 @@ class Machine(RuleBasedStateMachine):
         if self.stopped is None:
             self._wait_for_recovery(kind, ended_at)
 
+    @precondition(lambda self: self.kills < MAX_KILLS)
     @rule(which=fractions)
     def kill_worker(self, which: float) -> None:
         """Kill a worker."""
+        self.kills += 1
         if pids := self.system.deployment.dockyard.worker_pids():
             send(pids[int(which * len(pids))], signal.SIGKILL)
 
