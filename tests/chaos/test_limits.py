@@ -17,7 +17,7 @@ WITH_DEFAULTS = {
     "check": 5.5,
     "lookup": 5.5,
     "lookup_error": 6.0,
-    "answer": 10.5,
+    "response": 10.5,
     "first_byte": 15.5,
     "stalls": 75.0,
     "breaks": 12.0,
@@ -38,4 +38,4 @@ def test_the_defaults_are_those_of_dockyard() -> None:
     assert (DEFAULTS.connect_s, DEFAULTS.check_s, DEFAULTS.stall_s) == ours
     for each in (DEFAULTS, Limits()):
         assert each.lookup_s == sockets.LOOKUP_TIMEOUT_S
-        assert each.answer_s == registry.ANSWER_TIMEOUT_S
+        assert each.response_s == registry.ANSWER_TIMEOUT_S

@@ -15,13 +15,13 @@ PROBE_EVERY_S = 3.0 * 0.8  # of the circuit breaker: every three seconds, with a
 
 @attrs.frozen
 class Limits:
-    """The settings that bound the waits, and what is fixed in the program (`lookup_s`, `answer_s`). In seconds."""
+    """The settings that bound the waits, and what is fixed in the program (`lookup_s`, `response_s`). In seconds."""
 
     connect_s: float = 1.0
     check_s: float = 2.0
     stall_s: float = 2.0
     lookup_s: float = 5.0
-    answer_s: float = 10.0
+    response_s: float = 10.0
 
     @property
     def settings(self) -> dict[str, str]:
@@ -68,9 +68,9 @@ class Limits:
         """An error when the name lookup times out."""
         return self.lookup_s + 1
 
-    def answer(self) -> float:
+    def response(self) -> float:
         """A manifest that does not arrive, or not completely."""
-        return max(self.answer_s, self.check_s) + 0.5
+        return max(self.response_s, self.check_s) + 0.5
 
     def first_byte(self) -> float:
         """A blob of which no byte arrives."""

@@ -156,7 +156,7 @@ class Outcome:
 
     def _judge(self, observation: Observation) -> list[str]:
         found = [problem for each in observation.responses for problem in self.judge_response(each)]
-        # A request that is answered 401 asks for a login, not for a body.
+        # A request whose response is 401 fetches a challenge, not a body.
         bodies = [each for each in observation.requests_of("manifest", "blob", method="GET") if each.status != 401]
         counts = (
             ("requests", self.requests, len(observation.requests)),

@@ -20,7 +20,7 @@ from tests.support.bodies import read_whole
 
 CLIENTS = 10  # of a running download
 EARLY_BYTES = 128 * 1024  # a download is held this much before the place of a fault that is injected early
-REMEMBERED_FROM = 6  # the request from which on the circuit breaker answers
+REMEMBERED_FROM = 6  # the request from which on the circuit breaker is open
 LATER_REQUESTS = 10
 
 

@@ -95,7 +95,7 @@ class UpstreamVariant(InjectedVariant):
     stalls_download: bool = False  # the response of a running download does not continue after the injection
     hides_progress: bool = False  # clients of a running download get no byte before all of it has been fetched
     moves_tag: bool = False  # the cached tag points to another image from then on, so that a body is requested
-    remembers_outage: bool = True  # the circuit breaker or a rate limit answers from the sixth request on
+    remembers_outage: bool = True  # from the sixth request on, no request is sent upstream
     is_direct: bool = False  # no toxiproxy in front of the upstream
     max_connections: int = UPSTREAM_CONNECTIONS
     limits: Limits = attrs.field(factory=Limits)

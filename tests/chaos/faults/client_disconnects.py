@@ -83,8 +83,8 @@ def _check_log_and_idle(run: Run) -> None:
     """There are few lines in the log, and the workers become idle."""
     lines = run.deployment.dockyard.read_log().splitlines()[run.data["logged"] :]
     about = [line for line in lines if any(upstream.prefix in line for upstream in run.upstreams.values())]
-    answered = 2 * len(run.upstreams)
-    most = MAX_LINES_EACH * len(run.data["disconnecting"]) + answered
+    other_lines = 2 * len(run.upstreams)
+    most = MAX_LINES_EACH * len(run.data["disconnecting"]) + other_lines
     run.check(
         len(about) <= most, f"{len(about)} lines in the log for {len(run.data['disconnecting'])} that disconnected"
     )

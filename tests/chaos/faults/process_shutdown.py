@@ -229,10 +229,10 @@ def _join_many_downloads(case: DeploymentCaseRun) -> None:
             assert reader.read(1000)
         case.wait_for_fault_during_download()
         upstream.fake_registry.remove_rules(stalled)
-        got = case.finish_download(crowd)
+        responses = case.finish_download(crowd)
         ends = [reader.rest()[1] for reader in readers]
     case.check(all(end in ("fin", "rst") for end in ends), f"downloads of a killed server end by {set(ends)}")
-    case.judge(case.outcomes[0], got, upstream.layers["cold"].digest)
+    case.judge(case.outcomes[0], responses, upstream.layers["cold"].digest)
     for path in paths:
         response = send_request(address, path)
         case.check(response.status == 200 and response.is_complete, "a layer cannot be pulled after the restart")

@@ -28,8 +28,8 @@ def _is_cdn_away(upstream: IsolatedUpstream, _: State) -> None:
 
 
 def _check_tag_is_fresh(case: UpstreamCaseRun, _: Observation) -> None:
-    got = case.get(case.upstream.manifest_path("cached"), case.upstream.images["cached"].body)
-    case.check(got.status == 200 and not got.header("Warning"), "the registry is regarded as down, too")
+    response = case.get(case.upstream.manifest_path("cached"), case.upstream.images["cached"].body)
+    case.check(response.status == 200 and not response.header("Warning"), "the registry is regarded as down, too")
 
 
 DEAD_CDN = Fault(

@@ -31,7 +31,7 @@ LATE = Fault(
             outcomes=by_state(
                 stale(L.check()),
                 error(504, L.check()),
-                error(504, L.answer()),
+                error(504, L.response()),
                 attrs.evolve(error(504, L.first_byte()), gets=(1, 1)),
                 resumed(0),  # it has begun already
             ),
@@ -60,9 +60,9 @@ def _slow(bytes_per_s: int, *, for_s: float = 0.0) -> UpstreamVariant:
         inject=inject,
         verify=lambda upstream, state: _is_slow(upstream, state, bytes_per_s),
         outcomes=by_state(
-            stale(L.answer()),
-            error(504, L.answer()),
-            error(504, L.answer()),
+            stale(L.response()),
+            error(504, L.response()),
+            error(504, L.response()),
             slowly,
             attrs.evolve(resumed(0, at_most=1), within_s=seconds, says="at the speed of the upstream"),
         ),
@@ -112,9 +112,9 @@ _STALL = UpstreamVariant(
     inject=_stall_once,
     verify=_is_stalled,
     outcomes=by_state(
-        stale(L.answer()),
-        error(504, L.answer()),
-        error(504, L.answer()),
+        stale(L.response()),
+        error(504, L.response()),
+        error(504, L.response()),
         attrs.evolve(resumed(1), within_s=L.first_byte() + 3),
         attrs.evolve(resumed(1), within_s=L.first_byte() + 3),
     ),

@@ -40,7 +40,7 @@ def _wrong(name: str, change: Change, reason: str = "") -> UpstreamVariant:
         outcomes=_garbage(),
         inject_early=frozenset({State.BLOB_DOWNLOAD}),
         moves_tag=True,
-        remembers_outage=False,  # an upstream that answers is not down
+        remembers_outage=False,  # an upstream that responds is not down
         checks={State.BLOB_COLD: _check_small_blob},
         reason=reason,
     )

@@ -206,7 +206,7 @@ ALL: Mapping[str, RandomFault] = {
 
 
 def _both(first: Change, second: Change) -> Change:
-    return lambda request, answer: second(request, first(request, answer))
+    return lambda request, response: second(request, first(request, response))
 
 
 @attrs.frozen

@@ -56,9 +56,7 @@ REJECTED_IN_OUTAGE = {
         "old and not marked": [response_with(0, 16)],
     },
     "(a)": {"stale long after it is back": [response_with(1, 31.5, is_stale=True)]},
-    "(c)": {
-        "an older stale one than was answered before": [response_with(1, 12.5), response_with(0, 20, is_stale=True)]
-    },
+    "(c)": {"an older stale one than before": [response_with(1, 12.5), response_with(0, 20, is_stale=True)]},
 }
 
 

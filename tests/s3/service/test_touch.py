@@ -1,6 +1,6 @@
 """Touches: objects of images that are pulled do not expire in the bucket.
 
-`tests/chaos/test_load_touch.py` shows that a thousand hits cause one copy of each object.
+`tests/chaos/load/test_load_touch.py` shows that a thousand hits cause one copy of each object.
 """
 
 import os
