@@ -41,7 +41,8 @@ class IsolatedUpstream:
         self.name = name
         self.prefix = f"{name.replace(' ', '-')}.test"
         self.fake_registry = FakeRegistry()
-        self.proxy = toxiproxy and toxiproxy.create_proxy(self.fake_registry.listener.port)
+        port = self.fake_registry.listener.port
+        self.proxy: TcpProxy | None = toxiproxy.create_proxy(port) if toxiproxy else None
         self.token_proxy: TcpProxy | None = None
         self.cdn_proxy: TcpProxy | None = None
         self.tokens: FakeTokenService | None = None
@@ -213,7 +214,7 @@ class IsolatedUpstream:
         """What a direct client gets now; see `describe_response`."""
         chosen = proxy or self.proxy
         address = chosen.address if chosen else self._listener_address()
-        token = self.tokens and self.tokens.issue()
+        token = self.tokens.issue() if self.tokens else None
         return describe_response(
             address, path or f"/v2/{REPO}/manifests/cached", method=method, tls=self.tls, token=token
         )

@@ -5,7 +5,7 @@ from typing import Any
 
 from dockyard.storage.local import LocalStore
 
-LATE_S = 0.1
+LATE_S = 0.01
 move_pointer = LocalStore.move_pointer
 
 
