@@ -299,8 +299,12 @@ async def test_a_full_disk_fails_nobody(workers: Workers, full_at: int, monkeypa
         return write(fd, chunk, offset)
 
     monkeypatch.setattr(partial_file_module.os, "pwrite", fail_from)
-    bodies = await asyncio.gather(*(pull(workers.all[number % 3]) for number in range(9)))
-    assert set(bodies) == {BODY}
+    workers.upstream.hold = 2_000_000  # no download ends before all readers have joined
+    opened = await asyncio.gather(*(open_blob(workers.all[number % 3]) for number in range(9)))
+    workers.upstream.gate.set()
+    assert set(await asyncio.gather(*(read_all(each.reader) for each in opened))) == {BODY}
+    for each in opened:
+        each.reader.close()
     assert len(workers.upstream.starts) <= 3
     await settled(workers)
     assert workers.stored() is None
