@@ -13,13 +13,10 @@ from typing import Final
 
 import attrs
 
+from dockyard.config.hosts import DOCKER_HUB, DOCKER_HUB_HOSTS
 from dockyard.config.settings import Upstream
 from dockyard.errors import NameUnknown
 from dockyard.oci.reference import Name, quote
-
-HUB: Final = "docker.io"
-# All the hosts under which clients and configurations know Docker Hub.
-HUB_HOSTS: Final = frozenset({HUB, "index.docker.io", "registry-1.docker.io", "registry.hub.docker.com"})
 
 _MAX_PREFIXES_SHOWN: Final = 20
 MAX_CACHED_NAMES: Final = 4096
@@ -124,9 +121,9 @@ def _roots_by_namespace(upstreams: Sequence[Upstream]) -> dict[str, list[str]]:
         pairs.append((upstream.prefix, upstream.prefix))
         first = upstream.prefix.partition("/")[0]
         pairs.append((first, first))
-    for upstream in sorted(upstreams, key=lambda upstream: upstream.prefix != HUB):
+    for upstream in sorted(upstreams, key=lambda upstream: upstream.prefix != DOCKER_HUB):
         if _is_hub(upstream):
-            pairs += [(host, _root(upstream)) for host in sorted(HUB_HOSTS)]
+            pairs += [(host, _root(upstream)) for host in sorted(DOCKER_HUB_HOSTS)]
     for upstream in upstreams:
         if not upstream.path:  # with a path, the upstream is only a part of that registry, under other names
             pairs += [(authority, _root(upstream)) for authority in _authorities(upstream)]
@@ -151,7 +148,7 @@ def _kept_prefix(upstream: Upstream) -> str:
     """
     first, _, rest = upstream.prefix.partition("/")
     host = upstream.origin.host
-    is_same_registry = first == host or (first in HUB_HOSTS and host in HUB_HOSTS)
+    is_same_registry = first == host or (first in DOCKER_HUB_HOSTS and host in DOCKER_HUB_HOSTS)
     return rest if is_same_registry and not upstream.path else ""
 
 
@@ -163,7 +160,7 @@ def _root(upstream: Upstream) -> str:
 
 def _is_hub(upstream: Upstream) -> bool:
     """Return whether names of one component are in `library/`: at Docker Hub, and at a mirror called docker.io."""
-    return upstream.prefix == HUB or (upstream.origin.host in HUB_HOSTS and not upstream.path)
+    return upstream.prefix == DOCKER_HUB or (upstream.origin.host in DOCKER_HUB_HOSTS and not upstream.path)
 
 
 def _looks_like_host(component: str) -> bool:

@@ -5,10 +5,15 @@ No error quotes its input, because an address may contain a password.
 
 import re
 from ipaddress import IPv6Address, ip_address
+from typing import Final
 
 from dockyard.errors import NameInvalid
 from dockyard.oci.origin import DEFAULT_PORTS, Origin
 from dockyard.oci.reference import Name
+
+DOCKER_HUB: Final = "docker.io"
+# Every host by which clients, settings and keychains refer to Docker Hub; the usual ones first.
+DOCKER_HUB_HOSTS: Final = (DOCKER_HUB, "index.docker.io", "registry-1.docker.io", "registry.hub.docker.com")
 
 _LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9])?"  # with underscores, for service names in compose files
 _HOST = re.compile(rf"{_LABEL}(?:\.{_LABEL})*")

@@ -10,11 +10,10 @@ from typing import Final
 
 import attrs
 
+from dockyard.config.hosts import DOCKER_HUB, DOCKER_HUB_HOSTS
 from dockyard.errors import NameInvalid
 from dockyard.oci.reference import Digest, Name, Reference, Tag, quote
 
-HUB: Final = "docker.io"
-_HUB_HOSTS: Final = frozenset({HUB, "index.docker.io", "registry-1.docker.io"})
 _HOST_AND_PORT: Final = re.compile(r"(?:[a-z0-9](?:[a-z0-9.-]*[a-z0-9])?|\[[0-9a-f:.]+\]):[0-9]{1,5}", re.ASCII)
 _LOOPBACK: Final = re.compile(r"(?:localhost|127\.0\.0\.1|\[::1\])(?=:|$)")
 
@@ -59,9 +58,9 @@ def parse_image(text: str, server: str) -> Image:
 
 
 def _full_name(host: str, path: str) -> str:
-    if host and host not in _HUB_HOSTS:
+    if host and host not in DOCKER_HUB_HOSTS:
         return f"{host}/{path}"
-    return f"{HUB}/{path}" if "/" in path else f"{HUB}/library/{path}"
+    return f"{DOCKER_HUB}/{path}" if "/" in path else f"{DOCKER_HUB}/library/{path}"
 
 
 def _is_registry(component: str) -> bool:

@@ -1,19 +1,29 @@
-"""Which Authorization header goes with a request, and what to do when it is refused.
+"""Authentication at a registry: one class per `auth.type`, and the parts that they share.
 
-The registry says what it wants in its first 401; from then on the header is ready before the request is sent, so that
-a tag check is one request. A refusal is answered once per call, by a new token, a renewed keychain entry, or the
-challenge that was learned from it. The modes:
+The registry describes in its first 401 response what it requires (a challenge). The challenge is remembered: later
+requests carry the right header from the start, and checking a tag costs one request. `RegistrySession.send` in
+`session.py` runs the handshake:
 
-    anonymous   a token if the registry wants one
-    basic       Basic, or a token that is made with it
-    bearer      sent as it is; when that is refused, as the password for a token (a GitHub PAT needs that)
-    keychain    whatever Docker's keychain holds for the registry
+    first()          the header for the request, from what is known
+    after_refusal()  another header after a 401 or 403: it learns the challenge, fetches a token or newer credentials
+    record_result()  remembers what was accepted or rejected
+
+| `auth.type` | class | credentials |
+|---|---|---|
+| anonymous | `FixedCredentialAuth` | none; a token if the registry requires one |
+| basic | `FixedCredentialAuth` | Basic, or a token that is requested with user and password |
+| bearer | `BearerAuth` | the secret as it is; if rejected, as the password for a token (GitHub needs that) |
+| keychain | `KeychainAuth` | what Docker's keychain holds for the registry |
 """
 
+import threading
 import time
-from collections.abc import Callable
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import attrs
+from cachetools import TTLCache
 
 from dockyard.config.hosts import is_loopback
 from dockyard.config.settings import Upstream
@@ -22,248 +32,358 @@ from dockyard.upstream import errors
 from dockyard.upstream.errors import AuthenticationFailed, UpstreamError
 from dockyard.upstream.keychain import ANONYMOUS, Credential, Keychain
 from dockyard.upstream.network_zones import NetworkZone
-from dockyard.upstream.tokens import CallLimits, Refusals, RequestSender, TokenEndpoint, TokenProvider
+from dockyard.upstream.tokens import CallLimits, RejectedCredentials, RequestSender, TokenEndpoint, TokenProvider
 from dockyard.upstream.transport import UpstreamRequest, UpstreamResponse
 from dockyard.upstream.urls import InvalidUrl, Url, parse_http_url
 
 ACCEPTED_FOR_S = 300.0
-TOKEN_USER = "token"  # noqa: S105  a user name for services that do not look at it
+TOKEN_USER = "token"  # noqa: S105  a user name for services that ignore it
 
 
 @attrs.frozen
 class Authorization:
-    """The header for one request, and how it came about."""
+    """The Authorization header of one request (None: no header), and the credential and token that it was made from.
+
+    `is_verbatim`: the credential's registry token is sent as it is.
+    """
 
     credential: Credential
     header: str | None = attrs.field(default=None, repr=False)
     token: str | None = attrs.field(default=None, repr=False)
     is_verbatim: bool = False
-    is_exchanged: bool = False
 
 
 @attrs.frozen
-class _Known:
-    """What the registry wants, and where it lies."""
+class KnownChallenge:
+    """What the registry requires, and the network zone of the registry."""
 
     challenge: Challenge
     registry_zone: NetworkZone
 
+    @property
+    def scheme(self) -> str:
+        return self.challenge.scheme
 
-class Authenticator:
-    """The logins to one upstream."""
 
-    def __init__(
-        self,
-        upstream: Upstream,
-        sender: RequestSender,
-        keychain: Keychain,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self._upstream = upstream
-        self._who = upstream.prefix
+class ChallengeResponder:
+    """Remembers the challenge of one registry and makes the headers that satisfy it."""
+
+    def __init__(self, upstream: Upstream, sender: RequestSender, clock: Callable[[], float] = time.monotonic) -> None:
+        self._prefix = upstream.prefix
+        self._origin = upstream.origin
+        self._trusted_hosts = upstream.trusted_hosts
         self._sender = sender
-        self._keychain = keychain
-        self._clock = clock
         self._tokens = TokenProvider(upstream.prefix, sender, clock)
-        self._known: _Known | None = None
-        self._is_exchanging: bool | None = None  # bearer mode: does the secret have to be exchanged?
-        self._refusals = Refusals(clock)
-        self._accepted: dict[Credential, float] = {}
+        self._rejected = RejectedCredentials(clock)
+        self._accepted: TTLCache[Credential, bool] = TTLCache(1, ACCEPTED_FOR_S, clock)
+        self._lock = threading.Lock()
+        self._known: KnownChallenge | None = None
 
-    def grant(self, repository: str, budget: CallLimits) -> Authorization:
-        """The header to begin with. Raises Fault, LoginRefused."""
-        credential = self._credential(repository, budget)
-        if credential.registry_token and not self._is_exchanging:
-            return self._verbatim(credential)
-        known = self._known
-        if known is None:
-            return Authorization(credential)
+    @contextmanager
+    def known_challenge(self) -> Iterator[KnownChallenge | None]:
+        """The remembered challenge. It is forgotten if the block fails: token services move."""
         try:
-            return self._answer(known, credential, repository, budget) or Authorization(credential)
+            yield self._known
         except (UpstreamError, AuthenticationFailed) as exc:
-            if not (isinstance(exc, AuthenticationFailed) and exc.remembered):
-                # What was learned may be out of date: token services move. The next call asks the registry anew.
-                self._known = self._is_exchanging = None
+            if not is_remembered(exc):
+                self._known = None
             raise
 
-    def better(
-        self, grant: Authorization, answer: UpstreamResponse, repository: str, budget: CallLimits
+    def learn(self, response: UpstreamResponse, limits: CallLimits, *, may_ping: bool) -> KnownChallenge | None:
+        """The challenge of a response, else the remembered one, else that of `/v2/`, for registries that send it there.
+
+        Raises UpstreamError.
+        """
+        challenge = pick_challenge(parse_challenges(response.header_values("WWW-Authenticate")))
+        if challenge is not None:
+            self._known = KnownChallenge(challenge, response.zone)
+        elif self._known is None and may_ping and limits.pings:
+            limits.pings -= 1
+            url = Url(self._origin, "/v2/")
+            ping = self._sender.send(UpstreamRequest(self._prefix, "GET", url, {}, limits.deadline))
+            challenge = pick_challenge(parse_challenges(ping.header_values("WWW-Authenticate")))
+            ping.finish()
+            if ping.status == 401 and challenge is not None:
+                self._known = KnownChallenge(challenge, ping.zone)
+        return self._known
+
+    def respond(
+        self,
+        known: KnownChallenge,
+        credential: Credential,
+        repository: str,
+        limits: CallLimits,
+        refused: Authorization | None = None,
     ) -> Authorization | None:
-        """Another header after the registry's 401 or 403; None when there is nothing else to show."""
-        known = self._learn(answer, budget, needs_one=answer.status == 401 or self._is_untried(grant))
-        if answer.status == 403 and not self._is_untried(grant):
-            return self._renewed(grant, known, repository, budget)
-        if known is None:
-            return None
-        better = self._answer(known, grant.credential, repository, budget, grant)
-        if better is not None and better.header != grant.header:
-            return better
-        return self._renewed(grant, known, repository, budget)
+        """The header that satisfies a challenge, if there is one. Raises UpstreamError, AuthenticationFailed."""
+        match known.scheme:
+            case "basic":
+                return self._basic(credential, repository)
+            case "bearer":
+                return self.token(known, credential, repository, limits, refused)
+        return None
 
-    def note(self, grant: Authorization, status: int, repository: str) -> None:
-        """What came of a header in the end."""
-        if grant.header is None or grant.credential.is_anonymous:
-            return
-        if status not in (401, 403):
-            if grant.is_verbatim or grant.is_exchanged:
-                self._is_exchanging = grant.is_exchanged
-            self._accepted = {grant.credential: self._clock()}
-        elif status == 401 and not grant.token and not grant.is_verbatim:
-            # A login that worked a moment ago is right; it was refused for this repository.
-            is_right = self._accepted.get(grant.credential, float("-inf")) + ACCEPTED_FOR_S > self._clock()
-            self._refusals.note((grant.credential, repository) if is_right else grant.credential)
+    def verbatim(self, credential: Credential) -> Authorization:
+        """The registry token of a credential as it is. Raises UpstreamError."""
+        self._check_encrypted(self._origin.scheme, self._origin.host)
+        return Authorization(credential, f"Bearer {credential.registry_token}", is_verbatim=True)
 
-    def for_stranger(self, answer: UpstreamResponse, budget: CallLimits) -> str | None:
-        """The header for a host that the registry sent us to and that wants a login itself: an anonymous token."""
-        challenge = pick_challenge(parse_challenges(answer.header_values("WWW-Authenticate")))
+    def token(
+        self,
+        known: KnownChallenge,
+        credential: Credential,
+        repository: str,
+        limits: CallLimits,
+        refused: Authorization | None = None,
+    ) -> Authorization:
+        """A token for pulling from a repository, not the refused one. Raises UpstreamError, AuthenticationFailed."""
+        user = attrs.evolve(credential, registry_token="")
+        scopes = _pull_scopes(repository, known.challenge)
+        endpoint = self._token_endpoint(known, scopes, Url(self._origin, "/"), user)
+        token = self._tokens.get(endpoint, user, limits, refused.token if refused else None)
+        return Authorization(credential, f"Bearer {token}", token)
+
+    def other_host_header(self, response: UpstreamResponse, limits: CallLimits) -> str | None:
+        """The header for a host that the registry redirects to and that requires a token: an anonymous one.
+
+        Raises UpstreamError.
+        """
+        challenge = pick_challenge(parse_challenges(response.header_values("WWW-Authenticate")))
         if challenge is None or challenge.scheme != "bearer":
             return None
         scope = challenge.parameters.get("scope", "")
-        scopes = (scope,) if _pulls_only(scope) else ()
+        scopes = (scope,) if _is_pull_only(scope) else ()
         try:
-            service = self._service(_Known(challenge, answer.zone), scopes, answer.place, ANONYMOUS)
-            return f"Bearer {self._tokens.get(service, ANONYMOUS, budget)}"
+            endpoint = self._token_endpoint(KnownChallenge(challenge, response.zone), scopes, response.url, ANONYMOUS)
+            return f"Bearer {self._tokens.get(endpoint, ANONYMOUS, limits)}"
         except AuthenticationFailed:
             return None
 
-    # What there is to show
-
-    def _credential(self, repository: str, budget: CallLimits) -> Credential:
-        auth = self._upstream.auth
-        match auth.type:
-            case "anonymous":
-                return ANONYMOUS
-            case "basic":
-                return Credential(auth.username, auth.password.reveal())
-            case "bearer":
-                return Credential(auth.username or TOKEN_USER, auth.password.reveal(), "", auth.password.reveal())
-        left_s = None if budget.deadline is None else budget.left(float("inf"))
-        return self._keychain.credential_for(self._host, repository, left_s)
-
-    @property
-    def _host(self) -> str:
-        return self._upstream.origin.authority
-
-    def _answer(
-        self,
-        known: _Known,
-        credential: Credential,
-        repository: str,
-        budget: CallLimits,
-        refused: Authorization | None = None,
-    ) -> Authorization | None:
-        """What answers a challenge."""
-        if credential.registry_token and not (refused and refused.is_verbatim) and not self._is_exchanging:
-            return self._verbatim(credential)
-        if known.challenge.scheme == "basic":
-            return self._basic(credential, repository)
-        if known.challenge.scheme != "bearer":
-            return None
-        if credential.registry_token and self._upstream.auth.type != "bearer":
-            return None  # the keychain's registrytoken is a token already
-        is_exchanged = bool(credential.registry_token)
-        scopes = _scopes(repository, known.challenge)
-        try:
-            token = self._token(known, scopes, credential, budget, refused)
-        except AuthenticationFailed as exc:
-            if exc.remembered or self._upstream.auth.type != "keychain" or credential.is_anonymous:
-                raise
-            renewed = self._renew(credential, repository, budget)
-            if renewed == credential or budget.token_requests <= 0:
-                raise
-            credential = renewed
-            token = self._token(known, scopes, credential, budget, refused)
-        return Authorization(credential, f"Bearer {token}", token, is_exchanged=is_exchanged)
-
-    def _verbatim(self, credential: Credential) -> Authorization:
-        self._check_secrecy(self._upstream.origin.scheme, self._upstream.origin.host)
-        return Authorization(credential, f"Bearer {credential.registry_token}", is_verbatim=True)
+    def record_result(self, authorization: Authorization, status: int, repository: str) -> None:
+        """Remember whether the credential was accepted, so that a wrong password is not sent again and again."""
+        credential = authorization.credential
+        if authorization.header is None or credential.is_anonymous:
+            return
+        if status not in (401, 403):
+            with self._lock:
+                self._accepted[credential] = True
+        elif status == 401 and not authorization.token and not authorization.is_verbatim:
+            # Credentials that were accepted elsewhere a short time ago are rejected for this repository only.
+            with self._lock:
+                is_right = credential in self._accepted
+            self._rejected.add((credential, repository) if is_right else credential)
 
     def _basic(self, credential: Credential, repository: str) -> Authorization | None:
         if credential.is_anonymous or credential.registry_token:
             return None
-        self._check_secrecy(self._upstream.origin.scheme, self._upstream.origin.host)
-        self._refusals.check(credential, (credential, repository))
+        self._check_encrypted(self._origin.scheme, self._origin.host)
+        self._rejected.check(credential, (credential, repository))
         return Authorization(credential, credential.basic())
 
-    def _token(
-        self,
-        known: _Known,
-        scopes: tuple[str, ...],
-        credential: Credential,
-        budget: CallLimits,
-        refused: Authorization | None,
-    ) -> str:
-        credential = attrs.evolve(credential, registry_token="")
-        here = Url(self._upstream.origin, "/")
-        service = self._service(known, scopes, here, credential)
-        return self._tokens.get(service, credential, budget, refused.token if refused else None)
-
-    def _service(self, known: _Known, scopes: tuple[str, ...], here: Url, credential: Credential) -> TokenEndpoint:
-        """The token service of a challenge, if it may be asked at all, and with these credentials."""
+    def _token_endpoint(
+        self, known: KnownChallenge, scopes: tuple[str, ...], sent_by: Url, credential: Credential
+    ) -> TokenEndpoint:
+        """The token service of a challenge, if these credentials may be sent there. Raises UpstreamError."""
         text = known.challenge.parameters.get("realm", "")
         try:
             realm = parse_http_url(text)
         except InvalidUrl as exc:
-            raise errors.destination_not_allowed(self._who, f"names {exc} as its token service") from exc
-        if here.origin.scheme == "https" and realm.origin.scheme != "https":
-            raise errors.destination_not_allowed(self._who, "names a token service without TLS")
+            raise self._not_allowed(f"sent an invalid URL of its token service: {exc}") from exc
+        if sent_by.origin.scheme == "https" and realm.origin.scheme != "https":
+            raise self._not_allowed("uses TLS, but its token service does not")
         if not credential.is_anonymous:
-            if not is_realm_trusted(text, here.origin, self._upstream.trusted_hosts):
-                what = "wants its login sent to a token service that does not belong to it (see trusted_hosts)"
-                raise errors.destination_not_allowed(self._who, what)
-            self._check_secrecy(realm.origin.scheme, realm.origin.host)
+            if not is_realm_trusted(text, sent_by.origin, self._trusted_hosts):
+                raise self._not_allowed(
+                    "has a token service on another site: credentials are not sent there unless trusted_hosts lists it"
+                )
+            self._check_encrypted(realm.origin.scheme, realm.origin.host)
         return TokenEndpoint(realm, known.challenge.parameters.get("service", ""), scopes, known.registry_zone)
 
-    def _check_secrecy(self, scheme: str, host: str) -> None:
+    def _check_encrypted(self, scheme: str, host: str) -> None:
+        """Credentials are sent by TLS, or to this machine. Raises UpstreamError."""
         if scheme != "https" and not is_loopback(host):
-            raise errors.plain_http_credentials(self._who)
+            raise errors.plain_http_credentials(self._prefix)
 
-    # What was refused
+    def _not_allowed(self, problem: str) -> UpstreamError:
+        return errors.destination_not_allowed(self._prefix, problem)
 
-    def _learn(self, answer: UpstreamResponse, budget: CallLimits, *, needs_one: bool) -> _Known | None:
-        """The challenge of an answer, or the known one, or that of `/v2/`, where some registries hide it."""
-        challenge = pick_challenge(parse_challenges(answer.header_values("WWW-Authenticate")))
-        if challenge is not None:
-            self._known = _Known(challenge, answer.zone)
-        elif self._known is None and needs_one and budget.pings:
-            budget.pings -= 1
-            place = Url(self._upstream.origin, "/v2/")
-            ping = self._sender.send(UpstreamRequest(self._who, "GET", place, {}, budget.deadline))
-            challenge = pick_challenge(parse_challenges(ping.header_values("WWW-Authenticate")))
-            ping.finish()
-            if ping.status == 401 and challenge is not None:
-                self._known = _Known(challenge, ping.zone)
-        return self._known
 
-    def _is_untried(self, grant: Authorization) -> bool:
-        """Bearer mode, and nobody knows yet how this registry wants the secret."""
-        return grant.is_verbatim and self._upstream.auth.type == "bearer" and self._is_exchanging is None
+class AuthenticationMode(ABC):
+    """How requests to one registry are authenticated."""
 
-    def _renewed(
-        self, grant: Authorization, known: _Known | None, repository: str, budget: CallLimits
+    def __init__(self, responder: ChallengeResponder) -> None:
+        self._responder = responder
+
+    @abstractmethod
+    def first(self, repository: str, limits: CallLimits) -> Authorization:
+        """The header for a request. Raises UpstreamError, AuthenticationFailed."""
+
+    @abstractmethod
+    def after_refusal(
+        self, refused: Authorization, response: UpstreamResponse, repository: str, limits: CallLimits
     ) -> Authorization | None:
-        """The same with a newer keychain entry, if there is one. ECR says 403 when its password is too old."""
-        if grant.header is None or grant.token or self._upstream.auth.type != "keychain":
+        """Another header after a 401 or 403 of the registry; None when there is none.
+
+        Raises UpstreamError, AuthenticationFailed.
+        """
+
+    def record_result(self, authorization: Authorization, status: int, repository: str) -> None:
+        """Remember what the registry made of a header."""
+        self._responder.record_result(authorization, status, repository)
+
+
+class FixedCredentialAuth(AuthenticationMode):
+    """`anonymous` and `basic`: the same credential for every repository."""
+
+    def __init__(self, responder: ChallengeResponder, credential: Credential) -> None:
+        super().__init__(responder)
+        self._credential = credential
+
+    def first(self, repository: str, limits: CallLimits) -> Authorization:
+        with self._responder.known_challenge() as known:
+            authorization = known and self._responder.respond(known, self._credential, repository, limits)
+        return authorization or Authorization(self._credential)
+
+    def after_refusal(
+        self, refused: Authorization, response: UpstreamResponse, repository: str, limits: CallLimits
+    ) -> Authorization | None:
+        known = self._responder.learn(response, limits, may_ping=response.status == 401)
+        if response.status == 403 or known is None:
             return None
-        renewed = self._renew(grant.credential, repository, budget)
-        if renewed == grant.credential or known is None:
+        return _if_other(refused, self._responder.respond(known, self._credential, repository, limits, refused))
+
+
+class BearerAuth(AuthenticationMode):
+    """`bearer`: a secret that is either sent as it is or is the password for a token; the first refusal decides."""
+
+    def __init__(self, responder: ChallengeResponder, username: str, secret: str) -> None:
+        super().__init__(responder)
+        self._credential = Credential(username or TOKEN_USER, secret, registry_token=secret)
+        self._needs_token: bool | None = None  # None: not known yet
+
+    def first(self, repository: str, limits: CallLimits) -> Authorization:
+        if not self._needs_token:
+            return self._responder.verbatim(self._credential)
+        try:
+            with self._responder.known_challenge() as known:
+                if known is None or known.scheme != "bearer":
+                    return Authorization(self._credential)
+                return self._responder.token(known, self._credential, repository, limits)
+        except (UpstreamError, AuthenticationFailed) as exc:
+            if not is_remembered(exc):
+                self._needs_token = None
+            raise
+
+    def after_refusal(
+        self, refused: Authorization, response: UpstreamResponse, repository: str, limits: CallLimits
+    ) -> Authorization | None:
+        is_undecided = refused.is_verbatim and self._needs_token is None
+        known = self._responder.learn(response, limits, may_ping=response.status == 401 or is_undecided)
+        if known is None or (response.status == 403 and not is_undecided):
             return None
-        return self._answer(known, renewed, repository, budget)
+        if not refused.is_verbatim and not self._needs_token:
+            return self._responder.verbatim(self._credential)  # another thread found that it is accepted
+        if known.scheme != "bearer":
+            return None
+        return _if_other(refused, self._responder.token(known, self._credential, repository, limits, refused))
 
-    def _renew(self, credential: Credential, repository: str, budget: CallLimits) -> Credential:
-        left_s = None if budget.deadline is None else budget.left(float("inf"))
-        return self._keychain.renew(self._host, repository, credential, left_s)
+    def record_result(self, authorization: Authorization, status: int, repository: str) -> None:
+        super().record_result(authorization, status, repository)
+        if authorization.header is not None and status not in (401, 403):
+            self._needs_token = not authorization.is_verbatim
 
 
-def _scopes(repository: str, challenge: Challenge) -> tuple[str, ...]:
-    """Pulling from this repository, and what the challenge asks if it is about the same and no more (no push)."""
+class KeychainAuth(AuthenticationMode):
+    """`keychain`: the login of Docker's keychain, which may be renewed when it is rejected."""
+
+    def __init__(self, responder: ChallengeResponder, keychain: Keychain, host: str) -> None:
+        super().__init__(responder)
+        self._keychain = keychain
+        self._host = host
+
+    def first(self, repository: str, limits: CallLimits) -> Authorization:
+        credential = self._keychain.credential_for(self._host, repository, limits.remaining_s)
+        if credential.registry_token:
+            return self._responder.verbatim(credential)
+        with self._responder.known_challenge() as known:
+            authorization = known and self._respond(known, credential, repository, limits)
+        return authorization or Authorization(credential)
+
+    def after_refusal(
+        self, refused: Authorization, response: UpstreamResponse, repository: str, limits: CallLimits
+    ) -> Authorization | None:
+        known = self._responder.learn(response, limits, may_ping=response.status == 401)
+        if response.status == 401 and known is None:
+            return None
+        if response.status == 401 and known is not None and not refused.is_verbatim:
+            authorization = self._respond(known, refused.credential, repository, limits, refused)
+            if authorization is not None and authorization.header != refused.header:
+                return authorization
+        if refused.header is None or refused.token:
+            return None
+        # ECR responds with 403 to a password that has expired.
+        renewed = self._renew(refused.credential, repository, limits)
+        if known is None or renewed == refused.credential:
+            return None
+        if renewed.registry_token:
+            return self._responder.verbatim(renewed)
+        return self._respond(known, renewed, repository, limits)
+
+    def _respond(
+        self,
+        known: KnownChallenge,
+        credential: Credential,
+        repository: str,
+        limits: CallLimits,
+        refused: Authorization | None = None,
+    ) -> Authorization | None:
+        """As ChallengeResponder.respond; once more with a renewed login when the token service rejects this one."""
+        try:
+            return self._responder.respond(known, credential, repository, limits, refused)
+        except AuthenticationFailed as exc:
+            if exc.remembered or credential.is_anonymous:
+                raise
+            renewed = self._renew(credential, repository, limits)
+            if renewed == credential or limits.token_requests <= 0:
+                raise
+        return self._responder.token(known, renewed, repository, limits, refused)
+
+    def _renew(self, credential: Credential, repository: str, limits: CallLimits) -> Credential:
+        return self._keychain.renew(self._host, repository, credential, limits.remaining_s)
+
+
+def make_mode(upstream: Upstream, keychain: Keychain, responder: ChallengeResponder) -> AuthenticationMode:
+    """The mode that `auth` of an upstream selects."""
+    auth = upstream.auth
+    match auth.type:
+        case "anonymous":
+            return FixedCredentialAuth(responder, ANONYMOUS)
+        case "basic":
+            return FixedCredentialAuth(responder, Credential(auth.username, auth.password.reveal()))
+        case "bearer":
+            return BearerAuth(responder, auth.username, auth.password.reveal())
+        case "keychain":
+            return KeychainAuth(responder, keychain, upstream.origin.authority)
+
+
+def is_remembered(exc: UpstreamError | AuthenticationFailed) -> bool:
+    """Whether the error comes from memory: the credentials were rejected before and not sent."""
+    return isinstance(exc, AuthenticationFailed) and exc.remembered
+
+
+def _if_other(refused: Authorization, authorization: Authorization | None) -> Authorization | None:
+    """The header, unless it is the one that was refused."""
+    return authorization if authorization is not None and authorization.header != refused.header else None
+
+
+def _pull_scopes(repository: str, challenge: Challenge) -> tuple[str, ...]:
+    """Pulling from this repository, and the scope of the challenge if it is about the same and requests no more."""
     own = f"repository:{repository}:pull"
-    asked = challenge.parameters.get("scope", "")
-    _, _, name = asked.partition(":")
-    is_ours = asked.startswith("repository") and name.rpartition(":")[0] == repository
-    return (own, asked) if asked != own and is_ours and _pulls_only(asked) else (own,)
+    requested = challenge.parameters.get("scope", "")
+    _, _, name = requested.partition(":")
+    is_same = requested.startswith("repository") and name.rpartition(":")[0] == repository
+    return (own, requested) if requested != own and is_same and _is_pull_only(requested) else (own,)
 
 
-def _pulls_only(scope: str) -> bool:
+def _is_pull_only(scope: str) -> bool:
     return scope.startswith("repository") and " " not in scope and scope.rpartition(":")[2] == "pull"

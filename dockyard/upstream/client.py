@@ -1,10 +1,10 @@
-"""A registry as the cache sees it: a few questions, each with one answer or one error.
+"""A registry as the cache uses it: a few operations, each with one result or one error.
 
-Each operation asks the breaker first, then calls, then reads the status. What registries get wrong in practice is made
-good here: a HEAD that is refused or says too little is asked again as a GET, a
-download address that has expired is fetched anew from the registry.
+Each operation checks the circuit breaker, sends its requests, and maps the status to a result or an error. It makes up
+for what registries get wrong in practice: a HEAD that is rejected or incomplete is replaced by a GET, a redirect that
+has expired is requested anew.
 
-Errors: what the registry answers (not found, denied) is the answer. Everything else is an Outage or TooManyRequests.
+Errors: "not found" and "denied" are responses of the registry. Everything else is an Outage or TooManyRequests.
 """
 
 import time
@@ -27,56 +27,60 @@ from dockyard.oci.lists import Referrer
 from dockyard.oci.manifest import ACCEPT, MAX_MANIFEST_BYTES, Descriptor, Manifest
 from dockyard.oci.reference import Digest, Reference
 from dockyard.upstream import errors
-from dockyard.upstream.auth import Authenticator
+from dockyard.upstream.auth import ChallengeResponder, make_mode
 from dockyard.upstream.circuit_breaker import CircuitBreaker
 from dockyard.upstream.errors import AuthenticationFailed, Cause, UpstreamError
 from dockyard.upstream.headers import find_digest, parse_retry_after
 from dockyard.upstream.keychain import Keychain
 from dockyard.upstream.lists import ListReader
-from dockyard.upstream.reading import (
+from dockyard.upstream.responses import (
+    UpstreamBlob,
     check_content,
     check_encoding,
+    content_length,
     find_descriptor,
     find_size,
-    length_of,
-    note_limits,
-    open_source,
+    open_blob_body,
+    record_rate_limit,
 )
 from dockyard.upstream.session import RegistryRequest, RegistryResponse, RegistrySession
-from dockyard.upstream.source import UpstreamBlob
 from dockyard.upstream.tokens import CallLimits
 from dockyard.upstream.transport import Transport
 
-ANSWER_TIMEOUT_S = 10.0  # for what is neither a tag check nor the body of a blob
-HEADLESS_FOR_S = 300.0
+MAX_REDIRECT_ATTEMPTS = 2
+ANSWER_TIMEOUT_S = 10.0  # for everything but tag checks and the bodies of blobs
+SKIP_HEAD_FOR_S = 300.0
 ACCEPT_HEADER = ", ".join(ACCEPT)
 
-# A registry that answers HEAD so may well answer GET.
-_NOT_BY_HEAD = frozenset({400, 401, 403, 405, 406, 501})
+# A registry that responds to HEAD with one of these may support GET.
+_RETRY_WITH_GET = frozenset({400, 401, 403, 405, 406, 501})
 
 T = TypeVar("T")
 
 
 class RegistryClient:
-    """One upstream. Its methods block, and many threads use them at once."""
+    """The client of one upstream. Its methods block; many threads call them at the same time."""
 
     def __init__(self, upstream: Upstream, limits: UpstreamLimits, keychain: Keychain, breaker: CircuitBreaker) -> None:
-        self._who = upstream.prefix
+        self._prefix = upstream.prefix
         self._limits = limits
         self._breaker = breaker
         self._transport = Transport(upstream, limits)
-        self._caller = RegistrySession(upstream, self._transport, Authenticator(upstream, self._transport, keychain))
-        self._lists = ListReader(self._who, self._ask, self._status_error)
-        self._headless_until = float("-inf")
+        responder = ChallengeResponder(upstream, self._transport)
+        mode = make_mode(upstream, keychain, responder)
+        self._session = RegistrySession(upstream, self._transport, mode, responder)
+        self._lists = ListReader(self._prefix, self._send, self._status_error)
+        self._skip_head_until = float("-inf")
 
     def head_manifest(self, repository: str, reference: Reference) -> Descriptor:
-        """What a tag is at the moment (or a digest, how large). All of it within `check_timeout`."""
+        """The current descriptor of a tag or digest, within `check_timeout` in total."""
         return self._guard("head_manifest", lambda: self._head_manifest(repository, reference))
 
     def get_manifest(self, repository: str, reference: Reference) -> Manifest:
-        """A manifest, verified."""
+        """A verified manifest."""
         return self._guard(
-            "get_manifest", lambda: self._get_manifest(repository, reference, self._budget(self._answer_timeout))
+            "get_manifest",
+            lambda: self._get_manifest(repository, reference, self._call_limits(self._response_timeout_s)),
         )
 
     def head_blob(self, repository: str, digest: Digest) -> int:
@@ -84,7 +88,10 @@ class RegistryClient:
         return self._guard("head_blob", lambda: self._head_blob(repository, digest))
 
     def open_blob(self, repository: str, digest: Digest, start: int = 0) -> UpstreamBlob:
-        """A blob from byte `start` on; its headers come within `stall_timeout`. A resume is not kept back."""
+        """A blob from byte `start` on; its headers must arrive within `stall_timeout`.
+
+        Resuming (`start` > 0) bypasses the circuit breaker.
+        """
 
         def probe() -> None:
             self._open_blob(repository, digest, 0).close()
@@ -96,12 +103,12 @@ class RegistryClient:
         return self._guard("list_tags", lambda: self._lists.tags(repository))
 
     def list_referrers(self, repository: str, digest: Digest) -> list[Referrer]:
-        """The manifests that name this one as their subject; none when there are none."""
+        """The manifests whose subject is this one; empty when there are none."""
         return self._guard("list_referrers", lambda: self._lists.referrers(repository, digest))
 
     @property
     def is_breaker_open(self) -> bool:
-        """Whether the breaker answers for the upstream."""
+        """Whether operations fail without a request, because the upstream is unavailable or rate limited."""
         return self._breaker.is_open
 
     def close(self) -> None:
@@ -117,16 +124,16 @@ class RegistryClient:
         *,
         is_resume: bool = False,
     ) -> T:
-        """Run an operation between the two sides of the breaker."""
+        """Check the circuit breaker, run an operation, and record its result in the circuit breaker."""
         if not is_resume:
             self._breaker.check(probe or operation)
         try:
-            with metrics.upstream_seconds.labels(self._who, name).time():
+            with metrics.upstream_seconds.labels(self._prefix, name).time():
                 result = operation()
-        except UpstreamError as fault:
-            metrics.upstream_failures.labels(self._who, reason_of(fault.error)).inc()
-            self._breaker.record_failure(fault, probe or operation)
-            raise fault.error from fault
+        except UpstreamError as error:
+            metrics.upstream_failures.labels(self._prefix, reason_of(error.error)).inc()
+            self._breaker.record_failure(error, probe or operation)
+            raise error.error from error
         except RegistryError as error:
             if not error.remembered:
                 self._breaker.record_success()
@@ -137,187 +144,190 @@ class RegistryClient:
     # Manifests
 
     def _head_manifest(self, repository: str, reference: Reference) -> Descriptor:
-        budget = self._budget(self._limits.check_timeout)
-        if time.monotonic() < self._headless_until:
-            return self._get_manifest(repository, reference, budget).descriptor
-        question = RegistryRequest("HEAD", repository, reference, accept=ACCEPT_HEADER)
-        reply = self._ask(question, budget)
-        answer = reply.answer
-        answer.finish()
-        note_limits(self._who, answer)
-        if answer.status == 200 and (descriptor := find_descriptor(answer, reference)) is not None:
+        limits = self._call_limits(self._limits.check_timeout)
+        if time.monotonic() < self._skip_head_until:
+            return self._get_manifest(repository, reference, limits).descriptor
+        request = RegistryRequest("HEAD", repository, reference, accept=ACCEPT_HEADER)
+        response = self._send(request, limits)
+        http = response.http
+        http.finish()
+        record_rate_limit(self._prefix, http)
+        if http.status == 200 and (descriptor := find_descriptor(http, reference)) is not None:
             return descriptor
-        if answer.status != 200 and answer.status not in _NOT_BY_HEAD:
-            raise self._status_error(reply, question)
-        self._spare(budget, reply)
-        descriptor = self._get_manifest(repository, reference, budget).descriptor
-        if answer.status in (405, 501):
-            self._headless_until = time.monotonic() + HEADLESS_FOR_S
+        if http.status != 200 and http.status not in _RETRY_WITH_GET:
+            raise self._status_error(response, request)
+        self._limit_tokens(limits, response)
+        descriptor = self._get_manifest(repository, reference, limits).descriptor
+        if http.status in (405, 501):
+            self._skip_head_until = time.monotonic() + SKIP_HEAD_FOR_S
         return descriptor
 
-    def _get_manifest(self, repository: str, reference: Reference, budget: CallLimits) -> Manifest:
-        """A body that breaks off is asked for once more; a connection without an answer was already tried twice."""
-        question = RegistryRequest("GET", repository, reference, accept=ACCEPT_HEADER)
-        reply = self._ask(question, budget)
+    def _get_manifest(self, repository: str, reference: Reference, limits: CallLimits) -> Manifest:
+        """A body that breaks off is requested once more. (The transport retries what breaks off before its headers.)"""
+        request = RegistryRequest("GET", repository, reference, accept=ACCEPT_HEADER)
+        response = self._send(request, limits)
         try:
-            return self._read_manifest(reply, question)
-        except UpstreamError as fault:
-            if not fault.is_retryable:
+            return self._read_manifest(response, request)
+        except UpstreamError as error:
+            if not error.is_retryable:
                 raise
-        return self._read_manifest(self._ask(question, budget), question)
+        return self._read_manifest(self._send(request, limits), request)
 
-    def _read_manifest(self, reply: RegistryResponse, question: RegistryRequest) -> Manifest:
-        answer = reply.answer
-        note_limits(self._who, answer)
-        if answer.status != 200:
-            answer.finish()
-            raise self._status_error(reply, question)
+    def _read_manifest(self, response: RegistryResponse, request: RegistryRequest) -> Manifest:
+        http = response.http
+        record_rate_limit(self._prefix, http)
+        if http.status != 200:
+            http.finish()
+            raise self._status_error(response, request)
         try:
-            length = length_of(answer)
-            check_encoding(answer)
+            length = content_length(http)
+            check_encoding(http)
             if length is not None and length > MAX_MANIFEST_BYTES:
-                raise errors.bad_response(self._who, f"has a manifest of more than {MAX_MANIFEST_BYTES} bytes")
-            body = answer.read(MAX_MANIFEST_BYTES)
-        except UpstreamError as fault:
-            answer.close()
-            raise _elsewhere(fault, reply) from fault
-        told = find_digest(answer.header("Docker-Content-Digest"))
-        expected = question.reference if isinstance(question.reference, Digest) else told
+                raise errors.bad_response(self._prefix, f"has a manifest of more than {MAX_MANIFEST_BYTES} bytes")
+            body = http.read(MAX_MANIFEST_BYTES)
+        except UpstreamError as error:
+            http.close()
+            raise _attribute(error, response) from error
+        announced = find_digest(http.header("Docker-Content-Digest"))
+        expected = request.reference if isinstance(request.reference, Digest) else announced
         try:
-            return Manifest.parse(body, answer.header("Content-Type"), expected)
+            return Manifest.parse(body, http.header("Content-Type"), expected)
         except BadUpstream as error:
-            # Without a length, a body that was cut looks like one that is wrong.
-            is_cut = length is None and answer.header("Transfer-Encoding") is None
-            raise UpstreamError(error, Cause.NOT_COUNTED, is_retryable=is_cut) from error
+            # Without a length, a truncated body cannot be told from a wrong one.
+            is_truncated = length is None and http.header("Transfer-Encoding") is None
+            raise UpstreamError(error, Cause.NOT_COUNTED, is_retryable=is_truncated) from error
 
     # Blobs
 
     def _head_blob(self, repository: str, digest: Digest) -> int:
-        budget = self._budget(self._answer_timeout)
-        question = RegistryRequest("HEAD", repository, digest, is_blob=True)
-        reply = self._ask(question, budget)
-        answer = reply.answer
-        answer.finish()
-        if answer.status == 200:
-            check_content(answer)
-            if (length := length_of(answer)) is not None and answer.header("Transfer-Encoding") is None:
+        limits = self._call_limits(self._response_timeout_s)
+        request = RegistryRequest("HEAD", repository, digest, is_blob=True)
+        response = self._send(request, limits)
+        http = response.http
+        http.finish()
+        if http.status == 200:
+            check_content(http)
+            if (length := content_length(http)) is not None and http.header("Transfer-Encoding") is None:
                 return length
-        elif answer.status not in _NOT_BY_HEAD:
-            raise self._status_error(reply, question)
-        self._spare(budget, reply)
-        return self._size_by_range(repository, digest, budget)
+        elif http.status not in _RETRY_WITH_GET:
+            raise self._status_error(response, request)
+        self._limit_tokens(limits, response)
+        return self._size_by_range(repository, digest, limits)
 
-    def _size_by_range(self, repository: str, digest: Digest, budget: CallLimits) -> int:
-        """Some registries refuse HEAD, and so do addresses signed for GET: the first byte tells the size too."""
-        question = RegistryRequest("GET", repository, digest, is_blob=True, byte_range="bytes=0-0")
-        reply = self._ask(question, budget)
-        answer = reply.answer
+    def _size_by_range(self, repository: str, digest: Digest, limits: CallLimits) -> int:
+        """Request the first byte: some registries reject HEAD, and so do URLs that are signed for GET."""
+        request = RegistryRequest("GET", repository, digest, is_blob=True, byte_range="bytes=0-0")
+        response = self._send(request, limits)
         try:
-            size = find_size(answer)
+            size = find_size(response.http)
         finally:
-            answer.close()
+            response.http.close()
         if size is not None:
             return size
-        raise self._status_error(reply, question)
+        raise self._status_error(response, request)
 
     def _open_blob(self, repository: str, digest: Digest, start: int) -> UpstreamBlob:
-        """Through the registry twice at most: an address that it signed may have expired, or its host hang.
+        """Ask the registry for a redirect at most twice: a signed URL may have expired, or its host may hang.
 
-        Where nobody listens, whoever opens the blob tries again after a pause.
+        A host that refuses connections is not tried again here: the download retries after a pause.
         """
-        budget = self._budget(self._limits.stall_timeout)
+        limits = self._call_limits(self._limits.stall_timeout)
         byte_range = f"bytes={start}-" if start else ""
-        question = RegistryRequest("GET", repository, digest, is_blob=True, byte_range=byte_range)
-        try:
-            return self._try_blob(question, start, budget)
-        except _ElsewhereFailed:
-            pass
-        try:
-            return self._try_blob(question, start, budget)
-        except _ElsewhereFailed as exc:
-            raise exc.fault from exc
-
-    def _try_blob(self, question: RegistryRequest, start: int, budget: CallLimits) -> UpstreamBlob:
-        """Raises _ElsewhereFailed when a fresh redirect may do better."""
-        try:
-            reply = self._ask(question, budget)
-        except UpstreamError as fault:
-            if fault.is_from_other_origin and isinstance(fault.error, UpstreamTimeout) and budget.left(1.0):
-                raise _ElsewhereFailed(fault) from fault
-            raise
-        answer = reply.answer
-        if answer.status in (200, 206):
+        request = RegistryRequest("GET", repository, digest, is_blob=True, byte_range=byte_range)
+        attempts_left = MAX_REDIRECT_ATTEMPTS
+        while True:
+            attempts_left -= 1
             try:
-                return open_source(answer, start)
-            except UpstreamError as fault:
-                answer.close()
-                raise _elsewhere(fault, reply) from fault
-        answer.finish()
-        if reply.is_redirected and answer.status in (401, 403):
-            raise _ElsewhereFailed(
-                errors.server_error(answer.who, answer.status).as_not_counted(is_from_other_origin=True)
-            )
-        raise self._status_error(reply, question)
+                return self._try_open_blob(request, start, limits)
+            except _RedirectTargetFailed as exc:
+                if not attempts_left:
+                    raise exc.error from exc
 
-    # Asking
-
-    def _ask(self, question: RegistryRequest, budget: CallLimits) -> RegistryResponse:
+    def _try_open_blob(self, request: RegistryRequest, start: int, limits: CallLimits) -> UpstreamBlob:
+        """Raises _RedirectTargetFailed when another redirect may succeed."""
         try:
-            return self._caller.ask(question, budget)
-        except AuthenticationFailed as exc:
-            denied = Denied(f"{self._who} refuses our login for {question.repository}", remembered=exc.remembered)
-            raise (self._unknown(question) if exc.is_anonymous else denied) from exc
+            response = self._send(request, limits)
+        except UpstreamError as error:
+            has_time = limits.remaining_s is None or limits.remaining_s > 0
+            if error.is_from_other_origin and isinstance(error.error, UpstreamTimeout) and has_time:
+                raise _RedirectTargetFailed(error) from error
+            raise
+        http = response.http
+        if http.status in (200, 206):
+            try:
+                return open_blob_body(http, start)
+            except UpstreamError as error:
+                http.close()
+                raise _attribute(error, response) from error
+        http.finish()
+        if response.is_redirected and http.status in (401, 403):
+            rejected = errors.server_error(http.server, http.status)
+            raise _RedirectTargetFailed(rejected.as_not_counted(is_from_other_origin=True))
+        raise self._status_error(response, request)
 
-    def _budget(self, timeout_s: float) -> CallLimits:
+    # Requests and errors
+
+    def _send(self, request: RegistryRequest, limits: CallLimits) -> RegistryResponse:
+        try:
+            return self._session.send(request, limits)
+        except AuthenticationFailed as exc:
+            if exc.is_anonymous:
+                raise self._not_found(request) from exc
+            raise self._denied(request, remembered=exc.remembered) from exc
+
+    def _call_limits(self, timeout_s: float) -> CallLimits:
         return CallLimits(time.monotonic() + timeout_s if timeout_s else None)
 
     @property
-    def _answer_timeout(self) -> float:
+    def _response_timeout_s(self) -> float:
         return max(ANSWER_TIMEOUT_S, self._limits.check_timeout) if self._limits.check_timeout else 0.0
 
-    def _spare(self, budget: CallLimits, reply: RegistryResponse) -> None:
-        """After a 401 to a HEAD that had a token, another token would not help the GET either."""
-        if reply.answer.status == 401 and reply.grant.token:
-            budget.token_requests = 0
+    def _limit_tokens(self, limits: CallLimits, response: RegistryResponse) -> None:
+        """After a 401 to a HEAD with a token, another token would not help the GET either."""
+        if response.http.status == 401 and response.authorization.token:
+            limits.token_requests = 0
 
-    def _unknown(self, question: RegistryRequest) -> RegistryError:
-        if question.listing:
-            return NameUnknown(f"{self._who} has no {question.what}")
-        return (BlobUnknown if question.is_blob else ManifestUnknown)(f"{self._who} has no {question.what}")
+    def _not_found(self, request: RegistryRequest) -> RegistryError:
+        if request.list_path:
+            return NameUnknown(f"{self._prefix} has no {request.subject}")
+        return (BlobUnknown if request.is_blob else ManifestUnknown)(f"{self._prefix} has no {request.subject}")
 
-    def _status_error(self, reply: RegistryResponse, question: RegistryRequest) -> UpstreamError | RegistryError:
-        """The error behind a status that is not a success."""
-        answer = reply.answer
-        match answer.status:
-            case 401 | 403 if reply.is_from_other_origin:
-                fault = errors.server_error(answer.who, answer.status)
-            case 401 | 403 | 451 if not reply.grant.credential.is_anonymous:
-                return Denied(f"{self._who} refuses our login for {question.repository}")
+    def _denied(self, request: RegistryRequest, *, remembered: bool = False) -> Denied:
+        return Denied(f"{self._prefix} rejects the credentials for {request.repository}", remembered=remembered)
+
+    def _status_error(self, response: RegistryResponse, request: RegistryRequest) -> UpstreamError | RegistryError:
+        """The error for a status that is not a success."""
+        http = response.http
+        match http.status:
+            case 401 | 403 if response.is_from_other_origin:
+                error = errors.server_error(http.server, http.status)
+            case 401 | 403 | 451 if not response.authorization.credential.is_anonymous:
+                return self._denied(request)
             case 401 | 403 | 404 | 410 | 451:
-                return self._unknown(question)
+                return self._not_found(request)
             case 429:
-                fault = errors.rate_limited(answer.who, parse_retry_after(answer.header("Retry-After"), time.time()))
+                error = errors.rate_limited(http.server, parse_retry_after(http.header("Retry-After"), time.time()))
             case 407:
-                fault = errors.unreachable(answer.who, "its proxy does not let us through")
+                error = errors.unreachable(http.server, "the proxy rejects the request")
             case 408:
-                fault = errors.timed_out(answer.who)
+                error = errors.timed_out(http.server)
             case status if 500 <= status < 600:
-                header = answer.header("Retry-After")
+                header = http.header("Retry-After")
                 wait_s = parse_retry_after(header, time.time()) if header else errors.RETRY_AFTER_S
-                fault = errors.server_error(answer.who, status, wait_s)
+                error = errors.server_error(http.server, status, wait_s)
             case status:
-                fault = errors.bad_response(answer.who, f"answered {status}")
-        return _elsewhere(fault, reply)
+                error = errors.bad_response(http.server, f"responded with status {status}")
+        return _attribute(error, response)
 
 
-class _ElsewhereFailed(Exception):
-    """The place that the registry redirected to failed in a way that a fresh redirect may mend."""
+class _RedirectTargetFailed(Exception):
+    """The host that the registry redirected to failed in a way that another redirect may repair."""
 
-    def __init__(self, fault: UpstreamError) -> None:
-        super().__init__(fault.error.message)
-        self.fault = fault
+    def __init__(self, error: UpstreamError) -> None:
+        super().__init__(error.error.message)
+        self.error = error
 
 
-def _elsewhere(fault: UpstreamError, reply: RegistryResponse) -> UpstreamError:
-    """What a host does that the registry redirects to does not speak against the registry."""
-    return fault.as_not_counted(is_from_other_origin=True) if reply.is_from_other_origin else fault
+def _attribute(error: UpstreamError, response: RegistryResponse) -> UpstreamError:
+    """Do not count the failure of a redirect target as a failure of the registry."""
+    return error.as_not_counted(is_from_other_origin=True) if response.is_from_other_origin else error

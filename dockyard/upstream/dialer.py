@@ -1,8 +1,8 @@
-"""Connections whose every wait is bounded: looking names up, connecting to a checked address, reading.
+"""Connections with a time limit on every wait: name lookup, connect, and each read of a response.
 
-A socket timeout limits one operation; an upstream that sends a byte a second passes it for ever. Here each read waits
-for as long as its request has left (`Attempt`), so headers and bodies that drip end at the deadline as well, without a
-thread that watches. Looking up a name has no timeout at all; it runs in a daemon thread, one per name at a time.
+A socket timeout limits one operation; an upstream that sends one byte per second never exceeds it. Here each read
+waits at most for what is left of the request's deadline (`Attempt`), so slow headers and bodies end at the deadline
+without a watchdog thread. A name lookup has no timeout at all, so it runs in a daemon thread, one per name at a time.
 """
 
 import io
@@ -10,13 +10,13 @@ import socket
 import ssl
 import threading
 import time
-from collections import OrderedDict
 from concurrent.futures import Future
 from contextlib import suppress
 from enum import Enum, auto
 from typing import Any
 
 import attrs
+from cachetools import LRUCache
 
 from dockyard.upstream.network_zones import NetworkZone, find_zone, is_zone_allowed
 
@@ -24,77 +24,76 @@ LOOKUP_TIMEOUT_S = 5.0
 MAX_LOOKUPS = 4
 MAX_PREFERRED_ADDRESSES = 64
 READ_BUFFER_BYTES = 16 * 1024
-MANY_BYTES = 32 * 1024
+MIN_GATHER_BYTES = 32 * 1024
 
 SockAddr = tuple[Any, ...]
 Address = tuple[socket.AddressFamily, SockAddr]
 
 
 class Stage(Enum):
-    """How far a request came."""
+    """What a request is waiting for."""
 
     CONNECT = auto()
     TLS = auto()
-    ANSWER = auto()
+    RESPONSE = auto()
 
 
 class DialError(Exception):
-    """No connection. `why` is fit for a message."""
+    """No connection. `reason` contains no address and no host name."""
 
     def __init__(
-        self, why: str, *, is_timeout: bool = False, is_forbidden: bool = False, is_refused: bool = False
+        self, reason: str, *, is_timeout: bool = False, is_forbidden: bool = False, is_refused: bool = False
     ) -> None:
-        super().__init__(why)
-        self.why = why
+        super().__init__(reason)
+        self.reason = reason
         self.is_refused = is_refused
         self.is_timeout = is_timeout
         self.is_forbidden = is_forbidden
 
 
 class Resolver:
-    """Name lookups with a time limit. One per name at a time, whoever asks; `MAX_LOOKUPS` in all.
+    """Name lookups with a time limit: one per name at a time, shared by all threads, and `MAX_LOOKUPS` in total.
 
-    A lookup that hangs keeps its thread until the C library gives up, and only names beside it wait for a place.
+    A lookup that hangs keeps its thread until the C library gives up.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._lookups: dict[tuple[str, int], Future[list[Address]]] = {}
-        self._last_good: OrderedDict[tuple[str, int], Address] = OrderedDict()
+        self._preferred: LRUCache[tuple[str, int], Address] = LRUCache(MAX_PREFERRED_ADDRESSES)
 
-    def find(self, host: str, port: int, within_s: float) -> list[Address]:
-        """The addresses of a host, the one that worked last first, else IPv6 and IPv4 in turn. Raises DialFailed."""
+    def resolve(self, host: str, port: int, timeout_s: float) -> list[Address]:
+        """The addresses of a host: the last one that worked first, then IPv6 and IPv4 in turn. Raises DialError."""
         try:
             return _lookup(host, port, socket.AI_NUMERICHOST)
         except (OSError, UnicodeError):
             pass
         try:
-            found = self._share(host, port).result(within_s)
+            addresses = self._start_or_join(host, port).result(timeout_s)
         except TimeoutError as exc:
-            raise DialError("its name was not found in time") from exc
+            raise DialError("name resolution timed out") from exc
         except (OSError, UnicodeError) as exc:
-            raise DialError("its name is not known") from exc
-        found = _alternate(found)
-        if (good := self._last_good.get((host, port))) in found:
-            found.sort(key=lambda one: one != good)
-        return found
-
-    def remember(self, host: str, port: int, found: Address) -> None:
-        """This address works: networks without a way out for IPv6 then cost one timeout and not one per connection."""
+            raise DialError("name resolution failed") from exc
+        addresses = _alternate_families(addresses)
         with self._lock:
-            self._last_good[host, port] = found
-            self._last_good.move_to_end((host, port))
-            while len(self._last_good) > MAX_PREFERRED_ADDRESSES:
-                self._last_good.popitem(last=False)
+            preferred = self._preferred.get((host, port))
+        if preferred in addresses:
+            addresses.sort(key=lambda address: address != preferred)
+        return addresses
 
-    def _share(self, host: str, port: int) -> Future[list[Address]]:
+    def prefer(self, host: str, port: int, address: Address) -> None:
+        """Put this address first from now on: in networks without IPv6 routes only one connection has to time out."""
+        with self._lock:
+            self._preferred[host, port] = address
+
+    def _start_or_join(self, host: str, port: int) -> Future[list[Address]]:
         key = (host, port)
         with self._lock:
             future = self._lookups.get(key)
             if future is not None:
                 return future
             if len(self._lookups) >= MAX_LOOKUPS:
-                raise DialError("the name server does not answer")
+                raise DialError("name resolution failed: too many lookups are waiting for the name server")
             future = self._lookups[key] = Future()
         threading.Thread(target=self._run, args=(key, future), name="lookup", daemon=True).start()
         return future
@@ -114,81 +113,82 @@ def _lookup(host: str, port: int, flags: int = 0) -> list[Address]:
     return [(family, address) for family, _, _, _, address in infos]
 
 
-def _alternate(found: list[Address]) -> list[Address]:
-    """Families in turn, so that a dead one costs one attempt (RFC 8305 section 4)."""
+def _alternate_families(addresses: list[Address]) -> list[Address]:
+    """IPv6 and IPv4 in turn, so that a family without a route costs one attempt (RFC 8305 section 4)."""
     ranks: dict[int, int] = {}
-    ordered = []
-    for one in found:
-        rank = ranks[one[0]] = ranks.get(one[0], -1) + 1
-        ordered.append((rank, one))
-    return [one for _, one in sorted(ordered, key=lambda pair: pair[0])]
+    ranked = []
+    for address in addresses:
+        rank = ranks[address[0]] = ranks.get(address[0], -1) + 1
+        ranked.append((rank, address))
+    return [address for _, address in sorted(ranked, key=lambda pair: pair[0])]
 
 
 @attrs.define(eq=False)
 class Attempt:
-    """One attempt at one request: its limits, and what became of it.
+    """One attempt to send a request and read its response: the time limits, and the connection that is used.
 
-    `deadline` is on the monotonic clock; None: only `step_s` limits each wait. `registry_zone` is the zone of the
-    registry that redirected there; None: the host is the registry itself or is listed as trusted.
+    `deadline` is on the monotonic clock; with None only `stall_timeout_s` limits each wait. `registry_zone` is the
+    zone of the registry that referred to this host; None: the host is the registry itself or listed in
+    `trusted_hosts`, and may have any address.
     """
 
     resolver: Resolver
-    connect_s: float
-    step_s: float
+    connect_timeout_s: float
+    stall_timeout_s: float
     deadline: float | None
     registry_zone: NetworkZone | None
-    is_fresh: bool = False  # do not use a connection that was used before
+    needs_new_connection: bool = False
     stage: Stage = Stage.CONNECT
     is_reused: bool = False
     received_bytes: int = 0
     zone: NetworkZone = NetworkZone.PUBLIC
     sock: socket.socket | None = None
-    used_at: float = attrs.field(factory=time.monotonic)  # when something was received last
+    last_received_at: float = attrs.field(factory=time.monotonic)
 
-    def left(self, max_bytes: float) -> float:
-        """Seconds that the next wait may take. Raises TimeoutError when the time is over."""
+    def remaining_s(self, max_s: float) -> float:
+        """Seconds that the next wait may take, at most `max_s`. Raises TimeoutError when the deadline has passed."""
         if self.deadline is None:
-            return max_bytes
-        left = self.deadline - time.monotonic()
-        if left <= 0:
-            raise TimeoutError("the time for this request is over")
-        return min(max_bytes, left)
+            return max_s
+        remaining = self.deadline - time.monotonic()
+        if remaining <= 0:
+            raise TimeoutError("the deadline of the request has passed")
+        return min(max_s, remaining)
 
-    def may_use(self, zone: NetworkZone) -> bool:
+    def may_connect_to(self, zone: NetworkZone) -> bool:
         return self.registry_zone is None or is_zone_allowed(zone, self.registry_zone)
 
-    def dial(self, host: str, port: int, *, is_proxy: bool) -> tuple[socket.socket, NetworkZone]:
-        """Connect to the first address that is allowed and answers; with the zone it lies in. Raises DialFailed."""
+    def connect(self, host: str, port: int, *, is_proxy: bool) -> tuple[socket.socket, NetworkZone]:
+        """Connect to the first allowed address that accepts; return the socket and its zone. Raises DialError."""
         try:
-            found = self.resolver.find(host, port, self.left(LOOKUP_TIMEOUT_S))
-            allowed = [one for one in found if is_proxy or self.may_use(find_zone(one[1][0]))]
+            addresses = self.resolver.resolve(host, port, self.remaining_s(LOOKUP_TIMEOUT_S))
+            allowed = [address for address in addresses if is_proxy or self.may_connect_to(find_zone(address[1][0]))]
             if not allowed:
-                raise DialError("an address that is not allowed", is_forbidden=True)
-            return self._connect(host, port, allowed)
+                raise DialError("address not allowed", is_forbidden=True)
+            return self._connect_to_first(host, port, allowed)
         except TimeoutError as exc:
-            raise DialError("no connection in time", is_timeout=True) from exc
+            raise DialError("connection timed out", is_timeout=True) from exc
 
-    def _connect(self, host: str, port: int, found: list[Address]) -> tuple[socket.socket, NetworkZone]:
+    def _connect_to_first(self, host: str, port: int, addresses: list[Address]) -> tuple[socket.socket, NetworkZone]:
         refused: OSError | None = None
-        for family, address in found:
+        for family, address in addresses:
             sock = socket.socket(family, socket.SOCK_STREAM)
             try:
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                sock.settimeout(self.left(self.connect_s))
+                sock.settimeout(self.remaining_s(self.connect_timeout_s))
                 sock.connect(address)
-                sock.settimeout(self.left(self.connect_s))  # the handshake, if there is one
+                sock.settimeout(self.remaining_s(self.connect_timeout_s))  # for a TLS handshake
             except OSError as exc:
                 sock.close()
                 refused = refused if isinstance(exc, TimeoutError) else exc
                 continue
-            self.resolver.remember(host, port, (family, address))
+            self.resolver.prefer(host, port, (family, address))
             return sock, find_zone(address[0])
         if refused is None:
             raise TimeoutError
-        raise DialError("no connection", is_refused=True) from refused
+        raise DialError("connection failed", is_refused=True) from refused
 
-    def tap(self, sock: socket.socket) -> "DeadlineSocket":
-        """What http.client reads an answer from."""
+    def wrap_socket(self, sock: socket.socket) -> "DeadlineSocket":
+        """The object that http.client reads the response from."""
         self.sock = sock
         return DeadlineSocket(sock, self)
 
@@ -196,28 +196,28 @@ class Attempt:
         """Make a read that waits in another thread fail."""
         if (sock := self.sock) is not None:
             with suppress(OSError):
-                # SSLSocket.shutdown() would go on in plain text.
+                # SSLSocket.shutdown() would continue in plain text.
                 socket.socket.shutdown(sock, socket.SHUT_RDWR)
 
 
 class DeadlineSocket:
-    """Stands where http.client wants a socket, to give it a file that keeps to the watch."""
+    """Given to http.client in place of a socket; its file observes the limits of an attempt."""
 
-    def __init__(self, sock: socket.socket, watch: Attempt) -> None:
+    def __init__(self, sock: socket.socket, attempt: Attempt) -> None:
         self._sock = sock
-        self._watch = watch
+        self._attempt = attempt
 
     def makefile(self, mode: str) -> io.BufferedReader:
-        return io.BufferedReader(_DeadlineReader(self._sock, self._watch), READ_BUFFER_BYTES)
+        return io.BufferedReader(_DeadlineReader(self._sock, self._attempt), READ_BUFFER_BYTES)
 
 
 class _DeadlineReader(io.RawIOBase):
-    """The receiving side of a connection. Each read waits for as long as the watch has left."""
+    """The receiving side of a connection. Each read waits at most for what is left of the attempt's deadline."""
 
-    def __init__(self, sock: socket.socket, watch: Attempt) -> None:
+    def __init__(self, sock: socket.socket, attempt: Attempt) -> None:
         self._sock = sock
-        self._file = sock.makefile("rb", buffering=0)  # keeps the socket open while we need it
-        self._watch = watch
+        self._file = sock.makefile("rb", buffering=0)  # keeps the socket open as long as it is read
+        self._attempt = attempt
         self._error: OSError | None = None
 
     def readable(self) -> bool:
@@ -226,16 +226,16 @@ class _DeadlineReader(io.RawIOBase):
     def readinto(self, buffer: Any) -> int:
         if self._error is not None:
             raise self._error
-        self._sock.settimeout(self._watch.left(self._watch.step_s))
+        self._sock.settimeout(self._attempt.remaining_s(self._attempt.stall_timeout_s))
         count = self._sock.recv_into(buffer)
-        if isinstance(self._sock, ssl.SSLSocket) and 0 < count < len(buffer) and len(buffer) >= MANY_BYTES:
+        if isinstance(self._sock, ssl.SSLSocket) and 0 < count < len(buffer) and len(buffer) >= MIN_GATHER_BYTES:
             count = self._gather(memoryview(buffer), count)
-        self._watch.received_bytes += count
-        self._watch.used_at = time.monotonic()
+        self._attempt.received_bytes += count
+        self._attempt.last_received_at = time.monotonic()
         return count
 
     def _gather(self, view: memoryview, count: int) -> int:
-        """TLS gives one record of 16 KiB per call; take those that are here already as well."""
+        """Add the TLS records that have arrived already: one call returns one record of at most 16 KiB."""
         self._sock.settimeout(0.0)
         try:
             while count < len(view) and (more := self._sock.recv_into(view[count:])):
@@ -243,7 +243,7 @@ class _DeadlineReader(io.RawIOBase):
         except (ssl.SSLWantReadError, BlockingIOError):
             pass
         except OSError as exc:
-            self._error = exc  # first what came before it
+            self._error = exc  # raised by the next read, after the bytes that came before it
         return count
 
     def close(self) -> None:

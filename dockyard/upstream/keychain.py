@@ -20,6 +20,7 @@ from typing import Any
 
 import attrs
 
+from dockyard.config.hosts import DOCKER_HUB_HOSTS
 from dockyard.upstream import credential_helper as helpers
 from dockyard.upstream import errors
 from dockyard.upstream.credential_helper import HelperFailed, run_helper
@@ -29,7 +30,6 @@ NOT_FOUND_FOR_S = 30.0
 MAX_FILE_BYTES = 1024 * 1024
 
 HUB_KEY = "https://index.docker.io/v1/"
-HUB_HOSTS = ("docker.io", "index.docker.io", "registry-1.docker.io", "registry.hub.docker.com")
 
 _ECR_HOST = re.compile(r"\d{12}\.dkr[.-]ecr(-fips)?\.[a-z0-9.-]+|public\.ecr\.aws|ecr-public\.aws\.com", re.ASCII)
 
@@ -168,7 +168,7 @@ class Keychain:
 
     def _helper(self, file: _File, host: str) -> tuple[str, str] | None:
         """The helper that is responsible for a host, and the name the host has there."""
-        names = (HUB_KEY, *HUB_HOSTS) if host in HUB_HOSTS else (host,)
+        names = (HUB_KEY, *DOCKER_HUB_HOSTS) if host in DOCKER_HUB_HOSTS else (host,)
         for name in names:
             helper = file.helpers.get(name)
             if isinstance(helper, str) and helper:
@@ -235,11 +235,11 @@ def _entry(auths: Mapping[str, Any], host: str, repository: str) -> Credential:
 
 def _keys(host: str, repository: str) -> Iterator[str]:
     parts = repository.split("/")
-    hosts = HUB_HOSTS if host in HUB_HOSTS else (host,)
+    hosts = DOCKER_HUB_HOSTS if host in DOCKER_HUB_HOSTS else (host,)
     for length in range(len(parts), 0, -1):
         for name in hosts:
             yield "/".join([name, *parts[:length]])
-    if host in HUB_HOSTS:
+    if host in DOCKER_HUB_HOSTS:
         yield HUB_KEY
     yield from hosts
 
@@ -248,7 +248,7 @@ def _is_whole_host(key: str, host: str) -> bool:
     """Does a key with a scheme or an API version name this host? (docker/cli, credentials.ConvertToHostname)"""
     scheme, separator, rest = key.partition("://")
     name, _, path = (rest if separator else scheme).partition("/")
-    is_same = name == host or (name in HUB_HOSTS and host in HUB_HOSTS)
+    is_same = name == host or (name in DOCKER_HUB_HOSTS and host in DOCKER_HUB_HOSTS)
     return is_same and (bool(separator) or path.strip("/") in ("", "v1", "v2"))
 
 

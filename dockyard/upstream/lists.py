@@ -30,7 +30,7 @@ from dockyard.oci.reference import Digest
 from dockyard.upstream import errors
 from dockyard.upstream.errors import UpstreamError
 from dockyard.upstream.headers import find_digest
-from dockyard.upstream.reading import check_encoding
+from dockyard.upstream.responses import check_encoding
 from dockyard.upstream.session import RegistryRequest, RegistryResponse
 from dockyard.upstream.tokens import CallLimits
 from dockyard.upstream.urls import InvalidUrl, Url, parse_http_url
@@ -46,25 +46,25 @@ _NO_SUCH_API = frozenset({400, 404, 405, 406, 410})
 
 
 class ListReader:
-    """The lists of one registry. `ask` and `status_error` are the registry's own."""
+    """The lists of one registry. `send` and `status_error` are the registry's own."""
 
     def __init__(
         self,
-        who: str,
-        ask: Callable[[RegistryRequest, CallLimits], RegistryResponse],
+        prefix: str,
+        send: Callable[[RegistryRequest, CallLimits], RegistryResponse],
         status_error: Callable[[RegistryResponse, RegistryRequest], UpstreamError | RegistryError],
     ) -> None:
-        self._who = who
-        self._ask = ask
+        self._prefix = prefix
+        self._send = send
         self._status_error = status_error
 
     def tags(self, repository: str) -> list[str]:
         """All tags of a repository, sorted, each once. Raises Fault, RegistryError."""
-        question = RegistryRequest("GET", repository, listing=f"tags/list?n={PAGE_ENTRIES}")
+        request = RegistryRequest("GET", repository, list_path=f"tags/list?n={PAGE_ENTRIES}")
         found: set[str] = set()
-        for reply, body in self._walk(question, self._deadline()):
+        for response, body in self._walk(request, self._deadline()):
             if body is None:
-                raise self._status_error(reply, question)
+                raise self._status_error(response, request)
             found.update(parse_tags(body))
             self._check_count(len(found))
         return sorted(found)
@@ -72,98 +72,98 @@ class ListReader:
     def referrers(self, repository: str, digest: Digest) -> list[Referrer]:
         """All manifests that name this one as their subject. Raises Fault, RegistryError."""
         deadline = self._deadline()
-        question = RegistryRequest("GET", repository, listing=f"referrers/{digest}", accept=OCI_INDEX)
+        request = RegistryRequest("GET", repository, list_path=f"referrers/{digest}", accept=OCI_INDEX)
         pages: list[list[Referrer]] = []
         try:
-            for reply, body in self._walk(question, deadline):
-                if body is None and reply.answer.status in _NO_SUCH_API:
+            for response, body in self._walk(request, deadline):
+                if body is None and response.http.status in _NO_SUCH_API:
                     return self._by_tag(repository, digest, deadline)
                 if body is None:
-                    raise self._status_error(reply, question)
-                pages.append(parse_referrers(body, reply.answer.header("Content-Type")))
+                    raise self._status_error(response, request)
+                pages.append(parse_referrers(body, response.http.header("Content-Type")))
                 self._check_count(sum(map(len, pages)))
         except NameUnknown as exc:  # what an anonymous client gets for 401 and 403
             raise self._denied(repository) from exc
         return merge_referrers(pages)
 
     def _by_tag(self, repository: str, digest: Digest, deadline: float) -> list[Referrer]:
-        question = RegistryRequest("GET", repository, referrers_tag(digest), accept=", ".join(ACCEPT))
+        request = RegistryRequest("GET", repository, referrers_tag(digest), accept=", ".join(ACCEPT))
         try:
-            reply = self._ask(question, CallLimits(deadline))
+            response = self._send(request, CallLimits(deadline))
         except ManifestUnknown as exc:  # as above
             raise self._denied(repository) from exc
-        if reply.answer.status in (404, 410):
-            reply.answer.finish()
+        if response.http.status in (404, 410):
+            response.http.finish()
             return []
-        if reply.answer.status != 200:
-            reply.answer.finish()
-            error = self._status_error(reply, question)
+        if response.http.status != 200:
+            response.http.finish()
+            error = self._status_error(response, request)
             raise self._denied(repository) if isinstance(error, ManifestUnknown) else error
-        body = self._read(reply, MAX_MANIFEST_BYTES)
-        told = find_digest(reply.answer.header("Docker-Content-Digest"))
-        manifest = Manifest.parse(body, reply.answer.header("Content-Type"), told)
+        body = self._read(response, MAX_MANIFEST_BYTES)
+        announced = find_digest(response.http.header("Docker-Content-Digest"))
+        manifest = Manifest.parse(body, response.http.header("Content-Type"), announced)
         return merge_referrers([find_referrers(manifest) or []])
 
-    def _walk(self, question: RegistryRequest, deadline: float) -> Iterator[tuple[RegistryResponse, bytes | None]]:
+    def _walk(self, request: RegistryRequest, deadline: float) -> Iterator[tuple[RegistryResponse, bytes | None]]:
         """Yield the pages, each with its body; None for a first page that is not there. Raises Fault."""
-        room = MAX_BYTES
+        remaining_bytes = MAX_BYTES
         seen: set[str] = set()
         for number in range(MAX_PAGES):
-            reply = self._ask_page(question, deadline)
-            if reply.answer.status != 200:
-                reply.answer.finish()
-                if number and isinstance(self._status_error(reply, question), NameUnknown):
-                    raise errors.bad_response(self._who, "does not have all pages of a list")
+            response = self._send_page(request, deadline)
+            if response.http.status != 200:
+                response.http.finish()
+                if number and isinstance(self._status_error(response, request), NameUnknown):
+                    raise errors.bad_response(self._prefix, "does not have all pages of a list")
                 if number:
-                    raise self._status_error(reply, question)
-                yield reply, None
+                    raise self._status_error(response, request)
+                yield response, None
                 return
-            body = self._read(reply, room)
-            yield reply, body
-            place = self._next(reply)
-            if place is None:
+            body = self._read(response, remaining_bytes)
+            yield response, body
+            url = self._next(response)
+            if url is None:
                 return
-            if place.target in seen:
-                raise errors.bad_response(self._who, "has a list whose pages lead back to each other")
-            seen.add(place.target)
-            room -= len(body)
-            question = attrs.evolve(question, place=place)
-        raise errors.bad_response(self._who, f"has a list of more than {MAX_PAGES} pages")
+            if url.target in seen:
+                raise errors.bad_response(self._prefix, "has a list whose pages lead back to each other")
+            seen.add(url.target)
+            remaining_bytes -= len(body)
+            request = attrs.evolve(request, url=url)
+        raise errors.bad_response(self._prefix, f"has a list of more than {MAX_PAGES} pages")
 
-    def _ask_page(self, question: RegistryRequest, deadline: float) -> RegistryResponse:
+    def _send_page(self, request: RegistryRequest, deadline: float) -> RegistryResponse:
         try:
-            return self._ask(question, CallLimits(deadline))
-        except UpstreamError as fault:
+            return self._send(request, CallLimits(deadline))
+        except UpstreamError as error:
             if time.monotonic() < deadline:
                 raise
-            raise fault.as_not_counted() from fault  # long lists are slow in registries that are otherwise well
+            raise error.as_not_counted() from error  # long lists are slow in registries that are otherwise well
 
-    def _read(self, reply: RegistryResponse, room: int) -> bytes:
+    def _read(self, response: RegistryResponse, remaining_bytes: int) -> bytes:
         try:
-            check_encoding(reply.answer)
+            check_encoding(response.http)
         except UpstreamError:
-            reply.answer.close()
+            response.http.close()
             raise
-        return reply.answer.read(room)
+        return response.http.read(remaining_bytes)
 
-    def _next(self, reply: RegistryResponse) -> Url | None:
+    def _next(self, response: RegistryResponse) -> Url | None:
         """Where the next page is: on the host that sent this one. Raises Fault."""
-        here = reply.answer.place
+        here = response.http.url
         try:
-            link = find_next(reply.answer.header_values("Link"))
-            place = parse_http_url(urljoin(here.url, link)) if link is not None else None
+            link = find_next(response.http.header_values("Link"))
+            url = parse_http_url(urljoin(here.text, link)) if link is not None else None
         except (InvalidUrl, ValueError) as exc:
-            raise errors.bad_response(self._who, "has a list whose next page is nowhere") from exc
-        if place and not _is_same_host(place.origin, here.origin):
-            raise errors.destination_not_allowed(self._who, "has a list whose next page is on another host")
-        return Url(here.origin, place.target) if place else None
+            raise errors.bad_response(self._prefix, "has a list whose next page is nowhere") from exc
+        if url and not _is_same_host(url.origin, here.origin):
+            raise errors.destination_not_allowed(self._prefix, "has a list whose next page is on another host")
+        return Url(here.origin, url.target) if url else None
 
     def _check_count(self, count: int) -> None:
         if count > MAX_ENTRIES:
-            raise errors.bad_response(self._who, f"has a list of more than {MAX_ENTRIES} entries")
+            raise errors.bad_response(self._prefix, f"has a list of more than {MAX_ENTRIES} entries")
 
     def _denied(self, repository: str) -> Denied:
-        return Denied(f"{self._who} does not show us the referrers in {repository}")
+        return Denied(f"{self._prefix} does not show us the referrers in {repository}")
 
     def _deadline(self) -> float:
         return time.monotonic() + WALK_TIMEOUT_S

@@ -1,8 +1,8 @@
-"""One call to a registry: asked with a login, led by redirects, answered.
+"""One operation on a registry: authenticated, redirects followed.
 
-A call costs at most two requests to the registry and two to its token service (and one ping, when a registry hides
-its challenge). Redirects are followed by hand: `Authorization` goes to the registry's own origin and nowhere else, and
-each place is checked before it is connected to.
+It costs at most two requests to the registry and two to its token service, and one ping when a registry sends its
+challenge only at `/v2/`. Redirects are followed here, not by the transport: `Authorization` is sent to the origin of
+the registry and nowhere else, and each target is checked before it is connected to.
 """
 
 from typing import Literal
@@ -13,7 +13,7 @@ from dockyard.config.settings import Upstream
 from dockyard.oci.origin import Origin
 from dockyard.oci.reference import Digest, Reference
 from dockyard.upstream import errors
-from dockyard.upstream.auth import Authenticator, Authorization
+from dockyard.upstream.auth import AuthenticationMode, Authorization, ChallengeResponder
 from dockyard.upstream.errors import UpstreamError
 from dockyard.upstream.network_zones import NetworkZone
 from dockyard.upstream.tokens import CallLimits, RequestSender
@@ -25,9 +25,9 @@ MAX_REDIRECTS = 10
 
 @attrs.frozen
 class RegistryRequest:
-    """What is asked: a manifest or a blob of a repository, or one of its lists (`listing`: path and query).
+    """A manifest or a blob of a repository, or one of its lists (`list_path`: path and query).
 
-    `place` is asked instead of where that would be: the next page of a list.
+    `url` replaces the URL that follows from these: the next page of a list.
     """
 
     method: Literal["GET", "HEAD"]
@@ -36,19 +36,19 @@ class RegistryRequest:
     is_blob: bool = False
     accept: str = ""
     byte_range: str = ""
-    listing: str = ""
-    place: Url | None = None
+    list_path: str = ""
+    url: Url | None = None
 
     @property
     def path(self) -> str:
-        """Where it is, below `/v2/`."""
+        """The path below `/v2/`."""
         kind = "blobs" if self.is_blob else "manifests"
-        return f"{self.repository}/{self.listing or f'{kind}/{self.reference}'}"
+        return f"{self.repository}/{self.list_path or f'{kind}/{self.reference}'}"
 
     @property
-    def what(self) -> str:
-        """The words for a message."""
-        if self.listing:
+    def subject(self) -> str:
+        """The requested object in a message: `repository:tag`, `repository@digest`, or the repository of a list."""
+        if self.list_path:
             return self.repository
         separator = "@" if isinstance(self.reference, Digest) else ":"
         return f"{self.repository}{separator}{self.reference}"
@@ -56,108 +56,105 @@ class RegistryRequest:
 
 @attrs.frozen
 class RegistryResponse:
-    """An answer, and how it was come by.
+    """The final response to a RegistryRequest, and the credentials that it was requested with.
 
-    `is_redirected`: not from where we asked first; `is_from_other_origin`: not even from the registry's origin.
+    `is_redirected`: after at least one redirect. `is_from_other_origin`: from another origin than the registry's.
     """
 
-    answer: UpstreamResponse
-    grant: Authorization
+    http: UpstreamResponse
+    authorization: Authorization
     is_redirected: bool
     is_from_other_origin: bool
 
 
 class RegistrySession:
-    """Asks one registry."""
+    """Sends requests to one registry."""
 
-    def __init__(self, upstream: Upstream, sender: RequestSender, login: Authenticator) -> None:
-        self._who = upstream.prefix
+    def __init__(
+        self, upstream: Upstream, sender: RequestSender, mode: AuthenticationMode, responder: ChallengeResponder
+    ) -> None:
+        self._prefix = upstream.prefix
         self._origin = upstream.origin
-        self._base = "/v2/"
         self._sender = sender
-        self._login = login
+        self._mode = mode
+        self._responder = responder
 
-    def ask(self, question: RegistryRequest, budget: CallLimits) -> RegistryResponse:
-        """Ask once, and once more with a better login if the registry wants one. Raises Fault, LoginRefused.
+    def send(self, request: RegistryRequest, limits: CallLimits) -> RegistryResponse:
+        """Send a request, and once more with other credentials if the registry responds with 401 or 403.
 
-        Whoever has the reply ends its answer.
+        The caller ends the response. Raises UpstreamError, AuthenticationFailed.
         """
-        grant = self._login.grant(question.repository, budget)
-        reply = self._follow(question, grant, budget)
-        if reply.answer.status in (401, 403) and not reply.is_from_other_origin:
-            answer = reply.answer
+        authorization = self._mode.first(request.repository, limits)
+        response = self._follow_redirects(request, authorization, limits)
+        if response.http.status in (401, 403) and not response.is_from_other_origin:
             try:
-                better = self._login.better(grant, answer, question.repository, budget)
+                other = self._mode.after_refusal(authorization, response.http, request.repository, limits)
             except BaseException:
-                answer.close()
+                response.http.close()
                 raise
-            if better is not None:
-                answer.finish()
-                reply = self._follow(question, better, budget)
-        if not reply.is_from_other_origin or reply.answer.status < 400:
-            self._login.note(reply.grant, reply.answer.status, question.repository)
-        return reply
+            if other is not None:
+                response.http.finish()
+                response = self._follow_redirects(request, other, limits)
+        if not response.is_from_other_origin or response.http.status < 400:
+            self._mode.record_result(response.authorization, response.http.status, request.repository)
+        return response
 
-    def _follow(self, question: RegistryRequest, grant: Authorization, budget: CallLimits) -> RegistryResponse:
-        place = question.place or Url(self._origin, f"/v2/{question.path}")
+    def _follow_redirects(
+        self, request: RegistryRequest, authorization: Authorization, limits: CallLimits
+    ) -> RegistryResponse:
+        url = request.url or Url(self._origin, f"/v2/{request.path}")
         registry_zone: NetworkZone | None = None
-        strangers: dict[Origin, str] = {}
+        other_headers: dict[Origin, str] = {}  # Authorization headers for other origins
         is_redirected = False
         for _ in range(MAX_REDIRECTS + 1):
-            is_from_other_origin = place.origin != self._origin
-            authorization = strangers.get(place.origin) if is_from_other_origin else grant.header
-            answer = self._send(question, place, authorization, registry_zone, budget)
-            registry_zone = registry_zone or answer.zone
-            if answer.status in REDIRECTS:
-                place = self._next(place, answer)
+            is_other = url.origin != self._origin
+            header = other_headers.get(url.origin) if is_other else authorization.header
+            http = self._send_to(url, request, header, registry_zone, limits)
+            registry_zone = registry_zone or http.zone
+            if http.status in REDIRECTS:
+                url = self._redirect_target(url, http)
                 is_redirected = True
-            elif answer.status == 401 and is_from_other_origin and place.origin not in strangers:
-                header = self._for_stranger(answer, budget)
-                if header is None:
-                    return RegistryResponse(answer, grant, is_redirected, is_from_other_origin)
-                answer.finish()
-                strangers[place.origin] = header
-            else:
-                return RegistryResponse(answer, grant, is_redirected, is_from_other_origin)
-        raise errors.bad_response(self._who, f"redirects more than {MAX_REDIRECTS} times")
+                continue
+            # Some registries redirect manifests to a registry that requires a token of its own.
+            needs_token = http.status == 401 and is_other and url.origin not in other_headers
+            if needs_token and (other_header := self._other_host_header(http, limits)) is not None:
+                http.finish()
+                other_headers[url.origin] = other_header
+                continue
+            return RegistryResponse(http, authorization, is_redirected, is_other)
+        raise errors.bad_response(self._prefix, f"redirects more than {MAX_REDIRECTS} times")
 
-    def _send(
+    def _send_to(
         self,
-        question: RegistryRequest,
-        place: Url,
+        url: Url,
+        request: RegistryRequest,
         authorization: str | None,
         registry_zone: NetworkZone | None,
-        budget: CallLimits,
+        limits: CallLimits,
     ) -> UpstreamResponse:
-        headers = {}
-        if question.accept:
-            headers["Accept"] = question.accept
-        if question.byte_range:
-            headers["Range"] = question.byte_range
-        if authorization:
-            headers["Authorization"] = authorization
-        if place.origin == self._origin:
-            return self._sender.send(
-                UpstreamRequest(self._who, question.method, place, headers, budget.deadline, registry_zone)
-            )
-        who = f"the server that {self._who} redirects to"
+        fields = {"Accept": request.accept, "Range": request.byte_range, "Authorization": authorization}
+        headers = {name: value for name, value in fields.items() if value}
+        is_other = url.origin != self._origin
+        server = f"a host that {self._prefix} redirects to" if is_other else self._prefix
         try:
             return self._sender.send(
-                UpstreamRequest(who, question.method, place, headers, budget.deadline, registry_zone)
+                UpstreamRequest(server, request.method, url, headers, limits.deadline, registry_zone)
             )
-        except UpstreamError as fault:
-            raise fault.as_not_counted(is_from_other_origin=True) from fault
+        except UpstreamError as error:
+            if not is_other:
+                raise
+            raise error.as_not_counted(is_from_other_origin=True) from error
 
-    def _for_stranger(self, answer: UpstreamResponse, budget: CallLimits) -> str | None:
+    def _other_host_header(self, http: UpstreamResponse, limits: CallLimits) -> str | None:
         try:
-            return self._login.for_stranger(answer, budget)
-        except UpstreamError as fault:
-            answer.close()
-            raise fault.as_not_counted(is_from_other_origin=True) from fault
+            return self._responder.other_host_header(http, limits)
+        except UpstreamError as error:
+            http.close()
+            raise error.as_not_counted(is_from_other_origin=True) from error
 
-    def _next(self, place: Url, answer: UpstreamResponse) -> Url:
-        answer.finish()
+    def _redirect_target(self, url: Url, http: UpstreamResponse) -> Url:
+        http.finish()
         try:
-            return resolve_redirect(place, answer.header("Location"))
+            return resolve_redirect(url, http.header("Location"))
         except InvalidUrl as exc:
-            raise errors.destination_not_allowed(self._who, f"redirects to {exc}") from exc
+            raise errors.destination_not_allowed(self._prefix, f"sent an invalid redirect: {exc}") from exc

@@ -1,20 +1,22 @@
-"""Tokens: made once for many waiting threads, kept for most of their life.
+"""Bearer tokens from the token service of a registry: fetched once for all waiting threads, and cached.
 
-A token belongs to (realm, service, scope, credential). Its life is counted from our own request on the monotonic
-clock; what the service says of the time of day is not used. While a token is still good, a
-token service that fails does not matter: the old token goes on and the service is asked again a little later.
+A token belongs to (realm, service, scopes, credential). Its lifetime starts when our request is sent and is measured
+on the monotonic clock; timestamps of the service are ignored. While a token is valid, a token service that fails does
+no harm: the token stays in use and the next request to the service follows a little later.
+
+See "Token Authentication Specification" of the distribution project.
 """
 
 import json
 import threading
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from concurrent.futures import Future
 from typing import Any, NoReturn, Protocol
 from urllib.parse import quote, urlencode
 
 import attrs
+from cachetools import LRUCache, TTLCache
 
 from dockyard.errors import Unavailable, UpstreamTimeout
 from dockyard.upstream import errors
@@ -26,41 +28,43 @@ from dockyard.upstream.transport import UpstreamRequest, UpstreamResponse
 from dockyard.upstream.urls import REDIRECTS, InvalidUrl, Url, resolve_redirect
 
 MAX_TOKEN_RESPONSE_BYTES = 64 * 1024
-LIFE_S = (60.0, 3600.0)
+MIN_LIFETIME_S = 60.0
+MAX_LIFETIME_S = 3600.0
 RETRY_REFRESH_S = 10.0
-REFUSED_FOR_S = 30.0
+REJECTED_FOR_S = 30.0
 MAX_CACHED_TOKENS = 1024
 MAX_REDIRECTS = 10
 CLIENT_ID = "dockyard"
 
 
 class RequestSender(Protocol):
-    """What sends a request: the transport."""
+    """Sends one HTTP request: the transport, or a fake in tests."""
 
     def send(self, request: UpstreamRequest) -> UpstreamResponse: ...
 
 
 @attrs.define(eq=False)
 class CallLimits:
-    """What one call to a registry may still cost. `deadline` is on the monotonic clock; None: no limit in all."""
+    """What one operation on a registry may still use. `deadline` is on the monotonic clock; None: no deadline."""
 
     deadline: float | None
     token_requests: int = 2
     pings: int = 1
 
-    def left(self, max_bytes: float) -> float:
-        """Seconds, at least 0."""
-        return max_bytes if self.deadline is None else max(0.0, min(max_bytes, self.deadline - time.monotonic()))
+    @property
+    def remaining_s(self) -> float | None:
+        """Seconds until the deadline, at least 0; None without a deadline."""
+        return None if self.deadline is None else max(0.0, self.deadline - time.monotonic())
 
 
 @attrs.frozen
 class TokenEndpoint:
-    """Where a registry has its tokens made, and for what."""
+    """The token service of a registry and what a token is requested for. `registry_zone` is the registry's own."""
 
     realm: Url
-    name: str
+    service: str
     scopes: tuple[str, ...]
-    registry_zone: NetworkZone  # where the registry lies
+    registry_zone: NetworkZone
 
 
 @attrs.define(eq=False)
@@ -70,215 +74,235 @@ class _Token:
     expires_at: float
 
 
-class Refusals:
-    """Logins that were refused a moment ago: asking again and again would lock an account."""
+class RejectedCredentials:
+    """Credentials that were rejected a short time ago. They are not sent again: repeated failures lock accounts."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
-        self._until: OrderedDict[Hashable, float] = OrderedDict()
+        self._rejected: TTLCache[Hashable, bool] = TTLCache(MAX_CACHED_TOKENS, REJECTED_FOR_S, clock)
         self._lock = threading.Lock()
 
-    def note(self, key: Hashable) -> None:
+    def add(self, key: Hashable) -> None:
         with self._lock:
-            self._until[key] = self._clock() + REFUSED_FOR_S
-            while len(self._until) > MAX_CACHED_TOKENS:
-                self._until.popitem(last=False)
+            self._rejected[key] = True
 
     def check(self, *keys: Hashable) -> None:
-        """Raises LoginRefused."""
-        if any(self._until.get(key, 0.0) > self._clock() for key in keys):
+        """Raises AuthenticationFailed if one of the keys was added a short time ago."""
+        with self._lock:
+            is_rejected = any(key in self._rejected for key in keys)
+        if is_rejected:
             raise AuthenticationFailed(is_anonymous=False, remembered=True)
 
 
 class TokenProvider:
     """The tokens of one upstream."""
 
-    def __init__(self, who: str, sender: RequestSender, clock: Callable[[], float] = time.monotonic) -> None:
-        self._who = f"the token service of {who}"
+    def __init__(self, prefix: str, sender: RequestSender, clock: Callable[[], float] = time.monotonic) -> None:
+        self._server = f"the token service of {prefix}"
         self._sender = sender
         self._clock = clock
         self._lock = threading.Lock()
-        self._tokens: OrderedDict[Hashable, _Token] = OrderedDict()
-        self._downloads: dict[Hashable, Future[str]] = {}
-        self._refusals = Refusals(clock)
-        self._without_post: set[Url] = set()
+        self._tokens: LRUCache[Hashable, _Token] = LRUCache(MAX_CACHED_TOKENS)
+        self._pending: dict[Hashable, Future[str]] = {}
+        self._rejected = RejectedCredentials(clock)
+        self._realms_without_post: set[Url] = set()
 
     def get(
-        self, service: TokenEndpoint, credential: Credential, budget: CallLimits, refused: str | None = None
+        self, endpoint: TokenEndpoint, credential: Credential, limits: CallLimits, rejected_token: str | None = None
     ) -> str:
-        """A token; not the one that was just refused. Raises Fault, LoginRefused."""
-        key = (service.realm, service.name, service.scopes, credential)
+        """A token other than the one that was just rejected. Raises UpstreamError, AuthenticationFailed."""
+        key = (endpoint.realm, endpoint.service, endpoint.scopes, credential)
         with self._lock:
-            kept = self._tokens.get(key)
-            if kept is not None and kept.value == refused:
+            cached = self._tokens.get(key)
+            if cached is not None and cached.value == rejected_token:
                 del self._tokens[key]
-                kept = None
-            if kept is not None and self._clock() >= kept.expires_at:
-                kept = None
-            download = self._downloads.get(key)
-            if kept is not None and (download is not None or self._clock() < kept.refresh_at):
-                self._tokens.move_to_end(key)
-                return kept.value
-            is_ours = download is None
-            if download is None:
-                download = self._downloads[key] = Future()
-        if not is_ours:
-            return self._wait(download, budget)
+                cached = None
+            if cached is not None and self._clock() >= cached.expires_at:
+                cached = None
+            pending = self._pending.get(key)
+            if cached is not None and (pending is not None or self._clock() < cached.refresh_at):
+                return cached.value
+            if pending is None:
+                future = self._pending[key] = Future()
+        if pending is not None:
+            return self._wait(pending, limits)
         try:
-            token = self._make(key, service, credential, budget, kept)
+            token = self._refresh(key, endpoint, credential, limits, cached)
         except BaseException as exc:
-            download.set_exception(exc)
+            future.set_exception(exc)
             raise
         else:
-            download.set_result(token)
+            future.set_result(token)
             return token
         finally:
             with self._lock:
-                del self._downloads[key]
+                del self._pending[key]
 
-    def _wait(self, download: "Future[str]", budget: CallLimits) -> str:
+    def _wait(self, pending: "Future[str]", limits: CallLimits) -> str:
+        """The result of the request that another thread has sent."""
         try:
-            return download.result(None if budget.deadline is None else budget.left(float("inf")))
+            return pending.result(limits.remaining_s)
         except TimeoutError as exc:
-            raise errors.timed_out(self._who) from exc
+            raise errors.timed_out(self._server) from exc
         except UpstreamError as exc:
             raise UpstreamError(exc.error, exc.cause) from exc
         except AuthenticationFailed as exc:
             raise AuthenticationFailed(is_anonymous=exc.is_anonymous) from exc
 
-    def _make(
-        self, key: Hashable, service: TokenEndpoint, credential: Credential, budget: CallLimits, kept: _Token | None
+    def _refresh(
+        self, key: Hashable, endpoint: TokenEndpoint, credential: Credential, limits: CallLimits, cached: _Token | None
     ) -> str:
-        begun = self._clock()
+        """A new token; the cached one if that fails."""
+        started = self._clock()
+        deadline = limits.deadline
+        if cached is not None and limits.remaining_s is not None:
+            # The cached token is still valid: its renewal may use half of the time that the operation has left.
+            deadline = time.monotonic() + limits.remaining_s / 2
         try:
-            # While the old token is good, its renewal takes at most half of the time that the call has.
-            deadline = budget.deadline
-            if kept is not None and deadline is not None:
-                deadline = time.monotonic() + budget.left(float("inf")) / 2
-            value, life_s = self._try(service, credential, budget, deadline)
-        except UpstreamError as fault:
-            if kept is None:
-                # Another try was made here. One more by the caller would find the budget used up: a refusal, it seems.
-                raise UpstreamError(fault.error, fault.cause) from fault
-            kept.refresh_at = self._clock() + RETRY_REFRESH_S
-            return kept.value
-        token = _Token(value, begun + min(life_s * 2 / 3, life_s - 10.0), begun + life_s)
+            value, lifetime_s = self._fetch_with_retry(endpoint, credential, limits, deadline)
+        except UpstreamError as error:
+            if cached is None:
+                # Not retryable: the retry was made here, and one by the caller would exceed the limits.
+                raise UpstreamError(error.error, error.cause) from error
+            cached.refresh_at = self._clock() + RETRY_REFRESH_S
+            return cached.value
+        token = _Token(value, started + min(lifetime_s * 2 / 3, lifetime_s - 10.0), started + lifetime_s)
         with self._lock:
             self._tokens[key] = token
-            while len(self._tokens) > MAX_CACHED_TOKENS:
-                self._tokens.popitem(last=False)
         return value
 
-    def _try(
-        self, service: TokenEndpoint, credential: Credential, budget: CallLimits, deadline: float | None
+    def _fetch_with_retry(
+        self, endpoint: TokenEndpoint, credential: Credential, limits: CallLimits, deadline: float | None
     ) -> tuple[str, float]:
-        """As _exchange; an answer that breaks off gets one more try."""
+        """As `_fetch`; a lost connection allows one more attempt."""
         try:
-            return self._exchange(service, credential, budget, deadline)
-        except UpstreamError as fault:
-            if not fault.is_retryable or not budget.token_requests:
+            return self._fetch(endpoint, credential, limits, deadline)
+        except UpstreamError as error:
+            if not error.is_retryable or not limits.token_requests:
                 raise
-        return self._exchange(service, credential, budget, deadline)
+        return self._fetch(endpoint, credential, limits, deadline)
 
-    def _exchange(
-        self, service: TokenEndpoint, credential: Credential, budget: CallLimits, deadline: float | None
+    def _fetch(
+        self, endpoint: TokenEndpoint, credential: Credential, limits: CallLimits, deadline: float | None
     ) -> tuple[str, float]:
-        """Ask the token service; the token and its life in seconds."""
-        login = (service.realm, credential)
+        """Request a token; return it and its lifetime in seconds. Raises UpstreamError, AuthenticationFailed."""
+        login = (endpoint.realm, credential)
+        login_for_scopes = (*login, endpoint.service, endpoint.scopes)
         if not credential.is_anonymous:
-            self._refusals.check(login, (*login, service.name, service.scopes))
-        answer = self._ask(service, credential, budget, deadline)
-        match answer.status:
+            self._rejected.check(login, login_for_scopes)
+        response = self._request(endpoint, credential, limits, deadline)
+        match response.status:
             case 200:
-                return self._read(answer, login, credential)
+                return self._read_token(response, login, credential)
             case 401:
-                self._refuse(answer, login, credential)
+                self._reject(response, login, credential)
             case 403:
-                self._refuse(answer, (*login, service.name, service.scopes), credential)
-        answer.finish()
-        if answer.status == 429:
-            raise errors.rate_limited(self._who, parse_retry_after(answer.header("Retry-After"), time.time()))
-        raise _outage(errors.server_error(self._who, answer.status))
+                self._reject(response, login_for_scopes, credential)
+        response.finish()
+        if response.status == 429:
+            raise errors.rate_limited(self._server, parse_retry_after(response.header("Retry-After"), time.time()))
+        raise _as_outage(errors.server_error(self._server, response.status))
 
-    def _refuse(self, answer: UpstreamResponse, key: Hashable, credential: Credential) -> NoReturn:
-        answer.finish()
+    def _reject(self, response: UpstreamResponse, key: Hashable, credential: Credential) -> NoReturn:
+        response.finish()
         if not credential.is_anonymous:
-            self._refusals.note(key)
+            self._rejected.add(key)
         raise AuthenticationFailed(is_anonymous=credential.is_anonymous)
 
-    def _ask(
-        self, service: TokenEndpoint, credential: Credential, budget: CallLimits, deadline: float | None
+    def _request(
+        self, endpoint: TokenEndpoint, credential: Credential, limits: CallLimits, deadline: float | None
     ) -> UpstreamResponse:
-        """POST for identity tokens where the service knows it, else GET."""
-        if credential.identity_token and service.realm not in self._without_post:
-            fields = {
-                "grant_type": "refresh_token",
-                "service": service.name,
-                "client_id": CLIENT_ID,
-                "scope": " ".join(service.scopes),
-                "refresh_token": credential.identity_token,
-            }
-            headers = {"Content-Type": "application/x-www-form-urlencoded"}
-            body = urlencode(fields).encode()
-            request = UpstreamRequest(self._who, "POST", service.realm, headers, deadline, service.registry_zone, body)
-            answer = self._send(request, credential, budget)
-            if answer.status not in (404, 405):
-                return answer
-            answer.finish()
-            self._without_post.add(service.realm)
-        scopes = [("scope", scope) for scope in service.scopes]
-        query = urlencode([*([("service", service.name)] if service.name else []), *scopes], quote_via=quote)
-        place = service.realm.with_query(query)
+        """POST an identity token where the service supports it, else GET."""
+        if credential.identity_token and endpoint.realm not in self._realms_without_post:
+            response = self._post(endpoint, credential, limits, deadline)
+            if response.status not in (404, 405):
+                return response
+            response.finish()
+            self._realms_without_post.add(endpoint.realm)
+        return self._get(endpoint, credential, limits, deadline)
+
+    def _post(
+        self, endpoint: TokenEndpoint, credential: Credential, limits: CallLimits, deadline: float | None
+    ) -> UpstreamResponse:
+        """Exchange an OAuth 2.0 refresh token (RFC 6749 section 6)."""
+        fields = {
+            "grant_type": "refresh_token",
+            "service": endpoint.service,
+            "client_id": CLIENT_ID,
+            "scope": " ".join(endpoint.scopes),
+            "refresh_token": credential.identity_token,
+        }
+        headers = {"Content-Type": "application/x-www-form-urlencoded"}
+        request = UpstreamRequest(
+            self._server,
+            "POST",
+            endpoint.realm,
+            headers,
+            deadline,
+            endpoint.registry_zone,
+            body=urlencode(fields).encode(),
+        )
+        return self._send(request, credential, limits)
+
+    def _get(
+        self, endpoint: TokenEndpoint, credential: Credential, limits: CallLimits, deadline: float | None
+    ) -> UpstreamResponse:
+        """Request a token with Basic credentials or none; they are not sent to another origin after a redirect."""
+        service = [("service", endpoint.service)] if endpoint.service else []
+        scopes = [("scope", scope) for scope in endpoint.scopes]
+        url = endpoint.realm.with_query(urlencode([*service, *scopes], quote_via=quote))
         headers = {} if credential.is_anonymous else {"Authorization": credential.basic()}
         for _ in range(MAX_REDIRECTS):
             request = UpstreamRequest(
-                self._who, "GET", place, headers, deadline, service.registry_zone, may_repeat=False
+                self._server, "GET", url, headers, deadline, endpoint.registry_zone, may_repeat=False
             )
-            answer = self._send(request, credential, budget)
-            if answer.status not in REDIRECTS:
-                return answer
-            answer.finish()
+            response = self._send(request, credential, limits)
+            if response.status not in REDIRECTS:
+                return response
+            response.finish()
             try:
-                place = resolve_redirect(place, answer.header("Location"))
+                url = resolve_redirect(url, response.header("Location"))
             except InvalidUrl as exc:
-                raise errors.destination_not_allowed(self._who, f"redirects to {exc}") from exc
-            budget.token_requests += 1  # a redirect is the same request
-            if place.origin != service.realm.origin:
+                raise errors.destination_not_allowed(self._server, f"sent an invalid redirect: {exc}") from exc
+            limits.token_requests += 1  # a redirect belongs to the same request
+            if url.origin != endpoint.realm.origin:
                 headers = {}
-        raise errors.bad_response(self._who, "redirects without end")
+        raise errors.bad_response(self._server, f"redirects more than {MAX_REDIRECTS} times")
 
-    def _send(self, request: UpstreamRequest, credential: Credential, budget: CallLimits) -> UpstreamResponse:
-        if budget.token_requests <= 0:
+    def _send(self, request: UpstreamRequest, credential: Credential, limits: CallLimits) -> UpstreamResponse:
+        if limits.token_requests <= 0:
             raise AuthenticationFailed(is_anonymous=credential.is_anonymous)
-        budget.token_requests -= 1
+        limits.token_requests -= 1
         return self._sender.send(request)
 
-    def _read(self, answer: UpstreamResponse, login: Hashable, credential: Credential) -> tuple[str, float]:
+    def _read_token(self, response: UpstreamResponse, login: Hashable, credential: Credential) -> tuple[str, float]:
         try:
-            document = json.loads(answer.read(MAX_TOKEN_RESPONSE_BYTES))
+            document = json.loads(response.read(MAX_TOKEN_RESPONSE_BYTES))
         except (ValueError, RecursionError) as exc:
-            raise _outage(errors.bad_response(self._who, "sent something that is no token")) from exc
+            raise self._invalid_token() from exc
         except UpstreamError as exc:
-            raise _outage(exc) from exc
+            raise _as_outage(exc) from exc
         fields: dict[str, Any] = document if isinstance(document, dict) else {}
         token = fields.get("token") or fields.get("access_token")
         if not token and not credential.is_anonymous:
-            self._refuse(answer, login, credential)  # how some services answer a wrong password
+            self._reject(response, login, credential)  # some services answer a wrong password with an empty token
         if not isinstance(token, str) or not token.isascii() or not token.isprintable() or " " in token:
-            raise _outage(errors.bad_response(self._who, "sent something that is no token"))
-        return token, _life_s(fields.get("expires_in"))
+            raise self._invalid_token()
+        return token, _parse_lifetime_s(fields.get("expires_in"))
+
+    def _invalid_token(self) -> UpstreamError:
+        return _as_outage(errors.bad_response(self._server, "sent a response without a valid token"))
 
 
-def _life_s(value: object) -> float:
-    """`expires_in`, 60 s when absent or absurd, within a minute and an hour."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not value >= LIFE_S[0]:
-        return LIFE_S[0]
-    return float(value) if value < LIFE_S[1] else LIFE_S[1]
+def _parse_lifetime_s(value: object) -> float:
+    """`expires_in` within the limits; the minimum when it is absent or not a number."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not value >= MIN_LIFETIME_S:
+        return MIN_LIFETIME_S
+    return float(value) if value < MAX_LIFETIME_S else MAX_LIFETIME_S
 
 
-def _outage(fault: UpstreamError) -> UpstreamError:
-    """A token service that fails or talks nonsense is down, for who needs a token."""
-    error = fault.error
-    if not isinstance(error, Unavailable | UpstreamTimeout):
-        error = Unavailable(error.message, retry_after_s=errors.RETRY_AFTER_S)
-    return UpstreamError(error, Cause.NO_RESPONSE, is_retryable=fault.is_retryable)
+def _as_outage(error: UpstreamError) -> UpstreamError:
+    """For a request that needs a token, a token service that fails or sends garbage is unavailable."""
+    registry_error = error.error
+    if not isinstance(registry_error, Unavailable | UpstreamTimeout):
+        registry_error = Unavailable(registry_error.message, retry_after_s=errors.RETRY_AFTER_S)
+    return UpstreamError(registry_error, Cause.NO_RESPONSE, is_retryable=error.is_retryable)

@@ -1,20 +1,23 @@
-"""The door to urllib3: pooled connections, one request, one answer.
+"""HTTP to one upstream with urllib3: pooled connections, one request, one response, certificates and proxies.
 
-urllib3 keeps the connections and speaks HTTP; what is decided is decided here. It follows no redirect, retries
-nothing, decodes nothing, and sends the headers that it is given. Its connections are made and read by `sockets.py`,
-so that each wait fits the request's deadline and each address was checked. Its exceptions end here, as `UpstreamError`.
+urllib3 keeps the connections and implements HTTP. It follows no redirect, retries nothing, decodes nothing, and sends
+the headers that it is given. Its connections are opened and read by `dialer.py`, so that each wait observes the
+deadline of its request and each address is checked. Its exceptions are mapped to `UpstreamError` here.
 """
 
 import logging
+import ssl
 import time
 from collections.abc import Mapping
+from contextvars import ContextVar
 from functools import cache
 from http.client import HTTPException, HTTPResponse, IncompleteRead, RemoteDisconnected
 from typing import Any, cast
+from urllib.parse import unquote, urlsplit
 
 import attrs
 import urllib3
-from urllib3 import exceptions as failures
+from urllib3 import exceptions as urllib3_errors
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 
@@ -22,7 +25,6 @@ from dockyard import __version__
 from dockyard.config.settings import Upstream, UpstreamLimits
 from dockyard.upstream import errors
 from dockyard.upstream.dialer import Attempt, DialError, Resolver, Stage
-from dockyard.upstream.egress import make_tls_context, split_proxy
 from dockyard.upstream.errors import UpstreamError
 from dockyard.upstream.network_zones import NetworkZone, find_literal_zone, is_zone_allowed
 from dockyard.upstream.urls import Url, is_in_host_list
@@ -33,87 +35,25 @@ MAX_IDLE_S = 60.0
 MAX_WAIT_S = 3600.0
 MAX_DRAINED_BYTES = 64 * 1024
 READ_BYTES = 64 * 1024
-MAX_HEADER_BYTES = 64 * 1024  # of all headers; http.client takes a hundred of that size
+MAX_HEADER_BYTES = 64 * 1024  # of all headers together; http.client allows a hundred of that size each
 
-
-class _Watched:
-    """What our connections do differently."""
-
-    watch: Attempt
-    zone: NetworkZone = NetworkZone.PUBLIC
-    proxy: Any
-    port: int
-    _dns_host: str
-
-    def _new_conn(self) -> Any:
-        is_proxy = self.proxy is not None
-        sock, zone = self.watch.dial(self._dns_host, self.port, is_proxy=is_proxy)
-        self.zone = self.watch.zone = NetworkZone.PUBLIC if is_proxy else zone
-        self.watch.stage = Stage.TLS if isinstance(self, HTTPSConnection) else Stage.ANSWER
-        return sock
-
-    def response_class(self, sock: Any, *args: Any, **kwargs: Any) -> HTTPResponse:
-        return HTTPResponse(cast(Any, self.watch.tap(sock)), *args, **kwargs)
-
-
-class _PlainConnection(_Watched, HTTPConnection):  # type: ignore[misc]
-    pass
-
-
-class _TLSConnection(_Watched, HTTPSConnection):  # type: ignore[misc]
-    def connect(self) -> None:
-        super().connect()
-        self.watch.stage = Stage.ANSWER
-
-    def _tunnel(self) -> None:
-        self.watch.stage = Stage.CONNECT
-        super()._tunnel()
-        self.watch.stage = Stage.TLS
-
-
-class _PlainPool(HTTPConnectionPool):
-    ConnectionCls = _PlainConnection
-
-    # The pools never block, so the time limit for a free connection is without use; it carries the watch.
-    def _get_conn(self, timeout: Any = None) -> Any:
-        return _watched(super()._get_conn(), timeout)
-
-
-class _TLSPool(HTTPSConnectionPool):
-    ConnectionCls = _TLSConnection
-
-    def _get_conn(self, timeout: Any = None) -> Any:
-        return _watched(super()._get_conn(), timeout)
-
-    def _validate_conn(self, conn: Any) -> None:
-        if conn.is_closed:
-            conn.connect()  # without urllib3's warning: who does not verify has said so in the settings
-
-
-def _watched(connection: Any, watch: Attempt) -> Any:
-    is_stale = watch.is_fresh or not watch.may_use(connection.zone)
-    if (before := getattr(connection, "watch", None)) is not None:
-        before.sock = None  # an abort of the request before must not reach this one
-        # What lies between may have forgotten a connection that was idle for long, and tell nobody.
-        is_stale = is_stale or time.monotonic() - before.used_at > MAX_IDLE_S
-    if is_stale:
-        connection.close()
-    connection.watch = watch
-    if not connection.is_closed:
-        watch.is_reused, watch.stage, watch.zone = True, Stage.ANSWER, connection.zone
-    return connection
+# The attempt that the current thread runs. urllib3 takes a connection from a pool, and opens it, inside `urlopen`,
+# which has no parameter for such an object: `Transport._urlopen` sets the variable around that call, and the pools
+# below read it and attach the attempt to the connection.
+_current_attempt: ContextVar[Attempt] = ContextVar("current_attempt")
 
 
 @attrs.frozen
 class UpstreamRequest:
-    """One request. `who` names the server in messages; `registry_zone` is the zone of the registry.
+    """One HTTP request. `server` is how messages name the server.
 
-    `may_repeat`: it may be sent once more when the connection breaks. A POST is sent once in any case.
+    `registry_zone` is the zone of the registry that referred to this URL. `may_repeat`: the request may be sent again
+    when the connection is lost; a POST is never sent again.
     """
 
-    who: str
+    server: str
     method: str
-    place: Url
+    url: Url
     headers: Mapping[str, str] = attrs.field(repr=False)
     deadline: float | None
     registry_zone: NetworkZone | None = None
@@ -122,15 +62,15 @@ class UpstreamRequest:
 
 
 class UpstreamResponse:
-    """Status and headers of a response, and its body while it comes. Whoever has it ends it: `finish` or `close`."""
+    """Status and headers of a response, and its body while it arrives. To be ended by `finish` or `close`."""
 
-    def __init__(self, request: UpstreamRequest, response: urllib3.BaseHTTPResponse, watch: Attempt) -> None:
-        self.who = request.who
-        self.place = request.place
+    def __init__(self, request: UpstreamRequest, response: urllib3.BaseHTTPResponse, attempt: Attempt) -> None:
+        self.server = request.server
+        self.url = request.url
         self.status = response.status
-        self.zone = watch.zone
+        self.zone = attempt.zone
         self._response = response
-        self._watch = watch
+        self._attempt = attempt
 
     def header(self, name: str) -> str | None:
         return self._response.headers.get(name)
@@ -139,32 +79,32 @@ class UpstreamResponse:
         return self._response.headers.getlist(name)
 
     def lift_deadline(self) -> None:
-        """From here on only a stall ends the answer."""
-        self._watch.deadline = None
+        """From now on only a stall ends the response."""
+        self._attempt.deadline = None
 
-    def read_some(self, amount: int) -> bytes:
-        """What is there, at least a byte and at most `amount`; empty at the end. Raises Fault."""
+    def read_some(self, max_bytes: int) -> bytes:
+        """The bytes that have arrived, at least one; empty at the end of the body. Raises UpstreamError."""
         try:
-            return self._response.read1(amount, decode_content=False)
-        except (failures.HTTPError, HTTPException, OSError, ValueError, AttributeError) as exc:
+            return self._response.read1(max_bytes, decode_content=False)
+        except (urllib3_errors.HTTPError, HTTPException, OSError, ValueError, AttributeError) as exc:
             self.close()
-            # The headers came: whatever ails the body, the other side is there.
-            raise _explain(exc, self._watch, self.who).as_not_counted() from exc
+            # The headers arrived: a failing body does not mean that the server is down.
+            raise _map_exception(exc, self._attempt, self.server).as_not_counted() from exc
 
     def read(self, max_bytes: int) -> bytes:
-        """The whole body. Raises Fault; also when it has more than `max_bytes` bytes."""
+        """The whole body. Raises UpstreamError, also when it has more than `max_bytes`."""
         pieces = []
-        left = max_bytes
-        while piece := self.read_some(min(left + 1, READ_BYTES)):
-            left -= len(piece)
-            if left < 0:
+        remaining = max_bytes
+        while piece := self.read_some(min(remaining + 1, READ_BYTES)):
+            remaining -= len(piece)
+            if remaining < 0:
                 self.close()
-                raise errors.bad_response(self.who, f"sent more than {max_bytes} bytes")
+                raise errors.bad_response(self.server, f"sent more than {max_bytes} bytes")
             pieces.append(piece)
         return b"".join(pieces)
 
     def finish(self) -> None:
-        """Keep the connection for the next request if little is left to read; else close it."""
+        """Read what is left and keep the connection for the next request; close it if that is too much."""
         try:
             self.read(MAX_DRAINED_BYTES)
         except UpstreamError:
@@ -177,102 +117,180 @@ class UpstreamResponse:
 
     def abort(self) -> None:
         """Make a read that waits in another thread fail."""
-        self._watch.abort()
+        self._attempt.abort()
 
 
 class Transport:
-    """The connections of one upstream: to the registry, its token service and wherever it redirects to."""
+    """The connections of one upstream: to the registry, its token service and its redirect targets."""
 
     def __init__(self, upstream: Upstream, limits: UpstreamLimits) -> None:
-        # Its messages hold whole URLs, with the signatures in them.
+        # urllib3 logs whole URLs, which may contain signatures.
         logging.getLogger("urllib3").setLevel(logging.CRITICAL)
         self._upstream = upstream
         self._limits = limits
         self._resolver = Resolver()
-        self._pools = _pools(upstream)
+        self._pools = _make_pools(upstream)
 
     def close(self) -> None:
         self._pools.clear()
 
     def send(self, request: UpstreamRequest) -> UpstreamResponse:
-        """Send a request and wait for the headers of the answer. Raises Fault.
+        """Send a request and wait for the headers of the response. Raises UpstreamError.
 
-        A kept connection may have died unnoticed: a request that got no byte of an answer there is sent again on a
-        new one, at no cost. What breaks otherwise gets one more try; time-outs get none.
+        A pooled connection may be dead: a request that received no byte there is sent again on a new connection and
+        does not count as an attempt. Otherwise a lost connection allows one more attempt, a timeout none.
         """
-        self._check_literal(request)
+        self._check_literal_address(request)
         may_repeat = request.may_repeat and request.method != "POST"
-        tries_left = 2
-        is_fresh = not may_repeat
+        attempts_left = 2
+        needs_new_connection = not may_repeat
         while True:
-            watch = self._watch(request, is_fresh=is_fresh)
+            attempt = self._start_attempt(request, needs_new_connection=needs_new_connection)
             try:
-                return UpstreamResponse(request, self._exchange(request, watch), watch)
-            except (DialError, failures.HTTPError, HTTPException, OSError, ValueError) as exc:
-                fault = _explain(exc, watch, request.who)
-                if watch.is_reused and not fault.is_retryable:
-                    self._pools.clear()  # it swallowed the request; the other idle ones may be as dead
-                tries_left -= not (watch.is_reused and not watch.received_bytes)
-                is_fresh = True
-                if not (fault.is_retryable and may_repeat and tries_left):
+                return UpstreamResponse(request, self._urlopen(request, attempt), attempt)
+            except (DialError, urllib3_errors.HTTPError, HTTPException, OSError, ValueError) as exc:
+                error = _map_exception(exc, attempt, request.server)
+                if attempt.is_reused and not error.is_retryable:
+                    self._pools.clear()  # after a network change all idle connections are dead
+                attempts_left -= not (attempt.is_reused and not attempt.received_bytes)
+                needs_new_connection = True
+                if not (error.is_retryable and may_repeat and attempts_left):
                     # urllib3 puts URLs into some of its messages.
-                    raise fault from (None if isinstance(exc, failures.LocationValueError) else exc)
+                    raise error from (None if isinstance(exc, urllib3_errors.LocationValueError) else exc)
 
-    def _exchange(self, request: UpstreamRequest, watch: Attempt) -> urllib3.BaseHTTPResponse:
-        step_s = self._limits.stall_timeout or MAX_WAIT_S
+    def _urlopen(self, request: UpstreamRequest, attempt: Attempt) -> urllib3.BaseHTTPResponse:
+        read_timeout_s = self._limits.stall_timeout or MAX_WAIT_S
         headers = {"User-Agent": f"dockyard/{__version__}", "Accept-Encoding": "identity", **request.headers}
-        response = self._pools.urlopen(
-            request.method,
-            request.place.url,
-            body=request.body,
-            headers=headers,
-            timeout=urllib3.Timeout(connect=watch.left(watch.connect_s), read=watch.left(step_s)),
-            pool_timeout=watch,
-            retries=False,
-            redirect=False,
-            preload_content=False,
-            decode_content=False,
+        timeout = urllib3.Timeout(
+            connect=attempt.remaining_s(attempt.connect_timeout_s), read=attempt.remaining_s(read_timeout_s)
         )
+        token = _current_attempt.set(attempt)
+        try:
+            response = self._pools.urlopen(
+                request.method,
+                request.url.text,
+                body=request.body,
+                headers=headers,
+                timeout=timeout,
+                retries=False,
+                redirect=False,
+                preload_content=False,
+                decode_content=False,
+            )
+        finally:
+            _current_attempt.reset(token)
         if sum(len(name) + len(value) for name, value in response.headers.items()) > MAX_HEADER_BYTES:
             response.close()
             response.release_conn()
             raise HTTPException("too many headers")
         return response
 
-    def _watch(self, request: UpstreamRequest, *, is_fresh: bool) -> Attempt:
+    def _start_attempt(self, request: UpstreamRequest, *, needs_new_connection: bool) -> Attempt:
+        is_trusted = self._is_trusted(request.url)
         return Attempt(
             resolver=self._resolver,
-            connect_s=self._limits.connect_timeout or MAX_WAIT_S,
-            step_s=self._limits.stall_timeout or MAX_WAIT_S,
+            connect_timeout_s=self._limits.connect_timeout or MAX_WAIT_S,
+            stall_timeout_s=self._limits.stall_timeout or MAX_WAIT_S,
             deadline=request.deadline,
-            registry_zone=None if self._is_trusted(request.place) else request.registry_zone or NetworkZone.PUBLIC,
-            is_fresh=is_fresh,
+            registry_zone=None if is_trusted else request.registry_zone or NetworkZone.PUBLIC,
+            needs_new_connection=needs_new_connection,
         )
 
-    def _is_trusted(self, place: Url) -> bool:
-        """The registry itself may lie anywhere, and so may what the operator lists."""
-        return place.origin == self._upstream.origin or is_in_host_list(place.origin, self._upstream.trusted_hosts)
+    def _is_trusted(self, url: Url) -> bool:
+        """Whether any address is allowed: for the registry itself and for `trusted_hosts`."""
+        return url.origin == self._upstream.origin or is_in_host_list(url.origin, self._upstream.trusted_hosts)
 
-    def _check_literal(self, request: UpstreamRequest) -> None:
-        """What is spelt out is judged before a lookup; behind a proxy, where names are looked up, there is no more."""
-        if self._is_trusted(request.place):
+    def _check_literal_address(self, request: UpstreamRequest) -> None:
+        """Check an address in the URL before any lookup. With a proxy, which resolves names, it is the only check."""
+        if self._is_trusted(request.url):
             return
-        zone = find_literal_zone(request.place.origin.host)
+        zone = find_literal_zone(request.url.origin.host)
         if zone is not None and not is_zone_allowed(zone, request.registry_zone or NetworkZone.PUBLIC):
-            raise errors.destination_not_allowed(request.who, "is at an address that is not allowed")
+            raise _address_not_allowed(request.server)
 
 
-def _pools(upstream: Upstream) -> urllib3.PoolManager:
+# Connections
+
+
+class _AttemptConnection:
+    """A connection that is opened and read within the limits of an attempt."""
+
+    attempt: Attempt
+    zone: NetworkZone = NetworkZone.PUBLIC
+    proxy: Any
+    port: int
+    _dns_host: str
+
+    def _new_conn(self) -> Any:
+        is_proxy = self.proxy is not None
+        sock, zone = self.attempt.connect(self._dns_host, self.port, is_proxy=is_proxy)
+        self.zone = self.attempt.zone = NetworkZone.PUBLIC if is_proxy else zone
+        self.attempt.stage = Stage.TLS if isinstance(self, HTTPSConnection) else Stage.RESPONSE
+        return sock
+
+    def response_class(self, sock: Any, *args: Any, **kwargs: Any) -> HTTPResponse:
+        return HTTPResponse(cast(Any, self.attempt.wrap_socket(sock)), *args, **kwargs)
+
+
+class _PlainConnection(_AttemptConnection, HTTPConnection):  # type: ignore[misc]
+    pass
+
+
+class _TLSConnection(_AttemptConnection, HTTPSConnection):  # type: ignore[misc]
+    def connect(self) -> None:
+        super().connect()
+        self.attempt.stage = Stage.RESPONSE
+
+    def _tunnel(self) -> None:
+        self.attempt.stage = Stage.CONNECT
+        super()._tunnel()
+        self.attempt.stage = Stage.TLS
+
+
+class _PlainPool(HTTPConnectionPool):
+    ConnectionCls = _PlainConnection
+
+    def _get_conn(self, timeout: float | None = None) -> Any:
+        return _attach(super()._get_conn(timeout), _current_attempt.get())
+
+
+class _TLSPool(HTTPSConnectionPool):
+    ConnectionCls = _TLSConnection
+
+    def _get_conn(self, timeout: float | None = None) -> Any:
+        return _attach(super()._get_conn(timeout), _current_attempt.get())
+
+    def _validate_conn(self, conn: Any) -> None:
+        if conn.is_closed:
+            conn.connect()  # without urllib3's warning about `insecure_skip_verify`, which the operator has set
+
+
+def _attach(connection: Any, attempt: Attempt) -> Any:
+    """Use a connection from a pool for an attempt; close it first if it must not be reused."""
+    must_reconnect = attempt.needs_new_connection or not attempt.may_connect_to(connection.zone)
+    if (previous := getattr(connection, "attempt", None)) is not None:
+        previous.sock = None  # an abort of the previous request must not affect this one
+        # Firewalls and NAT drop connections that were idle for long without notice.
+        must_reconnect = must_reconnect or time.monotonic() - previous.last_received_at > MAX_IDLE_S
+    if must_reconnect:
+        connection.close()
+    connection.attempt = attempt
+    if not connection.is_closed:
+        attempt.is_reused, attempt.stage, attempt.zone = True, Stage.RESPONSE, connection.zone
+    return connection
+
+
+def _make_pools(upstream: Upstream) -> urllib3.PoolManager:
     options: dict[str, Any] = {"num_pools": MAX_POOLS, "maxsize": MAX_IDLE_CONNECTIONS, "block": False}
     pools: urllib3.PoolManager
     if upstream.proxy:
-        address, login = split_proxy(upstream.proxy)
+        address, login = _split_proxy(upstream.proxy)
         headers = urllib3.make_headers(proxy_basic_auth=login) if login is not None else None
         pools = urllib3.ProxyManager(address, proxy_headers=headers, **options)
     else:
         pools = urllib3.PoolManager(**options)
-    # Reading the system's roots takes tens of milliseconds: not before they are needed.
-    context = cache(lambda: make_tls_context(upstream))
+    # Loading the system's root certificates takes tens of milliseconds: only when they are needed.
+    context = cache(lambda: _make_tls_context(upstream))
 
     def tls_pool(host: str, port: int, **rest: Any) -> _TLSPool:
         return _TLSPool(host, port, ssl_context=context(), **rest)
@@ -281,31 +299,64 @@ def _pools(upstream: Upstream) -> urllib3.PoolManager:
     return pools
 
 
-def _explain(exc: Exception, watch: Attempt, who: str) -> UpstreamError:
-    """The fault behind an exception of urllib3, http.client or the socket."""
-    inner = exc.args[-1] if isinstance(exc, failures.ProtocolError) and exc.args else exc
+def _make_tls_context(upstream: Upstream) -> ssl.SSLContext:
+    """The system's root certificates, plus `ca_file`: a private registry may redirect to a public host.
+
+    `insecure_skip_verify` applies to all hosts of the upstream. Raises DialError.
+    """
+    context = ssl.create_default_context()
+    if upstream.ca_file:
+        try:
+            context.load_verify_locations(cafile=upstream.ca_file)
+        except OSError as exc:
+            raise DialError("its ca_file cannot be loaded") from exc
+    if upstream.insecure_skip_verify:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+def _split_proxy(url: str) -> tuple[str, str | None]:
+    """The URL of a proxy without userinfo, and its `user:password`, None if it has none."""
+    parts = urlsplit(url)
+    address = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+    if parts.username is None:
+        return address, None
+    return address, f"{unquote(parts.username)}:{unquote(parts.password or '')}"
+
+
+# Errors
+
+
+def _map_exception(exc: Exception, attempt: Attempt, server: str) -> UpstreamError:
+    """The UpstreamError for an exception of urllib3, http.client or the socket."""
+    inner = exc.args[-1] if isinstance(exc, urllib3_errors.ProtocolError) and exc.args else exc
     match inner:
         case DialError():
-            return _explain_dial(inner, who)
-        case failures.TimeoutError() | TimeoutError():
-            return errors.timed_out(who)
-    if watch.stage is Stage.TLS:
-        return errors.tls_failed(who)
-    if watch.stage is Stage.CONNECT:
-        return errors.unreachable(who, "its proxy does not let us through")
+            return _map_dial_error(inner, server)
+        case urllib3_errors.TimeoutError() | TimeoutError():
+            return errors.timed_out(server)
+    if attempt.stage is Stage.TLS:
+        return errors.tls_failed(server)
+    if attempt.stage is Stage.CONNECT:
+        return errors.unreachable(server, "the proxy rejects the request")
     match inner:
         case RemoteDisconnected() | IncompleteRead():
-            return errors.connection_lost(who)
-        case HTTPException() | ValueError() | failures.InvalidHeader() | failures.LocationValueError():
-            return errors.bad_response(who, "sent something that is not HTTP")
-    return errors.connection_lost(who)
+            return errors.connection_lost(server)
+        case HTTPException() | ValueError() | urllib3_errors.InvalidHeader() | urllib3_errors.LocationValueError():
+            return errors.bad_response(server, "sent a response that is not valid HTTP")
+    return errors.connection_lost(server)
 
 
-def _explain_dial(exc: DialError, who: str) -> UpstreamError:
+def _map_dial_error(exc: DialError, server: str) -> UpstreamError:
     if exc.is_forbidden:
-        return errors.destination_not_allowed(who, f"is at {exc.why}")
+        return _address_not_allowed(server)
     if exc.is_timeout:
-        return errors.timed_out(who)
-    fault = errors.unreachable(who, exc.why)
-    fault.is_retryable = exc.is_refused
-    return fault
+        return errors.timed_out(server)
+    error = errors.unreachable(server, exc.reason)
+    error.is_retryable = exc.is_refused
+    return error
+
+
+def _address_not_allowed(server: str) -> UpstreamError:
+    return errors.destination_not_allowed(server, "has an address that is not allowed for redirects and token services")

@@ -231,14 +231,14 @@ def feed_location(data: bytes) -> None:
         place = resolve_redirect(HERE, text)
     except InvalidUrl:
         return
-    other = parse_url(place.url)
+    other = parse_url(place.text)
     assert place.origin.scheme == other.scheme == "https"
     assert other.auth is None
     assert (other.host or "").strip("[]") == place.origin.host
     assert (other.port or 443) == place.origin.port
-    assert place.url.isascii()
-    assert place.url.isprintable()
-    assert " " not in place.url
+    assert place.text.isascii()
+    assert place.text.isprintable()
+    assert " " not in place.text
     find_literal_zone(place.origin.host)
     if ":" in place.origin.host:
         assert find_literal_zone(place.origin.host) is find_zone(place.origin.host)

@@ -41,6 +41,7 @@ def parsed(document: dict[str, Any], media_type: str) -> Manifest:
         ("docker.io/nginx", "docker.io/library/nginx:latest", None),
         ("index.docker.io/library/nginx", "docker.io/library/nginx:latest", None),
         ("registry-1.docker.io/a/b:c", "docker.io/a/b:c", None),
+        ("registry.hub.docker.com/nginx", "docker.io/library/nginx:latest", None),
         ("ghcr.io/org/app:v1", "ghcr.io/org/app:v1", None),
         ("GHCR.io/org/app", "ghcr.io/org/app:latest", None),
         ("ghcr.io/app", "ghcr.io/app:latest", None),

@@ -214,7 +214,7 @@ def entry_of(kind: str) -> dict[str, str]:
 
 @pytest.mark.parametrize("kind", ["auth", "fields"])
 def test_a_login_of_the_keychain_makes_the_token(ward: Ward, image: Image, tmp_path: Path, kind: str) -> None:
-    """In both spellings (T37)."""
+    """In both spellings."""
     service = FakeTokenService(ward.fake_registry, login=ANN)
     environ = keychain(tmp_path, {"auths": {ward.fake_registry.authority: entry_of(kind)}})
     ward.registry(auth=KEYCHAIN, environ=environ).head_manifest("lib/app", LATEST)
@@ -222,7 +222,7 @@ def test_a_login_of_the_keychain_makes_the_token(ward: Ward, image: Image, tmp_p
 
 
 def test_an_identity_token_is_exchanged_by_post(ward: Ward, image: Image, tmp_path: Path) -> None:
-    """And never sent to the registry (T37)."""
+    """And never sent to the registry."""
     FakeTokenService(ward.fake_registry)
     environ = keychain(tmp_path, {"auths": {ward.fake_registry.authority: entry_of("identity")}})
     ward.registry(auth=KEYCHAIN, environ=environ).head_manifest("lib/app", LATEST)
@@ -233,7 +233,7 @@ def test_an_identity_token_is_exchanged_by_post(ward: Ward, image: Image, tmp_pa
 
 
 def test_a_registry_token_is_sent_as_it_is(ward: Ward, image: Image, tmp_path: Path) -> None:
-    """And never exchanged (T37)."""
+    """And never exchanged."""
     require_authorization(ward.fake_registry, "Bearer s3cret-token", f'Bearer realm="{ward.fake_registry.url}/token"')
     environ = keychain(tmp_path, {"auths": {ward.fake_registry.authority: entry_of("registry")}})
     ward.registry(auth=KEYCHAIN, environ=environ).head_manifest("lib/app", LATEST)
@@ -241,7 +241,7 @@ def test_a_registry_token_is_sent_as_it_is(ward: Ward, image: Image, tmp_path: P
 
 
 def test_a_helper_is_run_once_for_many(ward: Ward, image: Image, tmp_path: Path) -> None:
-    """A hundred calls, twenty of them at once (T37)."""
+    """A hundred calls, twenty of them at once."""
     helper(tmp_path, "ours", say("ann", "s3cret-pass"))
     require_authorization(ward.fake_registry, ANN)
     environ = keychain(tmp_path, {"credHelpers": {ward.fake_registry.authority: "ours"}})
@@ -318,7 +318,7 @@ def test_a_helper_that_does_not_work_is_an_outage(
     check_timeout: float,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Never an anonymous pull; nothing it printed is repeated; the registry is not asked and not blamed (T37, C7)."""
+    """Never an anonymous pull; nothing it printed is repeated; the registry is not asked and not blamed."""
     monkeypatch.setattr(keychain_module, "run_helper", partial(run_helper, timeout_s=1.0))
     if script is not None:
         helper(tmp_path, "ours", script)
@@ -334,7 +334,7 @@ def test_a_helper_that_does_not_work_is_an_outage(
 
 
 def test_no_login_in_the_helper_is_anonymous(ward: Ward, image: Image, tmp_path: Path) -> None:
-    """It says so on stdout, with exit status 1 (T37)."""
+    """It says so on stdout, with exit status 1."""
     helper(tmp_path, "ours", "echo 'credentials not found in native keychain'; exit 1")
     environ = keychain(tmp_path, {"credsStore": "ours"})
     ward.registry(auth=KEYCHAIN, environ=environ).head_manifest("lib/app", LATEST)

@@ -58,7 +58,7 @@ def received(registry: RegistryClient, repository: str, digest: str, start: int 
 
 
 def test_a_check_is_one_head(ward: Ward, image: Image) -> None:
-    """With every media type that we know, and digest, size and type from the headers (T13, T20)."""
+    """With every media type that we know, and digest, size and type from the headers."""
     found = ward.registry().head_manifest("lib/app", LATEST)
     assert (str(found.digest), found.size, found.media_type) == (image.digest, len(image.body), image.media_type)
     (seen,) = ward.fake_registry.received()
@@ -91,7 +91,7 @@ def test_a_manifest_comes_as_it_is(ward: Ward, image: Image, reference: str) -> 
     ],
 )
 def test_a_head_that_says_too_little_is_asked_again_as_get(ward: Ward, image: Image, change: Change) -> None:
-    """The digest is then computed from the body (T18)."""
+    """The digest is then computed from the body."""
     ward.fake_registry.on("manifest", change, method="HEAD")
     found = ward.registry().head_manifest("lib/app", LATEST)
     assert (str(found.digest), found.size, found.media_type) == (image.digest, len(image.body), image.media_type)
@@ -131,7 +131,7 @@ def test_a_head_with_another_digest_than_asked_for_is_not_believed(ward: Ward, i
     ],
 )
 def test_a_manifest_that_cannot_be_right_is_bad(ward: Ward, image: Image, change: Change) -> None:
-    """Other bytes, pages, encodings, and statuses that mean nothing here (T16, U10, U19)."""
+    """Other bytes, pages, encodings, and statuses that mean nothing here."""
     rule = ward.fake_registry.on("manifest", change)
     registry = ward.registry()
     with pytest.raises(BadUpstream):
@@ -142,7 +142,7 @@ def test_a_manifest_that_cannot_be_right_is_bad(ward: Ward, image: Image, change
 
 
 def test_two_lengths_that_differ_are_bad(ward: Ward, image: Image) -> None:
-    """Nobody can know where such a body ends (U11)."""
+    """Nobody can know where such a body ends."""
     ward.fake_registry.on("manifest", lambda request, answer: answer.with_header("Content-Length", "5"))
     ward.fake_registry.on("blob", lambda request, answer: answer.with_header("Content-Length", "5"))
     registry = ward.registry()
@@ -155,7 +155,7 @@ def test_two_lengths_that_differ_are_bad(ward: Ward, image: Image) -> None:
 @pytest.mark.parametrize("size", [MAX_MANIFEST_BYTES, MAX_MANIFEST_BYTES + 1])
 @pytest.mark.parametrize("framing", [[], [faults.chunked()]])
 def test_a_manifest_has_at_most_four_mebibytes(ward: Ward, size: int, framing: list[Change]) -> None:
-    """Up to the last byte, whether the length is told or not (T17, D3)."""
+    """Up to the last byte, whether the length is told or not."""
     head, tail = b'{"config":{},"layers":[],"x":"', b'"}'
     body = head + b" " * (size - len(head) - len(tail)) + tail
     ward.fake_registry.add_manifest("lib/app", "latest", body, OCI_MANIFEST)
@@ -170,7 +170,7 @@ def test_a_manifest_has_at_most_four_mebibytes(ward: Ward, size: int, framing: l
 
 
 def test_an_endless_manifest_is_cut_off(ward: Ward, image: Image) -> None:
-    """After four mebibytes, and what is on the way (T17)."""
+    """After four mebibytes, and what is on the way."""
     ward.fake_registry.on("manifest", faults.endless())
     with pytest.raises(BadUpstream):
         ward.registry().get_manifest("lib/app", LATEST)
@@ -181,7 +181,7 @@ def test_an_endless_manifest_is_cut_off(ward: Ward, image: Image) -> None:
     "changes", [[faults.cut(50, "rst")], [faults.cut(50)], [faults.close_delimited(), faults.short(20)]]
 )
 def test_a_manifest_that_breaks_off_is_asked_for_once_more(ward: Ward, image: Image, changes: list[Change]) -> None:
-    """Reset, short, and short without a length (U08, U09)."""
+    """Reset, short, and short without a length."""
     for change in changes:
         ward.fake_registry.on("manifest", change, times=1)
     assert ward.registry().get_manifest("lib/app", LATEST).body == image.body
@@ -230,7 +230,7 @@ def test_a_manifest_that_always_breaks_off_is_an_error(ward: Ward, image: Image)
 def test_each_status_has_its_error(
     ward: Ward, image: Image, status: int, auth_error: type[RegistryError], error: type[RegistryError]
 ) -> None:
-    """An answer is an answer, an outage an outage; who has credentials is denied, others do not see it (U14, U18)."""
+    """An answer is an answer, an outage an outage; who has credentials is denied, others do not see it."""
     ward.fake_registry.on("manifest", faults.error_response(status))
     with pytest.raises(error) as caught:
         ward.registry().get_manifest("lib/app", LATEST)
@@ -247,7 +247,7 @@ def test_each_status_has_its_error(
 
 @pytest.mark.parametrize(("value", "seconds"), [("1", 1), ("60", 60), ("999999", 60), ("abc", 5), (None, 5)])
 def test_a_limit_is_told_and_kept(ward: Ward, image: Image, value: str | None, seconds: int) -> None:
-    """One request per window, whoever asks for whatever (U13)."""
+    """One request per window, whoever asks for whatever."""
     ward.fake_registry.on("manifest", faults.error_response(429, "TOOMANYREQUESTS", value))
     registry = ward.registry()
     with pytest.raises(TooManyRequests) as caught:
@@ -339,7 +339,7 @@ def test_a_size_that_head_does_not_tell_is_asked_by_range(
     content: bytes,
     ranges: bool,  # noqa: FBT001
 ) -> None:
-    """The first byte tells it, and so does an answer without ranges; also for an empty blob (T18, T36)."""
+    """The first byte tells it, and so does an answer without ranges; also for an empty blob."""
     digest = ward.fake_registry.add_blob(content)
     ward.fake_registry.on("blob", change, method="HEAD")
     if not ranges:
@@ -352,7 +352,7 @@ def test_a_size_that_head_does_not_tell_is_asked_by_range(
 
 
 def test_the_size_behind_an_address_signed_for_get_is_found(ward: Ward) -> None:
-    """A HEAD that was redirected to it is forbidden there (T36)."""
+    """A HEAD that was redirected to it is forbidden there."""
     digest = ward.fake_registry.add_blob(BLOB)
     ward.fake_registry.on("blob", faults.redirected(lambda request: ward.fake_registry.presign(digest)))
     assert ward.registry().head_blob("lib/app", Digest.parse(digest)) == len(BLOB)
@@ -361,7 +361,7 @@ def test_the_size_behind_an_address_signed_for_get_is_found(ward: Ward) -> None:
 
 @pytest.mark.parametrize("operation", ["head", "open"])
 def test_a_blob_that_is_not_there_is_unknown(ward: Ward, operation: str) -> None:
-    """One request and the answer (T23)."""
+    """One request and the answer."""
     registry, digest = ward.registry(), Digest.parse(digest_of(b"nothing"))
     with pytest.raises(BlobUnknown):
         registry.head_blob("lib/app", digest) if operation == "head" else registry.open_blob("lib/app", digest)
@@ -391,7 +391,7 @@ def test_a_blob_is_read_from_a_byte_on(ward: Ward, start: int) -> None:
 
 
 def test_a_range_that_is_ignored_starts_at_the_beginning(ward: Ward) -> None:
-    """The source says so (U21)."""
+    """The source says so."""
     digest = ward.fake_registry.add_blob(BLOB)
     ward.fake_registry.on("blob", faults.ignoring_range())
     source = ward.registry().open_blob("lib/app", Digest.parse(digest), 1000)
@@ -412,7 +412,7 @@ def test_a_range_that_is_ignored_starts_at_the_beginning(ward: Ward) -> None:
     ],
 )
 def test_another_range_than_asked_for_is_bad(ward: Ward, value: str) -> None:
-    """Bytes at a wrong place would be found by the digest only at the end (U21)."""
+    """Bytes at a wrong place would be found by the digest only at the end."""
     digest = ward.fake_registry.add_blob(BLOB)
     ward.fake_registry.on("blob", faults.header("Content-Range", value))
     with pytest.raises(BadUpstream):
@@ -431,7 +431,7 @@ def test_another_range_than_asked_for_is_bad(ward: Ward, value: str) -> None:
     ],
 )
 def test_what_is_no_blob_is_bad(ward: Ward, start: int, change: Change) -> None:
-    """Pages, encodings, parts that were not asked for (T21)."""
+    """Pages, encodings, parts that were not asked for."""
     digest = ward.fake_registry.add_blob(BLOB)
     ward.fake_registry.on("blob", change)
     with pytest.raises(BadUpstream):
@@ -440,7 +440,7 @@ def test_what_is_no_blob_is_bad(ward: Ward, start: int, change: Change) -> None:
 
 @pytest.mark.parametrize("change", [faults.chunked(), faults.close_delimited()])
 def test_a_blob_may_hide_its_size(ward: Ward, change: Change) -> None:
-    """It is None then, and the bytes are right (T22)."""
+    """It is None then, and the bytes are right."""
     digest = ward.fake_registry.add_blob(BLOB)
     ward.fake_registry.on("blob", change)
     registry = ward.registry()
@@ -452,7 +452,7 @@ def test_a_blob_may_hide_its_size(ward: Ward, change: Change) -> None:
 
 @pytest.mark.parametrize("changes", [[faults.wrong_length(10)], [faults.chunked(ended=False)], [faults.cut(100)]])
 def test_a_short_blob_does_not_end_well(ward: Ward, changes: list[Change]) -> None:
-    """Less than the length, or chunks without an end (U09, U11)."""
+    """Less than the length, or chunks without an end."""
     digest = ward.fake_registry.add_blob(BLOB)
     for change in changes:
         ward.fake_registry.on("blob", change)
@@ -461,7 +461,7 @@ def test_a_short_blob_does_not_end_well(ward: Ward, changes: list[Change]) -> No
 
 
 def test_chunks_win_over_a_length(ward: Ward) -> None:
-    """The size is not known then (U11)."""
+    """The size is not known then."""
     digest = ward.fake_registry.add_blob(BLOB)
     ward.fake_registry.on("blob", faults.chunked())
     ward.fake_registry.on("blob", faults.header("Content-Length", "5"))
@@ -476,7 +476,7 @@ def test_chunks_win_over_a_length(ward: Ward) -> None:
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
 def test_a_download_elsewhere_gets_no_credentials(ward: Ward, status: int) -> None:
-    """But the range, and our own headers (T35, C1)."""
+    """But the range, and our own headers."""
     digest = ward.fake_registry.add_blob(BLOB)
     FakeTokenService(ward.fake_registry, login=basic("ann", "s3cret-pass"))
     ward.fake_registry.listen("cdn")
@@ -491,7 +491,7 @@ def test_a_download_elsewhere_gets_no_credentials(ward: Ward, status: int) -> No
 
 
 def test_authorization_is_for_one_origin_only(ward: Ward) -> None:
-    """Not another port, not another name of the same host; and it is back when the way leads back (C2)."""
+    """Not another port, not another name of the same host; and it is back when the way leads back."""
     digest = ward.fake_registry.add_blob(BLOB)
     want = basic("ann", "s3cret-pass")
     home, port, other = (
@@ -533,7 +533,7 @@ def test_a_relative_location_is_followed(ward: Ward, image: Image) -> None:
 
 @pytest.mark.parametrize("hops", [10, 11])
 def test_ten_hops_are_followed(ward: Ward, image: Image, hops: int) -> None:
-    """The eleventh is one too many (T35)."""
+    """The eleventh is one too many."""
 
     def further(request: object) -> str:
         return f"/v2/lib/app/manifests/latest?{ward.fake_registry.count('manifest')}"
@@ -569,7 +569,7 @@ FORBIDDEN = [
 
 @pytest.mark.parametrize("host", FORBIDDEN)
 def test_a_public_registry_does_not_lead_inside(ward: Ward, host: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither by redirect nor by realm, however the address is spelt; nothing is connected to (R1, R3, U20)."""
+    """Neither by redirect nor by realm, however the address is spelt; nothing is connected to."""
     pretend(monkeypatch, {"127.0.0.2": NetworkZone.PUBLIC})
     public = ward.fake_registry.listen("public", "127.0.0.2")
     inside = f"http://{host}:{ward.fake_registry.listener.port}"
@@ -587,7 +587,7 @@ def test_a_public_registry_does_not_lead_inside(ward: Ward, host: str, monkeypat
 
 
 def test_a_registry_inside_may_point_to_its_neighbours(ward: Ward, monkeypatch: pytest.MonkeyPatch) -> None:
-    """But not to the machine itself, nor to metadata services; unless that is listed (R5)."""
+    """But not to the machine itself, nor to metadata services; unless that is listed."""
     pretend(
         monkeypatch,
         {"127.0.0.2": NetworkZone.PRIVATE, "127.0.0.3": NetworkZone.PRIVATE, "127.0.0.4": NetworkZone.FORBIDDEN},
@@ -613,7 +613,7 @@ def test_a_registry_inside_may_point_to_its_neighbours(ward: Ward, monkeypatch: 
 
 @pytest.mark.parametrize("listener", ["cdn", "registry"])
 def test_an_address_that_expired_is_fetched_anew(ward: Ward, listener: str) -> None:
-    """Through the registry, once; the old address is not used again, wherever it is (T36, U16)."""
+    """Through the registry, once; the old address is not used again, wherever it is."""
     digest = ward.fake_registry.add_blob(BLOB)
     ward.fake_registry.listen("cdn")
     uses = iter([0, None])
@@ -628,7 +628,7 @@ def test_an_address_that_expired_is_fetched_anew(ward: Ward, listener: str) -> N
 
 
 def test_a_download_host_that_refuses_for_good_is_an_outage(ward: Ward) -> None:
-    """It is not the registry that denies, and the registry stays open to others (U15)."""
+    """It is not the registry that denies, and the registry stays open to others."""
     digest = ward.fake_registry.add_blob(BLOB)
     image = ward.fake_registry.add_image("lib/app", "latest")
     ward.fake_registry.listen("cdn")
@@ -647,7 +647,7 @@ def test_a_download_host_that_refuses_for_good_is_an_outage(ward: Ward) -> None:
 
 @pytest.mark.parametrize("how", ["refused", "silent", "500", "429"])
 def test_a_dead_download_host_does_not_close_the_registry(ward: Ward, image: Image, how: str) -> None:
-    """Two fresh redirects at most, and tags stay fresh (U15)."""
+    """Two fresh redirects at most, and tags stay fresh."""
     cdn = ward.fake_registry.listen("cdn")
     changes = {"silent": faults.silent(), "500": faults.error_response(500), "429": faults.error_response(429)}
     if how == "refused":
@@ -686,7 +686,7 @@ def test_a_registry_that_redirects_everything_may_be_asked_for_a_login_there(war
 
 
 def test_content_is_not_taken_for_an_answer_of_the_wrong_kind(ward: Ward) -> None:
-    """A 200 with the registry's own error document is no manifest (U19)."""
+    """A 200 with the registry's own error document is no manifest."""
     body = json.dumps({"errors": [{"code": "TOOMANYREQUESTS"}]}).encode()
     ward.fake_registry.on("manifest", faults.replaced(200, body, ("Content-Type", "application/json")))
     with pytest.raises(BadUpstream):

@@ -46,7 +46,11 @@ def names(monkeypatch: pytest.MonkeyPatch) -> Iterator[Names]:
 def watch(resolver: Resolver, deadline_s: float = 5.0, registry_zone: NetworkZone | None = None) -> Attempt:
     """Limits for one request that starts now."""
     return Attempt(
-        resolver, connect_s=1.0, step_s=1.0, deadline=time.monotonic() + deadline_s, registry_zone=registry_zone
+        resolver,
+        connect_timeout_s=1.0,
+        stall_timeout_s=1.0,
+        deadline=time.monotonic() + deadline_s,
+        registry_zone=registry_zone,
     )
 
 
@@ -56,11 +60,11 @@ def test_a_lookup_that_hangs_ends_in_time(names: Names) -> None:
 
     def ask() -> str:
         with pytest.raises(DialError) as caught:
-            resolver.find("hangs.test", 443, 0.1)
-        return caught.value.why
+            resolver.resolve("hangs.test", 443, 0.1)
+        return caught.value.reason
 
     begun = time.monotonic()
-    assert set(together(20, ask)) == {"its name was not found in time"}
+    assert set(together(20, ask)) == {"name resolution timed out"}
     assert time.monotonic() - begun < 2
     assert names.asked == ["hangs.test"]
 
@@ -71,14 +75,14 @@ def test_hanging_lookups_do_not_pile_up(names: Names) -> None:
     resolver = Resolver()
     for number in range(MAX_LOOKUPS):
         with pytest.raises(DialError):
-            resolver.find(f"hangs-{number}.test", 443, 0.01)
+            resolver.resolve(f"hangs-{number}.test", 443, 0.01)
     with pytest.raises(DialError, match="name server"):
-        resolver.find("fine.test", 443, 5)
+        resolver.resolve("fine.test", 443, 5)
     names.hang.set()
     deadline = time.monotonic() + 5
     while resolver._lookups and time.monotonic() < deadline:
         threading.Event().wait(0.01)
-    assert resolver.find("fine.test", 443, 5)
+    assert resolver.resolve("fine.test", 443, 5)
 
 
 def test_families_are_tried_in_turn_and_what_worked_first(names: Names) -> None:
@@ -87,15 +91,15 @@ def test_families_are_tried_in_turn_and_what_worked_first(names: Names) -> None:
     v4 = [(V4, (f"192.0.2.{number}", 443)) for number in range(2)]
     names.known["both.test"] = [*v6, *v4]
     resolver = Resolver()
-    assert resolver.find("both.test", 443, 5) == [v6[0], v4[0], v6[1], v4[1], v6[2]]
-    resolver.remember("both.test", 443, v4[1])
-    assert resolver.find("both.test", 443, 5)[0] == v4[1]
+    assert resolver.resolve("both.test", 443, 5) == [v6[0], v4[0], v6[1], v4[1], v6[2]]
+    resolver.prefer("both.test", 443, v4[1])
+    assert resolver.resolve("both.test", 443, 5)[0] == v4[1]
 
 
 def test_an_unknown_name_is_told(names: Names) -> None:
     """In words that do not repeat the name."""
     with pytest.raises(DialError) as caught:
-        Resolver().find("nowhere.test", 443, 5)
+        Resolver().resolve("nowhere.test", 443, 5)
     assert "nowhere" not in str(caught.value)
     assert names.asked == ["nowhere.test"]
 
@@ -106,7 +110,7 @@ def test_the_next_address_is_tried(names: Names) -> None:
         dead, alive = closed.getsockname(), server.getsockname()
         closed.close()
         names.known["two.test"] = [(V4, dead), (V4, alive)]
-        sock, zone = watch(Resolver()).dial("two.test", 0, is_proxy=False)
+        sock, zone = watch(Resolver()).connect("two.test", 0, is_proxy=False)
         with sock:
             assert sock.getpeername() == alive
         assert zone is NetworkZone.LOOPBACK
@@ -118,7 +122,7 @@ def test_addresses_that_are_not_allowed_are_not_connected_to(names: Names) -> No
         server.setblocking(False)
         names.known["rebound.test"] = [(V4, server.getsockname())]
         with pytest.raises(DialError) as caught:
-            watch(Resolver(), registry_zone=NetworkZone.PUBLIC).dial("rebound.test", 0, is_proxy=False)
+            watch(Resolver(), registry_zone=NetworkZone.PUBLIC).connect("rebound.test", 0, is_proxy=False)
         assert caught.value.is_forbidden
         with pytest.raises(BlockingIOError):
             server.accept()
@@ -128,6 +132,6 @@ def test_addresses_that_are_not_allowed_are_not_connected_to(names: Names) -> No
 def test_a_deadline_that_is_over_connects_to_nobody(names: Names) -> None:
     """It is late, whatever else would have happened."""
     with pytest.raises(DialError) as caught:
-        watch(Resolver(), deadline_s=-1).dial("any.test", 1, is_proxy=False)
+        watch(Resolver(), deadline_s=-1).connect("any.test", 1, is_proxy=False)
     assert caught.value.is_timeout
     assert names.asked == []

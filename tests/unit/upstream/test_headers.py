@@ -85,5 +85,5 @@ def test_a_digest_that_cannot_be_used_is_none(value: str | None) -> None:
     ],
 )
 def test_retry_after_is_seconds_or_a_date_within_a_minute(value: str | None, seconds: int) -> None:
-    """And five seconds when it says nothing sensible (U13)."""
+    """And five seconds when it says nothing sensible."""
     assert parse_retry_after(value, NOW) == seconds

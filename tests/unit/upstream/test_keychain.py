@@ -348,7 +348,7 @@ def test_the_ecr_helper_says_not_found_whatever_went_wrong(helpers: Helpers, hos
 
 @pytest.mark.parametrize("name", ["", "a/b", "../a", "a;b", "a b", "é", ".", "a" * 200])
 def test_a_helper_has_a_plain_name(helpers: Helpers, name: str) -> None:
-    """Nothing that a path or a shell would understand (C7)."""
+    """Nothing that a path or a shell would understand."""
     with pytest.raises(HelperFailed, match="malformed"):
         run_helper(name, "r.test", helpers.environ)
 

@@ -76,7 +76,7 @@ def test_what_two_parsers_could_read_in_two_ways_is_refused(url: str) -> None:
 )
 def test_a_location_is_resolved_against_where_we_are(location: str, url: str) -> None:
     """Relative, absolute, and without a scheme."""
-    assert resolve_redirect(HERE, location).url == url
+    assert resolve_redirect(HERE, location).text == url
 
 
 @pytest.mark.parametrize(
