@@ -1,19 +1,19 @@
 """Every error that reaches a client: its OCI code, HTTP status and message.
 
-Rooms below `web` raise these; `web` renders them. Codes come from the table "Error Codes" of the OCI distribution
-specification; 5xx answers have no code there and use `UNKNOWN` and `UNAVAILABLE`.
+The packages below `web` raise these; `web` renders them. Codes come from the table "Error Codes" of the OCI
+distribution specification; 5xx responses have no code there and use `UNKNOWN` and `UNAVAILABLE`.
 
-A message is read by strangers: it names what was asked, never a secret, a path, or a URL with a query.
+Clients see the messages: they name what was requested, never a secret, a file path, or a URL with a query.
 """
 
 from typing import ClassVar
 
 
 class RegistryError(Exception):
-    """An answer other than success.
+    """An error response.
 
-    `retry_after_s` is sent as `Retry-After` (whole seconds). `remembered` is True when the answer comes from memory
-    (an open breaker, a running rate-limit window) and the upstream was not asked for it.
+    `retry_after_s` is sent as `Retry-After` (whole seconds). `remembered` is True when no request was sent to the
+    upstream, because its circuit breaker is open or its rate limit is exceeded.
     """
 
     status: ClassVar[int] = 500
@@ -27,70 +27,70 @@ class RegistryError(Exception):
 
 
 class NameInvalid(RegistryError):
-    """The repository name is outside the grammar."""
+    """The repository name is invalid."""
 
     status = 400
     code = "NAME_INVALID"
 
 
 class ReferenceInvalid(RegistryError):
-    """The tag is outside the grammar (the table has no TAG_INVALID)."""
+    """The tag is invalid (the table has no TAG_INVALID)."""
 
     status = 400
     code = "MANIFEST_INVALID"
 
 
 class DigestInvalid(RegistryError):
-    """The digest is outside the grammar, or of an algorithm that Dockyard cannot verify."""
+    """The digest is invalid, or of an algorithm that Dockyard cannot verify."""
 
     status = 400
     code = "DIGEST_INVALID"
 
 
 class RequestInvalid(RegistryError):
-    """The request itself is malformed: its target, its Host, too many ranges."""
+    """The request is malformed: its target, its Host header, too many ranges."""
 
     status = 400
     code = "UNSUPPORTED"
 
 
 class Denied(RegistryError):
-    """The upstream refuses our credentials. Not 401: that would invite the client to log in here."""
+    """The upstream rejects the credentials of Dockyard. Not 401, on which clients would log in to Dockyard."""
 
     status = 403
     code = "DENIED"
 
 
 class NameUnknown(RegistryError):
-    """No upstream is configured for this name, or the upstream does not know it."""
+    """No upstream is configured for this name, or the upstream has no such repository."""
 
     status = 404
     code = "NAME_UNKNOWN"
 
 
 class ManifestUnknown(RegistryError):
-    """The upstream says that there is no such manifest."""
+    """The upstream has no such manifest."""
 
     status = 404
     code = "MANIFEST_UNKNOWN"
 
 
 class BlobUnknown(RegistryError):
-    """The upstream says that there is no such blob."""
+    """The upstream has no such blob."""
 
     status = 404
     code = "BLOB_UNKNOWN"
 
 
 class Unsupported(RegistryError):
-    """A method or endpoint that a read-only cache does not have."""
+    """The method or endpoint is not supported by a read-only cache."""
 
     status = 405
     code = "UNSUPPORTED"
 
 
 class RangeNotSatisfiable(RegistryError):
-    """No byte of the blob is in the range asked for (RFC 9110 section 15.5.17)."""
+    """No byte of the blob is in the requested range (RFC 9110 section 15.5.17)."""
 
     status = 416
     code = "SIZE_INVALID"
@@ -101,35 +101,35 @@ class RangeNotSatisfiable(RegistryError):
 
 
 class TooManyRequests(RegistryError):
-    """The upstream limits us and nothing is cached."""
+    """The rate limit of the upstream is exceeded, and nothing is cached."""
 
     status = 429
     code = "TOOMANYREQUESTS"
 
 
 class Outage(RegistryError):
-    """The upstream gave no usable answer. Whoever has a cached copy serves it instead."""
+    """The upstream sent no usable response. A cached copy is served instead if there is one."""
 
 
 class BadUpstream(Outage):
-    """The upstream answered with something that cannot be right: garbage, a wrong digest, a forbidden redirect."""
+    """The upstream sent an invalid response: not HTTP, a wrong digest, a redirect that is not allowed."""
 
     status = 502
 
 
 class Unavailable(Outage):
-    """The upstream, or the way to it, is down, or we have no room for the request."""
+    """The upstream cannot be reached, or a resource for the request is exhausted."""
 
     status = 503
     code = "UNAVAILABLE"
 
 
 class UpstreamTimeout(Outage):
-    """The upstream did not answer in time."""
+    """The upstream did not respond in time."""
 
     status = 504
 
 
 def reason_of(error: RegistryError) -> str:
-    """An error in a word or two, for a counter: its class, and whether the upstream was asked."""
+    """Return an error as a metric label: its class, and whether it is remembered."""
     return f"{type(error).__name__}{' (remembered)' if error.remembered else ''}"

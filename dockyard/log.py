@@ -1,8 +1,8 @@
-"""Logging set-up: structlog in front, the standard library behind, one line for one event.
+"""Logging set-up: structlog over the standard library, one line for each event.
 
-Everything goes through the same formatter, Granian, urllib3 and asyncio too. A line is ASCII, holds no control
+All events go through the same formatter, those of Granian, urllib3 and asyncio too. A line is ASCII, holds no control
 character, and is at most `MAX_LINE_BYTES` long, so that a client can neither forge lines nor flood the log, and
-workers that write to one file or pipe do not mix theirs. A log that cannot be written never fails a request.
+lines of several workers in one file or pipe are not mixed. A log that cannot be written never fails a request.
 """
 
 import functools
@@ -24,11 +24,11 @@ from dockyard.config.settings import LoggerSettings
 MAX_LINE_BYTES = 2048
 
 _LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warn": logging.WARNING, "error": logging.ERROR}
-_WORDS = {logging.DEBUG: "debug", logging.INFO: "info", logging.WARNING: "warn", logging.ERROR: "error"}
+_LEVEL_NAMES = {logging.DEBUG: "debug", logging.INFO: "info", logging.WARNING: "warn", logging.ERROR: "error"}
 _COLORS = {"debug": "\x1b[36m", "info": "\x1b[32m", "warn": "\x1b[33m", "error": "\x1b[31m"}
 _DIM, _RESET = "\x1b[2m", "\x1b[0m"
 
-_SHORTER = (400, 100, 25)  # characters left of a value, tried in turn on a line that is too long
+_MAX_VALUE_CHARACTERS = (400, 100, 25)  # tried in turn on a line that is too long
 _MAX_FRAMES = 8
 _MAX_CAUSES = 3
 _BARE = re.compile(r"[!#-<>-~]+")  # printable ASCII but for space, quote and =
@@ -38,17 +38,17 @@ Fields = dict[str, Any]
 
 
 def set_up(settings: LoggerSettings) -> None:
-    """Send all logging where the settings say. Call it in the supervisor and again in each worker.
+    """Configure all logging by the settings. Call it in the supervisor and again in each worker.
 
-    Granian puts its own handlers in place when it is built; call it after that. Raises OSError when the output is a
+    Building Granian's server installs other handlers, so call it again after that. Raises OSError when the output is a
     file that cannot be opened.
     """
-    logging._srcfile = None  # noqa: SLF001  as its documentation says: nobody need look for the line that called
+    logging._srcfile = None  # noqa: SLF001  as its documentation says: skips the search for the calling line
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     logging.logAsyncioTasks = False  # type: ignore[attr-defined]  # since Python 3.12
     handler = _open(settings.output)
     handler.setFormatter(_Formatter(_choose_encoding(settings)))
-    handler.addFilter(_is_worth_a_line)
+    handler.addFilter(_is_logged)
     level = _LEVELS[settings.level]
     root = logging.getLogger()
     for old in root.handlers[:]:
@@ -67,7 +67,7 @@ def set_up(settings: LoggerSettings) -> None:
         library.propagate = True
         library.setLevel(least)
     structlog.configure(
-        processors=[_hand_over],
+        processors=[_pass_event],
         wrapper_class=structlog.make_filtering_bound_logger(level),
         logger_factory=structlog.stdlib.LoggerFactory(),
         cache_logger_on_first_use=True,
@@ -90,27 +90,27 @@ def _choose_encoding(settings: LoggerSettings) -> Callable[[Fields], str]:
     return _in_color if settings.color and not is_file and not os.environ.get("NO_COLOR") else _as_text
 
 
-def _is_worth_a_line(record: logging.LogRecord) -> bool:
-    """False for what Granian says of every chunk that it cannot send to a client that has left."""
+def _is_logged(record: logging.LogRecord) -> bool:
+    """False for the line of Granian for each chunk that it cannot send to a disconnected client."""
     return record.levelno > logging.INFO or not (
         record.name.startswith("_granian") and str(record.msg).startswith("ASGI transport error")
     )
 
 
-def _hand_over(_logger: Any, _method: str, event: structlog.typing.EventDict) -> tuple[tuple[Any], Fields]:
-    """The event as the message of a record: all rendering is the formatter's."""
+def _pass_event(_logger: Any, _method: str, event: structlog.typing.EventDict) -> tuple[tuple[Any], Fields]:
+    """Pass the event as the message of a record; the formatter renders it."""
     return (event,), {"exc_info": event.pop("exc_info", None)}
 
 
 class _StreamHandler(logging.StreamHandler[Any]):
-    """The standard streams. Each line is one write."""
+    """Writes to a standard stream, each line in one write, and ignores errors."""
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  the standard library's name
         pass
 
 
 class _FileHandler(logging.Handler):
-    """A file opened for appending, each line one write; opened again when logrotate has moved it away."""
+    """Appends to a file, each line in one write. Opens it again after logrotate has moved it."""
 
     def __init__(self, path: str) -> None:
         super().__init__()
@@ -120,11 +120,11 @@ class _FileHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         line = f"{self.format(record)}\n".encode("ascii", "backslashreplace")
         try:
-            if self._is_elsewhere():
+            if self._was_moved():
                 self._file.close()
                 self._file = self._open()
             self._file.write(line)
-        except (OSError, ValueError):  # full, or closed and not to be made again: the next line tries anew
+        except (OSError, ValueError):  # disk full, or the file cannot be opened again: retried with the next line
             pass
 
     def close(self) -> None:
@@ -132,9 +132,9 @@ class _FileHandler(logging.Handler):
         super().close()
 
     def _open(self) -> io.FileIO:
-        return io.FileIO(self._path, "a")  # unbuffered: nothing is kept that a full disk has refused
+        return io.FileIO(self._path, "a")  # unbuffered: no line is kept that a full disk rejected
 
-    def _is_elsewhere(self) -> bool:
+    def _was_moved(self) -> bool:
         if self._file.closed:
             return True
         ours = os.fstat(self._file.fileno())
@@ -146,7 +146,7 @@ class _FileHandler(logging.Handler):
 
 
 class _Formatter(logging.Formatter):
-    """Records of structlog and of everybody else, by one encoding."""
+    """Formats records of structlog and of the standard library in one encoding."""
 
     def __init__(self, encode: Callable[[Fields], str]) -> None:
         super().__init__()
@@ -155,23 +155,23 @@ class _Formatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         fields = _fields_of(record)
         line = self._encode(fields)
-        for characters in _SHORTER:
+        for characters in _MAX_VALUE_CHARACTERS:
             if len(line) < MAX_LINE_BYTES:
                 return line
             line = self._encode({name: _shorten(value, characters) for name, value in fields.items()})
         if len(line) < MAX_LINE_BYTES:
             return line
         first = list(fields.items())[:4]
-        return self._encode({name: _shorten(value, _SHORTER[-1]) for name, value in first})
+        return self._encode({name: _shorten(value, _MAX_VALUE_CHARACTERS[-1]) for name, value in first})
 
 
 def _fields_of(record: logging.LogRecord) -> Fields:
-    """Time, level, logger and event, in this order, then the event's own fields."""
+    """Return time, level, logger and event, in this order, then the fields of the event."""
     own: Fields = dict(record.msg) if isinstance(record.msg, dict) else {"event": _message(record)}
     milliseconds = f"{record.msecs:03.0f}" if record.msecs < 999.5 else "999"
     fields: Fields = {
         "timestamp": f"{_to_seconds(int(record.created))}.{milliseconds}Z",
-        "level": _WORDS.get(record.levelno, record.levelname.lower()),
+        "level": _LEVEL_NAMES.get(record.levelno, record.levelname.lower()),
         "logger": record.name,
         "event": own.pop("event", ""),
     }
@@ -190,22 +190,22 @@ def _to_seconds(created: int) -> str:
 def _message(record: logging.LogRecord) -> str:
     try:
         return record.getMessage()
-    except (TypeError, ValueError):  # a library's arguments do not fit its own format
+    except (TypeError, ValueError):  # the arguments do not fit the format
         return str(record.msg)
 
 
 def _trace(exc: BaseException) -> str:
-    """An exception on one line: what it says, then where, the innermost frame first."""
-    told: list[str] = []
+    """Return an exception as one line: its message, then its frames, the innermost first."""
+    parts: list[str] = []
     current: BaseException | None = exc
-    while current is not None and len(told) < _MAX_CAUSES:
+    while current is not None and len(parts) < _MAX_CAUSES:
         frames = [
             f"{'/'.join(frame.f_code.co_filename.rsplit('/', 2)[-2:])}:{line} {frame.f_code.co_qualname}"
             for frame, line in traceback.walk_tb(current.__traceback__)
         ]
-        told.append(f"{type(current).__name__}: {current} [{' < '.join(frames[: -_MAX_FRAMES - 1 : -1])}]")
+        parts.append(f"{type(current).__name__}: {current} [{' < '.join(frames[: -_MAX_FRAMES - 1 : -1])}]")
         current = current.__cause__ or (None if current.__suppress_context__ else current.__context__)
-    return "; caused by ".join(told)
+    return "; caused by ".join(parts)
 
 
 def _shorten(value: Any, characters: int) -> Any:
@@ -235,7 +235,7 @@ def _in_color(fields: Fields) -> str:
 
 
 def _rest(fields: Fields) -> list[tuple[str, Any]]:
-    """The event's own fields, and the logger last: it is what a reader needs least."""
+    """Return the fields of the event, and the logger last, as the least important."""
     return [*list(fields.items())[4:], ("logger", fields["logger"])]
 
 

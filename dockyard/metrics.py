@@ -19,59 +19,65 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
 
 requests = Counter(
-    "dockyard_requests", "Requests from clients, by kind, status and how they were answered.", ["kind", "status", "how"]
+    "dockyard_requests",
+    "Requests from clients, by kind, status and how the response was found.",
+    ["kind", "status", "how"],
 )
 request_seconds = Histogram(
-    "dockyard_request_seconds", "From a request's first byte to the last of its answer.", ["kind"], buckets=_SECONDS
+    "dockyard_request_seconds",
+    "Time from the start of a request to the end of its response.",
+    ["kind"],
+    buckets=_SECONDS,
 )
-sent_bytes = Counter("dockyard_sent_bytes", "Bytes of bodies sent to clients.", ["kind"])
-cut_responses = Counter("dockyard_cut_responses", "Responses that ended before their end, by reason.", ["reason"])
+sent_bytes = Counter("dockyard_sent_bytes", "Bytes of response bodies sent to clients.", ["kind"])
+cut_responses = Counter("dockyard_cut_responses", "Responses that were not sent completely, by reason.", ["reason"])
 received_bytes = Counter("dockyard_received_bytes", "Bytes of blobs received, by source.", ["source"])
 
-fills_running = Gauge("dockyard_fills_running", "Downloads under way.", multiprocess_mode="livesum")
+fills_running = Gauge("dockyard_fills_running", "Running downloads.", multiprocess_mode="livesum")
 fills = Counter("dockyard_fills", "Downloads that ended, by outcome: done, or the error.", ["outcome"])
 fills_joined = Counter("dockyard_fills_joined", "Requests that joined a running download.")
-fills_resumed = Counter("dockyard_fills_resumed", "Downloads taken up again where they broke off.")
-overflows = Counter("dockyard_overflows", "Downloads that went on in memory because the disk was full.")
+fills_resumed = Counter("dockyard_fills_resumed", "Downloads that were resumed at the byte reached.")
+overflows = Counter("dockyard_overflows", "Downloads that continued in memory because the disk was full.")
 
 stale = Counter("dockyard_stale", "Tags and lists served stale, by upstream and reason.", ["upstream", "reason"])
 upstream_seconds = Histogram(
     "dockyard_upstream_seconds",
-    "Questions to upstreams.",
+    "Duration of requests to upstreams.",
     ["upstream", "operation"],
     buckets=_SECONDS,
 )
-upstream_failures = Counter(
-    "dockyard_upstream_failures", "Questions to upstreams without a usable answer.", ["upstream", "reason"]
-)
+upstream_failures = Counter("dockyard_upstream_failures", "Requests to upstreams that failed.", ["upstream", "reason"])
 upstream_untrusted = Counter(
     "dockyard_upstream_untrusted",
-    "Connections to upstreams that were given up for what they would expose, by what was wrong: tls, place, secret.",
+    "Connections to upstreams that were refused for security, by reason: tls, place, secret.",
     ["upstream", "wrong"],
 )
 ratelimit_limit = Gauge(
-    "dockyard_upstream_ratelimit_limit", "Pulls that the upstream allows.", ["upstream"], multiprocess_mode="mostrecent"
+    "dockyard_upstream_ratelimit_limit",
+    "Rate limit of the upstream, in pulls.",
+    ["upstream"],
+    multiprocess_mode="mostrecent",
 )
 ratelimit_remaining = Gauge(
     "dockyard_upstream_ratelimit_remaining",
-    "Pulls that the upstream still allows.",
+    "Pulls left under the rate limit of the upstream.",
     ["upstream"],
     multiprocess_mode="mostrecent",
 )
 
 evicted_bytes = Counter("dockyard_evicted_bytes", "Bytes of blobs evicted from the local store.")
-published = Counter("dockyard_published", "Objects brought to the bucket, by outcome (done, failed).", ["outcome"])
-touched = Counter("dockyard_touched", "Objects of the bucket that were refreshed.")
-bucket_faults = Counter("dockyard_bucket_faults", "Questions to the bucket that failed.")
-worker_restarts = Counter("dockyard_worker_restarts", "Workers started in the place of dead or frozen ones.")
+published = Counter("dockyard_published", "Objects uploaded to the bucket, by outcome (done, failed).", ["outcome"])
+touched = Counter("dockyard_touched", "Objects in the bucket whose LastModified was renewed.")
+bucket_faults = Counter("dockyard_bucket_faults", "Requests to the bucket that failed.")
+worker_restarts = Counter("dockyard_worker_restarts", "Workers that were restarted after they died or froze.")
 
 
 def count_request(kind: str, status: int, how: str, seconds: float, size: int) -> None:
-    """A request is over: how long it took, and how many bytes of body were sent."""
-    requests_like_it, seconds_of_kind, bytes_of_kind = _request_counters(kind, status, how)
-    requests_like_it.inc()
-    seconds_of_kind.observe(seconds)
-    bytes_of_kind.inc(size)
+    """Count a request that has ended: its duration, and the bytes of its body that were sent."""
+    request_counter, seconds_histogram, bytes_counter = _request_counters(kind, status, how)
+    request_counter.inc()
+    seconds_histogram.observe(seconds)
+    bytes_counter.inc(size)
 
 
 @functools.cache
@@ -80,7 +86,7 @@ def _request_counters(kind: str, status: int, how: str) -> tuple[Counter, Histog
 
 
 def forget_worker(pid: int) -> None:
-    """A worker is dead: what it had under way is not."""
+    """Remove the gauges of running work of a dead worker."""
     if DIRECTORY_VARIABLE in os.environ:
         multiprocess.mark_process_dead(pid)  # type: ignore[no-untyped-call]
 

@@ -1,7 +1,7 @@
-"""The supervisor: starts Granian and its workers, starts dead ones again, ends frozen ones.
+"""The supervisor: starts Granian with its workers, restarts dead workers and kills frozen ones.
 
-Built on Granian's multi-process server, of which it changes one thing: a worker that dies twice in a row is started
-again rather than taken for a reason to stop the server. That takes private names of Granian: its version is pinned.
+A subclass of Granian's multi-process server that changes one thing: a worker that dies twice in a row is restarted,
+where Granian would stop the server. It uses private names of Granian, whose version is therefore pinned.
 """
 
 import contextlib
@@ -33,12 +33,12 @@ from dockyard.worker import (  # before the fork: workers start at once, and sha
 from dockyard.workers.shard_lock import AlreadyRunning, Lock
 from dockyard.workers.watchdog import CHECK_INTERVAL_S, Watchdog
 
-BARREN_STARTS = 5
-YOUNG_S = 2.0
-CONNECTIONS_AT_MOST = 4096  # of one worker; the others wait in the backlog
-DESCRIPTORS_WANTED = 65536
-DESCRIPTORS_KEPT = 200  # for logs, counters, peers, and idle connections to upstreams
-DESCRIPTORS_EACH = 4  # a client on a cold layer: its socket, the partial file twice, the upstream's socket
+MAX_EARLY_DEATHS_PER_WORKER = 5
+MIN_LIFETIME_S = 2.0
+MAX_CONNECTIONS = 4096  # per worker; more wait in the backlog of the socket
+WANTED_DESCRIPTORS = 65536
+RESERVED_DESCRIPTORS = 264  # for logs, metrics, peers, open blobs, and idle connections to upstreams
+DESCRIPTORS_PER_CONNECTION = 4  # a client of a download: its socket, the partial file twice, the upstream's socket
 RUN = "run"
 GRANIAN_LOGS = {"loggers": {"_granian": {"handlers": [], "propagate": True}}, "handlers": {}, "formatters": {}}
 
@@ -46,11 +46,11 @@ logger = structlog.get_logger()
 
 
 class CannotStart(Exception):
-    """A reason, for the operator, why the server does not start."""
+    """The server cannot start. The message says why and is meant for the operator."""
 
 
 def run(settings: Settings) -> int:
-    """Serve until told to stop; the exit status."""
+    """Run the server until it is stopped. Returns the exit status."""
     log.set_up(settings.logger)
     try:
         return _serve(settings)
@@ -65,7 +65,7 @@ def _serve(settings: Settings) -> int:
             make_base_url(settings.storage)
         except ValueError as exc:
             raise CannotStart(str(exc)) from exc
-    run_directory = _prepare(Path(settings.storage.directory))
+    run_directory = _create_run_directory(Path(settings.storage.directory))
     host = settings.server.host or ("::" if socket.has_dualstack_ipv6() else "0.0.0.0")  # noqa: S104  as documented
     workers = settings.server.workers or len(os.sched_getaffinity(0))
     try:
@@ -76,11 +76,11 @@ def _serve(settings: Settings) -> int:
         ) from exc
     try:
         (run_directory / DRAINING).unlink(missing_ok=True)
-        _refuse_taken_port(host, settings.server.port)
-        unverified_before = _find_suspect_time(run_directory)
-        _warn(settings)
+        _check_port(host, settings.server.port)
+        unverified_before = _find_unverified_time(run_directory)
+        _log_warnings(settings)
         server = Supervisor(settings, host, workers, run_directory)
-        log.set_up(settings.logger)  # Granian has put its own in place
+        log.set_up(settings.logger)  # building Granian's server replaced it
         logger.info(
             "Dockyard is starting",
             version=__version__,
@@ -91,7 +91,7 @@ def _serve(settings: Settings) -> int:
         )
         try:
             server.serve(
-                target_loader=functools.partial(_load, settings, workers, unverified_before), wrap_loader=False
+                target_loader=functools.partial(_load_app, settings, workers, unverified_before), wrap_loader=False
             )
         except SystemExit as exc:
             return int(exc.code or 0)
@@ -102,15 +102,15 @@ def _serve(settings: Settings) -> int:
         lock.release()
 
 
-def _load(settings: Settings, workers: int, unverified_before: float) -> Any:
-    """Build the application; runs in the worker."""
+def _load_app(settings: Settings, workers: int, unverified_before: float) -> Any:
+    """Build the application. Runs in the worker process."""
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     log.set_up(settings.logger)
     return create_app(settings, workers, unverified_before, os.environ)
 
 
 class Supervisor(MPServer):
-    """Granian's server with our settings, and a watch on its workers."""
+    """Granian's multi-process server with Dockyard's settings and a watchdog for its workers."""
 
     def __init__(self, settings: Settings, host: str, workers: int, run_directory: Path) -> None:
         tls = settings.server.tls
@@ -124,7 +124,7 @@ class Supervisor(MPServer):
             http=HTTPModes.http1,
             websockets=False,
             backlog=2048,
-            backpressure=_find_room(),
+            backpressure=_raise_connection_limit(),
             runtime_blocking_threads=16,
             http1_settings=HTTP1Settings(header_read_timeout=10_000),
             log_dictconfig=GRANIAN_LOGS,
@@ -136,13 +136,13 @@ class Supervisor(MPServer):
             ssl_protocol_min=SSLProtocols.tls12,
         )
         self._run_directory = run_directory
-        self._young_deaths = 0
+        self._early_deaths = 0
 
     def startup(self, spawn_target: Any, target_loader: Any) -> None:
-        """Start the workers, then the watch on them."""
-        with _stop_signals_held():
+        """Start the workers, then the watchdog."""
+        with _stop_signals_blocked():
             super().startup(spawn_target, target_loader)  # type: ignore[no-untyped-call]
-        threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
+        threading.Thread(target=self._run_watchdog, name="watchdog", daemon=True).start()
 
     def _serve_loop(self, spawn_target: Any, target_loader: Any) -> None:
         while True:
@@ -152,44 +152,44 @@ class Supervisor(MPServer):
                 (self._run_directory / DRAINING).touch()
                 return
             if self.reload_signal:
-                with _stop_signals_held():
+                with _stop_signals_blocked():
                     self._reload(spawn_target, target_loader)  # type: ignore[no-untyped-call]
             dead = list(dict.fromkeys(self.interrupt_children))
             if not dead:
                 continue
-            if self._has_given_up(dead):
+            if self._is_crash_loop(dead):
                 logger.error("workers exit right after they start: stopping the server")
                 return
             self.interrupt_children.clear()
             metrics.worker_restarts.inc(len(dead))
             for index in dead:
                 metrics.forget_worker(self.wrks[index].inner.pid)
-            with _stop_signals_held():
+            with _stop_signals_blocked():
                 self._respawn_workers(dead, spawn_target, target_loader)
 
-    def _has_given_up(self, dead: list[int]) -> bool:
-        """Whether no worker lives long enough to serve: a fault of the settings or the machine, not of a request."""
+    def _is_crash_loop(self, dead: list[int]) -> bool:
+        """Whether workers die right after their start, so that restarting them does not help."""
         now = time.monotonic()
-        if any(now - self.wrks[index].birth > YOUNG_S for index in dead):
-            self._young_deaths = 0
+        if any(now - self.wrks[index].birth > MIN_LIFETIME_S for index in dead):
+            self._early_deaths = 0
             return False
-        self._young_deaths += len(dead)
-        return self._young_deaths > BARREN_STARTS * self.workers
+        self._early_deaths += len(dead)
+        return self._early_deaths > MAX_EARLY_DEATHS_PER_WORKER * self.workers
 
-    def _watch(self) -> None:
-        watchdog = Watchdog(self._run_directory, self.workers, self._is_ours)
+    def _run_watchdog(self) -> None:
+        watchdog = Watchdog(self._run_directory, self.workers, self._is_worker)
         while not self.interrupt_signal:
             time.sleep(CHECK_INTERVAL_S)
             watchdog.check()
         watchdog.close()
 
-    def _is_ours(self, pid: int) -> bool:
+    def _is_worker(self, pid: int) -> bool:
         return any(worker.inner.pid == pid and worker.inner.is_alive() for worker in list(self.wrks))
 
 
 @contextlib.contextmanager
-def _stop_signals_held() -> Iterator[None]:
-    """Have the signals that end a worker wait until it serves (`Worker.start`): it inherits that."""
+def _stop_signals_blocked() -> Iterator[None]:
+    """Block the stop signals in workers that are started here; `Worker.start` unblocks them."""
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:
         yield
@@ -197,7 +197,7 @@ def _stop_signals_held() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
 
 
-def _prepare(directory: Path) -> Path:
+def _create_run_directory(directory: Path) -> Path:
     run_directory = directory / RUN
     try:
         run_directory.mkdir(parents=True, exist_ok=True)
@@ -207,8 +207,8 @@ def _prepare(directory: Path) -> Path:
     return run_directory
 
 
-def _refuse_taken_port(host: str, port: int) -> None:
-    """Granian shares its port with whoever asks (SO_REUSEPORT): a second server would take half of the connections."""
+def _check_port(host: str, port: int) -> None:
+    """Raise CannotStart if the port is in use: with SO_REUSEPORT, two servers would silently share its connections."""
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -220,17 +220,23 @@ def _refuse_taken_port(host: str, port: int) -> None:
             raise CannotStart(f"server.host, server.port: {host}:{port} {what}") from exc
 
 
-def _find_room() -> int:
-    """How many connections a worker may have open: without a free descriptor it could not even answer the watch."""
+def _raise_connection_limit() -> int:
+    """Raise the limit of open files, and return how many connections a worker may have under it.
+
+    A worker without free descriptors could not respond to the watchdog and would be killed.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft < DESCRIPTORS_WANTED:
-        soft = DESCRIPTORS_WANTED if hard == resource.RLIM_INFINITY else min(hard, DESCRIPTORS_WANTED)
+    if soft < WANTED_DESCRIPTORS:
+        soft = WANTED_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, WANTED_DESCRIPTORS)
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))  # workers inherit it
-    return max(1, min(CONNECTIONS_AT_MOST, (soft - DESCRIPTORS_KEPT) // DESCRIPTORS_EACH))
+    return max(1, min(MAX_CONNECTIONS, (soft - RESERVED_DESCRIPTORS) // DESCRIPTORS_PER_CONNECTION))
 
 
-def _find_suspect_time(run_directory: Path) -> float:
-    """Blobs unchanged since this time are verified before use: the last start after an unclean stop, else never."""
+def _find_unverified_time(run_directory: Path) -> float:
+    """Return when the server was last started after an unclean stop; 0.0 if never.
+
+    Blobs that are older (seconds since the epoch) are verified before their first use.
+    """
     suspect = run_directory / "suspect"
     clean = run_directory / "clean"
     started = run_directory / "started"
@@ -242,8 +248,8 @@ def _find_suspect_time(run_directory: Path) -> float:
     return suspect.stat().st_mtime if suspect.exists() else 0.0
 
 
-def _warn(settings: Settings) -> None:
-    """Say what an operator may not have meant."""
+def _log_warnings(settings: Settings) -> None:
+    """Log settings that are risky or probably not intended."""
     for warning in settings.warnings:
         logger.warning(warning)
     private = [upstream.prefix for upstream in settings.upstreams if not upstream.is_anonymous]

@@ -1,6 +1,6 @@
-"""One worker process: its stores, its shard, its peers, and the paths that serve with them.
+"""One worker process: builds its objects and connects them, then claims a shard and serves.
 
-Built in the worker, never in the supervisor: workers are forked, and no thread, socket or client survives that.
+Built in the worker, never in the supervisor: threads, sockets and clients do not survive a fork.
 """
 
 import asyncio
@@ -47,19 +47,19 @@ from dockyard.workers.messages import (
 from dockyard.workers.peers import PeerConnection, Peers
 from dockyard.workers.shard_lock import Lock, claim_shard
 
-CLAIM_EVERY_S = 0.2
-PARENT_CHECK_EVERY_S = 1.0
-STALE_UPLOADS_S = 3600.0
+CLAIM_INTERVAL_S = 0.2
+PARENT_CHECK_INTERVAL_S = 1.0
+STALE_UPLOAD_AGE_S = 3600.0
 UNPUBLISHED = "unpublished"
 DRAINING = "draining"
-SERVES_SOON_S = 0.1
+UNBLOCK_SIGNALS_AFTER_S = 0.1
 STOP_SIGNALS = {signal.SIGTERM, signal.SIGINT}
 
 log = structlog.get_logger()
 
 
 def create_app(settings: Settings, shards: int, unverified_before: float, environ: Mapping[str, str]) -> OuterApp:
-    """The ASGI application of one worker process.
+    """Build the ASGI application of one worker process.
 
     `shards` is the number of workers. Blobs on disk that are older than `unverified_before` (seconds since the epoch)
     are verified before their first use. Raises OSError when the storage directory cannot be used.
@@ -80,36 +80,43 @@ def create_app(settings: Settings, shards: int, unverified_before: float, enviro
 
 
 class Worker:
-    """One worker process: its shard, its peers, and what it serves with them."""
+    """The objects of one worker process, and its start and stop."""
 
     def __init__(self, settings: Settings, shards: int, unverified_before: float, environ: Mapping[str, str]) -> None:
         storage, limits = settings.storage, settings.upstream
+        directory = Path(storage.directory)
         self.settings = settings
         self.shards = shards
-        self.run = Path(storage.directory) / RUN
-        directory = Path(storage.directory)
-        outbox = Outbox(directory / UNPUBLISHED)
-        self.tier = LocalStore(
-            directory, storage.prefix, storage.max_size, unverified_before, lambda blob: BlobItem(blob) in outbox
-        )
-        self.tier.create_directories()
-        self.s3 = S3Store(storage, environ) if storage.bucket else None
-        self.bucket = Bucket(self.s3)
-        self.publisher = Publisher(self.tier, self.s3, outbox, storage.touch_threshold, self._owns)
-        stores = Stores(self.tier, self.bucket, self.publisher)
+        self.run = directory / RUN
         self.threads = Threads()
         self.peers = Peers(self.run, shards)
+
+        # Stores
+        outbox = Outbox(directory / UNPUBLISHED)
+        self.local_store = LocalStore(
+            directory, storage.prefix, storage.max_size, unverified_before, lambda blob: BlobItem(blob) in outbox
+        )
+        self.local_store.create_directories()
+        self.s3 = S3Store(storage, environ) if storage.bucket else None
+        self.bucket = Bucket(self.s3)
+        self.publisher = Publisher(self.local_store, self.s3, outbox, storage.touch_threshold, self._owns)
+        stores = Stores(self.local_store, self.bucket, self.publisher)
+
+        # Upstreams
         keychain = Keychain(environ)
         self.registries = {
             upstream.prefix: RegistryClient(upstream, limits, keychain, CircuitBreaker(self.run, upstream.prefix))
             for upstream in settings.upstreams
         }
+
+        # Caches
         with_upstreams = (self.peers, self.registries, self.threads)
         self.downloads = Downloads(stores, *with_upstreams)
         self.blobs = Blobs(stores, self.downloads, self.registries, self.threads, redirects=storage.redirect)
         self.manifests = Manifests(stores, *with_upstreams)
         self.tags = Tags(self.manifests, stores, *with_upstreams, limits.check_interval, limits.check_timeout)
-        self.lists = Lists(self.tier, *with_upstreams, limits.check_interval, limits.check_timeout)
+        self.lists = Lists(self.local_store, *with_upstreams, limits.check_interval, limits.check_timeout)
+
         self.gauges = Gauges(
             directory / blob_root(storage.prefix), directory / UNPUBLISHED, self._open_breakers, storage.max_size
         )
@@ -119,19 +126,21 @@ class Worker:
         self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
-        """Claim a shard and answer for it. Waits in the background when all are taken."""
+        """Claim a shard and listen for peers (later, if all shards are locked). Start the background tasks."""
         if not await self._claim():
             self._tasks.append(asyncio.create_task(self._claim_later()))
         self._tasks.append(asyncio.create_task(self._watch_parent()))
-        await self.threads.disk(self.tier.sweep_partial_files)
+        await self.threads.disk(self.local_store.sweep_partial_files)
         self.publisher.start()
         if self.s3 and self.peers.shard == 0:
             self._tasks.append(asyncio.create_task(self._check_bucket(self.s3)))
-        # Granian forgets a signal that comes between this and the moment when it serves.
-        asyncio.get_running_loop().call_later(SERVES_SOON_S, signal.pthread_sigmask, signal.SIG_UNBLOCK, STOP_SIGNALS)
+        # Granian ignores signals until it serves, shortly after this; they stay blocked until then.
+        asyncio.get_running_loop().call_later(
+            UNBLOCK_SIGNALS_AFTER_S, signal.pthread_sigmask, signal.SIG_UNBLOCK, STOP_SIGNALS
+        )
 
     async def stop(self) -> None:
-        """Let go of everything. The clients have left already."""
+        """Stop all tasks and threads, and close all connections. No request is running any more."""
         for task in self._tasks:
             task.cancel()
         self.downloads.stop()
@@ -143,7 +152,7 @@ class Worker:
         self.threads.close()
 
     def is_ready(self) -> bool:
-        """Whether to send requests here: not while an operator or the supervisor wants the server to drain."""
+        """Whether this worker should get requests: not while the file `draining` is in the run directory."""
         return not (self.run / DRAINING).exists()
 
     def _open_breakers(self) -> dict[str, bool]:
@@ -158,23 +167,23 @@ class Worker:
         return True
 
     async def _claim_later(self) -> None:
-        while not await self._claim():  # noqa: ASYNC110  no event tells of a freed lock
-            await asyncio.sleep(CLAIM_EVERY_S)
+        while not await self._claim():  # noqa: ASYNC110  a released file lock sends no event
+            await asyncio.sleep(CLAIM_INTERVAL_S)
 
     def _owns(self, item: Item) -> bool:
         return self.peers.shard is not None and self.peers.is_owner(str(item))
 
     async def _check_bucket(self, s3: S3Store) -> None:
-        """Say what is wrong with the bucket, and serve all the same."""
-        for trouble in await self.threads.bucket(s3.check):
-            log.error("bucket check failed: serving continues, fix the bucket or its settings", reason=trouble)
+        """Log what is wrong with the bucket, and abort uploads that a former process left."""
+        for problem in await self.threads.bucket(s3.check):
+            log.error("bucket check failed: serving continues, fix the bucket or its settings", reason=problem)
         with contextlib.suppress(S3Error):
-            await self.threads.bucket(s3.abort_stale_uploads, STALE_UPLOADS_S)
+            await self.threads.bucket(s3.abort_stale_uploads, STALE_UPLOAD_AGE_S)
 
     async def _watch_parent(self) -> None:
-        """A worker without its supervisor would never be stopped: drain and end."""
-        while os.getppid() == self._parent:  # noqa: ASYNC110  no event tells of a dead parent
-            await asyncio.sleep(PARENT_CHECK_EVERY_S)
+        """Stop this worker when the supervisor has died, since no other process would."""
+        while os.getppid() == self._parent:  # noqa: ASYNC110  a dead parent sends no event
+            await asyncio.sleep(PARENT_CHECK_INTERVAL_S)
         log.error("the supervisor has exited: stopping this worker")
         os.kill(os.getpid(), signal.SIGTERM)
         await asyncio.sleep(self.settings.server.drain_timeout)
