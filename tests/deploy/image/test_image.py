@@ -88,7 +88,7 @@ def start(image: Image, registry: DistributionRegistry, tmp_path: Path) -> Itera
 
 
 def sbom(image: Image) -> dict[str, Any]:
-    """The bill of materials, extracted as README.md describes."""
+    """The bill of materials, extracted as ops/IMAGE.md describes."""
     return dict(json.loads(image.docker.run("run", "--rm", "--network=none", "--entrypoint=cat", image.name, SBOM)))
 
 
