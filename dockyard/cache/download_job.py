@@ -215,8 +215,8 @@ class DownloadJob:
     def _keep(self, size: int) -> None:
         """Keep the blob in the local store, and have it published or touched.
 
-        It is in the outbox before it is kept, so that a crash in between publishes it later. Making room is part of
-        the job: downloads that come in faster than old blobs can be evicted wait for it.
+        It is in the outbox before it is kept, so that a crash in between publishes it later. The job also evicts other
+        blobs: downloads that are faster than the eviction of old blobs wait for it.
         """
         local, publisher, item = self._stores.local, self._stores.publisher, BlobItem(self._sources.digest)
         if self._sources.used_upstream:

@@ -1,18 +1,21 @@
-"""What is known to be down is not asked again and again.
+"""The circuit breaker of an upstream: no requests to an upstream that is down or limits the rate of requests.
 
-Theory of operation. The state of an upstream is one small file for all workers: none (closed), `down` or `limited`.
+The state is one small file that all workers share. No file: the breaker is closed. A file: it is open, because the
+upstream is down or (with a time `until`) because it responded with status 429.
 
-- A fault of silence opens the breaker at once, 5xx after five in a row (counted in each worker), bad content never.
-- While it is down, callers get the remembered error. One thread of all workers is the prober: it holds a lock on the
-  probe file (which its death frees) and repeats the operation that failed, started every three seconds and never two
-  at a time. In turn with it, it repeats an operation that was kept back meanwhile: one repository that makes the
-  registry hang must not keep the others down. Any answer closes the breaker.
-- Each probe is noted in the file. When the last one is older than five seconds and the lock is free, the prober is
-  dead: the next caller takes its place, or is let through if it has nothing to probe with.
-- 429 closes the door until its Retry-After; then one caller is let through and the others wait for what it learns.
+- The breaker opens after one failure without a response (`Cause.NO_RESPONSE`), or after five 5xx responses in a row,
+  counted in each worker. Invalid content does not open it.
+- While it is open, requests fail with the stored error. One thread of all workers is the prober. It holds a lock on
+  the probe file, which is released when its process ends. It repeats the operation that failed, every three seconds,
+  one at a time. Alternately it repeats an operation that was rejected meanwhile, in case only one repository makes
+  the registry hang. Any response but 5xx and 429 closes the breaker.
+- The time of each probe is in the state file. When it is more than five seconds ago and the lock is free, the prober
+  has ended. The next caller starts a prober; a caller without an operation to probe is let through (half-open).
+- After 429 the breaker is open until Retry-After has passed. Then one caller is let through (half-open), and its
+  response closes or opens the breaker for all.
 
-A file from before a reboot (the monotonic clock was ahead of us) is ignored. If the file cannot be written, this
-worker goes by its own memory.
+A file from before a reboot, with a time later than the monotonic clock, is ignored. If the file cannot be written, the
+state is in the memory of this worker only.
 """
 
 import fcntl
@@ -92,7 +95,7 @@ class CircuitBreaker:
         self._stop = threading.Event()
 
     def check(self, probe: Probe | None = None) -> None:
-        """Raise the remembered error while the upstream is down or limits us. `probe` repeats what the caller wants."""
+        """Raise the stored error while the breaker is open. `probe` repeats the operation of the caller."""
         state = self._read()
         if state is None:
             return
@@ -109,11 +112,11 @@ class CircuitBreaker:
 
     @property
     def is_open(self) -> bool:
-        """Whether the upstream is known to be down, or to limit us."""
+        """Whether requests are rejected: the upstream is down, or limits the rate of requests."""
         return self._read() is not None
 
     def record_success(self) -> None:
-        """The upstream answered."""
+        """The upstream responded: close the breaker."""
         self._server_faults = 0
         self._unwritten = self._probe = self._kept_back = None
         if self._path.exists():
@@ -122,7 +125,7 @@ class CircuitBreaker:
                 log.info("an upstream is back", upstream=self._name)
 
     def record_failure(self, fault: UpstreamError, probe: Probe) -> None:
-        """The upstream gave no usable answer; `probe` does the same again."""
+        """A request to the upstream failed; `probe` repeats it."""
         now = self._clock()
         match fault.cause:
             case Cause.NOT_COUNTED:
@@ -145,19 +148,19 @@ class CircuitBreaker:
         self._start_prober()
 
     def close(self) -> None:
-        """Stop probing; another worker goes on."""
+        """Stop probing; another worker continues."""
         self._stop.set()
 
     # Probing
 
     def _take_over(self, state: _State, now: float) -> bool:
-        """Nobody probes: begin to, or let this one caller through. False: keep it back."""
+        """If there is no prober, start one or let this caller through. False: reject the caller."""
         lock = self._try_lock()
         if lock is None:
             return False
         try:
             if self._read() != state:
-                return False  # another caller was faster
+                return False  # another caller took over
             until = None if state.is_down else now + self._dead_after_s
             self._write(attrs.evolve(state, probed_at=now, until=until))
         finally:
@@ -180,7 +183,7 @@ class CircuitBreaker:
             self._prober.start()
 
     def _probe_on(self, lock: int, *, at_once: bool) -> None:
-        """Probe until the breaker is closed. Holds the lock all the while."""
+        """Probe until the breaker is closed. Holds the lock meanwhile."""
         try:
             begun = self._clock()
             turn = 0
@@ -204,7 +207,7 @@ class CircuitBreaker:
                 os.close(lock)
 
     def _try(self, probe: Probe) -> bool:
-        """One probe; True when there is nothing more to do."""
+        """Probe once; True if no more probes are needed."""
         try:
             probe()
         except UpstreamError as fault:
@@ -214,7 +217,7 @@ class CircuitBreaker:
                 self.record_failure(fault, probe)
                 return True
         except RegistryError:
-            pass  # no such thing, denied: an answer
+            pass  # not found or denied: the registry responded
         except Exception:
             log.exception("a probe failed", upstream=self._name)
             return False

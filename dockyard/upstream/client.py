@@ -193,7 +193,7 @@ class RegistryClient:
         try:
             return Manifest.parse(body, http.header("Content-Type"), expected)
         except BadUpstream as error:
-            # Without a length, a truncated body cannot be told from a wrong one.
+            # Without a length, a truncated body cannot be distinguished from a wrong one.
             is_truncated = length is None and http.header("Transfer-Encoding") is None
             raise UpstreamError(error, Cause.NOT_COUNTED, is_retryable=is_truncated) from error
 
@@ -227,7 +227,7 @@ class RegistryClient:
         raise self._status_error(response, request)
 
     def _open_blob(self, repository: str, digest: Digest, start: int) -> UpstreamBlob:
-        """Ask the registry for a redirect at most twice: a signed URL may have expired, or its host may hang.
+        """Request a redirect from the registry at most twice: a signed URL may have expired, or its host may hang.
 
         A host that refuses connections is not tried again here: the download retries after a pause.
         """

@@ -26,12 +26,12 @@ _NOT_FOUND = b"credentials not found in native keychain"
 
 
 class HelperFailed(Exception):
-    """The helper gave no answer. The message is fit for clients."""
+    """The helper failed or printed no valid login. The message may be sent to clients."""
 
 
 @attrs.frozen
 class HelperLogin:
-    """What a helper knows."""
+    """The login that a helper printed."""
 
     username: str
     secret: str = attrs.field(repr=False)

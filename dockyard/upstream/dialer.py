@@ -114,7 +114,7 @@ def _lookup(host: str, port: int, flags: int = 0) -> list[Address]:
 
 
 def _alternate_families(addresses: list[Address]) -> list[Address]:
-    """IPv6 and IPv4 in turn, so that a family without a route costs one attempt (RFC 8305 section 4)."""
+    """Alternate IPv6 and IPv4, so that a family without a route costs one attempt (RFC 8305 section 4)."""
     ranks: dict[int, int] = {}
     ranked = []
     for address in addresses:

@@ -1,4 +1,4 @@
-"""The headers of an answer as values. Pure; the clock comes in as an argument."""
+"""The headers of a response as values. Pure functions; the current time is an argument."""
 
 import re
 from collections.abc import Iterable
@@ -32,7 +32,7 @@ class ContentRange:
 
 
 def parse_length(values: Iterable[str]) -> int | None:
-    """The Content-Length of an answer, None when there is none. Raises ValueError for garbage or two that differ."""
+    """The Content-Length of a response, None without one. Raises ValueError if it is invalid or two values differ."""
     lengths = {part.strip() for value in values for part in value.split(",")}
     if not lengths:
         return None
@@ -59,7 +59,7 @@ def parse_content_range(value: str | None) -> ContentRange:
 
 
 def find_unsatisfied_size(value: str | None) -> int | None:
-    """The size that a 416 tells, `bytes */size`."""
+    """The size in the Content-Range of a 416 response, `bytes */size`."""
     match = _UNSATISFIED.fullmatch((value or "").strip())
     return int(match[1]) if match else None
 

@@ -1,10 +1,10 @@
-"""Docker's keychain: which login is for which registry.
+"""Docker's keychain: the login for each registry.
 
-Logins are in `config.json` (or podman's `auth.json`), or in a program that is named there. The file is read again
-when it changes; what a program said is kept for a while, because each run costs a process and perhaps a request to a
-cloud. A keychain that does not work is an error: going on without a login would turn a broken role into "not found".
+Logins are in `config.json` (or podman's `auth.json`), or come from a credential helper that is named there. The file
+is read again when it changes. The output of a helper is cached, because each run starts a process and may send a
+request to a cloud service. A keychain that fails is an error: without a login, the registry would respond "not found".
 
-Lookups: most specific entry first (`host/repository`, then upwards, then the host), Docker Hub under all its names.
+The most specific entry is used: `host/repository`, then its parents, then the host. Docker Hub has several host names.
 """
 
 import base64
@@ -36,7 +36,7 @@ _ECR_HOST = re.compile(r"\d{12}\.dkr[.-]ecr(-fips)?\.[a-z0-9.-]+|public\.ecr\.aw
 
 @attrs.frozen
 class Credential:
-    """What to log in with; all empty: nothing.
+    """A login; anonymous if all fields are empty.
 
     `identity_token` is exchanged by POST (an OAuth refresh token), `registry_token` is sent to the registry as it is.
     """
@@ -61,7 +61,7 @@ ANONYMOUS = Credential()
 
 @attrs.frozen
 class _File:
-    """A parsed keychain file. `stamp` says which version of which file."""
+    """A parsed keychain file. `stamp` identifies the file and its version."""
 
     stamp: tuple[Any, ...]
     auths: Mapping[str, Any] = attrs.field(repr=False)
@@ -71,7 +71,7 @@ class _File:
 
 @attrs.define(eq=False)
 class _Kept:
-    """A helper's answer, or the run that will bring it."""
+    """The cached login of a helper, or the run that is in progress."""
 
     answer: "Future[helpers.HelperLogin | None]"
     good_until: float = float("inf")
@@ -79,7 +79,7 @@ class _Kept:
 
 
 class Keychain:
-    """The logins of this machine, as `environ` tells where they are."""
+    """The logins of this machine. The environment variables in `environ` locate its file."""
 
     def __init__(self, environ: Mapping[str, str], clock: Callable[[], float] = time.monotonic) -> None:
         self._environ = dict(environ)
@@ -89,7 +89,7 @@ class Keychain:
         self._kept: dict[tuple[Any, ...], _Kept] = {}
 
     def credential_for(self, host: str, repository: str, timeout_s: float | None = None) -> Credential:
-        """The login for a registry (`host` or `host:port`); ANONYMOUS when there is none. Raises Fault."""
+        """The login for a registry (`host` or `host:port`); ANONYMOUS when there is none. Raises UpstreamError."""
         try:
             file = self._read()
             if file is None:
@@ -103,7 +103,10 @@ class Keychain:
             raise errors.keychain_failed(f"{exc}, so there is no login for this upstream") from exc
 
     def renew(self, host: str, repository: str, refused: Credential, timeout_s: float | None = None) -> Credential:
-        """The login, after this one was refused: the helper is asked again, once in a while."""
+        """The login, after this one was rejected: run the helper again, at most once per `NOT_FOUND_FOR_S`.
+
+        Raises UpstreamError.
+        """
         current = self.credential_for(host, repository, timeout_s)
         if current != refused:
             return current
@@ -124,7 +127,7 @@ class Keychain:
         login = self._ask(file.stamp, name, server, timeout_s)
         if login is None:
             if name == "ecr-login" and _ECR_HOST.fullmatch(host.partition(":")[0]):
-                # This helper says "not found" whatever went wrong.
+                # This helper prints "not found" after every failure.
                 raise HelperFailed(
                     "the credential helper ecr-login found nothing (its log is ~/.ecr/log/ecr-login.log)"
                 )
@@ -136,7 +139,7 @@ class Keychain:
     def _ask(
         self, stamp: tuple[Any, ...], name: str, server: str, timeout_s: float | None
     ) -> helpers.HelperLogin | None:
-        """A helper's answer, from memory or from one run for all who wait. Raises HelperFailed."""
+        """The login of a helper: cached, or from one run for all waiting threads. Raises HelperFailed."""
         key = (stamp, name, server)
         with self._lock:
             kept = self._kept.get(key)
@@ -145,7 +148,7 @@ class Keychain:
                 for old in [one for one in self._kept if one[0] != stamp]:
                     del self._kept[old]
                 kept = self._kept[key] = _Kept(Future(), renewed_at=renewed_at)
-                # A thread of its own: the call that happens to come first may have less time than the helper needs.
+                # In a thread of its own: the first caller may have less time than the helper needs.
                 threading.Thread(target=self._run, args=(kept, name, server), name="helper", daemon=True).start()
         try:
             return kept.answer.result(timeout_s)
@@ -167,7 +170,7 @@ class Keychain:
         kept.answer.set_result(login)
 
     def _helper(self, file: _File, host: str) -> tuple[str, str] | None:
-        """The helper that is responsible for a host, and the name the host has there."""
+        """The helper that is configured for a host, and the server name to pass to it."""
         names = (HUB_KEY, *DOCKER_HUB_HOSTS) if host in DOCKER_HUB_HOSTS else (host,)
         for name in names:
             helper = file.helpers.get(name)
@@ -188,7 +191,7 @@ class Keychain:
         return None
 
     def _paths(self) -> Iterator[Path]:
-        """Where a keychain may be (go-containerregistry, pkg/authn/keychain.go)."""
+        """The possible paths of the keychain file (go-containerregistry, pkg/authn/keychain.go)."""
         environ, home = self._environ, self._environ.get("HOME")
         if directory := environ.get("DOCKER_CONFIG"):
             yield Path(directory, "config.json")
@@ -212,7 +215,7 @@ def _load(path: Path, stamp: tuple[Any, ...]) -> _File:
     except OSError as exc:
         raise HelperFailed(f"the keychain file {path.name} cannot be read") from exc
     except (ValueError, RecursionError):
-        document = None  # without the cause: it has the text in it
+        document = None  # without the cause: it contains the text
     if not isinstance(document, dict):
         raise HelperFailed(f"the keychain file {path.name} is not a JSON object")
     auths, named, store = (document.get(key) for key in ("auths", "credHelpers", "credsStore"))
@@ -223,7 +226,7 @@ def _load(path: Path, stamp: tuple[Any, ...]) -> _File:
 
 
 def _entry(auths: Mapping[str, Any], host: str, repository: str) -> Credential:
-    """The login that the file itself holds."""
+    """The login in the file itself."""
     for key in _keys(host, repository):
         if key in auths:
             return _decode(auths[key])
@@ -245,7 +248,7 @@ def _keys(host: str, repository: str) -> Iterator[str]:
 
 
 def _is_whole_host(key: str, host: str) -> bool:
-    """Does a key with a scheme or an API version name this host? (docker/cli, credentials.ConvertToHostname)"""
+    """Whether a key with a scheme or an API version is for this host (docker/cli, credentials.ConvertToHostname)."""
     scheme, separator, rest = key.partition("://")
     name, _, path = (rest if separator else scheme).partition("/")
     is_same = name == host or (name in DOCKER_HUB_HOSTS and host in DOCKER_HUB_HOSTS)

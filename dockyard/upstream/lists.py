@@ -1,11 +1,12 @@
-"""Lists from a registry: all pages of its tags, all referrers of a manifest.
+"""Lists from a registry: the tags of a repository, the referrers of a manifest, from all pages.
 
-The pages are followed by the registry's own Link headers, whose `last` may be anything, and never to another host. A
-walk ends: it has a time limit, and caps on pages, bytes and entries. What is beyond them is BadUpstream, as is a Link
-that leads back: half a list is not given out for a whole one.
+The next page is the URL in the Link header, on the same host; its `last` may have any value. The number of pages, bytes
+and entries is limited; a longer list is BadUpstream, and so is a Link to an earlier page: no partial list is returned.
+A list that takes longer than the time limit is UpstreamTimeout.
 
-A registry without the referrers API keeps them under a tag, which clients make ("Referrers Tag Schema" of the OCI
-distribution specification); nothing there either means that there are none. A refused login or a failure does not.
+In a registry without the referrers API, clients push referrers under a tag ("Referrers Tag Schema" of the OCI
+distribution specification). If that tag is not found, there are no referrers. If access is denied or a request fails,
+the result is an error.
 """
 
 import time
@@ -39,14 +40,14 @@ WALK_TIMEOUT_S = 30.0
 MAX_PAGES = 1000
 MAX_BYTES = 32 * 1024 * 1024
 MAX_ENTRIES = 200_000
-PAGE_ENTRIES = 1000  # asked for at a time; what crane asks of every registry
+PAGE_ENTRIES = 1000  # requested per page; the same as crane
 
-# What registries say to a path that they do not have. (405 and 406 to a GET mean just that.)
+# The statuses with which registries without the referrers API respond.
 _NO_SUCH_API = frozenset({400, 404, 405, 406, 410})
 
 
 class ListReader:
-    """The lists of one registry. `send` and `status_error` are the registry's own."""
+    """The lists of one registry. `send` and `status_error` are those of its client."""
 
     def __init__(
         self,
@@ -59,7 +60,7 @@ class ListReader:
         self._status_error = status_error
 
     def tags(self, repository: str) -> list[str]:
-        """All tags of a repository, sorted, each once. Raises Fault, RegistryError."""
+        """All tags of a repository, sorted, each once. Raises UpstreamError, RegistryError."""
         request = RegistryRequest("GET", repository, list_path=f"tags/list?n={PAGE_ENTRIES}")
         found: set[str] = set()
         for response, body in self._walk(request, self._deadline()):
@@ -70,7 +71,7 @@ class ListReader:
         return sorted(found)
 
     def referrers(self, repository: str, digest: Digest) -> list[Referrer]:
-        """All manifests that name this one as their subject. Raises Fault, RegistryError."""
+        """All manifests that have this one as their subject. Raises UpstreamError, RegistryError."""
         deadline = self._deadline()
         request = RegistryRequest("GET", repository, list_path=f"referrers/{digest}", accept=OCI_INDEX)
         pages: list[list[Referrer]] = []
@@ -82,7 +83,7 @@ class ListReader:
                     raise self._status_error(response, request)
                 pages.append(parse_referrers(body, response.http.header("Content-Type")))
                 self._check_count(sum(map(len, pages)))
-        except NameUnknown as exc:  # what an anonymous client gets for 401 and 403
+        except NameUnknown as exc:  # the error for 401 and 403 without credentials
             raise self._denied(repository) from exc
         return merge_referrers(pages)
 
@@ -105,7 +106,7 @@ class ListReader:
         return merge_referrers([find_referrers(manifest) or []])
 
     def _walk(self, request: RegistryRequest, deadline: float) -> Iterator[tuple[RegistryResponse, bytes | None]]:
-        """Yield the pages, each with its body; None for a first page that is not there. Raises Fault."""
+        """Yield the pages and their bodies; None if the status of the first page is not 200. Raises UpstreamError."""
         remaining_bytes = MAX_BYTES
         seen: set[str] = set()
         for number in range(MAX_PAGES):
@@ -136,7 +137,7 @@ class ListReader:
         except UpstreamError as error:
             if time.monotonic() < deadline:
                 raise
-            raise error.as_not_counted() from error  # long lists are slow in registries that are otherwise well
+            raise error.as_not_counted() from error  # a list that is slow is no outage
 
     def _read(self, response: RegistryResponse, remaining_bytes: int) -> bytes:
         try:
@@ -147,7 +148,7 @@ class ListReader:
         return response.http.read(remaining_bytes)
 
     def _next(self, response: RegistryResponse) -> Url | None:
-        """Where the next page is: on the host that sent this one. Raises Fault."""
+        """The URL of the next page, on the host that sent this one; None after the last. Raises UpstreamError."""
         here = response.http.url
         try:
             link = find_next(response.http.header_values("Link"))
@@ -170,6 +171,6 @@ class ListReader:
 
 
 def _is_same_host(one: Origin, other: Origin) -> bool:
-    """Also when one is http and the other https, each on its own port: registries behind a proxy mistake theirs."""
+    """Also if one is http and the other https, each on its default port: behind a proxy, registries confuse them."""
     is_default = all(origin.port == DEFAULT_PORTS[origin.scheme] for origin in (one, other))
     return one.host == other.host and (one.port == other.port or is_default)

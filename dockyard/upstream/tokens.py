@@ -1,8 +1,8 @@
 """Bearer tokens from the token service of a registry: fetched once for all waiting threads, and cached.
 
 A token belongs to (realm, service, scopes, credential). Its lifetime starts when our request is sent and is measured
-on the monotonic clock; timestamps of the service are ignored. While a token is valid, a token service that fails does
-no harm: the token stays in use and the next request to the service follows a little later.
+on the monotonic clock; timestamps of the service are ignored. If a token cannot be renewed while
+it is valid, it stays in use, and the renewal is tried again after `RETRY_REFRESH_S`.
 
 See "Token Authentication Specification" of the distribution project.
 """
@@ -284,7 +284,7 @@ class TokenProvider:
         fields: dict[str, Any] = document if isinstance(document, dict) else {}
         token = fields.get("token") or fields.get("access_token")
         if not token and not credential.is_anonymous:
-            self._reject(response, login, credential)  # some services answer a wrong password with an empty token
+            self._reject(response, login, credential)  # some services send an empty token if the password is wrong
         if not isinstance(token, str) or not token.isascii() or not token.isprintable() or " " in token:
             raise self._invalid_token()
         return token, _parse_lifetime_s(fields.get("expires_in"))
@@ -301,7 +301,7 @@ def _parse_lifetime_s(value: object) -> float:
 
 
 def _as_outage(error: UpstreamError) -> UpstreamError:
-    """For a request that needs a token, a token service that fails or sends garbage is unavailable."""
+    """The error for a token service that failed or sent an invalid response: the upstream is unavailable."""
     registry_error = error.error
     if not isinstance(registry_error, Unavailable | UpstreamTimeout):
         registry_error = Unavailable(registry_error.message, retry_after_s=errors.RETRY_AFTER_S)
