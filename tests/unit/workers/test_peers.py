@@ -129,12 +129,12 @@ async def test_a_busy_peer_is_waited_for(
     peers: Peers, owner: Callable[[int, str], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The process that claimed the shard uses processor time, and its acknowledgement comes late."""
-    monkeypatch.setattr(peers_module, "ACKNOWLEDGE_TIMEOUT_S", 0.1)
+    monkeypatch.setattr(peers_module, "ACKNOWLEDGE_TIMEOUT_S", 0.4)  # so long that it gets some processor time
     owner(1, "while True: pass")
 
     async def reply_late(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readline()
-        await asyncio.sleep(0.5)
+        await asyncio.sleep(1.0)
         writer.write(encode(Acknowledged()) + encode(REPLY))
         writer.close()
 
