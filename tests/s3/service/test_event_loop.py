@@ -14,7 +14,6 @@ from tests.support import event_loop_guard, faults
 from tests.support.deployment import Deployment, eventually, set_at_exit
 from tests.support.fake_lists import descriptor, offer_referrers, offer_tags
 from tests.support.fake_registry import FakeRegistry
-from tests.support.paths import ROOT
 
 MIB = 2**20
 
@@ -93,6 +92,9 @@ asyncio.run(main())
     ):
         report_file.write_text("")
         subprocess.run(
-            [sys.executable, "-c", program.format(line)], env=os.environ | environ, cwd=ROOT, check=True, timeout=60
+            [sys.executable, "-c", program.format(line)],
+            env={"PATH": os.environ["PATH"], **environ},
+            check=True,
+            timeout=60,
         )
         assert [line.split()[0] for line in report_file.read_text().splitlines()] == found
