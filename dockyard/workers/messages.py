@@ -167,6 +167,8 @@ _TYPES: Final[Mapping[str, type[Any]]] = {
     )
 }
 
+_WITH_BODY: Final = frozenset(kind for kind in _TYPES.values() if "body" in attrs.fields_dict(kind))
+
 # The errors that a peer may reply with. RangeNotSatisfiable is not among them: ranges are the business of the worker
 # that has the client.
 _ERRORS: Final[Mapping[str, type[RegistryError]]] = {
@@ -233,15 +235,15 @@ class PartialMessage:
 
     def complete(self, body: bytes) -> Any:
         """The message. Raises MalformedMessage."""
-        fields = {**self.fields, "body": body} if attrs.fields_dict(self.kind).get("body") else self.fields
+        fields = {**self.fields, "body": body} if self.kind in _WITH_BODY else self.fields
         try:
             return _CONVERTER.structure(fields, self.kind)
-        except (cattrs.BaseValidationError, RegistryError, ValueError, TypeError, KeyError) as exc:
+        except (cattrs.ForbiddenExtraKeysError, RegistryError, ValueError, TypeError, KeyError, AttributeError) as exc:
             raise MalformedMessage(f"a malformed {self.kind.__name__}") from exc
 
 
 def _make_converter() -> cattrs.Converter:
-    converter = cattrs.Converter(forbid_extra_keys=True)
+    converter = cattrs.Converter(forbid_extra_keys=True, detailed_validation=False)
     for kind in (Digest, Name, Tag):
         converter.register_structure_hook(kind, lambda text, kind: kind.parse(_check_type(text, str)))
         converter.register_unstructure_hook(kind, str)

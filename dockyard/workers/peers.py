@@ -39,6 +39,8 @@ ACKNOWLEDGE_TIMEOUT_S = 1.0
 MAX_BUSY_S = 20.0
 REPLY_TIMEOUT_S = 60.0
 
+_ACKNOWLEDGEMENT = encode(Acknowledged())
+
 T = TypeVar("T")
 
 log = structlog.get_logger()
@@ -71,9 +73,16 @@ class PeerConnection:
 
     async def send(self, reply: PeerReply) -> None:
         """Send one reply. Raises ConnectionError when the client has closed the connection."""
+        await self._write(encode(reply))
+
+    async def acknowledge(self) -> None:
+        """Send the first reply. Raises ConnectionError as `send`."""
+        await self._write(_ACKNOWLEDGEMENT)
+
+    async def _write(self, data: bytes) -> None:
         if self._writer.is_closing():  # uvloop raises RuntimeError for a write to a closed transport
             raise ConnectionResetError("the client has closed the connection")
-        self._writer.write(encode(reply))
+        self._writer.write(data)
         await self._writer.drain()
 
 
@@ -205,7 +214,7 @@ async def serve_connection(reader: asyncio.StreamReader, writer: asyncio.StreamW
     try:
         request = await _read_request(reader)
         connection = PeerConnection(writer)
-        await connection.send(Acknowledged())
+        await connection.acknowledge()
         if not isinstance(request, PingRequest):
             await handle(request, connection)
     except (OSError, EOFError):

@@ -4,9 +4,13 @@ Every worker computes the same order of the shards for a key, without communicat
 keys goes to the next shard in the order of that key, and no other key moves.
 """
 
+import functools
 from hashlib import blake2b
 
+MAX_CACHED_KEYS = 4096
 
+
+@functools.lru_cache(MAX_CACHED_KEYS)
 def owners(key: str, shards: int) -> tuple[int, ...]:
     """All shards from 0 to `shards` - 1, in the order in which they own the key."""
     text = key.encode()
