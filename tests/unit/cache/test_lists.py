@@ -155,7 +155,7 @@ async def test_every_request_asks_anew(workers: Workers) -> None:
 
 
 async def test_an_interval_spares_questions(workers: Workers) -> None:
-    """Within it, the owner answers from what is kept, whoever asks."""
+    """Within it, the owner serves the kept list to all workers."""
     await workers.open(2, check_interval_s=3600)
     hows = [(await workers.tags(number % 2)).how for number in range(4)]
     assert hows == ["miss", "hit", "hit", "hit"]
@@ -289,7 +289,7 @@ async def test_an_unchanged_list_is_written_seldom(workers: Workers, monkeypatch
 
 
 async def test_a_list_that_is_too_long_is_refused(workers: Workers, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No worker is told more than it would read."""
+    """No reply is longer than a worker accepts."""
     monkeypatch.setattr(lists_module, "MAX_BODY_BYTES", 5)
     await workers.open(1)
     with pytest.raises(BadUpstream):

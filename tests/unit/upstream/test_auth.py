@@ -343,7 +343,7 @@ def test_no_login_in_the_helper_is_anonymous(ward: Ward, image: Image, tmp_path:
 
 
 def test_a_missing_blob_of_a_private_upstream_is_unknown(ward: Ward, image: Image) -> None:
-    """404 is an answer, whoever asks."""
+    """404 is a valid response, with any credentials."""
     require_authorization(ward.fake_registry, ANN)
     with pytest.raises(BlobUnknown):
         ward.registry(auth=BASIC).open_blob("lib/app", Digest.parse(digest_of(b"nothing")))

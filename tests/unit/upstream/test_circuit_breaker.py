@@ -58,7 +58,7 @@ Make = Callable[..., CircuitBreaker]
 
 @pytest.fixture
 def make(tmp_path: Path) -> Iterator[Make]:
-    """Give what makes workers' breakers over one directory; they do not probe by themselves unless told to."""
+    """Give what makes workers' breakers over one directory; by default they do not probe by themselves."""
     made: list[CircuitBreaker] = []
 
     def make(
@@ -119,7 +119,7 @@ def test_silence_opens_at_once_and_for_all_workers(make: Make, fault: UpstreamEr
 
 
 def test_an_answer_closes_for_all_workers(make: Make) -> None:
-    """Whoever got it."""
+    """In any worker."""
     one, other = make(), make()
     one.record_failure(NO_RESPONSE, Upstream().probe)
     other.record_success()

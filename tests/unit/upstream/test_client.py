@@ -155,7 +155,7 @@ def test_two_lengths_that_differ_are_bad(ward: Ward, image: Image) -> None:
 @pytest.mark.parametrize("size", [MAX_MANIFEST_BYTES, MAX_MANIFEST_BYTES + 1])
 @pytest.mark.parametrize("framing", [[], [faults.chunked()]])
 def test_a_manifest_has_at_most_four_mebibytes(ward: Ward, size: int, framing: list[Change]) -> None:
-    """Up to the last byte, whether the length is told or not."""
+    """Up to the last byte, with and without a Content-Length."""
     head, tail = b'{"config":{},"layers":[],"x":"', b'"}'
     body = head + b" " * (size - len(head) - len(tail)) + tail
     ward.fake_registry.add_manifest("lib/app", "latest", body, OCI_MANIFEST)
@@ -247,7 +247,7 @@ def test_each_status_has_its_error(
 
 @pytest.mark.parametrize(("value", "seconds"), [("1", 1), ("60", 60), ("999999", 60), ("abc", 5), (None, 5)])
 def test_a_limit_is_told_and_kept(ward: Ward, image: Image, value: str | None, seconds: int) -> None:
-    """One request per window, whoever asks for whatever."""
+    """One request per window, for all callers and operations."""
     ward.fake_registry.on("manifest", faults.error_response(429, "TOOMANYREQUESTS", value))
     registry = ward.registry()
     with pytest.raises(TooManyRequests) as caught:

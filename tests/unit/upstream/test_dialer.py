@@ -16,7 +16,7 @@ V4, V6 = socket.AF_INET, socket.AF_INET6
 
 
 class Names:
-    """Stands for the C library: names that were given to it, and names that hang until told."""
+    """A fake of the C library: names with addresses, and names whose lookup hangs until it is released."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.known: dict[str, list[Address]] = {}
@@ -55,7 +55,7 @@ def watch(resolver: Resolver, deadline_s: float = 5.0, registry_zone: NetworkZon
 
 
 def test_a_lookup_that_hangs_ends_in_time(names: Names) -> None:
-    """And whoever waits for the same name shares one lookup."""
+    """Concurrent lookups of the same name are one lookup."""
     resolver = Resolver()
 
     def ask() -> str:

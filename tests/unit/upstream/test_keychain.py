@@ -21,7 +21,7 @@ HUB_KEY = "https://index.docker.io/v1/"
 
 
 def login(username: str) -> dict[str, str]:
-    """An entry that can be told from others."""
+    """An entry that differs from all others."""
     return {"auth": base64.b64encode(f"{username}:s3cret".encode()).decode()}
 
 
@@ -284,7 +284,7 @@ def test_a_failure_is_kept_for_a_shorter_while(helpers: Helpers) -> None:
 
 
 def test_a_changed_file_forgets_what_helpers_said(helpers: Helpers) -> None:
-    """Whoever edits it wants to see it work."""
+    """A change takes effect without a restart."""
     helpers.install("ours")
     write(helpers.directory / "config.json", {"credsStore": "ours"})
     keychain = Keychain(helpers.environ)

@@ -111,8 +111,8 @@ def test_pages_without_an_end_are_garbage(ward: Ward, monkeypatch: pytest.Monkey
 
     def page(request: Request, answer: ScriptedResponse) -> ScriptedResponse:
         number = int(request.query.get("last", "0"))
-        told = ScriptedResponse.of(200, b'{"tags": ["v%d"]}' % number)
-        return told.with_header("Link", f'<{request.path}?last={number + 1}>; rel="next"')
+        response = ScriptedResponse.of(200, b'{"tags": ["v%d"]}' % number)
+        return response.with_header("Link", f'<{request.path}?last={number + 1}>; rel="next"')
 
     ward.fake_registry.on(None, page, when=at(tags_path("app")))
     with pytest.raises(BadUpstream, match="pages"):

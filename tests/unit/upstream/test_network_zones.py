@@ -46,7 +46,7 @@ from dockyard.upstream.network_zones import NetworkZone, find_literal_zone, find
     ],
 )
 def test_each_address_lies_in_its_zone(address: str, zone: NetworkZone) -> None:
-    """Private, loopback and disguised addresses are told from public ones, in both families."""
+    """Private, loopback and disguised addresses are distinguished from public ones, in both families."""
     assert find_zone(address) is zone
 
 

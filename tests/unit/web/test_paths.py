@@ -8,7 +8,7 @@ from dockyard.web.paths import PathRouter
 
 
 class Endpoint:
-    """A resource that is told by its name."""
+    """A resource that is identified by its name."""
 
     def __init__(self, name: str) -> None:
         self.name = name

@@ -114,7 +114,7 @@ async def test_a_shard_without_a_worker_is_unavailable(peers: Peers) -> None:
 async def test_a_frozen_peer_does_not_respond(
     peers: Peers, owner: Callable[[int, str], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A socket that is open but never answered, by a process that uses no processor time, is told from a dead one."""
+    """An open socket of a process that uses no processor time is not taken for that of a dead one."""
     monkeypatch.setattr(peers_module, "ACKNOWLEDGE_TIMEOUT_S", 0.05)
     owner(1, "sum(range(5_000_000)); input()")  # some processor time, then nothing
     with socket.socket(socket.AF_UNIX) as frozen:
