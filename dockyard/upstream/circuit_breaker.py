@@ -122,7 +122,7 @@ class CircuitBreaker:
         if self._path.exists():
             with suppress(OSError):
                 self._path.unlink()
-                log.info("an upstream is back", upstream=self._name)
+                log.info("upstream available again", upstream=self._name)
 
     def record_failure(self, fault: UpstreamError, probe: Probe) -> None:
         """A request to the upstream failed; `probe` repeats it."""
@@ -142,7 +142,9 @@ class CircuitBreaker:
                 return
         since = before.since if before is not None and is_down else now
         if since == now:
-            log.warning("an upstream is down", upstream=self._name, reason=fault.error.message)
+            log.warning(
+                "upstream unavailable: serving cached content, probing", upstream=self._name, reason=fault.error.message
+            )
         self._write(_State(type(fault.error).__name__, fault.error.message, since, now))
         self._probe = probe
         self._start_prober()
@@ -260,6 +262,10 @@ class CircuitBreaker:
             temporary.replace(self._path)
         except OSError as exc:
             self._unwritten = state
-            log.warning("the state of an upstream cannot be written", upstream=self._name, reason=exc.strerror)
+            log.warning(
+                "cannot write the circuit breaker state: each worker uses its own",
+                upstream=self._name,
+                reason=exc.strerror,
+            )
             with suppress(OSError):
                 temporary.unlink(missing_ok=True)
