@@ -1,4 +1,4 @@
-"""The four ways to log in, and what is done when a login is refused."""
+"""The four types of authentication, and what follows when a login is rejected."""
 
 import base64
 import json
@@ -39,25 +39,25 @@ SECRET = "s3cret-bearer"
 
 @pytest.fixture
 def ward(tmp_path: Path) -> Iterator[Ward]:
-    """Give a fake registry and what asks it."""
+    """A fake registry and makers of its clients."""
     with Ward(tmp_path) as ward:
         yield ward
 
 
 @pytest.fixture
 def image(ward: Ward) -> Image:
-    """Give an image at the fake registry."""
+    """An image in the fake registry."""
     return ward.fake_registry.add_image("lib/app", "latest")
 
 
 def keychain(directory: Path, document: object) -> Mapping[str, str]:
-    """An environment whose keychain this is."""
+    """Write a keychain file; return an environment that refers to it."""
     (directory / "config.json").write_text(json.dumps(document))
     return {"DOCKER_CONFIG": str(directory), "PATH": f"{directory}:/usr/bin:/bin"}
 
 
 def helper(directory: Path, name: str, script: str) -> None:
-    """A credential helper that notes its runs in `<name>.runs`."""
+    """Install a credential helper that records its runs in `<name>.runs`."""
     path = directory / f"docker-credential-{name}"
     path.write_text(f"#!/bin/sh\necho run >> {directory}/{name}.runs\nread server\n{script}\n")
     path.chmod(0o755)
@@ -70,12 +70,12 @@ def runs(directory: Path, name: str) -> int:
 
 
 def say(username: str, secret: str) -> str:
-    """A shell command that prints a helper's answer."""
+    """A shell command that prints a login as a helper does."""
     return f"echo '{json.dumps({'ServerURL': 'x', 'Username': username, 'Secret': secret})}'"
 
 
 def first_then(directory: Path, first: str, then: str) -> str:
-    """A shell command that does one thing in its first run and another one later."""
+    """A shell command that runs `first` in the first run and `then` in later runs."""
     return f"if [ $(wc -l < {directory}/ours.runs) = 1 ]; then {first}; else {then}; fi"
 
 
@@ -87,8 +87,8 @@ def auth_entry(username: str, password: str) -> dict[str, str]:
 # Basic
 
 
-def test_basic_is_sent_when_it_is_asked_for(ward: Ward, image: Image) -> None:
-    """After the first refusal without another one."""
+def test_basic_is_sent_after_a_challenge(ward: Ward, image: Image) -> None:
+    """Later requests send it without a challenge."""
     require_authorization(ward.fake_registry, ANN)
     registry = ward.registry(auth=BASIC)
     for _ in range(3):
@@ -97,8 +97,8 @@ def test_basic_is_sent_when_it_is_asked_for(ward: Ward, image: Image) -> None:
     assert registry.head_blob("lib/app", Digest.parse(image.config))
 
 
-def test_a_refused_password_is_not_tried_again_for_a_while(ward: Ward, image: Image) -> None:
-    """One bad login, not one per pull."""
+def test_a_rejected_password_is_not_sent_again_for_a_while(ward: Ward, image: Image) -> None:
+    """One failed login in total, not one per pull."""
     require_authorization(ward.fake_registry, basic("bob", "other"))
     registry = ward.registry(auth=BASIC)
     with pytest.raises(Denied) as caught:
@@ -111,8 +111,8 @@ def test_a_refused_password_is_not_tried_again_for_a_while(ward: Ward, image: Im
     assert ward.authorizations() == [None, ANN]
 
 
-def test_a_password_that_works_elsewhere_is_refused_for_one_repository_only(ward: Ward, image: Image) -> None:
-    """Then it is no bad login."""
+def test_a_password_may_be_rejected_for_one_repository_only(ward: Ward, image: Image) -> None:
+    """It is still sent for the repositories that accept it."""
     require_authorization(ward.fake_registry, ANN)
     ward.fake_registry.on("manifest", faults.challenged('Basic realm="x"'), repo="lib/private")
     registry = ward.registry(auth=BASIC)
@@ -123,10 +123,10 @@ def test_a_password_that_works_elsewhere_is_refused_for_one_repository_only(ward
 
 
 @pytest.mark.parametrize("auth", [BASIC, BEARER])
-def test_secrets_do_not_travel_in_plain_text(
+def test_credentials_are_not_sent_over_plain_http(
     ward: Ward, image: Image, auth: Auth, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Plain HTTP is for this machine only."""
+    """Only to a registry on the loopback interface."""
     monkeypatch.setattr(login, "is_loopback", lambda host: False)
     require_authorization(ward.fake_registry, ANN)
     with pytest.raises(Denied, match="plain HTTP"):
@@ -134,8 +134,8 @@ def test_secrets_do_not_travel_in_plain_text(
     assert set(ward.authorizations()) <= {None}
 
 
-def test_an_anonymous_upstream_shows_nothing(ward: Ward, image: Image) -> None:
-    """And a refusal is 'not found' for it."""
+def test_an_anonymous_upstream_responds_not_found(ward: Ward, image: Image) -> None:
+    """401 from the registry is "not found" for clients, and no credentials are sent."""
     require_authorization(ward.fake_registry, ANN)
     with pytest.raises(ManifestUnknown):
         ward.registry(auth=ANONYMOUS).get_manifest("lib/app", LATEST)
@@ -147,8 +147,8 @@ def test_an_anonymous_upstream_shows_nothing(ward: Ward, image: Image) -> None:
 # Bearer
 
 
-def test_a_bearer_is_sent_as_it_is(ward: Ward, image: Image) -> None:
-    """At once, without asking anybody."""
+def test_a_bearer_token_is_sent_unchanged(ward: Ward, image: Image) -> None:
+    """With the first request, without a token service."""
     require_authorization(ward.fake_registry, f"Bearer {SECRET}")
     registry = ward.registry(auth=BEARER)
     for _ in range(2):
@@ -161,10 +161,10 @@ def test_a_bearer_is_sent_as_it_is(ward: Ward, image: Image) -> None:
     "refusal",
     [None, faults.error_response(403), faults.error_response(401)],
 )
-def test_a_refused_bearer_is_exchanged_and_that_is_remembered(
+def test_a_rejected_bearer_token_is_exchanged_and_that_is_remembered(
     ward: Ward, image: Image, username: str, user: str, refusal: Change | None
 ) -> None:
-    """As the password for a token, whether the refusal has a challenge or not."""
+    """It is the password for the token service, whether the response has a challenge or not."""
     service = FakeTokenService(ward.fake_registry, login=basic(user, SECRET))
     if refusal is not None:
         is_verbatim = lambda request: request.header("Authorization") == f"Bearer {SECRET}"  # noqa: E731
@@ -180,8 +180,8 @@ def test_a_refused_bearer_is_exchanged_and_that_is_remembered(
     assert service.requests() == []
 
 
-def test_a_bearer_that_is_good_for_nothing_is_denied(ward: Ward, image: Image) -> None:
-    """Sent once as it is and once as a password."""
+def test_a_bearer_token_that_is_rejected_in_both_ways_is_denied(ward: Ward, image: Image) -> None:
+    """Sent once unchanged and once as a password."""
     service = FakeTokenService(ward.fake_registry, login=ANN)
     with pytest.raises(Denied) as caught:
         ward.registry(auth=BEARER).get_manifest("lib/app", LATEST)
@@ -194,7 +194,7 @@ def test_a_bearer_that_is_good_for_nothing_is_denied(ward: Ward, image: Image) -
 
 
 def test_a_keychain_without_an_entry_is_anonymous(ward: Ward, image: Image, tmp_path: Path) -> None:
-    """Public registries work without any login."""
+    """Public registries work without a login."""
     service = FakeTokenService(ward.fake_registry)
     environ = keychain(tmp_path, {"auths": {"other.test": auth_entry("ann", "x")}})
     ward.registry(auth=KEYCHAIN, environ=environ).head_manifest("lib/app", LATEST)
@@ -202,7 +202,7 @@ def test_a_keychain_without_an_entry_is_anonymous(ward: Ward, image: Image, tmp_
 
 
 def entry_of(kind: str) -> dict[str, str]:
-    """A login in one of its spellings."""
+    """A login in one of the forms of the keychain file."""
     entries = {
         "auth": auth_entry("ann", "s3cret-pass"),
         "fields": {"username": "ann", "password": "s3cret-pass"},
@@ -213,8 +213,10 @@ def entry_of(kind: str) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("kind", ["auth", "fields"])
-def test_a_login_of_the_keychain_makes_the_token(ward: Ward, image: Image, tmp_path: Path, kind: str) -> None:
-    """In both spellings."""
+def test_a_token_is_requested_with_the_login_of_the_keychain(
+    ward: Ward, image: Image, tmp_path: Path, kind: str
+) -> None:
+    """In both forms of an entry."""
     service = FakeTokenService(ward.fake_registry, login=ANN)
     environ = keychain(tmp_path, {"auths": {ward.fake_registry.authority: entry_of(kind)}})
     ward.registry(auth=KEYCHAIN, environ=environ).head_manifest("lib/app", LATEST)
@@ -222,7 +224,7 @@ def test_a_login_of_the_keychain_makes_the_token(ward: Ward, image: Image, tmp_p
 
 
 def test_an_identity_token_is_exchanged_by_post(ward: Ward, image: Image, tmp_path: Path) -> None:
-    """And never sent to the registry."""
+    """It is never sent to the registry."""
     FakeTokenService(ward.fake_registry)
     environ = keychain(tmp_path, {"auths": {ward.fake_registry.authority: entry_of("identity")}})
     ward.registry(auth=KEYCHAIN, environ=environ).head_manifest("lib/app", LATEST)
@@ -232,16 +234,16 @@ def test_an_identity_token_is_exchanged_by_post(ward: Ward, image: Image, tmp_pa
     assert not any("s3cret" in (value or "") for value in ward.authorizations())
 
 
-def test_a_registry_token_is_sent_as_it_is(ward: Ward, image: Image, tmp_path: Path) -> None:
-    """And never exchanged."""
+def test_a_registry_token_is_sent_unchanged(ward: Ward, image: Image, tmp_path: Path) -> None:
+    """It is never exchanged."""
     require_authorization(ward.fake_registry, "Bearer s3cret-token", f'Bearer realm="{ward.fake_registry.url}/token"')
     environ = keychain(tmp_path, {"auths": {ward.fake_registry.authority: entry_of("registry")}})
     ward.registry(auth=KEYCHAIN, environ=environ).head_manifest("lib/app", LATEST)
     assert ward.authorizations() == ["Bearer s3cret-token"]
 
 
-def test_a_helper_is_run_once_for_many(ward: Ward, image: Image, tmp_path: Path) -> None:
-    """A hundred calls, twenty of them at once."""
+def test_a_helper_is_run_once_for_many_requests(ward: Ward, image: Image, tmp_path: Path) -> None:
+    """A hundred requests, twenty of them at once."""
     helper(tmp_path, "ours", say("ann", "s3cret-pass"))
     require_authorization(ward.fake_registry, ANN)
     environ = keychain(tmp_path, {"credHelpers": {ward.fake_registry.authority: "ours"}})
@@ -253,8 +255,8 @@ def test_a_helper_is_run_once_for_many(ward: Ward, image: Image, tmp_path: Path)
 
 
 @pytest.mark.parametrize("status", [401, 403])
-def test_a_password_that_became_too_old_is_renewed(ward: Ward, image: Image, tmp_path: Path, status: int) -> None:
-    """ECR says 403 when its password is too old; the same call gets through."""
+def test_an_expired_password_is_renewed(ward: Ward, image: Image, tmp_path: Path, status: int) -> None:
+    """ECR responds with 403 when a password has expired; the same request succeeds with the new one."""
     helper(tmp_path, "ours", first_then(tmp_path, say("AWS", "old"), say("AWS", "new")))
     old, new = basic("AWS", "old"), basic("AWS", "new")
     environ = keychain(tmp_path, {"credHelpers": {ward.fake_registry.authority: "ours"}})
@@ -270,10 +272,8 @@ def test_a_password_that_became_too_old_is_renewed(ward: Ward, image: Image, tmp
     assert runs(tmp_path, "ours") == 2
 
 
-def test_a_helper_that_knows_nothing_newer_is_not_run_for_each_refusal(
-    ward: Ward, image: Image, tmp_path: Path
-) -> None:
-    """A repository that is forbidden stays forbidden."""
+def test_a_helper_without_a_newer_login_is_not_run_for_each_rejection(ward: Ward, image: Image, tmp_path: Path) -> None:
+    """A forbidden repository causes one more run, not one per request."""
     helper(tmp_path, "ours", say("ann", "s3cret-pass"))
     require_authorization(ward.fake_registry, ANN)
     ward.fake_registry.on("manifest", faults.error_response(403), repo="lib/private")
@@ -286,8 +286,8 @@ def test_a_helper_that_knows_nothing_newer_is_not_run_for_each_refusal(
     assert runs(tmp_path, "ours") == 2
 
 
-def test_a_login_that_the_token_service_refuses_is_renewed(ward: Ward, image: Image, tmp_path: Path) -> None:
-    """Within the same call."""
+def test_a_login_that_the_token_service_rejects_is_renewed(ward: Ward, image: Image, tmp_path: Path) -> None:
+    """Within the same operation."""
     helper(tmp_path, "ours", first_then(tmp_path, say("ann", "old"), say("ann", "new")))
     service = FakeTokenService(ward.fake_registry, login=basic("ann", "new"))
     environ = keychain(tmp_path, {"credHelpers": {ward.fake_registry.authority: "ours"}})
@@ -309,7 +309,7 @@ def test_a_login_that_the_token_service_refuses_is_renewed(ward: Ward, image: Im
         (None, "not installed", 3.0),
     ],
 )
-def test_a_helper_that_does_not_work_is_an_outage(
+def test_a_helper_that_fails_is_an_outage(
     ward: Ward,
     image: Image,
     tmp_path: Path,
@@ -318,7 +318,7 @@ def test_a_helper_that_does_not_work_is_an_outage(
     check_timeout: float,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Never an anonymous pull; nothing it printed is repeated; the registry is not asked and not blamed."""
+    """No anonymous request is sent, the error quotes no output of the helper, and the breaker stays closed."""
     monkeypatch.setattr(keychain_module, "run_helper", partial(run_helper, timeout_s=1.0))
     if script is not None:
         helper(tmp_path, "ours", script)
@@ -334,7 +334,7 @@ def test_a_helper_that_does_not_work_is_an_outage(
 
 
 def test_no_login_in_the_helper_is_anonymous(ward: Ward, image: Image, tmp_path: Path) -> None:
-    """It says so on stdout, with exit status 1."""
+    """The helper prints "not found" on stdout and exits with status 1."""
     helper(tmp_path, "ours", "echo 'credentials not found in native keychain'; exit 1")
     environ = keychain(tmp_path, {"credsStore": "ours"})
     ward.registry(auth=KEYCHAIN, environ=environ).head_manifest("lib/app", LATEST)
@@ -349,9 +349,9 @@ def test_a_missing_blob_of_a_private_upstream_is_unknown(ward: Ward, image: Imag
         ward.registry(auth=BASIC).open_blob("lib/app", Digest.parse(digest_of(b"nothing")))
 
 
-@pytest.mark.parametrize("has_token", [False, True], ids=["never had a token", "the token is refused"])
-def test_a_token_service_that_is_gone_is_never_a_refusal(ward: Ward, image: Image, *, has_token: bool) -> None:
-    """Nobody listens at the token service: that is an outage for manifests by digest too, whatever was tried before."""
+@pytest.mark.parametrize("has_token", [False, True], ids=["never had a token", "the token is rejected"])
+def test_an_unreachable_token_service_is_an_outage(ward: Ward, image: Image, *, has_token: bool) -> None:
+    """Also for manifests by digest, with or without an earlier token."""
     listener = ward.fake_registry.listen("token")
     tokens = FakeTokenService(ward.fake_registry, realm=f"{listener.url}/token")
     registry = ward.registry()

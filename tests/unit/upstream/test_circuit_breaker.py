@@ -1,4 +1,4 @@
-"""The breaker: what is known to be down is asked by one prober of all workers."""
+"""The circuit breaker: when it opens and closes, and one prober for all workers."""
 
 import os
 import threading
@@ -26,7 +26,7 @@ class Clock:
 
 
 class Upstream:
-    """Something to probe: counts, and fails with `fault` while there is one."""
+    """An upstream to probe: counts the probes, and raises `fault` unless it is None."""
 
     def __init__(self, fault: Exception | None = NO_RESPONSE) -> None:
         self.fault = fault
@@ -73,7 +73,7 @@ def make(tmp_path: Path) -> Iterator[Make]:
 
 
 def is_open(breaker: CircuitBreaker) -> bool:
-    """Does it keep callers back?"""
+    """Whether the breaker rejects a caller."""
     try:
         breaker.check()
     except RegistryError as error:
@@ -82,15 +82,15 @@ def is_open(breaker: CircuitBreaker) -> bool:
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
-    """For what another thread does."""
+    """Poll until another thread has made the condition true."""
     deadline = time.monotonic() + 10
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.005)
 
 
-def test_a_healthy_upstream_leaves_no_file(make: Make, tmp_path: Path) -> None:
-    """There is nothing to read."""
+def test_a_closed_breaker_has_no_file(make: Make, tmp_path: Path) -> None:
+    """Neither a check nor a success writes one."""
     breaker = make()
     breaker.check()
     breaker.record_success()
@@ -105,8 +105,10 @@ def test_a_healthy_upstream_leaves_no_file(make: Make, tmp_path: Path) -> None:
         (errors.tls_failed("x"), BadUpstream),
     ],
 )
-def test_silence_opens_at_once_and_for_all_workers(make: Make, fault: UpstreamError, kind: type[RegistryError]) -> None:
-    """With the error that was seen, marked as remembered."""
+def test_one_failure_without_a_response_opens_the_breaker_of_all_workers(
+    make: Make, fault: UpstreamError, kind: type[RegistryError]
+) -> None:
+    """Callers get the same error, marked as remembered."""
     one, other = make(), make()
     one.record_failure(fault, Upstream().probe)
     for breaker in (one, other):
@@ -118,7 +120,7 @@ def test_silence_opens_at_once_and_for_all_workers(make: Make, fault: UpstreamEr
         assert caught.value.retry_after_s == 3
 
 
-def test_an_answer_closes_for_all_workers(make: Make) -> None:
+def test_a_response_closes_the_breaker_of_all_workers(make: Make) -> None:
     """In any worker."""
     one, other = make(), make()
     one.record_failure(NO_RESPONSE, Upstream().probe)
@@ -127,7 +129,7 @@ def test_an_answer_closes_for_all_workers(make: Make) -> None:
 
 
 def test_server_errors_open_after_five_in_a_row(make: Make) -> None:
-    """An answer in between begins anew."""
+    """A success in between resets the count."""
     breaker, fault = make(), errors.server_error("x", 500)
     for _ in range(4):
         breaker.record_failure(fault, Upstream().probe)
@@ -140,15 +142,15 @@ def test_server_errors_open_after_five_in_a_row(make: Make) -> None:
 
 
 def test_bad_content_never_opens(make: Make) -> None:
-    """The upstream is up."""
+    """The upstream responds, so it is not down."""
     breaker = make()
     for _ in range(20):
-        breaker.record_failure(errors.bad_response("x", "sent nonsense"), Upstream().probe)
+        breaker.record_failure(errors.bad_response("x", "sent invalid content"), Upstream().probe)
     assert not is_open(breaker)
 
 
 def test_two_upstreams_do_not_share_a_state(tmp_path: Path) -> None:
-    """Nor does a prefix leave the directory."""
+    """A prefix with `..` writes no file outside of the directory."""
     breakers = [CircuitBreaker(tmp_path, name) for name in ("a/b", "a", "../a")]
     breakers[0].record_failure(errors.rate_limited("x", 60), Upstream().probe)
     assert [is_open(breaker) for breaker in breakers] == [True, False, False]
@@ -156,8 +158,8 @@ def test_two_upstreams_do_not_share_a_state(tmp_path: Path) -> None:
     assert all(path.parent == tmp_path for path in tmp_path.rglob("*"))
 
 
-def test_the_prober_closes_when_the_upstream_is_back(make: Make) -> None:
-    """It repeats what failed until that works."""
+def test_the_prober_closes_the_breaker_when_the_upstream_is_back(make: Make) -> None:
+    """It repeats the failed operation until it succeeds."""
     breaker, upstream = make(interval_s=0.02), Upstream()
     breaker.record_failure(NO_RESPONSE, upstream.probe)
     upstream.wait_for(3)
@@ -166,17 +168,19 @@ def test_the_prober_closes_when_the_upstream_is_back(make: Make) -> None:
     wait_until(lambda: not is_open(breaker))
 
 
-@pytest.mark.parametrize("answer", [ManifestUnknown("no such thing"), errors.bad_response("x", "sent nonsense"), None])
-def test_any_answer_to_the_prober_closes(make: Make, answer: Exception | None) -> None:
-    """Not found is an answer as well."""
-    breaker, upstream = make(interval_s=0.02), Upstream(answer)
+@pytest.mark.parametrize(
+    "error", [ManifestUnknown("not found"), errors.bad_response("x", "sent invalid content"), None]
+)
+def test_any_response_to_a_probe_closes_the_breaker(make: Make, error: Exception | None) -> None:
+    """Also 404 and invalid content."""
+    breaker, upstream = make(interval_s=0.02), Upstream(error)
     breaker.record_failure(NO_RESPONSE, upstream.probe)
     wait_until(lambda: not is_open(breaker))
     assert upstream.probes == 1
 
 
-def test_a_limit_that_the_prober_meets_is_kept(make: Make) -> None:
-    """Then the upstream is not down but limits us."""
+def test_a_probe_that_is_rate_limited_keeps_the_breaker_open(make: Make) -> None:
+    """The stored error becomes TooManyRequests."""
     breaker, upstream = make(interval_s=0.02), Upstream(errors.rate_limited("x", 60))
     breaker.record_failure(NO_RESPONSE, upstream.probe)
     upstream.wait_for(1)
@@ -190,7 +194,7 @@ def test_a_limit_that_the_prober_meets_is_kept(make: Make) -> None:
 
 
 def test_all_workers_together_have_one_prober(make: Make) -> None:
-    """However many fail at once, and never two probes at a time."""
+    """After several failures in several workers; only one probe runs at a time."""
     upstream = Upstream()
     breakers = [make(interval_s=0.02) for _ in range(5)]
     for breaker in breakers:
@@ -201,8 +205,8 @@ def test_all_workers_together_have_one_prober(make: Make) -> None:
     assert len([thread for thread in threading.enumerate() if thread.name == "probe"]) == 1
 
 
-def test_what_is_kept_back_is_probed_too(make: Make) -> None:
-    """One repository that hangs must not keep the others from an upstream that is well."""
+def test_a_rejected_operation_is_probed_too(make: Make) -> None:
+    """One repository that hangs does not keep the breaker open."""
     breaker, poison, other = make(interval_s=0.02), Upstream(), Upstream(None)
     breaker.record_failure(NO_RESPONSE, poison.probe)
     poison.wait_for(2)
@@ -213,7 +217,7 @@ def test_what_is_kept_back_is_probed_too(make: Make) -> None:
 
 
 def test_a_prober_that_died_is_replaced(make: Make) -> None:
-    """By the next worker that has something to probe."""
+    """By the next worker with an operation to probe."""
     clock, upstream = Clock(), Upstream()
     dying, heir = make(clock), make(clock, interval_s=0.02)
     dying.record_failure(NO_RESPONSE, Upstream().probe)
@@ -230,7 +234,7 @@ def test_a_prober_that_died_is_replaced(make: Make) -> None:
 
 
 def test_without_a_prober_one_caller_is_let_through(make: Make) -> None:
-    """A worker that knows nothing to probe: one in five seconds."""
+    """Without an operation to probe, one caller per five seconds (half-open)."""
     clock = Clock()
     dying, heir = make(clock), make(clock)
     dying.record_failure(NO_RESPONSE, Upstream().probe)
@@ -243,7 +247,7 @@ def test_without_a_prober_one_caller_is_let_through(make: Make) -> None:
     assert [is_open(heir) for _ in range(2)] == [False, True]
 
 
-def test_a_living_prober_keeps_callers_back_for_as_long_as_it_needs(make: Make) -> None:
+def test_callers_are_rejected_while_a_long_probe_runs(make: Make) -> None:
     """A probe may take longer than five seconds."""
     clock = Clock()
     breaker, other = make(clock), make(clock)
@@ -252,8 +256,8 @@ def test_a_living_prober_keeps_callers_back_for_as_long_as_it_needs(make: Make) 
     assert is_open(other)
 
 
-def test_a_limit_lasts_as_long_as_it_was_told(make: Make) -> None:
-    """With the rest of it as Retry-After, for all workers."""
+def test_a_rate_limit_lasts_until_retry_after(make: Make) -> None:
+    """For all workers, with the remaining seconds as Retry-After."""
     clock = Clock()
     one, other = make(clock), make(clock)
     one.record_failure(errors.rate_limited("x", 30), Upstream().probe)
@@ -263,8 +267,8 @@ def test_a_limit_lasts_as_long_as_it_was_told(make: Make) -> None:
     assert (caught.value.retry_after_s, caught.value.remembered) == (20, True)
 
 
-def test_after_a_limit_one_caller_goes_first(make: Make) -> None:
-    """One request per window; its answer decides for the others."""
+def test_after_a_rate_limit_one_caller_is_let_through(make: Make) -> None:
+    """The breaker is half-open: the response to this caller closes it for the others."""
     clock = Clock()
     one, other = make(clock), make(clock)
     one.record_failure(errors.rate_limited("x", 30), Upstream().probe)
@@ -274,8 +278,8 @@ def test_after_a_limit_one_caller_goes_first(make: Make) -> None:
     assert not is_open(one)
 
 
-def test_an_outage_during_a_limit_is_an_outage(make: Make) -> None:
-    """The newest state counts."""
+def test_an_outage_during_a_rate_limit_is_an_outage(make: Make) -> None:
+    """The newest state applies."""
     breaker = make()
     breaker.record_failure(errors.rate_limited("x", 30), Upstream().probe)
     breaker.record_failure(NO_RESPONSE, Upstream().probe)
@@ -284,7 +288,7 @@ def test_an_outage_during_a_limit_is_an_outage(make: Make) -> None:
 
 
 def test_a_state_from_before_a_reboot_is_ignored(make: Make) -> None:
-    """The monotonic clock begins anew then."""
+    """The monotonic clock starts again at a reboot."""
     clock = Clock()
     make(clock).record_failure(NO_RESPONSE, Upstream().probe)
     clock.now = 10.0
@@ -292,8 +296,8 @@ def test_a_state_from_before_a_reboot_is_ignored(make: Make) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"{}", b'{"kind": 5}', b"\xff" * 10_000])
-def test_a_broken_file_is_no_state(make: Make, tmp_path: Path, content: bytes) -> None:
-    """Rather one request too many than none at all."""
+def test_an_invalid_state_file_is_ignored(make: Make, tmp_path: Path, content: bytes) -> None:
+    """The breaker is closed then."""
     breaker = make()
     breaker.record_failure(errors.rate_limited("x", 60), Upstream().probe)
     (file,) = tmp_path.glob("*.breaker")
@@ -301,8 +305,8 @@ def test_a_broken_file_is_no_state(make: Make, tmp_path: Path, content: bytes) -
     assert not is_open(breaker)
 
 
-def test_a_directory_that_cannot_be_written_leaves_memory(tmp_path: Path) -> None:
-    """A full disk does not make an upstream be asked again and again."""
+def test_without_a_writable_directory_the_state_is_in_memory(tmp_path: Path) -> None:
+    """On a full disk the breaker of this worker still opens and closes."""
     breaker = CircuitBreaker(tmp_path / "missing", NAME, interval_s=1000)
     breaker.record_failure(errors.rate_limited("x", 60), Upstream().probe)
     assert is_open(breaker)
@@ -311,7 +315,7 @@ def test_a_directory_that_cannot_be_written_leaves_memory(tmp_path: Path) -> Non
 
 
 def test_the_lock_is_not_inherited(make: Make, tmp_path: Path) -> None:
-    """A credential helper that outlives its worker must not pass for a prober."""
+    """A credential helper that outlives its worker does not hold the lock of the prober."""
     breaker = make()
     breaker.record_failure(NO_RESPONSE, Upstream().probe)
     (file,) = tmp_path.glob("*.probe")

@@ -1,4 +1,4 @@
-"""Looking names up and connecting: every wait is bounded, every address is checked."""
+"""Name lookups and connections: every wait has a time limit, every address is checked."""
 
 import socket
 import threading
@@ -21,13 +21,13 @@ class Names:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.known: dict[str, list[Address]] = {}
         self.hang = threading.Event()
-        self.asked: list[str] = []
+        self.looked_up: list[str] = []
         monkeypatch.setattr(sockets, "_lookup", self.look_up)
 
     def look_up(self, host: str, port: int, flags: int = 0) -> list[Address]:
         if flags:
             raise OSError("not a number")
-        self.asked.append(host)
+        self.looked_up.append(host)
         if host.startswith("hangs"):
             self.hang.wait(10)
         if host not in self.known:
@@ -37,7 +37,7 @@ class Names:
 
 @pytest.fixture
 def names(monkeypatch: pytest.MonkeyPatch) -> Iterator[Names]:
-    """Give a name service without names."""
+    """A name service without names."""
     names = Names(monkeypatch)
     yield names
     names.hang.set()
@@ -58,19 +58,19 @@ def test_a_lookup_that_hangs_ends_in_time(names: Names) -> None:
     """Concurrent lookups of the same name are one lookup."""
     resolver = Resolver()
 
-    def ask() -> str:
+    def look_up() -> str:
         with pytest.raises(DialError) as caught:
             resolver.resolve("hangs.test", 443, 0.1)
         return caught.value.reason
 
     begun = time.monotonic()
-    assert set(together(20, ask)) == {"name resolution timed out"}
+    assert set(together(20, look_up)) == {"name resolution timed out"}
     assert time.monotonic() - begun < 2
-    assert names.asked == ["hangs.test"]
+    assert names.looked_up == ["hangs.test"]
 
 
 def test_hanging_lookups_do_not_pile_up(names: Names) -> None:
-    """Only so many run at once; the next is refused at once, and names come back when the name server does."""
+    """Their number is limited; one more fails at once, and lookups succeed again when the name server responds."""
     names.known["fine.test"] = [(V4, ("192.0.2.1", 443))]
     resolver = Resolver()
     for number in range(MAX_LOOKUPS):
@@ -85,8 +85,8 @@ def test_hanging_lookups_do_not_pile_up(names: Names) -> None:
     assert resolver.resolve("fine.test", 443, 5)
 
 
-def test_families_are_tried_in_turn_and_what_worked_first(names: Names) -> None:
-    """A network without a way out for IPv6 costs one attempt, and that once."""
+def test_families_alternate_after_the_last_address_that_worked(names: Names) -> None:
+    """A network without IPv6 routes costs one failed attempt, once."""
     v6 = [(V6, (f"2001:db8::{number}", 443, 0, 0)) for number in range(3)]
     v4 = [(V4, (f"192.0.2.{number}", 443)) for number in range(2)]
     names.known["both.test"] = [*v6, *v4]
@@ -96,16 +96,16 @@ def test_families_are_tried_in_turn_and_what_worked_first(names: Names) -> None:
     assert resolver.resolve("both.test", 443, 5)[0] == v4[1]
 
 
-def test_an_unknown_name_is_told(names: Names) -> None:
-    """In words that do not repeat the name."""
+def test_an_unknown_name_is_an_error(names: Names) -> None:
+    """Its message does not contain the name."""
     with pytest.raises(DialError) as caught:
         Resolver().resolve("nowhere.test", 443, 5)
     assert "nowhere" not in str(caught.value)
-    assert names.asked == ["nowhere.test"]
+    assert names.looked_up == ["nowhere.test"]
 
 
 def test_the_next_address_is_tried(names: Names) -> None:
-    """An address that refuses does not end the attempt."""
+    """An address that refuses the connection does not end the attempt."""
     with socket.create_server(("127.0.0.1", 0)) as closed, socket.create_server(("127.0.0.1", 0)) as server:
         dead, alive = closed.getsockname(), server.getsockname()
         closed.close()
@@ -117,7 +117,7 @@ def test_the_next_address_is_tried(names: Names) -> None:
 
 
 def test_addresses_that_are_not_allowed_are_not_connected_to(names: Names) -> None:
-    """The answer of the name server is checked, and what is connected to is what was checked."""
+    """The resolved address is checked, and the name is not resolved again to connect."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         server.setblocking(False)
         names.known["rebound.test"] = [(V4, server.getsockname())]
@@ -126,12 +126,12 @@ def test_addresses_that_are_not_allowed_are_not_connected_to(names: Names) -> No
         assert caught.value.is_forbidden
         with pytest.raises(BlockingIOError):
             server.accept()
-    assert names.asked == ["rebound.test"]
+    assert names.looked_up == ["rebound.test"]
 
 
-def test_a_deadline_that_is_over_connects_to_nobody(names: Names) -> None:
-    """It is late, whatever else would have happened."""
+def test_after_the_deadline_there_is_no_connection(names: Names) -> None:
+    """The error is a timeout; the name is not even resolved."""
     with pytest.raises(DialError) as caught:
         watch(Resolver(), deadline_s=-1).connect("any.test", 1, is_proxy=False)
     assert caught.value.is_timeout
-    assert names.asked == []
+    assert names.looked_up == []

@@ -1,4 +1,4 @@
-"""Headers of answers as values."""
+"""Headers of responses as values."""
 
 import pytest
 
@@ -19,13 +19,13 @@ NOW = 1_700_000_000.0
     ("values", "length"), [([], None), (["0"], 0), (["12"], 12), (["12", "12"], 12), (["12, 12"], 12), ([" 7 "], 7)]
 )
 def test_a_length_is_read(values: list[str], length: int | None) -> None:
-    """The same length said twice is one length."""
+    """The same length twice is one length."""
     assert parse_length(values) == length
 
 
 @pytest.mark.parametrize("values", [["1", "2"], ["1, 2"], ["x"], [""], ["-1"], ["+1"], ["1.0"], ["٣"], ["9" * 19]])
-def test_a_length_that_makes_no_sense_is_refused(values: list[str]) -> None:
-    """Two that differ, and what is not a number."""
+def test_an_invalid_length_is_rejected(values: list[str]) -> None:
+    """Two values that differ, and a value that is not a number."""
     with pytest.raises(ValueError, match="Content-Length"):
         parse_length(values)
 
@@ -38,14 +38,14 @@ def test_a_content_range_is_read() -> None:
 @pytest.mark.parametrize(
     "value", [None, "", "bytes 5-9/*", "bytes */20", "bytes 9-5/20", "bytes 5-20/20", "items 0-1/2", "bytes 0-1/2 x"]
 )
-def test_a_content_range_that_makes_no_sense_is_refused(value: str | None) -> None:
-    """Also one without a total: the size of a blob has to be known."""
+def test_an_invalid_content_range_is_rejected(value: str | None) -> None:
+    """Also one without a total, which is the size of the blob."""
     with pytest.raises(ValueError, match="Content-Range"):
         parse_content_range(value)
 
 
 @pytest.mark.parametrize(("value", "size"), [("bytes */0", 0), ("bytes */77", 77), ("bytes 0-1/2", None), (None, None)])
-def test_a_416_may_tell_the_size(value: str | None, size: int | None) -> None:
+def test_a_416_response_may_contain_the_size(value: str | None, size: int | None) -> None:
     """`bytes */size`."""
     assert find_unsatisfied_size(value) == size
 
@@ -55,13 +55,13 @@ def test_a_416_may_tell_the_size(value: str | None, size: int | None) -> None:
     [("Application/JSON; charset=utf-8", "application/json"), ("text/html", "text/html"), ("", None), (None, None)],
 )
 def test_a_media_type_loses_its_parameters(value: str | None, media_type: str | None) -> None:
-    """And is in lower case."""
+    """It is converted to lower case."""
     assert find_media_type(value) == media_type
 
 
 @pytest.mark.parametrize("value", [None, "", "sha256:garbage", "md5:" + "0" * 32, '"sha256:' + "0" * 64 + '"'])
 def test_a_digest_that_cannot_be_used_is_none(value: str | None) -> None:
-    """The caller then computes it."""
+    """The caller computes it from the body."""
     assert find_digest(value) is None
 
 
@@ -85,5 +85,5 @@ def test_a_digest_that_cannot_be_used_is_none(value: str | None) -> None:
     ],
 )
 def test_retry_after_is_seconds_or_a_date_within_a_minute(value: str | None, seconds: int) -> None:
-    """And five seconds when it says nothing sensible."""
+    """Five seconds if it is missing or invalid."""
     assert parse_retry_after(value, NOW) == seconds

@@ -1,4 +1,4 @@
-"""Lists from a registry: walked to their end, by its own Links, within limits."""
+"""Lists from a registry: all pages, by the registry's Links, within limits."""
 
 import time
 from collections.abc import Iterator
@@ -34,22 +34,22 @@ REFERRERS = [descriptor(f"sha256:{digit * 64}") for digit in "123"]
 
 @pytest.fixture
 def ward(tmp_path: Path) -> Iterator[Ward]:
-    """Give a fake registry and makers of registries that ask it."""
+    """A fake registry and makers of its clients."""
     with Ward(tmp_path) as ward:
         yield ward
 
 
 @pytest.mark.parametrize("page_size", [1, 10, 25, 26])
-def test_all_pages_are_walked(ward: Ward, page_size: int) -> None:
-    """By the registry's own Links, to the end; the list is sorted."""
+def test_all_pages_are_read(ward: Ward, page_size: int) -> None:
+    """By the registry's Links; the result is sorted."""
     offer_tags(ward.fake_registry, "app", TAGS, page_size=page_size)
     assert ward.registry().list_tags("app") == sorted(TAGS)
     assert count(ward.fake_registry, tags_path("app")) == -(-25 // page_size)
 
 
 @pytest.mark.parametrize("style", ["absolute", "path", "query", "https"])
-def test_links_are_followed_in_each_spelling(ward: Ward, style: str) -> None:
-    """Absolute, relative, and with the scheme of a proxy in front of the registry, which is not the way we came."""
+def test_links_are_followed_in_each_form(ward: Ward, style: str) -> None:
+    """Absolute, relative, and with the scheme of a proxy in front of the registry instead of the requested one."""
 
     def link(url: str) -> str:
         path = url.removeprefix(ward.fake_registry.url)
@@ -72,12 +72,12 @@ def test_links_are_followed_in_each_spelling(ward: Ward, style: str) -> None:
     ],
 )
 def test_which_hosts_are_the_same(one: tuple[str, str, int], other: tuple[str, str, int], *, is_same: bool) -> None:
-    """A registry behind a proxy may be mistaken in its scheme, and in nothing else."""
+    """A registry behind a proxy may send the wrong scheme; host and port have to match."""
     assert _is_same_host(Address(*one), Address(*other)) is is_same
 
 
 def test_a_registry_that_redirects_is_followed_page_by_page(ward: Ward) -> None:
-    """registry.k8s.io answers from other hosts: the pages come from there, and our login stays here."""
+    """As for registry.k8s.io, the pages come from another host, which gets no credentials."""
     elsewhere = ward.fake_registry.listen("elsewhere", "127.0.0.1")
 
     def page(request: Request, answer: ScriptedResponse) -> ScriptedResponse:
@@ -97,16 +97,16 @@ def test_a_registry_that_redirects_is_followed_page_by_page(ward: Ward) -> None:
     assert all(exchange.request.header("Authorization") is None for exchange in there)
 
 
-def test_a_loop_is_garbage(ward: Ward) -> None:
-    """Quickly, not at the cap."""
+def test_a_loop_of_pages_is_a_bad_response(ward: Ward) -> None:
+    """It is detected at the first repeated page, not at the limit."""
     offer_tags(ward.fake_registry, "app", TAGS, page_size=10, link=lambda _: f'<{tags_path("app")}?n=10>; rel="next"')
     with pytest.raises(BadUpstream, match="lead back"):
         ward.registry().list_tags("app")
     assert count(ward.fake_registry, tags_path("app")) == 2
 
 
-def test_pages_without_an_end_are_garbage(ward: Ward, monkeypatch: pytest.MonkeyPatch) -> None:
-    """New Links for ever end at a cap."""
+def test_an_endless_list_is_a_bad_response(ward: Ward, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The number of pages is limited."""
     monkeypatch.setattr(listings, "MAX_PAGES", 20)
 
     def page(request: Request, answer: ScriptedResponse) -> ScriptedResponse:
@@ -121,7 +121,7 @@ def test_pages_without_an_end_are_garbage(ward: Ward, monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize(("cap", "value"), [("MAX_BYTES", 150), ("MAX_ENTRIES", 20)])
-def test_a_list_has_its_caps(ward: Ward, monkeypatch: pytest.MonkeyPatch, cap: str, value: int) -> None:
+def test_a_list_is_limited_in_size(ward: Ward, monkeypatch: pytest.MonkeyPatch, cap: str, value: int) -> None:
     """In bytes and in entries, over all pages."""
     monkeypatch.setattr(listings, cap, value)
     offer_tags(ward.fake_registry, "app", TAGS, page_size=10)
@@ -129,8 +129,8 @@ def test_a_list_has_its_caps(ward: Ward, monkeypatch: pytest.MonkeyPatch, cap: s
         ward.registry().list_tags("app")
 
 
-def test_an_endless_page_is_cut(ward: Ward, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One body without an end is read up to the cap."""
+def test_an_endless_page_is_read_up_to_the_limit(ward: Ward, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One body without an end is BadUpstream."""
     monkeypatch.setattr(listings, "MAX_BYTES", 100_000)
     offer_tags(ward.fake_registry, "app", TAGS)
     ward.fake_registry.on(None, faults.endless(), when=at(tags_path("app")))
@@ -138,8 +138,8 @@ def test_an_endless_page_is_cut(ward: Ward, monkeypatch: pytest.MonkeyPatch) -> 
         ward.registry().list_tags("app")
 
 
-def test_a_walk_has_a_time_limit_that_is_no_outage(ward: Ward, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Long lists are slow in many registries: their end comes, and manifests are asked for as before."""
+def test_a_list_that_exceeds_its_time_limit_is_no_outage(ward: Ward, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The breaker stays closed, and manifests are requested as before."""
     monkeypatch.setattr(listings, "WALK_TIMEOUT_S", 0.5)
     offer_tags(ward.fake_registry, "app", TAGS, page_size=10)
     ward.fake_registry.on(None, faults.silent(), when=lambda request: "last" in request.query)
@@ -153,16 +153,16 @@ def test_a_walk_has_a_time_limit_that_is_no_outage(ward: Ward, monkeypatch: pyte
 
 
 @pytest.mark.parametrize("status", [404, 410])
-def test_a_page_that_is_missing_is_garbage(ward: Ward, status: int) -> None:
-    """Half a list is not given out for a whole one, nor taken for an unknown repository."""
+def test_a_missing_page_is_a_bad_response(ward: Ward, status: int) -> None:
+    """Neither a partial list nor "repository not found"."""
     offer_tags(ward.fake_registry, "app", TAGS, page_size=10)
     ward.fake_registry.on(None, faults.error_response(status), when=lambda request: "last" in request.query)
     with pytest.raises(BadUpstream, match="all pages"):
         ward.registry().list_tags("app")
 
 
-def test_an_encoded_page_is_garbage(ward: Ward) -> None:
-    """Nothing is decoded: we asked for identity."""
+def test_an_encoded_page_is_a_bad_response(ward: Ward) -> None:
+    """Requests accept only the identity encoding."""
     rule = faults.replaced(200, b"\x1f\x8b", ("Content-Encoding", "gzip"))
     ward.fake_registry.on(None, rule, when=at(tags_path("app")))
     with pytest.raises(BadUpstream):
@@ -173,15 +173,15 @@ def test_an_encoded_page_is_garbage(ward: Ward) -> None:
     ("status", "error"),
     [(404, NameUnknown), (401, NameUnknown), (403, NameUnknown), (429, TooManyRequests), (500, Unavailable)],
 )
-def test_what_a_refusal_of_tags_means(ward: Ward, status: int, error: type[Exception]) -> None:
-    """As for manifests: anonymous clients learn nothing of what they may not see."""
+def test_each_status_of_a_tag_list_has_its_error(ward: Ward, status: int, error: type[Exception]) -> None:
+    """As for manifests: without credentials, 401 and 403 are "not found"."""
     refuse(ward.fake_registry, tags_path("app"), status)
     with pytest.raises(error):
         ward.registry().list_tags("app")
 
 
-def test_a_refused_login_is_denied(ward: Ward) -> None:
-    """With credentials it is the operator who should know."""
+def test_a_rejected_login_is_denied(ward: Ward) -> None:
+    """With credentials, 403 is Denied."""
     refuse(ward.fake_registry, tags_path("app"), 403)
     refuse(ward.fake_registry, referrers_path("app", str(SUBJECT)), 403)
     registry = ward.registry(auth=BASIC)
@@ -192,7 +192,7 @@ def test_a_refused_login_is_denied(ward: Ward) -> None:
 
 
 def test_one_token_is_enough_for_all_pages(ward: Ward) -> None:
-    """The login of a list is that of its repository."""
+    """Its scope is the repository."""
     challenge = f'Bearer realm="{ward.fake_registry.url}/token",service="r",scope="repository:app:pull"'
 
     def guard(request: Request, answer: ScriptedResponse) -> ScriptedResponse:
@@ -205,8 +205,8 @@ def test_one_token_is_enough_for_all_pages(ward: Ward) -> None:
     assert token.request.query["scope"] == "repository:app:pull"
 
 
-def test_the_breaker_is_heeded(ward: Ward) -> None:
-    """What is known to be down is not asked for lists either."""
+def test_an_open_breaker_rejects_requests_for_lists(ward: Ward) -> None:
+    """The second request fails with the stored error."""
     registry = ward.registry()
     ward.fake_registry.listener.close()
     with pytest.raises(Unavailable) as first:
@@ -218,13 +218,13 @@ def test_the_breaker_is_heeded(ward: Ward) -> None:
 
 @pytest.mark.parametrize("page_size", [1, 2, 3])
 def test_referrers_are_merged_from_all_pages(ward: Ward, page_size: int) -> None:
-    """In the registry's order."""
+    """In the order of the registry."""
     offer_referrers(ward.fake_registry, "app", str(SUBJECT), REFERRERS, page_size=page_size)
     assert ward.registry().list_referrers("app", SUBJECT) == REFERRERS
 
 
 def test_the_fallback_tag_is_verified(ward: Ward) -> None:
-    """An index that does not have the digest it is sent under is garbage, not an answer."""
+    """An index that does not match the announced digest is BadUpstream."""
     tag = str(SUBJECT).replace(":", "-")
     ward.fake_registry.add_manifest("app", tag, index(REFERRERS), OCI_INDEX)
     ward.fake_registry.on("manifest", faults.with_body(index([])), times=1)
@@ -234,8 +234,8 @@ def test_the_fallback_tag_is_verified(ward: Ward) -> None:
     assert registry.list_referrers("app", SUBJECT) == REFERRERS
 
 
-def test_a_referrers_page_that_is_missing_is_garbage(ward: Ward) -> None:
-    """The fallback tag is for registries without the API, not for those with half an answer."""
+def test_a_missing_page_of_referrers_is_a_bad_response(ward: Ward) -> None:
+    """The fallback tag is requested only if the first page is missing."""
     offer_referrers(ward.fake_registry, "app", str(SUBJECT), REFERRERS, page_size=1)
     ward.fake_registry.on(None, faults.error_response(404), when=lambda request: "next" in request.query)
     with pytest.raises(BadUpstream):

@@ -1,4 +1,4 @@
-"""Which addresses an upstream may send us to."""
+"""The addresses that an upstream may redirect to."""
 
 import pytest
 
@@ -58,8 +58,10 @@ def test_each_address_lies_in_its_zone(address: str, zone: NetworkZone) -> None:
         (NetworkZone.LOOPBACK, {NetworkZone.PUBLIC, NetworkZone.PRIVATE, NetworkZone.LOOPBACK}),
     ],
 )
-def test_a_registry_points_no_further_inside_than_it_is(registry_zone: NetworkZone, allowed: set[NetworkZone]) -> None:
-    """A public registry reaches nothing private, a private one not the machine itself, nobody metadata services."""
+def test_a_registry_may_not_redirect_to_a_more_private_zone(
+    registry_zone: NetworkZone, allowed: set[NetworkZone]
+) -> None:
+    """A public one not to private addresses, a private one not to loopback, none to metadata services."""
     assert {zone for zone in NetworkZone if is_zone_allowed(zone, registry_zone)} == allowed
 
 
@@ -82,5 +84,5 @@ def test_a_registry_points_no_further_inside_than_it_is(registry_zone: NetworkZo
     ],
 )
 def test_a_host_that_spells_an_address_is_recognised(host: str, zone: NetworkZone | None) -> None:
-    """In every spelling that a C library would connect to."""
+    """In every notation that the C library accepts."""
     assert find_literal_zone(host) is zone
