@@ -90,7 +90,7 @@ def test_a_manifest_comes_as_it_is(ward: Ward, image: Image, reference: str) -> 
         faults.error_response(501),
     ],
 )
-def test_a_head_that_says_too_little_is_asked_again_as_get(ward: Ward, image: Image, change: Change) -> None:
+def test_an_incomplete_head_response_is_followed_by_a_get(ward: Ward, image: Image, change: Change) -> None:
     """The digest is then computed from the body."""
     ward.fake_registry.on("manifest", change, method="HEAD")
     found = ward.registry().head_manifest("lib/app", LATEST)
@@ -98,7 +98,7 @@ def test_a_head_that_says_too_little_is_asked_again_as_get(ward: Ward, image: Im
     assert methods(ward.fake_registry.received("manifest")) == ["HEAD", "GET"]
 
 
-def test_a_registry_without_head_is_not_asked_for_it_again(ward: Ward, image: Image) -> None:
+def test_a_registry_without_head_gets_no_further_head_requests(ward: Ward, image: Image) -> None:
     """For a while, after 405."""
     ward.fake_registry.on("manifest", faults.error_response(405), method="HEAD")
     registry = ward.registry()
@@ -107,7 +107,7 @@ def test_a_registry_without_head_is_not_asked_for_it_again(ward: Ward, image: Im
     assert methods(ward.fake_registry.received("manifest")) == ["HEAD", "GET", "GET", "GET"]
 
 
-def test_a_head_with_another_digest_than_asked_for_is_not_believed(ward: Ward, image: Image) -> None:
+def test_a_head_with_a_different_digest_is_ignored(ward: Ward, image: Image) -> None:
     """The body decides."""
     ward.fake_registry.on("manifest", faults.header("Docker-Content-Digest", digest_of(b"other")), method="HEAD")
     digest = Digest.parse(image.digest)
@@ -180,7 +180,7 @@ def test_an_endless_manifest_is_cut_off(ward: Ward, image: Image) -> None:
 @pytest.mark.parametrize(
     "changes", [[faults.cut(50, "rst")], [faults.cut(50)], [faults.close_delimited(), faults.short(20)]]
 )
-def test_a_manifest_that_breaks_off_is_asked_for_once_more(ward: Ward, image: Image, changes: list[Change]) -> None:
+def test_a_truncated_manifest_is_requested_once_more(ward: Ward, image: Image, changes: list[Change]) -> None:
     """Reset, short, and short without a length."""
     for change in changes:
         ward.fake_registry.on("manifest", change, times=1)
@@ -188,8 +188,8 @@ def test_a_manifest_that_breaks_off_is_asked_for_once_more(ward: Ward, image: Im
     assert ward.fake_registry.count("manifest") == 2
 
 
-def test_a_registry_that_hangs_up_is_asked_for_a_manifest_twice(ward: Ward, image: Image) -> None:
-    """What ended before its answer is tried once more in one place, not in two."""
+def test_a_registry_that_closes_the_connection_gets_two_requests(ward: Ward, image: Image) -> None:
+    """A request without a response is retried in one place, not in two."""
     ward.fake_registry.on("manifest", faults.disconnected())
     with pytest.raises(Unavailable):
         ward.registry().get_manifest("lib/app", Digest.parse(image.digest))
@@ -197,7 +197,7 @@ def test_a_registry_that_hangs_up_is_asked_for_a_manifest_twice(ward: Ward, imag
 
 
 def test_a_manifest_that_always_breaks_off_is_an_error(ward: Ward, image: Image) -> None:
-    """After two tries, and it does not close the registry to others: it did answer."""
+    """After two attempts; the circuit breaker stays closed, because the registry responded."""
     ward.fake_registry.on("manifest", faults.cut(50, "rst"))
     registry = ward.registry()
     with pytest.raises(Unavailable):
@@ -230,7 +230,7 @@ def test_a_manifest_that_always_breaks_off_is_an_error(ward: Ward, image: Image)
 def test_each_status_has_its_error(
     ward: Ward, image: Image, status: int, auth_error: type[RegistryError], error: type[RegistryError]
 ) -> None:
-    """An answer is an answer, an outage an outage; who has credentials is denied, others do not see it."""
+    """Valid responses and outages are distinguished; with credentials 403 is "denied", without it is "not found"."""
     ward.fake_registry.on("manifest", faults.error_response(status))
     with pytest.raises(error) as caught:
         ward.registry().get_manifest("lib/app", LATEST)
@@ -246,7 +246,7 @@ def test_each_status_has_its_error(
 
 
 @pytest.mark.parametrize(("value", "seconds"), [("1", 1), ("60", 60), ("999999", 60), ("abc", 5), (None, 5)])
-def test_a_limit_is_told_and_kept(ward: Ward, image: Image, value: str | None, seconds: int) -> None:
+def test_a_rate_limit_is_reported_and_kept(ward: Ward, image: Image, value: str | None, seconds: int) -> None:
     """One request per window, for all callers and operations."""
     ward.fake_registry.on("manifest", faults.error_response(429, "TOOMANYREQUESTS", value))
     registry = ward.registry()
@@ -286,7 +286,7 @@ def test_an_outage_is_remembered(ward: Ward, image: Image) -> None:
 
 
 def test_five_server_errors_in_a_row_are_an_outage(ward: Ward, image: Image) -> None:
-    """Four and an answer are not."""
+    """Four, followed by a valid response, are not."""
     registry = ward.registry()
     rule = ward.fake_registry.on("manifest", faults.error_response(500), times=4)
     for _ in range(4):
@@ -333,13 +333,13 @@ def test_a_blob_has_a_size(ward: Ward) -> None:
 )
 @pytest.mark.parametrize("content", [BLOB, b""])
 @pytest.mark.parametrize("ranges", [True, False])
-def test_a_size_that_head_does_not_tell_is_asked_by_range(
+def test_a_size_missing_in_head_is_requested_by_range(
     ward: Ward,
     change: Change,
     content: bytes,
     ranges: bool,  # noqa: FBT001
 ) -> None:
-    """The first byte tells it, and so does an answer without ranges; also for an empty blob."""
+    """From the response to the first byte, or from one without ranges; also for an empty blob."""
     digest = ward.fake_registry.add_blob(content)
     ward.fake_registry.on("blob", change, method="HEAD")
     if not ranges:
@@ -361,7 +361,7 @@ def test_the_size_behind_an_address_signed_for_get_is_found(ward: Ward) -> None:
 
 @pytest.mark.parametrize("operation", ["head", "open"])
 def test_a_blob_that_is_not_there_is_unknown(ward: Ward, operation: str) -> None:
-    """One request and the answer."""
+    """One request, and no retry."""
     registry, digest = ward.registry(), Digest.parse(digest_of(b"nothing"))
     with pytest.raises(BlobUnknown):
         registry.head_blob("lib/app", digest) if operation == "head" else registry.open_blob("lib/app", digest)
@@ -391,7 +391,7 @@ def test_a_blob_is_read_from_a_byte_on(ward: Ward, start: int) -> None:
 
 
 def test_a_range_that_is_ignored_starts_at_the_beginning(ward: Ward) -> None:
-    """The source says so."""
+    """`start` is 0 then."""
     digest = ward.fake_registry.add_blob(BLOB)
     ward.fake_registry.on("blob", faults.ignoring_range())
     source = ward.registry().open_blob("lib/app", Digest.parse(digest), 1000)
@@ -411,7 +411,7 @@ def test_a_range_that_is_ignored_starts_at_the_beginning(ward: Ward) -> None:
         "bytes 1000-2048/2048",
     ],
 )
-def test_another_range_than_asked_for_is_bad(ward: Ward, value: str) -> None:
+def test_a_different_range_is_a_bad_response(ward: Ward, value: str) -> None:
     """Bytes at a wrong place would be found by the digest only at the end."""
     digest = ward.fake_registry.add_blob(BLOB)
     ward.fake_registry.on("blob", faults.header("Content-Range", value))
@@ -431,7 +431,7 @@ def test_another_range_than_asked_for_is_bad(ward: Ward, value: str) -> None:
     ],
 )
 def test_what_is_no_blob_is_bad(ward: Ward, start: int, change: Change) -> None:
-    """Pages, encodings, parts that were not asked for."""
+    """Web pages, encodings, and ranges that were not requested."""
     digest = ward.fake_registry.add_blob(BLOB)
     ward.fake_registry.on("blob", change)
     with pytest.raises(BadUpstream):
@@ -664,7 +664,7 @@ def test_a_dead_download_host_does_not_close_the_registry(ward: Ward, image: Ima
     assert registry.head_manifest("lib/app", LATEST)
 
 
-def test_a_registry_that_redirects_everything_may_be_asked_for_a_login_there(ward: Ward, image: Image) -> None:
+def test_a_registry_that_redirects_everything_may_require_a_login_there(ward: Ward, image: Image) -> None:
     """The host behind it gets an anonymous token for itself, and nothing of ours (registry.k8s.io)."""
     backend = ward.fake_registry.listen("backend")
     challenge = f'Bearer realm="{backend.url}/token",service="backend",scope="repository:images/app:pull"'
@@ -685,7 +685,7 @@ def test_a_registry_that_redirects_everything_may_be_asked_for_a_login_there(war
     assert token.request.header("Authorization") is None
 
 
-def test_content_is_not_taken_for_an_answer_of_the_wrong_kind(ward: Ward) -> None:
+def test_content_of_the_wrong_kind_is_a_bad_response(ward: Ward) -> None:
     """A 200 with the registry's own error document is no manifest."""
     body = json.dumps({"errors": [{"code": "TOOMANYREQUESTS"}]}).encode()
     ward.fake_registry.on("manifest", faults.replaced(200, body, ("Content-Type", "application/json")))

@@ -228,7 +228,7 @@ def test_a_changed_file_is_read_again(tmp_path: Path) -> None:
         ({"credHelpers": {"r.test": "ours"}}, "r.test:5000", []),
     ],
 )
-def test_the_helper_of_a_host_is_asked(helpers: Helpers, document: object, host: str, asked: list[str]) -> None:
+def test_the_helper_of_a_host_is_run(helpers: Helpers, document: object, host: str, asked: list[str]) -> None:
     """Its own before the one for all, and by the name that docker login would have used."""
     helpers.install("ours")
     write(helpers.directory / "config.json", document)
@@ -294,7 +294,7 @@ def test_a_changed_file_forgets_what_helpers_said(helpers: Helpers) -> None:
     assert len(helpers.asked("ours")) == 2
 
 
-def test_a_refused_login_is_asked_for_anew(helpers: Helpers) -> None:
+def test_a_rejected_login_is_requested_anew(helpers: Helpers) -> None:
     """Once for all who were refused, and not again at once when nothing newer comes."""
     helpers.install("ours", secret="old")
     write(helpers.directory / "config.json", {"credsStore": "ours"})
@@ -311,7 +311,7 @@ def test_a_refused_login_is_asked_for_anew(helpers: Helpers) -> None:
 
 
 def test_who_waits_for_a_slow_helper_waits_no_longer_than_it_may(helpers: Helpers) -> None:
-    """The helper goes on meanwhile, and the next call has its answer."""
+    """The helper continues meanwhile, and the next call gets its result."""
     fifo = helpers.directory / "gate"
     os.mkfifo(fifo)
     helpers.program("slow", f"cat {fifo}")

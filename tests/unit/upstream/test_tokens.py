@@ -1,4 +1,4 @@
-"""Tokens: what is asked for, who is asked, how often, and what is made of the answer."""
+"""Tokens: which are requested, from which service, how often, and how responses are interpreted."""
 
 import base64
 import json
@@ -39,7 +39,7 @@ def ward(tmp_path: Path) -> Iterator[Ward]:
 
 
 def json_answer(document: object, status: int = 200) -> Change:
-    """A token service's answer."""
+    """A response of a token service."""
     return faults.replaced(status, json.dumps(document).encode(), ("Content-Type", "application/json"))
 
 
@@ -98,7 +98,7 @@ def test_a_hundred_checks_cost_one_token(
     challenges: Callable[[str, str], list[str]],
     spell: Callable[[str], Mapping[str, object]],
 ) -> None:
-    """However the challenge and the token are spelt; and only pulling is asked for."""
+    """In every spelling of the challenge and the token; the scope is only pull."""
     service = FakeTokenService(ward.fake_registry, challenges=challenges, spell=spell)
     registry = ward.registry()
     for _ in range(100):
@@ -108,7 +108,7 @@ def test_a_hundred_checks_cost_one_token(
     assert service.requests()[0].request.header("Authorization") is None
 
 
-def test_a_scope_of_the_same_repository_that_only_pulls_is_asked_for_too(ward: Ward) -> None:
+def test_a_pull_scope_of_the_challenge_is_requested_too(ward: Ward) -> None:
     """Beside our own, which comes first."""
     scope = "repository(plugin):lib/app:pull"
     service = FakeTokenService(
@@ -131,7 +131,7 @@ def test_fifty_waiting_requests_share_one_token(ward: Ward) -> None:
 
 
 def test_a_token_that_is_refused_is_replaced_once(ward: Ward) -> None:
-    """Without an error for anybody."""
+    """Without an error for any caller."""
     service = FakeTokenService(ward.fake_registry)
     registry = ward.registry()
     registry.head_manifest("lib/app", LATEST)
@@ -182,7 +182,7 @@ def test_a_registry_that_takes_no_token_is_soon_left_alone(ward: Ward, auth: Aut
     ],
 )
 def test_a_token_service_that_fails_is_an_outage(ward: Ward, change: Change, error: type[RegistryError]) -> None:
-    """What it refuses is an answer; the registry is asked once."""
+    """A rejection is a valid response; the registry gets one request."""
     FakeTokenService(ward.fake_registry)
     ward.fake_registry.on("token", change)
     with pytest.raises(error) as caught:
@@ -193,7 +193,7 @@ def test_a_token_service_that_fails_is_an_outage(ward: Ward, change: Change, err
     assert ward.fake_registry.sent_bytes("token") < 20 * 2**20
 
 
-def test_a_token_that_breaks_off_is_asked_for_once_more(ward: Ward) -> None:
+def test_a_truncated_token_is_requested_once_more(ward: Ward) -> None:
     """A single reset is no outage; two are."""
     service = FakeTokenService(ward.fake_registry)
     rule = ward.fake_registry.on("token", faults.cut(5, "rst"), times=1)
@@ -207,7 +207,7 @@ def test_a_token_that_breaks_off_is_asked_for_once_more(ward: Ward) -> None:
 
 
 def test_a_dead_token_service_is_remembered(ward: Ward) -> None:
-    """As no answer: the next call is not sent."""
+    """Like a missing response: the next call is not sent."""
     tokens = ward.fake_registry.listen("tokens")
     FakeTokenService(ward.fake_registry, realm=f"{tokens.url}/token")
     tokens.close()
@@ -295,7 +295,7 @@ def test_a_token_service_that_moved_is_found(ward: Ward) -> None:
 
 
 def test_a_realm_that_was_wrong_for_once_is_forgotten(ward: Ward) -> None:
-    """A strange answer in between does not last."""
+    """An invalid response in between is not remembered."""
     rule = ward.fake_registry.on("manifest", faults.challenged('Bearer realm="http://169.254.169.254/",service="s"'))
     registry = ward.registry()
     with pytest.raises(BadUpstream):
@@ -425,7 +425,7 @@ def test_a_token_is_kept_for_two_thirds_of_its_life(
 
 
 def test_a_good_token_outlives_its_service(tokens: TokenProvider, service: Mint, clock: Clock) -> None:
-    """Renewal fails, the old one is used to its end, and the service is asked now and then only."""
+    """While renewal fails, the old token is used until it expires, and the service gets few requests."""
     get(tokens)
     service.fault = server_error("x", 500)
     clock.now += 250
@@ -456,7 +456,7 @@ def test_while_one_renews_the_others_use_the_old_token(tokens: TokenProvider, se
 
 
 def test_the_refused_token_is_not_given_again(tokens: TokenProvider, service: Mint) -> None:
-    """But who was refused with an older one gets the one that is there."""
+    """A caller whose older token was rejected gets the current one."""
     get(tokens)
     assert get(tokens, refused="token-1") == "token-2"
     assert get(tokens, refused="token-1") == "token-2"
@@ -497,7 +497,7 @@ def test_an_identity_token_is_posted(tokens: TokenProvider, service: Mint) -> No
 
 
 @pytest.mark.parametrize("status", [404, 405])
-def test_a_service_without_post_is_asked_by_get(tokens: TokenProvider, service: Mint, status: int) -> None:
+def test_a_service_without_post_gets_get_requests(tokens: TokenProvider, service: Mint, status: int) -> None:
     """From then on at once; the query of the realm stays."""
     service.post_status = status
     credential = Credential("user", "", "s3cret-refresh")
@@ -520,7 +520,7 @@ def test_one_call_makes_two_token_requests_at_most(tokens: TokenProvider, servic
     assert len(service.requests) == 2
 
 
-def test_a_challenge_that_hides_is_asked_for(ward: Ward) -> None:
+def test_a_challenge_sent_only_by_the_base_path_is_requested(ward: Ward) -> None:
     """Some registries show it at `/v2/` only."""
     service = FakeTokenService(ward.fake_registry)
     ward.fake_registry.on("manifest", only_if(lambda r: not r.header("Authorization"), faults.error_response(401)))

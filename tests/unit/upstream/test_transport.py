@@ -63,12 +63,12 @@ def received_before(error: type[Exception], source: UpstreamBlob) -> bytes:
 
 
 def vanish(request: Request, answer: ScriptedResponse) -> NoReturn:
-    """A change: the connection is closed instead of an answer."""
+    """A change: the connection is closed without a response."""
     raise ClientGoneError
 
 
 def test_only_our_own_headers_are_sent(ward: Ward) -> None:
-    """No cookies, no compression; who asks says so."""
+    """No cookies, no compression; the User-Agent is Dockyard."""
     ward.fake_registry.add_image("lib/app", "latest")
     ward.registry().head_manifest("lib/app", LATEST)
     (seen,) = ward.fake_registry.received()
@@ -107,7 +107,7 @@ def test_a_body_that_was_not_read_costs_its_connection(ward: Ward) -> None:
 
 
 def test_many_threads_share_a_registry(ward: Ward) -> None:
-    """Each gets its own answer."""
+    """Each gets its own response."""
     image = ward.fake_registry.add_image("lib/app", "latest")
     registry = ward.registry()
     found = together(30, lambda: str(registry.get_manifest("lib/app", LATEST).digest))
@@ -116,7 +116,7 @@ def test_many_threads_share_a_registry(ward: Ward) -> None:
 
 
 def test_a_kept_connection_that_died_is_replaced_at_no_cost(ward: Ward) -> None:
-    """The request is sent again on a new one, and nobody hears of it."""
+    """The request is sent again on a new one, without an error."""
     ward.fake_registry.add_image("lib/app", "latest")
     registry = ward.registry()
     registry.head_manifest("lib/app", LATEST)
@@ -180,7 +180,7 @@ def test_a_refused_connection_is_unavailable(ward: Ward) -> None:
 
 
 def test_an_unknown_host_is_unavailable(ward: Ward) -> None:
-    """A name that nobody knows is an outage, not an answer."""
+    """A name that cannot be resolved is an outage."""
     with pytest.raises(Unavailable, match="name resolution failed"):
         ward.registry(at="http://dockyard.invalid").head_manifest("lib/app", LATEST)
 
@@ -287,7 +287,7 @@ def test_an_abort_ends_a_read_at_once(ward: Ward) -> None:
 
 
 def test_an_abort_does_not_reach_the_next_request(ward: Ward) -> None:
-    """The connection went back to the pool and belongs to somebody else now."""
+    """The connection is in the pool again and may be in use by another request."""
     image = ward.fake_registry.add_image("lib/app", "latest")
     registry = ward.registry()
     source = registry.open_blob("lib/app", Digest.parse(image.config))
@@ -302,7 +302,7 @@ def test_an_abort_does_not_reach_the_next_request(ward: Ward) -> None:
 # TLS
 
 
-def test_a_private_authority_is_believed_when_it_is_named(ward: Ward, authority: trustme.CA, ca_file: str) -> None:
+def test_a_private_authority_is_trusted_when_it_is_configured(ward: Ward, authority: trustme.CA, ca_file: str) -> None:
     """`ca_file`, beside the system's roots. A large body arrives whole through TLS records."""
     body = Synthetic(3_000_000)
     digest = ward.fake_registry.add_blob(body)
@@ -353,7 +353,7 @@ def test_what_cannot_be_verified_gets_no_request(ward: Ward, authority: trustme.
 
 @pytest.mark.parametrize("answer", [b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n", b""])
 def test_what_does_not_speak_tls_gets_no_request(ward: Ward, answer: bytes) -> None:
-    """A plain answer, or a reset in the handshake: one attempt, and never a step down to plain text."""
+    """A plain response, or a reset in the handshake: one attempt, and no fallback to plain HTTP."""
     received: list[bytes] = []
 
     def serve() -> None:
@@ -379,7 +379,7 @@ def test_what_does_not_speak_tls_gets_no_request(ward: Ward, answer: bytes) -> N
 
 
 def test_verification_can_be_switched_off(ward: Ward) -> None:
-    """`insecure_skip_verify`, for who says so."""
+    """With `insecure_skip_verify`."""
     image = ward.fake_registry.add_image("lib/app", "latest")
     at = ward.fake_registry.listen("stranger", tls=certified(trustme.CA(), "other.test")).url
     registry = ward.registry(at=at, insecure_skip_verify=True)
@@ -390,7 +390,7 @@ def test_verification_can_be_switched_off(ward: Ward) -> None:
 
 
 class Proxy:
-    """A CONNECT proxy: records what it was asked, and lets bytes through or answers `status`."""
+    """A CONNECT proxy: records its requests, and forwards bytes or responds with `status`."""
 
     def __init__(self, status: int = 200) -> None:
         self.heads: list[bytes] = []
