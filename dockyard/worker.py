@@ -52,7 +52,7 @@ PARENT_CHECK_INTERVAL_S = 1.0
 STALE_UPLOAD_AGE_S = 3600.0
 UNPUBLISHED = "unpublished"
 DRAINING = "draining"
-UNBLOCK_SIGNALS_AFTER_S = 0.1
+UNBLOCK_SIGNALS_AFTER_S = 0.3
 STOP_SIGNALS = {signal.SIGTERM, signal.SIGINT}
 
 log = structlog.get_logger()

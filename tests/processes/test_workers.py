@@ -58,6 +58,7 @@ def test_all_processes_are_killed_and_started_again(
     cold = [fake_registry.add_blob(Random(n).randbytes(3 * MIB)) for n in range(5)]
     deployment = _full_deployment(make_deployment)
     assert deployment.get(f"/v2/up.test/app/blobs/{warm}").status == 200
+    eventually(lambda: deployment.stored_files(warm), "the warm blob is stored")
     with set_at_exit(threading.Event()) as go_on:
         rule = fake_registry.on("blob", faults.stalled(0.5, go_on))
         running = [deployment.stream(f"/v2/up.test/app/blobs/{digest}") for digest in cold]
