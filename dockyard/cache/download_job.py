@@ -65,7 +65,7 @@ class DownloadJob:
         """Fetch, verify, keep, publish. Blocks.
 
         After an outage the partial file is left for the next attempt: `is_partial_file_left`. Raises RegistryError
-        when the blob cannot be had, or is wrong; Stopped; PartialFileAbandoned; OSError when the partial file cannot be
+        when the blob cannot be had, or is wrong; Stopped; NoReadersLeft; OSError when the partial file cannot be
         read back.
         """
         metrics.fills_running.inc()

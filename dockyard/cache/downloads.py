@@ -12,7 +12,7 @@ get the lock looks for the one that has it.
 """
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
 from typing import Any
 
 import structlog
@@ -63,9 +63,7 @@ class Downloads:
             metrics.fills_joined.inc()
             return existing, True
         download = self._downloads[digest] = Download(digest)
-        task = asyncio.create_task(self._run(download, target, existing))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._start_task(self._run(download, target, existing))
         return download, False
 
     async def handle(self, target: Target, request: BlobRequest, connection: PeerConnection) -> None:
@@ -109,9 +107,7 @@ class Downloads:
 
     async def _follow_or_fetch(self, download: Download, target: Target) -> None:
         """Follow the first owner that is available; fetch when it is this worker's turn."""
-        request = BlobRequest(
-            Repository(target.upstream.prefix, target.repository, target.name), download.digest, only_running=False
-        )
+        request = BlobRequest(Repository.of(target), download.digest)
         try:
             tried = await self._peers.try_owners(
                 str(download.digest), lambda shard: self._follow(download, shard, request)
@@ -158,7 +154,7 @@ class Downloads:
         return await follow(download, self._peers, shard, request, self._threads, self._stores.local.open_partial_file)
 
     async def _fetch(self, download: Download, target: Target, partial_file: PartialFile) -> None:
-        """Fetch the blob in a thread. Raises RegistryError, Stopped, PartialFileAbandoned."""
+        """Fetch the blob in a thread. Raises RegistryError, Stopped, NoReadersLeft."""
         loop = asyncio.get_running_loop()
         upstream = self._upstreams[target.upstream.prefix]
         job = DownloadJob(
@@ -179,6 +175,10 @@ class Downloads:
                 loop.call_later(PARTIAL_FILE_KEPT_S, self._discard_partial_file, download.digest)
 
     def _discard_partial_file(self, digest: Digest) -> None:
-        task = asyncio.create_task(self._threads.disk(self._stores.local.discard_partial_file, digest))
+        self._start_task(self._threads.disk(self._stores.local.discard_partial_file, digest))
+
+    def _start_task(self, work: Coroutine[Any, Any, object]) -> None:
+        """Run it in the background; the loop itself keeps no reference to a task."""
+        task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)

@@ -86,7 +86,7 @@ class _ListName:
     @property
     def request(self) -> TagListRequest | ReferrersRequest:
         target = self.target
-        repository = Repository(target.upstream.prefix, target.repository, target.name)
+        repository = Repository.of(target)
         return ReferrersRequest(repository, self.subject) if self.subject else TagListRequest(repository)
 
 

@@ -113,7 +113,7 @@ class Manifests:
         return await self._singleflight.run(("owner", target.name, digest), lambda: self._ask_owners(target, digest))
 
     async def _ask_owners(self, target: Target, digest: Digest) -> Manifest:
-        request = ManifestRequest(Repository(target.upstream.prefix, target.repository, target.name), digest)
+        request = ManifestRequest(Repository.of(target), digest)
         tried = await self._peers.try_owners(
             str(digest), lambda shard: self._peers.request(shard, request, ManifestReply)
         )

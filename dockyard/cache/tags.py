@@ -108,7 +108,7 @@ class Tags:
 
     async def _ask_owners(self, target: Target, tag: Tag) -> FoundTag:
         """From the first owner that is available; in the end this worker checks the tag itself."""
-        request = TagRequest(Repository(target.upstream.prefix, target.repository, target.name), tag)
+        request = TagRequest(Repository.of(target), tag)
         tried = await self._peers.try_owners(
             _shard_key(target, tag), lambda shard: self._peers.request(shard, request, TagReply)
         )

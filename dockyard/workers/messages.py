@@ -15,7 +15,7 @@ in the partial file that DownloadProgress names.
 
 import json
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any, Final, Self
 
 import attrs
 import cattrs
@@ -23,6 +23,7 @@ import cattrs
 from dockyard import errors
 from dockyard.errors import RegistryError
 from dockyard.oci.reference import Digest, Name, Tag
+from dockyard.routing import Target
 
 MAX_LINE_BYTES: Final = 64 * 1024
 MAX_BODY_BYTES: Final = 8 * 1024 * 1024
@@ -39,6 +40,11 @@ class Repository:
     upstream: str
     path: str
     name: Name
+
+    @classmethod
+    def of(cls, target: Target) -> Self:
+        """The repository of a routed request."""
+        return cls(target.upstream.prefix, target.repository, target.name)
 
 
 @attrs.frozen
