@@ -68,17 +68,18 @@ class DownloadJob:
         when the blob cannot be had, or is wrong; Stopped; NoReadersLeft; OSError when the partial file cannot be
         read back.
         """
-        metrics.fills_running.inc()
-        try:
+        with metrics.fills_running.track_inprogress():
             self._on_start()
             try:
-                size = self._fetch_verified()
+                try:
+                    self._fetch()
+                except BadUpstream as exc:
+                    self._exclude_damaged_bucket(exc)
+                    self._fetch()
             except Exception as exc:
                 self._give_up(exc)
                 raise
-            self._keep(size)
-        finally:
-            metrics.fills_running.dec()
+            self._keep(self._partial_file.received_bytes)
 
     def stop(self) -> None:
         """End the job, from another thread."""
@@ -88,29 +89,25 @@ class DownloadJob:
 
     # Fetch and verify
 
-    def _fetch_verified(self) -> int:
-        """Fetch the blob, and once more from the upstream when the bucket's copy is damaged; the size in bytes."""
-        try:
-            return self._fetch()
-        except BadUpstream:
-            if not self._sources.used_bucket:
-                raise
-            digest = str(self._sources.digest)
-            log.warning("damaged blob in the bucket: it is fetched from the upstream", digest=digest)
-            self._sources.exclude_bucket()
-            if self._may_have_been_read():
-                raise
+    def _exclude_damaged_bucket(self, exc: BadUpstream) -> None:
+        """Prepare to fetch the blob from the upstream, when the bucket's copy is damaged; else raise the error."""
+        if not self._sources.used_bucket:
+            raise exc
+        digest = str(self._sources.digest)
+        log.warning("damaged blob in the bucket: it is fetched from the upstream", digest=digest)
+        self._sources.exclude_bucket()
+        if self._may_have_been_read():
+            raise exc
         self._partial_file.restart()
         self._is_streaming_to_bucket = False
-        return self._fetch()
 
     def _may_have_been_read(self) -> bool:
         """Whether readers may have got some of the bytes; nothing of a small blob is released before it is verified."""
         size = self._partial_file.size
         return bool(self._partial_file.received_bytes) and size is not None and size > MAX_SMALL_BYTES
 
-    def _fetch(self) -> int:
-        """Fetch until size and digest are right; the size in bytes."""
+    def _fetch(self) -> None:
+        """Fetch until size and digest are right."""
         received_before = self._partial_file.received_bytes
         self._partial_file.begin()
         try:
@@ -124,7 +121,6 @@ class DownloadJob:
             source = "upstream" if self._sources.used_upstream else "bucket"
             metrics.received_bytes.labels(source).inc(self._partial_file.received_bytes - received_before)
         self._sources.mark_verified()
-        return self._partial_file.received_bytes
 
     def _verify(self) -> None:
         if not self._partial_file.has_correct_digest():

@@ -13,6 +13,7 @@ get the lock looks for the one that has it.
 
 import asyncio
 from collections.abc import Coroutine, Mapping
+from contextlib import suppress
 from typing import Any
 
 import structlog
@@ -88,9 +89,11 @@ class Downloads:
         """Run one download to its end. `previous` is a download of the same digest that new readers cannot join."""
         try:
             if previous and previous.partial_file and previous.partial_file.has_gap:
-                await self._fetch(download, target, previous.continue_in_memory())
+                partial_file: PartialFile | None = previous.continue_in_memory()
             else:
-                await self._follow_or_fetch(download, target)
+                partial_file = await self._follow_or_claim(download, target)
+            if partial_file:
+                await self._fetch(download, target, partial_file)
         except RegistryError as exc:
             if not download.is_final:
                 download.fail(exc)
@@ -105,50 +108,37 @@ class Downloads:
                 download.stop()
             download.end()
 
-    async def _follow_or_fetch(self, download: Download, target: Target) -> None:
-        """Follow the first owner that is available; fetch when it is this worker's turn."""
-        request = BlobRequest(Repository.of(target), download.digest)
+    async def _follow_or_claim(self, download: Download, target: Target) -> PartialFile | None:
+        """Follow the first owner that is available; when it is this worker's turn, claim the partial file.
+
+        Returns the partial file to fetch into; None when the blob was followed to its end.
+        """
+        digest, repository = download.digest, Repository.of(target)
+        request = BlobRequest(repository, digest)
         try:
-            tried = await self._peers.try_owners(
-                str(download.digest), lambda shard: self._follow(download, shard, request)
-            )
+            tried = await self._peers.try_owners(str(digest), lambda shard: self._follow(download, shard, request))
+            if tried.result:
+                return None
+            return await self._claim(download, BlobRequest(repository, digest, only_running=True))
         except OwnerDiskFull:
-            await self._fetch(download, target, download.continue_in_memory())
-            return
-        if not tried.result:
-            await self._lock_and_fetch(download, target, request)
+            return download.continue_in_memory()
 
-    async def _lock_and_fetch(self, download: Download, target: Target, request: BlobRequest) -> None:
-        """Take the lock on the partial file and fetch, or follow the worker that has the lock."""
-        digest = download.digest
+    async def _claim(self, download: Download, request: BlobRequest) -> PartialFile | None:
+        """Lock the partial file, or follow the worker that has the lock; None when the blob was followed to its end."""
         for _ in range(MAX_LOCK_ATTEMPTS):
-            partial_file, stored = await self._threads.disk(self._claim, digest)
-            if stored:  # another worker has completed it meanwhile
-                download.complete_with(stored.fd, stored.size)
-                return
-            if partial_file:
-                await self._fetch(download, target, partial_file)
-                return
+            claimed = await self._threads.disk(self._stores.local.claim_partial_file, download.digest)
+            if isinstance(claimed, StoredBlob):
+                download.complete_with(claimed.fd, claimed.size)
+                return None
+            if claimed:
+                return claimed
             for shard in self._peers.others:
-                try:
-                    await self._follow(download, shard, BlobRequest(request.repository, digest, only_running=True))
-                    return
-                except PeerUnavailable:
-                    continue
-                except OwnerDiskFull:
-                    await self._fetch(download, target, download.continue_in_memory())
-                    return
+                with suppress(PeerUnavailable):
+                    await self._follow(download, shard, request)
+                    return None
             await asyncio.sleep(LOCK_RETRY_S)
-        log.warning("partial file locked for too long: fetching without it", digest=str(digest))
-        await self._fetch(download, target, PartialFile.in_memory(digest))
-
-    def _claim(self, digest: Digest) -> tuple[PartialFile | None, StoredBlob | None]:
-        """The partial file, locked, or the complete blob; neither when another worker has the lock. Blocks."""
-        partial_file = self._stores.local.claim_partial_file(digest)
-        stored = self._stores.local.open_blob(digest)
-        if stored and partial_file:
-            partial_file.discard()
-        return partial_file, stored
+        log.warning("partial file locked for too long: fetching without it", digest=str(download.digest))
+        return PartialFile.in_memory(download.digest)
 
     async def _follow(self, download: Download, shard: int, request: BlobRequest) -> bool:
         return await follow(download, self._peers, shard, request, self._threads, self._stores.local.open_partial_file)

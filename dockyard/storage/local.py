@@ -117,16 +117,21 @@ class LocalStore:
             return None
         return StoredBlob(fd, found.st_size)
 
-    def claim_partial_file(self, digest: Digest) -> PartialFile | None:
+    def claim_partial_file(self, digest: Digest) -> PartialFile | StoredBlob | None:
         """Open and lock the partial file of a blob; None when another process is writing it.
 
-        When no file can be created, the partial file is in memory.
+        When another process has completed the blob meanwhile, open that. When no file can be created, the partial file
+        is in memory.
         """
         try:
-            return PartialFile.claim(digest, self._partial_path(digest), self.size_cap.free_disk_space)
+            partial_file = PartialFile.claim(digest, self._partial_path(digest), self.size_cap.free_disk_space)
         except OSError as exc:
             log.warning("cannot create a partial file, serving without it", digest=str(digest), error=exc.strerror)
-            return PartialFile.in_memory(digest)
+            partial_file = PartialFile.in_memory(digest)
+        stored = self.open_blob(digest)
+        if stored and partial_file:
+            partial_file.discard()
+        return stored or partial_file
 
     def open_partial_file(self, digest: Digest, inode: int) -> int | None:
         """Open the file that another worker writes, partial or already complete; None when it is neither.

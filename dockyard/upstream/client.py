@@ -8,28 +8,20 @@ Errors: "not found" and "denied" are responses of the registry. Everything else 
 """
 
 import time
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 
 from dockyard import metrics
 from dockyard.config.settings import Upstream, UpstreamLimits
-from dockyard.errors import (
-    BadUpstream,
-    BlobUnknown,
-    Denied,
-    ManifestUnknown,
-    NameUnknown,
-    RegistryError,
-    UpstreamTimeout,
-    reason_of,
-)
+from dockyard.errors import BadUpstream, RegistryError, UpstreamTimeout, reason_of
 from dockyard.oci.lists import Referrer
 from dockyard.oci.manifest import ACCEPT, MAX_MANIFEST_BYTES, Descriptor, Manifest
 from dockyard.oci.reference import Digest, Reference
 from dockyard.upstream import errors
 from dockyard.upstream.auth import ChallengeResponder, make_mode
 from dockyard.upstream.circuit_breaker import CircuitBreaker
-from dockyard.upstream.errors import AuthenticationFailed, Cause, UpstreamError
+from dockyard.upstream.errors import Cause, UpstreamError
 from dockyard.upstream.headers import find_digest, parse_retry_after
 from dockyard.upstream.keychain import Keychain
 from dockyard.upstream.lists import ListReader
@@ -43,7 +35,7 @@ from dockyard.upstream.responses import (
     open_blob_body,
     record_rate_limit,
 )
-from dockyard.upstream.session import RegistryRequest, RegistryResponse, RegistrySession
+from dockyard.upstream.session import RegistryRequest, RegistryResponse, RegistrySession, denied, not_found
 from dockyard.upstream.tokens import CallLimits
 from dockyard.upstream.transport import Transport
 
@@ -54,8 +46,6 @@ ACCEPT_HEADER = ", ".join(ACCEPT)
 
 # A registry that responds to HEAD with one of these may support GET.
 _RETRY_WITH_GET = frozenset({400, 401, 403, 405, 406, 501})
-
-T = TypeVar("T")
 
 
 class RegistryClient:
@@ -69,23 +59,29 @@ class RegistryClient:
         responder = ChallengeResponder(upstream, self._transport)
         mode = make_mode(upstream, keychain, responder)
         self._session = RegistrySession(upstream, self._transport, mode, responder)
-        self._lists = ListReader(self._prefix, self._send, self._status_error)
+        self._lists = ListReader(self._prefix, self._session, self._status_error)
         self._skip_head_until = float("-inf")
 
     def head_manifest(self, repository: str, reference: Reference) -> Descriptor:
         """The current descriptor of a tag or digest, within `check_timeout` in total."""
-        return self._guard("head_manifest", lambda: self._head_manifest(repository, reference))
+        operation = partial(self._head_manifest, repository, reference)
+        with self._guard("head_manifest", operation):
+            return operation()
 
     def get_manifest(self, repository: str, reference: Reference) -> Manifest:
         """A verified manifest."""
-        return self._guard(
-            "get_manifest",
-            lambda: self._get_manifest(repository, reference, self._call_limits(self._response_timeout_s)),
-        )
+
+        def operation() -> Manifest:
+            return self._get_manifest(repository, reference, self._call_limits(self._response_timeout_s))
+
+        with self._guard("get_manifest", operation):
+            return operation()
 
     def head_blob(self, repository: str, digest: Digest) -> int:
         """The size of a blob in bytes."""
-        return self._guard("head_blob", lambda: self._head_blob(repository, digest))
+        operation = partial(self._head_blob, repository, digest)
+        with self._guard("head_blob", operation):
+            return operation()
 
     def open_blob(self, repository: str, digest: Digest, start: int = 0) -> UpstreamBlob:
         """A blob from byte `start` on; its headers must arrive within `stall_timeout`.
@@ -96,15 +92,20 @@ class RegistryClient:
         def probe() -> None:
             self._open_blob(repository, digest, 0).close()
 
-        return self._guard("open_blob", lambda: self._open_blob(repository, digest, start), probe, is_resume=start > 0)
+        with self._guard("open_blob", probe, is_resume=start > 0):
+            return self._open_blob(repository, digest, start)
 
     def list_tags(self, repository: str) -> list[str]:
         """All tags of a repository, sorted."""
-        return self._guard("list_tags", lambda: self._lists.tags(repository))
+        operation = partial(self._lists.tags, repository)
+        with self._guard("list_tags", operation):
+            return operation()
 
     def list_referrers(self, repository: str, digest: Digest) -> list[Referrer]:
         """The manifests whose subject is this one; empty when there are none."""
-        return self._guard("list_referrers", lambda: self._lists.referrers(repository, digest))
+        operation = partial(self._lists.referrers, repository, digest)
+        with self._guard("list_referrers", operation):
+            return operation()
 
     @property
     def is_breaker_open(self) -> bool:
@@ -116,30 +117,23 @@ class RegistryClient:
         self._breaker.close()
         self._transport.close()
 
-    def _guard(
-        self,
-        name: str,
-        operation: Callable[[], T],
-        probe: Callable[[], object] | None = None,
-        *,
-        is_resume: bool = False,
-    ) -> T:
-        """Check the circuit breaker, run an operation, and record its result in the circuit breaker."""
+    @contextmanager
+    def _guard(self, name: str, probe: Callable[[], object], *, is_resume: bool = False) -> Iterator[None]:
+        """Check the circuit breaker before an operation, and record its result. `probe` repeats the operation."""
         if not is_resume:
-            self._breaker.check(probe or operation)
+            self._breaker.check(probe)
         try:
             with metrics.upstream_seconds.labels(self._prefix, name).time():
-                result = operation()
+                yield
         except UpstreamError as error:
             metrics.upstream_failures.labels(self._prefix, reason_of(error.error)).inc()
-            self._breaker.record_failure(error, probe or operation)
+            self._breaker.record_failure(error, probe)
             raise error.error from error
         except RegistryError as error:
             if not error.remembered:
                 self._breaker.record_success()
             raise
         self._breaker.record_success()
-        return result
 
     # Manifests
 
@@ -148,7 +142,7 @@ class RegistryClient:
         if time.monotonic() < self._skip_head_until:
             return self._get_manifest(repository, reference, limits).descriptor
         request = RegistryRequest("HEAD", repository, reference, accept=ACCEPT_HEADER)
-        response = self._send(request, limits)
+        response = self._session.send(request, limits)
         http = response.http
         http.finish()
         record_rate_limit(self._prefix, http)
@@ -165,13 +159,13 @@ class RegistryClient:
     def _get_manifest(self, repository: str, reference: Reference, limits: CallLimits) -> Manifest:
         """A body that breaks off is requested once more. (The transport retries what breaks off before its headers.)"""
         request = RegistryRequest("GET", repository, reference, accept=ACCEPT_HEADER)
-        response = self._send(request, limits)
+        response = self._session.send(request, limits)
         try:
             return self._read_manifest(response, request)
         except UpstreamError as error:
             if not error.is_retryable:
                 raise
-        return self._read_manifest(self._send(request, limits), request)
+        return self._read_manifest(self._session.send(request, limits), request)
 
     def _read_manifest(self, response: RegistryResponse, request: RegistryRequest) -> Manifest:
         http = response.http
@@ -202,7 +196,7 @@ class RegistryClient:
     def _head_blob(self, repository: str, digest: Digest) -> int:
         limits = self._call_limits(self._response_timeout_s)
         request = RegistryRequest("HEAD", repository, digest, is_blob=True)
-        response = self._send(request, limits)
+        response = self._session.send(request, limits)
         http = response.http
         http.finish()
         if http.status == 200:
@@ -217,7 +211,7 @@ class RegistryClient:
     def _size_by_range(self, repository: str, digest: Digest, limits: CallLimits) -> int:
         """Request the first byte: some registries reject HEAD, and so do URLs that are signed for GET."""
         request = RegistryRequest("GET", repository, digest, is_blob=True, byte_range="bytes=0-0")
-        response = self._send(request, limits)
+        response = self._session.send(request, limits)
         try:
             size = find_size(response.http)
         finally:
@@ -238,42 +232,28 @@ class RegistryClient:
         while True:
             attempts_left -= 1
             try:
-                return self._try_open_blob(request, start, limits)
-            except _RedirectTargetFailed as exc:
-                if not attempts_left:
-                    raise exc.error from exc
-
-    def _try_open_blob(self, request: RegistryRequest, start: int, limits: CallLimits) -> UpstreamBlob:
-        """Raises _RedirectTargetFailed when another redirect may succeed."""
-        try:
-            response = self._send(request, limits)
-        except UpstreamError as error:
-            has_time = limits.remaining_s is None or limits.remaining_s > 0
-            if error.is_from_other_origin and isinstance(error.error, UpstreamTimeout) and has_time:
-                raise _RedirectTargetFailed(error) from error
-            raise
-        http = response.http
-        if http.status in (200, 206):
-            try:
-                return open_blob_body(http, start)
+                response = self._session.send(request, limits)
             except UpstreamError as error:
-                http.close()
-                raise _attribute(error, response) from error
-        http.finish()
-        if response.is_redirected and http.status in (401, 403):
-            rejected = errors.server_error(http.server, http.status)
-            raise _RedirectTargetFailed(rejected.as_not_counted(is_from_other_origin=True))
-        raise self._status_error(response, request)
+                has_time = limits.remaining_s is None or limits.remaining_s > 0
+                is_hanging = error.is_from_other_origin and isinstance(error.error, UpstreamTimeout)
+                if is_hanging and has_time and attempts_left:
+                    continue
+                raise
+            http = response.http
+            if http.status in (200, 206):
+                try:
+                    return open_blob_body(http, start)
+                except UpstreamError as error:
+                    http.close()
+                    raise _attribute(error, response) from error
+            http.finish()
+            if not response.is_redirected or http.status not in (401, 403):
+                raise self._status_error(response, request)
+            if not attempts_left:
+                rejected = errors.server_error(http.server, http.status)
+                raise rejected.as_not_counted(is_from_other_origin=True)
 
-    # Requests and errors
-
-    def _send(self, request: RegistryRequest, limits: CallLimits) -> RegistryResponse:
-        try:
-            return self._session.send(request, limits)
-        except AuthenticationFailed as exc:
-            if exc.is_anonymous:
-                raise self._not_found(request) from exc
-            raise self._denied(request, remembered=exc.remembered) from exc
+    # Errors and limits
 
     def _call_limits(self, timeout_s: float) -> CallLimits:
         return CallLimits(time.monotonic() + timeout_s if timeout_s else None)
@@ -287,14 +267,6 @@ class RegistryClient:
         if response.http.status == 401 and response.authorization.token:
             limits.token_requests = 0
 
-    def _not_found(self, request: RegistryRequest) -> RegistryError:
-        if request.list_path:
-            return NameUnknown(f"{self._prefix} has no {request.subject}")
-        return (BlobUnknown if request.is_blob else ManifestUnknown)(f"{self._prefix} has no {request.subject}")
-
-    def _denied(self, request: RegistryRequest, *, remembered: bool = False) -> Denied:
-        return Denied(f"{self._prefix} rejects the credentials for {request.repository}", remembered=remembered)
-
     def _status_error(self, response: RegistryResponse, request: RegistryRequest) -> UpstreamError | RegistryError:
         """The error for a status that is not a success."""
         http = response.http
@@ -302,9 +274,9 @@ class RegistryClient:
             case 401 | 403 if response.is_from_other_origin:
                 error = errors.server_error(http.server, http.status)
             case 401 | 403 | 451 if not response.authorization.credential.is_anonymous:
-                return self._denied(request)
+                return denied(self._prefix, request)
             case 401 | 403 | 404 | 410 | 451:
-                return self._not_found(request)
+                return not_found(self._prefix, request)
             case 429:
                 error = errors.rate_limited(http.server, parse_retry_after(http.header("Retry-After"), time.time()))
             case 407:
@@ -318,14 +290,6 @@ class RegistryClient:
             case status:
                 error = errors.bad_response(http.server, f"responded with status {status}")
         return _attribute(error, response)
-
-
-class _RedirectTargetFailed(Exception):
-    """The host that the registry redirected to failed in a way that another redirect may repair."""
-
-    def __init__(self, error: UpstreamError) -> None:
-        super().__init__(error.error.message)
-        self.error = error
 
 
 def _attribute(error: UpstreamError, response: RegistryResponse) -> UpstreamError:

@@ -32,7 +32,7 @@ from dockyard.upstream import errors
 from dockyard.upstream.errors import UpstreamError
 from dockyard.upstream.headers import find_digest
 from dockyard.upstream.responses import check_encoding
-from dockyard.upstream.session import RegistryRequest, RegistryResponse
+from dockyard.upstream.session import RegistryRequest, RegistryResponse, RegistrySession
 from dockyard.upstream.tokens import CallLimits
 from dockyard.upstream.urls import InvalidUrl, Url, parse_http_url
 
@@ -47,16 +47,16 @@ _NO_SUCH_API = frozenset({400, 404, 405, 406, 410})
 
 
 class ListReader:
-    """The lists of one registry. `send` and `status_error` are those of its client."""
+    """The lists of one registry. `status_error` is that of its client."""
 
     def __init__(
         self,
         prefix: str,
-        send: Callable[[RegistryRequest, CallLimits], RegistryResponse],
+        session: RegistrySession,
         status_error: Callable[[RegistryResponse, RegistryRequest], UpstreamError | RegistryError],
     ) -> None:
         self._prefix = prefix
-        self._send = send
+        self._session = session
         self._status_error = status_error
 
     def tags(self, repository: str) -> list[str]:
@@ -90,7 +90,7 @@ class ListReader:
     def _by_tag(self, repository: str, digest: Digest, deadline: float) -> list[Referrer]:
         request = RegistryRequest("GET", repository, referrers_tag(digest), accept=", ".join(ACCEPT))
         try:
-            response = self._send(request, CallLimits(deadline))
+            response = self._session.send(request, CallLimits(deadline))
         except ManifestUnknown as exc:  # as above
             raise self._denied(repository) from exc
         if response.http.status in (404, 410):
@@ -133,7 +133,7 @@ class ListReader:
 
     def _send_page(self, request: RegistryRequest, deadline: float) -> RegistryResponse:
         try:
-            return self._send(request, CallLimits(deadline))
+            return self._session.send(request, CallLimits(deadline))
         except UpstreamError as error:
             if time.monotonic() < deadline:
                 raise

@@ -10,11 +10,12 @@ from typing import Literal
 import attrs
 
 from dockyard.config.settings import Upstream
+from dockyard.errors import BlobUnknown, Denied, ManifestUnknown, NameUnknown, RegistryError
 from dockyard.oci.origin import Origin
 from dockyard.oci.reference import Digest, Reference
 from dockyard.upstream import errors
 from dockyard.upstream.auth import AuthenticationMode, Authorization, ChallengeResponder
-from dockyard.upstream.errors import UpstreamError
+from dockyard.upstream.errors import AuthenticationFailed, UpstreamError
 from dockyard.upstream.network_zones import NetworkZone
 from dockyard.upstream.tokens import CallLimits, RequestSender
 from dockyard.upstream.transport import UpstreamRequest, UpstreamResponse
@@ -67,6 +68,19 @@ class RegistryResponse:
     is_from_other_origin: bool
 
 
+def not_found(prefix: str, request: RegistryRequest) -> RegistryError:
+    """The error when the registry does not have what was requested, or does not show it to anonymous clients."""
+    message = f"{prefix} has no {request.subject}"
+    if request.list_path:
+        return NameUnknown(message)
+    return BlobUnknown(message) if request.is_blob else ManifestUnknown(message)
+
+
+def denied(prefix: str, request: RegistryRequest, *, remembered: bool = False) -> Denied:
+    """The error when the registry rejects the credentials."""
+    return Denied(f"{prefix} rejects the credentials for {request.repository}", remembered=remembered)
+
+
 class RegistrySession:
     """Sends requests to one registry."""
 
@@ -82,22 +96,32 @@ class RegistrySession:
     def send(self, request: RegistryRequest, limits: CallLimits) -> RegistryResponse:
         """Send a request, and once more with other credentials if the registry responds with 401 or 403.
 
-        The caller ends the response. Raises UpstreamError, AuthenticationFailed.
+        The caller ends the response. Raises UpstreamError, RegistryError.
         """
-        authorization = self._mode.first(request.repository, limits)
-        response = self._follow_redirects(request, authorization, limits)
-        if response.http.status in (401, 403) and not response.is_from_other_origin:
-            try:
-                other = self._mode.after_refusal(authorization, response.http, request.repository, limits)
-            except BaseException:
-                response.http.close()
-                raise
-            if other is not None:
-                response.http.finish()
-                response = self._follow_redirects(request, other, limits)
+        try:
+            authorization = self._mode.first(request.repository, limits)
+            response = self._follow_redirects(request, authorization, limits)
+            if response.http.status in (401, 403) and not response.is_from_other_origin:
+                other = self._after_refusal(response, request, limits)
+                if other is not None:
+                    response.http.finish()
+                    response = self._follow_redirects(request, other, limits)
+        except AuthenticationFailed as exc:
+            if exc.is_anonymous:
+                raise not_found(self._prefix, request) from exc
+            raise denied(self._prefix, request, remembered=exc.remembered) from exc
         if not response.is_from_other_origin or response.http.status < 400:
             self._mode.record_result(response.authorization, response.http.status, request.repository)
         return response
+
+    def _after_refusal(
+        self, response: RegistryResponse, request: RegistryRequest, limits: CallLimits
+    ) -> Authorization | None:
+        try:
+            return self._mode.after_refusal(response.authorization, response.http, request.repository, limits)
+        except BaseException:
+            response.http.close()
+            raise
 
     def _follow_redirects(
         self, request: RegistryRequest, authorization: Authorization, limits: CallLimits
@@ -108,8 +132,21 @@ class RegistrySession:
         is_redirected = False
         for _ in range(MAX_REDIRECTS + 1):
             is_other = url.origin != self._origin
-            header = other_headers.get(url.origin) if is_other else authorization.header
-            http = self._send_to(url, request, header, registry_zone, limits)
+            server = f"a host that {self._prefix} redirects to" if is_other else self._prefix
+            fields = {
+                "Accept": request.accept,
+                "Range": request.byte_range,
+                "Authorization": other_headers.get(url.origin) if is_other else authorization.header,
+            }
+            headers = {name: value for name, value in fields.items() if value}
+            try:
+                http = self._sender.send(
+                    UpstreamRequest(server, request.method, url, headers, limits.deadline, registry_zone)
+                )
+            except UpstreamError as error:
+                if not is_other:
+                    raise
+                raise error.as_not_counted(is_from_other_origin=True) from error
             registry_zone = registry_zone or http.zone
             if http.status in REDIRECTS:
                 url = self._redirect_target(url, http)
@@ -123,27 +160,6 @@ class RegistrySession:
                 continue
             return RegistryResponse(http, authorization, is_redirected, is_other)
         raise errors.bad_response(self._prefix, f"redirects more than {MAX_REDIRECTS} times")
-
-    def _send_to(
-        self,
-        url: Url,
-        request: RegistryRequest,
-        authorization: str | None,
-        registry_zone: NetworkZone | None,
-        limits: CallLimits,
-    ) -> UpstreamResponse:
-        fields = {"Accept": request.accept, "Range": request.byte_range, "Authorization": authorization}
-        headers = {name: value for name, value in fields.items() if value}
-        is_other = url.origin != self._origin
-        server = f"a host that {self._prefix} redirects to" if is_other else self._prefix
-        try:
-            return self._sender.send(
-                UpstreamRequest(server, request.method, url, headers, limits.deadline, registry_zone)
-            )
-        except UpstreamError as error:
-            if not is_other:
-                raise
-            raise error.as_not_counted(is_from_other_origin=True) from error
 
     def _other_host_header(self, http: UpstreamResponse, limits: CallLimits) -> str | None:
         try:
