@@ -136,7 +136,7 @@ class ErrorReply:
 
 @attrs.frozen
 class TagReply:
-    """What a tag points to. `how` and `checked_at` as in `cache.tags.Resolution`; `stale_because` for a stale one."""
+    """What a tag points to. `how` and `checked_at` as in `cache.tags.FoundTag`; `stale_because` for a stale one."""
 
     digest: Digest
     how: str

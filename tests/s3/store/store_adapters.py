@@ -8,7 +8,8 @@ from typing import Protocol
 
 from dockyard.oci.reference import Digest, Name, Tag
 from dockyard.s3 import S3Store
-from dockyard.storage.local import LocalStore, Pointer
+from dockyard.storage.local import PARTIAL, LocalStore, Pointer
+from dockyard.storage.partial_file import PartialFile
 
 MANIFEST_TYPE = "application/vnd.oci.image.manifest.v1+json"
 
@@ -53,7 +54,9 @@ class LocalStoreAdapter:
         self._store.create_directories()
 
     def publish(self, digest: Digest, size: int, chunks: Iterable[bytes]) -> None:
-        partial_file = self._store.claim_partial_file(digest)
+        path = self._directory / PARTIAL / str(digest).replace(":", "-")
+        # Not LocalStore.claim_partial_file: it would return the stored blob of a digest that is published again.
+        partial_file = PartialFile.claim(digest, path, lambda _: False)
         if partial_file is None:
             return  # another thread is writing it
         try:
