@@ -102,11 +102,14 @@ class Publisher:
         if self._s3 is None or partial_file.size is None or not self._begin(BlobItem(partial_file.digest)):
             return False
         if self._streamed_upload_limit.acquire(blocking=False):
+            fd = -1
             try:
                 fd = os.dup(partial_file.fd)
                 self._streamed_uploads.submit(self._stream, self._s3, partial_file, partial_file.size, fd)
             except (RuntimeError, OSError):  # shutting down, or the partial file is in memory
                 self._streamed_upload_limit.release()
+                if fd >= 0:
+                    os.close(fd)
             else:
                 return True
         self._end(BlobItem(partial_file.digest))
