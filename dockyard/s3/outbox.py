@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from dockyard.storage.file_times import age_of
 from dockyard.storage.items import Item, parse_item
 
 # The worker that adds an item uploads it; the others leave it alone for this long.
@@ -38,7 +39,7 @@ class Outbox:
     def remove_missing(self, item: Item) -> None:
         """Remove an item that is not in the local store, unless it was added less than MAX_COMMIT_S ago."""
         with contextlib.suppress(OSError):
-            if time.time() - self._path(item).stat().st_mtime > MAX_COMMIT_S:
+            if age_of(self._path(item).stat().st_mtime) > MAX_COMMIT_S:
                 self.remove(item)
 
     def __contains__(self, item: Item) -> bool:

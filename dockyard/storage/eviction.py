@@ -16,6 +16,7 @@ import structlog
 from dockyard import metrics
 from dockyard.errors import DigestInvalid
 from dockyard.oci.reference import Digest
+from dockyard.storage.file_times import age_of
 
 # An eviction ends when the files take this share of the cap, so that the next one is not due at once.
 TARGET_SHARE = 0.9
@@ -109,12 +110,12 @@ class SizeCap:
 
 
 def _list_files(root: Path) -> list[tuple[float, int, Path]]:
-    """List the files below a directory: access time, size in bytes, path."""
+    """List the files below a directory: the negated time since the last use, size in bytes, path."""
     files = []
     for folder, _, names in os.walk(root):
         for name in names:
             path = Path(folder, name)
             with contextlib.suppress(OSError):
                 status = path.stat()
-                files.append((status.st_atime, status.st_size, path))
+                files.append((-age_of(status.st_atime), status.st_size, path))
     return files

@@ -23,14 +23,13 @@ from dockyard.oci.reference import Digest, Name, Tag
 from dockyard.storage import keys
 from dockyard.storage.atomic_write import lock_directory, sync_directory, write_atomically
 from dockyard.storage.eviction import SizeCap
+from dockyard.storage.file_times import age_of, record_use
 from dockyard.storage.items import BlobItem, Item, ManifestItem, TagItem
 from dockyard.storage.partial_file import PartialFile
 from dockyard.storage.touch_times import TouchTimes
 
 PARTIAL = "partial"
 RUN = "run"
-# The access time of a blob that is in use is updated this often.
-ACCESS_TIME_INTERVAL_S = 60.0
 # A temporary file that is older was left by a dead process.
 MAX_TEMPORARY_FILE_AGE_S = 60.0
 _HASH_CHUNK_BYTES = 1024 * 1024
@@ -108,9 +107,10 @@ class LocalStore:
                     path.unlink(missing_ok=True)
                     os.close(fd)
                     return None
-                os.utime(fd, (time.time(), found.st_mtime))
-            elif time.time() - found.st_atime > ACCESS_TIME_INTERVAL_S:
-                os.utime(fd, (time.time(), found.st_mtime))
+                with contextlib.suppress(OSError):  # a file of another user: it is verified again
+                    os.utime(fd, (time.time(), found.st_mtime))
+            else:
+                record_use(fd, found)
         except OSError as exc:
             log.warning("cannot read a cached blob", digest=str(digest), error=exc.strerror)
             os.close(fd)
@@ -165,7 +165,8 @@ class LocalStore:
         if partial_file.path is None or partial_file.is_overflowing:
             return False
         try:
-            os.utime(partial_file.fd, (time.time(), time.time() - age_s))
+            with contextlib.suppress(OSError):  # the file system may not set times: that is no reason not to keep it
+                os.utime(partial_file.fd, (time.time(), time.time() - age_s))
             os.fsync(partial_file.fd)
             path.parent.mkdir(parents=True, exist_ok=True)
             partial_file.path.rename(path)
@@ -260,7 +261,7 @@ class LocalStore:
         for path in (self.directory / PARTIAL).iterdir():
             with contextlib.suppress(OSError, DigestInvalid):
                 if path.suffix == ".tmp":
-                    if time.time() - path.stat().st_mtime > MAX_TEMPORARY_FILE_AGE_S:
+                    if age_of(path.stat().st_mtime) > MAX_TEMPORARY_FILE_AGE_S:
                         path.unlink()
                         deleted += 1
                     continue

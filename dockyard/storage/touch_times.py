@@ -15,6 +15,7 @@ from pathlib import Path
 
 import structlog
 
+from dockyard.storage.file_times import age_of
 from dockyard.storage.items import Item, TagItem
 
 RETRY_TOUCH_S = 60.0
@@ -41,7 +42,7 @@ class TouchTimes:
             with path.open("rb") as file:
                 fcntl.flock(file, fcntl.LOCK_EX)
                 found = os.fstat(file.fileno())
-                if time.time() - found.st_mtime <= threshold_s:
+                if age_of(found.st_mtime) <= threshold_s:
                     return False
                 _set_modification_time(path, time.time())
                 return True

@@ -1,5 +1,6 @@
 """The local store: whole objects or none, the size cap, and what a crash leaves behind."""
 
+import errno
 import fcntl
 import os
 import threading
@@ -7,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+import structlog.testing
 
 from dockyard.oci.reference import Digest, Name, Tag
 from dockyard.storage.local import LocalStore, Pointer
@@ -123,6 +125,41 @@ def test_a_due_eviction_waits_for_another_process_that_evicts(tmp_path: Path) ->
         assert thread.is_alive()
     thread.join(10)
     assert sum(path.stat().st_size for path in (tmp_path / "cache").rglob("*") if path.is_file()) == 9_000
+
+
+def test_a_use_in_the_future_counts_as_old_and_is_corrected(tmp_path: Path) -> None:
+    """Files from when the clock was wrong are evicted first, unless they are used again."""
+    store = make_store(tmp_path, max_size=10_000)
+    digests = [add_blob(store, bytes([number]) * 3000) for number in range(4)]
+    for digest in digests[:2]:
+        os.utime(path_of(store, digest), (time.time() + 5 * 365 * 86400, time.time()))
+    assert read(store, digests[0]) is not None
+    store.size_cap.enforce_if_due()
+    assert [path_of(store, digest).exists() for digest in digests] == [True, False, True, True]
+
+
+def refuse(*_: object, **__: object) -> None:
+    """Fail as the operating system does when a file belongs to another user."""
+    raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+
+@pytest.mark.parametrize("unverified_before", [0.0, time.time() + 3600], ids=["clean stop", "unclean stop"])
+def test_times_that_cannot_be_set_do_not_matter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unverified_before: float
+) -> None:
+    """Blobs are read and kept all the same, without a warning."""
+    digest = add_blob(make_store(tmp_path), b"a blob")
+    os.utime(path_of(make_store(tmp_path), digest), (0, 0))
+    monkeypatch.setattr(os, "utime", refuse)
+    store = make_store(tmp_path, unverified_before=unverified_before)
+    with structlog.testing.capture_logs() as logs:
+        assert read(store, digest) == b"a blob"
+        assert read(store, add_blob(store, b"another blob")) == b"another blob"
+        store.write_manifest(NAME, digest, b"{}")
+        assert store.read_manifest(NAME, digest) == b"{}"
+        assert store.move_pointer(NAME, TAG, None, Pointer(digest, time.time()))
+        assert store.read_pointer(NAME, TAG)
+    assert logs == []
 
 
 def test_no_cap_keeps_everything(store: LocalStore) -> None:

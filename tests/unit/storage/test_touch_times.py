@@ -1,0 +1,39 @@
+"""When an object of the bucket is due for a touch."""
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from dockyard.oci.reference import Digest
+from dockyard.storage.items import BlobItem, Item
+from dockyard.storage.touch_times import TouchTimes
+
+THRESHOLD_S = 3600.0
+ITEM = BlobItem(Digest.of(b"a blob"))
+
+
+@pytest.fixture
+def touch_times(tmp_path: Path) -> TouchTimes:
+    """The touch times of a store that has one blob, at `tmp_path / "blob"`."""
+
+    def path_of(_: Item) -> Path:
+        return tmp_path / "blob"
+
+    (tmp_path / "blob").touch()
+    return TouchTimes(path_of, tmp_path / "stamps")
+
+
+@pytest.mark.parametrize(
+    ("offset_s", "is_due"),
+    [(0.0, False), (-THRESHOLD_S / 2, False), (-2 * THRESHOLD_S, True), (5 * 365 * 86400.0, True)],
+    ids=["now", "recent", "old", "in the future"],
+)
+def test_an_object_is_due_when_its_copy_is_old(
+    touch_times: TouchTimes, tmp_path: Path, offset_s: float, *, is_due: bool
+) -> None:
+    """A time in the future is from a wrong clock: the object is touched, and the time is right from then on."""
+    os.utime(tmp_path / "blob", (0, time.time() + offset_s))
+    assert touch_times.claim_touch(ITEM, THRESHOLD_S) == is_due
+    assert not touch_times.claim_touch(ITEM, THRESHOLD_S)
