@@ -114,7 +114,14 @@ class Worker:
         self.downloads = Downloads(stores, *with_upstreams)
         self.blobs = Blobs(stores, self.downloads, self.registries, self.threads, redirects=storage.redirect)
         self.manifests = Manifests(stores, *with_upstreams)
-        self.tags = Tags(self.manifests, stores, *with_upstreams, limits.check_interval, limits.check_timeout)
+        self.tags = Tags(
+            self.manifests,
+            stores,
+            *with_upstreams,
+            check_interval_s=limits.check_interval,
+            check_timeout_s=limits.check_timeout,
+            uncached_timeout_s=limits.response_timeout_s,
+        )
         self.lists = Lists(self.local_store, *with_upstreams, limits.check_interval, limits.check_timeout)
 
         self.gauges = Gauges(

@@ -106,7 +106,7 @@ class Blobs:
         if found := await self._find_in_bucket(digest):
             return FoundSize(found.size, "hit")
         upstream = self._upstreams[target.upstream.prefix]
-        size = await self._threads.upstream(upstream.head_blob, target.repository, digest)
+        size = await self._threads.upstream(target, upstream.head_blob, target.repository, digest)
         return FoundSize(size, "asked")
 
     async def _open_stored(self, digest: Digest) -> StoredBlob | None:

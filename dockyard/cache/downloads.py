@@ -158,7 +158,7 @@ class Downloads:
         download.queue(partial_file)
         self._jobs.add(job)
         try:
-            await self._threads.download(job.run)
+            await self._threads.download(target, job.run)
         finally:
             self._jobs.discard(job)
             if job.is_partial_file_left:

@@ -192,7 +192,7 @@ class Lists:
     async def _read_pages(self, name: _ListName, kept: StoredList | None, *, is_kept: bool) -> _Result:
         """Read all pages from the upstream, and keep the list. The upstream's client limits the time."""
         upstream = self._upstreams[name.target.upstream.prefix]
-        body = await self._threads.list(_read_list, upstream, name)
+        body = await self._threads.list(name.target, _read_list, upstream, name)
         is_kept = is_kept and (kept is not None or body != EMPTY or await self._exists(name))
         if is_kept:
             await self._threads.disk(self._keep, name, kept, body)
@@ -211,7 +211,7 @@ class Lists:
             return True
         upstream = self._upstreams[target.upstream.prefix]
         try:
-            await self._threads.upstream(upstream.head_manifest, target.repository, subject)
+            await self._threads.upstream(target, upstream.head_manifest, target.repository, subject)
         except RegistryError:
             return False
         return True

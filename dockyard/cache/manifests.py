@@ -132,7 +132,7 @@ class Manifests:
             return manifest
         upstream = self._upstreams[target.upstream.prefix]
         try:
-            manifest = await self._threads.upstream(upstream.get_manifest, target.repository, digest)
+            manifest = await self._threads.upstream(target, upstream.get_manifest, target.repository, digest)
         except (Outage, TooManyRequests):
             if self._stores.bucket.is_open and (found := await self._find_in_bucket(target, digest, even_if_open=True)):
                 return found

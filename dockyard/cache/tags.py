@@ -7,6 +7,7 @@ asked, so that a worker that was frozen in between cannot replace a newer answer
 
 import time
 from collections.abc import Mapping
+from functools import partial
 from typing import Protocol
 
 import attrs
@@ -34,8 +35,8 @@ MAX_REMEMBERED_CHECKS = 10_000
 class TagChecker(Protocol):
     """The part of an upstream's client that tells what a tag points to."""
 
-    def head_manifest(self, repository: str, reference: Reference) -> Descriptor:
-        """What the reference points to. Raises RegistryError."""
+    def head_manifest(self, repository: str, reference: Reference, deadline: float | None = None) -> Descriptor:
+        """What the reference points to, before the deadline (monotonic clock). Raises RegistryError."""
 
 
 @attrs.frozen
@@ -73,6 +74,7 @@ class Tags:
         threads: Threads,
         check_interval_s: float,
         check_timeout_s: float,
+        uncached_timeout_s: float,
     ) -> None:
         self._manifests = manifests
         self._stores = stores
@@ -80,6 +82,8 @@ class Tags:
         self._upstreams = upstreams
         self._threads = threads
         self._check_interval_s = check_interval_s
+        self._check_timeout_s = check_timeout_s
+        self._uncached_timeout_s = uncached_timeout_s
         self._singleflight = Singleflight(join_within_s=check_timeout_s or float("inf"))
         self._checks: LRUCache[tuple[Name, Tag], _Check] = LRUCache(MAX_REMEMBERED_CHECKS)
 
@@ -131,7 +135,7 @@ class Tags:
             return FoundTag(found.manifest, "hit", recent.checked_at)
         written = pointer = await self._read_pointer(target, tag)
         manifest = await self._manifests.find_stored(target, pointer.digest) if pointer else None
-        checked = await self._ask_upstream(target, tag)
+        checked = await self._ask_upstream(target, tag, is_cached=manifest is not None)
         if manifest is None and isinstance(checked, RegistryError) and self._stores.bucket.is_open:
             pointer = await self._read_pointer(target, tag, even_if_open=True)
             if pointer:
@@ -169,10 +173,14 @@ class Tags:
             return await self._check(target, tag)  # another worker has moved it meanwhile: ask again
         return self._remember(target, tag, FoundTag(manifest, "changed" if stale else "miss", time.time()))
 
-    async def _ask_upstream(self, target: Target, tag: Tag) -> Checked:
+    async def _ask_upstream(self, target: Target, tag: Tag, *, is_cached: bool) -> Checked:
+        """The limit includes the wait for a thread. Without a copy to serve, nothing is gained by giving up early."""
         upstream = self._upstreams[target.upstream.prefix]
+        timeout_s = self._check_timeout_s if is_cached else self._uncached_timeout_s
+        deadline = time.monotonic() + timeout_s if timeout_s else None
+        check = partial(upstream.head_manifest, target.repository, tag, deadline)
         try:
-            return await self._threads.upstream(upstream.head_manifest, target.repository, tag)
+            return await self._threads.upstream(target, check, deadline=deadline)
         except RegistryError as exc:
             return exc
 

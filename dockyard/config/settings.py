@@ -19,6 +19,7 @@ from dockyard.config.types import AuthType, Bytes, Encoding, Level, ProxyUrl, Se
 from dockyard.oci.origin import Origin
 
 DAY_S = 24 * 3600.0
+MIN_RESPONSE_TIMEOUT_S = 10.0
 
 
 @attrs.frozen
@@ -132,6 +133,11 @@ class UpstreamLimits:
     """How long to wait for a connection. More than 0, at most 24h."""
     stall_timeout: Seconds = 15.0
     """How long a download may receive no byte before it is resumed on a new connection. More than 0, at most 24h."""
+
+    @property
+    def response_timeout_s(self) -> float:
+        """How long to wait for the upstream when nothing is cached: longer than for a check. 0: no limit."""
+        return max(MIN_RESPONSE_TIMEOUT_S, self.check_timeout) if self.check_timeout else 0.0
 
 
 @attrs.frozen

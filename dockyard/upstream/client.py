@@ -40,7 +40,6 @@ from dockyard.upstream.tokens import CallLimits
 from dockyard.upstream.transport import Transport
 
 MAX_REDIRECT_ATTEMPTS = 2
-ANSWER_TIMEOUT_S = 10.0  # for everything but tag checks and the bodies of blobs
 SKIP_HEAD_FOR_S = 300.0
 ACCEPT_HEADER = ", ".join(ACCEPT)
 
@@ -62,17 +61,17 @@ class RegistryClient:
         self._lists = ListReader(self._prefix, self._session, self._status_error)
         self._skip_head_until = float("-inf")
 
-    def head_manifest(self, repository: str, reference: Reference) -> Descriptor:
-        """The current descriptor of a tag or digest, within `check_timeout` in total."""
-        operation = partial(self._head_manifest, repository, reference)
-        with self._guard("head_manifest", operation):
-            return operation()
+    def head_manifest(self, repository: str, reference: Reference, deadline: float | None = None) -> Descriptor:
+        """The current descriptor of a tag or digest, before the deadline, by default within `check_timeout`."""
+        probe = partial(self._head_manifest, repository, reference)
+        with self._guard("head_manifest", probe):
+            return self._head_manifest(repository, reference, deadline)
 
     def get_manifest(self, repository: str, reference: Reference) -> Manifest:
         """A verified manifest."""
 
         def operation() -> Manifest:
-            return self._get_manifest(repository, reference, self._call_limits(self._response_timeout_s))
+            return self._get_manifest(repository, reference, self._call_limits(self._limits.response_timeout_s))
 
         with self._guard("get_manifest", operation):
             return operation()
@@ -137,8 +136,8 @@ class RegistryClient:
 
     # Manifests
 
-    def _head_manifest(self, repository: str, reference: Reference) -> Descriptor:
-        limits = self._call_limits(self._limits.check_timeout)
+    def _head_manifest(self, repository: str, reference: Reference, deadline: float | None = None) -> Descriptor:
+        limits = CallLimits(deadline) if deadline is not None else self._call_limits(self._limits.check_timeout)
         if time.monotonic() < self._skip_head_until:
             return self._get_manifest(repository, reference, limits).descriptor
         request = RegistryRequest("HEAD", repository, reference, accept=ACCEPT_HEADER)
@@ -194,7 +193,7 @@ class RegistryClient:
     # Blobs
 
     def _head_blob(self, repository: str, digest: Digest) -> int:
-        limits = self._call_limits(self._response_timeout_s)
+        limits = self._call_limits(self._limits.response_timeout_s)
         request = RegistryRequest("HEAD", repository, digest, is_blob=True)
         response = self._session.send(request, limits)
         http = response.http
@@ -257,10 +256,6 @@ class RegistryClient:
 
     def _call_limits(self, timeout_s: float) -> CallLimits:
         return CallLimits(time.monotonic() + timeout_s if timeout_s else None)
-
-    @property
-    def _response_timeout_s(self) -> float:
-        return max(ANSWER_TIMEOUT_S, self._limits.check_timeout) if self._limits.check_timeout else 0.0
 
     def _limit_tokens(self, limits: CallLimits, response: RegistryResponse) -> None:
         """After a 401 to a HEAD with a token, another token would not help the GET either."""

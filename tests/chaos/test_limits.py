@@ -2,8 +2,7 @@
 
 import pytest
 
-from dockyard.config.settings import UpstreamLimits
-from dockyard.upstream import client as registry
+from dockyard.config.settings import MIN_RESPONSE_TIMEOUT_S, UpstreamLimits
 from dockyard.upstream import dialer as sockets
 from tests.chaos.engine.limits import DEFAULTS, Limits
 
@@ -38,4 +37,4 @@ def test_the_defaults_are_those_of_dockyard() -> None:
     assert (DEFAULTS.connect_s, DEFAULTS.check_s, DEFAULTS.stall_s) == ours
     for each in (DEFAULTS, Limits()):
         assert each.lookup_s == sockets.LOOKUP_TIMEOUT_S
-        assert each.response_s == registry.ANSWER_TIMEOUT_S
+        assert each.response_s == MIN_RESPONSE_TIMEOUT_S

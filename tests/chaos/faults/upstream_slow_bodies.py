@@ -30,7 +30,7 @@ LATE = Fault(
             verify=direct_client_gets("silence"),
             outcomes=by_state(
                 stale(L.check()),
-                error(504, L.check()),
+                error(504, L.response()),
                 error(504, L.response()),
                 attrs.evolve(error(504, L.first_byte()), gets=(1, 1)),
                 resumed(0),  # it has begun already

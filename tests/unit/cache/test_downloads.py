@@ -321,7 +321,7 @@ async def test_a_queued_download_does_not_time_out(tmp_path: Path, monkeypatch: 
     await workers.start(2)
     is_free = threading.Event()
     try:
-        other = asyncio.create_task(workers.all[0].threads.download(is_free.wait, 20))
+        other = asyncio.create_task(workers.all[0].threads.download(TARGET, is_free.wait, 20))
         pulls = [asyncio.create_task(pull(worker)) for worker in workers.all]
         await asyncio.wait(pulls, timeout=1.0)
         assert not any(each.done() for each in pulls)

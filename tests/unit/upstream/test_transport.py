@@ -19,7 +19,6 @@ import trustme
 from dockyard import __version__
 from dockyard.errors import BadUpstream, Unavailable, UpstreamTimeout
 from dockyard.oci.reference import Digest
-from dockyard.upstream import client as registry_module
 from dockyard.upstream import transport as transport_module
 from dockyard.upstream.responses import UpstreamBlob
 from tests.support import faults
@@ -199,7 +198,7 @@ def test_headers_that_do_not_come_end_at_the_deadline(ward: Ward, change: object
 
 def test_a_body_that_drips_ends_at_the_deadline(ward: Ward, monkeypatch: pytest.MonkeyPatch) -> None:
     """A manifest has a time limit in all."""
-    monkeypatch.setattr(registry_module, "ANSWER_TIMEOUT_S", 0.3)
+    monkeypatch.setattr("dockyard.config.settings.MIN_RESPONSE_TIMEOUT_S", 0.3)
     ward.fake_registry.add_manifest("lib/app", "latest", b"{" + b" " * 10_000 + b"}", "application/json")
     ward.fake_registry.on("manifest", lambda request, answer: attrs.evolve(answer, framing="chunked"))
     ward.fake_registry.on("manifest", faults.slow(2000))

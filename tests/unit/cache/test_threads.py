@@ -1,0 +1,196 @@
+"""The threads of a worker: nothing that one upstream or one repository does holds up another for long."""
+
+import asyncio
+import threading
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+import pytest
+
+from dockyard.cache.threads import MAX_DOWNLOAD_THREADS, MAX_LIST_THREADS, MAX_UPSTREAM_THREADS, Threads
+from dockyard.config.settings import Auth, Upstream
+from dockyard.errors import UpstreamTimeout
+from dockyard.oci.reference import Name
+from dockyard.routing import Target
+
+Run = Callable[..., Awaitable[object]]
+
+KINDS = {"upstream": MAX_UPSTREAM_THREADS, "list": MAX_LIST_THREADS, "download": MAX_DOWNLOAD_THREADS}
+
+
+def target(prefix: str = "slow.test", repository: str = "app") -> Target:
+    """A repository of an upstream."""
+    return Target(Upstream(prefix, f"https://{prefix}", Auth("anonymous")), repository, Name(f"{prefix}/{repository}"))
+
+
+class Gate:
+    """What hangs until it is opened. `running`: how many calls hang now, and how many did at most."""
+
+    def __init__(self) -> None:
+        self.is_open = threading.Event()
+        self.running = 0
+        self.started: list[str] = []
+        self._lock = threading.Lock()
+
+    def hang(self, name: str = "") -> str:
+        with self._lock:
+            self.running += 1
+            self.started.append(name)
+        assert self.is_open.wait(20)
+        with self._lock:
+            self.running -= 1
+        return name
+
+
+@pytest.fixture
+async def threads() -> AsyncIterator[Threads]:
+    """Threads that are closed at the end."""
+    threads = Threads()
+    yield threads
+    threads.close()
+
+
+@pytest.fixture
+async def gate() -> AsyncIterator[Gate]:
+    """A gate that is opened at the end."""
+    gate = Gate()
+    yield gate
+    gate.is_open.set()
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait for what threads do."""
+    async with asyncio.timeout(10):
+        while not condition():  # noqa: ASYNC110  threads send no event
+            await asyncio.sleep(0.002)
+
+
+def hang_all(threads: Threads, kind: str, gate: Gate, count: int, *repositories: str) -> list[asyncio.Task[object]]:
+    """Start calls that hang, alternately for these repositories."""
+    run: Run = getattr(threads, kind)
+    names = repositories or ("one", "two")
+    return [
+        asyncio.ensure_future(run(target(repository=names[number % len(names)]), gate.hang, names[number % len(names)]))
+        for number in range(count)
+    ]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_an_upstream_that_hangs_does_not_hold_up_another(threads: Threads, gate: Gate, kind: str) -> None:
+    """All its threads are in use and more calls wait: calls of another upstream of every kind run at once."""
+    tasks = hang_all(threads, kind, gate, 2 * KINDS[kind])
+    await until(lambda: gate.running == KINDS[kind])
+    for other in KINDS:
+        run: Run = getattr(threads, other)
+        async with asyncio.timeout(5):
+            assert await run(target("other.test"), lambda: "done") == "done"
+    assert await threads.disk(lambda: "done") == "done"
+    assert await threads.bucket(lambda: "done") == "done"
+    gate.is_open.set()
+    await asyncio.gather(*tasks)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_threads_are_limited_and_reused(threads: Threads, gate: Gate, kind: str) -> None:
+    """Never more than the limit, and all calls run in the end."""
+    tasks = hang_all(threads, kind, gate, 3 * KINDS[kind])
+    await until(lambda: gate.running == KINDS[kind])
+    await asyncio.sleep(0.02)
+    assert gate.running == KINDS[kind]
+    gate.is_open.set()
+    assert sorted(map(str, await asyncio.gather(*tasks))) == sorted(["one", "two"] * (3 * KINDS[kind] // 2))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_repository_that_hangs_leaves_threads_to_the_others(threads: Threads, gate: Gate, kind: str) -> None:
+    """It gets three quarters of the threads of its upstream."""
+    tasks = hang_all(threads, kind, gate, 2 * KINDS[kind], "slow")
+    await until(lambda: gate.running == KINDS[kind] * 3 // 4)
+    run: Run = getattr(threads, kind)
+    async with asyncio.timeout(5):
+        assert await run(target(repository="fast"), lambda: "done") == "done"
+    gate.is_open.set()
+    await asyncio.gather(*tasks)
+
+
+async def test_repositories_take_turns(threads: Threads, gate: Gate) -> None:
+    """A repository with one call does not wait for the hundred that another one has in the queue."""
+    busy = hang_all(threads, "list", gate, MAX_LIST_THREADS)
+    await until(lambda: gate.running == MAX_LIST_THREADS)
+    order: list[str] = []
+    waiting = [
+        asyncio.ensure_future(threads.list(target(repository=name), order.append, name))
+        for name in ["many"] * 20 + ["few"]
+    ]
+    await asyncio.sleep(0)
+    gate.is_open.set()
+    await asyncio.gather(*busy, *waiting)
+    assert order.index("few") <= 2 + MAX_LIST_THREADS
+
+
+async def test_waiting_for_a_thread_has_a_limit(threads: Threads, gate: Gate) -> None:
+    """At the deadline the call fails without having started, and the queue forgets it."""
+    tasks = hang_all(threads, "upstream", gate, MAX_UPSTREAM_THREADS)
+    await until(lambda: gate.running == MAX_UPSTREAM_THREADS)
+    begun, late = time.monotonic(), []
+    with pytest.raises(UpstreamTimeout, match="waiting"):
+        await threads.upstream(target(), late.append, "late", deadline=begun + 0.1)
+    assert time.monotonic() - begun < 5
+    gate.is_open.set()
+    await asyncio.gather(*tasks)
+    assert await threads.upstream(target(), lambda: "done", deadline=time.monotonic() + 5) == "done"
+    assert late == []
+
+
+async def test_lists_and_checks_without_a_deadline_wait_for_a_while(
+    threads: Threads, gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A download has no limit; everything else has."""
+    monkeypatch.setattr("dockyard.cache.threads.MAX_QUEUED_S", 0.05)
+    for kind in ("upstream", "list"):
+        hang_all(threads, kind, gate, KINDS[kind])
+        await asyncio.sleep(0)
+        run: Run = getattr(threads, kind)
+        with pytest.raises(UpstreamTimeout):
+            await run(target(repository="late"), lambda: "done")
+
+
+async def test_a_caller_that_leaves_gives_back_its_thread_when_the_call_has_ended(threads: Threads, gate: Gate) -> None:
+    """Cancelled callers, running and waiting ones: no thread is counted twice, and none is lost."""
+    tasks = hang_all(threads, "list", gate, 3 * MAX_LIST_THREADS)
+    await until(lambda: gate.running == MAX_LIST_THREADS)
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    late = asyncio.ensure_future(threads.list(target(), gate.hang, "late"))
+    await asyncio.sleep(0.02)
+    assert gate.running == MAX_LIST_THREADS
+    gate.is_open.set()
+    assert await late == "late"
+    assert gate.started.count("late") == 1
+    assert len(gate.started) == MAX_LIST_THREADS + 1
+    again = Gate()
+    more = hang_all(threads, "list", again, MAX_LIST_THREADS)
+    await until(lambda: again.running == MAX_LIST_THREADS)
+    again.is_open.set()
+    await asyncio.gather(*more)
+
+
+async def test_an_error_of_a_call_reaches_its_caller(threads: Threads) -> None:
+    """And its thread is free again."""
+
+    def fail() -> None:
+        raise UpstreamTimeout("slow")
+
+    for _ in range(2 * MAX_LIST_THREADS):
+        with pytest.raises(UpstreamTimeout, match="slow"):
+            await threads.list(target(), fail)
+
+
+async def test_threads_are_started_on_demand(threads: Threads) -> None:
+    """Twenty upstreams that are asked one after the other cost one thread each."""
+    before = threading.active_count()
+    for number in range(20):
+        for _ in range(5):
+            await threads.upstream(target(f"up{number}.test"), lambda: None)
+    assert threading.active_count() - before <= 20 + 8
