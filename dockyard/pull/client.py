@@ -18,6 +18,7 @@ from urllib3.exceptions import HTTPError, NewConnectionError, ReadTimeoutError, 
 
 from dockyard import __version__
 from dockyard.errors import RegistryError
+from dockyard.http1.connections import use_strict_pools
 from dockyard.oci.manifest import ACCEPT, MAX_MANIFEST_BYTES, Manifest
 from dockyard.oci.reference import Digest, Hasher, Reference
 from dockyard.pull.images import Image
@@ -63,6 +64,7 @@ class DockyardClient:
             timeout=urllib3.Timeout(connect=CONNECT_TIMEOUT_S, read=READ_TIMEOUT_S),
             headers={"User-Agent": f"dockyard-pull/{__version__}", "Accept-Encoding": "identity"},
         )
+        use_strict_pools(self._pools)
 
     def check(self) -> None:
         """Raise PullError unless a registry responds at the URL."""

@@ -1,11 +1,12 @@
 """Connection pools of urllib3 with a timeout for each write, whose reads can be aborted from another thread."""
 
-import ssl
 from typing import Any
 
 import urllib3
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
+
+from dockyard.http1.connections import StrictConnection, StrictPool, use_strict_pools
 
 # How long a write may be blocked, and by default how long the service may send nothing.
 STALL_TIMEOUT_S = 10.0
@@ -13,7 +14,7 @@ MAX_IDLE_CONNECTIONS = 64
 WRITE_BYTES = 64 * 1024
 
 
-class _S3Connection:
+class _S3Connection(StrictConnection):
     """Mixed into the connection classes of urllib3.
 
     A service may receive a body slowly, as long as each write ends within STALL_TIMEOUT_S. `open_socket` is the socket,
@@ -23,15 +24,14 @@ class _S3Connection:
 
     request_number = 0
     open_socket: Any = None
-    sock: Any
 
     def connect(self) -> None:
-        super().connect()  # type: ignore[misc]
+        super().connect()
         self.open_socket = self.sock
 
     def request(self, *args: Any, **kwargs: Any) -> None:
         self.request_number += 1
-        super().request(*args, **kwargs)  # type: ignore[misc]
+        super().request(*args, **kwargs)
 
     def send(self, data: Any) -> None:
         if self.sock is None:
@@ -43,26 +43,24 @@ class _S3Connection:
             super().send(view[start : start + WRITE_BYTES])  # type: ignore[misc]
 
 
-class _PlainConnection(_S3Connection, HTTPConnection):
+class _PlainConnection(_S3Connection, HTTPConnection):  # type: ignore[misc]
     pass
 
 
-class _TLSConnection(_S3Connection, HTTPSConnection):
+class _TLSConnection(_S3Connection, HTTPSConnection):  # type: ignore[misc]
     pass
 
 
-class _PlainPool(HTTPConnectionPool):
+class _PlainPool(StrictPool, HTTPConnectionPool):  # type: ignore[misc]
     ConnectionCls = _PlainConnection
 
 
-class _TLSPool(HTTPSConnectionPool):
+class _TLSPool(StrictPool, HTTPSConnectionPool):  # type: ignore[misc]
     ConnectionCls = _TLSConnection
 
 
 def make_pools() -> urllib3.PoolManager:
     """Create the connection pools. TLS trusts the certificate authorities of the system, or those of SSL_CERT_FILE."""
-    pools = urllib3.PoolManager(
-        num_pools=2, maxsize=MAX_IDLE_CONNECTIONS, block=False, ssl_context=ssl.create_default_context()
-    )
-    pools.pool_classes_by_scheme = {"http": _PlainPool, "https": _TLSPool}
+    pools = urllib3.PoolManager(num_pools=2, maxsize=MAX_IDLE_CONNECTIONS, block=False)
+    use_strict_pools(pools, _PlainPool, _TLSPool)
     return pools

@@ -12,7 +12,6 @@ Credentials that expire are renewed five minutes before; while that fails, they 
 cached for some seconds: a machine outside AWS must not wait for a timeout in each request.
 """
 
-import ssl
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -26,6 +25,7 @@ from minio.credentials.credentials import Credentials
 from minio.credentials.providers import IamAwsProvider
 
 from dockyard.config.settings import StorageSettings
+from dockyard.http1.connections import use_strict_pools
 from dockyard.s3.profiles import Profiles, assume_role_with_token, sts_url
 
 RENEWAL_MARGIN = timedelta(minutes=5)
@@ -119,7 +119,8 @@ class CredentialChain:
     def _fetch(self) -> Credentials:
         self._fetched_at = time.monotonic()
         self._error = ""
-        pools = urllib3.PoolManager(timeout=REQUEST_TIMEOUT, retries=False, ssl_context=ssl.create_default_context())
+        pools = urllib3.PoolManager(timeout=REQUEST_TIMEOUT, retries=False)
+        use_strict_pools(pools)
         name, source = _choose_source(self._environ, self._region, pools)
         try:
             return source()

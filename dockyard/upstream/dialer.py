@@ -5,7 +5,6 @@ waits at most for what is left of the request's deadline (`Attempt`), so slow he
 without a watchdog thread. A name lookup has no timeout at all, so it runs in a daemon thread, one per name at a time.
 """
 
-import io
 import socket
 import ssl
 import threading
@@ -18,12 +17,12 @@ from typing import Any
 import attrs
 from cachetools import LRUCache
 
+from dockyard.http1.response import ResponseReader
 from dockyard.upstream.network_zones import NetworkZone, find_zone, is_zone_allowed
 
 LOOKUP_TIMEOUT_S = 5.0
 MAX_LOOKUPS = 4
 MAX_PREFERRED_ADDRESSES = 64
-READ_BUFFER_BYTES = 16 * 1024
 MIN_GATHER_BYTES = 32 * 1024
 
 SockAddr = tuple[Any, ...]
@@ -187,10 +186,10 @@ class Attempt:
             raise TimeoutError
         raise DialError("connection failed", is_refused=True) from refused
 
-    def wrap_socket(self, sock: socket.socket) -> "DeadlineSocket":
+    def make_reader(self, sock: socket.socket) -> "DeadlineReader":
         """The object that http.client reads the response from."""
         self.sock = sock
-        return DeadlineSocket(sock, self)
+        return DeadlineReader(sock, self)
 
     def abort(self) -> None:
         """Make a read that waits in another thread fail."""
@@ -200,35 +199,20 @@ class Attempt:
                 socket.socket.shutdown(sock, socket.SHUT_RDWR)
 
 
-class DeadlineSocket:
-    """Given to http.client in place of a socket; its file observes the limits of an attempt."""
+class DeadlineReader(ResponseReader):
+    """A reader whose reads wait at most for what is left of the attempt's deadline."""
 
     def __init__(self, sock: socket.socket, attempt: Attempt) -> None:
-        self._sock = sock
-        self._attempt = attempt
-
-    def makefile(self, mode: str) -> io.BufferedReader:
-        return io.BufferedReader(_DeadlineReader(self._sock, self._attempt), READ_BUFFER_BYTES)
-
-
-class _DeadlineReader(io.RawIOBase):
-    """The receiving side of a connection. Each read waits at most for what is left of the attempt's deadline."""
-
-    def __init__(self, sock: socket.socket, attempt: Attempt) -> None:
-        self._sock = sock
-        self._file = sock.makefile("rb", buffering=0)  # keeps the socket open as long as it is read
+        super().__init__(sock)
         self._attempt = attempt
         self._error: OSError | None = None
 
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
+    def receive(self, buffer: Any) -> int:
         if self._error is not None:
             raise self._error
-        self._sock.settimeout(self._attempt.remaining_s(self._attempt.stall_timeout_s))
-        count = self._sock.recv_into(buffer)
-        if isinstance(self._sock, ssl.SSLSocket) and 0 < count < len(buffer) and len(buffer) >= MIN_GATHER_BYTES:
+        self.sock.settimeout(self._attempt.remaining_s(self._attempt.stall_timeout_s))
+        count: int = self.sock.recv_into(buffer)
+        if isinstance(self.sock, ssl.SSLSocket) and 0 < count < len(buffer) and len(buffer) >= MIN_GATHER_BYTES:
             count = self._gather(memoryview(buffer), count)
         self._attempt.received_bytes += count
         self._attempt.last_received_at = time.monotonic()
@@ -236,16 +220,12 @@ class _DeadlineReader(io.RawIOBase):
 
     def _gather(self, view: memoryview, count: int) -> int:
         """Add the TLS records that have arrived already: one call returns one record of at most 16 KiB."""
-        self._sock.settimeout(0.0)
+        self.sock.settimeout(0.0)
         try:
-            while count < len(view) and (more := self._sock.recv_into(view[count:])):
+            while count < len(view) and (more := self.sock.recv_into(view[count:])):
                 count += more
         except (ssl.SSLWantReadError, BlockingIOError):
             pass
         except OSError as exc:
             self._error = exc  # raised by the next read, after the bytes that came before it
         return count
-
-    def close(self) -> None:
-        self._file.close()
-        super().close()

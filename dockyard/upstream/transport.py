@@ -10,9 +10,8 @@ import ssl
 import time
 from collections.abc import Mapping
 from contextvars import ContextVar
-from functools import cache
-from http.client import HTTPException, HTTPResponse, IncompleteRead, RemoteDisconnected
-from typing import Any, cast
+from http.client import HTTPException, IncompleteRead, RemoteDisconnected
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import attrs
@@ -23,6 +22,9 @@ from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 
 from dockyard import __version__
 from dockyard.config.settings import Upstream, UpstreamLimits
+from dockyard.http1.connections import StrictConnection, StrictPool, use_strict_pools
+from dockyard.http1.response import InvalidResponse, ResponseReader
+from dockyard.http1.tls import make_tls_context
 from dockyard.upstream import errors
 from dockyard.upstream.dialer import Attempt, DialError, Resolver, Stage
 from dockyard.upstream.errors import UpstreamError
@@ -35,7 +37,6 @@ MAX_IDLE_S = 60.0
 MAX_WAIT_S = 3600.0
 MAX_DRAINED_BYTES = 64 * 1024
 READ_BYTES = 64 * 1024
-MAX_HEADER_BYTES = 64 * 1024  # of all headers together; http.client allows a hundred of that size each
 
 # The attempt that the current thread runs. urllib3 takes a connection from a pool, and opens it, inside `urlopen`,
 # which has no parameter for such an object: `Transport._urlopen` sets the variable around that call, and the pools
@@ -137,8 +138,9 @@ class Transport:
     def send(self, request: UpstreamRequest) -> UpstreamResponse:
         """Send a request and wait for the headers of the response. Raises UpstreamError.
 
-        A pooled connection may be dead: a request that received no byte there is sent again on a new connection and
-        does not count as an attempt. Otherwise a lost connection allows one more attempt, a timeout none.
+        A pooled connection may be dead, or have received what belongs to no request: a request that failed there is
+        sent again on a new connection, and does not count as an attempt if it received no byte. Otherwise a lost
+        connection allows one more attempt, a timeout none.
         """
         self._check_literal_address(request)
         may_repeat = request.may_repeat and request.method != "POST"
@@ -147,16 +149,23 @@ class Transport:
         while True:
             attempt = self._start_attempt(request, needs_new_connection=needs_new_connection)
             try:
-                return UpstreamResponse(request, self._urlopen(request, attempt), attempt)
+                response = UpstreamResponse(request, self._urlopen(request, attempt), attempt)
             except (DialError, urllib3_errors.HTTPError, HTTPException, OSError, ValueError) as exc:
                 error = _map_exception(exc, attempt, request.server)
                 if attempt.is_reused and not error.is_retryable:
                     self._pools.clear()  # after a network change all idle connections are dead
                 attempts_left -= not (attempt.is_reused and not attempt.received_bytes)
                 needs_new_connection = True
-                if not (error.is_retryable and may_repeat and attempts_left):
+                is_retryable = error.is_retryable or (attempt.is_reused and _is_invalid_response(exc))
+                if not (is_retryable and may_repeat and attempts_left):
                     # urllib3 puts URLs into some of its messages.
                     raise error from (None if isinstance(exc, urllib3_errors.LocationValueError) else exc)
+                continue
+            # Some servers send 408 before they close an idle connection: it is not the response to this request.
+            if response.status != 408 or not attempt.is_reused or not may_repeat:
+                return response
+            response.close()
+            needs_new_connection = True
 
     def _urlopen(self, request: UpstreamRequest, attempt: Attempt) -> urllib3.BaseHTTPResponse:
         read_timeout_s = self._limits.stall_timeout or MAX_WAIT_S
@@ -166,7 +175,7 @@ class Transport:
         )
         token = _current_attempt.set(attempt)
         try:
-            response = self._pools.urlopen(
+            return self._pools.urlopen(
                 request.method,
                 request.url.text,
                 body=request.body,
@@ -179,11 +188,6 @@ class Transport:
             )
         finally:
             _current_attempt.reset(token)
-        if sum(len(name) + len(value) for name, value in response.headers.items()) > MAX_HEADER_BYTES:
-            response.close()
-            response.release_conn()
-            raise HTTPException("too many headers")
-        return response
 
     def _start_attempt(self, request: UpstreamRequest, *, needs_new_connection: bool) -> Attempt:
         is_trusted = self._is_trusted(request.url)
@@ -212,24 +216,25 @@ class Transport:
 # Connections
 
 
-class _AttemptConnection:
+class _AttemptConnection(StrictConnection):
     """A connection that is opened and read within the limits of an attempt."""
 
     attempt: Attempt
     zone: NetworkZone = NetworkZone.PUBLIC
     proxy: Any
     port: int
+    first_stage = Stage.RESPONSE  # after the connection was opened
     _dns_host: str
 
     def _new_conn(self) -> Any:
         is_proxy = self.proxy is not None
         sock, zone = self.attempt.connect(self._dns_host, self.port, is_proxy=is_proxy)
         self.zone = self.attempt.zone = NetworkZone.PUBLIC if is_proxy else zone
-        self.attempt.stage = Stage.TLS if isinstance(self, HTTPSConnection) else Stage.RESPONSE
+        self.attempt.stage = self.first_stage
         return sock
 
-    def response_class(self, sock: Any, *args: Any, **kwargs: Any) -> HTTPResponse:
-        return HTTPResponse(cast(Any, self.attempt.wrap_socket(sock)), *args, **kwargs)
+    def make_reader(self, sock: Any) -> ResponseReader:
+        return self.attempt.make_reader(sock)
 
 
 class _PlainConnection(_AttemptConnection, HTTPConnection):  # type: ignore[misc]
@@ -237,6 +242,8 @@ class _PlainConnection(_AttemptConnection, HTTPConnection):  # type: ignore[misc
 
 
 class _TLSConnection(_AttemptConnection, HTTPSConnection):  # type: ignore[misc]
+    first_stage = Stage.TLS
+
     def connect(self) -> None:
         super().connect()
         self.attempt.stage = Stage.RESPONSE
@@ -247,18 +254,17 @@ class _TLSConnection(_AttemptConnection, HTTPSConnection):  # type: ignore[misc]
         self.attempt.stage = Stage.TLS
 
 
-class _PlainPool(HTTPConnectionPool):
+class _AttemptPool(StrictPool):
+    def _get_conn(self, timeout: float | None = None) -> Any:
+        return _attach(super()._get_conn(timeout), _current_attempt.get())
+
+
+class _PlainPool(_AttemptPool, HTTPConnectionPool):  # type: ignore[misc]
     ConnectionCls = _PlainConnection
 
-    def _get_conn(self, timeout: float | None = None) -> Any:
-        return _attach(super()._get_conn(timeout), _current_attempt.get())
 
-
-class _TLSPool(HTTPSConnectionPool):
+class _TLSPool(_AttemptPool, HTTPSConnectionPool):  # type: ignore[misc]
     ConnectionCls = _TLSConnection
-
-    def _get_conn(self, timeout: float | None = None) -> Any:
-        return _attach(super()._get_conn(timeout), _current_attempt.get())
 
     def _validate_conn(self, conn: Any) -> None:
         if conn.is_closed:
@@ -289,13 +295,7 @@ def _make_pools(upstream: Upstream) -> urllib3.PoolManager:
         pools = urllib3.ProxyManager(address, proxy_headers=headers, **options)
     else:
         pools = urllib3.PoolManager(**options)
-    # Loading the system's root certificates takes tens of milliseconds: only when they are needed.
-    context = cache(lambda: _make_tls_context(upstream))
-
-    def tls_pool(host: str, port: int, **rest: Any) -> _TLSPool:
-        return _TLSPool(host, port, ssl_context=context(), **rest)
-
-    pools.pool_classes_by_scheme = {"http": _PlainPool, "https": cast(Any, tls_pool)}
+    use_strict_pools(pools, _PlainPool, _TLSPool, lambda: _make_tls_context(upstream))
     return pools
 
 
@@ -304,12 +304,10 @@ def _make_tls_context(upstream: Upstream) -> ssl.SSLContext:
 
     `insecure_skip_verify` applies to all hosts of the upstream. Raises DialError.
     """
-    context = ssl.create_default_context()
-    if upstream.ca_file:
-        try:
-            context.load_verify_locations(cafile=upstream.ca_file)
-        except OSError as exc:
-            raise DialError("its ca_file cannot be loaded") from exc
+    try:
+        context = make_tls_context(upstream.ca_file or None)
+    except OSError as exc:
+        raise DialError("its ca_file cannot be loaded") from exc
     if upstream.insecure_skip_verify:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
@@ -330,7 +328,7 @@ def _split_proxy(url: str) -> tuple[str, str | None]:
 
 def _map_exception(exc: Exception, attempt: Attempt, server: str) -> UpstreamError:
     """The UpstreamError for an exception of urllib3, http.client or the socket."""
-    inner = exc.args[-1] if isinstance(exc, urllib3_errors.ProtocolError) and exc.args else exc
+    inner = _unwrap(exc)
     match inner:
         case DialError():
             return _map_dial_error(inner, server)
@@ -346,6 +344,15 @@ def _map_exception(exc: Exception, attempt: Attempt, server: str) -> UpstreamErr
         case HTTPException() | ValueError() | urllib3_errors.InvalidHeader() | urllib3_errors.LocationValueError():
             return errors.bad_response(server, "sent a response that is not valid HTTP")
     return errors.connection_lost(server)
+
+
+def _unwrap(exc: Exception) -> Exception:
+    inner = exc.args[-1] if isinstance(exc, urllib3_errors.ProtocolError) and exc.args else exc
+    return inner if isinstance(inner, Exception) else exc
+
+
+def _is_invalid_response(exc: Exception) -> bool:
+    return isinstance(_unwrap(exc), InvalidResponse)
 
 
 def _map_dial_error(exc: DialError, server: str) -> UpstreamError:

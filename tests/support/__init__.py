@@ -5,6 +5,7 @@ faults             what the fake registry can do wrong: cut bodies, wrong bytes,
 fake_auth          a fake registry that requires a token or Basic credentials
 fake_lists         tag lists and referrers of a fake registry
 raw_http           the HTTP/1.1 server below the fake registry, over raw sockets
+raw_server         a server whose responses are bytes, for what is not valid HTTP
 bodies             response bodies: bytes in memory, or large bodies that are generated while they are sent
 http_client        HTTP clients over raw sockets: one response, a streamed response, many clients at once
 deployment         a Dockyard server in front of a fake registry (fixtures: deployment_fixtures)

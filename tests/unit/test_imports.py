@@ -22,7 +22,7 @@ LAYERS = [
     {"errors"},
     {"oci"},
     {"config"},
-    {"routing", "log", "metrics"},
+    {"routing", "log", "metrics", "http1"},
     {"upstream", "storage", "workers"},
     {"s3"},
     {"cache"},
@@ -46,7 +46,7 @@ LIBRARIES = {
     "prometheus_client": {"dockyard.metrics"},
     "rich": {"dockyard.pull.output"},
     "structlog": EVERYWHERE,  # but not in the pure modules below
-    "urllib3": {"dockyard.upstream.transport", "dockyard.s3", "dockyard.pull.client"},
+    "urllib3": {"dockyard.http1", "dockyard.upstream.transport", "dockyard.s3", "dockyard.pull.client"},
     "yaml": {"dockyard.config.reader"},
 }
 
@@ -74,6 +74,7 @@ PURE_LIBRARIES = {
 
 # Plain blocking Python that runs in threads, and the pure modules: never async.
 BLOCKING = PURE | {
+    "dockyard.http1",
     "dockyard.upstream",
     "dockyard.storage",
     "dockyard.s3",

@@ -7,7 +7,8 @@ import ssl
 import struct
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import NoReturn
@@ -18,12 +19,13 @@ import trustme
 
 from dockyard import __version__
 from dockyard.errors import BadUpstream, Unavailable, UpstreamTimeout
-from dockyard.oci.reference import Digest
+from dockyard.oci.reference import Digest, Tag
 from dockyard.upstream import transport as transport_module
 from dockyard.upstream.responses import UpstreamBlob
 from tests.support import faults
 from tests.support.bodies import Synthetic, digest_of
 from tests.support.raw_http import ClientGoneError, Request, ScriptedResponse
+from tests.support.raw_server import RawConnection, RawServer, response
 from tests.support.upstreams import BASIC, LATEST, LIMITS, SHORT, Ward, certified, error_text, together
 
 
@@ -296,6 +298,141 @@ def test_an_abort_does_not_reach_the_next_request(ward: Ward) -> None:
     source.abort()
     registry.head_manifest("lib/app", LATEST)
     assert ward.fake_registry.listener.connections == 1
+
+
+# Responses that belong to no request
+
+
+def manifest_response(body: bytes, method: str = "GET") -> bytes:
+    """A response to a request for a manifest."""
+    headers = ("Content-Type: application/vnd.oci.image.manifest.v1+json", f"Docker-Content-Digest: {digest_of(body)}")
+    sent = response(body, *headers)
+    return sent if method == "GET" else sent.removesuffix(body)
+
+
+def tag_of(request_line: str) -> str:
+    """The last part of a path."""
+    return request_line.split()[1].rpartition("/")[2]
+
+
+BODIES = {tag: b'{"schemaVersion": 2, "config": {}, "layers": [], "tag": "%s"}' % tag.encode() for tag in ("v1", "v2")}
+
+
+def serve_tags(
+    connection: RawConnection,
+    before: Callable[[RawConnection], object],
+    after: Callable[[RawConnection, bytes], object],
+) -> None:
+    """Respond with the manifest of the tag; call `before` and `after` each first response of a connection."""
+    is_first = True
+    while line := connection.receive_request():
+        body = BODIES[tag_of(line)]
+        if is_first:
+            before(connection)
+        connection.send(manifest_response(body, line.split()[0]))
+        if is_first:
+            after(connection, body)
+        is_first = False
+
+
+def nothing(*_: object) -> None:
+    """Neither before nor after."""
+
+
+def test_an_early_hint_and_a_late_response_do_not_shift_responses(ward: Ward) -> None:
+    """103, and the response after the time in which another tag is requested."""
+    has_hinted, may_respond = threading.Event(), threading.Event()
+
+    def hint(connection: RawConnection) -> None:
+        if connection.number == 1:
+            connection.send(b"HTTP/1.1 103 Early Hints\r\nLink: </s>; rel=preload\r\n\r\n")
+            has_hinted.set()
+            may_respond.wait(5)
+
+    with RawServer(lambda connection: serve_tags(connection, hint, nothing)) as server:
+        registry = ward.registry(at=server.url)
+        with ThreadPoolExecutor(1) as pool:
+            first = pool.submit(registry.head_manifest, "lib/app", Tag("v1"))
+            assert has_hinted.wait(5)
+            second = registry.head_manifest("lib/app", Tag("v2"))
+            may_respond.set()
+            assert str(first.result().digest) == digest_of(BODIES["v1"])
+        assert str(second.digest) == digest_of(BODIES["v2"])
+        for tag, body in BODIES.items():
+            assert str(registry.head_manifest("lib/app", Tag(tag)).digest) == digest_of(body)
+    assert len(server.heads) == 4
+
+
+def test_interim_responses_do_not_extend_the_deadline(ward: Ward) -> None:
+    """102 again and again is no response."""
+
+    def process(connection: RawConnection) -> None:
+        while True:
+            connection.send(b"HTTP/1.1 102 Processing\r\n\r\n")
+            threading.Event().wait(0.05)
+
+    with RawServer(lambda connection: serve_tags(connection, process, nothing)) as server:
+        begun = time.monotonic()
+        with pytest.raises(UpstreamTimeout):
+            ward.registry(at=server.url, limits=SHORT).head_manifest("lib/app", Tag("v1"))
+        assert time.monotonic() - begun < 0.8
+    assert len(server.heads) == 1
+
+
+def test_a_change_of_protocol_is_an_error(ward: Ward) -> None:
+    """No request asks for one."""
+    switch = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: h2c\r\n\r\n"
+    with RawServer(lambda connection: serve_tags(connection, lambda it: it.send(switch), nothing)) as server:
+        registry = ward.registry(at=server.url)
+        for _ in range(2):
+            with pytest.raises(BadUpstream, match="not valid HTTP"):
+                registry.head_manifest("lib/app", Tag("v1"))
+        assert server.connections == 2
+
+
+def test_a_body_after_the_response_to_head_is_not_the_next_response(ward: Ward) -> None:
+    """It comes when the next request is on its way already: that one is sent again, on another connection."""
+    has_next = threading.Event()
+
+    def send_body(connection: RawConnection, body: bytes) -> None:
+        if connection.number == 1:
+            connection.receive_request()
+            has_next.set()
+            connection.send(body + b"\r\n")
+            connection.wait_for_end()
+
+    with RawServer(lambda connection: serve_tags(connection, nothing, send_body)) as server:
+        registry = ward.registry(at=server.url)
+        assert str(registry.head_manifest("lib/app", Tag("v1")).digest) == digest_of(BODIES["v1"])
+        assert str(registry.head_manifest("lib/app", Tag("v2")).digest) == digest_of(BODIES["v2"])
+        assert has_next.is_set()
+        assert [tag_of(line) for line in server.request_lines] == ["v1", "v2", "v2"]
+        assert server.connections == 2
+
+
+def test_a_timeout_of_an_idle_connection_is_not_the_next_response(ward: Ward) -> None:
+    """Some servers say 408 before they close a connection; it may cross with the next request."""
+
+    def close_idle(connection: RawConnection, _: bytes) -> None:
+        if connection.number == 1:
+            connection.receive_request()
+            connection.send(response(b"", "Connection: close", status=408))
+            connection.wait_for_end()
+
+    with RawServer(lambda connection: serve_tags(connection, nothing, close_idle)) as server:
+        registry = ward.registry(at=server.url)
+        for tag in ("v1", "v2"):
+            assert str(registry.head_manifest("lib/app", Tag(tag)).digest) == digest_of(BODIES[tag])
+        assert [tag_of(line) for line in server.request_lines] == ["v1", "v2", "v2"]
+
+
+def test_408_on_a_new_connection_is_a_timeout(ward: Ward) -> None:
+    """It is the response to this request."""
+    sent = response(b"", status=408)
+    with RawServer(lambda connection: (connection.receive_request(), connection.send(sent))) as server:  # type: ignore[func-returns-value]
+        with pytest.raises(UpstreamTimeout):
+            ward.registry(at=server.url).head_manifest("lib/app", Tag("v1"))
+        assert len(server.heads) == 1
 
 
 # TLS
