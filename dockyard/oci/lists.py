@@ -4,16 +4,18 @@ Parses the pages of an upstream, which may be of any size and in any order, and 
 the exact meaning of `n`, `last` and `artifactType` (OCI distribution specification, "Listing Tags" and "Listing
 Referrers").
 
-The pages of an upstream are untrusted: `parse_tags` and `parse_referrers` raise only BadUpstream, for any bytes.
+The pages of an upstream are untrusted: `parse_tags` and `find_referrers` raise only BadUpstream, for any bytes.
 """
 
+import base64
 import json
+import re
 from bisect import bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any, Final
 
 from dockyard.errors import BadUpstream, ReferenceInvalid
-from dockyard.oci.manifest import MAX_MANIFEST_BYTES, OCI_INDEX, Manifest
+from dockyard.oci.manifest import DOCKER_LIST, MAX_MANIFEST_BYTES, OCI_INDEX, parse_document, strip_parameters
 from dockyard.oci.reference import Digest, Tag
 
 Referrer = dict[str, Any]  # a descriptor in an index, with unknown keys unchanged
@@ -22,6 +24,12 @@ Referrer = dict[str, Any]  # a descriptor in an index, with unknown keys unchang
 _MAX_JSON_PARTS: Final = 400_000
 # Clients accept an index of 4 MiB, part of which is the document around the descriptors.
 MAX_PAGE_BYTES: Final = MAX_MANIFEST_BYTES - 4096
+# Go programs read sizes as int64.
+_MAX_SIZE: Final = 2**63
+# The grammar of digests of any algorithm (image specification, "Digests").
+_DIGEST: Final = re.compile(r"[a-z0-9]+(?:[+._-][a-z0-9]+)*:[a-zA-Z0-9=_-]+", re.ASCII)
+_IMAGE_KEYS: Final = frozenset({"config", "layers", "fsLayers"})
+_PLATFORM_TEXTS: Final = frozenset({"architecture", "os", "os.version", "variant"})
 
 
 def parse_tags(body: bytes) -> list[str]:
@@ -42,30 +50,47 @@ def parse_tags(body: bytes) -> list[str]:
     return [tag for tag in tags if _is_tag(tag)]
 
 
-def parse_referrers(body: bytes, content_type: str | None) -> list[Referrer]:
-    """Return the descriptors on one page of an upstream."""
-    referrers = find_referrers(Manifest.parse(body, content_type, None))
-    if referrers is None:
-        raise BadUpstream("the upstream's response is not an index of referrers")
-    return referrers
+def find_referrers(body: bytes, content_type: str | None) -> list[Any] | None:
+    """Return the entries of an OCI index, of which some may be malformed; None for another JSON document.
 
-
-def find_referrers(manifest: Manifest) -> list[Referrer] | None:
-    """Return the descriptors in an OCI index, None for another manifest. Raises BadUpstream for malformed ones."""
-    if manifest.media_type != OCI_INDEX:
+    Raises BadUpstream for what is not a JSON object that all parsers read in the same way.
+    """
+    if len(body) > MAX_MANIFEST_BYTES:
+        raise BadUpstream(f"the upstream's index of referrers is larger than {MAX_MANIFEST_BYTES} bytes")
+    document = parse_document(body)
+    if document.get("mediaType") in (None, ""):
+        is_index = "manifests" in document and strip_parameters(content_type) != DOCKER_LIST
+    else:
+        is_index = document["mediaType"] == OCI_INDEX
+    if not is_index or not isinstance(document.get("manifests"), list | None) or _IMAGE_KEYS & document.keys():
         return None
-    referrers: list[Referrer] = json.loads(manifest.body)["manifests"] or []
-    if not all(map(_is_descriptor, referrers)):
-        raise BadUpstream("the upstream's index of referrers has malformed descriptors")
-    return referrers
+    return json.loads(body).get("manifests") or []
 
 
-def merge_referrers(pages: Iterable[Sequence[Referrer]]) -> list[Referrer]:
-    """Return the referrers of all pages, each once, in the order of the upstream."""
+def is_referrer(item: Any) -> bool:
+    """Return whether an entry is a descriptor that clients can parse: one that they cannot spoils a whole index."""
+    if not isinstance(item, dict):
+        return False
+    annotations, platform = item.get("annotations"), item.get("platform")
+    return (
+        isinstance(item.get("mediaType"), str)
+        and _is_digest(item.get("digest"))
+        and type(size := item.get("size")) is int
+        and 0 <= size < _MAX_SIZE
+        and isinstance(item.get("artifactType"), str | None)
+        and (annotations is None or (isinstance(annotations, dict) and _are_strings(annotations.values())))
+        and _is_list_of_strings(item.get("urls"))
+        and _is_base64(item.get("data"))
+        and (platform is None or (isinstance(platform, dict) and _is_platform(platform)))
+        and _is_finite(item)
+    )
+
+
+def merge_referrers(referrers: Iterable[Referrer]) -> list[Referrer]:
+    """Return each referrer once, in the order of the upstream."""
     merged: dict[str, Referrer] = {}
-    for page in pages:
-        for referrer in page:
-            merged.setdefault(referrer["digest"], referrer)
+    for referrer in referrers:
+        merged.setdefault(referrer["digest"], referrer)
     return list(merged.values())
 
 
@@ -82,14 +107,17 @@ def page_tags(tags: Sequence[str], n: int | None, last: str | None) -> tuple[Seq
 
 
 def page_referrers(
-    referrers: Sequence[Referrer], artifact_type: str | None, last: str | None, max_bytes: int = MAX_PAGE_BYTES
+    referrers: Sequence[Referrer],
+    artifact_types: Collection[str],
+    last: str | None,
+    max_bytes: int = MAX_PAGE_BYTES,
 ) -> tuple[list[Referrer], bool]:
-    """Return at most `max_bytes` of the referrers of one type (None: any) that follow the digest `last`.
+    """Return at most `max_bytes` of the referrers of these types (none: of any) that follow the digest `last`.
 
     The second value tells whether there are more. If `last` is not in the list any more, the first page is returned:
     a client may see referrers twice, but does not miss any.
     """
-    matching = [each for each in referrers if artifact_type is None or each.get("artifactType") == artifact_type]
+    matching = [each for each in referrers if not artifact_types or each.get("artifactType") in artifact_types]
     start = next((index + 1 for index, each in enumerate(matching) if each["digest"] == last), 0)
     size = 0
     for stop in range(start, len(matching)):
@@ -112,13 +140,34 @@ def _is_tag(text: str) -> bool:
     return True
 
 
-def _is_descriptor(item: Referrer) -> bool:
-    annotations = {} if item.get("annotations") is None else item["annotations"]
-    return (
-        isinstance(item.get("mediaType"), str)
-        and isinstance(item.get("digest"), str)
-        and isinstance(item.get("size"), int)
-        and isinstance(item.get("artifactType"), str | None)
-        and isinstance(annotations, dict)
-        and all(isinstance(value, str) for value in annotations.values())
-    )
+def _is_digest(value: Any) -> bool:
+    return isinstance(value, str) and _DIGEST.fullmatch(value) is not None
+
+
+def _is_platform(platform: dict[str, Any]) -> bool:
+    texts = [value for key, value in platform.items() if key in _PLATFORM_TEXTS and value is not None]
+    return _are_strings(texts) and _is_list_of_strings(platform.get("os.features"))
+
+
+def _are_strings(values: Iterable[Any]) -> bool:
+    return all(isinstance(value, str) for value in values)
+
+
+def _is_list_of_strings(value: Any) -> bool:
+    return value is None or (isinstance(value, list) and _are_strings(value))
+
+
+def _is_base64(value: Any) -> bool:
+    try:
+        return value is None or (isinstance(value, str) and base64.b64decode(value, validate=True) is not None)
+    except ValueError:
+        return False
+
+
+def _is_finite(item: dict[str, Any]) -> bool:
+    """Return whether the entry can be written as JSON: a number such as 1e999 is read as infinite."""
+    try:
+        json.dumps(item, allow_nan=False)
+    except ValueError:
+        return False
+    return True

@@ -106,7 +106,7 @@ class Manifest:
         digest = Digest.of(body, expected.algorithm if expected else "sha256")
         if expected and digest != expected:
             raise BadUpstream(f"the upstream sent a manifest with digest {digest} instead of {expected}")
-        return cls(body, _media_type(_parse_document(body), _strip_parameters(content_type)), digest)
+        return cls(body, _media_type(parse_document(body), strip_parameters(content_type)), digest)
 
     @classmethod
     def stored(cls, body: bytes, digest: Digest) -> Self:
@@ -128,7 +128,7 @@ class Manifest:
         return self._digests("config", "layers", "blobs")
 
     def _digests(self, *keys: str) -> tuple[Digest, ...]:
-        document = _parse_document(self.body)
+        document = parse_document(self.body)
         found = [entry for key in keys for entry in _as_list(document.get(key))]
         texts = [str(entry.get("digest")) for entry in found if isinstance(entry, dict)]
         return tuple(digest for text in texts if (digest := _find_digest(text)))
@@ -206,12 +206,13 @@ def _infer_media_type(document: dict[str, Any], kind: ManifestKind) -> str:
             return SCHEMA1_SIGNED if document.get("signatures") else SCHEMA1
 
 
-def _strip_parameters(content_type: str | None) -> str:
+def strip_parameters(content_type: str | None) -> str:
     """Return the Content-Type in lower case and without parameters; empty if there is none."""
     return (content_type or "").partition(";")[0].strip().lower()
 
 
-def _parse_document(body: bytes) -> dict[str, Any]:
+def parse_document(body: bytes) -> dict[str, Any]:
+    """Parse a JSON object. Raises BadUpstream for what two parsers could read differently, or what is costly."""
     if body.count(b"{") + body.count(b"[") > _MAX_JSON_OBJECTS:
         raise BadUpstream("the upstream's manifest has too many parts")
     try:

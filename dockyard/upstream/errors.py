@@ -94,7 +94,7 @@ def bad_response(server: str, problem: str) -> UpstreamError:
 
 
 def destination_not_allowed(server: str, problem: str) -> UpstreamError:
-    """A redirect, token service or next page at a destination that is not allowed. Counted: it may be an attack."""
+    """A redirect or token service at a destination that is not allowed. Counted: it may be an attack."""
     metrics.upstream_untrusted.labels(server, "place").inc()
     return UpstreamError(BadUpstream(f"{server} {problem}"), Cause.NOT_COUNTED)
 

@@ -1,36 +1,30 @@
 """Lists from a registry: the tags of a repository, the referrers of a manifest, from all pages.
 
-The next page is the URL in the Link header, on the same host; its `last` may have any value. The number of pages, bytes
-and entries is limited; a longer list is BadUpstream, and so is a Link to an earlier page: no partial list is returned.
-A list that takes longer than the time limit is UpstreamTimeout.
+The next page has the URL of the first one, and the query of the Link header: a Link never leads to another list. The
+number of pages, bytes and entries is limited; a longer list is BadUpstream, and so is a Link to an earlier page: no
+partial list is returned. A list that takes longer than the time limit is UpstreamTimeout.
 
 In a registry without the referrers API, clients push referrers under a tag ("Referrers Tag Schema" of the OCI
-distribution specification). If that tag is not found, there are no referrers. If access is denied or a request fails,
+distribution specification). Such a registry responds to the API with an error or with something that is not an index,
+for example a web page. If the tag is not found either, there are no referrers. If access is denied or a request fails,
 the result is an error.
 """
 
 import time
 from collections.abc import Callable, Iterator
-from urllib.parse import urljoin
+from typing import Any
 
 import attrs
+import structlog
 
-from dockyard.errors import Denied, ManifestUnknown, NameUnknown, RegistryError
-from dockyard.oci.links import find_next
-from dockyard.oci.lists import (
-    Referrer,
-    find_referrers,
-    merge_referrers,
-    parse_referrers,
-    parse_tags,
-    referrers_tag,
-)
+from dockyard.errors import BadUpstream, Denied, ManifestUnknown, NameUnknown, RegistryError
+from dockyard.oci.links import find_next, next_query
+from dockyard.oci.lists import Referrer, find_referrers, is_referrer, merge_referrers, parse_tags, referrers_tag
 from dockyard.oci.manifest import ACCEPT, MAX_MANIFEST_BYTES, OCI_INDEX, Manifest
-from dockyard.oci.origin import DEFAULT_PORTS, Origin
 from dockyard.oci.reference import Digest
 from dockyard.upstream import errors
 from dockyard.upstream.errors import UpstreamError
-from dockyard.upstream.headers import find_digest
+from dockyard.upstream.headers import find_digest, find_media_type
 from dockyard.upstream.responses import check_encoding
 from dockyard.upstream.session import RegistryRequest, RegistryResponse, RegistrySession
 from dockyard.upstream.tokens import CallLimits
@@ -42,8 +36,11 @@ MAX_BYTES = 32 * 1024 * 1024
 MAX_ENTRIES = 200_000
 PAGE_ENTRIES = 1000  # requested per page; the same as crane
 
-# The statuses with which registries without the referrers API respond.
-_NO_SUCH_API = frozenset({400, 404, 405, 406, 410})
+# Statuses of a request that failed or was denied. With others, registries say that they have no referrers API.
+_FAILURES = frozenset({401, 403, 407, 408, 425, 429, 451, *range(500, 600)}) - {501, 505}
+_WEB_PAGES = frozenset({"text/html", "application/xhtml+xml"})
+
+log = structlog.get_logger()
 
 
 class ListReader:
@@ -61,11 +58,14 @@ class ListReader:
 
     def tags(self, repository: str) -> list[str]:
         """All tags of a repository, sorted, each once. Raises UpstreamError, RegistryError."""
+        deadline = self._deadline()
         request = RegistryRequest("GET", repository, list_path=f"tags/list?n={PAGE_ENTRIES}")
+        response = self._send(request, deadline)
+        if response.http.status != 200:
+            response.http.finish()
+            raise self._status_error(response, request)
         found: set[str] = set()
-        for response, body in self._walk(request, self._deadline()):
-            if body is None:
-                raise self._status_error(response, request)
+        for _, body in self._read_pages(request, response, deadline):
             found.update(parse_tags(body))
             self._check_count(len(found))
         return sorted(found)
@@ -74,64 +74,103 @@ class ListReader:
         """All manifests that have this one as their subject. Raises UpstreamError, RegistryError."""
         deadline = self._deadline()
         request = RegistryRequest("GET", repository, list_path=f"referrers/{digest}", accept=OCI_INDEX)
-        pages: list[list[Referrer]] = []
         try:
-            for response, body in self._walk(request, deadline):
-                if body is None and response.http.status in _NO_SUCH_API:
-                    return self._by_tag(repository, digest, deadline)
-                if body is None:
-                    raise self._status_error(response, request)
-                pages.append(parse_referrers(body, response.http.header("Content-Type")))
-                self._check_count(sum(map(len, pages)))
+            found = self._by_api(request, deadline)
         except NameUnknown as exc:  # the error for 401 and 403 without credentials
             raise self._denied(repository) from exc
-        return merge_referrers(pages)
+        if found is None:
+            found = self._by_tag(repository, digest, deadline)
+        usable = [entry for entry in found if is_referrer(entry)]
+        if len(usable) < len(found):
+            log.info(
+                "malformed referrers left out",
+                upstream=self._prefix,
+                repository=repository,
+                digest=str(digest),
+                count=len(found) - len(usable),
+            )
+        return merge_referrers(usable)
 
-    def _by_tag(self, repository: str, digest: Digest, deadline: float) -> list[Referrer]:
+    def _by_api(self, request: RegistryRequest, deadline: float) -> list[Any] | None:
+        """The entries of all pages; None if the registry has no referrers API."""
+        response = self._send(request, deadline)
+        http = response.http
+        if http.status != 200:
+            http.finish()
+            if http.status in _FAILURES:
+                raise self._status_error(response, request)
+            return None
+        if find_media_type(http.header("Content-Type")) in _WEB_PAGES:
+            http.close()
+            return None
+        found: list[Any] = []
+        for number, (page, body) in enumerate(self._read_pages(request, response, deadline)):
+            content_type = page.http.header("Content-Type")
+            try:
+                entries = find_referrers(body, content_type)
+            except BadUpstream:
+                if number or find_media_type(content_type) == OCI_INDEX:
+                    raise
+                return None
+            if entries is None and (number or find_media_type(content_type) == OCI_INDEX):
+                raise errors.bad_response(self._prefix, "has a list of referrers that is not an index")
+            if entries is None:
+                return None
+            found += entries
+            self._check_count(len(found))
+        return found
+
+    def _by_tag(self, repository: str, digest: Digest, deadline: float) -> list[Any]:
+        """The entries of the index under the referrers tag."""
         request = RegistryRequest("GET", repository, referrers_tag(digest), accept=", ".join(ACCEPT))
         try:
             response = self._session.send(request, CallLimits(deadline))
         except ManifestUnknown as exc:  # as above
             raise self._denied(repository) from exc
-        if response.http.status in (404, 410):
-            response.http.finish()
-            return []
         if response.http.status != 200:
             response.http.finish()
+            if response.http.status not in _FAILURES:
+                return []
             error = self._status_error(response, request)
             raise self._denied(repository) if isinstance(error, ManifestUnknown) else error
         body = self._read(response, MAX_MANIFEST_BYTES)
-        announced = find_digest(response.http.header("Docker-Content-Digest"))
-        manifest = Manifest.parse(body, response.http.header("Content-Type"), announced)
-        return merge_referrers([find_referrers(manifest) or []])
+        content_type = response.http.header("Content-Type")
+        expected = find_digest(response.http.header("Docker-Content-Digest")) or Digest.of(body)
+        found = find_referrers(body, content_type)
+        if found is None or Digest.of(body, expected.algorithm) != expected:
+            Manifest.parse(body, content_type, expected)  # raises BadUpstream unless it is another manifest
+            return []
+        # Some registries take the tag `sha256-<hex>` for the digest: the manifests in the subject do not refer to it.
+        return [] if Digest.of(body, digest.algorithm) == digest else found
 
-    def _walk(self, request: RegistryRequest, deadline: float) -> Iterator[tuple[RegistryResponse, bytes | None]]:
-        """Yield the pages and their bodies; None if the status of the first page is not 200. Raises UpstreamError."""
+    def _read_pages(
+        self, request: RegistryRequest, first: RegistryResponse, deadline: float
+    ) -> Iterator[tuple[RegistryResponse, bytes]]:
+        """Yield the pages and their bodies, from the response with the first one on. Raises UpstreamError."""
         remaining_bytes = MAX_BYTES
-        seen: set[str] = set()
-        for number in range(MAX_PAGES):
-            response = self._send_page(request, deadline)
-            if response.http.status != 200:
-                response.http.finish()
-                if number and isinstance(self._status_error(response, request), NameUnknown):
-                    raise errors.bad_response(self._prefix, "does not have all pages of a list")
-                if number:
-                    raise self._status_error(response, request)
-                yield response, None
-                return
+        response = first
+        seen = {first.http.url.target}
+        while True:
             body = self._read(response, remaining_bytes)
             yield response, body
-            url = self._next(response)
+            url = self._next(response, body)
             if url is None:
                 return
             if url.target in seen:
                 raise errors.bad_response(self._prefix, "has a list whose pages lead back to each other")
+            if len(seen) == MAX_PAGES:
+                raise errors.bad_response(self._prefix, f"has a list of more than {MAX_PAGES} pages")
             seen.add(url.target)
             remaining_bytes -= len(body)
-            request = attrs.evolve(request, url=url)
-        raise errors.bad_response(self._prefix, f"has a list of more than {MAX_PAGES} pages")
+            response = self._send(attrs.evolve(request, url=url), deadline)
+            if response.http.status != 200:
+                response.http.finish()
+                error = self._status_error(response, request)
+                if isinstance(error, NameUnknown):
+                    raise errors.bad_response(self._prefix, "does not have all pages of a list")
+                raise error
 
-    def _send_page(self, request: RegistryRequest, deadline: float) -> RegistryResponse:
+    def _send(self, request: RegistryRequest, deadline: float) -> RegistryResponse:
         try:
             return self._session.send(request, CallLimits(deadline))
         except UpstreamError as error:
@@ -147,17 +186,15 @@ class ListReader:
             raise
         return response.http.read(remaining_bytes)
 
-    def _next(self, response: RegistryResponse) -> Url | None:
-        """The URL of the next page, on the host that sent this one; None after the last. Raises UpstreamError."""
+    def _next(self, response: RegistryResponse, body: bytes) -> Url | None:
+        """The URL of the next page: that of this one with another query; None after the last. Raises UpstreamError."""
         here = response.http.url
+        path = here.target.partition("?")[0]
         try:
             link = find_next(response.http.header_values("Link"))
-            url = parse_http_url(urljoin(here.text, link)) if link is not None else None
+            return parse_http_url(f"{here.origin}{path}?{next_query(path, link, body)}") if link is not None else None
         except (InvalidUrl, ValueError) as exc:
-            raise errors.bad_response(self._prefix, "has a list whose next page is nowhere") from exc
-        if url and not _is_same_host(url.origin, here.origin):
-            raise errors.destination_not_allowed(self._prefix, "has a list whose next page is on another host")
-        return Url(here.origin, url.target) if url else None
+            raise errors.bad_response(self._prefix, "has a list whose next page is not a page of this list") from exc
 
     def _check_count(self, count: int) -> None:
         if count > MAX_ENTRIES:
@@ -168,9 +205,3 @@ class ListReader:
 
     def _deadline(self) -> float:
         return time.monotonic() + WALK_TIMEOUT_S
-
-
-def _is_same_host(one: Origin, other: Origin) -> bool:
-    """Also if one is http and the other https, each on its default port: behind a proxy, registries confuse them."""
-    is_default = all(origin.port == DEFAULT_PORTS[origin.scheme] for origin in (one, other))
-    return one.host == other.host and (one.port == other.port or is_default)

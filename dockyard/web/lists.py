@@ -6,6 +6,7 @@ not support them. The name in a response and the path of a Link are those of the
 
 import json
 import re
+from collections.abc import Mapping, Sequence
 from urllib.parse import parse_qs
 
 import falcon.asgi
@@ -37,13 +38,13 @@ class TagsEndpoint:
         """200 with the requested page. Raises RegistryError."""
         record = start_record(req, "tags", name, f"tags/{reference}")
         query = _parse_query(req)
-        n = _parse_count(query.get("n"))
+        n, last = _parse_count(_only_value(query, "n")), _only_value(query, "last")
         target = route_request(req, resp, self._router, path_prefix, name)
         found = await self._lists.tags(target)
         record.how = found.how
-        tags, has_more = page_tags(found.items, n, query.get("last"))
+        tags, has_more = page_tags(found.items, n, last)
         if has_more:
-            resp.set_header("link", format_next_link(req.path, query | {"last": tags[-1]}))
+            resp.set_header("link", format_next_link(req.path, query | {"last": [tags[-1]]}))
         _set_body(req, resp, found, json.dumps({"name": name, "tags": tags}).encode(), "application/json")
 
     on_head = on_get
@@ -62,30 +63,44 @@ class ReferrersEndpoint:
         """200 with an index of the requested page of descriptors. Raises RegistryError."""
         record = start_record(req, "referrers", name, f"referrers/{reference}")
         query = _parse_query(req)
+        last = _only_value(query, "last")
+        artifact_types = _artifact_types(query)
         subject = Digest.parse(reference)
         target = route_request(req, resp, self._router, path_prefix, name)
         found = await self._lists.referrers(target, subject)
         record.how = found.how
-        artifact_type = query.get("artifactType") or None
-        referrers, has_more = page_referrers(found.items, artifact_type, query.get("last"))
-        if artifact_type:
+        referrers, has_more = page_referrers(found.items, artifact_types, last)
+        if artifact_types:
             resp.set_header("oci-filters-applied", "artifactType")
         if has_more:
-            resp.set_header("link", format_next_link(req.path, query | {"last": referrers[-1]["digest"]}))
+            resp.set_header("link", format_next_link(req.path, query | {"last": [referrers[-1]["digest"]]}))
         _set_body(req, resp, found, referrers_index(referrers), OCI_INDEX)
 
     on_head = on_get
 
 
-def _parse_query(req: falcon.asgi.Request) -> dict[str, str]:
-    """Return the parameters of a query. Raises RequestInvalid for one with two values."""
+def _parse_query(req: falcon.asgi.Request) -> dict[str, list[str]]:
+    """Return the values of each parameter of a query. Raises RequestInvalid if there are too many."""
     try:
-        query = parse_qs(req.query_string, keep_blank_values=True, max_num_fields=MAX_QUERY_PARAMETERS)
+        return parse_qs(req.query_string, keep_blank_values=True, max_num_fields=MAX_QUERY_PARAMETERS)
     except ValueError as exc:
         raise RequestInvalid(f"the query has more than {MAX_QUERY_PARAMETERS} parameters") from exc
-    if any(len(set(values)) > 1 for values in query.values()):
-        raise RequestInvalid("a parameter of the query has two values")
-    return {key: values[0] for key, values in query.items()}
+
+
+def _only_value(query: Mapping[str, Sequence[str]], key: str) -> str | None:
+    """Return the value of a parameter, None if it is not in the query. Raises RequestInvalid for two values."""
+    values = set(query.get(key, ()))
+    if len(values) > 1:
+        raise RequestInvalid(f"the query has two values of {key}")
+    return values.pop() if values else None
+
+
+def _artifact_types(query: Mapping[str, Sequence[str]]) -> frozenset[str]:
+    """Return the types to filter by. A parameter without a value is no filter.
+
+    Clients write the `+` of `application/spdx+json` without encoding it, which means a space; no type contains one.
+    """
+    return frozenset(value.replace(" ", "+") for value in query.get("artifactType", ()) if value)
 
 
 def _parse_count(text: str | None) -> int | None:

@@ -1,16 +1,17 @@
 """Lists from a registry: all pages, by the registry's Links, within limits."""
 
+import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from dockyard.errors import BadUpstream, Denied, NameUnknown, TooManyRequests, Unavailable, UpstreamTimeout
-from dockyard.oci.origin import Origin as Address
 from dockyard.oci.reference import Digest, Tag
 from dockyard.upstream import lists as listings
-from dockyard.upstream.lists import _is_same_host
 from tests.support import faults
 from tests.support.fake_lists import (
     at,
@@ -23,7 +24,7 @@ from tests.support.fake_lists import (
     refuse,
     tags_path,
 )
-from tests.support.fake_registry import OCI_INDEX
+from tests.support.fake_registry import DOCKER_LIST, OCI_INDEX, OCI_MANIFEST, Change
 from tests.support.raw_http import Request, ScriptedResponse
 from tests.support.upstreams import BASIC, Ward
 
@@ -47,33 +48,63 @@ def test_all_pages_are_read(ward: Ward, page_size: int) -> None:
     assert count(ward.fake_registry, tags_path("app")) == -(-25 // page_size)
 
 
-@pytest.mark.parametrize("style", ["absolute", "path", "query", "https"])
-def test_links_are_followed_in_each_form(ward: Ward, style: str) -> None:
-    """Absolute, relative, and with the scheme of a proxy in front of the registry instead of the requested one."""
+@pytest.mark.parametrize(
+    "form",
+    [
+        "<{url}?{query}>",
+        "<{path}?{query}>",
+        "<?{query}>",
+        "<list?{query}>",
+        "<https://127.0.0.1{path}?{query}>",
+        "<http://registry:8081/repository/docker{path}?{query}>",
+        "</repository/docker{path}?{query}>",
+        "</v2/app/tags/list?{query}>",
+    ],
+)
+def test_links_are_followed_in_each_form(ward: Ward, form: str) -> None:
+    """The next page is requested with the query of the Link, and always at the URL of the list.
+
+    Behind a proxy, registries do not know their scheme, host and path. Another repository is at some of these paths.
+    """
 
     def link(url: str) -> str:
-        path = url.removeprefix(ward.fake_registry.url)
-        spelt = {"absolute": url, "path": path, "query": f"?{path.partition('?')[2]}"}
-        spelt["https"] = url.replace("http:", "https:")
-        return f'<{spelt[style]}>; rel="next"'
+        path, _, query = url.removeprefix(ward.fake_registry.url).partition("?")
+        return f'{form.format(url=ward.fake_registry.url + path, path=path, query=query)}; rel="next"'
 
-    offer_tags(ward.fake_registry, "app", TAGS, page_size=10, link=link)
-    assert ward.registry().list_tags("app") == sorted(TAGS)
+    offer_tags(ward.fake_registry, "docker/app", TAGS, page_size=10, link=link)
+    offer_tags(ward.fake_registry, "app", ["not-ours"])
+    assert ward.registry().list_tags("docker/app") == sorted(TAGS)
+    assert {exchange.request.path for exchange in ward.fake_registry.received()} == {tags_path("docker/app")}
 
 
 @pytest.mark.parametrize(
-    ("one", "other", "is_same"),
-    [
-        (("https", "r.test", 443), ("http", "r.test", 80), True),
-        (("http", "r.test", 5000), ("https", "r.test", 5000), True),
-        (("http", "r.test", 5000), ("http", "r.test", 80), False),
-        (("https", "r.test", 443), ("https", "s.test", 443), False),
-        (("https", "r.test", 443), ("http", "r.test", 8080), False),
-    ],
+    "cursor", ["last=YWJj%3D%3D&n=10", "next_page=gAAA-_%2B/==", "a=1&last=%7Bx%7D&a=2", "last=a+b"]
 )
-def test_which_hosts_are_the_same(one: tuple[str, str, int], other: tuple[str, str, int], *, is_same: bool) -> None:
-    """A registry behind a proxy may send the wrong scheme; host and port have to match."""
-    assert _is_same_host(Address(*one), Address(*other)) is is_same
+def test_a_cursor_is_sent_as_it_was_received(ward: Ward, cursor: str) -> None:
+    """Byte for byte: it may be signed or encrypted."""
+
+    def page(request: Request, answer: ScriptedResponse) -> ScriptedResponse:
+        if request.target.endswith(f"?{cursor}"):
+            return ScriptedResponse.of(200, b'{"tags": ["v2"]}')
+        return ScriptedResponse.of(200, b'{"tags": ["v1"]}').with_header(
+            "Link", f"</v2/x/app/tags/list?{cursor}>; rel=next"
+        )
+
+    ward.fake_registry.on(None, page, when=at(tags_path("app")))
+    assert ward.registry().list_tags("app") == ["v1", "v2"]
+
+
+@pytest.mark.parametrize(
+    "link",
+    ["/v2/other/tags/list?last=w9&n=10", "/v2/_catalog?n=10", "/v2/other/tags/list", "https://elsewhere.test/?page=2"],
+)
+def test_a_link_to_another_list_is_a_bad_response(ward: Ward, link: str) -> None:
+    """Its query says nothing about this list, so no page is requested with it."""
+    offer_tags(ward.fake_registry, "app", TAGS, page_size=10, link=lambda _: f"<{link}>; rel=next")
+    offer_tags(ward.fake_registry, "other", ["not-ours"])
+    with pytest.raises(BadUpstream, match="not a page of this list"):
+        ward.registry().list_tags("app")
+    assert ward.fake_registry.count() == 1
 
 
 def test_a_registry_that_redirects_is_followed_page_by_page(ward: Ward) -> None:
@@ -103,6 +134,15 @@ def test_a_loop_of_pages_is_a_bad_response(ward: Ward) -> None:
     with pytest.raises(BadUpstream, match="lead back"):
         ward.registry().list_tags("app")
     assert count(ward.fake_registry, tags_path("app")) == 2
+
+
+@pytest.mark.parametrize("link", ["<>", f"<{tags_path('app')}>", f"<{tags_path('app')}?n=1000>", "<?n=1000>"])
+def test_a_link_without_a_cursor_is_a_bad_response(ward: Ward, link: str) -> None:
+    """It leads back to the first page: the list is neither complete nor empty."""
+    offer_tags(ward.fake_registry, "app", TAGS, page_size=10, link=lambda _: f"{link}; rel=next")
+    with pytest.raises(BadUpstream, match="lead back"):
+        ward.registry().list_tags("app")
+    assert count(ward.fake_registry, tags_path("app")) <= 2
 
 
 def test_an_endless_list_is_a_bad_response(ward: Ward, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -241,3 +281,124 @@ def test_a_missing_page_of_referrers_is_a_bad_response(ward: Ward) -> None:
     with pytest.raises(BadUpstream):
         ward.registry().list_referrers("app", SUBJECT)
     assert ward.fake_registry.count("manifest") == 0
+
+
+NO_API = {
+    **{str(status): faults.error_response(status) for status in (400, 404, 405, 406, 410, 415, 422, 501, 505)},
+    "a web page": faults.html_page(),
+    "a web page with other letters": faults.replaced(200, faults.HTML, ("Content-Type", "Text/HTML; charset=utf-8")),
+    "an endless web page": lambda request, response: faults.endless(b"<br>")(
+        request, response.with_header("Content-Type", "text/html")
+    ),
+    "an encoded web page": faults.replaced(
+        200, b"\x1f\x8b", ("Content-Type", "text/html"), ("Content-Encoding", "gzip")
+    ),
+    "no content type": faults.replaced(200, faults.HTML),
+    "text": faults.replaced(200, b"404 page not found", ("Content-Type", "text/plain")),
+    "nothing": faults.replaced(200),
+    "204": faults.replaced(204),
+    "an error in JSON": faults.replaced(200, b'{"errors": []}', ("Content-Type", "application/json")),
+    "cut JSON": faults.replaced(200, b'{"manifests": [', ("Content-Type", "application/json")),
+    "a list": faults.replaced(200, b"[]", ("Content-Type", "application/json")),
+    "an image": faults.replaced(
+        200, b'{"schemaVersion": 2, "config": {}, "layers": []}', ("Content-Type", OCI_MANIFEST)
+    ),
+    "a Docker list": faults.replaced(200, b'{"schemaVersion": 2, "manifests": []}', ("Content-Type", DOCKER_LIST)),
+}
+
+
+@pytest.mark.parametrize("has_tag", [True, False])
+@pytest.mark.parametrize("name", NO_API)
+def test_without_the_referrers_api_the_tag_is_used(ward: Ward, name: str, *, has_tag: bool) -> None:
+    """Registries say in many ways that they do not know the API. Without the tag, there are no referrers."""
+    ward.fake_registry.on(None, NO_API[name], when=at(referrers_path("app", str(SUBJECT))))
+    if has_tag:
+        ward.fake_registry.add_manifest("app", str(SUBJECT).replace(":", "-"), index(REFERRERS), OCI_INDEX)
+    assert ward.registry().list_referrers("app", SUBJECT) == (REFERRERS if has_tag else [])
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_a_redirect_to_a_web_page_is_no_api(ward: Ward, status: int) -> None:
+    """Such as a page to sign in."""
+    ward.fake_registry.on(None, faults.redirected("/sign-in", status), when=at(referrers_path("app", str(SUBJECT))))
+    ward.fake_registry.on(None, faults.html_page(), when=at("/sign-in"))
+    ward.fake_registry.add_manifest("app", str(SUBJECT).replace(":", "-"), index(REFERRERS), OCI_INDEX)
+    assert ward.registry().list_referrers("app", SUBJECT) == REFERRERS
+
+
+@pytest.mark.parametrize(
+    ("status", "error"),
+    [*((status, Denied) for status in (401, 403, 451)), (429, TooManyRequests), (408, UpstreamTimeout)]
+    + [(status, Unavailable) for status in (500, 502, 503, 504)],
+)
+def test_a_failure_of_the_referrers_api_is_an_error(ward: Ward, status: int, error: type[Exception]) -> None:
+    """The tag is not requested: an empty list would say that there are no signatures."""
+    refuse(ward.fake_registry, referrers_path("app", str(SUBJECT)), status)
+    ward.fake_registry.add_manifest("app", str(SUBJECT).replace(":", "-"), index(REFERRERS), OCI_INDEX)
+    with pytest.raises(error):
+        ward.registry().list_referrers("app", SUBJECT)
+    assert ward.fake_registry.count("manifest") == 0
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"{}", b"[]", faults.HTML, b'{"manifests": {}}'])
+def test_a_damaged_index_is_a_bad_response(ward: Ward, body: bytes) -> None:
+    """What is sent as an index of referrers and is none."""
+    change = faults.replaced(200, body, ("Content-Type", OCI_INDEX))
+    ward.fake_registry.on(None, change, when=at(referrers_path("app", str(SUBJECT))))
+    with pytest.raises(BadUpstream):
+        ward.registry().list_referrers("app", SUBJECT)
+    assert ward.fake_registry.count("manifest") == 0
+
+
+@pytest.mark.parametrize("change", [faults.html_page(), faults.replaced(200, b'{"errors": []}')])
+def test_another_page_that_is_no_index_is_a_bad_response(ward: Ward, change: Change) -> None:
+    """No partial list is returned, and the tag is not requested."""
+    offer_referrers(ward.fake_registry, "app", str(SUBJECT), REFERRERS, page_size=1)
+    ward.fake_registry.on(None, change, when=lambda request: "next" in request.query)
+    with pytest.raises(BadUpstream):
+        ward.registry().list_referrers("app", SUBJECT)
+    assert ward.fake_registry.count("manifest") == 0
+
+
+@pytest.mark.parametrize("where", ["api", "tag"])
+@pytest.mark.parametrize("bad", [1, {}, REFERRERS[0] | {"size": "7"}, REFERRERS[0] | {"annotations": {"a": 1}}])
+def test_a_malformed_descriptor_is_left_out(ward: Ward, where: str, bad: Any) -> None:
+    """The others are the list."""
+    entries = [REFERRERS[0], bad, REFERRERS[1]]
+    if where == "api":
+        offer_referrers(ward.fake_registry, "app", str(SUBJECT), entries, page_size=1)
+    else:
+        ward.fake_registry.add_manifest("app", str(SUBJECT).replace(":", "-"), index(entries), OCI_INDEX)
+    with capture_logs() as logs:
+        assert ward.registry().list_referrers("app", SUBJECT) == REFERRERS[:2]
+    assert [(entry["event"], entry["count"]) for entry in logs] == [("malformed referrers left out", 1)]
+
+
+@pytest.mark.parametrize("announced", [True, False])
+@pytest.mark.parametrize("media_type", [OCI_INDEX, DOCKER_LIST, None])
+def test_the_subject_itself_is_no_index_of_its_referrers(
+    ward: Ward, media_type: str | None, *, announced: bool
+) -> None:
+    """Some registries take the tag `sha256-<hex>` for the digest `sha256:<hex>`: its children do not refer to it."""
+    document = {"schemaVersion": 2, "manifests": REFERRERS} | ({"mediaType": media_type} if media_type else {})
+    body = json.dumps(document).encode()
+    subject = Digest.of(body)
+    ward.fake_registry.add_manifest("app", str(subject).replace(":", "-"), body, media_type or OCI_INDEX)
+    if not announced:
+        ward.fake_registry.on("manifest", faults.without("Docker-Content-Digest"))
+    assert ward.registry().list_referrers("app", subject) == []
+
+
+@pytest.mark.parametrize("status", [400, 404, 405, 410])
+def test_a_tag_that_is_not_there_has_no_referrers(ward: Ward, status: int) -> None:
+    """Some registries reject the tag as invalid."""
+    ward.fake_registry.on("manifest", faults.error_response(status))
+    assert ward.registry().list_referrers("app", SUBJECT) == []
+
+
+@pytest.mark.parametrize("body", [faults.HTML, b"", b'{"errors": []}', b"[]"])
+def test_a_tag_that_is_no_manifest_is_a_bad_response(ward: Ward, body: bytes) -> None:
+    """If everything is a web page, this is no registry, and nothing is known about the referrers."""
+    ward.fake_registry.on(None, faults.replaced(200, body, ("Content-Type", "text/html")))
+    with pytest.raises(BadUpstream):
+        ward.registry().list_referrers("app", SUBJECT)
