@@ -121,10 +121,15 @@ class StrictPool:
             connection.close()
         super()._put_conn(connection)  # type: ignore[misc]
 
-    def _make_request(self, connection: Any, *args: Any, **kwargs: Any) -> Any:
+    def _make_request(self, connection: Any, method: str, url: str, *, target: str = "", **options: Any) -> Any:
+        """Send a request and read the head of its response.
+
+        `target` replaces the path and query of `url`, which urllib3 has normalized: it is sent as it is. To be passed
+        to `PoolManager.urlopen`.
+        """
         is_reused = not connection.is_closed
         try:
-            return super()._make_request(connection, *args, **kwargs)  # type: ignore[misc]
+            return super()._make_request(connection, method, target or url, **options)  # type: ignore[misc]
         except HTTPException as exc:
             # What cannot be parsed on a connection that was used before came after the response before.
             is_truncated = isinstance(exc, RemoteDisconnected | IncompleteRead)

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Final, Protocol, TypeVar
-from urllib.parse import quote, urljoin
+from urllib.parse import quote
 
 import attrs
 import urllib3
@@ -23,6 +23,7 @@ from dockyard.oci.manifest import ACCEPT, MAX_MANIFEST_BYTES, Manifest
 from dockyard.oci.reference import Digest, Hasher, Reference
 from dockyard.pull.images import Image
 from dockyard.pull.retries import PullError
+from dockyard.upstream.urls import InvalidUrl, Url, parse_http_url, resolve
 
 MIN_PROGRESS_BYTES: Final = 1024 * 1024
 CONNECT_TIMEOUT_S: Final = 5.0
@@ -69,7 +70,7 @@ class DockyardClient:
     def check(self) -> None:
         """Raise PullError unless a registry responds at the URL."""
         try:
-            self._send(f"{self._url}/v2/", {}).close()
+            self._send(parse_http_url(f"{self._url}/v2/"), {}).close()
         except PullError as exc:
             hint = "" if exc.has_response else " (is it running? set its URL with --server)"
             raise PullError.final(f"no Dockyard at {self._url}: {exc.message}{hint}") from exc
@@ -112,7 +113,7 @@ class DockyardClient:
                 if pause_s is None or self._stopped.wait(pause_s):
                     raise
 
-    def _read_manifest(self, url: str, reference: Reference) -> Manifest:
+    def _read_manifest(self, url: Url, reference: Reference) -> Manifest:
         with self._open(url, {"Accept": ", ".join(ACCEPT)}) as response:
             body = b"".join(_read_chunks(response, MAX_MANIFEST_BYTES + 1))
             content_type = response.headers.get("Content-Type")
@@ -126,7 +127,7 @@ class DockyardClient:
         except RegistryError as exc:  # another attempt would get the same content
             raise PullError.final(exc.message) from exc
 
-    def _continue_blob(self, download: "_BlobDownload", url: str) -> FetchedBlob:
+    def _continue_blob(self, download: "_BlobDownload", url: Url) -> FetchedBlob:
         """Request the part of a blob that is missing, and read it to the end."""
         download.attempts += 1
         headers = {"Range": f"bytes={download.received}-"} if download.received else {}
@@ -137,7 +138,7 @@ class DockyardClient:
         return download.finish()
 
     @contextmanager
-    def _open(self, url: str, headers: dict[str, str]) -> Iterator[urllib3.BaseHTTPResponse]:
+    def _open(self, url: Url, headers: dict[str, str]) -> Iterator[urllib3.BaseHTTPResponse]:
         """Send a request and follow redirects, as to a bucket. Raises PullError for any status but 200 and 206."""
         for _ in range(MAX_REDIRECTS + 1):
             response = self._send(url, headers)
@@ -145,7 +146,10 @@ class DockyardClient:
             if not location:
                 break
             response.close()
-            url = urljoin(url, location)
+            try:
+                url = resolve(url, location)
+            except InvalidUrl as exc:
+                raise PullError.final(f"invalid redirect: {exc}") from exc
         else:
             raise PullError.final(f"more than {MAX_REDIRECTS} redirects")
         self._open_responses.add(response)
@@ -155,12 +159,17 @@ class DockyardClient:
             self._open_responses.discard(response)
             response.close()  # its connection too, unless the body was read to the end
 
-    def _send(self, url: str, headers: dict[str, str]) -> urllib3.BaseHTTPResponse:
+    def _send(self, url: Url, headers: dict[str, str]) -> urllib3.BaseHTTPResponse:
         if self._stopped.is_set():
             raise PullError.final("stopped")
         with _map_errors():
-            response = self._pools.request(
-                "GET", url, headers={**self._pools.headers, **headers}, redirect=False, preload_content=False
+            response = self._pools.urlopen(
+                "GET",
+                f"{url.origin}/",
+                target=url.target,
+                headers={**self._pools.headers, **headers},
+                redirect=False,
+                preload_content=False,
             )
         if response.status in {200, 206} or response.get_redirect_location():
             return response
@@ -169,9 +178,9 @@ class DockyardClient:
         finally:
             response.close()
 
-    def _make_url(self, image: Image, kind: str, reference: Reference) -> str:
+    def _make_url(self, image: Image, kind: str, reference: Reference) -> Url:
         ns = f"?ns={quote(image.ns, safe='')}" if image.ns else ""
-        return f"{self._url}/v2/{image.name}/{kind}/{reference}{ns}"
+        return parse_http_url(f"{self._url}/v2/{image.name}/{kind}/{reference}{ns}")
 
 
 class _BlobDownload:

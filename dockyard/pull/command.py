@@ -16,6 +16,7 @@ from dockyard.pull.output import OutputFormat, open_output
 from dockyard.pull.platforms import Platform
 from dockyard.pull.retries import PullError
 from dockyard.pull.warm import warm
+from dockyard.upstream.urls import parse_http_url
 
 EXIT_FAILED: Final = 1
 MAX_QUOTED_CHARS: Final = 200
@@ -77,6 +78,7 @@ def parse_server(text: str) -> tuple[str, str]:
     is_valid = parts.scheme in {"http", "https"} and parts.hostname and (parts.port is None or parts.port > 0)
     if not is_valid or parts.query or parts.fragment or "@" in parts.netloc:
         raise ValueError("must be a URL such as http://127.0.0.1:5000")
+    parse_http_url(url)
     return url.rstrip("/").removesuffix("/v2"), parts.netloc.lower()
 
 

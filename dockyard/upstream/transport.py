@@ -168,6 +168,8 @@ class Transport:
             needs_new_connection = True
 
     def _urlopen(self, request: UpstreamRequest, attempt: Attempt) -> urllib3.BaseHTTPResponse:
+        url = request.url
+        is_forwarded = self._upstream.proxy and url.origin.scheme == "http"  # not through a tunnel
         read_timeout_s = self._limits.stall_timeout or MAX_WAIT_S
         headers = {"User-Agent": f"dockyard/{__version__}", "Accept-Encoding": "identity", **request.headers}
         timeout = urllib3.Timeout(
@@ -177,7 +179,8 @@ class Transport:
         try:
             return self._pools.urlopen(
                 request.method,
-                request.url.text,
+                f"{url.origin}/",
+                target=url.text if is_forwarded else url.target,
                 body=request.body,
                 headers=headers,
                 timeout=timeout,

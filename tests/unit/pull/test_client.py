@@ -100,6 +100,15 @@ def test_a_blob_with_wrong_content_fails(fake_registry: FakeRegistry, client: Do
     assert [exchange.request.header("Range") for exchange in fake_registry.received("blob")] == [None, None]
 
 
+def test_the_target_of_a_redirect_is_sent_as_it_came(fake_registry: FakeRegistry, client: DockyardClient) -> None:
+    """The signature of a presigned URL covers it."""
+    target = "/bucket/a%2fb/../c?X-Amz-Signature=ab%2Fcd|[1]%"
+    fake_registry.on("blob", faults.redirected(target))
+    with pytest.raises(PullError):
+        read(client)
+    assert fake_registry.received()[1].request.target == target
+
+
 def test_a_redirect_to_a_bucket_is_followed(fake_registry: FakeRegistry, client: DockyardClient) -> None:
     """Dockyard with `storage.redirect` sends one."""
     fake_registry.listen("bucket")

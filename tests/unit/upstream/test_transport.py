@@ -18,7 +18,7 @@ import pytest
 import trustme
 
 from dockyard import __version__
-from dockyard.errors import BadUpstream, Unavailable, UpstreamTimeout
+from dockyard.errors import BadUpstream, RegistryError, Unavailable, UpstreamTimeout
 from dockyard.oci.reference import Digest, Tag
 from dockyard.upstream import transport as transport_module
 from dockyard.upstream.responses import UpstreamBlob
@@ -433,6 +433,47 @@ def test_408_on_a_new_connection_is_a_timeout(ward: Ward) -> None:
         with pytest.raises(UpstreamTimeout):
             ward.registry(at=server.url).head_manifest("lib/app", Tag("v1"))
         assert len(server.heads) == 1
+
+
+# URLs
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "/store/a%2fb?Policy=x|y&sig=ab%2Fcd",
+        "/a/./b/../c//d?e[1]=100%&f=%zz",
+        "/a?",
+        '/<x>^`{y}?"z"',
+    ],
+)
+@pytest.mark.parametrize("is_proxied", [False, True])
+def test_the_target_of_a_redirect_is_sent_as_it_came(ward: Ward, target: str, is_proxied: bool) -> None:  # noqa: FBT001
+    """A signature covers it. Through a proxy without a tunnel it is part of the whole URL."""
+    digest = Digest.parse(ward.fake_registry.add_blob(b"content"))
+    ward.fake_registry.on("blob", faults.redirected(target))
+    at = "http://registry.test:8080" if is_proxied else ""
+    registry = ward.registry(at=at, proxy=ward.fake_registry.url if is_proxied else "")
+    with pytest.raises(RegistryError):
+        registry.open_blob("lib/app", digest)
+    _, seen = ward.fake_registry.received()
+    assert seen.request.target == at + target
+    assert seen.request.header("Host") == (at.removeprefix("http://") or ward.fake_registry.authority)
+
+
+def test_a_redirect_cannot_inject_a_header(ward: Ward) -> None:
+    """A folded Location is one line with a space in it."""
+    blob = Digest.parse(ward.fake_registry.add_blob(b"content"))
+    folded = b"HTTP/1.1 307 Moved\r\nContent-Length: 0\r\nLocation: /a\r\n X-Injected: y\r\n\r\n"
+
+    def serve(connection: RawConnection) -> None:
+        while line := connection.receive_request():
+            connection.send(folded if "/blobs/" in line else response(b"", status=404))
+
+    with RawServer(serve) as server, contextlib.suppress(RegistryError):
+        ward.registry(at=server.url).open_blob("lib/app", blob)
+    assert server.request_lines[1:] == ["GET /a%20X-Injected:%20y HTTP/1.1"]
+    assert not [head for head in server.heads if b"\nX-Injected" in head]
 
 
 # TLS

@@ -3,7 +3,7 @@
 import pytest
 
 from dockyard.oci.origin import Origin
-from dockyard.upstream.urls import InvalidUrl, Url, is_in_host_list, parse_http_url, resolve_redirect
+from dockyard.upstream.urls import InvalidUrl, Url, is_in_host_list, parse_http_url, resolve, resolve_redirect
 
 HERE = Url(Origin("https", "registry.test", 443), "/v2/a/blobs/x?y=1")
 
@@ -89,8 +89,14 @@ def test_a_location_is_resolved_against_where_we_are(location: str, url: str) ->
         "file:///etc/passwd",
         "gopher:x",
         "https://u:p@cdn.test/",
-        "https://cdn.test/\u20ac",
-        "https://cdn.test/ x",
+        "https://cdn.test/\u20ac",  # not from a header
+        "https://cdn.test/\tx",
+        "https://cdn.test/a\r\nX: y",
+        "https://cdn.test/a\nX: y",
+        "https://cdn.test/\0",
+        "https://cdn.test/\x7f",
+        "https:/cdn.test/",
+        "https:cdn.test/",
         "/" + "a" * 65536,
         "//[",
     ],
@@ -99,6 +105,76 @@ def test_a_location_that_leads_astray_is_refused(location: str | None) -> None:
     """No location, no step down from https, no other scheme, no user names."""
     with pytest.raises(InvalidUrl):
         resolve_redirect(HERE, location)
+
+
+OPAQUE = [
+    "/a%2fb%2Fc?sig=ab%2fcd%2F",
+    "/a|b^c`d?x|y^z`",
+    "/a[1]?b[1]=c[2]&{d}",
+    "/100%?sig=100%&x=%zz&y=%",
+    "/a/./b/../c",
+    "/..",
+    "/../../a/./",
+    "//double//slash//",
+    "/%2e%2e/%2E/x",
+    "/a;b=c;d?e;f",
+    "/a?b?c??",
+    "/a?",
+    "/?",
+    "/a+b?c+d=%20",
+    "/a:b@c!$&'()*,=?d:e@f!$&'()*,=/~-._",
+    "/%C3%BC%c3%bc?%80",
+    '/<a>"b"?<c>"d"',
+    "/a\\b?c\\d",
+    "/sha256:0123?X-Amz-Credential=A/B/C&X-Amz-Signature=DEAD%3Dbeef",
+]
+
+
+@pytest.mark.parametrize("target", OPAQUE)
+def test_path_and_query_stay_byte_for_byte(target: str) -> None:
+    """A signature covers them: nothing is decoded, encoded, resolved or sorted."""
+    absolute = f"https://cdn.test:444{target}"
+    assert parse_http_url(absolute).target == target
+    assert resolve_redirect(HERE, absolute).target == target
+    assert resolve_redirect(HERE, f"//cdn.test{target}#fragment").target == target
+    if not target.startswith("//"):
+        assert resolve_redirect(HERE, target) == Url(HERE.origin, target)
+
+
+@pytest.mark.parametrize(
+    ("location", "target"),
+    [
+        ("/a b?c d", "/a%20b?c%20d"),
+        ("/ü".encode().decode("latin-1"), "/%C3%BC"),
+        ("/ü?ü".encode("latin-1").decode("latin-1"), "/%FC?%FC"),
+        ("https://cdn.test/%20 %C3\xbc", "/%20%20%C3%BC"),
+    ],
+)
+def test_what_cannot_be_in_a_request_line_is_encoded(location: str, target: str) -> None:
+    """Spaces and bytes outside ASCII, each for itself; what is encoded already stays."""
+    assert resolve_redirect(HERE, location).target == target
+
+
+@pytest.mark.parametrize(
+    ("reference", "target"),
+    [
+        ("x", "/b/c/x"),
+        ("./x", "/b/c/x"),
+        ("x/", "/b/c/x/"),
+        ("../x", "/b/x"),
+        ("../../../x", "/x"),
+        ("..", "/b/"),
+        (".", "/b/c/"),
+        ("x/./y/../z?q/../r", "/b/c/x/z?q/../r"),
+        ("?y", "/b/c/d;p?y"),
+        ("?", "/b/c/d;p?"),
+        ("#s", "/b/c/d;p?q"),
+        ("x%2f..", "/b/c/x%2f.."),
+    ],
+)
+def test_references_are_resolved_as_rfc_3986_says(reference: str, target: str) -> None:
+    """Dot segments mean something in a relative path only."""
+    assert resolve(Url(HERE.origin, "/b/c/d;p?q"), reference) == Url(HERE.origin, target)
 
 
 def test_from_plain_http_both_schemes_are_fine() -> None:
