@@ -65,6 +65,12 @@ ratelimit_remaining = Gauge(
     multiprocess_mode="mostrecent",
 )
 
+verified_bytes = Counter(
+    "dockyard_verified_bytes",
+    "Bytes of blobs in the local store that were hashed to verify them, by reason: use, scrub.",
+    ["reason"],
+)
+damaged_files = Counter("dockyard_damaged_files", "Damaged files found in the local store, by kind.", ["kind"])
 evicted_bytes = Counter("dockyard_evicted_bytes", "Bytes of blobs evicted from the local store.")
 published = Counter("dockyard_published", "Objects uploaded to the bucket, by outcome (done, failed).", ["outcome"])
 touched = Counter("dockyard_touched", "Objects in the bucket whose LastModified was renewed.")

@@ -25,6 +25,7 @@ from granian.server.mp import MPServer
 from dockyard import __version__, log, metrics
 from dockyard.config.settings import Settings
 from dockyard.s3 import make_base_url
+from dockyard.storage.verified_files import VerifiedFiles
 from dockyard.worker import (  # before the fork: workers start at once, and share the code's memory
     DRAINING,
     STOP_SIGNALS,
@@ -77,7 +78,6 @@ def _serve(settings: Settings) -> int:
     try:
         (run_directory / DRAINING).unlink(missing_ok=True)
         _check_port(host, settings.server.port)
-        unverified_before = _find_unverified_time(run_directory)
         _log_warnings(settings)
         server = Supervisor(settings, host, workers, run_directory)
         log.set_up(settings.logger)  # building Granian's server replaced it
@@ -89,24 +89,22 @@ def _serve(settings: Settings) -> int:
             storage=str(settings.storage.directory),
             upstreams=[upstream.prefix for upstream in settings.upstreams],
         )
+        load_app = functools.partial(_load_app, settings, workers, VerifiedFiles())
         try:
-            server.serve(
-                target_loader=functools.partial(_load_app, settings, workers, unverified_before), wrap_loader=False
-            )
+            server.serve(target_loader=load_app, wrap_loader=False)
         except SystemExit as exc:
             return int(exc.code or 0)
-        (run_directory / "clean").touch()
         logger.info("Dockyard has stopped")
         return 0
     finally:
         lock.release()
 
 
-def _load_app(settings: Settings, workers: int, unverified_before: float) -> Any:
+def _load_app(settings: Settings, workers: int, verified_files: VerifiedFiles) -> Any:
     """Build the application. Runs in the worker process."""
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     log.set_up(settings.logger)
-    return create_app(settings, workers, unverified_before, os.environ)
+    return create_app(settings, workers, verified_files, os.environ)
 
 
 class Supervisor(MPServer):
@@ -230,22 +228,6 @@ def _raise_connection_limit() -> int:
         soft = WANTED_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, WANTED_DESCRIPTORS)
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))  # workers inherit it
     return max(1, min(MAX_CONNECTIONS, (soft - RESERVED_DESCRIPTORS) // DESCRIPTORS_PER_CONNECTION))
-
-
-def _find_unverified_time(run_directory: Path) -> float:
-    """Return when the server was last started after an unclean stop; 0.0 if never.
-
-    Blobs that are older (seconds since the epoch) are verified before their first use.
-    """
-    suspect = run_directory / "suspect"
-    clean = run_directory / "clean"
-    started = run_directory / "started"
-    if started.exists() and not clean.exists():
-        logger.warning("Dockyard was not stopped cleanly: cached blobs are verified before their first use")
-        suspect.touch()
-    clean.unlink(missing_ok=True)
-    started.touch()
-    return suspect.stat().st_mtime if suspect.exists() else 0.0
 
 
 def _log_warnings(settings: Settings) -> None:

@@ -28,6 +28,7 @@ from dockyard.s3.publisher import Publisher
 from dockyard.storage.items import BlobItem, Item
 from dockyard.storage.keys import blob_root
 from dockyard.storage.local import RUN, LocalStore
+from dockyard.storage.verified_files import VerifiedFiles
 from dockyard.upstream.circuit_breaker import CircuitBreaker
 from dockyard.upstream.client import RegistryClient
 from dockyard.upstream.keychain import Keychain
@@ -58,13 +59,13 @@ STOP_SIGNALS = {signal.SIGTERM, signal.SIGINT}
 log = structlog.get_logger()
 
 
-def create_app(settings: Settings, shards: int, unverified_before: float, environ: Mapping[str, str]) -> OuterApp:
+def create_app(settings: Settings, shards: int, verified_files: VerifiedFiles, environ: Mapping[str, str]) -> OuterApp:
     """Build the ASGI application of one worker process.
 
-    `shards` is the number of workers. Blobs on disk that are older than `unverified_before` (seconds since the epoch)
-    are verified before their first use. Raises OSError when the storage directory cannot be used.
+    `shards` is the number of workers, which share `verified_files`. Raises OSError when the storage directory cannot be
+    used.
     """
-    worker = Worker(settings, shards, unverified_before, environ)
+    worker = Worker(settings, shards, verified_files, environ)
     services = web_app.Services(
         manifests=worker.manifests,
         tags=worker.tags,
@@ -82,7 +83,9 @@ def create_app(settings: Settings, shards: int, unverified_before: float, enviro
 class Worker:
     """The objects of one worker process, and its start and stop."""
 
-    def __init__(self, settings: Settings, shards: int, unverified_before: float, environ: Mapping[str, str]) -> None:
+    def __init__(
+        self, settings: Settings, shards: int, verified_files: VerifiedFiles, environ: Mapping[str, str]
+    ) -> None:
         storage, limits = settings.storage, settings.upstream
         directory = Path(storage.directory)
         self.settings = settings
@@ -94,7 +97,12 @@ class Worker:
         # Stores
         outbox = Outbox(directory / UNPUBLISHED)
         self.local_store = LocalStore(
-            directory, storage.prefix, storage.max_size, unverified_before, lambda blob: BlobItem(blob) in outbox
+            directory,
+            storage.prefix,
+            storage.max_size,
+            storage.verify,
+            verified_files,
+            lambda blob: BlobItem(blob) in outbox,
         )
         self.local_store.create_directories()
         self.s3 = S3Store(storage, environ) if storage.bucket else None
@@ -182,11 +190,8 @@ class Worker:
 
     async def _check_bucket(self, s3: S3Store) -> None:
         """Log what is wrong with the bucket, and abort uploads that a former process left."""
-        problems = await self.threads.bucket(s3.check)
-        for problem in problems:
+        for problem in await self.threads.bucket(s3.check):
             log.error("bucket check failed: serving continues, fix the bucket or its settings", reason=problem)
-        if not problems and (reason := await self.threads.bucket(s3.find_old_versions)):
-            log.warning("the bucket keeps old versions of objects: touches make it grow", reason=reason)
         with contextlib.suppress(S3Error):
             await self.threads.bucket(s3.abort_stale_uploads, STALE_UPLOAD_AGE_S)
 

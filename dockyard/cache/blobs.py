@@ -1,11 +1,12 @@
 """Blobs by digest. A request is answered by the first of these that applies:
 
 1. a download of the blob is running here: read from it                    joined
-2. the local store has it: read the file                                   hit
+2. the local store has it: read the file, which is verified if necessary   hit
 3. redirects are on and the bucket has it: the URL of it there             redirected
 4. start a download: fetch it, or follow the worker that does              miss
 """
 
+import os
 from collections.abc import Mapping
 from typing import Protocol
 
@@ -19,8 +20,8 @@ from dockyard.cache.threads import Threads
 from dockyard.oci.reference import Digest
 from dockyard.routing import Target
 from dockyard.s3 import ObjectInfo
+from dockyard.storage.blob_files import StoredBlob
 from dockyard.storage.items import BlobItem
-from dockyard.storage.local import StoredBlob
 
 REDIRECT_VALID_S = 1200
 
@@ -76,29 +77,38 @@ class Blobs:
         self._upstreams = upstreams
         self._threads = threads
         self._redirects = redirects
-        self._open_blobs = OpenBlobs(stores.local, threads)
+        self._open_blobs = OpenBlobs(stores.local.blobs, threads)
 
-    async def open(self, target: Target, digest: Digest) -> OpenedBlob | RedirectedBlob:
-        """Open a blob, fetching it if necessary. The caller closes the reader. Raises RegistryError."""
+    async def open(self, target: Target, digest: Digest, *, is_range: bool = False) -> OpenedBlob | RedirectedBlob:
+        """Open a blob, fetching it if necessary. The caller closes the reader. Raises RegistryError.
+
+        `is_range`: the response may end before the end of the blob, so that it must not start before a blob that is in
+        the local store is verified.
+        """
         running = self._downloads.find(digest)
         if running is None or running.is_complete:  # a running download is not in the local store yet
-            if blob := await self._open_stored(digest):
-                return OpenedBlob(FileReader(blob, self._threads), "hit")
-            if self._redirects and (url := await self._find_url(digest)):
+            blob = await self._open_stored(digest)
+            if blob and blob.is_verified:
+                return OpenedBlob(FileReader(blob, self._stores.local.blobs, self._threads), "hit")
+            if blob:
+                os.close(blob.fd)
+            elif self._redirects and (url := await self._find_url(digest)):
                 return RedirectedBlob(url)
         download, is_joined = self._downloads.join(target, digest)
         reader = DownloadReader(download, self._threads)
         try:
-            await reader.open()
+            await reader.open(is_range=is_range)
         except BaseException:
             reader.close()
             raise
+        if download.is_stored:
+            return OpenedBlob(reader, "hit")
         return OpenedBlob(reader, "joined" if is_joined else "miss")
 
     async def find_size(self, target: Target, digest: Digest) -> FoundSize:
         """Find the size of a blob without downloading it. Raises RegistryError."""
         if blob := await self._open_stored(digest):
-            FileReader(blob, self._threads).close()
+            os.close(blob.fd)
             return FoundSize(blob.size, "hit")
         download = self._downloads.find(digest)
         if download and download.size is not None and not download.error:

@@ -3,6 +3,7 @@
 The state follows this table:
 
     STARTING   no file yet: the owner is being asked, or the lock on the partial file is being taken
+    VERIFYING  the local store has the blob, and this worker hashes its file
     QUEUED     this worker will fetch the blob, when one of its download threads is free
     FETCHING   this worker fetches it
     FOLLOWING  another worker fetches it, and this one reads that worker's partial file
@@ -11,7 +12,9 @@ The state follows this table:
     STOPPED    this worker stops fetching, for a reason of its own: followers ask the next owner
 
 A wrong body never reaches its end: at most `size - TAIL_BYTES` is released before size and digest are verified, and
-nothing of a blob of up to MAX_SMALL_BYTES.
+nothing of a blob of up to MAX_SMALL_BYTES. Of a blob that is in the local store already (`is_stored`), nothing is
+released for MAX_VERIFY_WAIT_S: most are verified by then, and one that turns out to be damaged is fetched without a
+client noticing. When readers have got bytes of a damaged file, they fail; the others read what is fetched instead.
 """
 
 import asyncio
@@ -30,6 +33,7 @@ class State(StrEnum):
     """The states of a download; see the table above."""
 
     STARTING = "starting"
+    VERIFYING = "verifying"
     QUEUED = "queued"
     FETCHING = "fetching"
     FOLLOWING = "following"
@@ -40,10 +44,12 @@ class State(StrEnum):
 
 _FINAL: Final = frozenset({State.COMPLETE, State.FAILED, State.STOPPED})
 TRANSITIONS: Final[Mapping[State, frozenset[State]]] = {
-    State.STARTING: _FINAL | {State.QUEUED, State.FOLLOWING},
+    State.STARTING: _FINAL | {State.VERIFYING, State.QUEUED, State.FOLLOWING},
+    State.VERIFYING: _FINAL | {State.QUEUED},
     State.QUEUED: _FINAL | {State.FETCHING},
     State.FETCHING: _FINAL,
-    State.FOLLOWING: _FINAL | {State.FOLLOWING, State.QUEUED},  # the owner died: the next one, or this worker, goes on
+    # The owner died: the next one, or this worker, goes on.
+    State.FOLLOWING: _FINAL | {State.FOLLOWING, State.VERIFYING, State.QUEUED},
     State.COMPLETE: frozenset(),
     State.FAILED: frozenset(),
     State.STOPPED: frozenset(),
@@ -51,6 +57,7 @@ TRANSITIONS: Final[Mapping[State, frozenset[State]]] = {
 
 TAIL_BYTES = 32 * 1024
 MAX_SMALL_BYTES = 1024 * 1024
+MAX_VERIFY_WAIT_S = 1.0
 CHECK_INTERVAL_S = 30.0
 
 # Many readers of a slow download are not woken for every chunk: see _announce_progress.
@@ -73,10 +80,14 @@ class Download:
         self.error: RegistryError | None = None
         self.version = 0
         self.inode = 0
+        self.is_stored = False
+        self.file_number = 0  # counts the stored files whose bytes readers have got; they cannot go on with another one
+        self._is_stored_file_read = False
         self.partial_file: PartialFile | None = None  # None in a follower
         self._fd = -1
         self._previous_fds: list[int] = []
         self._readers: set[OverflowReader] = set()
+        self._verifying_since = 0.0
         self._is_ended = False
         self._waiters: set[asyncio.Future[None]] = set()
         self._is_progress_pending = False
@@ -116,9 +127,40 @@ class Download:
         """How many of the released bytes are in the partial file."""
         return self.released if self.overflow_start is None else min(self.released, self.overflow_start)
 
+    @property
+    def is_worked_on(self) -> bool:
+        """Whether this worker fetches or verifies the blob."""
+        return self.partial_file is not None or self.state is State.VERIFYING
+
+    def start_verifying(self, size: int) -> None:
+        """The local store has the blob, and this worker hashes its file of `size` bytes."""
+        self._enter(State.VERIFYING)
+        self.is_stored, self.size, self.released = True, size, 0
+        self._verifying_since = time.monotonic()
+        self._announce()
+
+    def report_hashed(self, fd: int, hashed_bytes: int) -> None:
+        """The first bytes of the file were hashed."""
+        if self.state is not State.VERIFYING or time.monotonic() - self._verifying_since < MAX_VERIFY_WAIT_S:
+            return
+        if not self.released:
+            self._use_file(os.dup(fd))
+        assert self.size is not None  # noqa: S101  for mypy
+        self.released = max(min(hashed_bytes, self.size - TAIL_BYTES), 0)
+        self._is_stored_file_read = True
+        self._announce_progress()
+
+    def drop_file(self) -> None:
+        """The stored file is damaged or gone: nothing of it may be read any more, and the blob is fetched."""
+        self._leave_stored_file()
+        self.is_stored, self.size, self.released = False, None, 0
+        self._announce()
+
     def queue(self, partial_file: PartialFile) -> None:
         """This worker fetches the blob into `partial_file`, as soon as a download thread is free."""
         self._enter(State.QUEUED)
+        if self.is_stored:
+            self.drop_file()
         self._use_file(os.dup(partial_file.fd) if partial_file.fd >= 0 else -1)
         self.partial_file = partial_file
         for reader in self._readers:
@@ -134,9 +176,12 @@ class Download:
         self._enter(State.FOLLOWING)
         self._use_file(fd)
 
-    def update(self, size: int | None, released: int) -> None:
+    def update(self, size: int | None, released: int, *, is_stored: bool = False) -> None:
         """Release more bytes, as the owner reports."""
-        self.size, self.released = size, released
+        if self.is_stored and not is_stored:
+            self.drop_file()
+        self.size, self.released, self.is_stored = size, released, is_stored
+        self._is_stored_file_read = self._is_stored_file_read or (is_stored and released > 0)
         self._announce_progress()
 
     def complete(self, size: int) -> None:
@@ -148,6 +193,7 @@ class Download:
     def complete_with(self, fd: int, size: int) -> None:
         """Read a complete file instead: the blob is in the local store already. Takes over `fd`."""
         self._use_file(fd)
+        self.is_stored = True
         self.complete(size)
 
     def fail(self, error: RegistryError) -> None:
@@ -186,25 +232,37 @@ class Download:
         self._is_ended = True
         self._close_if_unused()
 
-    async def wait_until_readable(self) -> int:
+    async def wait_until_readable(self, *, is_range: bool = False) -> int:
         """Wait until the response can start, and return the size in bytes.
 
-        That is when the size is known; for a small blob, when it is verified. Raises RegistryError.
+        That is when the size is known; for a small blob, and for a range of a stored one, when it is verified. Raises
+        RegistryError.
         """
         while True:
             if self.error:
                 raise self.error
-            if self.size is not None and (self.is_complete or self.size > MAX_SMALL_BYTES):
+            if self.size is not None and (self.is_complete or self._may_start(self.size, is_range=is_range)):
                 return self.size
             await self.wait_for_change()
 
-    async def wait_for_byte(self, position: int) -> tuple[int | None, int]:
+    def _may_start(self, size: int, *, is_range: bool) -> bool:
+        """Whether the response may start although the digest is not verified yet."""
+        if self.is_stored:
+            return self.released > 0 and not is_range
+        return size > MAX_SMALL_BYTES
+
+    async def wait_for_byte(self, position: int, file_number: int = 0) -> tuple[int | None, int]:
         """Wait until the byte at `position` is released.
 
-        Returns the file descriptor to read from and the number of bytes available from there; None as the descriptor
-        means that they are in memory (`read_memory`). Raises RegistryError.
+        `file_number` is that of the file whose bytes the reader has got. Returns the file descriptor to read from and
+        the number of bytes available from there; None as the descriptor means that they are in memory (`read_memory`).
+        Raises RegistryError.
         """
-        while self.released <= position:
+        while True:
+            if self.file_number != file_number:
+                raise Unavailable("a damaged cached blob was being sent", retry_after_s=1)
+            if self.released > position:
+                break
             if self.error:
                 raise self.error
             await self.wait_for_change()
@@ -217,7 +275,9 @@ class Download:
         return self.partial_file.read_overflow(position, max_bytes) if self.partial_file else b""
 
     async def wait_for_change(self, since: int | None = None) -> None:
-        """Wait until `version` is another than `since`, or than now. A queued download counts as changed now and then.
+        """Wait until `version` is another than `since`, or than now.
+
+        A download that is queued, or verified, counts as changed now and then.
 
         Raises UpstreamTimeout when nothing changes for NO_PROGRESS_TIMEOUT_S.
         """
@@ -279,7 +339,7 @@ class Download:
         self._check_timer = None
         if not self._waiters:
             return
-        if self.state is State.QUEUED:
+        if self.state in {State.QUEUED, State.VERIFYING}:
             self._announce()
         elif time.monotonic() - self._announced_at >= NO_PROGRESS_TIMEOUT_S:
             for waiter in self._waiters:
@@ -295,8 +355,15 @@ class Download:
     def _use_file(self, fd: int) -> None:
         if self._fd >= 0:
             self._previous_fds.append(self._fd)  # a reader's thread may be reading from it now
-        self._fd = fd
-        self.inode = os.fstat(fd).st_ino if fd >= 0 else 0
+        inode = os.fstat(fd).st_ino if fd >= 0 else 0
+        if inode != self.inode:
+            self._leave_stored_file()
+        self._fd, self.inode = fd, inode
+
+    def _leave_stored_file(self) -> None:
+        if self._is_stored_file_read:
+            self.file_number += 1
+            self._is_stored_file_read = False
 
     def _close_if_unused(self) -> None:
         if self._readers or not self._is_ended:

@@ -12,7 +12,8 @@ get the lock looks for the one that has it.
 """
 
 import asyncio
-from collections.abc import Coroutine, Mapping
+import os
+from collections.abc import Coroutine, Iterator, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -28,7 +29,7 @@ from dockyard.cache.threads import Threads
 from dockyard.errors import RegistryError
 from dockyard.oci.reference import Digest
 from dockyard.routing import Target
-from dockyard.storage.local import StoredBlob
+from dockyard.storage.blob_files import StoredBlob, read_in_chunks
 from dockyard.storage.partial_file import NoReadersLeft, PartialFile
 from dockyard.workers.messages import BlobRequest, NotDownloading, Repository
 from dockyard.workers.peers import PeerConnection, Peers, PeerUnavailable
@@ -52,6 +53,7 @@ class Downloads:
         self._damaged: set[Digest] = set()  # see BlobSources
         self._jobs: set[DownloadJob] = set()
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._is_stopping = False
 
     def find(self, digest: Digest) -> Download | None:
         """The download of a digest in this worker; None when there is none."""
@@ -61,7 +63,8 @@ class Downloads:
         """The download of a digest, started if there is none; True when there was one."""
         existing = self._downloads.get(digest)
         if existing and existing.is_joinable:
-            metrics.fills_joined.inc()
+            if not existing.is_stored:
+                metrics.fills_joined.inc()
             return existing, True
         download = self._downloads[digest] = Download(digest)
         self._start_task(self._run(download, target, existing))
@@ -71,7 +74,7 @@ class Downloads:
         """Report the progress of a download to another worker; it is started if there is none."""
         if request.only_running:
             download = self._downloads.get(request.digest)
-            if download is None or download.partial_file is None:
+            if download is None or not download.is_worked_on:
                 await connection.send(NotDownloading())
                 return
         else:
@@ -79,7 +82,8 @@ class Downloads:
         await report_progress(download, connection)
 
     def stop(self) -> None:
-        """Stop all downloads that this worker fetches."""
+        """Stop all downloads that this worker fetches or verifies."""
+        self._is_stopping = True
         for job in self._jobs:
             job.stop()
 
@@ -124,14 +128,26 @@ class Downloads:
             return download.continue_in_memory()
 
     async def _claim(self, download: Download, request: BlobRequest) -> PartialFile | None:
-        """Lock the partial file, or follow the worker that has the lock; None when the blob was followed to its end."""
+        """Lock the partial file, or follow the worker that has the lock.
+
+        Returns the partial file to fetch into; None when the blob was followed to its end, or is in the local store.
+        """
+        local = self._stores.local
         for _ in range(MAX_LOCK_ATTEMPTS):
-            claimed = await self._threads.disk(self._stores.local.claim_partial_file, download.digest)
-            if isinstance(claimed, StoredBlob):
-                download.complete_with(claimed.fd, claimed.size)
+            partial_file = await self._threads.disk(local.claim_partial_file, download.digest)
+            try:
+                stored = await self._open_stored(download, is_locked=partial_file is not None)
+            except BaseException:
+                if partial_file:
+                    partial_file.close()
+                raise
+            if stored:
+                if partial_file:
+                    partial_file.discard()
+                download.complete_with(stored.fd, stored.size)
                 return None
-            if claimed:
-                return claimed
+            if partial_file:
+                return partial_file
             for shard in self._peers.others:
                 with suppress(PeerUnavailable):
                     await self._follow(download, shard, request)
@@ -139,6 +155,42 @@ class Downloads:
             await asyncio.sleep(LOCK_RETRY_S)
         log.warning("partial file locked for too long: fetching without it", digest=str(download.digest))
         return PartialFile.in_memory(download.digest)
+
+    async def _open_stored(self, download: Download, *, is_locked: bool) -> StoredBlob | None:
+        """Open the blob in the local store; None when it is absent or damaged.
+
+        It is verified if necessary and if this worker has locked the partial file, so that one worker does it.
+        """
+        stored = await self._threads.disk(self._stores.local.blobs.open, download.digest)
+        if stored is None or stored.is_verified:
+            return stored
+        verified = None
+        try:
+            if is_locked:
+                verified = await self._verify(download, stored)
+        finally:
+            if verified is None:
+                os.close(stored.fd)
+        return verified
+
+    async def _verify(self, download: Download, stored: StoredBlob) -> StoredBlob | None:
+        """Hash a blob of the local store; None when it is damaged. Raises Stopped."""
+        loop = asyncio.get_running_loop()
+
+        def read_chunks(fd: int) -> Iterator[memoryview]:
+            hashed_bytes = 0
+            for chunk in read_in_chunks(fd):
+                if self._is_stopping:
+                    raise Stopped
+                yield chunk
+                hashed_bytes += len(chunk)
+                loop.call_soon_threadsafe(download.report_hashed, stored.fd, hashed_bytes)
+
+        download.start_verifying(stored.size)
+        verified = await self._threads.verify(self._stores.local.blobs.verify, stored, read_chunks)
+        if verified is None:
+            download.drop_file()
+        return verified
 
     async def _follow(self, download: Download, shard: int, request: BlobRequest) -> bool:
         return await follow(download, self._peers, shard, request, self._threads, self._stores.local.open_partial_file)

@@ -53,7 +53,9 @@ async def report_progress(download: Download, connection: PeerConnection) -> Non
                 return
             is_complete = download.is_complete and download.overflow_start is None
             await connection.send(
-                DownloadProgress(download.size, download.released_on_disk, download.inode, is_complete)
+                DownloadProgress(
+                    download.size, download.released_on_disk, download.inode, is_complete, download.is_stored
+                )
             )
             if is_complete:
                 return
@@ -100,7 +102,8 @@ async def follow(
                 if fd is None:
                     raise PeerUnavailable("its partial file is gone")
                 download.follow(fd)
+            download.is_stored = reply.is_stored
             if reply.is_complete and reply.size_bytes is not None:
                 download.complete(reply.size_bytes)
                 return True
-            download.update(reply.size_bytes, reply.released_bytes)
+            download.update(reply.size_bytes, reply.released_bytes, is_stored=reply.is_stored)

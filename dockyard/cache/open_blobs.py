@@ -5,7 +5,7 @@ import os
 
 from dockyard.cache.threads import Threads
 from dockyard.oci.reference import Digest
-from dockyard.storage.local import LocalStore, StoredBlob
+from dockyard.storage.blob_files import BlobFiles, StoredBlob
 
 MAX_OPEN_BLOBS = 64
 KEPT_OPEN_S = 2.0
@@ -18,19 +18,18 @@ class OpenBlobs:
     of an evicted blob is soon free.
     """
 
-    def __init__(self, store: LocalStore, threads: Threads) -> None:
-        self._store = store
+    def __init__(self, files: BlobFiles, threads: Threads) -> None:
+        self._files = files
         self._threads = threads
         self._open: dict[Digest, StoredBlob] = {}
 
     async def open(self, digest: Digest) -> StoredBlob | None:
         """Open a complete blob; None when it is not in the local store. The caller closes the descriptor."""
-        blob = self._open.get(digest)
-        if blob and os.fstat(blob.fd).st_nlink:  # it was not deleted
-            return StoredBlob(os.dup(blob.fd), blob.size)
-        blob = await self._threads.disk(self._store.open_blob, digest)
-        if blob and digest not in self._open and len(self._open) < MAX_OPEN_BLOBS:
-            self._open[digest] = kept = StoredBlob(os.dup(blob.fd), blob.size)
+        if (kept := self._open.get(digest)) and self._files.is_current(kept):
+            return _duplicate(kept)
+        blob = await self._threads.disk(self._files.open, digest)
+        if blob and blob.is_verified and digest not in self._open and len(self._open) < MAX_OPEN_BLOBS:
+            self._open[digest] = kept = _duplicate(blob)
             asyncio.get_running_loop().call_later(KEPT_OPEN_S, self._close, digest, kept)
         return blob
 
@@ -43,3 +42,7 @@ class OpenBlobs:
         if self._open.get(digest) is blob:
             del self._open[digest]
             os.close(blob.fd)
+
+
+def _duplicate(blob: StoredBlob) -> StoredBlob:
+    return StoredBlob(blob.digest, os.dup(blob.fd), blob.fingerprint, blob.is_verified)

@@ -7,10 +7,15 @@ import errno
 import os
 from typing import Protocol
 
-from dockyard.cache.download import Download
+from dockyard.cache.download import TAIL_BYTES, Download
 from dockyard.cache.threads import Threads
 from dockyard.errors import Unavailable
-from dockyard.storage.local import StoredBlob
+from dockyard.storage.blob_files import BlobFiles, StoredBlob
+
+# Before the last bytes of a complete blob are sent, and after this many, it is checked that the file did not change.
+# Fewer bytes than MAX_LAST_BYTES are sent at once.
+MAX_BYTES_BETWEEN_CHECKS = 16 * 1024 * 1024
+MAX_LAST_BYTES = 1024 * 1024
 
 
 class Reader(Protocol):
@@ -36,26 +41,47 @@ class Reader(Protocol):
 
 
 class FileReader:
-    """Reads a complete blob of the local store."""
+    """Reads a complete, verified blob of the local store.
 
-    def __init__(self, blob: StoredBlob, threads: Threads) -> None:
+    A file that is changed while it is read is verified again, and its last bytes are withheld until then.
+    """
+
+    def __init__(self, blob: StoredBlob, files: BlobFiles, threads: Threads) -> None:
         self.size = blob.size
-        self._fd = blob.fd
+        self._blob = blob
+        self._files = files
         self._threads = threads
+        self._is_open = True
 
     async def find(self, position: int) -> tuple[int | None, int]:
         """See Reader."""
-        return self._fd, self.size - position
+        await self._check()
+        left = self.size - position
+        if left > MAX_LAST_BYTES:
+            left = min(left - TAIL_BYTES, MAX_BYTES_BETWEEN_CHECKS)
+        return self._blob.fd, left
 
     async def read_into(self, buffer: bytearray, position: int, amount: int) -> int:
         """See Reader."""
-        return await _read(self._fd, buffer, position, amount, self._threads)
+        count = await _read(self._blob.fd, buffer, position, amount, self._threads)
+        await self._check()
+        return count
 
     def close(self) -> None:
         """See Reader."""
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+        if self._is_open:
+            self._is_open = False
+            os.close(self._blob.fd)
+
+    async def _check(self) -> None:
+        """Raise Unavailable when the file was changed and does not have its digest any more."""
+        if self._files.is_unchanged(self._blob):
+            return
+        verified = await self._threads.verify(self._files.verify, self._blob)
+        if verified is None:
+            is_shorter = os.fstat(self._blob.fd).st_size < self.size
+            raise Unavailable(f"a cached blob {'ended early' if is_shorter else 'was changed while it was sent'}")
+        self._blob = verified
 
 
 class DownloadReader:
@@ -64,19 +90,21 @@ class DownloadReader:
     def __init__(self, download: Download, threads: Threads) -> None:
         self.size = 0
         self.position = 0
+        self._file_number = 0
         self._download = download
         self._is_open = True
         self._threads = threads
         download.attach(self)
 
-    async def open(self) -> None:
-        """Wait until the response can start. Raises RegistryError."""
-        self.size = await self._download.wait_until_readable()
+    async def open(self, *, is_range: bool = False) -> None:
+        """Wait until the response can start; `is_range` as in Blobs.open. Raises RegistryError."""
+        self.size = await self._download.wait_until_readable(is_range=is_range)
+        self._file_number = self._download.file_number
 
     async def find(self, position: int) -> tuple[int | None, int]:
         """See Reader."""
         self.position = position
-        return await self._download.wait_for_byte(position)
+        return await self._download.wait_for_byte(position, self._file_number)
 
     async def read_into(self, buffer: bytearray, position: int, amount: int) -> int:
         """See Reader."""

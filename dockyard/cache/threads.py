@@ -1,13 +1,14 @@
 """The threads of a worker: the one crossing between the event loop and code that blocks.
 
-One bounded pool for each kind of work: short operations on the local store, and reads from the bucket. For upstreams
+One bounded pool for each kind of work: short operations on the local store, verifying large blobs in it, and reads from
+the bucket. For upstreams
 there is a pool for each upstream and kind of work, so that an upstream that hangs cannot use up the threads of another.
 Within such a pool the repositories take turns, and one repository gets at most three quarters of the threads: a
 repository that hangs delays the others of its upstream only a little.
 
 Threads start when they are first needed, so an upstream without requests has none. A worker has at most
-MAX_DISK_THREADS + MAX_BUCKET_THREADS threads, and for each upstream MAX_UPSTREAM_THREADS + MAX_LIST_THREADS +
-MAX_DOWNLOAD_THREADS.
+MAX_DISK_THREADS + MAX_VERIFY_THREADS + MAX_BUCKET_THREADS threads, and for each upstream MAX_UPSTREAM_THREADS +
+MAX_LIST_THREADS + MAX_DOWNLOAD_THREADS.
 """
 
 import asyncio
@@ -21,6 +22,7 @@ from dockyard.errors import UpstreamTimeout
 from dockyard.routing import Target
 
 MAX_DISK_THREADS = 8
+MAX_VERIFY_THREADS = 8
 MAX_BUCKET_THREADS = 16
 # For each upstream:
 MAX_UPSTREAM_THREADS = 32
@@ -38,12 +40,17 @@ class Threads:
 
     def __init__(self) -> None:
         self._disk = ThreadPoolExecutor(MAX_DISK_THREADS, "disk")
+        self._verify = ThreadPoolExecutor(MAX_VERIFY_THREADS, "verify")
         self._bucket = ThreadPoolExecutor(MAX_BUCKET_THREADS, "bucket")
         self._pools: dict[tuple[str, str], _FairPool] = {}
 
     async def disk(self, call: Callable[..., T], *args: object) -> T:
         """Run a short call that uses the local store."""
         return await asyncio.get_running_loop().run_in_executor(self._disk, call, *args)
+
+    async def verify(self, call: Callable[..., T], *args: object) -> T:
+        """Hash a large file of the local store. Calls beyond the number of threads are queued without a time limit."""
+        return await asyncio.get_running_loop().run_in_executor(self._verify, call, *args)
 
     async def bucket(self, call: Callable[..., T], *args: object) -> T:
         """Run one operation of the bucket. The call limits its own time."""
@@ -70,6 +77,7 @@ class Threads:
     def close(self) -> None:
         """Start no more calls. Stop the calls in progress before."""
         self._disk.shutdown(wait=False, cancel_futures=True)
+        self._verify.shutdown(wait=False, cancel_futures=True)
         self._bucket.shutdown(wait=False, cancel_futures=True)
         for pool in self._pools.values():
             pool.close()

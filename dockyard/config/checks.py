@@ -9,7 +9,7 @@ from typing import get_args
 
 from dockyard.config.certificates import check_authorities, check_key_pair, check_readable
 from dockyard.config.hosts import check_proxy, parse_authority, parse_host, parse_registry
-from dockyard.config.settings import DAY_S, Auth, LoggerSettings, ServerSettings, Settings, StorageSettings, Upstream
+from dockyard.config.settings import DAY_S, Auth, LoggerSettings, ServerSettings, Settings, Upstream
 from dockyard.config.types import AuthType
 from dockyard.errors import NameInvalid
 from dockyard.oci.reference import Name
@@ -24,7 +24,6 @@ def find_errors(settings: Settings) -> Iterator[tuple[str, str]]:
     prefix = settings.storage.prefix
     if prefix and {"", ".", ".."}.intersection(prefix.removesuffix("/").split("/")):
         yield "storage.prefix", "must be a path such as cache/, without a leading / and without . or .. in it"
-    yield from _key_errors(settings.storage)
     for name in ("check_timeout", "connect_timeout", "stall_timeout"):
         if getattr(settings.upstream, name) > DAY_S:
             yield f"upstream.{name}", "must be 24h or less"
@@ -86,15 +85,6 @@ def _tls_errors(certfile: str, keyfile: str) -> Iterator[tuple[str, str]]:
     errors = [(key, "is required when server.tls is true") for key, path in files.items() if not path]
     errors += [error for key, path in files.items() if path for error in _check(key, check_readable, path)]
     yield from errors or _check("server.keyfile", partial(check_key_pair, certfile), keyfile)
-
-
-def _key_errors(storage: StorageSettings) -> Iterator[tuple[str, str]]:
-    """Without this, half a pair would be replaced by the credentials of somebody else from the environment."""
-    hint = "set both keys, or none to use the AWS credential chain"
-    if storage.access_key and not storage.secret_key:
-        yield "storage.secret_key", f"is required when storage.access_key is set: {hint}"
-    if storage.secret_key and not storage.access_key:
-        yield "storage.access_key", f"is required when storage.secret_key is set: {hint}"
 
 
 def _upstream_errors(key: str, upstream: Upstream) -> Iterator[tuple[str, str]]:

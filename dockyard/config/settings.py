@@ -15,12 +15,11 @@ import attrs
 
 from dockyard.config.hosts import hide_userinfo, parse_registry
 from dockyard.config.reader import DEFAULT_TEXT, NOT_A_KEY
-from dockyard.config.types import AuthType, Bytes, Encoding, Level, ProxyUrl, Seconds, Secret
+from dockyard.config.types import AuthType, Bytes, Encoding, Level, ProxyUrl, Seconds, Secret, Verify
 from dockyard.oci.origin import Origin
 
 DAY_S = 24 * 3600.0
 MIN_RESPONSE_TIMEOUT_S = 10.0
-DEFAULT_REGION = "us-east-1"
 
 
 @attrs.frozen
@@ -87,28 +86,22 @@ def user_cache_directory(environ: Mapping[str, str]) -> Path:
     return base / "dockyard"
 
 
-def aws_region(environ: Mapping[str, str]) -> str:
-    """The region when `storage.region` is not set: of the variables that the AWS tools read, else the default."""
-    return environ.get("AWS_REGION") or environ.get("AWS_DEFAULT_REGION") or DEFAULT_REGION
-
-
 @attrs.frozen
 class StorageSettings:
     """The local store, and the S3 bucket behind it when `storage.bucket` is set."""
 
     endpoint: str = ""
     """S3 endpoint as `host[:port]`, without a scheme. Empty: AWS."""
-    region: str = DEFAULT_REGION
-    """Region of the S3 bucket. Not set or empty: `AWS_REGION`, then `AWS_DEFAULT_REGION`, then the default."""
+    region: str = "us-east-1"
+    """Region of the S3 bucket."""
     bucket: str = ""
     """Name of the S3 bucket, which must exist. Empty: no S3, the local store is all there is."""
     prefix: str = "cache/"
     """What the key of every object begins with, in the local store and in the bucket."""
     access_key: str = ""
-    """S3 access key. Empty: the AWS credential chain (environment, shared files, IRSA, Pod Identity, ECS, EC2).
-    Either both keys are set or none."""
+    """S3 access key. Empty: the AWS credential chain (environment, shared files, IRSA, Pod Identity, ECS, EC2)."""
     secret_key: Secret = Secret()
-    """S3 secret key. Either both keys are set or none."""
+    """S3 secret key. Empty: as for `storage.access_key`."""
     use_ssl: bool = False
     """Connect to the S3 endpoint by HTTPS. AWS is always reached by HTTPS."""
     force_path_style: bool = False
@@ -123,6 +116,11 @@ class StorageSettings:
     that is set, and `/var/cache/dockyard` for users without a home directory."""
     max_size: Bytes = 50 * 2**30
     """Limit for the blobs in the local store. Above it, the least recently used are removed. 0: no limit."""
+    verify: Verify = "start"
+    """When the digest of a blob in the local store is verified before it is sent. `start`: at its first use after the
+    server has started, and at its first use after its file has changed. `always`: at every use, which hashes all bytes
+    that are sent. `never`: not at all, for file systems that verify checksums themselves (ZFS, btrfs). Manifests are
+    always verified."""
     redirect: bool = False
     """Redirect clients to the bucket (307 with a presigned URL) for blobs that are in the bucket only."""
 

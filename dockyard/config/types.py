@@ -21,6 +21,7 @@ Bytes = Annotated[int, "written as a size"]
 ProxyUrl = Annotated[str, "may hold a password"]
 Level = Literal["debug", "info", "warn", "error"]
 Encoding = Literal["console", "json"]
+Verify = Literal["always", "start", "never"]
 AuthType = Literal["anonymous", "basic", "bearer", "keychain"]
 
 
@@ -54,7 +55,7 @@ def converter() -> cattrs.Converter:
     _register(hooks, int, lambda text: _parse_int(text.strip()), int)
     _register(hooks, bool, lambda text: _parse_bool(text.strip().lower()), bool)
     _register(hooks, tuple[str, ...], _parse_list, list)
-    for choices in (Level, Encoding):
+    for choices in (Level, Encoding, Verify):
         _register(hooks, choices, functools.partial(_parse_choice, get_args(choices)), str)
     _register(hooks, AuthType, _parse_auth_type, str)
     return hooks

@@ -16,7 +16,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 
 import structlog
 from cachetools import TTLCache
@@ -130,7 +129,7 @@ class Publisher:
     def _stream(self, s3: S3Store, partial_file: PartialFile, size: int, fd: int) -> None:
         item = BlobItem(partial_file.digest)
         try:
-            s3.publish_blob(partial_file.digest, size, partial(_read_partial_file, partial_file, fd, size))
+            s3.publish_blob(partial_file.digest, size, _read_partial_file(partial_file, fd, size))
             self._mark_published(item)
         except SourceEnded:
             pass
@@ -146,9 +145,9 @@ class Publisher:
     def _upload(self, s3: S3Store, item: Item) -> None:
         """Upload an item from the local store, or remove it from the outbox when it is not there."""
         match item:
-            case BlobItem(digest) if blob := self._local.open_blob(digest):
+            case BlobItem(digest) if blob := self._local.blobs.open_verified(digest):
                 try:
-                    s3.publish_blob(digest, blob.size, partial(_read_file, blob.fd, blob.size))
+                    s3.publish_blob(digest, blob.size, _read_file(blob.fd, blob.size))
                 finally:
                     os.close(blob.fd)
             case ManifestItem(name, digest) if manifest := self._read_manifest(item):
@@ -284,11 +283,9 @@ def _read_from_bucket(s3: S3Store, item: ManifestItem) -> Manifest | None:
         return None
 
 
-def _read_partial_file(partial_file: PartialFile, fd: int, size: int, position: int) -> Iterator[bytes]:
-    """Yield the bytes of a partial file from `position` on as they are received; the last one after verification.
-
-    Raises SourceEnded.
-    """
+def _read_partial_file(partial_file: PartialFile, fd: int, size: int) -> Iterator[bytes]:
+    """Yield the bytes of a partial file as they are received; the last one after verification. Raises SourceEnded."""
+    position = 0
     while position < size:
         end = partial_file.wait_for_bytes_after(position)
         if end is None:
@@ -297,7 +294,7 @@ def _read_partial_file(partial_file: PartialFile, fd: int, size: int, position: 
         position = end
 
 
-def _read_file(fd: int, end: int, position: int) -> Iterator[bytes]:
+def _read_file(fd: int, end: int, position: int = 0) -> Iterator[bytes]:
     """Yield the bytes of a file from `position` to `end`. Raises SourceEnded when the file is shorter."""
     while position < end:
         chunk = os.pread(fd, min(CHUNK_BYTES, end - position), position)

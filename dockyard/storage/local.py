@@ -3,9 +3,6 @@
 A file is either complete or absent: it is written elsewhere in the directory, synced, and renamed. The access time of a
 blob's file is its last use; it is set here, so that the size cap can evict the least recently used blobs whatever the
 mount options are.
-
-After an unclean shutdown, each blob that was there before is hashed before its first use. The change time of a file
-(`st_ctime`) tells which ones: it cannot be set, and verifying a blob updates it.
 """
 
 import contextlib
@@ -18,33 +15,28 @@ from pathlib import Path
 import attrs
 import structlog
 
+from dockyard.config.types import Verify
 from dockyard.errors import DigestInvalid
 from dockyard.oci.reference import Digest, Name, Tag
 from dockyard.storage import keys
 from dockyard.storage.atomic_write import lock_directory, sync_directory, write_atomically
+from dockyard.storage.blob_files import BlobFiles
 from dockyard.storage.eviction import SizeCap
-from dockyard.storage.file_times import age_of, record_use
+from dockyard.storage.file_times import age_of
 from dockyard.storage.items import BlobItem, Item, ManifestItem, TagItem
 from dockyard.storage.partial_file import PartialFile
 from dockyard.storage.touch_times import TouchTimes
+from dockyard.storage.verified_files import VerifiedFiles
 
 PARTIAL = "partial"
 RUN = "run"
 # A temporary file that is older was left by a dead process.
 MAX_TEMPORARY_FILE_AGE_S = 60.0
-_HASH_CHUNK_BYTES = 1024 * 1024
-_EMPTY_BLOBS = {str(Digest.of(b"")), str(Digest.of(b"", "sha512"))}
+# Manifests and lists are smaller. A file that is larger is damaged, and must not fill the memory.
+MAX_OBJECT_BYTES = 16 * 1024 * 1024
 _ERRORS_OF_ABSENT_FILES = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG}
 
 log = structlog.get_logger()
-
-
-@attrs.frozen
-class StoredBlob:
-    """A complete blob, open for reading. The caller closes `fd`."""
-
-    fd: int
-    size: int
 
 
 @attrs.frozen
@@ -67,8 +59,8 @@ class LocalStore:
     """Blobs, manifests, tag pointers and lists under one directory.
 
     `max_size` (bytes, 0 = none) caps the blobs; manifests, tags and lists are small and are not evicted.
-    `unverified_before` (seconds since the epoch): a blob whose file has not changed since then is verified before its
-    first use. `is_protected(digest)` returns whether a blob is still to be published, so that it must not be evicted.
+    `verify` and `verified_files`: see `blob_files`; all workers share one table. `is_protected(digest)` returns whether
+    a blob is still to be published, so that it must not be evicted.
 
     All methods block. A disk error is logged and treated as a miss, or as a write that did not happen.
     """
@@ -78,60 +70,36 @@ class LocalStore:
         directory: Path,
         prefix: str,
         max_size: int,
-        unverified_before: float = 0.0,
+        verify: Verify = "start",
+        verified_files: VerifiedFiles | None = None,
         is_protected: Callable[[Digest], bool] = lambda _: False,
     ) -> None:
         self.directory = directory
         self._prefix = prefix
-        self._unverified_before = unverified_before
         self._is_protected = is_protected
         partial, run = directory / PARTIAL, directory / RUN
         self.size_cap = SizeCap(self._path(keys.blob_root(prefix)), partial, run / "evict.lock", max_size, is_protected)
-        self.touch_times = TouchTimes(lambda item: self._path(self.key(item)), run / "touched")
+        verified_files = verified_files or VerifiedFiles()
+        self.blobs = BlobFiles(
+            self._path(keys.blob_root(prefix)),
+            lambda digest: self._path(keys.blob_key(prefix, digest)),
+            verify,
+            verified_files,
+        )
+        self.touch_times = TouchTimes(lambda item: self._path(self.key(item)), run / "touched", verified_files)
 
     # Blobs
 
-    def open_blob(self, digest: Digest) -> StoredBlob | None:
-        """Open a complete blob and record its use; None when it is absent or damaged. A damaged one is deleted."""
-        path = self._path(keys.blob_key(self._prefix, digest))
-        try:
-            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError as exc:
-            _log_unless_absent("cannot open a cached blob", digest, exc)
-            return None
-        try:
-            found = os.fstat(fd)
-            if found.st_ctime < self._unverified_before or (not found.st_size and str(digest) not in _EMPTY_BLOBS):
-                if not _has_digest(fd, digest):
-                    log.warning("a cached blob was damaged and is fetched again", digest=str(digest))
-                    path.unlink(missing_ok=True)
-                    os.close(fd)
-                    return None
-                with contextlib.suppress(OSError):  # a file of another user: it is verified again
-                    os.utime(fd, (time.time(), found.st_mtime))
-            else:
-                record_use(fd, found)
-        except OSError as exc:
-            log.warning("cannot read a cached blob", digest=str(digest), error=exc.strerror)
-            os.close(fd)
-            return None
-        return StoredBlob(fd, found.st_size)
+    def claim_partial_file(self, digest: Digest) -> PartialFile | None:
+        """Open and lock the partial file of a blob; None when another process is writing or verifying it.
 
-    def claim_partial_file(self, digest: Digest) -> PartialFile | StoredBlob | None:
-        """Open and lock the partial file of a blob; None when another process is writing it.
-
-        When another process has completed the blob meanwhile, open that. When no file can be created, the partial file
-        is in memory.
+        When no file can be created, the partial file is in memory.
         """
         try:
-            partial_file = PartialFile.claim(digest, self._partial_path(digest), self.size_cap.free_disk_space)
+            return PartialFile.claim(digest, self._partial_path(digest), self.size_cap.free_disk_space)
         except OSError as exc:
             log.warning("cannot create a partial file, serving without it", digest=str(digest), error=exc.strerror)
-            partial_file = PartialFile.in_memory(digest)
-        stored = self.open_blob(digest)
-        if stored and partial_file:
-            partial_file.discard()
-        return stored or partial_file
+            return PartialFile.in_memory(digest)
 
     def open_partial_file(self, digest: Digest, inode: int) -> int | None:
         """Open the file that another worker writes, partial or already complete; None when it is neither.
@@ -170,6 +138,7 @@ class LocalStore:
             os.fsync(partial_file.fd)
             path.parent.mkdir(parents=True, exist_ok=True)
             partial_file.path.rename(path)
+            self.blobs.add_verified(partial_file.digest, partial_file.fd, partial_file.received_bytes)
             sync_directory(path.parent)
         except OSError as exc:
             log.warning("cannot store a blob", digest=str(partial_file.digest), error=exc.strerror)
@@ -190,7 +159,7 @@ class LocalStore:
         """Read the pointer of a tag; None when it is absent or unreadable."""
         path = self._path(keys.tag_key(self._prefix, name, tag))
         try:
-            text = path.read_text("ascii")
+            text = _read_file(path).decode("ascii")
             return Pointer(Digest.parse(text.strip()), path.stat().st_mtime)
         except OSError as exc:
             _log_unless_absent("cannot read a tag pointer", tag, exc)
@@ -235,7 +204,7 @@ class LocalStore:
         """Read the last list that was written; None when it is absent."""
         path = self._path(keys.list_key(self._prefix, name, subject))
         try:
-            return StoredList(path.read_bytes(), path.stat().st_mtime)
+            return StoredList(_read_file(path), path.stat().st_mtime)
         except OSError as exc:
             _log_unless_absent("cannot read a list", name, exc)
             return None
@@ -298,7 +267,7 @@ class LocalStore:
 
     def _read(self, key: str) -> bytes | None:
         try:
-            return self._path(key).read_bytes()
+            return _read_file(self._path(key))
         except OSError as exc:
             _log_unless_absent("cannot read a cached object", key, exc)
             return None
@@ -310,13 +279,10 @@ class LocalStore:
             log.warning("cannot store an object", key=key, error=exc.strerror)
 
 
-def _has_digest(fd: int, digest: Digest) -> bool:
-    hasher = digest.hasher()
-    offset = 0
-    while chunk := os.pread(fd, _HASH_CHUNK_BYTES, offset):
-        hasher.update(chunk)
-        offset += len(chunk)
-    return digest.matches(hasher)
+def _read_file(path: Path) -> bytes:
+    """Read a file, at most MAX_OBJECT_BYTES of it. Does not wait for the writer of a named pipe. Raises OSError."""
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+        return file.read(MAX_OBJECT_BYTES)
 
 
 def _log_unless_absent(event: str, name: object, exc: OSError) -> None:

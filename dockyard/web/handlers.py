@@ -106,7 +106,7 @@ class BlobEndpoint:
         record = start_record(req, "blob", name, reference)
         digest = Digest.parse(reference)
         target = route_request(req, resp, self._router, path_prefix, name)
-        opened = await self._blobs.open(target, digest)
+        opened = await self._blobs.open(target, digest, is_range=req.get_header("Range") is not None)
         if isinstance(opened, RedirectedBlob):
             record.how = "redirected"
             resp.status = falcon.HTTP_307

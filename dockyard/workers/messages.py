@@ -105,13 +105,15 @@ class DownloadProgress:
     """How far a download is.
 
     `size_bytes` is None while it is unknown. The first `released_bytes` of the partial file with this inode may be
-    read; `is_complete` says that size and digest were verified.
+    read; `is_complete` says that size and digest were verified, `is_stored` that the file is in the local store already
+    and is being verified.
     """
 
     size_bytes: int | None
     released_bytes: int
     inode: int
     is_complete: bool
+    is_stored: bool = False
 
 
 @attrs.frozen

@@ -20,7 +20,10 @@ from tests.support.paths import ROOT
 
 # What only works in memory, or on a descriptor that is open already.
 IN_MEMORY = {
+    "BlobFiles.is_current",
+    "BlobFiles.is_unchanged",
     "LocalStore.key",
+    "VerifiedFiles.has",
     "PartialFile.attach",
     "PartialFile.detach",
     "PartialFile.read_overflow",
@@ -80,9 +83,16 @@ def install(report_file: str, storage: str) -> None:
 def guard_storage(report: Callable[[str], object]) -> None:
     """Wrap the functions of the stores so that a call on the event loop is reported."""
     from dockyard.s3 import outbox, publisher, store  # noqa: PLC0415  only in the guarded process
-    from dockyard.storage import eviction, local, partial_file, touch_times  # noqa: PLC0415
+    from dockyard.storage import (  # noqa: PLC0415
+        blob_files,
+        eviction,
+        local,
+        partial_file,
+        touch_times,
+        verified_files,
+    )
 
-    for module in (eviction, local, partial_file, touch_times, outbox, publisher, store):
+    for module in (blob_files, eviction, local, partial_file, touch_times, verified_files, outbox, publisher, store):
         _guard_module(module, report)
 
 

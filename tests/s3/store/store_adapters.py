@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Protocol
 
@@ -55,7 +55,6 @@ class LocalStoreAdapter:
 
     def publish(self, digest: Digest, size: int, chunks: Iterable[bytes]) -> None:
         path = self._directory / PARTIAL / str(digest).replace(":", "-")
-        # Not LocalStore.claim_partial_file: it would return the stored blob of a digest that is published again.
         partial_file = PartialFile.claim(digest, path, lambda _: False)
         if partial_file is None:
             return  # another thread is writing it
@@ -70,7 +69,7 @@ class LocalStoreAdapter:
             raise
 
     def read(self, digest: Digest, start: int = 0) -> bytes | None:
-        stored = self._store.open_blob(digest)
+        stored = self._store.blobs.open_verified(digest)
         if stored is None:
             return None
         with open(stored.fd, "rb") as file:
@@ -109,7 +108,7 @@ class S3StoreAdapter:
         self._s3 = s3
 
     def publish(self, digest: Digest, size: int, chunks: Iterable[bytes]) -> None:
-        self._s3.publish_blob(digest, size, reader(chunks))
+        self._s3.publish_blob(digest, size, iter(chunks))
 
     def read(self, digest: Digest, start: int = 0) -> bytes | None:
         body = self._s3.open_blob(digest, start)
@@ -141,18 +140,6 @@ class S3StoreAdapter:
     def get_raw(self, key: str) -> bytes | None:
         response = self._s3._client.request("get raw", "GET", key, max_bytes=2**30)
         return response.body if response else None
-
-
-def reader(chunks: Iterable[bytes]) -> Callable[[int], Iterator[bytes]]:
-    """Return the function from which `S3Store.publish_blob` reads these chunks."""
-
-    def read(start: int) -> Iterator[bytes]:
-        for chunk in chunks:
-            if start < len(chunk):
-                yield chunk[start:]
-            start = max(start - len(chunk), 0)
-
-    return read
 
 
 def pieces(body: bytes, length: int = 256 * 1024) -> list[bytes]:

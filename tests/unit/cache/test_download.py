@@ -128,6 +128,7 @@ async def test_only_the_transitions_of_the_table_are_possible(state: State, to: 
     download = download_with(0)
     download.state = state
     change = {
+        State.VERIFYING: lambda: download.start_verifying(SIZE),
         State.FETCHING: lambda: download._enter(State.FETCHING),
         State.FOLLOWING: lambda: download.follow(-1),
         State.COMPLETE: lambda: download.complete(SIZE),

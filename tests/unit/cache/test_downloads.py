@@ -27,6 +27,7 @@ from dockyard.s3.outbox import Outbox
 from dockyard.s3.publisher import Publisher
 from dockyard.storage import partial_file as partial_file_module
 from dockyard.storage.local import LocalStore
+from dockyard.storage.verified_files import VerifiedFiles
 from dockyard.workers.messages import BlobRequest, PeerRequest
 from dockyard.workers.peers import Handler, PeerConnection, Peers
 from dockyard.workers.rendezvous import owners
@@ -111,10 +112,11 @@ class Workers:
         self.upstream = FakeUpstream()
         self.directory = directory
         self.all: list[Worker] = []
+        self.verified_files = VerifiedFiles()
 
     async def start(self, count: int) -> None:
         for shard in owners(str(DIGEST), count):
-            store = LocalStore(self.directory, "cache/", 0)
+            store = LocalStore(self.directory, "cache/", 0, "start", self.verified_files)
             store.create_directories()
             peers, threads = Peers(self.directory / "run", count), Threads()
             publisher = Publisher(store, None, Outbox(self.directory / "unpublished"), 0, lambda _: True)

@@ -23,9 +23,9 @@ def store(tmp_path: Path) -> LocalStore:
     return make_store(tmp_path)
 
 
-def make_store(directory: Path, max_size: int = 0, unverified_before: float = 0.0) -> LocalStore:
+def make_store(directory: Path, max_size: int = 0) -> LocalStore:
     """Create a store in a directory."""
-    store = LocalStore(directory, "cache/", max_size, unverified_before)
+    store = LocalStore(directory, "cache/", max_size)
     store.create_directories()
     return store
 
@@ -42,7 +42,7 @@ def add_blob(store: LocalStore, body: bytes) -> Digest:
 
 def read(store: LocalStore, digest: Digest) -> bytes | None:
     """Read a whole blob."""
-    stored = store.open_blob(digest)
+    stored = store.blobs.open(digest)
     if stored is None:
         return None
     with open(stored.fd, "rb") as file:
@@ -66,38 +66,12 @@ def test_a_committed_blob_is_read_back(store: LocalStore) -> None:
 
 def test_an_unknown_blob_is_a_miss(store: LocalStore) -> None:
     """An absent blob is not an error."""
-    assert store.open_blob(Digest.of(b"never seen")) is None
+    assert store.blobs.open(Digest.of(b"never seen")) is None
 
 
 def test_the_empty_blob_is_a_blob(store: LocalStore) -> None:
     """A file of zero bytes has the digest of the empty blob."""
     assert read(store, add_blob(store, b"")) == b""
-
-
-def test_an_emptied_file_is_a_miss(store: LocalStore) -> None:
-    """A file of zero bytes for any other digest is damage, and is deleted."""
-    digest = add_blob(store, b"layer")
-    path_of(store, digest).write_bytes(b"")
-    assert store.open_blob(digest) is None
-    assert not path_of(store, digest).exists()
-
-
-def test_after_a_crash_a_damaged_blob_is_a_miss(tmp_path: Path) -> None:
-    """Blobs from before an unclean stop are hashed before their first use."""
-    store = make_store(tmp_path)
-    good, bad = add_blob(store, b"good"), add_blob(store, b"bad")
-    path_of(store, bad).write_bytes(b"BAD")
-    restarted = make_store(tmp_path, unverified_before=time.time() + 60)
-    assert read(restarted, good) == b"good"
-    assert read(restarted, bad) is None
-
-
-def test_a_blob_is_verified_once(tmp_path: Path) -> None:
-    """Verifying updates the change time of the file, so that no worker verifies it again."""
-    digest = add_blob(make_store(tmp_path), b"good")
-    before = os.stat(path_of(make_store(tmp_path), digest)).st_ctime
-    assert read(make_store(tmp_path, unverified_before=before + 0.001), digest) == b"good"
-    assert os.stat(path_of(make_store(tmp_path), digest)).st_ctime > before
 
 
 def test_the_least_recently_used_blob_is_evicted(tmp_path: Path) -> None:
@@ -143,15 +117,12 @@ def refuse(*_: object, **__: object) -> None:
     raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
 
 
-@pytest.mark.parametrize("unverified_before", [0.0, time.time() + 3600], ids=["clean stop", "unclean stop"])
-def test_times_that_cannot_be_set_do_not_matter(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unverified_before: float
-) -> None:
+def test_times_that_cannot_be_set_do_not_matter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Blobs are read and kept all the same, without a warning."""
     digest = add_blob(make_store(tmp_path), b"a blob")
     os.utime(path_of(make_store(tmp_path), digest), (0, 0))
     monkeypatch.setattr(os, "utime", refuse)
-    store = make_store(tmp_path, unverified_before=unverified_before)
+    store = make_store(tmp_path)
     with structlog.testing.capture_logs() as logs:
         assert read(store, digest) == b"a blob"
         assert read(store, add_blob(store, b"another blob")) == b"another blob"
@@ -173,7 +144,7 @@ def test_an_evicted_blob_can_still_be_read_by_a_reader_that_has_it_open(tmp_path
     """Eviction does not interrupt a reader."""
     store = make_store(tmp_path, max_size=1000)
     digest = add_blob(store, b"x" * 5000)
-    stored = store.open_blob(digest)
+    stored = store.blobs.open(digest)
     assert stored is not None
     store.size_cap.enforce_if_due()
     assert not path_of(store, digest).exists()
@@ -210,7 +181,7 @@ def test_a_complete_partial_file_that_is_not_published_is_committed(
     partial_file.close()
     assert store.sweep_partial_files() == (0 if kept else 1)
     assert list((tmp_path / "partial").iterdir()) == []
-    stored = store.open_blob(digest)
+    stored = store.blobs.open(digest)
     assert (stored is not None) == kept
     if stored:
         assert os.pread(stored.fd, 100, 0) == b"a blob"

@@ -9,6 +9,7 @@ import pytest
 from dockyard.oci.reference import Digest
 from dockyard.storage.items import BlobItem, Item
 from dockyard.storage.touch_times import TouchTimes
+from dockyard.storage.verified_files import VerifiedFiles
 
 THRESHOLD_S = 3600.0
 ITEM = BlobItem(Digest.of(b"a blob"))
@@ -22,7 +23,7 @@ def touch_times(tmp_path: Path) -> TouchTimes:
         return tmp_path / "blob"
 
     (tmp_path / "blob").touch()
-    return TouchTimes(path_of, tmp_path / "stamps")
+    return TouchTimes(path_of, tmp_path / "stamps", VerifiedFiles())
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,200 @@
+"""The files of complete blobs: opening them, verifying their digests, deleting damaged ones. Blocking.
+
+`storage.verify` says when a file is hashed. `start`: at its first use after the server has started, and at the first
+use after it has changed. `always`: at every use. `never`: not at all. A small file is hashed while it is opened; for a
+larger one, which takes longer, the caller decides in which thread (`BlobFiles.verify`).
+"""
+
+import os
+import shutil
+import stat
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Final
+
+import attrs
+import structlog
+
+from dockyard import metrics
+from dockyard.config.types import Verify
+from dockyard.oci.reference import Digest
+from dockyard.storage.file_times import RECORD_INTERVAL_S, age_of, record_use
+from dockyard.storage.verified_files import Fingerprint, VerifiedFiles, fingerprint, may_change_unseen
+
+# A blob of up to this size is verified while it is opened.
+MAX_SMALL_BYTES: Final = 1024 * 1024
+# A file that changes while it is hashed is hashed again; one that changed this often is taken as damaged.
+MAX_ATTEMPTS = 3
+CHUNK_BYTES = 1024 * 1024
+
+ReadChunks = Callable[[int], Iterator[memoryview]]
+
+log = structlog.get_logger()
+
+
+@attrs.frozen
+class StoredBlob:
+    """A complete blob, open for reading. The caller closes `fd`.
+
+    `fingerprint` is that of the file when it was opened. `is_verified`: it was hashed, and has not changed since.
+    """
+
+    digest: Digest
+    fd: int
+    fingerprint: Fingerprint
+    is_verified: bool
+
+    @property
+    def size(self) -> int:
+        """Size in bytes."""
+        return self.fingerprint[1]
+
+
+class BlobFiles:
+    """The blobs below the directory `root`. `path_of(digest)` returns the path of a blob's file."""
+
+    def __init__(
+        self, root: Path, path_of: Callable[[Digest], Path], verify: Verify, verified_files: VerifiedFiles
+    ) -> None:
+        self.root = root
+        self._path_of = path_of
+        self._verify = verify
+        self._verified_files = verified_files
+
+    def open(self, digest: Digest) -> StoredBlob | None:
+        """Open a complete blob and record its use; None when it is absent or known to be damaged.
+
+        A small blob is verified. A larger one may be not: `is_verified`.
+        """
+        try:
+            # O_NONBLOCK: opening a named pipe would wait for a writer.
+            fd = os.open(self._path_of(digest), os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except OSError as exc:
+            log.warning("cannot open a cached blob", object=str(digest), error=exc.strerror)
+            return None
+        try:
+            blob = self._examine(digest, fd)
+        except BaseException:
+            os.close(fd)
+            raise
+        if blob is None:
+            os.close(fd)
+        return blob
+
+    def open_verified(self, digest: Digest) -> StoredBlob | None:
+        """Open a blob, verifying it now if it is not; None when it is absent or damaged."""
+        blob = self.open(digest)
+        if blob is None or blob.is_verified:
+            return blob
+        if verified := self.verify(blob):
+            return verified
+        os.close(blob.fd)
+        return None
+
+    def verify(
+        self, blob: StoredBlob, read_chunks: ReadChunks | None = None, *, reason: str = "use"
+    ) -> StoredBlob | None:
+        """Hash an open blob, and return it as verified; None when it has another digest: then its file is deleted.
+
+        Does not close it. `read_chunks(fd)` yields the bytes of the file; what it raises ends the verification. The
+        bytes are counted by `reason`. A file that cannot be read is not verified, and not deleted.
+        """
+        digest, fd = blob.digest, blob.fd
+        try:
+            for _ in range(MAX_ATTEMPTS):
+                before = fingerprint(os.fstat(fd))
+                if not self._has_digest(digest, fd, read_chunks or read_in_chunks, reason):
+                    break
+                if before == fingerprint(os.fstat(fd)):
+                    if not may_change_unseen(before):
+                        self._verified_files.add(digest, before)
+                    return StoredBlob(digest, fd, before, is_verified=True)
+        except OSError as exc:
+            log.warning("cannot read a cached blob", digest=str(digest), error=exc.strerror)
+            return None
+        self._delete_damaged(digest, fd)
+        return None
+
+    def is_current(self, blob: StoredBlob) -> bool:
+        """Whether a verified blob that was opened a moment ago may be used again. Does not block."""
+        return self._verify != "always" and fingerprint(os.fstat(blob.fd)) == blob.fingerprint
+
+    def is_unchanged(self, blob: StoredBlob) -> bool:
+        """Whether the file of a blob is as it was when it was opened, apart from times that were set here.
+
+        Does not block. A blob that was deleted can still be read.
+        """
+        if self._verify == "never":
+            return True
+        status = os.fstat(blob.fd)
+        found = fingerprint(status)
+        if found == blob.fingerprint or (not status.st_nlink and found[:3] == blob.fingerprint[:3]):
+            return True
+        return self._verified_files.has(blob.digest, found)
+
+    def add_verified(self, digest: Digest, fd: int, size: int) -> None:
+        """Record that a file, which was just written and renamed to its path, has the digest. Raises OSError."""
+        found = fingerprint(os.fstat(fd))
+        if found[1] == size:
+            self._verified_files.add(digest, found)
+
+    def _examine(self, digest: Digest, fd: int) -> StoredBlob | None:
+        found = os.fstat(fd)
+        if not stat.S_ISREG(found.st_mode):
+            self._delete_damaged(digest, fd)
+            return None
+        blob = StoredBlob(digest, fd, fingerprint(found), self._is_verified(digest, fd, found))
+        if not blob.is_verified and found.st_size <= MAX_SMALL_BYTES:
+            if (verified := self.verify(blob)) is None:
+                return None
+            blob = verified
+        if age_of(found.st_atime) > RECORD_INTERVAL_S:
+            with self._verified_files.keeps_verified(digest, fd):
+                record_use(fd, os.fstat(fd))
+            blob = attrs.evolve(blob, fingerprint=fingerprint(os.fstat(fd)))
+        return blob
+
+    def _is_verified(self, digest: Digest, fd: int, found: os.stat_result) -> bool:
+        match self._verify:
+            case "always":
+                return False
+            case "start":
+                return self._verified_files.has_open(digest, fd, fingerprint(found))
+            case "never":
+                return bool(found.st_size) or digest == Digest.of(b"", digest.algorithm)
+
+    @staticmethod
+    def _has_digest(digest: Digest, fd: int, read_chunks: ReadChunks, reason: str) -> bool:
+        hasher = digest.hasher()
+        count = metrics.verified_bytes.labels(reason)
+        for chunk in read_chunks(fd):
+            hasher.update(chunk)
+            count.inc(len(chunk))
+        return digest.matches(hasher)
+
+    def _delete_damaged(self, digest: Digest, fd: int) -> None:
+        path = self._path_of(digest)
+        log.warning("a cached blob is damaged: it is deleted, and fetched again when needed", digest=str(digest))
+        metrics.damaged_files.labels("blob").inc()
+        try:
+            if not os.path.samestat(path.stat(), os.fstat(fd)):
+                return  # replaced meanwhile
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+        except FileNotFoundError:
+            pass
+        except OSError as exc:
+            log.warning("cannot delete a damaged blob", digest=str(digest), error=exc.strerror)
+
+
+def read_in_chunks(fd: int) -> Iterator[memoryview]:
+    """Yield the bytes of a file. A chunk is valid until the next one is requested. Raises OSError."""
+    buffer = memoryview(bytearray(CHUNK_BYTES))
+    offset = 0
+    while count := os.preadv(fd, [buffer], offset):
+        yield buffer[:count]
+        offset += count

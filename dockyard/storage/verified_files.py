@@ -1,0 +1,117 @@
+"""Which files of the local store have been verified since the server started: a table that all workers share.
+
+A blob is verified by hashing its file. The table then has its digest with the *fingerprint* of the file: inode, size,
+modification time and change time. The kernel sets the change time whenever the bytes or the attributes of a file
+change, and no program can set it, so that a file whose fingerprint is in the table still has the bytes that were
+hashed. What escapes is a disk that returns other bytes than were written (the scrub finds that).
+
+Dockyard itself sets times of files. It does that in `keeps_verified`, which holds a lock on the file and puts the new
+fingerprint into the table. Another worker that finds the fingerprint changed waits for that lock and looks again.
+
+The table is anonymous shared memory, created before the workers are forked: it works on a full or read-only disk, is
+there for a worker that was restarted, and is empty after a restart of the server. It has a fixed size; a file that was
+overwritten in it is verified again. Records are written without a lock. One that is torn, or overwritten by another
+process at the same time, has no file that it fits, so that the file is verified again.
+"""
+
+import contextlib
+import fcntl
+import mmap
+import os
+import random
+import struct
+import time
+from collections.abc import Iterator
+
+from dockyard.oci.reference import Digest
+
+Fingerprint = tuple[int, int, int, int]
+
+_RECORD = struct.Struct("<16sQQQQ")
+_RECORDS_PER_BUCKET = 8
+_BUCKET_BYTES = _RECORD.size * _RECORDS_PER_BUCKET
+MAX_BUCKETS = 16384
+# The change time has the resolution of the kernel's clock, up to 10 ms: a file that changed less than this before it
+# was hashed may change again without another change time.
+CLOCK_RESOLUTION_NS = 20_000_000
+_MASK = 2**64 - 1
+
+
+def fingerprint(status: os.stat_result) -> Fingerprint:
+    """Return inode, size in bytes, modification time and change time (ns since the epoch) of a file."""
+    return status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+
+class VerifiedFiles:
+    """The verified files of one server, by digest. For many threads and, after a fork, many processes."""
+
+    def __init__(self) -> None:
+        self._table = mmap.mmap(-1, MAX_BUCKETS * _BUCKET_BYTES)
+
+    def has(self, digest: Digest, found: Fingerprint) -> bool:
+        """Whether the file with this fingerprint was verified as `digest`. Does not block."""
+        start = _bucket(digest)
+        return _record(digest, found) in self._table[start : start + _BUCKET_BYTES]
+
+    def add(self, digest: Digest, found: Fingerprint) -> None:
+        """Record that the file with this fingerprint has the digest. Does not block."""
+        start = _bucket(digest)
+        record = _record(digest, found)
+        places = range(start, start + _BUCKET_BYTES, _RECORD.size)
+        keys = [self._table[place : place + 16] for place in places]
+        for key in (record[:16], bytes(16)):
+            if key in keys:
+                place = places[keys.index(key)]
+                break
+        else:
+            place = random.choice(places)
+        self._table[place : place + _RECORD.size] = record
+
+    def has_open(self, digest: Digest, fd: int, found: Fingerprint) -> bool:
+        """Whether an open file with this fingerprint is verified, also while another worker sets its times.
+
+        Blocks for microseconds.
+        """
+        if self.has(digest, found):
+            return True
+        with _locked(fd, fcntl.LOCK_SH):
+            return self.has(digest, fingerprint(os.fstat(fd)))
+
+    @contextlib.contextmanager
+    def keeps_verified(self, digest: Digest, fd: int) -> Iterator[None]:
+        """A block that sets times of an open file: it stays verified if it was. The block may raise OSError."""
+        with _locked(fd, fcntl.LOCK_EX):
+            is_verified = self.has(digest, fingerprint(os.fstat(fd)))
+            yield
+            if is_verified:
+                self.add(digest, fingerprint(os.fstat(fd)))
+
+
+def may_change_unseen(found: Fingerprint) -> bool:
+    """Whether a file changed so recently that its next change may leave the same fingerprint."""
+    return 0 <= time.time_ns() - found[3] < CLOCK_RESOLUTION_NS
+
+
+@contextlib.contextmanager
+def _locked(fd: int, kind: int) -> Iterator[None]:
+    """Hold a lock on an open file, where the file system has locks. Without one, a file may be verified once more."""
+    with contextlib.suppress(OSError):
+        fcntl.flock(fd, kind)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            fcntl.flock(fd, fcntl.LOCK_UN)
+
+
+def _record(digest: Digest, found: Fingerprint) -> bytes:
+    inode, size, modified_ns, changed_ns = found
+    return _RECORD.pack(_key(digest), inode & _MASK, size & _MASK, modified_ns & _MASK, changed_ns & _MASK)
+
+
+def _bucket(digest: Digest) -> int:
+    return int.from_bytes(_key(digest)[:4], "big") % MAX_BUCKETS * _BUCKET_BYTES
+
+
+def _key(digest: Digest) -> bytes:
+    return bytes.fromhex(digest.encoded[:32])
