@@ -75,7 +75,7 @@ class Manifests:
         except RegistryError as exc:
             await connection.send(error_reply(exc))
         else:
-            await connection.send(ManifestReply(manifest.body))
+            await connection.send(ManifestReply(manifest.body, manifest.media_type))
 
     async def find_stored(self, target: Target, digest: Digest, *, even_if_open: bool = False) -> Manifest | None:
         """The manifest, if the local store or the bucket has it. `even_if_open` as in Bucket.read."""
@@ -119,7 +119,7 @@ class Manifests:
         )
         if tried.result is None:
             return await self._fetch_once(target, digest)
-        manifest = Manifest.stored(tried.result.body, digest)
+        manifest = Manifest.stored(tried.result.body, digest, tried.result.media_type)
         self._memory[target.name, digest] = manifest
         return manifest
 
@@ -148,7 +148,7 @@ class Manifests:
         if body is None:
             return None
         try:
-            return Manifest.stored(body, digest)
+            return Manifest.stored(body, digest, self._stores.local.read_media_type(name, digest))
         except BadUpstream:
             log.warning("damaged manifest in the local store: it is fetched again", name=str(name), digest=str(digest))
             return None
@@ -157,15 +157,19 @@ class Manifests:
         """Keep a manifest of the upstream. It is in the outbox before, so that a crash in between publishes it."""
         item = ManifestItem(name, manifest.digest)
         self._stores.publisher.add_to_outbox(item)
-        self._stores.local.write_manifest(name, manifest.digest, manifest.body)
+        self._write(name, manifest)
         self._stores.publisher.publish(item)
 
     def _keep_from_bucket(self, name: Name, digest: Digest, found: S3Object) -> Manifest | None:
         try:
-            manifest = Manifest.stored(found.body, digest)
+            manifest = Manifest.stored(found.body, digest, found.media_type)
         except BadUpstream:
             log.warning("damaged manifest in the bucket: it is not used", name=str(name), digest=str(digest))
             return None
-        self._stores.local.write_manifest(name, digest, manifest.body)
+        self._write(name, manifest)
         self._stores.local.touch_times.mark_published(ManifestItem(name, digest), found.age_s)
         return manifest
+
+    def _write(self, name: Name, manifest: Manifest) -> None:
+        media_type = None if manifest.declares_media_type else manifest.media_type
+        self._stores.local.write_manifest(name, manifest.digest, manifest.body, media_type)

@@ -15,7 +15,8 @@ from collections.abc import Collection, Iterable, Sequence
 from typing import Any, Final
 
 from dockyard.errors import BadUpstream, ReferenceInvalid
-from dockyard.oci.manifest import DOCKER_LIST, MAX_MANIFEST_BYTES, OCI_INDEX, parse_document, strip_parameters
+from dockyard.oci.documents import parse_document
+from dockyard.oci.manifest import DOCKER_LIST, MAX_MANIFEST_BYTES, OCI_INDEX, strip_parameters
 from dockyard.oci.reference import Digest, Tag
 
 Referrer = dict[str, Any]  # a descriptor in an index, with unknown keys unchanged

@@ -4,29 +4,33 @@ A body becomes a Manifest only if its digest matches and it has the structure of
 document that could be parsed as two kinds is rejected (CVE-2021-41190), because two clients would pull two different
 images under one digest.
 
-The body is untrusted: `Manifest.parse` raises only BadUpstream, for any bytes, and JSON that is costly or ambiguous to
-parse is rejected.
+The digest is that of the body. For a signed schema 1 manifest it is that of its payload; see `schema1`.
+
+The media type is the Content-Type of the upstream, if that is a type of a manifest: clients reject a manifest whose
+type changes. It must be of the kind of the body, but need not be equal to the `mediaType` in the body.
+
+The body is untrusted: `Manifest.parse` raises only BadUpstream, for any bytes.
 """
 
-import json
 import re
 from collections.abc import Mapping
 from enum import StrEnum
-from typing import Any, Final, NoReturn, Self
+from typing import Any, Final, Self
 
 import attrs
 
 from dockyard.errors import BadUpstream, DigestInvalid
+from dockyard.oci.documents import parse_document
 from dockyard.oci.reference import Digest
+from dockyard.oci.schema1 import find_payload
 
 # The limit of clients: containers/image and oras accept 4 MiB, containerd slightly more.
 MAX_MANIFEST_BYTES: Final = 4 * 1024 * 1024
-# The largest real index has about ten thousand. Parsing a body that consists of braces takes a hundred times its size.
-_MAX_JSON_OBJECTS: Final = 200_000
 
 OCI_INDEX: Final = "application/vnd.oci.image.index.v1+json"
 OCI_IMAGE: Final = "application/vnd.oci.image.manifest.v1+json"
 OCI_ARTIFACT: Final = "application/vnd.oci.artifact.manifest.v1+json"
+ORAS_ARTIFACT: Final = "application/vnd.cncf.oras.artifact.manifest.v1+json"
 DOCKER_LIST: Final = "application/vnd.docker.distribution.manifest.list.v2+json"
 DOCKER_IMAGE: Final = "application/vnd.docker.distribution.manifest.v2+json"
 SCHEMA1_SIGNED: Final = "application/vnd.docker.distribution.manifest.v1+prettyjws"
@@ -40,6 +44,7 @@ ACCEPT: Final[tuple[str, ...]] = (
     DOCKER_LIST,
     DOCKER_IMAGE,
     OCI_ARTIFACT,
+    ORAS_ARTIFACT,
     SCHEMA1_SIGNED,
     SCHEMA1,
 )
@@ -60,10 +65,11 @@ _KINDS: Final[Mapping[str, ManifestKind]] = {
     OCI_IMAGE: ManifestKind.IMAGE,
     DOCKER_IMAGE: ManifestKind.IMAGE,
     OCI_ARTIFACT: ManifestKind.ARTIFACT,
+    ORAS_ARTIFACT: ManifestKind.ARTIFACT,
     SCHEMA1_SIGNED: ManifestKind.SCHEMA1,
     SCHEMA1: ManifestKind.SCHEMA1,
 }
-# The keys that only one kind has. An artifact has none, but its mediaType is required.
+# The keys that only one kind has. An artifact has none: its type must be stated.
 _DISTINCTIVE_KEYS: Final[Mapping[str, ManifestKind]] = {
     "manifests": ManifestKind.INDEX,
     "config": ManifestKind.IMAGE,
@@ -75,7 +81,8 @@ _DISTINCTIVE_KEYS: Final[Mapping[str, ManifestKind]] = {
 _MEDIA_TYPE: Final = re.compile(
     r"[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]{0,126}/[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]{0,126}", re.ASCII
 )
-_SURROGATE_ESCAPE: Final = re.compile(r"\\u[dD][89a-fA-F]")
+# A type that is not in the table, but says more than application/json does.
+_VENDOR_TYPE: Final = re.compile(r"application/vnd\.[A-Za-z0-9!#$&^_.+-]{1,122}", re.ASCII)
 
 
 @attrs.frozen
@@ -99,19 +106,35 @@ class Manifest:
     def parse(cls, body: bytes, content_type: str | None, expected: Digest | None) -> Self:
         """Validate the body of an upstream's response. Raises BadUpstream unless it is a manifest with this digest.
 
-        `content_type` is the value of the header. Without `expected` the digest is the sha256 of the body.
+        `content_type` is the value of the header. Without `expected` the digest is a sha256 digest.
         """
         if len(body) > MAX_MANIFEST_BYTES:
             raise BadUpstream(f"the upstream's manifest is larger than {MAX_MANIFEST_BYTES} bytes")
-        digest = Digest.of(body, expected.algorithm if expected else "sha256")
+        algorithm = expected.algorithm if expected else "sha256"
+        digest = Digest.of(body, algorithm)
+        if digest != expected and (payload := find_payload(body)) is not None:
+            digest = Digest.of(payload, algorithm)
         if expected and digest != expected:
             raise BadUpstream(f"the upstream sent a manifest with digest {digest} instead of {expected}")
         return cls(body, _media_type(parse_document(body), strip_parameters(content_type)), digest)
 
     @classmethod
-    def stored(cls, body: bytes, digest: Digest) -> Self:
-        """Validate a body that was read from storage. Raises BadUpstream if it is damaged."""
-        return cls.parse(body, None, digest)
+    def stored(cls, body: bytes, digest: Digest, media_type: str | None = None) -> Self:
+        """Validate a body that was read from storage. Raises BadUpstream if it is damaged.
+
+        `media_type` is what is stored with it. One that does not fit is ignored: in a bucket, it may be anything.
+        """
+        try:
+            return cls.parse(body, media_type, digest)
+        except BadUpstream:
+            if media_type is None:
+                raise
+            return cls.parse(body, None, digest)
+
+    @property
+    def declares_media_type(self) -> bool:
+        """Whether the body itself has this media type. Otherwise the type must be stored with it."""
+        return parse_document(self.body).get("mediaType") == self.media_type
 
     @property
     def size(self) -> int:
@@ -125,12 +148,12 @@ class Manifest:
     @property
     def blobs(self) -> tuple[Digest, ...]:
         """The digests of the config and layers of an image, or of the blobs of an artifact."""
-        return self._digests("config", "layers", "blobs")
+        return self._digests("config", "layers", "fsLayers", "blobs")
 
     def _digests(self, *keys: str) -> tuple[Digest, ...]:
         document = parse_document(self.body)
         found = [entry for key in keys for entry in _as_list(document.get(key))]
-        texts = [str(entry.get("digest")) for entry in found if isinstance(entry, dict)]
+        texts = [str(entry.get("digest") or entry.get("blobSum")) for entry in found if isinstance(entry, dict)]
         return tuple(digest for text in texts if (digest := _find_digest(text)))
 
     @property
@@ -139,17 +162,20 @@ class Manifest:
 
 
 def _media_type(document: dict[str, Any], content_type: str) -> str:
-    kind = _determine_kind(document)
     declared = document.get("mediaType")
-    if declared in (None, ""):  # how Go programs encode an unset one
-        return content_type if _KINDS.get(content_type) == kind else _infer_media_type(document, kind)
-    if not isinstance(declared, str) or not _MEDIA_TYPE.fullmatch(declared):
+    if declared is None:
+        declared = ""  # how Go programs encode an unset one
+    if not isinstance(declared, str) or (declared and not _MEDIA_TYPE.fullmatch(declared)):
         raise BadUpstream("the mediaType of the upstream's manifest is not a media type")
+    kind = _determine_kind(document, declared, content_type)
     if _KINDS.get(declared, kind) != kind:
         raise BadUpstream(f"the upstream's manifest has the mediaType {declared} but the structure of {kind}")
-    if declared in _KINDS and content_type in _KINDS and declared != content_type:
+    if _KINDS.get(content_type) == kind:
+        return content_type
+    if declared in _KINDS and content_type in _KINDS:
         raise BadUpstream(f"the upstream's manifest has the mediaType {declared} but the Content-Type {content_type}")
-    return declared
+    is_specific = content_type not in _KINDS and _VENDOR_TYPE.fullmatch(content_type)
+    return declared or (content_type if is_specific else _infer_media_type(document, kind))
 
 
 def _find_digest(text: str) -> Digest | None:
@@ -163,34 +189,40 @@ def _as_list(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [value]
 
 
-def _determine_kind(document: dict[str, Any]) -> ManifestKind:
+def _determine_kind(document: dict[str, Any], declared: str, content_type: str) -> ManifestKind:
     """Return the kind of a document. Raises BadUpstream if it has none, or distinctive keys of several."""
     kinds = {kind for key, kind in _DISTINCTIVE_KEYS.items() if key in document}
-    if document.get("mediaType") == OCI_ARTIFACT:
-        kinds.add(ManifestKind.ARTIFACT)
+    stated = _KINDS.get(declared, _KINDS.get(content_type))
+    if stated and (not kinds or _KINDS.get(declared) is ManifestKind.ARTIFACT):
+        kinds.add(stated)
     if len(kinds) > 1:
         raise BadUpstream(f"the upstream's manifest is ambiguous: it has the keys of {' and '.join(sorted(kinds))}")
-    if not kinds or not _has_structure(document, kind := kinds.pop()):
+    if not kinds or not _has_structure(document, kind := kinds.pop(), is_stated=kind is stated):
         raise BadUpstream("the upstream's response is not a manifest")
     return kind
 
 
-def _has_structure(document: dict[str, Any], kind: ManifestKind) -> bool:
+def _has_structure(document: dict[str, Any], kind: ManifestKind, *, is_stated: bool) -> bool:
+    """Return whether a document has the structure of a kind. Where the kind is stated, lists may be left out."""
+    may_be_absent = is_stated and document.get("schemaVersion") == 2
     match kind:
         case ManifestKind.INDEX:
-            return _is_list_of_objects(document["manifests"])
+            return _is_list_of_objects(document, "manifests", may_be_absent=may_be_absent)
         case ManifestKind.IMAGE:
-            is_complete = isinstance(document.get("config"), dict) and "layers" in document
-            return is_complete and _is_list_of_objects(document["layers"])
+            has_config = isinstance(document.get("config"), dict)
+            return has_config and _is_list_of_objects(document, "layers", may_be_absent=may_be_absent)
         case ManifestKind.ARTIFACT:
-            return _is_list_of_objects(document.get("blobs"))
+            return _is_list_of_objects(document, "blobs", may_be_absent=bool(document.get("mediaType")))
         case ManifestKind.SCHEMA1:
-            return document.get("schemaVersion") == 1 and _is_list_of_objects(document["fsLayers"])
+            return document.get("schemaVersion") == 1 and _is_list_of_objects(document, "fsLayers")
 
 
-def _is_list_of_objects(value: Any) -> bool:
-    """Return whether this is a list of JSON objects. Go programs encode an empty list as null."""
-    return value is None or (isinstance(value, list) and all(isinstance(item, dict) for item in value))
+def _is_list_of_objects(document: dict[str, Any], key: str, *, may_be_absent: bool = False) -> bool:
+    """Return whether the value is a list of JSON objects. Go programs encode an empty list as null."""
+    value = document.get(key)
+    if value is None:
+        return key in document or may_be_absent
+    return isinstance(value, list) and all(isinstance(item, dict) for item in value)
 
 
 def _infer_media_type(document: dict[str, Any], kind: ManifestKind) -> str:
@@ -209,36 +241,3 @@ def _infer_media_type(document: dict[str, Any], kind: ManifestKind) -> str:
 def strip_parameters(content_type: str | None) -> str:
     """Return the Content-Type in lower case and without parameters; empty if there is none."""
     return (content_type or "").partition(";")[0].strip().lower()
-
-
-def parse_document(body: bytes) -> dict[str, Any]:
-    """Parse a JSON object. Raises BadUpstream for what two parsers could read differently, or what is costly."""
-    if body.count(b"{") + body.count(b"[") > _MAX_JSON_OBJECTS:
-        raise BadUpstream("the upstream's manifest has too many parts")
-    try:
-        text = body.decode("utf-8")  # because json.loads also accepts UTF-16 and UTF-32 bytes
-        document = json.loads(
-            text,
-            object_pairs_hook=_object_without_duplicates,
-            parse_float=str,  # manifests need no floats, and long ones are costly to convert
-            parse_constant=_reject_constant,
-        )
-        if _SURROGATE_ESCAPE.search(text):
-            json.dumps(document, ensure_ascii=False).encode("utf-8")  # raises ValueError for a lone surrogate
-    except (ValueError, RecursionError) as exc:  # JSONDecodeError and UnicodeError are ValueErrors
-        raise BadUpstream("the upstream's response is not valid, unambiguous JSON") from exc
-    if not isinstance(document, dict):
-        raise BadUpstream("the upstream's response is not a manifest")
-    return document
-
-
-def _object_without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Reject duplicate keys, which JSON parsers handle in different ways."""
-    document = dict(pairs)
-    if len(document) != len(pairs):
-        raise ValueError("duplicate keys")
-    return document
-
-
-def _reject_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not JSON")

@@ -219,7 +219,9 @@ class Publisher:
     def _read_manifest(self, item: ManifestItem) -> Manifest | None:
         body = self._local.read_manifest(item.name, item.digest)
         try:
-            return Manifest.stored(body, item.digest) if body is not None else None
+            if body is None:
+                return None
+            return Manifest.stored(body, item.digest, self._local.read_media_type(item.name, item.digest))
         except BadUpstream:
             return None  # damaged: fetched again when it is next requested
 
@@ -278,7 +280,7 @@ class Publisher:
 def _read_from_bucket(s3: S3Store, item: ManifestItem) -> Manifest | None:
     found = s3.read_manifest(item.name, item.digest)
     try:
-        return Manifest.stored(found.body, item.digest) if found else None
+        return Manifest.stored(found.body, item.digest, found.media_type) if found else None
     except BadUpstream:
         return None
 

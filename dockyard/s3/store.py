@@ -80,10 +80,11 @@ class ObjectInfo:
 
 @attrs.frozen
 class S3Object:
-    """The bytes of a small object, not verified, and its age by the clock of the service."""
+    """The bytes of a small object, not verified, its age by the clock of the service, and its Content-Type."""
 
     body: bytes = attrs.field(repr=False)
     age_s: float
+    media_type: str
 
 
 class S3Store:
@@ -256,7 +257,9 @@ class S3Store:
                 raise
             log.warning("an object in S3 is too large and is not used", key=key)
             return None
-        return S3Object(response.body, response.age_s) if response else None
+        if response is None:
+            return None
+        return S3Object(response.body, response.age_s, response.headers.get("Content-Type", ""))
 
     def _write(self, operation: str, key: str, body: bytes, media_type: str) -> None:
         if self._client.request(operation, "PUT", key, headers={"Content-Type": media_type}, body=body) is None:

@@ -17,6 +17,14 @@ def manifest_key(prefix: str, name: Name, digest: Digest) -> str:
     return f"{prefix}manifests/{name}/{digest.algorithm}/{digest.encoded}"
 
 
+def media_type_key(prefix: str, name: Name, digest: Digest) -> str:
+    """Return the key of the media type of a manifest, if its bytes do not have it.
+
+    It is not used in a bucket: there the type is the Content-Type of the object.
+    """
+    return f"{prefix}types/{name}/{digest.algorithm}/{digest.encoded}"
+
+
 def tag_key(prefix: str, name: Name, tag: Tag) -> str:
     """Return the key of a tag's pointer, which holds a digest as text."""
     return f"{prefix}manifests/{name}/tags/{tag}"

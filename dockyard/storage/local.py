@@ -151,8 +151,22 @@ class LocalStore:
         """Read the bytes of a manifest, not verified; None when it is absent."""
         return self._read(keys.manifest_key(self._prefix, name, digest))
 
-    def write_manifest(self, name: Name, digest: Digest, body: bytes) -> None:
-        """Store a verified manifest."""
+    def read_media_type(self, name: Name, digest: Digest) -> str | None:
+        """Read the media type that was stored with a manifest; None when it is absent."""
+        found = self._read(keys.media_type_key(self._prefix, name, digest))
+        return None if found is None else found.decode("latin-1")
+
+    def write_manifest(self, name: Name, digest: Digest, body: bytes, media_type: str | None = None) -> None:
+        """Store a verified manifest, with its media type if the body does not have that.
+
+        The type is stored first: a process that reads the manifest finds the type.
+        """
+        key = keys.media_type_key(self._prefix, name, digest)
+        if media_type is not None:
+            self._write(key, media_type.encode("latin-1"))
+        else:
+            with contextlib.suppress(OSError):
+                self._path(key).unlink()
         self._write(keys.manifest_key(self._prefix, name, digest), body)
 
     def read_pointer(self, name: Name, tag: Tag) -> Pointer | None:

@@ -148,9 +148,10 @@ class TagReply:
 
 @attrs.frozen
 class ManifestReply:
-    """The bytes of a manifest; the receiver verifies them."""
+    """The bytes of a manifest, which the receiver verifies, and its media type."""
 
     body: bytes = attrs.field(repr=False)
+    media_type: str
 
 
 @attrs.frozen

@@ -29,6 +29,7 @@ from dockyard.oci.manifest import Manifest
 from dockyard.oci.origin import Origin
 from dockyard.oci.ranges import MAX_RANGES, parse_ranges
 from dockyard.oci.reference import Digest, Name, Tag, parse_reference
+from dockyard.oci.schema1 import find_payload
 from dockyard.routing import Router
 from dockyard.storage.keys import blob_key, manifest_key, tag_key
 from dockyard.upstream.credential_helper import HelperFailed, _parse
@@ -38,6 +39,7 @@ from dockyard.upstream.network_zones import find_literal_zone, find_zone
 from dockyard.upstream.urls import InvalidUrl, Url, parse_http_url, resolve_redirect
 from dockyard.web.paths import PathRouter
 from dockyard.web.request_filter import MAX_PATH_BYTES, check_request
+from tests.support.schema1 import sign
 from tests.unit.oci.test_reference import is_component
 from tests.unit.web.test_paths import Endpoint
 
@@ -208,11 +210,23 @@ def feed_manifest(data: bytes) -> None:
     assert (
         sum(({"manifests"} <= set(document), bool({"config", "layers"} & set(document)), "fsLayers" in document)) <= 1
     )
-    assert document.get("mediaType") in (None, "", manifest.media_type)
+    said = content_type.decode("latin-1").partition(";")[0].strip().lower()
+    assert document.get("mediaType") in (None, "", manifest.media_type) or said == manifest.media_type
     assert re.fullmatch(r"[!-~]+/[!-~]+", manifest.media_type)
-    again = Manifest.stored(manifest.body, manifest.digest)
-    assert (again.digest, again.size) == (Digest.of(body), len(body))
+    again = Manifest.stored(manifest.body, manifest.digest, manifest.media_type)
+    assert again == manifest
+    if manifest.digest != Digest.of(body):
+        _check_signed(body, document, manifest.digest)
     assert all(isinstance(each, Digest) for each in (*again.children, *again.blobs))
+
+
+def _check_signed(body: bytes, document: dict[str, object], digest: Digest) -> None:
+    """The payload has the digest, and the body has its members, signatures at the end, and nothing else."""
+    payload = find_payload(body)
+    assert payload is not None
+    assert Digest.of(payload) == digest
+    signed = json.loads(payload, object_pairs_hook=_unique)
+    assert [*signed.items(), ("signatures", document["signatures"])] == list(document.items())
 
 
 def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
@@ -309,6 +323,7 @@ _MANIFESTS = [
     b'{"mediaType":"application/vnd.oci.artifact.manifest.v1+json","blobs":[]}',
     b'{"schemaVersion":1,"fsLayers":[],"signatures":[{}]}',
     b'{"manifests":[],"a":"',
+    sign({"schemaVersion": 1, "fsLayers": []}).body,
 ]
 
 TARGETS = {

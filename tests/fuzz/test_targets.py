@@ -99,7 +99,7 @@ async def _exchange(data: bytes) -> None:
 
     async def handle(request: PeerRequest, connection: PeerConnection) -> None:
         received.append(request)
-        await connection.send(ManifestReply(b"body"))
+        await connection.send(ManifestReply(b"body", "a/b"))
 
     sink = Sink()
     await serve_connection(_stream(data), cast(asyncio.StreamWriter, sink), handle)

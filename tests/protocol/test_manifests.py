@@ -1,9 +1,11 @@
 """Manifests as opaque bytes, the Accept headers sent upstream, and tags that move."""
 
 import random
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 
@@ -21,8 +23,10 @@ from tests.support.fake_registry import (
 )
 from tests.support.http_client import Response
 from tests.support.raw_http import Request, ScriptedResponse
+from tests.support.schema1 import SCHEMA1_SIGNED as SCHEMA1
+from tests.support.schema1 import sign
 
-SCHEMA1 = "application/vnd.docker.distribution.manifest.v1+prettyjws"
+ORAS_ARTIFACT = "application/vnd.cncf.oras.artifact.manifest.v1+json"
 DOCKER_ACCEPT = [DOCKER_MANIFEST, DOCKER_LIST, SCHEMA1, OCI_MANIFEST, OCI_INDEX, "application/json"]
 CONTAINERD_ACCEPT = f"{DOCKER_MANIFEST}, {DOCKER_LIST}, {OCI_MANIFEST}, {OCI_INDEX}, */*"
 SKOPEO_ACCEPT = [OCI_MANIFEST, DOCKER_MANIFEST, SCHEMA1, SCHEMA1.replace("+prettyjws", ""), DOCKER_LIST, OCI_INDEX]
@@ -89,6 +93,108 @@ def test_child_manifests_are_fetched_by_digest_with_their_type(deployment: Deplo
     for _ in range(2):
         _assert_is(deployment.get(f"/v2/up.test/{repo}/manifests/{child.digest}", Accept=child.media_type), child)
     assert deployment.fake_registry.count("manifest", reference=child.digest) == 1
+
+
+ODD_MANIFESTS: dict[str, tuple[dict[str, Any], str]] = {
+    "docker image without mediaType": ({"schemaVersion": 2, "config": {}, "layers": []}, DOCKER_MANIFEST),
+    "oci image without mediaType": ({"schemaVersion": 2, "config": {}, "layers": [{}]}, OCI_MANIFEST),
+    "docker list without mediaType": ({"schemaVersion": 2, "manifests": []}, DOCKER_LIST),
+    "oci index said to be a docker list": ({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": []}, DOCKER_LIST),
+    "docker image said to be oci": (
+        {"schemaVersion": 2, "mediaType": DOCKER_MANIFEST, "config": {}, "layers": []},
+        OCI_MANIFEST,
+    ),
+    "no layers": ({"schemaVersion": 2, "mediaType": OCI_MANIFEST, "artifactType": "a/b", "config": {}}, OCI_MANIFEST),
+    "no layers and no mediaType": ({"schemaVersion": 2, "config": {}}, OCI_MANIFEST),
+    "no manifests": ({"schemaVersion": 2, "mediaType": OCI_INDEX}, OCI_INDEX),
+    "no manifests and no mediaType": ({"schemaVersion": 2}, DOCKER_LIST),
+    "oras artifact": ({"mediaType": ORAS_ARTIFACT, "artifactType": "a/b", "blobs": []}, ORAS_ARTIFACT),
+    "oras artifact without mediaType": ({"artifactType": "a/b", "blobs": []}, ORAS_ARTIFACT),
+    "a type of a vendor": ({"schemaVersion": 2, "config": {}, "layers": []}, "application/vnd.example.image.v1+json"),
+    "schema 1": ({"schemaVersion": 1, "fsLayers": []}, SCHEMA1.replace("prettyjws", "json")),
+}
+
+
+def test_odd_manifests_keep_their_type(make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry) -> None:
+    """By tag and by digest, with GET, HEAD and a range, from each worker, and after a restart without the upstream."""
+    digests = {
+        name: fake_registry.add_manifest(f"odd/{number}", "v1", *manifest)
+        for number, (name, manifest) in enumerate(ODD_MANIFESTS.items())
+    }
+    deployment = make_deployment(workers=4)
+    deployment.wait_for_workers(4)
+
+    def types(name: str) -> set[str | None]:
+        paths = [
+            f"/v2/up.test/odd/{list(ODD_MANIFESTS).index(name)}/manifests/{each}" for each in ("v1", digests[name])
+        ]
+        found = [ask(path) for path in paths for ask in (deployment.get, deployment.head) for _ in range(6)]
+        found += [deployment.get(path, Range="bytes=0-1") for path in paths]
+        assert {response.status for response in found} == {200, 206}
+        assert {response.header("Docker-Content-Digest") for response in found} == {digests[name]}
+        return {response.header("Content-Type") for response in found}
+
+    expected = {name: {media_type} for name, (_, media_type) in ODD_MANIFESTS.items()}
+    assert {name: types(name) for name in ODD_MANIFESTS} == expected
+    deployment.dockyard.stop()
+    fake_registry.listener.close()
+    deployment.dockyard.start()
+    assert {name: types(name) for name in ODD_MANIFESTS} == expected
+
+
+def test_a_manifest_that_was_stored_without_its_type(
+    make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry
+) -> None:
+    """By an earlier version: the type is that of its bytes, else the one of OCI."""
+    digest = fake_registry.add_manifest("app", "v1", {"schemaVersion": 2, "config": {}, "layers": []}, DOCKER_MANIFEST)
+    deployment = make_deployment()
+    path = f"/v2/up.test/app/manifests/{digest}"
+    assert deployment.get(path).header("Content-Type") == DOCKER_MANIFEST
+    deployment.dockyard.stop()
+    shutil.rmtree(deployment.dockyard.storage / "cache" / "types")
+    deployment.dockyard.start()
+    assert deployment.get(path).header("Content-Type") == OCI_MANIFEST
+    assert fake_registry.count("manifest", "GET") == 1
+
+
+@pytest.mark.parametrize("announced", ["payload", "body", "nothing"])
+def test_signed_manifests_of_schema_1(
+    make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry, announced: str
+) -> None:
+    """Their digest is that of the payload, and the body is passed on with the signatures, also after a restart."""
+    signed = sign()
+    digest = digest_of(signed.body) if announced == "body" else signed.digest
+    headers = [("Content-Type", SCHEMA1)] + [("Docker-Content-Digest", digest)] * (announced != "nothing")
+    for reference in ("v1", digest):
+        fake_registry.on("manifest", faults.replaced(200, signed.body, *headers), repo="old", reference=reference)
+    deployment = make_deployment(workers=2)
+    for _ in range(2):
+        for reference in ("v1", digest):
+            path = f"/v2/up.test/old/manifests/{reference}"
+            for response in [ask(path) for ask in (deployment.get, deployment.head) for _ in range(4)]:
+                assert (response.status, response.header("Content-Type")) == (200, SCHEMA1)
+                assert response.header("Docker-Content-Digest") == digest
+                assert response.header("Content-Length") == str(len(signed.body))
+                assert response.body in (b"", signed.body)
+        deployment.dockyard.stop()
+        fake_registry.listener.close()
+        deployment.dockyard.start()
+    assert fake_registry.count("manifest", "GET", reference=digest) == 1
+
+
+@pytest.mark.parametrize("change", ['"tag": "v1"', "signatures", '"alg"'])
+def test_a_signed_manifest_that_was_changed(deployment: Deployment, change: str) -> None:
+    """With other members than the digest covers it is 502, and not kept. The signatures are not covered by it."""
+    signed = sign(before='"x": 1,') if change == "signatures" else sign()
+    body = signed.body if change == "signatures" else signed.body.replace(change.encode(), change.upper().encode())
+    assert body != sign().body
+    headers = [("Content-Type", SCHEMA1), ("Docker-Content-Digest", signed.digest)]
+    repo = f"old/{len(change)}"
+    deployment.fake_registry.on("manifest", faults.replaced(200, body, *headers), repo=repo)
+    for reference in ("v1", signed.digest):
+        response = deployment.get(f"/v2/up.test/{repo}/manifests/{reference}")
+        assert response.status == (200 if change == '"alg"' else 502)
+    assert bool(deployment.stored_files(signed.digest)) == (change == '"alg"')
 
 
 def test_upstream_requests_accept_every_type(deployment: Deployment) -> None:

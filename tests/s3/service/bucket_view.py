@@ -20,6 +20,7 @@ from minio.minioadmin import MinioAdmin
 
 from tests.s3.store.servers import ACCESS_KEY, SECRET_KEY, Server
 from tests.support.bodies import digest_of
+from tests.support.schema1 import payload_of
 
 PREFIX = "cache/"
 BLOB_TYPE = "application/octet-stream"
@@ -181,6 +182,9 @@ def find_object_problem(key: str, pieces: Iterable[bytes]) -> str:
         return "not a key of Dockyard"
     if "/blobs/" in key and match["two"] != match["hex"][:2]:
         return "not below its first two characters"
+    if "/manifests/" in key:
+        body = b"".join(pieces)
+        pieces = [payload_of(body)]  # the signatures of a schema 1 manifest are not covered by its digest
     hasher, size = hashlib.new(match["algorithm"]), 0
     for piece in pieces:
         hasher.update(piece)

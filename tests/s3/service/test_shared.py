@@ -20,8 +20,11 @@ from tests.s3.service.images import (
 )
 from tests.s3.service.request_log import object_key
 from tests.s3.store.proxy import Forward, Request, S3Proxy
+from tests.support.bodies import digest_of
 from tests.support.deployment import Deployment, eventually
-from tests.support.fake_registry import OCI_INDEX, OCI_MANIFEST, FakeRegistry
+from tests.support.fake_registry import DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST, FakeRegistry
+from tests.support.faults import replaced
+from tests.support.schema1 import SCHEMA1_SIGNED, sign
 
 
 def test_an_image_pulled_by_one_is_served_by_another(
@@ -74,6 +77,64 @@ def test_another_serves_while_the_upstream_is_down(
     pull(second, index.digest)
     pull(second, "v1")
     assert "could not be asked" in (second.get(f"/v2/{NAME}/manifests/v1").header("Warning") or "")
+
+
+def test_another_dockyard_sends_the_type_that_the_upstream_said(
+    start: Callable[..., Deployment], bucket_view: BucketView, fake_registry: FakeRegistry
+) -> None:
+    """For a manifest whose bytes do not have the type: it is the Content-Type of the object, also in the directory."""
+    body = b'{"schemaVersion": 2, "config": {}, "layers": []}'
+    digest = fake_registry.add_manifest(REPO, "v1", body, DOCKER_MANIFEST)
+    key, path = manifest_key(NAME, digest), f"/v2/{NAME}/manifests/{digest}"
+    assert start().get(path).header("Content-Type") == DOCKER_MANIFEST
+    eventually(lambda: key in bucket_view.listed(), "the manifest is published", WITHIN_S)
+    assert bucket_view.stat(key).content_type == DOCKER_MANIFEST
+    fake_registry.clear_exchanges()
+    second = start()
+    for _ in range(2):
+        assert {second.get(path).header("Content-Type") for _ in range(8)} == {DOCKER_MANIFEST}
+        second.dockyard.stop()
+        bucket_view.put(key, body, "binary/octet-stream")
+        second.dockyard.start()
+    assert fake_registry.count() == 0
+
+
+@pytest.mark.parametrize(
+    "content_type", ["binary/octet-stream", "application/octet-stream", OCI_INDEX, "application/xml"]
+)
+def test_another_type_in_the_bucket_is_ignored(
+    start: Callable[..., Deployment], bucket_view: BucketView, content_type: str
+) -> None:
+    """Other programs do not set it: the type is that of the bytes, or the one of OCI."""
+    for body, media_type in (
+        (b'{"schemaVersion": 2, "config": {}, "layers": []}', OCI_MANIFEST),
+        (
+            b'{"schemaVersion": 2, "config": {}, "layers": [], "mediaType": "%s"}' % DOCKER_MANIFEST.encode(),
+            DOCKER_MANIFEST,
+        ),
+    ):
+        digest = digest_of(body)
+        bucket_view.put(manifest_key(NAME, digest), body, content_type)
+        deployment = start()
+        response = deployment.get(f"/v2/{NAME}/manifests/{digest}")
+        assert (response.status, response.body, response.header("Content-Type")) == (200, body, media_type)
+
+
+def test_a_signed_manifest_is_published_and_read_again(
+    start: Callable[..., Deployment], bucket_view: BucketView, fake_registry: FakeRegistry
+) -> None:
+    """Its object has the digest of the payload in its key."""
+    signed = sign()
+    response = replaced(200, signed.body, ("Content-Type", SCHEMA1_SIGNED), ("Docker-Content-Digest", signed.digest))
+    fake_registry.on("manifest", response, repo=REPO)
+    path = f"/v2/{NAME}/manifests/{signed.digest}"
+    assert start().get(path).body == signed.body
+    key = manifest_key(NAME, signed.digest)
+    eventually(lambda: key in bucket_view.listed(), "the manifest is published", WITHIN_S)
+    fake_registry.clear_exchanges()
+    found = start().get(path)
+    assert (found.status, found.body, found.header("Content-Type")) == (200, signed.body, SCHEMA1_SIGNED)
+    assert fake_registry.count() == 0
 
 
 def test_objects_have_the_documented_keys(

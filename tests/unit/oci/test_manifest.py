@@ -18,6 +18,7 @@ from dockyard.oci.manifest import (
     OCI_ARTIFACT,
     OCI_IMAGE,
     OCI_INDEX,
+    ORAS_ARTIFACT,
     SCHEMA1,
     SCHEMA1_SIGNED,
     Descriptor,
@@ -29,6 +30,8 @@ CHILD = {"mediaType": OCI_IMAGE, "digest": str(Digest.of(b"x")), "size": 1}
 INDEX: dict[str, Any] = {"schemaVersion": 2, "manifests": [CHILD]}
 IMAGE: dict[str, Any] = {"schemaVersion": 2, "config": CHILD, "layers": [CHILD]}
 OLD_IMAGE: dict[str, Any] = {"schemaVersion": 1, "name": "x", "tag": "y", "fsLayers": [{"blobSum": "z"}]}
+NO_LAYERS: dict[str, Any] = {"schemaVersion": 2, "artifactType": "a/b", "config": CHILD}
+ORAS_BODY: dict[str, Any] = {"artifactType": "a/b", "blobs": [CHILD], "subject": CHILD}
 ARTIFACT: dict[str, Any] = {"mediaType": OCI_ARTIFACT, "artifactType": "a/b", "blobs": [CHILD]}
 
 
@@ -58,18 +61,27 @@ def check_rejected(body: bytes, content_type: str | None = None) -> None:
         (IMAGE | {"mediaType": OCI_IMAGE}, OCI_IMAGE, OCI_IMAGE),
         (IMAGE | {"mediaType": DOCKER_IMAGE}, DOCKER_IMAGE, DOCKER_IMAGE),
         (ARTIFACT, OCI_ARTIFACT, OCI_ARTIFACT),
+        (IMAGE | {"mediaType": "application/vnd.other+json"}, OCI_IMAGE, OCI_IMAGE),
+        # the header, even if mediaType is another type of the same kind
+        (INDEX | {"mediaType": OCI_INDEX}, DOCKER_LIST, DOCKER_LIST),
+        (INDEX | {"mediaType": DOCKER_LIST}, OCI_INDEX, OCI_INDEX),
+        (IMAGE | {"mediaType": DOCKER_IMAGE}, f"{OCI_IMAGE}; x=y", OCI_IMAGE),
+        (IMAGE | {"mediaType": OCI_IMAGE}, DOCKER_IMAGE, DOCKER_IMAGE),
         # mediaType, if the header is not a manifest type
+        (IMAGE | {"mediaType": OCI_IMAGE}, "application/vnd.other+json", OCI_IMAGE),
         (INDEX | {"mediaType": DOCKER_LIST}, None, DOCKER_LIST),
         (INDEX | {"mediaType": DOCKER_LIST}, "text/plain", DOCKER_LIST),
         (IMAGE | {"mediaType": OCI_IMAGE}, "application/json; charset=utf-8", OCI_IMAGE),
-        (IMAGE | {"mediaType": "application/vnd.other+json"}, OCI_IMAGE, "application/vnd.other+json"),
+        (IMAGE | {"mediaType": "application/vnd.other+json"}, "text/plain", "application/vnd.other+json"),
         # the header, if there is no mediaType
         (INDEX, DOCKER_LIST, DOCKER_LIST),
         (IMAGE, f"{DOCKER_IMAGE}; charset=utf-8", DOCKER_IMAGE),
         (IMAGE, f"  {OCI_IMAGE.upper()} ", OCI_IMAGE),
         (IMAGE | {"mediaType": ""}, DOCKER_IMAGE, DOCKER_IMAGE),
         (IMAGE | {"mediaType": None}, DOCKER_IMAGE, DOCKER_IMAGE),
+        (IMAGE, "application/vnd.example.image+json", "application/vnd.example.image+json"),
         (OLD_IMAGE, SCHEMA1_SIGNED, SCHEMA1_SIGNED),
+        (ORAS_BODY, ORAS_ARTIFACT, ORAS_ARTIFACT),
         # inferred, if the header is for another kind
         (INDEX, OCI_IMAGE, OCI_INDEX),
         (IMAGE, DOCKER_LIST, OCI_IMAGE),
@@ -81,13 +93,22 @@ def check_rejected(body: bytes, content_type: str | None = None) -> None:
         (INDEX | {"manifests": []}, None, OCI_INDEX),
         (INDEX | {"manifests": None}, None, OCI_INDEX),
         (IMAGE | {"layers": None}, None, OCI_IMAGE),
+        # no lists at all, if the kind is stated
+        (NO_LAYERS | {"mediaType": OCI_IMAGE}, OCI_IMAGE, OCI_IMAGE),
+        (NO_LAYERS | {"mediaType": OCI_IMAGE}, None, OCI_IMAGE),
+        (NO_LAYERS, DOCKER_IMAGE, DOCKER_IMAGE),
+        ({"schemaVersion": 2, "mediaType": OCI_INDEX}, None, OCI_INDEX),
+        ({"schemaVersion": 2, "mediaType": DOCKER_LIST, "annotations": {}}, OCI_INDEX, OCI_INDEX),
+        ({"schemaVersion": 2}, OCI_INDEX, OCI_INDEX),
+        (ORAS_BODY | {"mediaType": ORAS_ARTIFACT}, "application/json", ORAS_ARTIFACT),
+        ({"mediaType": ORAS_ARTIFACT}, ORAS_ARTIFACT, ORAS_ARTIFACT),
         ({"mediaType": OCI_ARTIFACT}, None, OCI_ARTIFACT),
     ],
 )
-def test_the_media_type_is_declared_or_in_the_header_or_inferred(
+def test_the_media_type_is_in_the_header_or_declared_or_inferred(
     document: dict[str, Any], content_type: str | None, media_type: str
 ) -> None:
-    """In this order of precedence."""
+    """By the rules in the comments."""
     assert parse(document, content_type).media_type == media_type
 
 
@@ -135,6 +156,9 @@ def test_a_wrong_digest_is_rejected(algorithm: str) -> None:
         IMAGE | {"fsLayers": []},
         INDEX | {"mediaType": OCI_ARTIFACT},
         IMAGE | {"mediaType": OCI_ARTIFACT},
+        IMAGE | {"mediaType": ORAS_ARTIFACT},
+        NO_LAYERS | {"manifests": []},
+        NO_LAYERS | {"fsLayers": []},
     ],
 )
 def test_a_document_of_two_kinds_is_rejected(document: dict[str, Any]) -> None:
@@ -145,16 +169,17 @@ def test_a_document_of_two_kinds_is_rejected(document: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("document", "content_type"),
     [
-        (INDEX | {"mediaType": OCI_INDEX}, DOCKER_LIST),
         (INDEX | {"mediaType": OCI_INDEX}, OCI_IMAGE),
-        (IMAGE | {"mediaType": DOCKER_IMAGE}, f"{OCI_IMAGE}; x=y"),
+        (IMAGE | {"mediaType": DOCKER_IMAGE}, f"{OCI_INDEX}; x=y"),
+        (NO_LAYERS | {"mediaType": OCI_IMAGE}, OCI_INDEX),
+        (NO_LAYERS | {"mediaType": OCI_INDEX}, OCI_INDEX),
         (INDEX | {"mediaType": OCI_IMAGE}, None),
         (IMAGE | {"mediaType": OCI_INDEX}, OCI_INDEX),
         (OLD_IMAGE | {"mediaType": DOCKER_IMAGE}, None),
     ],
 )
 def test_a_document_that_contradicts_its_type_is_rejected(document: dict[str, Any], content_type: str | None) -> None:
-    """Its keys, its mediaType and its Content-Type must agree."""
+    """Its keys, its mediaType and its Content-Type must be of one kind."""
     check_rejected(encode(document), content_type)
 
 
@@ -176,6 +201,9 @@ def test_a_media_type_that_is_invalid_in_a_header_is_rejected(media_type: object
         {"errors": [{"code": "UNKNOWN"}]},
         {"schemaVersion": 2},
         {"schemaVersion": 2, "mediaType": OCI_IMAGE},
+        {"mediaType": OCI_INDEX},
+        {"schemaVersion": 2, "mediaType": "application/vnd.other+json"},
+        {"schemaVersion": 2, "layers": []},
         {"manifests": {}},
         {"manifests": "x"},
         {"manifests": [1]},
@@ -251,10 +279,33 @@ def test_a_manifest_may_be_as_large_as_clients_accept() -> None:
     check_rejected(padded + b" ")
 
 
-def test_a_stored_manifest_is_validated() -> None:
-    """Its media type and digest are those it had before."""
-    kept = parse(IMAGE | {"mediaType": DOCKER_IMAGE}, DOCKER_IMAGE)
-    assert Manifest.stored(kept.body, kept.digest) == kept
+@pytest.mark.parametrize(
+    ("document", "content_type", "declares_media_type"),
+    [
+        (IMAGE | {"mediaType": DOCKER_IMAGE}, DOCKER_IMAGE, True),
+        (IMAGE | {"mediaType": DOCKER_IMAGE}, OCI_IMAGE, False),
+        (IMAGE, DOCKER_IMAGE, False),
+        (IMAGE, None, False),
+        (INDEX, DOCKER_LIST, False),
+        ({"schemaVersion": 2}, OCI_INDEX, False),
+        (ORAS_BODY, ORAS_ARTIFACT, False),
+    ],
+)
+def test_a_stored_manifest_is_as_it_was(
+    document: dict[str, Any], content_type: str | None, *, declares_media_type: bool
+) -> None:
+    """With the type that is stored with it, if the body does not have the same one."""
+    kept = parse(document, content_type)
+    assert kept.declares_media_type == declares_media_type
+    assert Manifest.stored(kept.body, kept.digest, None if declares_media_type else kept.media_type) == kept
+
+
+@pytest.mark.parametrize("stored_type", [None, "", "binary/octet-stream", "application/json", OCI_INDEX, "x", "a/b\n"])
+def test_a_stored_type_that_does_not_fit_is_ignored(stored_type: str | None) -> None:
+    """Buckets may be filled by other programs."""
+    for document in (IMAGE, IMAGE | {"mediaType": OCI_IMAGE}):
+        body = encode(document)
+        assert Manifest.stored(body, Digest.of(body), stored_type).media_type == OCI_IMAGE
 
 
 def test_a_damaged_stored_manifest_is_rejected() -> None:
@@ -266,7 +317,17 @@ def test_a_damaged_stored_manifest_is_rejected() -> None:
 
 def test_all_known_types_are_accepted_from_upstreams() -> None:
     """A tag is cached once for all clients, so the Accept header has every type that any client accepts."""
-    assert {OCI_INDEX, OCI_IMAGE, DOCKER_LIST, DOCKER_IMAGE, OCI_ARTIFACT, SCHEMA1, SCHEMA1_SIGNED} == set(ACCEPT)
+    artifacts = {OCI_ARTIFACT, ORAS_ARTIFACT}
+    assert {OCI_INDEX, OCI_IMAGE, DOCKER_LIST, DOCKER_IMAGE, *artifacts, SCHEMA1, SCHEMA1_SIGNED} == set(ACCEPT)
+
+
+def test_the_blobs_of_a_manifest() -> None:
+    """Those of an image are its config and layers; in schema 1 they have another name."""
+    digest, other = Digest.of(b"x"), Digest.of(b"y")
+    assert parse(IMAGE).blobs == (digest, digest)
+    assert parse(NO_LAYERS, OCI_IMAGE).blobs == (digest,)
+    assert parse(ARTIFACT).blobs == (digest,)
+    assert parse(OLD_IMAGE | {"fsLayers": [{"blobSum": str(other)}, {"blobSum": "z"}]}).blobs == (other,)
 
 
 json_values = st.recursive(
@@ -287,9 +348,11 @@ def test_any_document_is_a_manifest_or_bad_upstream(document: dict[str, Any], co
         manifest = parse(document, content_type)
     except BadUpstream:
         return
-    assert Manifest.stored(manifest.body, manifest.digest).digest == manifest.digest
+    stored_type = None if manifest.declares_media_type else manifest.media_type
+    assert Manifest.stored(manifest.body, manifest.digest, stored_type) == manifest
     marks = {"manifests", "fsLayers", "config"} & document.keys()
-    assert len(marks) == 1 or (not marks and manifest.media_type == OCI_ARTIFACT)
+    artifacts_and_empty_indexes = {OCI_ARTIFACT, ORAS_ARTIFACT, OCI_INDEX, DOCKER_LIST}
+    assert len(marks) == 1 or (not marks and manifest.media_type in artifacts_and_empty_indexes)
 
 
 @given(st.binary() | st.text(alphabet='{}[]",:\\u0dn1e-. manifests').map(str.encode), st.none() | st.text(max_size=5))

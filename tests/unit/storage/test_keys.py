@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dockyard.oci.reference import Digest, Name, Tag
-from dockyard.storage.keys import blob_key, blob_root, list_key, manifest_key, tag_key
+from dockyard.storage.keys import blob_key, blob_root, list_key, manifest_key, media_type_key, tag_key
 
 SHA256 = Digest.of(b"x")
 SHA512 = Digest.of(b"x", "sha512")
@@ -32,6 +32,11 @@ def test_lists_have_separate_keys() -> None:
     assert list_key("c/", NAME, SHA512) == f"c/lists/docker.io/library/nginx/_referrers/sha512/{SHA512.encoded}"
 
 
+def test_media_types_have_separate_keys() -> None:
+    """Beside the manifests, whose directories other programs may read."""
+    assert media_type_key("c/", NAME, SHA512) == f"c/types/docker.io/library/nginx/sha512/{SHA512.encoded}"
+
+
 def test_all_blobs_are_below_their_root() -> None:
     """Listing the keys with this prefix finds every blob."""
     assert blob_root("c/") == "c/blobs/"
@@ -47,6 +52,7 @@ objects = st.one_of(
     st.tuples(st.just("tag"), names, words.map(Tag.parse)),
     st.tuples(st.just("blob"), st.just(None), digests),
     st.tuples(st.just("list"), names, digests),
+    st.tuples(st.just("type"), names, digests),
 )
 
 
@@ -59,6 +65,8 @@ def key_of(obj: tuple[str, Name | None, Digest | Tag]) -> str:
             return tag_key("", name, tag)
         case "list", Name() as name, Digest() as digest:
             return list_key("", name, digest)
+        case "type", Name() as name, Digest() as digest:
+            return media_type_key("", name, digest)
         case _, None, Digest() as digest:
             return blob_key("", digest)
         case _:

@@ -133,6 +133,32 @@ def test_times_that_cannot_be_set_do_not_matter(tmp_path: Path, monkeypatch: pyt
     assert logs == []
 
 
+def test_a_media_type_is_stored_with_a_manifest(store: LocalStore) -> None:
+    """If one is given; it is that of the last time that the manifest was stored."""
+    digest = Digest.of(b"{}")
+    assert store.read_media_type(NAME, digest) is None
+    for media_type in (None, "a/b", "c/d", None):
+        store.write_manifest(NAME, digest, b"{}", media_type)
+        assert (store.read_manifest(NAME, digest), store.read_media_type(NAME, digest)) == (b"{}", media_type)
+    store.write_manifest(NAME, digest, b"{}", "a/b")
+    assert store.read_media_type(Name.parse("other"), digest) is None
+
+
+def test_the_media_type_is_stored_before_the_manifest(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that another process never reads the manifest without its type."""
+    digest = Digest.of(b"{}")
+    written: list[str] = []
+
+    def fail_at_manifest(path: Path, content: bytes, _: Path) -> None:
+        written.append(content.decode())
+        if content == b"{}":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("dockyard.storage.local.write_atomically", fail_at_manifest)
+    store.write_manifest(NAME, digest, b"{}", "a/b")
+    assert written == ["a/b", "{}"]
+
+
 def test_no_cap_keeps_everything(store: LocalStore) -> None:
     """0 means no limit."""
     digest = add_blob(store, b"x" * 100_000)

@@ -53,7 +53,7 @@ MESSAGES = [
     ERROR,
     TagReply(DIGEST, "stale", 1.5, ERROR),
     TagReply(DIGEST, "hit", 1.5),
-    ManifestReply(b"\n{}"),
+    ManifestReply(b"\n{}", "a/b"),
     ListReply(b"[]", "hit", 2.0),
     ListReply(b"", "stale", 2.0, ERROR),
 ]

@@ -65,7 +65,8 @@ REPLY = ListReply(b"[]", "hit", 0.0)
 async def test_replies_come_back_in_order_with_their_bodies(peers: Peers) -> None:
     """The request arrives whole; lines and raw bytes come back in order."""
     received: list[PeerRequest] = []
-    replies = [DownloadProgress(None, 1, 2, is_complete=False), ManifestReply(b"\n\x00bytes"), NotDownloading()]
+    manifest = ManifestReply(b"\n\x00bytes", "a/b")
+    replies = [DownloadProgress(None, 1, 2, is_complete=False), manifest, NotDownloading()]
 
     async def handle(request: PeerRequest, connection: PeerConnection) -> None:
         received.append(request)
