@@ -5,7 +5,9 @@ kubeconform would download its schemas; kubernetes-1.34.json has those of the ki
 
 import json
 import re
+import shutil
 from collections.abc import Callable
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,14 @@ RENDERINGS = {
         "--set=tolerations[0].operator=Exists",
         "--set=balancer.service.type=LoadBalancer",
         "--set-string=balancer.service.annotations.internal=true",
+        "--set=networkPolicy.ports={5000,8443}",
+        "--set=networkPolicy.egress[0].to[0].ipBlock.cidr=169.254.169.254/32",
+        "--set=config.storage.endpoint=minio:9000",
+        "--set=config.upstreams[0].prefix=a.test",
+        "--set=config.upstreams[0].registry=http://registry.test/mirror",
+        "--set=config.upstreams[0].proxy=http://user:1234@proxy.test:3128",
+        "--set=config.upstreams[1].prefix=b.test",
+        "--set=config.upstreams[1].registry=[fd00::5]:5443",
     ),
     "chart with little": ("helm", "--set=balancer.enabled=false", "--set=networkPolicy.enabled=false"),
 }
@@ -218,3 +228,112 @@ def test_the_ecr_keychain_is_mounted_at_docker_config(render: Callable[[str], st
         account = one(resources, "ServiceAccount")
         assert account["metadata"]["annotations"]["eks.amazonaws.com/role-arn"].startswith("arn:aws:iam::")
         assert account["metadata"]["name"] == pod["serviceAccountName"]
+
+
+Rule = dict[str, Any]
+
+
+def egress(resources: Resources) -> list[Rule]:
+    """The egress rules of the NetworkPolicy."""
+    rules: list[Rule] = one(resources, "NetworkPolicy")["spec"]["egress"]
+    return rules
+
+
+def allows(rules: list[Rule], address: str, port: int, protocol: str = "TCP") -> bool:
+    """Whether the rules allow packets to an address that belongs to no pod."""
+    return any(
+        _has_port(rule, port, protocol) and any(_contains(peer, address) for peer in rule.get("to", [{}]))
+        for rule in rules
+    )
+
+
+def allows_pods(rules: list[Rule], port: int, protocol: str = "TCP") -> bool:
+    """Whether the rules allow packets to the pods of all namespaces, by more than their addresses."""
+    everywhere: list[Rule] = [{}, {"namespaceSelector": {}}]
+    return any(
+        _has_port(rule, port, protocol) and any(peer in everywhere for peer in rule.get("to", [{}])) for rule in rules
+    )
+
+
+def _has_port(rule: Rule, port: int, protocol: str) -> bool:
+    return "ports" not in rule or {"protocol": protocol, "port": port} in rule["ports"]
+
+
+def _contains(peer: Rule, address: str) -> bool:
+    if not peer:
+        return True
+    if "ipBlock" not in peer:
+        return False
+    parsed = ip_address(address)
+    block = peer["ipBlock"]
+    networks = [ip_network(cidr) for cidr in (block["cidr"], *block.get("except", []))]
+    return [parsed in network for network in networks] == [True] + [False] * (len(networks) - 1)
+
+
+@pytest.mark.parametrize("rendering", ["base", "aws", "chart", "chart with everything"])
+def test_pods_reach_what_they_need(render: Callable[[str], str], rendering: str) -> None:
+    """Names, registries, AWS and the agent of Pod Identity, by IPv4 and IPv6; not the metadata service of a machine."""
+    rules = egress(resources_of(render(rendering)))
+    for protocol in ("UDP", "TCP"):
+        for name_server in ("169.254.20.10", "10.96.0.10", "1.1.1.1", "fd00::a", "fe80::53", "2606:4700::1"):
+            assert allows(rules, name_server, 53, protocol), name_server
+        assert allows_pods(rules, 53, protocol)
+        assert allows_pods(rules, 5353, protocol)
+    for registry in ("52.1.2.3", "10.0.0.7", "2600:1f18::1", "fd00:1::1"):
+        assert allows(rules, registry, 443), registry
+    assert allows_pods(rules, 443)
+    for agent in ("169.254.170.23", "fd00:ec2::23"):
+        assert allows(rules, agent, 80)
+    for agent in ("169.254.170.2", "169.254.169.253", "fd00:ec2::254"):
+        assert not allows(rules, agent, 80)
+        assert not allows(rules, agent, 443)
+    assert not allows(rules, "52.1.2.3", 22)
+    assert allows(rules, "169.254.169.254", 80) == (rendering == "chart with everything")
+
+
+def test_the_chart_allows_the_ports_of_its_settings(render: Callable[[str], str]) -> None:
+    """The S3 endpoint (also in the cluster), registries and proxies with ports, and the ports of the values."""
+    rules = egress(resources_of(render("chart with everything")))
+    for port in (80, 443, 3128, 5000, 5443, 8443, 9000):
+        assert allows(rules, "52.1.2.3", port), port
+        assert allows(rules, "2600:1f18::1", port), port
+        assert allows_pods(rules, port), port
+    assert not allows(rules, "52.1.2.3", 1234), "a password in the URL of a proxy is no port"
+    rules = egress(resources_of(render("chart")))
+    assert not any(allows(rules, "52.1.2.3", port) for port in (80, 5000, 9000))
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "use_ssl", "port"),
+    [
+        ("minio:9000", "false", 9000),
+        ("minio:9000", "true", 9000),
+        ("minio", "false", 80),
+        ("minio", "true", 443),
+        ("[fd00::5]", "false", 80),
+        ("[fd00::5]:9001", "false", 9001),
+    ],
+)
+def test_the_port_of_an_endpoint_is_allowed(
+    ops: Path, programs: Programs, endpoint: str, use_ssl: str, port: int
+) -> None:
+    """As Dockyard understands it: without a port it is 80, or 443 with `use_ssl`."""
+    options = [f"--set=config.storage.endpoint={endpoint}", f"--set=config.storage.use_ssl={use_ssl}"]
+    text = run(programs.need("helm"), "template", "fleet", ops / "helm" / "dockyard", *options)
+    rules = egress(resources_of(text))
+    ports = [each["port"] for each in rules[1]["ports"]]
+    assert ports == sorted({443, port}, key=lambda each: each != 443)
+
+
+def test_the_documented_patch_adds_a_port(ops: Path, programs: Programs, tmp_path: Path) -> None:
+    """The example in the comment of the base works."""
+    comment = (ops / "kubernetes" / "base" / "kustomization.yaml").read_text()
+    example = comment[comment.index("#     patches:") : comment.index("apiVersion:")]
+    shutil.copytree(ops / "kubernetes", tmp_path / "kubernetes")
+    overlay = tmp_path / "kubernetes" / "overlay"
+    overlay.mkdir()
+    patches = "\n".join(line.removeprefix("#     ") for line in example.splitlines() if line.startswith("#     "))
+    (overlay / "kustomization.yaml").write_text(f"resources: [../base]\n{patches}\n")
+    rules = egress(resources_of(run(programs.need("kustomize"), "build", overlay)))
+    assert allows(rules, "10.0.0.7", 9000)
+    assert allows_pods(rules, 9000)
