@@ -71,7 +71,10 @@ verified_bytes = Counter(
     ["reason"],
 )
 damaged_files = Counter("dockyard_damaged_files", "Damaged files found in the local store, by kind.", ["kind"])
-evicted_bytes = Counter("dockyard_evicted_bytes", "Bytes of blobs evicted from the local store.")
+evicted_bytes = Counter("dockyard_evicted_bytes", "Bytes evicted from the local store.")
+evicted_unpublished = Counter(
+    "dockyard_evicted_unpublished", "Objects evicted from the local store before the bucket had them."
+)
 published = Counter("dockyard_published", "Objects uploaded to the bucket, by outcome (done, failed).", ["outcome"])
 touched = Counter("dockyard_touched", "Objects in the bucket whose LastModified was renewed.")
 bucket_faults = Counter("dockyard_bucket_faults", "Requests to the bucket that failed.")

@@ -25,9 +25,9 @@ from dockyard.s3 import S3Error, S3Store
 from dockyard.s3.bucket import Bucket
 from dockyard.s3.outbox import Outbox
 from dockyard.s3.publisher import Publisher
-from dockyard.storage.items import BlobItem, Item
-from dockyard.storage.keys import blob_root
-from dockyard.storage.local import RUN, LocalStore
+from dockyard.storage.directories import RUN
+from dockyard.storage.items import Item
+from dockyard.storage.local import LocalStore
 from dockyard.storage.verified_files import VerifiedFiles
 from dockyard.upstream.circuit_breaker import CircuitBreaker
 from dockyard.upstream.client import RegistryClient
@@ -97,12 +97,7 @@ class Worker:
         # Stores
         outbox = Outbox(directory / UNPUBLISHED)
         self.local_store = LocalStore(
-            directory,
-            storage.prefix,
-            storage.max_size,
-            storage.verify,
-            verified_files,
-            lambda blob: BlobItem(blob) in outbox,
+            directory, storage.prefix, storage.max_size, storage.verify, verified_files, outbox
         )
         self.local_store.create_directories()
         self.s3 = S3Store(storage, environ) if storage.bucket else None
@@ -133,7 +128,7 @@ class Worker:
         self.lists = Lists(self.local_store, *with_upstreams, limits.check_interval, limits.check_timeout)
 
         self.gauges = Gauges(
-            directory / blob_root(storage.prefix), directory / UNPUBLISHED, self._open_breakers, storage.max_size
+            self.local_store.size_cap.measure, directory / UNPUBLISHED, self._open_breakers, storage.max_size
         )
         self._upstreams = {upstream.prefix: upstream for upstream in settings.upstreams}
         self._parent = os.getppid()

@@ -26,6 +26,7 @@ from typing import Final
 
 from dockyard.errors import RegistryError, Unavailable, UpstreamTimeout
 from dockyard.oci.reference import Digest
+from dockyard.storage.memory_budget import MemoryBudget
 from dockyard.storage.partial_file import NO_PROGRESS_TIMEOUT_S, OverflowReader, PartialFile
 
 
@@ -208,9 +209,9 @@ class Download:
         self.error = Unavailable("the download was interrupted", retry_after_s=1)
         self._announce()
 
-    def continue_in_memory(self) -> PartialFile:
+    def continue_in_memory(self, memory: MemoryBudget) -> PartialFile:
         """A partial file that continues in memory after the bytes that are in the file of this download."""
-        return PartialFile.in_memory(self.digest, self._fd, self.released_on_disk)
+        return PartialFile.in_memory(self.digest, memory, self._fd, self.released_on_disk)
 
     # Readers
 
@@ -368,6 +369,11 @@ class Download:
     def _close_if_unused(self) -> None:
         if self._readers or not self._is_ended:
             return
+        for timer in (self._check_timer, self._delayed_announcement):
+            if timer:
+                timer.cancel()
+        if self.partial_file:
+            self.partial_file.release_memory()
         for fd in (self._fd, *self._previous_fds):
             if fd >= 0:
                 os.close(fd)

@@ -3,6 +3,9 @@
 A source that breaks off is opened again at the byte reached. MAX_FRUITLESS_ATTEMPTS in a row that each brought less
 than PROGRESS_BYTES end the download. Nothing here depends on clients: the job reports its progress, and that what it
 received is verified.
+
+A download that ends early, because the source is unavailable or the server stops, leaves its partial file. The next
+download of the blob, in any worker and also after a restart, hashes what is there and requests the rest.
 """
 
 import random
@@ -17,7 +20,7 @@ from dockyard.cache.download import MAX_SMALL_BYTES
 from dockyard.cache.stores import Stores
 from dockyard.errors import BadUpstream, RegistryError, TooManyRequests, Unavailable, UpstreamTimeout
 from dockyard.storage.items import BlobItem
-from dockyard.storage.partial_file import PartialFile
+from dockyard.storage.partial_file import OverflowFull, PartialFile
 
 CHUNK_BYTES = 256 * 1024
 PROGRESS_BYTES = 1024 * 1024
@@ -50,7 +53,6 @@ class DownloadJob:
         on_progress: Callable[[], object],
         on_verified: Callable[[int], object],
     ) -> None:
-        self.is_partial_file_left = False
         self._partial_file = partial_file
         self._sources = sources
         self._stores = stores
@@ -59,14 +61,14 @@ class DownloadJob:
         self._on_verified = on_verified
         self._body: BlobBody | None = None
         self._is_streaming_to_bucket = False
+        self._left_bytes = partial_file.received_bytes  # by a former download
         self._stop = threading.Event()
 
     def run(self) -> None:
         """Fetch, verify, keep, publish. Blocks.
 
-        After an outage the partial file is left for the next attempt: `is_partial_file_left`. Raises RegistryError
-        when the blob cannot be had, or is wrong; Stopped; NoReadersLeft; OSError when the partial file cannot be
-        read back.
+        Raises RegistryError when the blob cannot be had, or is wrong; Stopped; NoReadersLeft; OSError when the partial
+        file cannot be read back.
         """
         with metrics.fills_running.track_inprogress():
             self._on_start()
@@ -74,8 +76,13 @@ class DownloadJob:
                 try:
                     self._fetch()
                 except BadUpstream as exc:
-                    self._exclude_damaged_bucket(exc)
+                    self._exclude_damaged(exc)
                     self._fetch()
+            except OverflowFull as exc:
+                self._give_up(exc)
+                raise Unavailable(
+                    "the disk is full, and so is the memory for downloads without it", retry_after_s=5
+                ) from exc
             except Exception as exc:
                 self._give_up(exc)
                 raise
@@ -89,15 +96,20 @@ class DownloadJob:
 
     # Fetch and verify
 
-    def _exclude_damaged_bucket(self, exc: BadUpstream) -> None:
-        """Prepare to fetch the blob from the upstream, when the bucket's copy is damaged; else raise the error."""
-        if not self._sources.used_bucket:
+    def _exclude_damaged(self, exc: BadUpstream) -> None:
+        """Prepare to fetch again without the bucket, or without the bytes that were left, if these may be wrong.
+
+        Else raises the error, and also when readers may have got some of the bytes.
+        """
+        if not self._sources.used_bucket and not self._left_bytes:
             raise exc
         digest = str(self._sources.digest)
-        log.warning("damaged blob in the bucket: it is fetched from the upstream", digest=digest)
-        self._sources.exclude_bucket()
+        if self._sources.used_bucket:
+            log.warning("damaged blob in the bucket: it is fetched from the upstream", digest=digest)
+            self._sources.exclude_bucket()
         if self._may_have_been_read():
             raise exc
+        self._left_bytes = 0
         self._partial_file.restart()
         self._is_streaming_to_bucket = False
 
@@ -111,8 +123,10 @@ class DownloadJob:
         received_before = self._partial_file.received_bytes
         self._partial_file.begin()
         try:
+            self._partial_file.wait_for_memory()
             self._partial_file.hash_existing_bytes()
-            self._receive_all()
+            if not self._is_left_complete():
+                self._receive_all()
             self._verify()
         except Exception as exc:
             metrics.fills.labels(type(exc).__name__).inc()
@@ -122,9 +136,16 @@ class DownloadJob:
             metrics.received_bytes.labels(source).inc(self._partial_file.received_bytes - received_before)
         self._sources.mark_verified()
 
+    def _is_left_complete(self) -> bool:
+        """Whether a former download has received everything, and ended just before it was stored."""
+        return bool(self._left_bytes) and self._partial_file.has_correct_digest()
+
     def _verify(self) -> None:
         if not self._partial_file.has_correct_digest():
-            log.warning("wrong digest: the blob is discarded", digest=str(self._sources.digest))
+            event = "wrong digest: the blob is discarded"
+            if self._left_bytes:
+                event = "a partial file of a former download was damaged: it is discarded"
+            log.warning(event, digest=str(self._sources.digest))
             raise BadUpstream(f"the upstream sent wrong bytes for {self._sources.digest}")
 
     def _receive_all(self) -> None:
@@ -215,30 +236,25 @@ class DownloadJob:
         blobs: downloads that are faster than the eviction of old blobs wait for it.
         """
         local, publisher, item = self._stores.local, self._stores.publisher, BlobItem(self._sources.digest)
-        if self._sources.used_upstream:
+        is_new = self._sources.used_upstream or not self._sources.used_bucket
+        if is_new:
             publisher.add_to_outbox(item)
         self._partial_file.finish(is_verified=True)
         self._on_verified(size)
         local.commit(self._partial_file, self._sources.bucket_age_s)
         local.size_cap.enforce_if_due()
         metrics.fills.labels("done").inc()
-        if self._sources.used_upstream and not self._is_streaming_to_bucket:
+        if is_new and not self._is_streaming_to_bucket:
             publisher.publish(item)
         if self._sources.used_bucket:
             publisher.touch_if_due(item)
 
     def _give_up(self, exc: Exception) -> None:
-        """After an outage, leave what was received for the next attempt of any worker; else delete it."""
+        """After an outage or when the server stops, leave what was received for the next download; else delete it."""
         partial_file = self._partial_file
         partial_file.finish(is_verified=False)
-        is_outage = isinstance(exc, Unavailable | UpstreamTimeout | TooManyRequests)
-        if (
-            is_outage
-            and partial_file.received_bytes
-            and partial_file.path is not None
-            and not partial_file.is_overflowing
-        ):
-            self.is_partial_file_left = True
-            partial_file.close()  # and its lock: the next attempt may be another worker's
+        is_interrupted = isinstance(exc, Stopped | Unavailable | UpstreamTimeout | TooManyRequests)
+        if is_interrupted and partial_file.received_bytes and not partial_file.is_overflowing:
+            partial_file.close()  # and its lock: the next download may be another worker's
         else:
             partial_file.discard()

@@ -34,7 +34,6 @@ from dockyard.storage.partial_file import NoReadersLeft, PartialFile
 from dockyard.workers.messages import BlobRequest, NotDownloading, Repository
 from dockyard.workers.peers import PeerConnection, Peers, PeerUnavailable
 
-PARTIAL_FILE_KEPT_S = 60.0
 MAX_LOCK_ATTEMPTS = 50
 LOCK_RETRY_S = 0.1
 
@@ -93,7 +92,7 @@ class Downloads:
         """Run one download to its end. `previous` is a download of the same digest that new readers cannot join."""
         try:
             if previous and previous.partial_file and previous.partial_file.has_gap:
-                partial_file: PartialFile | None = previous.continue_in_memory()
+                partial_file: PartialFile | None = previous.continue_in_memory(self._stores.local.memory)
             else:
                 partial_file = await self._follow_or_claim(download, target)
             if partial_file:
@@ -125,7 +124,7 @@ class Downloads:
                 return None
             return await self._claim(download, BlobRequest(repository, digest, only_running=True))
         except OwnerDiskFull:
-            return download.continue_in_memory()
+            return download.continue_in_memory(self._stores.local.memory)
 
     async def _claim(self, download: Download, request: BlobRequest) -> PartialFile | None:
         """Lock the partial file, or follow the worker that has the lock.
@@ -154,7 +153,7 @@ class Downloads:
                     return None
             await asyncio.sleep(LOCK_RETRY_S)
         log.warning("partial file locked for too long: fetching without it", digest=str(download.digest))
-        return PartialFile.in_memory(download.digest)
+        return PartialFile.in_memory(download.digest, self._stores.local.memory)
 
     async def _open_stored(self, download: Download, *, is_locked: bool) -> StoredBlob | None:
         """Open the blob in the local store; None when it is absent or damaged.
@@ -213,11 +212,6 @@ class Downloads:
             await self._threads.download(target, job.run)
         finally:
             self._jobs.discard(job)
-            if job.is_partial_file_left:
-                loop.call_later(PARTIAL_FILE_KEPT_S, self._discard_partial_file, download.digest)
-
-    def _discard_partial_file(self, digest: Digest) -> None:
-        self._start_task(self._threads.disk(self._stores.local.discard_partial_file, digest))
 
     def _start_task(self, work: Coroutine[Any, Any, object]) -> None:
         """Run it in the background; the loop itself keeps no reference to a task."""

@@ -115,7 +115,8 @@ class StorageSettings:
     """Directory of the local store, used by one server at a time. The default is `dockyard` in `$XDG_CACHE_HOME` if
     that is set, and `/var/cache/dockyard` for users without a home directory."""
     max_size: Bytes = 50 * 2**30
-    """Limit for the blobs in the local store. Above it, the least recently used are removed. 0: no limit."""
+    """Limit for the disk space of the local store, including partial files. Above it, the least recently used blobs are
+    removed; manifests, tags and lists only when they take more than 5 % of it. 0: no limit."""
     verify: Verify = "start"
     """When the digest of a blob in the local store is verified before it is sent. `start`: at its first use after the
     server has started, and at its first use after its file has changed. `always`: at every use, which hashes all bytes

@@ -1,121 +1,230 @@
-"""The size cap of the local store: the least recently used blobs are evicted. Blocking.
+"""Eviction: the least recently used files of the local store are deleted, to keep its cap or to make room. Blocking.
 
-The access time of a blob's file is its last use. The local store sets it, so that mount options such as `noatime` do
-not matter. One process at a time evicts: it lists the directory and deletes the oldest files. A reader that has an
-evicted blob open reads it to its end.
+The cap counts all files: blobs, partial files, and the small ones (manifests, tags, lists, touch times), each as the
+disk space that it takes. Above the cap, blobs and the partial files that nobody writes are evicted, the least recently
+used first. The small files are evicted only when they take more than MAX_SMALL_SHARE of the cap: they cost little, and
+an image whose layers a client has needs nothing else while the upstream is away.
+
+When a write fails because the disk is full, the same is done to make room; when the disk has no inodes left, small
+files are evicted first.
+
+One process at a time evicts. A reader that has an evicted blob open reads it to its end.
 """
 
 import contextlib
+import errno
 import fcntl
 import os
-from collections.abc import Callable, Iterator
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
+import attrs
 import structlog
 
 from dockyard import metrics
-from dockyard.errors import DigestInvalid
-from dockyard.oci.reference import Digest
+from dockyard.storage.allowance import Allowance
+from dockyard.storage.atomic_write import is_being_written
+from dockyard.storage.directories import Directories
 from dockyard.storage.file_times import age_of
+from dockyard.storage.stored_files import StoredFile, delete_empty_directories, delete_if_unlocked, list_files
 
 # An eviction ends when the files take this share of the cap, so that the next one is not due at once.
 TARGET_SHARE = 0.9
-# What is evicted at least when the disk is full.
+MAX_SMALL_SHARE = 0.05
+# What is evicted at least when the disk is full: so many bytes, but not more than this share of what is stored.
 MIN_EVICTED_BYTES = 64 * 1024 * 1024
-# The directory is listed each time that this share of the cap was added.
-CHECKS_PER_CAP = 50
+MAX_EVICTED_SHARE = 0.25
+# What is evicted at least, of everything that is stored, so that the files are not listed too often.
+MIN_EVICTED_SHARE = 0.02
+# What is evicted at least when the disk has no inodes left.
+MIN_EVICTED_FILES = 64
+MIN_FREE_INODES = 16
+WARNING_INTERVAL_S = 3600.0
+# Bytes that were added are counted together with those of the other workers when they are this share of the cap.
+COUNTS_PER_CAP = 1000
 
 log = structlog.get_logger()
 
 
-class SizeCap:
-    """Keeps the files below `blobs` and `partial` together under `max_size` bytes; 0 means no cap.
+@attrs.frozen
+class _Listing:
+    """All files, each kind with the least recently used first. `large` are blobs and partial files."""
 
-    `is_protected(digest)` returns whether a blob must not be evicted yet. `lock` is a file that all workers share.
-    """
-
-    def __init__(
-        self, blobs: Path, partial: Path, lock: Path, max_size: int, is_protected: Callable[[Digest], bool]
-    ) -> None:
-        self._blobs = blobs
-        self._partial = partial
-        self._lock = lock
-        self._max_size = max_size
-        self._is_protected = is_protected
-        self._added_bytes = 0
-
-    def add(self, size: int) -> None:
-        """Count bytes that were added to the store. Does not block."""
-        self._added_bytes += size
-
-    def enforce_if_due(self) -> None:
-        """Evict the least recently used blobs until all files fit, if enough bytes were added since the last time.
-
-        Waits while another thread or process evicts: a thread that adds blobs faster than they can be evicted is held
-        up here. Raises nothing.
-        """
-        if self._is_due:
-            with contextlib.suppress(OSError), self._exclusive(blocking=True):
-                if self._is_due:  # not enforced by another thread meanwhile
-                    self._enforce()
-
-    def free_disk_space(self, size: int) -> bool:
-        """Evict at least `size` bytes because the disk is full. False when nothing could be evicted."""
-        try:
-            with self._exclusive():
-                return self._evict(_list_files(self._blobs), max(size, MIN_EVICTED_BYTES)) > 0
-        except BlockingIOError:
-            return True  # another process is evicting
-        except OSError:
-            return False
+    large: deque[StoredFile]
+    small: deque[StoredFile]
 
     @property
-    def _is_due(self) -> bool:
-        return bool(self._max_size) and self._added_bytes >= self._max_size // CHECKS_PER_CAP
+    def total_bytes(self) -> int:
+        return self.large_bytes + self.small_bytes
+
+    @property
+    def large_bytes(self) -> int:
+        return sum(file.size for file in self.large)
+
+    @property
+    def small_bytes(self) -> int:
+        return sum(file.size for file in self.small)
+
+
+class SizeCap:
+    """Keeps the files in `directories` together under `max_size` bytes; 0 means no cap.
+
+    `forget(path)` is called for each file that was evicted; it returns whether the bucket did not have it yet.
+    """
+
+    def __init__(self, directories: Directories, max_size: int, forget: Callable[[Path], bool]) -> None:
+        self._directories = directories
+        self._max_size = max_size
+        self._forget = forget
+        self._allowance = Allowance(directories.run / "allowance", max_size)
+        self._mutex = threading.Lock()
+        self._added_bytes = 0
+
+    def count(self, size: int) -> None:
+        """Count bytes that were added to the store. Does not block."""
+        with self._mutex:
+            self._added_bytes += size
+
+    def enforce_if_due(self) -> None:
+        """Evict until all files fit, if enough bytes were added since the last time. Raises nothing.
+
+        Waits while another thread or process evicts: a thread that adds blobs faster than they can be evicted is held
+        up here.
+        """
+        if self._max_size and self._added_bytes >= self._max_size // COUNTS_PER_CAP:
+            self.enforce_if_used_up()
+
+    def enforce_if_used_up(self) -> None:
+        """As `enforce_if_due`, also when nothing was added here. Raises nothing."""
+        if not self._max_size:
+            return
+        with self._exclusive():
+            with self._mutex:
+                added_bytes, self._added_bytes = self._added_bytes, 0
+            if not self._allowance.use(added_bytes):
+                self._enforce()
+
+    def make_room(self, exc: OSError, size: int) -> bool:
+        """Evict because a write of `size` bytes failed; return whether it is worth a retry. Raises nothing."""
+        if exc.errno not in {errno.ENOSPC, errno.EDQUOT}:
+            return False
+        with self._exclusive() as has_waited:
+            if has_waited:
+                return True  # another process has evicted
+            lacks_inodes = self._lacks_inodes()
+            listing = self._list()
+            freed = 0
+            if lacks_inodes or exc.errno == errno.EDQUOT:  # a quota does not say what it is that is used up
+                count = max(MIN_EVICTED_FILES, int(len(listing.small) * MIN_EVICTED_SHARE))
+                freed += self._evict((listing.small, listing.large), max_files=count)
+            if not lacks_inodes:
+                stored_bytes = listing.total_bytes
+                least = min(MIN_EVICTED_BYTES, int(stored_bytes * MAX_EVICTED_SHARE))
+                amount = max(size, least, int(stored_bytes * MIN_EVICTED_SHARE))
+                freed += self._evict((listing.large, listing.small), max_bytes=amount)
+            return freed > 0
+
+    def measure(self) -> int:
+        """Return the disk space of all files, in bytes."""
+        return self._list().total_bytes
 
     def _enforce(self) -> None:
-        self._added_bytes = 0
-        blobs = _list_files(self._blobs)
-        total = sum(size for _, size, _ in (*blobs, *_list_files(self._partial)))
+        listing = self._list()
+        total = listing.total_bytes
         if total > self._max_size:
-            self._evict(blobs, total - int(self._max_size * TARGET_SHARE))
+            excess = total - int(self._max_size * TARGET_SHARE)
+            small_excess = listing.small_bytes - int(self._max_size * MAX_SMALL_SHARE)
+            freed = self._evict((listing.small,), max_bytes=min(small_excess, excess))
+            freed += self._evict((listing.large,), max_bytes=excess - freed)
+            total -= freed
+        self._allowance.renew(total)
 
-    def _evict(self, blobs: list[tuple[float, int, Path]], excess: int) -> int:
-        freed = 0
-        for _, size, path in sorted(blobs):
-            if freed >= excess:
-                break
-            if not self._must_stay(path):
-                path.unlink(missing_ok=True)
-                freed += size
-        metrics.evicted_bytes.inc(freed)
-        log.info("evicted the least recently used blobs", freed_bytes=freed)
-        return freed
+    def _list(self) -> _Listing:
+        directories = self._directories
+        partial_root = f"{directories.partial}/"  # perhaps below the blobs
+        large = [file for file in list_files(directories.blobs) if not file.path.startswith(partial_root)]
+        large += list_files(directories.partial, by_modification=True)
+        small = [file for root in directories.small for file in list_files(root, by_modification=True)]
+        return _Listing(deque(sorted(large)), deque(sorted(small)))
 
-    def _must_stay(self, path: Path) -> bool:
+    def _lacks_inodes(self) -> bool:
         try:
-            return self._is_protected(Digest.parse(f"{path.parts[-3]}:{path.name}"))
-        except DigestInvalid:
-            return False  # not a blob of this store
+            found = os.statvfs(self._directories.partial)
+        except OSError:
+            return False
+        return found.f_files > 0 and found.f_favail < MIN_FREE_INODES  # some file systems do not count them
+
+    def _evict(self, kinds: Iterable[deque[StoredFile]], *, max_bytes: int = 0, max_files: int = 0) -> int:
+        """Delete the first files of each kind, until so many bytes or files are deleted; return the bytes."""
+        freed_bytes = freed_files = unpublished = 0
+        error: OSError | None = None
+        for files in kinds:
+            while files and (freed_bytes < max_bytes or freed_files < max_files):
+                file = files.popleft()
+                path = Path(file.path)
+                try:
+                    if not self._delete(path):
+                        continue
+                except OSError as exc:
+                    error = exc
+                    continue
+                freed_bytes += file.size
+                freed_files += 1
+                unpublished += self._forget(path)
+        if error:
+            log.warning("cannot evict a file, the local store grows", file=error.filename, error=error.strerror)
+        if freed_files:
+            metrics.evicted_bytes.inc(freed_bytes)
+            log.info("evicted the least recently used files", freed_bytes=freed_bytes, files=freed_files)
+        self._count_unpublished(unpublished)
+        return freed_bytes
+
+    def _delete(self, path: Path) -> bool:
+        """Delete a file that nobody writes; return whether it was deleted. Raises OSError."""
+        if path.parent == self._directories.partial:
+            return not is_being_written(path) and delete_if_unlocked(path)
+        path.unlink(missing_ok=True)
+        for root in self._directories.small:
+            delete_empty_directories(path.parent, root)
+        return True
+
+    def _count_unpublished(self, count: int) -> None:
+        """Count evicted objects that the bucket did not have; log it now and then, in one of the workers."""
+        if not count:
+            return
+        metrics.evicted_unpublished.inc(count)
+        logged = self._directories.run / "evicted-unpublished"
+        with contextlib.suppress(OSError):
+            if logged.exists() and age_of(logged.stat().st_mtime) < WARNING_INTERVAL_S:
+                return
+            logged.touch()
+        log.warning(
+            "evicted objects that are not in the bucket yet: they are fetched from the upstream again when needed",
+            count=count,
+        )
 
     @contextlib.contextmanager
-    def _exclusive(self, *, blocking: bool = False) -> Iterator[None]:
-        """Hold the lock of all workers. Raises BlockingIOError when it is taken, unless `blocking`."""
-        fd = os.open(self._lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    def _exclusive(self) -> Iterator[bool]:
+        """Hold the lock of all workers: the run directory, for which a full disk needs no new file.
+
+        Yields whether another one had it. Without a lock when there is none to be had.
+        """
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX | (0 if blocking else fcntl.LOCK_NB))
-            yield
+            lock = os.open(self._directories.run, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError:
+            yield False
+            return
+        has_waited = False
+        try:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                has_waited = True
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            except OSError:  # the file system has no locks
+                pass
+            yield has_waited
         finally:
-            os.close(fd)
-
-
-def _list_files(root: Path) -> list[tuple[float, int, Path]]:
-    """List the files below a directory: the negated time since the last use, size in bytes, path."""
-    files = []
-    for folder, _, names in os.walk(root):
-        for name in names:
-            path = Path(folder, name)
-            with contextlib.suppress(OSError):
-                status = path.stat()
-                files.append((-age_of(status.st_atime), status.st_size, path))
-    return files
+            os.close(lock)

@@ -9,12 +9,14 @@ name. But one key may be a directory of another: a repository may be called `x/t
 a directory where it already has a file.
 """
 
+from dockyard.errors import RegistryError
 from dockyard.oci.reference import Digest, Name, Tag
+from dockyard.storage.items import BlobItem, Item, ManifestItem, TagItem
 
 
 def manifest_key(prefix: str, name: Name, digest: Digest) -> str:
     """Return the key of a manifest's bytes."""
-    return f"{prefix}manifests/{name}/{digest.algorithm}/{digest.encoded}"
+    return f"{manifest_root(prefix)}{name}/{digest.algorithm}/{digest.encoded}"
 
 
 def media_type_key(prefix: str, name: Name, digest: Digest) -> str:
@@ -22,12 +24,12 @@ def media_type_key(prefix: str, name: Name, digest: Digest) -> str:
 
     It is not used in a bucket: there the type is the Content-Type of the object.
     """
-    return f"{prefix}types/{name}/{digest.algorithm}/{digest.encoded}"
+    return f"{media_type_root(prefix)}{name}/{digest.algorithm}/{digest.encoded}"
 
 
 def tag_key(prefix: str, name: Name, tag: Tag) -> str:
     """Return the key of a tag's pointer, which holds a digest as text."""
-    return f"{prefix}manifests/{name}/tags/{tag}"
+    return f"{manifest_root(prefix)}{name}/tags/{tag}"
 
 
 def list_key(prefix: str, name: Name, subject: Digest | None) -> str:
@@ -36,7 +38,7 @@ def list_key(prefix: str, name: Name, subject: Digest | None) -> str:
     No component of a name begins with an underscore, so no list is a directory of another.
     """
     which = "_tags" if subject is None else f"_referrers/{subject.algorithm}/{subject.encoded}"
-    return f"{prefix}lists/{name}/{which}"
+    return f"{list_root(prefix)}{name}/{which}"
 
 
 def blob_key(prefix: str, digest: Digest) -> str:
@@ -47,3 +49,34 @@ def blob_key(prefix: str, digest: Digest) -> str:
 def blob_root(prefix: str) -> str:
     """Return the common prefix of the keys of all blobs."""
     return f"{prefix}blobs/"
+
+
+def manifest_root(prefix: str) -> str:
+    """Return the common prefix of the keys of all manifests and tag pointers."""
+    return f"{prefix}manifests/"
+
+
+def list_root(prefix: str) -> str:
+    """Return the common prefix of the keys of all lists."""
+    return f"{prefix}lists/"
+
+
+def media_type_root(prefix: str) -> str:
+    """Return the common prefix of the keys of all media types."""
+    return f"{prefix}types/"
+
+
+def find_item(prefix: str, key: str) -> Item | None:
+    """Return the item that has this key; None when no item has it."""
+    kind, *parts = key.removeprefix(prefix).split("/")
+    try:
+        match kind, parts:
+            case "blobs", [algorithm, _, encoded]:
+                return BlobItem(Digest.parse(f"{algorithm}:{encoded}"))
+            case "manifests", [*name, "tags", tag]:
+                return TagItem(Name.parse("/".join(name)), Tag.parse(tag))
+            case "manifests", [*name, algorithm, encoded]:
+                return ManifestItem(Name.parse("/".join(name)), Digest.parse(f"{algorithm}:{encoded}"))
+    except RegistryError:
+        pass
+    return None

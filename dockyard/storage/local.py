@@ -1,8 +1,7 @@
 """The local store: complete objects in a directory, one file for each, named by the object's key. Blocking.
 
 A file is either complete or absent: it is written elsewhere in the directory, synced, and renamed. The access time of a
-blob's file is its last use; it is set here, so that the size cap can evict the least recently used blobs whatever the
-mount options are.
+file is its last use, by which files are evicted (`file_times`).
 """
 
 import contextlib
@@ -11,6 +10,7 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Protocol, TypeVar
 
 import attrs
 import structlog
@@ -19,22 +19,33 @@ from dockyard.config.types import Verify
 from dockyard.errors import DigestInvalid
 from dockyard.oci.reference import Digest, Name, Tag
 from dockyard.storage import keys
-from dockyard.storage.atomic_write import lock_directory, sync_directory, write_atomically
+from dockyard.storage.atomic_write import (
+    TEMPORARY_SUFFIX,
+    is_being_written,
+    lock_directory,
+    move_synced,
+    sync_file,
+    write_atomically,
+)
 from dockyard.storage.blob_files import BlobFiles
+from dockyard.storage.directories import Directories
 from dockyard.storage.eviction import SizeCap
-from dockyard.storage.file_times import age_of
+from dockyard.storage.file_times import age_of, record_use
 from dockyard.storage.items import BlobItem, Item, ManifestItem, TagItem
+from dockyard.storage.memory_budget import MemoryBudget
 from dockyard.storage.partial_file import PartialFile
+from dockyard.storage.stored_files import delete_if_unlocked
 from dockyard.storage.touch_times import TouchTimes
 from dockyard.storage.verified_files import VerifiedFiles
 
-PARTIAL = "partial"
-RUN = "run"
-# A temporary file that is older was left by a dead process.
-MAX_TEMPORARY_FILE_AGE_S = 60.0
+# A partial file that nobody has continued for so long is deleted.
+MAX_PARTIAL_FILE_AGE_S = 86400.0
+MAX_WRITE_ATTEMPTS = 3
 # Manifests and lists are smaller. A file that is larger is damaged, and must not fill the memory.
 MAX_OBJECT_BYTES = 16 * 1024 * 1024
 _ERRORS_OF_ABSENT_FILES = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG}
+
+T = TypeVar("T")
 
 log = structlog.get_logger()
 
@@ -55,12 +66,21 @@ class StoredList:
     checked_at: float
 
 
+class UnpublishedItems(Protocol):
+    """The items that are still to be uploaded to the bucket."""
+
+    def __contains__(self, item: Item, /) -> bool:
+        """Whether the item is one of them."""
+
+    def remove(self, item: Item, /) -> None:
+        """Forget an item: it was evicted. Raises nothing."""
+
+
 class LocalStore:
     """Blobs, manifests, tag pointers and lists under one directory.
 
-    `max_size` (bytes, 0 = none) caps the blobs; manifests, tags and lists are small and are not evicted.
-    `verify` and `verified_files`: see `blob_files`; all workers share one table. `is_protected(digest)` returns whether
-    a blob is still to be published, so that it must not be evicted.
+    `max_size` (bytes, 0 = none) caps the disk space of everything. `verify` and `verified_files`: see `blob_files`; all
+    workers share one table.
 
     All methods block. A disk error is logged and treated as a miss, or as a write that did not happen.
     """
@@ -72,21 +92,21 @@ class LocalStore:
         max_size: int,
         verify: Verify = "start",
         verified_files: VerifiedFiles | None = None,
-        is_protected: Callable[[Digest], bool] = lambda _: False,
+        unpublished: UnpublishedItems | None = None,
     ) -> None:
-        self.directory = directory
+        self.directories = Directories(directory, prefix)
+        self.size_cap = SizeCap(self.directories, max_size, self._forget)
+        self.memory = MemoryBudget()
         self._prefix = prefix
-        self._is_protected = is_protected
-        partial, run = directory / PARTIAL, directory / RUN
-        self.size_cap = SizeCap(self._path(keys.blob_root(prefix)), partial, run / "evict.lock", max_size, is_protected)
+        self._unpublished = unpublished
         verified_files = verified_files or VerifiedFiles()
         self.blobs = BlobFiles(
-            self._path(keys.blob_root(prefix)),
+            self.directories.blobs,
             lambda digest: self._path(keys.blob_key(prefix, digest)),
             verify,
             verified_files,
         )
-        self.touch_times = TouchTimes(lambda item: self._path(self.key(item)), run / "touched", verified_files)
+        self.touch_times = TouchTimes(lambda item: self._path(self.key(item)), self.directories.stamps, verified_files)
 
     # Blobs
 
@@ -96,10 +116,10 @@ class LocalStore:
         When no file can be created, the partial file is in memory.
         """
         try:
-            return PartialFile.claim(digest, self._partial_path(digest), self.size_cap.free_disk_space)
+            return self._with_room(lambda: self._claim(digest))
         except OSError as exc:
             log.warning("cannot create a partial file, serving without it", digest=str(digest), error=exc.strerror)
-            return PartialFile.in_memory(digest)
+            return PartialFile.in_memory(digest, self.memory)
 
     def open_partial_file(self, digest: Digest, inode: int) -> int | None:
         """Open the file that another worker writes, partial or already complete; None when it is neither.
@@ -114,32 +134,30 @@ class LocalStore:
                 os.close(fd)
         return None
 
-    def commit(self, partial_file: PartialFile, age_s: float = 0.0) -> bool:
+    def commit(self, partial_file: PartialFile, bucket_age_s: float = 0.0) -> bool:
         """Turn a verified partial file into a complete blob, and close it. False when it could not be stored.
 
-        `age_s` is the age of the bucket's copy, for a blob that came from the bucket.
+        `bucket_age_s` is the age of the bucket's copy, for a blob that came from the bucket.
         """
         try:
-            if not self._move_to_key(partial_file, age_s):
+            if not self._move_to_key(partial_file, bucket_age_s):
                 partial_file.discard()
                 return False
         finally:
             partial_file.close()
-        self.size_cap.add(partial_file.received_bytes)
         return True
 
-    def _move_to_key(self, partial_file: PartialFile, age_s: float) -> bool:
+    def _move_to_key(self, partial_file: PartialFile, bucket_age_s: float) -> bool:
         path = self._path(keys.blob_key(self._prefix, partial_file.digest))
-        if partial_file.path is None or partial_file.is_overflowing:
+        source = partial_file.path
+        if source is None or partial_file.is_overflowing:
             return False
         try:
             with contextlib.suppress(OSError):  # the file system may not set times: that is no reason not to keep it
-                os.utime(partial_file.fd, (time.time(), time.time() - age_s))
-            os.fsync(partial_file.fd)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            partial_file.path.rename(path)
+                os.utime(partial_file.fd, (time.time(), time.time() - bucket_age_s))
+            sync_file(partial_file.fd)
+            self._with_room(lambda: move_synced(source, path), partial_file.received_bytes)
             self.blobs.add_verified(partial_file.digest, partial_file.fd, partial_file.received_bytes)
-            sync_directory(path.parent)
         except OSError as exc:
             log.warning("cannot store a blob", digest=str(partial_file.digest), error=exc.strerror)
             return False
@@ -173,8 +191,8 @@ class LocalStore:
         """Read the pointer of a tag; None when it is absent or unreadable."""
         path = self._path(keys.tag_key(self._prefix, name, tag))
         try:
-            text = _read_file(path).decode("ascii")
-            return Pointer(Digest.parse(text.strip()), path.stat().st_mtime)
+            body, found = _read_file(path)
+            return Pointer(Digest.parse(body.decode("ascii").strip()), found.st_mtime)
         except OSError as exc:
             _log_unless_absent("cannot read a tag pointer", tag, exc)
         except (ValueError, DigestInvalid) as exc:
@@ -218,7 +236,8 @@ class LocalStore:
         """Read the last list that was written; None when it is absent."""
         path = self._path(keys.list_key(self._prefix, name, subject))
         try:
-            return StoredList(_read_file(path), path.stat().st_mtime)
+            body, found = _read_file(path)
+            return StoredList(body, found.st_mtime)
         except OSError as exc:
             _log_unless_absent("cannot read a list", name, exc)
             return None
@@ -230,73 +249,119 @@ class LocalStore:
     # Maintenance
 
     def create_directories(self) -> None:
-        """Create the directories for partial files and for run-time files. Raises OSError."""
-        for name in (PARTIAL, RUN):
-            (self.directory / name).mkdir(parents=True, exist_ok=True)
+        """Create the directories; again when somebody has deleted them. Raises OSError."""
+        self.directories.create()
 
     def sweep_partial_files(self) -> int:
-        """Delete the partial files that no process writes; return how many.
+        """Delete temporary files of dead processes, and partial files that nobody will continue; return how many.
 
+        A partial file that no process writes is continued when the blob is next requested, for MAX_PARTIAL_FILE_AGE_S.
         One that is complete and still to be published is committed: its process was killed just before it would have
         done so, and a client may have received all of it.
         """
         deleted = 0
-        for path in (self.directory / PARTIAL).iterdir():
-            with contextlib.suppress(OSError, DigestInvalid):
-                if path.suffix == ".tmp":
-                    if age_of(path.stat().st_mtime) > MAX_TEMPORARY_FILE_AGE_S:
-                        path.unlink()
-                        deleted += 1
-                    continue
-                digest = Digest.parse(path.name.replace("-", ":", 1))
-                if not self._commit_left_over(digest):
-                    deleted += self.discard_partial_file(digest)
+        for path in _list_directory(self.directories.partial):
+            with contextlib.suppress(OSError):
+                if path.suffix == TEMPORARY_SUFFIX:
+                    is_left = not is_being_written(path)
+                elif digest := _find_digest(path.name):
+                    is_left = not self._commit_left_over(digest) and _is_abandoned(path)
+                else:
+                    continue  # of another program
+                deleted += is_left and delete_if_unlocked(path)
         return deleted
 
     def _commit_left_over(self, digest: Digest) -> bool:
-        """Commit the partial file of a killed process if it is complete and protected; return whether it was."""
-        path = self._partial_path(digest)
-        if not self._is_protected(digest) or not (partial_file := PartialFile.claim(digest, path, lambda _: False)):
+        """Commit the partial file of a killed process if it is complete and unpublished; return whether it was."""
+        if self._unpublished is None or BlobItem(digest) not in self._unpublished:
             return False
-        partial_file.hash_existing_bytes()
-        if partial_file.has_correct_digest():
-            return self.commit(partial_file)
-        partial_file.close()
-        return False
+        partial_file = self._claim(digest)
+        if partial_file is None:
+            return False
+        try:
+            partial_file.hash_existing_bytes()
+            return partial_file.has_correct_digest() and self.commit(partial_file)
+        finally:
+            partial_file.close()
 
-    def discard_partial_file(self, digest: Digest) -> bool:
-        """Delete a partial file that no process writes; return whether there was one."""
-        path = self._partial_path(digest)
-        with contextlib.suppress(OSError):
-            if path.exists() and (partial_file := PartialFile.claim(digest, path, lambda _: False)):
-                partial_file.discard()
-                return True
-        return False
+    def _forget(self, path: Path) -> bool:
+        """A file was evicted: it is not to be published any more. Returns whether it was."""
+        key = path.relative_to(self.directories.root).as_posix()
+        item = keys.find_item(self._prefix, key)
+        if self._unpublished is None or item is None or item not in self._unpublished:
+            return False
+        self._unpublished.remove(item)
+        return True
 
     def _path(self, key: str) -> Path:
-        return self.directory / key
+        return self.directories.root / key
 
     def _partial_path(self, digest: Digest) -> Path:
-        return self.directory / PARTIAL / str(digest).replace(":", "-")
+        return self.directories.partial / str(digest).replace(":", "-")
+
+    def _claim(self, digest: Digest) -> PartialFile | None:
+        return PartialFile.claim(digest, self._partial_path(digest), self.size_cap, self.memory)
 
     def _read(self, key: str) -> bytes | None:
         try:
-            return _read_file(self._path(key))
+            return _read_file(self._path(key))[0]
         except OSError as exc:
             _log_unless_absent("cannot read a cached object", key, exc)
             return None
 
     def _write(self, key: str, content: bytes) -> None:
         try:
-            write_atomically(self._path(key), content, self.directory / PARTIAL)
+            self._with_room(lambda: write_atomically(self._path(key), content, self.directories.partial), len(content))
+            self.size_cap.count(len(content))
         except OSError as exc:
             log.warning("cannot store an object", key=key, error=exc.strerror)
 
+    def _with_room(self, write: Callable[[], T], size: int = 0) -> T:
+        """Call a function that writes. If space lacks, make room and call it again. Raises OSError.
 
-def _read_file(path: Path) -> bytes:
-    """Read a file, at most MAX_OBJECT_BYTES of it. Does not wait for the writer of a named pipe. Raises OSError."""
+        If a directory was deleted, it is created again.
+        """
+        for _ in range(MAX_WRITE_ATTEMPTS - 1):
+            try:
+                return write()
+            except OSError as exc:
+                if isinstance(exc, FileNotFoundError) and self.directories.are_missing:
+                    self.directories.create()
+                elif not self.size_cap.make_room(exc, size):
+                    raise
+        return write()
+
+
+def _read_file(path: Path) -> tuple[bytes, os.stat_result]:
+    """Read a file, at most MAX_OBJECT_BYTES of it, and record its use. Raises OSError.
+
+    Does not wait for the writer of a named pipe.
+    """
     with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
-        return file.read(MAX_OBJECT_BYTES)
+        found = os.fstat(file.fileno())
+        body = file.read(MAX_OBJECT_BYTES)
+        record_use(file.fileno(), found)
+    return body, found
+
+
+def _list_directory(directory: Path) -> list[Path]:
+    try:
+        return list(directory.iterdir())
+    except OSError:
+        return []
+
+
+def _find_digest(file_name: str) -> Digest | None:
+    try:
+        return Digest.parse(file_name.replace("-", ":", 1))
+    except DigestInvalid:
+        return None
+
+
+def _is_abandoned(path: Path) -> bool:
+    """Whether a partial file is too old to be continued, or has no byte to continue at. Raises OSError."""
+    found = path.stat()
+    return not found.st_size or age_of(found.st_mtime) > MAX_PARTIAL_FILE_AGE_S
 
 
 def _log_unless_absent(event: str, name: object, exc: OSError) -> None:

@@ -6,7 +6,8 @@ the file by position.
 When the disk is full or fails, the partial file *overflows*: what follows is kept in a bounded window of memory, which
 only the readers of the writer's own worker can read. The writer waits for those readers before it drops the oldest
 chunk of the window. The blob is not stored then, but no pull fails. `overflow_start` is the first byte that is not in
-the file.
+the file. The windows of all downloads of a worker share a MemoryBudget; a window is given back when the last reader has
+left.
 """
 
 import contextlib
@@ -16,7 +17,6 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
@@ -24,20 +24,34 @@ import structlog
 
 from dockyard import metrics
 from dockyard.oci.reference import Digest
+from dockyard.storage.memory_budget import MIN_WINDOW_BYTES, MemoryBudget
 
 log = structlog.get_logger()
 
-MAX_OVERFLOW_BYTES = 8 * 1024 * 1024
 SLOW_READER_TIMEOUT_S = 15.0
 NO_PROGRESS_TIMEOUT_S = 120.0
 _HASH_CHUNK_BYTES = 1024 * 1024
-_DISK_FULL_ERRORS = {errno.ENOSPC, errno.EDQUOT}
+MAX_WRITE_ATTEMPTS = 3
 
 
 class OverflowReader(Protocol):
     """A reader that an overflowing writer waits for. `position` is the offset of the next byte that it reads."""
 
     position: int
+
+
+class DiskSpace(Protocol):
+    """The part of the size cap that writers use."""
+
+    def count(self, size: int, /) -> None:
+        """Count bytes that were written. Does not block."""
+
+    def make_room(self, exc: OSError, size: int, /) -> bool:
+        """Make room after a write of `size` bytes failed; return whether it is worth a retry."""
+
+
+class OverflowFull(Exception):
+    """The partial file overflows, and other downloads hold all memory that there is for that."""
 
 
 class NoReadersLeft(Exception):
@@ -53,11 +67,18 @@ class PartialFile:
     """
 
     def __init__(
-        self, digest: Digest, path: Path | None, fd: int, received_bytes: int, free_disk_space: Callable[[int], bool]
+        self,
+        digest: Digest,
+        path: Path | None,
+        fd: int,
+        received_bytes: int,
+        disk_space: DiskSpace | None,
+        memory: MemoryBudget,
     ) -> None:
         self.digest = digest
         self.path = path
-        self._free_disk_space = free_disk_space
+        self._disk_space = disk_space
+        self._memory = memory
         self.fd = fd
         self.received_bytes = received_bytes
         self.size: int | None = None
@@ -67,15 +88,17 @@ class PartialFile:
         self._hashed = 0
         self._condition = threading.Condition()
         self._window: deque[bytes] = deque()
+        self._window_bytes = 0
         self._window_start = received_bytes
         self._readers: set[OverflowReader] = set()
 
     @classmethod
-    def claim(cls, digest: Digest, path: Path, free_disk_space: Callable[[int], bool]) -> "PartialFile | None":
-        """Open and lock the file, with the bytes that a dead writer left in it; None when another process writes it.
+    def claim(
+        cls, digest: Digest, path: Path, disk_space: DiskSpace | None, memory: MemoryBudget
+    ) -> "PartialFile | None":
+        """Open and lock the file, with the bytes that a former writer left in it; None when another process writes it.
 
-        `free_disk_space(size_bytes)` is called when the disk is full; it returns whether the write is worth a retry.
-        Raises OSError when the file cannot be created.
+        `disk_space` makes room when the disk is full. Raises OSError when the file cannot be created.
         """
         while True:
             fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
@@ -88,14 +111,16 @@ class PartialFile:
                 os.close(fd)
                 raise
             if _is_same_file(fd, path):
-                return cls(digest, path, fd, os.fstat(fd).st_size, free_disk_space)
+                return cls(digest, path, fd, os.fstat(fd).st_size, disk_space, memory)
             os.close(fd)  # deleted or renamed between open and lock: open the path again
 
     @classmethod
-    def in_memory(cls, digest: Digest, prefix_fd: int = -1, prefix_length: int = 0) -> "PartialFile":
+    def in_memory(
+        cls, digest: Digest, memory: MemoryBudget, prefix_fd: int = -1, prefix_length: int = 0
+    ) -> "PartialFile":
         """Create one that overflows from the start, after the first `prefix_length` bytes of an open file."""
         fd = os.dup(prefix_fd) if prefix_fd >= 0 else -1
-        return cls(digest, None, fd, prefix_length, lambda _: False)
+        return cls(digest, None, fd, prefix_length, None, memory)
 
     @property
     def is_overflowing(self) -> bool:
@@ -119,7 +144,7 @@ class PartialFile:
     def append(self, chunk: bytes) -> None:
         """Add the next bytes. A full disk is no error; blocks while the window of an overflow is full.
 
-        Raises NoReadersLeft when the window is full and there is no reader.
+        Raises NoReadersLeft when the window is full and there is no reader, OverflowFull when there is no memory.
         """
         self._hasher.update(chunk)
         if not self._write(chunk):
@@ -133,11 +158,11 @@ class PartialFile:
         """Drop all bytes received, which no reader may have read, and start again at byte 0. Keeps the lock."""
         if self.path is not None:
             os.ftruncate(self.fd, 0)
+        self.release_memory()
         self.received_bytes = self._hashed = self._window_start = 0
         self.size = None
         self.overflow_start = None if self.path else 0
         self._hasher = self.digest.hasher()
-        self._window.clear()
 
     def begin(self) -> None:
         """Start an attempt to write, perhaps after another one that failed."""
@@ -148,6 +173,15 @@ class PartialFile:
         with self._condition:
             self._is_verified = is_verified
             self._condition.notify_all()
+
+    def wait_for_memory(self) -> None:
+        """Before a download that overflows from its first byte: wait until a window fits. Raises OverflowFull."""
+        deadline = time.monotonic() + SLOW_READER_TIMEOUT_S
+        while self.is_overflowing and not self._window and self._memory.free_bytes < MIN_WINDOW_BYTES:
+            if time.monotonic() > deadline:
+                raise OverflowFull
+            with self._condition:
+                self._condition.wait(0.05)
 
     def wait_for_bytes_after(self, position: int) -> int | None:
         """Block until the file has bytes after `position`; return the end of what may be read.
@@ -183,6 +217,8 @@ class PartialFile:
     def read_overflow(self, position: int, amount: int) -> bytes:
         """Return up to `amount` bytes from memory at `position`; empty when they were dropped. Does not block."""
         with self._condition:
+            if self._is_verified:  # no reader joins any more
+                self._drop_what_all_have_read()
             start = self._window_start
             if position < start:
                 return b""
@@ -192,6 +228,12 @@ class PartialFile:
                     return chunk[position - start : position - start + amount]
                 start += len(chunk)
         return b""
+
+    def release_memory(self) -> None:
+        """Give back the window: no reader is left, or none has begun."""
+        with self._condition:
+            while self._window:
+                self._drop_oldest()
 
     def close(self) -> None:
         """Close the file and release its lock."""
@@ -209,14 +251,17 @@ class PartialFile:
     def _write(self, chunk: bytes) -> bool:
         if self.overflow_start is not None:
             return False
-        for _ in range(2):
+        for attempt in range(MAX_WRITE_ATTEMPTS):
             try:
                 _write_all(self.fd, chunk, self.received_bytes)
             except OSError as exc:
-                if exc.errno not in _DISK_FULL_ERRORS or not self._free_disk_space(len(chunk)):
+                is_last = attempt == MAX_WRITE_ATTEMPTS - 1
+                if is_last or not self._disk_space or not self._disk_space.make_room(exc, len(chunk)):
                     log.warning("cannot write a partial file, serving without it", error=exc.strerror)
                     break
             else:
+                if self._disk_space:
+                    self._disk_space.count(len(chunk))
                 return True
         self.overflow_start = self._window_start = self.received_bytes
         metrics.overflows.inc()
@@ -225,15 +270,36 @@ class PartialFile:
     def _append_to_window(self, chunk: bytes) -> None:
         deadline = time.monotonic() + SLOW_READER_TIMEOUT_S
         with self._condition:
-            while sum(map(len, self._window)) + len(chunk) > MAX_OVERFLOW_BYTES:
+            while not self._take_memory(len(chunk)):
                 if not self._readers:
                     raise NoReadersLeft
-                slowest = min(reader.position for reader in self._readers)
-                if slowest >= self._window_start + len(self._window[0]) or time.monotonic() > deadline:
-                    self._window_start += len(self._window.popleft())
+                is_late = time.monotonic() > deadline
+                if self._window and (is_late or self._have_all_read_oldest()):
+                    self._drop_oldest()
+                elif is_late:
+                    raise OverflowFull
                 else:
                     self._condition.wait(0.05)
             self._window.append(chunk)
+            self._window_bytes += len(chunk)
+
+    def _take_memory(self, amount: int) -> bool:
+        is_within_window = not self._window or self._window_bytes + amount <= self._memory.window_bytes
+        return is_within_window and self._memory.take(amount)
+
+    def _have_all_read_oldest(self) -> bool:
+        end = self._window_start + len(self._window[0])
+        return all(reader.position >= end for reader in self._readers)
+
+    def _drop_what_all_have_read(self) -> None:
+        while self._window and self._have_all_read_oldest():
+            self._drop_oldest()
+
+    def _drop_oldest(self) -> None:
+        size = len(self._window.popleft())
+        self._window_start += size
+        self._window_bytes -= size
+        self._memory.give_back(size)
 
 
 def _is_same_file(fd: int, path: Path) -> bool:

@@ -13,13 +13,18 @@ MIN_SIZE_INTERVAL_S = 30.0
 class Gauges:
     """The size of the local store, the length of the outbox, and the states of the circuit breakers.
 
-    `open_breakers` returns whether the breaker of each upstream is open, `max_bytes` is the cap of the local store.
+    `measure_bytes` lists the files of the local store, `open_breakers` returns whether the breaker of each upstream is
+    open, `max_bytes` is the cap of the local store.
     """
 
     def __init__(
-        self, blobs: Path, outbox: Path, open_breakers: Callable[[], Mapping[str, bool]], max_bytes: int
+        self,
+        measure_bytes: Callable[[], int],
+        outbox: Path,
+        open_breakers: Callable[[], Mapping[str, bool]],
+        max_bytes: int,
     ) -> None:
-        self._blobs = blobs
+        self._measure_bytes = measure_bytes
         self._outbox = outbox
         self._open_breakers = open_breakers
         self._max_bytes = max_bytes
@@ -30,10 +35,10 @@ class Gauges:
         """Measure all. The size of the local store is measured again after MIN_SIZE_INTERVAL_S only."""
         if time.monotonic() - self._measured_at > MIN_SIZE_INTERVAL_S:
             self._measured_at = time.monotonic()
-            self._size_bytes = _directory_size(self._blobs)
+            self._size_bytes = self._measure_bytes()
         unpublished = len(os.listdir(self._outbox)) if self._outbox.is_dir() else 0
         return [
-            MeasuredGauge("dockyard_local_bytes", "Bytes of blobs in the local store.", {"": self._size_bytes}),
+            MeasuredGauge("dockyard_local_bytes", "Disk space of the local store, in bytes.", {"": self._size_bytes}),
             MeasuredGauge(
                 "dockyard_local_limit_bytes", "Maximum size of the local store; 0: no maximum.", {"": self._max_bytes}
             ),
@@ -44,14 +49,3 @@ class Gauges:
                 {upstream: float(is_open) for upstream, is_open in self._open_breakers().items()},
             ),
         ]
-
-
-def _directory_size(root: Path) -> int:
-    size = 0
-    for folder, _, names in os.walk(root):
-        for name in names:
-            try:
-                size += os.stat(os.path.join(folder, name)).st_size
-            except OSError:  # removed meanwhile
-                continue
-    return size

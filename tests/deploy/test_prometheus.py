@@ -30,7 +30,7 @@ def dockyard_series(tmp_path: Path) -> dict[str, set[str]]:
         if isinstance(each, (prometheus_client.Counter, prometheus_client.Gauge, prometheus_client.Histogram)):
             for ending in TYPES[type(each).__name__]:
                 found[each._name + ending] = {*each._labelnames, *({"le"} if ending == "_bucket" else ())}
-    for gauge in Gauges(tmp_path, tmp_path, lambda: {"docker.io": True}, 1).measure():
+    for gauge in Gauges(lambda: 0, tmp_path, lambda: {"docker.io": True}, 1).measure():
         found[gauge.name] = set() if "" in gauge.values else {"upstream"}
     return found
 

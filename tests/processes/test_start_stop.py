@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from random import Random
 
+import pytest
 import trustme
 import yaml
 
@@ -162,27 +163,39 @@ def test_an_invalid_bucket_address_is_rejected(
     assert "Traceback" not in output
 
 
-def test_a_restart_keeps_the_cache_and_deletes_partial_files(
-    make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry
+@pytest.mark.parametrize("is_killed", [False, True], ids=["SIGTERM", "SIGKILL"])
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_restart_keeps_the_cache_and_continues_downloads(
+    make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry, workers: int, *, is_killed: bool
 ) -> None:
-    """Cached content is served without upstream requests; partial files of a run that was killed are deleted."""
+    """Cached content is served without upstream requests; an interrupted download is continued where it stopped."""
     image = fake_registry.add_image("app", "v1", [b"a layer"])
-    deployment = make_deployment()
+    deployment = make_deployment(workers=workers, server={"drain_timeout": "1s"})
     paths = [f"/v2/up.test/app/manifests/{image.digest}", f"/v2/up.test/app/blobs/{image.layers[0]}"]
     bodies = [deployment.get(path).body for path in paths]
+    layer = Random(14).randbytes(6 * MIB)
+    path = f"/v2/up.test/app/blobs/{fake_registry.add_blob(layer)}"
     with set_at_exit(threading.Event()) as never:
-        fake_registry.on("blob", faults.stalled(0.5, never))
-        digest = fake_registry.add_blob(Random(14).randbytes(3 * MIB))
-        with deployment.stream(f"/v2/up.test/app/blobs/{digest}") as download:
-            download.head().read(1000)
-            assert deployment.partial_files()
-            deployment.dockyard.kill()
-    assert deployment.partial_files()
+        rule = fake_registry.on("blob", faults.stalled_at_offset(4 * MIB, never))
+        with deployment.stream(path) as download:
+            download.head().read(3 * MIB)
+            eventually(lambda: max(file.stat().st_size for file in deployment.partial_files()) >= 4 * MIB, "4 MiB")
+            if is_killed:
+                deployment.dockyard.kill()
+            else:
+                deployment.dockyard.stop()
+        fake_registry.remove_rules(rule)
+    (left,) = eventually(deployment.interrupted_downloads, "the killed processes are gone")
+    left_bytes = left.stat().st_size
+    assert left_bytes >= 4 * MIB
     deployment.dockyard.start()
-    eventually(lambda: not deployment.partial_files(), "the partial files are swept")
     count_before = fake_registry.count()
     assert [deployment.get(path).body for path in paths] == bodies
     assert fake_registry.count() == count_before
+    assert deployment.get(path).body == layer
+    last = fake_registry.received("blob", "GET")[-1]
+    assert last.request.header("Range") == f"bytes={left_bytes}-"
+    assert deployment.interrupted_downloads() == []
 
 
 def test_the_server_speaks_tls(fake_registry: FakeRegistry, tmp_path: Path) -> None:

@@ -72,8 +72,16 @@ class Deployment:
         return found
 
     def partial_files(self) -> list[Path]:
-        """The partial files of running downloads."""
-        return [path for path in self.dockyard.storage.glob("**/partial/**/*") if path.is_file()]
+        """The partial files of running downloads, which are locked, and temporary files."""
+        locked = set(re.findall(r"\b[0-9a-f]+:[0-9a-f]+:(\d+)\b", Path("/proc/locks").read_text()))
+        found = [path for path in self.dockyard.storage.glob("**/partial/**/*") if path.is_file()]
+        return [path for path in found if path.suffix == ".tmp" or str(path.stat().st_ino) in locked]
+
+    def interrupted_downloads(self) -> list[Path]:
+        """The partial files that nobody writes: the downloads are continued there when they are requested again."""
+        running = self.partial_files()
+        found = self.dockyard.storage.glob("**/partial/**/*")
+        return [path for path in found if path.is_file() and path not in running]
 
     def wait_for_workers(self, count: int) -> None:
         """Wait until this number of workers answers peer requests."""

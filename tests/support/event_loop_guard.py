@@ -28,6 +28,7 @@ IN_MEMORY = {
     "PartialFile.detach",
     "PartialFile.read_overflow",
     "PartialFile.in_memory",
+    "PartialFile.release_memory",
     "Publisher.touch_if_due",  # looks the item up, and hands it to a thread
     "Publisher.start",  # starts a thread
     "Publisher.stop",
@@ -85,6 +86,7 @@ def guard_storage(report: Callable[[str], object]) -> None:
     from dockyard.s3 import outbox, publisher, store  # noqa: PLC0415  only in the guarded process
     from dockyard.storage import (  # noqa: PLC0415
         blob_files,
+        directories,
         eviction,
         local,
         partial_file,
@@ -92,7 +94,8 @@ def guard_storage(report: Callable[[str], object]) -> None:
         verified_files,
     )
 
-    for module in (blob_files, eviction, local, partial_file, touch_times, verified_files, outbox, publisher, store):
+    modules = (blob_files, directories, eviction, local, partial_file, touch_times, verified_files)
+    for module in (*modules, outbox, publisher, store):
         _guard_module(module, report)
 
 

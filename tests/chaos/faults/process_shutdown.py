@@ -193,8 +193,8 @@ TERMINATED = Fault(
 def _kill_all_and_restart(run: Run) -> None:
     dockyard = run.deployment.dockyard
     upstream = run.upstreams[State.BLOB_DOWNLOAD]
-    dockyard.kill()
     run.data["partial_files"] = list(run.deployment.partial_files())
+    dockyard.kill()
     upstream.resume_download.set()
     if run.has_bucket:
         run.s3_proxy.requests.clear()
@@ -210,8 +210,8 @@ def _had_downloads(run: Run) -> None:
         assert not lists, "the bucket is listed at start"
 
 
-def _wait_for_sweep(run: Run) -> None:
-    wait_for(lambda: not run.deployment.partial_files(), "the partial files are removed", RESTART_S)
+def _wait_for_downloads(run: Run) -> None:
+    wait_for(lambda: not run.deployment.partial_files(), "no download is running", RESTART_S)
 
 
 def _join_many_downloads(case: DeploymentCaseRun) -> None:
@@ -255,7 +255,7 @@ def _killed(name: str, *, has_bucket: bool) -> DeploymentVariant:
         outcomes=_RESTARTED,
         inject=_kill_all_and_restart,
         verify=_had_downloads,
-        wait_until_recovered=_wait_for_sweep,
+        wait_until_recovered=_wait_for_downloads,
         checks_control_client=False,
         has_bucket=has_bucket,
         workers=4,

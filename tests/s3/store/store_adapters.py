@@ -8,7 +8,9 @@ from typing import Protocol
 
 from dockyard.oci.reference import Digest, Name, Tag
 from dockyard.s3 import S3Store
-from dockyard.storage.local import PARTIAL, LocalStore, Pointer
+from dockyard.storage.directories import PARTIAL
+from dockyard.storage.local import LocalStore, Pointer
+from dockyard.storage.memory_budget import MemoryBudget
 from dockyard.storage.partial_file import PartialFile
 
 MANIFEST_TYPE = "application/vnd.oci.image.manifest.v1+json"
@@ -55,7 +57,7 @@ class LocalStoreAdapter:
 
     def publish(self, digest: Digest, size: int, chunks: Iterable[bytes]) -> None:
         path = self._directory / PARTIAL / str(digest).replace(":", "-")
-        partial_file = PartialFile.claim(digest, path, lambda _: False)
+        partial_file = PartialFile.claim(digest, path, None, MemoryBudget())
         if partial_file is None:
             return  # another thread is writing it
         try:

@@ -9,6 +9,7 @@ from dockyard.cache import download as download_module
 from dockyard.cache.download import TRANSITIONS, WAKE_BYTES, Download, State
 from dockyard.errors import UpstreamTimeout
 from dockyard.oci.reference import Digest
+from dockyard.storage.memory_budget import MemoryBudget
 from dockyard.storage.partial_file import PartialFile
 
 SIZE = 100 * WAKE_BYTES
@@ -134,7 +135,7 @@ async def test_only_the_transitions_of_the_table_are_possible(state: State, to: 
         State.COMPLETE: lambda: download.complete(SIZE),
         State.FAILED: lambda: download.fail(UpstreamTimeout("late")),
         State.STOPPED: download.stop,
-        State.QUEUED: lambda: download.queue(PartialFile.in_memory(download.digest)),
+        State.QUEUED: lambda: download.queue(PartialFile.in_memory(download.digest, MemoryBudget())),
         State.STARTING: lambda: download._enter(State.STARTING),
     }[to]
     if to in TRANSITIONS[state]:

@@ -5,7 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dockyard.oci.reference import Digest, Name, Tag
-from dockyard.storage.keys import blob_key, blob_root, list_key, manifest_key, media_type_key, tag_key
+from dockyard.storage.items import BlobItem, ManifestItem, TagItem
+from dockyard.storage.keys import blob_key, blob_root, find_item, list_key, manifest_key, media_type_key, tag_key
 
 SHA256 = Digest.of(b"x")
 SHA512 = Digest.of(b"x", "sha512")
@@ -79,3 +80,23 @@ def test_different_objects_have_different_keys(
 ) -> None:
     """No repository name leads to the objects of another repository."""
     assert (key_of(one) == key_of(other)) == (one == other)
+
+
+@pytest.mark.parametrize("prefix", ["cache/", "", "a/b/", "cache"])
+@pytest.mark.parametrize("name", ["docker.io/library/nginx", "a", "x/tags/latest", "x/sha256/y"])
+def test_an_item_is_found_by_its_key(prefix: str, name: str) -> None:
+    """The name of a repository may look like a part of a key."""
+    repository, tag = Name.parse(name), Tag.parse("v1")
+    assert find_item(prefix, blob_key(prefix, SHA512)) == BlobItem(SHA512)
+    assert find_item(prefix, manifest_key(prefix, repository, SHA256)) == ManifestItem(repository, SHA256)
+    assert find_item(prefix, tag_key(prefix, repository, tag)) == TagItem(repository, tag)
+
+
+@pytest.mark.parametrize(
+    "key", ["", "blobs/x", "blobs/sha256/ab/nothex", "manifests/x", "manifests/A/tags/v1", "run/x"]
+)
+def test_other_files_are_no_items(key: str) -> None:
+    """Lists, media types, and what other programs store."""
+    assert find_item("c/", f"c/{key}") is None
+    assert find_item("c/", list_key("c/", NAME, None)) is None
+    assert find_item("c/", media_type_key("c/", NAME, SHA256)) is None

@@ -1,9 +1,7 @@
 """The local store: whole objects or none, the size cap, and what a crash leaves behind."""
 
 import errno
-import fcntl
 import os
-import threading
 import time
 from pathlib import Path
 
@@ -11,7 +9,9 @@ import pytest
 import structlog.testing
 
 from dockyard.oci.reference import Digest, Name, Tag
+from dockyard.storage.items import BlobItem, Item
 from dockyard.storage.local import LocalStore, Pointer
+from dockyard.storage.partial_file import PartialFile
 
 NAME = Name.parse("docker.io/library/img")
 TAG = Tag.parse("latest")
@@ -23,9 +23,9 @@ def store(tmp_path: Path) -> LocalStore:
     return make_store(tmp_path)
 
 
-def make_store(directory: Path, max_size: int = 0) -> LocalStore:
-    """Create a store in a directory."""
-    store = LocalStore(directory, "cache/", max_size)
+def make_store(directory: Path, unpublished: list[Item] | None = None) -> LocalStore:
+    """Create a store without a size cap in a directory."""
+    store = LocalStore(directory, "cache/", 0, unpublished=unpublished)
     store.create_directories()
     return store
 
@@ -53,7 +53,7 @@ def read(store: LocalStore, digest: Digest) -> bytes | None:
 
 def path_of(store: LocalStore, digest: Digest) -> Path:
     """Return the path of a blob, as documented."""
-    return store.directory / "cache/blobs" / digest.algorithm / digest.encoded[:2] / digest.encoded
+    return store.directories.root / "cache/blobs" / digest.algorithm / digest.encoded[:2] / digest.encoded
 
 
 def test_a_committed_blob_is_read_back(store: LocalStore) -> None:
@@ -61,7 +61,7 @@ def test_a_committed_blob_is_read_back(store: LocalStore) -> None:
     digest = add_blob(store, b"layer" * 1000)
     assert read(store, digest) == b"layer" * 1000
     assert path_of(store, digest).exists()
-    assert list((store.directory / "partial").iterdir()) == []
+    assert list((store.directories.root / "partial").iterdir()) == []
 
 
 def test_an_unknown_blob_is_a_miss(store: LocalStore) -> None:
@@ -72,44 +72,6 @@ def test_an_unknown_blob_is_a_miss(store: LocalStore) -> None:
 def test_the_empty_blob_is_a_blob(store: LocalStore) -> None:
     """A file of zero bytes has the digest of the empty blob."""
     assert read(store, add_blob(store, b"")) == b""
-
-
-def test_the_least_recently_used_blob_is_evicted(tmp_path: Path) -> None:
-    """A blob that was read recently is kept, an older one is evicted."""
-    store = make_store(tmp_path, max_size=10_000)
-    digests = [add_blob(store, bytes([number]) * 3000) for number in range(4)]
-    for age, digest in enumerate(digests):
-        path = path_of(store, digest)
-        os.utime(path, (time.time() - 1000 + age, path.stat().st_mtime))
-    assert read(store, digests[0]) is not None
-    store.size_cap.enforce_if_due()
-    assert [path_of(store, digest).exists() for digest in digests] == [True, False, True, True]
-
-
-def test_a_due_eviction_waits_for_another_process_that_evicts(tmp_path: Path) -> None:
-    """When it returns, the store is within its cap."""
-    store = make_store(tmp_path, max_size=10_000)
-    for number in range(6):
-        add_blob(store, bytes([number]) * 3000)
-    with open(tmp_path / "run" / "evict.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        thread = threading.Thread(target=store.size_cap.enforce_if_due)
-        thread.start()
-        thread.join(0.2)
-        assert thread.is_alive()
-    thread.join(10)
-    assert sum(path.stat().st_size for path in (tmp_path / "cache").rglob("*") if path.is_file()) == 9_000
-
-
-def test_a_use_in_the_future_counts_as_old_and_is_corrected(tmp_path: Path) -> None:
-    """Files from when the clock was wrong are evicted first, unless they are used again."""
-    store = make_store(tmp_path, max_size=10_000)
-    digests = [add_blob(store, bytes([number]) * 3000) for number in range(4)]
-    for digest in digests[:2]:
-        os.utime(path_of(store, digest), (time.time() + 5 * 365 * 86400, time.time()))
-    assert read(store, digests[0]) is not None
-    store.size_cap.enforce_if_due()
-    assert [path_of(store, digest).exists() for digest in digests] == [True, False, True, True]
 
 
 def refuse(*_: object, **__: object) -> None:
@@ -159,66 +121,73 @@ def test_the_media_type_is_stored_before_the_manifest(store: LocalStore, monkeyp
     assert written == ["a/b", "{}"]
 
 
-def test_no_cap_keeps_everything(store: LocalStore) -> None:
-    """0 means no limit."""
-    digest = add_blob(store, b"x" * 100_000)
-    store.size_cap.enforce_if_due()
-    assert read(store, digest) is not None
-
-
-def test_an_evicted_blob_can_still_be_read_by_a_reader_that_has_it_open(tmp_path: Path) -> None:
-    """Eviction does not interrupt a reader."""
-    store = make_store(tmp_path, max_size=1000)
-    digest = add_blob(store, b"x" * 5000)
-    stored = store.blobs.open(digest)
-    assert stored is not None
-    store.size_cap.enforce_if_due()
-    assert not path_of(store, digest).exists()
-    assert os.pread(stored.fd, 5000, 0) == b"x" * 5000
-    os.close(stored.fd)
-
-
-def test_partial_files_of_dead_writers_are_deleted_and_others_are_kept(store: LocalStore) -> None:
-    """A partial file that is not locked is deleted; one that is being written is not."""
-    dead, alive = Digest.of(b"dead"), Digest.of(b"alive")
-    partial_file = store.claim_partial_file(dead)
-    assert partial_file is not None
-    partial_file.append(b"de")
+def leave(store: LocalStore, digest: Digest, content: bytes) -> Path:
+    """Leave a partial file as a process that was killed does."""
+    partial_file = store.claim_partial_file(digest)
+    assert isinstance(partial_file, PartialFile)
+    partial_file.append(content)
     partial_file.close()
+    assert partial_file.path
+    return partial_file.path
+
+
+def test_partial_files_are_kept_for_a_day_and_then_deleted(store: LocalStore) -> None:
+    """One that can be continued stays; empty, old, and temporary files go; one that is being written stays."""
+    recent, old, empty, alive = (Digest.of(name) for name in (b"recent", b"old", b"empty", b"alive"))
+    paths = [leave(store, recent, b"rec"), leave(store, old, b"ol"), leave(store, empty, b"")]
+    os.utime(paths[1], (time.time() - 2 * 86400,) * 2)
     writing = store.claim_partial_file(alive)
-    assert writing is not None
-    assert store.sweep_partial_files() == 1
-    assert [path.name for path in (store.directory / "partial").iterdir()] == [str(alive).replace(":", "-")]
+    assert isinstance(writing, PartialFile)
+    assert writing.path
+    os.utime(writing.path, (time.time() - 2 * 86400,) * 2)
+    partial = store.directories.partial
+    temporary = [partial / "new.tmp", partial / "dead.tmp", partial / "future.tmp"]
+    for path in temporary:
+        path.touch()
+    os.utime(temporary[1], (time.time() - 3600,) * 2)
+    os.utime(temporary[2], (time.time() + 86400,) * 2)
+    (partial / "of another program").touch()
+    assert store.sweep_partial_files() == 4
+    assert set(partial.iterdir()) == {paths[0], writing.path, temporary[0], partial / "of another program"}
+
+
+def test_a_partial_file_of_a_dead_process_is_continued(tmp_path: Path) -> None:
+    """The next process, also after a restart, gets the bytes that are there."""
+    digest = Digest.of(b"a blob")
+    leave(make_store(tmp_path), digest, b"a b")
+    store = make_store(tmp_path)
+    store.sweep_partial_files()
+    partial_file = store.claim_partial_file(digest)
+    assert isinstance(partial_file, PartialFile)
+    assert partial_file.received_bytes == 3
+    partial_file.hash_existing_bytes()
+    partial_file.append(b"lob")
+    assert partial_file.has_correct_digest()
+    assert store.commit(partial_file)
+    assert read(store, digest) == b"a blob"
 
 
 @pytest.mark.parametrize(
-    ("is_published", "left", "kept"), [(False, b"a blob", True), (False, b"a blo", False), (True, b"a blob", False)]
+    ("is_published", "left", "is_committed"),
+    [(False, b"a blob", True), (False, b"a blo", False), (True, b"a blob", False)],
 )
 def test_a_complete_partial_file_that_is_not_published_is_committed(
-    tmp_path: Path, left: bytes, *, is_published: bool, kept: bool
+    tmp_path: Path, left: bytes, *, is_published: bool, is_committed: bool
 ) -> None:
-    """Its process was killed before it could do that; an incomplete one, or one that is published, is deleted."""
+    """Its process was killed before it could do that. Another one waits for a request of the blob."""
     digest = Digest.of(b"a blob")
-    store = LocalStore(tmp_path, "cache/", 0, is_protected=lambda _: not is_published)
-    store.create_directories()
-    partial_file = store.claim_partial_file(digest)
-    assert partial_file is not None
-    partial_file.append(left)
-    partial_file.close()
-    assert store.sweep_partial_files() == (0 if kept else 1)
-    assert list((tmp_path / "partial").iterdir()) == []
-    stored = store.blobs.open(digest)
-    assert (stored is not None) == kept
-    if stored:
-        assert os.pread(stored.fd, 100, 0) == b"a blob"
-        os.close(stored.fd)
+    store = make_store(tmp_path, unpublished=[] if is_published else [BlobItem(digest)])
+    path = leave(store, digest, left)
+    assert store.sweep_partial_files() == 0
+    assert path.exists() != is_committed
+    assert read(store, digest) == (b"a blob" if is_committed else None)
 
 
 def test_a_pointer_is_text_at_its_key(store: LocalStore) -> None:
     """A tag pointer is the digest as text, in a file named by its key."""
     digest = Digest.of(b"manifest")
     assert store.move_pointer(NAME, TAG, None, Pointer(digest, time.time()))
-    path = store.directory / "cache/manifests/docker.io/library/img/tags/latest"
+    path = store.directories.root / "cache/manifests/docker.io/library/img/tags/latest"
     assert path.read_text() == str(digest)
     pointer = store.read_pointer(NAME, TAG)
     assert pointer is not None
@@ -245,7 +214,7 @@ def test_a_pointer_that_was_changed_meanwhile_is_not_moved(store: LocalStore) ->
 def test_a_pointer_that_is_not_a_digest_is_ignored(store: LocalStore, text: str) -> None:
     """A damaged pointer is treated as absent."""
     assert store.move_pointer(NAME, TAG, None, Pointer(Digest.of(b"manifest"), time.time()))
-    (store.directory / "cache/manifests/docker.io/library/img/tags/latest").write_text(text, "latin-1")
+    (store.directories.root / "cache/manifests/docker.io/library/img/tags/latest").write_text(text, "latin-1")
     assert store.read_pointer(NAME, TAG) is None
 
 
@@ -259,7 +228,8 @@ def test_a_directory_at_the_path_of_a_pointer_is_a_miss(store: LocalStore) -> No
 
 def test_a_directory_that_cannot_be_written_gives_a_partial_file_in_memory(tmp_path: Path) -> None:
     """A blob can be served although no partial file can be created."""
-    store = LocalStore(tmp_path / "nowhere", "cache/", 0)
+    (tmp_path / "file").touch()
+    store = LocalStore(tmp_path / "file" / "storage", "cache/", 0)
     partial_file = store.claim_partial_file(Digest.of(b"blob"))
     assert partial_file is not None
     partial_file.append(b"blob")

@@ -1,27 +1,26 @@
 """The partial file: one writer, many readers, and what happens when the disk is full."""
 
+import errno
 import hashlib
 import os
 from pathlib import Path
 
 import pytest
 
+from dockyard.cache.download import MAX_SMALL_BYTES
 from dockyard.oci.reference import Digest
+from dockyard.storage import memory_budget
 from dockyard.storage import partial_file as partial_file_module
-from dockyard.storage.partial_file import NoReadersLeft, PartialFile
+from dockyard.storage.memory_budget import MAX_WINDOW_BYTES, MemoryBudget
+from dockyard.storage.partial_file import DiskSpace, NoReadersLeft, OverflowFull, PartialFile
 
 BODY = os.urandom(300_000)
 DIGEST = Digest.of(BODY)
 
 
-def nothing_to_evict(_: int) -> bool:
-    """Free no disk space."""
-    return False
-
-
-def claim(path: Path) -> PartialFile:
+def claim(path: Path, disk_space: DiskSpace | None = None) -> PartialFile:
     """Claim a partial file that no process has locked."""
-    partial_file = PartialFile.claim(DIGEST, path, nothing_to_evict)
+    partial_file = PartialFile.claim(DIGEST, path, disk_space, MemoryBudget())
     assert partial_file is not None
     return partial_file
 
@@ -46,9 +45,9 @@ def test_bytes_are_written_to_the_file_and_hashed(tmp_path: Path) -> None:
 def test_a_partial_file_has_one_writer(tmp_path: Path) -> None:
     """A partial file that is locked cannot be claimed."""
     partial_file = claim(tmp_path / "partial")
-    assert PartialFile.claim(DIGEST, tmp_path / "partial", nothing_to_evict) is None
+    assert PartialFile.claim(DIGEST, tmp_path / "partial", None, MemoryBudget()) is None
     partial_file.close()
-    assert PartialFile.claim(DIGEST, tmp_path / "partial", nothing_to_evict) is not None
+    assert PartialFile.claim(DIGEST, tmp_path / "partial", None, MemoryBudget()) is not None
 
 
 def test_a_new_writer_continues_where_a_dead_one_stopped(tmp_path: Path) -> None:
@@ -84,26 +83,37 @@ def test_a_full_disk_moves_the_rest_to_memory(tmp_path: Path, monkeypatch: pytes
 
 def test_a_write_is_retried_after_an_eviction(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The file does not overflow when disk space could be freed."""
-    requested: list[int] = []
 
-    def free_disk_space(size: int) -> bool:
-        requested.append(size)
-        monkeypatch.undo()
-        return True
+    class EvictsEnough:
+        """Has evicted something by the time that it is asked."""
 
-    partial_file = PartialFile.claim(DIGEST, tmp_path / "partial", free_disk_space)
-    assert partial_file is not None
+        def __init__(self) -> None:
+            self.requested: list[int] = []
+            self.counted = 0
+
+        def count(self, size: int) -> None:
+            self.counted += size
+
+        def make_room(self, exc: OSError, size: int) -> bool:
+            assert exc.errno == errno.ENOSPC
+            self.requested.append(size)
+            monkeypatch.undo()
+            return True
+
+    disk_space = EvictsEnough()
+    partial_file = claim(tmp_path / "partial", disk_space)
     full_disk(monkeypatch)
     partial_file.append(BODY)
-    assert requested == [len(BODY)]
+    assert disk_space.requested == [len(BODY)]
+    assert disk_space.counted == len(BODY)
     assert not partial_file.is_overflowing
     assert (tmp_path / "partial").read_bytes() == BODY
 
 
 def test_the_window_waits_for_its_readers_and_then_drops_the_oldest(monkeypatch: pytest.MonkeyPatch) -> None:
     """Bytes that every reader has read are dropped from the window for new ones."""
-    monkeypatch.setattr(partial_file_module, "MAX_OVERFLOW_BYTES", 1000)
-    partial_file = PartialFile.in_memory(DIGEST)
+    small_windows(monkeypatch)
+    partial_file = PartialFile.in_memory(DIGEST, MemoryBudget())
     reader = Reader()
     partial_file.attach(reader)
     partial_file.append(BODY[:600])
@@ -116,9 +126,9 @@ def test_the_window_waits_for_its_readers_and_then_drops_the_oldest(monkeypatch:
 
 def test_a_stalled_reader_loses_the_dropped_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
     """An overflowing writer waits for a stalled reader for a limited time only."""
-    monkeypatch.setattr(partial_file_module, "MAX_OVERFLOW_BYTES", 1000)
+    small_windows(monkeypatch)
     monkeypatch.setattr(partial_file_module, "SLOW_READER_TIMEOUT_S", 0.05)
-    partial_file = PartialFile.in_memory(DIGEST)
+    partial_file = PartialFile.in_memory(DIGEST, MemoryBudget())
     partial_file.attach(Reader())
     partial_file.append(BODY[:600])
     partial_file.append(BODY[600:1200])
@@ -127,8 +137,8 @@ def test_a_stalled_reader_loses_the_dropped_bytes(monkeypatch: pytest.MonkeyPatc
 
 def test_an_overflow_without_readers_ends_the_download(monkeypatch: pytest.MonkeyPatch) -> None:
     """Bytes that are neither stored nor read are not downloaded."""
-    monkeypatch.setattr(partial_file_module, "MAX_OVERFLOW_BYTES", 1000)
-    partial_file = PartialFile.in_memory(DIGEST)
+    small_windows(monkeypatch)
+    partial_file = PartialFile.in_memory(DIGEST, MemoryBudget())
     partial_file.append(BODY[:600])
     with pytest.raises(NoReadersLeft):
         partial_file.append(BODY[600:1200])
@@ -139,12 +149,70 @@ def test_a_partial_file_in_memory_continues_an_open_file(tmp_path: Path) -> None
     with (tmp_path / "theirs").open("w+b") as file:
         file.write(BODY[:100_000])
         file.flush()
-        partial_file = PartialFile.in_memory(DIGEST, file.fileno(), 100_000)
+        partial_file = PartialFile.in_memory(DIGEST, MemoryBudget(), file.fileno(), 100_000)
     partial_file.attach(Reader())
     partial_file.hash_existing_bytes()
     partial_file.append(BODY[100_000:])
     assert partial_file.has_correct_digest()
     assert hashlib.sha256(os.pread(partial_file.fd, 100_000, 0)).digest() == hashlib.sha256(BODY[:100_000]).digest()
+
+
+def test_the_memory_of_a_window_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Chunk by chunk when the blob is verified and all have read it; the rest when the last reader has left."""
+    memory = MemoryBudget(10_000_000)
+    partial_file = PartialFile.in_memory(DIGEST, memory)
+    reader = Reader()
+    partial_file.attach(reader)
+    for start in range(0, len(BODY), 100_000):
+        partial_file.append(BODY[start : start + 100_000])
+    assert memory.free_bytes == 10_000_000 - len(BODY)
+    assert partial_file.read_overflow(0, 100) == BODY[:100]
+    partial_file.finish(is_verified=True)
+    reader.position = 250_000
+    assert partial_file.read_overflow(250_000, 100) == BODY[250_000:250_100]
+    assert memory.free_bytes == 10_000_000 - 100_000
+    partial_file.detach(reader)
+    partial_file.release_memory()
+    assert memory.free_bytes == 10_000_000
+    partial_file.release_memory()
+    assert memory.free_bytes == 10_000_000
+
+
+def test_all_downloads_share_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A download that gets no memory waits, and ends with an error when the others keep it."""
+    small_windows(monkeypatch)
+    monkeypatch.setattr(partial_file_module, "SLOW_READER_TIMEOUT_S", 0.05)
+    memory = MemoryBudget(1500)
+    first, second = (PartialFile.in_memory(DIGEST, memory) for _ in range(2))
+    for partial_file in (first, second):
+        partial_file.attach(Reader())
+    first.append(BODY[:900])
+    with pytest.raises(OverflowFull):
+        second.append(BODY[:900])
+    with pytest.raises(OverflowFull):
+        second.wait_for_memory()
+    first.release_memory()
+    second.wait_for_memory()
+    second.append(BODY[:900])
+    assert second.read_overflow(0, 900) == BODY[:900]
+
+
+def test_windows_are_smaller_when_there_are_many() -> None:
+    """Sixty-four downloads at once fit into the memory, each with a blob that is verified before it is sent."""
+    memory = MemoryBudget()
+    first = memory.window_bytes
+    for _ in range(64):
+        assert memory.window_bytes >= MAX_SMALL_BYTES + 256 * 1024
+        assert memory.take(memory.window_bytes)
+    assert first == MAX_WINDOW_BYTES
+    assert memory.free_bytes >= 0
+
+
+def small_windows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a window hold 1,000 bytes."""
+    for limit in ("MIN_WINDOW_BYTES", "MAX_WINDOW_BYTES"):
+        monkeypatch.setattr(memory_budget, limit, 1000)
+    monkeypatch.setattr(partial_file_module, "MIN_WINDOW_BYTES", 1000)
 
 
 def full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
