@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TextIO
@@ -46,6 +47,7 @@ def main() -> None:
 @_config_option
 def server(config_file: Path | None) -> None:
     """Run the server until it gets SIGTERM or SIGINT."""
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until the supervisor handles it: by default it ends the process
     settings = _load(config_file)
     metrics_directory = create_metrics_directory()
     os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(metrics_directory)  # prometheus_client reads it when it is imported

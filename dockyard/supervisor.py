@@ -1,28 +1,33 @@
-"""The supervisor: starts Granian with its workers, restarts dead workers and kills frozen ones.
+"""The supervisor: starts the workers, replaces them on SIGHUP and when they die, kills frozen ones, stops all of them.
 
-A subclass of Granian's multi-process server that changes one thing: a worker that dies twice in a row is restarted,
-where Granian would stop the server. It uses private names of Granian, whose version is therefore pinned.
+A subclass of Granian's multi-process server with a main loop, a reload and a stop of its own. It uses private names of
+Granian, whose version is therefore pinned.
 """
 
 import contextlib
 import errno
 import functools
+import math
+import multiprocessing
 import os
 import resource
+import select
 import signal
 import socket
-import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import attrs
 import structlog
+from granian._granian import SocketHolder
 from granian.constants import HTTPModes, Interfaces, Loops, SSLProtocols
 from granian.http import HTTP1Settings
-from granian.server.mp import MPServer
+from granian.server.mp import MPServer, WorkerProcess
 
 from dockyard import __version__, log, metrics
+from dockyard.config.certificates import KeyPair, KeyPairError
 from dockyard.config.settings import Settings
 from dockyard.s3 import make_base_url
 from dockyard.storage.verified_files import VerifiedFiles
@@ -31,11 +36,19 @@ from dockyard.worker import (  # before the fork: workers start at once, and sha
     STOP_SIGNALS,
     create_app,
 )
+from dockyard.workers.certificates import Certificates
+from dockyard.workers.listener import BACKLOG, ListenAddress, find_address, open_listener
 from dockyard.workers.shard_lock import AlreadyRunning, Lock
-from dockyard.workers.watchdog import CHECK_INTERVAL_S, Watchdog
+from dockyard.workers.watchdog import Watchdog, WatchedProcess
 
+CHECK_INTERVAL_S = 0.5
+RELOAD_INTERVAL_S = 0.05
+STOP_ACCEPTING_S = 1.0  # before a worker is stopped that has been replaced: TLS handshakes are finished
+START_TIMEOUT_S = 60.0  # of a new worker in a reload
+MAX_RETIRING = 2  # for each worker: reloads while the workers before still finish their responses
 MAX_EARLY_DEATHS_PER_WORKER = 5
 MIN_LIFETIME_S = 2.0
+START_INTERVAL_S = 1.0  # when workers exit right after their start
 MAX_CONNECTIONS = 4096  # per worker; more wait in the backlog of the socket
 WANTED_DESCRIPTORS = 65536
 RESERVED_DESCRIPTORS = 264  # for logs, metrics, peers, open blobs, and idle connections to upstreams
@@ -67,7 +80,6 @@ def _serve(settings: Settings) -> int:
         except ValueError as exc:
             raise CannotStart(str(exc)) from exc
     run_directory = _create_run_directory(Path(settings.storage.directory))
-    host = settings.server.host or ("::" if socket.has_dualstack_ipv6() else "0.0.0.0")  # noqa: S104  as documented
     workers = settings.server.workers or len(os.sched_getaffinity(0))
     try:
         lock = Lock(run_directory / "server.lock")
@@ -76,15 +88,19 @@ def _serve(settings: Settings) -> int:
             f"another Dockyard (process {exc.pid}) uses {settings.storage.directory}: stop it, or set storage.directory"
         ) from exc
     try:
-        (run_directory / DRAINING).unlink(missing_ok=True)
-        _check_port(host, settings.server.port)
-        _log_warnings(settings)
-        server = Supervisor(settings, host, workers, run_directory)
+        address = _find_address(settings.server.host, settings.server.port)
+        try:
+            server = Supervisor(settings, address, workers, run_directory)
+        except KeyPairError as exc:
+            raise CannotStart(f"{exc.key}: {exc.path} {exc}") from exc
         log.set_up(settings.logger)  # building Granian's server replaced it
+        signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)  # until the workers are started
+        (run_directory / DRAINING).unlink(missing_ok=True)
+        _log_warnings(settings)
         logger.info(
             "Dockyard is starting",
             version=__version__,
-            listen=f"[{host}]:{settings.server.port}" if ":" in host else f"{host}:{settings.server.port}",
+            listen=str(address),
             workers=workers,
             storage=str(settings.storage.directory),
             upstreams=[upstream.prefix for upstream in settings.upstreams],
@@ -100,99 +116,280 @@ def _serve(settings: Settings) -> int:
         lock.release()
 
 
-def _load_app(settings: Settings, workers: int, verified_files: VerifiedFiles) -> Any:
-    """Build the application. Runs in the worker process."""
+def _load_app(
+    settings: Settings,
+    workers: int,
+    verified_files: VerifiedFiles,
+    connection: socket.socket,
+    listener: socket.socket,
+    inherited: Sequence[socket.socket],
+) -> Any:
+    """Build the application. Runs in the worker process, which closes the sockets of other processes (`inherited`)."""
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    for other in inherited:
+        other.close()
+    watched = WatchedProcess(connection, listener.detach())  # Granian closes the listener
     log.set_up(settings.logger)
-    return create_app(settings, workers, verified_files, os.environ)
+    return create_app(settings, workers, verified_files, watched, os.environ)
+
+
+@attrs.define(eq=False)
+class _Worker:
+    """A worker process, and the supervisor's view of it. `pair` is the certificate that it was started with."""
+
+    process: WorkerProcess
+    watchdog: Watchdog
+    connection: socket.socket
+    pair: KeyPair | None
+    started_at: float
+    stopped_at: float = math.inf
+    killed_at: float = math.inf
+
+    @property
+    def pid(self) -> int:
+        return int(self.process.inner.pid)
+
+    @property
+    def is_alive(self) -> bool:
+        return bool(self.process.inner.is_alive())
+
+    def stop(self, drain_timeout_s: float) -> None:
+        """Send SIGTERM. The worker is to be killed after the drain timeout, which begins with the first call."""
+        self.stopped_at = math.inf
+        self.killed_at = min(self.killed_at, time.monotonic() + drain_timeout_s)
+        self.process.terminate()  # type: ignore[no-untyped-call]
+
+    def kill(self) -> None:
+        """Send SIGKILL."""
+        self.process.kill()  # type: ignore[no-untyped-call]
+
+    def forget(self) -> None:
+        """Release what belongs to a worker that has ended."""
+        self.watchdog.close()
+        metrics.forget_worker(self.pid)
 
 
 class Supervisor(MPServer):
-    """Granian's multi-process server with Dockyard's settings and a watchdog for its workers."""
+    """Granian's multi-process server with Dockyard's settings, reload, certificates, and watchdogs for its workers.
 
-    def __init__(self, settings: Settings, host: str, workers: int, run_directory: Path) -> None:
-        tls = settings.server.tls
+    Everything runs in the main thread, and nothing there waits but the loop itself. A reload starts the successors of
+    the workers one after the other; as soon as one has started, its predecessor gets SIGTERM and `drain_timeout` to
+    finish its responses.
+    """
+
+    def __init__(self, settings: Settings, address: ListenAddress, workers: int, run_directory: Path) -> None:
+        server = settings.server
+        multiprocessing.set_start_method("fork", force=True)  # certificates and sockets are inherited
         super().__init__(
             "dockyard.worker:create_app",
-            address=host,
-            port=settings.server.port,
+            address=address.socket_address[0],
+            port=address.socket_address[1],
             interface=Interfaces.ASGI,
             workers=workers,
             loop=Loops.uvloop,
             http=HTTPModes.http1,
             websockets=False,
-            backlog=2048,
             backpressure=_raise_connection_limit(),
             runtime_blocking_threads=16,
             http1_settings=HTTP1Settings(header_read_timeout=10_000),
             log_dictconfig=GRANIAN_LOGS,
-            respawn_failed_workers=True,
-            workers_kill_timeout=max(round(settings.server.drain_timeout), 1),
             process_name="dockyard",
-            ssl_cert=Path(settings.server.certfile) if tls else None,
-            ssl_key=Path(settings.server.keyfile) if tls else None,
-            ssl_protocol_min=SSLProtocols.tls12,
         )
+        self.main_loop_interrupt = _WakeUp()  # type: ignore[assignment]
+        self.ssl_ctx: Any = (server.tls, None, None, None, str(SSLProtocols.tls12), None, [], False)
         self._run_directory = run_directory
+        self._drain_timeout_s = server.drain_timeout
+        self._certificates = Certificates(server.certfile, server.keyfile) if server.tls else None
+        self._listeners = [open_listener(address) for _ in range(workers)]
+        self._running: list[_Worker] = []
+        self._to_replace: list[int] = []
+        self._successor: _Worker | None = None
+        self._retiring: list[_Worker] = []
         self._early_deaths = 0
+        self._next_start_at = 0.0
+        self._has_failed = False
 
     def startup(self, spawn_target: Any, target_loader: Any) -> None:
-        """Start the workers, then the watchdog."""
-        with _stop_signals_blocked():
-            super().startup(spawn_target, target_loader)  # type: ignore[no-untyped-call]
-        threading.Thread(target=self._run_watchdog, name="watchdog", daemon=True).start()
+        """Start the workers."""
+        self._spawn_target, self._target_loader = spawn_target, target_loader
+        super().startup(spawn_target, target_loader)  # type: ignore[no-untyped-call]
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
 
-    def _serve_loop(self, spawn_target: Any, target_loader: Any) -> None:
+    def shutdown(self, exit_code: int = 0) -> None:
+        """Stop the workers. Raises SystemExit if the server has failed."""
+        self.interrupt_children.clear()  # workers that have been replaced
+        super().shutdown(exit_code or int(self._has_failed))  # type: ignore[no-untyped-call]
+
+    def _init_shared_socket(self) -> None:
+        self._ssp = self._sso = None  # each worker has a socket of its own
+
+    def _spawn_workers(self, _spawn_target: Any, _target_loader: Any) -> None:
+        for index in range(self.workers):
+            self._running.append(self._start_worker(index))
+
+    def _serve_loop(self, _spawn_target: Any, _target_loader: Any) -> None:
         while True:
-            self.main_loop_interrupt.wait()
+            self.main_loop_interrupt.wait(RELOAD_INTERVAL_S if self._to_replace else CHECK_INTERVAL_S)
             self.main_loop_interrupt.clear()
             if self.interrupt_signal:
-                (self._run_directory / DRAINING).touch()
-                return
-            if self.reload_signal:
-                with _stop_signals_blocked():
-                    self._reload(spawn_target, target_loader)  # type: ignore[no-untyped-call]
-            dead = list(dict.fromkeys(self.interrupt_children))
-            if not dead:
-                continue
-            if self._is_crash_loop(dead):
+                break
+            if self.reload_signal and not self._to_replace and len(self._retiring) <= MAX_RETIRING * self.workers:
+                self.reload_signal = False
+                self._start_reload()
+            self._continue_reload()
+            self._end_retired()
+            for worker in self._running:
+                worker.watchdog.check(worker.pid)
+                if worker.watchdog.has_started() and self._certificates and worker.pair:
+                    self._certificates.accept(worker.pair)
+            if not self._replace_dead():
                 logger.error("workers exit right after they start: stopping the server")
-                return
-            self.interrupt_children.clear()
-            metrics.worker_restarts.inc(len(dead))
-            for index in dead:
-                metrics.forget_worker(self.wrks[index].inner.pid)
-            with _stop_signals_blocked():
-                self._respawn_workers(dead, spawn_target, target_loader)
+                self._has_failed = True
+                break
+        self._announce_stop()
 
-    def _is_crash_loop(self, dead: list[int]) -> bool:
-        """Whether workers die right after their start, so that restarting them does not help."""
+    def _announce_stop(self) -> None:
+        try:
+            (self._run_directory / DRAINING).touch()
+        except OSError as exc:  # only for load balancers: the listeners are closed next
+            logger.info("cannot announce the stop on /readyz", error=exc.strerror)
+
+    def _start_reload(self) -> None:
+        if self._certificates and not self._certificates.can_reload():
+            return
+        logger.info("reload: starting new workers", workers=self.workers)
+        self._to_replace = list(range(self.workers))
+
+    def _continue_reload(self) -> None:
+        if not self._to_replace:
+            return
+        index, successor = self._to_replace[0], self._successor
+        if successor is None:
+            self._successor = self._start_worker(index)
+        elif successor.watchdog.has_started():
+            predecessor, self._running[index] = self._running[index], successor
+            predecessor.watchdog.stop_accepting()
+            predecessor.stopped_at = time.monotonic() + STOP_ACCEPTING_S
+            self._retiring.append(predecessor)
+            self._successor = None
+            self._to_replace.pop(0)
+            if not self._to_replace:
+                logger.info("reload: all workers have been replaced")
+        elif not successor.is_alive or time.monotonic() - successor.started_at > START_TIMEOUT_S:
+            self._cancel_reload(successor)
+
+    def _cancel_reload(self, successor: _Worker) -> None:
+        """Give up a reload whose new worker does not start. The current workers continue."""
+        reason = "it takes too long" if successor.is_alive else "it exits"
+        if self._certificates and successor.pair and self._certificates.reject(successor.pair):
+            reason += " with the new certificate or key of server.certfile and server.keyfile"
+        logger.error("reload failed: a new worker does not start; the current workers continue", reason=reason)
+        successor.kill()
+        self._retiring.append(successor)
+        self._successor = None
+        self._to_replace = []
+
+    def _end_retired(self) -> None:
         now = time.monotonic()
-        if any(now - self.wrks[index].birth > MIN_LIFETIME_S for index in dead):
-            self._early_deaths = 0
-            return False
-        self._early_deaths += len(dead)
-        return self._early_deaths > MAX_EARLY_DEATHS_PER_WORKER * self.workers
+        for worker in list(self._retiring):
+            if not worker.is_alive:
+                worker.forget()
+                self._retiring.remove(worker)
+            elif now > worker.killed_at:
+                worker.kill()
+            elif now > worker.stopped_at:
+                worker.stop(self._drain_timeout_s)
 
-    def _run_watchdog(self) -> None:
-        watchdog = Watchdog(self._run_directory, self.workers, self._is_worker)
-        while not self.interrupt_signal:
-            time.sleep(CHECK_INTERVAL_S)
-            watchdog.check()
-        watchdog.close()
+    def _replace_dead(self) -> bool:
+        """Replace the workers that have ended. False if all exit right after their start."""
+        now = time.monotonic()
+        dead = [index for index, worker in enumerate(self._running) if not worker.is_alive]
+        if not dead or now < self._next_start_at:
+            return True
+        for index in dead:
+            worker = self._running[index]
+            if worker.watchdog.has_started() and now - worker.started_at > MIN_LIFETIME_S:
+                self._early_deaths = 0
+            else:
+                self._early_deaths += 1
+                if self._certificates and worker.pair:
+                    self._certificates.reject(worker.pair)
+        if self._early_deaths > MAX_EARLY_DEATHS_PER_WORKER * self.workers:
+            if len(dead) == len(self._running):
+                return False
+            self._next_start_at = now + START_INTERVAL_S
+        metrics.worker_restarts.inc(len(dead))
+        for index in dead:
+            self._running[index].forget()
+            self._running[index] = self._start_worker(index)
+        return True
 
-    def _is_worker(self, pid: int) -> bool:
-        return any(worker.inner.pid == pid and worker.inner.is_alive() for worker in list(self.wrks))
+    def _start_worker(self, index: int) -> _Worker:
+        """Start a process that accepts connections at the listener of `index`."""
+        connection, workers_end = socket.socketpair()
+        listener = self._listeners[index]
+        pair = self._certificates.choose() if self._certificates else None
+        inherited = [other for other in self._listeners if other is not listener]
+        inherited += [connection, *(worker.connection for worker in self._workers())]
+        loader = functools.partial(self._target_loader, workers_end, listener, inherited)
+        self._shd: Any = SocketHolder(listener.fileno(), False, BACKLOG)  # type: ignore[call-arg]
+        with pair.as_files() if pair else contextlib.nullcontext() as files, _stop_signals_blocked():
+            if files:
+                self.ssl_ctx = (True, *files, *self.ssl_ctx[3:])
+            process = self._spawn_worker(index, self._spawn_target, loader)
+            process.start()  # type: ignore[no-untyped-call]
+        workers_end.close()
+        return _Worker(process, Watchdog(connection), connection, pair, time.monotonic())
+
+    def _workers(self) -> list[_Worker]:
+        return [*self._running, *([self._successor] if self._successor else []), *self._retiring]
+
+    def _stop_workers(self) -> None:
+        """Send SIGTERM to all workers, and kill those that still run at the end of the drain timeout."""
+        for listener in self._listeners:
+            listener.close()
+        workers = self._workers()
+        for worker in workers:
+            worker.stop(self._drain_timeout_s)
+        for worker in workers:
+            worker.process.inner.join(max(worker.killed_at - time.monotonic(), 0.0))
+            if worker.is_alive:
+                logger.warning("worker did not stop within server.drain_timeout: killed", pid=worker.pid)
+                worker.kill()
+                worker.process.inner.join()
+            worker.forget()
+
+
+class _WakeUp:
+    """Wakes the main loop. Unlike `threading.Event`, it may be set by a signal handler at any moment."""
+
+    def __init__(self) -> None:
+        self._fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._poll = select.poll()
+        self._poll.register(self._fd, select.POLLIN)
+
+    def set(self) -> None:
+        """End the current or the next `wait`."""
+        os.eventfd_write(self._fd, 1)
+
+    def wait(self, timeout_s: float) -> None:
+        """Wait until `set` is called, or for `timeout_s`."""
+        self._poll.poll(timeout_s * 1000)
+
+    def clear(self) -> None:
+        """Let the next `wait` wait."""
+        with contextlib.suppress(BlockingIOError):
+            os.eventfd_read(self._fd)
 
 
 @contextlib.contextmanager
 def _stop_signals_blocked() -> Iterator[None]:
     """Block the stop signals in workers that are started here; `Worker.start` unblocks them."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _create_run_directory(directory: Path) -> Path:
@@ -205,17 +402,12 @@ def _create_run_directory(directory: Path) -> Path:
     return run_directory
 
 
-def _check_port(host: str, port: int) -> None:
-    """Raise CannotStart if the port is in use: with SO_REUSEPORT, two servers would silently share its connections."""
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as exc:
-            what = (
-                "is in use by another program" if exc.errno == errno.EADDRINUSE else f"cannot be used: {exc.strerror}"
-            )
-            raise CannotStart(f"server.host, server.port: {host}:{port} {what}") from exc
+def _find_address(host: str, port: int) -> ListenAddress:
+    try:
+        return find_address(host, port)
+    except OSError as exc:
+        what = "is in use by another program" if exc.errno == errno.EADDRINUSE else f"cannot be used: {exc.strerror}"
+        raise CannotStart(f"server.host, server.port: {host or 'all addresses'}:{port} {what}") from exc
 
 
 def _raise_connection_limit() -> int:

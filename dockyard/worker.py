@@ -40,13 +40,13 @@ from dockyard.workers.messages import (
     MalformedMessage,
     ManifestRequest,
     PeerRequest,
-    PingRequest,
     ReferrersRequest,
     TagListRequest,
     TagRequest,
 )
 from dockyard.workers.peers import PeerConnection, Peers
 from dockyard.workers.shard_lock import Lock, claim_shard
+from dockyard.workers.watchdog import WatchedProcess
 
 CLAIM_INTERVAL_S = 0.2
 PARENT_CHECK_INTERVAL_S = 1.0
@@ -59,13 +59,19 @@ STOP_SIGNALS = {signal.SIGTERM, signal.SIGINT}
 log = structlog.get_logger()
 
 
-def create_app(settings: Settings, shards: int, verified_files: VerifiedFiles, environ: Mapping[str, str]) -> OuterApp:
+def create_app(
+    settings: Settings,
+    shards: int,
+    verified_files: VerifiedFiles,
+    watched: WatchedProcess,
+    environ: Mapping[str, str],
+) -> OuterApp:
     """Build the ASGI application of one worker process.
 
-    `shards` is the number of workers, which share `verified_files`. Raises OSError when the storage directory cannot be
-    used.
+    `shards` is the number of workers, which share `verified_files`. `watched` connects the worker with the watchdog in
+    the supervisor. Raises OSError when the storage directory cannot be used.
     """
-    worker = Worker(settings, shards, verified_files, environ)
+    worker = Worker(settings, shards, verified_files, watched, environ)
     services = web_app.Services(
         manifests=worker.manifests,
         tags=worker.tags,
@@ -84,7 +90,12 @@ class Worker:
     """The objects of one worker process, and its start and stop."""
 
     def __init__(
-        self, settings: Settings, shards: int, verified_files: VerifiedFiles, environ: Mapping[str, str]
+        self,
+        settings: Settings,
+        shards: int,
+        verified_files: VerifiedFiles,
+        watched: WatchedProcess,
+        environ: Mapping[str, str],
     ) -> None:
         storage, limits = settings.storage, settings.upstream
         directory = Path(storage.directory)
@@ -131,6 +142,7 @@ class Worker:
             self.local_store.size_cap.measure, directory / UNPUBLISHED, self._open_breakers, storage.max_size
         )
         self._upstreams = {upstream.prefix: upstream for upstream in settings.upstreams}
+        self._watched = watched
         self._parent = os.getppid()
         self._lock: Lock | None = None
         self._tasks: list[asyncio.Task[None]] = []
@@ -145,9 +157,7 @@ class Worker:
         if self.s3 and self.peers.shard == 0:
             self._tasks.append(asyncio.create_task(self._check_bucket(self.s3)))
         # Granian ignores signals until it serves, shortly after this; they stay blocked until then.
-        asyncio.get_running_loop().call_later(
-            UNBLOCK_SIGNALS_AFTER_S, signal.pthread_sigmask, signal.SIG_UNBLOCK, STOP_SIGNALS
-        )
+        asyncio.get_running_loop().call_later(UNBLOCK_SIGNALS_AFTER_S, self._report_start)
 
     async def stop(self) -> None:
         """Stop all tasks and threads, and close all connections. No request is running any more."""
@@ -164,6 +174,16 @@ class Worker:
     def is_ready(self) -> bool:
         """Whether this worker should get requests: not while the file `draining` is in the run directory."""
         return not (self.run / DRAINING).exists()
+
+    def _report_start(self) -> None:
+        """Accept stop signals, and reply to the watchdog."""
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+        asyncio.get_running_loop().add_reader(self._watched.fileno(), self._reply_to_watchdog)
+        self._watched.report_start()
+
+    def _reply_to_watchdog(self) -> None:
+        if not self._watched.reply():
+            asyncio.get_running_loop().remove_reader(self._watched.fileno())
 
     def _open_breakers(self) -> dict[str, bool]:
         return {prefix: registry.is_breaker_open for prefix, registry in self.registries.items()}
@@ -201,8 +221,6 @@ class Worker:
 
     async def _handle(self, request: PeerRequest, connection: PeerConnection) -> None:
         """Handle the request of another worker. Raises MalformedMessage for an upstream that is not configured."""
-        if isinstance(request, PingRequest):
-            return
         repository = request.repository
         upstream = self._upstreams.get(repository.upstream)
         if upstream is None:

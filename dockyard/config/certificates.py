@@ -1,7 +1,42 @@
 """Checks of the PEM files that settings refer to. No error quotes the content of a file."""
 
+import contextlib
+import os
+import re
 import ssl
+import stat
+from collections.abc import Iterator
 from pathlib import Path
+
+import attrs
+
+MAX_PEM_BYTES = 2**20
+
+_DELIMITER = re.compile(rb"-----(BEGIN|END) [A-Z0-9 ]+-----")
+_NOT_ASCII = re.compile(rb"[^\x00-\x7f]")
+
+
+class KeyPairError(ValueError):
+    """A certificate or its key cannot be used. `key` is the setting that names the file, `path` the file."""
+
+    def __init__(self, key: str, path: str, reason: str) -> None:
+        super().__init__(reason)
+        self.key = key
+        self.path = path
+
+
+@attrs.frozen
+class KeyPair:
+    """The server's certificate with its chain and the private key, as PEM. They belong together."""
+
+    certificate: bytes = attrs.field(repr=False)
+    private_key: bytes = attrs.field(repr=False)
+
+    @contextlib.contextmanager
+    def as_files(self) -> Iterator[tuple[str, str]]:
+        """Yield the paths of two files in memory with certificate and key; forked processes can open them as well."""
+        with _file_in_memory(self.certificate) as certfile, _file_in_memory(self.private_key) as keyfile:
+            yield certfile, keyfile
 
 
 def check_readable(path: str) -> None:
@@ -22,11 +57,59 @@ def check_authorities(path: str) -> None:
         raise ValueError("must be a PEM file with CA certificates") from exc
 
 
-def check_key_pair(certfile: str, keyfile: str) -> None:
-    """Raise ValueError unless the private key is unencrypted and belongs to the certificate."""
+def read_key_pair(certfile: str, keyfile: str) -> KeyPair:
+    """Read `server.certfile` and `server.keyfile`, each opened once. Raises KeyPairError unless the pair is usable.
+
+    A file that is only partly written, a key of another certificate and an encrypted key are not usable.
+    """
+    pair = KeyPair(_read("server.certfile", certfile), _read("server.keyfile", keyfile))
     try:
-        # Without a password OpenSSL would prompt for that of an encrypted key.
-        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certfile, keyfile, password="")
-    except (OSError, ValueError) as exc:
-        reason = getattr(exc, "reason", None) or "it is not PEM, or it is encrypted"
-        raise ValueError(f"cannot be used with server.certfile: {reason}") from exc
+        _check_certificates(pair.certificate)
+    except ValueError as exc:
+        raise KeyPairError("server.certfile", certfile, str(exc)) from exc
+    with pair.as_files() as paths:
+        try:
+            # Without a password OpenSSL would prompt for that of an encrypted key.
+            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(*paths, password="")
+        except (OSError, ValueError) as exc:
+            reason = getattr(exc, "reason", None) or "it is not PEM, or it is encrypted"
+            raise KeyPairError("server.keyfile", keyfile, f"cannot be used with server.certfile: {reason}") from exc
+    return pair
+
+
+def _read(key: str, path: str) -> bytes:
+    try:
+        # A named pipe without a writer would block; after the first reading it would be empty.
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        with open(fd, "rb") as file:
+            if not stat.S_ISREG(os.fstat(fd).st_mode):
+                raise KeyPairError(key, path, "must be a regular file")
+            data = file.read(MAX_PEM_BYTES + 1)
+    except OSError as exc:
+        raise KeyPairError(key, path, f"cannot be read: {exc.strerror}") from exc
+    if len(data) > MAX_PEM_BYTES:
+        raise KeyPairError(key, path, f"is larger than {MAX_PEM_BYTES} bytes")
+    return data
+
+
+def _check_certificates(pem: bytes) -> None:
+    """Raise ValueError unless the file contains certificates, all of them whole."""
+    delimiters = [line.strip() for line in pem.splitlines() if line.startswith(b"-")]
+    is_whole = len(delimiters) % 2 == 0 and all(_DELIMITER.fullmatch(line) for line in delimiters)
+    if not is_whole:
+        raise ValueError("is not complete: a line that begins with -----END is missing")
+    try:
+        text = _NOT_ASCII.sub(b"?", pem).decode("ascii")
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cadata=text)
+    except (OSError, ValueError) as exc:  # OSError includes SSLError
+        raise ValueError("must be a PEM file with certificates") from exc
+
+
+@contextlib.contextmanager
+def _file_in_memory(data: bytes) -> Iterator[str]:
+    fd = os.memfd_create("dockyard")
+    try:
+        os.write(fd, data)
+        yield f"/proc/self/fd/{fd}"
+    finally:
+        os.close(fd)

@@ -3,11 +3,10 @@
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
-from functools import partial
 from pathlib import Path
 from typing import get_args
 
-from dockyard.config.certificates import check_authorities, check_key_pair, check_readable
+from dockyard.config.certificates import KeyPairError, check_authorities, check_readable, read_key_pair
 from dockyard.config.hosts import check_proxy, parse_authority, parse_host, parse_registry
 from dockyard.config.settings import DAY_S, Auth, LoggerSettings, ServerSettings, Settings, Upstream
 from dockyard.config.types import AuthType
@@ -84,7 +83,13 @@ def _tls_errors(certfile: str, keyfile: str) -> Iterator[tuple[str, str]]:
     files = {"server.certfile": certfile, "server.keyfile": keyfile}
     errors = [(key, "is required when server.tls is true") for key, path in files.items() if not path]
     errors += [error for key, path in files.items() if path for error in _check(key, check_readable, path)]
-    yield from errors or _check("server.keyfile", partial(check_key_pair, certfile), keyfile)
+    yield from errors
+    if errors:
+        return
+    try:
+        read_key_pair(certfile, keyfile)
+    except KeyPairError as exc:
+        yield exc.key, str(exc)
 
 
 def _upstream_errors(key: str, upstream: Upstream) -> Iterator[tuple[str, str]]:

@@ -64,7 +64,8 @@ class ServerSettings:
     tls: bool = False
     """Serve HTTPS instead of HTTP. Needs `server.certfile` and `server.keyfile`."""
     certfile: str = ""
-    """PEM file with the server's certificate and its chain. It is read again on `SIGHUP` to the supervisor."""
+    """PEM file with the server's certificate and its chain. It is read again on `SIGHUP` to the supervisor, and
+    when a worker is replaced."""
     keyfile: str = ""
     """PEM file with the unencrypted private key of the certificate."""
     log: ServerLogSettings = ServerLogSettings()

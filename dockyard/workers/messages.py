@@ -6,7 +6,6 @@ in the partial file that DownloadProgress names.
 
 | request | replies, after Acknowledged |
 |---|---|
-| PingRequest | none |
 | BlobRequest | DownloadProgress, repeated until `is_complete`; or NotDownloading, DiskFull, ErrorReply |
 | TagRequest | TagReply or ErrorReply |
 | ManifestRequest | ManifestReply or ErrorReply |
@@ -45,11 +44,6 @@ class Repository:
     def of(cls, target: Target) -> Self:
         """The repository of a routed request."""
         return cls(target.upstream.prefix, target.repository, target.name)
-
-
-@attrs.frozen
-class PingRequest:
-    """Asks for an acknowledgement only: does the event loop run?"""
 
 
 @attrs.frozen
@@ -92,7 +86,7 @@ class ReferrersRequest:
     subject: Digest
 
 
-PeerRequest = PingRequest | BlobRequest | TagRequest | ManifestRequest | TagListRequest | ReferrersRequest
+PeerRequest = BlobRequest | TagRequest | ManifestRequest | TagListRequest | ReferrersRequest
 
 
 @attrs.frozen
@@ -171,7 +165,7 @@ PeerReply = (
 _TYPES: Final[Mapping[str, type[Any]]] = {
     kind.__name__: kind
     for kind in (
-        *(PingRequest, BlobRequest, TagRequest, ManifestRequest, TagListRequest, ReferrersRequest),
+        *(BlobRequest, TagRequest, ManifestRequest, TagListRequest, ReferrersRequest),
         *(Acknowledged, DownloadProgress, NotDownloading, DiskFull, ErrorReply, TagReply, ManifestReply, ListReply),
     )
 }

@@ -25,7 +25,6 @@ from dockyard.workers.messages import (
     MalformedMessage,
     PeerReply,
     PeerRequest,
-    PingRequest,
     decode_line,
     encode,
     to_error,
@@ -215,8 +214,7 @@ async def serve_connection(reader: asyncio.StreamReader, writer: asyncio.StreamW
         request = await _read_request(reader)
         connection = PeerConnection(writer)
         await connection.acknowledge()
-        if not isinstance(request, PingRequest):
-            await handle(request, connection)
+        await handle(request, connection)
     except (OSError, EOFError):
         pass  # the client has closed the connection
     except (MalformedMessage, asyncio.LimitOverrunError) as exc:

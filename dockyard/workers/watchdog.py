@@ -1,8 +1,10 @@
 """The watchdog: kills workers whose event loop does not run, because the kernel keeps giving them connections.
 
-Each worker gets one ping at a time. A late reply alone is no reason to kill it: a worker with more clients than the
-machine can serve replies late, and without it the other workers would have even more. One that does not reply and uses
-no processor time is frozen, and killed after FROZEN_S; one that uses processor time gets STUCK_S.
+Each worker is connected with the supervisor by a pair of sockets, which no file names. The worker sends one byte when
+it has started, and then gets one ping at a time; another byte asks it to accept no more connections. A late reply alone
+is no reason to kill a worker: one with more clients than the machine can serve replies late, and without it the other
+workers would have even more. One that does not reply and uses no processor time is frozen, and killed after FROZEN_S;
+one that uses processor time gets STUCK_S.
 """
 
 import contextlib
@@ -10,19 +12,18 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Callable
-from pathlib import Path
 
 import attrs
 import structlog
 
-from dockyard.workers.messages import PingRequest, encode
-from dockyard.workers.processes import find_worker, processor_ticks
-from dockyard.workers.shard_lock import socket_name
+from dockyard.workers.listener import stop_accepting
+from dockyard.workers.processes import processor_ticks
 
-CHECK_INTERVAL_S = 0.5
 FROZEN_S = 5.0
 STUCK_S = 30.0
+
+_PING = b"."
+_STOP_ACCEPTING = b"s"
 
 log = structlog.get_logger()
 
@@ -31,90 +32,94 @@ log = structlog.get_logger()
 class _Ping:
     """A ping without a reply: sent at `sent_at`, to a worker that last used processor time at `ran_at`."""
 
-    pid: int
     sent_at: float
     ran_at: float
     processor_ticks: int
-    connection: socket.socket | None = None
 
 
 class Watchdog:
-    """Watches the owners of `shards`. `is_ours(pid)` says whether a process is a running worker of this server."""
+    """Watches one worker through the supervisor's end of its pair of sockets. Does not block."""
 
-    def __init__(self, run: Path, shards: int, is_ours: Callable[[int], bool]) -> None:
-        self._run = run
-        self._shards = shards
-        self._is_ours = is_ours
-        self._pings: dict[int, _Ping] = {}
+    def __init__(self, connection: socket.socket) -> None:
+        connection.setblocking(False)
+        self._connection = connection
+        self._has_started = False
+        self._ping: _Ping | None = None
 
-    def check(self) -> None:
-        """Check every worker once. Does not block."""
-        for shard in range(self._shards):
-            ping = self._pings.get(shard)
-            pid = self._find_worker(shard)
-            if ping and (ping.pid != pid or _is_replied(ping)):
-                _close(self._pings.pop(shard))
-                ping = None
-            if pid is None:
-                continue
-            now = time.monotonic()
-            if ping is None:
-                ping = self._pings[shard] = _Ping(pid, now, now, processor_ticks(pid))
-            if ping.connection is None:
-                ping.connection = self._send_ping(shard)
-            self._kill_if_frozen(ping, now)
+    def has_started(self) -> bool:
+        """Whether the worker has started, that is, accepts connections."""
+        if not self._has_started:
+            self._has_started = self._receive()
+        return self._has_started
+
+    def check(self, pid: int) -> None:
+        """Send a ping, or kill the worker if it does not reply to the last one. Before it has started, do nothing."""
+        if not self.has_started():
+            return
+        if self._ping and self._receive():
+            self._ping = None
+        now = time.monotonic()
+        if self._ping is None:
+            self._ping = _Ping(now, now, processor_ticks(pid))
+            with contextlib.suppress(OSError):  # the worker has just ended
+                self._connection.send(_PING)
+        self._kill_if_frozen(pid, self._ping, now)
+
+    def stop_accepting(self) -> None:
+        """Ask the worker to accept no more connections."""
+        with contextlib.suppress(OSError):  # the worker has ended
+            self._connection.send(_STOP_ACCEPTING)
 
     def close(self) -> None:
-        """Close all connections."""
-        while self._pings:
-            _close(self._pings.popitem()[1])
+        """Close the connection."""
+        self._connection.close()
 
-    def _kill_if_frozen(self, ping: _Ping, now: float) -> None:
-        ticks = processor_ticks(ping.pid)
+    def _receive(self) -> bool:
+        try:
+            return bool(self._connection.recv(64))
+        except OSError:  # nothing there, or the worker has ended
+            return False
+
+    def _kill_if_frozen(self, pid: int, ping: _Ping, now: float) -> None:
+        ticks = processor_ticks(pid)
         if ticks != ping.processor_ticks:
             ping.processor_ticks, ping.ran_at = ticks, now
         waited_s = now - ping.sent_at
         if waited_s >= STUCK_S or (waited_s >= FROZEN_S and now - ping.ran_at >= FROZEN_S):
-            log.error("worker does not respond: killed", pid=ping.pid, silent_s=round(waited_s, 1))
+            log.error("worker does not respond: killed", pid=pid, silent_s=round(waited_s, 1))
             with contextlib.suppress(ProcessLookupError):
-                os.kill(ping.pid, signal.SIGKILL)
+                os.kill(pid, signal.SIGKILL)
 
-    def _find_worker(self, shard: int) -> int | None:
-        """The process that has claimed a shard, if it is a worker of this server."""
-        pid = find_worker(self._run, shard)
-        return pid if pid is not None and self._is_ours(pid) else None
 
-    def _send_ping(self, shard: int) -> socket.socket | None:
-        connection = socket.socket(socket.AF_UNIX)
+class WatchedProcess:
+    """The worker's end of its pair of sockets. `listener` is the descriptor of the socket that it accepts from."""
+
+    def __init__(self, connection: socket.socket, listener: int) -> None:
         connection.setblocking(False)
+        self._connection = connection
+        self._listener = listener
+
+    def fileno(self) -> int:
+        """The descriptor that is readable when the supervisor has sent something."""
+        return self._connection.fileno()
+
+    def report_start(self) -> None:
+        """Tell the supervisor that this worker has started."""
+        self._send()
+
+    def reply(self) -> bool:
+        """Do what the supervisor has asked for, and reply. For the event loop. False when the supervisor has ended."""
         try:
-            directory = os.open(self._run, os.O_RDONLY | os.O_CLOEXEC)
-            try:
-                connection.connect(f"/proc/self/fd/{directory}/{socket_name(shard)}")
-            finally:
-                os.close(directory)
-            connection.send(encode(PingRequest()))
-        except OSError:  # no socket yet, or its backlog is full: the time counts from the first attempt
-            connection.close()
-            return None
-        return connection
-
-
-def _is_replied(ping: _Ping) -> bool:
-    if ping.connection is None:
-        return False
-    try:
-        if ping.connection.recv(64):
+            received = self._connection.recv(64)
+        except BlockingIOError:
             return True
-    except BlockingIOError:
-        return False
-    except OSError:
-        pass
-    _close(ping)  # and send another
-    ping.connection = None
-    return False
+        except OSError:
+            return False
+        if _STOP_ACCEPTING in received:
+            stop_accepting(self._listener)
+        self._send()
+        return bool(received)
 
-
-def _close(ping: _Ping) -> None:
-    if ping.connection is not None:
-        ping.connection.close()
+    def _send(self) -> None:
+        with contextlib.suppress(OSError):  # the supervisor has ended
+            self._connection.send(_PING)

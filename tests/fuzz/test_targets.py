@@ -58,7 +58,6 @@ def _stream(data: bytes) -> asyncio.StreamReader:
 FRAMES = [
     *(
         b'{"type": "TagListRequest", "repository": {"upstream": "u", "path": "p", "name": "u/p"}}\n',
-        b'{"type": "PingRequest"}\n',
         b'{"type": "Acknowledged"}\n',
         b"\n",
         b"{}",

@@ -1,6 +1,8 @@
 """Starting and stopping, second servers, restarts, TLS."""
 
 import contextlib
+import os
+import shutil
 import signal
 import socket
 import ssl
@@ -8,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from random import Random
 
@@ -27,6 +29,21 @@ MIB = 1024 * 1024
 SLACK_S = 4.0
 STARTS = 10
 START_S = 0.15  # from the first worker's start to the last one's
+
+
+@pytest.fixture
+def tmpfs(tmp_path: Path) -> Iterator[Path]:
+    """Mount a file system of 32 MiB with 200 inodes."""
+    directory = tmp_path / "tmpfs"
+    directory.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=32m,nr_inodes=200", "tmpfs", directory]
+    mounted = subprocess.run(command, capture_output=True, check=False)
+    if mounted.returncode:
+        reason = f"cannot mount a small tmpfs: {mounted.stderr.decode().strip()}"
+        pytest.fail(reason) if os.environ.get("CI") else pytest.skip(reason)
+    yield directory
+    while directory.is_mount():
+        subprocess.run(["umount", "--lazy", directory], check=True)
 
 
 def _terminate(deployment: Deployment) -> tuple[float, Callable[[], int | None]]:
@@ -80,6 +97,47 @@ def test_a_stalled_client_is_cut_after_the_drain_timeout(
         body, ended = stalled.rest()
         assert ended in ("fin", "rst")
         assert len(body) < 50 * MIB
+
+
+def _remove_run(storage: Path) -> None:
+    shutil.rmtree(storage / "run")
+
+
+def _replace_run(storage: Path) -> None:
+    shutil.rmtree(storage / "run")
+    (storage / "run").write_text("")
+
+
+def _make_read_only(storage: Path) -> None:
+    subprocess.run(["mount", "--bind", storage, storage], check=True)
+    subprocess.run(["mount", "-o", "remount,bind,ro", storage], check=True)
+
+
+def _fill(storage: Path) -> None:
+    with contextlib.suppress(OSError):
+        for number in range(10_000):
+            (storage / f"in-the-way-{number}").write_bytes(bytes(65536))
+    shutil.rmtree(storage / "run")
+    with contextlib.suppress(OSError):
+        for number in range(10_000):
+            (storage / f"also-in-the-way-{number}").touch()
+
+
+@pytest.mark.parametrize("damage", [_remove_run, shutil.rmtree, _replace_run, _make_read_only, _fill])
+def test_a_server_stops_whatever_state_its_directory_is_in(
+    make_deployment: Callable[..., Deployment], tmpfs: Path, damage: Callable[[Path], None]
+) -> None:
+    """Within the drain timeout, with exit status 0 and without a traceback."""
+    storage = tmpfs if damage in (_make_read_only, _fill) else tmpfs / "storage"
+    deployment = make_deployment(workers=2, server={"drain_timeout": "2s"}, storage={"directory": str(storage)})
+    eventually(lambda: len(list(storage.glob("run/shard-*.sock"))) == 2, "all workers serve")
+    damage(storage)
+    with deployment.stream("/v2/") as idle:
+        idle.head().rest()
+        _, poll = _terminate(deployment)
+        eventually(lambda: poll() is not None, "the end within the drain time", 2 + SLACK_S)
+    assert poll() == 0, deployment.dockyard.read_log()[-2000:]
+    assert "Traceback" not in deployment.dockyard.read_log()
 
 
 def test_an_idle_server_stops_at_once(make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry) -> None:

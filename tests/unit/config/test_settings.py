@@ -944,15 +944,20 @@ def test_a_certificate_and_its_key_are_accepted(load_text: Load, certificates: P
 
 
 @pytest.mark.parametrize(
-    ("certfile", "keyfile"), [("one.crt", "two.key"), ("one.key", "one.key"), ("ca.pem", "ca.pem")]
+    ("certfile", "keyfile", "error"),
+    [
+        ("one.crt", "two.key", "cannot be used with server.certfile"),
+        ("one.key", "one.key", "must be a PEM file with certificates"),
+        ("ca.pem", "ca.pem", "cannot be used with server.certfile"),
+    ],
 )
 def test_a_certificate_with_another_key_is_rejected(
-    errors_in: Callable[..., list[str]], certificates: Path, certfile: str, keyfile: str
+    errors_in: Callable[..., list[str]], certificates: Path, certfile: str, keyfile: str, error: str
 ) -> None:
     """When the settings are loaded, before a worker starts."""
     text = f"server: {{tls: true, certfile: {certificates}/{certfile}, keyfile: {certificates}/{keyfile}}}"
 
-    assert "cannot be used with server.certfile" in errors_in(text)[0]
+    assert error in errors_in(text)[0]
 
 
 def test_certificates_are_not_checked_without_tls(load_text: Load) -> None:

@@ -22,7 +22,6 @@ from dockyard.workers.messages import (
     ManifestReply,
     ManifestRequest,
     NotDownloading,
-    PingRequest,
     ReferrersRequest,
     Repository,
     TagListRequest,
@@ -39,7 +38,6 @@ DIGEST = Digest.of(b"x")
 ERROR = ErrorReply("Denied", "no", 3, remembered=True)
 
 MESSAGES = [
-    PingRequest(),
     BlobRequest(REPOSITORY, DIGEST, only_running=True),
     TagRequest(REPOSITORY, Tag.parse("v1")),
     ManifestRequest(REPOSITORY, DIGEST),
@@ -83,8 +81,8 @@ def test_every_message_has_an_example() -> None:
     [
         {},
         {"type": "Nothing"},
-        {"type": ["PingRequest"]},
-        {"type": "PingRequest", "unknown": 1},
+        {"type": ["NotDownloading"]},
+        {"type": "NotDownloading", "unknown": 1},
         {"type": "DownloadProgress", "size_bytes": None, "released_bytes": "1", "inode": 1, "is_complete": True},
         {"type": "DownloadProgress", "size_bytes": None, "released_bytes": 1, "inode": True, "is_complete": True},
         {"type": "DownloadProgress", "size_bytes": None, "released_bytes": 1, "inode": 1, "is_complete": 1},

@@ -180,7 +180,7 @@ async def test_without_an_available_owner_it_is_our_turn(peers: Peers) -> None:
         b"[]\n",
         b'{"type": 1}\n',
         b'{"type": "NotDownloading"}\n',
-        b'{"type": "PingRequest", "more": 1}\n',
+        b'{"type": "NotDownloading", "more": 1}\n',
         b"\xff\n",
         b"x" * 100_000,
         b'{"type": "TagListRequest"',

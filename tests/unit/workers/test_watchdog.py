@@ -9,13 +9,11 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 
 from dockyard.workers import watchdog
-from dockyard.workers.shard_lock import lock_path, socket_name
-from dockyard.workers.watchdog import Watchdog
+from dockyard.workers.watchdog import Watchdog, WatchedProcess
 from tests.support.deployment import eventually, stays
 
 BUSY = "while True: pass"
@@ -34,42 +32,45 @@ def short_limits(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def worker(tmp_path: Path) -> Iterator[Start]:
-    """Start a process that has claimed shard 0 and runs this program; its socket never replies."""
+def connections() -> Iterator[tuple[socket.socket, socket.socket]]:
+    """The two ends: of the supervisor and of the worker."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        yield ours, theirs
+
+
+@pytest.fixture
+def worker() -> Iterator[Start]:
+    """Start a process that runs this program and never replies."""
     started = []
-    listener = socket.socket(socket.AF_UNIX)
-    listener.bind(str(tmp_path / socket_name(0)))
-    listener.listen()
 
     def start(program: str) -> subprocess.Popen[bytes]:
         process = subprocess.Popen([sys.executable, "-c", program])
         started.append(process)
-        lock_path(tmp_path, 0).write_text(str(process.pid))
         return process
 
-    with listener:
-        yield start
-        for process in started:
-            process.kill()
-            process.wait()
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
 
 
 @pytest.fixture
-def watch(tmp_path: Path) -> Iterator[Watch]:
-    """Watch a worker: a function that checks it again and tells whether it still runs."""
-    with contextlib.ExitStack() as watchdogs:
+def watch(connections: tuple[socket.socket, socket.socket]) -> Watch:
+    """Watch a worker that has started: a function that checks it again and tells whether it still runs."""
+    ours, theirs = connections
 
-        def watch(process: subprocess.Popen[bytes]) -> Callable[[], bool]:
-            watched = Watchdog(tmp_path, 1, lambda pid: pid == process.pid and process.poll() is None)
-            watchdogs.callback(watched.close)
+    def watch(process: subprocess.Popen[bytes]) -> Callable[[], bool]:
+        watched = Watchdog(ours)
+        WatchedProcess(theirs, -1).report_start()
 
-            def is_running() -> bool:
-                watched.check()
-                return process.poll() is None
+        def is_running() -> bool:
+            watched.check(process.pid)
+            return process.poll() is None
 
-            return is_running
+        return is_running
 
-        yield watch
+    return watch
 
 
 def test_a_frozen_worker_is_killed(worker: Start, watch: Watch) -> None:
@@ -99,44 +100,46 @@ def test_a_busy_worker_gets_more_time(worker: Start, watch: Watch) -> None:
     eventually(lambda: not is_running(), "killed in the end", STUCK_S)
 
 
-def test_a_late_reply_is_a_reply(tmp_path: Path, worker: Start, watch: Watch) -> None:
+def test_a_late_reply_is_a_reply(connections: tuple[socket.socket, socket.socket], worker: Start, watch: Watch) -> None:
     """A worker whose replies take longer than the check interval is not killed."""
-    (tmp_path / socket_name(0)).unlink(missing_ok=True)
-    process = worker_with_late_replies(tmp_path, worker)
-    is_running = watch(process)
+    is_running = watch(worker(ASLEEP))
+    _, theirs = connections
+    theirs.setblocking(True)
+
+    def reply() -> None:
+        with contextlib.suppress(OSError):  # the test has ended
+            while theirs.recv(64):
+                time.sleep(FROZEN_S * 0.6)
+                theirs.send(b".")
+
+    threading.Thread(target=reply, daemon=True).start()
     stays(is_running, "replies late", STUCK_S + 1)
 
 
-def worker_with_late_replies(directory: Path, worker: Start) -> subprocess.Popen[bytes]:
-    """A worker that sleeps; a thread replies in its place, after more than half of the time limit."""
-    listener = socket.socket(socket.AF_UNIX)
-    listener.bind(str(directory / socket_name(0)))
-    listener.listen()
-    listener.settimeout(2.0)
-
-    def reply() -> None:
-        with listener:
-            while True:
-                try:
-                    connection, _ = listener.accept()
-                except TimeoutError:
-                    return
-                with connection, contextlib.suppress(BrokenPipeError):  # the watchdog was closed
-                    assert connection.recv(64)
-                    time.sleep(FROZEN_S * 0.6)
-                    connection.sendall(b"{}\n")
-
-    threading.Thread(target=reply, daemon=True).start()
-    return worker(ASLEEP)
-
-
-def test_a_worker_of_another_server_is_left_alone(tmp_path: Path, worker: Start) -> None:
-    """The process id in a lock file may belong to another program by now."""
+def test_a_worker_that_starts_slowly_is_not_killed(
+    connections: tuple[socket.socket, socket.socket], worker: Start
+) -> None:
+    """Pings begin when the worker has started."""
     process = worker(ASLEEP)
-    watched = Watchdog(tmp_path, 1, lambda _: False)
+    watched = Watchdog(connections[0])
 
-    def is_running() -> bool:
-        watched.check()
-        return process.poll() is None
+    def is_starting() -> bool:
+        watched.check(process.pid)
+        return process.poll() is None and not watched.has_started()
 
-    stays(is_running, "not ours", FROZEN_S + 0.5)
+    stays(is_starting, "not started", FROZEN_S + 0.5)
+    WatchedProcess(connections[1], -1).report_start()
+    assert watched.has_started()
+
+
+def test_a_worker_replies_to_pings(connections: tuple[socket.socket, socket.socket]) -> None:
+    """One reply for what has come; False when the supervisor has ended."""
+    ours, theirs = connections
+    watched = WatchedProcess(theirs, -1)
+    assert watched.reply()
+    ours.send(b".")
+    assert watched.reply()
+    assert ours.recv(64) == b"."
+    ours.close()
+    assert not watched.reply()
+    watched.report_start()
