@@ -81,6 +81,16 @@ def disconnected(how: Ending = "rst") -> Change:
     return lambda request, response: attrs.evolve(response, disconnects=how)
 
 
+def interim(head: bytes, until: threading.Event | None = None) -> Change:
+    """Send these bytes first, such as the head of an interim response (RFC 9110, 15.2), and wait for the event."""
+    return lambda request, response: attrs.evolve(response, interim=head, before=until)
+
+
+def trailing(data: bytes) -> Change:
+    """Send bytes after the response that do not belong to it."""
+    return lambda request, response: attrs.evolve(response, trailing=data)
+
+
 def slow_headers(pause_s: float) -> Change:
     """Send status line and headers one byte at a time."""
     return lambda request, response: attrs.evolve(response, header_interval_s=pause_s)

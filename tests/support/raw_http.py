@@ -74,7 +74,7 @@ class ScriptedResponse:
 
     `body` is sent from `start` to `stop`. `length` replaces the correct Content-Length. `cut` ends the connection after
     that number of body bytes. `before` is waited for before the status line; `disconnects` ends the connection instead
-    of a response.
+    of a response. `interim` are bytes before everything else, `trailing` bytes after the response.
     """
 
     status: int
@@ -92,6 +92,8 @@ class ScriptedResponse:
     before: threading.Event | None = None
     disconnects: Ending | None = None
     header_interval_s: float = 0.0
+    interim: bytes = b""
+    trailing: bytes = b""
 
     @classmethod
     def of(cls, status: int, body: Body | bytes = b"", *headers: tuple[str, str]) -> "ScriptedResponse":
@@ -292,10 +294,18 @@ class Sender:
 
     def send(self, request: Request, response: ScriptedResponse) -> str:
         """Send the response; return how it ended: whole (the connection can be used again), fin or rst."""
+        if response.interim:
+            self._connection.sendall(response.interim)
         if response.before is not None:
             self._wait(response.before)
         if response.disconnects is not None:
             return self._end_connection(response.disconnects)
+        ended = self._send_response(request, response)
+        if response.trailing and ended == "whole":
+            self._connection.sendall(response.trailing)
+        return ended
+
+    def _send_response(self, request: Request, response: ScriptedResponse) -> str:
         self._send_head(request, response)
         if request.method in ("HEAD", "CONNECT") or response.status in (204, 304):
             return self._end_connection("fin") if response.is_last else "whole"
