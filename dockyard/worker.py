@@ -28,6 +28,7 @@ from dockyard.s3.publisher import Publisher
 from dockyard.storage.directories import RUN
 from dockyard.storage.items import Item
 from dockyard.storage.local import LocalStore
+from dockyard.storage.scrub import Scrub
 from dockyard.storage.verified_files import VerifiedFiles
 from dockyard.upstream.circuit_breaker import CircuitBreaker
 from dockyard.upstream.client import RegistryClient
@@ -116,6 +117,9 @@ class Worker:
         self.publisher = Publisher(self.local_store, self.s3, outbox, storage.touch_threshold, self._owns)
         stores = Stores(self.local_store, self.bucket, self.publisher)
 
+        scrub_rate = storage.scrub_rate if storage.verify != "never" else 0
+        self.scrub = Scrub(self.local_store.blobs, scrub_rate, lambda: self.peers.shard == 0)
+
         # Upstreams
         keychain = Keychain(environ)
         self.registries = {
@@ -154,6 +158,7 @@ class Worker:
         self._tasks.append(asyncio.create_task(self._watch_parent()))
         await self.threads.disk(self.local_store.sweep_partial_files)
         self.publisher.start()
+        self.scrub.start()
         if self.s3 and self.peers.shard == 0:
             self._tasks.append(asyncio.create_task(self._check_bucket(self.s3)))
         # Granian ignores signals until it serves, shortly after this; they stay blocked until then.
@@ -165,6 +170,7 @@ class Worker:
             task.cancel()
         self.downloads.stop()
         self.publisher.stop()
+        self.scrub.stop()
         self.bucket.close()
         self.peers.close()
         for registry in self.registries.values():

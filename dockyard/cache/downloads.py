@@ -186,10 +186,12 @@ class Downloads:
                 loop.call_soon_threadsafe(download.report_hashed, stored.fd, hashed_bytes)
 
         download.start_verifying(stored.size)
-        verified = await self._threads.verify(self._stores.local.blobs.verify, stored, read_chunks)
+        files = self._stores.local.blobs
+        verified = await self._threads.verify(files.verify, stored, read_chunks)
         if verified is None:
             download.drop_file()
-        return verified
+            return None
+        return await self._threads.disk(files.record_use, verified)
 
     async def _follow(self, download: Download, shard: int, request: BlobRequest) -> bool:
         return await follow(download, self._peers, shard, request, self._threads, self._stores.local.open_partial_file)

@@ -123,6 +123,9 @@ class StorageSettings:
     server has started, and at its first use after its file has changed. `always`: at every use, which hashes all bytes
     that are sent. `never`: not at all, for file systems that verify checksums themselves (ZFS, btrfs). Manifests are
     always verified."""
+    scrub_rate: Bytes = 8 * 2**20
+    """How many bytes per second the scrub may read: once a day, it verifies all blobs in the local store and deletes
+    damaged ones. 0: no scrub."""
     redirect: bool = False
     """Redirect clients to the bucket (307 with a presigned URL) for blobs that are in the bucket only."""
 

@@ -23,7 +23,7 @@ from dockyard.storage.verified_files import Fingerprint, VerifiedFiles, fingerpr
 
 # A blob of up to this size is verified while it is opened.
 MAX_SMALL_BYTES: Final = 1024 * 1024
-# A file that changes while it is hashed is hashed again; one that changed this often is taken as damaged.
+# A file that changes while it is hashed is hashed again, this often.
 MAX_ATTEMPTS = 3
 CHUNK_BYTES = 1024 * 1024
 
@@ -64,7 +64,7 @@ class BlobFiles:
     def open(self, digest: Digest) -> StoredBlob | None:
         """Open a complete blob and record its use; None when it is absent or known to be damaged.
 
-        A small blob is verified. A larger one may be not: `is_verified`.
+        A small blob is verified. A larger one may be not (`is_verified`): then its use is not recorded either.
         """
         try:
             # O_NONBLOCK: opening a named pipe would wait for a writer.
@@ -89,7 +89,7 @@ class BlobFiles:
         if blob is None or blob.is_verified:
             return blob
         if verified := self.verify(blob):
-            return verified
+            return self.record_use(verified)
         os.close(blob.fd)
         return None
 
@@ -106,16 +106,50 @@ class BlobFiles:
             for _ in range(MAX_ATTEMPTS):
                 before = fingerprint(os.fstat(fd))
                 if not self._has_digest(digest, fd, read_chunks or read_in_chunks, reason):
-                    break
-                if before == fingerprint(os.fstat(fd)):
-                    if not may_change_unseen(before):
-                        self._verified_files.add(digest, before)
-                    return StoredBlob(digest, fd, before, is_verified=True)
+                    self._delete_damaged(digest, fd)
+                    return None
+                status = os.fstat(fd)
+                found = fingerprint(status)
+                # What another worker has verified meanwhile, or has set the times of, is unchanged.
+                if found == before or self._verified_files.has(digest, found):
+                    if not may_change_unseen(found):
+                        self._verified_files.add(digest, found)
+                    return StoredBlob(digest, fd, found, is_verified=True)
+                if _was_deleted(status, before):
+                    return StoredBlob(digest, fd, found, is_verified=True)
         except OSError as exc:
             log.warning("cannot read a cached blob", digest=str(digest), error=exc.strerror)
             return None
-        self._delete_damaged(digest, fd)
+        log.warning("a cached blob changes while it is verified: it is not used", digest=str(digest))
         return None
+
+    def record_use(self, blob: StoredBlob) -> StoredBlob:
+        """Set the access time of a verified blob if that is due; return the blob with its fingerprint after that."""
+        found = os.fstat(blob.fd)
+        if age_of(found.st_atime) <= RECORD_INTERVAL_S:
+            return blob
+        with self._verified_files.keeps_verified(blob.digest, blob.fd):
+            record_use(blob.fd, os.fstat(blob.fd))
+        return attrs.evolve(blob, fingerprint=fingerprint(os.fstat(blob.fd)))
+
+    def scrub(self, digest: Digest, read_chunks: ReadChunks) -> None:
+        """Verify a blob if it is there. That is not a use of it: its access time stays."""
+        path, flags = self._path_of(digest), os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
+        try:
+            try:
+                fd = os.open(path, flags | os.O_NOATIME)
+            except PermissionError:  # a file of another user
+                fd = os.open(path, flags)
+        except OSError:
+            return  # a use of it reports that
+        try:
+            found = os.fstat(fd)
+            if stat.S_ISREG(found.st_mode):
+                self.verify(StoredBlob(digest, fd, fingerprint(found), is_verified=False), read_chunks, reason="scrub")
+            else:
+                self._delete_damaged(digest, fd)
+        finally:
+            os.close(fd)
 
     def is_current(self, blob: StoredBlob) -> bool:
         """Whether a verified blob that was opened a moment ago may be used again. Does not block."""
@@ -130,7 +164,7 @@ class BlobFiles:
             return True
         status = os.fstat(blob.fd)
         found = fingerprint(status)
-        if found == blob.fingerprint or (not status.st_nlink and found[:3] == blob.fingerprint[:3]):
+        if found == blob.fingerprint or _was_deleted(status, blob.fingerprint):
             return True
         return self._verified_files.has(blob.digest, found)
 
@@ -150,11 +184,7 @@ class BlobFiles:
             if (verified := self.verify(blob)) is None:
                 return None
             blob = verified
-        if age_of(found.st_atime) > RECORD_INTERVAL_S:
-            with self._verified_files.keeps_verified(digest, fd):
-                record_use(fd, os.fstat(fd))
-            blob = attrs.evolve(blob, fingerprint=fingerprint(os.fstat(fd)))
-        return blob
+        return self.record_use(blob) if blob.is_verified else blob
 
     def _is_verified(self, digest: Digest, fd: int, found: os.stat_result) -> bool:
         match self._verify:
@@ -189,6 +219,11 @@ class BlobFiles:
             pass
         except OSError as exc:
             log.warning("cannot delete a damaged blob", digest=str(digest), error=exc.strerror)
+
+
+def _was_deleted(found: os.stat_result, before: Fingerprint) -> bool:
+    """Whether an open file was deleted, and not written before that as far as its modification time shows."""
+    return not found.st_nlink and fingerprint(found)[:3] == before[:3]
 
 
 def read_in_chunks(fd: int) -> Iterator[memoryview]:
