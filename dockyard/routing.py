@@ -58,11 +58,13 @@ class Router:
     def _route(self, name: str, ns: str | None, path_prefix: str | None) -> Target:
         parsed = Name.parse(name)
         if path_prefix is not None:
-            if path_prefix not in self._by_prefix:
+            prefix = next(filter(self._by_prefix.__contains__, self._hub_names(path_prefix)), None)
+            if prefix is None:
                 raise self._unknown(f"no upstream is configured for {quote(path_prefix)}")
-            return self._require(f"{path_prefix}/{name}")
-        if target := self._find(name):
-            return target
+            return self._require(f"{prefix}/{name}")
+        for full_name in self._hub_names(name):
+            if target := self._find(full_name):
+                return target
         if ns is not None:
             return self._route_namespace(name, ns)
         if self._default is None or _looks_like_host(parsed.components[0]):
@@ -70,10 +72,22 @@ class Router:
         return self._require(f"{self._default.prefix}/{name}")
 
     def _route_namespace(self, name: str, ns: str) -> Target:
-        for root in self._roots.get(ns.lower(), ()):
+        for root in self._find_roots(ns.lower()):
             if target := self._find(f"{root}/{name}"):
                 return target
         raise self._unknown(f"no upstream is configured for {quote(name)} of the registry {quote(ns)}")
+
+    def _find_roots(self, ns: str) -> Sequence[str]:
+        host = ns.removesuffix(":443")
+        return self._roots.get(ns, self._roots.get(host, ()) if ":" not in host else ())
+
+    def _hub_names(self, name: str) -> Iterator[str]:
+        """Yield a full name or prefix as it is, then, if it begins with a host of Docker Hub, as it is configured."""
+        yield name
+        first, slash, rest = name.partition("/")
+        if first in DOCKER_HUB_HOSTS:
+            for root in self._find_roots(first):
+                yield f"{root}{slash}{rest}"
 
     def _require(self, full_name: str) -> Target:
         if target := self._find(full_name):
@@ -114,7 +128,7 @@ def _roots_by_namespace(upstreams: Sequence[Upstream]) -> dict[str, list[str]]:
     """Return for each `ns` the prefixes that make a name a full name, the preferred one first.
 
     An `ns` is the prefix of an upstream or its first component, a host name of Docker Hub, or the host and port of a
-    registry.
+    registry. The port 443 may be added to each of them.
     """
     pairs: list[tuple[str, str]] = []
     for upstream in upstreams:

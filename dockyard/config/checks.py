@@ -45,6 +45,12 @@ def find_errors(settings: Settings) -> Iterator[tuple[str, str]]:
 def find_warnings(settings: Settings, raw_values: Mapping[str, str]) -> Iterator[str]:
     """Yield what is allowed but probably not intended. `raw_values` are the values as they are written, by key."""
     for index, upstream in enumerate(settings.upstreams):
+        first = upstream.prefix.partition("/")[0]
+        if "." not in first and first != "localhost":
+            yield (
+                f"upstreams[{index}].prefix: {first} has no dot: clients that use Dockyard as a mirror of another "
+                f"registry get images of this upstream for names such as docker.io/{first}/app; use a prefix with a dot"
+            )
         key = f"upstreams[{index}].auth"
         if upstream.auth.type != "keychain":
             continue

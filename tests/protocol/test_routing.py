@@ -34,6 +34,25 @@ def test_five_shapes_lead_to_one_cached_image(deployment: Deployment) -> None:
     assert deployment.fake_registry.count("blob", "GET", reference=image.layers[0]) == 1
 
 
+@pytest.mark.parametrize("host", ["index.docker.io", "registry-1.docker.io", "registry.hub.docker.com"])
+def test_the_other_names_of_docker_hub_lead_to_the_same_image(deployment: Deployment, host: str) -> None:
+    """In the name, in the path and as `ns`, also with a port: one request upstream for all of them."""
+    image = deployment.fake_registry.add_image("library/hub", "v1", [b"a layer under all names"])
+    for start, query in (
+        (f"/v2/{host}/library/hub", ""),
+        (f"/v2/{host}/hub", "?ns=docker.io"),
+        (f"/{host}/v2/library/hub", f"?ns={host}"),
+        ("/v2/library/hub", f"?ns={host}:443"),
+        ("/v2/library/hub", "?ns=docker.io:443"),
+    ):
+        for reference in ("v1", image.digest):
+            assert deployment.get(f"{start}/manifests/{reference}{query}").body == image.body
+        assert deployment.get(f"{start}/blobs/{image.layers[0]}{query}").body == b"a layer under all names"
+    assert deployment.fake_registry.count("manifest", "GET", repo="library/hub") == 1
+    assert deployment.fake_registry.count("blob", "GET", reference=image.layers[0]) == 1
+    assert deployment.get(f"/{host}/v2/").status == 200
+
+
 def test_a_doubled_v2_in_the_path_is_explained(deployment: Deployment) -> None:
     """`/v2/<prefix>/v2/<name>` comes from a wrong mirror setting: 404 with a message that explains it."""
     deployment.fake_registry.add_image("library/sixth", "v1")

@@ -115,6 +115,15 @@ def test_a_prefix_below_the_registry_host_stays_in_the_repository(
         ("my-org/app", "registry-1.docker.io", None),
         ("my-org/app", "registry.hub.docker.com", None),
         ("my-org/app", "registry-1.docker.io:443", None),
+        ("my-org/app", "docker.io:443", None),
+        ("my-org/app", "Index.Docker.IO:443", None),
+        ("index.docker.io/my-org/app", None, None),
+        ("registry-1.docker.io/my-org/app", None, None),
+        ("registry.hub.docker.com/my-org/app", "docker.io", None),
+        ("index.docker.io/my-org/app", "ghcr.io", None),
+        ("my-org/app", None, "index.docker.io"),
+        ("my-org/app", "docker.io:443", "registry-1.docker.io"),
+        ("app", None, "registry.hub.docker.com/my-org"),
         ("my-org/app", "DOCKER.IO", None),
         ("my-org/app", None, None),
     ],
@@ -135,6 +144,10 @@ def test_all_forms_of_a_request_have_one_target(
         ("docker.io/library/alpine", "docker.io", None),
         ("library/alpine", None, "docker.io"),
         ("alpine", None, "docker.io"),
+        ("index.docker.io/alpine", None, None),
+        ("registry-1.docker.io/library/alpine", None, None),
+        ("alpine", None, "registry.hub.docker.com"),
+        ("alpine", "docker.io:443", None),
         ("library/alpine", "docker.io", None),
         ("alpine", "docker.io", None),
         ("library/alpine", None, None),
@@ -213,7 +226,7 @@ def test_a_prefix_in_the_path_must_be_configured(path_prefix: str) -> None:
         Router(ALL).route("library/nginx", ns="docker.io", path_prefix=path_prefix)
 
 
-@pytest.mark.parametrize("name", ["quay.io/org/app", "localhost/app", "evil.test/a/b", "index.docker.io/x/y", "a.b"])
+@pytest.mark.parametrize("name", ["quay.io/org/app", "localhost/app", "evil.test/a/b", "hub.docker.com/x/y", "a.b"])
 def test_a_name_with_an_unknown_host_is_not_routed_to_the_default_upstream(name: str) -> None:
     """The error contains the configured prefixes."""
     with pytest.raises(NameUnknown, match=r"configured prefixes: docker\.io, ghcr\.io, ghcr\.io/my-org"):
@@ -359,3 +372,59 @@ def test_any_request_has_a_target_or_one_of_two_errors(name: str, ns: str | None
     """Routing raises no other error."""
     with contextlib.suppress(NameInvalid, NameUnknown):
         assert Router(ALL).route(name, ns=ns, path_prefix=path_prefix).upstream in ALL
+
+
+@pytest.mark.parametrize("host", ["docker.io", "index.docker.io", "registry-1.docker.io", "registry.hub.docker.com"])
+@pytest.mark.parametrize(
+    "upstream",
+    [
+        Upstream("hub", "registry-1.docker.io"),
+        Upstream("index.docker.io", "docker.io"),
+        Upstream("docker.io", "mirror.example/hub"),
+        Upstream("dockerhub.example", "https://index.docker.io"),
+    ],
+    ids=lambda upstream: upstream.prefix,
+)
+def test_docker_hub_has_any_of_its_names(upstream: Upstream, host: str) -> None:
+    """In the name, in the path, and as `ns`, whatever its prefix is; the cache key has the prefix."""
+    router = Router([upstream, GHCR])
+    for form in (
+        (f"{host}/alpine", None, None),
+        ("alpine", None, host),
+        ("alpine", host, None),
+        ("alpine", f"{host}:443", None),
+    ):
+        assert str(router.route(form[0], ns=form[1], path_prefix=form[2]).name) == f"{upstream.prefix}/library/alpine"
+
+
+def test_a_prefix_that_is_a_name_of_docker_hub_is_that_upstream() -> None:
+    """The exact prefix comes first."""
+    index = Upstream("index.docker.io", "http://other.example:5000")
+    router = Router([HUB, index])
+    assert find(router, "index.docker.io/org/app") == Expected("index.docker.io", "org/app", "index.docker.io/org/app")
+    assert find(router, "org/app", None, "index.docker.io").prefix == "index.docker.io"
+    assert find(router, "registry-1.docker.io/org/app").prefix == "docker.io"
+
+
+@pytest.mark.parametrize(
+    ("name", "ns", "path_prefix"),
+    [
+        ("index.docker.io/org/app", None, None),
+        ("org/app", None, "index.docker.io"),
+        ("org/app", "index.docker.io:443", None),
+        ("index.docker.io", None, None),
+        ("org/app", "ghcr.io:80", None),
+        ("org/app", "ghcr.io:443:443", None),
+        ("org/app", ":443", None),
+    ],
+)
+def test_without_docker_hub_its_names_are_unknown(name: str, ns: str | None, path_prefix: str | None) -> None:
+    """They are never taken for another upstream."""
+    with pytest.raises(NameUnknown):
+        Router([GHCR, LOCAL]).route(name, ns=ns, path_prefix=path_prefix)
+
+
+def test_port_443_may_be_added_to_any_registry() -> None:
+    """It is the default port."""
+    assert find(Router(ALL), "app", "ghcr.io:443") == Expected("ghcr.io", "app", "ghcr.io/app")
+    assert find(Router(ALL), "app", "registry.local:5000").prefix == "local"

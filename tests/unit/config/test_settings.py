@@ -915,9 +915,28 @@ def test_every_unknown_type_of_auth_is_the_keychain(load_text: Load, auth: str, 
 )
 def test_an_unintended_keychain_causes_a_warning(load_text: Load, auth: str, warning: str) -> None:
     """A misspelt type is allowed, with a warning."""
-    (found,) = load_text(f"upstreams: [{{prefix: a, registry: x, auth: {auth}}}]").warnings
+    (found,) = load_text(f"upstreams: [{{prefix: a.test, registry: x, auth: {auth}}}]").warnings
 
     assert found.startswith(warning)
+
+
+@pytest.mark.parametrize(
+    ("prefix", "first"),
+    [
+        ("internal", "internal"),
+        ("internal/team.a", "internal"),
+        ("internal.test", None),
+        ("internal.test/team", None),
+        ("localhost", None),
+        ("docker.io", None),
+    ],
+)
+def test_a_prefix_without_a_dot_causes_a_warning(load_text: Load, prefix: str, first: str | None) -> None:
+    """It could be the beginning of a name at another registry, whose images would be those of this upstream."""
+    other = f"{{prefix: {prefix}, registry: b.test}}"
+    warnings = load_text(f"upstreams: [{{prefix: a.test, registry: a.test}}, {other}]").warnings
+    assert len(warnings) == (first is not None)
+    assert all(warning.startswith(f"upstreams[1].prefix: {first} has no dot") for warning in warnings)
 
 
 # Files that settings refer to
