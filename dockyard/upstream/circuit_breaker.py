@@ -3,12 +3,14 @@
 The state is one small file that all workers share. No file: the breaker is closed. A file: it is open, because the
 upstream is down or (with a time `until`) because it responded with status 429.
 
-- The breaker opens after one failure without a response (`Cause.NO_RESPONSE`), or after five 5xx responses in a row,
-  counted in each worker. Invalid content does not open it.
+- The breaker opens on what concerns the registry as a whole. A failed connection (`Cause.NO_CONNECTION`) opens it at
+  once. When one repository fails (`repository_failures.py`), the registry is suspected: the prober first checks the
+  registry itself. If it responds, the breaker is closed. Until that is known, for a second at most, requests wait;
+  then they fail as while the breaker is open. Invalid content does not open it.
 - While it is open, requests fail with the stored error. One thread of all workers is the prober. It holds a lock on
   the probe file, which is released when its process ends. It repeats the operation that failed, every three seconds,
-  one at a time. Alternately it repeats an operation that was rejected meanwhile, in case only one repository makes
-  the registry hang. Any response but 5xx and 429 closes the breaker.
+  one at a time. Alternately it repeats an operation that was rejected meanwhile, in case the first one concerns a
+  repository that does not recover. Any response but 5xx and 429 closes the breaker.
 - The time of each probe is in the state file. When it is more than five seconds ago and the lock is free, the prober
   has ended. The next caller starts a prober; a caller without an operation to probe is let through (half-open).
 - After 429 the breaker is open until Retry-After has passed. Then one caller is let through (half-open), and its
@@ -40,8 +42,10 @@ from dockyard.upstream.errors import RETRY_AFTER_S, Cause, UpstreamError
 INTERVAL_S = 3.0
 JITTER = 0.2
 PROBER_DEAD_AFTER_S = 5.0
-MAX_SERVER_ERRORS = 5
 MAX_STATE_BYTES = 4096
+CONFIRM_TIMEOUT_S = 2.0
+CONFIRM_WAIT_S = 1.0
+CONFIRM_POLL_S = 0.01
 
 _KINDS: dict[str, type[RegistryError]] = {
     kind.__name__: kind for kind in (BadUpstream, TooManyRequests, Unavailable, UpstreamTimeout)
@@ -54,13 +58,17 @@ Probe = Callable[[], object]
 
 @attrs.frozen
 class _State:
-    """Down since `since`, last probed at `probed_at`; or limited until `until`. Seconds on the monotonic clock."""
+    """Down since `since`, last probed at `probed_at`; or limited until `until`. Seconds on the monotonic clock.
+
+    `is_confirmed` is False while the registry is suspected only.
+    """
 
     kind: str
     message: str
     since: float
     probed_at: float
     until: float | None = None
+    is_confirmed: bool = True
 
     @property
     def is_down(self) -> bool:
@@ -90,13 +98,17 @@ class CircuitBreaker:
         self._prober: threading.Thread | None = None
         self._probe: Probe | None = None
         self._kept_back: Probe | None = None
-        self._server_faults = 0
         self._unwritten: _State | None = None
         self._stop = threading.Event()
 
-    def check(self, probe: Probe | None = None) -> None:
-        """Raise the stored error while the breaker is open. `probe` repeats the operation of the caller."""
+    def check(self, probe: Probe | None = None, *, may_wait: bool = True) -> None:
+        """Raise the stored error while the breaker is open. `probe` repeats the operation of the caller.
+
+        While the registry is suspected, this waits for the result of the check, unless `may_wait` is False.
+        """
         state = self._read()
+        if state is not None and not state.is_confirmed and may_wait:
+            state = self._wait_until_confirmed(state)
         if state is None:
             return
         now = self._clock()
@@ -113,41 +125,42 @@ class CircuitBreaker:
     @property
     def is_open(self) -> bool:
         """Whether requests are rejected: the upstream is down, or limits the rate of requests."""
-        return self._read() is not None
+        state = self._read()
+        return state is not None and state.is_confirmed
 
     def record_success(self) -> None:
         """The upstream responded: close the breaker."""
-        self._server_faults = 0
         self._unwritten = self._probe = self._kept_back = None
         if self._path.exists():
+            was_open = self.is_open
             with suppress(OSError):
                 self._path.unlink()
-                log.info("upstream available again", upstream=self._name)
+                if was_open:
+                    log.info("upstream available again", upstream=self._name)
 
     def record_failure(self, fault: UpstreamError, probe: Probe) -> None:
-        """A request to the upstream failed; `probe` repeats it."""
+        """The upstream is down, or limits the rate of requests; `probe` repeats what failed."""
         now = self._clock()
-        match fault.cause:
-            case Cause.NOT_COUNTED:
-                return
-            case Cause.RATE_LIMITED:
-                until = now + (fault.error.retry_after_s or RETRY_AFTER_S)
-                self._write(_State("TooManyRequests", fault.error.message, now, now, until))
-                return
+        if fault.cause is Cause.RATE_LIMITED:
+            until = now + (fault.error.retry_after_s or RETRY_AFTER_S)
+            self._write(_State("TooManyRequests", fault.error.message, now, now, until))
+            return
         before = self._read()
-        is_down = before is not None and before.is_down
-        if fault.cause is Cause.SERVER_ERROR:
-            self._server_faults += 1
-            if self._server_faults < MAX_SERVER_ERRORS and not is_down:
-                return
-        since = before.since if before is not None and is_down else now
-        if since == now:
-            log.warning(
-                "upstream unavailable: serving cached content, probing", upstream=self._name, reason=fault.error.message
-            )
+        was_down = before is not None and before.is_down
+        since = before.since if before is not None and was_down else now
+        if not self.is_open or not was_down:
+            self._log_unavailable(fault.error.message)
         self._write(_State(type(fault.error).__name__, fault.error.message, since, now))
         self._probe = probe
         self._start_prober()
+
+    def suspect(self, fault: UpstreamError, probe: Probe, check: Callable[[float], object]) -> None:
+        """A repository fails, perhaps because the registry is down: `check(deadline)` tells. `probe` as above."""
+        if self._read() is None:
+            now = self._clock()
+            self._probe = probe
+            suspected = _State(type(fault.error).__name__, fault.error.message, now, now, is_confirmed=False)
+            self._start_prober(suspected=suspected, check=check)
 
     def close(self) -> None:
         """Stop probing; another worker continues."""
@@ -172,22 +185,46 @@ class CircuitBreaker:
             return False
         return True
 
-    def _start_prober(self, *, at_once: bool = False) -> None:
+    def _wait_until_confirmed(self, state: _State) -> _State | None:
+        wait_s = min(state.since + CONFIRM_WAIT_S - self._clock(), CONFIRM_WAIT_S)
+        deadline = time.monotonic() + wait_s
+        found: _State | None = state
+        while found is not None and not found.is_confirmed and time.monotonic() < deadline:
+            if self._stop.wait(CONFIRM_POLL_S):
+                break
+            found = self._read()
+        return found
+
+    def _start_prober(
+        self,
+        *,
+        at_once: bool = False,
+        suspected: _State | None = None,
+        check: Callable[[float], object] | None = None,
+    ) -> None:
         with self._mutex:
             if (self._prober is not None and self._prober.is_alive()) or self._stop.is_set():
                 return
             lock = self._try_lock()
             if lock is None:
                 return
+            if suspected is not None:
+                self._write(suspected)
             self._prober = threading.Thread(
-                target=self._probe_on, args=(lock,), kwargs={"at_once": at_once}, name="probe", daemon=True
+                target=self._probe_on,
+                args=(lock, check),
+                kwargs={"at_once": at_once},
+                name="probe",
+                daemon=True,
             )
             self._prober.start()
 
-    def _probe_on(self, lock: int, *, at_once: bool) -> None:
-        """Probe until the breaker is closed. Holds the lock meanwhile."""
+    def _probe_on(self, lock: int, check: Callable[[float], object] | None, *, at_once: bool) -> None:
+        """Probe until the breaker is closed, first by `check` if there is one. Holds the lock meanwhile."""
         try:
             begun = self._clock()
+            if check is not None and self._is_up(check):
+                return
             turn = 0
             while True:
                 pause = self._interval_s * random.uniform(1 - JITTER, 1 + JITTER)
@@ -208,12 +245,28 @@ class CircuitBreaker:
                 self._prober = None
                 os.close(lock)
 
+    def _is_up(self, check: Callable[[float], object]) -> bool:
+        """Check a registry that is suspected; if it is down, the breaker stays open."""
+        deadline = time.monotonic() + CONFIRM_TIMEOUT_S
+        if self._try(lambda: check(deadline)):
+            return True
+        state = self._read()
+        if state is None:
+            return True  # another request got a response meanwhile
+        if not state.is_confirmed:
+            self._log_unavailable(state.message)
+            self._write(attrs.evolve(state, probed_at=self._clock(), is_confirmed=True))
+        return False
+
+    def _log_unavailable(self, reason: str) -> None:
+        log.warning("upstream unavailable: serving cached content, probing", upstream=self._name, reason=reason)
+
     def _try(self, probe: Probe) -> bool:
         """Probe once; True if no more probes are needed."""
         try:
             probe()
         except UpstreamError as fault:
-            if fault.cause in (Cause.NO_RESPONSE, Cause.SERVER_ERROR):
+            if fault.cause in (Cause.NO_CONNECTION, Cause.NO_RESPONSE, Cause.SERVER_ERROR):
                 return False
             if fault.cause is Cause.RATE_LIMITED:
                 self.record_failure(fault, probe)

@@ -25,6 +25,7 @@ from dockyard.upstream.errors import Cause, UpstreamError
 from dockyard.upstream.headers import find_digest, parse_retry_after
 from dockyard.upstream.keychain import Keychain
 from dockyard.upstream.lists import ListReader
+from dockyard.upstream.repository_failures import RepositoryFailures
 from dockyard.upstream.responses import (
     UpstreamBlob,
     check_content,
@@ -37,7 +38,8 @@ from dockyard.upstream.responses import (
 )
 from dockyard.upstream.session import RegistryRequest, RegistryResponse, RegistrySession, denied, not_found
 from dockyard.upstream.tokens import CallLimits
-from dockyard.upstream.transport import Transport
+from dockyard.upstream.transport import Transport, UpstreamRequest
+from dockyard.upstream.urls import Url
 
 MAX_REDIRECT_ATTEMPTS = 2
 SKIP_HEAD_FOR_S = 300.0
@@ -52,19 +54,21 @@ class RegistryClient:
 
     def __init__(self, upstream: Upstream, limits: UpstreamLimits, keychain: Keychain, breaker: CircuitBreaker) -> None:
         self._prefix = upstream.prefix
+        self._origin = upstream.origin
         self._limits = limits
         self._breaker = breaker
         self._transport = Transport(upstream, limits)
         responder = ChallengeResponder(upstream, self._transport)
         mode = make_mode(upstream, keychain, responder)
         self._session = RegistrySession(upstream, self._transport, mode, responder)
+        self._failures = RepositoryFailures(self._prefix, breaker.record_failure)
         self._lists = ListReader(self._prefix, self._session, self._status_error)
         self._skip_head_until = float("-inf")
 
     def head_manifest(self, repository: str, reference: Reference, deadline: float | None = None) -> Descriptor:
         """The current descriptor of a tag or digest, before the deadline, by default within `check_timeout`."""
         probe = partial(self._head_manifest, repository, reference)
-        with self._guard("head_manifest", probe):
+        with self._guard("head_manifest", repository, probe, check=probe):
             return self._head_manifest(repository, reference, deadline)
 
     def get_manifest(self, repository: str, reference: Reference) -> Manifest:
@@ -73,13 +77,13 @@ class RegistryClient:
         def operation() -> Manifest:
             return self._get_manifest(repository, reference, self._call_limits(self._limits.response_timeout_s))
 
-        with self._guard("get_manifest", operation):
+        with self._guard("get_manifest", repository, operation):
             return operation()
 
     def head_blob(self, repository: str, digest: Digest) -> int:
         """The size of a blob in bytes."""
         operation = partial(self._head_blob, repository, digest)
-        with self._guard("head_blob", operation):
+        with self._guard("head_blob", repository, operation):
             return operation()
 
     def open_blob(self, repository: str, digest: Digest, start: int = 0) -> UpstreamBlob:
@@ -91,19 +95,19 @@ class RegistryClient:
         def probe() -> None:
             self._open_blob(repository, digest, 0).close()
 
-        with self._guard("open_blob", probe, is_resume=start > 0):
+        with self._guard("open_blob", repository, probe, is_resume=start > 0):
             return self._open_blob(repository, digest, start)
 
     def list_tags(self, repository: str) -> list[str]:
         """All tags of a repository, sorted."""
         operation = partial(self._lists.tags, repository)
-        with self._guard("list_tags", operation):
+        with self._guard("list_tags", repository, operation):
             return operation()
 
     def list_referrers(self, repository: str, digest: Digest) -> list[Referrer]:
         """The manifests whose subject is this one; empty when there are none."""
         operation = partial(self._lists.referrers, repository, digest)
-        with self._guard("list_referrers", operation):
+        with self._guard("list_referrers", repository, operation):
             return operation()
 
     @property
@@ -117,22 +121,63 @@ class RegistryClient:
         self._transport.close()
 
     @contextmanager
-    def _guard(self, name: str, probe: Callable[[], object], *, is_resume: bool = False) -> Iterator[None]:
-        """Check the circuit breaker before an operation, and record its result. `probe` repeats the operation."""
+    def _guard(
+        self,
+        name: str,
+        repository: str,
+        probe: Callable[[], object],
+        *,
+        check: Callable[[float], object] | None = None,
+        is_resume: bool = False,
+    ) -> Iterator[None]:
+        """Check before an operation whether the upstream and the repository are available, and record its result.
+
+        `probe` repeats the operation; `check` repeats it at little cost until a deadline.
+        """
         if not is_resume:
-            self._breaker.check(probe)
+            self._check_available(repository, probe)
         try:
             with metrics.upstream_seconds.labels(self._prefix, name).time():
                 yield
         except UpstreamError as error:
             metrics.upstream_failures.labels(self._prefix, reason_of(error.error)).inc()
-            self._breaker.record_failure(error, probe)
+            self._record_failure(repository, error, probe)
             raise error.error from error
         except RegistryError as error:
             if not error.remembered:
-                self._breaker.record_success()
+                self._record_success(repository, check)
             raise
+        self._record_success(repository, check)
+
+    def _check_available(self, repository: str, probe: Callable[[], object]) -> None:
+        try:
+            self._breaker.check(probe, may_wait=not self._failures.is_failing(repository))
+            self._failures.check(repository, probe)
+        except RegistryError:
+            if self._breaker.is_open:
+                self._failures.forget()
+            raise
+
+    def _record_success(self, repository: str, check: Callable[[float], object] | None) -> None:
         self._breaker.record_success()
+        self._failures.record_success(repository, check)
+
+    def _record_failure(self, repository: str, error: UpstreamError, probe: Callable[[], object]) -> None:
+        match error.cause:
+            case Cause.NOT_COUNTED:
+                pass
+            case Cause.NO_RESPONSE | Cause.SERVER_ERROR if not self._breaker.is_open:
+                if self._failures.record_failure(repository, error):
+                    self._breaker.suspect(error, probe, self._failures.find_known_good(repository) or self._ping)
+            case _:
+                self._breaker.record_failure(error, probe)
+
+    def _ping(self, deadline: float) -> None:
+        """Get any response of the registry but 5xx. Raises UpstreamError."""
+        response = self._transport.send(UpstreamRequest(self._prefix, "GET", Url(self._origin, "/v2/"), {}, deadline))
+        response.finish()
+        if response.status >= 500:
+            raise errors.server_error(self._prefix, response.status)
 
     # Manifests
 

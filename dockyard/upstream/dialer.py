@@ -153,6 +153,11 @@ class Attempt:
             raise TimeoutError("the deadline of the request has passed")
         return min(max_s, remaining)
 
+    @property
+    def is_past_deadline(self) -> bool:
+        """Whether the time of the whole operation is over, not only that of one wait."""
+        return self.deadline is not None and time.monotonic() >= self.deadline
+
     def may_connect_to(self, zone: NetworkZone) -> bool:
         return self.registry_zone is None or is_zone_allowed(zone, self.registry_zone)
 

@@ -15,10 +15,11 @@ RETRY_AFTER_S = 3
 
 
 class Cause(Enum):
-    """Why a request failed, as far as the circuit breaker of the registry is concerned."""
+    """Why a request failed: what it says about the registry as a whole, and about the repository."""
 
-    NO_RESPONSE = auto()  # refused, unknown host, TLS error, timeout, token service down
-    SERVER_ERROR = auto()  # a 5xx response
+    NO_CONNECTION = auto()  # refused, unknown host, TLS error, timeout while connecting: concerns every repository
+    NO_RESPONSE = auto()  # connected, but no response: perhaps only for this repository
+    SERVER_ERROR = auto()  # a 5xx response: perhaps only for this repository
     RATE_LIMITED = auto()  # a 429 response
     NOT_COUNTED = auto()  # the registry is up, or another host failed: bad content, a CDN, a credential helper
 
@@ -67,7 +68,13 @@ class AuthenticationFailed(Exception):
 def unreachable(server: str, reason: str) -> UpstreamError:
     """No connection: refused, unknown host, or no route."""
     error = Unavailable(f"{server} cannot be reached: {reason}", retry_after_s=RETRY_AFTER_S)
-    return UpstreamError(error, Cause.NO_RESPONSE)
+    return UpstreamError(error, Cause.NO_CONNECTION)
+
+
+def connect_timed_out(server: str) -> UpstreamError:
+    """No connection within the time limit."""
+    error = UpstreamTimeout(f"{server} did not accept a connection in time", retry_after_s=RETRY_AFTER_S)
+    return UpstreamError(error, Cause.NO_CONNECTION)
 
 
 def connection_lost(server: str) -> UpstreamError:
@@ -77,7 +84,7 @@ def connection_lost(server: str) -> UpstreamError:
 
 
 def timed_out(server: str) -> UpstreamError:
-    """A time limit passed."""
+    """No response within the time limit."""
     error = UpstreamTimeout(f"{server} did not respond in time", retry_after_s=RETRY_AFTER_S)
     return UpstreamError(error, Cause.NO_RESPONSE)
 
@@ -85,7 +92,7 @@ def timed_out(server: str) -> UpstreamError:
 def tls_failed(server: str) -> UpstreamError:
     """The TLS handshake or the verification of the certificate failed. Counted: it may be an attack."""
     metrics.upstream_untrusted.labels(server, "tls").inc()
-    return UpstreamError(BadUpstream(f"no trusted TLS connection to {server}"), Cause.NO_RESPONSE)
+    return UpstreamError(BadUpstream(f"no trusted TLS connection to {server}"), Cause.NO_CONNECTION)
 
 
 def bad_response(server: str, problem: str) -> UpstreamError:

@@ -333,10 +333,12 @@ def _map_exception(exc: Exception, attempt: Attempt, server: str) -> UpstreamErr
     """The UpstreamError for an exception of urllib3, http.client or the socket."""
     inner = _unwrap(exc)
     match inner:
-        case DialError():
+        case DialError() if not inner.is_timeout:
             return _map_dial_error(inner, server)
-        case urllib3_errors.TimeoutError() | TimeoutError():
-            return errors.timed_out(server)
+        case DialError() | urllib3_errors.TimeoutError() | TimeoutError():
+            # A deadline that passed while connecting says little: most of the time went elsewhere.
+            is_connecting = attempt.stage is not Stage.RESPONSE and not attempt.is_past_deadline
+            return errors.connect_timed_out(server) if is_connecting else errors.timed_out(server)
     if attempt.stage is Stage.TLS:
         return errors.tls_failed(server)
     if attempt.stage is Stage.CONNECT:
@@ -361,8 +363,6 @@ def _is_invalid_response(exc: Exception) -> bool:
 def _map_dial_error(exc: DialError, server: str) -> UpstreamError:
     if exc.is_forbidden:
         return _address_not_allowed(server)
-    if exc.is_timeout:
-        return errors.timed_out(server)
     error = errors.unreachable(server, exc.reason)
     error.is_retryable = exc.is_refused
     return error

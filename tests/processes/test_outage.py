@@ -1,7 +1,9 @@
 """Upstream outages: one check is delayed, the rest is answered at once, and the recovery is noticed."""
 
+import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from statistics import median
 
 import pytest
@@ -82,6 +84,47 @@ def test_many_tags_at_once_of_a_silent_upstream(
     responses = deployment.get_concurrently(paths)
     assert all(_is_stale(response) for response in responses)
     assert max(response.took_s for response in responses) < CHECK_TIMEOUT_S + 0.5 + SLACK_S
+
+
+@pytest.mark.parametrize("how", ["slow", "500"])
+def test_a_name_that_fails_does_not_make_others_stale(
+    make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry, how: str
+) -> None:
+    """One client asks for bad names all the time: cached tags stay fresh, and other uncached ones are fetched."""
+    fake_registry.add_image("app", "v1")
+    deployment = make_deployment()
+    assert deployment.get(CACHED).status == 200
+    change = faults.silent() if how == "slow" else faults.error_response(500)
+    fake_registry.on("manifest", change, when=lambda request: request.repo.startswith("bad"))
+    with ThreadPoolExecutor(8) as pool:
+        bad = [pool.submit(deployment.get, f"/v2/up.test/bad{number % 4}/manifests/v1") for number in range(24)]
+        number = 0
+        while not all(each.done() for each in bad) or number < 10:
+            number += 1
+            fake_registry.add_image(f"new{number}", "v1")
+            for path in (CACHED, f"/v2/up.test/new{number}/manifests/v1"):
+                response = deployment.get(path)
+                assert (response.status, response.header("Warning")) == (200, None)
+                assert response.took_s < SLACK_S
+            if number > 10:
+                time.sleep(0.1)  # the slow ones take seconds
+        assert {each.result().status for each in bad} <= {503, 504}
+
+
+def test_an_image_that_is_imported_when_it_is_asked_for_is_waited_for(
+    make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry
+) -> None:
+    """Nobody has it, so nothing is gained by giving up after `check_timeout`."""
+    image = fake_registry.add_image("imported", "v1")
+    is_imported = threading.Event()
+    fake_registry.on("manifest", faults.silent(is_imported), method="HEAD")
+    deployment = make_deployment()
+    timer = threading.Timer(CHECK_TIMEOUT_S + 2, is_imported.set)
+    timer.start()
+    response = deployment.get("/v2/up.test/imported/manifests/v1")
+    timer.join()
+    assert (response.status, response.body) == (200, image.body)
+    assert response.took_s > CHECK_TIMEOUT_S
 
 
 def test_repeated_errors_open_the_circuit_breaker(

@@ -10,11 +10,12 @@ import pytest
 
 from dockyard.errors import BadUpstream, ManifestUnknown, RegistryError, TooManyRequests, Unavailable, UpstreamTimeout
 from dockyard.upstream import errors
-from dockyard.upstream.circuit_breaker import CircuitBreaker
+from dockyard.upstream.circuit_breaker import CONFIRM_TIMEOUT_S, CircuitBreaker
 from dockyard.upstream.errors import UpstreamError
 
 NAME = "docker.io/library"
 NO_RESPONSE = errors.unreachable("x", "no connection")
+TIMEOUT = errors.timed_out("x")
 
 
 class Clock:
@@ -128,25 +129,129 @@ def test_a_response_closes_the_breaker_of_all_workers(make: Make) -> None:
     assert not is_open(one)
 
 
-def test_server_errors_open_after_five_in_a_row(make: Make) -> None:
-    """A success in between resets the count."""
-    breaker, fault = make(), errors.server_error("x", 500)
-    for _ in range(4):
-        breaker.record_failure(fault, Upstream().probe)
-    breaker.record_success()
-    for _ in range(4):
-        breaker.record_failure(fault, Upstream().probe)
-    assert not is_open(breaker)
-    breaker.record_failure(fault, Upstream().probe)
-    assert is_open(breaker)
+class Check:
+    """The check of a registry that is suspected: held back until `gate` is set, then raises `fault`."""
+
+    def __init__(self, fault: Exception | None) -> None:
+        self.fault = fault
+        self.calls = 0
+        self.gate = threading.Event()
+
+    def __call__(self, deadline: float) -> None:
+        self.calls += 1
+        assert 0 < deadline - time.monotonic() <= CONFIRM_TIMEOUT_S
+        assert self.gate.wait(10)
+        if self.fault:
+            raise self.fault
 
 
-def test_bad_content_never_opens(make: Make) -> None:
-    """The upstream responds, so it is not down."""
-    breaker = make()
-    for _ in range(20):
-        breaker.record_failure(errors.bad_response("x", "sent invalid content"), Upstream().probe)
-    assert not is_open(breaker)
+def waiting_callers(breakers: list[CircuitBreaker]) -> tuple[list[threading.Thread], list[RegistryError | None]]:
+    """Callers that wait; what they get is appended to the list."""
+    found: list[RegistryError | None] = []
+
+    def call(breaker: CircuitBreaker) -> None:
+        try:
+            breaker.check()
+        except RegistryError as error:
+            found.append(error)
+        else:
+            found.append(None)
+
+    threads = [threading.Thread(target=call, args=(breaker,)) for breaker in breakers]
+    for thread in threads:
+        thread.start()
+    return threads, found
+
+
+@pytest.mark.parametrize("answer", [None, ManifestUnknown("not found"), errors.bad_response("x", "sent a page")])
+def test_a_suspected_registry_that_responds_is_up(make: Make, answer: Exception | None) -> None:
+    """Callers of all workers wait for the check, and are let through."""
+    one, other, check = make(), make(), Check(answer)
+    one.suspect(TIMEOUT, Upstream().probe, check)
+    threads, found = waiting_callers([one, other])
+    threads[0].join(0.05)
+    assert found == []
+    assert not one.is_open
+    check.gate.set()
+    for thread in threads:
+        thread.join(10)
+    assert (found, check.calls) == ([None, None], 1)
+    assert not is_open(other)
+
+
+@pytest.mark.parametrize("fault", [NO_RESPONSE, errors.server_error("x", 500), errors.timed_out("x")])
+def test_a_suspected_registry_that_does_not_respond_is_down(make: Make, fault: UpstreamError) -> None:
+    """For all workers, with the first error; it is probed by what failed first."""
+    one, other, check, upstream = make(interval_s=0.02), make(), Check(fault), Upstream()
+    one.suspect(TIMEOUT, upstream.probe, check)
+    threads, found = waiting_callers([one, other])
+    check.gate.set()
+    for thread in threads:
+        thread.join(10)
+    assert [type(error) for error in found] == [UpstreamTimeout] * 2
+    assert all(error and error.remembered for error in found)
+    wait_until(lambda: one.is_open)
+    upstream.wait_for(2)
+    upstream.fault = None
+    wait_until(lambda: not is_open(other))
+
+
+def test_nobody_waits_for_a_check_for_long(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a second callers are rejected; those of the failing repository at once."""
+    monkeypatch.setattr("dockyard.upstream.circuit_breaker.CONFIRM_WAIT_S", 0.1)
+    breaker, check = make(), Check(None)
+    breaker.suspect(TIMEOUT, Upstream().probe, check)
+    with pytest.raises(UpstreamTimeout):
+        breaker.check(may_wait=False)
+    with pytest.raises(UpstreamTimeout):
+        breaker.check()
+    check.gate.set()
+    wait_until(lambda: not is_open(breaker))
+
+
+def test_a_response_to_another_request_ends_the_suspicion(make: Make) -> None:
+    """Whatever the check finds later."""
+    one, other, check = make(interval_s=0.02), make(), Check(NO_RESPONSE)
+    one.suspect(TIMEOUT, Upstream().probe, check)
+    other.record_success()
+    other.check()
+    check.gate.set()
+    wait_until(lambda: one._prober is None)
+    assert not is_open(one)
+
+
+def test_a_registry_is_checked_once_at_a_time(make: Make) -> None:
+    """Also when repositories fail in several workers; and not at all while the breaker is open."""
+    one, other, check = make(), make(), Check(None)
+    for breaker in (one, other, one):
+        breaker.suspect(TIMEOUT, Upstream().probe, check)
+    check.gate.set()
+    wait_until(lambda: one._prober is None)
+    assert check.calls == 1
+    one.record_failure(NO_RESPONSE, Upstream().probe)
+    other.suspect(TIMEOUT, Upstream().probe, check)
+    assert check.calls == 1
+
+
+def test_a_failed_connection_during_a_check_is_an_outage(make: Make) -> None:
+    """The check still runs; its failure keeps the breaker open."""
+    breaker, check = make(), Check(NO_RESPONSE)
+    breaker.suspect(TIMEOUT, Upstream().probe, check)
+    breaker.record_failure(NO_RESPONSE, Upstream().probe)
+    assert breaker.is_open
+    with pytest.raises(Unavailable):
+        breaker.check()
+    check.gate.set()
+
+
+def test_a_check_that_is_rate_limited_is_a_rate_limit(make: Make) -> None:
+    """The registry responds, and wants no requests."""
+    breaker, check = make(), Check(errors.rate_limited("x", 60))
+    breaker.suspect(TIMEOUT, Upstream().probe, check)
+    check.gate.set()
+    wait_until(lambda: breaker.is_open)
+    with pytest.raises(TooManyRequests):
+        breaker.check()
 
 
 def test_two_upstreams_do_not_share_a_state(tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 """A registry as the cache sees it: right answers from registries that are odd, wrong or down."""
 
 import json
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -193,7 +195,7 @@ def test_a_registry_that_closes_the_connection_gets_two_requests(ward: Ward, ima
     ward.fake_registry.on("manifest", faults.disconnected())
     with pytest.raises(Unavailable):
         ward.registry().get_manifest("lib/app", Digest.parse(image.digest))
-    assert methods(ward.fake_registry.received()) == ["GET", "GET"]
+    assert methods(ward.fake_registry.received("manifest")) == ["GET", "GET"]
 
 
 def test_a_manifest_that_always_breaks_off_is_an_error(ward: Ward, image: Image) -> None:
@@ -297,7 +299,57 @@ def test_five_server_errors_in_a_row_are_an_outage(ward: Ward, image: Image) -> 
     for _ in range(6):
         with pytest.raises(Unavailable):
             registry.head_manifest("lib/app", LATEST)
-    assert ward.fake_registry.count() == 4 + 1 + 5
+    assert ward.fake_registry.count("manifest") == 4 + 1 + 5
+
+
+@pytest.mark.parametrize("fault", ["slow", "500", "reset"])
+def test_a_repository_that_fails_is_no_outage(ward: Ward, image: Image, fault: str) -> None:
+    """Its next requests fail at once; other repositories are asked all the time."""
+    changes = {"slow": faults.silent(), "500": faults.error_response(500), "reset": faults.disconnected()}
+    ward.fake_registry.on("manifest", changes[fault], repo="lib/bad")
+    registry = ward.registry(limits=SHORT)
+    for number in range(8):
+        with pytest.raises((Unavailable, UpstreamTimeout)):
+            registry.head_manifest("lib/bad", Tag(f"v{number}"))
+        assert str(registry.head_manifest("lib/app", LATEST).digest) == image.digest
+    with pytest.raises((Unavailable, UpstreamTimeout)) as caught:
+        registry.get_manifest("lib/bad", LATEST)
+    assert caught.value.remembered
+    assert not registry.is_breaker_open
+    assert ward.fake_registry.count("manifest", repo="lib/bad") == {"slow": 1, "500": 5, "reset": 2}[fault]
+
+
+def test_a_registry_behind_its_front_end_is_down(ward: Ward, image: Image, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`/v2/` is answered, and no manifest: the check of another repository opens the circuit breaker."""
+    monkeypatch.setattr("dockyard.upstream.circuit_breaker.CONFIRM_TIMEOUT_S", 0.3)
+    ward.fake_registry.add_image("lib/other", "latest")
+    registry = ward.registry(limits=SHORT)
+    for repository in ("lib/app", "lib/other"):
+        registry.head_manifest(repository, LATEST)
+    ward.fake_registry.on("manifest", faults.silent())
+    with pytest.raises(UpstreamTimeout):
+        registry.head_manifest("lib/app", LATEST)
+    with pytest.raises(UpstreamTimeout) as caught:
+        registry.head_manifest("lib/third", LATEST)  # waits for the check of lib/other
+    assert caught.value.remembered
+    assert registry.is_breaker_open
+    assert ward.fake_registry.count("manifest", repo="lib/third") == 0
+
+
+@pytest.mark.parametrize("limit_s", [0.1, 5.0])
+def test_a_check_has_the_deadline_that_it_is_given(ward: Ward, image: Image, limit_s: float) -> None:
+    """A tag that nobody has may take longer than `check_timeout`; one that waited for a thread has less."""
+    is_over = threading.Event()
+    ward.fake_registry.on("manifest", faults.silent(is_over), times=1)
+    threading.Timer(0.6, is_over.set).start()
+    registry = ward.registry(limits=attrs.evolve(SHORT, stall_timeout=5.0))
+    begun = time.monotonic()
+    if limit_s > 1:
+        assert registry.head_manifest("lib/app", LATEST, begun + limit_s)
+    else:
+        with pytest.raises(UpstreamTimeout):
+            registry.head_manifest("lib/app", LATEST, begun + limit_s)
+        assert time.monotonic() - begun < 0.5
 
 
 def test_bad_content_is_no_outage(ward: Ward, image: Image) -> None:

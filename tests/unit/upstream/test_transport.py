@@ -149,8 +149,9 @@ def test_a_kept_connection_that_swallows_a_request_takes_the_others_with_it(ward
     with pytest.raises(UpstreamTimeout):
         registry.head_manifest("lib/app", LATEST)
     assert ward.fake_registry.listener.connections == kept
+    ward.fake_registry.wait_for(lambda: ward.fake_registry.count("ping") == 1, "the registry itself is checked")
     registry.open_blob("lib/app", Digest.parse(image.config), 1).close()
-    assert ward.fake_registry.listener.connections == kept + 1
+    assert kept < ward.fake_registry.listener.connections <= kept + 2
 
 
 def test_a_new_connection_that_breaks_gets_one_more_try(ward: Ward) -> None:
