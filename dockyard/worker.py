@@ -211,8 +211,11 @@ class Worker:
 
     async def _check_bucket(self, s3: S3Store) -> None:
         """Log what is wrong with the bucket, and abort uploads that a former process left."""
-        for problem in await self.threads.bucket(s3.check):
+        problems = await self.threads.bucket(s3.check)
+        for problem in problems:
             log.error("bucket check failed: serving continues, fix the bucket or its settings", reason=problem)
+        if not problems and (reason := await self.threads.bucket(s3.find_old_versions)):
+            log.warning("the bucket keeps old versions of objects: touches make it grow", reason=reason)
         with contextlib.suppress(S3Error):
             await self.threads.bucket(s3.abort_stale_uploads, STALE_UPLOAD_AGE_S)
 

@@ -8,7 +8,7 @@ from typing import get_args
 
 from dockyard.config.certificates import KeyPairError, check_authorities, check_readable, read_key_pair
 from dockyard.config.hosts import check_proxy, parse_authority, parse_host, parse_registry
-from dockyard.config.settings import DAY_S, Auth, LoggerSettings, ServerSettings, Settings, Upstream
+from dockyard.config.settings import DAY_S, Auth, LoggerSettings, ServerSettings, Settings, StorageSettings, Upstream
 from dockyard.config.types import AuthType
 from dockyard.errors import NameInvalid
 from dockyard.oci.reference import Name
@@ -23,6 +23,7 @@ def find_errors(settings: Settings) -> Iterator[tuple[str, str]]:
     prefix = settings.storage.prefix
     if prefix and {"", ".", ".."}.intersection(prefix.removesuffix("/").split("/")):
         yield "storage.prefix", "must be a path such as cache/, without a leading / and without . or .. in it"
+    yield from _key_errors(settings.storage)
     for name in ("check_timeout", "connect_timeout", "stall_timeout"):
         if getattr(settings.upstream, name) > DAY_S:
             yield f"upstream.{name}", "must be 24h or less"
@@ -96,6 +97,15 @@ def _tls_errors(certfile: str, keyfile: str) -> Iterator[tuple[str, str]]:
         read_key_pair(certfile, keyfile)
     except KeyPairError as exc:
         yield exc.key, str(exc)
+
+
+def _key_errors(storage: StorageSettings) -> Iterator[tuple[str, str]]:
+    """Without this, half a pair would be replaced by the credentials of somebody else from the environment."""
+    hint = "set both keys, or none to use the AWS credential chain"
+    if storage.access_key and not storage.secret_key:
+        yield "storage.secret_key", f"is required when storage.access_key is set: {hint}"
+    if storage.secret_key and not storage.access_key:
+        yield "storage.access_key", f"is required when storage.secret_key is set: {hint}"
 
 
 def _upstream_errors(key: str, upstream: Upstream) -> Iterator[tuple[str, str]]:

@@ -7,7 +7,7 @@ import attrs
 
 from dockyard.config.checks import find_errors, find_warnings
 from dockyard.config.reader import SettingsReader, to_yaml
-from dockyard.config.settings import Settings, Upstream, user_cache_directory
+from dockyard.config.settings import Settings, Upstream, aws_region, user_cache_directory
 from dockyard.config.types import Secret, converter
 
 
@@ -26,6 +26,8 @@ def load(path: Path | None, environ: Mapping[str, str]) -> Settings:
     if "storage.directory" not in reader.locations:
         storage = attrs.evolve(settings.storage, directory=user_cache_directory(environ))
         settings = attrs.evolve(settings, storage=storage)
+    if "storage.region" not in reader.locations or not settings.storage.region:
+        settings = attrs.evolve(settings, storage=attrs.evolve(settings.storage, region=aws_region(environ)))
     settings = attrs.evolve(settings, upstreams=_mark_default(settings.upstreams, reader.locations))
     for key, message in find_errors(settings):
         reader.add_error(key, message)

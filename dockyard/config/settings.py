@@ -20,6 +20,7 @@ from dockyard.oci.origin import Origin
 
 DAY_S = 24 * 3600.0
 MIN_RESPONSE_TIMEOUT_S = 10.0
+DEFAULT_REGION = "us-east-1"
 
 
 @attrs.frozen
@@ -87,22 +88,28 @@ def user_cache_directory(environ: Mapping[str, str]) -> Path:
     return base / "dockyard"
 
 
+def aws_region(environ: Mapping[str, str]) -> str:
+    """The region when `storage.region` is not set: of the variables that the AWS tools read, else the default."""
+    return environ.get("AWS_REGION") or environ.get("AWS_DEFAULT_REGION") or DEFAULT_REGION
+
+
 @attrs.frozen
 class StorageSettings:
     """The local store, and the S3 bucket behind it when `storage.bucket` is set."""
 
     endpoint: str = ""
     """S3 endpoint as `host[:port]`, without a scheme. Empty: AWS."""
-    region: str = "us-east-1"
-    """Region of the S3 bucket."""
+    region: str = DEFAULT_REGION
+    """Region of the S3 bucket. Not set or empty: `AWS_REGION`, then `AWS_DEFAULT_REGION`, then the default."""
     bucket: str = ""
     """Name of the S3 bucket, which must exist. Empty: no S3, the local store is all there is."""
     prefix: str = "cache/"
     """What the key of every object begins with, in the local store and in the bucket."""
     access_key: str = ""
-    """S3 access key. Empty: the AWS credential chain (environment, shared files, IRSA, Pod Identity, ECS, EC2)."""
+    """S3 access key. Empty: the AWS credential chain (environment, shared files, IRSA, Pod Identity, ECS, EC2).
+    Either both keys are set or none."""
     secret_key: Secret = Secret()
-    """S3 secret key. Empty: as for `storage.access_key`."""
+    """S3 secret key. Either both keys are set or none."""
     use_ssl: bool = False
     """Connect to the S3 endpoint by HTTPS. AWS is always reached by HTTPS."""
     force_path_style: bool = False

@@ -3,8 +3,11 @@
 Two requests. A GET of a key that does not exist must report a missing object, not a denied one or anything else. An
 upload with a wrong hash must be rejected for that reason: without permission to write it is rejected earlier, and a
 service that accepts it does not verify uploads. Neither request leaves anything in the bucket.
+
+`find_old_versions` is about space, not about errors: a versioned bucket keeps what a touch replaces.
 """
 
+import re
 import secrets
 import time
 from hashlib import sha256
@@ -12,9 +15,10 @@ from hashlib import sha256
 from dockyard.config.settings import StorageSettings
 from dockyard.s3.client import REJECTED_CREDENTIALS, S3Client
 from dockyard.s3.errors import S3Error
+from dockyard.s3.responses import xml_text
 
 MAX_CLOCK_SKEW_S = 300.0
-_WRONG_HASH = {"XAmzContentSHA256Mismatch", "BadDigest", "InvalidDigest"}
+_WRONG_HASH = {"XAmzContentSHA256Mismatch", "XAmzContentChecksumMismatch", "BadDigest", "InvalidDigest"}
 _WRONG_ACCESS_KEY = (*REJECTED_CREDENTIALS - {"SignatureDoesNotMatch"}, "TokenRefreshRequired")
 _WRONG_CLOCK = ("RequestTimeTooSkewed", "ClockSkewed")
 _WRONG_TLS = ("insecure", "garbage", "broken")
@@ -31,6 +35,35 @@ def check_bucket(client: S3Client, settings: StorageSettings) -> list[str]:
     return _check_writing(client, settings, key)
 
 
+def find_old_versions(client: S3Client, settings: StorageSettings) -> str:
+    """Return why the bucket keeps replaced objects for ever, with what to change; empty when it does not.
+
+    Also empty when the service does not tell: the credentials need no permission for this.
+    """
+    try:
+        response = client.request("check", "GET", query={"versioning": ""})
+    except S3Error:
+        return ""
+    if response is None or response.xml_text("Status") != "Enabled":
+        return ""
+    remedy = "add NoncurrentVersionExpiration to the lifecycle rule of the bucket"
+    try:
+        response = client.request("check", "GET", query={"lifecycle": ""})
+    except S3Error as exc:
+        if exc.status == 403:
+            return f"versioning is enabled, and the lifecycle rules cannot be read ({exc}): {remedy} if it is missing"
+        response = None
+    rules = re.findall(rb"<Rule>(.*?)</Rule>", response.body, re.DOTALL) if response else []
+    if any(_expires_old_versions(rule, settings.prefix) for rule in rules):
+        return ""
+    return f"versioning is enabled, and no lifecycle rule expires old versions: {remedy}"
+
+
+def _expires_old_versions(rule: bytes, prefix: str) -> bool:
+    is_ours = xml_text(rule, "Status") == "Enabled" and prefix.startswith(xml_text(rule, "Prefix"))
+    return is_ours and b"<NoncurrentVersionExpiration>" in rule
+
+
 def _check_writing(client: S3Client, settings: StorageSettings, key: str) -> list[str]:
     body = b"dockyard"
     headers = {"Content-Type": "text/plain", "Content-Length": str(len(body))}
@@ -44,7 +77,8 @@ def _check_writing(client: S3Client, settings: StorageSettings, key: str) -> lis
             return []
         if exc.status == 403 and exc.code in {"AccessDenied", ""}:
             objects = f"{client.bucket}/{settings.prefix}*"
-            return [f"no permission to write to bucket {client.bucket}: allow s3:PutObject on {objects}"]
+            sentence = f"no permission to write to bucket {client.bucket}: allow s3:PutObject on {objects}"
+            return [_add_service_message(sentence, exc)]
         return [_explain(exc, client, settings)]
     if response is not None:
         response.close()
@@ -54,6 +88,17 @@ def _check_writing(client: S3Client, settings: StorageSettings, key: str) -> lis
 
 
 def _explain(exc: S3Error, client: S3Client, settings: StorageSettings) -> str:
+    return _add_service_message(_describe(exc, client, settings), exc)
+
+
+def _add_service_message(sentence: str, exc: S3Error) -> str:
+    """Add what the service said about the error, unless it is in the sentence."""
+    if not exc.service_message or exc.service_message in sentence:
+        return sentence
+    return f"{sentence} (the service responded: {exc.service_message})"
+
+
+def _describe(exc: S3Error, client: S3Client, settings: StorageSettings) -> str:
     service = settings.endpoint or f"AWS S3 in {settings.region}"
     bucket = client.bucket
     skew_s = abs(exc.date - time.time()) if exc.date else 0.0

@@ -12,6 +12,7 @@ import ipaddress
 import random
 import threading
 import time
+from base64 import b64encode
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from hashlib import sha256
@@ -21,6 +22,7 @@ from urllib.parse import SplitResult, urlunsplit
 
 import attrs
 import minio.time
+import structlog
 import urllib3
 from minio.helpers import BaseURL, check_bucket_name
 from minio.signer import presign_v4, sign_v4_s3
@@ -36,6 +38,7 @@ from dockyard.s3.responses import (
     S3Response,
     S3StreamingResponse,
     embedded_error_code,
+    error_message,
     parse_http_date,
     xml_text,
 )
@@ -48,7 +51,7 @@ RETRY_DELAY_S = (0.05, 0.25)  # chosen at random between these
 BUCKET_CHECK_INTERVAL_S = 60.0
 
 EMPTY_HASH = sha256().hexdigest()
-UNSIGNED_PAYLOAD = "UNSIGNED-PAYLOAD"
+CHECKSUM_HEADER = "x-amz-checksum-sha256"
 REJECTED_CREDENTIALS = {
     *("ExpiredToken", "ExpiredTokenException", "InvalidToken", "InvalidAccessKeyId", "SignatureDoesNotMatch"),
     "XAdminUserNotFound",  # versitygw's InvalidAccessKeyId
@@ -58,10 +61,12 @@ _MISSING_OBJECT = {"NoSuchKey", "NoSuchVersion"}
 Body = bytes | Iterable[bytes]
 T = TypeVar("T")
 
+log = structlog.get_logger()
+
 
 @attrs.frozen
 class _Request:
-    """A request before it is signed. `payload_hash` is the SHA-256 of the body in hex, or UNSIGNED_PAYLOAD."""
+    """A request before it is signed. `payload_hash` is the SHA-256 of the body in hex."""
 
     operation: str
     method: str
@@ -77,12 +82,18 @@ class _Request:
         """Whether the body can be sent again."""
         return isinstance(self.body, bytes)
 
+    @property
+    def uploads_body(self) -> bool:
+        """Whether the body becomes an object or a part of one."""
+        return self.method == "PUT" and bool(self.key) and "x-amz-copy-source" not in self.headers
+
 
 class S3Client:
     """Sends requests to one bucket. For many threads; not to be used across a fork.
 
     `requests` counts the requests sent, by operation. `unaborted_uploads` are the key and id of multipart uploads that
-    could not be aborted. Raises ValueError when the settings do not give a valid URL.
+    could not be aborted. `sends_checksums` becomes False when the service rejects the header with the checksum, which
+    buckets with Object Lock require. Raises ValueError when the settings do not give a valid URL.
     """
 
     def __init__(self, settings: StorageSettings, credentials: CredentialChain) -> None:
@@ -90,6 +101,7 @@ class S3Client:
         self.region = settings.region
         self.requests: Counter[str] = Counter()
         self.unaborted_uploads: list[tuple[str, str]] = []
+        self.sends_checksums = True
         self._credentials = credentials
         self._base_url = make_base_url(settings)
         self.host = self._base_url.build(method="GET", region=self.region, bucket_name=self.bucket).netloc
@@ -130,8 +142,9 @@ class S3Client:
         request = _Request(operation, method, key, query or {}, headers or {}, body, payload_hash, read_timeout_s)
         response = self._send_with_retry(request, read)
         if response and method in {"PUT", "POST"} and (code := embedded_error_code(response.body)):
+            service_message = self._service_message(response.body)
             message = f"S3 at {self.host} responded with 200 and the error {code} to {operation}"
-            raise S3Error(message, code, status=200)
+            raise S3Error(message, code, status=200, service_message=service_message)
         return response
 
     def open_response(
@@ -180,6 +193,10 @@ class S3Client:
                 return read(response) if response else None
             except S3Error as exc:
                 may_help = self._credentials.renew() if exc.code in REJECTED_CREDENTIALS else exc.is_transient
+                if exc.rejects_checksums and self.sends_checksums:
+                    log.info("the S3 service rejects checksums of uploads, they are not sent", error=str(exc))
+                    self.sends_checksums = False
+                    may_help = True
                 if not (may_help and attempts_left):
                     raise
             time.sleep(random.uniform(*RETRY_DELAY_S))
@@ -218,6 +235,8 @@ class S3Client:
         }
         if credentials.session_token:
             headers["x-amz-security-token"] = credentials.session_token
+        if request.uploads_body and self.sends_checksums:
+            headers[CHECKSUM_HEADER] = encode_checksum(request.payload_hash)
         return sign_v4_s3(
             method=request.method,
             url=url,
@@ -266,14 +285,28 @@ class S3Client:
             f"S3 at {self.host} responded with {raw.status} {code} to {request.operation}".replace("  ", " "),
             code,
             status=raw.status,
+            service_message=self._service_message(body),
             region=raw.headers.get("x-amz-bucket-region") or xml_text(body, "Region"),
             date=parse_http_date(raw.headers.get("Date")),
         )
+
+    def _service_message(self, body: bytes) -> str:
+        """Return the message in an error response; empty when there is none. Without secrets of this client."""
+        try:
+            credentials = self._credentials.get()
+        except NoCredentials:
+            return ""
+        return error_message(body, [credentials.secret_key, credentials.session_token])
 
     def _check_that_bucket_exists(self) -> None:
         """Raise S3Error when the bucket is missing: a HEAD of an object has the same response in both cases."""
         if time.monotonic() - self._bucket_found_at >= BUCKET_CHECK_INTERVAL_S:
             self.request("head bucket", "HEAD")
+
+
+def encode_checksum(payload_hash: str) -> str:
+    """Return a SHA-256 in the encoding of the checksum headers and elements: base64 instead of hex."""
+    return b64encode(bytes.fromhex(payload_hash)).decode()
 
 
 def make_base_url(settings: StorageSettings) -> BaseURL:

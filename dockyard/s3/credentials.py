@@ -3,7 +3,7 @@
 Without keys in the settings, the first source that is configured is used, in the order of the AWS tools: environment
 variables, the shared AWS files, web identity (IRSA), the role of a container (ECS, EKS Pod Identity). If none is
 configured, the role of the machine (EC2, IMDSv2). If the source that is configured fails, no other one is used: its
-credentials would be those of another principal.
+credentials would be those of another principal. A source of which only a part is set is configured, and fails.
 
 Requests are sent by the providers of minio-py over connections with timeouts. Profiles with `role_arn`,
 `web_identity_token_file` or `credential_process` are added in `profiles`.
@@ -26,7 +26,7 @@ from minio.credentials.providers import IamAwsProvider
 
 from dockyard.config.settings import StorageSettings
 from dockyard.http1.connections import use_strict_pools
-from dockyard.s3.profiles import Profiles, assume_role_with_token, sts_url
+from dockyard.s3.profiles import IncompletePair, Profiles, assume_role_with_token, get_pair, sts_url
 
 RENEWAL_MARGIN = timedelta(minutes=5)
 MIN_RENEWAL_INTERVAL_S = 10.0
@@ -125,10 +125,10 @@ class CredentialChain:
         try:
             return source()
         except Exception as exc:  # noqa: BLE001 - of urllib3, json, minio-py or reading a file
-            # Only the type of the exception: messages contain URLs with tokens.
+            # Else only the type of the exception: messages contain URLs with tokens.
+            reason = str(exc) if isinstance(exc, IncompletePair) else type(exc).__name__
             self._error = (
-                f"{name} provided none ({type(exc).__name__}): correct that, "
-                "or set storage.access_key and storage.secret_key"
+                f"{name} provided none ({reason}): correct that, or set storage.access_key and storage.secret_key"
             )
             raise NoCredentials(self._error) from None
         finally:
@@ -155,12 +155,12 @@ def _is_expired(credentials: Credentials) -> bool:
 def _choose_source(environ: Mapping[str, str], region: str, pools: urllib3.PoolManager) -> tuple[str, CredentialSource]:
     """Return the first source that is configured, else the role of the machine; and its name for messages."""
     region = environ.get("AWS_REGION") or environ.get("AWS_DEFAULT_REGION") or region
-    if environ.get("AWS_ACCESS_KEY_ID"):
+    if any(environ.get(name) for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")):
         return "the environment", lambda: _from_environment(environ)
     profiles = Profiles(environ, region, pools)
     if profiles.has_profile:
         return f"profile {profiles.profile} of the AWS files", lambda: profiles.get(profiles.profile)
-    if environ.get("AWS_WEB_IDENTITY_TOKEN_FILE"):
+    if environ.get("AWS_WEB_IDENTITY_TOKEN_FILE") or environ.get("AWS_ROLE_ARN"):
         return "web identity", lambda: _from_web_identity(environ, region, pools)
     if url := _container_url(environ):
         return "the role of the container", lambda: _from_container(url, _container_token(environ), pools)
@@ -171,21 +171,14 @@ def _choose_source(environ: Mapping[str, str], region: str, pools: urllib3.PoolM
 
 
 def _from_environment(environ: Mapping[str, str]) -> Credentials:
-    return Credentials(
-        access_key=environ["AWS_ACCESS_KEY_ID"],
-        secret_key=environ["AWS_SECRET_ACCESS_KEY"],
-        session_token=environ.get("AWS_SESSION_TOKEN") or None,
-    )
+    access_key, secret_key = get_pair(environ, "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
+    return Credentials(access_key, secret_key, environ.get("AWS_SESSION_TOKEN") or None)
 
 
 def _from_web_identity(environ: Mapping[str, str], region: str, pools: urllib3.PoolManager) -> Credentials:
-    return assume_role_with_token(
-        environ["AWS_WEB_IDENTITY_TOKEN_FILE"],
-        environ["AWS_ROLE_ARN"],
-        environ.get("AWS_ROLE_SESSION_NAME", ""),
-        sts_url(environ, region),
-        pools,
-    )
+    file, role = get_pair(environ, "AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_ROLE_ARN")
+    session = environ.get("AWS_ROLE_SESSION_NAME", "")
+    return assume_role_with_token(file, role, session, sts_url(environ, region), pools)
 
 
 def _container_url(environ: Mapping[str, str]) -> str:

@@ -12,16 +12,25 @@ class S3Error(Exception):
     """A request to the S3 service failed. The message may be logged: it contains no credentials and no URL.
 
     `code` is the error code of the service (`SlowDown`), or one of these: `unreachable`, `insecure`, `timeout`,
-    `broken`, `garbage`, `oversize`, `credentials`, `mismatch`. `status` is 0 when there was no response. `region` is
-    the region of the bucket, if the service named it, and `date` its clock (seconds since the epoch).
+    `broken`, `garbage`, `oversize`, `credentials`, `mismatch`. `status` is 0 when there was no response.
+    `service_message` is the explanation of the service, which the message ends with. `region` is the region of the
+    bucket, if the service named it, and `date` its clock (seconds since the epoch).
     """
 
     def __init__(
-        self, message: str, code: str = "", *, status: int = 0, region: str = "", date: float | None = None
+        self,
+        message: str,
+        code: str = "",
+        *,
+        status: int = 0,
+        service_message: str = "",
+        region: str = "",
+        date: float | None = None,
     ) -> None:
-        super().__init__(message)
+        super().__init__(f"{message}: {service_message}" if service_message else message)
         self.code = code
         self.status = status
+        self.service_message = service_message
         self.region = region
         self.date = date
 
@@ -29,6 +38,12 @@ class S3Error(Exception):
     def is_transient(self) -> bool:
         """Whether the same request may succeed when it is retried at once."""
         return self.code == "broken" or self.status in {429, 500, 502, 503, 504} or self.code in _TRANSIENT_CODES
+
+    @property
+    def rejects_checksums(self) -> bool:
+        """Whether the service does not know the checksum headers of uploads."""
+        is_header_unknown = self.code in {"NotImplemented", "InvalidArgument"}
+        return is_header_unknown and "x-amz-checksum-" in self.service_message.lower()
 
     @property
     def is_overload(self) -> bool:

@@ -15,9 +15,17 @@ from minio.credentials.providers import AssumeRoleProvider, WebIdentityProvider
 
 PROCESS_TIMEOUT_S = 20.0
 MAX_ASSUMED_ROLES = 4
-_CREDENTIAL_KEYS = {"aws_access_key_id", "role_arn", "credential_process"}
+# A section with any of them provides credentials, or fails.
+_CREDENTIAL_KEYS = {
+    *("aws_access_key_id", "aws_secret_access_key", "aws_session_token"),
+    *("role_arn", "web_identity_token_file", "credential_process"),
+}
 
 log = structlog.get_logger()
+
+
+class IncompletePair(Exception):
+    """Only one of two values is set that belong together. The message names both, and contains no value."""
 
 
 class Profiles:
@@ -34,7 +42,8 @@ class Profiles:
 
     @property
     def has_profile(self) -> bool:
-        return bool(self._environ.get("AWS_PROFILE") or _CREDENTIAL_KEYS.intersection(self._section(self.profile)))
+        is_chosen = self._environ.get("AWS_PROFILE") or self._environ.get("AWS_DEFAULT_PROFILE")
+        return bool(is_chosen or _CREDENTIAL_KEYS.intersection(self._section(self.profile)))
 
     def get(self, profile: str, depth: int = 0) -> Credentials:
         """Return the credentials of a profile; a role is assumed with those of its source profile.
@@ -73,17 +82,30 @@ class Profiles:
         return provider.retrieve()
 
     def _keys(self, profile: str) -> Credentials:
-        section = self._section(profile)
-        return Credentials(
-            access_key=section["aws_access_key_id"],
-            secret_key=section["aws_secret_access_key"],
-            session_token=section.get("aws_session_token") or None,
-        )
+        """Return the keys of the file that has any: a pair is never made of both files. Raises IncompletePair."""
+        in_config, in_credentials = self._sections(profile)
+        names = ("aws_access_key_id", "aws_secret_access_key")
+        section = in_credentials if any(in_credentials.get(name) for name in names) else in_config
+        access_key, secret_key = get_pair(section, *names)
+        return Credentials(access_key, secret_key, section.get("aws_session_token") or None)
 
     def _section(self, profile: str) -> dict[str, str]:
-        in_config = "default" if profile == "default" else f"profile {profile}"
-        section = dict(self._config[in_config]) if in_config in self._config else {}
-        return section | (dict(self._credentials[profile]) if profile in self._credentials else {})
+        in_config, in_credentials = self._sections(profile)
+        return in_config | in_credentials
+
+    def _sections(self, profile: str) -> tuple[dict[str, str], dict[str, str]]:
+        """Return the section of a profile in `config` and that in `credentials`, empty where there is none."""
+        name = "default" if profile == "default" else f"profile {profile}"
+        in_config = dict(self._config[name]) if name in self._config else {}
+        return in_config, dict(self._credentials[profile]) if profile in self._credentials else {}
+
+
+def get_pair(values: Mapping[str, str], first: str, second: str) -> tuple[str, str]:
+    """Return two values that belong together. Raises IncompletePair when one is missing or empty."""
+    missing = [name for name in (first, second) if not values.get(name)]
+    if missing:
+        raise IncompletePair(f"{' and '.join(missing)} not set, {first} and {second} belong together")
+    return values[first], values[second]
 
 
 def _read(file: Path) -> configparser.RawConfigParser:

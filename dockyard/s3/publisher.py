@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import structlog
 from cachetools import TTLCache
@@ -129,7 +130,7 @@ class Publisher:
     def _stream(self, s3: S3Store, partial_file: PartialFile, size: int, fd: int) -> None:
         item = BlobItem(partial_file.digest)
         try:
-            s3.publish_blob(partial_file.digest, size, _read_partial_file(partial_file, fd, size))
+            s3.publish_blob(partial_file.digest, size, partial(_read_partial_file, partial_file, fd, size))
             self._mark_published(item)
         except SourceEnded:
             pass
@@ -147,7 +148,7 @@ class Publisher:
         match item:
             case BlobItem(digest) if blob := self._local.blobs.open_verified(digest):
                 try:
-                    s3.publish_blob(digest, blob.size, _read_file(blob.fd, blob.size))
+                    s3.publish_blob(digest, blob.size, partial(_read_file, blob.fd, blob.size))
                 finally:
                     os.close(blob.fd)
             case ManifestItem(name, digest) if manifest := self._read_manifest(item):
@@ -285,9 +286,11 @@ def _read_from_bucket(s3: S3Store, item: ManifestItem) -> Manifest | None:
         return None
 
 
-def _read_partial_file(partial_file: PartialFile, fd: int, size: int) -> Iterator[bytes]:
-    """Yield the bytes of a partial file as they are received; the last one after verification. Raises SourceEnded."""
-    position = 0
+def _read_partial_file(partial_file: PartialFile, fd: int, size: int, position: int) -> Iterator[bytes]:
+    """Yield the bytes of a partial file from `position` on as they are received; the last one after verification.
+
+    Raises SourceEnded.
+    """
     while position < size:
         end = partial_file.wait_for_bytes_after(position)
         if end is None:
@@ -296,7 +299,7 @@ def _read_partial_file(partial_file: PartialFile, fd: int, size: int) -> Iterato
         position = end
 
 
-def _read_file(fd: int, end: int, position: int = 0) -> Iterator[bytes]:
+def _read_file(fd: int, end: int, position: int) -> Iterator[bytes]:
     """Yield the bytes of a file from `position` to `end`. Raises SourceEnded when the file is shorter."""
     while position < end:
         chunk = os.pread(fd, min(CHUNK_BYTES, end - position), position)

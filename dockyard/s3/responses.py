@@ -4,12 +4,13 @@ import html
 import re
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from datetime import datetime
 from email.utils import parsedate_to_datetime
 from http.client import HTTPException
 from typing import Any
+from urllib.parse import quote
 
 import attrs
 import urllib3
@@ -20,6 +21,7 @@ from dockyard.s3.errors import S3Error, to_s3_error
 READ_BYTES = 64 * 1024
 # How long a whole response may take that is read to its end.
 RESPONSE_TIMEOUT_S = 30.0
+MAX_MESSAGE_CHARS = 300
 
 
 @attrs.frozen
@@ -120,6 +122,20 @@ def xml_text(xml: bytes, tag: str) -> str:
     found = re.search(rb"<%s(?:\s[^<>]*)?>([^<>]{0,2048})</%s>" % (tag.encode(), tag.encode()), xml)
     # ETags have character references without a name around them: &#34;
     return html.unescape(found[1].decode("utf-8", "replace")).strip() if found else ""
+
+
+def error_message(body: bytes, secrets: Iterable[str | None]) -> str:
+    """Return the `<Message>` of an error response for the log: one line, cut, without secrets; empty if there is none.
+
+    A service may repeat what it was sent. `secrets` and signatures are replaced by `***`.
+    """
+    found = re.search(rb"<Message(?:\s[^<>]*)?>([^<>]{0,4096})", body)
+    text = html.unescape(found[1].decode("utf-8", "replace")) if found else ""
+    for secret in filter(None, secrets):
+        text = text.replace(secret, "***").replace(quote(secret, safe=""), "***")
+    text = re.sub(r"(?i)((?:signature|security-token)=)[^&\s]+", r"\1***", text)
+    text = " ".join("".join(char if char.isprintable() else " " for char in text).split())
+    return text if len(text) <= MAX_MESSAGE_CHARS else f"{text[:MAX_MESSAGE_CHARS]}..."
 
 
 def embedded_error_code(body: bytes) -> str:

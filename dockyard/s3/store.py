@@ -17,6 +17,7 @@ Requests to the service, by operation:
 | `touch` above 5 GiB, or where a copy does not update LastModified | 1 HEAD, 1 POST, 1 PUT for each GiB, 1 POST |
 | `presign_blob` | none |
 | `check` | 1 GET, 1 PUT |
+| `find_old_versions` | 1 GET, 1 more when versioning is enabled |
 | `retry_aborts` | 1 DELETE for each upload |
 | `abort_stale_uploads` | 1 GET for each 1,000 uploads, 1 DELETE for each that is stale |
 
@@ -26,7 +27,7 @@ the connection broke or the service responded with a 5xx status.
 
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from urllib.parse import quote
 
 import attrs
@@ -37,7 +38,7 @@ from dockyard.errors import DigestInvalid
 from dockyard.oci.manifest import MAX_MANIFEST_BYTES
 from dockyard.oci.reference import Digest, Name, Tag
 from dockyard.s3.blob_stream import S3BlobStream, parse_extent
-from dockyard.s3.check import check_bucket
+from dockyard.s3.check import check_bucket, find_old_versions
 from dockyard.s3.client import S3Client
 from dockyard.s3.credentials import CredentialChain
 from dockyard.s3.errors import S3Error
@@ -47,6 +48,7 @@ from dockyard.s3.upload import (
     GIB,
     MAX_PUT_BYTES,
     PART_BYTES,
+    Chunks,
     abort_upload,
     copy_parts,
     fits_one_put,
@@ -148,8 +150,8 @@ class S3Store:
         response = self._head(keys.blob_key(self._prefix, digest))
         return ObjectInfo(_content_length(response), response.age_s) if response else None
 
-    def publish_blob(self, digest: Digest, size: int, chunks: Iterator[bytes]) -> None:
-        """Upload a blob while its chunks are produced.
+    def publish_blob(self, digest: Digest, size: int, chunks: Chunks) -> None:
+        """Upload a blob while its chunks are produced: `chunks(start)` yields the bytes from `start` on.
 
         Raises S3Error, and the exceptions of `chunks`: then the connection was closed, and no object was created.
         """
@@ -228,6 +230,10 @@ class S3Store:
     def check(self) -> list[str]:
         """Check the bucket and the permissions; return one sentence for each problem, with what to change."""
         return check_bucket(self._client, self._settings)
+
+    def find_old_versions(self) -> str:
+        """Return why the bucket keeps replaced objects for ever, with what to change; empty when it does not."""
+        return find_old_versions(self._client, self._settings)
 
     def retry_aborts(self) -> None:
         """Abort the uploads that could not be aborted when they failed. Raises S3Error."""

@@ -4,12 +4,13 @@ The signed payload hash of a PUT is the digest of the blob. The service compares
 not become an object, and no byte is hashed twice. Closing the connection early would not be enough: without a hash,
 some services store the bytes that arrived (versitygw).
 
-A blob that is larger than a PUT may be, or whose digest is not a SHA-256, is sent in parts. These are hashed here, the
-last bytes are sent only when the digest is right, and an upload that is not completed is aborted.
+A blob that is larger than a PUT may be, or whose digest is not a SHA-256, is sent in parts. Each part is read twice:
+its hash must be known before it is sent. The last part is sent only when the digest of the whole is right, and an
+upload that is not completed is aborted.
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from hashlib import sha256
 from typing import Self
 from xml.sax.saxutils import escape
@@ -17,8 +18,8 @@ from xml.sax.saxutils import escape
 import attrs
 import structlog
 
-from dockyard.oci.reference import Digest
-from dockyard.s3.client import UNSIGNED_PAYLOAD, S3Client
+from dockyard.oci.reference import Digest, Hasher
+from dockyard.s3.client import S3Client, encode_checksum
 from dockyard.s3.errors import S3Error
 from dockyard.s3.responses import S3Response, parse_time, xml_text
 
@@ -32,6 +33,9 @@ BLOB_TYPE = "application/octet-stream"
 # A service may verify and copy what it received before it responds.
 STORE_TIMEOUT_S = 60.0
 COPY_TIMEOUT_S = 300.0
+
+Chunks = Callable[[int], Iterator[bytes]]
+"""Yields the bytes of a blob from an offset on; may be called several times."""
 
 log = structlog.get_logger()
 
@@ -50,23 +54,29 @@ def fits_one_put(digest: Digest, size: int, max_put_bytes: int) -> bool:
     return size <= max_put_bytes and (digest.algorithm == "sha256" or not size)
 
 
-def put_blob(client: S3Client, key: str, digest: Digest, size: int, chunks: Iterator[bytes]) -> None:
+def put_blob(client: S3Client, key: str, digest: Digest, size: int, chunks: Chunks) -> None:
     """Send a blob in one PUT. Raises S3Error, and the exceptions of `chunks`; then no object was created."""
     payload_hash = digest.encoded if size else sha256().hexdigest()
     headers = {"Content-Type": BLOB_TYPE}
-    _put(client, "put blob", key, {}, headers, payload_hash, size, _hold_last_chunk(chunks, size, None))
+    _put(client, "put blob", key, {}, headers, payload_hash, size, _hold_last_chunk(chunks(0), size))
 
 
-def put_parts(client: S3Client, key: str, digest: Digest, size: int, chunks: Iterator[bytes], part_bytes: int) -> None:
+def put_parts(client: S3Client, key: str, digest: Digest, size: int, chunks: Chunks, part_bytes: int) -> None:
     """Send a blob in parts of `part_bytes`, the last one smaller. Raises what `put_blob` raises."""
-    splitter = _Splitter(_hold_last_chunk(chunks, size, digest))
+    hasher = digest.hasher()
+    headers = {"Content-Type": BLOB_TYPE}
+    if client.sends_checksums:  # must be announced, or the service rejects the checksums of the parts
+        headers["x-amz-checksum-algorithm"] = "SHA256"
     try:
-        with _MultipartUpload(client, key, {"Content-Type": BLOB_TYPE}) as upload:
-            for number, (_, length) in enumerate(_part_ranges(size, part_bytes), 1):
+        with _MultipartUpload(client, key, headers) as upload:
+            for number, (start, length) in enumerate(_part_ranges(size, part_bytes), 1):
+                part_hash = _hash_part(_take(chunks(start), size, length), hasher)
+                if start + length == size:
+                    _check_digest(digest, hasher)
                 query = upload.query | {"partNumber": str(number)}
-                body = splitter.take(length)
-                response = _put(client, "put part", key, query, {}, UNSIGNED_PAYLOAD, length, body)
-                upload.add(number, response.headers.get("ETag", ""))
+                body = _take(chunks(start), size, length)
+                response = _put(client, "put part", key, query, {}, part_hash, length, body)
+                upload.add(number, response.headers.get("ETag", ""), part_hash)
             upload.complete()
     except S3Error as exc:
         if exc.code != "NoSuchUpload":  # completed already: the response to the first attempt was lost
@@ -135,7 +145,7 @@ class _MultipartUpload:
         self._client = client
         self._key = key
         self._headers = headers
-        self._etags: list[tuple[int, str]] = []
+        self._parts: list[str] = []
         self._is_complete = False
         self.query: dict[str, str] = {}
 
@@ -156,18 +166,18 @@ class _MultipartUpload:
             self._client.unaborted_uploads.append((self._key, self.query["uploadId"]))
             log.warning("an upload could not be aborted, trying again later", key=self._key, error=str(exc))
 
-    def add(self, number: int, etag: str) -> None:
-        """Record the ETag of a part that was sent."""
+    def add(self, number: int, etag: str, part_hash: str = "") -> None:
+        """Record the ETag of a part that was sent or copied, and its SHA-256 in hex if it was sent."""
         if not etag:
             raise S3Error("the S3 service responded without the ETag of a part", "garbage")
-        self._etags.append((number, etag))
+        part = f"<PartNumber>{number}</PartNumber><ETag>{escape(etag)}</ETag>"
+        if "x-amz-checksum-algorithm" in self._headers:
+            part += f"<ChecksumSHA256>{encode_checksum(part_hash)}</ChecksumSHA256>"
+        self._parts.append(f"<Part>{part}</Part>")
 
     def complete(self) -> None:
         """Turn the parts into an object."""
-        parts = "".join(
-            f"<Part><PartNumber>{number}</PartNumber><ETag>{escape(etag)}</ETag></Part>" for number, etag in self._etags
-        )
-        body = f'<CompleteMultipartUpload xmlns="{XML_NAMESPACE}">{parts}</CompleteMultipartUpload>'
+        body = f'<CompleteMultipartUpload xmlns="{XML_NAMESPACE}">{"".join(self._parts)}</CompleteMultipartUpload>'
         response = self._client.request(
             "complete upload", "POST", self._key, query=self.query, body=body.encode(), read_timeout_s=COPY_TIMEOUT_S
         )
@@ -180,29 +190,33 @@ class _ChunksFailed(Exception):
     """The iterator of a body raised. Hides its exception from urllib3, which would handle some kinds of OSError."""
 
 
-class _Splitter:
-    """Splits a stream of chunks into bodies of given lengths."""
-
-    def __init__(self, chunks: Iterator[bytes]) -> None:
-        self._chunks = chunks
-        self._rest = memoryview(b"")
-
-    def take(self, length: int) -> Iterator[bytes]:
-        """Yield the next `length` bytes."""
-        while length:
-            if not self._rest:
-                self._rest = memoryview(next(self._chunks))
-            piece, self._rest = self._rest[:length], self._rest[length:]
-            length -= len(piece)
-            yield bytes(piece)
+def _take(chunks: Iterator[bytes], size: int, length: int) -> Iterator[bytes]:
+    """Yield the first `length` bytes. Raises S3Error when there are fewer: the blob has less than `size` bytes."""
+    for chunk in chunks:
+        piece = chunk[:length]
+        length -= len(piece)
+        yield piece
+        if not length:
+            return
+    raise _wrong_size(size)
 
 
-def _hold_last_chunk(chunks: Iterator[bytes], size: int, digest: Digest | None) -> Iterator[bytes]:
-    """Yield the chunks, the last one only when the size is right, and the digest unless it is None.
+def _hash_part(pieces: Iterator[bytes], hasher: Hasher) -> str:
+    """Update the hash of the whole blob with a part, and return the SHA-256 of the part in hex."""
+    part_hasher = sha256()
+    for piece in pieces:
+        hasher.update(piece)
+        part_hasher.update(piece)
+    return part_hasher.hexdigest()
 
-    Raises S3Error.
-    """
-    hasher = digest.hasher() if digest else None
+
+def _check_digest(digest: Digest, hasher: Hasher) -> None:
+    if not digest.matches(hasher):
+        raise S3Error(f"not published: the bytes do not have the digest {digest}", "mismatch")
+
+
+def _hold_last_chunk(chunks: Iterator[bytes], size: int) -> Iterator[bytes]:
+    """Yield the chunks, the last one only when the size is right. Raises S3Error."""
     received_bytes = 0
     held = b""
     for chunk in chunks:
@@ -212,14 +226,14 @@ def _hold_last_chunk(chunks: Iterator[bytes], size: int, digest: Digest | None) 
         received_bytes += len(chunk)
         if received_bytes > size:
             break
-        if hasher:
-            hasher.update(chunk)
     if received_bytes != size:
-        raise S3Error(f"not published: the blob does not have the announced size of {size} bytes", "mismatch")
-    if digest and hasher and not digest.matches(hasher):
-        raise S3Error(f"not published: the bytes do not have the digest {digest}", "mismatch")
+        raise _wrong_size(size)
     if held:
         yield held
+
+
+def _wrong_size(size: int) -> S3Error:
+    return S3Error(f"not published: the blob does not have the announced size of {size} bytes", "mismatch")
 
 
 def _put(

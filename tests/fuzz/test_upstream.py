@@ -17,6 +17,7 @@ from dockyard.oci.reference import Digest, Name, Tag
 from dockyard.s3 import S3BlobStream, S3Error, S3Store
 from tests.fuzz.budget import runs
 from tests.s3.store.proxy import Respond, S3Proxy
+from tests.s3.store.store_adapters import reader
 from tests.support.bodies import Bytes
 from tests.support.deployment import Deployment, open_deployment, upstream
 from tests.support.fake_registry import OCI_INDEX, OCI_MANIFEST, FakeRegistry
@@ -267,7 +268,7 @@ BUCKET_OPERATIONS: dict[str, Callable[[S3Store], object]] = {
     "read_pointer": lambda tier: tier.read_pointer(NAME, TAG),
     "write_manifest": lambda tier: tier.write_manifest(NAME, DIGEST, BLOB, OCI_MANIFEST),
     "write_pointer": lambda tier: tier.write_pointer(NAME, TAG, DIGEST),
-    "publish_blob": lambda tier: tier.publish_blob(DIGEST, len(BLOB), iter([BLOB])),
+    "publish_blob": lambda tier: tier.publish_blob(DIGEST, len(BLOB), reader([BLOB])),
     "check": lambda tier: tier.check(),
     "abort_stale_uploads": lambda tier: tier.abort_stale_uploads(0.0),
 }

@@ -112,7 +112,7 @@ def test_config_prints_settings_that_can_be_loaded(runner: CliRunner, tmp_path: 
 
 def test_config_hides_secrets(runner: CliRunner) -> None:
     """The output may be attached to a bug report."""
-    result = runner.invoke(main, ["config"], env={"STORAGE_SECRET_KEY": CANARY})
+    result = runner.invoke(main, ["config"], env={"STORAGE_ACCESS_KEY": "key", "STORAGE_SECRET_KEY": CANARY})
 
     assert CANARY not in result.output
     assert "secret_key: '***'" in result.stdout

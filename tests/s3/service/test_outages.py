@@ -184,16 +184,17 @@ def test_an_upload_is_aborted_after_a_restart_of_s3(
     It is killed while a part is sent: before that, Dockyard may not have the id of the upload yet.
     """
     digest = fake_registry.add_blob(layer("killed", 6 * MIB), algorithm="sha512")
-    go_on = threading.Event()
-    fake_registry.on("blob", faults.stalled(0.7, go_on))
-    deployment = start(proxy.host)
-    with deployment.stream(f"/v2/{NAME}/blobs/{digest}") as download:
-        download.head()
-        eventually(lambda: proxy.counted()["PUT uploadId"], "a part is being sent")
-        minio.stop()
-        go_on.set()
-        body, ended = download.rest()
-    assert (len(body), ended) == (6 * MIB, "length")
+    is_killed = threading.Event()
+
+    def kill_at_the_first_part(request: Request) -> Forward:
+        if request.operation == "PUT uploadId" and not is_killed.is_set():
+            minio.stop()
+            is_killed.set()
+        return Forward()
+
+    proxy.rule = kill_at_the_first_part
+    fetch(start(proxy.host), digest)
+    assert is_killed.wait(BACK_WITHIN_S)
     minio.start()
     eventually(lambda: bucket_view.listed() == {blob_key(digest)}, "the blob is published", BACK_WITHIN_S)
     eventually(lambda: not bucket_view.uploads(), "no upload is unfinished", BACK_WITHIN_S)

@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Protocol
 
@@ -110,7 +110,7 @@ class S3StoreAdapter:
         self._s3 = s3
 
     def publish(self, digest: Digest, size: int, chunks: Iterable[bytes]) -> None:
-        self._s3.publish_blob(digest, size, iter(chunks))
+        self._s3.publish_blob(digest, size, reader(chunks))
 
     def read(self, digest: Digest, start: int = 0) -> bytes | None:
         body = self._s3.open_blob(digest, start)
@@ -142,6 +142,18 @@ class S3StoreAdapter:
     def get_raw(self, key: str) -> bytes | None:
         response = self._s3._client.request("get raw", "GET", key, max_bytes=2**30)
         return response.body if response else None
+
+
+def reader(chunks: Iterable[bytes]) -> Callable[[int], Iterator[bytes]]:
+    """Return the function from which `S3Store.publish_blob` reads these chunks."""
+
+    def read(start: int) -> Iterator[bytes]:
+        for chunk in chunks:
+            if start < len(chunk):
+                yield chunk[start:]
+            start = max(start - len(chunk), 0)
+
+    return read
 
 
 def pieces(body: bytes, length: int = 256 * 1024) -> list[bytes]:

@@ -1,5 +1,6 @@
 """The start-up check: each configuration mistake has its own sentence, and no object is left in the bucket."""
 
+import contextlib
 import datetime as dt
 
 import attrs
@@ -10,9 +11,12 @@ from minio.time import utcnow
 
 from dockyard.config.settings import StorageSettings
 from dockyard.config.types import Secret
+from dockyard.oci.reference import Digest
 from dockyard.s3 import S3Store
+from dockyard.storage import keys
 from tests.s3.store.proxy import Forward, Respond, S3Proxy, s3_error
 from tests.s3.store.servers import ACCESS_KEY, BUCKET, SECRET_KEY, Server
+from tests.s3.store.store_adapters import reader
 
 ANY_SERVER = pytest.mark.parametrize("server", ["minio"], indirect=True)
 
@@ -36,7 +40,8 @@ def test_a_usable_bucket_has_no_problems(s3: S3Store, direct_s3: S3Store, proxy:
 def test_a_missing_bucket_is_named(server: Server) -> None:
     """It is not created: the name may be misspelt."""
     [problem] = find_problems(server.settings(bucket="no-such-bucket"))
-    assert problem == f"bucket no-such-bucket does not exist at {server.host}: create it, or set storage.bucket"
+    sentence = f"bucket no-such-bucket does not exist at {server.host}: create it, or set storage.bucket"
+    assert problem.startswith(f"{sentence} (the service responded: The specified bucket does not exist")
 
 
 def test_a_wrong_access_key_is_named(server: Server) -> None:
@@ -157,3 +162,96 @@ def test_missing_permissions_are_named(
     found = find_problems(settings)
     assert len(found) == len(expected)
     assert all(words in sentence for words, sentence in zip(expected, found, strict=True))
+
+
+@ANY_SERVER
+@pytest.mark.parametrize("method", ["GET", "PUT"])
+@pytest.mark.parametrize(
+    ("status", "code"),
+    [(400, "InvalidRequest"), (403, "AccessDenied"), (403, "AccountProblem"), (409, "X"), (503, "SlowDown")],
+)
+def test_the_message_of_the_service_is_part_of_the_problem(
+    server: Server, proxy: S3Proxy, method: str, status: int, code: str
+) -> None:
+    """It says what the service wants, which no list of known codes can."""
+    message = (
+        "Content-MD5 OR x-amz-checksum- HTTP header is required for Put Object requests with Object Lock parameters"
+    )
+    error = s3_error(status, code, f"<Message>{message}</Message>")
+    proxy.rule = lambda request: error if request.method == method else Forward()
+    [problem] = find_problems(server.settings(endpoint=proxy.host))
+    assert problem.count(message) == 1
+
+
+OLD_VERSIONS_EXPIRE = "<NoncurrentVersionExpiration><NoncurrentDays>1</NoncurrentDays></NoncurrentVersionExpiration>"
+
+
+def lifecycle(rule: str) -> Respond:
+    """Return the lifecycle configuration with one rule."""
+    return Respond(200, f"<LifecycleConfiguration><Rule>{rule}</Rule></LifecycleConfiguration>".encode())
+
+
+@ANY_SERVER
+@pytest.mark.parametrize(
+    ("versioning", "rules", "words"),
+    [
+        ("Enabled", s3_error(404, "NoSuchLifecycleConfiguration"), "no lifecycle rule expires old versions"),
+        ("Enabled", s3_error(403, "AccessDenied"), "the lifecycle rules cannot be read"),
+        ("Enabled", s3_error(501, "NotImplemented"), "no lifecycle rule expires old versions"),
+        ("Enabled", lifecycle(f"<Status>Disabled</Status>{OLD_VERSIONS_EXPIRE}"), "no lifecycle rule"),
+        (
+            "Enabled",
+            lifecycle(f"<Status>Enabled</Status><Prefix>logs/</Prefix>{OLD_VERSIONS_EXPIRE}"),
+            "no lifecycle rule",
+        ),
+        ("Enabled", lifecycle("<Status>Enabled</Status><Expiration><Days>30</Days></Expiration>"), "no lifecycle rule"),
+        ("Enabled", lifecycle(f"<Status>Enabled</Status><Filter/>{OLD_VERSIONS_EXPIRE}"), ""),
+        ("Enabled", lifecycle(f"<Status>Enabled</Status><Prefix>cac</Prefix>{OLD_VERSIONS_EXPIRE}"), ""),
+        ("Suspended", s3_error(404, "NoSuchLifecycleConfiguration"), ""),
+        ("", s3_error(404, "NoSuchLifecycleConfiguration"), ""),
+        (None, s3_error(404, "NoSuchLifecycleConfiguration"), ""),
+    ],
+)
+def test_a_bucket_that_keeps_old_versions_is_named(
+    server: Server, proxy: S3Proxy, versioning: str | None, rules: Respond, words: str
+) -> None:
+    """Each touch makes a version, so the bucket grows for ever. A service that does not tell is no problem."""
+    status = f"<Status>{versioning}</Status>" if versioning else ""
+    body = f"<VersioningConfiguration>{status}</VersioningConfiguration>".encode()
+    answer = s3_error(403, "AccessDenied") if versioning is None else Respond(200, body)
+    proxy.rule = lambda request: answer if "versioning" in request.target else rules
+    with contextlib.closing(S3Store(server.settings(endpoint=proxy.host), {})) as s3:
+        found = s3.find_old_versions()
+    assert words in found
+    assert bool(found) == bool(words)
+    assert ("NoncurrentVersionExpiration" in found) == bool(words)
+
+
+def test_versioning_of_a_real_bucket_is_found(minio: Server) -> None:
+    """MinIO is asked as AWS is."""
+    settings = attrs.evolve(minio.settings(), bucket="versioned")
+    with contextlib.closing(S3Store(settings, {})) as s3:
+        client = s3._client
+        assert client.request("make bucket", "PUT", headers={"Content-Length": "0"}) is not None
+        assert s3.find_old_versions() == ""
+        enabled = b"<VersioningConfiguration><Status>Enabled</Status></VersioningConfiguration>"
+        assert client.request("versioning", "PUT", query={"versioning": ""}, body=enabled) is not None
+        assert "no lifecycle rule" in s3.find_old_versions()
+
+
+def test_a_bucket_with_object_lock_is_usable(minio: Server) -> None:
+    """With a default retention, S3 rejects uploads without a checksum."""
+    settings = attrs.evolve(minio.settings(), bucket="locked")
+    with contextlib.closing(S3Store(settings, {})) as s3:
+        lock = {"x-amz-bucket-object-lock-enabled": "true"}
+        assert s3._client.request("make bucket", "PUT", headers=lock) is not None
+        rule = "<Rule><DefaultRetention><Mode>GOVERNANCE</Mode><Days>1</Days></DefaultRetention></Rule>"
+        body = (
+            f"<ObjectLockConfiguration><ObjectLockEnabled>Enabled</ObjectLockEnabled>{rule}</ObjectLockConfiguration>"
+        )
+        assert s3._client.request("lock", "PUT", query={"object-lock": ""}, body=body.encode()) is not None
+        assert s3.check() == []
+        digest = Digest.of(b"layer")
+        s3.publish_blob(digest, 5, reader([b"layer"]))
+        assert s3.stat_blob(digest) is not None
+        assert s3.touch(keys.blob_key(settings.prefix, digest))

@@ -69,13 +69,16 @@ def test_wrong_bytes_are_not_stored(store: Store, body: bytes, algorithm: str) -
 def test_an_incomplete_blob_is_not_stored(store: Store, body: bytes, kept: float) -> None:
     """A download that fails leaves no object, and its exception is raised."""
 
-    def breaking() -> Iterator[bytes]:
-        yield from pieces(body[: int(len(body) * kept)])
-        raise ConnectionResetError("the upstream is gone")
+    class BreakingChunks:
+        """May be read several times, as a file."""
+
+        def __iter__(self) -> Iterator[bytes]:
+            yield from pieces(body[: int(len(body) * kept)])
+            raise ConnectionResetError("the upstream is gone")
 
     digest = Digest.of(body)
     with pytest.raises(ConnectionResetError, match="the upstream is gone"):
-        store.publish(digest, len(body), breaking())
+        store.publish(digest, len(body), BreakingChunks())
     assert store.read(digest) is None
 
 

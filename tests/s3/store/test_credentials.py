@@ -21,6 +21,7 @@ from dockyard.s3 import S3Error, S3Store, credentials
 from dockyard.s3.credentials import CredentialChain, NoCredentials, _container_url
 from tests.s3.store.aws import TOKEN, FakeAws
 from tests.s3.store.servers import ACCESS_KEY, SECRET_KEY, Server
+from tests.s3.store.store_adapters import reader
 
 KINDS = ["irsa", "ecs", "eks", "ec2"]
 SETTINGS = StorageSettings(bucket="cache", directory=Path("/tmp"))
@@ -243,10 +244,65 @@ def test_session_tokens_are_signed(minio: Server, tmp_path: Path, prefix: str) -
     body = b"layer"
     with contextlib.closing(S3Store(attrs.evolve(minio.settings(prefix), access_key=""), environ)) as s3:
         assert s3.check() == []
-        s3.publish_blob(Digest.of(body), len(body), iter([body]))
+        s3.publish_blob(Digest.of(body), len(body), reader([body]))
         found = s3.open_blob(Digest.of(body))
         assert found is not None
         assert found.read(100) == body
         found.close()
         with urllib.request.urlopen(s3.presign_blob(Digest.of(body), 60), timeout=10) as response:  # noqa: S310
             assert response.read() == body
+
+
+@pytest.mark.parametrize(
+    ("kept", "missing"),
+    [
+        (["AWS_ACCESS_KEY_ID"], "AWS_SECRET_ACCESS_KEY not set"),
+        (["AWS_SECRET_ACCESS_KEY"], "AWS_ACCESS_KEY_ID not set"),
+        (["AWS_SESSION_TOKEN"], "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY not set"),
+        (["AWS_SESSION_TOKEN", "AWS_ACCESS_KEY_ID"], "AWS_SECRET_ACCESS_KEY not set"),
+        (["AWS_ROLE_ARN"], "AWS_WEB_IDENTITY_TOKEN_FILE not set"),
+        (["AWS_WEB_IDENTITY_TOKEN_FILE"], "AWS_ROLE_ARN not set"),
+    ],
+)
+@pytest.mark.parametrize("others", [None, ""], ids=["unset", "empty"])
+def test_half_a_pair_in_the_environment_is_an_error(
+    aws: FakeAws, tmp_path: Path, kept: list[str], missing: str, others: str | None
+) -> None:
+    """The next source would be another principal. The error names the variable that is missing, and no value."""
+    names = ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"]
+    names += ["AWS_ROLE_ARN", "AWS_WEB_IDENTITY_TOKEN_FILE"]
+    environ = aws.environ("ec2", tmp_path)
+    environ |= dict.fromkeys(kept, "canary") | {name: others for name in names if name not in kept and others == ""}
+    with pytest.raises(NoCredentials, match=missing) as caught:
+        chain(environ).get()
+    assert "canary" not in str(caught.value)
+    assert aws.requests == []
+
+
+@pytest.mark.parametrize("name", ["aws_access_key_id", "aws_secret_access_key", "aws_session_token"])
+@pytest.mark.parametrize("file", ["credentials", "config"])
+def test_half_a_pair_in_a_file_is_an_error(aws: FakeAws, tmp_path: Path, name: str, file: str) -> None:
+    """Neither the role of the machine nor the other file completes it."""
+    write(tmp_path, file, f"[default]\n{name} = canary\n")
+    with pytest.raises(NoCredentials, match="belong together"):
+        chain(aws.environ("ec2", tmp_path)).get()
+    assert aws.requests == []
+
+
+def test_a_pair_is_never_made_of_two_files(tmp_path: Path) -> None:
+    """The keys of `credentials` are used without the secret and the session token of `config`."""
+    write(tmp_path, "config", "[default]\naws_access_key_id=b\naws_secret_access_key=b\naws_session_token=b\n")
+    write(tmp_path, "credentials", "[default]\naws_access_key_id=a\naws_secret_access_key=a\n")
+    found = chain({"HOME": str(tmp_path)}).get()
+    assert (found.access_key, found.secret_key, found.session_token) == ("a", "a", None)
+    write(tmp_path, "credentials", "[default]\naws_access_key_id=a\n")
+    with pytest.raises(NoCredentials, match="aws_secret_access_key not set"):
+        chain({"HOME": str(tmp_path)}).get()
+
+
+@pytest.mark.parametrize("variable", ["AWS_PROFILE", "AWS_DEFAULT_PROFILE"])
+def test_a_profile_that_does_not_exist_is_an_error(aws: FakeAws, tmp_path: Path, variable: str) -> None:
+    """The role of the machine is not what was chosen."""
+    with pytest.raises(NoCredentials, match="profile other"):
+        chain(aws.environ("ec2", tmp_path) | {variable: "other"}).get()
+    assert aws.requests == []

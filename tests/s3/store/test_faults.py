@@ -14,7 +14,7 @@ from dockyard.s3 import S3Error, S3Store, client, connections
 from dockyard.storage import keys
 from tests.s3.store.proxy import Forward, Request, Respond, Rule, S3Proxy, Stall, s3_error
 from tests.s3.store.servers import MIB, SECRET_KEY, Server, make_s3_store
-from tests.s3.store.store_adapters import MANIFEST_TYPE, pieces
+from tests.s3.store.store_adapters import MANIFEST_TYPE, pieces, reader
 
 NAME = Name.parse("docker.io/library/app")
 TAG = Tag.parse("latest")
@@ -28,7 +28,7 @@ OPERATIONS: dict[str, Callable[[S3Store], object]] = {
     "read_manifest": lambda s3: s3.read_manifest(NAME, DIGEST),
     "read_pointer": lambda s3: s3.read_pointer(NAME, TAG),
     "touch": lambda s3: s3.touch("anything"),
-    "publish_blob": lambda s3: s3.publish_blob(DIGEST, len(BODY), iter(pieces(BODY))),
+    "publish_blob": lambda s3: s3.publish_blob(DIGEST, len(BODY), reader(pieces(BODY))),
     "write_manifest": lambda s3: s3.write_manifest(NAME, Digest.of(b"{}"), b"{}", MANIFEST_TYPE),
     "write_pointer": lambda s3: s3.write_pointer(NAME, TAG, DIGEST),
     "abort_stale_uploads": lambda s3: s3.abort_stale_uploads(0),
@@ -164,7 +164,7 @@ def test_an_interrupted_put_leaves_no_object(s3: S3Store, direct_s3: S3Store, pr
     """No incomplete object is created."""
     proxy.rule = cut_puts(after)
     with pytest.raises(S3Error):
-        s3.publish_blob(DIGEST, len(BODY), iter(pieces(BODY)))
+        s3.publish_blob(DIGEST, len(BODY), reader(pieces(BODY)))
     assert direct_s3.stat_blob(DIGEST) is None
 
 
@@ -176,7 +176,7 @@ def test_an_interrupted_part_leaves_no_object_and_no_upload(
     proxy.rule = lambda request: Forward(cut_request_after=1000 if f"partNumber={part}&" in request.target else None)
     digest = Digest.of(LARGE)
     with pytest.raises(S3Error):
-        s3.publish_blob(digest, len(LARGE), iter(pieces(LARGE)))
+        s3.publish_blob(digest, len(LARGE), reader(pieces(LARGE)))
     assert direct_s3.stat_blob(digest) is None
     assert direct_s3.abort_stale_uploads(0) == 0
     assert proxy.counted()["DELETE uploadId"] == 1
@@ -190,7 +190,7 @@ def test_a_failed_abort_is_made_up_for_by_the_abort_of_stale_uploads(
         s3_error(500, "InternalError") if request.method == "DELETE" or "partNumber=2" in request.target else Forward()
     )
     with pytest.raises(S3Error, match="put part"):
-        s3.publish_blob(Digest.of(LARGE), len(LARGE), iter(pieces(LARGE)))
+        s3.publish_blob(Digest.of(LARGE), len(LARGE), reader(pieces(LARGE)))
     assert direct_s3.abort_stale_uploads(3600) == 0
     assert direct_s3.abort_stale_uploads(0) == 1
     assert direct_s3.abort_stale_uploads(0) == 0
@@ -230,7 +230,7 @@ def test_a_failed_completion_is_an_error(
     proxy.rule = respond_to_completion(response)
     digest = Digest.of(LARGE)
     with pytest.raises(S3Error):
-        s3.publish_blob(digest, len(LARGE), iter(pieces(LARGE)))
+        s3.publish_blob(digest, len(LARGE), reader(pieces(LARGE)))
     assert direct_s3.stat_blob(digest) is None
     assert direct_s3.abort_stale_uploads(0) == 0
 
@@ -242,7 +242,7 @@ def test_a_completion_whose_response_is_lost_succeeds(s3: S3Store, direct_s3: S3
         Forward(cut_response_after=0) if request.operation == "POST uploadId" and next(attempts) == 0 else Forward()
     )
     digest = Digest.of(LARGE)
-    s3.publish_blob(digest, len(LARGE), iter(pieces(LARGE)))
+    s3.publish_blob(digest, len(LARGE), reader(pieces(LARGE)))
     assert proxy.counted()["POST uploadId"] == 2
     assert direct_s3.stat_blob(digest) is not None
 
@@ -250,14 +250,14 @@ def test_a_completion_whose_response_is_lost_succeeds(s3: S3Store, direct_s3: S3
 @ANY_SERVER
 def test_a_slow_copy_does_not_time_out(s3: S3Store, direct_s3: S3Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """A copy may take longer than other requests: S3 sends white space until it ends."""
-    direct_s3.publish_blob(DIGEST, len(BODY), iter(pieces(BODY)))
+    direct_s3.publish_blob(DIGEST, len(BODY), reader(pieces(BODY)))
     monkeypatch.setattr(client, "RESPONSE_TIMEOUT_S", -1.0)
     assert s3.touch(keys.blob_key(s3._prefix, DIGEST))
 
 
 def test_a_failed_copy_is_an_error(s3: S3Store, direct_s3: S3Store, proxy: S3Proxy) -> None:
     """As with completions, the status is 200 and the error is in the body."""
-    direct_s3.publish_blob(DIGEST, len(BODY), iter(pieces(BODY)))
+    direct_s3.publish_blob(DIGEST, len(BODY), reader(pieces(BODY)))
     proxy.rule = lambda request: s3_error(200, "InternalError") if request.operation == "PUT copy" else Forward()
     with pytest.raises(S3Error, match="InternalError"):
         s3.touch(keys.blob_key(s3._prefix, DIGEST))
@@ -267,7 +267,7 @@ def test_a_completed_blob_of_another_size_is_an_error(s3: S3Store, proxy: S3Prox
     """A service that responds with 200 and stores less is detected."""
     proxy.rule = lambda request: Respond(200, b"xx") if request.method == "HEAD" else Forward()
     with pytest.raises(S3Error, match="stored 2 instead of"):
-        s3.publish_blob(Digest.of(LARGE), len(LARGE), iter(pieces(LARGE)))
+        s3.publish_blob(Digest.of(LARGE), len(LARGE), reader(pieces(LARGE)))
 
 
 def read_all(s3: S3Store) -> bytes:
@@ -283,7 +283,7 @@ def read_all(s3: S3Store) -> bytes:
 @pytest.mark.parametrize("after", [1000, MIB, len(BODY) + 100])
 def test_an_interrupted_body_is_an_error(s3: S3Store, direct_s3: S3Store, proxy: S3Proxy, after: int) -> None:
     """A read is empty only at the end of the body; before that it raises, so that the download is resumed."""
-    direct_s3.publish_blob(DIGEST, len(BODY), iter(pieces(BODY)))
+    direct_s3.publish_blob(DIGEST, len(BODY), reader(pieces(BODY)))
     proxy.rule = lambda _: Forward(cut_response_after=after)
     with pytest.raises(Unavailable):
         read_all(s3)
@@ -291,7 +291,7 @@ def test_an_interrupted_body_is_an_error(s3: S3Store, direct_s3: S3Store, proxy:
 
 def test_a_stalled_body_times_out(s3: S3Store, direct_s3: S3Store, proxy: S3Proxy, short_timeouts: None) -> None:
     """The read raises after the timeout."""
-    direct_s3.publish_blob(DIGEST, len(BODY), iter(pieces(BODY)))
+    direct_s3.publish_blob(DIGEST, len(BODY), reader(pieces(BODY)))
     proxy.rule = lambda _: Forward(stall_response_after=MIB)
     with pytest.raises(UpstreamTimeout):
         read_all(s3)
@@ -299,7 +299,7 @@ def test_a_stalled_body_times_out(s3: S3Store, direct_s3: S3Store, proxy: S3Prox
 
 def test_a_blocked_read_can_be_aborted(s3: S3Store, direct_s3: S3Store, proxy: S3Proxy) -> None:
     """A worker that shuts down does not wait for the S3 service."""
-    direct_s3.publish_blob(DIGEST, len(BODY), iter(pieces(BODY)))
+    direct_s3.publish_blob(DIGEST, len(BODY), reader(pieces(BODY)))
     proxy.rule = lambda _: Forward(stall_response_after=MIB)
     body = s3.open_blob(DIGEST)
     assert body is not None
@@ -313,7 +313,7 @@ def test_a_blocked_read_can_be_aborted(s3: S3Store, direct_s3: S3Store, proxy: S
 
 def test_a_late_abort_does_not_affect_another_request(direct_s3: S3Store) -> None:
     """The connection may be used by another request already."""
-    direct_s3.publish_blob(DIGEST, len(BODY), iter(pieces(BODY)))
+    direct_s3.publish_blob(DIGEST, len(BODY), reader(pieces(BODY)))
     first = direct_s3.open_blob(DIGEST)
     assert first is not None
     while first.read(64 * 1024):
@@ -326,7 +326,7 @@ def test_a_late_abort_does_not_affect_another_request(direct_s3: S3Store) -> Non
 
 def test_an_object_that_was_deleted_is_none(s3: S3Store, direct_s3: S3Store) -> None:
     """A lifecycle rule may delete it at any time: before it is read, and before it is resumed."""
-    direct_s3.publish_blob(DIGEST, len(BODY), iter(pieces(BODY)))
+    direct_s3.publish_blob(DIGEST, len(BODY), reader(pieces(BODY)))
     body = s3.open_blob(DIGEST)
     assert body is not None
     body.close()
@@ -342,7 +342,7 @@ def test_an_object_that_is_deleted_before_its_copy_is_not_touched(
     s3: S3Store, direct_s3: S3Store, proxy: S3Proxy
 ) -> None:
     """It is deleted between the HEAD and the copy."""
-    direct_s3.publish_blob(DIGEST, len(BODY), iter(pieces(BODY)))
+    direct_s3.publish_blob(DIGEST, len(BODY), reader(pieces(BODY)))
     key = keys.blob_key(direct_s3._prefix, DIGEST)
 
     def rule(request: Request) -> Forward:
@@ -362,7 +362,7 @@ def test_an_exception_of_the_chunks_is_raised(s3: S3Store, direct_s3: S3Store) -
         raise BrokenPipeError("of the disk")
 
     with pytest.raises(BrokenPipeError, match="of the disk"):
-        s3.publish_blob(DIGEST, len(BODY), breaking())
+        s3.publish_blob(DIGEST, len(BODY), reader(breaking()))
     assert direct_s3.stat_blob(DIGEST) is None
 
 
@@ -376,7 +376,7 @@ def test_slow_chunks_do_not_time_out(s3: S3Store, direct_s3: S3Store, short_time
         assert go_on.wait(5)
         yield BODY[MIB:]
 
-    s3.publish_blob(DIGEST, len(BODY), slow())
+    s3.publish_blob(DIGEST, len(BODY), reader(slow()))
     assert direct_s3.stat_blob(DIGEST) is not None
 
 

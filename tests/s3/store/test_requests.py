@@ -1,5 +1,7 @@
 """The requests of the S3 store: their number for each operation, and their headers."""
 
+import base64
+import hashlib
 import json
 import time
 import urllib.request
@@ -13,9 +15,9 @@ from urllib3 import HTTPConnectionPool
 from dockyard.oci.reference import Digest, Name, Tag
 from dockyard.s3 import S3Store
 from dockyard.storage import keys
-from tests.s3.store.proxy import S3Proxy
+from tests.s3.store.proxy import Forward, Request, Respond, S3Proxy, s3_error
 from tests.s3.store.servers import MIB, Server
-from tests.s3.store.store_adapters import MANIFEST_TYPE, pieces
+from tests.s3.store.store_adapters import MANIFEST_TYPE, pieces, reader
 
 NAME = Name.parse("docker.io/library/app")
 TAG = Tag.parse("latest")
@@ -27,7 +29,7 @@ MANIFEST = b'{"schemaVersion":2}'
 def publish(s3: S3Store, body: bytes = BODY) -> Digest:
     """Publish a blob."""
     digest = Digest.of(body)
-    s3.publish_blob(digest, len(body), iter(pieces(body)))
+    s3.publish_blob(digest, len(body), reader(pieces(body)))
     return digest
 
 
@@ -45,6 +47,7 @@ OPERATIONS: list[tuple[str, Callable[[S3Store], object], dict[str, int]]] = [
     ("read_pointer", lambda s3: s3.read_pointer(NAME, TAG), {"GET": 1}),
     ("presign_blob", lambda s3: s3.presign_blob(DIGEST, 60), {}),
     ("check", lambda s3: s3.check(), {"GET": 1, "PUT": 1}),
+    ("find_old_versions", lambda s3: s3.find_old_versions(), {"GET": 1}),
     ("abort_stale_uploads", lambda s3: s3.abort_stale_uploads(0), {"GET uploads": 1}),
 ]
 
@@ -164,3 +167,70 @@ def test_connections_are_reused(direct_s3: S3Store, server: Server) -> None:
         direct_s3._client.request("delete", "DELETE", keys.blob_key(direct_s3._prefix, DIGEST))
     assert isinstance(pool, HTTPConnectionPool)
     assert pool.num_connections == 1 or server.name == "versitygw"
+
+
+def checksum(body: bytes) -> str:
+    """Return the value of the header with the checksum of a body."""
+    return base64.b64encode(hashlib.sha256(body).digest()).decode()
+
+
+def uploads(proxy: S3Proxy) -> list[Request]:
+    """Return the requests whose body becomes an object or a part."""
+    return [request for request in proxy.requests if request.operation in {"PUT", "PUT uploadId"}]
+
+
+def test_each_upload_has_the_checksum_of_its_body(s3: S3Store, proxy: S3Proxy) -> None:
+    """Buckets with Object Lock accept no others: the check, blobs, an empty one, parts, manifests and pointers."""
+    large = bytes(7 * MIB)
+    s3.check()
+    publish(s3)
+    publish(s3, b"")
+    s3.write_manifest(NAME, Digest.of(MANIFEST), MANIFEST, MANIFEST_TYPE)
+    s3.write_pointer(NAME, TAG, DIGEST)
+    publish(s3, large)
+    first, *others = uploads(proxy)
+    assert first.headers["x-amz-checksum-sha256"] != checksum(b"dockyard"), "the check sends a wrong one on purpose"
+    bodies = [BODY, b"", MANIFEST, str(DIGEST).encode(), large[: 5 * MIB], large[5 * MIB :]]
+    assert [request.headers["x-amz-checksum-sha256"] for request in others] == [checksum(body) for body in bodies]
+    assert [request.headers["x-amz-content-sha256"] for request in others] == [
+        hashlib.sha256(body).hexdigest() for body in bodies
+    ]
+    announced = [
+        request.headers.get("x-amz-checksum-algorithm") for request in proxy.requests if request.method == "POST"
+    ]
+    assert announced == ["SHA256", None]
+
+
+def test_copies_and_reads_have_no_checksum(s3: S3Store, direct_s3: S3Store, proxy: S3Proxy) -> None:
+    """They have no body."""
+    publish(direct_s3)
+    assert s3.touch(keys.blob_key(s3._prefix, DIGEST))
+    assert s3.stat_blob(DIGEST) is not None
+    assert not any("x-amz-checksum-sha256" in request.headers for request in proxy.requests)
+
+
+@pytest.mark.parametrize("server", ["minio"], indirect=True)
+@pytest.mark.parametrize(
+    ("status", "code", "message"),
+    [
+        (501, "NotImplemented", "Header 'x-amz-checksum-sha256' is not implemented"),
+        (400, "InvalidArgument", "Unsupported header 'x-amz-checksum-algorithm' received for this API call."),
+    ],
+)
+def test_a_service_that_rejects_checksums_gets_none(
+    s3: S3Store, direct_s3: S3Store, proxy: S3Proxy, status: int, code: str, message: str
+) -> None:
+    """Some compatible services know no checksum headers: what fails for that reason is sent again without."""
+
+    def rule(request: Request) -> Forward | Respond:
+        is_rejected = any(name.startswith("x-amz-checksum-") for name in request.headers)
+        return s3_error(status, code, f"<Message>{message}</Message>") if is_rejected else Forward()
+
+    proxy.rule = rule
+    s3.write_pointer(NAME, TAG, DIGEST)
+    assert [("x-amz-checksum-sha256" in request.headers) for request in uploads(proxy)] == [True, False]
+    publish(s3)
+    large = bytes(7 * MIB)
+    publish(s3, large)
+    assert direct_s3.stat_blob(DIGEST) is not None
+    assert direct_s3.stat_blob(Digest.of(large)) is not None

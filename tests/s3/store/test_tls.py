@@ -19,7 +19,7 @@ from dockyard.oci.reference import Digest
 from dockyard.s3 import S3Error, S3Store
 from dockyard.s3.errors import to_s3_error
 from tests.s3.store.servers import BUCKET, MIB, START_LIMIT_S, Minio, make_s3_store
-from tests.s3.store.store_adapters import pieces
+from tests.s3.store.store_adapters import pieces, reader
 from tests.support.processes import Process
 from tests.support.programs import Programs
 
@@ -89,7 +89,7 @@ def test_both_styles_work_over_tls(settings: StorageSettings, path_style: bool) 
         assert s3._client.host.startswith(BUCKET) is not path_style
         assert s3.check() == []
         assert s3.open_blob(DIGEST) is None
-        s3.publish_blob(DIGEST, len(BODY), iter(pieces(BODY)))
+        s3.publish_blob(DIGEST, len(BODY), reader(pieces(BODY)))
         body = s3.open_blob(DIGEST)
         assert body is not None
         assert b"".join(iter(lambda: body.read(256 * 1024), b"")) == BODY
@@ -101,7 +101,7 @@ def test_wrong_bytes_are_rejected_over_tls(settings: StorageSettings) -> None:
     """The payload hash is signed over TLS too."""
     with contextlib.closing(make_s3_store(settings)) as s3:
         with pytest.raises(S3Error, match="XAmzContentSHA256Mismatch"):
-            s3.publish_blob(Digest.of(b"another"), 1000, iter([bytes(1000)]))
+            s3.publish_blob(Digest.of(b"another"), 1000, reader([bytes(1000)]))
         assert s3.stat_blob(Digest.of(b"another")) is None
 
 
@@ -110,7 +110,7 @@ def test_a_read_can_be_aborted_over_tls(settings: StorageSettings, tls_minio: Tl
     """The TCP connection is shut down below TLS."""
     with contextlib.closing(S3Store(settings, {})) as s3:
         large = os.urandom(32 * MIB)
-        s3.publish_blob(Digest.of(large), len(large), iter(pieces(large)))
+        s3.publish_blob(Digest.of(large), len(large), reader(pieces(large)))
         body = s3.open_blob(Digest.of(large))
         assert body is not None
         tls_minio.freeze()

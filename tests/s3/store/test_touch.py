@@ -10,7 +10,7 @@ from dockyard.s3 import S3Error, S3Store
 from dockyard.storage import keys
 from tests.s3.store.proxy import Forward, Request, S3Proxy, s3_error
 from tests.s3.store.servers import Server, make_s3_store
-from tests.s3.store.store_adapters import pieces
+from tests.s3.store.store_adapters import pieces, reader
 
 SMALL = b"layer" * 1000
 LARGE = bytes(range(256)) * (13 * 4096)  # 13 MiB
@@ -25,7 +25,7 @@ HEADERS = {
 def publish(s3: S3Store, body: bytes) -> str:
     """Publish a blob; return its key."""
     digest = Digest.of(body)
-    s3.publish_blob(digest, len(body), iter(pieces(body)))
+    s3.publish_blob(digest, len(body), reader(pieces(body)))
     return keys.blob_key(s3._prefix, digest)
 
 

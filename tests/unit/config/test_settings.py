@@ -177,8 +177,6 @@ SCALARS = [
     ("storage.region", "STORAGE_REGION", "auto", "auto"),
     ("storage.bucket", "STORAGE_BUCKET", "dockyard-cache", "dockyard-cache"),
     ("storage.prefix", "STORAGE_PREFIX", "a/b/", "a/b/"),
-    ("storage.access_key", "STORAGE_ACCESS_KEY", "0123", "0123"),
-    ("storage.secret_key", "STORAGE_SECRET_KEY", "0456", Secret("0456")),
     ("storage.use_ssl", "STORAGE_USE_SSL", "true", True),
     ("storage.force_path_style", "STORAGE_FORCE_PATH_STYLE", "true", True),
     ("storage.touch_threshold", "STORAGE_TOUCH_THRESHOLD", "0", 0.0),
@@ -265,7 +263,7 @@ def test_booleans_have_the_usual_spellings(load_text: Load, text: str, value: ob
 @pytest.mark.parametrize("text", ["0123", "1e3", "yes", "null_", "12:30", "1_000", "0x1f", "2026-01-01"])
 def test_a_text_is_not_converted(load_text: Load, text: str) -> None:
     """A password of digits is not a number, and one that says yes is not true."""
-    settings = load_text(f"storage: {{secret_key: {text}, bucket: {text}}}")
+    settings = load_text(f"storage: {{access_key: a, secret_key: {text}, bucket: {text}}}")
 
     assert (settings.storage.secret_key.reveal(), settings.storage.bucket) == (text, text)
 
@@ -403,7 +401,8 @@ def test_braced_variables_are_replaced_once(load_text: Load, written: str, value
 )
 def test_variables_work_for_every_kind_of_value(load_text: Load, key: str, text: str, value: Any) -> None:
     """Durations, sizes, numbers, booleans and choices may come from variables."""
-    assert value_at(load_text(yaml_for(key, "${X}"), X=text), key) == value
+    access_key = "a" if key == "storage.secret_key" else ""
+    assert value_at(load_text(yaml_for(key, "${X}"), X=text, STORAGE_ACCESS_KEY=access_key), key) == value
 
 
 def test_variables_work_in_lists(load_text: Load) -> None:
@@ -425,12 +424,13 @@ def test_variables_work_in_lists(load_text: Load) -> None:
 
 def test_values_of_the_environment_are_not_expanded() -> None:
     """A secret that contains ${...} is not changed."""
-    assert load(None, {"STORAGE_SECRET_KEY": "a${HOME}b", "HOME": "/x"}).storage.secret_key.reveal() == "a${HOME}b"
+    environ = {"STORAGE_ACCESS_KEY": "a", "STORAGE_SECRET_KEY": "a${HOME}b", "HOME": "/x"}
+    assert load(None, environ).storage.secret_key.reveal() == "a${HOME}b"
 
 
 def test_a_variable_that_is_not_set_causes_a_warning(load_text: Load) -> None:
     """The warning has the key and the line, and no part of the value."""
-    settings = load_text(f"storage:\n  secret_key: {CANARY}$" + "{OOPS}")
+    settings = load_text(f"storage:\n  secret_key: {CANARY}$" + "{OOPS}", STORAGE_ACCESS_KEY="a")
 
     assert len(settings.warnings) == 1
     assert settings.warnings[0].startswith("storage.secret_key: refers to an environment variable that is not set")
@@ -1008,3 +1008,77 @@ def test_the_s3_keys_are_read(load_text: Load) -> None:
         secret_key=Secret("s"),
         directory=Path("/home/someone/.cache/dockyard"),
     )
+
+
+# The keys and the region of S3
+
+KEYS = {"storage.access_key": "0123", "storage.secret_key": Secret("0456")}
+
+
+@pytest.mark.parametrize("prefix", ["", "DOCKYARD_"])
+def test_the_keys_are_read_from_the_environment(prefix: str) -> None:
+    """As every scalar is; they are not in the table above because one needs the other."""
+    settings = load(None, {f"{prefix}STORAGE_ACCESS_KEY": "0123", f"{prefix}STORAGE_SECRET_KEY": "0456"})
+    assert {key: value_at(settings, key) for key in KEYS} == KEYS
+
+
+KEY_PAIRS = [
+    ("storage: {access_key: a}", {}, "storage.secret_key"),
+    ("storage: {secret_key: b}", {}, "storage.access_key"),
+    ("storage: {access_key: a, secret_key: ''}", {}, "storage.secret_key"),
+    ("storage: {access_key: '', secret_key: b}", {}, "storage.access_key"),
+    ("storage: {access_key: a, secret_key: b}", {"STORAGE_SECRET_KEY": ""}, "storage.secret_key"),
+    ("storage: {access_key: a, secret_key: b}", {"DOCKYARD_STORAGE_ACCESS_KEY": ""}, "storage.access_key"),
+    ("", {"STORAGE_ACCESS_KEY": "a"}, "storage.secret_key"),
+    ("storage: {access_key: a, secret_key: '${KEY}'}", {"KEY": ""}, "storage.secret_key"),
+    ("storage: {access_key: a}", {"AWS_ACCESS_KEY_ID": "c", "AWS_SECRET_ACCESS_KEY": "d"}, "storage.secret_key"),
+]
+
+
+@pytest.mark.parametrize(("text", "environ", "key"), KEY_PAIRS)
+def test_half_a_pair_of_keys_is_an_error(
+    errors_in: Callable[..., list[str]], text: str, environ: dict[str, str], key: str
+) -> None:
+    """Else the credentials of somebody else would be used."""
+    [error] = errors_in(text, **environ)
+    assert error.startswith(f"{key}: is required when storage.")
+
+
+@pytest.mark.parametrize(
+    ("text", "environ", "keys"),
+    [
+        ("storage: {access_key: a}", {"STORAGE_SECRET_KEY": "b"}, ("a", "b")),
+        ("storage: {secret_key: b}", {"DOCKYARD_STORAGE_ACCESS_KEY": "a"}, ("a", "b")),
+        ("storage: {access_key: a, secret_key: b}", {"STORAGE_ACCESS_KEY": "", "STORAGE_SECRET_KEY": ""}, ("", "")),
+        ("storage: {access_key: '', secret_key: ''}", {}, ("", "")),
+    ],
+)
+def test_a_pair_of_keys_may_come_from_the_file_and_the_environment(
+    load_text: Load, text: str, environ: dict[str, str], keys: tuple[str, str]
+) -> None:
+    """What counts is the result."""
+    storage = load_text(text, **environ).storage
+    assert (storage.access_key, storage.secret_key.reveal()) == keys
+
+
+@pytest.mark.parametrize(
+    ("text", "environ", "region"),
+    [
+        ("", {}, "us-east-1"),
+        ("", {"AWS_REGION": "eu-central-1"}, "eu-central-1"),
+        ("", {"AWS_DEFAULT_REGION": "eu-west-1"}, "eu-west-1"),
+        ("", {"AWS_REGION": "eu-central-1", "AWS_DEFAULT_REGION": "eu-west-1"}, "eu-central-1"),
+        ("", {"AWS_REGION": "", "AWS_DEFAULT_REGION": "eu-west-1"}, "eu-west-1"),
+        ("", {"AWS_REGION": "", "AWS_DEFAULT_REGION": ""}, "us-east-1"),
+        ("storage: {region: us-east-1}", {"AWS_REGION": "eu-central-1"}, "us-east-1"),
+        ("storage: {region: ''}", {"AWS_REGION": "eu-central-1"}, "eu-central-1"),
+        ("storage: {region: ''}", {}, "us-east-1"),
+        ("", {"AWS_REGION": "eu-central-1", "STORAGE_REGION": "auto"}, "auto"),
+        ("", {"AWS_REGION": "eu-central-1", "STORAGE_REGION": ""}, "eu-central-1"),
+    ],
+)
+def test_the_region_is_the_setting_or_that_of_the_aws_tools(
+    load_text: Load, text: str, environ: dict[str, str], region: str
+) -> None:
+    """EKS and Lambda set AWS_REGION in all containers."""
+    assert load_text(text, **environ).storage.region == region
