@@ -38,6 +38,7 @@ class StrictConnection:
     found_unexpected_bytes = False
     _is_unused = True
     _is_request_sent = False
+    _must_be_acknowledged = False
     _response: StrictResponse | None = None
 
     def make_reader(self, sock: Any) -> ResponseReader:
@@ -46,14 +47,16 @@ class StrictConnection:
 
     def response_class(self, sock: Any, *args: Any, **kwargs: Any) -> StrictResponse:
         """Create the response to the request that was sent; http.client calls this."""
-        self._response = StrictResponse(self.make_reader(sock), *args, **kwargs)
+        reader = self.make_reader(sock)
+        reader.must_be_acknowledged = self._must_be_acknowledged
+        self._response = StrictResponse(reader, *args, **kwargs)
         return self._response
 
     def connect(self) -> None:
         self._is_unused = True
         super().connect()  # type: ignore[misc]
 
-    def request(self, *args: Any, **kwargs: Any) -> None:
+    def request(self, method: str, url: str, body: Any = None, *args: Any, **kwargs: Any) -> None:
         """Send a request. Raises InvalidResponse when the server sent something before it."""
         self._is_request_sent = False
         if self.sock is None:
@@ -61,8 +64,10 @@ class StrictConnection:
         if self._is_unused and check_idle(self.sock) is Idle.UNEXPECTED_BYTES:
             self.found_unexpected_bytes = True
             raise InvalidResponse("bytes before the request")
+        # A body may be rejected before the server has received it.
+        self._must_be_acknowledged = not self._is_unused and body is None
         self._is_unused = False
-        super().request(*args, **kwargs)  # type: ignore[misc]
+        super().request(method, url, body, *args, **kwargs)  # type: ignore[misc]
         self._is_request_sent = True
 
     @property

@@ -12,9 +12,12 @@ a malformed line, and discards what it has buffered beyond the end of a body. `S
 - `is_over` tells whether the response was read to its end and nothing came after it.
 """
 
+import fcntl
 import io
 import re
 import ssl
+import struct
+import termios
 from enum import Enum, auto
 from http.client import HTTPException, HTTPMessage, HTTPResponse, IncompleteRead, RemoteDisconnected
 from typing import Any
@@ -60,11 +63,25 @@ def check_idle(sock: Any) -> Idle:
         return Idle.CLOSED
 
 
+def has_unacknowledged_bytes(sock: Any) -> bool:
+    """Whether the peer has not acknowledged all bytes that were sent (tcp(7), SIOCOUTQ)."""
+    try:
+        (count,) = struct.unpack("i", fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(4)))
+    except OSError:
+        return False  # no TCP, or a system that does not tell
+    return bool(count)
+
+
 class ResponseReader(io.RawIOBase):
-    """The receiving side of a connection, for one response; given to http.client in place of a socket."""
+    """The receiving side of a connection, for one response; given to http.client in place of a socket.
+
+    With `must_be_acknowledged`, the first bytes are an error if they arrive before the peer has acknowledged the whole
+    request: they cannot be a response to it.
+    """
 
     def __init__(self, sock: Any) -> None:
         self.sock = sock
+        self.must_be_acknowledged = False
         self._file = sock.makefile("rb", buffering=0)  # keeps the socket open as long as it is read
         self._is_ended = False
 
@@ -75,7 +92,14 @@ class ResponseReader(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int | None:
-        return None if self._is_ended else self.receive(buffer)
+        if self._is_ended:
+            return None
+        count = self.receive(buffer)
+        if self.must_be_acknowledged:
+            self.must_be_acknowledged = False
+            if has_unacknowledged_bytes(self.sock):
+                raise InvalidResponse("bytes before the request was received")
+        return count
 
     def receive(self, buffer: Any) -> int:
         """Receive at least one byte; 0 at the end of the connection."""
@@ -197,7 +221,9 @@ class StrictResponse(HTTPResponse):
         lengths = [part.strip() for value in self._values("Content-Length") for part in value.split(",")]
         if len(lengths) > 1 or (codings and (lengths or codings != ["chunked"] or self.version == 10)):
             self._is_keep_alive_safe = False
-        is_length_valid = len(set(lengths)) <= 1 and all(_LENGTH.fullmatch(length) for length in lengths)
+        if len(set(lengths)) > 1:
+            raise InvalidResponse("two different lengths")
+        is_length_valid = all(_LENGTH.fullmatch(length) for length in lengths)
         if self._method == "HEAD" or self.status in {204, 304}:
             self._is_keep_alive_safe &= is_length_valid
             return False, 0

@@ -245,7 +245,7 @@ class RegistryClient:
         http.finish()
         if http.status == 200:
             check_content(http)
-            if (length := content_length(http)) is not None and http.header("Transfer-Encoding") is None:
+            if (length := content_length(http)) is not None:
                 return length
         elif http.status not in _RETRY_WITH_GET:
             raise self._status_error(response, request)

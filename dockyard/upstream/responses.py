@@ -71,8 +71,6 @@ def open_blob_body(http: UpstreamResponse, start: int) -> UpstreamBlob:
     """The body of a 200 or 206 response, if its headers match the requested range. Raises UpstreamError."""
     check_content(http)
     length = content_length(http)
-    if http.header("Transfer-Encoding") is not None:
-        length = None
     size, offset = length, 0
     if http.status == 206:
         try:
@@ -105,7 +103,12 @@ def find_descriptor(http: UpstreamResponse, reference: Reference) -> Descriptor 
 
 
 def content_length(http: UpstreamResponse) -> int | None:
-    """The Content-Length, None when there is none. Raises UpstreamError."""
+    """The Content-Length, None when there is none, or a Transfer-Encoding replaces it. Raises UpstreamError.
+
+    RFC 9112 section 6.3.
+    """
+    if http.header("Transfer-Encoding") is not None:
+        return None
     try:
         return parse_length(http.header_values("Content-Length"))
     except ValueError as exc:

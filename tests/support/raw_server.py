@@ -1,6 +1,7 @@
 """A TCP server whose responses are bytes: for what is not valid HTTP, or comes when it should not."""
 
 import contextlib
+import select
 import socket
 import ssl
 import threading
@@ -17,20 +18,29 @@ class RawConnection:
         self.number = number
         self._sock = sock
         self._server = server
+        self._received = b""
 
     def receive_request(self) -> str:
         """The request line of the next request, whose head has arrived completely; empty when there is none."""
-        head = b""
-        while not head.endswith(b"\r\n\r\n"):
-            byte = self._sock.recv(1)
-            if not byte or len(head) > MAX_HEAD_BYTES:
+        while b"\r\n\r\n" not in self._received:
+            data = self._sock.recv(65536)
+            if not data or len(self._received) > MAX_HEAD_BYTES:
                 return ""
-            head += byte
-        self._server.heads.append(head)
+            self._received += data
+        head, _, self._received = self._received.partition(b"\r\n\r\n")
+        self._server.heads.append(head + b"\r\n\r\n")
         return head.partition(b"\r\n")[0].decode("latin-1")
+
+    def has_received_more(self) -> bool:
+        """Whether a part of another request has arrived, or the end of the connection."""
+        return bool(self._received or select.select([self._sock], [], [], 0)[0])
 
     def send(self, data: bytes) -> None:
         self._sock.sendall(data)
+
+    def acknowledge_late(self) -> None:
+        """Let the system acknowledge what it receives some time later, or together with what is sent."""
+        self._sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 0)
 
     def wait_for_end(self) -> None:
         """Wait until the client has closed the connection; what it sends is discarded."""

@@ -198,6 +198,36 @@ def test_a_response_before_the_request_is_no_response() -> None:
     assert server.heads == []
 
 
+def test_bytes_that_come_before_the_request_was_received_are_no_response() -> None:
+    """They cross with the request; the server's system has not acknowledged it."""
+    may_send = threading.Event()
+
+    def serve(connection: RawConnection) -> None:
+        connection.send(response(connection.receive_request().encode()))
+        may_send.wait(TIMEOUT_S)
+        connection.acknowledge_late()
+        connection.send(response(b"other"))
+        connection.wait_for_end()
+
+    def is_found(server: RawServer) -> bool:
+        may_send.clear()
+        connection: Any = PlainPool(Suspensions(), "127.0.0.1", server.port, timeout=TIMEOUT_S)._new_conn()
+        connection.request("GET", "/a", preload_content=False)
+        assert connection.getresponse().read() == line("/a")
+        may_send.set()
+        assert select.select([connection.sock], [], [], TIMEOUT_S)[0]
+        connection.request("GET", "/b", preload_content=False)
+        try:
+            return connection.getresponse().read() != b"other"
+        except InvalidResponse as exc:
+            return "before the request was received" in str(exc)
+        finally:
+            connection.close()
+
+    with RawServer(serve) as server:
+        assert any(is_found(server) for _ in range(5))  # within 40 ms, which a busy machine may exceed
+
+
 def test_session_tickets_are_no_unexpected_bytes(authority: trustme.CA, tmp_path: Path) -> None:
     """TLS 1.3 sends them after the handshake, at any time; they make a socket readable."""
     ca_file = tmp_path / "ca.pem"

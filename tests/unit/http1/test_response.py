@@ -188,7 +188,7 @@ def test_a_response_with_a_doubtful_end_costs_its_connection(sockets: Sockets, d
 
 def test_a_doubtful_length_of_a_response_to_head_costs_its_connection(sockets: Sockets) -> None:
     """It delimits nothing, but who knows what the server sends after it."""
-    response, _ = receive(sockets, b"HTTP/1.1 200 OK\r\nContent-Length: 5, 6\r\n\r\n", "HEAD")
+    response, _ = receive(sockets, b"HTTP/1.1 200 OK\r\nContent-Length: five\r\n\r\n", "HEAD")
     assert response.will_close
 
 
