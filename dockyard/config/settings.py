@@ -197,7 +197,7 @@ class Upstream:
     """Proxy to this registry, as `http[s]://[user:password@]host[:port]`. Empty: connect directly."""
     trusted_hosts: tuple[str, ...] = ()
     """Hosts (`host` or `host:port`) that redirects and the token service of this registry may be on although they have
-    a private address or belong to another site."""
+    a private address or belong to another site. They get the login of the registry if they ask for it."""
 
     @cached_property
     def origin(self) -> Origin:

@@ -58,10 +58,10 @@ def parse_challenges(headers: Iterable[str]) -> tuple[Challenge, ...]:
     return tuple(challenges)
 
 
-def pick_challenge(challenges: Iterable[Challenge]) -> Challenge | None:
-    """Return the challenge to use: Bearer if it has a realm, else Basic, else None."""
+def usable_challenges(challenges: Iterable[Challenge]) -> list[Challenge]:
+    """Return the challenges that can be satisfied, the preferred ones first: Bearer with a realm, then Basic."""
     usable = [challenge for challenge in challenges if challenge.scheme == "basic" or _is_usable_bearer(challenge)]
-    return min(usable, key=lambda challenge: challenge.scheme != "bearer", default=None)
+    return sorted(usable, key=lambda challenge: challenge.scheme != "bearer")
 
 
 def is_realm_trusted(realm: str, registry_origin: Origin, trusted_hosts: Collection[str] = ()) -> bool:

@@ -19,7 +19,8 @@ from dockyard.oci.lists import Referrer
 from dockyard.oci.manifest import ACCEPT, MAX_MANIFEST_BYTES, Descriptor, Manifest
 from dockyard.oci.reference import Digest, Reference
 from dockyard.upstream import errors
-from dockyard.upstream.auth import ChallengeResponder, make_mode
+from dockyard.upstream.auth import make_mode
+from dockyard.upstream.challenges import ChallengeResponder
 from dockyard.upstream.circuit_breaker import CircuitBreaker
 from dockyard.upstream.errors import Cause, UpstreamError
 from dockyard.upstream.headers import find_digest, parse_retry_after
@@ -36,7 +37,7 @@ from dockyard.upstream.responses import (
     open_blob_body,
     record_rate_limit,
 )
-from dockyard.upstream.session import RegistryRequest, RegistryResponse, RegistrySession, denied, not_found
+from dockyard.upstream.session import RegistryRequest, RegistryResponse, RegistrySession, denied, needs_login, not_found
 from dockyard.upstream.tokens import CallLimits
 from dockyard.upstream.transport import Transport, UpstreamRequest
 from dockyard.upstream.urls import Url
@@ -194,7 +195,6 @@ class RegistryClient:
             return descriptor
         if http.status != 200 and http.status not in _RETRY_WITH_GET:
             raise self._status_error(response, request)
-        self._limit_tokens(limits, response)
         descriptor = self._get_manifest(repository, reference, limits).descriptor
         if http.status in (405, 501):
             self._skip_head_until = time.monotonic() + SKIP_HEAD_FOR_S
@@ -249,7 +249,6 @@ class RegistryClient:
                 return length
         elif http.status not in _RETRY_WITH_GET:
             raise self._status_error(response, request)
-        self._limit_tokens(limits, response)
         return self._size_by_range(repository, digest, limits)
 
     def _size_by_range(self, repository: str, digest: Digest, limits: CallLimits) -> int:
@@ -291,7 +290,7 @@ class RegistryClient:
                     http.close()
                     raise _attribute(error, response) from error
             http.finish()
-            if not response.is_redirected or http.status not in (401, 403):
+            if not response.is_redirected or http.status not in (401, 403) or needs_login(http):
                 raise self._status_error(response, request)
             if not attempts_left:
                 rejected = errors.server_error(http.server, http.status)
@@ -302,15 +301,15 @@ class RegistryClient:
     def _call_limits(self, timeout_s: float) -> CallLimits:
         return CallLimits(time.monotonic() + timeout_s if timeout_s else None)
 
-    def _limit_tokens(self, limits: CallLimits, response: RegistryResponse) -> None:
-        """After a 401 to a HEAD with a token, another token would not help the GET either."""
-        if response.http.status == 401 and response.authorization.token:
-            limits.token_requests = 0
 
     def _status_error(self, response: RegistryResponse, request: RegistryRequest) -> UpstreamError | RegistryError:
         """The error for a status that is not a success."""
         http = response.http
         match http.status:
+            case 401 if response.is_from_other_origin and needs_login(http):
+                if response.authorization.header and not response.authorization.credential.is_anonymous:
+                    return denied(self._prefix, request)
+                error = errors.login_elsewhere(self._prefix)
             case 401 | 403 if response.is_from_other_origin:
                 error = errors.server_error(http.server, http.status)
             case 401 | 403 | 451 if not response.authorization.credential.is_anonymous:

@@ -106,6 +106,15 @@ def destination_not_allowed(server: str, problem: str) -> UpstreamError:
     return UpstreamError(BadUpstream(f"{server} {problem}"), Cause.NOT_COUNTED)
 
 
+def login_elsewhere(server: str) -> UpstreamError:
+    """A redirect to another host that requires a login, which is not sent there."""
+    problem = (
+        "redirects to another host that requires a login. A login is sent only to hosts of the registry: if that host "
+        "is one, list it in trusted_hosts of this upstream, and set auth"
+    )
+    return UpstreamError(BadUpstream(f"{server} {problem}"), Cause.NOT_COUNTED)
+
+
 def server_error(server: str, status: int, retry_after_s: int = RETRY_AFTER_S) -> UpstreamError:
     """A 5xx response."""
     error = Unavailable(f"{server} responded with status {status}", retry_after_s=retry_after_s)

@@ -1,27 +1,43 @@
 """One operation on a registry: authenticated, redirects followed.
 
-It costs at most two requests to the registry and two to its token service, and one ping when a registry sends its
-challenge only at `/v2/`. Redirects are followed here, not by the transport: `Authorization` is sent to the origin of
-the registry and nowhere else, and each target is checked before it is connected to.
+It costs one request to the registry in general. With a new token there are two, and one to the token service. When
+what is remembered about the registry has changed, there are up to four, and three to token services; and one ping when
+a registry sends its challenge only at `/v2/`.
+
+Redirects are followed here, not by the transport, and each target is checked before it is connected to.
+`Authorization` is sent to the origin of the registry. Another host that requires a login gets an anonymous token, or
+what the registry gets if it is listed in `trusted_hosts`.
 """
 
+import re
 from typing import Literal
 
 import attrs
+import structlog
+from cachetools import TTLCache
 
 from dockyard.config.settings import Upstream
 from dockyard.errors import BlobUnknown, Denied, ManifestUnknown, NameUnknown, RegistryError
 from dockyard.oci.origin import Origin
 from dockyard.oci.reference import Digest, Reference
 from dockyard.upstream import errors
-from dockyard.upstream.auth import AuthenticationMode, Authorization, ChallengeResponder
+from dockyard.upstream.auth import AuthenticationMode, FixedCredentialAuth
+from dockyard.upstream.challenges import REFUSALS, Authorization, ChallengeResponder, Handshake, Resource
 from dockyard.upstream.errors import AuthenticationFailed, UpstreamError
+from dockyard.upstream.keychain import ANONYMOUS
 from dockyard.upstream.network_zones import NetworkZone
 from dockyard.upstream.tokens import CallLimits, RequestSender
 from dockyard.upstream.transport import UpstreamRequest, UpstreamResponse
-from dockyard.upstream.urls import REDIRECTS, InvalidUrl, Url, resolve_redirect
+from dockyard.upstream.urls import REDIRECTS, InvalidUrl, Url, is_in_host_list, resolve_redirect
 
 MAX_REDIRECTS = 10
+MAX_ATTEMPTS = 4  # of one request at one URL, each with another header
+MAX_WARNED_HOSTS = 64
+WARN_EVERY_S = 3600.0
+
+_REGISTRY_PATH = re.compile(r"/v2/([a-z0-9][a-z0-9._/-]{0,254})/(?:manifests|blobs|tags|referrers)/")
+
+log = structlog.get_logger()
 
 
 @attrs.frozen
@@ -92,81 +108,108 @@ class RegistrySession:
         self._sender = sender
         self._mode = mode
         self._responder = responder
+        self._trusted_hosts = upstream.trusted_hosts
+        self._warned_about: TTLCache[Origin, bool] = TTLCache(MAX_WARNED_HOSTS, WARN_EVERY_S)
 
     def send(self, request: RegistryRequest, limits: CallLimits) -> RegistryResponse:
-        """Send a request, and once more with other credentials if the registry responds with 401 or 403.
+        """Send a request, follow redirects, and authenticate where that is required.
 
         The caller ends the response. Raises UpstreamError, RegistryError.
         """
         try:
-            authorization = self._mode.first(request.repository, limits)
-            response = self._follow_redirects(request, authorization, limits)
-            if response.http.status in (401, 403) and not response.is_from_other_origin:
-                other = self._after_refusal(response, request, limits)
-                if other is not None:
-                    response.http.finish()
-                    response = self._follow_redirects(request, other, limits)
+            return self._follow_redirects(request, limits)
         except AuthenticationFailed as exc:
             if exc.is_anonymous:
                 raise not_found(self._prefix, request) from exc
             raise denied(self._prefix, request, remembered=exc.remembered) from exc
-        if not response.is_from_other_origin or response.http.status < 400:
-            self._mode.record_result(response.authorization, response.http.status, request.repository)
-        return response
 
-    def _after_refusal(
-        self, response: RegistryResponse, request: RegistryRequest, limits: CallLimits
-    ) -> Authorization | None:
-        try:
-            return self._mode.after_refusal(response.authorization, response.http, request.repository, limits)
-        except BaseException:
-            response.http.close()
-            raise
-
-    def _follow_redirects(
-        self, request: RegistryRequest, authorization: Authorization, limits: CallLimits
-    ) -> RegistryResponse:
+    def _follow_redirects(self, request: RegistryRequest, limits: CallLimits) -> RegistryResponse:
         url = request.url or Url(self._origin, f"/v2/{request.path}")
         registry_zone: NetworkZone | None = None
-        other_headers: dict[Origin, str] = {}  # Authorization headers for other origins
-        is_redirected = False
-        for _ in range(MAX_REDIRECTS + 1):
+        for hops in range(MAX_REDIRECTS + 1):
             is_other = url.origin != self._origin
-            server = f"a host that {self._prefix} redirects to" if is_other else self._prefix
-            fields = {
-                "Accept": request.accept,
-                "Range": request.byte_range,
-                "Authorization": other_headers.get(url.origin) if is_other else authorization.header,
-            }
-            headers = {name: value for name, value in fields.items() if value}
-            try:
-                http = self._sender.send(
-                    UpstreamRequest(server, request.method, url, headers, limits.deadline, registry_zone)
-                )
-            except UpstreamError as error:
-                if not is_other:
-                    raise
-                raise error.as_not_counted(is_from_other_origin=True) from error
+            if is_other:
+                http, authorization = self._exchange_elsewhere(url, request, limits, registry_zone)
+            else:
+                resource = Resource(url.origin, request.repository)
+                http, authorization = self._exchange(self._mode, url, resource, request, limits, registry_zone)
+            if http.status not in REDIRECTS:
+                return RegistryResponse(http, authorization, hops > 0, is_other)
             registry_zone = registry_zone or http.zone
-            if http.status in REDIRECTS:
-                url = self._redirect_target(url, http)
-                is_redirected = True
-                continue
-            # Some registries redirect manifests to a registry that requires a token of its own.
-            needs_token = http.status == 401 and is_other and url.origin not in other_headers
-            if needs_token and (other_header := self._other_host_header(http, limits)) is not None:
-                http.finish()
-                other_headers[url.origin] = other_header
-                continue
-            return RegistryResponse(http, authorization, is_redirected, is_other)
+            url = self._redirect_target(url, http)
         raise errors.bad_response(self._prefix, f"redirects more than {MAX_REDIRECTS} times")
 
-    def _other_host_header(self, http: UpstreamResponse, limits: CallLimits) -> str | None:
+    def _exchange(
+        self,
+        mode: AuthenticationMode,
+        url: Url,
+        resource: Resource,
+        request: RegistryRequest,
+        limits: CallLimits,
+        registry_zone: NetworkZone | None,
+    ) -> tuple[UpstreamResponse, Authorization]:
+        """Send the request to one URL, and again with other credentials while the server refuses it.
+
+        Return the last response, and what it was requested with.
+        """
+        is_other = url.origin != self._origin
+        server = f"a host that {self._prefix} redirects to" if is_other else self._prefix
+        handshake = Handshake(resource, request.method, limits)
+        authorization = mode.first(handshake)
+        for attempts_left in reversed(range(MAX_ATTEMPTS)):
+            fields = {"Accept": request.accept, "Range": request.byte_range, "Authorization": authorization.header}
+            headers = {name: value for name, value in fields.items() if value}
+            if authorization.header is None:
+                limits.asked_without_token.add(resource)
+            http = self._sender.send(
+                UpstreamRequest(server, request.method, url, headers, limits.deadline, registry_zone)
+            )
+            if http.status not in REFUSALS or not attempts_left:
+                break
+            try:
+                other = mode.after_refusal(handshake, authorization, http)
+            except AuthenticationFailed:
+                if not is_other:
+                    http.close()
+                    raise
+                other = None
+            except BaseException:
+                http.close()
+                raise
+            if other is None:
+                break
+            http.finish()
+            authorization = other
+        mode.record_result(handshake, authorization, http.status)
+        return http, authorization
+
+    def _exchange_elsewhere(
+        self, url: Url, request: RegistryRequest, limits: CallLimits, registry_zone: NetworkZone | None
+    ) -> tuple[UpstreamResponse, Authorization]:
+        """As `_exchange`, for another host: registries redirect blobs to storage, and manifests to other registries."""
+        credential = ANONYMOUS
+        if is_in_host_list(url.origin, self._trusted_hosts):
+            credential = self._mode.credential(request.repository, limits)
+        mode = FixedCredentialAuth(self._responder, credential)
+        match = _REGISTRY_PATH.search(url.target.partition("?")[0])
+        resource = Resource(url.origin, match[1] if match else "")
         try:
-            return self._responder.other_host_header(http, limits)
+            http, authorization = self._exchange(mode, url, resource, request, limits, registry_zone)
         except UpstreamError as error:
-            http.close()
             raise error.as_not_counted(is_from_other_origin=True) from error
+        if needs_login(http):
+            self._warn_about_login(url.origin)
+        return http, authorization
+
+    def _warn_about_login(self, origin: Origin) -> None:
+        """Clients do not see which host it is."""
+        if origin not in self._warned_about:
+            self._warned_about[origin] = True
+            log.warning(
+                "an upstream redirects to a host that requires a login, which is not in trusted_hosts or rejects it",
+                upstream=self._prefix,
+                host=origin.authority,
+            )
 
     def _redirect_target(self, url: Url, http: UpstreamResponse) -> Url:
         http.finish()
@@ -174,3 +217,11 @@ class RegistrySession:
             return resolve_redirect(url, http.header("Location"))
         except InvalidUrl as exc:
             raise errors.destination_not_allowed(self._prefix, f"sent an invalid redirect: {exc}") from exc
+
+
+def needs_login(http: UpstreamResponse) -> bool:
+    """Whether a host that the registry redirected to requires a login: a 401 with a challenge.
+
+    Without a challenge it may be the response to a signed URL that has expired.
+    """
+    return http.status == 401 and http.header("WWW-Authenticate") is not None

@@ -4,26 +4,38 @@ A token belongs to (realm, service, scopes, credential). Its lifetime starts whe
 on the monotonic clock; timestamps of the service are ignored. If a token cannot be renewed while
 it is valid, it stays in use, and the renewal is tried again after `RETRY_REFRESH_S`.
 
+How a failure is understood:
+
+| response of the token service | meaning | error |
+|---|---|---|
+| none: refused, unknown host, TLS, timeout | the registry is unavailable | UpstreamError, counted |
+| 5xx, 200 with something that is not JSON | a server error, as if the registry had sent it | UpstreamError, counted |
+| 429 | no token of this service until Retry-After has passed; tokens that are valid stay in use | UpstreamError |
+| 401, 403 | the credentials are rejected, or anonymous access | AuthenticationFailed |
+| any other 4xx, 200 without a token | no token for these scopes; there may be one for others | TokenRefused |
+
 See "Token Authentication Specification" of the distribution project.
 """
 
 import json
+import math
 import threading
 import time
 from collections.abc import Callable, Hashable
 from concurrent.futures import Future
-from typing import Any, NoReturn, Protocol
+from typing import Protocol
 from urllib.parse import quote, urlencode
 
 import attrs
-from cachetools import LRUCache, TTLCache
+from cachetools import LRUCache
 
-from dockyard.errors import Unavailable, UpstreamTimeout
+from dockyard.errors import BadUpstream, Unavailable
 from dockyard.upstream import errors
 from dockyard.upstream.errors import AuthenticationFailed, Cause, UpstreamError
 from dockyard.upstream.headers import parse_retry_after
 from dockyard.upstream.keychain import Credential
 from dockyard.upstream.network_zones import NetworkZone
+from dockyard.upstream.rejected_credentials import RejectedCredentials
 from dockyard.upstream.transport import UpstreamRequest, UpstreamResponse
 from dockyard.upstream.urls import REDIRECTS, InvalidUrl, Url, resolve_redirect
 
@@ -31,8 +43,10 @@ MAX_TOKEN_RESPONSE_BYTES = 64 * 1024
 MIN_LIFETIME_S = 60.0
 MAX_LIFETIME_S = 3600.0
 RETRY_REFRESH_S = 10.0
-REJECTED_FOR_S = 30.0
 MAX_CACHED_TOKENS = 1024
+MAX_LIMITED = 64
+MAX_REALMS = 64
+MAX_SCOPES_CHARS = 300  # in messages
 MAX_REDIRECTS = 10
 CLIENT_ID = "dockyard"
 
@@ -45,11 +59,17 @@ class RequestSender(Protocol):
 
 @attrs.define(eq=False)
 class CallLimits:
-    """What one operation on a registry may still use. `deadline` is on the monotonic clock; None: no deadline."""
+    """What one operation on a registry may still use, and what it has used.
+
+    `deadline` is on the monotonic clock; None: no deadline. `new_tokens` were made for this operation: if the registry
+    refuses one, another one would not help. `asked_without_token`: where a request without Authorization was sent.
+    """
 
     deadline: float | None
-    token_requests: int = 2
+    token_requests: int = 3
     pings: int = 1
+    new_tokens: set[str] = attrs.field(factory=set, repr=False)
+    asked_without_token: set[Hashable] = attrs.field(factory=set)
 
     @property
     def remaining_s(self) -> float | None:
@@ -74,23 +94,11 @@ class _Token:
     expires_at: float
 
 
-class RejectedCredentials:
-    """Credentials that were rejected a short time ago. They are not sent again: repeated failures lock accounts."""
+class TokenRefused(UpstreamError):
+    """The token service is up and has no token for the requested scopes."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._rejected: TTLCache[Hashable, bool] = TTLCache(MAX_CACHED_TOKENS, REJECTED_FOR_S, clock)
-        self._lock = threading.Lock()
-
-    def add(self, key: Hashable) -> None:
-        with self._lock:
-            self._rejected[key] = True
-
-    def check(self, *keys: Hashable) -> None:
-        """Raises AuthenticationFailed if one of the keys was added a short time ago."""
-        with self._lock:
-            is_rejected = any(key in self._rejected for key in keys)
-        if is_rejected:
-            raise AuthenticationFailed(is_anonymous=False, remembered=True)
+    def __init__(self, server: str, problem: str) -> None:
+        super().__init__(BadUpstream(f"{server} {problem}"), Cause.NOT_COUNTED)
 
 
 class TokenProvider:
@@ -104,18 +112,14 @@ class TokenProvider:
         self._tokens: LRUCache[Hashable, _Token] = LRUCache(MAX_CACHED_TOKENS)
         self._pending: dict[Hashable, Future[str]] = {}
         self._rejected = RejectedCredentials(clock)
-        self._realms_without_post: set[Url] = set()
+        self._limited_until: LRUCache[Hashable, float] = LRUCache(MAX_LIMITED)
+        self._has_post: LRUCache[Url, bool] = LRUCache(MAX_REALMS)
 
-    def get(
-        self, endpoint: TokenEndpoint, credential: Credential, limits: CallLimits, rejected_token: str | None = None
-    ) -> str:
-        """A token other than the one that was just rejected. Raises UpstreamError, AuthenticationFailed."""
+    def get(self, endpoint: TokenEndpoint, credential: Credential, limits: CallLimits) -> str:
+        """A token: the cached one, or a new one. Raises UpstreamError, AuthenticationFailed."""
         key = (endpoint.realm, endpoint.service, endpoint.scopes, credential)
         with self._lock:
             cached = self._tokens.get(key)
-            if cached is not None and cached.value == rejected_token:
-                del self._tokens[key]
-                cached = None
             if cached is not None and self._clock() >= cached.expires_at:
                 cached = None
             pending = self._pending.get(key)
@@ -124,7 +128,9 @@ class TokenProvider:
             if pending is None:
                 future = self._pending[key] = Future()
         if pending is not None:
-            return self._wait(pending, limits)
+            token = self._wait(pending, limits)
+            limits.new_tokens.add(token)
+            return token
         try:
             token = self._refresh(key, endpoint, credential, limits, cached)
         except BaseException as exc:
@@ -137,6 +143,12 @@ class TokenProvider:
             with self._lock:
                 del self._pending[key]
 
+    def drop(self, token: str) -> None:
+        """Forget a token that the registry refused, whatever it was requested for."""
+        with self._lock:
+            for key in [key for key, kept in self._tokens.items() if kept.value == token]:
+                del self._tokens[key]
+
     def _wait(self, pending: "Future[str]", limits: CallLimits) -> str:
         """The result of the request that another thread has sent."""
         try:
@@ -144,7 +156,7 @@ class TokenProvider:
         except TimeoutError as exc:
             raise errors.timed_out(self._server) from exc
         except UpstreamError as exc:
-            raise UpstreamError(exc.error, exc.cause) from exc
+            raise _as_final(exc) from exc
         except AuthenticationFailed as exc:
             raise AuthenticationFailed(is_anonymous=exc.is_anonymous) from exc
 
@@ -161,13 +173,14 @@ class TokenProvider:
             value, lifetime_s = self._fetch_with_retry(endpoint, credential, limits, deadline)
         except UpstreamError as error:
             if cached is None:
-                # Not retryable: the retry was made here, and one by the caller would exceed the limits.
-                raise UpstreamError(error.error, error.cause) from error
+                # The retry was made here, and one by the caller would exceed the limits.
+                raise _as_final(error) from error
             cached.refresh_at = self._clock() + RETRY_REFRESH_S
             return cached.value
         token = _Token(value, started + min(lifetime_s * 2 / 3, lifetime_s - 10.0), started + lifetime_s)
         with self._lock:
             self._tokens[key] = token
+        limits.new_tokens.add(value)
         return value
 
     def _fetch_with_retry(
@@ -185,40 +198,72 @@ class TokenProvider:
         self, endpoint: TokenEndpoint, credential: Credential, limits: CallLimits, deadline: float | None
     ) -> tuple[str, float]:
         """Request a token; return it and its lifetime in seconds. Raises UpstreamError, AuthenticationFailed."""
-        login = (endpoint.realm, credential)
-        login_for_scopes = (*login, endpoint.service, endpoint.scopes)
+        login, part = (endpoint.realm, credential), (endpoint.service, endpoint.scopes)
         if not credential.is_anonymous:
-            self._rejected.check(login, login_for_scopes)
+            self._rejected.check(login, part)
+        self._check_rate_limit(login)
         response = self._request(endpoint, credential, limits, deadline)
+        if response.status == 200:
+            token = self._read_token(response, endpoint, credential)
+            if not credential.is_anonymous:
+                self._rejected.accept(login)
+            return token
+        response.finish()
         match response.status:
-            case 200:
-                return self._read_token(response, login, credential)
-            case 401:
-                self._reject(response, login, credential)
-            case 403:
-                self._reject(response, login_for_scopes, credential)
-        response.finish()
-        if response.status == 429:
-            raise errors.rate_limited(self._server, parse_retry_after(response.header("Retry-After"), time.time()))
-        raise _as_outage(errors.server_error(self._server, response.status))
+            case 401 if not credential.is_anonymous:
+                self._rejected.reject(login, part)
+            case 403 if not credential.is_anonymous:
+                self._rejected.reject_part(login, part)
+        if response.status in (401, 403):
+            raise AuthenticationFailed(is_anonymous=credential.is_anonymous)
+        raise self._status_error(response, endpoint, login)
 
-    def _reject(self, response: UpstreamResponse, key: Hashable, credential: Credential) -> NoReturn:
-        response.finish()
-        if not credential.is_anonymous:
-            self._rejected.add(key)
-        raise AuthenticationFailed(is_anonymous=credential.is_anonymous)
+    def _status_error(self, response: UpstreamResponse, endpoint: TokenEndpoint, login: Hashable) -> UpstreamError:
+        match response.status:
+            case 407:
+                return errors.unreachable(self._server, "the proxy rejects the request")
+            case 408:
+                return errors.timed_out(self._server)
+            case 429:
+                wait_s = parse_retry_after(response.header("Retry-After"), time.time())
+                with self._lock:
+                    self._limited_until[login] = self._clock() + wait_s
+                return errors.rate_limited(self._server, wait_s).as_not_counted()
+            case status if 400 <= status < 500:
+                return TokenRefused(self._server, f"responded with status {status} to {_names(endpoint)}")
+            case status:
+                header = response.header("Retry-After")
+                wait_s = parse_retry_after(header, time.time()) if header else errors.RETRY_AFTER_S
+                return errors.server_error(self._server, status, wait_s)
+
+    def _check_rate_limit(self, login: Hashable) -> None:
+        """Raises UpstreamError until the rate limit of this realm and credential is over."""
+        with self._lock:
+            wait_s = self._limited_until.get(login, 0.0) - self._clock()
+        if wait_s > 0:
+            error = errors.rate_limited(self._server, math.ceil(wait_s)).error
+            error.remembered = True
+            raise UpstreamError(error, Cause.NOT_COUNTED)
 
     def _request(
         self, endpoint: TokenEndpoint, credential: Credential, limits: CallLimits, deadline: float | None
     ) -> UpstreamResponse:
-        """POST an identity token where the service supports it, else GET."""
-        if credential.identity_token and endpoint.realm not in self._realms_without_post:
-            response = self._post(endpoint, credential, limits, deadline)
-            if response.status not in (404, 405):
-                return response
-            response.finish()
-            self._realms_without_post.add(endpoint.realm)
-        return self._get(endpoint, credential, limits, deadline)
+        """POST an identity token where the service supports it, else GET.
+
+        A 404 or 405 says that it does not, if a GET succeeds there, and no POST has succeeded before.
+        """
+        if not credential.identity_token or self._has_post.get(endpoint.realm) is False:
+            return self._get(endpoint, credential, limits, deadline)
+        response = self._post(endpoint, credential, limits, deadline)
+        if response.status not in (404, 405) or self._has_post.get(endpoint.realm):
+            if response.status == 200:
+                self._has_post[endpoint.realm] = True
+            return response
+        response.finish()
+        response = self._get(endpoint, credential, limits, deadline)
+        if response.status == 200:
+            self._has_post[endpoint.realm] = False
+        return response
 
     def _post(
         self, endpoint: TokenEndpoint, credential: Credential, limits: CallLimits, deadline: float | None
@@ -274,23 +319,32 @@ class TokenProvider:
         limits.token_requests -= 1
         return self._sender.send(request)
 
-    def _read_token(self, response: UpstreamResponse, login: Hashable, credential: Credential) -> tuple[str, float]:
+    def _read_token(
+        self, response: UpstreamResponse, endpoint: TokenEndpoint, credential: Credential
+    ) -> tuple[str, float]:
         try:
             document = json.loads(response.read(MAX_TOKEN_RESPONSE_BYTES))
         except (ValueError, RecursionError) as exc:
-            raise self._invalid_token() from exc
+            raise self._invalid() from exc
         except UpstreamError as exc:
-            raise _as_outage(exc) from exc
-        fields: dict[str, Any] = document if isinstance(document, dict) else {}
-        token = fields.get("token") or fields.get("access_token")
+            if isinstance(exc.error, BadUpstream):
+                raise self._invalid() from exc
+            raise UpstreamError(exc.error, Cause.NO_RESPONSE, is_retryable=exc.is_retryable) from exc
+        if not isinstance(document, dict):
+            raise self._invalid()
+        token = document.get("token") or document.get("access_token")
         if not token and not credential.is_anonymous:
-            self._reject(response, login, credential)  # some services send an empty token if the password is wrong
-        if not isinstance(token, str) or not token.isascii() or not token.isprintable() or " " in token:
-            raise self._invalid_token()
-        return token, _parse_lifetime_s(fields.get("expires_in"))
+            # Some services send an empty token if the password is wrong.
+            self._rejected.reject((endpoint.realm, credential), (endpoint.service, endpoint.scopes))
+            raise AuthenticationFailed(is_anonymous=False)
+        if not isinstance(token, str) or not token or not token.isascii() or not token.isprintable() or " " in token:
+            raise TokenRefused(self._server, f"sent no valid token for {_names(endpoint)}")
+        return token, _parse_lifetime_s(document.get("expires_in"))
 
-    def _invalid_token(self) -> UpstreamError:
-        return _as_outage(errors.bad_response(self._server, "sent a response without a valid token"))
+    def _invalid(self) -> UpstreamError:
+        """The error for a response that no token service sends: the page of a proxy, an endless one."""
+        error = Unavailable(f"{self._server} sent a response without a token", retry_after_s=errors.RETRY_AFTER_S)
+        return UpstreamError(error, Cause.SERVER_ERROR)
 
 
 def _parse_lifetime_s(value: object) -> float:
@@ -300,9 +354,13 @@ def _parse_lifetime_s(value: object) -> float:
     return float(value) if value < MAX_LIFETIME_S else MAX_LIFETIME_S
 
 
-def _as_outage(error: UpstreamError) -> UpstreamError:
-    """The error for a token service that failed or sent an invalid response: the upstream is unavailable."""
-    registry_error = error.error
-    if not isinstance(registry_error, Unavailable | UpstreamTimeout):
-        registry_error = Unavailable(registry_error.message, retry_after_s=errors.RETRY_AFTER_S)
-    return UpstreamError(registry_error, Cause.NO_RESPONSE, is_retryable=error.is_retryable)
+def _as_final(error: UpstreamError) -> UpstreamError:
+    """A copy that says nothing about another attempt."""
+    if isinstance(error, TokenRefused):
+        return error
+    return UpstreamError(error.error, error.cause)
+
+
+def _names(endpoint: TokenEndpoint) -> str:
+    """The requested scopes, in a message."""
+    return " ".join(endpoint.scopes)[:MAX_SCOPES_CHARS] or "a request without a scope"

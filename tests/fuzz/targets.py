@@ -24,7 +24,7 @@ from dockyard.errors import (
     RegistryError,
     RequestInvalid,
 )
-from dockyard.oci.challenge import is_realm_trusted, parse_challenges, pick_challenge
+from dockyard.oci.challenge import is_realm_trusted, parse_challenges, usable_challenges
 from dockyard.oci.manifest import Manifest
 from dockyard.oci.origin import Origin
 from dockyard.oci.ranges import MAX_RANGES, parse_ranges
@@ -181,8 +181,8 @@ def feed_challenge(data: bytes) -> None:
     for challenge in challenges:
         assert challenge.scheme == challenge.scheme.lower()
         assert all(name == name.lower() for name in challenge.parameters)
-    picked = pick_challenge(challenges)
-    for realm in (text, f"https://{text}", picked.parameters.get("realm", "") if picked else ""):
+    realms = [challenge.parameters.get("realm", "") for challenge in usable_challenges(challenges)]
+    for realm in (text, f"https://{text}", *realms):
         try:
             place = parse_http_url(realm)
         except InvalidUrl:

@@ -1,12 +1,13 @@
 """A fake registry that requires authentication: tokens from its own token service, or Basic credentials."""
 
+import base64
 import json
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from urllib.parse import parse_qs, urlsplit
 
 from tests.support.fake_registry import FakeRegistry, Rule
-from tests.support.faults import challenged
+from tests.support.faults import challenged, error_response
 from tests.support.raw_http import Exchange, Request, ScriptedResponse
 
 GUARDED = ("manifest", "blob", "ping")
@@ -76,6 +77,74 @@ class FakeTokenService:
         token = self.issue()
         body = json.dumps(self._spell(token)).encode()
         return ScriptedResponse.of(200, body, ("Content-Type", "application/json"))
+
+
+class FakeScopedTokens:
+    """Make a fake registry require tokens for a scope, from one of several token services (`/token/<name>`).
+
+    `challenge` is the WWW-Authenticate header for a repository and the token that was sent (None: no Authorization).
+    `grant` returns what a token service grants for the requested scopes: scopes, or a status. `needed` is the scope
+    that a token must have for a repository ("": none is needed). `refusal` is the status for a token that is not valid;
+    only 401 has a challenge. Tokens are valid until `expire`.
+    """
+
+    def __init__(
+        self,
+        fake_registry: FakeRegistry,
+        *,
+        challenge: Callable[[str, str | None], str] | None = None,
+        grant: Callable[[str, list[str]], Sequence[str] | int] = lambda name, scopes: scopes,
+        needed: Callable[[str], str] = lambda repo: f"repository:{repo}:pull",
+        refusal: int = 401,
+        listener: str | None = None,
+    ) -> None:
+        self.refusal = refusal
+        self.grant = grant
+        self.needed = needed
+        self.url = fake_registry.url if listener is None else fake_registry.listeners[listener].url
+        self.challenge = challenge or (lambda repo, token: bearer_challenge(self.realm("main"), repo))
+        self._fake_registry = fake_registry
+        self._generation = 0
+        for kind in GUARDED:
+            fake_registry.on(kind, self._guard, listener=listener)
+        fake_registry.on("token", self._issue, when=lambda request: request.path.startswith("/token/"))
+
+    def realm(self, name: str) -> str:
+        """The URL of a token service."""
+        return f"{self.url}/token/{name}"
+
+    def expire(self) -> None:
+        """Let the registry refuse all tokens issued so far."""
+        self._generation += 1
+
+    def asked(self) -> list[tuple[str, list[str]]]:
+        """The name of the token service and the scopes of each token request."""
+        return [_asked(exchange.request) for exchange in self._fake_registry.received("token")]
+
+    def _guard(self, request: Request, response: ScriptedResponse) -> ScriptedResponse:
+        scheme, _, token = (request.header("Authorization") or "").partition(" ")
+        if not self.needed(request.repo) and not token:
+            return response
+        if not token:
+            return challenged(self.challenge(request.repo, None))(request, response)
+        generation, *granted = json.loads(base64.urlsafe_b64decode(token)) if scheme == "Bearer" else [-1]
+        if generation == self._generation and self.needed(request.repo) in granted:
+            return response
+        if self.refusal == 401:
+            return challenged(self.challenge(request.repo, token))(request, response)
+        return error_response(self.refusal, "DENIED")(request, response)
+
+    def _issue(self, request: Request, response: ScriptedResponse) -> ScriptedResponse:
+        granted = self.grant(*_asked(request))
+        if isinstance(granted, int):
+            return error_response(granted, "DENIED")(request, response)
+        token = base64.urlsafe_b64encode(json.dumps([self._generation, *granted]).encode()).decode()
+        return ScriptedResponse.of(200, json.dumps({"token": token}).encode(), ("Content-Type", "application/json"))
+
+
+def _asked(request: Request) -> tuple[str, list[str]]:
+    query = parse_qs(urlsplit(request.target).query)
+    return request.path.removeprefix("/token").strip("/"), query.get("scope", [])
 
 
 def require_authorization(

@@ -12,8 +12,8 @@ from dockyard.oci.challenge import (
     Challenge,
     is_realm_trusted,
     parse_challenges,
-    pick_challenge,
     registrable_domain,
+    usable_challenges,
 )
 from dockyard.oci.origin import Origin
 
@@ -70,7 +70,7 @@ def test_challenges_of_several_headers_are_parsed_in_order() -> None:
 def test_fifty_challenges_are_parsed() -> None:
     """The supported one may be the last."""
     headers = [", ".join(["Digest realm=x"] * 50), HUB]
-    assert pick_challenge(parse_challenges(headers)) == HUB_CHALLENGE
+    assert usable_challenges(parse_challenges(headers)) == [HUB_CHALLENGE]
 
 
 def test_the_number_of_challenges_and_parameters_is_limited() -> None:
@@ -129,19 +129,19 @@ def test_quoted_values_are_unquoted(parameters: dict[str, str]) -> None:
 @pytest.mark.parametrize(
     ("challenges", "expected"),
     [
-        ([BASIC, HUB_CHALLENGE], HUB_CHALLENGE),
-        ([HUB_CHALLENGE, BASIC], HUB_CHALLENGE),
-        ([BASIC], BASIC),
-        ([Challenge("basic", {})], Challenge("basic", {})),
-        ([Challenge("bearer", {}), BASIC], BASIC),
-        ([Challenge("bearer", {"realm": ""})], None),
-        ([Challenge("digest", {"realm": "x"})], None),
-        ([], None),
+        ([BASIC, HUB_CHALLENGE], [HUB_CHALLENGE, BASIC]),
+        ([HUB_CHALLENGE, BASIC], [HUB_CHALLENGE, BASIC]),
+        ([BASIC], [BASIC]),
+        ([Challenge("basic", {})], [Challenge("basic", {})]),
+        ([Challenge("bearer", {}), BASIC], [BASIC]),
+        ([Challenge("bearer", {"realm": ""})], []),
+        ([Challenge("digest", {"realm": "x"})], []),
+        ([], []),
     ],
 )
-def test_bearer_is_preferred_to_basic(challenges: list[Challenge], expected: Challenge | None) -> None:
+def test_bearer_is_preferred_to_basic(challenges: list[Challenge], expected: list[Challenge]) -> None:
     """Unless it has no realm."""
-    assert pick_challenge(challenges) == expected
+    assert usable_challenges(challenges) == expected
 
 
 @pytest.mark.parametrize(
