@@ -301,7 +301,6 @@ class RegistryClient:
     def _call_limits(self, timeout_s: float) -> CallLimits:
         return CallLimits(time.monotonic() + timeout_s if timeout_s else None)
 
-
     def _status_error(self, response: RegistryResponse, request: RegistryRequest) -> UpstreamError | RegistryError:
         """The error for a status that is not a success."""
         http = response.http

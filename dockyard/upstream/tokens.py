@@ -8,8 +8,8 @@ How a failure is understood:
 
 | response of the token service | meaning | error |
 |---|---|---|
-| none: refused, unknown host, TLS, timeout | the registry is unavailable | UpstreamError, counted |
-| 5xx, 200 with something that is not JSON | a server error, as if the registry had sent it | UpstreamError, counted |
+| none: refused, unknown host, TLS, timeout | as if the registry had not responded for the repository | UpstreamError |
+| 5xx, 200 with anything but JSON | as if the registry had responded with 5xx for the repository | UpstreamError |
 | 429 | no token of this service until Retry-After has passed; tokens that are valid stay in use | UpstreamError |
 | 401, 403 | the credentials are rejected, or anonymous access | AuthenticationFailed |
 | any other 4xx, 200 without a token | no token for these scopes; there may be one for others | TokenRefused |
@@ -29,7 +29,7 @@ from urllib.parse import quote, urlencode
 import attrs
 from cachetools import LRUCache
 
-from dockyard.errors import BadUpstream, Unavailable
+from dockyard.errors import BadUpstream, RegistryError, TooManyRequests, Unavailable
 from dockyard.upstream import errors
 from dockyard.upstream.errors import AuthenticationFailed, Cause, UpstreamError
 from dockyard.upstream.headers import parse_retry_after
@@ -43,8 +43,9 @@ MAX_TOKEN_RESPONSE_BYTES = 64 * 1024
 MIN_LIFETIME_S = 60.0
 MAX_LIFETIME_S = 3600.0
 RETRY_REFRESH_S = 10.0
+RETRY_CONNECT_S = 1.0
 MAX_CACHED_TOKENS = 1024
-MAX_LIMITED = 64
+MAX_HELD = 64
 MAX_REALMS = 64
 MAX_SCOPES_CHARS = 300  # in messages
 MAX_REDIRECTS = 10
@@ -112,7 +113,7 @@ class TokenProvider:
         self._tokens: LRUCache[Hashable, _Token] = LRUCache(MAX_CACHED_TOKENS)
         self._pending: dict[Hashable, Future[str]] = {}
         self._rejected = RejectedCredentials(clock)
-        self._limited_until: LRUCache[Hashable, float] = LRUCache(MAX_LIMITED)
+        self._held: LRUCache[Hashable, tuple[float, RegistryError]] = LRUCache(MAX_HELD)
         self._has_post: LRUCache[Url, bool] = LRUCache(MAX_REALMS)
 
     def get(self, endpoint: TokenEndpoint, credential: Credential, limits: CallLimits) -> str:
@@ -201,8 +202,15 @@ class TokenProvider:
         login, part = (endpoint.realm, credential), (endpoint.service, endpoint.scopes)
         if not credential.is_anonymous:
             self._rejected.check(login, part)
-        self._check_rate_limit(login)
-        response = self._request(endpoint, credential, limits, deadline)
+        self._check_held(endpoint.realm, login)
+        try:
+            response = self._request(endpoint, credential, limits, deadline)
+        except UpstreamError as error:
+            if error.cause is not Cause.NO_CONNECTION:
+                raise
+            # The registry may have other token services, and does respond: this concerns who needs this service.
+            self._hold(endpoint.realm, RETRY_CONNECT_S, error.error)
+            raise UpstreamError(error.error, Cause.NO_RESPONSE, is_retryable=error.is_retryable) from error
         if response.status == 200:
             token = self._read_token(response, endpoint, credential)
             if not credential.is_anonymous:
@@ -226,9 +234,9 @@ class TokenProvider:
                 return errors.timed_out(self._server)
             case 429:
                 wait_s = parse_retry_after(response.header("Retry-After"), time.time())
-                with self._lock:
-                    self._limited_until[login] = self._clock() + wait_s
-                return errors.rate_limited(self._server, wait_s).as_not_counted()
+                limited = errors.rate_limited(self._server, wait_s)
+                self._hold(login, wait_s, limited.error)
+                return limited.as_not_counted()
             case status if 400 <= status < 500:
                 return TokenRefused(self._server, f"responded with status {status} to {_names(endpoint)}")
             case status:
@@ -236,14 +244,22 @@ class TokenProvider:
                 wait_s = parse_retry_after(header, time.time()) if header else errors.RETRY_AFTER_S
                 return errors.server_error(self._server, status, wait_s)
 
-    def _check_rate_limit(self, login: Hashable) -> None:
-        """Raises UpstreamError until the rate limit of this realm and credential is over."""
+    def _hold(self, key: Hashable, wait_s: float, error: RegistryError) -> None:
+        """Send no request to a realm, or with a login, for some seconds."""
         with self._lock:
-            wait_s = self._limited_until.get(login, 0.0) - self._clock()
-        if wait_s > 0:
-            error = errors.rate_limited(self._server, math.ceil(wait_s)).error
-            error.remembered = True
-            raise UpstreamError(error, Cause.NOT_COUNTED)
+            self._held[key] = self._clock() + wait_s, error
+
+    def _check_held(self, *keys: Hashable) -> None:
+        """Raises UpstreamError while no request may be sent."""
+        for key in keys:
+            with self._lock:
+                until, error = self._held.get(key) or (0.0, None)
+            wait_s = until - self._clock()
+            if error is not None and wait_s > 0:
+                if isinstance(error, TooManyRequests):
+                    error = TooManyRequests(error.message, retry_after_s=math.ceil(wait_s))
+                    raise UpstreamError(error, Cause.NOT_COUNTED)
+                raise UpstreamError(type(error)(error.message, retry_after_s=error.retry_after_s), Cause.NO_RESPONSE)
 
     def _request(
         self, endpoint: TokenEndpoint, credential: Credential, limits: CallLimits, deadline: float | None

@@ -8,7 +8,7 @@ import structlog
 import trustme
 
 from dockyard.config.settings import Auth
-from dockyard.errors import BadUpstream, Denied, ManifestUnknown, RegistryError, TooManyRequests
+from dockyard.errors import BadUpstream, Denied, ManifestUnknown, RegistryError, TooManyRequests, Unavailable
 from dockyard.oci.reference import Digest
 from dockyard.upstream.client import RegistryClient
 from tests.support import faults
@@ -115,6 +115,38 @@ def test_a_rate_limit_of_the_token_service_spares_valid_tokens(ward: Ward) -> No
         assert 15 < (caught.value.retry_after_s or 0) <= 20
     registry.head_manifest("org/app", LATEST)
     assert len(tokens.asked()) == 2
+    assert not registry.is_breaker_open
+
+
+def test_a_dead_token_service_concerns_who_needs_it(ward: Ward) -> None:
+    """A registry may have others, and public repositories."""
+    tokens = FakeScopedTokens(
+        ward.fake_registry, needed=lambda repo: "" if first_part(repo) in ("pub", "") else pull(repo)
+    )
+    dead = ward.fake_registry.listen("dead")
+    dead.close()
+    tokens.challenge = lambda repo, _: bearer_challenge(
+        f"{dead.url}/token/dead" if first_part(repo) == "one" else tokens.realm("main"), repo
+    )
+    registry = ward.registry()
+    for repository in ("org/app", "org/two", "pub/app"):
+        with pytest.raises(Unavailable, match="the token service of up0.test cannot be reached"):
+            registry.head_manifest("one/app", LATEST)
+        registry.head_manifest(repository, LATEST)
+    assert not registry.is_breaker_open
+    assert ward.fake_registry.count("manifest", repo="one/app") == 1
+
+
+@pytest.mark.parametrize("change", [faults.error_response(500), faults.error_response(503, retry_after="40")])
+def test_a_server_error_for_one_scope_concerns_one_repository(ward: Ward, change: faults.Change) -> None:
+    """As a server error of the registry for one repository does."""
+    FakeScopedTokens(ward.fake_registry)
+    ward.fake_registry.on("token", change, when=is_about_bad)
+    registry = ward.registry()
+    for _ in range(8):
+        with pytest.raises(Unavailable):
+            registry.head_manifest("org/bad", LATEST)
+    registry.head_manifest("org/two", LATEST)
     assert not registry.is_breaker_open
 
 
