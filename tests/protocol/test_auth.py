@@ -7,7 +7,7 @@ import pytest
 
 from tests.support import faults
 from tests.support.deployment import Deployment, eventually, upstream
-from tests.support.fake_auth import FakeTokenService, bearer_challenge, require_authorization
+from tests.support.fake_auth import FakeScopedTokens, FakeTokenService, bearer_challenge, require_authorization
 from tests.support.fake_registry import Change, FakeRegistry, basic
 from tests.support.raw_http import Request, ScriptedResponse
 
@@ -372,3 +372,104 @@ def test_one_refresh_for_many_waiting_requests(
     assert {response.status for response in responses} == {200}
     eventually(lambda: all(each.ended for each in service.requests()), "the token requests have ended")
     assert len(service.requests()) == 2
+
+
+@pytest.mark.parametrize("status", [400, 404, 405, 422, 500])
+def test_a_scope_without_a_token_concerns_one_repository(
+    make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry, status: int
+) -> None:
+    """A client that asks for a bad name again and again keeps nobody from the other repositories."""
+    tokens = FakeScopedTokens(fake_registry)
+    tokens.grant = lambda _, scopes: status if "repository:org/bad:pull" in scopes else scopes
+    cached = fake_registry.add_image("org/cached", "v1")
+    deployment = make_deployment()
+    assert deployment.get("/v2/up.test/org/cached/manifests/v1").status == 200
+    for number in range(8):
+        bad = deployment.get("/v2/up.test/org/bad/manifests/v1")
+        assert bad.status == (502 if status < 500 else 503)
+        assert (bad.header("Retry-After") is None) == (status < 500)
+        deployment.assert_no_leak(bad)
+        image = fake_registry.add_image(f"org/good-{number}", "v1")
+        for repo, body in ((f"org/good-{number}", image.body), ("org/cached", cached.body)):
+            before = fake_registry.count("manifest", repo=repo)
+            good = deployment.get(f"/v2/up.test/{repo}/manifests/v1")
+            assert (good.status, good.body, good.header("Warning")) == (200, body, None)
+            assert fake_registry.count("manifest", repo=repo) > before
+
+
+@pytest.mark.parametrize("status", [400, 404])
+def test_a_cached_tag_outlives_its_token(
+    make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry, status: int
+) -> None:
+    """The token service has no token for it any more, which is not the word of the registry that it does not exist."""
+    tokens = FakeScopedTokens(fake_registry)
+    image = fake_registry.add_image("app", "v1")
+    deployment = make_deployment()
+    assert deployment.get("/v2/up.test/app/manifests/v1").status == 200
+    tokens.grant = lambda *_: status
+    tokens.expire()
+    for _ in range(3):
+        response = deployment.get("/v2/up.test/app/manifests/v1")
+        assert (response.status, response.body) == (200, image.body)
+        assert (response.header("Warning") or "").startswith("299 ")
+
+
+@pytest.mark.parametrize("refusal", [400, 401, 403, "other service"])
+def test_a_cached_image_outlives_a_refused_token(
+    make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry, refusal: int | str
+) -> None:
+    """Tags are fresh, and blobs and other tags are fetched, after one new token."""
+    tokens = FakeScopedTokens(fake_registry)
+    tokens.grant = lambda name, scopes: scopes if name == "main" else 401
+    if isinstance(refusal, int):
+        tokens.refusal = refusal
+    else:
+        tokens.challenge = lambda repo, token: bearer_challenge(tokens.realm("other" if token else "main"), repo)
+    image = fake_registry.add_image("app", "v1", [b"a layer", b"another layer"])
+    other = fake_registry.add_image("app", "v2")
+    deployment = make_deployment()
+    paths = {
+        "manifests/v1": image.body,
+        f"blobs/{image.layers[0]}": b"a layer",
+        "manifests/v2": other.body,
+        f"blobs/{image.layers[1]}": b"another layer",
+    }
+    for number in range(len(paths)):
+        for path in list(paths)[: number + 1]:
+            response = deployment.get(f"/v2/up.test/app/{path}")
+            assert (response.status, response.body, response.header("Warning")) == (200, paths[path], None)
+        tokens.expire()
+    assert [name for name, _ in tokens.asked()] == ["main"] * len(paths)
+
+
+def test_a_redirect_to_a_host_that_requires_a_login(
+    make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry
+) -> None:
+    """The client learns what to set, the log which host it is. With `trusted_hosts`, the host gets the login."""
+    node = fake_registry.listen("node", "127.0.0.2")
+    image = fake_registry.add_image("app", "v1")
+    require_authorization(fake_registry, basic(USER, PASSWORD))
+    for kind in ("manifest", "blob"):
+        fake_registry.on(
+            kind,
+            faults.redirected(lambda request: f"{node.url}{request.target}"),
+            listener="registry",
+            when=lambda request: request.header("Authorization") is not None,
+        )
+    auth = {"type": "basic", "username": USER, "password": PASSWORD}
+    deployment = make_deployment(
+        upstreams=[
+            upstream("up.test", fake_registry.url, auth=auth),
+            upstream("trusting.test", fake_registry.url, auth=auth, trusted_hosts=[node.authority]),
+        ]
+    )
+    for path in ("manifests/v1", f"manifests/{image.digest}", f"blobs/{image.config}"):
+        response = deployment.get(f"/v2/up.test/app/{path}")
+        assert (response.status, response.header("Retry-After")) == (502, None)
+        assert b"trusted_hosts" in response.body
+        deployment.assert_no_leak(response)
+    assert {each.request.header("Authorization") for each in fake_registry.received(listener="node")} == {None}
+    assert node.authority in deployment.dockyard.read_log()
+    for path in ("manifests/v1", f"blobs/{image.config}"):
+        assert deployment.get(f"/v2/trusting.test/app/{path}").status == 200
+    assert PASSWORD not in deployment.dockyard.read_log()

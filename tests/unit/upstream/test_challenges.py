@@ -130,7 +130,7 @@ def test_a_dead_token_service_concerns_who_needs_it(ward: Ward) -> None:
     )
     registry = ward.registry()
     for repository in ("org/app", "org/two", "pub/app"):
-        with pytest.raises(Unavailable, match="the token service of up0.test cannot be reached"):
+        with pytest.raises(Unavailable, match=r"the token service of up0\.test cannot be reached"):
             registry.head_manifest("one/app", LATEST)
         registry.head_manifest(repository, LATEST)
     assert not registry.is_breaker_open
