@@ -5,7 +5,7 @@ import shutil
 import signal
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TextIO
+from typing import NoReturn, TextIO
 
 import click
 
@@ -47,6 +47,7 @@ def main() -> None:
 @_config_option
 def server(config_file: Path | None) -> None:
     """Run the server until it gets SIGTERM or SIGINT."""
+    _open_standard_streams()
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until the supervisor handles it: by default it ends the process
     settings = _load(config_file)
     metrics_directory = create_metrics_directory()
@@ -55,6 +56,8 @@ def server(config_file: Path | None) -> None:
 
     try:
         status = run(settings)
+    except SettingsError as exc:
+        _exit(exc)
     finally:
         shutil.rmtree(metrics_directory, ignore_errors=True)
     raise SystemExit(status)
@@ -147,8 +150,21 @@ def _load(config_file: Path | None) -> Settings:
     try:
         return load(config_file, os.environ)
     except SettingsError as exc:
-        count = len(exc.errors)
-        click.echo(f"dockyard: {count} {'error' if count == 1 else 'errors'} in the settings:", err=True)
-        for error in exc.errors:
-            click.echo(f"  {error}", err=True)
-        raise SystemExit(EXIT_USAGE) from None
+        _exit(exc)
+
+
+def _exit(error: SettingsError) -> NoReturn:
+    count = len(error.errors)
+    click.echo(f"dockyard: {count} {'error' if count == 1 else 'errors'} in the settings:", err=True)
+    for message in error.errors:
+        click.echo(f"  {message}", err=True)
+    raise SystemExit(EXIT_USAGE) from None
+
+
+def _open_standard_streams() -> None:
+    """Connect closed standard streams with /dev/null: else the next file that is opened would get the log lines."""
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest free descriptor, which is this one

@@ -2,16 +2,15 @@
 
 All events go through the same formatter, those of Granian, urllib3 and asyncio too. A line is ASCII, holds no control
 character, and is at most `MAX_LINE_BYTES` long, so that a client can neither forge lines nor flood the log, and
-lines of several workers in one file or pipe are not mixed. A log that cannot be written never fails a request.
+lines of several workers in one file or pipe are not mixed. A log that cannot be written never fails or delays a
+request: `log_writer.py` writes the lines.
 """
 
 import functools
-import io
 import json
 import logging
 import os
 import re
-import sys
 import time
 import traceback
 from collections.abc import Callable
@@ -20,6 +19,7 @@ from typing import Any
 import structlog
 
 from dockyard.config.settings import LoggerSettings
+from dockyard.log_writer import LogFile, LogWriter, Stream, open_log_file
 
 MAX_LINE_BYTES = 2048
 
@@ -37,17 +37,16 @@ _PLAIN = re.compile(r"[ -~]*")
 Fields = dict[str, Any]
 
 
-def set_up(settings: LoggerSettings) -> None:
+def set_up(settings: LoggerSettings, count_dropped: Callable[[int], object] = lambda _: None) -> None:
     """Configure all logging by the settings. Call it in the supervisor and again in each worker.
 
-    Building Granian's server installs other handlers, so call it again after that. Raises OSError when the output is a
-    file that cannot be opened.
+    Building Granian's server installs other handlers, so call it again after that. `count_dropped(count)` is called
+    for lines that could not be written.
     """
     logging._srcfile = None  # noqa: SLF001  as its documentation says: skips the search for the calling line
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     logging.logAsyncioTasks = False  # type: ignore[attr-defined]  # since Python 3.12
-    handler = _open(settings.output)
-    handler.setFormatter(_Formatter(_choose_encoding(settings)))
+    handler = _Handler(settings, count_dropped)
     handler.addFilter(_is_logged)
     level = _LEVELS[settings.level]
     root = logging.getLogger()
@@ -74,20 +73,22 @@ def set_up(settings: LoggerSettings) -> None:
     )
 
 
-def _open(output: str) -> logging.Handler:
-    match output:
-        case "stderr":
-            return _StreamHandler(sys.stderr)
-        case "stdout":
-            return _StreamHandler(sys.stdout)
-    return _FileHandler(output)
+def check_output(settings: LoggerSettings) -> None:
+    """Raise OSError when the output is a file that cannot be opened."""
+    if settings.stream is None:
+        os.close(open_log_file(settings.output))
+
+
+def flush() -> None:
+    """Wait until all lines are written, or for a second."""
+    for handler in logging.getLogger().handlers:
+        handler.flush()
 
 
 def _choose_encoding(settings: LoggerSettings) -> Callable[[Fields], str]:
     if settings.encoding == "json":
         return _as_json
-    is_file = settings.output not in {"stderr", "stdout"}
-    return _in_color if settings.color and not is_file and not os.environ.get("NO_COLOR") else _as_text
+    return _in_color if settings.color and settings.stream is not None and not os.environ.get("NO_COLOR") else _as_text
 
 
 def _is_logged(record: logging.LogRecord) -> bool:
@@ -102,47 +103,31 @@ def _pass_event(_logger: Any, _method: str, event: structlog.typing.EventDict) -
     return (event,), {"exc_info": event.pop("exc_info", None)}
 
 
-class _StreamHandler(logging.StreamHandler[Any]):
-    """Writes to a standard stream, each line in one write, and ignores errors."""
+class _Handler(logging.Handler):
+    """Hands formatted lines to the writer."""
 
-    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  the standard library's name
-        pass
-
-
-class _FileHandler(logging.Handler):
-    """Appends to a file, each line in one write. Opens it again after logrotate has moved it."""
-
-    def __init__(self, path: str) -> None:
+    def __init__(self, settings: LoggerSettings, count_dropped: Callable[[int], object]) -> None:
         super().__init__()
-        self._path = path
-        self._file = self._open()
+        self.setFormatter(_Formatter(_choose_encoding(settings)))
+        output = LogFile(settings.output) if settings.stream is None else Stream(settings.stream)
+        self._writer = LogWriter(output, self._report, count_dropped)
 
     def emit(self, record: logging.LogRecord) -> None:
-        line = f"{self.format(record)}\n".encode("ascii", "backslashreplace")
-        try:
-            if self._was_moved():
-                self._file.close()
-                self._file = self._open()
-            self._file.write(line)
-        except (OSError, ValueError):  # disk full, or the file cannot be opened again: retried with the next line
-            pass
+        self._writer.write(self._line(record))
+
+    def flush(self) -> None:
+        self._writer.flush()
 
     def close(self) -> None:
-        self._file.close()
+        self._writer.close()
         super().close()
 
-    def _open(self) -> io.FileIO:
-        return io.FileIO(self._path, "a")  # unbuffered: no line is kept that a full disk rejected
+    def _line(self, record: logging.LogRecord) -> bytes:
+        return f"{self.format(record)}\n".encode("ascii", "backslashreplace")
 
-    def _was_moved(self) -> bool:
-        if self._file.closed:
-            return True
-        ours = os.fstat(self._file.fileno())
-        try:
-            there = os.stat(self._path)
-        except FileNotFoundError:
-            return True
-        return (there.st_dev, there.st_ino) != (ours.st_dev, ours.st_ino)
+    def _report(self, count: int) -> bytes:
+        event = {"event": "log lines were dropped: the output did not take them", "count": count}
+        return self._line(logging.LogRecord(__name__, logging.WARNING, "", 0, event, None, None))
 
 
 class _Formatter(logging.Formatter):

@@ -78,6 +78,9 @@ evicted_unpublished = Counter(
 published = Counter("dockyard_published", "Objects uploaded to the bucket, by outcome (done, failed).", ["outcome"])
 touched = Counter("dockyard_touched", "Objects in the bucket whose LastModified was renewed.")
 bucket_faults = Counter("dockyard_bucket_faults", "Requests to the bucket that failed.")
+log_lines_dropped = Counter(
+    "dockyard_log_lines_dropped", "Log lines that were dropped because the output did not take them."
+)
 worker_restarts = Counter("dockyard_worker_restarts", "Workers that were restarted after they died or froze.")
 
 

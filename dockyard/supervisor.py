@@ -9,6 +9,7 @@ import errno
 import functools
 import math
 import multiprocessing
+import multiprocessing.util
 import os
 import resource
 import select
@@ -28,6 +29,7 @@ from granian.server.mp import MPServer, WorkerProcess
 
 from dockyard import __version__, log, metrics
 from dockyard.config.certificates import KeyPair, KeyPairError
+from dockyard.config.loader import SettingsError
 from dockyard.config.settings import Settings
 from dockyard.s3 import make_base_url
 from dockyard.storage.verified_files import VerifiedFiles
@@ -64,13 +66,21 @@ class CannotStart(Exception):
 
 
 def run(settings: Settings) -> int:
-    """Run the server until it is stopped. Returns the exit status."""
-    log.set_up(settings.logger)
+    """Run the server until it is stopped. Returns the exit status. Raises SettingsError if there can be no log."""
+    try:
+        log.check_output(settings.logger)
+    except OSError as exc:
+        raise SettingsError([f'logger.output = "{settings.logger.output}": cannot be opened: {exc.strerror}']) from exc
+    _set_up_log(settings)
     try:
         return _serve(settings)
     except CannotStart as exc:
         logger.error("cannot start", reason=str(exc))  # noqa: TRY400  the reason is for the operator, not a traceback
         return 1
+
+
+def _set_up_log(settings: Settings) -> None:
+    log.set_up(settings.logger, metrics.log_lines_dropped.inc)
 
 
 def _serve(settings: Settings) -> int:
@@ -93,7 +103,7 @@ def _serve(settings: Settings) -> int:
             server = Supervisor(settings, address, workers, run_directory)
         except KeyPairError as exc:
             raise CannotStart(f"{exc.key}: {exc.path} {exc}") from exc
-        log.set_up(settings.logger)  # building Granian's server replaced it
+        _set_up_log(settings)  # building Granian's server replaced it
         signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)  # until the workers are started
         (run_directory / DRAINING).unlink(missing_ok=True)
         _log_warnings(settings)
@@ -129,7 +139,8 @@ def _load_app(
     for other in inherited:
         other.close()
     watched = WatchedProcess(connection, listener.detach())  # Granian closes the listener
-    log.set_up(settings.logger)
+    _set_up_log(settings)
+    multiprocessing.util.Finalize(None, log.flush, exitpriority=0)  # a worker does not run atexit functions
     return create_app(settings, workers, verified_files, watched, os.environ)
 
 

@@ -62,11 +62,13 @@ def find_warnings(settings: Settings, raw_values: Mapping[str, str]) -> Iterator
 
 
 def _logger_errors(logger: LoggerSettings) -> Iterator[tuple[str, str]]:
-    if logger.output in {"stderr", "stdout"}:
+    if logger.stream is not None:
         return
     file = Path(logger.output)
     if not logger.output or not file.parent.is_dir() or file.is_dir():
         yield "logger.output", "must be stderr, stdout, or a file in an existing directory"
+    elif file.is_socket():
+        yield "logger.output", "must be a file, not a socket"
     elif not os.access(file if file.exists() else file.parent, os.W_OK):
         yield "logger.output", "must be a writable file"
 

@@ -19,6 +19,12 @@ from dockyard.config.types import AuthType, Bytes, Encoding, Level, ProxyUrl, Se
 from dockyard.oci.origin import Origin
 
 DAY_S = 24 * 3600.0
+
+_STREAMS = {
+    name: descriptor
+    for descriptor, stream in ((1, "stdout"), (2, "stderr"))
+    for name in (stream, f"/dev/{stream}", f"/dev/fd/{descriptor}", f"/proc/self/fd/{descriptor}")
+}
 MIN_RESPONSE_TIMEOUT_S = 10.0
 DEFAULT_REGION = "us-east-1"
 
@@ -34,7 +40,13 @@ class LoggerSettings:
     color: bool = True
     """Colors in the `console` encoding. Never in a file, and not where the environment variable `NO_COLOR` is set."""
     output: str = "stderr"
-    """`stderr`, `stdout`, or the path of a file in an existing directory. The log is appended to the file."""
+    """`stderr`, `stdout`, or the path of a file in an existing directory. The log is appended to the file.
+    `/dev/stderr` and `/dev/stdout` are the streams, whatever they are connected to."""
+
+    @property
+    def stream(self) -> int | None:
+        """The descriptor of the standard stream that is the output; None for a file."""
+        return _STREAMS.get(self.output)
 
 
 @attrs.frozen

@@ -22,6 +22,7 @@ LAYERS = [
     {"errors"},
     {"oci"},
     {"config"},
+    {"log_writer"},
     {"routing", "log", "metrics", "http1"},
     {"upstream", "storage", "workers"},
     {"s3"},

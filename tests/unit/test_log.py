@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dockyard.config.settings import LoggerSettings
-from dockyard.log import MAX_LINE_BYTES, set_up
+from dockyard.log import MAX_LINE_BYTES, check_output, flush, set_up
 from tests.support.paths import ROOT
 
 PLAIN = LoggerSettings(color=False)
@@ -44,11 +44,12 @@ def _logging_as_before() -> Iterator[None]:
 
 
 @pytest.fixture
-def lines(capsys: pytest.CaptureFixture[str]) -> Lines:
+def lines(capfd: pytest.CaptureFixture[str]) -> Lines:
     """The lines that went to stderr since the last call."""
 
     def lines() -> list[str]:
-        return capsys.readouterr().err.splitlines()
+        flush()
+        return capfd.readouterr().err.splitlines()
 
     return lines
 
@@ -150,15 +151,18 @@ def test_a_file_has_no_color(tmp_path: Path) -> None:
     set_up(LoggerSettings(output=str(tmp_path / "log")))
     structlog.get_logger("dockyard.test").info("x", a="b")
 
+    flush()
     assert "\x1b" not in (tmp_path / "log").read_text()
 
 
-def test_stdout_is_an_output(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("output", ["stdout", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"])
+def test_stdout_is_an_output(capfd: pytest.CaptureFixture[str], output: str) -> None:
     """And then nothing goes to stderr."""
-    set_up(attrs.evolve(PLAIN, output="stdout"))
+    set_up(attrs.evolve(PLAIN, output=output))
     structlog.get_logger("dockyard.test").info("x")
 
-    captured = capsys.readouterr()
+    flush()
+    captured = capfd.readouterr()
     assert captured.out.count("\n") == 1
     assert captured.err == ""
 
@@ -330,6 +334,7 @@ def test_a_file_is_appended_to(tmp_path: Path) -> None:
     set_up(attrs.evolve(PLAIN, output=str(path)))
     structlog.get_logger("dockyard.test").info("new")
 
+    flush()
     old, new = path.read_text().splitlines()
     assert old == "old"
     assert new.endswith("new logger=dockyard.test")
@@ -341,9 +346,11 @@ def test_a_file_that_was_moved_away_is_made_anew(tmp_path: Path) -> None:
     set_up(attrs.evolve(PLAIN, output=str(path)))
     logger = structlog.get_logger("dockyard.test")
     logger.info("first")
+    flush()
     path.rename(tmp_path / "log.1")
     logger.info("second")
 
+    flush()
     assert "first" in (tmp_path / "log.1").read_text()
     assert "second" in path.read_text()
     assert "second" not in (tmp_path / "log.1").read_text()
@@ -358,11 +365,14 @@ def test_a_log_that_cannot_be_written_fails_nothing(tmp_path: Path, lines: Lines
     logger = structlog.get_logger("dockyard.test")
     directory.rename(tmp_path / "gone")
     logger.info("lost")
+    flush()
     directory.mkdir()
     logger.info("found")
 
-    assert "found" in path.read_text()
-    assert "lost" not in path.read_text()
+    flush()
+    found, dropped = path.read_text().splitlines()
+    assert "found" in found
+    assert "warn  log lines were dropped: the output did not take them count=1" in dropped
     assert lines() == []
 
 
@@ -375,17 +385,26 @@ def test_a_full_disk_fails_nothing(lines: Lines) -> None:
     assert lines() == []
 
 
+@pytest.mark.parametrize("output", ["/no/such/directory/log", "/", "/proc/no-such-file"])
+def test_an_output_that_cannot_be_opened_is_found_before_the_start(output: str) -> None:
+    """The streams can always be used."""
+    with pytest.raises(OSError, match=output):
+        check_output(attrs.evolve(PLAIN, output=output))
+    check_output(attrs.evolve(PLAIN, output="/dev/stdout"))
+
+
 def test_processes_do_not_mix_their_lines(tmp_path: Path) -> None:
     """Several workers append to one file, each line with one write."""
     path = tmp_path / "log"
     program = (
         "import sys, structlog\n"
         "from dockyard.config.settings import LoggerSettings\n"
-        "from dockyard.log import set_up\n"
+        "from dockyard.log import flush, set_up\n"
         "set_up(LoggerSettings(encoding='json', output=sys.argv[1]))\n"
         "logger = structlog.get_logger('dockyard.test')\n"
         "for number in range(500):\n"
         "    logger.info('line', worker=sys.argv[2], filling=sys.argv[2] * 1500)\n"
+        "    flush()\n"
     )
     root = ROOT
     workers = [subprocess.Popen([sys.executable, "-c", program, str(path), name], cwd=root) for name in "abc"]
