@@ -25,7 +25,7 @@ from tests.support.fake_lists import (
     refuse,
     tags_path,
 )
-from tests.support.fake_registry import OCI_INDEX, OCI_MANIFEST, FakeRegistry
+from tests.support.fake_registry import OCI_INDEX, OCI_MANIFEST, Change, FakeRegistry
 from tests.support.http_client import Response
 
 MANY = sorted(f"{letter}{number}" for letter in ("v", "V", "_", "1.") for number in range(625))
@@ -193,6 +193,26 @@ def test_a_loop_of_pages(deployment: Deployment) -> None:
     assert response.status == 502
     deployment.assert_no_leak(response)
     assert count(deployment.fake_registry, path) <= 3
+
+
+@pytest.mark.parametrize("start", ["/v2/app", "/repository/docker/v2/docker/app", "http://registry:8081/v2/docker/app"])
+def test_pages_of_a_registry_that_does_not_know_its_path(
+    make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry, start: str
+) -> None:
+    """All tags of the repository, and none of the one at the path of the Link; also when they are served stale."""
+
+    def link(url: str) -> str:
+        return f"<{start}/tags/list?{url.partition('?')[2]}>; rel=next"
+
+    offer_tags(fake_registry, "docker/app", UNSORTED, page_size=1000, link=link)
+    offer_tags(fake_registry, "app", ["not-ours"])
+    deployment = make_deployment()
+    assert _tags(deployment.get(_list("up.test/docker/app"))) == MANY
+    assert count(fake_registry, tags_path("app")) == 0
+    fake_registry.on(None, faults.html_page(), when=lambda request: "last" in request.query)
+    stale = deployment.get(_list("up.test/docker/app"))
+    assert _tags(stale) == MANY
+    _assert_stale(stale, was_asked=True)
 
 
 @pytest.mark.parametrize("where", ["another host", "another port", "a file", "nowhere"])
@@ -486,6 +506,45 @@ def test_an_image_without_referrers(deployment: Deployment) -> None:
     document = {"schemaVersion": 2, "mediaType": OCI_MANIFEST, "config": {}, "layers": []}
     deployment.fake_registry.add_manifest("unreferred", SUBJECT.replace(":", "-"), document, OCI_MANIFEST)
     assert _manifests(deployment.get(f"/v2/up.test/unreferred/referrers/{SUBJECT}")) == []
+
+
+@pytest.mark.parametrize("has_tag", [True, False])
+@pytest.mark.parametrize(
+    "change",
+    [faults.html_page(), faults.error_response(501), faults.redirected("/login", 303), faults.replaced(200)],
+    ids=["page", "501", "303", "nothing"],
+)
+def test_a_registry_that_has_a_page_for_referrers(deployment: Deployment, change: Change, *, has_tag: bool) -> None:
+    """It has no API: the tag is used, else there are none."""
+    fake_registry = deployment.fake_registry
+    repo = f"paged-{fake_registry.count()}"
+    rules = [
+        fake_registry.on(None, change, when=at(referrers_path(repo, SUBJECT))),
+        fake_registry.on(None, faults.html_page(), when=at("/login")),
+    ]
+    if has_tag:
+        fake_registry.add_manifest(repo, SUBJECT.replace(":", "-"), json.loads(index(REFERRERS)), OCI_INDEX)
+    assert _manifests(deployment.get(f"/v2/up.test/{repo}/referrers/{SUBJECT}")) == (REFERRERS if has_tag else [])
+    fake_registry.remove_rules(*rules)
+
+
+def test_an_index_is_not_the_list_of_its_referrers(deployment: Deployment) -> None:
+    """In a registry that takes the tag `sha256-<hex>` for the digest."""
+    fake_registry = deployment.fake_registry
+    images = [fake_registry.add_image("children", None, [name]) for name in (b"amd64", b"arm64")]
+    subject = fake_registry.add_index("children", "v1", images).digest
+    body = json.loads(fake_registry.manifest_body("children", subject))
+    fake_registry.add_manifest(
+        "children", subject.replace(":", "-"), fake_registry.manifest_body("children", subject), OCI_INDEX
+    )
+    assert len(body["manifests"]) == 2
+    assert _manifests(deployment.get(f"/v2/up.test/children/referrers/{subject}")) == []
+
+
+def test_a_malformed_descriptor_does_not_spoil_the_others(deployment: Deployment) -> None:
+    """It is left out."""
+    offer_referrers(deployment.fake_registry, "spoilt", SUBJECT, [REFERRERS[0], {"digest": 5}, 1, REFERRERS[1]])
+    assert _manifests(deployment.get(f"/v2/up.test/spoilt/referrers/{SUBJECT}")) == REFERRERS[:2]
 
 
 @pytest.mark.parametrize(("status", "expected_status"), [(401, 403), (403, 403), (500, 503), (502, 503)])

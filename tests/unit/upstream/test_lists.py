@@ -4,6 +4,7 @@ import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -78,7 +79,7 @@ def test_links_are_followed_in_each_form(ward: Ward, form: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "cursor", ["last=YWJj%3D%3D&n=10", "next_page=gAAA-_%2B/==", "a=1&last=%7Bx%7D&a=2", "last=a+b"]
+    "cursor", ["last=YWJj%3d%3D&n=10", "next_page=gAAA-_%2B/==", "a=1&last=%7Bx%7D&a=2", "last=a+b"]
 )
 def test_a_cursor_is_sent_as_it_was_received(ward: Ward, cursor: str) -> None:
     """Byte for byte: it may be signed or encrypted."""
@@ -92,6 +93,59 @@ def test_a_cursor_is_sent_as_it_was_received(ward: Ward, cursor: str) -> None:
 
     ward.fake_registry.on(None, page, when=at(tags_path("app")))
     assert ward.registry().list_tags("app") == ["v1", "v2"]
+
+
+# How a registry may write the path and host of a Link; REPO is the name of the repository without its first part.
+LINK_PATHS = [
+    *("", "list", "/v2/front/REPO/tags/list", "http://localhost:5000/v2/front/REPO/tags/list"),
+    *("/v2/REPO/tags/list", "/repository/x/v2/front/REPO/tags/list", "https://cdn.test/api/docker/x/v2/REPO/tags/list"),
+    *("/v2/other/tags/list", "/v2/front/other/tags/list", "/v2/", "https://other.test/"),
+]
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_a_list_is_complete_or_an_error(ward: Ward, seed: int) -> None:
+    """Whatever the Links of a registry are like: all tags of the repository, none of another one, or BadUpstream.
+
+    Other repositories are at all other paths. A registry may ignore what it is asked for, and repeat a page.
+    """
+    random = Random(seed)
+    repo = random.choice(["app", "team/app", "app/v2/x", "tags/list"])
+    tags = random.sample([f"{letter}{n}" for letter in "aB_" for n in range(20)], random.randint(1, 60))
+    page_size, path = random.choice([1, 7, 25, 60]), random.choice(LINK_PATHS)
+    cursor = random.choice(["last", "opaque last", "page", "none"])
+    ignores_cursor = random.random() < 0.1
+    if cursor == "last":
+        tags.sort()
+
+    def page(request: Request, answer: ScriptedResponse) -> ScriptedResponse:
+        if request.path != tags_path(f"front/{repo}"):
+            return ScriptedResponse.of(200, b'{"tags": ["a0", "not-ours"]}')
+        start = 0
+        if not ignores_cursor and request.query.get("last"):
+            last = request.query["last"]
+            start = tags.index(last) + 1 if cursor == "last" else int(last.removeprefix("=").removesuffix("="))
+        elif not ignores_cursor and request.query.get("page"):
+            start = int(request.query["page"])
+        end = start + page_size
+        response = ScriptedResponse.of(200, json.dumps({"tags": tags[start:end]}).encode())
+        if end >= len(tags):
+            return response
+        query = {"last": f"?n=9&last={tags[end - 1]}", "opaque last": f"?last=%3d{end}=", "page": f"?page={end}"}
+        link = path.replace("REPO", repo) + query.get(cursor, "")
+        return response.with_header("Link", f'<{link}>; rel="next"')
+
+    ward.fake_registry.on(None, page)
+    is_one_page = page_size >= len(tags)
+    is_same = "REPO" in path or path in {"", "list"}
+    is_readable = is_one_page or (not ignores_cursor and cursor != "none" and (is_same or cursor == "last"))
+    try:
+        found = ward.registry().list_tags(f"front/{repo}")
+    except BadUpstream:
+        assert not is_readable
+    else:
+        assert found == sorted(tags)
+        assert is_readable
 
 
 @pytest.mark.parametrize(
