@@ -21,13 +21,20 @@ class RawConnection:
         self._received = b""
 
     def receive_request(self) -> str:
-        """The request line of the next request, whose head has arrived completely; empty when there is none."""
-        while b"\r\n\r\n" not in self._received:
-            data = self._sock.recv(65536)
-            if not data or len(self._received) > MAX_HEAD_BYTES:
-                return ""
-            self._received += data
-        head, _, self._received = self._received.partition(b"\r\n\r\n")
+        """The request line of the next request, whose head has arrived completely; empty when there is none.
+
+        A check of the registry itself, which comes at any time after a failure, is answered and not recorded.
+        """
+        while True:
+            while b"\r\n\r\n" not in self._received:
+                data = self._sock.recv(65536)
+                if not data or len(self._received) > MAX_HEAD_BYTES:
+                    return ""
+                self._received += data
+            head, _, self._received = self._received.partition(b"\r\n\r\n")
+            if not head.startswith(b"GET /v2/ "):
+                break
+            self.send(response(b"{}"))
         self._server.heads.append(head + b"\r\n\r\n")
         return head.partition(b"\r\n")[0].decode("latin-1")
 

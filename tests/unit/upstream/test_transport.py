@@ -148,7 +148,7 @@ def test_a_kept_connection_that_swallows_a_request_takes_the_others_with_it(ward
     ward.fake_registry.on("manifest", faults.silent(), times=1)
     with pytest.raises(UpstreamTimeout):
         registry.head_manifest("lib/app", LATEST)
-    assert ward.fake_registry.listener.connections == kept
+    assert ward.fake_registry.listener.connections <= kept + 1  # the check of the registry itself may have begun
     ward.fake_registry.wait_for(lambda: ward.fake_registry.count("ping") == 1, "the registry itself is checked")
     registry.open_blob("lib/app", Digest.parse(image.config), 1).close()
     assert kept < ward.fake_registry.listener.connections <= kept + 2
