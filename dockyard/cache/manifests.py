@@ -16,7 +16,7 @@ from dockyard.cache.stores import Stores
 from dockyard.cache.threads import Threads
 from dockyard.errors import BadUpstream, Outage, RegistryError, TooManyRequests
 from dockyard.oci.manifest import Manifest
-from dockyard.oci.reference import Digest, Name, Reference
+from dockyard.oci.reference import Digest, Name, Reference, Tag
 from dockyard.routing import Target
 from dockyard.s3 import S3Object
 from dockyard.storage.items import ManifestItem
@@ -83,6 +83,13 @@ class Manifests:
             return manifest
         return await self._find_in_bucket(target, digest, even_if_open=even_if_open)
 
+    async def fetch_by_tag(self, target: Target, tag: Tag) -> Manifest:
+        """The manifest that the upstream has under a tag; it is then kept. Raises RegistryError."""
+        upstream = self._upstreams[target.upstream.prefix]
+        manifest = await self._threads.upstream(target, upstream.get_manifest, target.repository, tag)
+        await self._keep_fetched(target, manifest)
+        return manifest
+
     async def _find_local(self, target: Target, digest: Digest) -> Manifest | None:
         key = (target.name, digest)
         if (manifest := self._memory.get(key)) is None and (
@@ -137,9 +144,12 @@ class Manifests:
             if self._stores.bucket.is_open and (found := await self._find_in_bucket(target, digest, even_if_open=True)):
                 return found
             raise
-        await self._threads.disk(self._keep, target.name, manifest)
-        self._memory[target.name, digest] = manifest
+        await self._keep_fetched(target, manifest)
         return manifest
+
+    async def _keep_fetched(self, target: Target, manifest: Manifest) -> None:
+        await self._threads.disk(self._keep, target.name, manifest)
+        self._memory[target.name, manifest.digest] = manifest
 
     # Blocking: these run in threads
 

@@ -19,7 +19,7 @@ from dockyard.cache.manifests import Manifests
 from dockyard.cache.singleflight import Singleflight
 from dockyard.cache.stores import Stores
 from dockyard.cache.threads import Threads
-from dockyard.errors import Outage, RegistryError, TooManyRequests, reason_of
+from dockyard.errors import BadUpstream, ManifestUnknown, Outage, RegistryError, TooManyRequests, reason_of
 from dockyard.oci.manifest import Descriptor, Manifest
 from dockyard.oci.reference import Digest, Name, Reference, Tag
 from dockyard.routing import Target
@@ -163,15 +163,33 @@ class Tags:
         `written` is the pointer from before the upstream was asked; `stale` is served when the manifest cannot be had.
         """
         try:
-            manifest = (await self._manifests.get(target, digest)).manifest
+            manifest = await self._fetch_moved(target, tag, digest, is_cached=stale is not None)
         except (Outage, TooManyRequests) as exc:
             if stale is None:
                 raise
             return attrs.evolve(stale, error=exc)
-        moved = Pointer(digest, time.time())
+        moved = Pointer(manifest.digest, time.time())
         if not await self._threads.disk(self._write_pointer, target.name, tag, written, moved):
             return await self._check(target, tag)  # another worker has moved it meanwhile: ask again
         return self._remember(target, tag, FoundTag(manifest, "changed" if stale else "miss", time.time()))
+
+    async def _fetch_moved(self, target: Target, tag: Tag, digest: Digest, *, is_cached: bool) -> Manifest:
+        """The manifest that the upstream says the tag points to. Raises RegistryError.
+
+        An upstream that does not have it contradicts itself, as replicas do that are behind: that is no "not found".
+        Without a copy to serve, the manifest is requested by the tag.
+        """
+        prefix, name = target.upstream.prefix, f"{target.repository}:{tag}"
+        contradiction = BadUpstream(f"{prefix} has {name}, but not the manifest that it points to")
+        try:
+            return (await self._manifests.get(target, digest)).manifest
+        except ManifestUnknown as exc:
+            if is_cached:
+                raise contradiction from exc
+        try:
+            return await self._manifests.fetch_by_tag(target, tag)
+        except ManifestUnknown as exc:
+            raise contradiction from exc
 
     async def _ask_upstream(self, target: Target, tag: Tag, *, is_cached: bool) -> Checked:
         """The limit includes the wait for a thread. Without a copy to serve, nothing is gained by giving up early."""

@@ -7,17 +7,20 @@ has expired is requested anew.
 Errors: "not found" and "denied" are responses of the registry. Everything else is an Outage or TooManyRequests.
 """
 
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from functools import partial
 
+from cachetools import TTLCache
+
 from dockyard import metrics
 from dockyard.config.settings import Upstream, UpstreamLimits
-from dockyard.errors import BadUpstream, RegistryError, UpstreamTimeout, reason_of
+from dockyard.errors import BadUpstream, ManifestUnknown, RegistryError, UpstreamTimeout, reason_of
 from dockyard.oci.lists import Referrer
 from dockyard.oci.manifest import ACCEPT, MAX_MANIFEST_BYTES, Descriptor, Manifest
-from dockyard.oci.reference import Digest, Reference
+from dockyard.oci.reference import Digest, Reference, Tag
 from dockyard.upstream import errors
 from dockyard.upstream.auth import make_mode
 from dockyard.upstream.challenges import ChallengeResponder
@@ -29,25 +32,29 @@ from dockyard.upstream.lists import ListReader
 from dockyard.upstream.repository_failures import RepositoryFailures
 from dockyard.upstream.responses import (
     UpstreamBlob,
-    check_content,
     check_encoding,
     content_length,
+    find_announced_size,
     find_descriptor,
     find_size,
+    is_error_page,
+    is_json,
     open_blob_body,
     record_rate_limit,
 )
 from dockyard.upstream.session import RegistryRequest, RegistryResponse, RegistrySession, denied, needs_login, not_found
 from dockyard.upstream.tokens import CallLimits
-from dockyard.upstream.transport import Transport, UpstreamRequest
+from dockyard.upstream.transport import Transport, UpstreamRequest, UpstreamResponse
 from dockyard.upstream.urls import Url
 
 MAX_REDIRECT_ATTEMPTS = 2
 SKIP_HEAD_FOR_S = 300.0
+MISSING_FOR_S = 60.0
+MAX_REMEMBERED_NAMES = 4096
 ACCEPT_HEADER = ", ".join(ACCEPT)
 
 # A registry that responds to HEAD with one of these may support GET.
-_RETRY_WITH_GET = frozenset({400, 401, 403, 405, 406, 501})
+_RETRY_WITH_GET = frozenset({400, 401, 403, 405, 406, 451, 501})
 
 
 class RegistryClient:
@@ -65,6 +72,9 @@ class RegistryClient:
         self._failures = RepositoryFailures(self._prefix, breaker.record_failure)
         self._lists = ListReader(self._prefix, self._session, self._status_error)
         self._skip_head_until = float("-inf")
+        self._lock = threading.Lock()
+        self._without_head: TTLCache[Hashable, bool] = TTLCache(MAX_REMEMBERED_NAMES, SKIP_HEAD_FOR_S)
+        self._missing: TTLCache[Hashable, bool] = TTLCache(MAX_REMEMBERED_NAMES, MISSING_FOR_S)
 
     def head_manifest(self, repository: str, reference: Reference, deadline: float | None = None) -> Descriptor:
         """The current descriptor of a tag or digest, before the deadline, by default within `check_timeout`."""
@@ -184,7 +194,9 @@ class RegistryClient:
 
     def _head_manifest(self, repository: str, reference: Reference, deadline: float | None = None) -> Descriptor:
         limits = CallLimits(deadline) if deadline is not None else self._call_limits(self._limits.check_timeout)
-        if time.monotonic() < self._skip_head_until:
+        with self._lock:
+            has_no_head = repository in self._without_head
+        if has_no_head or time.monotonic() < self._skip_head_until:
             return self._get_manifest(repository, reference, limits).descriptor
         request = RegistryRequest("HEAD", repository, reference, accept=ACCEPT_HEADER)
         response = self._session.send(request, limits)
@@ -193,12 +205,35 @@ class RegistryClient:
         record_rate_limit(self._prefix, http)
         if http.status == 200 and (descriptor := find_descriptor(http, reference)) is not None:
             return descriptor
-        if http.status != 200 and http.status not in _RETRY_WITH_GET:
+        is_missing = http.status in (404, 410)
+        if is_missing and not self._must_confirm(repository, reference, http):
             raise self._status_error(response, request)
-        descriptor = self._get_manifest(repository, reference, limits).descriptor
+        if http.status != 200 and not is_missing and not _needs_get(http):
+            raise self._status_error(response, request)
+        try:
+            descriptor = self._get_manifest(repository, reference, limits).descriptor
+        except ManifestUnknown:
+            if is_missing:
+                self._set(self._missing, (repository, reference))
+            raise
         if http.status in (405, 501):
             self._skip_head_until = time.monotonic() + SKIP_HEAD_FOR_S
+        if is_missing:
+            self._set(self._without_head, repository)
         return descriptor
+
+    def _must_confirm(self, repository: str, reference: Reference, http: UpstreamResponse) -> bool:
+        """Whether a 404 to HEAD is confirmed by GET: once a minute for each tag, and always if it is not JSON.
+
+        Some registries respond to HEAD with 404 although they have the tag, for example those that import it for a GET.
+        """
+        with self._lock:
+            is_confirmed = (repository, reference) in self._missing
+        return _needs_get(http) or (isinstance(reference, Tag) and not is_confirmed)
+
+    def _set(self, cache: "TTLCache[Hashable, bool]", key: Hashable) -> None:
+        with self._lock:
+            cache[key] = True
 
     def _get_manifest(self, repository: str, reference: Reference, limits: CallLimits) -> Manifest:
         """A body that breaks off is requested once more. (The transport retries what breaks off before its headers.)"""
@@ -244,10 +279,9 @@ class RegistryClient:
         http = response.http
         http.finish()
         if http.status == 200:
-            check_content(http)
-            if (length := content_length(http)) is not None:
-                return length
-        elif http.status not in _RETRY_WITH_GET:
+            if (size := find_announced_size(http, digest)) is not None:
+                return size
+        elif not _needs_get(http):
             raise self._status_error(response, request)
         return self._size_by_range(repository, digest, limits)
 
@@ -255,13 +289,17 @@ class RegistryClient:
         """Request the first byte: some registries reject HEAD, and so do URLs that are signed for GET."""
         request = RegistryRequest("GET", repository, digest, is_blob=True, byte_range="bytes=0-0")
         response = self._session.send(request, limits)
+        http = response.http
+        if http.status >= 400 and http.status != 416:
+            http.finish()
+            raise self._status_error(response, request)
         try:
-            size = find_size(response.http)
+            size = find_size(http, digest)
         finally:
-            response.http.close()
-        if size is not None:
-            return size
-        raise self._status_error(response, request)
+            http.close()
+        if size is None:
+            raise self._status_error(response, request)
+        return size
 
     def _open_blob(self, repository: str, digest: Digest, start: int) -> UpstreamBlob:
         """Request a redirect from the registry at most twice: a signed URL may have expired, or its host may hang.
@@ -302,19 +340,11 @@ class RegistryClient:
         return CallLimits(time.monotonic() + timeout_s if timeout_s else None)
 
     def _status_error(self, response: RegistryResponse, request: RegistryRequest) -> UpstreamError | RegistryError:
-        """The error for a status that is not a success."""
+        """The error for a status that is not a success. The response was finished."""
         http = response.http
         match http.status:
-            case 401 if response.is_from_other_origin and needs_login(http):
-                if response.authorization.header and not response.authorization.credential.is_anonymous:
-                    return denied(self._prefix, request)
-                error = errors.login_elsewhere(self._prefix)
-            case 401 | 403 if response.is_from_other_origin:
-                error = errors.server_error(http.server, http.status)
-            case 401 | 403 | 451 if not response.authorization.credential.is_anonymous:
-                return denied(self._prefix, request)
             case 401 | 403 | 404 | 410 | 451:
-                return not_found(self._prefix, request)
+                return self._refusal(response, request)
             case 429:
                 error = errors.rate_limited(http.server, parse_retry_after(http.header("Retry-After"), time.time()))
             case 407:
@@ -328,6 +358,33 @@ class RegistryClient:
             case status:
                 error = errors.bad_response(http.server, f"responded with status {status}")
         return _attribute(error, response)
+
+    def _refusal(self, response: RegistryResponse, request: RegistryRequest) -> UpstreamError | RegistryError:
+        """The error for a status that says that something does not exist, or may not be read."""
+        http = response.http
+        match http.status:
+            case 401 if response.is_from_other_origin and needs_login(http):
+                if response.authorization.header and not response.authorization.credential.is_anonymous:
+                    return denied(self._prefix, request)
+                error = errors.login_elsewhere(self._prefix)
+            case 401 | 403 if response.is_from_other_origin:
+                error = errors.server_error(http.server, http.status)
+            case 401 | 403 | 451 if not response.authorization.credential.is_anonymous:
+                return denied(self._prefix, request)
+            case status if is_error_page(http):
+                error = errors.bad_response(
+                    http.server,
+                    f"responded with status {status} and a web page instead of an error of the registry: "
+                    "there may be a firewall or a proxy in between",
+                )
+            case _:
+                return not_found(self._prefix, request)
+        return _attribute(error, response)
+
+
+def _needs_get(http: UpstreamResponse) -> bool:
+    """Whether a response to HEAD says little: GET may work, or its body tells that a firewall responded."""
+    return http.status in _RETRY_WITH_GET or (http.status in (404, 410) and not is_json(http))
 
 
 def _attribute(error: UpstreamError, response: RegistryResponse) -> UpstreamError:

@@ -1,5 +1,6 @@
-"""The headers of a response as values. Pure functions; the current time is an argument."""
+"""The headers of a response, and the body of an error, as values. Pure functions; the current time is an argument."""
 
+import json
 import re
 from collections.abc import Iterable
 from datetime import UTC
@@ -75,6 +76,15 @@ def find_digest(value: str | None) -> Digest | None:
         return Digest.parse((value or "").strip())
     except DigestInvalid:
         return None
+
+
+def has_oci_errors(body: bytes) -> bool:
+    """Whether the body of an error response is that of a registry: JSON with a list of errors."""
+    try:
+        document = json.loads(body)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(document, dict) and isinstance(document.get("errors"), list)
 
 
 def parse_retry_after(value: str | None, now: float) -> int:

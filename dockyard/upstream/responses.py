@@ -13,6 +13,7 @@ from dockyard.upstream.headers import (
     find_limit,
     find_media_type,
     find_unsatisfied_size,
+    has_oci_errors,
     parse_content_range,
     parse_length,
 )
@@ -24,10 +25,14 @@ class UpstreamBlob:
 
     `size` is the size of the whole blob, None when the upstream does not announce it. `start` is the offset of the
     first byte that `read` returns: 0 when the upstream ignored the requested range.
+
+    For what is labelled as a web page, `size` is None too, so that nothing of it is passed on before its digest was
+    verified: it may be a login form, or a blob with a wrong Content-Type.
     """
 
     def __init__(self, http: UpstreamResponse, size: int | None, start: int) -> None:
-        self.size = size
+        self.is_web_page = is_web_page(http)
+        self.size = None if self.is_web_page else size
         self.start = start
         self._http = http
         self._remaining = None if size is None else size - start
@@ -69,7 +74,7 @@ class UpstreamBlob:
 
 def open_blob_body(http: UpstreamResponse, start: int) -> UpstreamBlob:
     """The body of a 200 or 206 response, if its headers match the requested range. Raises UpstreamError."""
-    check_content(http)
+    check_encoding(http)
     length = content_length(http)
     size, offset = length, 0
     if http.status == 206:
@@ -123,33 +128,69 @@ def check_encoding(http: UpstreamResponse) -> None:
         raise errors.bad_response(http.server, "sent an unknown Transfer-Encoding")
 
 
-def check_content(http: UpstreamResponse) -> None:
-    """As check_encoding; reject HTML too: captive portals and login forms respond with 200. Raises UpstreamError."""
+def is_web_page(http: UpstreamResponse) -> bool:
+    """Whether the response is labelled as a web page."""
+    return find_media_type(http.header("Content-Type")) in ("text/html", "application/xhtml+xml")
+
+
+def is_json(http: UpstreamResponse) -> bool:
+    """Whether the response is labelled as JSON, as the errors of registries are."""
+    media_type = find_media_type(http.header("Content-Type")) or ""
+    return media_type == "application/json" or media_type.endswith("+json")
+
+
+def is_error_page(http: UpstreamResponse) -> bool:
+    """Whether an error response comes from a firewall or a proxy, not from a registry: a web page, no OCI error.
+
+    To be called after `finish`. A challenge, an empty body and plain text are taken as the registry's.
+    """
+    body = http.drained
+    if body == b"" or http.header("WWW-Authenticate") is not None or (body and has_oci_errors(body)):
+        return False
+    return is_web_page(http) or (body or b"").lstrip()[:15].lower().startswith((b"<!doctype html", b"<html"))
+
+
+def find_announced_size(http: UpstreamResponse, digest: Digest) -> int | None:
+    """The size of a blob in a 200 response; None when it is missing or cannot be right. Raises UpstreamError.
+
+    Some front ends announce 0 bytes for every HEAD. A web page may be a login form instead of the blob.
+    """
     check_encoding(http)
-    if find_media_type(http.header("Content-Type")) == "text/html":
-        raise errors.bad_response(http.server, "sent a web page instead of a blob")
+    length = content_length(http)
+    if length is None or is_web_page(http):
+        return None
+    return length if length or is_empty(digest) else None
 
 
-def find_size(http: UpstreamResponse) -> int | None:
+def find_size(http: UpstreamResponse, digest: Digest) -> int | None:
     """The size of a blob, from the response to a request for its first byte; None for other statuses.
 
     Raises UpstreamError.
     """
+    size: int | None
     try:
         match http.status:
             case 206:
-                check_content(http)
+                check_encoding(http)
                 return parse_content_range(http.header("Content-Range")).total
             case 200:
-                check_content(http)
-                if (length := content_length(http)) is None:
-                    raise errors.bad_response(http.server, "does not announce the size of a blob")
-                return length
+                size = find_announced_size(http, digest)
             case 416:
-                return find_unsatisfied_size(http.header("Content-Range"))
+                size = find_unsatisfied_size(http.header("Content-Range"))
+                if not size and not is_empty(digest):
+                    size = None
+            case _:
+                return None
     except ValueError as exc:
         raise errors.bad_response(http.server, f"sent {exc}") from exc
-    return None
+    if size is None:
+        raise errors.bad_response(http.server, "does not announce the size of a blob")
+    return size
+
+
+def is_empty(digest: Digest) -> bool:
+    """Whether this is the digest of 0 bytes."""
+    return digest == Digest.of(b"", digest.algorithm)
 
 
 def record_rate_limit(prefix: str, http: UpstreamResponse) -> None:

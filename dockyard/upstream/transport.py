@@ -70,6 +70,7 @@ class UpstreamResponse:
         self.url = request.url
         self.status = response.status
         self.zone = attempt.zone
+        self.drained: bytes | None = None  # by `finish`; None before, and if it was too much
         self._response = response
         self._attempt = attempt
 
@@ -105,9 +106,9 @@ class UpstreamResponse:
         return b"".join(pieces)
 
     def finish(self) -> None:
-        """Read what is left and keep the connection for the next request; close it if that is too much."""
+        """Read what is left (`drained`) and keep the connection for the next request; close it if that is too much."""
         try:
-            self.read(MAX_DRAINED_BYTES)
+            self.drained = self.read(MAX_DRAINED_BYTES)
         except UpstreamError:
             self.close()
 

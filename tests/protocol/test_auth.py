@@ -118,7 +118,7 @@ def test_a_token_service_that_fails(
     response = deployment.get("/v2/up.test/app/manifests/v1")
     assert response.status in statuses, response
     assert response.error
-    assert response.took_s < 8
+    assert response.took_s < 12  # 10 s, since nothing is cached
     assert fake_registry.count("manifest") + fake_registry.count("ping") <= 2
     assert fake_registry.count("token") <= 2
     assert fake_registry.sent_bytes("token") < 32 << 20

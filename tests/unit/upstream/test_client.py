@@ -14,6 +14,7 @@ from dockyard.errors import (
     BlobUnknown,
     Denied,
     ManifestUnknown,
+    NameUnknown,
     RegistryError,
     TooManyRequests,
     Unavailable,
@@ -363,7 +364,160 @@ def test_bad_content_is_no_outage(ward: Ward, image: Image) -> None:
     assert ward.fake_registry.count() == 7
 
 
+# A registry that contradicts itself, and what is not a registry
+
+
+def test_a_404_to_head_is_confirmed_by_get(ward: Ward, image: Image) -> None:
+    """A registry that imports images for a GET: from then on this repository is checked with GET for a while."""
+    ward.fake_registry.on("manifest", faults.error_response(404, "MANIFEST_UNKNOWN"), method="HEAD")
+    registry = ward.registry()
+    for _ in range(3):
+        assert str(registry.head_manifest("lib/app", LATEST).digest) == image.digest
+    assert methods(ward.fake_registry.received("manifest")) == ["HEAD", "GET", "GET", "GET"]
+
+
+@pytest.mark.parametrize("status", [404, 410])
+def test_a_missing_tag_costs_one_get_for_a_while(ward: Ward, image: Image, status: int) -> None:
+    """For each tag; a digest costs none."""
+    ward.fake_registry.on("manifest", faults.error_response(status), reference="no")
+    ward.fake_registry.on("manifest", faults.error_response(status), reference=digest_of(b"no"))
+    registry = ward.registry()
+    for _ in range(3):
+        with pytest.raises(ManifestUnknown):
+            registry.head_manifest("lib/app", Tag("no"))
+    assert methods(ward.fake_registry.received("manifest")) == ["HEAD", "GET", "HEAD", "HEAD"]
+    ward.fake_registry.clear_exchanges()
+    with pytest.raises(ManifestUnknown):
+        registry.head_manifest("lib/app", Digest.parse(digest_of(b"no")))
+    assert methods(ward.fake_registry.received("manifest")) == ["HEAD"]
+    assert registry.head_manifest("lib/app", LATEST)
+
+
+def test_a_404_that_cannot_be_confirmed_is_no_404(ward: Ward, image: Image) -> None:
+    """GET fails with 503: whether the tag exists is not known, and it is asked again."""
+    ward.fake_registry.on("manifest", faults.error_response(404), method="HEAD")
+    ward.fake_registry.on("manifest", faults.error_response(503), method="GET", times=1)
+    registry = ward.registry()
+    with pytest.raises(Unavailable):
+        registry.head_manifest("lib/app", LATEST)
+    assert registry.head_manifest("lib/app", LATEST)
+
+
+def page(status: int, media_type: str | None = "text/html; charset=utf-8", body: bytes = faults.HTML) -> Change:
+    """A page with a status."""
+    return faults.replaced(status, body, *([("Content-Type", media_type)] if media_type else []))
+
+
+OCI_ERROR = b'{"errors":[{"code":"DENIED","message":"message from the upstream"}]}'
+
+
+@pytest.mark.parametrize("status", [401, 403, 404, 410, 451])
+@pytest.mark.parametrize(
+    ("media_type", "body", "is_page"),
+    [
+        ("text/html", faults.HTML, True),
+        ("TEXT/HTML; charset=utf-8", b"Access denied in your country", True),
+        ("application/xhtml+xml", b"<?xml version='1.0'?><html></html>", True),
+        ("text/html", b"x" * 100_000, True),
+        ("text/html", b'{"message": "no OCI error"}', True),
+        (None, b"\n<!DOCTYPE html><title>Blocked</title>", True),
+        ("text/plain", b"<html><body>Blocked</body></html>", True),
+        ("text/html", OCI_ERROR, False),
+        ("application/json", OCI_ERROR, False),
+        ("application/json", b'{"message": "Not Found"}', False),
+        ("text/plain", b"404 page not found", False),
+        ("text/html", b"", False),
+        (None, b"", False),
+    ],
+)
+@pytest.mark.parametrize("operation", ["head_manifest", "get_manifest", "head_blob", "open_blob", "list_tags"])
+def test_a_web_page_is_not_the_word_of_the_registry(
+    ward: Ward,
+    image: Image,
+    status: int,
+    media_type: str | None,
+    body: bytes,
+    is_page: bool,  # noqa: FBT001
+    operation: str,
+) -> None:
+    """A page of a firewall is an outage. An OCI error, an empty body and plain text mean what their status says."""
+    ward.fake_registry.on(None, page(status, media_type, body))
+    registry = ward.registry()
+    reference = Digest.parse(image.config) if operation.endswith("blob") else LATEST
+    with pytest.raises(BadUpstream if is_page else (ManifestUnknown, BlobUnknown, NameUnknown)) as caught:
+        getattr(registry, operation)("lib/app", *([] if operation == "list_tags" else [reference]))
+    assert not is_page or "web page" in caught.value.message
+    assert not caught.value.remembered
+    assert not registry.is_breaker_open
+
+
+@pytest.mark.parametrize(("status", "error"), [(401, Denied), (403, Denied), (451, Denied), (404, BadUpstream)])
+def test_with_credentials_a_web_page_may_be_a_refusal(
+    ward: Ward, image: Image, status: int, error: type[RegistryError]
+) -> None:
+    """What was pulled with a login is not served to anybody when the login may have been rejected."""
+    require_authorization(ward.fake_registry, basic("ann", "s3cret-pass"))
+    registry = ward.registry(auth=BASIC)
+    assert registry.head_manifest("lib/app", LATEST)
+    ward.fake_registry.on("manifest", page(status))
+    with pytest.raises(error):
+        registry.head_manifest("lib/app", LATEST)
+
+
+def test_a_challenge_with_a_web_page_is_a_refusal(ward: Ward, image: Image) -> None:
+    """Registries behind a web server."""
+    ward.fake_registry.on(
+        "manifest", lambda request, answer: page(401)(request, answer).with_header("WWW-Authenticate", "Basic realm=x")
+    )
+    with pytest.raises(ManifestUnknown):
+        ward.registry().head_manifest("lib/app", LATEST)
+
+
 # Blobs
+
+
+@pytest.mark.parametrize("content", [BLOB, b""])
+def test_zero_bytes_are_the_size_of_one_digest_only(ward: Ward, content: bytes) -> None:
+    """A front end that says 0 to HEAD: the first byte is requested; for the empty blob 0 is right."""
+    digest = ward.fake_registry.add_blob(content)
+    ward.fake_registry.on("blob", faults.replaced(200, b""), method="HEAD")
+    assert ward.registry().head_blob("lib/app", Digest.parse(digest)) == len(content)
+    assert methods(ward.fake_registry.received("blob")) == (["HEAD", "GET"] if content else ["HEAD"])
+
+
+@pytest.mark.parametrize("get", [faults.replaced(200, b""), faults.replaced(416, b"", ("Content-Range", "bytes */0"))])
+def test_a_size_of_zero_is_never_told(ward: Ward, get: Change) -> None:
+    """An error, if the registry has nothing better to say."""
+    digest = ward.fake_registry.add_blob(BLOB)
+    ward.fake_registry.on("blob", faults.replaced(200, b""), method="HEAD")
+    ward.fake_registry.on("blob", get, method="GET")
+    with pytest.raises(BadUpstream, match="size"):
+        ward.registry().head_blob("lib/app", Digest.parse(digest))
+
+
+def test_the_size_of_a_blob_that_is_labelled_as_a_web_page(ward: Ward) -> None:
+    """From a response to its first byte, which a login form does not have."""
+    digest = ward.fake_registry.add_blob(BLOB)
+    ward.fake_registry.on("blob", faults.header("Content-Type", "text/html"))
+    assert ward.registry().head_blob("lib/app", Digest.parse(digest)) == len(BLOB)
+    assert methods(ward.fake_registry.received("blob")) == ["HEAD", "GET"]
+    ward.fake_registry.on("blob", faults.html_page())
+    with pytest.raises(BadUpstream, match="size"):
+        ward.registry().head_blob("lib/app", Digest.parse(digest))
+
+
+@pytest.mark.parametrize("start", [0, 1000])
+def test_a_blob_that_is_labelled_as_a_web_page_hides_its_size(ward: Ward, start: int) -> None:
+    """So it is verified as a whole before anything of it is sent; a body that is too short is still noticed."""
+    digest = ward.fake_registry.add_blob(BLOB)
+    ward.fake_registry.on("blob", faults.header("Content-Type", "text/html"))
+    source = ward.registry().open_blob("lib/app", Digest.parse(digest), start)
+    assert (source.size, source.start, source.is_web_page) == (None, start, True)
+    source.close()
+    assert received(ward.registry(), "lib/app", digest, start) == BLOB[start:]
+    ward.fake_registry.on("blob", faults.cut(100))
+    with pytest.raises(Unavailable):
+        received(ward.registry(), "lib/app", digest, start)
 
 
 def test_a_blob_has_a_size(ward: Ward) -> None:
@@ -474,7 +628,6 @@ def test_a_different_range_is_a_bad_response(ward: Ward, value: str) -> None:
 @pytest.mark.parametrize(
     ("start", "change"),
     [
-        (0, faults.html_page()),
         (0, faults.header("Content-Encoding", "gzip")),
         (0, faults.header("Transfer-Encoding", "gzip, chunked")),
         (0, faults.replaced(206, b"x", ("Content-Range", "bytes 0-0/1"))),
@@ -483,7 +636,7 @@ def test_a_different_range_is_a_bad_response(ward: Ward, value: str) -> None:
     ],
 )
 def test_what_is_no_blob_is_bad(ward: Ward, start: int, change: Change) -> None:
-    """Web pages, encodings, and ranges that were not requested."""
+    """Encodings, and ranges that were not requested."""
     digest = ward.fake_registry.add_blob(BLOB)
     ward.fake_registry.on("blob", change)
     with pytest.raises(BadUpstream):
