@@ -42,6 +42,7 @@ from dockyard.workers.messages import (
     ManifestRequest,
     PeerRequest,
     ReferrersRequest,
+    SizeRequest,
     TagListRequest,
     TagRequest,
 )
@@ -130,7 +131,7 @@ class Worker:
         # Caches
         with_upstreams = (self.peers, self.registries, self.threads)
         self.downloads = Downloads(stores, *with_upstreams)
-        self.blobs = Blobs(stores, self.downloads, self.registries, self.threads, redirects=storage.redirect)
+        self.blobs = Blobs(stores, self.downloads, *with_upstreams, redirects=storage.redirect)
         self.manifests = Manifests(stores, *with_upstreams)
         self.tags = Tags(
             self.manifests,
@@ -240,6 +241,8 @@ class Worker:
                 await self.downloads.handle(target, request, connection)
             case TagRequest():
                 await self.tags.handle(target, request, connection)
+            case SizeRequest():
+                await self.blobs.handle(target, request, connection)
             case ManifestRequest():
                 await self.manifests.handle(target, request, connection)
             case TagListRequest() | ReferrersRequest():

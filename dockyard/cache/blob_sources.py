@@ -6,10 +6,11 @@ bucket whose copy of a blob had a wrong digest is not asked for that blob again,
 
 from typing import Protocol
 
-from dockyard.errors import Outage, TooManyRequests
+from dockyard.cache.stores import Stores
+from dockyard.errors import Outage, RegistryError, TooManyRequests
+from dockyard.oci.manifest import find_blob_size
 from dockyard.oci.reference import Digest
 from dockyard.routing import Target
-from dockyard.s3.bucket import Bucket
 
 MAX_BUCKET_ATTEMPTS = 2
 
@@ -18,9 +19,11 @@ class BlobBody(Protocol):
     """The body of a blob that is being received.
 
     `start` is the offset of its first byte, `size` the size of the whole blob; None when the source does not say.
+    `is_web_page`: it may be a login form.
     """
 
     size: int | None
+    is_web_page: bool
     start: int
 
     def read(self, max_bytes: int, /) -> bytes:
@@ -34,10 +37,13 @@ class BlobBody(Protocol):
 
 
 class BlobOpener(Protocol):
-    """The part of an upstream's client that opens blobs."""
+    """The part of an upstream's client that opens blobs and finds their sizes."""
 
     def open_blob(self, repository: str, digest: Digest, start: int = 0) -> BlobBody:
         """Open a blob at a byte. Raises RegistryError."""
+
+    def head_blob(self, repository: str, digest: Digest) -> int:
+        """The size of a blob in bytes. Raises RegistryError."""
 
 
 class BlobSources:
@@ -48,7 +54,7 @@ class BlobSources:
     """
 
     def __init__(
-        self, target: Target, digest: Digest, upstream: BlobOpener, bucket: Bucket, damaged: set[Digest]
+        self, target: Target, digest: Digest, upstream: BlobOpener, stores: Stores, damaged: set[Digest]
     ) -> None:
         self.target = target
         self.digest = digest
@@ -56,7 +62,8 @@ class BlobSources:
         self.used_upstream = False
         self.bucket_age_s = 0.0
         self._upstream = upstream
-        self._bucket = bucket
+        self._bucket = stores.bucket
+        self._local = stores.local
         self._damaged = damaged
         self._bucket_attempts = 0 if digest in damaged else MAX_BUCKET_ATTEMPTS
         self._etag = ""
@@ -73,6 +80,16 @@ class BlobSources:
             raise
         self.used_upstream = True
         return body
+
+    def find_size(self) -> int | None:
+        """The size of the blob, if its body does not tell: from a manifest in the local store, else by HEAD."""
+        for body in self._local.manifests_of(self.target.name):
+            if (size := find_blob_size(body, self.digest)) is not None:
+                return size
+        try:
+            return self._upstream.head_blob(self.target.repository, self.digest)
+        except RegistryError:
+            return None  # nobody knows it
 
     def exclude_bucket(self) -> None:
         """The bucket's copy is damaged: use the upstream only, from the first byte."""

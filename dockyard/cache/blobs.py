@@ -4,6 +4,8 @@
 2. the local store has it: read the file, which is verified if necessary   hit
 3. redirects are on and the bucket has it: the URL of it there             redirected
 4. start a download: fetch it, or follow the worker that does              miss
+
+The size of a blob that is not here is asked for by the worker that owns the digest, once for all requests that wait.
 """
 
 import os
@@ -11,19 +13,26 @@ from collections.abc import Mapping
 from typing import Protocol
 
 import attrs
+from cachetools import TTLCache
 
 from dockyard.cache.downloads import Downloads
 from dockyard.cache.open_blobs import OpenBlobs
 from dockyard.cache.readers import DownloadReader, FileReader, Reader
+from dockyard.cache.singleflight import Singleflight
 from dockyard.cache.stores import Stores
 from dockyard.cache.threads import Threads
-from dockyard.oci.reference import Digest
+from dockyard.errors import RegistryError
+from dockyard.oci.reference import Digest, Name
 from dockyard.routing import Target
 from dockyard.s3 import ObjectInfo
 from dockyard.storage.blob_files import StoredBlob
 from dockyard.storage.items import BlobItem
+from dockyard.workers.messages import Repository, SizeReply, SizeRequest, error_reply
+from dockyard.workers.peers import PeerConnection, Peers
 
 REDIRECT_VALID_S = 1200
+SIZE_REMEMBERED_S = 30.0
+MAX_REMEMBERED_SIZES = 4096
 
 
 class BlobSizes(Protocol):
@@ -67,6 +76,7 @@ class Blobs:
         self,
         stores: Stores,
         downloads: Downloads,
+        peers: Peers,
         upstreams: Mapping[str, BlobSizes],
         threads: Threads,
         *,
@@ -74,10 +84,13 @@ class Blobs:
     ) -> None:
         self._stores = stores
         self._downloads = downloads
+        self._peers = peers
         self._upstreams = upstreams
         self._threads = threads
         self._redirects = redirects
         self._open_blobs = OpenBlobs(stores.local.blobs, threads)
+        self._singleflight = Singleflight()
+        self._sizes: TTLCache[tuple[Name, Digest], int] = TTLCache(MAX_REMEMBERED_SIZES, SIZE_REMEMBERED_S)
 
     async def open(self, target: Target, digest: Digest, *, is_range: bool = False) -> OpenedBlob | RedirectedBlob:
         """Open a blob, fetching it if necessary. The caller closes the reader. Raises RegistryError.
@@ -113,11 +126,37 @@ class Blobs:
         download = self._downloads.find(digest)
         if download and download.size is not None and not download.error:
             return FoundSize(download.size, "joined")
+        return await self._singleflight.run(("find", target.name, digest), lambda: self._find_remote(target, digest))
+
+    async def handle(self, target: Target, request: SizeRequest, connection: PeerConnection) -> None:
+        """Ask the upstream for a size, for another worker."""
+        try:
+            size = await self._ask_once(target, request.digest)
+        except RegistryError as exc:
+            await connection.send(error_reply(exc))
+        else:
+            await connection.send(SizeReply(size))
+
+    async def _find_remote(self, target: Target, digest: Digest) -> FoundSize:
+        """From the bucket, else from the upstream through the first owner that is available. Raises RegistryError."""
         if found := await self._find_in_bucket(digest):
             return FoundSize(found.size, "hit")
+        request = SizeRequest(Repository.of(target), digest)
+        tried = await self._peers.try_owners(str(digest), lambda shard: self._peers.request(shard, request, SizeReply))
+        size = tried.result.size_bytes if tried.result else await self._ask_once(target, digest)
+        return FoundSize(size, "asked")
+
+    async def _ask_once(self, target: Target, digest: Digest) -> int:
+        key = (target.name, digest)
+        if (known := self._sizes.get(key)) is not None:
+            return known
+        return await self._singleflight.run(("ask", *key), lambda: self._ask_upstream(target, digest))
+
+    async def _ask_upstream(self, target: Target, digest: Digest) -> int:
         upstream = self._upstreams[target.upstream.prefix]
         size = await self._threads.upstream(target, upstream.head_blob, target.repository, digest)
-        return FoundSize(size, "asked")
+        self._sizes[target.name, digest] = size
+        return size
 
     async def _open_stored(self, digest: Digest) -> StoredBlob | None:
         blob = await self._open_blobs.open(digest)

@@ -6,6 +6,10 @@ received is verified.
 
 A download that ends early, because the source is unavailable or the server stops, leaves its partial file. The next
 download of the blob, in any worker and also after a restart, hashes what is there and requests the rest.
+
+A source may not tell the size. For a blob of more than 1 MiB it is then looked up elsewhere, so that readers need not
+wait for the last byte. The digest decides: a blob that is right but has another size is kept, and only its readers,
+who were told the wrong size, get an error.
 """
 
 import random
@@ -61,6 +65,9 @@ class DownloadJob:
         self._on_verified = on_verified
         self._body: BlobBody | None = None
         self._is_streaming_to_bucket = False
+        self._told_size: int | None = None  # from elsewhere
+        self._was_size_sought = False
+        self._is_web_page = False
         self._left_bytes = partial_file.received_bytes  # by a former download
         self._stop = threading.Event()
 
@@ -110,6 +117,7 @@ class DownloadJob:
         if self._may_have_been_read():
             raise exc
         self._left_bytes = 0
+        self._told_size = None
         self._partial_file.restart()
         self._is_streaming_to_bucket = False
 
@@ -146,7 +154,8 @@ class DownloadJob:
             if self._left_bytes:
                 event = "a partial file of a former download was damaged: it is discarded"
             log.warning(event, digest=str(self._sources.digest))
-            raise BadUpstream(f"the upstream sent wrong bytes for {self._sources.digest}")
+            sent = "a web page instead of" if self._is_web_page else "wrong bytes for"
+            raise BadUpstream(f"the upstream sent {sent} {self._sources.digest}")
 
     def _receive_all(self) -> None:
         """Receive until the source has ended, opening it again at the byte reached when it breaks off."""
@@ -173,6 +182,7 @@ class DownloadJob:
         if partial_file.size == start:
             return
         body = self._body = self._sources.open(start)
+        self._is_web_page = body.is_web_page
         try:
             self._set_size(body.size)
             skip = start - body.start
@@ -184,7 +194,11 @@ class DownloadJob:
                 if chunk:
                     partial_file.append(chunk)
                     self._report_progress()
-            if partial_file.size not in {None, partial_file.received_bytes}:
+                if partial_file.size is None and partial_file.received_bytes > MAX_SMALL_BYTES:
+                    self._seek_size()
+            if self._told_size is not None:
+                self._check_told_end()
+            elif partial_file.size not in {None, partial_file.received_bytes}:
                 raise BadUpstream(
                     f"the upstream sent {partial_file.received_bytes} of {partial_file.size} bytes of {digest}"
                 )
@@ -195,6 +209,8 @@ class DownloadJob:
     def _set_size(self, size: int | None) -> None:
         if size is None:
             if self._partial_file.is_overflowing:
+                self._seek_size()
+            if self._partial_file.is_overflowing and self._partial_file.size is None:
                 raise Unavailable(
                     "the disk is full and the upstream does not tell the size of the blob", retry_after_s=30
                 )
@@ -203,6 +219,22 @@ class DownloadJob:
             raise BadUpstream(f"the upstream announced two different sizes for {self._sources.digest}")
         self._partial_file.size = size
         self._report_progress()
+
+    def _seek_size(self) -> None:
+        """Look for the size elsewhere, once. Of a web page nothing is released before it is verified."""
+        if self._was_size_sought or self._is_web_page:
+            return
+        self._was_size_sought = True
+        size = self._sources.find_size()
+        if size is not None and size >= self._partial_file.received_bytes:
+            self._partial_file.size = self._told_size = size
+            self._report_progress()
+
+    def _check_told_end(self) -> None:
+        """The body has ended: it may have broken off without notice, but not if the digest is right."""
+        received, digest = self._partial_file.received_bytes, self._sources.digest
+        if received < (self._told_size or 0) and not self._partial_file.has_correct_digest():
+            raise Unavailable(f"the upstream sent {received} of {self._told_size} bytes of {digest}")
 
     def _report_progress(self) -> None:
         if not self._is_streaming_to_bucket and self._sources.used_upstream and not self._sources.used_bucket:
@@ -240,7 +272,9 @@ class DownloadJob:
         if is_new:
             publisher.add_to_outbox(item)
         self._partial_file.finish(is_verified=True)
-        self._on_verified(size)
+        is_size_right = self._told_size in {None, size}
+        if is_size_right:
+            self._on_verified(size)
         local.commit(self._partial_file, self._sources.bucket_age_s)
         local.size_cap.enforce_if_due()
         metrics.fills.labels("done").inc()
@@ -248,6 +282,11 @@ class DownloadJob:
             publisher.publish(item)
         if self._sources.used_bucket:
             publisher.touch_if_due(item)
+        if not is_size_right:
+            raise BadUpstream(
+                f"{item.digest} has {size} bytes, not {self._told_size} as its manifest or the upstream said: "
+                "it is stored now, try again"
+            )
 
     def _give_up(self, exc: Exception) -> None:
         """After an outage or when the server stops, leave what was received for the next download; else delete it."""

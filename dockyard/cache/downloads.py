@@ -202,7 +202,7 @@ class Downloads:
         upstream = self._upstreams[target.upstream.prefix]
         job = DownloadJob(
             partial_file,
-            BlobSources(target, download.digest, upstream, self._stores.bucket, self._damaged),
+            BlobSources(target, download.digest, upstream, self._stores, self._damaged),
             self._stores,
             on_start=lambda: loop.call_soon_threadsafe(download.start_fetching),
             on_progress=lambda: download.report_progress(loop),

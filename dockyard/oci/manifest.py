@@ -161,6 +161,22 @@ class Manifest:
         return Descriptor(self.media_type, self.digest, self.size)
 
 
+def find_blob_size(body: bytes, digest: Digest) -> int | None:
+    """The size that the descriptor of a blob has in a stored manifest; None when there is none."""
+    if digest.encoded.encode() not in body:
+        return None
+    try:
+        document = parse_document(body)
+    except BadUpstream:
+        return None
+    for key in ("config", "layers", "blobs"):
+        for entry in _as_list(document.get(key)):
+            size = entry.get("size") if isinstance(entry, dict) and entry.get("digest") == str(digest) else None
+            if type(size) is int and size >= 0:
+                return size
+    return None
+
+
 def _media_type(document: dict[str, Any], content_type: str) -> str:
     declared = document.get("mediaType")
     if declared is None:

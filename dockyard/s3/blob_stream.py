@@ -18,6 +18,7 @@ class S3BlobStream:
     """
 
     size: int | None
+    is_web_page = False
 
     def __init__(self, response: S3StreamingResponse, size: int, start: int) -> None:
         metadata = S3Response(response.headers, b"")

@@ -8,7 +8,7 @@ import contextlib
 import errno
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -41,6 +41,7 @@ from dockyard.storage.verified_files import VerifiedFiles
 # A partial file that nobody has continued for so long is deleted.
 MAX_PARTIAL_FILE_AGE_S = 86400.0
 MAX_WRITE_ATTEMPTS = 3
+MAX_MANIFESTS_READ = 100
 # Manifests and lists are smaller. A file that is larger is damaged, and must not fill the memory.
 MAX_OBJECT_BYTES = 16 * 1024 * 1024
 _ERRORS_OF_ABSENT_FILES = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG}
@@ -186,6 +187,17 @@ class LocalStore:
             with contextlib.suppress(OSError):
                 self._path(key).unlink()
         self._write(keys.manifest_key(self._prefix, name, digest), body)
+
+    def manifests_of(self, name: Name) -> Iterator[bytes]:
+        """Read the manifests of a repository, the newest first, at most MAX_MANIFESTS_READ; they are not verified."""
+        found = []
+        for algorithm in ("sha256", "sha512"):
+            directory = self._path(keys.manifest_key(self._prefix, name, Digest.of(b"", algorithm))).parent
+            with contextlib.suppress(OSError):
+                found += [(path.stat().st_mtime, path) for path in directory.iterdir()]
+        for _, path in sorted(found, reverse=True)[:MAX_MANIFESTS_READ]:
+            with contextlib.suppress(OSError):
+                yield path.read_bytes()
 
     def read_pointer(self, name: Name, tag: Tag) -> Pointer | None:
         """Read the pointer of a tag; None when it is absent or unreadable."""

@@ -8,6 +8,7 @@ in the partial file that DownloadProgress names.
 |---|---|
 | BlobRequest | DownloadProgress, repeated until `is_complete`; or NotDownloading, DiskFull, ErrorReply |
 | TagRequest | TagReply or ErrorReply |
+| SizeRequest | SizeReply or ErrorReply |
 | ManifestRequest | ManifestReply or ErrorReply |
 | TagListRequest, ReferrersRequest | ListReply or ErrorReply |
 """
@@ -56,6 +57,14 @@ class BlobRequest:
 
 
 @attrs.frozen
+class SizeRequest:
+    """Asks for the size of a blob that this worker and the bucket do not have."""
+
+    repository: Repository
+    digest: Digest
+
+
+@attrs.frozen
 class TagRequest:
     """Asks for the digest that a tag points to, checked with the upstream."""
 
@@ -86,7 +95,7 @@ class ReferrersRequest:
     subject: Digest
 
 
-PeerRequest = BlobRequest | TagRequest | ManifestRequest | TagListRequest | ReferrersRequest
+PeerRequest = BlobRequest | SizeRequest | TagRequest | ManifestRequest | TagListRequest | ReferrersRequest
 
 
 @attrs.frozen
@@ -131,6 +140,13 @@ class ErrorReply:
 
 
 @attrs.frozen
+class SizeReply:
+    """The size of a blob."""
+
+    size_bytes: int
+
+
+@attrs.frozen
 class TagReply:
     """What a tag points to. `how` and `checked_at` as in `cache.tags.FoundTag`; `stale_because` for a stale one."""
 
@@ -159,14 +175,32 @@ class ListReply:
 
 
 PeerReply = (
-    Acknowledged | DownloadProgress | NotDownloading | DiskFull | ErrorReply | TagReply | ManifestReply | ListReply
+    Acknowledged
+    | DownloadProgress
+    | NotDownloading
+    | DiskFull
+    | ErrorReply
+    | SizeReply
+    | TagReply
+    | ManifestReply
+    | ListReply
 )
 
 _TYPES: Final[Mapping[str, type[Any]]] = {
     kind.__name__: kind
     for kind in (
-        *(BlobRequest, TagRequest, ManifestRequest, TagListRequest, ReferrersRequest),
-        *(Acknowledged, DownloadProgress, NotDownloading, DiskFull, ErrorReply, TagReply, ManifestReply, ListReply),
+        *(BlobRequest, SizeRequest, TagRequest, ManifestRequest, TagListRequest, ReferrersRequest),
+        *(
+            Acknowledged,
+            DownloadProgress,
+            NotDownloading,
+            DiskFull,
+            ErrorReply,
+            SizeReply,
+            TagReply,
+            ManifestReply,
+            ListReply,
+        ),
     )
 }
 

@@ -4,6 +4,7 @@ Each worker here is a `Downloads` with its own sockets, in one process; the upst
 """
 
 import asyncio
+import json
 import os
 import socket
 import threading
@@ -28,7 +29,7 @@ from dockyard.s3.publisher import Publisher
 from dockyard.storage import partial_file as partial_file_module
 from dockyard.storage.local import LocalStore
 from dockyard.storage.verified_files import VerifiedFiles
-from dockyard.workers.messages import BlobRequest, PeerRequest
+from dockyard.workers.messages import BlobRequest, PeerRequest, SizeRequest
 from dockyard.workers.peers import Handler, PeerConnection, Peers
 from dockyard.workers.rendezvous import owners
 
@@ -40,6 +41,8 @@ DIGEST = Digest.of(BODY)
 
 class FakeBody:
     """A body that gives `body`, waits at `gate` before the byte `hold`, and breaks at the byte `cut`."""
+
+    is_web_page = False
 
     def __init__(self, body: bytes, start: int, *, hold: int | None, gate: threading.Event, cut: int | None) -> None:
         self.size: int | None = len(body)
@@ -78,16 +81,25 @@ class FakeUpstream:
         self.cuts: list[int] = []
         self.gate = threading.Event()
         self.starts: list[int] = []
+        self.tells_size = True
+        self.told_size: int | RegistryError = len(BODY)  # by HEAD
+        self.heads = 0
 
     def open_blob(self, repository: str, digest: Digest, start: int = 0) -> FakeBody:
         self.starts.append(start)
         if self.error:
             raise self.error
         cut = self.cuts.pop(0) if self.cuts else None
-        return FakeBody(self.body, start, hold=self.hold, gate=self.gate, cut=cut)
+        body = FakeBody(self.body, start, hold=self.hold, gate=self.gate, cut=cut)
+        if not self.tells_size:
+            body.size = None
+        return body
 
     def head_blob(self, repository: str, digest: Digest) -> int:
-        return len(self.body)
+        self.heads += 1
+        if isinstance(self.told_size, RegistryError):
+            raise self.told_size
+        return self.told_size
 
 
 @attrs.define
@@ -122,8 +134,9 @@ class Workers:
             publisher = Publisher(store, None, Outbox(self.directory / "unpublished"), 0, lambda _: True)
             stores = Stores(store, Bucket(None), publisher)
             downloads = Downloads(stores, peers, {"up.test": self.upstream}, threads)
-            await peers.listen(shard, handler(downloads))
-            blobs = Blobs(stores, downloads, {"up.test": self.upstream}, threads, redirects=False)
+            blobs = Blobs(stores, downloads, peers, {"up.test": self.upstream}, threads, redirects=False)
+            await peers.listen(shard, handler(downloads, blobs))
+            self.store = store
             self.all.append(Worker(peers, downloads, blobs, threads))
 
     def stored(self) -> bytes | None:
@@ -141,12 +154,16 @@ class Workers:
             worker.threads.close()
 
 
-def handler(downloads: Downloads) -> Handler:
-    """Handle requests for blobs, as a worker does."""
+def handler(downloads: Downloads, blobs: Blobs) -> Handler:
+    """Handle requests for blobs and sizes, as a worker does."""
 
     async def handle(request: PeerRequest, connection: PeerConnection) -> None:
-        assert isinstance(request, BlobRequest)
-        await downloads.handle(TARGET, request, connection)
+        assert isinstance(request, BlobRequest | SizeRequest)
+        target = Target(UPSTREAM, request.repository.path, request.repository.name)
+        if isinstance(request, BlobRequest):
+            await downloads.handle(target, request, connection)
+        else:
+            await blobs.handle(target, request, connection)
 
     return handle
 
@@ -334,6 +351,132 @@ async def test_a_queued_download_does_not_time_out(tmp_path: Path, monkeypatch: 
         is_free.set()
         workers.close()
     assert workers.upstream.starts == [0]
+
+
+# Bodies that do not tell their size
+
+
+async def test_a_size_told_by_head_lets_readers_begin(workers: Workers) -> None:
+    """On every worker, before the last byte is there; HEAD is sent once."""
+    workers.upstream.tells_size = False
+    workers.upstream.hold = 2_000_000
+    for worker in workers.all:
+        opened = await open_blob(worker)
+        assert opened.reader.size == len(BODY)
+        assert await read_all(opened.reader, 0, 1_500_000) == BODY[:1_500_000]
+        opened.reader.close()
+    workers.upstream.gate.set()
+    await settled(workers)
+    assert workers.stored() == BODY
+    assert (workers.upstream.starts, workers.upstream.heads) == ([0], 1)
+
+
+async def test_a_size_told_by_a_manifest_needs_no_head(workers: Workers) -> None:
+    """Of any manifest of the repository that is stored; a damaged one is skipped."""
+    layer = {"mediaType": "application/vnd.oci.image.layer.v1.tar", "digest": str(DIGEST), "size": len(BODY)}
+    for body in (b"{" + DIGEST.encoded.encode(), json.dumps({"layers": [None, layer]}).encode()):
+        workers.store.write_manifest(TARGET.name, Digest.of(body), body)
+    workers.upstream.tells_size = False
+    workers.upstream.hold = 2_000_000
+    opened = await open_blob(workers.all[1])
+    assert opened.reader.size == len(BODY)
+    opened.reader.close()
+    assert workers.upstream.heads == 0
+
+
+async def test_a_size_that_nobody_knows_is_waited_for(workers: Workers) -> None:
+    """As a whole; a failing HEAD fails nothing."""
+    workers.upstream.tells_size = False
+    workers.upstream.told_size = Unavailable("no HEAD today")
+    assert await pull(workers.all[1]) == BODY
+    assert workers.upstream.heads == 1
+
+
+async def test_the_size_of_a_small_blob_is_not_looked_up(workers: Workers, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is verified as a whole before its first byte is sent."""
+    monkeypatch.setattr("dockyard.cache.download_job.MAX_SMALL_BYTES", len(BODY))
+    workers.upstream.tells_size = False
+    assert await pull(workers.all[1]) == BODY
+    assert workers.upstream.heads == 0
+
+
+@pytest.mark.parametrize("wrong_by", [-5, -900_000, 5, 900_000])
+async def test_a_wrong_size_completes_for_nobody_and_the_digest_decides(workers: Workers, wrong_by: int) -> None:
+    """Readers were told a size: none of them ends well. The blob is right: it is kept, and the next reader gets it."""
+    workers.upstream.tells_size = False
+    workers.upstream.told_size = len(BODY) + wrong_by
+    for worker in workers.all[:1]:
+        opened = await open_blob(worker)
+        assert opened.reader.size == len(BODY) + wrong_by
+        with pytest.raises(BadUpstream):
+            await read_all(opened.reader)
+        opened.reader.close()
+    await settled(workers)
+    assert workers.stored() == BODY
+    assert await pull(workers.all[1]) == BODY
+    assert workers.upstream.starts == [0]
+
+
+async def test_a_body_without_a_size_that_breaks_off_unnoticed_is_resumed(workers: Workers) -> None:
+    """It is shorter than the size told by HEAD: the rest is requested."""
+    workers.upstream.tells_size = False
+    workers.upstream.body = BODY[:2_000_000]
+    opened = await open_blob(workers.all[0])
+    assert await read_all(opened.reader, 0, 1_500_000) == BODY[:1_500_000]
+    workers.upstream.body = BODY
+    assert await read_all(opened.reader, 1_500_000) == BODY[1_500_000:]
+    opened.reader.close()
+    assert workers.upstream.starts[0] == 0
+    assert set(workers.upstream.starts[1:]) == {2_000_000}
+
+
+async def test_wrong_bytes_without_a_size_are_not_kept(workers: Workers) -> None:
+    """With the size that was told, and another digest."""
+    workers.upstream.tells_size = False
+    workers.upstream.body = BODY[:-1] + bytes([BODY[-1] ^ 1])
+    opened = await open_blob(workers.all[0])
+    with pytest.raises(BadUpstream):
+        await read_all(opened.reader)
+    opened.reader.close()
+    await settled(workers)
+    assert workers.stored() is None
+
+
+# Sizes without a download
+
+
+async def test_many_heads_on_all_workers_cost_one_request(workers: Workers) -> None:
+    """The owner of the digest asks, and remembers the size for a moment."""
+    found = await asyncio.gather(*(workers.all[number % 3].blobs.find_size(TARGET, DIGEST) for number in range(60)))
+    assert {(size.size, size.how) for size in found} == {(len(BODY), "asked")}
+    assert (await workers.all[2].blobs.find_size(TARGET, DIGEST)).size == len(BODY)
+    assert (workers.upstream.heads, workers.upstream.starts) == (1, [])
+
+
+async def test_a_size_is_of_one_repository(workers: Workers) -> None:
+    """Another repository of the upstream may not have the blob."""
+    await workers.all[1].blobs.find_size(TARGET, DIGEST)
+    other = Target(UPSTREAM, "other", Name.parse("up.test/other"))
+    workers.upstream.told_size = BlobUnknown("no such blob")
+    with pytest.raises(BlobUnknown):
+        await workers.all[1].blobs.find_size(other, DIGEST)
+
+
+async def test_a_size_that_is_not_found_is_not_remembered(workers: Workers) -> None:
+    """The error reaches every worker, and the next request asks again."""
+    workers.upstream.told_size = BlobUnknown("no such blob")
+    for worker in workers.all:
+        with pytest.raises(BlobUnknown):
+            await worker.blobs.find_size(TARGET, DIGEST)
+    workers.upstream.told_size = 7
+    assert (await workers.all[1].blobs.find_size(TARGET, DIGEST)).size == 7
+
+
+async def test_a_size_can_be_found_without_the_owner(workers: Workers) -> None:
+    """The next owner asks."""
+    workers.all[0].die()
+    assert (await workers.all[2].blobs.find_size(TARGET, DIGEST)).size == len(BODY)
+    assert workers.upstream.heads == 1
 
 
 async def test_a_frozen_owner_is_done_without(workers: Workers, monkeypatch: pytest.MonkeyPatch) -> None:
