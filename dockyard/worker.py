@@ -28,6 +28,7 @@ from dockyard.s3.publisher import Publisher
 from dockyard.storage.directories import RUN
 from dockyard.storage.items import Item
 from dockyard.storage.local import LocalStore
+from dockyard.storage.maintenance import Maintenance
 from dockyard.storage.scrub import Scrub
 from dockyard.storage.verified_files import VerifiedFiles
 from dockyard.upstream.circuit_breaker import CircuitBreaker
@@ -47,10 +48,11 @@ from dockyard.workers.messages import (
     TagRequest,
 )
 from dockyard.workers.peers import PeerConnection, Peers
-from dockyard.workers.shard_lock import Lock, claim_shard
+from dockyard.workers.shard_lock import Lock, claim_shard, lock_path
 from dockyard.workers.watchdog import WatchedProcess
 
 CLAIM_INTERVAL_S = 0.2
+DIRECTORY_CHECK_INTERVAL_S = 1.0
 PARENT_CHECK_INTERVAL_S = 1.0
 STALE_UPLOAD_AGE_S = 3600.0
 UNPUBLISHED = "unpublished"
@@ -113,6 +115,7 @@ class Worker:
             directory, storage.prefix, storage.max_size, storage.verify, verified_files, outbox
         )
         self.local_store.create_directories()
+        self.maintenance = Maintenance(self.local_store)
         self.s3 = S3Store(storage, environ) if storage.bucket else None
         self.bucket = Bucket(self.s3)
         self.publisher = Publisher(self.local_store, self.s3, outbox, storage.touch_threshold, self._owns)
@@ -150,14 +153,15 @@ class Worker:
         self._watched = watched
         self._parent = os.getppid()
         self._lock: Lock | None = None
+        self._shard_error = ""
         self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
         """Claim a shard and listen for peers (later, if all shards are locked). Start the background tasks."""
-        if not await self._claim():
-            self._tasks.append(asyncio.create_task(self._claim_later()))
+        await self._claim_if_needed()
+        self._tasks.append(asyncio.create_task(self._keep_shard()))
         self._tasks.append(asyncio.create_task(self._watch_parent()))
-        await self.threads.disk(self.local_store.sweep_partial_files)
+        self.maintenance.start()
         self.publisher.start()
         self.scrub.start()
         if self.s3 and self.peers.shard == 0:
@@ -170,6 +174,7 @@ class Worker:
         for task in self._tasks:
             task.cancel()
         self.downloads.stop()
+        self.maintenance.stop()
         self.publisher.stop()
         self.scrub.stop()
         self.bucket.close()
@@ -195,17 +200,44 @@ class Worker:
     def _open_breakers(self) -> dict[str, bool]:
         return {prefix: registry.is_breaker_open for prefix, registry in self.registries.items()}
 
-    async def _claim(self) -> bool:
-        claimed = await self.threads.disk(claim_shard, self.run, self.shards)
-        if claimed is None:
-            return False
-        shard, self._lock = claimed
-        await self.peers.listen(shard, self._handle)
-        return True
+    async def _keep_shard(self) -> None:
+        """Claim a shard as soon as one is free, and again when somebody has deleted the files of this one."""
+        while True:
+            await asyncio.sleep(CLAIM_INTERVAL_S if self._lock is None else DIRECTORY_CHECK_INTERVAL_S)
+            await self._claim_if_needed()
 
-    async def _claim_later(self) -> None:
-        while not await self._claim():  # noqa: ASYNC110  a released file lock sends no event
-            await asyncio.sleep(CLAIM_INTERVAL_S)
+    async def _claim_if_needed(self) -> None:
+        """Claim a shard if this worker has none, or if its lock or socket was deleted. Raises no OSError."""
+        try:
+            if await self.threads.disk(self._has_shard):
+                return
+            if self.peers.shard is not None:
+                log.warning("files in the run directory were deleted, creating them again", directory=str(self.run))
+            claimed = await self.threads.disk(self._claim)
+            if claimed:
+                shard, self._lock = claimed
+                await self.peers.listen(shard, self._handle)
+            else:
+                self.peers.stop_listening()
+                self._lock = None
+            self._shard_error = ""
+        except OSError as exc:
+            if self._shard_error != str(exc):
+                log.warning("cannot claim a shard: blobs may be fetched once for each worker", error=str(exc))
+            self._shard_error = str(exc)
+
+    def _has_shard(self) -> bool:
+        """Whether the lock and the socket of this worker are in place. Creates directories that were deleted."""
+        self.local_store.create_directories()
+        shard = self.peers.shard
+        has_lock = shard is not None and self._lock is not None and self._lock.is_at(lock_path(self.run, shard))
+        return has_lock and self.peers.is_reachable
+
+    def _claim(self) -> tuple[int, Lock] | None:
+        """Claim the former shard of this worker, or another. Raises OSError."""
+        if self._lock:
+            self._lock.release()
+        return claim_shard(self.run, self.shards, self.peers.shard)
 
     def _owns(self, item: Item) -> bool:
         return self.peers.shard is not None and self.peers.is_owner(str(item))

@@ -22,13 +22,12 @@ class Outbox:
     """The items that are not in the bucket yet. All methods block, and ignore disk errors."""
 
     def __init__(self, directory: Path) -> None:
-        """Create the directory if needed. Raises OSError."""
-        directory.mkdir(parents=True, exist_ok=True)
         self._directory = directory
 
     def add(self, item: Item) -> None:
         """Add an item. If that fails because of the disk, the item is uploaded when it is next due for a touch."""
         with contextlib.suppress(OSError):
+            self._directory.mkdir(parents=True, exist_ok=True)
             self._path(item).write_text(str(item))
 
     def remove(self, item: Item) -> None:

@@ -26,6 +26,7 @@ class Directories:
         roots = (keys.manifest_root(prefix), keys.media_type_root(prefix), keys.list_root(prefix))
         self.small = (*(root / key for key in roots), self.stamps)
         self.partial = root / PARTIAL
+        self._is_created = False
 
     def create(self) -> None:
         """Create the directories that are missing, and find out where partial files must be. Raises OSError."""
@@ -36,11 +37,12 @@ class Directories:
             partial = self.blobs / PARTIAL_OF_BLOBS
             partial.mkdir(exist_ok=True)
         self.partial = partial
+        self._is_created = True
 
     @property
     def are_missing(self) -> bool:
-        """Whether a directory was deleted."""
-        return not (self.run.is_dir() and self.partial.is_dir() and self.blobs.is_dir())
+        """Whether `create` was not called yet, or a directory was deleted since."""
+        return not (self._is_created and self.run.is_dir() and self.partial.is_dir() and self.blobs.is_dir())
 
 
 def _can_rename(source: Path, target: Path) -> bool:

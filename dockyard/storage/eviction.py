@@ -33,13 +33,12 @@ from dockyard.storage.stored_files import StoredFile, delete_empty_directories, 
 # An eviction ends when the files take this share of the cap, so that the next one is not due at once.
 TARGET_SHARE = 0.9
 MAX_SMALL_SHARE = 0.05
-# What is evicted at least when the disk is full: so many bytes, but not more than this share of what is stored.
+# What is evicted at least when the disk is full, or has no inodes left; but not more than this share of what is stored.
 MIN_EVICTED_BYTES = 64 * 1024 * 1024
+MIN_EVICTED_FILES = 64
 MAX_EVICTED_SHARE = 0.25
 # What is evicted at least, of everything that is stored, so that the files are not listed too often.
 MIN_EVICTED_SHARE = 0.02
-# What is evicted at least when the disk has no inodes left.
-MIN_EVICTED_FILES = 64
 MIN_FREE_INODES = 16
 WARNING_INTERVAL_S = 3600.0
 # Bytes that were added are counted together with those of the other workers when they are this share of the cap.
@@ -117,7 +116,9 @@ class SizeCap:
             listing = self._list()
             freed = 0
             if lacks_inodes or exc.errno == errno.EDQUOT:  # a quota does not say what it is that is used up
-                count = max(MIN_EVICTED_FILES, int(len(listing.small) * MIN_EVICTED_SHARE))
+                stored_files = len(listing.small) + len(listing.large)
+                least = min(MIN_EVICTED_FILES, int(stored_files * MAX_EVICTED_SHARE))
+                count = max(1, least, int(stored_files * MIN_EVICTED_SHARE))
                 freed += self._evict((listing.small, listing.large), max_files=count)
             if not lacks_inodes:
                 stored_bytes = listing.total_bytes

@@ -117,6 +117,8 @@ class LocalStore:
         When no file can be created, the partial file is in memory.
         """
         try:
+            if self._path(keys.blob_key(self._prefix, digest)).exists():  # to be verified, not to be evicted for that
+                return self._claim(digest)
             return self._with_room(lambda: self._claim(digest))
         except OSError as exc:
             log.warning("cannot create a partial file, serving without it", digest=str(digest), error=exc.strerror)
@@ -261,8 +263,13 @@ class LocalStore:
     # Maintenance
 
     def create_directories(self) -> None:
-        """Create the directories; again when somebody has deleted them. Raises OSError."""
-        self.directories.create()
+        """Create the directories that are missing: at the start, and when somebody has deleted them. Raises nothing.
+
+        What cannot be created is reported by the writes that need it.
+        """
+        with contextlib.suppress(OSError):
+            if self.directories.are_missing:
+                self.directories.create()
 
     def sweep_partial_files(self) -> int:
         """Delete temporary files of dead processes, and partial files that nobody will continue; return how many.
@@ -335,11 +342,12 @@ class LocalStore:
         """
         for _ in range(MAX_WRITE_ATTEMPTS - 1):
             try:
+                if self.directories.are_missing:
+                    self.directories.create()
                 return write()
             except OSError as exc:
-                if isinstance(exc, FileNotFoundError) and self.directories.are_missing:
-                    self.directories.create()
-                elif not self.size_cap.make_room(exc, size):
+                is_deleted = isinstance(exc, FileNotFoundError) and self.directories.are_missing
+                if not is_deleted and not self.size_cap.make_room(exc, size):
                     raise
         return write()
 

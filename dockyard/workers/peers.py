@@ -113,8 +113,10 @@ class Peers:
         self.shard: int | None = None
         self._run = run
         self._shards = shards
-        self._directory = os.open(run, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._directory = -1
         self._server: asyncio.AbstractServer | None = None
+        self._socket: os.stat_result | None = None
+        self.open_directory()
 
     def owners_before_us(self, key: str) -> tuple[int, ...]:
         """The shards that own a key before this worker does, first owner first."""
@@ -130,14 +132,43 @@ class Peers:
         """All shards but the one of this worker."""
         return tuple(shard for shard in range(self._shards) if shard != self.shard)
 
+    def open_directory(self) -> None:
+        """Open the run directory, again when somebody has deleted it and it was created again. Raises OSError."""
+        opened = os.open(self._run, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        if self._directory >= 0:
+            os.close(self._directory)
+        self._directory = opened
+
+    @property
+    def is_reachable(self) -> bool:
+        """Whether the other workers find the socket of this one: not when somebody has deleted it."""
+        if self._socket is None or self.shard is None:
+            return False
+        try:
+            return os.path.samestat(self._socket, (self._run / socket_name(self.shard)).stat())
+        except OSError:
+            return False
+
     async def listen(self, shard: int, handle: Handler) -> None:
-        """Handle the requests to the owner of `shard`, which this process has locked (`claim_shard`)."""
+        """Handle the requests to the owner of `shard`, which this process has locked (`claim_shard`).
+
+        Again when the socket was deleted; requests that are being handled continue. Raises OSError.
+        """
 
         async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             await serve_connection(reader, writer, handle)
 
+        self.stop_listening()
+        self.open_directory()
         self._server = await asyncio.start_unix_server(serve, self._path(shard), limit=MAX_LINE_BYTES, backlog=1024)
+        self._socket = os.stat(self._path(shard))
         self.shard = shard
+
+    def stop_listening(self) -> None:
+        """Own no shard any more. Requests that are being handled continue."""
+        if self._server is not None:
+            self._server.close()
+        self._server = self._socket = self.shard = None
 
     async def try_owners(self, key: str, attempt: Callable[[int], Awaitable[T]]) -> OwnersTried[T]:
         """Call `attempt(shard)` for the owners of a key before this worker, in order, until one is available."""
@@ -183,8 +214,7 @@ class Peers:
 
     def close(self) -> None:
         """Stop listening."""
-        if self._server is not None:
-            self._server.close()
+        self.stop_listening()
         if self._directory >= 0:
             os.close(self._directory)
             self._directory = -1

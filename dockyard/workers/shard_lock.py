@@ -32,6 +32,13 @@ class Lock:
         os.ftruncate(self._fd, 0)
         os.pwrite(self._fd, str(os.getpid()).encode(), 0)
 
+    def is_at(self, path: Path) -> bool:
+        """Whether the locked file is the one at this path: not when it was deleted, and perhaps created again."""
+        try:
+            return os.path.samestat(os.fstat(self._fd), path.stat())
+        except OSError:
+            return False
+
     def release(self) -> None:
         """Release the lock."""
         os.close(self._fd)
@@ -47,12 +54,12 @@ def socket_name(shard: int) -> str:
     return f"shard-{shard}.sock"
 
 
-def claim_shard(run: Path, shards: int) -> tuple[int, Lock] | None:
-    """The first shard that is not locked, and its lock; None when all are locked. Blocks.
+def claim_shard(run: Path, shards: int, former: int | None = None) -> tuple[int, Lock] | None:
+    """The first shard that is not locked, and its lock; None when all are locked. Blocks. Raises OSError.
 
-    The socket that the last owner has left is deleted.
+    `former` is the shard that the caller had, which is tried first. The socket that the last owner has left is deleted.
     """
-    for shard in range(shards):
+    for shard in sorted(range(shards), key=lambda shard: shard != former):
         try:
             lock = Lock(lock_path(run, shard))
         except AlreadyRunning:

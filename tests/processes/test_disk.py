@@ -1,34 +1,50 @@
 """The storage directory: a full disk, the size limit, damaged files."""
 
 import os
+import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from random import Random
 
 import pytest
 
-from tests.support.bodies import Bytes, digest_of
+from tests.support.bodies import Bytes, Synthetic, digest_of
 from tests.support.deployment import Deployment, eventually
 from tests.support.fake_registry import FakeRegistry
+from tests.support.http_client import send_request
+from tests.support.processes import free_port, memory_bytes
 
 MIB = 1024 * 1024
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
+def mount_tmpfs(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
+    """Mount a file system with these options; returns its directory."""
+    with ExitStack() as mounts:
+
+        def mount(options: str) -> Path:
+            mountpoint = tmp_path / f"disk-{options}"
+            mountpoint.mkdir()
+            mounted = subprocess.run(
+                ["mount", "-t", "tmpfs", "-o", options, "tmpfs", mountpoint], capture_output=True, check=False
+            )
+            if mounted.returncode:
+                reason = f"cannot mount a small tmpfs: {mounted.stderr.decode().strip()}"
+                pytest.fail(reason) if os.environ.get("CI") else pytest.skip(reason)
+            mounts.callback(subprocess.run, ["umount", "--lazy", mountpoint], check=True)
+            return mountpoint
+
+        yield mount
+
+
+@pytest.fixture
+def small_disk(mount_tmpfs: Callable[[str], Path]) -> Path:
     """Mount a file system of 32 MiB."""
-    mountpoint = tmp_path / "small"
-    mountpoint.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=32m", "tmpfs", mountpoint], capture_output=True, check=False
-    )
-    if mounted.returncode:
-        reason = f"cannot mount a small tmpfs: {mounted.stderr.decode().strip()}"
-        pytest.fail(reason) if os.environ.get("CI") else pytest.skip(reason)
-    yield mountpoint
-    subprocess.run(["umount", "--lazy", mountpoint], check=True)
+    return mount_tmpfs("size=32m")
 
 
 @pytest.mark.parametrize("clients", [1, 20])
@@ -188,3 +204,131 @@ def test_a_damaged_tag_pointer_is_replaced(
     deployment.dockyard.start()
     assert deployment.get("/v2/up.test/app/manifests/v1").body == image.body
     eventually(lambda: pointer.read_bytes() == image.digest.encode(), "the pointer is right again")
+
+
+def _pull_new_layer(deployment: Deployment, fake_registry: FakeRegistry, number: int, times: int = 3) -> int:
+    """Pull a layer that is not cached some times; returns how many GETs that took."""
+    digest = fake_registry.add_blob(Random(number).randbytes(2 * MIB))
+    for _ in range(times):
+        assert digest_of(deployment.get(f"/v2/up.test/app/blobs/{digest}").body) == digest
+    return fake_registry.count("blob", "GET", reference=digest)
+
+
+@pytest.mark.parametrize("deleted", ["*", "cache", "partial", "run", "run/*", "run/*.sock", "run/*.lock"])
+def test_deleted_directories_are_created_again(
+    make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry, deleted: str
+) -> None:
+    """Within seconds a pull is kept, and the workers find each other: twenty clients are one fetch."""
+    image = fake_registry.add_image("app", "v1", [b"a layer"])
+    deployment = make_deployment(workers=2)
+    assert _pull_new_layer(deployment, fake_registry, 30) == 1
+    deployment.wait_for_workers(2)
+    storage = deployment.dockyard.storage
+    for path in [storage] if deleted == "*" else list(storage.glob(deleted)):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    assert _pull_new_layer(deployment, fake_registry, 31) == 1
+    eventually(lambda: len(list(storage.glob("run/shard-*.sock"))) == 2, "the sockets are there again", 5)
+    eventually(lambda: len(list(storage.glob("run/shard-*.lock"))) == 2, "the locks are there again", 5)
+    content = Bytes(Random(32).randbytes(6 * MIB))
+    digest = fake_registry.add_blob(content)
+    with deployment.crowd(f"/v2/up.test/app/blobs/{digest}", content, 20) as crowd:
+        crowd.run()
+        assert all(member.is_right for member in crowd.members), crowd.summary()
+    assert fake_registry.count("blob", "GET", reference=digest) == 1
+    assert deployment.get("/v2/up.test/app/manifests/v1").body == image.body
+    assert len(deployment.dockyard.worker_pids()) == 2
+
+
+def test_a_store_on_another_file_system_is_used(
+    make_deployment: Callable[..., Deployment],
+    fake_registry: FakeRegistry,
+    mount_tmpfs: Callable[[str], Path],
+    tmp_path: Path,
+) -> None:
+    """`cache` is a link to a larger disk: blobs and tags are kept there, and the partial files of downloads are too."""
+    disk, storage = mount_tmpfs("size=64m"), tmp_path / "storage"
+    storage.mkdir()
+    (storage / "cache").symlink_to(disk)
+    image = fake_registry.add_image("app", "v1", [b"a layer"])
+    deployment = make_deployment(workers=2, storage={"directory": str(storage)})
+    assert _pull_new_layer(deployment, fake_registry, 33) == 1
+    for _ in range(3):
+        assert deployment.get("/v2/up.test/app/manifests/v1").body == image.body
+    assert fake_registry.count("manifest", "GET") == 1
+    assert "cannot" not in deployment.dockyard.read_log()
+    assert list((disk / "blobs" / ".partial").iterdir()) == []
+
+
+def test_new_content_is_kept_when_there_are_no_inodes(
+    make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry, mount_tmpfs: Callable[[str], Path]
+) -> None:
+    """Tags have used up the inodes: old ones make room for a layer and for a tag."""
+    disk = mount_tmpfs("size=400m,nr_inodes=400")
+    deployment = make_deployment(workers=2, storage={"directory": str(disk / "storage"), "max_size": "300MiB"})
+    for number in range(8):
+        assert _pull_new_layer(deployment, fake_registry, 40 + number) == 1
+    for number in range(250):
+        fake_registry.add_image("app", f"v{number}", [f"layer {number}".encode()])
+        assert deployment.get(f"/v2/up.test/app/manifests/v{number}").status == 200
+    assert _pull_new_layer(deployment, fake_registry, 60) <= 2
+    image = fake_registry.add_image("app", "new", [b"new"])
+    for _ in range(3):
+        assert deployment.get("/v2/up.test/app/manifests/new").body == image.body
+    assert fake_registry.count("manifest", "GET", reference="new") <= 2
+    assert _pull_new_layer(deployment, fake_registry, 40) == 1
+    assert deployment.get("/metrics").body.count(b"dockyard_evicted_bytes_total 0.0") == 0
+
+
+def test_it_starts_without_inodes_and_serves_what_it_has(
+    make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry, mount_tmpfs: Callable[[str], Path]
+) -> None:
+    """Other programs took all inodes while it did not run; it makes room from its own cache when it needs some."""
+    disk = mount_tmpfs("size=40m,nr_inodes=150")
+    deployment = make_deployment(workers=2, storage={"directory": str(disk / "storage")})
+    for number in range(3):
+        assert _pull_new_layer(deployment, fake_registry, 70 + number) == 1
+    deployment.dockyard.kill()
+    try:
+        for number in range(200):
+            (disk / f"in the way {number}").touch()
+    except OSError:
+        pass
+    deployment.dockyard.start()
+    assert _pull_new_layer(deployment, fake_registry, 72) == 1
+    assert _pull_new_layer(deployment, fake_registry, 73) <= 2
+
+
+def test_the_size_limit_holds_while_the_bucket_is_away(
+    make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry
+) -> None:
+    """Objects that are not published yet are evicted as well, which is logged once and counted."""
+    bucket = {"bucket": "bucket", "endpoint": f"127.0.0.1:{free_port()}", "use_ssl": False, "force_path_style": True}
+    bucket |= {"access_key": "a", "secret_key": "s"}
+    deployment = make_deployment(workers=2, storage={"max_size": "10MiB", **bucket})
+    for number in range(12):
+        assert _pull_new_layer(deployment, fake_registry, 80 + number, times=1) == 1
+    eventually(lambda: 0 < _stored_bytes(deployment) <= 10 * MIB, "within the cap")
+    assert deployment.dockyard.read_log().count("evicted objects that are not in the bucket yet") == 1
+    assert b"dockyard_evicted_unpublished_total 0.0" not in deployment.get("/metrics").body
+
+
+@pytest.mark.parametrize("clients", [1, 150])
+def test_downloads_without_a_disk_have_a_limit_of_memory(
+    make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry, small_disk: Path, clients: int
+) -> None:
+    """150 layers, one after the other or at once: they are all served, and the memory is given back."""
+    deployment = make_deployment(workers=1, storage={"directory": str(small_disk / "storage")})
+    _fill_up(small_disk / "in-the-way")
+    layers = [Synthetic(9 * MIB, first=20 * number) for number in range(150)]
+    paths = [f"/v2/up.test/app/blobs/{fake_registry.add_blob(layer)}" for layer in layers]
+    (pid,) = deployment.dockyard.worker_pids()
+    peak_bytes = []
+
+    def pull(path: str) -> bool:
+        response = send_request(deployment.address, path, timeout_s=120)
+        peak_bytes.append(memory_bytes(pid))
+        return path.endswith(digest_of(response.body))
+
+    with ThreadPoolExecutor(clients) as pool:
+        assert all(pool.map(pull, paths))
+    assert max(peak_bytes) < 400 * MIB

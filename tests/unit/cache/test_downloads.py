@@ -482,8 +482,8 @@ async def test_a_size_can_be_found_without_the_owner(workers: Workers) -> None:
 async def test_a_frozen_owner_is_done_without(workers: Workers, monkeypatch: pytest.MonkeyPatch) -> None:
     """An owner that holds its socket and answers nothing delays a pull by its time limit only."""
     monkeypatch.setattr("dockyard.workers.peers.ACKNOWLEDGE_TIMEOUT_S", 0.05)
-    workers.all[0].peers.close()
     owner = workers.all[0].peers.shard
+    workers.all[0].peers.close()
     assert owner is not None
 
     address = workers.directory / "run" / f"shard-{owner}.sock"
