@@ -79,7 +79,9 @@ class RegistryClient:
     def head_manifest(self, repository: str, reference: Reference, deadline: float | None = None) -> Descriptor:
         """The current descriptor of a tag or digest, before the deadline, by default within `check_timeout`."""
         probe = partial(self._head_manifest, repository, reference)
-        with self._guard("head_manifest", repository, probe, check=probe):
+        # After a long wait for a thread, a timeout says little about the upstream.
+        is_late = deadline is not None and deadline - time.monotonic() < self._limits.check_timeout / 2
+        with self._guard("head_manifest", repository, probe, check=probe, is_late=is_late):
             return self._head_manifest(repository, reference, deadline)
 
     def get_manifest(self, repository: str, reference: Reference) -> Manifest:
@@ -140,10 +142,12 @@ class RegistryClient:
         *,
         check: Callable[[float], object] | None = None,
         is_resume: bool = False,
+        is_late: bool = False,
     ) -> Iterator[None]:
         """Check before an operation whether the upstream and the repository are available, and record its result.
 
-        `probe` repeats the operation; `check` repeats it at little cost until a deadline.
+        `probe` repeats the operation; `check` repeats it at little cost until a deadline. `is_late`: a timeout is not
+        counted.
         """
         if not is_resume:
             self._check_available(repository, probe)
@@ -152,7 +156,8 @@ class RegistryClient:
                 yield
         except UpstreamError as error:
             metrics.upstream_failures.labels(self._prefix, reason_of(error.error)).inc()
-            self._record_failure(repository, error, probe)
+            if not (is_late and isinstance(error.error, UpstreamTimeout)):
+                self._record_failure(repository, error, probe)
             raise error.error from error
         except RegistryError as error:
             if not error.remembered:
@@ -372,11 +377,7 @@ class RegistryClient:
             case 401 | 403 | 451 if not response.authorization.credential.is_anonymous:
                 return denied(self._prefix, request)
             case status if is_error_page(http):
-                error = errors.bad_response(
-                    http.server,
-                    f"responded with status {status} and a web page instead of an error of the registry: "
-                    "there may be a firewall or a proxy in between",
-                )
+                error = errors.error_page(http.server, status)
             case _:
                 return not_found(self._prefix, request)
         return _attribute(error, response)

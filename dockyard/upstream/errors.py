@@ -100,6 +100,15 @@ def bad_response(server: str, problem: str) -> UpstreamError:
     return UpstreamError(BadUpstream(f"{server} {problem}"), Cause.NOT_COUNTED)
 
 
+def error_page(server: str, status: int) -> UpstreamError:
+    """A web page with an error status: of a firewall or a proxy, not of the server."""
+    return bad_response(
+        server,
+        f"responded with status {status} and a web page instead of an error of the registry: "
+        "there may be a firewall or a proxy in between",
+    )
+
+
 def destination_not_allowed(server: str, problem: str) -> UpstreamError:
     """A redirect or token service at a destination that is not allowed. Counted: it may be an attack."""
     metrics.upstream_untrusted.labels(server, "place").inc()

@@ -36,6 +36,7 @@ from dockyard.upstream.headers import parse_retry_after
 from dockyard.upstream.keychain import Credential
 from dockyard.upstream.network_zones import NetworkZone
 from dockyard.upstream.rejected_credentials import RejectedCredentials
+from dockyard.upstream.responses import is_error_page
 from dockyard.upstream.transport import UpstreamRequest, UpstreamResponse
 from dockyard.upstream.urls import REDIRECTS, InvalidUrl, Url, resolve_redirect
 
@@ -223,6 +224,8 @@ class TokenProvider:
             case 403 if not credential.is_anonymous:
                 self._rejected.reject_part(login, part)
         if response.status in (401, 403):
+            if credential.is_anonymous and is_error_page(response):
+                raise errors.error_page(self._server, response.status)
             raise AuthenticationFailed(is_anonymous=credential.is_anonymous)
         raise self._status_error(response, endpoint, login)
 

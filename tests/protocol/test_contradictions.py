@@ -6,8 +6,8 @@ from collections.abc import Callable
 import pytest
 
 from tests.support import faults
-from tests.support.deployment import Deployment, parse_cache_status, upstream
-from tests.support.fake_auth import require_authorization
+from tests.support.deployment import Deployment, eventually, parse_cache_status, upstream
+from tests.support.fake_auth import FakeTokenService, require_authorization
 from tests.support.fake_registry import Change, FakeRegistry, Image, basic
 from tests.support.http_client import Response
 from tests.support.upstreams import methods
@@ -134,6 +134,23 @@ def test_a_page_of_a_firewall_is_an_outage(make_deployment: Start, fake_registry
     assert deployment.head(f"/v2/up.test/app/blobs/{image.layers[0]}").status == 502
     fake_registry.remove_rules()
     assert_fresh(deployment.get(TAG), image)
+
+
+@pytest.mark.parametrize("status", [401, 403, 404, 451])
+def test_a_page_of_a_firewall_instead_of_the_token_service_is_an_outage(
+    make_deployment: Start, fake_registry: FakeRegistry, status: int
+) -> None:
+    """Docker Hub's token service has another address than its registry, and is blocked as well."""
+    service = FakeTokenService(fake_registry)
+    image = fake_registry.add_image("app", "v1")
+    deployment = make_deployment()
+    assert_fresh(deployment.get(TAG), image)
+    service.revoke_all()
+    rule = fake_registry.on("token", page(status))
+    assert_stale(deployment.get(TAG), image)
+    assert deployment.get("/v2/up.test/app/manifests/v2").status in (502, 503)
+    fake_registry.remove_rules(rule)
+    eventually(lambda: deployment.get(TAG).header("Warning") is None, "fresh again")
 
 
 @pytest.mark.parametrize("status", [401, 403])

@@ -337,6 +337,16 @@ def test_a_registry_behind_its_front_end_is_down(ward: Ward, image: Image, monke
     assert ward.fake_registry.count("manifest", repo="lib/third") == 0
 
 
+def test_a_check_that_had_no_time_says_nothing_about_the_upstream(ward: Ward, image: Image) -> None:
+    """It waited for a thread until little of its time was left: neither its repository nor the registry fails."""
+    ward.fake_registry.on("manifest", faults.silent(), times=1)
+    registry = ward.registry()
+    with pytest.raises(UpstreamTimeout):
+        registry.head_manifest("lib/app", LATEST, time.monotonic() + 0.1)
+    assert str(registry.head_manifest("lib/app", LATEST).digest) == image.digest
+    assert ward.fake_registry.count("ping") == 0
+
+
 @pytest.mark.parametrize("limit_s", [0.1, 5.0])
 def test_a_check_has_the_deadline_that_it_is_given(ward: Ward, image: Image, limit_s: float) -> None:
     """A tag that nobody has may take longer than `check_timeout`; one that waited for a thread has less."""
