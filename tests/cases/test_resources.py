@@ -1,0 +1,112 @@
+"""Resources: logs never block serving, memory is bounded, workers are judged by what they do, HEADs are joined."""
+
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from random import Random
+
+import pytest
+import yaml
+
+from tests.cases.file_systems import mounted
+from tests.support.bodies import digest_of
+from tests.support.deployment import Deployment, eventually, upstream
+from tests.support.dockyard import Dockyard
+from tests.support.fake_registry import FakeRegistry
+from tests.support.processes import descendants, kill_leftovers, memory_bytes
+
+MIB = 1024 * 1024
+
+
+@contextmanager
+def started(dockyard: Dockyard, output: int, wrapper: list[str] | None = None) -> Iterator[subprocess.Popen[bytes]]:
+    """Start a server whose standard output and error are one file descriptor."""
+    dockyard.config.write_text(yaml.safe_dump(dockyard.settings))
+    process = subprocess.Popen(
+        [*(wrapper or []), sys.executable, "-m", "dockyard", "server", "-c", dockyard.config],
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=output,
+        env={"PATH": os.environ["PATH"], "HOME": str(dockyard.directory)},
+    )
+    try:
+        yield process
+    finally:
+        left = descendants(process.pid)
+        process.kill()
+        process.wait()
+        kill_leftovers(left)
+        shutil.rmtree(dockyard.storage, ignore_errors=True)
+
+
+def worker_pids(process: subprocess.Popen[bytes]) -> list[int]:
+    """The processes below the supervisor."""
+    return sorted(each.pid for each in descendants(process.pid) if b"resource_tracker" not in each.command_line())
+
+
+def test_memory_is_bounded_with_a_full_disk(
+    make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry, tmp_path: Path
+) -> None:
+    """Layers are passed on through memory, which is given back at the end of each: 40 in turn, then 30 at once."""
+    layers = [fake_registry.add_blob(Random(number).randbytes(9 * MIB)) for number in range(40)]
+    with mounted(tmp_path / "disk", "size=6m") as disk:
+        deployment = make_deployment(storage={"directory": str(disk / "storage")})
+        [worker] = deployment.dockyard.worker_pids()
+        before = memory_bytes(worker)
+        for layer in layers:
+            assert digest_of(deployment.get(f"/v2/up.test/org/app/blobs/{layer}").body) == layer
+        assert memory_bytes(worker) - before < 150 * MIB
+        peak = 0
+        paths = [f"/v2/up.test/org/app/blobs/{layer}" for layer in layers[:30]]
+        is_over = threading.Event()
+
+        def watch() -> None:
+            nonlocal peak
+            while not is_over.wait(0.05):
+                peak = max(peak, memory_bytes(worker))
+
+        thread = threading.Thread(target=watch)
+        thread.start()
+        try:
+            bodies = [response.body for response in deployment.get_concurrently(paths)]
+        finally:
+            is_over.set()
+            thread.join()
+        assert [digest_of(body) for body in bodies] == layers[:30]
+        assert 0 < peak < 400 * MIB
+        deployment.dockyard.kill()
+
+
+def test_an_empty_host_is_all_addresses(fake_registry: FakeRegistry, tmp_path: Path) -> None:
+    """Also where sockets for IPv6 do not take IPv4 by default, in a network namespace of its own."""
+    dockyard = Dockyard(tmp_path, [upstream("up.test", fake_registry.url)], settings={"server": {"host": ""}})
+    namespace = ["unshare", "--net", "--", "sh", "-c"]
+    setup = "ip link set lo up && sysctl -qw net.ipv6.bindv6only=1"
+    checked = subprocess.run([*namespace, setup], capture_output=True, check=False)
+    if checked.returncode:
+        reason = f"cannot make a network namespace: {checked.stderr.decode().strip()}"
+        pytest.fail(reason) if os.environ.get("CI") else pytest.skip(reason)
+    with (
+        (tmp_path / "log").open("wb") as log,
+        started(dockyard, log.fileno(), [*namespace, f'{setup} && exec "$@"', "sh"]) as process,
+    ):
+        for address in ("127.0.0.1", "::1"):
+            probe = f"import socket; socket.create_connection(({address!r}, {dockyard.port}), 2).close()"
+            command = ["nsenter", f"--net=/proc/{process.pid}/ns/net", sys.executable, "-c", probe]
+            eventually(
+                lambda command=command: not subprocess.run(command, capture_output=True, check=False).returncode,
+                f"{address} is listened on",
+                20,
+            )
+
+
+HALF_A_PROCESSOR = """
+import builtins, io, os, pathlib
+os.sched_getaffinity = lambda _: set(range(64))
+os.cpu_count = lambda: 64
+"""
