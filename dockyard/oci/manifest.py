@@ -7,7 +7,8 @@ images under one digest.
 The digest is that of the body. For a signed schema 1 manifest it is that of its payload; see `schema1`.
 
 The media type is the Content-Type of the upstream, if that is a type of a manifest: clients reject a manifest whose
-type changes. It must be of the kind of the body, but need not be equal to the `mediaType` in the body.
+type changes. It must agree with the `mediaType` in the body, but for indexes: many registries send those of OCI with
+Docker's type.
 
 The body is untrusted: `Manifest.parse` raises only BadUpstream, for any bytes.
 """
@@ -186,9 +187,10 @@ def _media_type(document: dict[str, Any], content_type: str) -> str:
     kind = _determine_kind(document, declared, content_type)
     if _KINDS.get(declared, kind) != kind:
         raise BadUpstream(f"the upstream's manifest has the mediaType {declared} but the structure of {kind}")
-    if _KINDS.get(content_type) == kind:
+    is_other_type = declared in _KINDS and content_type in _KINDS and declared != content_type
+    if _KINDS.get(content_type) == kind and (kind is ManifestKind.INDEX or not is_other_type):
         return content_type
-    if declared in _KINDS and content_type in _KINDS:
+    if is_other_type:
         raise BadUpstream(f"the upstream's manifest has the mediaType {declared} but the Content-Type {content_type}")
     is_specific = content_type not in _KINDS and _VENDOR_TYPE.fullmatch(content_type)
     return declared or (content_type if is_specific else _infer_media_type(document, kind))

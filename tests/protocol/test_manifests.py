@@ -100,10 +100,7 @@ ODD_MANIFESTS: dict[str, tuple[dict[str, Any], str]] = {
     "oci image without mediaType": ({"schemaVersion": 2, "config": {}, "layers": [{}]}, OCI_MANIFEST),
     "docker list without mediaType": ({"schemaVersion": 2, "manifests": []}, DOCKER_LIST),
     "oci index said to be a docker list": ({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": []}, DOCKER_LIST),
-    "docker image said to be oci": (
-        {"schemaVersion": 2, "mediaType": DOCKER_MANIFEST, "config": {}, "layers": []},
-        OCI_MANIFEST,
-    ),
+    "docker list said to be an oci index": ({"schemaVersion": 2, "mediaType": DOCKER_LIST, "manifests": []}, OCI_INDEX),
     "no layers": ({"schemaVersion": 2, "mediaType": OCI_MANIFEST, "artifactType": "a/b", "config": {}}, OCI_MANIFEST),
     "no layers and no mediaType": ({"schemaVersion": 2, "config": {}}, OCI_MANIFEST),
     "no manifests": ({"schemaVersion": 2, "mediaType": OCI_INDEX}, OCI_INDEX),
