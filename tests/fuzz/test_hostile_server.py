@@ -73,13 +73,10 @@ class NeverOpen:
 
     is_open = False
 
-    def check(self, probe: object) -> None:
+    def check(self, *_: object, **__: object) -> None:
         pass
 
-    def record_failure(self, *_: object) -> None:
-        pass
-
-    record_success = close = record_failure
+    record_failure = record_success = suspect = close = check
 
 
 class Site:
