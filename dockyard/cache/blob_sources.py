@@ -20,11 +20,13 @@ class BlobBody(Protocol):
 
     `start` is the offset of its first byte, `size` the size of the whole blob; None when the source does not say.
     `is_web_page`: it may be a login form.
+    `encoding` is the Content-Encoding that the source declares, which is ignored; empty for none.
     """
 
     size: int | None
     is_web_page: bool
     start: int
+    encoding: str
 
     def read(self, max_bytes: int, /) -> bytes:
         """Read up to `max_bytes`; empty only at the correct end. Raises Outage when it breaks off or stalls."""
@@ -50,7 +52,8 @@ class BlobSources:
     """The sources of one blob, in their order, for one download.
 
     `damaged` are the blobs, of all downloads of this worker, whose copy in the bucket had a wrong digest. `used_bucket`
-    and `used_upstream` say afterwards what was read; `bucket_age_s` is the age of the bucket's copy.
+    and `used_upstream` say afterwards what was read; `bucket_age_s` is the age of the bucket's copy. `encoding` is the
+    Content-Encoding that the upstream declared.
     """
 
     def __init__(
@@ -61,6 +64,7 @@ class BlobSources:
         self.used_bucket = False
         self.used_upstream = False
         self.bucket_age_s = 0.0
+        self.encoding = ""
         self._upstream = upstream
         self._bucket = stores.bucket
         self._local = stores.local
@@ -79,6 +83,7 @@ class BlobSources:
                 return body
             raise
         self.used_upstream = True
+        self.encoding = body.encoding
         return body
 
     def find_size(self) -> int | None:

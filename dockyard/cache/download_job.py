@@ -23,6 +23,7 @@ from dockyard.cache.blob_sources import BlobBody, BlobSources
 from dockyard.cache.download import MAX_SMALL_BYTES
 from dockyard.cache.stores import Stores
 from dockyard.errors import BadUpstream, RegistryError, TooManyRequests, Unavailable, UpstreamTimeout
+from dockyard.http1.encoding import describe
 from dockyard.storage.items import BlobItem
 from dockyard.storage.partial_file import OverflowFull, PartialFile
 
@@ -155,7 +156,8 @@ class DownloadJob:
                 event = "a partial file of a former download was damaged: it is discarded"
             log.warning(event, digest=str(self._sources.digest))
             sent = "a web page instead of" if self._is_web_page else "wrong bytes for"
-            raise BadUpstream(f"the upstream sent {sent} {self._sources.digest}")
+            note = describe(self._sources.encoding)
+            raise BadUpstream(f"the upstream sent {sent} {self._sources.digest}{note}")
 
     def _receive_all(self) -> None:
         """Receive until the source has ended, opening it again at the byte reached when it breaks off."""
@@ -168,12 +170,20 @@ class DownloadJob:
             except RegistryError as exc:
                 if self._stop.is_set():
                     raise Stopped from exc
+                if self._is_complete_without_end():
+                    return
                 has_progress = self._partial_file.received_bytes - received_before >= PROGRESS_BYTES
                 fruitless_attempts = 0 if has_progress else fruitless_attempts + 1
                 if not self._is_retryable(exc, fruitless_attempts):
                     raise
                 self._wait_before_retry(exc, fruitless_attempts)
                 metrics.fills_resumed.inc()
+
+    def _is_complete_without_end(self) -> bool:
+        """Whether a body broke off after its last byte: the digest decides."""
+        received_bytes = self._partial_file.received_bytes
+        is_possible = received_bytes and self._partial_file.size in {None, received_bytes}
+        return bool(is_possible) and self._partial_file.has_correct_digest()
 
     def _receive(self) -> None:
         """Read one source to its end. One that starts before the bytes that are here is skipped up to them."""

@@ -19,6 +19,7 @@ class S3BlobStream:
 
     size: int | None
     is_web_page = False
+    encoding = ""  # what the bucket says about it does not matter: its bytes are those that were stored
 
     def __init__(self, response: S3StreamingResponse, size: int, start: int) -> None:
         metadata = S3Response(response.headers, b"")

@@ -13,11 +13,13 @@ from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from functools import partial
 
+import attrs
 from cachetools import TTLCache
 
 from dockyard import metrics
 from dockyard.config.settings import Upstream, UpstreamLimits
 from dockyard.errors import BadUpstream, ManifestUnknown, RegistryError, UpstreamTimeout, reason_of
+from dockyard.http1.encoding import describe
 from dockyard.oci.lists import Referrer
 from dockyard.oci.manifest import ACCEPT, MAX_MANIFEST_BYTES, Descriptor, Manifest
 from dockyard.oci.reference import Digest, Reference, Tag
@@ -26,13 +28,13 @@ from dockyard.upstream.auth import make_mode
 from dockyard.upstream.challenges import ChallengeResponder
 from dockyard.upstream.circuit_breaker import CircuitBreaker
 from dockyard.upstream.errors import Cause, UpstreamError
-from dockyard.upstream.headers import find_digest, parse_retry_after
+from dockyard.upstream.headers import find_digest, find_unsatisfied_size, parse_retry_after
 from dockyard.upstream.keychain import Keychain
 from dockyard.upstream.lists import ListReader
 from dockyard.upstream.repository_failures import RepositoryFailures
 from dockyard.upstream.responses import (
     UpstreamBlob,
-    check_encoding,
+    check_transfer_encoding,
     content_length,
     find_announced_size,
     find_descriptor,
@@ -259,7 +261,7 @@ class RegistryClient:
             raise self._status_error(response, request)
         try:
             length = content_length(http)
-            check_encoding(http)
+            check_transfer_encoding(http)
             if length is not None and length > MAX_MANIFEST_BYTES:
                 raise errors.bad_response(self._prefix, f"has a manifest of more than {MAX_MANIFEST_BYTES} bytes")
             body = http.read(MAX_MANIFEST_BYTES)
@@ -273,7 +275,8 @@ class RegistryClient:
         except BadUpstream as error:
             # Without a length, a truncated body cannot be distinguished from a wrong one.
             is_truncated = length is None and http.header("Transfer-Encoding") is None
-            raise UpstreamError(error, Cause.NOT_COUNTED, is_retryable=is_truncated) from error
+            described = BadUpstream(error.message + describe(http.encoding))
+            raise UpstreamError(described, Cause.NOT_COUNTED, is_retryable=is_truncated) from error
 
     # Blobs
 
@@ -309,7 +312,8 @@ class RegistryClient:
     def _open_blob(self, repository: str, digest: Digest, start: int) -> UpstreamBlob:
         """Request a redirect from the registry at most twice: a signed URL may have expired, or its host may hang.
 
-        A host that refuses connections is not tried again here: the download retries after a pause.
+        A host that refuses connections is not tried again here: the download retries after a pause. When the range is
+        rejected, there are no more bytes if the blob ends where it begins; else the whole blob is requested.
         """
         limits = self._call_limits(self._limits.stall_timeout)
         byte_range = f"bytes={start}-" if start else ""
@@ -333,6 +337,12 @@ class RegistryClient:
                     http.close()
                     raise _attribute(error, response) from error
             http.finish()
+            if http.status == 416 and request.byte_range:
+                if find_unsatisfied_size(http.header("Content-Range")) == start:
+                    return UpstreamBlob(http, start, start)  # the last byte is here already
+                request = attrs.evolve(request, byte_range="")  # without ranges, from the first byte
+                attempts_left = MAX_REDIRECT_ATTEMPTS
+                continue
             if not response.is_redirected or http.status not in (401, 403) or needs_login(http):
                 raise self._status_error(response, request)
             if not attempts_left:

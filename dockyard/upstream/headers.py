@@ -15,17 +15,17 @@ DEFAULT_LIMIT_S = 5
 LIMIT_S = (1, 60)
 
 _NUMBER = re.compile(r"[0-9]{1,18}")
-_CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18})")
+_CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18}|\*)")
 _UNSATISFIED = re.compile(r"bytes \*/([0-9]{1,18})")
 
 
 @attrs.frozen
 class ContentRange:
-    """`bytes first-last/total`."""
+    """`bytes first-last/total`; `total` is None when it is `*`."""
 
     first: int
     last: int
-    total: int
+    total: int | None
 
     @property
     def length(self) -> int:
@@ -49,12 +49,13 @@ def find_limit(value: str | None) -> int | None:
 
 
 def parse_content_range(value: str | None) -> ContentRange:
-    """A Content-Range with its total. Raises ValueError."""
+    """A Content-Range. Raises ValueError."""
     match = _CONTENT_RANGE.fullmatch((value or "").strip())
     if match is None:
         raise ValueError("a Content-Range that makes no sense")
-    content_range = ContentRange(int(match[1]), int(match[2]), int(match[3]))
-    if not content_range.first <= content_range.last < content_range.total:
+    total = None if match[3] == "*" else int(match[3])
+    content_range = ContentRange(int(match[1]), int(match[2]), total)
+    if content_range.first > content_range.last or (total is not None and content_range.last >= total):
         raise ValueError("a Content-Range that makes no sense")
     return content_range
 

@@ -25,7 +25,7 @@ from dockyard.oci.reference import Digest
 from dockyard.upstream import errors
 from dockyard.upstream.errors import UpstreamError
 from dockyard.upstream.headers import find_digest, find_media_type
-from dockyard.upstream.responses import check_encoding
+from dockyard.upstream.responses import check_transfer_encoding
 from dockyard.upstream.session import RegistryRequest, RegistryResponse, RegistrySession
 from dockyard.upstream.tokens import CallLimits
 from dockyard.upstream.urls import InvalidUrl, Url, parse_http_url
@@ -180,7 +180,7 @@ class ListReader:
 
     def _read(self, response: RegistryResponse, remaining_bytes: int) -> bytes:
         try:
-            check_encoding(response.http)
+            check_transfer_encoding(response.http)
         except UpstreamError:
             response.http.close()
             raise

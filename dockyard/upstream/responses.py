@@ -24,7 +24,8 @@ class UpstreamBlob:
     """A blob that is being received.
 
     `size` is the size of the whole blob, None when the upstream does not announce it. `start` is the offset of the
-    first byte that `read` returns: 0 when the upstream ignored the requested range.
+    first byte that `read` returns: 0 when the upstream ignored the requested range. `encoding` is the Content-Encoding
+    that the upstream declares. It is ignored: some registries label layers that are gzip files, and the digest decides.
 
     For what is labelled as a web page, `size` is None too, so that nothing of it is passed on before its digest was
     verified: it may be a login form, or a blob with a wrong Content-Type.
@@ -34,6 +35,7 @@ class UpstreamBlob:
         self.is_web_page = is_web_page(http)
         self.size = None if self.is_web_page else size
         self.start = start
+        self.encoding = http.encoding
         self._http = http
         self._remaining = None if size is None else size - start
         self._lock = threading.Lock()
@@ -74,7 +76,7 @@ class UpstreamBlob:
 
 def open_blob_body(http: UpstreamResponse, start: int) -> UpstreamBlob:
     """The body of a 200 or 206 response, if its headers match the requested range. Raises UpstreamError."""
-    check_encoding(http)
+    check_transfer_encoding(http)
     length = content_length(http)
     size, offset = length, 0
     if http.status == 206:
@@ -82,7 +84,8 @@ def open_blob_body(http: UpstreamResponse, start: int) -> UpstreamBlob:
             content_range = parse_content_range(http.header("Content-Range"))
         except ValueError as exc:
             raise errors.bad_response(http.server, f"sent {exc}") from exc
-        is_requested = start > 0 and content_range.first == start and content_range.last == content_range.total - 1
+        is_to_end = content_range.total is None or content_range.last == content_range.total - 1
+        is_requested = start > 0 and content_range.first == start and is_to_end
         if not is_requested or length not in (None, content_range.length):
             raise errors.bad_response(http.server, "sent another range than the requested one")
         size, offset = content_range.total, start
@@ -120,10 +123,8 @@ def content_length(http: UpstreamResponse) -> int | None:
         raise errors.bad_response(http.server, f"sent {exc}") from exc
 
 
-def check_encoding(http: UpstreamResponse) -> None:
-    """Reject an encoded body: nothing is decoded, and the digest is that of the content. Raises UpstreamError."""
-    if (http.header("Content-Encoding") or "identity").strip().lower() != "identity":
-        raise errors.bad_response(http.server, "sent an encoded body, although only identity was accepted")
+def check_transfer_encoding(http: UpstreamResponse) -> None:
+    """Reject an unknown Transfer-Encoding: the end of such a body is not known. Raises UpstreamError."""
     if (http.header("Transfer-Encoding") or "chunked").strip().lower() != "chunked":
         raise errors.bad_response(http.server, "sent an unknown Transfer-Encoding")
 
@@ -153,11 +154,12 @@ def is_error_page(http: UpstreamResponse) -> bool:
 def find_announced_size(http: UpstreamResponse, digest: Digest) -> int | None:
     """The size of a blob in a 200 response; None when it is missing or cannot be right. Raises UpstreamError.
 
-    Some front ends announce 0 bytes for every HEAD. A web page may be a login form instead of the blob.
+    Some front ends announce 0 bytes for every HEAD. A web page may be a login form instead of the blob. The length of
+    an encoded body is no size.
     """
-    check_encoding(http)
+    check_transfer_encoding(http)
     length = content_length(http)
-    if length is None or is_web_page(http):
+    if length is None or is_web_page(http) or http.encoding:
         return None
     return length if length or is_empty(digest) else None
 
@@ -165,14 +167,15 @@ def find_announced_size(http: UpstreamResponse, digest: Digest) -> int | None:
 def find_size(http: UpstreamResponse, digest: Digest) -> int | None:
     """The size of a blob, from the response to a request for its first byte; None for other statuses.
 
-    Raises UpstreamError.
+    The size of a range is believed also when the response is labelled as encoded: what encodes bodies while it sends
+    them does not respond with ranges. Raises UpstreamError.
     """
     size: int | None
     try:
         match http.status:
             case 206:
-                check_encoding(http)
-                return parse_content_range(http.header("Content-Range")).total
+                check_transfer_encoding(http)
+                size = parse_content_range(http.header("Content-Range")).total
             case 200:
                 size = find_announced_size(http, digest)
             case 416:

@@ -23,6 +23,7 @@ from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 from dockyard import __version__
 from dockyard.config.settings import Upstream, UpstreamLimits
 from dockyard.http1.connections import StrictConnection, StrictPool, use_strict_pools
+from dockyard.http1.encoding import TooLong, parse_encoding, unpack
 from dockyard.http1.response import InvalidResponse, ResponseReader
 from dockyard.http1.tls import make_tls_context
 from dockyard.upstream import errors
@@ -80,6 +81,11 @@ class UpstreamResponse:
     def header_values(self, name: str) -> list[str]:
         return self._response.headers.getlist(name)
 
+    @property
+    def encoding(self) -> str:
+        """The Content-Encoding that the server declares; empty for none."""
+        return parse_encoding(", ".join(self.header_values("Content-Encoding")))
+
     def lift_deadline(self) -> None:
         """From now on only a stall ends the response."""
         self._attempt.deadline = None
@@ -94,7 +100,13 @@ class UpstreamResponse:
             raise _map_exception(exc, self._attempt, self.server).as_not_counted() from exc
 
     def read(self, max_bytes: int) -> bytes:
-        """The whole body. Raises UpstreamError, also when it has more than `max_bytes`."""
+        """The whole body, unpacked if it is encoded. Raises UpstreamError, also when it has more than `max_bytes`."""
+        try:
+            return unpack(self._read_raw(max_bytes), self.encoding, max_bytes)
+        except TooLong as exc:
+            raise errors.bad_response(self.server, f"sent {exc}") from exc
+
+    def _read_raw(self, max_bytes: int) -> bytes:
         pieces = []
         remaining = max_bytes
         while piece := self.read_some(min(remaining + 1, READ_BYTES)):

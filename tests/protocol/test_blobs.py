@@ -1,5 +1,6 @@
 """Blobs: verified before they are complete, fetched once for all clients, and resumed after interruptions."""
 
+import gzip
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -33,7 +34,7 @@ def _wrong_bodies(size: int) -> dict[str, tuple[Change, ...]]:
         "longer": (faults.longer(b"and more"),),
         "more than its length": (faults.wrong_length(-500),),
         "html": (faults.html_page(),),
-        "gzip": (faults.header("Content-Encoding", "gzip"),),
+        "gzip": (faults.encoded("gzip", gzip.compress),),
     }
 
 
@@ -61,6 +62,56 @@ def test_a_wrong_body_is_never_complete(deployment: Deployment, flaw: str, size:
     again = deployment.get(f"/v2/up.test/app/blobs/{digest}")
     assert (again.status, again.ended, again.body == blob) == (200, "length", True)
     assert fake_registry.count("blob", "GET", reference=digest) == count_before + 1
+
+
+def test_a_blob_with_a_wrong_content_encoding_is_served(deployment: Deployment) -> None:
+    """A layer is a gzip file, and some web servers label it: its bytes are those of its digest."""
+    blob = gzip.compress(_random(SMALL, "labelled"))
+    digest = deployment.fake_registry.add_blob(blob)
+    deployment.fake_registry.on("blob", faults.header("Content-Encoding", "x-gzip"), reference=digest)
+    response = deployment.get(f"/v2/up.test/app/blobs/{digest}")
+    assert (response.status, response.body, response.header("Content-Encoding")) == (200, blob, None)
+
+
+def test_the_error_about_an_encoded_blob_says_so(deployment: Deployment) -> None:
+    """A registry that encodes layers cannot be cached: their digests are those of the content."""
+    digest = deployment.fake_registry.add_blob(_random(SMALL, "encoded"))
+    deployment.fake_registry.on("blob", faults.encoded("gzip", gzip.compress), reference=digest)
+    response = deployment.get(f"/v2/up.test/app/blobs/{digest}")
+    assert response.status == 502
+    assert b"declared to be encoded (gzip)" in response.body
+    assert deployment.stored_files(digest) == []
+
+
+@pytest.mark.parametrize("size", [SMALL, LARGE], ids=["small", "large"])
+@pytest.mark.parametrize("framing", ["chunked", "range"])
+def test_a_body_without_its_end_is_complete_when_its_digest_is_right(
+    deployment: Deployment, size: int, framing: str
+) -> None:
+    """All bytes are here; only the last chunk is missing. Nothing more is requested, or a range of no bytes."""
+    fake_registry = deployment.fake_registry
+    blob = _random(size, f"unended {size} {framing}")
+    digest = fake_registry.add_blob(blob)
+    fake_registry.on("blob", faults.chunked(ended=False), reference=digest)
+    if framing == "range":  # and before that it was cut, so that the rest is a range
+        fake_registry.on("blob", faults.cut_at_offset(size // 2), reference=digest, times=1)
+    response = deployment.get(f"/v2/up.test/app/blobs/{digest}")
+    assert (response.status, response.body == blob) == (200, True)
+    eventually(lambda: deployment.stored_files(digest), "the blob is kept")
+    assert fake_registry.count("blob", "GET", reference=digest) == (1 if framing == "chunked" else 2)
+
+
+@pytest.mark.parametrize("size", [SMALL, LARGE], ids=["small", "large"])
+def test_a_body_without_its_end_and_with_wrong_bytes_is_never_complete(deployment: Deployment, size: int) -> None:
+    """A rejected range that confirms the size does not make them right."""
+    fake_registry = deployment.fake_registry
+    digest = fake_registry.add_blob(_random(size, f"wrong {size}"))
+    for change in (faults.flipped(size // 2), faults.chunked(ended=False)):
+        fake_registry.on("blob", change, reference=digest)
+    response = deployment.get(f"/v2/up.test/app/blobs/{digest}")
+    assert (response.status, response.ended) == ((502, "length") if size < MIB else (200, "fin"))
+    eventually(lambda: not deployment.partial_files(), "nothing is left")
+    assert deployment.stored_files(digest) == []
 
 
 def test_blobs_are_never_compressed(deployment: Deployment) -> None:

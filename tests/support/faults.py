@@ -142,6 +142,16 @@ def with_body(body: bytes) -> Change:
     return lambda request, response: attrs.evolve(response, body=Bytes(body), start=0, stop=len(body))
 
 
+def encoded(encoding: str, encode: Callable[[bytes], bytes]) -> Change:
+    """Encode the whole body, and say so; Docker-Content-Digest is still that of the content."""
+
+    def change(request: Request, response: ScriptedResponse) -> ScriptedResponse:
+        body = encode(b"".join(response.body.pieces(0, response.body.size)))
+        return with_body(body)(request, response).with_header("Content-Encoding", encoding)
+
+    return change
+
+
 def endless(block: bytes = b" " * 65536) -> Change:
     """Send a 200 whose chunked body never ends."""
     body = Endless(block)

@@ -43,6 +43,7 @@ class FakeBody:
     """A body that gives `body`, waits at `gate` before the byte `hold`, and breaks at the byte `cut`."""
 
     is_web_page = False
+    encoding = ""
 
     def __init__(self, body: bytes, start: int, *, hold: int | None, gate: threading.Event, cut: int | None) -> None:
         self.size: int | None = len(body)

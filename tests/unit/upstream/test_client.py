@@ -1,8 +1,10 @@
 """A registry as the cache sees it: right answers from registries that are odd, wrong or down."""
 
+import gzip
 import json
 import threading
 import time
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -124,7 +126,12 @@ def test_a_head_with_a_different_digest_is_ignored(ward: Ward, image: Image) -> 
         faults.header("Docker-Content-Digest", digest_of(b"other")),
         faults.html_page(),
         faults.with_body(b'{"errors":[]}'),
-        faults.header("Content-Encoding", "gzip"),
+        faults.encoded("gzip", lambda body: gzip.compress(body + b" ")),
+        faults.encoded("gzip", lambda body: gzip.compress(body)[:-1]),
+        faults.encoded("gzip", lambda body: gzip.compress(body) + b"x"),
+        faults.encoded("gzip", lambda body: gzip.compress(body + b" " * MAX_MANIFEST_BYTES)),
+        faults.encoded("gzip, gzip", lambda body: gzip.compress(gzip.compress(body))),
+        faults.encoded("br", lambda body: b"\x0b\x02\x80" + body),
         faults.header("Content-Type", "application/vnd.oci.image.index.v1+json"),
         faults.replaced(204),
         faults.replaced(206, b"{}", ("Content-Range", "bytes 0-1/2")),
@@ -142,6 +149,48 @@ def test_a_manifest_that_cannot_be_right_is_bad(ward: Ward, image: Image, change
     assert ward.fake_registry.count() == 1
     ward.fake_registry.remove_rules(rule)
     assert registry.get_manifest("lib/app", LATEST).body == image.body
+
+
+RAW_DEFLATE = -15
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *(faults.header("Content-Encoding", name) for name in ("gzip", "x-gzip", "deflate", "br", "aws-chunked", "")),
+        faults.encoded("gzip", gzip.compress),
+        faults.encoded("x-gzip", gzip.compress),
+        faults.encoded("GZip", gzip.compress),
+        faults.encoded("deflate", zlib.compress),
+        faults.encoded("deflate", lambda body: zlib.compress(body, wbits=RAW_DEFLATE)),
+    ],
+)
+@pytest.mark.parametrize("has_digest", [True, False])
+@pytest.mark.parametrize("reference", ["tag", "digest"])
+def test_an_encoded_manifest_is_unpacked(
+    ward: Ward,
+    image: Image,
+    change: Change,
+    has_digest: bool,  # noqa: FBT001
+    reference: str,
+) -> None:
+    """Although only identity is accepted; and one that is not encoded stays as it is, whatever its header says."""
+    ward.fake_registry.on("manifest", change)
+    if not has_digest:
+        ward.fake_registry.on("manifest", faults.without("Docker-Content-Digest"))
+    registry = ward.registry()
+    asked = LATEST if reference == "tag" else Digest.parse(image.digest)
+    assert registry.get_manifest("lib/app", asked).body == image.body
+    found = registry.head_manifest("lib/app", asked)
+    assert (str(found.digest), found.size) == (image.digest, len(image.body))
+    assert ward.fake_registry.received()[0].request.header("Accept-Encoding") == "identity"
+
+
+def test_the_error_about_a_wrong_manifest_names_its_encoding(ward: Ward, image: Image) -> None:
+    """The operator of the registry can find the cause."""
+    ward.fake_registry.on("manifest", faults.encoded("br", lambda body: b"\x0b\x02\x80" + body))
+    with pytest.raises(BadUpstream, match=r"declared to be encoded \(br\)"):
+        ward.registry().get_manifest("lib/app", LATEST)
 
 
 def test_two_lengths_that_differ_are_bad(ward: Ward, image: Image) -> None:
@@ -622,7 +671,8 @@ def test_a_range_that_is_ignored_starts_at_the_beginning(ward: Ward) -> None:
         "items 1000-2047/2048",
         "bytes 999-2047/2048",
         "bytes 1000-2046/2048",
-        "bytes 1000-2047/*",
+        "bytes 1001-2047/*",
+        "bytes 1000-2046/*",
         "bytes 1000-2047/2049",
         "bytes 1000-2048/2048",
     ],
@@ -638,19 +688,69 @@ def test_a_different_range_is_a_bad_response(ward: Ward, value: str) -> None:
 @pytest.mark.parametrize(
     ("start", "change"),
     [
-        (0, faults.header("Content-Encoding", "gzip")),
         (0, faults.header("Transfer-Encoding", "gzip, chunked")),
         (0, faults.replaced(206, b"x", ("Content-Range", "bytes 0-0/1"))),
-        (5, faults.replaced(416, b"", ("Content-Range", "bytes */5"))),
+        (5, faults.replaced(416, b"", ("Content-Range", "bytes */6"))),
+        (0, faults.replaced(416, b"", ("Content-Range", "bytes */0"))),
         (0, faults.replaced(204)),
     ],
 )
 def test_what_is_no_blob_is_bad(ward: Ward, start: int, change: Change) -> None:
-    """Encodings, and ranges that were not requested."""
+    """Unknown framing, and ranges that were not requested."""
     digest = ward.fake_registry.add_blob(BLOB)
     ward.fake_registry.on("blob", change)
     with pytest.raises(BadUpstream):
         ward.registry().open_blob("lib/app", Digest.parse(digest), start)
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "x-gzip", "br", "identity", "GZIP, x"])
+def test_a_blob_is_not_unpacked_whatever_its_header_says(ward: Ward, encoding: str) -> None:
+    """Some registries label layers that are gzip files; their bytes are right. Its size is that of a range."""
+    layer = gzip.compress(BLOB)
+    digest = Digest.parse(ward.fake_registry.add_blob(layer))
+    ward.fake_registry.on("blob", faults.header("Content-Encoding", encoding))
+    registry = ward.registry()
+    assert received(registry, "lib/app", str(digest)) == layer
+    assert received(registry, "lib/app", str(digest), 10) == layer[10:]
+    assert registry.head_blob("lib/app", digest) == len(layer)
+
+
+def test_the_length_of_an_encoded_blob_is_no_size(ward: Ward) -> None:
+    """Neither of HEAD nor of GET, when the registry encodes what it sends."""
+    digest = Digest.parse(ward.fake_registry.add_blob(BLOB))
+    ward.fake_registry.on("blob", faults.ignoring_range())
+    ward.fake_registry.on("blob", faults.encoded("gzip", gzip.compress))
+    with pytest.raises(BadUpstream, match="does not announce the size"):
+        ward.registry().head_blob("lib/app", digest)
+
+
+def test_a_rejected_range_at_the_end_is_the_end(ward: Ward) -> None:
+    """All bytes are here: the response tells the size."""
+    digest = Digest.parse(ward.fake_registry.add_blob(BLOB))
+    source = ward.registry().open_blob("lib/app", digest, len(BLOB))
+    assert (source.size, source.start, source.read(1000)) == (len(BLOB), len(BLOB), b"")
+    source.close()
+    assert ward.fake_registry.count() == 1
+
+
+@pytest.mark.parametrize("value", ["bytes */*", "bytes */5", "bytes */99999999", "", None])
+def test_after_another_rejected_range_the_whole_blob_is_requested(ward: Ward, value: str | None) -> None:
+    """The registry has no ranges, or not now."""
+    digest = ward.fake_registry.add_blob(BLOB)
+    rejected = faults.replaced(416, b"", *([("Content-Range", value)] if value is not None else []))
+    ward.fake_registry.on("blob", rejected, when=lambda request: request.header("Range") is not None)
+    source = ward.registry().open_blob("lib/app", Digest.parse(digest), 1000)
+    assert (source.size, source.start) == (len(BLOB), 0)
+    source.close()
+    assert [each.request.header("Range") for each in ward.fake_registry.received()] == ["bytes=1000-", None]
+
+
+def test_a_range_may_hide_the_size(ward: Ward) -> None:
+    """`bytes first-last/*`."""
+    digest = ward.fake_registry.add_blob(BLOB)
+    hidden = f"bytes 1000-{len(BLOB) - 1}/*"
+    ward.fake_registry.on("blob", faults.header("Content-Range", hidden))
+    assert received(ward.registry(), "lib/app", digest, 1000) == BLOB[1000:]
 
 
 @pytest.mark.parametrize("change", [faults.chunked(), faults.close_delimited()])

@@ -33,13 +33,14 @@ def test_an_invalid_length_is_rejected(values: list[str]) -> None:
 def test_a_content_range_is_read() -> None:
     """First, last and total."""
     assert parse_content_range("bytes 5-9/20") == ContentRange(5, 9, 20)
+    assert parse_content_range("bytes 5-9/*") == ContentRange(5, 9, None)
 
 
 @pytest.mark.parametrize(
-    "value", [None, "", "bytes 5-9/*", "bytes */20", "bytes 9-5/20", "bytes 5-20/20", "items 0-1/2", "bytes 0-1/2 x"]
+    "value", [None, "", "bytes 9-5/*", "bytes */20", "bytes 9-5/20", "bytes 5-20/20", "items 0-1/2", "bytes 0-1/2 x"]
 )
 def test_an_invalid_content_range_is_rejected(value: str | None) -> None:
-    """Also one without a total, which is the size of the blob."""
+    """Also one of no bytes."""
     with pytest.raises(ValueError, match="Content-Range"):
         parse_content_range(value)
 
