@@ -56,6 +56,7 @@ WANTED_DESCRIPTORS = 65536
 RESERVED_DESCRIPTORS = 264  # for logs, metrics, peers, open blobs, and idle connections to upstreams
 DESCRIPTORS_PER_CONNECTION = 4  # a client of a download: its socket, the partial file twice, the upstream's socket
 RUN = "run"
+_UNWRITABLE_DISK_ERRORS = {errno.EROFS, errno.ENOSPC, errno.EDQUOT}
 GRANIAN_LOGS = {"loggers": {"_granian": {"handlers": [], "propagate": True}}, "handlers": {}, "formatters": {}}
 
 logger = structlog.get_logger()
@@ -91,12 +92,7 @@ def _serve(settings: Settings) -> int:
             raise CannotStart(str(exc)) from exc
     run_directory = _create_run_directory(Path(settings.storage.directory))
     workers = settings.server.workers or len(os.sched_getaffinity(0))
-    try:
-        lock = Lock(run_directory / "server.lock")
-    except AlreadyRunning as exc:
-        raise CannotStart(
-            f"another Dockyard (process {exc.pid}) uses {settings.storage.directory}: stop it, or set storage.directory"
-        ) from exc
+    lock = _lock_directory(run_directory)
     try:
         address = _find_address(settings.server.host, settings.server.port)
         try:
@@ -105,7 +101,8 @@ def _serve(settings: Settings) -> int:
             raise CannotStart(f"{exc.key}: {exc.path} {exc}") from exc
         _set_up_log(settings)  # building Granian's server replaced it
         signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)  # until the workers are started
-        (run_directory / DRAINING).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            (run_directory / DRAINING).unlink()
         _log_warnings(settings)
         logger.info(
             "Dockyard is starting",
@@ -123,7 +120,8 @@ def _serve(settings: Settings) -> int:
         logger.info("Dockyard has stopped")
         return 0
     finally:
-        lock.release()
+        if lock:
+            lock.release()
 
 
 def _load_app(
@@ -404,13 +402,38 @@ def _stop_signals_blocked() -> Iterator[None]:
 
 
 def _create_run_directory(directory: Path) -> Path:
+    """Create the run directory, if the disk is neither full nor read-only: then cached content is served without it."""
     run_directory = directory / RUN
     try:
         run_directory.mkdir(parents=True, exist_ok=True)
         (run_directory / "writable").touch()
     except OSError as exc:
-        raise CannotStart(f"storage.directory: cannot write {directory}: {exc.strerror}") from exc
+        if exc.errno not in _UNWRITABLE_DISK_ERRORS or not directory.is_dir():
+            raise CannotStart(f"storage.directory: cannot write {directory}: {exc.strerror}") from exc
+        logger.warning(
+            "storage.directory cannot be written: cached content is served, new content may not be kept",
+            directory=str(directory),
+            error=exc.strerror,
+        )
     return run_directory
+
+
+def _lock_directory(run_directory: Path) -> Lock | None:
+    """Lock the directory for this server; None when its disk is full or read-only. Raises CannotStart."""
+    directory = run_directory.parent
+    try:
+        return Lock(run_directory / "server.lock")
+    except AlreadyRunning as exc:
+        raise CannotStart(
+            f"another Dockyard (process {exc.pid}) uses {directory}: stop it, or set storage.directory"
+        ) from exc
+    except OSError as exc:
+        if exc.errno in {*_UNWRITABLE_DISK_ERRORS, errno.ENOENT}:  # reported when the run directory was not created
+            return None
+        raise CannotStart(
+            f"storage.directory: cannot lock a file in {run_directory}: {exc.strerror}; "
+            "set it to a directory on a local disk, or mount the file system with support for locks"
+        ) from exc
 
 
 def _find_address(host: str, port: int) -> ListenAddress:

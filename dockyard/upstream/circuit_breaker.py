@@ -99,6 +99,7 @@ class CircuitBreaker:
         self._probe: Probe | None = None
         self._kept_back: Probe | None = None
         self._unwritten: _State | None = None
+        self._undeleted: _State | None = None  # it is in the file, and does not hold any more
         self._stop = threading.Event()
 
     def check(self, probe: Probe | None = None, *, may_wait: bool = True) -> None:
@@ -133,10 +134,13 @@ class CircuitBreaker:
         self._unwritten = self._probe = self._kept_back = None
         if self._path.exists():
             was_open = self.is_open
-            with suppress(OSError):
-                self._path.unlink()
-                if was_open:
-                    log.info("upstream available again", upstream=self._name)
+            state = self._read()
+            try:
+                self._path.unlink(missing_ok=True)
+            except OSError:  # a read-only file system
+                self._undeleted = state or self._undeleted
+            if was_open:
+                log.info("upstream available again", upstream=self._name)
 
     def record_failure(self, fault: UpstreamError, probe: Probe) -> None:
         """The upstream is down, or limits the rate of requests; `probe` repeats what failed."""
@@ -282,13 +286,15 @@ class CircuitBreaker:
     def _try_lock(self) -> int | None:
         try:
             descriptor = os.open(self._lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        except OSError:
-            return None
+        except OSError:  # the disk is full or read-only: each worker probes, as each has its own state
+            return os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             os.close(descriptor)
             return None
+        except OSError:  # the file system has no locks
+            pass
         return descriptor
 
     # The file
@@ -306,6 +312,8 @@ class CircuitBreaker:
             return self._unwritten
         except (OSError, ValueError, TypeError):
             return self._unwritten
+        if state == self._undeleted:
+            return self._unwritten
         return state if state.since <= self._clock() else None
 
     def _write(self, state: _State) -> None:
@@ -314,11 +322,12 @@ class CircuitBreaker:
             temporary.write_text(json.dumps(attrs.asdict(state)))
             temporary.replace(self._path)
         except OSError as exc:
+            if self._unwritten is None:
+                log.warning(
+                    "cannot write the circuit breaker state: each worker uses its own",
+                    upstream=self._name,
+                    reason=exc.strerror,
+                )
             self._unwritten = state
-            log.warning(
-                "cannot write the circuit breaker state: each worker uses its own",
-                upstream=self._name,
-                reason=exc.strerror,
-            )
             with suppress(OSError):
                 temporary.unlink(missing_ok=True)

@@ -116,7 +116,8 @@ class Peers:
         self._directory = -1
         self._server: asyncio.AbstractServer | None = None
         self._socket: os.stat_result | None = None
-        self.open_directory()
+        with contextlib.suppress(OSError):  # it cannot be created: then there are no peers
+            self.open_directory()
 
     def owners_before_us(self, key: str) -> tuple[int, ...]:
         """The shards that own a key before this worker does, first owner first."""

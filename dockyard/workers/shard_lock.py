@@ -4,6 +4,7 @@ The kernel releases the lock of a process that dies. A worker that finds all sha
 new worker before the old one has drained) owns nothing until one is released, and serves meanwhile.
 """
 
+import contextlib
 import fcntl
 import os
 from pathlib import Path
@@ -21,7 +22,10 @@ class Lock:
     """An exclusive lock on a file that contains the process id of the holder. Ends with `release` or the process."""
 
     def __init__(self, path: Path) -> None:
-        """Take the lock without waiting. Raises AlreadyRunning, or OSError when the file cannot be created."""
+        """Take the lock without waiting.
+
+        Raises AlreadyRunning, or OSError when the file cannot be created, or the file system has no locks.
+        """
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -29,8 +33,12 @@ class Lock:
             holder = os.read(self._fd, 20)
             os.close(self._fd)
             raise AlreadyRunning(int(holder) if holder.isdigit() else 0) from None
-        os.ftruncate(self._fd, 0)
-        os.pwrite(self._fd, str(os.getpid()).encode(), 0)
+        except OSError:
+            os.close(self._fd)
+            raise
+        with contextlib.suppress(OSError):  # full disk: the lock is held, by an unknown process
+            os.ftruncate(self._fd, 0)
+            os.pwrite(self._fd, str(os.getpid()).encode(), 0)
 
     def is_at(self, path: Path) -> bool:
         """Whether the locked file is the one at this path: not when it was deleted, and perhaps created again."""

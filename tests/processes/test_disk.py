@@ -298,6 +298,40 @@ def test_it_starts_without_inodes_and_serves_what_it_has(
     assert _pull_new_layer(deployment, fake_registry, 73) <= 2
 
 
+@pytest.mark.parametrize("is_run_there", [True, False], ids=["as it was", "the cache only"])
+def test_a_read_only_directory_is_served(
+    make_deployment: Callable[..., Deployment],
+    fake_registry: FakeRegistry,
+    mount_tmpfs: Callable[[str], Path],
+    *,
+    is_run_there: bool,
+) -> None:
+    """Cached content is served, also while the upstream is away; new content is passed on without being kept."""
+    disk = mount_tmpfs("size=40m")
+    image = fake_registry.add_image("app", "v1", [b"a layer"])
+    deployment = make_deployment(workers=2, storage={"directory": str(disk)})
+    large = fake_registry.add_blob(Random(90).randbytes(2 * MIB))
+    paths = ["/v2/up.test/app/manifests/v1", *(f"/v2/up.test/app/blobs/{each}" for each in (image.layers[0], large))]
+    bodies = [deployment.get(path).body for path in paths]
+    deployment.dockyard.stop()
+    if not is_run_there:
+        for name in ("run", "partial"):
+            shutil.rmtree(disk / name)
+    subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
+    (listener,) = fake_registry.listeners.values()
+    listener.close()
+    deployment.dockyard.start()
+    for _ in range(3):
+        assert [deployment.get(path).body for path in paths] == bodies
+    listener.open()
+    new = fake_registry.add_blob(Random(91).randbytes(2 * MIB))
+    path = f"/v2/up.test/app/blobs/{new}"
+    eventually(lambda: digest_of(deployment.get(path).body) == new, "the circuit breakers are closed again")
+    assert len(deployment.dockyard.worker_pids()) == 2
+    deployment.dockyard.stop()
+    assert "Traceback" not in deployment.dockyard.read_log()
+
+
 def test_the_size_limit_holds_while_the_bucket_is_away(
     make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry
 ) -> None:

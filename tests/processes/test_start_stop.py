@@ -23,6 +23,7 @@ from tests.support.bodies import Bytes, Synthetic, digest_of
 from tests.support.deployment import Deployment, eventually, set_at_exit, upstream
 from tests.support.dockyard import Dockyard
 from tests.support.fake_registry import FakeRegistry
+from tests.support.paths import ROOT
 from tests.support.processes import free_port
 
 MIB = 1024 * 1024
@@ -167,7 +168,12 @@ def test_a_starting_server_stops_at_once(fake_registry: FakeRegistry, tmp_path: 
 
 
 def _second(
-    deployment: Deployment, directory: Path, *, port: int | None = None, storage: Path | None = None
+    deployment: Deployment,
+    directory: Path,
+    *,
+    port: int | None = None,
+    storage: Path | None = None,
+    environ: dict[str, str] | None = None,
 ) -> tuple[int, str]:
     """Start another Dockyard that shares something with the first; return its exit status and its output."""
     settings = {section: values.copy() for section, values in deployment.dockyard.settings.items()}
@@ -177,7 +183,11 @@ def _second(
     config.write_text(yaml.safe_dump(settings))
     try:
         done = subprocess.run(
-            [sys.executable, "-m", "dockyard", "server", "-c", config], capture_output=True, timeout=20, check=False
+            [sys.executable, "-m", "dockyard", "server", "-c", config],
+            capture_output=True,
+            timeout=20,
+            check=False,
+            env={**os.environ, **(environ or {})},
         )
     except subprocess.TimeoutExpired as exc:
         return 0, f"still running: {exc.stderr!r}"
@@ -309,4 +319,26 @@ def test_a_storage_directory_that_cannot_be_written(
     status, output = _second(deployment, tmp_path, port=free_port(), storage=in_the_way)
     assert status not in (0, None), output
     assert str(in_the_way) in output
+    assert "Traceback" not in output
+
+
+@pytest.mark.parametrize("code", ["ENOLCK", "ENOTSUP", "EINVAL"])
+def test_a_file_system_without_locks(
+    make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry, tmp_path: Path, code: str
+) -> None:
+    """Without locks, workers would write the same file: the server says so and does not start."""
+    no_locks = f"""
+import errno, fcntl
+
+def flock(fd, operation):
+    raise OSError(errno.{code}, "no locks here")
+
+fcntl.flock = flock
+"""
+    (tmp_path / "sitecustomize.py").write_text(no_locks)
+    environ = {"PYTHONPATH": f"{tmp_path}:{ROOT}"}
+    status, output = _second(make_deployment(), tmp_path, port=free_port(), environ=environ)
+    assert status == 1, output
+    assert "cannot start" in output
+    assert "no locks here" in output
     assert "Traceback" not in output

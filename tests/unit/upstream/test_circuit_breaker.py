@@ -1,5 +1,6 @@
 """The circuit breaker: when it opens and closes, and one prober for all workers."""
 
+import errno
 import os
 import threading
 import time
@@ -12,6 +13,7 @@ from dockyard.errors import BadUpstream, ManifestUnknown, RegistryError, TooMany
 from dockyard.upstream import errors
 from dockyard.upstream.circuit_breaker import CONFIRM_TIMEOUT_S, CircuitBreaker
 from dockyard.upstream.errors import UpstreamError
+from tests.support.deployment import eventually
 
 NAME = "docker.io/library"
 NO_RESPONSE = errors.unreachable("x", "no connection")
@@ -413,6 +415,35 @@ def test_an_invalid_state_file_is_ignored(make: Make, tmp_path: Path, content: b
 def test_without_a_writable_directory_the_state_is_in_memory(tmp_path: Path) -> None:
     """On a full disk the breaker of this worker still opens and closes."""
     breaker = CircuitBreaker(tmp_path / "missing", NAME, interval_s=1000)
+    breaker.record_failure(errors.rate_limited("x", 60), Upstream().probe)
+    assert is_open(breaker)
+    breaker.record_success()
+    assert not is_open(breaker)
+
+
+def test_without_a_writable_directory_the_upstream_is_probed(tmp_path: Path) -> None:
+    """The breaker of this worker closes when the upstream responds again."""
+    breaker = CircuitBreaker(tmp_path / "missing", NAME, interval_s=0.01)
+    upstream = Upstream(None)
+    breaker.record_failure(NO_RESPONSE, upstream.probe)
+    upstream.wait_for(1)
+    eventually(lambda: not breaker.is_open, "the breaker is closed")
+    breaker.close()
+
+
+def test_a_state_that_cannot_be_deleted_is_ignored(make: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The file system became read-only while the upstream was away: it is used when it is back, and failures count."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    breaker = make()
+    breaker.record_failure(errors.rate_limited("x", 60), Upstream().probe)
+    for name in ("unlink", "write_text"):
+        monkeypatch.setattr(Path, name, fail)
+    assert is_open(breaker)
+    breaker.record_success()
+    assert not is_open(breaker)
     breaker.record_failure(errors.rate_limited("x", 60), Upstream().probe)
     assert is_open(breaker)
     breaker.record_success()
