@@ -98,17 +98,19 @@ class Blobs:
         `is_range`: the response may end before the end of the blob, so that it must not start before a blob that is in
         the local store is verified.
         """
+        is_stored = False
         running = self._downloads.find(digest)
         if running is None or running.is_complete:  # a running download is not in the local store yet
             blob = await self._open_stored(digest)
+            is_stored = blob is not None
             if blob and blob.is_verified:
                 return OpenedBlob(FileReader(blob, self._stores.local.blobs, self._threads), "hit")
             if blob:
                 os.close(blob.fd)
             elif self._redirects and (url := await self._find_url(digest)):
                 return RedirectedBlob(url)
-        download, is_joined = self._downloads.join(target, digest)
-        reader = DownloadReader(download, self._threads)
+        download, is_joined = self._downloads.join(target, digest, is_stored=is_stored)
+        reader = DownloadReader(download, self._stores.local.blobs, self._threads)
         try:
             await reader.open(is_range=is_range)
         except BaseException:

@@ -26,8 +26,10 @@ from typing import Final
 
 from dockyard.errors import RegistryError, Unavailable, UpstreamTimeout
 from dockyard.oci.reference import Digest
+from dockyard.storage.blob_files import StoredBlob
 from dockyard.storage.memory_budget import MemoryBudget
 from dockyard.storage.partial_file import NO_PROGRESS_TIMEOUT_S, OverflowReader, PartialFile
+from dockyard.storage.verified_files import fingerprint
 
 
 class State(StrEnum):
@@ -84,6 +86,7 @@ class Download:
         self.is_stored = False
         self.file_number = 0  # counts the stored files whose bytes readers have got; they cannot go on with another one
         self._is_stored_file_read = False
+        self.complete_blob: StoredBlob | None = None  # its file when the download was complete
         self.partial_file: PartialFile | None = None  # None in a follower
         self._fd = -1
         self._previous_fds: list[int] = []
@@ -189,13 +192,16 @@ class Download:
         """Size and digest are verified: release all bytes."""
         self._enter(State.COMPLETE)
         self.size = self.released = size
+        if self._fd >= 0 and self.overflow_start is None:
+            self.complete_blob = StoredBlob(self.digest, self._fd, fingerprint(os.fstat(self._fd)), is_verified=True)
         self._announce()
 
-    def complete_with(self, fd: int, size: int) -> None:
-        """Read a complete file instead: the blob is in the local store already. Takes over `fd`."""
-        self._use_file(fd)
+    def complete_with(self, blob: StoredBlob) -> None:
+        """Read a complete file instead: the blob is in the local store already. Takes over its descriptor."""
+        self._use_file(blob.fd)
         self.is_stored = True
-        self.complete(size)
+        self.complete(blob.size)
+        self.complete_blob = blob
 
     def fail(self, error: RegistryError) -> None:
         """No more bytes will come."""

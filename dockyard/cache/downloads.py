@@ -58,10 +58,15 @@ class Downloads:
         """The download of a digest in this worker; None when there is none."""
         return self._downloads.get(digest)
 
-    def join(self, target: Target, digest: Digest) -> tuple[Download, bool]:
-        """The download of a digest, started if there is none; True when there was one."""
+    def join(self, target: Target, digest: Digest, *, is_stored: bool = False) -> tuple[Download, bool]:
+        """The download of a digest, started if there is none; True when there was one.
+
+        `is_stored`: the blob is in the local store and must be verified. A download that is complete does not do that.
+        """
         existing = self._downloads.get(digest)
-        if existing and existing.is_joinable:
+        blob = existing.complete_blob if existing else None
+        is_verified = blob is None or (not is_stored and self._stores.local.blobs.is_unchanged(blob))
+        if existing and existing.is_joinable and is_verified:
             if not existing.is_stored:
                 metrics.fills_joined.inc()
             return existing, True
@@ -143,7 +148,7 @@ class Downloads:
             if stored:
                 if partial_file:
                     partial_file.discard()
-                download.complete_with(stored.fd, stored.size)
+                download.complete_with(stored)
                 return None
             if partial_file:
                 return partial_file

@@ -40,59 +40,73 @@ class Reader(Protocol):
         """Release the file."""
 
 
-class FileReader:
-    """Reads a complete, verified blob of the local store.
+class _CompleteFile:
+    """The file of a complete, verified blob, which any program may change while it is read.
 
-    A file that is changed while it is read is verified again, and its last bytes are withheld until then.
+    A file that was changed is verified again, and its last bytes are withheld until then.
     """
 
     def __init__(self, blob: StoredBlob, files: BlobFiles, threads: Threads) -> None:
-        self.size = blob.size
         self._blob = blob
         self._files = files
         self._threads = threads
-        self._is_open = True
 
-    async def find(self, position: int) -> tuple[int | None, int]:
-        """See Reader."""
-        await self._check()
-        left = self.size - position
+    async def find(self, position: int) -> tuple[int, int]:
+        """Return the descriptor, and how many bytes may be read from a position. Raises Unavailable."""
+        await self.check()
+        left = self._blob.size - position
         if left > MAX_LAST_BYTES:
             left = min(left - TAIL_BYTES, MAX_BYTES_BETWEEN_CHECKS)
         return self._blob.fd, left
 
-    async def read_into(self, buffer: bytearray, position: int, amount: int) -> int:
-        """See Reader."""
-        count = await _read(self._blob.fd, buffer, position, amount, self._threads)
-        await self._check()
-        return count
-
-    def close(self) -> None:
-        """See Reader."""
-        if self._is_open:
-            self._is_open = False
-            os.close(self._blob.fd)
-
-    async def _check(self) -> None:
+    async def check(self) -> None:
         """Raise Unavailable when the file was changed and does not have its digest any more."""
         if self._files.is_unchanged(self._blob):
             return
-        verified = await self._threads.verify(self._files.verify, self._blob)
+        verified = await self._threads.verify(self._files.verify_again, self._blob)
         if verified is None:
-            is_shorter = os.fstat(self._blob.fd).st_size < self.size
+            is_shorter = os.fstat(self._blob.fd).st_size < self._blob.size
             raise Unavailable(f"a cached blob {'ended early' if is_shorter else 'was changed while it was sent'}")
         self._blob = verified
 
 
-class DownloadReader:
-    """Reads a blob that is being downloaded. `size` is set by `open`."""
+class FileReader:
+    """Reads a complete, verified blob of the local store."""
 
-    def __init__(self, download: Download, threads: Threads) -> None:
+    def __init__(self, blob: StoredBlob, files: BlobFiles, threads: Threads) -> None:
+        self.size = blob.size
+        self._fd = blob.fd
+        self._file = _CompleteFile(blob, files, threads)
+        self._threads = threads
+
+    async def find(self, position: int) -> tuple[int | None, int]:
+        """See Reader."""
+        return await self._file.find(position)
+
+    async def read_into(self, buffer: bytearray, position: int, amount: int) -> int:
+        """See Reader."""
+        count = await _read(self._fd, buffer, position, amount, self._threads)
+        await self._file.check()
+        return count
+
+    def close(self) -> None:
+        """See Reader."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+class DownloadReader:
+    """Reads a blob that is being downloaded or verified. `size` is set by `open`."""
+
+    def __init__(self, download: Download, files: BlobFiles, threads: Threads) -> None:
         self.size = 0
         self.position = 0
         self._file_number = 0
         self._download = download
+        self._file: _CompleteFile | None = None
         self._is_open = True
+        self._files = files
         self._threads = threads
         download.attach(self)
 
@@ -104,14 +118,24 @@ class DownloadReader:
     async def find(self, position: int) -> tuple[int | None, int]:
         """See Reader."""
         self.position = position
-        return await self._download.wait_for_byte(position, self._file_number)
+        fd, available = await self._download.wait_for_byte(position, self._file_number)
+        blob = self._download.complete_blob
+        if fd is None or blob is None:
+            return fd, available
+        if self._file is None:
+            self._file = _CompleteFile(blob, self._files, self._threads)
+        found = await self._file.find(position)
+        return found[0], min(found[1], available)
 
     async def read_into(self, buffer: bytearray, position: int, amount: int) -> int:
         """See Reader."""
         fd, available = await self.find(position)
         amount = min(amount, available)
         if fd is not None:
-            return await _read(fd, buffer, position, amount, self._threads)
+            count = await _read(fd, buffer, position, amount, self._threads)
+            if self._file:
+                await self._file.check()
+            return count
         chunk = self._download.read_memory(position, amount)
         if not chunk:
             raise Unavailable("the disk is full and this client reads too slowly", retry_after_s=5)

@@ -6,7 +6,8 @@ import fcntl
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from dockyard.storage.file_times import age_of
@@ -43,16 +44,19 @@ def is_being_written(path: Path) -> bool:
     return path.suffix == TEMPORARY_SUFFIX and age_of(path.stat().st_mtime) < MAX_TEMPORARY_FILE_AGE_S
 
 
-def move_synced(source: Path, target: Path) -> None:
+def move_synced(source: Path, target: Path, on_renamed: Callable[[int], object] = lambda _: None) -> None:
     """Rename a synced file to another directory, which is created if needed. Raises OSError.
 
-    When the target is on another file system, the file is copied. The directory is synced, so that the rename survives
+    `on_renamed` is called at once after the renaming, with the time at which that began (monotonic clock, ns). When the
+    target is on another file system, the file is copied instead. The directory is synced, so that the rename survives
     a power failure, where that is possible: some file systems cannot, and then the file may be absent afterwards.
     """
     for attempt in range(MAX_DIRECTORY_ATTEMPTS):
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
+            began_ns = time.monotonic_ns()
             source.rename(target)
+            on_renamed(began_ns)
             break
         except FileNotFoundError:  # the directory was evicted in between
             if attempt == MAX_DIRECTORY_ATTEMPTS - 1:

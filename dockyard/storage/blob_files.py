@@ -123,6 +123,13 @@ class BlobFiles:
         log.warning("a cached blob changes while it is verified: it is not used", digest=str(digest))
         return None
 
+    def verify_again(self, blob: StoredBlob) -> StoredBlob | None:
+        """Verify a blob whose file seems to have changed since it was verified; see `verify`."""
+        found = fingerprint(os.fstat(blob.fd))
+        if self._verified_files.has_open(blob.digest, blob.fd, found):
+            return attrs.evolve(blob, fingerprint=found)
+        return self.verify(blob)
+
     def record_use(self, blob: StoredBlob) -> StoredBlob:
         """Set the access time of a verified blob if that is due; return the blob with its fingerprint after that."""
         found = os.fstat(blob.fd)
@@ -167,12 +174,6 @@ class BlobFiles:
         if found == blob.fingerprint or _was_deleted(status, blob.fingerprint):
             return True
         return self._verified_files.has(blob.digest, found)
-
-    def add_verified(self, digest: Digest, fd: int, size: int) -> None:
-        """Record that a file, which was just written and renamed to its path, has the digest. Raises OSError."""
-        found = fingerprint(os.fstat(fd))
-        if found[1] == size:
-            self._verified_files.add(digest, found)
 
     def _examine(self, digest: Digest, fd: int) -> StoredBlob | None:
         found = os.fstat(fd)

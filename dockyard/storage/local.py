@@ -36,7 +36,7 @@ from dockyard.storage.memory_budget import MemoryBudget
 from dockyard.storage.partial_file import PartialFile
 from dockyard.storage.stored_files import delete_if_unlocked
 from dockyard.storage.touch_times import TouchTimes
-from dockyard.storage.verified_files import VerifiedFiles
+from dockyard.storage.verified_files import VerifiedFiles, fingerprint
 
 # A partial file that nobody has continued for so long is deleted.
 MAX_PARTIAL_FILE_AGE_S = 86400.0
@@ -100,14 +100,16 @@ class LocalStore:
         self.memory = MemoryBudget()
         self._prefix = prefix
         self._unpublished = unpublished
-        verified_files = verified_files or VerifiedFiles()
+        self._verified_files = verified_files or VerifiedFiles()
         self.blobs = BlobFiles(
             self.directories.blobs,
             lambda digest: self._path(keys.blob_key(prefix, digest)),
             verify,
-            verified_files,
+            self._verified_files,
         )
-        self.touch_times = TouchTimes(lambda item: self._path(self.key(item)), self.directories.stamps, verified_files)
+        self.touch_times = TouchTimes(
+            lambda item: self._path(self.key(item)), self.directories.stamps, self._verified_files
+        )
 
     # Blobs
 
@@ -156,11 +158,16 @@ class LocalStore:
         if source is None or partial_file.is_overflowing:
             return False
         try:
+            sync_file(partial_file.fd)
             with contextlib.suppress(OSError):  # the file system may not set times: that is no reason not to keep it
                 os.utime(partial_file.fd, (time.time(), time.time() - bucket_age_s))
-            sync_file(partial_file.fd)
-            self._with_room(lambda: move_synced(source, path), partial_file.received_bytes)
-            self.blobs.add_verified(partial_file.digest, partial_file.fd, partial_file.received_bytes)
+            before = fingerprint(os.fstat(partial_file.fd))
+
+            def on_renamed(began_ns: int) -> None:
+                if before[1] == partial_file.received_bytes:
+                    self._verified_files.add_renamed(partial_file.digest, partial_file.fd, before, began_ns)
+
+            self._with_room(lambda: move_synced(source, path, on_renamed), partial_file.received_bytes)
         except OSError as exc:
             log.warning("cannot store a blob", digest=str(partial_file.digest), error=exc.strerror)
             return False

@@ -3,7 +3,8 @@
 A blob is verified by hashing its file. The table then has its digest with the *fingerprint* of the file: inode, size,
 modification time and change time. The kernel sets the change time whenever the bytes or the attributes of a file
 change, and no program can set it, so that a file whose fingerprint is in the table still has the bytes that were
-hashed. What escapes is a disk that returns other bytes than were written (the scrub finds that).
+hashed. What escapes is a disk that returns other bytes than were written (the scrub finds that), and a change within
+milliseconds of one by Dockyard itself.
 
 Dockyard itself sets times of files. It does that in `keeps_verified`, which holds a lock on the file and puts the new
 fingerprint into the table. Another worker that finds the fingerprint changed waits for that lock and looks again.
@@ -34,6 +35,10 @@ MAX_BUCKETS = 16384
 # The change time has the resolution of the kernel's clock, up to 10 ms: a file that changed less than this before it
 # was hashed may change again without another change time.
 CLOCK_RESOLUTION_NS = 20_000_000
+# From the beginning of a change by Dockyard itself until the new fingerprint is read, at most so much time may pass: in
+# less, no other program finds a file that was just renamed and changes it. After more, the file is verified again.
+MAX_RENAME_NS = 1_000_000
+MAX_SETTING_NS = 50_000_000
 _MASK = 2**64 - 1
 
 
@@ -67,6 +72,17 @@ class VerifiedFiles:
             place = random.choice(places)
         self._table[place : place + _RECORD.size] = record
 
+    def add_renamed(self, digest: Digest, fd: int, before: Fingerprint, began_ns: int) -> None:
+        """Record that an open file, which was just renamed to its path, has the digest. Raises OSError.
+
+        `before` is its fingerprint when it had the digest and was not at its path yet; renaming it, which changes the
+        change time, began at `began_ns` (monotonic clock). Nothing is recorded if so much time has passed since then
+        that another program may have changed the file.
+        """
+        found = fingerprint(os.fstat(fd))
+        if found[:3] == before[:3] and time.monotonic_ns() - began_ns < MAX_RENAME_NS:
+            self.add(digest, found)
+
     def has_open(self, digest: Digest, fd: int, found: Fingerprint) -> bool:
         """Whether an open file with this fingerprint is verified, also while another worker sets its times.
 
@@ -81,10 +97,12 @@ class VerifiedFiles:
     def keeps_verified(self, digest: Digest, fd: int) -> Iterator[None]:
         """A block that sets times of an open file: it stays verified if it was. The block may raise OSError."""
         with _locked(fd, fcntl.LOCK_EX):
+            began_ns = time.monotonic_ns()
             is_verified = self.has(digest, fingerprint(os.fstat(fd)))
             yield
-            if is_verified:
-                self.add(digest, fingerprint(os.fstat(fd)))
+            found = fingerprint(os.fstat(fd))
+            if is_verified and time.monotonic_ns() - began_ns < MAX_SETTING_NS:
+                self.add(digest, found)
 
 
 def may_change_unseen(found: Fingerprint) -> bool:

@@ -277,3 +277,48 @@ async def test_without_a_writable_directory_a_blob_is_verified_all_the_same(
         assert await pull(worker) == BODY
     assert workers.upstream.starts == []
     assert hashed_bytes() == len(BODY)
+
+
+async def test_a_blob_that_changes_right_after_its_download_is_not_read_from_the_download(
+    workers: Workers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The download is complete, and is still syncing the directory: its file is visible, and is changed already."""
+    stored_file(workers).unlink()
+    is_synced = threading.Event()
+
+    def sync_later(_: Path) -> None:
+        assert is_synced.wait(20)
+
+    monkeypatch.setattr("dockyard.storage.atomic_write.sync_directory", sync_later)
+    slow = await workers.all[0].blobs.open(TARGET, DIGEST)
+    assert isinstance(slow, OpenedBlob)
+    assert await pull(workers.all[0]) == BODY
+    while workers.stored() is None:  # noqa: ASYNC110  polled from outside on purpose
+        await asyncio.sleep(0.005)
+    damage(workers)
+    with pytest.raises(Unavailable):
+        await read_all(slow.reader)
+    slow.reader.close()
+    pulls = [asyncio.create_task(pull(worker)) for worker in workers.all]
+    await asyncio.wait(pulls, timeout=0.2)
+    is_synced.set()
+    assert await asyncio.gather(*pulls) == [BODY] * 3
+    assert workers.upstream.starts == [0, 0]
+
+
+async def test_a_complete_download_is_read_to_its_end_without_hashing(
+    workers: Workers, hashed_bytes: Callable[[], float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Keeping a blob sets its times and renames it: its readers go on."""
+    monkeypatch.setattr("dockyard.storage.verified_files.MAX_RENAME_NS", 10**10)  # the machine may be loaded
+    stored_file(workers).unlink()
+    workers.upstream.hold = 2_000_000
+    opened = [await worker.blobs.open(TARGET, DIGEST) for worker in workers.all]
+    workers.upstream.gate.set()
+    await settled(workers)
+    assert workers.stored() == BODY
+    for each in opened:
+        assert isinstance(each, OpenedBlob)
+        assert await read_all(each.reader) == BODY
+        each.reader.close()
+    assert hashed_bytes() == 0
