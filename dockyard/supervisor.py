@@ -30,6 +30,7 @@ from granian.server.mp import MPServer, WorkerProcess
 from dockyard import __version__, log, metrics
 from dockyard.config.certificates import KeyPair, KeyPairError
 from dockyard.config.loader import SettingsError
+from dockyard.config.proxies import find_ignored_variables
 from dockyard.config.settings import Settings
 from dockyard.s3 import make_base_url
 from dockyard.storage.verified_files import VerifiedFiles
@@ -460,6 +461,12 @@ def _log_warnings(settings: Settings) -> None:
     """Log settings that are risky or probably not intended."""
     for warning in settings.warnings:
         logger.warning(warning)
+    if ignored := find_ignored_variables(settings, os.environ):
+        logger.warning(
+            "proxy variables of the environment are ignored: set `proxy` of the upstreams that are behind a proxy "
+            "(S3 is always reached directly)",
+            variables=ignored,
+        )
     private = [upstream.prefix for upstream in settings.upstreams if not upstream.is_anonymous]
     if private:
         logger.warning(

@@ -4,6 +4,8 @@ import ssl
 
 from urllib3 import exceptions as urllib3_errors
 
+from dockyard.http1.tls import describe_failure
+
 _TRANSIENT_CODES = {"RequestTimeout", "SlowDown", "InternalError", "ServiceUnavailable", "OperationAborted"}
 _TLS_CONNECTION_CLOSED = (ssl.SSLEOFError, ssl.SSLZeroReturnError)
 
@@ -66,7 +68,7 @@ def to_s3_error(exc: Exception, service: str) -> S3Error:
         case urllib3_errors.SSLError() if isinstance(inner.args[0], _TLS_CONNECTION_CLOSED):
             return S3Error(f"{service} closed the connection", "broken")
         case urllib3_errors.SSLError() | ssl.SSLError() if not isinstance(inner, _TLS_CONNECTION_CLOSED):
-            return S3Error(f"no trusted TLS connection to {service}", "insecure")
+            return S3Error(f"no trusted TLS connection to {service}: {describe_failure(inner)}", "insecure")
         case urllib3_errors.LocationValueError() | urllib3_errors.InvalidHeader():
             return S3Error(f"{service} sent a response that is not HTTP", "garbage")
     return S3Error(f"{service} closed the connection", "broken")

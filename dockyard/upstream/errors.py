@@ -89,10 +89,10 @@ def timed_out(server: str) -> UpstreamError:
     return UpstreamError(error, Cause.NO_RESPONSE)
 
 
-def tls_failed(server: str) -> UpstreamError:
+def tls_failed(server: str, reason: str) -> UpstreamError:
     """The TLS handshake or the verification of the certificate failed. Counted: it may be an attack."""
     metrics.upstream_untrusted.labels(server, "tls").inc()
-    return UpstreamError(BadUpstream(f"no trusted TLS connection to {server}"), Cause.NO_CONNECTION)
+    return UpstreamError(BadUpstream(f"no trusted TLS connection to {server}: {reason}"), Cause.NO_CONNECTION)
 
 
 def bad_response(server: str, problem: str) -> UpstreamError:

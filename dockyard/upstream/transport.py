@@ -25,7 +25,7 @@ from dockyard.config.settings import Upstream, UpstreamLimits
 from dockyard.http1.connections import StrictConnection, StrictPool, use_strict_pools
 from dockyard.http1.encoding import TooLong, parse_encoding, unpack
 from dockyard.http1.response import InvalidResponse, ResponseReader
-from dockyard.http1.tls import make_tls_context
+from dockyard.http1.tls import describe_failure, make_tls_context
 from dockyard.upstream import errors
 from dockyard.upstream.dialer import Attempt, DialError, Resolver, Stage
 from dockyard.upstream.errors import UpstreamError
@@ -353,7 +353,7 @@ def _map_exception(exc: Exception, attempt: Attempt, server: str) -> UpstreamErr
             is_connecting = attempt.stage is not Stage.RESPONSE and not attempt.is_past_deadline
             return errors.connect_timed_out(server) if is_connecting else errors.timed_out(server)
     if attempt.stage is Stage.TLS:
-        return errors.tls_failed(server)
+        return errors.tls_failed(server, describe_failure(exc))
     if attempt.stage is Stage.CONNECT:
         return errors.unreachable(server, "the proxy rejects the request")
     match inner:

@@ -105,7 +105,7 @@ def test_a_closed_breaker_has_no_file(make: Make, tmp_path: Path) -> None:
     [
         (errors.unreachable("x", "no connection"), Unavailable),
         (errors.timed_out("x"), UpstreamTimeout),
-        (errors.tls_failed("x"), BadUpstream),
+        (errors.tls_failed("x", "the certificate has expired"), BadUpstream),
     ],
 )
 def test_one_failure_without_a_response_opens_the_breaker_of_all_workers(

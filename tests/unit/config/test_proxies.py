@@ -1,0 +1,40 @@
+"""Proxy variables of the environment."""
+
+import pytest
+from structlog.testing import capture_logs
+
+from dockyard import supervisor
+from dockyard.config.loader import load
+from dockyard.config.proxies import VARIABLES, find_ignored_variables
+
+PROXY = "http://user:pr0xy-pass@proxy.test:3128"
+BEHIND_PROXY = (
+    "upstreams: [{prefix: up.test, registry: up.test, proxy: 'http://proxy.test:3128', auth: {type: anonymous}}]"
+)
+
+
+def test_variables_are_named_when_an_upstream_has_no_proxy() -> None:
+    """The default upstreams have none."""
+    settings = load(None, {"HOME": "/nonexistent"})
+    for name in VARIABLES:
+        assert find_ignored_variables(settings, {name: PROXY, "PATH": "/bin"}) == [name]
+    assert find_ignored_variables(settings, {"NO_PROXY": "*", "HTTPS_PROXY": ""}) == []
+
+
+@pytest.mark.parametrize(("more", "found"), [("", []), ("\nstorage: {bucket: b, region: r}", ["HTTPS_PROXY"])])
+def test_variables_do_not_matter_when_everything_has_a_proxy(tmp_path, more, found) -> None:  # type: ignore[no-untyped-def]  # noqa: ANN001
+    """The bucket has none."""
+    path = tmp_path / "config.yaml"
+    path.write_text(BEHIND_PROXY + more)
+    assert find_ignored_variables(load(path, {"HOME": "/nonexistent"}), {"HTTPS_PROXY": PROXY}) == found
+
+
+def test_a_warning_names_the_setting_and_no_password(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the start."""
+    monkeypatch.setenv("HTTPS_PROXY", PROXY)
+    with capture_logs() as events:
+        supervisor._log_warnings(load(None, {"HOME": "/nonexistent"}))
+    (event,) = [event for event in events if "proxy" in event["event"]]
+    assert "set `proxy` of the upstreams" in event["event"]
+    assert "HTTPS_PROXY" in event["variables"]
+    assert "pr0xy-pass" not in str(events)
