@@ -11,12 +11,14 @@ anew:
 | no Authorization | 401 and a challenge | with what the challenge requires |
 | a token, made earlier | 401, the same token service | with a new token |
 | a token, made earlier | 401 and another service; 400; 403 | without Authorization |
+| none, after such a token | 401 | with a new token |
+| none, after such a token | 400, 403 | none: the token was not the cause |
 | a token, made for this operation | 401, the same token service | with a token for the next set of scopes, if any |
 | a token, made for this operation | otherwise | without Authorization, once |
 | the same, without Authorization was tried | 401 and another service | with what that challenge requires |
 
-A refused token is dropped, whatever it was requested for, unless it was made for this operation: then the refusal is
-believed, and remembered for a short time. No header is sent twice for one request.
+A refused token is dropped, whatever it was requested for, unless it was not the cause, or was made for this operation:
+then the refusal is believed, and remembered for a short time. No header is sent twice for one request.
 """
 
 import threading
@@ -92,14 +94,17 @@ class Authorization:
 class Handshake:
     """One request to a registry, with the headers that were refused, and the tokens that could not be made.
 
-    `failures` is by token service, user and scopes. The scopes are None when the service itself failed; the failure is
-    None when the registry refused the token.
+    `suspect`: a token that was refused with 400 or 403, until it is clear whether it was the cause. `is_challenged`:
+    without Authorization the response was 401. `failures` is by token service, user and scopes. The scopes are None
+    when the service itself failed; the failure is None when the registry refused the token.
     """
 
     resource: Resource
     method: str
     limits: CallLimits
     refused_headers: set[str] = attrs.field(factory=set, init=False, repr=False)
+    suspect: str | None = attrs.field(default=None, init=False, repr=False)
+    is_challenged: bool = attrs.field(default=False, init=False)
     failures: dict[Hashable, UpstreamError | AuthenticationFailed | None] = attrs.field(factory=dict, init=False)
 
 
@@ -146,6 +151,13 @@ class ChallengeResponder:
             handshake.refused_headers.add(refused.header)
         if refused.known is not None:
             return self._after_refused_token(handshake, refused, refused.known, response)
+        if refused.header is None:
+            handshake.is_challenged = response.status == 401
+            if handshake.suspect is not None and not handshake.is_challenged and self._of_base_path is None:
+                with self._lock:
+                    self._believed[handshake.resource, handshake.method, handshake.suspect] = True
+                return None
+            self._drop_suspect(handshake)
         # Some registries respond with 403 to a request without a login.
         is_login_missing = response.status == 403 and refused.header is None and not credential.is_anonymous
         may_ping = response.status == 401 or is_login_missing
@@ -202,6 +214,7 @@ class ChallengeResponder:
         if authorization.header is None:
             if status < 400:
                 self._forget(resource)
+                self._drop_suspect(handshake)
         elif not credential.is_anonymous and status not in REFUSALS:
             self._rejected.accept((resource.origin, credential))
         elif status == 401 and not authorization.token and not authorization.is_verbatim:
@@ -247,9 +260,14 @@ class ChallengeResponder:
             return None
         named = self._pick(response, refused.credential)
         is_same_service = response.status == 401 and (named is None or named.service == known.service)
+        is_other_service = response.status == 401 and not is_same_service
         may_ask_anew = handshake.resource not in handshake.limits.asked_without_token
+        if not is_new:
+            handshake.suspect = refused.token
+            if response.status == 401 or handshake.is_challenged:
+                self._drop_suspect(handshake)
         failure = None
-        if is_same_service or (not may_ask_anew and (named is not None or not is_new)):
+        if is_same_service or (not may_ask_anew and (is_other_service or (handshake.is_challenged and not is_new))):
             try:
                 again = attrs.evolve(named or known, scopes=known.scopes)
                 authorization = self.respond(handshake, again, refused.credential)
@@ -268,19 +286,22 @@ class ChallengeResponder:
         self, handshake: Handshake, refused: Authorization, known: KnownChallenge, *, is_new: bool
     ) -> bool:
         """Whether a new token was refused for the same a short time ago. Else take note of the refused token."""
-        token, refusal = refused.token or "", (handshake.resource, handshake.method, refused.token)
+        refusal = (handshake.resource, handshake.method, refused.token)
         with self._lock:
             if not is_new and refusal in self._believed:
                 return True
             if is_new:
                 self._believed[refusal] = True
-        if not is_new:
-            self._tokens.drop(token)
-        elif known.scopes is not None:
+        if is_new and known.scopes is not None:
             service = (known.service, attrs.evolve(refused.credential, registry_token=""))
             for scopes in (known.scopes, known.scopes[:1]):
                 handshake.failures.setdefault((service, scopes), None)
         return False
+
+    def _drop_suspect(self, handshake: Handshake) -> None:
+        if handshake.suspect is not None:
+            self._tokens.drop(handshake.suspect)
+            handshake.suspect = None
 
     def _token_endpoint(
         self, known: KnownChallenge, scopes: Scopes, sent_by: Origin, credential: Credential

@@ -55,7 +55,8 @@ def _loop(upstream: IsolatedUpstream, _: State) -> None:
 def _costs_little(case: UpstreamCaseRun, observation: Observation) -> None:
     tokens, others = len(observation.requests_of("token")), len(observation.requests_of("manifest", "blob", "ping"))
     case.check(tokens <= 2, f"{tokens} token requests")
-    most = 3 if case.state is not State.BLOB_DOWNLOAD else 4  # one of them before the fault
+    # A cached tag: with the token, a new one, without, and a GET. A download: one of them before the fault.
+    most = 4 if case.state in (State.TAG_CACHED, State.BLOB_DOWNLOAD) else 3
     case.check(others <= most, f"{others} registry requests")
 
 
@@ -194,7 +195,8 @@ FAILING = Fault(
 
 
 def _absent(status: int, expected: int, *, has_login: bool) -> UpstreamVariant:
-    no = attrs.evolve(error(expected, L.bad_content()), requests=(1, 3))
+    # With a login: once without it, then the challenge of /v2/ and a token, and HEAD and GET with that.
+    no = attrs.evolve(error(expected, L.bad_content()), requests=(1, 5 if has_login else 3))
     return attrs.evolve(
         _always(status, "DENIED" if status == 403 else "UNKNOWN"),
         name=str(status) if status == 404 else f"403 {'with' if has_login else 'without'} a login",

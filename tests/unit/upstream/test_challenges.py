@@ -9,7 +9,7 @@ import trustme
 
 from dockyard.config.settings import Auth
 from dockyard.errors import BadUpstream, Denied, ManifestUnknown, RegistryError, TooManyRequests, Unavailable
-from dockyard.oci.reference import Digest
+from dockyard.oci.reference import Digest, Tag
 from dockyard.upstream.client import RegistryClient
 from tests.support import faults
 from tests.support.fake_auth import FakeScopedTokens, FakeTokenService, bearer_challenge, require_authorization
@@ -234,6 +234,36 @@ def test_a_refusal_of_a_new_token_is_believed(ward: Ward, status: int) -> None:
             registry.get_manifest("org/app", LATEST)
         assert ward.fake_registry.count("manifest") <= requests
     assert len(tokens.asked()) <= 1
+
+
+@pytest.mark.parametrize("status", [400, 403])
+@pytest.mark.parametrize("auth", [ANONYMOUS, BASIC], ids=["anonymous", "login"])
+def test_a_reference_that_is_denied_does_not_cost_the_token(ward: Ward, status: int, auth: Auth) -> None:
+    """Registries block single images, and reject requests that they do not understand."""
+    ward.fake_registry.add_image("org/app", "blocked")
+    tokens = FakeScopedTokens(ward.fake_registry)
+    ward.fake_registry.on("manifest", faults.error_response(status), reference="blocked")
+    registry = ward.registry(auth=auth)
+    registry.get_manifest("org/app", LATEST)
+    for requests in (2, 1, 1):
+        ward.fake_registry.clear_exchanges()
+        with pytest.raises(RegistryError):
+            registry.get_manifest("org/app", Tag("blocked"))
+        assert ward.fake_registry.count() == requests
+        registry.get_manifest("org/app", LATEST)
+        assert tokens.asked() == []
+
+
+def test_a_registry_without_the_referrers_api_may_respond_with_400(ward: Ward) -> None:
+    """The token is good: there are no referrers."""
+    tokens = FakeScopedTokens(ward.fake_registry)
+    registry = ward.registry()
+    image = ward.fake_registry.add_image("lib/app", "latest")
+    registry.get_manifest("lib/app", LATEST)
+    ward.fake_registry.on("other", faults.error_response(400))
+    assert registry.list_referrers("lib/app", Digest.parse(image.digest)) == []
+    assert len(tokens.asked()) == 1
+    assert ward.fake_registry.count("other") == 2
 
 
 def test_a_repository_that_became_public_is_pulled_without_a_token(ward: Ward) -> None:
