@@ -13,6 +13,7 @@ How a failure is understood:
 | 429 | no token of this service until Retry-After has passed; tokens that are valid stay in use | UpstreamError |
 | 401, 403 | the credentials are rejected, or anonymous access | AuthenticationFailed |
 | any other 4xx, 200 without a token | no token for these scopes; there may be one for others | TokenRefused |
+| 4xx with a web page (401: without credentials) | it comes from a firewall or a proxy | UpstreamError |
 
 See "Token Authentication Specification" of the distribution project.
 """
@@ -218,6 +219,13 @@ class TokenProvider:
                 self._rejected.accept(login)
             return token
         response.finish()
+        if (
+            400 <= response.status < 500
+            and is_error_page(response)
+            and (response.status != 401 or credential.is_anonymous)
+        ):
+            problem = f"responded with status {response.status} and a web page: there may be a firewall in between"
+            raise errors.bad_response(self._server, problem)
         match response.status:
             case 401 if not credential.is_anonymous:
                 self._rejected.reject(login, part)

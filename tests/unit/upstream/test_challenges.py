@@ -57,6 +57,10 @@ def is_about_bad(request: Request) -> bool:
             (faults.replaced(200, body, ("Content-Type", "application/json")), BadUpstream)
             for body in (b"{}", b'{"token":""}', b'{"token":null}', b'{"token":5}', b'{"token":"a b"}')
         ],
+        *[
+            (faults.replaced(status, faults.HTML, ("Content-Type", "text/html")), BadUpstream)
+            for status in (401, 403, 404, 451)
+        ],
         (faults.error_response(401), ManifestUnknown),
         (faults.error_response(403), ManifestUnknown),
     ],
@@ -101,6 +105,24 @@ def test_a_login_that_is_rejected_for_one_scope_is_used_for_the_others(ward: War
             registry.head_manifest("org/bad", LATEST)
     registry.head_manifest("org/two", LATEST)
     assert [scopes for _, scopes in tokens.asked()] == [[pull("org/app")], [pull("org/bad")], [pull("org/two")]]
+
+
+def test_the_page_of_a_firewall_rejects_no_login(ward: Ward) -> None:
+    """403 with a web page comes from in between. 401 is taken as a rejection: a wrong password is not sent again."""
+    page = faults.replaced(403, faults.HTML, ("Content-Type", "text/html"))
+    tokens = FakeScopedTokens(ward.fake_registry)
+    rule = ward.fake_registry.on("token", page)
+    registry = ward.registry(auth=BASIC)
+    with pytest.raises(BadUpstream, match="firewall"):
+        registry.head_manifest("org/app", LATEST)
+    ward.fake_registry.remove_rules(rule)
+    registry.head_manifest("org/app", LATEST)
+    ward.fake_registry.on("token", faults.replaced(401, faults.HTML, ("Content-Type", "text/html")))
+    ward.fake_registry.clear_exchanges()
+    for _ in range(3):
+        with pytest.raises(Denied):
+            registry.head_manifest("org/two", LATEST)
+    assert len(tokens.asked()) == 1
 
 
 def test_a_rate_limit_of_the_token_service_spares_valid_tokens(ward: Ward) -> None:
