@@ -330,7 +330,9 @@ class ChallengeResponder:
                 raise RealmNotAllowed("uses TLS, but its token service does not")
             realm = Url(sent_by, realm.target)
             text = realm.text
-        if not credential.is_anonymous and not is_realm_trusted(text, sent_by, self._trusted_hosts):
+        # A trusted host that the registry redirects to may have the token service of the registry.
+        is_trusted = any(is_realm_trusted(text, origin, self._trusted_hosts) for origin in (sent_by, self.origin))
+        if not credential.is_anonymous and not is_trusted:
             raise RealmNotAllowed(
                 "has a token service on another site: credentials are not sent there unless trusted_hosts lists it"
             )

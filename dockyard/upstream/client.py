@@ -343,7 +343,8 @@ class RegistryClient:
                 request = attrs.evolve(request, byte_range="")  # without ranges, from the first byte
                 attempts_left = MAX_REDIRECT_ATTEMPTS
                 continue
-            if not response.is_redirected or http.status not in (401, 403) or needs_login(http):
+            is_login_missing = response.is_from_other_origin and needs_login(http)
+            if not response.is_redirected or http.status not in (401, 403) or is_login_missing:
                 raise self._status_error(response, request)
             if not attempts_left:
                 rejected = errors.server_error(http.server, http.status)
@@ -378,7 +379,7 @@ class RegistryClient:
         """The error for a status that says that something does not exist, or may not be read."""
         http = response.http
         match http.status:
-            case 401 if response.is_from_other_origin and needs_login(http):
+            case 401 | 403 if response.is_from_other_origin and needs_login(http):
                 if response.authorization.header and not response.authorization.credential.is_anonymous:
                     return denied(self._prefix, request)
                 error = errors.login_elsewhere(self._prefix)

@@ -118,8 +118,8 @@ def destination_not_allowed(server: str, problem: str) -> UpstreamError:
 def login_elsewhere(server: str) -> UpstreamError:
     """A redirect to another host that requires a login, which is not sent there."""
     problem = (
-        "redirects to another host that requires a login. A login is sent only to hosts of the registry: if that host "
-        "is one, list it in trusted_hosts of this upstream, and set auth"
+        "redirects to another host that requires a login, or has no such repository. A login is sent only to hosts of "
+        "the registry: if that host is one, list it in trusted_hosts of this upstream, and set auth"
     )
     return UpstreamError(BadUpstream(f"{server} {problem}"), Cause.NOT_COUNTED)
 

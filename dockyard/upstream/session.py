@@ -220,8 +220,9 @@ class RegistrySession:
 
 
 def needs_login(http: UpstreamResponse) -> bool:
-    """Whether a host that the registry redirected to requires a login: a 401 with a challenge.
+    """Whether a host that the registry redirected to requires a login: 401 with a challenge, or of another registry.
 
-    Without a challenge it may be the response to a signed URL that has expired.
+    Otherwise a 401 or 403 may be the response to a signed URL that has expired.
     """
-    return http.status == 401 and http.header("WWW-Authenticate") is not None
+    is_challenge = http.status == 401 and http.header("WWW-Authenticate") is not None
+    return is_challenge or (http.status in (401, 403) and _REGISTRY_PATH.search(http.url.target) is not None)

@@ -224,16 +224,13 @@ class TokenProvider:
             and is_error_page(response)
             and (response.status != 401 or credential.is_anonymous)
         ):
-            problem = f"responded with status {response.status} and a web page: there may be a firewall in between"
-            raise errors.bad_response(self._server, problem)
+            raise errors.error_page(self._server, response.status)
         match response.status:
             case 401 if not credential.is_anonymous:
                 self._rejected.reject(login, part)
             case 403 if not credential.is_anonymous:
                 self._rejected.reject_part(login, part)
         if response.status in (401, 403):
-            if credential.is_anonymous and is_error_page(response):
-                raise errors.error_page(self._server, response.status)
             raise AuthenticationFailed(is_anonymous=credential.is_anonymous)
         raise self._status_error(response, endpoint, login)
 

@@ -2,15 +2,24 @@
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import attrs
 import pytest
 import structlog
 import trustme
 
-from dockyard.config.settings import Auth
+from dockyard.config.settings import Auth, Upstream
 from dockyard.errors import BadUpstream, Denied, ManifestUnknown, RegistryError, TooManyRequests, Unavailable
 from dockyard.oci.reference import Digest, Tag
+from dockyard.upstream.challenges import Authorization, ChallengeResponder, Handshake, Resource
 from dockyard.upstream.client import RegistryClient
+from dockyard.upstream.errors import UpstreamError
+from dockyard.upstream.keychain import ANONYMOUS as NOBODY
+from dockyard.upstream.network_zones import NetworkZone
+from dockyard.upstream.tokens import CallLimits, TokenRefused
+from dockyard.upstream.transport import UpstreamRequest, UpstreamResponse
+from dockyard.upstream.urls import Url
 from tests.support import faults
 from tests.support.fake_auth import FakeScopedTokens, FakeTokenService, bearer_challenge, require_authorization
 from tests.support.fake_registry import FakeRegistry, Image, basic
@@ -541,6 +550,68 @@ def test_a_realm_with_http_elsewhere_is_not_used(ward: Ward, tmp_path: Path, aut
     assert plain.connections == 0
 
 
+class Recorder:
+    """A sender that records the URLs of requests and has no responses."""
+
+    def __init__(self) -> None:
+        self.urls: list[str] = []
+
+    def send(self, request: UpstreamRequest) -> UpstreamResponse:
+        """Record the request."""
+        self.urls.append(request.url.text)
+        raise TokenRefused("x", "was not asked")
+
+
+@attrs.define
+class Refusal:
+    """A 401 response with a challenge."""
+
+    url: Url
+    realm: str
+    status: int = 401
+    zone: NetworkZone = NetworkZone.PUBLIC
+
+    def header(self, name: str) -> str:
+        """The only header is the challenge."""
+        return f'Bearer realm="{self.realm}",service="s"'
+
+    def header_values(self, name: str) -> list[str]:
+        """As above."""
+        return [self.header(name)]
+
+
+@pytest.mark.parametrize(
+    ("registry", "realm", "expected"),
+    [
+        ("https://reg.test", "http://reg.test/token", "https://reg.test/token"),
+        ("https://reg.test", "http://REG.test:80/token?a=b", "https://reg.test/token?a=b"),
+        ("https://reg.test", "http://reg.test:443/token", "https://reg.test/token"),
+        ("https://reg.test:8443", "http://reg.test:8443/token", "https://reg.test:8443/token"),
+        ("https://[2001:db8::1]:8443", "http://[2001:db8::1]:8443/t", "https://[2001:db8::1]:8443/t"),
+        ("https://reg.test", "https://reg.test:444/token", "https://reg.test:444/token"),
+        ("http://reg.test", "http://reg.test/token", "http://reg.test/token"),
+        ("http://reg.test", "https://reg.test/token", "https://reg.test/token"),
+        ("https://reg.test:8443", "http://reg.test/token", None),
+        ("https://reg.test", "http://reg.test:8080/token", None),
+        ("https://reg.test", "http://auth.reg.test/token", None),
+        ("https://reg.test", "http://reg.test.evil.test/token", None),
+        ("https://reg.test", "http://reg.test@evil.test/token", None),
+        ("https://reg.test", "ftp://reg.test/token", None),
+        ("https://reg.test", "//reg.test/token", None),
+        ("https://reg.test", "/token", None),
+    ],
+)
+def test_where_a_token_is_requested(registry: str, realm: str, expected: str | None) -> None:
+    """Never without TLS for a registry with TLS."""
+    sender = Recorder()
+    responder = ChallengeResponder(Upstream("up.test", registry, ANONYMOUS), sender)
+    handshake = Handshake(Resource(responder.origin, "org/app"), "GET", CallLimits(None))
+    response: Any = Refusal(Url(responder.origin, "/v2/"), realm)
+    with pytest.raises(UpstreamError):
+        responder.answer(handshake, Authorization(NOBODY), response, NOBODY)
+    assert [url.partition("service=")[0][:-1] for url in sender.urls] == ([expected] if expected else [])
+
+
 # Redirects to other hosts
 
 
@@ -579,6 +650,30 @@ def test_a_login_is_not_sent_to_another_host(ward: Ward, node: str, operation: s
     assert set(to_node(ward.fake_registry)) == {None}
     assert [(each["log_level"], each["host"]) for each in logs] == [("warning", node)]
     assert not registry.is_breaker_open
+
+
+@pytest.mark.parametrize("status", [401, 403])
+@pytest.mark.parametrize("auth", [ANONYMOUS, BASIC], ids=["anonymous", "login"])
+def test_another_registry_may_refuse_without_a_challenge(ward: Ward, node: str, status: int, auth: Auth) -> None:
+    """Its path shows that it is no signed URL, which would be requested anew: the same error."""
+    image = ward.fake_registry.add_image("lib/app", "latest")
+    for kind in ("manifest", "blob"):
+        ward.fake_registry.on(kind, faults.error_response(status, "DENIED"), listener="node")
+    registry = ward.registry(auth=auth)
+    for operation in OPERATIONS.values():
+        with pytest.raises(BadUpstream, match="trusted_hosts") as caught:
+            operation(registry, image)
+        assert caught.value.retry_after_s is None
+
+
+def test_a_trusted_host_may_name_the_token_service_of_the_registry(ward: Ward, node: str) -> None:
+    """A node of the registry has none of its own."""
+    ward.fake_registry.add_image("lib/app", "latest")
+    tokens = FakeScopedTokens(ward.fake_registry, listener="node")
+    tokens.challenge = lambda repo, _: bearer_challenge(f"{ward.fake_registry.url}/token/main", repo)
+    ward.fake_registry.on("token", only_if(lambda r: r.header("Authorization") != ANN, faults.error_response(401)))
+    ward.registry(auth=BASIC, trusted_hosts=(node,)).head_manifest("lib/app", LATEST)
+    assert [each.request.listener for each in ward.fake_registry.received("token")] == ["registry"]
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)
