@@ -4,6 +4,7 @@ A digest means one sequence of bytes, so a cached manifest is served without ask
 the worker that owns the digest; an owner that is not available is skipped.
 """
 
+import time
 from collections.abc import Mapping
 from typing import Protocol
 
@@ -24,6 +25,8 @@ from dockyard.workers.messages import ManifestReply, ManifestRequest, Repository
 from dockyard.workers.peers import PeerConnection, Peers
 
 MAX_MEMORY_BYTES = 16 * 1024 * 1024
+# Then a manifest is read from the disk again, which records its use: what is in use is evicted last.
+MEMORY_TTL_S = 600.0
 
 log = structlog.get_logger()
 
@@ -45,6 +48,14 @@ class FoundManifest:
     error: None = None
 
 
+@attrs.frozen
+class _KeptManifest:
+    """A manifest in memory, until a time on the monotonic clock."""
+
+    manifest: Manifest
+    until: float
+
+
 class Manifests:
     """Manifests by digest. `upstreams` are the clients of the upstreams, by prefix."""
 
@@ -56,7 +67,9 @@ class Manifests:
         self._upstreams = upstreams
         self._threads = threads
         self._singleflight = Singleflight()
-        self._memory: LRUCache[tuple[Name, Digest], Manifest] = LRUCache(MAX_MEMORY_BYTES, lambda it: it.size)
+        self._memory: LRUCache[tuple[Name, Digest], _KeptManifest] = LRUCache(
+            MAX_MEMORY_BYTES, lambda kept: kept.manifest.size
+        )
 
     async def get(self, target: Target, digest: Digest) -> FoundManifest:
         """The manifest of a digest. Raises RegistryError."""
@@ -92,11 +105,18 @@ class Manifests:
 
     async def _find_local(self, target: Target, digest: Digest) -> Manifest | None:
         key = (target.name, digest)
-        if (manifest := self._memory.get(key)) is None and (
-            manifest := await self._threads.disk(self._read, target.name, digest)
-        ):
-            self._memory[key] = manifest
+        kept = self._memory.get(key)
+        if kept and time.monotonic() < kept.until:
+            return kept.manifest
+        manifest = await self._threads.disk(self._read, target.name, digest)
+        if manifest is None and kept:  # the disk is full, or the file was deleted
+            manifest = kept.manifest
+        if manifest:
+            self._remember(target.name, digest, manifest)
         return manifest
+
+    def _remember(self, name: Name, digest: Digest, manifest: Manifest) -> None:
+        self._memory[name, digest] = _KeptManifest(manifest, time.monotonic() + MEMORY_TTL_S)
 
     async def _find_in_bucket(self, target: Target, digest: Digest, *, even_if_open: bool) -> Manifest | None:
         """The manifest, if the bucket has it; it is then kept here."""
@@ -110,7 +130,7 @@ class Manifests:
 
         manifest = await self._threads.bucket(read)
         if manifest:
-            self._memory[target.name, digest] = manifest
+            self._remember(target.name, digest, manifest)
         return manifest
 
     async def _obtain(self, target: Target, digest: Digest) -> Manifest:
@@ -127,7 +147,7 @@ class Manifests:
         if tried.result is None:
             return await self._fetch_once(target, digest)
         manifest = Manifest.stored(tried.result.body, digest, tried.result.media_type)
-        self._memory[target.name, digest] = manifest
+        self._remember(target.name, digest, manifest)
         return manifest
 
     async def _fetch_once(self, target: Target, digest: Digest) -> Manifest:
@@ -149,7 +169,7 @@ class Manifests:
 
     async def _keep_fetched(self, target: Target, manifest: Manifest) -> None:
         await self._threads.disk(self._keep, target.name, manifest)
-        self._memory[target.name, manifest.digest] = manifest
+        self._remember(target.name, manifest.digest, manifest)
 
     # Blocking: these run in threads
 

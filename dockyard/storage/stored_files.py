@@ -3,21 +3,23 @@
 import contextlib
 import fcntl
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
-import attrs
-
-from dockyard.storage.file_times import age_of
+from dockyard.storage.file_times import MAX_CLOCK_STEP_S
 
 BLOCK_BYTES = 4096
 
 
-@attrs.frozen(order=True)
-class StoredFile:
-    """One file: how it compares by last use (older is less), the bytes that it takes on the disk, its path."""
+class StoredFile(NamedTuple):
+    """One file. A tuple, because there are many: the order is that of the last use, the least recent first.
 
-    used: float
+    `used_at` is in seconds since the epoch, 0 for a time in the future; `size` is the disk space in bytes.
+    """
+
+    used_at: float
     size: int
     path: str
 
@@ -27,26 +29,32 @@ def list_files(root: Path, *, by_modification: bool = False) -> Iterator[StoredF
 
     The last use is the access time, or the later of access and modification time.
     """
+    latest = time.time() + MAX_CLOCK_STEP_S
     folders = [str(root)]
     linked = set()
     while folders:
-        with contextlib.suppress(OSError), os.scandir(folders.pop()) as entries:
-            for entry in entries:
-                with contextlib.suppress(OSError):
-                    if entry.is_symlink() and entry.is_dir():
-                        found = entry.stat()
-                        if (found.st_dev, found.st_ino) not in linked:  # it may lead to a directory above it
-                            linked.add((found.st_dev, found.st_ino))
-                            folders.append(entry.path)
-                    elif entry.is_dir():
-                        folders.append(entry.path)
-                    else:
-                        found = entry.stat(follow_symlinks=False)
-                        age_s = age_of(found.st_atime)
-                        if by_modification:
-                            age_s = min(age_s, age_of(found.st_mtime))
-                        blocks = max(-(-found.st_size // BLOCK_BYTES), 1)  # an inode takes space as well
-                        yield StoredFile(-age_s, blocks * BLOCK_BYTES, entry.path)
+        try:
+            entries = list(os.scandir(folders.pop()))
+        except OSError:
+            continue
+        for entry in entries:
+            try:
+                if entry.is_dir():
+                    if entry.is_symlink():  # it may lead to a directory above it
+                        target = entry.stat()
+                        if (target.st_dev, target.st_ino) in linked:
+                            continue
+                        linked.add((target.st_dev, target.st_ino))
+                    folders.append(entry.path)
+                    continue
+                found = entry.stat(follow_symlinks=False)
+            except OSError:
+                continue
+            used_at = found.st_atime if found.st_atime < latest else 0.0
+            if by_modification and used_at < found.st_mtime < latest:
+                used_at = found.st_mtime
+            blocks = -(-found.st_size // BLOCK_BYTES) or 1  # an inode takes space as well
+            yield StoredFile(used_at, blocks * BLOCK_BYTES, entry.path)
 
 
 def delete_if_unlocked(path: Path) -> bool:
