@@ -25,7 +25,7 @@ from dockyard.oci.reference import Digest
 from dockyard.upstream import errors
 from dockyard.upstream.errors import UpstreamError
 from dockyard.upstream.headers import find_digest, find_media_type
-from dockyard.upstream.responses import check_transfer_encoding
+from dockyard.upstream.responses import check_transfer_encoding, is_error_page, is_web_page
 from dockyard.upstream.session import RegistryRequest, RegistryResponse, RegistrySession
 from dockyard.upstream.tokens import CallLimits
 from dockyard.upstream.urls import InvalidUrl, Url, parse_http_url
@@ -38,7 +38,6 @@ PAGE_ENTRIES = 1000  # requested per page; the same as crane
 
 # Statuses of a request that failed or was denied. With others, registries say that they have no referrers API.
 _FAILURES = frozenset({401, 403, 407, 408, 425, 429, 451, *range(500, 600)}) - {501, 505}
-_WEB_PAGES = frozenset({"text/html", "application/xhtml+xml"})
 
 log = structlog.get_logger()
 
@@ -97,10 +96,11 @@ class ListReader:
         http = response.http
         if http.status != 200:
             http.finish()
-            if http.status in _FAILURES:
+            is_blocked = http.status in (401, 403, 451) and is_error_page(http)  # perhaps this path only: see the tag
+            if http.status in _FAILURES and not is_blocked:
                 raise self._status_error(response, request)
             return None
-        if find_media_type(http.header("Content-Type")) in _WEB_PAGES:
+        if is_web_page(http):
             http.close()
             return None
         found: list[Any] = []
@@ -129,7 +129,7 @@ class ListReader:
             raise self._denied(repository) from exc
         if response.http.status != 200:
             response.http.finish()
-            if response.http.status not in _FAILURES:
+            if response.http.status not in _FAILURES and not is_error_page(response.http):
                 return []
             error = self._status_error(response, request)
             raise self._denied(repository) if isinstance(error, ManifestUnknown) else error

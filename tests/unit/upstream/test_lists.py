@@ -337,9 +337,11 @@ def test_a_missing_page_of_referrers_is_a_bad_response(ward: Ward) -> None:
     assert ward.fake_registry.count("manifest") == 0
 
 
+HTML_TYPE = ("Content-Type", "text/html")
 NO_API = {
     **{str(status): faults.error_response(status) for status in (400, 404, 405, 406, 410, 415, 422, 501, 505)},
     "a web page": faults.html_page(),
+    **{f"{status} with a web page": faults.replaced(status, faults.HTML, HTML_TYPE) for status in (401, 403, 404, 451)},
     "a web page with other letters": faults.replaced(200, faults.HTML, ("Content-Type", "Text/HTML; charset=utf-8")),
     "an endless web page": lambda request, response: faults.endless(b"<br>")(
         request, response.with_header("Content-Type", "text/html")
@@ -448,6 +450,15 @@ def test_a_tag_that_is_not_there_has_no_referrers(ward: Ward, status: int) -> No
     """Some registries reject the tag as invalid."""
     ward.fake_registry.on("manifest", faults.error_response(status))
     assert ward.registry().list_referrers("app", SUBJECT) == []
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 410, 451])
+def test_a_firewall_in_front_of_everything_is_a_bad_response(ward: Ward, status: int) -> None:
+    """Its web page does not say that there are no referrers."""
+    ward.fake_registry.on(None, faults.replaced(status, faults.HTML, HTML_TYPE))
+    with pytest.raises(BadUpstream):
+        ward.registry().list_referrers("app", SUBJECT)
+    assert ward.fake_registry.count("manifest") >= 1
 
 
 @pytest.mark.parametrize("body", [faults.HTML, b"", b'{"errors": []}', b"[]"])
