@@ -50,7 +50,11 @@ def server(config_file: Path | None) -> None:
     _open_standard_streams()
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until the supervisor handles it: by default it ends the process
     settings = _load(config_file)
-    metrics_directory = create_metrics_directory()
+    try:
+        metrics_directory = create_metrics_directory()
+    except OSError as exc:
+        click.echo(f"dockyard: cannot start: no directory for the metrics: {exc}", err=True)
+        raise SystemExit(1) from None
     os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(metrics_directory)  # prometheus_client reads it when it is imported
     from dockyard.supervisor import run  # noqa: PLC0415  after setting the variable; slow to import
 

@@ -31,8 +31,10 @@ from dockyard import __version__, log, metrics
 from dockyard.config.certificates import KeyPair, KeyPairError
 from dockyard.config.loader import SettingsError
 from dockyard.config.proxies import find_ignored_variables
-from dockyard.config.settings import Settings
+from dockyard.config.settings import Settings, StorageSettings
 from dockyard.s3 import make_base_url
+from dockyard.storage.directories import RUN
+from dockyard.storage.keys import blob_root
 from dockyard.storage.verified_files import VerifiedFiles
 from dockyard.worker import (  # before the fork: workers start at once, and share the code's memory
     DRAINING,
@@ -41,6 +43,7 @@ from dockyard.worker import (  # before the fork: workers start at once, and sha
 )
 from dockyard.workers.certificates import Certificates
 from dockyard.workers.listener import BACKLOG, ListenAddress, find_address, open_listener
+from dockyard.workers.processors import count_processors
 from dockyard.workers.shard_lock import AlreadyRunning, Lock
 from dockyard.workers.watchdog import Watchdog, WatchedProcess
 
@@ -56,8 +59,7 @@ MAX_CONNECTIONS = 4096  # per worker; more wait in the backlog of the socket
 WANTED_DESCRIPTORS = 65536
 RESERVED_DESCRIPTORS = 264  # for logs, metrics, peers, open blobs, and idle connections to upstreams
 DESCRIPTORS_PER_CONNECTION = 4  # a client of a download: its socket, the partial file twice, the upstream's socket
-RUN = "run"
-_UNWRITABLE_DISK_ERRORS = {errno.EROFS, errno.ENOSPC, errno.EDQUOT}
+_DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
 GRANIAN_LOGS = {"loggers": {"_granian": {"handlers": [], "propagate": True}}, "handlers": {}, "formatters": {}}
 
 logger = structlog.get_logger()
@@ -91,13 +93,12 @@ def _serve(settings: Settings) -> int:
             make_base_url(settings.storage)
         except ValueError as exc:
             raise CannotStart(str(exc)) from exc
-    run_directory = _create_run_directory(Path(settings.storage.directory))
-    workers = settings.server.workers or len(os.sched_getaffinity(0))
-    lock = _lock_directory(run_directory)
+    workers = settings.server.workers or count_processors()
+    run_directory, lock = _open_run_directory(settings.storage)
     try:
         address = _find_address(settings.server.host, settings.server.port)
         try:
-            server = Supervisor(settings, address, workers, run_directory)
+            server = Supervisor(settings, address, workers, run_directory, lock)
         except KeyPairError as exc:
             raise CannotStart(f"{exc.key}: {exc.path} {exc}") from exc
         _set_up_log(settings)  # building Granian's server replaced it
@@ -113,7 +114,7 @@ def _serve(settings: Settings) -> int:
             storage=str(settings.storage.directory),
             upstreams=[upstream.prefix for upstream in settings.upstreams],
         )
-        load_app = functools.partial(_load_app, settings, workers, VerifiedFiles())
+        load_app = functools.partial(_load_app, settings, workers, run_directory, VerifiedFiles())
         try:
             server.serve(target_loader=load_app, wrap_loader=False)
         except SystemExit as exc:
@@ -128,6 +129,7 @@ def _serve(settings: Settings) -> int:
 def _load_app(
     settings: Settings,
     workers: int,
+    run_directory: Path,
     verified_files: VerifiedFiles,
     connection: socket.socket,
     listener: socket.socket,
@@ -140,7 +142,7 @@ def _load_app(
     watched = WatchedProcess(connection, listener.detach())  # Granian closes the listener
     _set_up_log(settings)
     multiprocessing.util.Finalize(None, log.flush, exitpriority=0)  # a worker does not run atexit functions
-    return create_app(settings, workers, verified_files, watched, os.environ)
+    return create_app(settings, workers, run_directory, verified_files, watched, os.environ)
 
 
 @attrs.define(eq=False)
@@ -179,6 +181,59 @@ class _Worker:
         metrics.forget_worker(self.pid)
 
 
+class _ServerLock:
+    """The lock on a storage directory, which has one server at a time: on a file in it, and on the directory itself.
+
+    The file cannot be created on a full disk, and may be deleted; not every file system can lock a directory. Raises
+    CannotStart if another server has one of the two, or if neither can be locked.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._path = directory / RUN / "server.lock"
+        self._locks: dict[Path, Lock] = {}
+        self._is_taken = False
+        problem: OSError | None = None
+        for path in (self._path, directory):
+            try:
+                self._locks[path] = Lock(path)
+            except AlreadyRunning as exc:
+                self.release()
+                process = f" (process {exc.pid})" if exc.pid else ""
+                what = f"another Dockyard{process} uses {directory}: stop it, or set storage.directory"
+                raise CannotStart(what) from exc
+            except OSError as exc:
+                problem = exc
+        if problem and not self._locks:
+            raise CannotStart(
+                f"storage.directory: cannot lock {directory}: {problem.strerror}; "
+                "set it to a directory on a local disk, or mount the file system with support for locks"
+            ) from problem
+
+    def restore(self) -> None:
+        """Lock the file if it is missing, or was deleted."""
+        held = self._locks.get(self._path)
+        if self._is_taken or (held and held.is_at(self._path)):
+            return
+        try:
+            self._locks[self._path] = Lock(self._path)
+        except AlreadyRunning as exc:
+            self._is_taken = True
+            logger.error(  # noqa: TRY400  for the operator, not a traceback
+                "another server has taken the storage directory, since the lock file was deleted: stop one of the two",
+                pid=exc.pid,
+            )
+        except OSError:  # the directory is missing, or the disk is full: tried again
+            pass
+        else:
+            if held:
+                held.release()
+
+    def release(self) -> None:
+        """Release the lock."""
+        for lock in self._locks.values():
+            lock.release()
+
+
 class Supervisor(MPServer):
     """Granian's multi-process server with Dockyard's settings, reload, certificates, and watchdogs for its workers.
 
@@ -187,7 +242,9 @@ class Supervisor(MPServer):
     finish its responses.
     """
 
-    def __init__(self, settings: Settings, address: ListenAddress, workers: int, run_directory: Path) -> None:
+    def __init__(
+        self, settings: Settings, address: ListenAddress, workers: int, run_directory: Path, lock: _ServerLock
+    ) -> None:
         server = settings.server
         multiprocessing.set_start_method("fork", force=True)  # certificates and sockets are inherited
         super().__init__(
@@ -208,6 +265,7 @@ class Supervisor(MPServer):
         self.main_loop_interrupt = _WakeUp()  # type: ignore[assignment]
         self.ssl_ctx: Any = (server.tls, None, None, None, str(SSLProtocols.tls12), None, [], False)
         self._run_directory = run_directory
+        self._lock = lock
         self._drain_timeout_s = server.drain_timeout
         self._certificates = Certificates(server.certfile, server.keyfile) if server.tls else None
         self._listeners = [open_listener(address) for _ in range(workers)]
@@ -246,6 +304,7 @@ class Supervisor(MPServer):
             if self.reload_signal and not self._to_replace and len(self._retiring) <= MAX_RETIRING * self.workers:
                 self.reload_signal = False
                 self._start_reload()
+            self._lock.restore()
             self._continue_reload()
             self._end_retired()
             for worker in self._running:
@@ -402,39 +461,39 @@ def _stop_signals_blocked() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _create_run_directory(directory: Path) -> Path:
-    """Create the run directory, if the disk is neither full nor read-only: then cached content is served without it."""
+def _open_run_directory(storage: StorageSettings) -> tuple[Path, _ServerLock]:
+    """The run directory of this server, and the lock on the storage directory, which has one server at a time.
+
+    If the storage directory is full or read-only, the run directory is in memory: what is cached can be served.
+    """
+    directory = Path(storage.directory)
     run_directory = directory / RUN
+    problem: OSError | None = None
     try:
         run_directory.mkdir(parents=True, exist_ok=True)
-        (run_directory / "writable").touch()
     except OSError as exc:
-        if exc.errno not in _UNWRITABLE_DISK_ERRORS or not directory.is_dir():
+        problem = exc
+        if not directory.is_dir():
             raise CannotStart(f"storage.directory: cannot write {directory}: {exc.strerror}") from exc
-        logger.warning(
-            "storage.directory cannot be written: cached content is served, new content may not be kept",
-            directory=str(directory),
-            error=exc.strerror,
-        )
-    return run_directory
-
-
-def _lock_directory(run_directory: Path) -> Lock | None:
-    """Lock the directory for this server; None when its disk is full or read-only. Raises CannotStart."""
-    directory = run_directory.parent
+    lock = _ServerLock(directory)
     try:
-        return Lock(run_directory / "server.lock")
-    except AlreadyRunning as exc:
-        raise CannotStart(
-            f"another Dockyard (process {exc.pid}) uses {directory}: stop it, or set storage.directory"
-        ) from exc
+        (run_directory / "writable").write_bytes(b"1")
     except OSError as exc:
-        if exc.errno in {*_UNWRITABLE_DISK_ERRORS, errno.ENOENT}:  # reported when the run directory was not created
-            return None
-        raise CannotStart(
-            f"storage.directory: cannot lock a file in {run_directory}: {exc.strerror}; "
-            "set it to a directory on a local disk, or mount the file system with support for locks"
-        ) from exc
+        problem = exc
+    if problem is None:
+        return run_directory, lock
+    if problem.errno not in _DISK_FULL and not (directory / blob_root(storage.prefix)).is_dir():
+        lock.release()
+        raise CannotStart(f"storage.directory: cannot write {directory}: {problem.strerror}")
+    run_directory = Path(os.environ[metrics.DIRECTORY_VARIABLE]) / RUN
+    run_directory.mkdir()
+    logger.warning(
+        "cannot write storage.directory: cached content is served, new content is not kept until it can be written",
+        directory=str(directory),
+        error=problem.strerror,
+        run_directory=str(run_directory),
+    )
+    return run_directory, lock
 
 
 def _find_address(host: str, port: int) -> ListenAddress:

@@ -25,7 +25,6 @@ from dockyard.s3 import S3Error, S3Store
 from dockyard.s3.bucket import Bucket
 from dockyard.s3.outbox import Outbox
 from dockyard.s3.publisher import Publisher
-from dockyard.storage.directories import RUN
 from dockyard.storage.items import Item
 from dockyard.storage.local import LocalStore
 from dockyard.storage.maintenance import Maintenance
@@ -66,16 +65,17 @@ log = structlog.get_logger()
 def create_app(
     settings: Settings,
     shards: int,
+    run: Path,
     verified_files: VerifiedFiles,
     watched: WatchedProcess,
     environ: Mapping[str, str],
 ) -> OuterApp:
     """Build the ASGI application of one worker process.
 
-    `shards` is the number of workers, which share `verified_files`. `watched` connects the worker with the watchdog in
-    the supervisor. Raises OSError when the storage directory cannot be used.
+    `shards` is the number of workers, which share the directory `run` and `verified_files`. `watched` connects the
+    worker with the watchdog in the supervisor. Raises OSError when the run directory cannot be used.
     """
-    worker = Worker(settings, shards, verified_files, watched, environ)
+    worker = Worker(settings, shards, run, verified_files, watched, environ)
     services = web_app.Services(
         manifests=worker.manifests,
         tags=worker.tags,
@@ -97,6 +97,7 @@ class Worker:
         self,
         settings: Settings,
         shards: int,
+        run: Path,
         verified_files: VerifiedFiles,
         watched: WatchedProcess,
         environ: Mapping[str, str],
@@ -105,7 +106,7 @@ class Worker:
         directory = Path(storage.directory)
         self.settings = settings
         self.shards = shards
-        self.run = directory / RUN
+        self.run = run
         self.threads = Threads()
         self.peers = Peers(self.run, shards)
 
@@ -114,7 +115,8 @@ class Worker:
         self.local_store = LocalStore(
             directory, storage.prefix, storage.max_size, storage.verify, verified_files, outbox
         )
-        self.local_store.create_directories()
+        self._directory_error = ""
+        self._create_directories()
         self.maintenance = Maintenance(self.local_store)
         self.s3 = S3Store(storage, environ) if storage.bucket else None
         self.bucket = Bucket(self.s3)
@@ -226,9 +228,20 @@ class Worker:
                 log.warning("cannot claim a shard: blobs may be fetched once for each worker", error=str(exc))
             self._shard_error = str(exc)
 
+    def _create_directories(self) -> None:
+        """Create the directories of the local store that are missing. If that fails, what is cached is served."""
+        error = ""
+        try:
+            self.local_store.create_directories()
+        except OSError as exc:
+            error = str(exc)
+            if error != self._directory_error:
+                log.warning("cannot create the storage directories: new content is not kept", error=error)
+        self._directory_error = error
+
     def _has_shard(self) -> bool:
         """Whether the lock and the socket of this worker are in place. Creates directories that were deleted."""
-        self.local_store.create_directories()
+        self._create_directories()
         shard = self.peers.shard
         has_lock = shard is not None and self._lock is not None and self._lock.is_at(lock_path(self.run, shard))
         return has_lock and self.peers.is_reachable
@@ -237,6 +250,7 @@ class Worker:
         """Claim the former shard of this worker, or another. Raises OSError."""
         if self._lock:
             self._lock.release()
+            self._lock = None
         return claim_shard(self.run, self.shards, self.peers.shard)
 
     def _owns(self, item: Item) -> bool:

@@ -13,7 +13,7 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Generic, TypeVar, get_args
+from typing import Annotated, Any, Generic, TypeVar, get_args, get_origin
 
 import attrs
 import yaml
@@ -22,6 +22,8 @@ MAX_FILE_BYTES = 2**20
 MAX_QUOTED_CHARS = 80
 NOT_A_KEY = {"is_key": False}
 """Metadata of a field that cannot be set."""
+NEVER_EMPTY = {"is_never_empty": True}
+"""Metadata of a text that has no empty value. Types other than text, secret and list never have one."""
 DEFAULT_TEXT = "default_text"
 """Key in the metadata of a field whose default depends on the environment: how the reference describes it."""
 
@@ -89,7 +91,7 @@ class SettingsReader(Generic[Tree]):
             elif (element := section_in_list(field.type)) is not None:
                 if child is not None:
                     values[field.name] = self._read_sections(element, child, path)
-            elif (given := self._read_value(field.type, child, path, in_list=in_list)) is not None:
+            elif (given := self._read_value(field, child, path, in_list=in_list)) is not None:
                 self._parse_into(values, field, path, given)
             if field.default is attrs.NOTHING and field.name not in values:
                 self.add_error(path, "is required")
@@ -117,19 +119,26 @@ class SettingsReader(Generic[Tree]):
         except ValueError as exc:
             self.add_error(key, f"{exc}{_kubernetes_hint(self.locations[key], given)}")
 
-    def _read_value(self, kind: Any, node: yaml.Node | None, key: str, *, in_list: bool) -> str | list[str] | None:
-        """Return the text of one key, from the environment or else the file; None when neither has it."""
+    def _read_value(self, field: Any, node: yaml.Node | None, key: str, *, in_list: bool) -> str | list[str] | None:
+        """Return the text of one key, from the environment or else the file; None when neither has it.
+
+        An empty text is no value for most types, and then the same as no text.
+        """
+        kind, may_be_empty = field.type, self._may_be_empty(field)
         if not in_list:
             for variable in environment_variables(key):
-                if variable in self.environ:
+                if self.environ.get(variable, "").strip() or (variable in self.environ and may_be_empty):
                     self._record(kind, key, f"env {variable}", self.environ[variable])
                     return self.environ[variable]
         match node:
             case None:
                 return None
             case yaml.ScalarNode():
+                text = self._expand(node, key)
+                if not text.strip() and not may_be_empty:
+                    return None
                 self._record(kind, key, self._location(node), str(node.value))
-                return self._expand(node, key)
+                return text
             case yaml.SequenceNode() if kind == tuple[str, ...] and all(
                 isinstance(item, yaml.ScalarNode) for item in node.value
             ):
@@ -138,6 +147,10 @@ class SettingsReader(Generic[Tree]):
         self.locations[key] = self._location(node)
         self.add_error(key, "must be a list of single values" if kind == tuple[str, ...] else "must be a single value")
         return None
+
+    def _may_be_empty(self, field: Any) -> bool:
+        kind = get_args(field.type)[0] if get_origin(field.type) is Annotated else field.type
+        return kind in (str, tuple[str, ...], self.secret) and "is_never_empty" not in field.metadata
 
     def _record(self, kind: Any, key: str, location: str, raw: str) -> None:
         self.locations[key] = location

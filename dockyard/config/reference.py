@@ -39,8 +39,12 @@ For each key, the first of these that has a value:
 3. The YAML file: `dockyard server -c FILE`, or the environment variable `DOCKYARD_CONFIG`.
 4. The default.
 
-A variable that is set and empty sets an empty value. Keys in a list, which are those of `upstreams`, have no
-variables. In the file, a key without a value, or with the value `null`, is the same as no key.
+An empty value counts where it means something: for texts, lists and secrets (`SERVER_HOST=` is all interfaces,
+`STORAGE_BUCKET=` is no bucket). For all other types, and for `logger.output` and `storage.region`, a variable that is
+set and empty is the same as no variable, and an empty text in the file is the same as no key. Docker Compose and others
+pass `${X}` as an empty text if `X` is not set, and no such key can have meant that. In the file, a key without a value,
+or with the value `null`, is always the same as no key. Keys in a list, which are those of `upstreams`, have no
+variables.
 
 Unknown keys are errors. All errors are reported together, each with its key and its location; the command exits with
 status 2.

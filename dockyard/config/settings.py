@@ -14,7 +14,7 @@ from pathlib import Path
 import attrs
 
 from dockyard.config.hosts import hide_userinfo, parse_registry
-from dockyard.config.reader import DEFAULT_TEXT, NOT_A_KEY
+from dockyard.config.reader import DEFAULT_TEXT, NEVER_EMPTY, NOT_A_KEY
 from dockyard.config.types import AuthType, Bytes, Encoding, Level, ProxyUrl, Seconds, Secret, Verify
 from dockyard.oci.origin import Origin
 
@@ -39,7 +39,7 @@ class LoggerSettings:
     """`console` for people, `json` for programs: one JSON object per line."""
     color: bool = True
     """Colors in the `console` encoding. Never in a file, and not where the environment variable `NO_COLOR` is set."""
-    output: str = "stderr"
+    output: str = attrs.field(default="stderr", metadata=NEVER_EMPTY)
     """`stderr`, `stdout`, or the path of a file in an existing directory. The log is appended to the file.
     `/dev/stderr` and `/dev/stdout` are the streams, whatever they are connected to."""
 
@@ -83,7 +83,8 @@ class ServerSettings:
     """PEM file with the unencrypted private key of the certificate."""
     log: ServerLogSettings = ServerLogSettings()
     workers: int = 0
-    """Number of worker processes, at most 1024. 0: one per CPU core."""
+    """Number of worker processes, at most 1024. 0: one per CPU core that the process may use: by its affinity mask, and
+    by the CPU quota of its container or control group, rounded up."""
     zero_copy: bool = True
     """Send large blobs from the page cache with sendfile(2) where possible, which saves CPU time and ends the
     connection after the response. `false`: send everything through the HTTP server."""
@@ -111,7 +112,7 @@ class StorageSettings:
 
     endpoint: str = ""
     """S3 endpoint as `host[:port]`, without a scheme. Empty: AWS."""
-    region: str = DEFAULT_REGION
+    region: str = attrs.field(default=DEFAULT_REGION, metadata=NEVER_EMPTY)
     """Region of the S3 bucket. Not set or empty: `AWS_REGION`, then `AWS_DEFAULT_REGION`, then the default."""
     bucket: str = ""
     """Name of the S3 bucket, which must exist. Empty: no S3, the local store is all there is."""

@@ -24,21 +24,23 @@ class Lock:
     def __init__(self, path: Path) -> None:
         """Take the lock without waiting.
 
-        Raises AlreadyRunning, or OSError when the file cannot be created, or the file system has no locks.
+        The path may be a directory. Where its file system is full or read-only, the process id is not recorded. Raises
+        AlreadyRunning, or OSError when the file cannot be created, or the file system has no locks.
         """
-        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        self._fd = _open(path)
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            holder = os.read(self._fd, 20)
+            holder = b"" if path.is_dir() else os.read(self._fd, 20)
             os.close(self._fd)
             raise AlreadyRunning(int(holder) if holder.isdigit() else 0) from None
         except OSError:
             os.close(self._fd)
             raise
-        with contextlib.suppress(OSError):  # full disk: the lock is held, by an unknown process
-            os.ftruncate(self._fd, 0)
-            os.pwrite(self._fd, str(os.getpid()).encode(), 0)
+        process_id = str(os.getpid()).encode()
+        with contextlib.suppress(OSError):  # only messages, and the patience with a busy worker, need it
+            os.pwrite(self._fd, process_id, 0)
+            os.ftruncate(self._fd, len(process_id))
 
     def is_at(self, path: Path) -> bool:
         """Whether the locked file is the one at this path: not when it was deleted, and perhaps created again."""
@@ -50,6 +52,15 @@ class Lock:
     def release(self) -> None:
         """Release the lock."""
         os.close(self._fd)
+
+
+def _open(path: Path) -> int:
+    try:
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    except OSError:
+        if not path.exists():
+            raise
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
 
 
 def lock_path(run: Path, shard: int) -> Path:

@@ -141,6 +141,79 @@ def test_a_server_stops_whatever_state_its_directory_is_in(
     assert "Traceback" not in deployment.dockyard.read_log()
 
 
+def _use_up_inodes(storage: Path) -> None:
+    with contextlib.suppress(OSError):
+        for number in range(10_000):
+            (storage / f"in-the-way-{number}").touch()
+
+
+def _use_up_inodes_without_run(storage: Path) -> None:
+    shutil.rmtree(storage / "run")
+    _use_up_inodes(storage)
+
+
+def _use_up_blocks(storage: Path) -> None:
+    with contextlib.suppress(OSError), (storage / "in-the-way").open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(65536))
+
+
+def _make_read_only_without_run(storage: Path) -> None:
+    shutil.rmtree(storage / "run")
+    _make_read_only(storage)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        _use_up_inodes,
+        _use_up_inodes_without_run,
+        _use_up_blocks,
+        _make_read_only,
+        _make_read_only_without_run,
+    ],
+)
+def test_a_server_starts_on_a_directory_that_cannot_be_written(
+    make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry, tmpfs: Path, damage: Callable[[Path], None]
+) -> None:
+    """After all processes were killed: cached content is served, without the upstream too; new content is not kept."""
+    image = fake_registry.add_image("app", "v1", [Random(16).randbytes(2 * MIB)])
+    new = fake_registry.add_blob(Random(17).randbytes(2 * MIB))
+    paths = ["manifests/v1", f"manifests/{image.digest}", f"blobs/{image.layers[0]}"]
+    deployment = make_deployment(workers=2, storage={"directory": str(tmpfs)})
+    bodies = [deployment.get(f"/v2/up.test/app/{path}").body for path in paths]
+    eventually(lambda: list(tmpfs.glob(f"cache/blobs/**/{image.layers[0][7:]}")), "the layer is stored")
+    deployment.dockyard.kill()
+    damage(tmpfs)
+    deployment.dockyard.start()
+    count_before = fake_registry.count("blob", "GET")
+    fake_registry.on(None, faults.error_response(503))
+    assert [deployment.get(f"/v2/up.test/app/{path}").body for path in reversed(paths)] == bodies[::-1]
+    fake_registry.remove_rules()
+    assert fake_registry.count("blob", "GET") == count_before
+    assert digest_of(deployment.get(f"/v2/up.test/app/blobs/{new}").body) == new
+    assert deployment.get("/readyz").status == 200
+    assert "Traceback" not in deployment.dockyard.read_log()
+    status, output = _second(deployment, tmpfs.parent, port=free_port(), storage=tmpfs)
+    assert (status, "another Dockyard" in output) == (1, True), output
+    deployment.dockyard.stop()
+
+
+def test_a_read_only_directory_without_a_cache_is_rejected(
+    make_deployment: Callable[..., Deployment], tmpfs: Path, tmp_path: Path
+) -> None:
+    """There is nothing to serve and nothing can be kept: this is not intended."""
+    deployment = make_deployment()
+    for storage in (tmpfs, tmpfs / "new"):
+        if storage == tmpfs:
+            _make_read_only(tmpfs)
+        status, output = _second(deployment, tmp_path, port=free_port(), storage=storage)
+        assert status == 1
+        assert "cannot start" in output
+        assert f"storage.directory: cannot write {storage}" in output
+        assert "Traceback" not in output
+
+
 def test_an_idle_server_stops_at_once(make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry) -> None:
     """With an idle client connection the server ends well before the drain timeout."""
     deployment = make_deployment(workers=2, server={"drain_timeout": "20s"})
@@ -216,6 +289,19 @@ def test_a_second_server_on_the_directory_does_not_start(
     assert str(deployment.dockyard.storage) in output
     assert "Traceback" not in output
     assert all(deployment.get("/v2/").status == 200 for _ in range(20))
+
+
+def test_a_second_server_does_not_start_where_the_lock_file_was_deleted(
+    make_deployment: Callable[..., Deployment], tmp_path: Path
+) -> None:
+    """Somebody has emptied `run/`: the running server locks its directory again."""
+    deployment = make_deployment(workers=1)
+    lock = deployment.dockyard.storage / "run" / "server.lock"
+    for emptied in (lock.parent, deployment.dockyard.storage):
+        shutil.rmtree(emptied)
+        eventually(lock.exists, "the lock file is there again")
+        status, output = _second(deployment, tmp_path, port=free_port(), storage=deployment.dockyard.storage)
+        assert (status, "another Dockyard" in output) == (1, True), output
 
 
 def test_an_invalid_bucket_address_is_rejected(

@@ -446,7 +446,6 @@ ERRORS = [
     ("server: {port: 0}", 'server.port = "0": must be from 1 to 65535 (config.yaml:1)'),
     ("server: {port: 65536}", 'server.port = "65536": must be from 1 to 65535 (config.yaml:1)'),
     ("server: {port: 80.0}", 'server.port = "80.0": must be a whole number (config.yaml:1)'),
-    ("server:\n  port: ''", "server.port: must be a whole number (config.yaml:2)"),
     ("server: {workers: -1}", 'server.workers = "-1": must be a whole number (config.yaml:1)'),
     ("server: {workers: 5000}", 'server.workers = "5000": must be from 0 to 1024 (config.yaml:1)'),
     ("server: {tls: maybe}", 'server.tls = "maybe": must be true or false (config.yaml:1)'),
@@ -457,7 +456,6 @@ ERRORS = [
     ),
     ("logger: {encoding: xml}", 'logger.encoding = "xml": must be one of console, json (config.yaml:1)'),
     ("logger: {output: /no/such/x}", 'logger.output = "/no/such/x": must be stderr, stdout, or a file'),
-    ("logger: {output: ''}", "logger.output: must be stderr, stdout, or a file"),
     ("server: {host: 'localhost:80'}", 'server.host = "localhost:80": must be a host name or an IP address'),
     ("server: {host: 1.2.3}", 'server.host = "1.2.3": must be a host name or an IP address'),
     ("server: {log: {ignore_paths: [healthz]}}", 'server.log.ignore_paths = "healthz": must be paths that begin'),
@@ -507,7 +505,6 @@ ERRORS = [
     ("storage: {prefix: ../x}", 'storage.prefix = "../x": must be a path such as cache/'),
     ("storage: {prefix: /x/}", 'storage.prefix = "/x/": must be a path such as cache/'),
     ("storage: {prefix: a//b}", 'storage.prefix = "a//b": must be a path such as cache/'),
-    ("storage: {directory: ''}", "storage.directory: must not be empty (config.yaml:1)"),
 ]
 
 
@@ -1082,3 +1079,30 @@ def test_the_region_is_the_setting_or_that_of_the_aws_tools(
 ) -> None:
     """EKS and Lambda set AWS_REGION in all containers."""
     assert load_text(text, **environ).storage.region == region
+
+
+@pytest.mark.parametrize("key", ["server.port", "server.tls", "server.drain_timeout", "storage.max_size"])
+@pytest.mark.parametrize("key_of_text", ["logger.output", "logger.level", "storage.directory", "storage.region"])
+@pytest.mark.parametrize("empty", ["", " "])
+def test_an_empty_value_is_no_value_where_it_can_mean_nothing(
+    load_text: Callable[..., Settings], key: str, key_of_text: str, empty: str
+) -> None:
+    """The next source has the word: the variable without prefix, the file, the default."""
+    default = load_text("")
+    for name in (key, key_of_text):
+        section, _, field = name.partition(".")
+        variable = name.upper().replace(".", "_")
+        assert load_text(f"{section}: {{{field}: '{empty}'}}") == default
+        assert load_text(f"{section}: {{{field}: '${{X}}'}}", X=empty) == default
+        assert load_text("", **{variable: empty}) == default
+        assert load_text("", **{f"DOCKYARD_{variable}": empty, variable: empty}) == default
+    assert load_text("server: {port: 81}", SERVER_PORT=empty).server.port == 81
+    assert load_text("server: {port: 81}", SERVER_PORT="82", DOCKYARD_SERVER_PORT=empty).server.port == 82
+
+
+def test_an_empty_value_counts_where_it_means_something(load_text: Callable[..., Settings]) -> None:
+    """All interfaces, no bucket, no prefix, no ignored paths."""
+    text = "{server: {host: h, log: {ignore_paths: [/x]}}, storage: {bucket: b, prefix: p/}}"
+    settings = load_text(text, SERVER_HOST="", SERVER_LOG_IGNORE_PATHS="", STORAGE_BUCKET="", STORAGE_PREFIX="")
+    assert (settings.server.host, settings.server.log.ignore_paths) == ("", ())
+    assert (settings.storage.bucket, settings.storage.prefix) == ("", "")
