@@ -121,6 +121,62 @@ def move_to_missing(fake_registry: FakeRegistry) -> Image:
     return new
 
 
+def test_a_tag_that_moved_to_a_digest_that_is_not_there_is_stale(
+    make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry, image: Image
+) -> None:
+    """The upstream contradicts itself: the copy is served (or the new image by tag), never 404."""
+    deployment = make_deployment()
+    assert_fresh(deployment.get(TAG), image)
+    new = move_to_missing(fake_registry)
+    response = deployment.get(TAG)
+    assert response.status == 200
+    assert response.body == new.body or (response.body == image.body and response.header("Warning") is not None)
+
+
+def test_a_cold_tag_whose_digest_is_not_there_is_fetched_by_tag(
+    make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry
+) -> None:
+    """Clients that ask by tag get it from the registry, so they get it here."""
+    new = move_to_missing(fake_registry)
+    response = make_deployment().get(TAG)
+    assert (response.status, response.body) == (200, new.body)
+
+
+def test_a_cold_tag_that_is_nowhere_by_get_is_a_bad_upstream(
+    make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry, image: Image
+) -> None:
+    """HEAD says that it exists: no 404, which clients would believe."""
+    fake_registry.on("manifest", faults.error_response(404, "MANIFEST_UNKNOWN"), method="GET")
+    assert make_deployment().get(TAG).status == 502
+
+
+def test_a_manifest_that_only_get_finds_is_served(
+    make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry, image: Image
+) -> None:
+    """Before the first 404 of a tag that is not cached there is one GET."""
+    fake_registry.on("manifest", faults.error_response(404, "MANIFEST_UNKNOWN"), method="HEAD")
+    deployment = make_deployment()
+    response = deployment.get(TAG)
+    assert (response.status, response.body) == (200, image.body)
+    assert deployment.get("/v2/up.test/org/app/manifests/absent").status == 404
+    assert fake_registry.count("manifest", "GET", reference="absent") == 1
+
+
+@pytest.mark.parametrize("status", [401, 403, 404, 451])
+def test_a_page_of_a_firewall_is_no_answer_of_the_registry(
+    make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry, image: Image, status: int
+) -> None:
+    """What was pulled without a login stays pullable, stale; nothing that is not cached becomes 404."""
+    deployment = make_deployment()
+    assert_fresh(deployment.get(TAG), image)
+    assert deployment.get(f"/v2/up.test/org/app/blobs/{image.layers[0]}").body == LAYER
+    fake_registry.on(None, faults.replaced(status, faults.HTML, ("Content-Type", "text/html; charset=utf-8")))
+    response = deployment.get(TAG)
+    assert (response.status, response.body == image.body) == (200, True)
+    assert response.header("Warning") is not None
+    assert deployment.get(f"/v2/up.test/org/app/blobs/{image.layers[0]}").body == LAYER
+
+
 def test_a_redirect_to_a_node_that_wants_the_login_is_no_outage(
     make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry, image: Image
 ) -> None:

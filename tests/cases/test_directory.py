@@ -1,6 +1,7 @@
 """The directory as the world has it: housekeeping that fails never turns a hit into a miss, and the size cap holds."""
 
 import os
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -102,6 +103,34 @@ def test_room_is_made_when_inodes_run_out(
         assert fake_registry.count("manifest", "GET", reference=image.digest) <= 2
 
 
+def test_a_removed_directory_comes_back(
+    make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry
+) -> None:
+    """Within seconds a pull is kept, and 20 clients of two workers are one request."""
+    layers = add_layers(fake_registry, 3)
+    deployment = make_deployment(workers=2)
+    assert_pulled(deployment, layers[0])
+    shutil.rmtree(deployment.dockyard.storage)
+    for layer in layers[:2]:
+        assert_pulled(deployment, layer)
+
+    def is_kept() -> bool:
+        assert_pulled(deployment, layers[1])
+        return bool(deployment.stored_files(layers[1]))
+
+    eventually(is_kept, "kept again", 15)
+    before = fake_registry.count("blob", "GET", reference=layers[1])
+    assert_pulled(deployment, layers[1])
+    assert fake_registry.count("blob", "GET", reference=layers[1]) == before
+    eventually(
+        lambda: len(list(deployment.dockyard.storage.glob("run/shard-*.sock"))) == 2, "workers find each other", 15
+    )
+    bodies = deployment.get_concurrently([blob_path(layers[2])] * 20)
+    assert {digest_of(response.body) for response in bodies} == {layers[2]}
+    assert fake_registry.count("blob", "GET", reference=layers[2]) == 1
+    assert deployment.get("/readyz").status == 200
+
+
 NO_DIRECTORY_FSYNC = """
 import errno, os, stat
 fsync = os.fsync
@@ -134,6 +163,24 @@ def test_the_cap_holds_where_directories_cannot_be_flushed(
     assert_pulled(deployment, layers[-1])
     assert fake_registry.count("blob", "GET", reference=layers[-1]) == 1
     assert "cannot store" not in deployment.dockyard.read_log()
+
+
+def test_without_file_locks_it_runs_or_says_why_not(
+    make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry, tmp_path: Path
+) -> None:
+    """Some network file systems have no flock."""
+    (tmp_path / "sitecustomize.py").write_text(NO_FLOCK)
+    [layer] = add_layers(fake_registry, 1)
+    try:
+        deployment = make_deployment(environ={"PYTHONPATH": str(tmp_path)})
+    except Exception:  # noqa: BLE001  it has ended: the log says why
+        (log,) = tmp_path.glob("deployment-*/dockyard.log")
+        text = log.read_text()
+        assert "cannot start" in text
+        assert "lock" in text.lower()
+        assert "Traceback" not in text
+        return
+    assert_pulled(deployment, layer)
 
 
 @pytest.mark.parametrize("bucket", ["refuses connections", "takes nothing"])

@@ -1,5 +1,6 @@
 """What the upstream has is passed on as it is: types, sizes, shapes of manifests, names, URLs of redirects."""
 
+import gzip
 import os
 import ssl
 from collections.abc import Callable, Iterator
@@ -26,7 +27,7 @@ from tests.support.fake_registry import (
     OCI_MANIFEST,
     FakeRegistry,
 )
-from tests.support.raw_http import ScriptedResponse
+from tests.support.raw_http import Request, ScriptedResponse
 from tests.support.schema1 import SCHEMA1_SIGNED, sign
 
 EMPTY = {"mediaType": "application/vnd.oci.empty.v1+json", "digest": digest_of(b"{}"), "size": 2}
@@ -84,6 +85,20 @@ def test_the_url_of_a_redirect_is_requested_as_it_is_written(deployment: Deploym
     response = deployment.get(f"/v2/up.test/{name}/blobs/{layer}")
     assert (response.status, response.body) == (200, content)
     assert path in [each.request.target for each in deployment.fake_registry.received()]
+
+
+@pytest.mark.parametrize("said", ["0", None])
+def test_a_head_of_a_blob_has_its_size(deployment: Deployment, name: str, said: str | None) -> None:
+    """A blob that is not empty has not 0 bytes, whatever the response to HEAD says."""
+    layer = deployment.fake_registry.add_blob(os.urandom(341))
+
+    def lie(request: Request, response: ScriptedResponse) -> ScriptedResponse:
+        bare = faults.without("Content-Length")(request, response)
+        return bare if said is None else bare.with_header("Content-Length", said)
+
+    deployment.fake_registry.on("blob", lie, method="HEAD")
+    response = deployment.head(f"/v2/up.test/{name}/blobs/{layer}")
+    assert (response.status, response.header("Content-Length")) == (200, "341")
 
 
 def test_a_head_of_the_empty_blob_has_size_0(deployment: Deployment, name: str) -> None:
@@ -144,6 +159,42 @@ def test_the_type_of_a_manifest_is_what_the_upstream_said(
     fake_registry.listener.close()
     seen |= {deployment.get(path).header("Content-Type") for path in paths * 4}
     assert seen == {media_type}
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "x-gzip", "zstd", "br"])
+def test_a_layer_that_is_labelled_as_encoded_is_passed_on(deployment: Deployment, name: str, encoding: str) -> None:
+    """Web servers label a compressed layer so: its bytes are those of its digest."""
+    content = gzip.compress(os.urandom(100_000))
+    layer = deployment.fake_registry.add_blob(content)
+    deployment.fake_registry.on("blob", faults.header("Content-Encoding", encoding))
+    response = deployment.get(f"/v2/up.test/{name}/blobs/{layer}")
+    assert (response.status, response.body == content) == (200, True)
+    assert response.header("Content-Encoding") is None
+    assert response.header("Content-Length") == str(len(content))
+
+
+def test_a_manifest_that_is_compressed_without_being_asked_for_is_unpacked(deployment: Deployment, name: str) -> None:
+    """Some registries compress whatever was asked for; digest and bytes are those of the manifest."""
+    image = deployment.fake_registry.add_image(name, "v1")
+    packed = gzip.compress(image.body)
+
+    def compress(request: Request, response: ScriptedResponse) -> ScriptedResponse:
+        return faults.with_body(packed)(request, response).with_header("Content-Encoding", "gzip")
+
+    deployment.fake_registry.on("manifest", compress)
+    response = deployment.get(f"/v2/up.test/{name}/manifests/v1")
+    assert (response.status, response.body == image.body) == (200, True)
+    assert response.header("Docker-Content-Digest") == image.digest
+
+
+@pytest.mark.parametrize("media_type", ["text/html", "text/html; charset=utf-8", "text/plain", "application/json"])
+def test_a_blob_may_have_any_type(deployment: Deployment, name: str, media_type: str) -> None:
+    """Its digest tells whether it is the blob or a page of somebody else."""
+    page = f"<!doctype html><p>documentation of {name}</p>".encode()
+    layer = deployment.fake_registry.add_blob(page)
+    deployment.fake_registry.on("blob", faults.header("Content-Type", media_type))
+    response = deployment.get(f"/v2/up.test/{name}/blobs/{layer}")
+    assert (response.status, response.body) == (200, page)
 
 
 def test_a_page_in_place_of_a_blob_is_not_served(deployment: Deployment, name: str) -> None:

@@ -2,11 +2,14 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from random import Random
 
@@ -14,6 +17,7 @@ import pytest
 import yaml
 
 from tests.cases.file_systems import mounted
+from tests.support import faults
 from tests.support.bodies import digest_of
 from tests.support.deployment import Deployment, eventually, upstream
 from tests.support.dockyard import Dockyard
@@ -49,6 +53,29 @@ def worker_pids(process: subprocess.Popen[bytes]) -> list[int]:
     return sorted(each.pid for each in descendants(process.pid) if b"resource_tracker" not in each.command_line())
 
 
+@pytest.mark.parametrize("reader", ["hangs", "is gone"])
+def test_a_log_that_nobody_reads_stops_nothing(fake_registry: FakeRegistry, tmp_path: Path, reader: str) -> None:
+    """All requests are answered by the same workers, and SIGTERM ends the server while nobody reads."""
+    image = fake_registry.add_image("org/app", "v1")
+    dockyard = Dockyard(tmp_path, [upstream("up.test", fake_registry.url)], workers=2)
+    deployment = Deployment(fake_registry, dockyard)
+    reading, writing = os.pipe()
+    with open(reading, "rb") as read_end, started(dockyard, writing) as process:
+        os.close(writing)
+        eventually(dockyard.is_answering, "answering", 20)
+        deployment.wait_for_workers(2)
+        workers = worker_pids(process)
+        if reader == "is gone":
+            read_end.close()
+        path = f"/v2/up.test/org/app/manifests/{image.digest}"
+        for _ in range(700):
+            assert deployment.get(path).body == image.body
+        assert deployment.get("/healthz").status == 200
+        assert worker_pids(process) == workers
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(15) == 0
+
+
 def test_memory_is_bounded_with_a_full_disk(
     make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry, tmp_path: Path
 ) -> None:
@@ -82,6 +109,37 @@ def test_memory_is_bounded_with_a_full_disk(
         deployment.dockyard.kill()
 
 
+def test_workers_without_their_sockets_are_not_killed(
+    make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry
+) -> None:
+    """A cleaner deleted them: no download is cut, the sockets come back, and the workers find each other."""
+    content = Random(1).randbytes(4 * MIB)
+    layer = fake_registry.add_blob(content)
+    go_on = threading.Event()
+    fake_registry.on("blob", faults.stalled(0.5, go_on), times=1)
+    deployment = make_deployment(workers=2, upstream={"stall_timeout": "120s"})
+    deployment.wait_for_workers(2)
+    workers = deployment.dockyard.worker_pids()
+    with ExitStack() as clients:
+        downloads = [
+            clients.enter_context(deployment.stream(f"/v2/up.test/org/app/blobs/{layer}")).head() for _ in range(8)
+        ]
+        for file in deployment.dockyard.storage.glob("run/*.sock"):
+            file.unlink()
+        eventually(lambda: len(list(deployment.dockyard.storage.glob("run/shard-*.sock"))) == 2, "made again", 15)
+        assert deployment.dockyard.worker_pids() == workers
+        go_on.set()
+        for download in downloads:
+            body, ended = download.rest()
+            assert (body == content, ended) == (True, "length")
+    cold = fake_registry.add_blob(Random(2).randbytes(MIB))
+    bodies = deployment.get_concurrently([f"/v2/up.test/org/app/blobs/{cold}"] * 20)
+    assert {digest_of(response.body) for response in bodies} == {cold}
+    assert fake_registry.count("blob", "GET", reference=cold) == 1
+    assert deployment.dockyard.worker_pids() == workers
+    assert "killed" not in deployment.dockyard.read_log()
+
+
 def test_an_empty_host_is_all_addresses(fake_registry: FakeRegistry, tmp_path: Path) -> None:
     """Also where sockets for IPv6 do not take IPv4 by default, in a network namespace of its own."""
     dockyard = Dockyard(tmp_path, [upstream("up.test", fake_registry.url)], settings={"server": {"host": ""}})
@@ -110,3 +168,24 @@ import builtins, io, os, pathlib
 os.sched_getaffinity = lambda _: set(range(64))
 os.cpu_count = lambda: 64
 """
+
+
+def test_heads_of_one_cold_blob_are_joined(
+    make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry
+) -> None:
+    """A fleet asks for the size first: one request per worker at most, and none while the size is known."""
+    layer = fake_registry.add_blob(Random(1).randbytes(12_345))
+    go_on = threading.Event()
+    fake_registry.on("blob", faults.silent(go_on), method="HEAD")
+    deployment = make_deployment(workers=2)
+    path = f"/v2/up.test/org/app/blobs/{layer}"
+    threading.Timer(0.7, go_on.set).start()
+    with ThreadPoolExecutor(100) as pool:
+        responses = list(pool.map(lambda _: deployment.head(path), range(100)))
+    assert {(each.status, each.header("Content-Length")) for each in responses} == {(200, "12345")}
+    assert 1 <= fake_registry.count("blob", "HEAD") <= 2
+    before = fake_registry.count("blob")
+    began_at = time.monotonic()
+    assert deployment.head(path).header("Content-Length") == "12345"
+    if time.monotonic() - began_at < 0.5:
+        assert fake_registry.count("blob") <= before + 1

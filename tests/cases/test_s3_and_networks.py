@@ -11,7 +11,7 @@ import pytest
 
 from tests.support import faults
 from tests.support.bodies import digest_of
-from tests.support.deployment import Deployment, eventually
+from tests.support.deployment import Deployment, eventually, upstream
 from tests.support.fake_registry import OCI_LAYER, OCI_MANIFEST, FakeRegistry
 from tests.support.processes import SetupError
 from tests.support.raw_http import Request, ScriptedResponse
@@ -40,6 +40,29 @@ def xml_error(status: int, code: str, message: str = "") -> ScriptedResponse:
 
 
 # Downloads
+
+
+@pytest.mark.parametrize("is_right", [True, False], ids=["right digest", "wrong digest"])
+def test_a_body_without_its_end_is_whole_when_its_digest_is_right(
+    make_deployment: Callable[..., Deployment],
+    fake_registry: FakeRegistry,
+    is_right: bool,  # noqa: FBT001
+) -> None:
+    """All bytes came, the last chunk did not; a range that begins at the end is 416. With a wrong digest: nothing."""
+    content = Random(1).randbytes(3 * MIB)
+    layer = fake_registry.add_blob(content)
+    if not is_right:
+        fake_registry.on("blob", faults.flipped(2 * MIB))
+    fake_registry.on("blob", faults.chunked(ended=False), when=lambda request: request.header("Range") is None)
+    deployment = make_deployment()
+    response = deployment.get(f"/v2/up.test/org/app/blobs/{layer}")
+    if is_right:
+        assert (response.status, response.is_complete, response.body == content) == (200, True, True)
+        eventually(lambda: deployment.stored_files(layer), "kept")
+        assert fake_registry.count("blob", "GET") <= 2
+    else:
+        assert response.status >= 500 or not response.is_complete
+        assert deployment.stored_files(layer) == []
 
 
 @pytest.mark.parametrize("known_from", ["HEAD", "manifest"])
@@ -97,6 +120,24 @@ def test_a_partial_file_survives_a_restart(
     [exchange] = fake_registry.received("blob", "GET")
     assert (exchange.request.header("Range") or "").startswith("bytes=")
     assert exchange.sent_bytes <= 4 * MIB
+
+
+@pytest.mark.parametrize("variable", ["HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "ALL_PROXY"])
+def test_proxy_variables_are_used_or_named_at_start(
+    make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry, variable: str
+) -> None:
+    """They are set for every program in a company network; the key `proxy` of an upstream is the other way."""
+    image = fake_registry.add_image("org/app", "v1")
+    with FakeRegistry() as proxy:
+        proxied = proxy.add_image("org/app", "v1")
+        deployment = make_deployment(
+            upstreams=[upstream("corp.test", "http://registry.corp.invalid")], environ={variable: proxy.url}
+        )
+        response = deployment.get("/v2/corp.test/org/app/manifests/v1")
+        is_used = response.status == 200 and response.body == proxied.body and bool(proxy.received())
+        is_named = any(variable in line and "prox" in line for line in deployment.dockyard.read_log().splitlines())
+        assert is_used or is_named
+    assert image.body
 
 
 # S3

@@ -6,6 +6,8 @@ import shutil
 import signal
 import socket
 import ssl
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,7 +17,10 @@ from random import Random
 import attrs
 import pytest
 import trustme
+import yaml
 
+from tests.cases.file_systems import make_read_only, mounted, use_all_inodes
+from tests.support.bodies import digest_of
 from tests.support.deployment import Deployment, eventually, stays, upstream
 from tests.support.dockyard import Dockyard
 from tests.support.fake_registry import FakeRegistry
@@ -212,3 +217,85 @@ def test_sigterm_ends_a_server_whose_directory_is_gone(make_deployment: Callable
     deployment.dockyard.stop()
     assert time.monotonic() - began_at < 8
     assert "Traceback" not in deployment.dockyard.read_log()
+
+
+@pytest.mark.parametrize("how", ["inodes", "blocks", "read-only"])
+def test_a_server_starts_on_a_disk_that_takes_nothing(
+    make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry, tmp_path: Path, how: str
+) -> None:
+    """It serves what is cached, also with the upstream away."""
+    content = Random(2).randbytes(2 * MIB)
+    image = fake_registry.add_image("org/app", "v1", [content])
+    with mounted(tmp_path / "disk", "size=16m,nr_inodes=150") as disk:
+        deployment = make_deployment(workers=2, storage={"directory": str(disk / "storage")})
+        dockyard = deployment.dockyard
+        dockyard.storage = disk / "storage"
+        layer = f"/v2/up.test/org/app/blobs/{image.layers[0]}"
+        assert deployment.get(TAG).status == deployment.get(layer).status == 200
+        eventually(lambda: deployment.stored_files(image.layers[0]), "stored")
+        dockyard.kill()
+        match how:
+            case "inodes":
+                use_all_inodes(disk / "others")
+            case "blocks":
+                with contextlib.suppress(OSError), (disk / "other").open("wb", buffering=0) as file:
+                    while True:
+                        file.write(bytes(4096))
+            case "read-only":
+                make_read_only(disk)
+        for _ in range(2):
+            dockyard.start()
+            assert digest_of(deployment.get(layer).body) == image.layers[0]
+            assert deployment.get(TAG).body == image.body
+            fake_registry.listener.close()
+            assert digest_of(deployment.get(layer).body) == image.layers[0]
+            assert deployment.get(TAG).body == image.body
+            fake_registry.listener.open()
+            dockyard.kill()
+        assert "Traceback" not in dockyard.read_log()
+
+
+@pytest.mark.parametrize("output", ["/dev/stdout", "/dev/stderr"])
+def test_the_log_may_be_a_socket(fake_registry: FakeRegistry, tmp_path: Path, output: str) -> None:
+    """Under systemd the standard streams are sockets, which cannot be opened by path."""
+    config = Dockyard(tmp_path, [upstream("up.test", fake_registry.url)], settings={"logger": {"output": output}})
+    config.config.write_text(yaml.safe_dump(config.settings))
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "dockyard", "server", "-c", config.config],
+            stdin=subprocess.DEVNULL,
+            stdout=theirs,
+            stderr=theirs,
+            env={"PATH": os.environ["PATH"], "HOME": str(tmp_path)},
+        )
+        try:
+            theirs.close()
+            eventually(config.is_answering, "answering", 20)
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(15) == 0
+        finally:
+            process.kill()
+            process.wait()
+        received = b"".join(iter(lambda: ours.recv(65536), b""))
+    assert b"listen" in received
+    assert b"Traceback" not in received
+
+
+def test_an_output_that_cannot_be_opened_is_a_mistake_of_the_settings(tmp_path: Path) -> None:
+    """It is named by its key."""
+    config = tmp_path / "config.yaml"
+    config.write_text(f"logger: {{output: {tmp_path / 'socket'}}}\nstorage: {{directory: {tmp_path / 'storage'}}}\n")
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(tmp_path / "socket"))
+        done = subprocess.run(
+            [sys.executable, "-m", "dockyard", "server", "-c", config],
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=False,
+            env={"PATH": os.environ["PATH"], "HOME": str(tmp_path)},
+        )
+    assert done.returncode != 0
+    assert "logger.output" in done.stdout + done.stderr
+    assert "Traceback" not in done.stdout + done.stderr

@@ -17,6 +17,7 @@ from tests.chaos.faults import (
     s3_writes,
     upstream_broken_bodies,
     upstream_errors,
+    upstream_front_ends,
     upstream_redirects,
     upstream_slow_bodies,
     upstream_unreachable,
@@ -26,6 +27,7 @@ from tests.chaos.faults import (
 UPSTREAM_FAULTS: tuple[Fault, ...] = (
     *upstream_broken_bodies.FAULTS,
     *upstream_errors.FAULTS,
+    *upstream_front_ends.FAULTS,
     *upstream_redirects.FAULTS,
     *upstream_slow_bodies.FAULTS,
     *upstream_unreachable.FAULTS,

@@ -1,8 +1,10 @@
-"""The disk is full: S08."""
+"""The directory: the disk is full, read-only or without inodes, removed, its files damaged: S08, S13 to S15."""
 
 import contextlib
 import os
+import shutil
 import subprocess
+from typing import Any
 
 import attrs
 import pytest
@@ -10,7 +12,7 @@ import pytest
 from tests.chaos.engine.case import State
 from tests.chaos.engine.deployment_case import LOCAL_STEPS, DeploymentCaseRun, request_cold_blob
 from tests.chaos.engine.isolated_upstream import REPO, wait_for
-from tests.chaos.engine.outcomes import Outcome, either, hit, hit1, passed
+from tests.chaos.engine.outcomes import Outcome, either, hit, hit1, new, passed
 from tests.chaos.engine.run import Run
 from tests.chaos.engine.variant import MIB, DeploymentVariant, Fault
 from tests.support.bodies import digest_of
@@ -18,6 +20,7 @@ from tests.support.deployment import stays
 from tests.support.http_client import send_request
 
 DISK_MIB = 64
+MAX_INODES = 2000
 WORKERS = 2
 RESPONSE_WITHIN_S = 30.0
 ALIVE_FOR_S = 0.5
@@ -30,7 +33,9 @@ def _small_disk(run: Run) -> None:
         pytest.skip("only root mounts a small tmpfs")
     directory = run.directory / "deployment" / "storage"
     directory.mkdir(parents=True)
-    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={DISK_MIB}m", "tmpfs", directory], check=True)
+    subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={DISK_MIB}m,nr_inodes={MAX_INODES}", "tmpfs", directory], check=True
+    )
     run.environment.stack.callback(subprocess.run, ["umount", "--lazy", directory], check=True)
 
 
@@ -95,4 +100,120 @@ FULL = Fault(
     ),
 )
 
-FAULTS = (FULL,)
+# S13
+
+
+def _make_read_only(run: Run) -> None:
+    """Mount the directory over itself, read-only: what is opened by its path from now on cannot be written."""
+    storage = run.deployment.dockyard.storage
+    subprocess.run(["mount", "-o", "bind,ro", storage, storage], check=True)
+
+
+def _make_writable(run: Run) -> None:
+    subprocess.run(["umount", "--lazy", run.deployment.dockyard.storage], check=True)
+
+
+def _use_all_inodes(run: Run) -> None:
+    directory = run.deployment.dockyard.storage / FILLER
+    directory.mkdir()
+    with contextlib.suppress(OSError):
+        for number in range(MAX_INODES):
+            (directory / str(number)).touch()
+    assert not os.statvfs(directory).f_favail, "the disk has inodes left"
+
+
+def _free_inodes(run: Run) -> None:
+    shutil.rmtree(run.deployment.dockyard.storage / FILLER)
+
+
+def _disk_variant(name: str, **more: Any) -> DeploymentVariant:
+    return DeploymentVariant(name, steps=_STEPS, workers=WORKERS, layer_bytes=6 * MIB, **more)
+
+
+_KEPT_OR_PASSED = attrs.evolve(_PASSED, is_stored=None, says="from the upstream, stored if there is room")
+_READ_ONLY_OUTCOMES: dict[State, tuple[Outcome, ...]] = {
+    **_OUTCOMES,
+    State.TAG_CACHED: (hit1(),),
+    State.BLOB_CACHED: (hit(),),
+    State.BLOB_DOWNLOAD: (attrs.evolve(_KEPT_OR_PASSED, says="from the upstream"),),
+}
+_NO_INODES_OUTCOMES: dict[State, tuple[Outcome, ...]] = {
+    **dict.fromkeys(_OUTCOMES, (_KEPT_OR_PASSED,)),
+    State.TAG_CACHED: (hit1(),),
+    State.MANIFEST: (hit(), _KEPT_OR_PASSED),
+    State.BLOB_CACHED: (either(hit(), _KEPT_OR_PASSED),),
+}
+UNWRITABLE = Fault(
+    "S13",
+    "The directory cannot be written",
+    (
+        _disk_variant(
+            "read-only file system",
+            outcomes=_READ_ONLY_OUTCOMES,
+            prepare=_small_disk,
+            inject=_make_read_only,
+            end=_make_writable,
+            wait_until_recovered=_wait_until_stored,
+        ),
+        _disk_variant(
+            "no inodes left",
+            outcomes=_NO_INODES_OUTCOMES,
+            prepare=_small_disk,
+            inject=_use_all_inodes,
+            end=_free_inodes,
+            wait_until_recovered=_wait_until_stored,
+        ),
+    ),
+)
+
+# S14
+
+
+def _remove(run: Run) -> None:
+    shutil.rmtree(run.deployment.dockyard.storage)
+
+
+_FETCHED = attrs.evolve(_PASSED, is_stored=None, gets=(0, WORKERS), says="from memory or the upstream")
+REMOVED = Fault(
+    "S14",
+    "The directory is removed while Dockyard runs",
+    (
+        _disk_variant(
+            "at 50 % of a fetch",
+            outcomes={state: (_FETCHED,) * (1 + (state is State.MANIFEST)) for state in _OUTCOMES},
+            inject=_remove,
+            wait_until_recovered=_wait_until_stored,
+            recovery_s=15.0,
+            reason="what was cached is fetched again; directories and sockets are made again within seconds",
+        ),
+    ),
+)
+
+# S15
+
+
+def _damage(run: Run) -> None:
+    """Flip a bit of a cached blob, without changing its size or its times."""
+    [file] = run.deployment.stored_files(run.upstreams[State.BLOB_CACHED].layers["cached"].digest)
+    before, body = file.stat(), bytearray(file.read_bytes())
+    body[len(body) // 2] ^= 1
+    with file.open("r+b") as opened:
+        opened.write(body)
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+DAMAGED = Fault(
+    "S15",
+    "A stored file is damaged",
+    (
+        _disk_variant(
+            "a flipped bit",
+            outcomes={State.BLOB_CACHED: (new(),)},
+            inject=_damage,
+            wait_until_recovered=_wait_until_stored,
+            reason="the damage is found before the response starts, and the blob is fetched again",
+        ),
+    ),
+)
+
+FAULTS = (FULL, UNWRITABLE, REMOVED, DAMAGED)
