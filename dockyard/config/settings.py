@@ -134,7 +134,8 @@ class StorageSettings:
         factory=lambda: user_cache_directory(os.environ), metadata={DEFAULT_TEXT: "`~/.cache/dockyard`"}
     )
     """Directory of the local store, used by one server at a time. The default is `dockyard` in `$XDG_CACHE_HOME` if
-    that is set, and `/var/cache/dockyard` for users without a home directory."""
+    that is set, and `/var/cache/dockyard` for users without a home directory. Its file system must have locks
+    (`flock`). `cache` in it may be a link to another file system, for which `max_size` then holds."""
     max_size: Bytes = 50 * 2**30
     """Limit for the disk space of the local store, including partial files. Above it, the least recently used blobs are
     removed; manifests, tags and lists only when they take more than 5 % of it. 0: no limit."""

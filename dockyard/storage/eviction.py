@@ -16,6 +16,7 @@ import errno
 import fcntl
 import os
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -132,7 +133,9 @@ class SizeCap:
         return self._list().total_bytes
 
     def _enforce(self) -> None:
+        began = time.monotonic()
         listing = self._list()
+        listing_s = time.monotonic() - began
         total = listing.total_bytes
         if total > self._max_size:
             excess = total - int(self._max_size * TARGET_SHARE)
@@ -140,7 +143,7 @@ class SizeCap:
             freed = self._evict((listing.small,), max_bytes=min(small_excess, excess))
             freed += self._evict((listing.large,), max_bytes=excess - freed)
             total -= freed
-        self._allowance.renew(total)
+        self._allowance.renew(total, listing_s)
 
     def _list(self) -> _Listing:
         directories = self._directories

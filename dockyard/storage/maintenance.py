@@ -10,7 +10,7 @@ from dockyard.storage.local import LocalStore
 # How often the cap is enforced while downloads run: a download may be larger than what is left under the cap.
 CAP_INTERVAL_S = 1.0
 # How often it is looked for what other programs, or other workers, have added.
-CHECK_INTERVAL_S = 15.0
+CHECK_INTERVAL_S = 5.0
 SWEEP_INTERVAL_S = 3600.0
 
 log = structlog.get_logger()

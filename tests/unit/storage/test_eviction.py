@@ -14,7 +14,7 @@ import structlog.testing
 
 from dockyard.oci.reference import Digest, Name, Tag
 from dockyard.storage import atomic_write
-from dockyard.storage.allowance import MAX_LISTING_AGE_S
+from dockyard.storage.allowance import MIN_LISTING_AGE_S, Allowance
 from dockyard.storage.items import BlobItem, Item, ManifestItem, TagItem
 from dockyard.storage.local import LocalStore, Pointer
 from dockyard.storage.partial_file import PartialFile
@@ -206,7 +206,7 @@ def test_files_are_not_listed_for_every_blob(tmp_path: Path, monkeypatch: pytest
         stores[number % 3].size_cap.enforce_if_due()
 
 
-@pytest.mark.parametrize("state", ["", "garbage", "1 2 3 4 5", "\xff"])
+@pytest.mark.parametrize("state", ["", "garbage", "1 2 3 4 5", "a b c d", "\xff"])
 def test_a_damaged_count_is_replaced(tmp_path: Path, state: str) -> None:
     """The files are listed when the count of the workers cannot be read."""
     store = make_store(tmp_path)
@@ -239,9 +239,19 @@ def test_files_of_others_count_and_are_evicted(tmp_path: Path, monkeypatch: pyte
     store.size_cap.enforce_if_used_up()
     assert foreign.exists()
     now = time.time()
-    monkeypatch.setattr(time, "time", lambda: now + MAX_LISTING_AGE_S + 1)
+    monkeypatch.setattr(time, "time", lambda: now + MIN_LISTING_AGE_S + 1)
     store.size_cap.enforce_if_used_up()
     assert exist([foreign, kept]) == [False, True]
+
+
+def test_files_that_take_long_to_list_are_listed_less_often(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A listing of a second is worth eight minutes, so that it costs nothing on average."""
+    allowance = Allowance(tmp_path / "allowance", 1000)
+    allowance.renew(500, listing_s=1.0)
+    now = time.time()
+    for after_s, is_left in ((2 * MIN_LISTING_AGE_S, True), (450, True), (550, False)):
+        monkeypatch.setattr(time, "time", lambda after_s=after_s: now + after_s)
+        assert allowance.use(1) == is_left
 
 
 @pytest.mark.parametrize("max_size", [CAP, CAP // 2])
