@@ -48,9 +48,10 @@ def describe_failure(exc: BaseException) -> str:
         return _REASONS.get(code) or f"the certificate is rejected: {getattr(found, 'verify_message', '')}"
     if found is None or isinstance(found, ssl.SSLEOFError | ssl.SSLZeroReturnError):
         return "the connection was closed during the handshake"
-    if found.reason in _NO_TLS:
+    reason = getattr(found, "reason", None) or "unknown reason"  # errors that Python itself raises have none
+    if reason in _NO_TLS:
         return "the server does not speak TLS on this port"
-    return f"the handshake failed: {(found.reason or 'unknown reason').lower().replace('_', ' ')}"
+    return f"the handshake failed: {reason.lower().replace('_', ' ')}"
 
 
 def _find_tls_error(exc: BaseException) -> ssl.SSLError | None:

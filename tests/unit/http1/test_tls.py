@@ -122,6 +122,7 @@ def test_what_is_no_tls_is_told() -> None:
     assert describe_failure(caught.value) == "the server does not speak TLS on this port"
     assert describe_failure(ssl.SSLEOFError("eof")) == "the connection was closed during the handshake"
     assert describe_failure(ProtocolError("x", ConnectionResetError())).startswith("the connection was closed")
+    assert describe_failure(ssl.SSLError("bad record")) == "the handshake failed: unknown reason"
     first, second = ValueError(), ValueError()
     first.__cause__, second.__cause__ = second, first
     assert describe_failure(first) == "the connection was closed during the handshake"
