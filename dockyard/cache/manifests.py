@@ -12,6 +12,7 @@ import attrs
 import structlog
 from cachetools import LRUCache
 
+from dockyard import metrics
 from dockyard.cache.singleflight import Singleflight
 from dockyard.cache.stores import Stores
 from dockyard.cache.threads import Threads
@@ -180,6 +181,7 @@ class Manifests:
         try:
             return Manifest.stored(body, digest, self._stores.local.read_media_type(name, digest))
         except BadUpstream:
+            metrics.damaged_files.labels("manifest").inc()
             log.warning("damaged manifest in the local store: it is fetched again", name=str(name), digest=str(digest))
             return None
 

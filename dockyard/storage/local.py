@@ -15,6 +15,7 @@ from typing import Protocol, TypeVar
 import attrs
 import structlog
 
+from dockyard import metrics
 from dockyard.config.types import Verify
 from dockyard.errors import DigestInvalid
 from dockyard.oci.reference import Digest, Name, Tag
@@ -217,6 +218,7 @@ class LocalStore:
         except OSError as exc:
             _log_unless_absent("cannot read a tag pointer", tag, exc)
         except (ValueError, DigestInvalid) as exc:
+            metrics.damaged_files.labels("pointer").inc()
             log.warning("a tag pointer is not a digest and is ignored", tag=str(tag), error=str(exc))
         return None
 
@@ -254,18 +256,25 @@ class LocalStore:
     # Lists: the tags of a repository, or the referrers of a manifest
 
     def read_list(self, name: Name, subject: Digest | None) -> StoredList | None:
-        """Read the last list that was written; None when it is absent."""
-        path = self._path(keys.list_key(self._prefix, name, subject))
+        """Read the last list that was written; None when it is absent or damaged."""
+        key = keys.list_key(self._prefix, name, subject)
         try:
-            body, found = _read_file(path)
-            return StoredList(body, found.st_mtime)
+            content, found = _read_file(self._path(key))
         except OSError as exc:
             _log_unless_absent("cannot read a list", name, exc)
             return None
+        checksum, _, body = content.partition(b"\n")
+        if checksum == _list_checksum(key, body):
+            return StoredList(body, found.st_mtime)
+        if not content.startswith(b"["):  # former versions wrote no checksum
+            metrics.damaged_files.labels("list").inc()
+            log.warning("damaged list in the local store: it is ignored", list=key)
+        return None
 
     def write_list(self, name: Name, subject: Digest | None, body: bytes) -> None:
-        """Store a list that was checked now."""
-        self._write(keys.list_key(self._prefix, name, subject), body)
+        """Store a list that was checked now. Unlike a manifest, it has no digest: a checksum is stored with it."""
+        key = keys.list_key(self._prefix, name, subject)
+        self._write(key, _list_checksum(key, body) + b"\n" + body)
 
     # Maintenance
 
@@ -369,6 +378,11 @@ def _read_file(path: Path) -> tuple[bytes, os.stat_result]:
         body = file.read(MAX_OBJECT_BYTES)
         record_use(file.fileno(), found)
     return body, found
+
+
+def _list_checksum(key: str, body: bytes) -> bytes:
+    """Return the checksum of a list; the list of another key has another one."""
+    return str(Digest.of(key.encode() + b"\n" + body)).encode()
 
 
 def _list_directory(directory: Path) -> list[Path]:

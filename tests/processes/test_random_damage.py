@@ -179,8 +179,11 @@ class Run:
 
     def damage_between(self, stop: Callable[[], None]) -> None:
         """Damage several files while the server does not run."""
+        chosen = self._random.sample(self.contents, 5)
+        for content in (*chosen, self._smallest, self._largest):
+            stored(self.deployment, content)  # a download that was just answered may still be on its way there
         stop()
-        for content in self._random.sample(self.contents, 5):
+        for content in chosen:
             self.damage(content, self._smallest if content is self._largest else self._largest)
         self.deployment.dockyard.start()
         self.deployment.wait_for_workers(WORKERS)

@@ -236,3 +236,31 @@ def test_a_directory_that_cannot_be_written_gives_a_partial_file_in_memory(tmp_p
     assert partial_file.has_correct_digest()
     assert partial_file.read_overflow(0, 10) == b"blob"
     assert not store.commit(partial_file)
+
+
+@pytest.mark.parametrize("is_swapped", [False, True])
+def test_a_list_that_was_changed_is_absent(store: LocalStore, *, is_swapped: bool) -> None:
+    """Each bit counts, although the result may still be a list; so does the place."""
+    store.write_list(NAME, None, b'["latest","v1"]')
+    (path,) = (store.directories.root / "cache/lists").rglob("_tags")
+    found = store.read_list(NAME, None)
+    assert found
+    assert found.body == b'["latest","v1"]'
+    content = path.read_bytes()
+    if is_swapped:
+        store.write_list(Name.parse("docker.io/library/other"), None, b'["v2"]')
+        path.write_bytes((store.directories.root / "cache/lists/docker.io/library/other/_tags").read_bytes())
+        assert store.read_list(NAME, None) is None
+    for at in range(len(content) if not is_swapped else 0):
+        path.write_bytes(content[:at] + bytes([content[at] ^ 2]) + content[at + 1 :])
+        assert store.read_list(NAME, None) is None
+
+
+def test_a_list_without_a_checksum_is_absent(store: LocalStore) -> None:
+    """It is from a former version: that is no damage."""
+    store.write_list(NAME, None, b"[]")
+    (path,) = (store.directories.root / "cache/lists").rglob("_tags")
+    path.write_bytes(b'["v1"]')
+    with structlog.testing.capture_logs() as logs:
+        assert store.read_list(NAME, None) is None
+    assert logs == []
