@@ -14,7 +14,7 @@ import trustme
 from tests.support import faults
 from tests.support.bodies import digest_of
 from tests.support.certificates import server_context
-from tests.support.deployment import Deployment, upstream
+from tests.support.deployment import Deployment, eventually, upstream
 from tests.support.fake_auth import FakeTokenService
 from tests.support.fake_registry import (
     DOCKER_CONFIG,
@@ -265,6 +265,18 @@ def test_a_realm_without_tls_on_the_host_of_the_registry_is_asked_with_tls(
         response = make_deployment(upstreams=[corp]).get("/v2/corp.test/org/app/manifests/v1")
         assert (response.status, response.body == image.body) == (200, True)
         assert {each.request.listener for each in fake_registry.received("token")} == {"tls"}
+
+
+def test_the_reason_is_said_when_a_certificate_is_not_trusted(
+    make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry, tmp_path: Path
+) -> None:
+    """Without it operators cannot tell an unknown authority from a certificate that is refused for its form."""
+    context = server_context(trustme.CA(), "localhost")
+    other = trustme.CA().cert_pem.bytes()
+    with tls_registry(fake_registry, tmp_path, context, other) as corp:
+        deployment = make_deployment(upstreams=[corp])
+        assert deployment.get("/v2/corp.test/org/app/manifests/v1").status in {502, 503}
+        eventually(lambda: "not from a known certificate authority" in deployment.dockyard.read_log(), "the reason")
 
 
 STRICT_PYTHON = """

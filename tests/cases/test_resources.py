@@ -19,7 +19,7 @@ import yaml
 from tests.cases.file_systems import mounted
 from tests.support import faults
 from tests.support.bodies import digest_of
-from tests.support.deployment import Deployment, eventually, upstream
+from tests.support.deployment import Deployment, eventually, stays, upstream
 from tests.support.dockyard import Dockyard
 from tests.support.fake_registry import FakeRegistry
 from tests.support.processes import descendants, kill_leftovers, memory_bytes
@@ -168,6 +168,39 @@ import builtins, io, os, pathlib
 os.sched_getaffinity = lambda _: set(range(64))
 os.cpu_count = lambda: 64
 """
+
+
+def test_a_cpu_quota_limits_the_number_of_workers(fake_registry: FakeRegistry, tmp_path: Path) -> None:
+    """A container with half a processor on a machine of 64 has one worker (or the pages say why not)."""
+    (tmp_path / "sitecustomize.py").write_text(HALF_A_PROCESSOR)
+    root = Path("/sys/fs/cgroup")
+    is_unified = (root / "cgroup.controllers").is_file()
+    group = (root if is_unified else root / "cpu") / f"dockyard-test-{os.getpid()}"
+    try:
+        group.mkdir()
+        if is_unified:
+            (group / "cpu.max").write_text("50000 100000")
+        else:
+            (group / "cpu.cfs_quota_us").write_text("50000")
+    except OSError as exc:
+        if group.is_dir():
+            group.rmdir()
+        pytest.skip(f"cannot make a control group with a quota: {exc}")
+    dockyard = Dockyard(
+        tmp_path / "server",
+        [upstream("up.test", fake_registry.url)],
+        workers=0,
+        environ={"PYTHONPATH": str(tmp_path)},
+        wrapper=["sh", "-c", f'echo $$ > {group}/cgroup.procs && exec "$@"', "sh"],
+    )
+    try:
+        dockyard.start(wait=False)
+        eventually(dockyard.is_answering, "answering", 60)
+        stays(lambda: len(dockyard.worker_pids()) == 1, "one worker", 1.0)
+    finally:
+        dockyard.kill()
+        eventually(lambda: not (group / "cgroup.procs").read_text().strip(), "the group is empty")
+        group.rmdir()
 
 
 def test_heads_of_one_cold_blob_are_joined(

@@ -252,3 +252,12 @@ def test_a_versioned_bucket_is_named_at_start(
     s3.wait_for(lambda: any("uploads" in each.request.query for each in s3.received()), "the check has ended")
     assert ("NoncurrentVersionExpiration" in deployment.dockyard.read_log()) == bool(is_versioned)
     assert "bucket check failed" not in deployment.dockyard.read_log()
+
+
+@pytest.mark.parametrize("variable", ["SERVER_PORT", "SERVER_WORKERS", "STORAGE_MAX_SIZE", "UPSTREAM_CHECK_TIMEOUT"])
+def test_an_empty_variable_is_treated_alike_for_all_keys(
+    make_deployment: Callable[..., Deployment], variable: str
+) -> None:
+    """Compose passes a variable that is not set as an empty text: it counts as not set where empty is no value."""
+    deployment = make_deployment(environ={variable: ""})
+    assert deployment.get("/v2/").status == 200
