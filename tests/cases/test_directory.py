@@ -110,7 +110,7 @@ def test_a_removed_directory_comes_back(
     layers = add_layers(fake_registry, 3)
     deployment = make_deployment(workers=2)
     assert_pulled(deployment, layers[0])
-    shutil.rmtree(deployment.dockyard.storage)
+    shutil.rmtree(deployment.dockyard.storage, ignore_errors=True)  # directories are made again meanwhile
     for layer in layers[:2]:
         assert_pulled(deployment, layer)
 

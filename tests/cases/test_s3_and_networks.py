@@ -250,6 +250,7 @@ def test_a_versioned_bucket_is_named_at_start(
     s3.on(None, answer)
     deployment = make_deployment(storage=bucket(s3))
     s3.wait_for(lambda: any("uploads" in each.request.query for each in s3.received()), "the check has ended")
+    deployment.dockyard.stop()  # the log is written by a thread: now it is complete
     assert ("NoncurrentVersionExpiration" in deployment.dockyard.read_log()) == bool(is_versioned)
     assert "bucket check failed" not in deployment.dockyard.read_log()
 

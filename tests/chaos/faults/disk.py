@@ -170,7 +170,7 @@ UNWRITABLE = Fault(
 
 
 def _remove(run: Run) -> None:
-    shutil.rmtree(run.deployment.dockyard.storage)
+    shutil.rmtree(run.deployment.dockyard.storage, ignore_errors=True)  # directories are made again meanwhile
 
 
 _FETCHED = attrs.evolve(_PASSED, is_stored=None, gets=(0, WORKERS), says="from memory or the upstream")
