@@ -251,7 +251,9 @@ class Worker:
         if self._lock:
             self._lock.release()
             self._lock = None
-        return claim_shard(self.run, self.shards, self.peers.shard)
+        claimed = claim_shard(self.run, self.shards, self.peers.shard)
+        self.peers.open_directory()
+        return claimed
 
     def _owns(self, item: Item) -> bool:
         return self.peers.shard is not None and self.peers.is_owner(str(item))

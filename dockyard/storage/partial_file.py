@@ -236,8 +236,11 @@ class PartialFile:
                 self._drop_oldest()
 
     def close(self) -> None:
-        """Close the file and release its lock."""
+        """Close the file and release its lock, which copies of the descriptor (readers, an upload) would keep."""
         if self.fd >= 0:
+            if self.path is not None:
+                with contextlib.suppress(OSError):
+                    fcntl.flock(self.fd, fcntl.LOCK_UN)
             os.close(self.fd)
             self.fd = -1
 

@@ -134,11 +134,16 @@ class Peers:
         return tuple(shard for shard in range(self._shards) if shard != self.shard)
 
     def open_directory(self) -> None:
-        """Open the run directory, again when somebody has deleted it and it was created again. Raises OSError."""
+        """Open the run directory, again when somebody has deleted it and it was created again.
+
+        Blocks. Raises OSError.
+        """
         opened = os.open(self._run, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        if self._directory >= 0:
-            os.close(self._directory)
-        self._directory = opened
+        if self._directory < 0:
+            self._directory = opened
+            return
+        os.dup2(opened, self._directory, inheritable=False)  # under the same number: it may be in use
+        os.close(opened)
 
     @property
     def is_reachable(self) -> bool:
@@ -153,14 +158,14 @@ class Peers:
     async def listen(self, shard: int, handle: Handler) -> None:
         """Handle the requests to the owner of `shard`, which this process has locked (`claim_shard`).
 
-        Again when the socket was deleted; requests that are being handled continue. Raises OSError.
+        Call `open_directory` before. Again when the socket was deleted; requests that are being handled continue.
+        Raises OSError.
         """
 
         async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             await serve_connection(reader, writer, handle)
 
         self.stop_listening()
-        self.open_directory()
         self._server = await asyncio.start_unix_server(serve, self._path(shard), limit=MAX_LINE_BYTES, backlog=1024)
         self._socket = os.stat(self._path(shard))
         self.shard = shard

@@ -163,7 +163,7 @@ def test_closed_standard_streams(fake_registry: FakeRegistry, tmp_path: Path) ->
             popen.kill()
 
 
-@pytest.mark.parametrize("output", ["/no/such/directory/log", "socket", "/", "/proc/version-of-nothing", ""])
+@pytest.mark.parametrize("output", ["/no/such/directory/log", "socket", "/", "/proc/version-of-nothing"])
 def test_an_output_that_cannot_be_opened_is_an_error_in_the_settings(tmp_path: Path, output: str) -> None:
     """With its key, exit status 2, and without a traceback."""
     if output == "socket":

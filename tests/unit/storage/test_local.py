@@ -1,6 +1,7 @@
 """The local store: whole objects or none, the size cap, and what a crash leaves behind."""
 
 import errno
+import fcntl
 import os
 import time
 from pathlib import Path
@@ -54,6 +55,34 @@ def read(store: LocalStore, digest: Digest) -> bytes | None:
 def path_of(store: LocalStore, digest: Digest) -> Path:
     """Return the path of a blob, as documented."""
     return store.directories.root / "cache/blobs" / digest.algorithm / digest.encoded[:2] / digest.encoded
+
+
+def test_a_committed_blob_is_not_locked(store: LocalStore) -> None:
+    """Readers of the download keep copies of the descriptor. Setting the times of the blob must not wait for them."""
+    digest = Digest.of(b"blob")
+    partial_file = store.claim_partial_file(digest)
+    assert isinstance(partial_file, PartialFile)
+    reader = os.dup(partial_file.fd)
+    partial_file.append(b"blob")
+    assert store.commit(partial_file)
+    with path_of(store, digest).open("rb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    os.close(reader)
+
+
+def test_a_partial_file_that_is_given_up_is_not_locked(store: LocalStore) -> None:
+    """The next attempt may be another worker's, although readers still have the file open."""
+    digest = Digest.of(b"blob")
+    partial_file = store.claim_partial_file(digest)
+    assert isinstance(partial_file, PartialFile)
+    reader = os.dup(partial_file.fd)
+    partial_file.append(b"bl")
+    partial_file.close()
+    again = store.claim_partial_file(digest)
+    assert isinstance(again, PartialFile)
+    assert again.received_bytes == 2
+    again.close()
+    os.close(reader)
 
 
 def test_a_committed_blob_is_read_back(store: LocalStore) -> None:
