@@ -130,13 +130,14 @@ TRUNCATED = Fault(
         attrs.evolve(
             _cut_short("without a length", _without_length, hides_progress=True),
             inject=change_bodies(_without_length),
-            # A manifest that is too short for its digest is requested twice; a short layer looks like a wrong one.
+            # A manifest that is too short for its digest is requested twice. The upstream tells the size of the layer in
+            # other responses, so the layer is resumed, until attempts bring too little.
             outcomes=by_state(
                 stale(L.bad_content()),
                 error(502, L.bad_content()),
                 error(502, L.bad_content()),
-                attrs.evolve(error(502, L.bad_content()), gets=(1, 2)),
-                attrs.evolve(error(502, L.bad_content()), gets=(1, 2)),
+                attrs.evolve(cut(L.bad_content()), gets=(2, 8)),
+                attrs.evolve(cut(L.bad_content()), gets=(2, 8)),
             ),
             remembers_outage=False,
         ),
