@@ -26,6 +26,7 @@ class Environment:
     stack: contextlib.ExitStack  # closed after Dockyard has stopped
     environ: dict[str, str] = attrs.field(factory=dict)
     settings: dict[str, Any] = attrs.field(factory=dict)
+    upstreams: list[dict[str, Any]] = attrs.field(factory=list)  # more entries of `upstreams:`
     wrapper: list[str] = attrs.field(factory=list)  # a command that runs another one
     dns: DnsServer | None = None
     clock: FakeClock | None = None

@@ -65,7 +65,10 @@ def run_variant(
                 run.control.fake_registry,
                 directory / "deployment",
                 workers=variant.workers,
-                upstreams=[each.settings() for each in (*run.upstreams.values(), run.control)],
+                upstreams=[
+                    *(each.settings() for each in (*run.upstreams.values(), run.control)),
+                    *environment.upstreams,
+                ],
                 environ={**environment.environ, **(environ or {})},
                 wrapper=environment.wrapper,
                 **environment.settings,

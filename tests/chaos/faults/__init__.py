@@ -9,6 +9,7 @@ from tests.chaos.faults import (
     client_disconnects,
     clock,
     disk,
+    isolation,
     process_shutdown,
     process_workers,
     s3_damage,
@@ -44,5 +45,6 @@ DEPLOYMENT_FAULTS: tuple[Fault, ...] = (
     *client_disconnects.FAULTS,
     *client_behaviour.FAULTS,
     *clock.FAULTS,
+    *isolation.FAULTS,
 )
 FAULTS: tuple[Fault, ...] = tuple(sorted((*UPSTREAM_FAULTS, *DEPLOYMENT_FAULTS), key=lambda fault: fault.id))

@@ -130,8 +130,8 @@ TRUNCATED = Fault(
         attrs.evolve(
             _cut_short("without a length", _without_length, hides_progress=True),
             inject=change_bodies(_without_length),
-            # A manifest that is too short for its digest is requested twice. The upstream tells the size of the layer in
-            # other responses, so the layer is resumed, until attempts bring too little.
+            # A manifest that is too short for its digest is requested twice. The size of the layer is told by HEAD, so
+            # that it is resumed, until attempts bring too little.
             outcomes=by_state(
                 stale(L.bad_content()),
                 error(502, L.bad_content()),

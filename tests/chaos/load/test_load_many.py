@@ -21,8 +21,9 @@ from tests.support.deployment import Deployment, set_at_exit, stays
 from tests.support.fake_registry import FakeRegistry, Image
 from tests.support.http_client import send_request
 
-MAX_DOWNLOADS = 64 * WORKERS
-MAX_REQUESTS = 32 * WORKERS
+# One repository gets at most three quarters of the threads of its upstream.
+MAX_DOWNLOADS = 64 * WORKERS * 3 // 4
+MAX_REQUESTS = 32 * WORKERS * 3 // 4
 TIMEOUT_S = 400.0
 # The fake registry shares its interpreter with a thousand clients: its responses are late.
 LONG_TIMEOUT = {"stall_timeout": "300s"}

@@ -1,6 +1,9 @@
-"""There is no circuit breaker: every request is sent upstream."""
+"""There is no circuit breaker, of the registry or of a repository: every request is sent upstream."""
 
 from dockyard.upstream.circuit_breaker import CircuitBreaker
+from dockyard.upstream.repository_failures import RepositoryFailures
 
-CircuitBreaker.check = lambda self, probe=None: None  # type: ignore[method-assign]
-CircuitBreaker.record_failure = lambda self, error, probe: None  # type: ignore[method-assign]
+CircuitBreaker.check = lambda self, probe=None, *, may_wait=True: None  # type: ignore[method-assign]
+CircuitBreaker.record_failure = lambda self, fault, probe: None  # type: ignore[method-assign]
+CircuitBreaker.suspect = lambda self, fault, probe, check: None  # type: ignore[method-assign]
+RepositoryFailures.check = lambda self, repository, operation: None  # type: ignore[method-assign]
