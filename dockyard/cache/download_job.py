@@ -7,9 +7,9 @@ received is verified.
 A download that ends early, because the source is unavailable or the server stops, leaves its partial file. The next
 download of the blob, in any worker and also after a restart, hashes what is there and requests the rest.
 
-A source may not tell the size. For a blob of more than 1 MiB it is then looked up elsewhere, so that readers need not
-wait for the last byte. The digest decides: a blob that is right but has another size is kept, and only its readers,
-who were told the wrong size, get an error.
+A source may not send the size. For a blob of more than 1 MiB it is then looked up elsewhere, so that readers need not
+wait for the last byte. The digest decides: a blob that is right but has another size is kept, and only the readers that
+got the wrong size get an error.
 """
 
 import random
@@ -66,7 +66,7 @@ class DownloadJob:
         self._on_verified = on_verified
         self._body: BlobBody | None = None
         self._is_streaming_to_bucket = False
-        self._told_size: int | None = None  # from elsewhere
+        self._expected_size: int | None = None  # from elsewhere
         self._was_size_sought = False
         self._is_web_page = False
         self._left_bytes = partial_file.received_bytes  # by a former download
@@ -118,7 +118,7 @@ class DownloadJob:
         if self._may_have_been_read():
             raise exc
         self._left_bytes = 0
-        self._told_size = None
+        self._expected_size = None
         self._partial_file.restart()
         self._is_streaming_to_bucket = False
 
@@ -206,8 +206,8 @@ class DownloadJob:
                     self._report_progress()
                 if partial_file.size is None and partial_file.received_bytes > MAX_SMALL_BYTES:
                     self._seek_size()
-            if self._told_size is not None:
-                self._check_told_end()
+            if self._expected_size is not None:
+                self._check_expected_end()
             elif partial_file.size not in {None, partial_file.received_bytes}:
                 raise BadUpstream(
                     f"the upstream sent {partial_file.received_bytes} of {partial_file.size} bytes of {digest}"
@@ -237,14 +237,14 @@ class DownloadJob:
         self._was_size_sought = True
         size = self._sources.find_size()
         if size is not None and size >= self._partial_file.received_bytes:
-            self._partial_file.size = self._told_size = size
+            self._partial_file.size = self._expected_size = size
             self._report_progress()
 
-    def _check_told_end(self) -> None:
+    def _check_expected_end(self) -> None:
         """The body has ended: it may have broken off without notice, but not if the digest is right."""
         received, digest = self._partial_file.received_bytes, self._sources.digest
-        if received < (self._told_size or 0) and not self._partial_file.has_correct_digest():
-            raise Unavailable(f"the upstream sent {received} of {self._told_size} bytes of {digest}")
+        if received < (self._expected_size or 0) and not self._partial_file.has_correct_digest():
+            raise Unavailable(f"the upstream sent {received} of {self._expected_size} bytes of {digest}")
 
     def _report_progress(self) -> None:
         if not self._is_streaming_to_bucket and self._sources.used_upstream and not self._sources.used_bucket:
@@ -282,7 +282,7 @@ class DownloadJob:
         if is_new:
             publisher.add_to_outbox(item)
         self._partial_file.finish(is_verified=True)
-        is_size_right = self._told_size in {None, size}
+        is_size_right = self._expected_size in {None, size}
         if is_size_right:
             self._on_verified(size)
         local.commit(self._partial_file, self._sources.bucket_age_s)
@@ -294,7 +294,7 @@ class DownloadJob:
             publisher.touch_if_due(item)
         if not is_size_right:
             raise BadUpstream(
-                f"{item.digest} has {size} bytes, not {self._told_size} as its manifest or the upstream said: "
+                f"{item.digest} has {size} bytes, not {self._expected_size} as its manifest or the upstream said: "
                 "it is stored now, try again"
             )
 

@@ -21,7 +21,7 @@ _COMMA: Final = re.compile(rb"[ \t\r\n]*,")
 def find_payload(body: bytes) -> bytes | None:
     """Return the payload of a signed schema 1 manifest; None for anything else.
 
-    The body is the payload and the signatures, and nothing more: whoever reads the body reads what the digest covers.
+    The body is the payload and the signatures, and nothing more: the digest covers all but the signatures.
     """
     if b'"signatures"' not in body:
         return None

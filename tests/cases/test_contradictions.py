@@ -180,7 +180,7 @@ def test_a_page_of_a_firewall_is_no_answer_of_the_registry(
 def test_a_redirect_to_a_node_that_wants_the_login_is_no_outage(
     make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry, image: Image
 ) -> None:
-    """The login is not sent to a host that is not trusted, and clients are not told to try again."""
+    """The login is not sent to a host that is not trusted, and the response has no Retry-After."""
     node = fake_registry.listen("node", "127.0.0.2")
     login = basic("canary", "s3cret")
 

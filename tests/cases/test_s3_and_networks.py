@@ -69,7 +69,7 @@ def test_a_body_without_its_end_is_whole_when_its_digest_is_right(
 def test_a_body_without_a_length_starts_at_once_when_the_size_is_known(
     make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry, known_from: str
 ) -> None:
-    """The size was told by HEAD or by a manifest; the digest decides as always."""
+    """The size comes from HEAD or from a manifest; the digest decides as always."""
     content = Random(1).randbytes(3 * MIB)
     layer = fake_registry.add_blob(content)
     document = {

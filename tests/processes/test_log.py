@@ -86,7 +86,7 @@ def test_an_output_that_nobody_reads(
     os.close(reader)
 
 
-def test_the_count_of_dropped_lines_is_told_when_the_output_is_read_again(
+def test_the_count_of_dropped_lines_is_logged_when_the_output_is_read_again(
     started: list[subprocess.Popen[bytes]], fake_registry: FakeRegistry, tmp_path: Path
 ) -> None:
     """In the log and as a metric, without another request."""

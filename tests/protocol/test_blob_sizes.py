@@ -41,13 +41,13 @@ def test_many_heads_of_a_cold_blob_are_one_request(
 
 @pytest.mark.parametrize("workers", [1, 3])
 @pytest.mark.parametrize(
-    "told_by",
+    "size_from",
     [["HEAD"], ["manifest"]],
     ids=["HEAD", "manifest"],
 )
 @pytest.mark.parametrize("framing", [faults.chunked(), faults.close_delimited()], ids=["chunked", "close-delimited"])
 def test_a_layer_that_does_not_tell_its_size_is_sent_while_it_arrives(
-    make_deployment: Start, fake_registry: FakeRegistry, workers: int, told_by: Sequence[str], framing: Change
+    make_deployment: Start, fake_registry: FakeRegistry, workers: int, size_from: Sequence[str], framing: Change
 ) -> None:
     """Half of it is read before the upstream sends the other half."""
     layer = os.urandom(SIZE)
@@ -55,10 +55,10 @@ def test_a_layer_that_does_not_tell_its_size_is_sent_while_it_arrives(
     is_over = threading.Event()
     fake_registry.on("blob", framing, method="GET")
     fake_registry.on("blob", faults.stalled(SIZE // 2, is_over), method="GET")
-    if "HEAD" not in told_by:
+    if "HEAD" not in size_from:
         fake_registry.on("blob", faults.error_response(503), method="HEAD")
     deployment = make_deployment(workers=workers)
-    if "manifest" in told_by:
+    if "manifest" in size_from:
         assert deployment.get("/v2/up.test/app/manifests/v1").status == 200
     with set_at_exit(is_over), deployment.stream(f"/v2/up.test/app/blobs/{image.layers[0]}") as download:
         download.head()
@@ -68,7 +68,7 @@ def test_a_layer_that_does_not_tell_its_size_is_sent_while_it_arrives(
         rest, ended = download.rest()
     assert (begin + rest == layer, ended) == (True, "length")
     assert fake_registry.count("blob", "GET") == 1
-    assert fake_registry.count("blob", "HEAD") == (1 if "HEAD" in told_by else 0)
+    assert fake_registry.count("blob", "HEAD") == (1 if "HEAD" in size_from else 0)
 
 
 def test_a_layer_whose_size_nobody_knows_is_sent_when_it_is_here(

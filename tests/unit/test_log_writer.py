@@ -70,7 +70,7 @@ def _socket() -> tuple[int, int]:
 def test_an_output_that_is_not_read_delays_nothing(
     make: Make, dropped: list[int], connect: Callable[[], tuple[int, int]]
 ) -> None:
-    """Lines are dropped and counted; when they are read, they are whole, in order, and the number is told."""
+    """Lines are dropped and counted; when they are read, they are whole, in order, and the number is logged."""
     reader, writer_end = connect()
     writer = make(Stream(writer_end))
     began_at = time.monotonic()

@@ -130,7 +130,7 @@ TRUNCATED = Fault(
         attrs.evolve(
             _cut_short("without a length", _without_length, hides_progress=True),
             inject=change_bodies(_without_length),
-            # A manifest that is too short for its digest is requested twice. The size of the layer is told by HEAD, so
+            # A manifest that is too short for its digest is requested twice. The size of the layer comes from HEAD, so
             # that it is resumed, until attempts bring too little.
             outcomes=by_state(
                 stale(L.bad_content()),

@@ -142,7 +142,7 @@ def test_a_certificate_of_another_authority_is_not_trusted(settings: StorageSett
     ],
     ids=lambda given: given if isinstance(given, str) else type(given).__name__,
 )
-def test_tls_errors_are_told_from_closed_connections(exc: Exception, code: str) -> None:
+def test_tls_errors_differ_from_closed_connections(exc: Exception, code: str) -> None:
     """A request on a reused connection that the service has closed is retried."""
     assert to_s3_error(exc, "S3").code == code
 

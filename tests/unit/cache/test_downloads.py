@@ -83,7 +83,7 @@ class FakeUpstream:
         self.gate = threading.Event()
         self.starts: list[int] = []
         self.tells_size = True
-        self.told_size: int | RegistryError = len(BODY)  # by HEAD
+        self.head_size: int | RegistryError = len(BODY)  # by HEAD
         self.heads = 0
 
     def open_blob(self, repository: str, digest: Digest, start: int = 0) -> FakeBody:
@@ -98,9 +98,9 @@ class FakeUpstream:
 
     def head_blob(self, repository: str, digest: Digest) -> int:
         self.heads += 1
-        if isinstance(self.told_size, RegistryError):
-            raise self.told_size
-        return self.told_size
+        if isinstance(self.head_size, RegistryError):
+            raise self.head_size
+        return self.head_size
 
 
 @attrs.define
@@ -357,7 +357,7 @@ async def test_a_queued_download_does_not_time_out(tmp_path: Path, monkeypatch: 
 # Bodies that do not tell their size
 
 
-async def test_a_size_told_by_head_lets_readers_begin(workers: Workers) -> None:
+async def test_a_size_from_head_lets_readers_begin(workers: Workers) -> None:
     """On every worker, before the last byte is there; HEAD is sent once."""
     workers.upstream.tells_size = False
     workers.upstream.hold = 2_000_000
@@ -372,7 +372,7 @@ async def test_a_size_told_by_head_lets_readers_begin(workers: Workers) -> None:
     assert (workers.upstream.starts, workers.upstream.heads) == ([0], 1)
 
 
-async def test_a_size_told_by_a_manifest_needs_no_head(workers: Workers) -> None:
+async def test_a_size_from_a_manifest_needs_no_head(workers: Workers) -> None:
     """Of any manifest of the repository that is stored; a damaged one is skipped."""
     layer = {"mediaType": "application/vnd.oci.image.layer.v1.tar", "digest": str(DIGEST), "size": len(BODY)}
     for body in (b"{" + DIGEST.encoded.encode(), json.dumps({"layers": [None, layer]}).encode()):
@@ -388,7 +388,7 @@ async def test_a_size_told_by_a_manifest_needs_no_head(workers: Workers) -> None
 async def test_a_size_that_nobody_knows_is_waited_for(workers: Workers) -> None:
     """As a whole; a failing HEAD fails nothing."""
     workers.upstream.tells_size = False
-    workers.upstream.told_size = Unavailable("no HEAD today")
+    workers.upstream.head_size = Unavailable("no HEAD today")
     assert await pull(workers.all[1]) == BODY
     assert workers.upstream.heads == 1
 
@@ -403,9 +403,9 @@ async def test_the_size_of_a_small_blob_is_not_looked_up(workers: Workers, monke
 
 @pytest.mark.parametrize("wrong_by", [-5, -900_000, 5, 900_000])
 async def test_a_wrong_size_completes_for_nobody_and_the_digest_decides(workers: Workers, wrong_by: int) -> None:
-    """Readers were told a size: none of them ends well. The blob is right: it is kept, and the next reader gets it."""
+    """Readers with a wrong size get no complete response. The blob is right, so it is kept for the next reader."""
     workers.upstream.tells_size = False
-    workers.upstream.told_size = len(BODY) + wrong_by
+    workers.upstream.head_size = len(BODY) + wrong_by
     for worker in workers.all[:1]:
         opened = await open_blob(worker)
         assert opened.reader.size == len(BODY) + wrong_by
@@ -419,7 +419,7 @@ async def test_a_wrong_size_completes_for_nobody_and_the_digest_decides(workers:
 
 
 async def test_a_body_without_a_size_that_breaks_off_unnoticed_is_resumed(workers: Workers) -> None:
-    """It is shorter than the size told by HEAD: the rest is requested."""
+    """It is shorter than the size from HEAD: the rest is requested."""
     workers.upstream.tells_size = False
     workers.upstream.body = BODY[:2_000_000]
     opened = await open_blob(workers.all[0])
@@ -432,7 +432,7 @@ async def test_a_body_without_a_size_that_breaks_off_unnoticed_is_resumed(worker
 
 
 async def test_wrong_bytes_without_a_size_are_not_kept(workers: Workers) -> None:
-    """With the size that was told, and another digest."""
+    """With the expected size, and another digest."""
     workers.upstream.tells_size = False
     workers.upstream.body = BODY[:-1] + bytes([BODY[-1] ^ 1])
     opened = await open_blob(workers.all[0])
@@ -458,18 +458,18 @@ async def test_a_size_is_of_one_repository(workers: Workers) -> None:
     """Another repository of the upstream may not have the blob."""
     await workers.all[1].blobs.find_size(TARGET, DIGEST)
     other = Target(UPSTREAM, "other", Name.parse("up.test/other"))
-    workers.upstream.told_size = BlobUnknown("no such blob")
+    workers.upstream.head_size = BlobUnknown("no such blob")
     with pytest.raises(BlobUnknown):
         await workers.all[1].blobs.find_size(other, DIGEST)
 
 
 async def test_a_size_that_is_not_found_is_not_remembered(workers: Workers) -> None:
     """The error reaches every worker, and the next request asks again."""
-    workers.upstream.told_size = BlobUnknown("no such blob")
+    workers.upstream.head_size = BlobUnknown("no such blob")
     for worker in workers.all:
         with pytest.raises(BlobUnknown):
             await worker.blobs.find_size(TARGET, DIGEST)
-    workers.upstream.told_size = 7
+    workers.upstream.head_size = 7
     assert (await workers.all[1].blobs.find_size(TARGET, DIGEST)).size == 7
 
 

@@ -96,7 +96,7 @@ def test_the_context_has_the_same_rules_on_each_python(version: str) -> None:
     assert context.minimum_version <= ssl.TLSVersion[version]
 
 
-def test_each_reason_is_told(authority: Authority) -> None:
+def test_each_reason_is_in_the_error(authority: Authority) -> None:
     """Expired, another authority, another address, another name."""
     trusting, other = make_tls_context(authority.ca_file), make_tls_context()
     cases = [
@@ -112,7 +112,7 @@ def test_each_reason_is_told(authority: Authority) -> None:
         assert describe_failure(ProxyError("no tunnel", SSLError(caught.value))) == reason
 
 
-def test_what_is_no_tls_is_told() -> None:
+def test_what_is_no_tls_is_in_the_error() -> None:
     """A plain response, a closed connection, an alert; and a loop of causes ends."""
     incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
     client = make_tls_context().wrap_bio(incoming, outgoing, server_hostname="registry.test")

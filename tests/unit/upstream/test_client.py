@@ -545,7 +545,7 @@ def test_zero_bytes_are_the_size_of_one_digest_only(ward: Ward, content: bytes) 
 
 
 @pytest.mark.parametrize("get", [faults.replaced(200, b""), faults.replaced(416, b"", ("Content-Range", "bytes */0"))])
-def test_a_size_of_zero_is_never_told(ward: Ward, get: Change) -> None:
+def test_a_size_of_zero_is_never_returned(ward: Ward, get: Change) -> None:
     """An error, if the registry has nothing better to say."""
     digest = ward.fake_registry.add_blob(BLOB)
     ward.fake_registry.on("blob", faults.replaced(200, b""), method="HEAD")

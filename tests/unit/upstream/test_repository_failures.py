@@ -38,7 +38,7 @@ class Upstream:
 
 
 class Registry:
-    """The failures of one upstream; what the circuit breaker was told is in `outages`."""
+    """The failures of one upstream; calls of the circuit breaker are in `outages`."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -154,7 +154,7 @@ def test_any_response_to_a_try_ends_the_failure(answer: Exception | None) -> Non
 
 @pytest.mark.parametrize("fault", [errors.unreachable("x", "connection failed"), errors.rate_limited("x", 30)])
 def test_a_try_may_find_that_the_registry_is_unavailable(fault: UpstreamError) -> None:
-    """The circuit breaker is told."""
+    """The circuit breaker is informed."""
     registry = Registry()
     registry.fail("slow")
     registry.now += INTERVAL_S
