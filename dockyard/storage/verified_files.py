@@ -39,6 +39,9 @@ CLOCK_RESOLUTION_NS = 20_000_000
 # less, no other program finds a file that was just renamed and changes it. After more, the file is verified again.
 MAX_RENAME_NS = 1_000_000
 MAX_SETTING_NS = 50_000_000
+# How long to wait for a lock before a file is hashed instead.
+MAX_STORING_S = 0.25
+LOCK_POLL_S = 0.002
 _MASK = 2**64 - 1
 
 
@@ -84,14 +87,25 @@ class VerifiedFiles:
             self.add(digest, found)
 
     def has_open(self, digest: Digest, fd: int, found: Fingerprint) -> bool:
-        """Whether an open file with this fingerprint is verified, also while another worker sets its times.
+        """Whether an open file with this fingerprint is verified, also while its times are set or it is stored.
 
-        Blocks for microseconds.
+        Blocks until a download has stored it, for MAX_STORING_S at most.
+        The lock is taken on a descriptor of its own: on a copy of the download's
+        descriptor it would replace the lock of the download instead of waiting for it.
         """
         if self.has(digest, found):
             return True
-        with _locked(fd, fcntl.LOCK_SH):
+        own = -1
+        with contextlib.suppress(OSError):
+            own = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            deadline = time.monotonic() + MAX_STORING_S
+            while own >= 0 and _is_locked(own) and time.monotonic() < deadline:
+                time.sleep(LOCK_POLL_S)
             return self.has(digest, fingerprint(os.fstat(fd)))
+        finally:
+            if own >= 0:
+                os.close(own)
 
     @contextlib.contextmanager
     def keeps_verified(self, digest: Digest, fd: int) -> Iterator[None]:
@@ -120,6 +134,17 @@ def _locked(fd: int, kind: int) -> Iterator[None]:
     finally:
         with contextlib.suppress(OSError):
             fcntl.flock(fd, fcntl.LOCK_UN)
+
+
+def _is_locked(fd: int) -> bool:
+    """Try to take a shared lock; whether another holder prevents that. Closing the file releases it."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # the file system has no locks
+        return False
+    return False
 
 
 def _record(digest: Digest, found: Fingerprint) -> bytes:
