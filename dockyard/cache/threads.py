@@ -1,10 +1,9 @@
 """The threads of a worker: the one crossing between the event loop and code that blocks.
 
 One bounded pool for each kind of work: short operations on the local store, verifying large blobs in it, and reads from
-the bucket. For upstreams
-there is a pool for each upstream and kind of work, so that an upstream that hangs cannot use up the threads of another.
-Within such a pool the repositories take turns, and one repository gets at most three quarters of the threads: a
-repository that hangs delays the others of its upstream only a little.
+the bucket. For upstreams there is a pool for each upstream and kind of work, so that an upstream that hangs cannot use
+up the threads of another. Within such a pool the repositories take turns, and one repository gets at most three
+quarters of the threads: a repository that hangs delays the others of its upstream only a little.
 
 Threads start when they are first needed, so an upstream without requests has none. A worker has at most
 MAX_DISK_THREADS + MAX_VERIFY_THREADS + MAX_BUCKET_THREADS threads, and for each upstream MAX_UPSTREAM_THREADS +

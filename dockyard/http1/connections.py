@@ -159,13 +159,13 @@ class _TLSConnection(StrictConnection, HTTPSConnection):  # type: ignore[misc]
 class PlainPool(StrictPool, HTTPConnectionPool):  # type: ignore[misc]
     """The strict connections to a server without TLS."""
 
-    ConnectionCls = _PlainConnection
+    ConnectionCls: Any = _PlainConnection
 
 
 class TLSPool(StrictPool, HTTPSConnectionPool):  # type: ignore[misc]
     """The strict connections to a server with TLS."""
 
-    ConnectionCls = _TLSConnection
+    ConnectionCls: Any = _TLSConnection
 
 
 def use_strict_pools(

@@ -4,9 +4,8 @@ from typing import Any
 
 import urllib3
 from urllib3.connection import HTTPConnection, HTTPSConnection
-from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 
-from dockyard.http1.connections import StrictConnection, StrictPool, use_strict_pools
+from dockyard.http1.connections import PlainPool, StrictConnection, TLSPool, use_strict_pools
 
 # How long a write may be blocked, and by default how long the service may send nothing.
 STALL_TIMEOUT_S = 10.0
@@ -51,11 +50,11 @@ class _TLSConnection(_S3Connection, HTTPSConnection):  # type: ignore[misc]
     pass
 
 
-class _PlainPool(StrictPool, HTTPConnectionPool):  # type: ignore[misc]
+class _PlainPool(PlainPool):
     ConnectionCls = _PlainConnection
 
 
-class _TLSPool(StrictPool, HTTPSConnectionPool):  # type: ignore[misc]
+class _TLSPool(TLSPool):
     ConnectionCls = _TLSConnection
 
 

@@ -90,27 +90,16 @@ class VerifiedFiles:
         """Whether an open file with this fingerprint is verified, also while its times are set or it is stored.
 
         Blocks until a download has stored it, for MAX_STORING_S at most.
-        The lock is taken on a descriptor of its own: on a copy of the download's
-        descriptor it would replace the lock of the download instead of waiting for it.
         """
         if self.has(digest, found):
             return True
-        own = -1
-        with contextlib.suppress(OSError):
-            own = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            deadline = time.monotonic() + MAX_STORING_S
-            while own >= 0 and _is_locked(own) and time.monotonic() < deadline:
-                time.sleep(LOCK_POLL_S)
+        with _waiting_for_lock(fd):
             return self.has(digest, fingerprint(os.fstat(fd)))
-        finally:
-            if own >= 0:
-                os.close(own)
 
     @contextlib.contextmanager
     def keeps_verified(self, digest: Digest, fd: int) -> Iterator[None]:
         """A block that sets times of an open file: it stays verified if it was. The block may raise OSError."""
-        with _locked(fd, fcntl.LOCK_EX):
+        with _locked(fd):
             began_ns = time.monotonic_ns()
             is_verified = self.has(digest, fingerprint(os.fstat(fd)))
             yield
@@ -125,10 +114,10 @@ def may_change_unseen(found: Fingerprint) -> bool:
 
 
 @contextlib.contextmanager
-def _locked(fd: int, kind: int) -> Iterator[None]:
+def _locked(fd: int) -> Iterator[None]:
     """Hold a lock on an open file, where the file system has locks. Without one, a file may be verified once more."""
     with contextlib.suppress(OSError):
-        fcntl.flock(fd, kind)
+        fcntl.flock(fd, fcntl.LOCK_EX)
     try:
         yield
     finally:
@@ -136,15 +125,23 @@ def _locked(fd: int, kind: int) -> Iterator[None]:
             fcntl.flock(fd, fcntl.LOCK_UN)
 
 
-def _is_locked(fd: int) -> bool:
-    """Try to take a shared lock; whether another holder prevents that. Closing the file releases it."""
-    try:
-        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:  # the file system has no locks
-        return False
-    return False
+@contextlib.contextmanager
+def _waiting_for_lock(fd: int) -> Iterator[None]:
+    """Hold a shared lock on an open file, if there is one to be had within MAX_STORING_S.
+
+    The lock is taken on a descriptor of its own: on a copy of a download's descriptor it would replace the lock of the
+    download instead of waiting for it.
+    """
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):  # without locks
+            own = stack.enter_context(open(f"/proc/self/fd/{fd}", "rb"))
+            deadline = time.monotonic() + MAX_STORING_S
+            while time.monotonic() < deadline:
+                with contextlib.suppress(BlockingIOError):
+                    fcntl.flock(own, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                    break
+                time.sleep(LOCK_POLL_S)
+        yield
 
 
 def _record(digest: Digest, found: Fingerprint) -> bytes:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from typing import TypeVar
 
 import attrs
 from cachetools import TTLCache
@@ -58,6 +59,8 @@ ACCEPT_HEADER = ", ".join(ACCEPT)
 # A registry that responds to HEAD with one of these may support GET.
 _RETRY_WITH_GET = frozenset({400, 401, 403, 405, 406, 451, 501})
 
+T = TypeVar("T")
+
 
 class RegistryClient:
     """The client of one upstream. Its methods block; many threads call them at the same time."""
@@ -92,14 +95,11 @@ class RegistryClient:
         def operation() -> Manifest:
             return self._get_manifest(repository, reference, self._call_limits(self._limits.response_timeout_s))
 
-        with self._guard("get_manifest", repository, operation):
-            return operation()
+        return self._run("get_manifest", repository, operation)
 
     def head_blob(self, repository: str, digest: Digest) -> int:
         """The size of a blob in bytes."""
-        operation = partial(self._head_blob, repository, digest)
-        with self._guard("head_blob", repository, operation):
-            return operation()
+        return self._run("head_blob", repository, partial(self._head_blob, repository, digest))
 
     def open_blob(self, repository: str, digest: Digest, start: int = 0) -> UpstreamBlob:
         """A blob from byte `start` on; its headers must arrive within `stall_timeout`.
@@ -115,15 +115,11 @@ class RegistryClient:
 
     def list_tags(self, repository: str) -> list[str]:
         """All tags of a repository, sorted."""
-        operation = partial(self._lists.tags, repository)
-        with self._guard("list_tags", repository, operation):
-            return operation()
+        return self._run("list_tags", repository, partial(self._lists.tags, repository))
 
     def list_referrers(self, repository: str, digest: Digest) -> list[Referrer]:
         """The manifests whose subject is this one; empty when there are none."""
-        operation = partial(self._lists.referrers, repository, digest)
-        with self._guard("list_referrers", repository, operation):
-            return operation()
+        return self._run("list_referrers", repository, partial(self._lists.referrers, repository, digest))
 
     @property
     def is_breaker_open(self) -> bool:
@@ -134,6 +130,11 @@ class RegistryClient:
         """Close the idle connections and stop probing."""
         self._breaker.close()
         self._transport.close()
+
+    def _run(self, name: str, repository: str, operation: Callable[[], T]) -> T:
+        """Run an operation that also serves as the probe of the circuit breaker."""
+        with self._guard(name, repository, operation):
+            return operation()
 
     @contextmanager
     def _guard(
