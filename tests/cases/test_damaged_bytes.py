@@ -30,15 +30,21 @@ def pull(deployment: Deployment, digest: str) -> str:
     return digest_of(response.body) if response.status == 200 and response.is_complete else ""
 
 
+def store_blob(deployment: Deployment, fake_registry: FakeRegistry, size: int) -> tuple[str, Path]:
+    """Pull a blob of random bytes, and return its digest and its file in the local store."""
+    digest = fake_registry.add_blob(Random(size).randbytes(size))
+    assert pull(deployment, digest) == digest
+    (file,) = eventually(lambda: deployment.stored_files(digest), "stored")
+    return digest, file
+
+
 @SIZES
 def test_bytes_that_changed_while_the_server_was_stopped_are_not_served(
     make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry, size: int
 ) -> None:
     """A restore, bit rot, another program: the blob is fetched again, and the log and a metric tell."""
-    digest = fake_registry.add_blob(Random(size).randbytes(size))
     deployment = make_deployment()
-    assert pull(deployment, digest) == digest
-    (file,) = eventually(lambda: deployment.stored_files(digest), "stored")
+    digest, file = store_blob(deployment, fake_registry, size)
     deployment.dockyard.stop()
     overwrite(file)
     deployment.dockyard.start()
@@ -54,10 +60,8 @@ def test_bytes_that_change_while_the_server_runs_are_not_served(
     make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry, size: int
 ) -> None:
     """No response completes with other bytes; the next one is right."""
-    digest = fake_registry.add_blob(Random(size).randbytes(size))
     deployment = make_deployment()
-    assert pull(deployment, digest) == digest
-    (file,) = eventually(lambda: deployment.stored_files(digest), "stored")
+    digest, file = store_blob(deployment, fake_registry, size)
     overwrite(file)
     assert {pull(deployment, digest) for _ in range(2)} <= {digest, ""}
     assert pull(deployment, digest) == digest

@@ -10,7 +10,7 @@ import re
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -117,6 +117,21 @@ def ask_all(sites: list[tuple[Site, list[Question]]], count: int, error: type[Ex
         whole.errors += each.errors
         whole.wrong += each.wrong
     return whole
+
+
+def ask_and_check(
+    sites: list[Site],
+    clients: Sequence[RegistryClient | DockyardClient | S3Store],
+    threads: list[tuple[Site, list[Question]]],
+    count: int,
+    error: type[Exception],
+) -> None:
+    """Ask the questions, close the clients and the servers of the sites, and check the result."""
+    result = ask_all(threads, count, error)
+    for client, site in zip(clients, sites, strict=True):
+        client.close()
+        site.server.raw.__exit__()
+    check([site.server for site in sites], result, count)
 
 
 def check(servers: list[HostileServer], result: Result, count: int) -> None:
@@ -248,12 +263,7 @@ def test_upstreams(is_shared: bool, monkeypatch: pytest.MonkeyPatch) -> None:  #
             (site, registry_questions(client, answers, REPOSITORIES))
             for site, client in zip(sites, clients, strict=True)
         ]
-    count = runs(1500)
-    result = ask_all(threads, count, RegistryError)
-    for client, site in zip(clients, sites, strict=True):
-        client.close()
-        site.server.raw.__exit__()
-    check([site.server for site in sites], result, count)
+    ask_and_check(sites, clients, threads, runs(1500), RegistryError)
 
 
 def test_dockyard_pull(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -272,12 +282,7 @@ def test_dockyard_pull(monkeypatch: pytest.MonkeyPatch) -> None:
         (site, [Question(partial(read, client, target), answer.body) for target, answer in answers.items()])
         for site, client in zip(sites, clients, strict=True)
     ]
-    count = runs(500)
-    result = ask_all(threads, count, PullError)
-    for client, site in zip(clients, sites, strict=True):
-        client.close()
-        site.server.raw.__exit__()
-    check([site.server for site in sites], result, count)
+    ask_and_check(sites, clients, threads, runs(500), PullError)
 
 
 def test_buckets() -> None:
@@ -306,12 +311,7 @@ def test_buckets() -> None:
         )
         for site, store in zip(sites, stores, strict=True)
     ]
-    count = runs(500)
-    result = ask_all(threads, count, S3Error)
-    for store, site in zip(stores, sites, strict=True):
-        store.close()
-        site.server.raw.__exit__()
-    check([site.server for site in sites], result, count)
+    ask_and_check(sites, stores, threads, runs(500), S3Error)
 
 
 def make_store(server: HostileServer) -> S3Store:

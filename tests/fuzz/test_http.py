@@ -1,7 +1,6 @@
 """Random HTTP: mutations of the smuggling corpus, and random requests for all endpoints, to a real server."""
 
 import json
-from collections.abc import Iterator
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -10,8 +9,7 @@ from hypothesis import strategies as st
 from tests.fuzz.budget import runs
 from tests.security.corpus import CORPUS, INNER, LAST
 from tests.security.raw_connection import count_requests, send_bytes
-from tests.support.deployment import Deployment, open_deployment
-from tests.support.fake_registry import FakeRegistry
+from tests.support.deployment import Deployment
 from tests.support.http_client import send_request
 
 HEX = "0123456789abcdef" * 4
@@ -62,13 +60,9 @@ BEGINNINGS = [each.data[:3000] for each in CORPUS if b"://" not in each.data]
 
 
 @pytest.fixture(scope="module")
-def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
-    """A deployment with content."""
-    with (
-        FakeRegistry() as fake_registry,
-        open_deployment(fake_registry, tmp_path_factory.mktemp("deployment")) as deployment,
-    ):
-        yield deployment
+def deployment(module_deployment: Deployment) -> Deployment:
+    """A deployment with one worker."""
+    return module_deployment
 
 
 @st.composite

@@ -98,11 +98,7 @@ def test_the_count_of_dropped_lines_is_logged_when_the_output_is_read_again(
     def has_dropped() -> bool:
         for _ in range(200):
             server.deployment.get(long_name)
-        metrics = server.deployment.get("/metrics").body.decode()
-        return any(
-            line.startswith("dockyard_log_lines_dropped_total") and float(line.split()[1]) > 0
-            for line in metrics.splitlines()
-        )
+        return server.deployment.metric("dockyard_log_lines_dropped_total") > 0
 
     eventually(has_dropped, "lines are dropped", 60)
     data = b""

@@ -19,8 +19,7 @@ CONTENT = Random(3).randbytes(MIB) * (SIZE // MIB)
 
 def verified_bytes(deployment: Deployment) -> float:
     """How many bytes all workers have hashed since the start."""
-    lines = deployment.get("/metrics").body.decode().splitlines()
-    return sum(float(line.split()[-1]) for line in lines if line.startswith("dockyard_verified_bytes_total"))
+    return deployment.metric("dockyard_verified_bytes_total")
 
 
 @pytest.mark.parametrize("is_clean", [True, False], ids=["clean stop", "unclean stop"])

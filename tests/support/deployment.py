@@ -62,6 +62,11 @@ class Deployment:
         with ThreadPoolExecutor(len(paths)) as pool:
             return list(pool.map(lambda path: self.get(path, **headers), paths))
 
+    def metric(self, name: str) -> float:
+        """The sum of the samples of a metric, over all its labels."""
+        lines = self.get("/metrics").body.decode().splitlines()
+        return sum(float(line.split()[-1]) for line in lines if line.startswith((f"{name} ", f"{name}{{")))
+
     def stored_files(self, digest: str) -> list[Path]:
         """The files in the storage directory whose names contain the digest, without partial files."""
         encoded = digest.partition(":")[2]

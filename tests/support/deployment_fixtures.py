@@ -19,6 +19,16 @@ def fake_registry() -> Iterator[FakeRegistry]:
         yield fake_registry
 
 
+@pytest.fixture(scope="module")
+def module_deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
+    """A deployment with one worker for the tests of a module, and a fake registry of its own."""
+    with (
+        FakeRegistry() as fake_registry,
+        open_deployment(fake_registry, tmp_path_factory.mktemp("deployment")) as deployment,
+    ):
+        yield deployment
+
+
 @pytest.fixture
 def make_deployment(fake_registry: FakeRegistry, tmp_path: Path) -> Iterator[Callable[..., Deployment]]:
     """Start a Dockyard for this test; the arguments override the settings of `open_deployment`."""

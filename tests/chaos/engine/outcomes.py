@@ -16,6 +16,7 @@ from collections.abc import Sequence
 
 import attrs
 
+from tests.chaos.engine.case import State
 from tests.chaos.engine.limits import SLACK_S
 from tests.support.http_client import Ended, Member, Response
 from tests.support.raw_http import Exchange
@@ -250,3 +251,14 @@ def either(first: Outcome, *others: Outcome) -> Outcome:
 def describe(outcomes: Sequence[Outcome]) -> str:
     """The words of the outcomes of a case."""
     return " / ".join(each.word for each in outcomes)
+
+
+# The outcomes where the fault must not be noticed: what is cached is a hit, the rest is fetched from the upstream once.
+UNAFFECTED: dict[State, tuple[Outcome, ...]] = {
+    State.TAG_CACHED: (hit1(),),
+    State.TAG_COLD: (new(),),
+    State.MANIFEST: (hit(), new()),
+    State.BLOB_CACHED: (hit(),),
+    State.BLOB_COLD: (new(),),
+    State.BLOB_DOWNLOAD: (new(),),
+}

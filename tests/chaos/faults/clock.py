@@ -10,12 +10,12 @@ from tests.chaos.engine.deployment_case import LOCAL_STEPS
 from tests.chaos.engine.fake_clock import NOTICED_WITHIN_S, FakeClock
 from tests.chaos.engine.isolated_upstream import wait_for
 from tests.chaos.engine.limits import SLACK_S
+from tests.chaos.engine.outcomes import UNAFFECTED
 from tests.chaos.engine.run import Run
 from tests.chaos.engine.variant import DeploymentVariant, Fault
 from tests.chaos.faults.s3_outages import WITHOUT_BUCKET
 from tests.chaos.faults.s3_steps import (
     S3_STEPS,
-    UNAFFECTED,
     fill_bucket,
     wait_until_bucket_is_used,
     wait_until_published,

@@ -7,9 +7,9 @@ import threading
 
 from tests.chaos.engine.deployment_case import LOCAL_STEPS
 from tests.chaos.engine.isolated_upstream import wait_for
+from tests.chaos.engine.outcomes import UNAFFECTED
 from tests.chaos.engine.run import Run
 from tests.chaos.engine.variant import DeploymentVariant, Fault
-from tests.chaos.faults.s3_steps import UNAFFECTED
 from tests.support.deployment import upstream
 from tests.support.http_client import send_request
 
@@ -106,10 +106,7 @@ def _log_to_a_pipe(run: Run) -> None:
 
 
 def _dropped_lines(run: Run) -> float:
-    text = send_request(run.deployment.address, "/metrics").body.decode()
-    return sum(
-        float(line.split()[1]) for line in text.splitlines() if line.startswith("dockyard_log_lines_dropped_total")
-    )
+    return run.deployment.metric("dockyard_log_lines_dropped_total")
 
 
 def _fill_pipe_and_queue(run: Run) -> None:

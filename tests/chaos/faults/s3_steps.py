@@ -18,7 +18,7 @@ from tests.chaos.engine.deployment_case import (
     request_cold_tag,
 )
 from tests.chaos.engine.isolated_upstream import REPO, IsolatedUpstream, wait_for
-from tests.chaos.engine.outcomes import ObservedResponse, Outcome, error, hit, hit1, new
+from tests.chaos.engine.outcomes import ObservedResponse, Outcome, error
 from tests.chaos.engine.run import Run
 from tests.s3.service.bucket_view import blob_key, manifest_key, tag_key
 from tests.s3.store.proxy import Forward
@@ -129,17 +129,6 @@ S3_STEPS: Mapping[State, Steps] = {
     State.BLOB_CACHED: request_cached_blob,
     State.BLOB_COLD: request_cold_blob,
     State.BLOB_DOWNLOAD: join_download,
-}
-
-
-# The outcomes where the fault must not be noticed: what is cached is a hit, the rest is fetched from the upstream once.
-UNAFFECTED: dict[State, tuple[Outcome, ...]] = {
-    State.TAG_CACHED: (hit1(),),
-    State.TAG_COLD: (new(),),
-    State.MANIFEST: (hit(), new()),
-    State.BLOB_CACHED: (hit(),),
-    State.BLOB_COLD: (new(),),
-    State.BLOB_DOWNLOAD: (new(),),
 }
 
 

@@ -5,10 +5,11 @@ from collections.abc import Callable
 
 from tests.chaos.engine.case import State
 from tests.chaos.engine.isolated_upstream import IsolatedUpstream, wait_for
+from tests.chaos.engine.outcomes import UNAFFECTED
 from tests.chaos.engine.patches import install_patch
 from tests.chaos.engine.run import Run
 from tests.chaos.engine.variant import MIB, DeploymentVariant, Fault, do_nothing
-from tests.chaos.faults.s3_steps import UNAFFECTED, wait_until_published
+from tests.chaos.faults.s3_steps import wait_until_published
 from tests.chaos.faults.s3_variants import ProxyRule, Rule, flip, rule_variant
 from tests.s3.service.bucket_view import blob_key, is_missing
 from tests.s3.service.request_log import object_key
