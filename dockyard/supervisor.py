@@ -5,13 +5,11 @@ Granian, whose version is therefore pinned.
 """
 
 import contextlib
-import errno
 import functools
 import math
 import multiprocessing
 import multiprocessing.util
 import os
-import resource
 import select
 import signal
 import socket
@@ -30,11 +28,16 @@ from granian.server.mp import MPServer, WorkerProcess
 from dockyard import __version__, log, metrics
 from dockyard.config.certificates import KeyPair, KeyPairError
 from dockyard.config.loader import SettingsError
-from dockyard.config.proxies import find_ignored_variables
-from dockyard.config.settings import Settings, StorageSettings
-from dockyard.s3 import make_base_url
-from dockyard.storage.directories import RUN
-from dockyard.storage.keys import blob_root
+from dockyard.config.settings import Settings
+from dockyard.preconditions import (
+    CannotStart,
+    ServerLock,
+    check_bucket_settings,
+    find_listen_address,
+    find_start_warnings,
+    open_run_directory,
+    raise_connection_limit,
+)
 from dockyard.storage.verified_files import VerifiedFiles
 from dockyard.worker import (  # before the fork: workers start at once, and share the code's memory
     DRAINING,
@@ -42,9 +45,8 @@ from dockyard.worker import (  # before the fork: workers start at once, and sha
     create_app,
 )
 from dockyard.workers.certificates import Certificates
-from dockyard.workers.listener import BACKLOG, ListenAddress, find_address, open_listener
+from dockyard.workers.listener import BACKLOG, ListenAddress, open_listener
 from dockyard.workers.processors import count_processors
-from dockyard.workers.shard_lock import AlreadyRunning, Lock
 from dockyard.workers.watchdog import Watchdog, WatchedProcess
 
 CHECK_INTERVAL_S = 0.5
@@ -55,18 +57,9 @@ MAX_RETIRING = 2  # for each worker: reloads while the workers before still fini
 MAX_EARLY_DEATHS_PER_WORKER = 5
 MIN_LIFETIME_S = 2.0
 START_INTERVAL_S = 1.0  # when workers exit right after their start
-MAX_CONNECTIONS = 4096  # per worker; more wait in the backlog of the socket
-WANTED_DESCRIPTORS = 65536
-RESERVED_DESCRIPTORS = 264  # for logs, metrics, peers, open blobs, and idle connections to upstreams
-DESCRIPTORS_PER_CONNECTION = 4  # a client of a download: its socket, the partial file twice, the upstream's socket
-_DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
 GRANIAN_LOGS = {"loggers": {"_granian": {"handlers": [], "propagate": True}}, "handlers": {}, "formatters": {}}
 
 logger = structlog.get_logger()
-
-
-class CannotStart(Exception):
-    """The server cannot start. The message says why and is meant for the operator."""
 
 
 def run(settings: Settings) -> int:
@@ -88,15 +81,11 @@ def _set_up_log(settings: Settings) -> None:
 
 
 def _serve(settings: Settings) -> int:
-    if settings.storage.bucket:
-        try:
-            make_base_url(settings.storage)
-        except ValueError as exc:
-            raise CannotStart(str(exc)) from exc
+    check_bucket_settings(settings.storage)
     workers = settings.server.workers or count_processors()
-    run_directory, lock = _open_run_directory(settings.storage)
+    run_directory, lock = open_run_directory(settings.storage)
     try:
-        address = _find_address(settings.server.host, settings.server.port)
+        address = find_listen_address(settings.server.host, settings.server.port)
         try:
             server = Supervisor(settings, address, workers, run_directory, lock)
         except KeyPairError as exc:
@@ -105,7 +94,8 @@ def _serve(settings: Settings) -> int:
         signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)  # until the workers are started
         with contextlib.suppress(OSError):
             (run_directory / DRAINING).unlink()
-        _log_warnings(settings)
+        for warning in find_start_warnings(settings, os.environ):
+            logger.warning(warning.event, **warning.fields)
         logger.info(
             "Dockyard is starting",
             version=__version__,
@@ -181,59 +171,6 @@ class _Worker:
         metrics.forget_worker(self.pid)
 
 
-class _ServerLock:
-    """The lock on a storage directory, which has one server at a time: on a file in it, and on the directory itself.
-
-    The file cannot be created on a full disk, and may be deleted; not every file system can lock a directory. Raises
-    CannotStart if another server has one of the two, or if neither can be locked.
-    """
-
-    def __init__(self, directory: Path) -> None:
-        self._path = directory / RUN / "server.lock"
-        self._locks: dict[Path, Lock] = {}
-        self._is_taken = False
-        problem: OSError | None = None
-        for path in (self._path, directory):
-            try:
-                self._locks[path] = Lock(path)
-            except AlreadyRunning as exc:
-                self.release()
-                process = f" (process {exc.pid})" if exc.pid else ""
-                what = f"another Dockyard{process} uses {directory}: stop it, or set storage.directory"
-                raise CannotStart(what) from exc
-            except OSError as exc:
-                problem = exc
-        if problem and not self._locks:
-            raise CannotStart(
-                f"storage.directory: cannot lock {directory}: {problem.strerror}; "
-                "set it to a directory on a local disk, or mount the file system with support for locks"
-            ) from problem
-
-    def restore(self) -> None:
-        """Lock the file if it is missing, or was deleted."""
-        held = self._locks.get(self._path)
-        if self._is_taken or (held and held.is_at(self._path)):
-            return
-        try:
-            self._locks[self._path] = Lock(self._path)
-        except AlreadyRunning as exc:
-            self._is_taken = True
-            logger.error(  # noqa: TRY400  for the operator, not a traceback
-                "another server has taken the storage directory, since the lock file was deleted: stop one of the two",
-                pid=exc.pid,
-            )
-        except OSError:  # the directory is missing, or the disk is full: tried again
-            pass
-        else:
-            if held:
-                held.release()
-
-    def release(self) -> None:
-        """Release the lock."""
-        for lock in self._locks.values():
-            lock.release()
-
-
 class Supervisor(MPServer):
     """Granian's multi-process server with Dockyard's settings, reload, certificates, and watchdogs for its workers.
 
@@ -243,7 +180,7 @@ class Supervisor(MPServer):
     """
 
     def __init__(
-        self, settings: Settings, address: ListenAddress, workers: int, run_directory: Path, lock: _ServerLock
+        self, settings: Settings, address: ListenAddress, workers: int, run_directory: Path, lock: ServerLock
     ) -> None:
         server = settings.server
         multiprocessing.set_start_method("fork", force=True)  # certificates and sockets are inherited
@@ -256,7 +193,7 @@ class Supervisor(MPServer):
             loop=Loops.uvloop,
             http=HTTPModes.http1,
             websockets=False,
-            backpressure=_raise_connection_limit(),
+            backpressure=raise_connection_limit(),
             runtime_blocking_threads=16,
             http1_settings=HTTP1Settings(header_read_timeout=10_000),
             log_dictconfig=GRANIAN_LOGS,
@@ -459,79 +396,3 @@ def _stop_signals_blocked() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _open_run_directory(storage: StorageSettings) -> tuple[Path, _ServerLock]:
-    """The run directory of this server, and the lock on the storage directory, which has one server at a time.
-
-    If the storage directory is full or read-only, the run directory is in memory: what is cached can be served.
-    """
-    directory = Path(storage.directory)
-    run_directory = directory / RUN
-    problem: OSError | None = None
-    try:
-        run_directory.mkdir(parents=True, exist_ok=True)
-    except OSError as exc:
-        problem = exc
-        if not directory.is_dir():
-            raise CannotStart(f"storage.directory: cannot write {directory}: {exc.strerror}") from exc
-    lock = _ServerLock(directory)
-    try:
-        (run_directory / "writable").write_bytes(b"1")
-    except OSError as exc:
-        problem = exc
-    if problem is None:
-        return run_directory, lock
-    if problem.errno not in _DISK_FULL and not (directory / blob_root(storage.prefix)).is_dir():
-        lock.release()
-        raise CannotStart(f"storage.directory: cannot write {directory}: {problem.strerror}")
-    run_directory = Path(os.environ[metrics.DIRECTORY_VARIABLE]) / RUN
-    run_directory.mkdir()
-    logger.warning(
-        "cannot write storage.directory: cached content is served, new content is not kept until it can be written",
-        directory=str(directory),
-        error=problem.strerror,
-        run_directory=str(run_directory),
-    )
-    return run_directory, lock
-
-
-def _find_address(host: str, port: int) -> ListenAddress:
-    try:
-        return find_address(host, port)
-    except OSError as exc:
-        what = "is in use by another program" if exc.errno == errno.EADDRINUSE else f"cannot be used: {exc.strerror}"
-        raise CannotStart(f"server.host, server.port: {host or 'all addresses'}:{port} {what}") from exc
-
-
-def _raise_connection_limit() -> int:
-    """Raise the limit of open files, and return how many connections a worker may have under it.
-
-    A worker without free descriptors could not respond to the watchdog and would be killed.
-    """
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft < WANTED_DESCRIPTORS:
-        soft = WANTED_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, WANTED_DESCRIPTORS)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))  # workers inherit it
-    return max(1, min(MAX_CONNECTIONS, (soft - RESERVED_DESCRIPTORS) // DESCRIPTORS_PER_CONNECTION))
-
-
-def _log_warnings(settings: Settings) -> None:
-    """Log settings that are risky or probably not intended."""
-    for warning in settings.warnings:
-        logger.warning(warning)
-    if ignored := find_ignored_variables(settings, os.environ):
-        logger.warning(
-            "proxy variables of the environment are ignored: set `proxy` of the upstreams that are behind a proxy "
-            "(S3 is always reached directly)",
-            variables=ignored,
-        )
-    private = [upstream.prefix for upstream in settings.upstreams if not upstream.is_anonymous]
-    if private:
-        logger.warning(
-            "clients are not authenticated: everyone who reaches this server can pull from upstreams with credentials",
-            upstreams=private,
-        )
-    for upstream in settings.upstreams:
-        if upstream.insecure_skip_verify:
-            logger.warning("the TLS certificate of an upstream is not verified", upstream=upstream.prefix)

@@ -28,7 +28,7 @@ LAYERS = [
     {"s3"},
     {"cache"},
     {"web"},
-    {"worker"},
+    {"worker", "preconditions"},
     {"supervisor", "pull"},
     {"cli"},
     {"__main__"},

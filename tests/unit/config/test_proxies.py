@@ -1,11 +1,10 @@
 """Proxy variables of the environment."""
 
 import pytest
-from structlog.testing import capture_logs
 
-from dockyard import supervisor
 from dockyard.config.loader import load
 from dockyard.config.proxies import VARIABLES, find_ignored_variables
+from dockyard.preconditions import find_start_warnings
 
 PROXY = "http://user:pr0xy-pass@proxy.test:3128"
 BEHIND_PROXY = (
@@ -29,12 +28,10 @@ def test_variables_do_not_matter_when_everything_has_a_proxy(tmp_path, more, fou
     assert find_ignored_variables(load(path, {"HOME": "/nonexistent"}), {"HTTPS_PROXY": PROXY}) == found
 
 
-def test_a_warning_names_the_setting_and_no_password(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_warning_names_the_setting_and_no_password() -> None:
     """At the start."""
-    monkeypatch.setenv("HTTPS_PROXY", PROXY)
-    with capture_logs() as events:
-        supervisor._log_warnings(load(None, {"HOME": "/nonexistent"}))
-    (event,) = [event for event in events if "proxy" in event["event"]]
-    assert "set `proxy` of the upstreams" in event["event"]
-    assert "HTTPS_PROXY" in event["variables"]
-    assert "pr0xy-pass" not in str(events)
+    warnings = list(find_start_warnings(load(None, {"HOME": "/nonexistent"}), {"HTTPS_PROXY": PROXY}))
+    (warning,) = [warning for warning in warnings if "proxy" in warning.event]
+    assert "set `proxy` of the upstreams" in warning.event
+    assert warning.fields == {"variables": ["HTTPS_PROXY"]}
+    assert "pr0xy-pass" not in str(warnings)

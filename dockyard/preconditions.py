@@ -1,0 +1,180 @@
+"""What the server needs before it starts: the storage directory and its lock, an address, open files.
+
+`dockyard server` takes it, and logs what is risky or probably not intended.
+"""
+
+import errno
+import os
+import resource
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import attrs
+import structlog
+
+from dockyard import metrics
+from dockyard.config.proxies import find_ignored_variables
+from dockyard.config.settings import Settings, StorageSettings
+from dockyard.s3 import make_base_url
+from dockyard.storage.directories import RUN
+from dockyard.storage.keys import blob_root
+from dockyard.workers.listener import ListenAddress, find_address
+from dockyard.workers.shard_lock import AlreadyRunning, Lock
+
+MAX_CONNECTIONS = 4096  # per worker; more wait in the backlog of the socket
+WANTED_DESCRIPTORS = 65536
+RESERVED_DESCRIPTORS = 264  # for logs, metrics, peers, open blobs, and idle connections to upstreams
+DESCRIPTORS_PER_CONNECTION = 4  # a client of a download: its socket, the partial file twice, the upstream's socket
+_DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
+
+logger = structlog.get_logger()
+
+
+class CannotStart(Exception):
+    """The server cannot start. The message says why and is meant for the operator."""
+
+
+@attrs.frozen
+class StartWarning:
+    """Something that is risky or probably not intended, as an event with its fields for the log."""
+
+    event: str
+    fields: Mapping[str, object] = attrs.field(factory=dict)
+
+
+def find_start_warnings(settings: Settings, environ: Mapping[str, str]) -> Iterator[StartWarning]:
+    """Yield what is risky or probably not intended in the settings and the environment."""
+    yield from map(StartWarning, settings.warnings)
+    if ignored := find_ignored_variables(settings, environ):
+        yield StartWarning(
+            "proxy variables of the environment are ignored: set `proxy` of the upstreams that are behind a proxy "
+            "(S3 is always reached directly)",
+            {"variables": ignored},
+        )
+    private = [upstream.prefix for upstream in settings.upstreams if not upstream.is_anonymous]
+    if private:
+        yield StartWarning(
+            "clients are not authenticated: everyone who reaches this server can pull from upstreams with credentials",
+            {"upstreams": private},
+        )
+    for upstream in settings.upstreams:
+        if upstream.insecure_skip_verify:
+            yield StartWarning("the TLS certificate of an upstream is not verified", {"upstream": upstream.prefix})
+
+
+def check_bucket_settings(storage: StorageSettings) -> None:
+    """Raise CannotStart if there can be no URL for the bucket."""
+    if storage.bucket:
+        try:
+            make_base_url(storage)
+        except ValueError as exc:
+            raise CannotStart(str(exc)) from exc
+
+
+class ServerLock:
+    """The lock on a storage directory, which has one server at a time: on a file in it, and on the directory itself.
+
+    The file cannot be created on a full disk, and may be deleted; not every file system can lock a directory. Raises
+    CannotStart if another server has one of the two, or if neither can be locked.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._path = directory / RUN / "server.lock"
+        self._locks: dict[Path, Lock] = {}
+        self._is_taken = False
+        problem: OSError | None = None
+        for path in (self._path, directory):
+            try:
+                self._locks[path] = Lock(path)
+            except AlreadyRunning as exc:
+                self.release()
+                process = f" (process {exc.pid})" if exc.pid else ""
+                what = f"another Dockyard{process} uses {directory}: stop it, or set storage.directory"
+                raise CannotStart(what) from exc
+            except OSError as exc:
+                problem = exc
+        if problem and not self._locks:
+            raise CannotStart(
+                f"storage.directory: cannot lock {directory}: {problem.strerror}; "
+                "set it to a directory on a local disk, or mount the file system with support for locks"
+            ) from problem
+
+    def restore(self) -> None:
+        """Lock the file if it is missing, or was deleted."""
+        held = self._locks.get(self._path)
+        if self._is_taken or (held and held.is_at(self._path)):
+            return
+        try:
+            self._locks[self._path] = Lock(self._path)
+        except AlreadyRunning as exc:
+            self._is_taken = True
+            logger.error(  # noqa: TRY400  for the operator, not a traceback
+                "another server has taken the storage directory, since the lock file was deleted: stop one of the two",
+                pid=exc.pid,
+            )
+        except OSError:  # the directory is missing, or the disk is full: tried again
+            pass
+        else:
+            if held:
+                held.release()
+
+    def release(self) -> None:
+        """Release the lock."""
+        for lock in self._locks.values():
+            lock.release()
+
+
+def open_run_directory(storage: StorageSettings) -> tuple[Path, ServerLock]:
+    """The run directory of this server, and the lock on the storage directory, which has one server at a time.
+
+    If the storage directory is full or read-only, the run directory is in memory: what is cached can be served.
+    """
+    directory = Path(storage.directory)
+    run_directory = directory / RUN
+    problem: OSError | None = None
+    try:
+        run_directory.mkdir(parents=True, exist_ok=True)
+    except OSError as exc:
+        problem = exc
+        if not directory.is_dir():
+            raise CannotStart(f"storage.directory: cannot write {directory}: {exc.strerror}") from exc
+    lock = ServerLock(directory)
+    try:
+        (run_directory / "writable").write_bytes(b"1")
+    except OSError as exc:
+        problem = exc
+    if problem is None:
+        return run_directory, lock
+    if problem.errno not in _DISK_FULL and not (directory / blob_root(storage.prefix)).is_dir():
+        lock.release()
+        raise CannotStart(f"storage.directory: cannot write {directory}: {problem.strerror}")
+    run_directory = Path(os.environ[metrics.DIRECTORY_VARIABLE]) / RUN
+    run_directory.mkdir()
+    logger.warning(
+        "cannot write storage.directory: cached content is served, new content is not kept until it can be written",
+        directory=str(directory),
+        error=problem.strerror,
+        run_directory=str(run_directory),
+    )
+    return run_directory, lock
+
+
+def find_listen_address(host: str, port: int) -> ListenAddress:
+    """Return the address to listen on. Raises CannotStart."""
+    try:
+        return find_address(host, port)
+    except OSError as exc:
+        what = "is in use by another program" if exc.errno == errno.EADDRINUSE else f"cannot be used: {exc.strerror}"
+        raise CannotStart(f"server.host, server.port: {host or 'all addresses'}:{port} {what}") from exc
+
+
+def raise_connection_limit() -> int:
+    """Raise the limit of open files, and return how many connections a worker may have under it.
+
+    A worker without free descriptors could not respond to the watchdog and would be killed.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < WANTED_DESCRIPTORS:
+        soft = WANTED_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, WANTED_DESCRIPTORS)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))  # workers inherit it
+    return max(1, min(MAX_CONNECTIONS, (soft - RESERVED_DESCRIPTORS) // DESCRIPTORS_PER_CONNECTION))
