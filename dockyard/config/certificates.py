@@ -10,6 +10,8 @@ from pathlib import Path
 
 import attrs
 
+from dockyard.config.access import explain
+
 MAX_PEM_BYTES = 2**20
 
 _DELIMITER = re.compile(rb"-----(BEGIN|END) [A-Z0-9 ]+-----")
@@ -45,7 +47,7 @@ def check_readable(path: str) -> None:
         with Path(path).open("rb") as file:
             file.read(1)
     except OSError as exc:
-        raise ValueError(f"cannot be read: {exc.strerror}") from exc
+        raise ValueError(f"cannot be read: {explain(exc, Path(path))}") from exc
 
 
 def check_authorities(path: str) -> None:
@@ -86,7 +88,7 @@ def _read(key: str, path: str) -> bytes:
                 raise KeyPairError(key, path, "must be a regular file")
             data = file.read(MAX_PEM_BYTES + 1)
     except OSError as exc:
-        raise KeyPairError(key, path, f"cannot be read: {exc.strerror}") from exc
+        raise KeyPairError(key, path, f"cannot be read: {explain(exc, Path(path))}") from exc
     if len(data) > MAX_PEM_BYTES:
         raise KeyPairError(key, path, f"is larger than {MAX_PEM_BYTES} bytes")
     return data

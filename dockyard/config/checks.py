@@ -1,19 +1,35 @@
 """Rules for settings beyond the type of each value: ranges, values that depend on each other, files that must exist."""
 
+import errno
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import get_args
 
+from dockyard.config.access import explain
 from dockyard.config.certificates import KeyPairError, check_authorities, check_readable, read_key_pair
-from dockyard.config.hosts import check_proxy, parse_authority, parse_host, parse_registry
+from dockyard.config.hosts import (
+    check_endpoint,
+    check_listen_host,
+    check_proxy,
+    is_aws,
+    parse_authority,
+    parse_registry,
+)
 from dockyard.config.settings import DAY_S, Auth, LoggerSettings, ServerSettings, Settings, StorageSettings, Upstream
 from dockyard.config.types import AuthType
 from dockyard.errors import NameInvalid
 from dockyard.oci.reference import Name
 
 MAX_WORKERS = 1024
+MIN_USUAL_BYTES = 1024 * 1024
+
+_BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:-]{1,61}[A-Za-z0-9]")
+_REGION = re.compile(r"[A-Za-z0-9]([A-Za-z0-9_-]{0,61}[A-Za-z0-9])?")
+_AWS_REGION = re.compile(r"[a-z]{2,5}(?:-[a-z]+)+-[0-9]{1,2}")
+_AWS_HOST = re.compile(rf"s3[.-](?:dualstack\.)?({_AWS_REGION.pattern})\.amazonaws\.com")
+_AWS_ZONE = re.compile(rf"({_AWS_REGION.pattern})[a-z]")
 
 
 def find_errors(settings: Settings) -> Iterator[tuple[str, str]]:
@@ -23,6 +39,7 @@ def find_errors(settings: Settings) -> Iterator[tuple[str, str]]:
     prefix = settings.storage.prefix
     if prefix and {"", ".", ".."}.intersection(prefix.removesuffix("/").split("/")):
         yield "storage.prefix", "must be a path such as cache/, without a leading / and without . or .. in it"
+    yield from _bucket_errors(settings.storage)
     yield from _key_errors(settings.storage)
     for name in ("check_timeout", "connect_timeout", "stall_timeout"):
         if getattr(settings.upstream, name) > DAY_S:
@@ -45,6 +62,15 @@ def find_errors(settings: Settings) -> Iterator[tuple[str, str]]:
 
 def find_warnings(settings: Settings, raw_values: Mapping[str, str]) -> Iterator[str]:
     """Yield what is allowed but probably not intended. `raw_values` are the values as they are written, by key."""
+    if settings.storage.endpoint and not settings.storage.bucket:
+        yield "storage.endpoint: has no effect without storage.bucket: no bucket is used"
+    host = _AWS_HOST.match(settings.storage.endpoint.lower())
+    if settings.storage.bucket and host and host[1] != settings.storage.region:
+        yield f"storage.region: is {settings.storage.region}, but storage.endpoint is in {host[1]}: set it to {host[1]}"
+    for name in ("max_size", "scrub_rate"):
+        key, size = f"storage.{name}", getattr(settings.storage, name)
+        if 0 < size < MIN_USUAL_BYTES and raw_values.get(key, "").strip().isdigit():
+            yield f"{key}: a size without a unit is in bytes, so this is {size} bytes; write {size}GiB or {size}MiB"
     for index, upstream in enumerate(settings.upstreams):
         first = upstream.prefix.partition("/")[0]
         if "." not in first and first != "localhost":
@@ -65,23 +91,27 @@ def _logger_errors(logger: LoggerSettings) -> Iterator[tuple[str, str]]:
     if logger.stream is not None:
         return
     file = Path(logger.output)
-    if not logger.output or not file.parent.is_dir() or file.is_dir():
-        yield "logger.output", "must be stderr, stdout, or a file in an existing directory"
+    what = "must be stderr, stdout, or a file in an existing directory"
+    if not logger.output or file.is_dir():
+        yield "logger.output", what
+    elif not file.parent.is_dir():
+        yield "logger.output", f"{what}: there is no directory {file.parent}"
     elif file.is_socket():
         yield "logger.output", "must be a file, not a socket"
     elif not os.access(file if file.exists() else file.parent, os.W_OK):
-        yield "logger.output", "must be a writable file"
+        denied = PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        yield "logger.output", f"must be a writable file: {explain(denied, file, is_writing=True)}"
 
 
 def _server_errors(server: ServerSettings) -> Iterator[tuple[str, str]]:
     if not 1 <= server.port <= 65535:
         yield "server.port", "must be from 1 to 65535"
-    if server.workers > MAX_WORKERS:
-        yield "server.workers", f"must be from 0 to {MAX_WORKERS}"
+    if not 0 <= server.workers <= MAX_WORKERS:
+        yield "server.workers", f"must be from 0 to {MAX_WORKERS}; 0 means one for each processor"
     if server.drain_timeout > DAY_S:
         yield "server.drain_timeout", "must be 24h or less"
     if server.host:
-        yield from _check("server.host", parse_host, server.host)
+        yield from _check("server.host", check_listen_host, server.host)
     if any(not path.startswith("/") for path in server.log.ignore_paths):
         yield "server.log.ignore_paths", "must be paths that begin with /"
     if server.tls:
@@ -101,6 +131,31 @@ def _tls_errors(certfile: str, keyfile: str) -> Iterator[tuple[str, str]]:
         yield exc.key, str(exc)
 
 
+def _bucket_errors(storage: StorageSettings) -> Iterator[tuple[str, str]]:
+    if storage.endpoint:
+        yield from _check("storage.endpoint", check_endpoint, storage.endpoint)
+    if not storage.bucket:
+        return
+    if not _BUCKET.fullmatch(storage.bucket):
+        hint = ""
+        if "/" in storage.bucket:
+            hint = "; write the name only: the host is set by storage.endpoint, the path in it by storage.prefix"
+        yield (
+            "storage.bucket",
+            f"must be the name of a bucket: 3 to 63 letters, digits, dots and hyphens, such as dockyard-cache{hint}",
+        )
+    elif storage.endpoint.startswith(f"{storage.bucket}.s3") and is_aws(storage.endpoint):
+        yield "storage.endpoint", "must not begin with the name of the bucket, which is put before it"
+    region, example = storage.region, "such as eu-central-1"
+    if zone := _AWS_ZONE.fullmatch(region):
+        yield "storage.region", f"is an availability zone, not a region: write {zone[1]}"
+    elif is_aws(storage.endpoint) and not _AWS_REGION.fullmatch(region):
+        lower = f": write {region.lower()}" if _AWS_REGION.fullmatch(region.lower()) else ""
+        yield "storage.region", f"must be a region of AWS, {example}{lower}"
+    elif not _REGION.fullmatch(region):
+        yield "storage.region", f"must be the name of a region, {example} or auto"
+
+
 def _key_errors(storage: StorageSettings) -> Iterator[tuple[str, str]]:
     """Without this, half a pair would be replaced by the credentials of somebody else from the environment."""
     hint = "set both keys, or none to use the AWS credential chain"
@@ -111,10 +166,10 @@ def _key_errors(storage: StorageSettings) -> Iterator[tuple[str, str]]:
 
 
 def _upstream_errors(key: str, upstream: Upstream) -> Iterator[tuple[str, str]]:
-    try:
-        Name.parse(upstream.prefix)
-    except NameInvalid:
-        yield f"{key}.prefix", "must be a lower-case name such as ghcr.io or ghcr.io/my-org, without a port"
+    if not _is_name(upstream.prefix):
+        lower = upstream.prefix.lower()
+        hint = f": write {lower}" if _is_name(lower) else ""
+        yield f"{key}.prefix", f"must be a lower-case name such as ghcr.io or ghcr.io/my-org, without a port{hint}"
     yield from _check(f"{key}.registry", parse_registry, upstream.registry)
     yield from _auth_errors(f"{key}.auth", upstream.auth)
     if upstream.ca_file:
@@ -123,6 +178,14 @@ def _upstream_errors(key: str, upstream: Upstream) -> Iterator[tuple[str, str]]:
         yield from _check(f"{key}.proxy", check_proxy, upstream.proxy)
     for host in upstream.trusted_hosts:
         yield from _check(f"{key}.trusted_hosts", parse_authority, host)
+
+
+def _is_name(text: str) -> bool:
+    try:
+        Name.parse(text)
+    except NameInvalid:
+        return False
+    return True
 
 
 def _auth_errors(key: str, auth: Auth) -> Iterator[tuple[str, str]]:

@@ -55,6 +55,57 @@ def parse_authority(text: str) -> tuple[str, int | None]:
     return host, port
 
 
+def check_listen_host(text: str) -> None:
+    """Raise ValueError unless the text is a host name or an address, without brackets and without a port."""
+    try:
+        parse_host(text)
+    except ValueError as exc:
+        raise ValueError(f"{exc}{_listen_hint(text)}") from exc
+
+
+def _listen_hint(text: str) -> str:
+    if "://" in text:
+        return ", without a scheme: write the host only; server.tls: true serves HTTPS"
+    if text == "*":
+        return "; leave it empty to listen on all addresses"
+    if text != text.strip():
+        return ", without spaces"
+    try:
+        host, port = parse_authority(text)
+    except ValueError:
+        return ""
+    return f", without a port: write {host}, and set server.port to {port}" if port else f": write {host}"
+
+
+def is_aws(endpoint: str) -> bool:
+    """Whether an S3 endpoint is that of AWS; an empty one is."""
+    host = endpoint.partition(":")[0].lower()
+    return not host or host.endswith((".amazonaws.com", ".amazonaws.com.cn"))
+
+
+def check_endpoint(text: str) -> None:
+    """Raise ValueError unless the text is an S3 endpoint, `host[:port]`."""
+    scheme, separator, rest = text.rpartition("://")
+    authority, slash, path = rest.partition("/")
+    host = authority.rpartition("@")[2]
+    try:
+        parse_authority(host)
+    except ValueError as exc:
+        raise ValueError(f"{exc}, such as s3.example.com or minio:9000") from exc
+    wrong = []
+    if separator:
+        use_ssl = str(scheme.lower() != "http").lower()
+        wrong.append(f"without a scheme: write {host}, and set storage.use_ssl: {use_ssl}")
+    if "@" in authority:
+        wrong.append("without user and password: set storage.access_key and storage.secret_key")
+    if path:
+        wrong.append("without a path: the bucket is set by storage.bucket, the path in it by storage.prefix")
+    elif slash and not separator:
+        wrong.append(f"without the / at the end: write {host}")
+    if wrong:
+        raise ValueError(f"must be host or host:port, {'; '.join(wrong)}")
+
+
 def parse_registry(text: str) -> tuple[Origin, str]:
     """Parse `[scheme://]host[:port][/path]` to an origin, and the path that is put before the repository.
 

@@ -7,8 +7,11 @@ import attrs
 
 from dockyard.config.checks import find_errors, find_warnings
 from dockyard.config.reader import SettingsReader, to_yaml
-from dockyard.config.settings import Settings, Upstream, aws_region, user_cache_directory
+from dockyard.config.settings import AWS_REGION_VARIABLES, Settings, Upstream, aws_region, user_cache_directory
 from dockyard.config.types import Secret, converter
+
+# The variables of the options of the command line.
+COMMAND_VARIABLES = ("DOCKYARD_CONFIG", "DOCKYARD_URL")
 
 
 class SettingsError(Exception):
@@ -28,13 +31,14 @@ def load(path: Path | None, environ: Mapping[str, str]) -> Settings:
         settings = attrs.evolve(settings, storage=storage)
     if "storage.region" not in reader.locations or not settings.storage.region:
         settings = attrs.evolve(settings, storage=attrs.evolve(settings.storage, region=aws_region(environ)))
+        reader.locate("storage.region", next((name for name in AWS_REGION_VARIABLES if environ.get(name)), ""))
     settings = attrs.evolve(settings, upstreams=_mark_default(settings.upstreams, reader.locations))
     for key, message in find_errors(settings):
         reader.add_error(key, message)
     if reader.errors:
         raise SettingsError(reader.errors)
-    warnings = find_warnings(settings, reader.raw_values)
-    return attrs.evolve(settings, warnings=(*reader.warnings, *warnings))
+    unknown = reader.find_unknown_variables("DOCKYARD_", COMMAND_VARIABLES)
+    return attrs.evolve(settings, warnings=(*reader.warnings, *unknown, *find_warnings(settings, reader.raw_values)))
 
 
 def show(settings: Settings) -> str:

@@ -9,14 +9,17 @@ value as it is written, never what `${VAR}` stands for, and never a secret.
 """
 
 import difflib
+import errno
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Generic, TypeVar, get_args, get_origin
 
 import attrs
 import yaml
+
+from dockyard.config.access import explain
 
 MAX_FILE_BYTES = 2**20
 MAX_QUOTED_CHARS = 80
@@ -28,6 +31,27 @@ DEFAULT_TEXT = "default_text"
 """Key in the metadata of a field whose default depends on the environment: how the reference describes it."""
 
 Tree = TypeVar("Tree")
+
+_FILE_HINTS = {
+    errno.ENOENT: "; name a YAML file that exists, or none for the defaults",
+    errno.EISDIR: "; name a file in it, such as config.yaml",
+}
+_YAML_HINTS = (
+    ("'\\t'", "indent with spaces, not with tabs"),
+    ("cannot start any token", "put quotes around a value that begins with this character"),
+    ("end of stream", "a quote is not closed"),
+    ("flow sequence", "a bracket [ is not closed"),
+    ("flow mapping", "a brace { is not closed"),
+    ("node content", "a value is missing, or a bracket is not closed"),
+    ("another document", "the file must be one document, without --- between its parts"),
+    ("mapping values are not allowed", "put quotes around a value that contains ': ', or correct the indentation"),
+    ("could not find expected ':'", "write 'key: value', with a space after the colon"),
+    ("block end", "keys of one section must have the same indentation"),
+)
+_KUBERNETES_VARIABLE = re.compile(
+    r".+(_SERVICE_HOST|_SERVICE_PORT|_SERVICE_PORT_.+|_PORT_[0-9]+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)"
+)
+_KUBERNETES_URLS = ("tcp://", "udp://", "sctp://")
 
 _VARIABLE = re.compile(r"\$\{([^}]+)\}")
 _UNPRINTABLE = re.compile("[\\x00-\\x1f\\x7f-\\x9f\\ud800-\\udfff]")
@@ -53,6 +77,7 @@ class SettingsReader(Generic[Tree]):
     """By key or section: where it is set, as `config.yaml:12` or `env SERVER_PORT`."""
     _keys_with_error: set[str] = attrs.field(factory=set)
     _keys_with_unset_variable: set[str] = attrs.field(factory=set)
+    _referenced: set[str] = attrs.field(factory=set)
     _file: str = ""
 
     def read(self, path: Path | None) -> Tree:
@@ -64,6 +89,9 @@ class SettingsReader(Generic[Tree]):
                 node = _compose(path)
             except ValueError as exc:
                 self.errors.append(str(exc))
+            else:
+                if node is None or (_is_null(node) and not node.value):
+                    self.warnings.append(f"{path}: has no settings in it; the defaults and the environment are used")
         tree: Tree = self._read_section(self.root, node, "", in_list=False)
         return tree
 
@@ -75,9 +103,14 @@ class SettingsReader(Generic[Tree]):
         raw = self.raw_values.get(key, "")
         quoted = f" = {_quote(raw)}" if raw and "@" not in raw else ""  # may be user:password@host
         location = next((self.locations[above] for above in _key_and_parents(key) if above in self.locations), "")
-        subject = f"{key}{quoted}: " if key else ""
+        subject = f"{_printable(key)}{quoted}: " if key else ""
         hint = "; it refers to a variable that is not set" if key in self._keys_with_unset_variable else ""
         self.errors.append(f"{subject}{message}{hint}" + (f" ({location})" if location else ""))
+
+    def locate(self, key: str, variable: str) -> None:
+        """Record that a key without a value of its own got that of a variable that other programs use."""
+        if variable:
+            self._record(str, key, f"env {variable}", self.environ[variable])
 
     def _read_section(self, cls: type[Any], node: yaml.Node | None, key: str, *, in_list: bool) -> Any:
         fields = fields_of(cls)
@@ -94,7 +127,9 @@ class SettingsReader(Generic[Tree]):
             elif (given := self._read_value(field, child, path, in_list=in_list)) is not None:
                 self._parse_into(values, field, path, given)
             if field.default is attrs.NOTHING and field.name not in values:
-                self.add_error(path, "is required")
+                if key not in self._keys_with_error:  # else nothing of the section can be read
+                    self.add_error(path, "is required")
+                self._keys_with_error.add(path)
                 values[field.name] = ""
         return cls(**values)
 
@@ -104,7 +139,7 @@ class SettingsReader(Generic[Tree]):
     def _read_sections(self, cls: type[Any], node: yaml.Node, key: str) -> tuple[Any, ...]:
         self.locations[key] = self._location(node)
         if not isinstance(node, yaml.SequenceNode):
-            self.add_error(key, "must be a list")
+            self.add_error(key, "must be a list: begin each element with '- ', as in '- prefix: ghcr.io'")
             return ()
         return tuple(
             self._read_section(cls, child, f"{key}[{index}]", in_list=True) for index, child in enumerate(node.value)
@@ -112,12 +147,13 @@ class SettingsReader(Generic[Tree]):
 
     def _parse_into(self, values: dict[str, Any], field: Any, key: str, given: str | list[str]) -> None:
         if any(_UNPRINTABLE.search(text) for text in ([given] if isinstance(given, str) else given)):
-            self.add_error(key, "contains a line break, a control character or broken UTF-8")
+            self.add_error(key, f"contains a line break, a control character or broken UTF-8{_line_break_hint(given)}")
             return
         try:
             values[field.name] = self.structure(given, field.type)
         except ValueError as exc:
-            self.add_error(key, f"{exc}{_kubernetes_hint(self.locations[key], given)}")
+            example = f", such as {field.default}" if field.type is int else ""
+            self.add_error(key, f"{exc}{example}{_kubernetes_hint(self.locations[key], given)}")
 
     def _read_value(self, field: Any, node: yaml.Node | None, key: str, *, in_list: bool) -> str | list[str] | None:
         """Return the text of one key, from the environment or else the file; None when neither has it.
@@ -145,7 +181,12 @@ class SettingsReader(Generic[Tree]):
                 self._record(kind, key, self._location(node), ", ".join(item.value for item in node.value))
                 return [self._expand(item, key) for item in node.value]
         self.locations[key] = self._location(node)
-        self.add_error(key, "must be a list of single values" if kind == tuple[str, ...] else "must be a single value")
+        example = (
+            "a list of single values, such as [a, b]"
+            if kind == tuple[str, ...]
+            else f"a single value, such as {field.name}: ..."
+        )
+        self.add_error(key, f"must be {example}")
         return None
 
     def _may_be_empty(self, field: Any) -> bool:
@@ -162,6 +203,7 @@ class SettingsReader(Generic[Tree]):
         if node.tag.startswith("!"):
             self.add_error(key, "is read as a YAML tag; put quotes around a value that begins with !")
         text = str(node.value)
+        self._referenced.update(_VARIABLE.findall(text))
         if any(name not in self.environ for name in _VARIABLE.findall(text)):
             self._keys_with_unset_variable.add(key)
             self.warnings.append(
@@ -178,7 +220,7 @@ class SettingsReader(Generic[Tree]):
         if _is_null(node):
             return {}
         if not isinstance(node, yaml.MappingNode):
-            self.add_error(key, f"{'' if key else 'the file '}must be a mapping of keys to values")
+            self.add_error(key, _describe_mapping(node, key, known))
             return {}
         entries: dict[str, yaml.Node] = {}
         lines: dict[str, int] = {}
@@ -218,6 +260,25 @@ class SettingsReader(Generic[Tree]):
             else:
                 yield key
 
+    def find_unknown_variables(self, prefix: str, others: Collection[str]) -> Iterator[str]:
+        """Yield a warning for each variable with this prefix that sets nothing; `others` are known otherwise.
+
+        Those that the file refers to are known, and so are those that Kubernetes sets for a service.
+        """
+        keys = [key for key in self._all_keys(self.root) if "[" not in key]
+        known = [variable for key in keys for variable in environment_variables(key) if variable.startswith(prefix)]
+        for name, value in self.environ.items():
+            is_ours = name.upper().startswith(prefix) and name not in {*known, *others, *self._referenced}
+            if not is_ours or _is_of_kubernetes_service(name, value):
+                continue
+            same_end = [variable for variable in known if variable.endswith(name.upper().removeprefix(prefix[:-1]))]
+            nearest = same_end or difflib.get_close_matches(name.upper(), [*known, *others], 1, 0.7)
+            if name.upper().startswith(f"{prefix}UPSTREAMS"):
+                hint = "; upstreams are set in the file only, where a value may be ${NAME}"
+            else:
+                hint = f"; did you mean {nearest[0]}?" if nearest else ""
+            yield f"the environment variable {name} is unknown and has no effect{hint}"
+
     def _location(self, node: yaml.Node) -> str:
         return f"{self._file}:{node.start_mark.line + 1}"
 
@@ -250,19 +311,22 @@ def _compose(path: Path) -> yaml.Node | None:
         with path.open("rb") as file:
             data = file.read(MAX_FILE_BYTES + 1)
     except OSError as exc:
-        raise ValueError(f"{path}: cannot be read: {exc.strerror}") from exc
+        hint = _FILE_HINTS.get(exc.errno or 0, "")
+        raise ValueError(f"{path}: cannot be read: {explain(exc, path)}{hint}") from exc
     if len(data) > MAX_FILE_BYTES:
-        raise ValueError(f"{path}: is larger than {MAX_FILE_BYTES} bytes")
+        raise ValueError(f"{path}: is larger than {MAX_FILE_BYTES} bytes: this is not a file with settings")
     try:
         text = data.decode("utf-8-sig")
         return yaml.compose(text, Loader=yaml.SafeLoader)
     except UnicodeDecodeError as exc:
         line = data.count(b"\n", 0, exc.start) + 1
-        raise ValueError(f"{path}:{line}: is not UTF-8 text") from exc
+        raise ValueError(f"{path}:{line}: is not UTF-8 text{_encoding_hint(data)}") from exc
     except yaml.reader.ReaderError as exc:
         line = text.count("\n", 0, exc.position) + 1
         character = f"U+{int(exc.character):04X}"
-        raise ValueError(f"{path}:{line}: contains a character that is not allowed in YAML, {character}") from exc
+        raise ValueError(
+            f"{path}:{line}: contains a character that is not allowed in YAML, {character}{_encoding_hint(data)}"
+        ) from exc
     except yaml.MarkedYAMLError as exc:
         mark = exc.problem_mark or exc.context_mark
         line = mark.line + 1 if mark else 1
@@ -271,12 +335,29 @@ def _compose(path: Path) -> yaml.Node | None:
         raise ValueError(f"{path}: is nested too deeply") from exc
 
 
+def _encoding_hint(data: bytes) -> str:
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")) or data[0:4:2] == b"\0\0" or data[1:4:2] == b"\0\0":
+        return "; it looks like UTF-16: save it as UTF-8"
+    return "; it is a binary file, not YAML" if b"\0" in data else "; save it as UTF-8"
+
+
 def _describe(exc: yaml.MarkedYAMLError) -> str:
-    """The message of the YAML parser, unless it repeats text of the file, which may be a password."""
+    """The message of the YAML parser with a hint, unless it repeats text of the file, which may be a password."""
     problem = exc.problem or exc.context or "syntax error"
     if "alias" in problem or "anchor" in problem or "tag" in problem:
         return "put quotes around a value that begins with *, & or !"
-    return problem
+    return problem + next((f"; {hint}" for part, hint in _YAML_HINTS if part in f"{exc.context} {problem}"), "")
+
+
+def _describe_mapping(node: yaml.Node, key: str, known: list[str]) -> str:
+    """What is wrong with a section that is not a mapping, without its text."""
+    example = f"{known[0]}: ..." if key else "server: {port: 5000}"
+    subject = "" if key else "the file "
+    if isinstance(node, yaml.SequenceNode):
+        return f"{subject}must be a mapping of keys to values, such as '{example}', not a list: remove the '- '"
+    is_unspaced = re.match(r"[a-z_]+:\S", str(node.value)) is not None
+    hint = "; write a space after the colon" if is_unspaced else ""
+    return f"{subject}must be a mapping of keys to values, such as '{example}'{hint}"
 
 
 def _is_null(node: yaml.Node) -> bool:
@@ -292,17 +373,38 @@ def _key_and_parents(key: str) -> Iterator[str]:
 
 
 def _quote(raw: str) -> str:
-    cut = raw if len(raw) <= MAX_QUOTED_CHARS else f"{raw[:MAX_QUOTED_CHARS]}..."
+    cut = _shorten(raw)
     return json.dumps(cut, ensure_ascii=False) if cut.isprintable() else json.dumps(cut)
+
+
+def _printable(key: str) -> str:
+    """A key, which in a file of another kind may be anything."""
+    return _shorten(key) if key.isprintable() else json.dumps(_shorten(key))
+
+
+def _shorten(text: str) -> str:
+    return text if len(text) <= MAX_QUOTED_CHARS else f"{text[:MAX_QUOTED_CHARS]}..."
 
 
 def _kubernetes_hint(location: str, given: str | list[str]) -> str:
     """The remedy when Kubernetes has set the variable: a service `server` sets SERVER_PORT=tcp://... in all pods."""
     variable = location.removeprefix("env ")
-    if variable == location or not str(given).startswith(("tcp://", "udp://")):
+    if variable == location or not str(given).startswith(_KUBERNETES_URLS):
         return ""
     service = variable.removesuffix("_PORT").lower().replace("_", "-")
     remedy = "set enableServiceLinks: false in the pod, or set the variable in the pod spec"
     if not variable.startswith("DOCKYARD_"):
         remedy = f"set DOCKYARD_{variable}, which takes precedence, or enableServiceLinks: false in the pod"
     return f'; Kubernetes sets this variable for a service called "{service}": {remedy}'
+
+
+def _is_of_kubernetes_service(name: str, value: str) -> bool:
+    """Whether Kubernetes sets this variable in all pods for a service, such as DOCKYARD_PORT for `dockyard`."""
+    is_url = name.endswith("_PORT") and value.startswith(_KUBERNETES_URLS)
+    return is_url or _KUBERNETES_VARIABLE.fullmatch(name) is not None
+
+
+def _line_break_hint(given: str | list[str]) -> str:
+    """How to avoid the line break that a shell adds to the end of a secret."""
+    is_last = isinstance(given, str) and _UNPRINTABLE.search(given.rstrip("\r\n")) is None
+    return ": it ends with a line break; write it without one (printf instead of echo)" if is_last else ""

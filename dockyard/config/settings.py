@@ -27,6 +27,7 @@ _STREAMS = {
 }
 MIN_RESPONSE_TIMEOUT_S = 10.0
 DEFAULT_REGION = "us-east-1"
+AWS_REGION_VARIABLES = ("AWS_REGION", "AWS_DEFAULT_REGION")
 
 
 @attrs.frozen
@@ -103,7 +104,7 @@ def user_cache_directory(environ: Mapping[str, str]) -> Path:
 
 def aws_region(environ: Mapping[str, str]) -> str:
     """The region when `storage.region` is not set: of the variables that the AWS tools read, else the default."""
-    return environ.get("AWS_REGION") or environ.get("AWS_DEFAULT_REGION") or DEFAULT_REGION
+    return next(filter(None, map(environ.get, AWS_REGION_VARIABLES)), DEFAULT_REGION)
 
 
 @attrs.frozen

@@ -4,6 +4,7 @@
 which are formatted as `***`.
 """
 
+import difflib
 import functools
 import re
 from collections.abc import Callable
@@ -72,7 +73,7 @@ def _register(hooks: cattrs.Converter, kind: Any, parse: Callable[[Any], Any], f
 
 
 def _parse_int(text: str) -> int:
-    if not re.fullmatch(r"[0-9]{1,9}", text):
+    if not re.fullmatch(r"-?[0-9]{1,9}", text):
         raise ValueError("must be a whole number")
     return int(text)
 
@@ -103,7 +104,8 @@ def _parse_list(given: str | list[str]) -> tuple[str, ...]:
 def _parse_choice(choices: tuple[str, ...], text: str) -> str:
     choice = text.strip().lower()
     if choice not in choices:
-        raise ValueError(f"must be one of {', '.join(choices)}")
+        nearest = difflib.get_close_matches(choice, choices, 1)
+        raise ValueError(f"must be one of {', '.join(choices)}" + (f"; did you mean {nearest[0]}?" if nearest else ""))
     return choice
 
 

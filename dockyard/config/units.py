@@ -28,6 +28,16 @@ _NUMBER = r"(?:[0-9]{1,18}(?:\.[0-9]{0,9})?|\.[0-9]{1,9})"
 _DURATION_PART = re.compile(rf"({_NUMBER})(h|ms|m|us|\u00b5s|\u03bcs|ns|s)")
 _DURATION = re.compile(rf"(?:{_DURATION_PART.pattern}){{1,8}}")
 _SIZE = re.compile(rf"({_NUMBER}) ?([A-Za-z]{{0,3}})")
+_OTHER_UNIT = re.compile(rf"({_NUMBER}) ?([A-Za-z]{{1,12}})")
+# Units that are written by mistake, as a multiple of one that exists.
+_OTHER_DURATIONS = {
+    **dict.fromkeys(("w", "week", "weeks"), (168, "h")),
+    **dict.fromkeys(("d", "day", "days"), (24, "h")),
+    **dict.fromkeys(("h", "hr", "hrs", "hour", "hours"), (1, "h")),
+    **dict.fromkeys(("m", "min", "mins", "minute", "minutes"), (1, "m")),
+    **dict.fromkeys(("s", "sec", "secs", "second", "seconds"), (1, "s")),
+    **dict.fromkeys(("ms", "msec", "millisecond", "milliseconds"), (1, "ms")),
+}
 
 
 def parse_duration(text: str) -> float:
@@ -39,7 +49,7 @@ def parse_duration(text: str) -> float:
             return 0.0
         raise ValueError(f"must have a unit, as in {text}s, {text}m or {text}h")
     if not _DURATION.fullmatch(text):
-        raise ValueError("must be a duration such as 24h, 1m30s, 500ms or 0")
+        raise ValueError(f"must be a duration such as 24h, 1m30s, 500ms or 0{_suggest_duration(text)}")
     nanoseconds = sum(Decimal(number) * _NANOSECONDS[unit] for number, unit in _DURATION_PART.findall(text))
     return float(nanoseconds / 10**9)
 
@@ -66,7 +76,7 @@ def parse_size(text: str) -> int:
     match = _SIZE.fullmatch(text)
     factor = _UNITS_IGNORING_CASE.get(match[2].lower()) if match else None
     if match is None or factor is None:
-        raise ValueError("must be a size such as 50GiB, 500MB, 0 or a number of bytes")
+        raise ValueError(f"must be a size such as 50GiB, 500MB, 0 or a number of bytes{_suggest_size(text)}")
     return int(Decimal(match[1]) * factor)
 
 
@@ -76,3 +86,20 @@ def format_size(size: int) -> str:
         if size and size % _BYTES[unit] == 0:
             return f"{size // _BYTES[unit]}{unit}"
     return str(size)
+
+
+def _suggest_duration(text: str) -> str:
+    match = _OTHER_UNIT.fullmatch(text)
+    known = _OTHER_DURATIONS.get(match[2].lower()) if match else None
+    if match is None or known is None:
+        return ""
+    factor, unit = known
+    return f"; write {(Decimal(match[1]) * factor).normalize():f}{unit}"
+
+
+def _suggest_size(text: str) -> str:
+    match = _OTHER_UNIT.fullmatch(text)
+    letter = match[2][0].upper() if match else ""
+    if match is None or letter not in "KMGTP":
+        return ""
+    return f"; write {match[1]}{letter}iB (powers of 1024) or {match[1]}{letter}B (powers of 1000)"

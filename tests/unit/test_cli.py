@@ -93,7 +93,9 @@ def test_one_error_is_not_reported_in_the_plural(runner: CliRunner) -> None:
 
     assert result.exit_code == 2
     assert result.stderr == (
-        "dockyard: 1 error in the settings:\n  /no/such.yaml: cannot be read: No such file or directory\n"
+        "dockyard: 1 error in the settings:\n"
+        "  /no/such.yaml: cannot be read: No such file or directory; name a YAML file that exists, or none for the "
+        "defaults\n"
     )
 
 
@@ -120,14 +122,14 @@ def test_config_hides_secrets(runner: CliRunner) -> None:
 
 def test_config_warns_on_stderr(runner: CliRunner, tmp_path: Path) -> None:
     """So that stdout contains only the settings."""
-    path = write(tmp_path / "c.yaml", "storage: {bucket: '${OOPS}'}")
+    path = write(tmp_path / "c.yaml", "server: {certfile: '${OOPS}'}")
 
     result = runner.invoke(main, ["config", "-c", path], env={"OOPS": None})
 
     assert result.exit_code == 0
     assert "warning" not in result.stdout
     assert result.stderr == (
-        "dockyard: warning: storage.bucket: refers to an environment variable that is not set; ${...} is used as"
+        "dockyard: warning: server.certfile: refers to an environment variable that is not set; ${...} is used as"
         f" written ({path}:1)\n"
     )
 
@@ -169,6 +171,6 @@ def test_the_module_is_the_command() -> None:
     )
 
     assert done.returncode == 2
-    assert 'server.port = "x": must be a whole number (env SERVER_PORT)' in done.stderr
+    assert 'server.port = "x": must be a whole number, such as 5000 (env SERVER_PORT)' in done.stderr
     assert "Traceback" not in done.stderr
     assert "granian" not in done.stderr

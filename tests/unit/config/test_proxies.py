@@ -20,7 +20,7 @@ def test_variables_are_named_when_an_upstream_has_no_proxy() -> None:
     assert find_ignored_variables(settings, {"NO_PROXY": "*", "HTTPS_PROXY": ""}) == []
 
 
-@pytest.mark.parametrize(("more", "found"), [("", []), ("\nstorage: {bucket: b, region: r}", ["HTTPS_PROXY"])])
+@pytest.mark.parametrize(("more", "found"), [("", []), ("\nstorage: {bucket: images}", ["HTTPS_PROXY"])])
 def test_variables_do_not_matter_when_everything_has_a_proxy(tmp_path, more, found) -> None:  # type: ignore[no-untyped-def]  # noqa: ANN001
     """The bucket has none."""
     path = tmp_path / "config.yaml"

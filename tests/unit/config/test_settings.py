@@ -1,7 +1,10 @@
 """Settings: where a value comes from, how it is written, and the error for an invalid one."""
 
 import contextlib
-from collections.abc import Callable, Mapping
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from textwrap import dedent
 from typing import Any
@@ -12,8 +15,9 @@ import trustme
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from dockyard.cli import main
 from dockyard.config import units
-from dockyard.config.loader import SettingsError, load, show
+from dockyard.config.loader import COMMAND_VARIABLES, SettingsError, load, show
 from dockyard.config.settings import Auth, ServerSettings, Settings, StorageSettings, Upstream
 from dockyard.config.types import Secret
 from dockyard.oci.origin import Origin
@@ -22,6 +26,7 @@ from tests.support.paths import ROOT
 EXAMPLE = ROOT / "config.yaml"
 HOME = {"HOME": "/home/someone"}
 CANARY = "canary-7f3a"
+NOBODY = 65534
 
 Load = Callable[..., Settings]
 
@@ -263,9 +268,9 @@ def test_booleans_have_the_usual_spellings(load_text: Load, text: str, value: ob
 @pytest.mark.parametrize("text", ["0123", "1e3", "yes", "null_", "12:30", "1_000", "0x1f", "2026-01-01"])
 def test_a_text_is_not_converted(load_text: Load, text: str) -> None:
     """A password of digits is not a number, and one that says yes is not true."""
-    settings = load_text(f"storage: {{access_key: a, secret_key: {text}, bucket: {text}}}")
+    settings = load_text(f"storage: {{access_key: {text}, secret_key: {text}}}")
 
-    assert (settings.storage.secret_key.reveal(), settings.storage.bucket) == (text, text)
+    assert (settings.storage.secret_key.reveal(), settings.storage.access_key) == (text, text)
 
 
 @pytest.mark.parametrize(
@@ -382,9 +387,9 @@ def test_durations_are_formatted_short(seconds: float, text: str) -> None:
 )
 def test_braced_variables_are_replaced_once(load_text: Load, written: str, value: str) -> None:
     """Only ${VAR} is replaced, only if the variable is set, and its value is not expanded again."""
-    settings = load_text(f"storage: {{bucket: '{written}'}}", A="alpha", B="${A}", EMPTY="")
+    settings = load_text(f"server: {{certfile: '{written}'}}", A="alpha", B="${A}", EMPTY="")
 
-    assert settings.storage.bucket == value
+    assert settings.server.certfile == value
 
 
 @pytest.mark.parametrize(
@@ -445,9 +450,9 @@ ERRORS = [
     # numbers, booleans, choices
     ("server: {port: 0}", 'server.port = "0": must be from 1 to 65535 (config.yaml:1)'),
     ("server: {port: 65536}", 'server.port = "65536": must be from 1 to 65535 (config.yaml:1)'),
-    ("server: {port: 80.0}", 'server.port = "80.0": must be a whole number (config.yaml:1)'),
-    ("server: {workers: -1}", 'server.workers = "-1": must be a whole number (config.yaml:1)'),
-    ("server: {workers: 5000}", 'server.workers = "5000": must be from 0 to 1024 (config.yaml:1)'),
+    ("server: {port: 80.0}", 'server.port = "80.0": must be a whole number, such as 5000 (config.yaml:1)'),
+    ("server: {workers: -1}", 'server.workers = "-1": must be from 0 to 1024; 0 means one for each processor (config'),
+    ("server: {workers: 5000}", 'server.workers = "5000": must be from 0 to 1024; 0 means'),
     ("server: {tls: maybe}", 'server.tls = "maybe": must be true or false (config.yaml:1)'),
     ("logger: {level: loud}", 'logger.level = "loud": must be one of debug, info, warn, error (config.yaml:1)'),
     (
@@ -471,16 +476,19 @@ ERRORS = [
     ("server: {drain_timeout: 9999h}", 'server.drain_timeout = "9999h": must be 24h or less (config.yaml:1)'),
     ("storage: {max_size: 50G}", 'storage.max_size = "50G": must be a size such as 50GiB'),
     # structure
-    ("[1, 2]", "the file must be a mapping of keys to values (config.yaml:1)"),
-    ("hello", "the file must be a mapping of keys to values (config.yaml:1)"),
-    ("server: 5000", "server: must be a mapping of keys to values (config.yaml:1)"),
-    ("server: [port]", "server: must be a mapping of keys to values (config.yaml:1)"),
-    ("server: {port: [80]}", "server.port: must be a single value (config.yaml:1)"),
-    ("server: {port: {a: b}}", "server.port: must be a single value (config.yaml:1)"),
+    ("[1, 2]", "the file must be a mapping of keys to values, such as 'server: {port: 5000}'"),
+    ("hello", "the file must be a mapping of keys to values, such as 'server: {port: 5000}'"),
+    ("server: 5000", "server: must be a mapping of keys to values, such as 'host: ...'"),
+    ("server: [port]", "server: must be a mapping of keys to values, such as 'host: ...'"),
+    ("server: {port: [80]}", "server.port: must be a single value, such as port: ... (config.yaml:1)"),
+    ("server: {port: {a: b}}", "server.port: must be a single value, such as port: ... (config.yaml:1)"),
     ("server: {log: {ignore_paths: [[a]]}}", "server.log.ignore_paths: must be a list of single values"),
-    ("upstreams: {prefix: a}", "upstreams: must be a list (config.yaml:1)"),
+    (
+        "upstreams: {prefix: a}",
+        "upstreams: must be a list: begin each element with '- ', as in '- prefix: ghcr.io' (config.yaml:1)",
+    ),
     ("upstreams: []", "upstreams: must have at least one upstream (config.yaml:1)"),
-    ("upstreams: [a]", "upstreams[0]: must be a mapping of keys to values (config.yaml:1)"),
+    ("upstreams: [a]", "upstreams[0]: must be a mapping of keys to values, such as 'prefix: ...' (config.yaml:1)"),
     ("upstreams:\n- registry: b", "upstreams[0].prefix: is required (config.yaml:2)"),
     ("upstreams:\n- prefix: a", "upstreams[0].registry: is required (config.yaml:2)"),
     ("server: {port: 1, port: 2}", "server.port: is set twice, first in line 1 (config.yaml:1)"),
@@ -504,6 +512,12 @@ ERRORS = [
     # storage
     ("storage: {prefix: ../x}", 'storage.prefix = "../x": must be a path such as cache/'),
     ("storage: {prefix: /x/}", 'storage.prefix = "/x/": must be a path such as cache/'),
+    ("storage: {endpoint: 'https://s3.example.com'}", 'storage.endpoint = "https://s3.example.com": must be host or '),
+    ("storage: {bucket: s3://images}", 'storage.bucket = "s3://images": must be the name of a bucket: 3 to 63 letters'),
+    (
+        "storage: {bucket: images, region: us-east-1a}",
+        'storage.region = "us-east-1a": is an availability zone, not',
+    ),
     ("storage: {prefix: a//b}", 'storage.prefix = "a//b": must be a path such as cache/'),
 ]
 
@@ -625,7 +639,7 @@ def test_a_variable_that_kubernetes_sets_is_not_advised(
 def test_an_error_quotes_a_variable_but_not_its_value(errors_in: Callable[..., list[str]]) -> None:
     """The value of ${VAR} may be a secret that was given to the wrong key."""
     assert errors_in("server: {port: '${TOKEN}'}", TOKEN=CANARY) == [
-        'server.port = "${TOKEN}": must be a whole number (config.yaml:1)'
+        'server.port = "${TOKEN}": must be a whole number, such as 5000 (config.yaml:1)'
     ]
 
 
@@ -646,6 +660,196 @@ def test_long_values_are_truncated_and_control_characters_escaped(errors_in: Cal
         unprintable
         == 'server.port = "\\u001b[31m": contains a line break, a control character or broken UTF-8 (config.yaml:1)'
     )
+
+
+# Errors with their cure
+
+CURES = [
+    # the S3 endpoint, region and bucket
+    ("storage: {endpoint: 'https://s3.example.com'}", "write s3.example.com, and set storage.use_ssl: true"),
+    ("storage: {endpoint: 'HTTP://minio:9000/'}", "write minio:9000, and set storage.use_ssl: false"),
+    (
+        "storage: {endpoint: 's3.example.com/images'}",
+        "the bucket is set by storage.bucket, the path in it by storage",
+    ),
+    ("storage: {endpoint: 's3.example.com/'}", "write s3.example.com"),
+    ("storage: {endpoint: 'key:secret@minio:9000'}", "set storage.access_key and storage.secret_key"),
+    ("storage: {endpoint: 'minio:99999'}", "must have a port from 1 to 65535"),
+    ("storage: {endpoint: 'minio:http'}", "must be host or host:port, such as s3.example.com or minio:9000"),
+    ("storage: {endpoint: 's3 example'}", "must be a host name or an IP address, such as s3.example.com or minio:9000"),
+    (
+        "storage: {endpoint: images.s3.eu-west-1.amazonaws.com, bucket: images, region: eu-west-1}",
+        "must not begin with the name of the bucket",
+    ),
+    ("storage: {bucket: images, region: Europe (Frankfurt)}", "must be a region of AWS, such as eu-central-1"),
+    ("storage: {bucket: images, region: EU-CENTRAL-1}", "write eu-central-1"),
+    ("storage: {bucket: images, region: auto}", "must be a region of AWS"),
+    ("storage: {bucket: images, region: 'a b', endpoint: minio}", "must be the name of a region, such as eu-central-1"),
+    ("storage: {bucket: images/cache}", "the path in it by storage.prefix"),
+    ("storage: {bucket: x}", "3 to 63 letters, digits, dots and hyphens, such as dockyard-cache"),
+    # the address to listen on
+    ("server: {host: 'http://example.com'}", "without a scheme"),
+    ("server: {host: '0.0.0.0:5000'}", "without a port: write 0.0.0.0, and set server.port to 5000"),
+    ("server: {host: '[::1]:80'}", "without a port: write ::1, and set server.port to 80"),
+    ("server: {host: '[::]'}", "write ::"),
+    ("server: {host: '*'}", "leave it empty to listen on all addresses"),
+    ("server: {host: 'localhost '}", "without spaces"),
+    # values
+    ("server: {workers: -2}", "must be from 0 to 1024; 0 means one for each processor"),
+    ("server: {workers: auto}", "must be a whole number, such as 0"),
+    ("server: {drain_timeout: 10}", "must have a unit, as in 10s, 10m or 10h"),
+    ("server: {drain_timeout: 10 s}", "write 10s"),
+    ("server: {drain_timeout: 1.5 min}", "write 1.5m"),
+    ("server: {drain_timeout: 1d}", "write 24h"),
+    ("storage: {max_size: 50G}", "write 50GiB (powers of 1024) or 50GB (powers of 1000)"),
+    ("storage: {max_size: 2 TBytes}", "write 2TiB (powers of 1024) or 2TB (powers of 1000)"),
+    ("logger: {level: warning}", "did you mean warn?"),
+    ("logger: {output: /no/such/file}", "there is no directory /no/such"),
+    ("upstreams: [{prefix: Docker.IO, registry: x}]", "write docker.io"),
+    # YAML
+    ("server:\n\tport: 1\n", "indent with spaces, not with tabs"),
+    ("server:\n  port: 1\n host: x\n", "keys of one section must have the same indentation"),
+    ("server: {port: 1", "a brace { is not closed"),
+    ("upstreams: [", "a value is missing, or a bracket is not closed"),
+    ("server: {host: 'x", "a quote is not closed"),
+    ("server:\n  port:5000\n", "write a space after the colon"),
+    ("server:\n  host: a: b\n", "put quotes around a value that contains ': '"),
+    ("server:\n  host: @x\n", "put quotes around a value that begins with this character"),
+    ("server:\n  host: x\n  port\n", "write 'key: value', with a space after the colon"),
+    ("server:\n  - port: 5000\n", "not a list: remove the '- '"),
+    ("- server\n", "not a list: remove the '- '"),
+    ("upstreams: {ghcr.io: {registry: ghcr.io}}", "begin each element with '- '"),
+    ("a: 1\n---\nb: 2\n", "one document"),
+    ('storage: {access_key: a, secret_key: "x\\n"}', "it ends with a line break; write it without one"),
+]
+
+
+@pytest.mark.parametrize(("text", "cure"), CURES)
+def test_an_error_says_what_to_write(errors_in: Callable[..., list[str]], text: str, cure: str) -> None:
+    """Not only that the value is wrong; and where it is."""
+    (error,) = errors_in(text)
+
+    assert cure in error
+    assert "config.yaml:" in error
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "region"),
+    [
+        ("minio:9000", "us-east-1"),
+        ("192.0.2.1:9000", "default"),
+        ("[2001:db8::1]:9000", "garage"),
+        ("abc.r2.cloudflarestorage.com", "auto"),
+        ("s3.eu-west-1.amazonaws.com", "eu-west-1"),
+        ("s3.example.com:443", "EU_1"),
+        ("", "us-gov-west-1"),
+        ("", "cn-north-1"),
+        ("", "eusc-de-east-1"),
+    ],
+)
+def test_usual_endpoints_and_regions_are_accepted(load_text: Load, endpoint: str, region: str) -> None:
+    """Without a warning."""
+    settings = load_text(f"storage: {{endpoint: '{endpoint}', region: {region}, bucket: images}}")
+
+    assert settings.storage.endpoint == endpoint
+    assert settings.warnings == ()
+
+
+def test_a_wrong_region_of_the_aws_tools_has_their_variable(errors_in: Callable[..., list[str]]) -> None:
+    """Where it comes from is not in the settings."""
+    (error,) = errors_in("storage: {bucket: images}", AWS_DEFAULT_REGION="eu-west-1b")
+
+    assert error == (
+        'storage.region = "eu-west-1b": is an availability zone, not a region: write eu-west-1 (env AWS_DEFAULT_REGION)'
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "warning"),
+    [
+        ("storage: {endpoint: minio:9000}", "storage.endpoint: has no effect without storage.bucket"),
+        (
+            "storage: {endpoint: s3.eu-west-1.amazonaws.com, bucket: images, region: us-east-1}",
+            "storage.region: is us-east-1, but storage.endpoint is in eu-west-1",
+        ),
+        ("storage: {max_size: 50}", "storage.max_size: a size without a unit is in bytes, so this is 50 bytes"),
+        ("storage: {scrub_rate: 8}", "storage.scrub_rate: a size without a unit is in bytes, so this is 8 bytes"),
+    ],
+)
+def test_what_is_probably_not_intended_causes_a_warning(load_text: Load, text: str, warning: str) -> None:
+    """It is allowed."""
+    (found,) = load_text(text).warnings
+
+    assert found.startswith(warning)
+
+
+@pytest.mark.parametrize("text", ["", "# nothing\n", "---\n"])
+def test_a_file_without_settings_causes_a_warning(load_text: Load, tmp_path: Path, text: str) -> None:
+    """It may be the wrong file, or one that was not filled."""
+    (found,) = load_text(text).warnings
+
+    assert found == f"{tmp_path}/config.yaml: has no settings in it; the defaults and the environment are used"
+
+
+# Variables that set nothing
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("DOCKYARD_SERVER_PROT", "; did you mean DOCKYARD_SERVER_PORT?"),
+        ("DOCKYARD_PORT", "; did you mean DOCKYARD_SERVER_PORT?"),
+        ("DOCKYARD_BUCKET", "; did you mean DOCKYARD_STORAGE_BUCKET?"),
+        ("DOCKYARD_CONFIG_FILE", "; did you mean DOCKYARD_CONFIG?"),
+        ("DOCKYARD__SERVER__PORT", "; did you mean DOCKYARD_SERVER_PORT?"),
+        ("dockyard_server_port", "; did you mean DOCKYARD_SERVER_PORT?"),
+        ("DOCKYARD_UPSTREAMS_0_PREFIX", "; upstreams are set in the file only, where a value may be ${NAME}"),
+        ("DOCKYARD_XYZZY", ""),
+    ],
+)
+def test_an_unknown_variable_causes_a_warning(load_text: Load, name: str, hint: str) -> None:
+    """With the nearest name, and without its value."""
+    (warning,) = load_text("server: {port: 81}", **{name: CANARY}).warnings
+
+    assert warning == f"the environment variable {name} is unknown and has no effect{hint}"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("DOCKYARD_CONFIG", "/etc/dockyard/config.yaml"),
+        ("DOCKYARD_URL", "http://dockyard:5000"),
+        ("DOCKYARD_SERVICE_HOST", "10.0.0.1"),
+        ("DOCKYARD_SERVICE_PORT", "5000"),
+        ("DOCKYARD_SERVICE_PORT_HTTP", "5000"),
+        ("DOCKYARD_PORT", "tcp://10.0.0.1:5000"),
+        ("DOCKYARD_PORT_5000_TCP", "tcp://10.0.0.1:5000"),
+        ("DOCKYARD_PORT_5000_TCP_ADDR", "10.0.0.1"),
+        ("DOCKYARD_METRICS_PORT", "tcp://10.0.0.1:5000"),
+        ("DOCKYARD_METRICS_SERVICE_HOST", "10.0.0.1"),
+        ("SERVER_PROT", "1"),
+        ("MY_DOCKYARD_SERVER_PROT", "1"),
+    ],
+)
+def test_variables_for_others_cause_no_warning(load_text: Load, name: str, value: str) -> None:
+    """Those of the command line, those that Kubernetes sets for a service, and those without the prefix."""
+    assert load_text("server: {port: 81}", **{name: value}).warnings == ()
+
+
+def test_variables_that_the_file_refers_to_cause_no_warning(load_text: Load) -> None:
+    """A value may be ${DOCKYARD_TOKEN}."""
+    text = "upstreams: [{prefix: a.test, registry: x, auth: {type: bearer, password: '${DOCKYARD_TOKEN}'}}]"
+
+    assert load_text(text, DOCKYARD_TOKEN=CANARY).warnings == ()
+
+
+def test_the_variables_of_all_options_are_known() -> None:
+    """Of every command."""
+    options = [option for command in (main, *main.commands.values()) for option in command.params]
+    variables = [option.envvar for option in options if isinstance(option.envvar, str)]
+
+    assert "DOCKYARD_CONFIG" in variables
+    assert set(variables) <= set(COMMAND_VARIABLES)
 
 
 # Secrets
@@ -748,6 +952,11 @@ def test_a_secret_is_true_unless_it_is_empty() -> None:
         (b"a: 1\n---\nb: 2\n", ":2: is not valid YAML: but found another document"),
         (b"server:\n  host: \xff\n", ":2: is not UTF-8 text"),
         (b"server:\n  host: \x01\n", ":2: contains a character that is not allowed in YAML, U+0001"),
+        (b"server:\n  host: \xff\n", ":2: is not UTF-8 text; save it as UTF-8"),
+        ("server: {}".encode("utf-16"), ":1: is not UTF-8 text; it looks like UTF-16: save it as UTF-8"),
+        ("server: {}".encode("utf-16-le"), "it looks like UTF-16: save it as UTF-8"),
+        (b"\x7fELF\x02\x01\x01\0\0\0\0", "it is a binary file, not YAML"),
+        (b"\x1f\x8b\x08\x00\x01", "it is a binary file, not YAML"),
         (b"[" * 100_000, ": is nested too deeply"),
         (b"#" * (2**20 + 1), ": is larger than 1048576 bytes"),
         (b"a: *b\n", ":1: is not valid YAML: put quotes around a value that begins with *, & or !"),
@@ -761,17 +970,20 @@ def test_the_error_of_an_invalid_file_has_its_line(tmp_path: Path, data: bytes, 
     with pytest.raises(SettingsError) as caught:
         load(path, HOME)
 
-    assert caught.value.errors[0].startswith(f"{path}{error}")
+    (found,) = caught.value.errors
+    assert found.startswith(f"{path}:")
+    assert error in found
 
 
 def test_a_missing_file_is_an_error(tmp_path: Path) -> None:
     """The environment is checked nevertheless."""
+    hint = "No such file or directory; name a YAML file that exists, or none for the defaults"
     with pytest.raises(SettingsError) as caught:
         load(tmp_path / "none.yaml", {"SERVER_PORT": "x"})
 
     assert caught.value.errors == [
-        f"{tmp_path}/none.yaml: cannot be read: No such file or directory",
-        'server.port = "x": must be a whole number (env SERVER_PORT)',
+        f"{tmp_path}/none.yaml: cannot be read: {hint}",
+        'server.port = "x": must be a whole number, such as 5000 (env SERVER_PORT)',
     ]
 
 
@@ -780,7 +992,52 @@ def test_a_directory_instead_of_a_file_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(SettingsError) as caught:
         load(tmp_path, HOME)
 
-    assert caught.value.errors == [f"{tmp_path}: cannot be read: Is a directory"]
+    assert caught.value.errors == [
+        f"{tmp_path}: cannot be read: Is a directory; name a file in it, such as config.yaml"
+    ]
+
+
+@pytest.fixture
+def directory_of_a_user() -> Iterator[Path]:
+    """A directory; root becomes an ordinary user meanwhile, who may not read what has the mode 0000."""
+    directory = Path(tempfile.mkdtemp())
+    directory.chmod(0o755)
+    user = os.geteuid()
+    try:
+        if user == 0:
+            os.seteuid(NOBODY)
+        yield directory
+    finally:
+        os.seteuid(user)
+        shutil.rmtree(directory)
+
+
+@pytest.mark.parametrize("refusing", ["etc", "etc/config.yaml"])
+def test_the_owner_of_a_file_that_may_not_be_read_is_named(directory_of_a_user: Path, refusing: str) -> None:
+    """Or of the directory that it is in, and the user of this process."""
+    uid, user = os.getuid(), os.geteuid()
+    os.seteuid(uid)
+    path = directory_of_a_user / "etc" / "config.yaml"
+    path.parent.mkdir()
+    path.write_text("server: {port: 81}")
+    (directory_of_a_user / refusing).chmod(0)
+    os.seteuid(user)
+    with pytest.raises(SettingsError) as caught:
+        load(path, HOME)
+    os.seteuid(uid)
+    path.parent.chmod(0o700)
+
+    (error,) = caught.value.errors
+    place = directory_of_a_user / refusing
+    assert error.startswith(f"{path}: cannot be read: Permission denied: {place} belongs to uid {uid} (")
+    assert f"mode 0000, and this process runs as uid {user} (" in error
+
+
+def test_a_key_with_control_characters_is_escaped(errors_in: Callable[..., list[str]]) -> None:
+    """A file of another kind may contain anything."""
+    (error,) = errors_in('"\\e[31m": 1')
+
+    assert error == '"\\u001b[31m": unknown key (config.yaml:1)'
 
 
 def test_a_byte_order_mark_is_accepted(tmp_path: Path) -> None:
@@ -995,12 +1252,12 @@ def test_a_ca_file_must_contain_certificates(
 
 def test_the_s3_keys_are_read(load_text: Load) -> None:
     """Each into its field."""
-    text = "storage: {endpoint: minio:9000, region: auto, bucket: b, access_key: a, secret_key: s}"
+    text = "storage: {endpoint: minio:9000, region: auto, bucket: images, access_key: a, secret_key: s}"
 
     assert load_text(text).storage == StorageSettings(
         endpoint="minio:9000",
         region="auto",
-        bucket="b",
+        bucket="images",
         access_key="a",
         secret_key=Secret("s"),
         directory=Path("/home/someone/.cache/dockyard"),
