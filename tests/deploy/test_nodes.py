@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from dockyard.cli import EXIT_USAGE
 from dockyard.config.settings import ServerSettings
 from tests.clients.conftest import containerd, docker, skopeo
 from tests.deploy.commands import run
@@ -40,16 +41,31 @@ def test_systemd_accepts_the_unit(ops: Path, tmp_path: Path) -> None:
     assert "dockyard.service" not in output, output
 
 
-def test_the_unit_gives_time_to_drain(ops: Path) -> None:
-    """A stop makes the server not ready, waits, and has a timeout longer than the drain."""
+def read_unit(text: str) -> configparser.ConfigParser:
+    """The sections of a unit; of a key that is there more than once, the last value."""
     unit = configparser.ConfigParser(strict=False, interpolation=None, delimiters=("=",))
     unit.optionxform = str  # type: ignore[assignment,method-assign]
-    text = (ops / "systemd" / "dockyard.service").read_text()
     unit.read_string(text)
-    directory = re.search(r"^Environment=DOCKYARD_STORAGE_DIRECTORY=(\S+)$", text, re.MULTILINE)
+    return unit
+
+
+def test_the_unit_starts_again_but_not_with_wrong_settings(ops: Path) -> None:
+    """Status 2 (settings) ends it; anything else is tried again for ever, not more often than every few seconds."""
+    unit = read_unit((ops / "systemd" / "dockyard.service").read_text())
+    assert unit["Service"]["Restart"] == "always"
+    assert unit["Service"]["RestartPreventExitStatus"] == str(EXIT_USAGE)
+    assert 5 <= int(unit["Service"]["RestartSec"]) <= 30
+    assert unit["Unit"]["StartLimitIntervalSec"] == "0"
+
+
+def test_the_unit_gives_time_to_drain(ops: Path) -> None:
+    """A stop makes the server not ready, waits, and has a timeout longer than the drain."""
+    text = (ops / "systemd" / "dockyard.service").read_text()
+    unit = read_unit(text)
+    caches = re.search(r"^Environment=XDG_CACHE_HOME=(\S+)$", text, re.MULTILINE)
     stops = re.findall(r"^ExecStop=(.*)$", text, re.MULTILINE)
-    assert directory is not None
-    assert stops[0] == f"/bin/touch {directory[1]}/run/draining"
+    assert caches is not None
+    assert stops[0] == f"-/bin/touch {caches[1]}/{unit['Service']['CacheDirectory']}/run/draining"
     slept = int(stops[1].removeprefix("/bin/sleep "))
     assert slept + ServerSettings().drain_timeout < int(unit["Service"]["TimeoutStopSec"])
 

@@ -66,6 +66,13 @@ def test_links_lead_to_files_and_headings(page: str) -> None:
             assert heading in find_headings(file.read_text()), target
 
 
+@pytest.mark.parametrize("page", PAGES)
+def test_pictures_are_shown_once(page: str) -> None:
+    """A page does not show the same picture twice."""
+    pictures = re.findall(r"!\[[^\]]*\]\(([^)\s]+)\)", read(page))
+    assert len(pictures) == len(set(pictures))
+
+
 def test_the_functions_of_the_architecture_page_exist() -> None:
     """Each function in the tables of the request paths is in the module that is named before it."""
     rows = FUNCTION.findall(read("ARCHITECTURE.md"))
