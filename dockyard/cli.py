@@ -46,7 +46,10 @@ def main() -> None:
 @main.command()
 @_config_option
 def server(config_file: Path | None) -> None:
-    """Run the server until it gets SIGTERM or SIGINT."""
+    """Run the server until it gets SIGTERM or SIGINT (Ctrl-C).
+
+    Exit status: 0 if it was stopped, 1 if it cannot start, 2 if the settings or the arguments are invalid.
+    """
     _open_standard_streams()
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until the supervisor handles it: by default it ends the process
     settings = _load(config_file)

@@ -47,7 +47,6 @@ def set_up(settings: LoggerSettings, count_dropped: Callable[[int], object] = la
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     logging.logAsyncioTasks = False  # type: ignore[attr-defined]  # since Python 3.12
     handler = _Handler(settings, count_dropped)
-    handler.addFilter(_is_logged)
     level = _LEVELS[settings.level]
     root = logging.getLogger()
     for old in root.handlers[:]:
@@ -56,7 +55,7 @@ def set_up(settings: LoggerSettings, count_dropped: Callable[[int], object] = la
     root.addHandler(handler)
     root.setLevel(level)
     for name, least in (
-        ("_granian", level),
+        ("_granian", logging.ERROR),  # below that, what the supervisor says, and advice for other servers
         ("granian.access", level),
         ("urllib3", max(level, logging.WARNING)),  # below that, one line per connection
         ("asyncio", max(level, logging.WARNING)),
@@ -88,14 +87,8 @@ def flush() -> None:
 def _choose_encoding(settings: LoggerSettings) -> Callable[[Fields], str]:
     if settings.encoding == "json":
         return _as_json
-    return _in_color if settings.color and settings.stream is not None and not os.environ.get("NO_COLOR") else _as_text
-
-
-def _is_logged(record: logging.LogRecord) -> bool:
-    """False for the line of Granian for each chunk that it cannot send to a disconnected client."""
-    return record.levelno > logging.INFO or not (
-        record.name.startswith("_granian") and str(record.msg).startswith("ASGI transport error")
-    )
+    is_terminal = settings.stream is not None and os.isatty(settings.stream)
+    return _in_color if settings.color and is_terminal and not os.environ.get("NO_COLOR") else _as_text
 
 
 def _pass_event(_logger: Any, _method: str, event: structlog.typing.EventDict) -> tuple[tuple[Any], Fields]:

@@ -6,6 +6,7 @@
 import errno
 import os
 import resource
+import socket
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -14,11 +15,13 @@ import structlog
 
 from dockyard import metrics
 from dockyard.config.proxies import find_ignored_variables
-from dockyard.config.settings import Settings, StorageSettings
+from dockyard.config.settings import ServerSettings, Settings, StorageSettings
+from dockyard.first_pull import ALL_ADDRESSES, describe_address
 from dockyard.s3 import make_base_url
 from dockyard.storage.directories import RUN
 from dockyard.storage.keys import blob_root
 from dockyard.workers.listener import ListenAddress, find_address
+from dockyard.workers.port_users import describe_port_user
 from dockyard.workers.shard_lock import AlreadyRunning, Lock
 
 MAX_CONNECTIONS = 4096  # per worker; more wait in the backlog of the socket
@@ -164,8 +167,41 @@ def find_listen_address(host: str, port: int) -> ListenAddress:
     try:
         return find_address(host, port)
     except OSError as exc:
-        what = "is in use by another program" if exc.errno == errno.EADDRINUSE else f"cannot be used: {exc.strerror}"
-        raise CannotStart(f"server.host, server.port: {host or 'all addresses'}:{port} {what}") from exc
+        raise CannotStart(describe_listen_error(exc, host, port)) from exc
+
+
+def describe_listen_error(exc: OSError, host: str, port: int) -> str:
+    """Why `server.host` and `server.port` cannot be listened on, and what to do."""
+    address = describe_address(ServerSettings(host=host, port=port))
+    if isinstance(exc, socket.gaierror):
+        return f"server.host: cannot resolve {host}: {exc.strerror}; use a name or an address of this machine"
+    match exc.errno:
+        case errno.EADDRINUSE:
+            where = "" if host in ALL_ADDRESSES else f" of {host}"
+            user = describe_port_user(port)
+            return f"server.port: port {port}{where} is in use by {user}: stop it, or set server.port to another port"
+        case errno.EACCES:
+            lowest = _read_lowest_port()
+            return (
+                f"server.port: {address}: {exc.strerror}: ports below {lowest} are not for uid {os.geteuid()}: set "
+                f"server.port to {lowest} or more, or give the process CAP_NET_BIND_SERVICE (systemd: "
+                "AmbientCapabilities=CAP_NET_BIND_SERVICE), or set the sysctl "
+                f"net.ipv4.ip_unprivileged_port_start to {port}"
+            )
+        case errno.EADDRNOTAVAIL:
+            return (
+                f"server.host: {host} is not an address of this machine (`ip address` lists them): correct it, or "
+                "leave it empty to listen on all addresses"
+            )
+    return f"server.host, server.port: {address} cannot be used: {exc.strerror}"
+
+
+def _read_lowest_port() -> int:
+    """The first port that every user may listen on."""
+    try:
+        return int(Path("/proc/sys/net/ipv4/ip_unprivileged_port_start").read_text())
+    except (OSError, ValueError):
+        return 1024
 
 
 def raise_connection_limit() -> int:

@@ -26,13 +26,17 @@ from granian.http import HTTP1Settings
 from granian.server.mp import MPServer, WorkerProcess
 
 from dockyard import __version__, log, metrics
+from dockyard.config.access import explain
 from dockyard.config.certificates import KeyPair, KeyPairError
 from dockyard.config.loader import SettingsError
-from dockyard.config.settings import Settings
+from dockyard.config.settings import Settings, StorageSettings
+from dockyard.config.units import format_duration
+from dockyard.first_pull import describe_address, example_pull, server_url
 from dockyard.preconditions import (
     CannotStart,
     ServerLock,
     check_bucket_settings,
+    describe_listen_error,
     find_listen_address,
     find_start_warnings,
     open_run_directory,
@@ -57,6 +61,7 @@ MAX_RETIRING = 2  # for each worker: reloads while the workers before still fini
 MAX_EARLY_DEATHS_PER_WORKER = 5
 MIN_LIFETIME_S = 2.0
 START_INTERVAL_S = 1.0  # when workers exit right after their start
+MIN_SIGNAL_INTERVAL_S = 1.0  # a second Ctrl-C: `timeout` and some shells send one signal twice
 GRANIAN_LOGS = {"loggers": {"_granian": {"handlers": [], "propagate": True}}, "handlers": {}, "formatters": {}}
 
 logger = structlog.get_logger()
@@ -67,7 +72,8 @@ def run(settings: Settings) -> int:
     try:
         log.check_output(settings.logger)
     except OSError as exc:
-        raise SettingsError([f'logger.output = "{settings.logger.output}": cannot be opened: {exc.strerror}']) from exc
+        reason = explain(exc, Path(settings.logger.output), is_writing=True)
+        raise SettingsError([f'logger.output = "{settings.logger.output}": cannot be opened: {reason}']) from exc
     _set_up_log(settings)
     try:
         return _serve(settings)
@@ -87,7 +93,11 @@ def _serve(settings: Settings) -> int:
     try:
         address = find_listen_address(settings.server.host, settings.server.port)
         try:
-            server = Supervisor(settings, address, workers, run_directory, lock)
+            listeners = [open_listener(address) for _ in range(workers)]
+        except OSError as exc:
+            raise CannotStart(describe_listen_error(exc, settings.server.host, settings.server.port)) from exc
+        try:
+            server = Supervisor(settings, address, listeners, run_directory, lock)
         except KeyPairError as exc:
             raise CannotStart(f"{exc.key}: {exc.path} {exc}") from exc
         _set_up_log(settings)  # building Granian's server replaced it
@@ -99,9 +109,9 @@ def _serve(settings: Settings) -> int:
         logger.info(
             "Dockyard is starting",
             version=__version__,
-            listen=str(address),
             workers=workers,
             storage=str(settings.storage.directory),
+            bucket=_describe_bucket(settings.storage),
             upstreams=[upstream.prefix for upstream in settings.upstreams],
         )
         load_app = functools.partial(_load_app, settings, workers, run_directory, VerifiedFiles())
@@ -116,6 +126,10 @@ def _serve(settings: Settings) -> int:
             lock.release()
 
 
+def _describe_bucket(storage: StorageSettings) -> str:
+    return f"{storage.bucket} at {storage.endpoint or f'AWS S3 in {storage.region}'}" if storage.bucket else "none"
+
+
 def _load_app(
     settings: Settings,
     workers: int,
@@ -127,12 +141,19 @@ def _load_app(
 ) -> Any:
     """Build the application. Runs in the worker process, which closes the sockets of other processes (`inherited`)."""
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     for other in inherited:
         other.close()
     watched = WatchedProcess(connection, listener.detach())  # Granian closes the listener
     _set_up_log(settings)
     multiprocessing.util.Finalize(None, log.flush, exitpriority=0)  # a worker does not run atexit functions
-    return create_app(settings, workers, run_directory, verified_files, watched, os.environ)
+    try:
+        return create_app(settings, workers, run_directory, verified_files, watched, os.environ)
+    except (OSError, ValueError) as exc:
+        logger.error("a worker cannot start", error=str(exc))  # noqa: TRY400  such as a file that was deleted
+    except Exception:
+        logger.exception("internal error: a worker cannot start")
+    raise SystemExit(1)
 
 
 @attrs.define(eq=False)
@@ -146,6 +167,7 @@ class _Worker:
     started_at: float
     stopped_at: float = math.inf
     killed_at: float = math.inf
+    was_killed: bool = False
 
     @property
     def pid(self) -> int:
@@ -163,7 +185,24 @@ class _Worker:
 
     def kill(self) -> None:
         """Send SIGKILL."""
+        self.was_killed = True
         self.process.kill()  # type: ignore[no-untyped-call]
+
+    def kill_late(self) -> None:
+        """Send SIGKILL to a worker that still runs at the end of the drain timeout."""
+        if not self.was_killed:
+            logger.warning("worker did not stop within server.drain_timeout: killed", pid=self.pid)
+            self.kill()
+
+    def describe_end(self) -> str:
+        """How the process has ended: by its exit status, or by a signal."""
+        status = self.process.inner.exitcode or 0
+        if status >= 0:
+            return f"exit status {status}"
+        name = signal.Signals(-status).name if -status in set(signal.Signals) else f"signal {-status}"
+        if name != "SIGKILL" or self.watchdog.has_killed:
+            return name
+        return "SIGKILL, probably by the kernel, out of memory: see dmesg, and the memory limit of the container"
 
     def forget(self) -> None:
         """Release what belongs to a worker that has ended."""
@@ -180,7 +219,12 @@ class Supervisor(MPServer):
     """
 
     def __init__(
-        self, settings: Settings, address: ListenAddress, workers: int, run_directory: Path, lock: ServerLock
+        self,
+        settings: Settings,
+        address: ListenAddress,
+        listeners: list[socket.socket],
+        run_directory: Path,
+        lock: ServerLock,
     ) -> None:
         server = settings.server
         multiprocessing.set_start_method("fork", force=True)  # certificates and sockets are inherited
@@ -189,7 +233,7 @@ class Supervisor(MPServer):
             address=address.socket_address[0],
             port=address.socket_address[1],
             interface=Interfaces.ASGI,
-            workers=workers,
+            workers=len(listeners),
             loop=Loops.uvloop,
             http=HTTPModes.http1,
             websockets=False,
@@ -201,11 +245,12 @@ class Supervisor(MPServer):
         )
         self.main_loop_interrupt = _WakeUp()  # type: ignore[assignment]
         self.ssl_ctx: Any = (server.tls, None, None, None, str(SSLProtocols.tls12), None, [], False)
+        self._settings = settings
         self._run_directory = run_directory
         self._lock = lock
         self._drain_timeout_s = server.drain_timeout
         self._certificates = Certificates(server.certfile, server.keyfile) if server.tls else None
-        self._listeners = [open_listener(address) for _ in range(workers)]
+        self._listeners = listeners
         self._running: list[_Worker] = []
         self._to_replace: list[int] = []
         self._successor: _Worker | None = None
@@ -213,10 +258,15 @@ class Supervisor(MPServer):
         self._early_deaths = 0
         self._next_start_at = 0.0
         self._has_failed = False
+        self._has_announced = False
+        self._stop_signal: signal.Signals | None = None
+        self._stopped_at = 0.0
+        self._stops_at_once = False
 
     def startup(self, spawn_target: Any, target_loader: Any) -> None:
         """Start the workers."""
         self._spawn_target, self._target_loader = spawn_target, target_loader
+        signal.signal(signal.SIGCHLD, lambda *_: self.main_loop_interrupt.set())
         super().startup(spawn_target, target_loader)  # type: ignore[no-untyped-call]
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
 
@@ -225,16 +275,30 @@ class Supervisor(MPServer):
         self.interrupt_children.clear()  # workers that have been replaced
         super().shutdown(exit_code or int(self._has_failed))  # type: ignore[no-untyped-call]
 
+    def signal_handler_interrupt(self, number: int, _frame: object) -> None:
+        """Handle a stop signal. The second Ctrl-C stops the server without waiting for running responses."""
+        now = time.monotonic()
+        if self._stop_signal is None:
+            self._stop_signal, self._stopped_at = signal.Signals(number), now
+        elif number == signal.SIGINT and now - self._stopped_at >= MIN_SIGNAL_INTERVAL_S:
+            self._stops_at_once = True
+        super().signal_handler_interrupt()  # type: ignore[no-untyped-call]
+
     def _init_shared_socket(self) -> None:
         self._ssp = self._sso = None  # each worker has a socket of its own
 
     def _spawn_workers(self, _spawn_target: Any, _target_loader: Any) -> None:
         for index in range(self.workers):
-            self._running.append(self._start_worker(index))
+            try:
+                self._running.append(self._start_worker(index))
+            except OSError as exc:
+                self._stop_workers()
+                raise CannotStart(_describe_fork_error(exc)) from exc
 
     def _serve_loop(self, _spawn_target: Any, _target_loader: Any) -> None:
         while True:
-            self.main_loop_interrupt.wait(RELOAD_INTERVAL_S if self._to_replace else CHECK_INTERVAL_S)
+            is_waiting = self._to_replace or not self._has_announced
+            self.main_loop_interrupt.wait(RELOAD_INTERVAL_S if is_waiting else CHECK_INTERVAL_S)
             self.main_loop_interrupt.clear()
             if self.interrupt_signal:
                 break
@@ -248,13 +312,35 @@ class Supervisor(MPServer):
                 worker.watchdog.check(worker.pid)
                 if worker.watchdog.has_started() and self._certificates and worker.pair:
                     self._certificates.accept(worker.pair)
+            self._announce_start()
             if not self._replace_dead():
                 logger.error("workers exit right after they start: stopping the server")
                 self._has_failed = True
                 break
         self._announce_stop()
 
+    def _announce_start(self) -> None:
+        """Log once that all workers accept connections, with a URL and a pull to try."""
+        if self._has_announced or not all(worker.watchdog.has_started() for worker in self._running):
+            return
+        self._has_announced = True
+        server, host_name = self._settings.server, socket.gethostname()
+        logger.info(
+            "Dockyard is listening",
+            url=server_url(server, host_name),
+            address=describe_address(server),
+            **{"try": example_pull(server, self._settings.upstreams, host_name)},
+        )
+
     def _announce_stop(self) -> None:
+        reason = self._stop_signal.name if self._stop_signal else "error"
+        hint = {"hint": "press Ctrl-C again to stop at once"} if self._stop_signal is signal.SIGINT else {}
+        logger.info(
+            "Dockyard is stopping: running responses have until the drain timeout",
+            reason=reason,
+            drain_timeout=format_duration(self._drain_timeout_s),
+            **hint,
+        )
         try:
             (self._run_directory / DRAINING).touch()
         except OSError as exc:  # only for load balancers: the listeners are closed next
@@ -271,7 +357,14 @@ class Supervisor(MPServer):
             return
         index, successor = self._to_replace[0], self._successor
         if successor is None:
-            self._successor = self._start_worker(index)
+            try:
+                self._successor = self._start_worker(index)
+            except OSError as exc:
+                logger.error(  # noqa: TRY400  the reason is for the operator, not a traceback
+                    "reload failed: a new worker does not start; the current workers continue",
+                    reason=_describe_fork_error(exc),
+                )
+                self._to_replace = []
         elif successor.watchdog.has_started():
             predecessor, self._running[index] = self._running[index], successor
             predecessor.watchdog.stop_accepting()
@@ -302,7 +395,7 @@ class Supervisor(MPServer):
                 worker.forget()
                 self._retiring.remove(worker)
             elif now > worker.killed_at:
-                worker.kill()
+                worker.kill_late()
             elif now > worker.stopped_at:
                 worker.stop(self._drain_timeout_s)
 
@@ -324,10 +417,17 @@ class Supervisor(MPServer):
             if len(dead) == len(self._running):
                 return False
             self._next_start_at = now + START_INTERVAL_S
-        metrics.worker_restarts.inc(len(dead))
         for index in dead:
-            self._running[index].forget()
-            self._running[index] = self._start_worker(index)
+            ended = self._running[index]
+            try:
+                self._running[index] = self._start_worker(index)
+            except OSError as exc:
+                logger.error("cannot replace a worker, trying again", error=_describe_fork_error(exc))  # noqa: TRY400
+                self._next_start_at = now + START_INTERVAL_S
+                break
+            metrics.worker_restarts.inc()
+            logger.warning("a worker has ended: it is replaced", pid=ended.pid, reason=ended.describe_end())
+            ended.forget()
         return True
 
     def _start_worker(self, index: int) -> _Worker:
@@ -339,12 +439,19 @@ class Supervisor(MPServer):
         inherited += [connection, *(worker.connection for worker in self._workers())]
         loader = functools.partial(self._target_loader, workers_end, listener, inherited)
         self._shd: Any = SocketHolder(listener.fileno(), False, BACKLOG)  # type: ignore[call-arg]
-        with pair.as_files() if pair else contextlib.nullcontext() as files, _stop_signals_blocked():
+        with (
+            workers_end,
+            contextlib.ExitStack() as unless_started,
+            pair.as_files() if pair else contextlib.nullcontext() as files,
+            _stop_signals_blocked(),
+        ):
+            unless_started.enter_context(connection)
             if files:
                 self.ssl_ctx = (True, *files, *self.ssl_ctx[3:])
             process = self._spawn_worker(index, self._spawn_target, loader)
-            process.start()  # type: ignore[no-untyped-call]
-        workers_end.close()
+            # Not Granian's start(), whose thread waits for the process too: whichever is second sees no end of it.
+            process.inner.start()
+            unless_started.pop_all()
         return _Worker(process, Watchdog(connection), connection, pair, time.monotonic())
 
     def _workers(self) -> list[_Worker]:
@@ -357,13 +464,20 @@ class Supervisor(MPServer):
         workers = self._workers()
         for worker in workers:
             worker.stop(self._drain_timeout_s)
+        while alive := [worker for worker in workers if worker.is_alive]:
+            now = time.monotonic()
+            for worker in alive:
+                if self._stops_at_once:
+                    worker.kill()
+                elif now > worker.killed_at:
+                    worker.kill_late()
+            left_s = max(min(worker.killed_at for worker in alive) - now, RELOAD_INTERVAL_S)
+            self.main_loop_interrupt.wait(min(left_s, CHECK_INTERVAL_S))
+            self.main_loop_interrupt.clear()
         for worker in workers:
-            worker.process.inner.join(max(worker.killed_at - time.monotonic(), 0.0))
-            if worker.is_alive:
-                logger.warning("worker did not stop within server.drain_timeout: killed", pid=worker.pid)
-                worker.kill()
-                worker.process.inner.join()
             worker.forget()
+        if self._stops_at_once:
+            logger.info("Ctrl-C was pressed twice: running responses were aborted")
 
 
 class _WakeUp:
@@ -386,6 +500,11 @@ class _WakeUp:
         """Let the next `wait` wait."""
         with contextlib.suppress(BlockingIOError):
             os.eventfd_read(self._fd)
+
+
+def _describe_fork_error(exc: OSError) -> str:
+    reason = f"cannot start a worker process: {exc.strerror}"
+    return f"{reason}: raise the limit of processes or memory (ulimit -u, TasksMax, pids.max), or lower server.workers"
 
 
 @contextlib.contextmanager

@@ -38,10 +38,14 @@ class _Ping:
 
 
 class Watchdog:
-    """Watches one worker through the supervisor's end of its pair of sockets. Does not block."""
+    """Watches one worker through the supervisor's end of its pair of sockets. Does not block.
+
+    `has_killed`: the worker did not respond.
+    """
 
     def __init__(self, connection: socket.socket) -> None:
         connection.setblocking(False)
+        self.has_killed = False
         self._connection = connection
         self._has_started = False
         self._ping: _Ping | None = None
@@ -87,6 +91,7 @@ class Watchdog:
         waited_s = now - ping.sent_at
         if waited_s >= STUCK_S or (waited_s >= FROZEN_S and now - ping.ran_at >= FROZEN_S):
             log.error("worker does not respond: killed", pid=pid, silent_s=round(waited_s, 1))
+            self.has_killed = True
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
 

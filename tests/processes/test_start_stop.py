@@ -29,6 +29,7 @@ from tests.support.processes import free_port
 MIB = 1024 * 1024
 SLACK_S = 4.0
 STARTS = 10
+STOPS = 3
 START_S = 0.15  # from the first worker's start to the last one's
 
 
@@ -233,11 +234,103 @@ def test_a_starting_server_stops_at_once(fake_registry: FakeRegistry, tmp_path: 
             settings={"server": {"drain_timeout": "20s"}},
         )
         dockyard.start(wait=False)
-        eventually(lambda: "Spawning worker-1" in dockyard.read_log(), "it starts")  # noqa: B023
+        eventually(lambda: "Dockyard is starting" in dockyard.read_log(), "it starts")  # noqa: B023
         time.sleep(attempt / STARTS * START_S)
         process = dockyard._running
         process.send(signal.SIGTERM)
         eventually(lambda: process.popen.poll() == 0, f"the end, attempt {attempt}", 12)  # noqa: B023
+
+
+LIFE = ["Dockyard is starting", "Dockyard is listening", "Dockyard is stopping", "Dockyard has stopped"]
+
+
+def _lines(dockyard: Dockyard, *events: str) -> list[str]:
+    """The lines of the log with one of these events."""
+    return [line for line in dockyard.read_log().splitlines() if any(event in line for event in events)]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
+def test_the_log_has_one_line_for_each_step_of_its_life(
+    fake_registry: FakeRegistry, tmp_path: Path, number: signal.Signals
+) -> None:
+    """Again and again: nothing more at an ordinary stop, no worker is reported as killed, nothing is of Granian."""
+    dockyard = Dockyard(tmp_path, [upstream("up.test", fake_registry.url)], workers=3)
+    for _ in range(STOPS):
+        dockyard.log.unlink(missing_ok=True)
+        dockyard.start()
+        eventually(lambda: _lines(dockyard, "Dockyard is listening"), "all workers listen", 20)
+        process = dockyard._running
+        process.send(number)
+        assert process.popen.wait(20) == 0
+        dockyard.kill()
+        steps = _lines(dockyard, "logger=dockyard.supervisor")
+        assert [next((event for event in LIFE if event in step), step) for step in steps] == LIFE
+        assert f" url=http://127.0.0.1:{dockyard.port} " in steps[1]
+        assert f'try="docker pull 127.0.0.1:{dockyard.port}/up.test/NAME:TAG"' in steps[1]
+        assert f" reason={number.name} drain_timeout=10s" in steps[2]
+        assert not _lines(dockyard, " warn ", " error ", "killed", "granian")
+
+
+def test_a_second_interrupt_stops_at_once(
+    make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry
+) -> None:
+    """Ctrl-C twice aborts the running responses; the log says before that it would."""
+    path = f"/v2/up.test/app/blobs/{fake_registry.add_blob(Synthetic(50 * MIB))}"
+    deployment = make_deployment(workers=2, server={"drain_timeout": "60s"})
+    with deployment.stream(path, receive_buffer=4096) as stalled:
+        assert stalled.head().status == 200
+        process = deployment.dockyard._running
+        process.send(signal.SIGINT)
+        eventually(lambda: "press Ctrl-C again to stop at once" in deployment.dockyard.read_log(), "the first")
+        process.send(signal.SIGINT)  # twice by one key: `timeout` does that
+        time.sleep(1.2)  # the shortest time between two
+        assert process.popen.poll() is None, "the first Ctrl-C, sent twice, does not abort"
+        process.send(signal.SIGINT)
+        assert process.popen.wait(10) == 0
+    assert _lines(deployment.dockyard, "Ctrl-C was pressed twice: running responses were aborted")
+    assert not _lines(deployment.dockyard, "worker did not stop within")
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV], ids=["SIGKILL", "SIGSEGV"])
+def test_the_end_of_a_worker_is_reported(make_deployment: Callable[..., Deployment], number: signal.Signals) -> None:
+    """With the signal, and the probable reason of SIGKILL; a worker of a reload that stops is not reported."""
+    deployment = make_deployment(workers=2)
+    deployment.wait_for_workers(2)
+    pid = deployment.dockyard.worker_pids()[0]
+    os.kill(pid, number)
+    (line,) = eventually(lambda: _lines(deployment.dockyard, "a worker has ended: it is replaced"), "reported")
+    assert f" pid={pid} " in line
+    assert ('"SIGKILL, probably by the kernel, out of memory' if number == signal.SIGKILL else "=SIGSEGV ") in line
+    deployment.wait_for_workers(2)
+    os.kill(deployment.dockyard.pid, signal.SIGHUP)
+    eventually(lambda: _lines(deployment.dockyard, "all workers have been replaced"), "reloaded", 20)
+    assert _lines(deployment.dockyard, "a worker has ended") == [line]
+
+
+def test_a_limit_of_processes_is_explained(
+    make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry, tmp_path: Path
+) -> None:
+    """The workers that have been started are stopped, and there is no traceback."""
+    one_fork = """
+import errno, os
+
+fork, forks = os.fork, []
+
+def fork_once():
+    if forks:
+        raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+    forks.append(1)
+    return fork()
+
+os.fork = fork_once
+"""
+    (tmp_path / "sitecustomize.py").write_text(one_fork)
+    deployment = make_deployment(workers=2)
+    environ = {"PYTHONPATH": f"{tmp_path}:{ROOT}"}
+    status, output = _second(deployment, tmp_path, port=free_port(), environ=environ)
+    assert status == 1, output
+    assert "cannot start a worker process: Resource temporarily unavailable: raise the limit of processes" in output
+    assert "Traceback" not in output
 
 
 def _second(

@@ -23,7 +23,7 @@ LAYERS = [
     {"oci"},
     {"config"},
     {"log_writer"},
-    {"routing", "log", "metrics", "http1"},
+    {"routing", "log", "metrics", "http1", "first_pull"},
     {"upstream", "storage", "workers"},
     {"s3"},
     {"cache"},

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import re
 import subprocess
 import sys
@@ -137,6 +138,7 @@ def test_color_is_for_the_console_and_can_be_switched_off(
     is_colored: bool,
 ) -> None:
     """By the setting, or by NO_COLOR (no-color.org)."""
+    monkeypatch.setattr(os, "isatty", lambda _: True)
     monkeypatch.delenv("NO_COLOR", raising=False)
     for name, value in environ.items():
         monkeypatch.setenv(name, value)
@@ -144,6 +146,15 @@ def test_color_is_for_the_console_and_can_be_switched_off(
     structlog.get_logger("dockyard.test").info("x", a="b")
 
     assert ("\x1b[" in lines()[0]) is is_colored
+
+
+def test_what_is_not_a_terminal_has_no_color(lines: Lines, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The log of a service or a container is read by programs too."""
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    set_up(LoggerSettings())
+    structlog.get_logger("dockyard.test").info("x", a="b")
+
+    assert "\x1b" not in lines()[0]
 
 
 def test_a_file_has_no_color(tmp_path: Path) -> None:
@@ -279,7 +290,7 @@ def test_libraries_speak_through_the_same_door(lines: Lines, name: str) -> None:
     logging.getLogger(name).propagate = False
     set_up(JSON)
     if name in LIBRARIES:
-        logging.getLogger(name).warning("said %d", 1)
+        logging.getLogger(name).error("said %d", 1)
 
         assert [json.loads(line)["event"] for line in lines()] == ["said 1"]
     logging.getLogger(name).handlers.clear()
@@ -295,15 +306,16 @@ def test_urllib3_does_not_tell_of_every_connection(lines: Lines) -> None:
     assert lines() == []
 
 
-def test_granian_does_not_tell_of_every_lost_chunk(lines: Lines) -> None:
-    """It says so for each chunk that it cannot send; all else of it is said."""
-    set_up(JSON)
+def test_only_errors_of_granian_are_logged(lines: Lines) -> None:
+    """Its start and stop are reported by the supervisor, and it has a line for each chunk that it cannot send."""
+    set_up(attrs.evolve(JSON, level="debug"))
     granian = logging.getLogger("_granian.asgi.io")
     granian.info("ASGI transport error: SendError { .. }")
-    granian.info("Spawning worker-1")
+    granian.info("Granian shutdown completed, see ya!")
+    granian.warning("Consider using 2 workers")
     granian.error("ASGI transport error: worse")
 
-    assert [json.loads(line)["event"] for line in lines()] == ["Spawning worker-1", "ASGI transport error: worse"]
+    assert [json.loads(line)["event"] for line in lines()] == ["ASGI transport error: worse"]
 
 
 def test_a_library_that_formats_wrongly_does_no_harm(lines: Lines) -> None:

@@ -1,0 +1,70 @@
+"""Why an address cannot be listened on, and what to do."""
+
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from dockyard.preconditions import CannotStart, find_listen_address
+from tests.support.processes import free_port
+
+NOBODY = 65534
+PRIVILEGED_PORT = 81
+
+
+@pytest.fixture
+def ordinary_user() -> Iterator[int]:
+    """Root becomes an ordinary user meanwhile."""
+    if int(Path("/proc/sys/net/ipv4/ip_unprivileged_port_start").read_text()) <= PRIVILEGED_PORT:
+        pytest.skip("every user may listen on every port here")
+    user = os.geteuid()
+    if user == 0:
+        os.seteuid(NOBODY)
+    yield os.geteuid()
+    os.seteuid(user)
+
+
+def reason(host: str, port: int) -> str:
+    """Why the server does not start."""
+    with pytest.raises(CannotStart) as caught:
+        find_listen_address(host, port)
+    return str(caught.value)
+
+
+def test_a_privileged_port_is_explained(ordinary_user: int) -> None:
+    """With all ways to use it, and the one that needs no privilege first."""
+    assert reason("127.0.0.1", PRIVILEGED_PORT) == (
+        f"server.port: 127.0.0.1:81: Permission denied: ports below 1024 are not for uid {ordinary_user}: set "
+        "server.port to 1024 or more, or give the process CAP_NET_BIND_SERVICE (systemd: "
+        "AmbientCapabilities=CAP_NET_BIND_SERVICE), or set the sysctl net.ipv4.ip_unprivileged_port_start to 81"
+    )
+    assert reason("", PRIVILEGED_PORT).startswith("server.port: all addresses, port 81: Permission denied")
+
+
+@pytest.mark.parametrize(("family", "host"), [(socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")])
+def test_the_process_that_uses_the_port_is_named(family: int, host: str) -> None:
+    """With its id and its name."""
+    with socket.create_server((host, 0), family=family) as listener:
+        port = listener.getsockname()[1]
+        name = Path("/proc/self/comm").read_text().strip()
+
+        assert reason(host, port) == (
+            f"server.port: port {port} of {host} is in use by process {os.getpid()} ({name}): stop it, or set "
+            "server.port to another port"
+        )
+        assert f"server.port: port {port} is in use by process {os.getpid()} " in reason("", port)
+
+
+def test_an_address_of_another_machine_is_named() -> None:
+    """192.0.2.0/24 is for documentation."""
+    text = reason("192.0.2.1", free_port())
+
+    assert text.startswith("server.host: 192.0.2.1 is not an address of this machine")
+    assert "leave it empty to listen on all addresses" in text
+
+
+def test_a_name_that_cannot_be_resolved_is_named() -> None:
+    """With the reason of the resolver."""
+    assert reason("no-such-host.invalid", free_port()).startswith("server.host: cannot resolve no-such-host.invalid: ")
