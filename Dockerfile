@@ -46,7 +46,8 @@ COPY --from=dockyard /opt/dockyard /opt/dockyard
 COPY --from=dockyard /opt/dockyard.cdx.json /usr/local/share/sbom/
 ENV PATH=/opt/dockyard/bin:$PATH \
     PYTHONUNBUFFERED=1 \
-    XDG_CACHE_HOME=/var/cache
+    XDG_CACHE_HOME=/var/cache \
+    AWS_ECR_CACHE_DIR=/var/cache/dockyard/ecr
 # Numeric, so that Kubernetes can check runAsNonRoot. Credentials for registries: /home/nonroot/.docker/config.json.
 USER 65532:65532
 WORKDIR /home/nonroot

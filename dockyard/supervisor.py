@@ -50,7 +50,7 @@ from dockyard.worker import (  # before the fork: workers start at once, and sha
 )
 from dockyard.workers.certificates import Certificates
 from dockyard.workers.listener import BACKLOG, ListenAddress, open_listener
-from dockyard.workers.processors import count_processors
+from dockyard.workers.processors import count_workers
 from dockyard.workers.watchdog import Watchdog, WatchedProcess
 
 CHECK_INTERVAL_S = 0.5
@@ -88,7 +88,7 @@ def _set_up_log(settings: Settings) -> None:
 
 def _serve(settings: Settings) -> int:
     check_bucket_settings(settings.storage)
-    workers = settings.server.workers or count_processors()
+    workers = settings.server.workers or count_workers()
     run_directory, lock = open_run_directory(settings.storage)
     try:
         address = find_listen_address(settings.server.host, settings.server.port)

@@ -85,7 +85,7 @@ class ServerSettings:
     log: ServerLogSettings = ServerLogSettings()
     workers: int = 0
     """Number of worker processes, at most 1024. 0: one per CPU core that the process may use: by its affinity mask, and
-    by the CPU quota of its container or control group, rounded up."""
+    by the CPU quota of its container or control group, rounded up. With a memory limit, at most one per 128 MiB."""
     zero_copy: bool = True
     """Send large blobs from the page cache with sendfile(2) where possible, which saves CPU time and ends the
     connection after the response. `false`: send everything through the HTTP server."""

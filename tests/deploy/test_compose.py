@@ -1,5 +1,6 @@
-"""The compose files: their variables are settings of Dockyard, and their images are pinned."""
+"""The compose file: its variables are settings of Dockyard, its images are pinned, and it opens no port to others."""
 
+import re
 from typing import Any
 
 import pytest
@@ -8,45 +9,70 @@ import yaml
 from dockyard.config.loader import load
 from tests.support.paths import ROOT
 
-FILES = ["docker-compose.yml", "ops/docker-compose.versitygw.yml"]
+SERVICES = ["dockyard", "versitygw", "expire"]
 
 
-def services(file: str) -> dict[str, Any]:
-    """The services of a compose file."""
-    found = yaml.safe_load((ROOT / file).read_text())["services"]
+@pytest.fixture(scope="module")
+def services() -> dict[str, Any]:
+    """The services of the compose file."""
+    found = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
     assert isinstance(found, dict)
     return found
 
 
-@pytest.mark.parametrize("file", FILES)
-def test_the_variables_are_settings(file: str) -> None:
+def test_the_variables_are_settings(services: dict[str, Any]) -> None:
     """With the mounted config.yaml they configure a bucket in path style, without warnings."""
-    settings = load(ROOT / "config.yaml", services(file)["dockyard"]["environment"])
+    settings = load(ROOT / "config.yaml", services["dockyard"]["environment"])
     assert settings.warnings == ()
     assert (settings.storage.bucket, settings.storage.prefix) == ("dockyard-cache", "cache/")
     assert settings.storage.force_path_style
     assert not settings.storage.use_ssl
     assert settings.storage.touch_threshold == 86_400
-    assert settings.server.drain_timeout < int(services(file)["dockyard"]["stop_grace_period"].removesuffix("s"))
+    assert settings.server.drain_timeout < int(services["dockyard"]["stop_grace_period"].removesuffix("s"))
 
 
-def test_ports_keys_and_names_of_the_quick_start() -> None:
-    """The ports, keys and names of the quick start."""
-    found = services("docker-compose.yml")
-    assert found["dockyard"]["ports"] == ["5000:5000"]
-    assert found["minio"]["ports"] == ["9000:9000", "9001:9001"]
-    storage = load(None, found["dockyard"]["environment"]).storage
-    assert (storage.endpoint, storage.access_key, storage.secret_key.reveal()) == (
-        "minio:9000",
-        "minioadmin",
-        "minioadmin",
-    )
-    assert found["minio-init"]["command"][-1].endswith(f"/{storage.bucket}")
+def test_the_store_has_the_bucket_and_the_credentials(services: dict[str, Any]) -> None:
+    """What Dockyard uses is what the store gets: host, port, credentials, region and bucket."""
+    storage = load(None, services["dockyard"]["environment"]).storage
+    store = services["versitygw"]
+    (command,) = store["command"]
+    host, _, port = storage.endpoint.partition(":")
+    assert host in services
+    assert f"--port :{port} --region {storage.region} " in command
+    assert f"/data/{storage.bucket} " in command
+    assert store["environment"] == {
+        "ROOT_ACCESS_KEY": storage.access_key,
+        "ROOT_SECRET_KEY": storage.secret_key.reveal(),
+    }
+    (expiry,) = services["expire"]["command"]
+    assert f"/data/{storage.bucket} -path '*/{storage.bucket}/{storage.prefix}*' " in expiry
 
 
-@pytest.mark.parametrize("file", FILES)
-def test_images_are_pinned(file: str) -> None:
-    """An image does not change unnoticed."""
-    images = [service["image"] for service in services(file).values() if "image" in service]
-    assert images
-    assert all(":" in image and not image.endswith(":latest") for image in images)
+def test_only_this_machine_reaches_it(services: dict[str, Any]) -> None:
+    """Dockyard is published on loopback; the store, whose credentials are in the file, is not published at all."""
+    assert services["dockyard"]["ports"] == ["127.0.0.1:5000:5000"]
+    assert [name for name, service in services.items() if "ports" in service] == ["dockyard"]
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_services_are_restricted(services: dict[str, Any], name: str) -> None:
+    """No service can write to its root file system, has a capability, or can get privileges."""
+    service = services[name]
+    assert list(services) == SERVICES
+    assert service["read_only"] is True
+    assert service["cap_drop"] == ["ALL"]
+    assert service["security_opt"] == ["no-new-privileges:true"]
+    assert service["restart"] == "unless-stopped"
+
+
+def test_images_are_pinned_by_digest(services: dict[str, Any]) -> None:
+    """An image does not change unnoticed; the tag says which version the digest is."""
+    images = [service["image"] for service in services.values() if "image" in service]
+    assert len(images) == 2
+    assert all(re.fullmatch(r"[a-z./]+:v[\d.]+@sha256:[0-9a-f]{64}", image) for image in images)
+
+
+def test_dockyard_and_the_store_have_health_checks(services: dict[str, Any]) -> None:
+    """`docker compose up --wait` waits for both."""
+    assert "http://127.0.0.1:5000/v2/" in services["dockyard"]["healthcheck"]["test"][-1]
+    assert services["versitygw"]["healthcheck"]["test"][-1].endswith(":9000/_health")

@@ -1,11 +1,11 @@
-"""The number of workers follows the CPU quota of control groups."""
+"""The number of workers follows the CPU quota and the memory limit of control groups."""
 
 import os
 from pathlib import Path
 
 import pytest
 
-from dockyard.workers.processors import count_processors
+from dockyard.workers.processors import count_processors, count_workers
 
 
 @pytest.fixture(autouse=True)
@@ -30,6 +30,7 @@ def describe(tmp_path: Path, group: str, mount: str, files: dict[str, str]) -> P
 
 
 V2 = "41 31 0:38 / {} rw,relatime shared:4 - cgroup2 cgroup2 rw"
+V1_MEMORY = "33 31 0:30 / {} rw,relatime - cgroup cgroup rw,memory"
 V1 = "32 31 0:29 / {} rw,relatime - cgroup cgroup rw,cpu,cpuacct"
 
 
@@ -65,6 +66,29 @@ def test_a_quota_counts_rounded_up(
 ) -> None:
     """The smallest of all groups that the process belongs to; in a container, its own group is the root."""
     assert count_processors(describe(tmp_path, group, mount, files)) == expected
+
+
+@pytest.mark.parametrize(
+    ("group", "mount", "files", "expected"),
+    [
+        ("0::/", V2, {"memory.max": "134217728\n"}, 1),
+        ("0::/", V2, {"memory.max": "1000000\n"}, 1),
+        ("0::/", V2, {"memory.max": "1073741824\n"}, 8),
+        ("0::/", V2, {"memory.max": "max\n"}, 64),
+        ("0::/", V2, {"memory.max": ""}, 64),
+        ("0::/", V2, {"memory.max": "1099511627776\n"}, 64),
+        ("0::/", V2, {"memory.max": "1073741824\n", "cpu.max": "250000 100000\n"}, 3),
+        ("0::/pod/container", V2, {"pod/container/memory.max": "max\n", "pod/memory.max": "536870912\n"}, 4),
+        ("4:memory:/", V1_MEMORY, {"memory.limit_in_bytes": "536870912\n"}, 4),
+        ("4:memory:/", V1_MEMORY, {"memory.limit_in_bytes": "9223372036854771712\n"}, 64),
+        ("4:memory:/docker/1", V1_MEMORY, {"docker/1/memory.limit_in_bytes": "268435456\n"}, 2),
+    ],
+)
+def test_a_memory_limit_has_room_for_each_worker(
+    tmp_path: Path, group: str, mount: str, files: dict[str, str], expected: int
+) -> None:
+    """On 64 processors, a container with 1 GiB starts eight workers: 64 would be killed by the kernel."""
+    assert count_workers(describe(tmp_path, group, mount, files)) == expected
 
 
 def test_the_affinity_mask_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
