@@ -1,58 +1,199 @@
-"""The commands `server`, `pull`, `config` and `version`. Errors in the settings or the arguments exit with status 2."""
+"""The commands `server`, `check`, `pull`, `config` and `version`.
 
+Errors in the settings or the arguments exit with status 2, an interruption (Ctrl-C) with 130.
+"""
+
+import difflib
+import errno
+import functools
 import os
 import shutil
 import signal
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NoReturn, TextIO
+from typing import Any, BinaryIO, Literal, NoReturn, TextIO, get_args
 
+import attrs
 import click
 
 from dockyard import __version__
 from dockyard.config.loader import SettingsError, load, show
+from dockyard.config.reader import Option, SettingsFile
 from dockyard.config.settings import Settings
+from dockyard.config.types import Level
 from dockyard.workers.metrics_directory import create_metrics_directory
 
 EXIT_USAGE = 2
+EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 
-_config_option = click.option(
-    "-c",
-    "--config",
-    "config_file",
-    metavar="FILE",
-    envvar="DOCKYARD_CONFIG",
-    show_envvar=True,
-    type=click.Path(path_type=Path),
-    help="YAML file with the settings. Default: no file, only the environment and the built-in defaults.",
+_MAIN_HELP = """\
+Examples:
+  dockyard server                     start the server with the defaults
+  docker pull localhost:5000/docker.io/library/alpine
+  dockyard COMMAND --help             options, examples and exit statuses of a command
+
+Completion, in the file that the shell reads at its start:
+  bash: eval "$(_DOCKYARD_COMPLETE=bash_source dockyard)"
+  zsh:  eval "$(_DOCKYARD_COMPLETE=zsh_source dockyard)"
+  fish: _DOCKYARD_COMPLETE=fish_source dockyard | source
+"""
+
+_SERVER_HELP = """\
+Examples:
+  dockyard server
+  dockyard server -c config.yaml --log-level debug
+  dockyard server --host 127.0.0.1 --port 8080
+  generate-settings | dockyard server -c -
+
+Environment:
+  DOCKYARD_CONFIG     the file of -c
+  SERVER_PORT, ...    one variable for each setting: see ops/SETTINGS.md
+  NO_COLOR            no colors in the log
+  HOME, DOCKER_CONFIG, REGISTRY_AUTH_FILE, XDG_...    where the Docker keychain is
+
+Exit status:
+  0  stopped by a signal
+  1  the server cannot start, or its workers exit right after their start: see the log
+  2  errors in the settings or the arguments
+"""
+
+_CONFIG_HELP = """\
+Examples:
+  dockyard config
+  dockyard config > my-config.yaml
+  SERVER_PORT=8080 dockyard config -c config.yaml
+
+Exit status:
+  0  the settings are valid
+  2  errors in the settings or the arguments
+"""
+
+
+def _paragraphs(text: str) -> str:
+    """Mark each paragraph of a help text as one whose lines are kept."""
+    return "\n\n".join(f"\b\n{paragraph}" for paragraph in text.strip().split("\n\n"))
+
+
+class Commands(click.Group):
+    """A group that suggests commands for an unknown one."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as exc:
+            names = self.list_commands(ctx)
+            nearest = difflib.get_close_matches(args[0], names, 1)
+            hint = f"Did you mean {nearest[0]}?" if nearest else f"The commands are {', '.join(names)}."
+            raise click.UsageError(f"{exc.message} {hint}", ctx) from None
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            click.echo("dockyard: interrupted", err=True)
+            raise SystemExit(EXIT_INTERRUPTED) from None
+
+
+class StandardInput:
+    """The standard input as a file of settings."""
+
+    def open(self, _mode: Literal["rb"], /) -> BinaryIO:
+        if sys.stdin is None:
+            raise OSError(errno.EBADF, "it is closed")
+        return sys.stdin.buffer
+
+    def __str__(self) -> str:
+        return "standard input"
+
+
+@attrs.frozen
+class SettingsSource:
+    """Where a command gets the settings from, besides the environment."""
+
+    file: SettingsFile | None
+    options: Mapping[str, Option]
+
+    def load(self) -> Settings:
+        """Return the settings. If they have errors, print them and exit with status 2."""
+        try:
+            return load(self.file, os.environ, self.options)
+        except SettingsError as exc:
+            _exit(exc)
+
+
+def _complete_level(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
+    return [level for level in get_args(Level) if level.startswith(incomplete)]
+
+
+# Their values are texts, as in the environment: the settings parse them.
+_SETTINGS_OPTIONS = {
+    "server.host": click.Option(
+        ["--host"], metavar="HOST", help="Host name or IP address to listen on, instead of server.host."
+    ),
+    "server.port": click.Option(["--port"], metavar="PORT", help="TCP port to listen on, instead of server.port."),
+    "logger.level": click.Option(
+        ["--log-level"],
+        metavar="LEVEL",
+        shell_complete=_complete_level,
+        help=f"Lowest level that is logged, instead of logger.level: {', '.join(get_args(Level))}.",
+    ),
+}
+
+
+def settings_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add the options that the settings come from. The command gets a SettingsSource as its first argument."""
+
+    @functools.wraps(command)
+    def with_source(*, config_file: str | None, **values: Any) -> None:
+        options = {}
+        for key, option in _SETTINGS_OPTIONS.items():
+            text = values.pop(str(option.name))
+            if text is not None:
+                options[key] = Option(option.opts[0], text)
+        file = None if config_file is None else StandardInput() if config_file == "-" else Path(config_file)
+        command(SettingsSource(file, options), **values)
+
+    config_option = click.Option(
+        ["-c", "--config", "config_file"],
+        metavar="FILE",
+        envvar="DOCKYARD_CONFIG",
+        show_envvar=True,
+        type=click.Path(allow_dash=True),
+        help="YAML file with the settings; '-' is standard input. Default: no file, only the environment and the "
+        "built-in defaults.",
+    )
+    with_source.__click_params__ = [*reversed(_SETTINGS_OPTIONS.values()), config_option]  # type: ignore[attr-defined]
+    return with_source
+
+
+@click.group(
+    cls=Commands,
+    epilog=_paragraphs(_MAIN_HELP),
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
-
-
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="dockyard", message="%(prog)s %(version)s")
 def main() -> None:
     """A pull-through cache for OCI images.
 
-    Settings are read from environment variables, else from the YAML file, else the defaults are used. The variable
-    of a key is its name in capitals with underscores: SERVER_PORT sets server.port, and DOCKYARD_SERVER_PORT takes
-    precedence over it.
-
-    Start the server: dockyard server
-
-    Then pull an image: docker pull localhost:5000/docker.io/library/alpine
+    Settings are read from options, else from environment variables, else from the YAML file, else the defaults are
+    used. The variable of a key is its name in capitals with underscores: SERVER_PORT sets server.port, and
+    DOCKYARD_SERVER_PORT takes precedence over it.
     """
 
 
-@main.command()
-@_config_option
-def server(config_file: Path | None) -> None:
+@main.command(epilog=_paragraphs(_SERVER_HELP))
+@settings_options
+def server(source: SettingsSource) -> None:
     """Run the server until it gets SIGTERM or SIGINT (Ctrl-C).
 
-    Exit status: 0 if it was stopped, 1 if it cannot start, 2 if the settings or the arguments are invalid.
+    SIGHUP replaces the workers one by one, which reads the TLS certificate again.
     """
     _open_standard_streams()
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until the supervisor handles it: by default it ends the process
-    settings = _load(config_file)
+    settings = source.load()
     try:
         metrics_directory = create_metrics_directory()
     except OSError as exc:
@@ -137,11 +278,14 @@ def pull(
     raise SystemExit(run(arguments, output_format))
 
 
-@main.command()
-@_config_option
-def config(config_file: Path | None) -> None:
-    """Print the settings in effect as YAML; secrets are hidden."""
-    settings = _load(config_file)
+@main.command(epilog=_paragraphs(_CONFIG_HELP))
+@settings_options
+def config(source: SettingsSource) -> None:
+    """Print the settings in effect as YAML; secrets are hidden.
+
+    Warnings are printed to standard error.
+    """
+    settings = source.load()
     for warning in settings.warnings:
         click.echo(f"dockyard: warning: {warning}", err=True)
     click.echo(show(settings), nl=False)
@@ -151,13 +295,6 @@ def config(config_file: Path | None) -> None:
 def version() -> None:
     """Print the version."""
     click.echo(f"dockyard {__version__}")
-
-
-def _load(config_file: Path | None) -> Settings:
-    try:
-        return load(config_file, os.environ)
-    except SettingsError as exc:
-        _exit(exc)
 
 
 def _exit(error: SettingsError) -> NoReturn:

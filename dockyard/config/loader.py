@@ -1,17 +1,16 @@
-"""Loads the settings from the defaults, a YAML file and the environment, in increasing order of precedence."""
+"""Loads the settings from the defaults, a YAML file, the environment and options, in increasing order of precedence."""
 
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Collection, Mapping, Sequence
 
 import attrs
 
 from dockyard.config.checks import find_errors, find_warnings
-from dockyard.config.reader import SettingsReader, to_yaml
+from dockyard.config.reader import Option, SettingsFile, SettingsReader, to_yaml
 from dockyard.config.settings import AWS_REGION_VARIABLES, Settings, Upstream, aws_region, user_cache_directory
 from dockyard.config.types import Secret, converter
 
 # The variables of the options of the command line.
-COMMAND_VARIABLES = ("DOCKYARD_CONFIG", "DOCKYARD_URL")
+COMMAND_VARIABLES = ("DOCKYARD_CONFIG", "DOCKYARD_URL", "DOCKYARD_CA_FILE")
 
 
 class SettingsError(Exception):
@@ -22,9 +21,34 @@ class SettingsError(Exception):
         self.errors = errors
 
 
-def load(path: Path | None, environ: Mapping[str, str]) -> Settings:
-    """Load the settings; without a path only from the environment. Raises SettingsError with all errors at once."""
-    reader = SettingsReader(Settings, environ, converter().structure, Secret)
+@attrs.frozen
+class LoadedSettings:
+    """All settings, and what is wrong with them. Where `is_wrong`, they have the defaults."""
+
+    settings: Settings
+    errors: Sequence[str]
+    _wrong_keys: Collection[str]
+
+    def is_wrong(self, key: str) -> bool:
+        """Whether a key or a section has an error, or what contains it, or what it contains."""
+        return any(_contains(key, wrong) or _contains(wrong, key) for wrong in self._wrong_keys)
+
+
+def load(
+    path: SettingsFile | None, environ: Mapping[str, str], options: Mapping[str, Option] | None = None
+) -> Settings:
+    """Load the settings; without a path only from options and environment. Raises SettingsError with all errors."""
+    loaded = load_all(path, environ, options)
+    if loaded.errors:
+        raise SettingsError(list(loaded.errors))
+    return loaded.settings
+
+
+def load_all(
+    path: SettingsFile | None, environ: Mapping[str, str], options: Mapping[str, Option] | None = None
+) -> LoadedSettings:
+    """Load the settings as far as they have no errors. `options` are those of the command line, by key."""
+    reader = SettingsReader(Settings, environ, converter().structure, Secret, options or {})
     settings = reader.read(path)
     if "storage.directory" not in reader.locations:
         storage = attrs.evolve(settings.storage, directory=user_cache_directory(environ))
@@ -35,10 +59,9 @@ def load(path: Path | None, environ: Mapping[str, str]) -> Settings:
     settings = attrs.evolve(settings, upstreams=_mark_default(settings.upstreams, reader.locations))
     for key, message in find_errors(settings):
         reader.add_error(key, message)
-    if reader.errors:
-        raise SettingsError(reader.errors)
     unknown = reader.find_unknown_variables("DOCKYARD_", COMMAND_VARIABLES)
-    return attrs.evolve(settings, warnings=(*reader.warnings, *unknown, *find_warnings(settings, reader.raw_values)))
+    warnings = (*reader.warnings, *unknown, *find_warnings(settings, reader.raw_values))
+    return LoadedSettings(attrs.evolve(settings, warnings=warnings), reader.errors, reader.keys_with_error)
 
 
 def show(settings: Settings) -> str:
@@ -56,3 +79,7 @@ def _mark_default(upstreams: tuple[Upstream, ...], locations: Mapping[str, str])
         if upstream.prefix == "docker.io" and f"upstreams[{index}].default" not in locations:
             return (*upstreams[:index], attrs.evolve(upstream, default=True), *upstreams[index + 1 :])
     return upstreams
+
+
+def _contains(section: str, key: str) -> bool:
+    return not section or key == section or key.startswith((f"{section}.", f"{section}["))

@@ -1,8 +1,8 @@
-"""Reads one YAML file and the environment into a tree of attrs classes.
+"""Reads one YAML file, the environment and options of the command line into a tree of attrs classes.
 
 The classes decide which keys exist; any other key in the file is an error. Every value is a text here, whatever type
 YAML would infer (`password: 0123` is not 83), until the type of its field parses it. Each key may also be set by an
-environment variable, which takes precedence, unless it is in a list.
+environment variable, which takes precedence, unless it is in a list. An option takes precedence over both.
 
 An error does not stop the reading: it is recorded with its key and its location, and the default is used. It quotes the
 value as it is written, never what `${VAR}` stands for, and never a secret.
@@ -14,7 +14,7 @@ import json
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Generic, TypeVar, get_args, get_origin
+from typing import Annotated, Any, BinaryIO, Generic, Literal, Protocol, TypeVar, get_args, get_origin
 
 import attrs
 import yaml
@@ -53,6 +53,21 @@ _KUBERNETES_VARIABLE = re.compile(
 )
 _KUBERNETES_URLS = ("tcp://", "udp://", "sctp://")
 
+
+class SettingsFile(Protocol):
+    """A YAML file, such as a Path. `str` is its name in errors."""
+
+    def open(self, mode: Literal["rb"], /) -> BinaryIO: ...
+
+
+@attrs.frozen
+class Option:
+    """An option of the command line that sets a key, such as `--port`, and its text."""
+
+    name: str
+    text: str
+
+
 _VARIABLE = re.compile(r"\$\{([^}]+)\}")
 _UNPRINTABLE = re.compile("[\\x00-\\x1f\\x7f-\\x9f\\ud800-\\udfff]")
 
@@ -69,19 +84,21 @@ class SettingsReader(Generic[Tree]):
     environ: Mapping[str, str]
     structure: Callable[[Any, Any], Any]
     secret: type
+    options: Mapping[str, Option] = attrs.field(factory=dict)
+    """By key."""
     errors: list[str] = attrs.field(factory=list)
     warnings: list[str] = attrs.field(factory=list)
     raw_values: dict[str, str] = attrs.field(factory=dict, repr=False)
     """By key: the value as it is written, with `${VAR}` not replaced. Secrets are left out."""
     locations: dict[str, str] = attrs.field(factory=dict)
-    """By key or section: where it is set, as `config.yaml:12` or `env SERVER_PORT`."""
+    """By key or section: where it is set, as `config.yaml:12`, `env SERVER_PORT` or `option --port`."""
     _keys_with_error: set[str] = attrs.field(factory=set)
     _keys_with_unset_variable: set[str] = attrs.field(factory=set)
     _referenced: set[str] = attrs.field(factory=set)
     _file: str = ""
 
-    def read(self, path: Path | None) -> Tree:
-        """Return the whole tree, also when there are errors. Without a path only the environment is read."""
+    def read(self, path: SettingsFile | None) -> Tree:
+        """Return the whole tree, also when there are errors. Without a path no file is read."""
         node = None
         if path is not None:
             self._file = str(path)
@@ -89,11 +106,17 @@ class SettingsReader(Generic[Tree]):
                 node = _compose(path)
             except ValueError as exc:
                 self.errors.append(str(exc))
+                self._keys_with_error.add("")
             else:
                 if node is None or (_is_null(node) and not node.value):
                     self.warnings.append(f"{path}: has no settings in it; the defaults and the environment are used")
         tree: Tree = self._read_section(self.root, node, "", in_list=False)
         return tree
+
+    @property
+    def keys_with_error(self) -> frozenset[str]:
+        """Keys and sections; an empty text is the whole file."""
+        return frozenset(self._keys_with_error)
 
     def add_error(self, key: str, message: str) -> None:
         """Record an error of a key. Only the first of a key counts: after it, the value is the default."""
@@ -156,11 +179,14 @@ class SettingsReader(Generic[Tree]):
             self.add_error(key, f"{exc}{example}{_kubernetes_hint(self.locations[key], given)}")
 
     def _read_value(self, field: Any, node: yaml.Node | None, key: str, *, in_list: bool) -> str | list[str] | None:
-        """Return the text of one key, from the environment or else the file; None when neither has it.
+        """Return the text of one key, from an option, else the environment, else the file; None when none has it.
 
         An empty text is no value for most types, and then the same as no text.
         """
         kind, may_be_empty = field.type, self._may_be_empty(field)
+        if option := self.options.get(key):
+            self._record(kind, key, f"option {option.name}", option.text)
+            return option.text
         if not in_list:
             for variable in environment_variables(key):
                 if self.environ.get(variable, "").strip() or (variable in self.environ and may_be_empty):
@@ -305,14 +331,15 @@ def to_yaml(document: Mapping[str, Any]) -> str:
     return text
 
 
-def _compose(path: Path) -> yaml.Node | None:
+def _compose(path: SettingsFile) -> yaml.Node | None:
     """Parse a YAML file into nodes. Raises ValueError with the file's name and the line, without any of its text."""
     try:
         with path.open("rb") as file:
             data = file.read(MAX_FILE_BYTES + 1)
     except OSError as exc:
         hint = _FILE_HINTS.get(exc.errno or 0, "")
-        raise ValueError(f"{path}: cannot be read: {explain(exc, path)}{hint}") from exc
+        reason = explain(exc, path) if isinstance(path, Path) else exc.strerror
+        raise ValueError(f"{path}: cannot be read: {reason}{hint}") from exc
     if len(data) > MAX_FILE_BYTES:
         raise ValueError(f"{path}: is larger than {MAX_FILE_BYTES} bytes: this is not a file with settings")
     try:

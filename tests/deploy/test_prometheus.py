@@ -152,7 +152,7 @@ def test_the_runbook_has_every_warning_and_error(ops: Path) -> None:
     lines = set()
     for file in sorted((ops.parent / "dockyard").rglob("*.py")):
         text = file.read_text()
-        lines |= set(re.findall(r'\blog(?:ger)?\.(?:warning|error|exception)\(\s*"([^"]+)"', text))
+        lines |= set(re.findall(r'\b(?:log(?:ger)?\.(?:warning|error|exception)|StartWarning)\(\s*"([^"]+)"', text))
     assert lines
     missing = [line for line in sorted(lines) if re.split("[:,]", line)[0] not in runbook]
     assert missing == []

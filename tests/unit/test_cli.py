@@ -1,5 +1,6 @@
 """The commands: output, exit status and help."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -66,6 +67,76 @@ def test_the_environment_may_contain_the_path(runner: CliRunner, served: list[Se
     runner.invoke(main, ["server"], env={"DOCKYARD_CONFIG": write(tmp_path / "c.yaml", "server: {port: 83}")})
 
     assert [settings.server.port for settings in served] == [83]
+
+
+def test_options_take_precedence_over_the_environment_and_the_file(
+    runner: CliRunner, served: list[Settings], tmp_path: Path
+) -> None:
+    """The host, the port and the level of the log."""
+    path = write(tmp_path / "c.yaml", "server: {host: a.test, port: 81}\nlogger: {level: warn}")
+    options = ["--host", "127.0.0.1", "--port", "83", "--log-level", "debug"]
+
+    runner.invoke(main, ["server", "-c", path, *options], env={"SERVER_PORT": "82", "LOGGER_LEVEL": "error"})
+
+    (settings,) = served
+    assert (settings.server.host, settings.server.port, settings.logger.level) == ("127.0.0.1", 83, "debug")
+
+
+def test_errors_name_the_option(runner: CliRunner) -> None:
+    """As they name a variable or a line."""
+    result = runner.invoke(main, ["config", "--port", "0", "--host", "a b", "--log-level", "loud"])
+
+    assert result.exit_code == 2
+    lines = result.stderr.splitlines()
+    assert lines[0] == "dockyard: 3 errors in the settings:"
+    assert {line.rpartition(" (")[2] for line in lines[1:]} == {
+        "option --port)",
+        "option --host)",
+        "option --log-level)",
+    }
+    assert any(line.startswith('  server.port = "0": must be from 1 to 65535') for line in lines)
+
+
+@pytest.mark.parametrize("command", ["config", "server"])
+def test_settings_may_come_from_standard_input(runner: CliRunner, served: list[Settings], command: str) -> None:
+    """`-c -`; an error names the standard input and the line."""
+    good = runner.invoke(main, [command, "-c", "-"], input="server:\n  port: 85\n")
+    bad = runner.invoke(main, [command, "-c", "-"], input="server:\n  port: 0\n")
+
+    if command == "server":
+        assert [settings.server.port for settings in served] == [85]
+    else:
+        assert "port: 85" in good.stdout
+    assert bad.exit_code == 2
+    assert "(standard input:2)" in bad.stderr
+
+
+def test_a_file_may_be_called_like_the_standard_input(
+    runner: CliRunner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a directory before its name."""
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "-", "server: {port: 86}")
+
+    assert "port: 86" in runner.invoke(main, ["config", "-c", "./-"], input="server: {port: 87}").stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "hint"),
+    [
+        (["sever"], "Did you mean server?"),
+        (["servers", "--port", "1"], "Did you mean server?"),
+        (["nginx"], "The commands are"),
+        (["server", "--prot", "1"], "--port"),
+        (["config", "--conf", "x"], "--config"),
+    ],
+)
+def test_unknown_commands_and_options_get_the_nearest(runner: CliRunner, arguments: list[str], hint: str) -> None:
+    """With exit status 2."""
+    result = runner.invoke(main, arguments)
+
+    assert result.exit_code == 2
+    assert hint in result.stderr
 
 
 @pytest.mark.parametrize("command", ["server", "config"])
@@ -143,11 +214,11 @@ def test_the_version_is_printed(runner: CliRunner, arguments: list[str]) -> None
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [
-        (["--help"], ["server", "config", "version", "SERVER_PORT", "docker pull"]),
+        (["--help"], ["server", "config", "version", "SERVER_PORT", "docker pull", "bash_source"]),
         (["-h"], ["server", "config", "version"]),
-        (["server", "--help"], ["-c, --config FILE", "DOCKYARD_CONFIG"]),
+        (["server", "--help"], ["-c, --config FILE", "DOCKYARD_CONFIG", "--port PORT", "Examples:", "Exit status:"]),
         (["pull", "--help"], ["IMAGE...", "--platform OS/ARCH", "DOCKYARD_URL", "Exit status"]),
-        (["config", "--help"], ["-c, --config FILE", "secrets are hidden"]),
+        (["config", "--help"], ["-c, --config FILE", "secrets are hidden", "Examples:"]),
     ],
 )
 def test_help_describes_commands_and_options(runner: CliRunner, arguments: list[str], parts: list[str]) -> None:
@@ -174,3 +245,22 @@ def test_the_module_is_the_command() -> None:
     assert 'server.port = "x": must be a whole number, such as 5000 (env SERVER_PORT)' in done.stderr
     assert "Traceback" not in done.stderr
     assert "granian" not in done.stderr
+
+
+def test_a_closed_pipe_ends_the_output_without_a_traceback() -> None:
+    """As of `dockyard config | head -1`."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "wb") as closed:
+        done = subprocess.run(
+            [sys.executable, "-m", "dockyard", "config"],
+            env={"HOME": "/nonexistent"},
+            cwd=ROOT,
+            stdout=closed,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=30,
+            check=False,
+        )
+
+    assert (done.returncode, done.stderr) == (1, "")
