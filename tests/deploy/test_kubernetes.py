@@ -127,6 +127,67 @@ def test_the_chart_rejects_unknown_values(ops: Path, programs: Programs) -> None
     assert "replica" in output
 
 
+def test_the_chart_says_how_to_correct_values(ops: Path, programs: Programs) -> None:
+    """Values that cannot work are refused, all at once, each with its name and with what to do."""
+    options = {
+        "config.server.port": "80",
+        "config.server.host": "127.0.0.1",
+        "config.server.tls": "true",
+        "config.storage.directory": "/data",
+        "config.server.drain_timeout": "50s",
+        "volume.size": "80Gi",
+        "autoscaling.minReplicas": "9",
+    }
+    words = [f"--set={name}={value}" for name, value in options.items()]
+    output = run(programs.need("helm"), "template", "x", ops / "helm" / "dockyard", *words, fails=True)
+    assert "7 values cannot work:" in output
+    for mistake in (
+        "config.server.port: pods listen on port 5000: remove it; the port for nodes is balancer.service.nodePort",
+        "config.server.host: probes and Services need all addresses of a pod: remove it",
+        "config.server.tls: probes, Services and the balancer use HTTP: remove it, and put TLS in front",
+        "config.storage.directory: the volume is mounted at /var/cache/dockyard: remove it",
+        "config.storage.max_size: 80GiB does not fit into volume.size (80Gi): set it to 80 % of the volume",
+        "autoscaling.minReplicas: 9 is more than maxReplicas (8)",
+        "terminationGracePeriodSeconds: 60 s is not longer than preStopSeconds and config.server.drain_timeout",
+    ):
+        assert mistake in output, mistake
+
+
+@pytest.mark.parametrize("repository", ["dockyard", "registry.test/dockyard"])
+def test_the_notes_of_the_chart_say_how_to_pull(ops: Path, programs: Programs, repository: str) -> None:
+    """What `helm install` prints names this release, and that the default image is in no registry."""
+    words = ["--dry-run=client", "--namespace=cache", f"--set=image.repository={repository}"]
+    output = run(programs.need("helm"), "install", "fleet", ops / "helm" / "dockyard", *words)
+    notes = output.partition("NOTES:")[2]
+    assert "kubectl --namespace cache rollout status statefulset/fleet-dockyard\n" in notes
+    assert "kubectl --namespace cache port-forward service/fleet-dockyard 5000:5000\n" in notes
+    assert "docker pull localhost:5000/docker.io/library/alpine:latest\n" in notes
+    assert "port 30500 of any node" in notes
+    assert ("ImagePullBackOff" in notes) == (repository == "dockyard")
+
+
+def test_the_examples_of_the_page_render(ops: Path, programs: Programs, tmp_path: Path) -> None:
+    """The values and the kustomization of ops/KUBERNETES.md: the image, the namespace and the settings arrive."""
+    values, kustomization = re.findall(r"```yaml\n(.*?)```", (ops / "KUBERNETES.md").read_text(), re.DOTALL)
+    (tmp_path / "values.yaml").write_text(values)
+    chart = resources_of(
+        run(programs.need("helm"), "template", "x", ops / "helm" / "dockyard", "--values", tmp_path / "values.yaml")
+    )
+    shutil.copytree(ops / "kubernetes", tmp_path / "kubernetes")
+    (tmp_path / "kubernetes" / "mine").mkdir()
+    (tmp_path / "kubernetes" / "mine" / "kustomization.yaml").write_text(kustomization)
+    manifests = resources_of(run(programs.need("kustomize"), "build", tmp_path / "kubernetes" / "mine"))
+    assert {each["metadata"]["namespace"] for each in manifests} == {"dockyard"}
+    for resources in (chart, manifests):
+        (container,) = one(resources, "StatefulSet")["spec"]["template"]["spec"]["containers"]
+        assert container["image"] == "registry.example.com/dockyard:0.1.0"
+        assert one(resources, "Service", "balancer")["spec"]["ports"][0]["nodePort"] == 30500
+    config = tmp_path / "config.yaml"
+    config.write_text(mounted(chart, "config")["config.yaml"])
+    settings = load(config, {"GHCR_TOKEN": "canary"})
+    assert [upstream.prefix for upstream in settings.upstreams] == ["docker.io", "ghcr.io/my-org"]
+
+
 @pytest.mark.parametrize("rendering", ["base", "aws", "chart", "chart with everything"])
 def test_a_pod_drains_before_it_ends(render: Callable[[str], str], rendering: str, tmp_path: Path) -> None:
     """It becomes not ready, waits, and has time for that and for drain_timeout before it is killed."""
