@@ -3,27 +3,72 @@
 The packages below `web` raise these; `web` renders them. Codes come from the table "Error Codes" of the OCI
 distribution specification; 5xx responses have no code there and use `UNKNOWN` and `UNAVAILABLE`.
 
-Clients see the messages: they name what was requested, never a secret, a file path, or a URL with a query.
+Clients see the messages: they name what was requested, never a secret, a file path, or a URL with a query. What only
+the operator may see is in `FailureDetails`, for the log.
 """
 
-from typing import ClassVar
+from typing import ClassVar, Self
+
+import attrs
+
+MAX_DETAIL_CHARS = 500
+
+
+def _shorten(text: str) -> str:
+    return text if len(text) <= MAX_DETAIL_CHARS else f"{text[: MAX_DETAIL_CHARS - 3]}..."
+
+
+@attrs.frozen
+class FailureDetails:
+    """What the log says about a failure, and clients do not get: servers, addresses, files, errors of the system.
+
+    `host`: `host:port` of the server that failed, or the program. `error`: the error of the system or of the TLS
+    library, or the status of the response. `stage`: what the request was waiting for, see `upstream.dialer.Stage`.
+    `credentials`: where the credentials of the request came from. Nothing here is secret: no URL with a query, no
+    header, no user name, no body. Texts of more than MAX_DETAIL_CHARS are shortened.
+    """
+
+    host: str = attrs.field(default="", converter=_shorten)
+    error: str = attrs.field(default="", converter=_shorten)
+    stage: str = ""
+    credentials: str = attrs.field(default="", converter=_shorten)
 
 
 class RegistryError(Exception):
     """An error response.
 
     `retry_after_s` is sent as `Retry-After` (whole seconds). `remembered` is True when no request was sent to the
-    upstream, because its circuit breaker is open or its rate limit is exceeded.
+    upstream, because its circuit breaker is open or its rate limit is exceeded. `details` are for the log only.
     """
 
     status: ClassVar[int] = 500
     code: ClassVar[str] = "UNKNOWN"
 
-    def __init__(self, message: str, *, retry_after_s: int | None = None, remembered: bool = False) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        retry_after_s: int | None = None,
+        remembered: bool = False,
+        details: FailureDetails | None = None,
+    ) -> None:
         super().__init__(message)
         self.message = message
         self.retry_after_s = retry_after_s
         self.remembered = remembered
+        self.details = details
+
+    def copy(self, *, retry_after_s: int | None = None, remembered: bool = False) -> Self:
+        """The same error for another request. Not for subclasses with a constructor of their own."""
+        wait_s = self.retry_after_s if retry_after_s is None else retry_after_s
+        return type(self)(self.message, retry_after_s=wait_s, remembered=remembered, details=self.details)
+
+    def log_fields(self) -> dict[str, object]:
+        """The fields of a log line: what the client gets as `reason`, and the details. Without those that are empty."""
+        fields: dict[str, object] = {"reason": self.message, "remembered": self.remembered}
+        if self.details is not None:
+            fields |= attrs.asdict(self.details)
+        return {name: value for name, value in fields.items() if value}
 
 
 class NameInvalid(RegistryError):

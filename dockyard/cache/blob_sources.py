@@ -7,7 +7,7 @@ bucket whose copy of a blob had a wrong digest is not asked for that blob again,
 from typing import Protocol
 
 from dockyard.cache.stores import Stores
-from dockyard.errors import Outage, RegistryError, TooManyRequests
+from dockyard.errors import FailureDetails, Outage, RegistryError, TooManyRequests
 from dockyard.oci.manifest import find_blob_size
 from dockyard.oci.reference import Digest
 from dockyard.routing import Target
@@ -27,6 +27,10 @@ class BlobBody(Protocol):
     is_web_page: bool
     start: int
     encoding: str
+
+    @property
+    def details(self) -> FailureDetails | None:
+        """What the log says if its bytes are wrong; None if there is nothing to say."""
 
     def read(self, max_bytes: int, /) -> bytes:
         """Read up to `max_bytes`; empty only at the correct end. Raises Outage when it breaks off or stalls."""
@@ -53,7 +57,7 @@ class BlobSources:
 
     `damaged` are the blobs, of all downloads of this worker, whose copy in the bucket had a wrong digest. `used_bucket`
     and `used_upstream` say afterwards what was read; `bucket_age_s` is the age of the bucket's copy. `encoding` is the
-    Content-Encoding that the upstream declared.
+    Content-Encoding that the upstream declared, `details` what the log says of its response.
     """
 
     def __init__(
@@ -65,6 +69,7 @@ class BlobSources:
         self.used_upstream = False
         self.bucket_age_s = 0.0
         self.encoding = ""
+        self.details: FailureDetails | None = None
         self._upstream = upstream
         self._bucket = stores.bucket
         self._local = stores.local
@@ -83,7 +88,7 @@ class BlobSources:
                 return body
             raise
         self.used_upstream = True
-        self.encoding = body.encoding
+        self.encoding, self.details = body.encoding, body.details
         return body
 
     def find_size(self) -> int | None:

@@ -154,10 +154,12 @@ class DownloadJob:
             event = "wrong digest: the blob is discarded"
             if self._left_bytes:
                 event = "a partial file of a former download was damaged: it is discarded"
-            log.warning(event, digest=str(self._sources.digest))
+            server = {"host": self._sources.details.host} if self._sources.details else {}
+            log.warning(event, digest=str(self._sources.digest), **server)
             sent = "a web page instead of" if self._is_web_page else "wrong bytes for"
             note = describe(self._sources.encoding)
-            raise BadUpstream(f"the upstream sent {sent} {self._sources.digest}{note}")
+            message = f"the upstream sent {sent} {self._sources.digest}{note}"
+            raise BadUpstream(message, details=self._sources.details)
 
     def _receive_all(self) -> None:
         """Receive until the source has ended, opening it again at the byte reached when it breaks off."""
@@ -210,7 +212,8 @@ class DownloadJob:
                 self._check_expected_end()
             elif partial_file.size not in {None, partial_file.received_bytes}:
                 raise BadUpstream(
-                    f"the upstream sent {partial_file.received_bytes} of {partial_file.size} bytes of {digest}"
+                    f"the upstream sent {partial_file.received_bytes} of {partial_file.size} bytes of {digest}",
+                    details=self._sources.details,
                 )
         finally:
             self._body = None
@@ -226,7 +229,8 @@ class DownloadJob:
                 )
             return
         if size < self._partial_file.received_bytes or self._partial_file.size not in {None, size}:
-            raise BadUpstream(f"the upstream announced two different sizes for {self._sources.digest}")
+            message = f"the upstream announced two different sizes for {self._sources.digest}"
+            raise BadUpstream(message, details=self._sources.details)
         self._partial_file.size = size
         self._report_progress()
 
@@ -244,7 +248,8 @@ class DownloadJob:
         """The body has ended: it may have broken off without notice, but not if the digest is right."""
         received, digest = self._partial_file.received_bytes, self._sources.digest
         if received < (self._expected_size or 0) and not self._partial_file.has_correct_digest():
-            raise Unavailable(f"the upstream sent {received} of {self._expected_size} bytes of {digest}")
+            message = f"the upstream sent {received} of {self._expected_size} bytes of {digest}"
+            raise Unavailable(message, details=self._sources.details)
 
     def _report_progress(self) -> None:
         if not self._is_streaming_to_bucket and self._sources.used_upstream and not self._sources.used_bucket:
@@ -295,7 +300,8 @@ class DownloadJob:
         if not is_size_right:
             raise BadUpstream(
                 f"{item.digest} has {size} bytes, not {self._expected_size} as its manifest or the upstream said: "
-                "it is stored now, try again"
+                "it is stored now, try again",
+                details=self._sources.details,
             )
 
     def _give_up(self, exc: Exception) -> None:

@@ -20,7 +20,7 @@ from cachetools import LRUCache
 
 from dockyard.cache.singleflight import Singleflight
 from dockyard.cache.threads import Threads
-from dockyard.errors import BadUpstream, Outage, RegistryError, TooManyRequests, UpstreamTimeout
+from dockyard.errors import BadUpstream, FailureDetails, Outage, RegistryError, TooManyRequests, UpstreamTimeout
 from dockyard.oci.lists import Referrer
 from dockyard.oci.manifest import Descriptor
 from dockyard.oci.reference import Digest, Reference
@@ -182,7 +182,12 @@ class Lists:
                     ("pages", name.key), lambda: self._read_pages(name, kept, is_kept=is_kept)
                 )
         except TimeoutError:
-            error: RegistryError = UpstreamTimeout("the upstream did not send the whole list in time")
+            details = FailureDetails(
+                name.target.upstream.origin.host_and_port,
+                f"timed out after {self._check_timeout_s:g} s: the pages are still being read",
+                "response",
+            )
+            error: RegistryError = UpstreamTimeout("the upstream did not send the whole list in time", details=details)
         except (Outage, TooManyRequests) as exc:
             error = exc
         if kept is None:

@@ -180,16 +180,16 @@ class Tags:
         Without a copy to serve, the manifest is requested by the tag.
         """
         prefix, name = target.upstream.prefix, f"{target.repository}:{tag}"
-        contradiction = BadUpstream(f"{prefix} has {name}, but not the manifest that it points to")
+        contradiction = f"{prefix} has {name}, but not the manifest that it points to"
         try:
             return (await self._manifests.get(target, digest)).manifest
         except ManifestUnknown as exc:
             if is_cached:
-                raise contradiction from exc
+                raise BadUpstream(contradiction, details=exc.details) from exc
         try:
             return await self._manifests.fetch_by_tag(target, tag)
         except ManifestUnknown as exc:
-            raise contradiction from exc
+            raise BadUpstream(contradiction, details=exc.details) from exc
 
     async def _ask_upstream(self, target: Target, tag: Tag, *, is_cached: bool) -> Checked:
         """The limit includes the wait for a thread. Without a copy to serve, nothing is gained by giving up early."""

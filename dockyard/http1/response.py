@@ -30,6 +30,7 @@ MAX_CHUNK_LINE_BYTES = 4096
 MAX_TRAILER_BYTES = 16 * 1024
 READ_BUFFER_BYTES = 16 * 1024
 
+_TLS_RECORDS = (b"\x15\x03", b"\x16\x03")  # an alert, a handshake (RFC 8446 section 5.1)
 _STATUS_LINE = re.compile(rb"HTTP/1\.([0-9]) +([1-9][0-9]{2})(?: (.*))?", re.DOTALL)
 _HEADER = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*(.*?)[ \t]*", re.DOTALL)
 _LENGTH = re.compile(r"[0-9]{1,18}")
@@ -38,6 +39,10 @@ _CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;.*)?", re.DOTALL)
 
 class InvalidResponse(HTTPException):
     """What was received is not a valid response of HTTP/1.1. The message does not quote it."""
+
+
+class TLSResponse(InvalidResponse):
+    """The server sent TLS in response to plain HTTP."""
 
 
 class Idle(Enum):
@@ -159,7 +164,11 @@ class StrictResponse(HTTPResponse):
             line = self._read_line(MAX_HEAD_BYTES)
             match = _STATUS_LINE.fullmatch(line)
             if match is None:
-                raise InvalidResponse("malformed status line")
+                raise (
+                    TLSResponse("TLS instead of HTTP")
+                    if line.startswith(_TLS_RECORDS)
+                    else InvalidResponse("malformed status line")
+                )
             status = int(match[2])
             if status >= 200:
                 return f"HTTP/1.{match[1].decode()}", status, (match[3] or b"").decode("latin-1").strip()
@@ -199,6 +208,8 @@ class StrictResponse(HTTPResponse):
         """A line without its end; CRLF and LF end a line (RFC 9112 section 2.2)."""
         line = self.fp.readline(max_bytes + 3) if self.fp is not None else b""
         if not line.endswith(b"\n"):
+            if line.startswith(_TLS_RECORDS):
+                raise TLSResponse("TLS instead of HTTP")
             if len(line) > max_bytes:
                 raise InvalidResponse("line or head too long")
             raise RemoteDisconnected("connection closed in the middle of a response")

@@ -21,5 +21,10 @@ class Origin:
         host = f"[{self.host}]" if ":" in self.host else self.host
         return host if self.port == DEFAULT_PORTS.get(self.scheme) else f"{host}:{self.port}"
 
+    @property
+    def host_and_port(self) -> str:
+        """`host:port` as messages name a server: always with the port."""
+        return f"{f'[{self.host}]' if ':' in self.host else self.host}:{self.port}"
+
     def __str__(self) -> str:
         return f"{self.scheme}://{self.authority}"

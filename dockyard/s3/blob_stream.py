@@ -3,7 +3,7 @@
 import re
 import threading
 
-from dockyard.errors import Unavailable, UpstreamTimeout
+from dockyard.errors import FailureDetails, Unavailable, UpstreamTimeout
 from dockyard.s3.errors import S3Error
 from dockyard.s3.responses import S3Response, S3StreamingResponse
 
@@ -20,6 +20,7 @@ class S3BlobStream:
     size: int | None
     is_web_page = False
     encoding = ""  # what the bucket says about it does not matter: its bytes are those that were stored
+    details = None  # bytes of the bucket that are wrong are not served: the upstream is asked
 
     def __init__(self, response: S3StreamingResponse, size: int, start: int) -> None:
         metadata = S3Response(response.headers, b"")
@@ -43,9 +44,12 @@ class S3BlobStream:
         try:
             data = self._response.read(amount)
         except S3Error as exc:
+            details = FailureDetails(error=str(exc), stage="bucket")
             if exc.code == "timeout" and not self._is_aborted:
-                raise UpstreamTimeout("the storage did not respond in time", retry_after_s=RETRY_AFTER_S) from exc
-            raise Unavailable("the storage closed the connection", retry_after_s=RETRY_AFTER_S) from exc
+                message = "the storage did not respond in time"
+                raise UpstreamTimeout(message, retry_after_s=RETRY_AFTER_S, details=details) from exc
+            message = "the storage closed the connection"
+            raise Unavailable(message, retry_after_s=RETRY_AFTER_S, details=details) from exc
         self._remaining -= len(data)
         if self._is_aborted:
             raise Unavailable("the download was stopped")

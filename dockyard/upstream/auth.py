@@ -26,6 +26,7 @@ from dockyard.upstream.tokens import CallLimits
 from dockyard.upstream.transport import UpstreamResponse
 
 TOKEN_USER = "token"  # noqa: S105  a user name for services that ignore it
+FROM_SETTINGS = "`auth` in the settings"
 
 
 class AuthenticationMode(ABC):
@@ -51,9 +52,9 @@ class AuthenticationMode(ABC):
     def credential(self, repository: str, limits: CallLimits) -> Credential:
         """The credential for a repository, for a trusted host that the registry redirects to. Raises UpstreamError."""
 
-    def record_result(self, handshake: Handshake, authorization: Authorization, status: int) -> None:
+    def record_result(self, handshake: Handshake, authorization: Authorization, response: UpstreamResponse) -> None:
         """Remember what the registry made of a header."""
-        self._responder.record_result(handshake, authorization, status)
+        self._responder.record_result(handshake, authorization, response)
 
 
 class FixedCredentialAuth(AuthenticationMode):
@@ -80,7 +81,7 @@ class BearerAuth(AuthenticationMode):
 
     def __init__(self, responder: ChallengeResponder, username: str, secret: str) -> None:
         super().__init__(responder)
-        self._credential = Credential(username or TOKEN_USER, secret, registry_token=secret)
+        self._credential = Credential(username or TOKEN_USER, secret, registry_token=secret, source=FROM_SETTINGS)
         self._needs_token: bool | None = None  # None: not known yet
 
     def first(self, handshake: Handshake) -> Authorization:
@@ -109,9 +110,9 @@ class BearerAuth(AuthenticationMode):
     def credential(self, repository: str, limits: CallLimits) -> Credential:
         return self._credential
 
-    def record_result(self, handshake: Handshake, authorization: Authorization, status: int) -> None:
-        super().record_result(handshake, authorization, status)
-        if authorization.header is not None and status not in REFUSALS:
+    def record_result(self, handshake: Handshake, authorization: Authorization, response: UpstreamResponse) -> None:
+        super().record_result(handshake, authorization, response)
+        if authorization.header is not None and response.status not in REFUSALS:
             self._needs_token = not authorization.is_verbatim
 
 
@@ -166,7 +167,8 @@ def make_mode(upstream: Upstream, keychain: Keychain, responder: ChallengeRespon
         case "anonymous":
             return FixedCredentialAuth(responder, ANONYMOUS)
         case "basic":
-            return FixedCredentialAuth(responder, Credential(auth.username, auth.password.reveal()))
+            credential = Credential(auth.username, auth.password.reveal(), source=FROM_SETTINGS)
+            return FixedCredentialAuth(responder, credential)
         case "bearer":
             return BearerAuth(responder, auth.username, auth.password.reveal())
         case "keychain":

@@ -30,7 +30,7 @@ from cachetools import LRUCache, TTLCache
 
 from dockyard.config.hosts import is_loopback
 from dockyard.config.settings import Upstream
-from dockyard.errors import TooManyRequests
+from dockyard.errors import FailureDetails, TooManyRequests
 from dockyard.oci.challenge import Challenge, is_realm_trusted, parse_challenges, usable_challenges
 from dockyard.oci.origin import DEFAULT_PORTS, Origin
 from dockyard.oci.scopes import Scopes, scope_sets
@@ -39,7 +39,7 @@ from dockyard.upstream.errors import AuthenticationFailed, UpstreamError
 from dockyard.upstream.keychain import Credential
 from dockyard.upstream.network_zones import NetworkZone
 from dockyard.upstream.rejected_credentials import RejectedCredentials
-from dockyard.upstream.tokens import CallLimits, RequestSender, TokenEndpoint, TokenProvider, TokenRefused
+from dockyard.upstream.tokens import STAGE, CallLimits, RequestSender, TokenEndpoint, TokenProvider, TokenRefused
 from dockyard.upstream.transport import UpstreamRequest, UpstreamResponse
 from dockyard.upstream.urls import InvalidUrl, Url, parse_http_url
 
@@ -205,12 +205,12 @@ class ChallengeResponder:
 
     def verbatim(self, credential: Credential) -> Authorization:
         """The registry token of a credential as it is. Raises UpstreamError."""
-        self._check_encrypted(self.origin)
+        self._check_encrypted(self.origin, credential)
         return Authorization(credential, f"Bearer {credential.registry_token}", is_verbatim=True)
 
-    def record_result(self, handshake: Handshake, authorization: Authorization, status: int) -> None:
+    def record_result(self, handshake: Handshake, authorization: Authorization, response: UpstreamResponse) -> None:
         """Remember whether the credential was accepted, so that a wrong password is not sent again and again."""
-        credential, resource = authorization.credential, handshake.resource
+        credential, resource, status = authorization.credential, handshake.resource, response.status
         if authorization.header is None:
             if status < 400:
                 self._forget(resource)
@@ -218,7 +218,8 @@ class ChallengeResponder:
         elif not credential.is_anonymous and status not in REFUSALS:
             self._rejected.accept((resource.origin, credential))
         elif status == 401 and not authorization.token and not authorization.is_verbatim:
-            self._rejected.reject((resource.origin, credential), resource.repository)
+            details = attrs.evolve(response.details, credentials=credential.source)
+            self._rejected.reject((resource.origin, credential), resource.repository, details)
 
     # Tokens
 
@@ -310,9 +311,10 @@ class ChallengeResponder:
         try:
             realm = self._find_realm(known.challenge, sent_by, credential)
         except RealmNotAllowed as exc:
-            raise errors.destination_not_allowed(self._prefix, str(exc)) from exc
+            details = FailureDetails(sent_by.host_and_port, f"in its challenge: {exc}", STAGE, credential.source)
+            raise errors.destination_not_allowed(self._prefix, str(exc), details) from exc
         if not credential.is_anonymous:
-            self._check_encrypted(realm.origin)
+            self._check_encrypted(realm.origin, credential)
         return TokenEndpoint(realm, known.challenge.parameters.get("service", ""), scopes, known.registry_zone)
 
     def _find_realm(self, challenge: Challenge, sent_by: Origin, credential: Credential) -> Url:
@@ -371,15 +373,16 @@ class ChallengeResponder:
     def _basic(self, handshake: Handshake, credential: Credential) -> Authorization | None:
         if credential.is_anonymous or credential.registry_token:
             return None
-        self._check_encrypted(handshake.resource.origin)
+        self._check_encrypted(handshake.resource.origin, credential)
         self._rejected.check((handshake.resource.origin, credential), handshake.resource.repository)
         header = credential.basic()
         return Authorization(credential, header) if header not in handshake.refused_headers else None
 
-    def _check_encrypted(self, origin: Origin) -> None:
+    def _check_encrypted(self, origin: Origin, credential: Credential) -> None:
         """Credentials are sent by TLS, or to this machine. Raises UpstreamError."""
         if origin.scheme != "https" and not is_loopback(origin.host):
-            raise errors.plain_http_credentials(self._prefix)
+            details = FailureDetails(origin.host_and_port, "no request was sent", credentials=credential.source)
+            raise errors.plain_http_credentials(self._prefix, details)
 
 
 class RealmNotAllowed(ValueError):

@@ -36,13 +36,13 @@ from urllib.parse import quote
 import attrs
 import structlog
 
-from dockyard.errors import BadUpstream, RegistryError, TooManyRequests, Unavailable, UpstreamTimeout
+from dockyard.errors import BadUpstream, FailureDetails, RegistryError, TooManyRequests, Unavailable, UpstreamTimeout
 from dockyard.upstream.errors import RETRY_AFTER_S, Cause, UpstreamError
 
 INTERVAL_S = 3.0
 JITTER = 0.2
 PROBER_DEAD_AFTER_S = 5.0
-MAX_STATE_BYTES = 4096
+MAX_STATE_BYTES = 16 * 1024
 CONFIRM_TIMEOUT_S = 2.0
 CONFIRM_WAIT_S = 1.0
 CONFIRM_POLL_S = 0.01
@@ -69,6 +69,7 @@ class _State:
     probed_at: float
     until: float | None = None
     is_confirmed: bool = True
+    details: FailureDetails | None = None
 
     @property
     def is_down(self) -> bool:
@@ -147,14 +148,14 @@ class CircuitBreaker:
         now = self._clock()
         if fault.cause is Cause.RATE_LIMITED:
             until = now + (fault.error.retry_after_s or RETRY_AFTER_S)
-            self._write(_State("TooManyRequests", fault.error.message, now, now, until))
+            self._write(_State("TooManyRequests", fault.error.message, now, now, until, details=fault.error.details))
             return
         before = self._read()
         was_down = before is not None and before.is_down
         since = before.since if before is not None and was_down else now
         if not self.is_open or not was_down:
-            self._log_unavailable(fault.error.message)
-        self._write(_State(type(fault.error).__name__, fault.error.message, since, now))
+            self._log_unavailable(fault.error.message, fault.error.details)
+        self._write(_State(type(fault.error).__name__, fault.error.message, since, now, details=fault.error.details))
         self._probe = probe
         self._start_prober()
 
@@ -163,7 +164,11 @@ class CircuitBreaker:
         if self._read() is None:
             now = self._clock()
             self._probe = probe
-            suspected = _State(type(fault.error).__name__, fault.error.message, now, now, is_confirmed=False)
+            suspected = _State(
+                *(type(fault.error).__name__, fault.error.message, now, now),
+                is_confirmed=False,
+                details=fault.error.details,
+            )
             self._start_prober(suspected=suspected, check=check)
 
     def close(self) -> None:
@@ -258,12 +263,13 @@ class CircuitBreaker:
         if state is None:
             return True  # another request got a response meanwhile
         if not state.is_confirmed:
-            self._log_unavailable(state.message)
+            self._log_unavailable(state.message, state.details)
             self._write(attrs.evolve(state, probed_at=self._clock(), is_confirmed=True))
         return False
 
-    def _log_unavailable(self, reason: str) -> None:
-        log.warning("upstream unavailable: serving cached content, probing", upstream=self._name, reason=reason)
+    def _log_unavailable(self, reason: str, details: FailureDetails | None) -> None:
+        fields = RegistryError(reason, details=details).log_fields()
+        log.warning("upstream unavailable: serving cached content, probing", upstream=self._name, **fields)
 
     def _try(self, probe: Probe) -> bool:
         """Probe once; True if no more probes are needed."""
@@ -301,13 +307,14 @@ class CircuitBreaker:
 
     def _remembered(self, state: _State, retry_after_s: int) -> RegistryError:
         kind = _KINDS.get(state.kind, Unavailable)
-        return kind(state.message, retry_after_s=retry_after_s, remembered=True)
+        return kind(state.message, retry_after_s=retry_after_s, remembered=True, details=state.details)
 
     def _read(self) -> _State | None:
         try:
             with self._path.open("rb") as file:
                 fields: dict[str, Any] = json.loads(file.read(MAX_STATE_BYTES))
-            state = _State(**fields)
+            details = fields.pop("details", None)
+            state = _State(**fields, details=FailureDetails(**details) if details else None)
         except FileNotFoundError:
             return self._unwritten
         except (OSError, ValueError, TypeError):

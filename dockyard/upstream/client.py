@@ -68,6 +68,7 @@ class RegistryClient:
     def __init__(self, upstream: Upstream, limits: UpstreamLimits, keychain: Keychain, breaker: CircuitBreaker) -> None:
         self._prefix = upstream.prefix
         self._origin = upstream.origin
+        self._proxy_login = errors.explain_proxy_login(self._prefix)
         self._limits = limits
         self._breaker = breaker
         self._transport = Transport(upstream, limits)
@@ -196,7 +197,7 @@ class RegistryClient:
         response = self._transport.send(UpstreamRequest(self._prefix, "GET", Url(self._origin, "/v2/"), {}, deadline))
         response.finish()
         if response.status >= 500:
-            raise errors.server_error(self._prefix, response.status)
+            raise errors.server_error(self._prefix, response.status, response.details)
 
     # Manifests
 
@@ -264,7 +265,8 @@ class RegistryClient:
             length = content_length(http)
             check_transfer_encoding(http)
             if length is not None and length > MAX_MANIFEST_BYTES:
-                raise errors.bad_response(self._prefix, f"has a manifest of more than {MAX_MANIFEST_BYTES} bytes")
+                problem = f"has a manifest of more than {MAX_MANIFEST_BYTES} bytes"
+                raise errors.bad_response(self._prefix, problem, http.details)
             body = http.read(MAX_MANIFEST_BYTES)
         except UpstreamError as error:
             http.close()
@@ -276,7 +278,7 @@ class RegistryClient:
         except BadUpstream as error:
             # Without a length, a truncated body cannot be distinguished from a wrong one.
             is_truncated = length is None and http.header("Transfer-Encoding") is None
-            described = BadUpstream(error.message + describe(http.encoding))
+            described = BadUpstream(error.message + describe(http.encoding), details=http.details)
             raise UpstreamError(described, Cause.NOT_COUNTED, is_retryable=is_truncated) from error
 
     # Blobs
@@ -348,7 +350,7 @@ class RegistryClient:
             if not response.is_redirected or http.status not in (401, 403) or is_login_missing:
                 raise self._status_error(response, request)
             if not attempts_left:
-                rejected = errors.server_error(http.server, http.status)
+                rejected = errors.server_error(http.server, http.status, http.details)
                 raise rejected.as_not_counted(is_from_other_origin=True)
 
     # Errors and limits
@@ -362,42 +364,55 @@ class RegistryClient:
         match http.status:
             case 401 | 403 | 404 | 410 | 451:
                 return self._refusal(response, request)
+            case 400 if http.url.origin == self._origin and self._origin.scheme == "http" and _wants_tls(http):
+                problem = f"requires TLS: write `registry: https://...` for the upstream {self._prefix}"
+                error = errors.bad_response(http.server, problem, http.details)
             case 429:
-                error = errors.rate_limited(http.server, parse_retry_after(http.header("Retry-After"), time.time()))
+                wait_s = parse_retry_after(http.header("Retry-After"), time.time())
+                error = errors.rate_limited(http.server, wait_s, http.details)
             case 407:
-                error = errors.unreachable(http.server, "the proxy rejects the request")
+                error = errors.unreachable(http.server, self._proxy_login, http.details)
             case 408:
-                error = errors.timed_out(http.server)
+                error = errors.timed_out(http.server, http.details)
             case status if 500 <= status < 600:
                 header = http.header("Retry-After")
                 wait_s = parse_retry_after(header, time.time()) if header else errors.RETRY_AFTER_S
-                error = errors.server_error(http.server, status, wait_s)
+                error = errors.server_error(http.server, status, http.details, wait_s)
             case status:
-                error = errors.bad_response(http.server, f"responded with status {status}")
+                error = errors.bad_response(http.server, f"responded with status {status}", http.details)
         return _attribute(error, response)
 
     def _refusal(self, response: RegistryResponse, request: RegistryRequest) -> UpstreamError | RegistryError:
         """The error for a status that says that something does not exist, or may not be read."""
         http = response.http
+        details = attrs.evolve(http.details, credentials=response.authorization.credential.source)
         match http.status:
             case 401 | 403 if response.is_from_other_origin and needs_login(http):
                 if response.authorization.header and not response.authorization.credential.is_anonymous:
-                    return denied(self._prefix, request)
-                error = errors.login_elsewhere(self._prefix)
+                    return denied(self._prefix, request, details)
+                error = errors.login_elsewhere(self._prefix, details)
             case 401 | 403 if response.is_from_other_origin:
-                error = errors.server_error(http.server, http.status)
+                error = errors.server_error(http.server, http.status, details)
             case 401 | 403 | 451 if not response.authorization.credential.is_anonymous:
-                return denied(self._prefix, request)
+                return denied(self._prefix, request, details)
             case status if is_error_page(http):
-                error = errors.error_page(http.server, status)
+                error = errors.error_page(http.server, status, details)
+            case 401 | 403:
+                return not_found(self._prefix, request, details, may_need_login=True)
             case _:
-                return not_found(self._prefix, request)
+                return not_found(self._prefix, request, details)
         return _attribute(error, response)
 
 
 def _needs_get(http: UpstreamResponse) -> bool:
     """Whether a response to HEAD says little: GET may work, or its body tells that a firewall responded."""
     return http.status in _RETRY_WITH_GET or (http.status in (404, 410) and not is_json(http))
+
+
+def _wants_tls(http: UpstreamResponse) -> bool:
+    """Whether the body of an error says that the server expects TLS: that of Go and nginx, or of Apache."""
+    body = (http.drained or b"").lower()
+    return any(text in body for text in (b"http request to an https server", b"https port", b"ssl-enabled server port"))
 
 
 def _attribute(error: UpstreamError, response: RegistryResponse) -> UpstreamError:

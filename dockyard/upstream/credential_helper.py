@@ -26,7 +26,27 @@ _NOT_FOUND = b"credentials not found in native keychain"
 
 
 class HelperFailed(Exception):
-    """The helper failed or printed no valid login. The message may be sent to clients."""
+    """The helper failed or printed no valid login. The message may be sent to clients.
+
+    For the log: the `program` or the `path` of the file that failed, and the `error` of the system.
+    """
+
+    def __init__(self, message: str, *, program: str = "", path: str = "", error: str = "") -> None:
+        super().__init__(message)
+        self.program = program
+        self.path = path
+        self.error = error
+
+
+def program_name(name: str) -> str:
+    """The program of the credential helper with this name."""
+    return f"docker-credential-{name}"
+
+
+def failed(name: str, what: str, error: str) -> HelperFailed:
+    """The error for a helper. `error` contains nothing that the helper printed."""
+    program = program_name(name)
+    return HelperFailed(f"the credential helper {program} {what}", program=program, error=error)
 
 
 @attrs.frozen
@@ -45,12 +65,12 @@ def run_helper(
         raise HelperFailed("the name of a credential helper is malformed")
     program = shutil.which(f"docker-credential-{name}", path=environ.get("PATH", ""))
     if program is None:
-        raise HelperFailed(f"the credential helper docker-credential-{name} is not installed")
+        raise failed(name, "is not installed", f"not found in PATH ({environ.get('PATH', '')})")
     status, output = _run(name, [program, "get"], server.encode(), environ, time.monotonic() + timeout_s)
     if status != 0:
         if _NOT_FOUND in output:
             return None
-        raise HelperFailed(f"the credential helper docker-credential-{name} failed")
+        raise failed(name, "failed", f"exit status {status} of {program} get, with {server} on its standard input")
     return _parse(name, output)
 
 
@@ -67,7 +87,7 @@ def _run(
             start_new_session=True,
         )
     except OSError as exc:
-        raise HelperFailed(f"the credential helper docker-credential-{name} cannot be run") from exc
+        raise failed(name, "cannot be run", str(exc)) from exc
     stdin, stdout = process.stdin, process.stdout
     assert stdin is not None  # noqa: S101  for mypy: both are pipes
     assert stdout is not None  # noqa: S101
@@ -78,9 +98,9 @@ def _run(
         output = _collect(stdout.fileno(), deadline)
         return process.wait(max(0.0, deadline - time.monotonic())), output
     except (TimeoutError, subprocess.TimeoutExpired):
-        raise HelperFailed(f"the credential helper docker-credential-{name} takes too long") from None
+        raise failed(name, "takes too long", f"{command[0]} did not end within {HELPER_TIMEOUT_S:g} s") from None
     except OverflowError:
-        raise HelperFailed(f"the credential helper docker-credential-{name} prints too much") from None
+        raise failed(name, "prints too much", f"{command[0]} printed more than {MAX_OUTPUT_BYTES} bytes") from None
     finally:
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, signal.SIGKILL)
@@ -114,5 +134,6 @@ def _parse(name: str, output: bytes) -> HelperLogin:
     except (ValueError, RecursionError, KeyError, TypeError):
         document = username = secret = None
     if not isinstance(username, str) or not isinstance(secret, str) or not secret:
-        raise HelperFailed(f"the credential helper docker-credential-{name} gave no sensible answer")
+        error = "the output is not a JSON object with Username and Secret"
+        raise failed(name, "gave no sensible answer", error)
     return HelperLogin(username, secret)

@@ -11,7 +11,7 @@ import threading
 import time
 from concurrent.futures import Future
 from contextlib import suppress
-from enum import Enum, auto
+from enum import Enum
 from typing import Any
 
 import attrs
@@ -24,27 +24,38 @@ LOOKUP_TIMEOUT_S = 5.0
 MAX_LOOKUPS = 4
 MAX_PREFERRED_ADDRESSES = 64
 MIN_GATHER_BYTES = 32 * 1024
+MAX_SHOWN_ADDRESSES = 4  # in a message
 
 SockAddr = tuple[Any, ...]
 Address = tuple[socket.AddressFamily, SockAddr]
 
 
 class Stage(Enum):
-    """What a request is waiting for."""
+    """What a request is waiting for, as the log names it."""
 
-    CONNECT = auto()
-    TLS = auto()
-    RESPONSE = auto()
+    LOOKUP = "name resolution"
+    CONNECT = "connect"
+    PROXY_TLS = "TLS with the proxy"
+    TUNNEL = "CONNECT by the proxy"
+    TLS = "TLS"
+    RESPONSE = "response"
 
 
 class DialError(Exception):
-    """No connection. `reason` contains no address and no host name."""
+    """No connection. `reason` contains no address and no host name; `error`, for the log, does."""
 
     def __init__(
-        self, reason: str, *, is_timeout: bool = False, is_forbidden: bool = False, is_refused: bool = False
+        self,
+        reason: str,
+        error: str,
+        *,
+        is_timeout: bool = False,
+        is_forbidden: bool = False,
+        is_refused: bool = False,
     ) -> None:
         super().__init__(reason)
         self.reason = reason
+        self.error = error
         self.is_refused = is_refused
         self.is_timeout = is_timeout
         self.is_forbidden = is_forbidden
@@ -70,9 +81,9 @@ class Resolver:
         try:
             addresses = self._start_or_join(host, port).result(timeout_s)
         except TimeoutError as exc:
-            raise DialError("name resolution timed out") from exc
+            raise DialError("name resolution timed out", f"no response for {host} after {timeout_s:.1f} s") from exc
         except (OSError, UnicodeError) as exc:
-            raise DialError("name resolution failed") from exc
+            raise DialError("name resolution failed", f"{host}: {exc}") from exc
         addresses = _alternate_families(addresses)
         with self._lock:
             preferred = self._preferred.get((host, port))
@@ -92,7 +103,8 @@ class Resolver:
             if future is not None:
                 return future
             if len(self._lookups) >= MAX_LOOKUPS:
-                raise DialError("name resolution failed: too many lookups are waiting for the name server")
+                reason = "name resolution failed: too many lookups are waiting for the name server"
+                raise DialError(reason, f"{host}: not looked up, {MAX_LOOKUPS} other names are waiting")
             future = self._lookups[key] = Future()
         threading.Thread(target=self._run, args=(key, future), name="lookup", daemon=True).start()
         return future
@@ -112,6 +124,11 @@ def _lookup(host: str, port: int, flags: int = 0) -> list[Address]:
     return [(family, address) for family, _, _, _, address in infos]
 
 
+def _spell(address: SockAddr) -> str:
+    """An address and its port in a message."""
+    return f"[{address[0]}]:{address[1]}" if ":" in address[0] else f"{address[0]}:{address[1]}"
+
+
 def _alternate_families(addresses: list[Address]) -> list[Address]:
     """Alternate IPv6 and IPv4, so that a family without a route costs one attempt (RFC 8305 section 4)."""
     ranks: dict[int, int] = {}
@@ -128,7 +145,7 @@ class Attempt:
 
     `deadline` is on the monotonic clock; with None only `stall_timeout_s` limits each wait. `registry_zone` is the
     zone of the registry that referred to this host; None: the host is the registry itself or listed in
-    `trusted_hosts`, and may have any address.
+    `trusted_hosts`, and may have any address. `certificate` describes the one that was not trusted.
     """
 
     resolver: Resolver
@@ -137,11 +154,13 @@ class Attempt:
     deadline: float | None
     registry_zone: NetworkZone | None
     needs_new_connection: bool = False
-    stage: Stage = Stage.CONNECT
+    stage: Stage = Stage.LOOKUP
     is_reused: bool = False
     received_bytes: int = 0
     zone: NetworkZone = NetworkZone.PUBLIC
+    certificate: str = ""
     sock: socket.socket | None = None
+    started_at: float = attrs.field(factory=time.monotonic)
     last_received_at: float = attrs.field(factory=time.monotonic)
 
     def remaining_s(self, max_s: float) -> float:
@@ -164,17 +183,22 @@ class Attempt:
     def connect(self, host: str, port: int, *, is_proxy: bool) -> tuple[socket.socket, NetworkZone]:
         """Connect to the first allowed address that accepts; return the socket and its zone. Raises DialError."""
         try:
+            self.stage = Stage.LOOKUP
             addresses = self.resolver.resolve(host, port, self.remaining_s(LOOKUP_TIMEOUT_S))
+            self.stage = Stage.CONNECT
             allowed = [address for address in addresses if is_proxy or self.may_connect_to(find_zone(address[1][0]))]
             if not allowed:
-                raise DialError("address not allowed", is_forbidden=True)
+                error = f"not allowed: {', '.join(_spell(address) for _, address in addresses[:MAX_SHOWN_ADDRESSES])}"
+                raise DialError("address not allowed", error, is_forbidden=True)
             return self._connect_to_first(host, port, allowed)
         except TimeoutError as exc:
-            raise DialError("connection timed out", is_timeout=True) from exc
+            raise DialError("connection timed out", str(exc), is_timeout=True) from exc
 
     def _connect_to_first(self, host: str, port: int, addresses: list[Address]) -> tuple[socket.socket, NetworkZone]:
         refused: OSError | None = None
+        failed: list[str] = []
         for family, address in addresses:
+            began = time.monotonic()
             sock = socket.socket(family, socket.SOCK_STREAM)
             try:
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -183,13 +207,17 @@ class Attempt:
                 sock.settimeout(self.remaining_s(self.connect_timeout_s))  # for a TLS handshake
             except OSError as exc:
                 sock.close()
-                refused = refused if isinstance(exc, TimeoutError) else exc
+                is_timeout = isinstance(exc, TimeoutError)
+                refused = refused if is_timeout else exc
+                error = f"timed out after {time.monotonic() - began:.1f} s" if is_timeout else str(exc)
+                failed.append(f"{_spell(address)}: {error}")
                 continue
             self.resolver.prefer(host, port, (family, address))
             return sock, find_zone(address[0])
+        error = "; ".join(failed[:MAX_SHOWN_ADDRESSES])
         if refused is None:
-            raise TimeoutError
-        raise DialError("connection failed", is_refused=True) from refused
+            raise TimeoutError(error)
+        raise DialError("connection failed", error, is_refused=True) from refused
 
     def make_reader(self, sock: socket.socket) -> "DeadlineReader":
         """The object that http.client reads the response from."""

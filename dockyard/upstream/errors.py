@@ -3,13 +3,22 @@
 `UpstreamError` carries the `RegistryError` for the client and what the circuit breaker needs to know. `client.py`
 unwraps it: no other package sees it.
 
-A message names the upstream by its configured prefix. It contains no address, path, query or secret.
+A message names the upstream by its configured prefix, and the setting that would help. It contains no address, path,
+query or secret. The host that failed, and the error of the system, are in the details of the error, for the log.
 """
 
 from enum import Enum, auto
 
 from dockyard import metrics
-from dockyard.errors import BadUpstream, Denied, RegistryError, TooManyRequests, Unavailable, UpstreamTimeout
+from dockyard.errors import (
+    BadUpstream,
+    Denied,
+    FailureDetails,
+    RegistryError,
+    TooManyRequests,
+    Unavailable,
+    UpstreamTimeout,
+)
 
 RETRY_AFTER_S = 3
 
@@ -53,96 +62,110 @@ class UpstreamError(Exception):
 class AuthenticationFailed(Exception):
     """The registry or its token service rejects the credentials, or anonymous access.
 
-    `remembered`: rejected a short time ago and not sent again.
+    `remembered`: rejected a short time ago and not sent again. `details`: of the response that rejected them.
     """
 
-    def __init__(self, *, is_anonymous: bool, remembered: bool = False) -> None:
+    def __init__(self, *, is_anonymous: bool, details: FailureDetails | None, remembered: bool = False) -> None:
         super().__init__("authentication failed")
         self.is_anonymous = is_anonymous
+        self.details = details
         self.remembered = remembered
 
 
-# `server` is the subject of each message: the prefix of the upstream, or "the token service of <prefix>".
+# `server` is the subject of each message: the prefix of the upstream, or "the token service of <prefix>". `details` are
+# those of the log.
 
 
-def unreachable(server: str, reason: str) -> UpstreamError:
-    """No connection: refused, unknown host, or no route."""
-    error = Unavailable(f"{server} cannot be reached: {reason}", retry_after_s=RETRY_AFTER_S)
+def unreachable(server: str, reason: str, details: FailureDetails) -> UpstreamError:
+    """No connection: refused, unknown host, no route, or a proxy that makes none."""
+    error = Unavailable(f"{server} cannot be reached: {reason}", retry_after_s=RETRY_AFTER_S, details=details)
     return UpstreamError(error, Cause.NO_CONNECTION)
 
 
-def connect_timed_out(server: str) -> UpstreamError:
+def explain_proxy_login(prefix: str) -> str:
+    """The reason of `unreachable` when the proxy of this upstream responds with 407."""
+    return f"the proxy requires a login: set user and password in `proxy` of the upstream {prefix}"
+
+
+def connect_timed_out(server: str, details: FailureDetails, *, what: str = "accept a connection") -> UpstreamError:
     """No connection within the time limit."""
-    error = UpstreamTimeout(f"{server} did not accept a connection in time", retry_after_s=RETRY_AFTER_S)
-    return UpstreamError(error, Cause.NO_CONNECTION)
-
-
-def connection_lost(server: str) -> UpstreamError:
-    """The connection was closed before the response was complete."""
-    error = Unavailable(f"{server} closed the connection before its response was complete", retry_after_s=RETRY_AFTER_S)
-    return UpstreamError(error, Cause.NO_RESPONSE, is_retryable=True)
-
-
-def timed_out(server: str) -> UpstreamError:
-    """No response within the time limit."""
-    error = UpstreamTimeout(f"{server} did not respond in time", retry_after_s=RETRY_AFTER_S)
-    return UpstreamError(error, Cause.NO_RESPONSE)
-
-
-def tls_failed(server: str, reason: str) -> UpstreamError:
-    """The TLS handshake or the verification of the certificate failed. Counted: it may be an attack."""
-    metrics.upstream_untrusted.labels(server, "tls").inc()
-    return UpstreamError(BadUpstream(f"no trusted TLS connection to {server}: {reason}"), Cause.NO_CONNECTION)
-
-
-def bad_response(server: str, problem: str) -> UpstreamError:
-    """A response that is malformed, or that does not match the request."""
-    return UpstreamError(BadUpstream(f"{server} {problem}"), Cause.NOT_COUNTED)
-
-
-def error_page(server: str, status: int) -> UpstreamError:
-    """A web page with an error status: of a firewall or a proxy, not of the server."""
-    return bad_response(
-        server,
-        f"responded with status {status} and a web page instead of an error of the registry: "
-        "there may be a firewall or a proxy in between",
+    message = f"{server} did not {what} in time"
+    return UpstreamError(
+        UpstreamTimeout(message, retry_after_s=RETRY_AFTER_S, details=details),
+        Cause.NO_CONNECTION,
     )
 
 
-def destination_not_allowed(server: str, problem: str) -> UpstreamError:
+def connection_lost(server: str, details: FailureDetails, *, hint: str = "") -> UpstreamError:
+    """The connection was closed before the response was complete."""
+    message = f"{server} closed the connection before its response was complete{hint}"
+    error = Unavailable(message, retry_after_s=RETRY_AFTER_S, details=details)
+    return UpstreamError(error, Cause.NO_RESPONSE, is_retryable=True)
+
+
+def timed_out(server: str, details: FailureDetails) -> UpstreamError:
+    """No response within the time limit."""
+    error = UpstreamTimeout(f"{server} did not respond in time", retry_after_s=RETRY_AFTER_S, details=details)
+    return UpstreamError(error, Cause.NO_RESPONSE)
+
+
+def tls_failed(server: str, reason: str, details: FailureDetails) -> UpstreamError:
+    """The TLS handshake or the verification of the certificate failed. Counted: it may be an attack."""
+    metrics.upstream_untrusted.labels(server, "tls").inc()
+    error = BadUpstream(f"no trusted TLS connection to {server}: {reason}", details=details)
+    return UpstreamError(error, Cause.NO_CONNECTION)
+
+
+def bad_response(server: str, problem: str, details: FailureDetails) -> UpstreamError:
+    """A response that is malformed, or that does not match the request."""
+    return UpstreamError(BadUpstream(f"{server} {problem}", details=details), Cause.NOT_COUNTED)
+
+
+def error_page(server: str, status: int, details: FailureDetails) -> UpstreamError:
+    """A web page with an error status: of a firewall or a proxy, not of the server."""
+    problem = (
+        f"responded with status {status} and a web page instead of an error of the registry: "
+        "there may be a firewall or a proxy in between"
+    )
+    return bad_response(server, problem, details)
+
+
+def destination_not_allowed(server: str, problem: str, details: FailureDetails) -> UpstreamError:
     """A redirect or token service at a destination that is not allowed. Counted: it may be an attack."""
     metrics.upstream_untrusted.labels(server, "place").inc()
-    return UpstreamError(BadUpstream(f"{server} {problem}"), Cause.NOT_COUNTED)
+    return UpstreamError(BadUpstream(f"{server} {problem}", details=details), Cause.NOT_COUNTED)
 
 
-def login_elsewhere(server: str) -> UpstreamError:
+def login_elsewhere(server: str, details: FailureDetails) -> UpstreamError:
     """A redirect to another host that requires a login, which is not sent there."""
     problem = (
         "redirects to another host that requires a login, or has no such repository. A login is sent only to hosts of "
         "the registry: if that host is one, list it in trusted_hosts of this upstream, and set auth"
     )
-    return UpstreamError(BadUpstream(f"{server} {problem}"), Cause.NOT_COUNTED)
+    return UpstreamError(BadUpstream(f"{server} {problem}", details=details), Cause.NOT_COUNTED)
 
 
-def server_error(server: str, status: int, retry_after_s: int = RETRY_AFTER_S) -> UpstreamError:
+def server_error(
+    server: str, status: int, details: FailureDetails, retry_after_s: int = RETRY_AFTER_S
+) -> UpstreamError:
     """A 5xx response."""
-    error = Unavailable(f"{server} responded with status {status}", retry_after_s=retry_after_s)
+    error = Unavailable(f"{server} responded with status {status}", retry_after_s=retry_after_s, details=details)
     return UpstreamError(error, Cause.SERVER_ERROR)
 
 
-def rate_limited(server: str, retry_after_s: int) -> UpstreamError:
+def rate_limited(server: str, retry_after_s: int, details: FailureDetails) -> UpstreamError:
     """A 429 response."""
-    error = TooManyRequests(f"{server} limits the rate of requests", retry_after_s=retry_after_s)
-    return UpstreamError(error, Cause.RATE_LIMITED)
+    message = f"{server} limits the rate of requests"
+    return UpstreamError(TooManyRequests(message, retry_after_s=retry_after_s, details=details), Cause.RATE_LIMITED)
 
 
-def plain_http_credentials(server: str) -> UpstreamError:
+def plain_http_credentials(server: str, details: FailureDetails) -> UpstreamError:
     """Credentials for a host that is reached without TLS; they are not sent. Counted: it may be an attack."""
     metrics.upstream_untrusted.labels(server, "secret").inc()
-    error = Denied(f"{server} uses plain HTTP: credentials are not sent without TLS")
+    error = Denied(f"{server} uses plain HTTP: credentials are not sent without TLS", details=details)
     return UpstreamError(error, Cause.NOT_COUNTED)
 
 
-def keychain_failed(message: str) -> UpstreamError:
+def keychain_failed(message: str, details: FailureDetails) -> UpstreamError:
     """The keychain of this machine, or one of its credential helpers, failed."""
-    return UpstreamError(Unavailable(message, retry_after_s=RETRY_AFTER_S), Cause.NOT_COUNTED)
+    return UpstreamError(Unavailable(message, retry_after_s=RETRY_AFTER_S, details=details), Cause.NOT_COUNTED)

@@ -21,6 +21,7 @@ from typing import Any
 import attrs
 
 from dockyard.config.hosts import DOCKER_HUB_HOSTS
+from dockyard.errors import FailureDetails
 from dockyard.upstream import credential_helper as helpers
 from dockyard.upstream import errors
 from dockyard.upstream.credential_helper import HelperFailed, run_helper
@@ -28,6 +29,7 @@ from dockyard.upstream.credential_helper import HelperFailed, run_helper
 FOUND_FOR_S = 300.0
 NOT_FOUND_FOR_S = 30.0
 MAX_FILE_BYTES = 1024 * 1024
+MAX_SIMILAR = 3  # keys in a message
 
 HUB_KEY = "https://index.docker.io/v1/"
 
@@ -36,15 +38,17 @@ _ECR_HOST = re.compile(r"\d{12}\.dkr[.-]ecr(-fips)?\.[a-z0-9.-]+|public\.ecr\.aw
 
 @attrs.frozen
 class Credential:
-    """A login; anonymous if all fields are empty.
+    """A login; anonymous if all fields but `source` are empty.
 
     `identity_token` is exchanged by POST (an OAuth refresh token), `registry_token` is sent to the registry as it is.
+    `source` says where the login came from, or why there is none, for the log; logins that differ only there are equal.
     """
 
     username: str = attrs.field(default="", repr=False)
     password: str = attrs.field(default="", repr=False)
     identity_token: str = attrs.field(default="", repr=False)
     registry_token: str = attrs.field(default="", repr=False)
+    source: str = attrs.field(default="", eq=False)
 
     @property
     def is_anonymous(self) -> bool:
@@ -56,7 +60,7 @@ class Credential:
         return "Basic " + base64.b64encode(login.encode()).decode()
 
 
-ANONYMOUS = Credential()
+ANONYMOUS = Credential(source="none")
 
 
 @attrs.frozen
@@ -67,6 +71,10 @@ class _File:
     auths: Mapping[str, Any] = attrs.field(repr=False)
     helpers: Mapping[str, Any]
     store: str
+
+    @property
+    def path(self) -> str:
+        return str(self.stamp[0])
 
 
 @attrs.define(eq=False)
@@ -89,18 +97,19 @@ class Keychain:
         self._kept: dict[tuple[Any, ...], _Kept] = {}
 
     def credential_for(self, host: str, repository: str, timeout_s: float | None = None) -> Credential:
-        """The login for a registry (`host` or `host:port`); ANONYMOUS when there is none. Raises UpstreamError."""
+        """The login for a registry (`host` or `host:port`); anonymous when there is none. Raises UpstreamError."""
         try:
             file = self._read()
             if file is None:
-                return ANONYMOUS
-            entry = _entry(file.auths, host, repository)
+                return Credential(source=self._explain_no_file())
+            entry = _entry(file, host, repository)
             found = self._helper(file, host)
             if found is None:
                 return entry
             return self._from_helper(file, *found, host, entry, timeout_s)
         except HelperFailed as exc:
-            raise errors.keychain_failed(f"{exc}, so there is no login for this upstream") from exc
+            details = FailureDetails(exc.program or exc.path, exc.error or str(exc), "credentials")
+            raise errors.keychain_failed(f"{exc}, so there is no login for this upstream", details) from exc
 
     def renew(self, host: str, repository: str, refused: Credential, timeout_s: float | None = None) -> Credential:
         """The login, after this one was rejected: run the helper again, at most once per `NOT_FOUND_FOR_S`.
@@ -129,12 +138,18 @@ class Keychain:
             if name == "ecr-login" and _ECR_HOST.fullmatch(host.partition(":")[0]):
                 # This helper prints "not found" after every failure.
                 raise HelperFailed(
-                    "the credential helper ecr-login found nothing (its log is ~/.ecr/log/ecr-login.log)"
+                    "the credential helper ecr-login found nothing (its log is ~/.ecr/log/ecr-login.log)",
+                    program=helpers.program_name(name),
                 )
-            return Credential(registry_token=entry.registry_token)
+            if entry.registry_token:
+                return Credential(registry_token=entry.registry_token, source=entry.source)
+            return Credential(
+                source=f"none: {helpers.program_name(name)}, which {file.path} names, has none for {server}"
+            )
+        source = f"{helpers.program_name(name)}, which {file.path} names"
         if login.username == "<token>":
-            return attrs.evolve(entry, identity_token=login.secret)
-        return Credential(login.username, login.secret, registry_token=entry.registry_token)
+            return attrs.evolve(entry, identity_token=login.secret, source=source)
+        return Credential(login.username, login.secret, registry_token=entry.registry_token, source=source)
 
     def _ask(
         self, stamp: tuple[Any, ...], name: str, server: str, timeout_s: float | None
@@ -153,7 +168,7 @@ class Keychain:
         try:
             return kept.answer.result(timeout_s)
         except TimeoutError:
-            raise HelperFailed(f"the credential helper docker-credential-{name} takes too long") from None
+            raise helpers.failed(name, "takes too long", f"no output within {timeout_s or 0:.1f} s") from None
 
     def _run(self, kept: _Kept, name: str, server: str) -> None:
         try:
@@ -164,7 +179,7 @@ class Keychain:
             return
         except BaseException:
             kept.good_until = float("-inf")
-            kept.answer.set_exception(HelperFailed(f"the credential helper docker-credential-{name} failed"))
+            kept.answer.set_exception(helpers.failed(name, "failed", "internal error"))
             raise
         kept.good_until = self._clock() + (NOT_FOUND_FOR_S if login is None else FOUND_FOR_S)
         kept.answer.set_result(login)
@@ -190,6 +205,11 @@ class Keychain:
             return self._file
         return None
 
+    def _explain_no_file(self) -> str:
+        """Why there is no login: which files were looked for, and which cannot be."""
+        paths = ", ".join(str(path) for path in self._paths())
+        return f"none: there is no keychain file ({paths or 'HOME and DOCKER_CONFIG are not set'})"
+
     def _paths(self) -> Iterator[Path]:
         """The possible paths of the keychain file (go-containerregistry, pkg/authn/keychain.go)."""
         environ, home = self._environ, self._environ.get("HOME")
@@ -213,27 +233,41 @@ def _load(path: Path, stamp: tuple[Any, ...]) -> _File:
             text = file.read(MAX_FILE_BYTES + 1)
         document = json.loads(text) if len(text) <= MAX_FILE_BYTES else None
     except OSError as exc:
-        raise HelperFailed(f"the keychain file {path.name} cannot be read") from exc
+        raise HelperFailed(f"the keychain file {path.name} cannot be read", path=str(path), error=str(exc)) from exc
     except (ValueError, RecursionError):
         document = None  # without the cause: it contains the text
     if not isinstance(document, dict):
-        raise HelperFailed(f"the keychain file {path.name} is not a JSON object")
+        raise HelperFailed(f"the keychain file {path.name} is not a JSON object", path=str(path))
     auths, named, store = (document.get(key) for key in ("auths", "credHelpers", "credsStore"))
     auths, named, store = {} if auths is None else auths, {} if named is None else named, "" if store is None else store
     if not isinstance(auths, dict) or not isinstance(named, dict) or not isinstance(store, str):
-        raise HelperFailed(f"the keychain file {path.name} has other things in it than logins")
+        raise HelperFailed(f"the keychain file {path.name} has other things in it than logins", path=str(path))
     return _File(stamp, auths, named, store)
 
 
-def _entry(auths: Mapping[str, Any], host: str, repository: str) -> Credential:
-    """The login in the file itself."""
+def _entry(file: _File, host: str, repository: str) -> Credential:
+    """The login in the file itself; anonymous when there is none. Raises HelperFailed."""
     for key in _keys(host, repository):
-        if key in auths:
-            return _decode(auths[key])
-    for key, entry in auths.items():
+        if key in file.auths:
+            return _decode(file, key)
+    for key in file.auths:
         if _is_whole_host(key, host):
-            return _decode(entry)
-    return ANONYMOUS
+            return _decode(file, key)
+    similar = [key for key in (*file.auths, *file.helpers) if _is_similar(key, host)]
+    but = f", but for {', '.join(similar[:MAX_SIMILAR])}" if similar else ""
+    return Credential(source=f"none: {file.path} has no login for {host}{but}")
+
+
+def _is_similar(key: str, host: str) -> bool:
+    """Whether a key is for the same host in a spelling that is not the host's: another port, upper case, a path."""
+    return _bare_host(key) == _bare_host(host)
+
+
+def _bare_host(key: str) -> str:
+    """The host name of a key: without scheme, userinfo, port and path, in lower case."""
+    authority = key.rpartition("://")[2].partition("/")[0].rpartition("@")[2]
+    name, separator, port = authority.rpartition(":")
+    return (name if separator and port.isdigit() else authority).lower()
 
 
 def _keys(host: str, repository: str) -> Iterator[str]:
@@ -255,24 +289,35 @@ def _is_whole_host(key: str, host: str) -> bool:
     return is_same and (bool(separator) or path.strip("/") in ("", "v1", "v2"))
 
 
-def _decode(entry: Any) -> Credential:
+def _decode(file: _File, key: str) -> Credential:
+    entry = file.auths[key]
+    malformed = HelperFailed(
+        "a login in the keychain file is malformed", path=file.path, error=f"malformed: auths, {_bare_host(key)}"
+    )
     if not isinstance(entry, dict):
-        raise HelperFailed("a login in the keychain file is malformed")
+        raise malformed
     fields = {key: entry.get(key) or "" for key in ("auth", "username", "password", "identitytoken", "registrytoken")}
     if not all(isinstance(value, str) for value in fields.values()):
-        raise HelperFailed("a login in the keychain file is malformed")
+        raise malformed
     username, password = fields["username"], fields["password"]
     if fields["auth"]:
-        username, password = _decode_auth(fields["auth"])
-    return Credential(username, password, fields["identitytoken"], fields["registrytoken"])
+        login = _decode_auth(fields["auth"])
+        if login is None:
+            raise malformed
+        username, password = login
+    credential = Credential(username, password, fields["identitytoken"], fields["registrytoken"], source=file.path)
+    if credential.is_anonymous:
+        return Credential(source=f"none: the entry for {_bare_host(key)} in {file.path} is empty")
+    return credential
 
 
-def _decode_auth(auth: str) -> tuple[str, str]:
+def _decode_auth(auth: str) -> tuple[str, str] | None:
+    """User name and password; None if the text is malformed."""
     try:
         text = base64.b64decode(auth.strip() + "=" * (-len(auth.strip()) % 4), validate=True).decode().rstrip("\0")
     except (binascii.Error, ValueError):
         text = ""
     username, separator, password = text.partition(":")
     if not username or not separator:
-        raise HelperFailed("a login in the keychain file is malformed")
+        return None
     return username, password.strip("\0")

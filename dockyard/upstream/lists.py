@@ -12,12 +12,13 @@ the result is an error.
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import attrs
 import structlog
 
-from dockyard.errors import BadUpstream, Denied, ManifestUnknown, NameUnknown, RegistryError
+from dockyard.errors import BadUpstream, Denied, FailureDetails, ManifestUnknown, NameUnknown, RegistryError
 from dockyard.oci.links import find_next, next_query
 from dockyard.oci.lists import Referrer, find_referrers, is_referrer, merge_referrers, parse_tags, referrers_tag
 from dockyard.oci.manifest import ACCEPT, MAX_MANIFEST_BYTES, OCI_INDEX, Manifest
@@ -28,6 +29,7 @@ from dockyard.upstream.headers import find_digest, find_media_type
 from dockyard.upstream.responses import check_transfer_encoding, is_error_page, is_web_page
 from dockyard.upstream.session import RegistryRequest, RegistryResponse, RegistrySession
 from dockyard.upstream.tokens import CallLimits
+from dockyard.upstream.transport import UpstreamResponse
 from dockyard.upstream.urls import InvalidUrl, Url, parse_http_url
 
 WALK_TIMEOUT_S = 30.0
@@ -64,9 +66,10 @@ class ListReader:
             response.http.finish()
             raise self._status_error(response, request)
         found: set[str] = set()
-        for _, body in self._read_pages(request, response, deadline):
-            found.update(parse_tags(body))
-            self._check_count(len(found))
+        for page, body in self._read_pages(request, response, deadline):
+            with _attribute_to(page.http):
+                found.update(parse_tags(body))
+            self._check_count(len(found), page.http)
         return sorted(found)
 
     def referrers(self, repository: str, digest: Digest) -> list[Referrer]:
@@ -76,7 +79,7 @@ class ListReader:
         try:
             found = self._by_api(request, deadline)
         except NameUnknown as exc:  # the error for 401 and 403 without credentials
-            raise self._denied(repository) from exc
+            raise self._denied(repository, exc.details) from exc
         if found is None:
             found = self._by_tag(repository, digest, deadline)
         usable = [entry for entry in found if is_referrer(entry)]
@@ -107,17 +110,19 @@ class ListReader:
         for number, (page, body) in enumerate(self._read_pages(request, response, deadline)):
             content_type = page.http.header("Content-Type")
             try:
-                entries = find_referrers(body, content_type)
+                with _attribute_to(page.http):
+                    entries = find_referrers(body, content_type)
             except BadUpstream:
                 if number or find_media_type(content_type) == OCI_INDEX:
                     raise
                 return None
             if entries is None and (number or find_media_type(content_type) == OCI_INDEX):
-                raise errors.bad_response(self._prefix, "has a list of referrers that is not an index")
+                problem = "has a list of referrers that is not an index"
+                raise errors.bad_response(self._prefix, problem, page.http.details)
             if entries is None:
                 return None
             found += entries
-            self._check_count(len(found))
+            self._check_count(len(found), page.http)
         return found
 
     def _by_tag(self, repository: str, digest: Digest, deadline: float) -> list[Any]:
@@ -126,20 +131,21 @@ class ListReader:
         try:
             response = self._session.send(request, CallLimits(deadline))
         except ManifestUnknown as exc:  # as above
-            raise self._denied(repository) from exc
+            raise self._denied(repository, exc.details) from exc
         if response.http.status != 200:
             response.http.finish()
             if response.http.status not in _FAILURES and not is_error_page(response.http):
                 return []
             error = self._status_error(response, request)
-            raise self._denied(repository) if isinstance(error, ManifestUnknown) else error
+            raise self._denied(repository, error.details) if isinstance(error, ManifestUnknown) else error
         body = self._read(response, MAX_MANIFEST_BYTES)
         content_type = response.http.header("Content-Type")
         expected = find_digest(response.http.header("Docker-Content-Digest")) or Digest.of(body)
-        found = find_referrers(body, content_type)
-        if found is None or Digest.of(body, expected.algorithm) != expected:
-            Manifest.parse(body, content_type, expected)  # raises BadUpstream unless it is another manifest
-            return []
+        with _attribute_to(response.http):
+            found = find_referrers(body, content_type)
+            if found is None or Digest.of(body, expected.algorithm) != expected:
+                Manifest.parse(body, content_type, expected)  # raises BadUpstream unless it is another manifest
+                return []
         # Some registries take the tag `sha256-<hex>` for the digest: the manifests in the subject do not refer to it.
         return [] if Digest.of(body, digest.algorithm) == digest else found
 
@@ -156,10 +162,11 @@ class ListReader:
             url = self._next(response, body)
             if url is None:
                 return
+            details = response.http.details
             if url.target in seen:
-                raise errors.bad_response(self._prefix, "has a list whose pages lead back to each other")
+                raise errors.bad_response(self._prefix, "has a list whose pages lead back to each other", details)
             if len(seen) == MAX_PAGES:
-                raise errors.bad_response(self._prefix, f"has a list of more than {MAX_PAGES} pages")
+                raise errors.bad_response(self._prefix, f"has a list of more than {MAX_PAGES} pages", details)
             seen.add(url.target)
             remaining_bytes -= len(body)
             response = self._send(attrs.evolve(request, url=url), deadline)
@@ -167,7 +174,8 @@ class ListReader:
                 response.http.finish()
                 error = self._status_error(response, request)
                 if isinstance(error, NameUnknown):
-                    raise errors.bad_response(self._prefix, "does not have all pages of a list")
+                    details = response.http.details
+                    raise errors.bad_response(self._prefix, "does not have all pages of a list", details)
                 raise error
 
     def _send(self, request: RegistryRequest, deadline: float) -> RegistryResponse:
@@ -194,14 +202,25 @@ class ListReader:
             link = find_next(response.http.header_values("Link"))
             return parse_http_url(f"{here.origin}{path}?{next_query(path, link, body)}") if link is not None else None
         except (InvalidUrl, ValueError) as exc:
-            raise errors.bad_response(self._prefix, "has a list whose next page is not a page of this list") from exc
+            problem = "has a list whose next page is not a page of this list"
+            raise errors.bad_response(self._prefix, problem, response.http.details) from exc
 
-    def _check_count(self, count: int) -> None:
+    def _check_count(self, count: int, http: UpstreamResponse) -> None:
         if count > MAX_ENTRIES:
-            raise errors.bad_response(self._prefix, f"has a list of more than {MAX_ENTRIES} entries")
+            raise errors.bad_response(self._prefix, f"has a list of more than {MAX_ENTRIES} entries", http.details)
 
-    def _denied(self, repository: str) -> Denied:
-        return Denied(f"{self._prefix} does not show us the referrers in {repository}")
+    def _denied(self, repository: str, details: FailureDetails | None) -> Denied:
+        return Denied(f"{self._prefix} does not show us the referrers in {repository}", details=details)
 
     def _deadline(self) -> float:
         return time.monotonic() + WALK_TIMEOUT_S
+
+
+@contextmanager
+def _attribute_to(http: UpstreamResponse) -> Iterator[None]:
+    """Add the details of the response to the error of a body that cannot be parsed."""
+    try:
+        yield
+    except BadUpstream as exc:
+        exc.details = http.details
+        raise

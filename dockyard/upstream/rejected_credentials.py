@@ -10,6 +10,7 @@ from collections.abc import Callable, Hashable
 
 from cachetools import TTLCache
 
+from dockyard.errors import FailureDetails
 from dockyard.upstream.errors import AuthenticationFailed
 
 REJECTED_FOR_S = 30.0
@@ -21,7 +22,7 @@ class RejectedCredentials:
     """What became of the logins of one upstream. A login is any value that contains the credential and its place."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._rejected: TTLCache[Hashable, bool] = TTLCache(MAX_REMEMBERED, REJECTED_FOR_S, clock)
+        self._rejected: TTLCache[Hashable, FailureDetails] = TTLCache(MAX_REMEMBERED, REJECTED_FOR_S, clock)
         self._accepted: TTLCache[Hashable, bool] = TTLCache(MAX_REMEMBERED, ACCEPTED_FOR_S, clock)
         self._lock = threading.Lock()
 
@@ -29,19 +30,19 @@ class RejectedCredentials:
         with self._lock:
             self._accepted[login] = True
 
-    def reject(self, login: Hashable, part: Hashable) -> None:
-        """The login was rejected when this part was requested."""
+    def reject(self, login: Hashable, part: Hashable, details: FailureDetails) -> None:
+        """The login was rejected when this part was requested. `details` are those of the response."""
         with self._lock:
-            self._rejected[(login, part) if login in self._accepted else login] = True
+            self._rejected[(login, part) if login in self._accepted else login] = details
 
-    def reject_part(self, login: Hashable, part: Hashable) -> None:
+    def reject_part(self, login: Hashable, part: Hashable, details: FailureDetails) -> None:
         """The login is right, but not allowed to have this part."""
         with self._lock:
-            self._rejected[login, part] = True
+            self._rejected[login, part] = details
 
     def check(self, login: Hashable, part: Hashable) -> None:
         """Raises AuthenticationFailed if the login was rejected a short time ago, as a whole or for this part."""
         with self._lock:
-            is_rejected = login in self._rejected or (login, part) in self._rejected
-        if is_rejected:
-            raise AuthenticationFailed(is_anonymous=False, remembered=True)
+            details = self._rejected.get(login) or self._rejected.get((login, part))
+        if details is not None:
+            raise AuthenticationFailed(is_anonymous=False, details=details, remembered=True)

@@ -88,7 +88,7 @@ class RepositoryFailures:
                 return
             if self._clock() - found.tried_at >= INTERVAL_S:
                 self._start_try(repository, found, operation)
-            raise type(found.error)(found.error.message, retry_after_s=RETRY_AFTER_S, remembered=True)
+            raise found.error.copy(retry_after_s=RETRY_AFTER_S, remembered=True)
 
     def record_success(self, repository: str, check: Check | None = None) -> None:
         """The registry responded to a request for this repository. `check` repeats the request, if that is cheap."""
@@ -124,7 +124,7 @@ class RepositoryFailures:
                 "repository unavailable: its cached content is served",
                 upstream=self._name,
                 repository=repository,
-                reason=fault.error.message,
+                **fault.error.log_fields(),
             )
         return is_new or has_many_errors
 

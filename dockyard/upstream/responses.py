@@ -2,8 +2,10 @@
 
 import threading
 
+import attrs
+
 from dockyard import metrics
-from dockyard.errors import Unavailable
+from dockyard.errors import FailureDetails, Unavailable
 from dockyard.oci.manifest import ACCEPT, MAX_MANIFEST_BYTES, Descriptor
 from dockyard.oci.reference import Digest, Reference
 from dockyard.upstream import errors
@@ -42,6 +44,11 @@ class UpstreamBlob:
         self._is_closed = False
         self._is_aborted = False
 
+    @property
+    def details(self) -> FailureDetails:
+        """What the log says if its bytes are wrong."""
+        return self._http.details
+
     def read(self, amount: int) -> bytes:
         """The bytes that have arrived, at least one and at most `amount`; empty only at a complete end.
 
@@ -57,7 +64,10 @@ class UpstreamBlob:
         if self._remaining is not None:
             self._remaining -= len(data)
             if not data and self._remaining:
-                raise errors.connection_lost(self._http.server).error
+                details = self._http.details
+                raise errors.connection_lost(
+                    self._http.server, attrs.evolve(details, error=f"the body ended early ({details.error})")
+                ).error
         return data
 
     def close(self) -> None:
@@ -83,11 +93,11 @@ def open_blob_body(http: UpstreamResponse, start: int) -> UpstreamBlob:
         try:
             content_range = parse_content_range(http.header("Content-Range"))
         except ValueError as exc:
-            raise errors.bad_response(http.server, f"sent {exc}") from exc
+            raise errors.bad_response(http.server, f"sent {exc}", http.details) from exc
         is_to_end = content_range.total is None or content_range.last == content_range.total - 1
         is_requested = start > 0 and content_range.first == start and is_to_end
         if not is_requested or length not in (None, content_range.length):
-            raise errors.bad_response(http.server, "sent another range than the requested one")
+            raise errors.bad_response(http.server, "sent another range than the requested one", http.details)
         size, offset = content_range.total, start
     http.lift_deadline()
     return UpstreamBlob(http, size, offset)
@@ -120,13 +130,13 @@ def content_length(http: UpstreamResponse) -> int | None:
     try:
         return parse_length(http.header_values("Content-Length"))
     except ValueError as exc:
-        raise errors.bad_response(http.server, f"sent {exc}") from exc
+        raise errors.bad_response(http.server, f"sent {exc}", http.details) from exc
 
 
 def check_transfer_encoding(http: UpstreamResponse) -> None:
     """Reject an unknown Transfer-Encoding: the end of such a body is not known. Raises UpstreamError."""
     if (http.header("Transfer-Encoding") or "chunked").strip().lower() != "chunked":
-        raise errors.bad_response(http.server, "sent an unknown Transfer-Encoding")
+        raise errors.bad_response(http.server, "sent an unknown Transfer-Encoding", http.details)
 
 
 def is_web_page(http: UpstreamResponse) -> bool:
@@ -185,9 +195,9 @@ def find_size(http: UpstreamResponse, digest: Digest) -> int | None:
             case _:
                 return None
     except ValueError as exc:
-        raise errors.bad_response(http.server, f"sent {exc}") from exc
+        raise errors.bad_response(http.server, f"sent {exc}", http.details) from exc
     if size is None:
-        raise errors.bad_response(http.server, "does not announce the size of a blob")
+        raise errors.bad_response(http.server, "does not announce the size of a blob", http.details)
     return size
 
 

@@ -17,7 +17,7 @@ import structlog
 from cachetools import TTLCache
 
 from dockyard.config.settings import Upstream
-from dockyard.errors import BlobUnknown, Denied, ManifestUnknown, NameUnknown, RegistryError
+from dockyard.errors import BlobUnknown, Denied, FailureDetails, ManifestUnknown, NameUnknown, RegistryError
 from dockyard.oci.origin import Origin
 from dockyard.oci.reference import Digest, Reference
 from dockyard.upstream import errors
@@ -84,17 +84,26 @@ class RegistryResponse:
     is_from_other_origin: bool
 
 
-def not_found(prefix: str, request: RegistryRequest) -> RegistryError:
-    """The error when the registry does not have what was requested, or does not show it to anonymous clients."""
+def not_found(
+    prefix: str, request: RegistryRequest, details: FailureDetails | None, *, may_need_login: bool = False
+) -> RegistryError:
+    """The error when the registry does not have what was requested, or does not show it to anonymous clients.
+
+    `may_need_login`: it responded with 401 or 403, which some registries do for everything that does not exist.
+    """
     message = f"{prefix} has no {request.subject}"
-    if request.list_path:
-        return NameUnknown(message)
-    return BlobUnknown(message) if request.is_blob else ManifestUnknown(message)
+    if may_need_login:
+        message += ", or it needs a login: set `auth` for this prefix"
+    kind = NameUnknown if request.list_path else BlobUnknown if request.is_blob else ManifestUnknown
+    return kind(message, details=details)
 
 
-def denied(prefix: str, request: RegistryRequest, *, remembered: bool = False) -> Denied:
+def denied(
+    prefix: str, request: RegistryRequest, details: FailureDetails | None, *, remembered: bool = False
+) -> Denied:
     """The error when the registry rejects the credentials."""
-    return Denied(f"{prefix} rejects the credentials for {request.repository}", remembered=remembered)
+    message = f"{prefix} rejects the credentials for {request.repository}"
+    return Denied(message, remembered=remembered, details=details)
 
 
 class RegistrySession:
@@ -120,8 +129,8 @@ class RegistrySession:
             return self._follow_redirects(request, limits)
         except AuthenticationFailed as exc:
             if exc.is_anonymous:
-                raise not_found(self._prefix, request) from exc
-            raise denied(self._prefix, request, remembered=exc.remembered) from exc
+                raise not_found(self._prefix, request, exc.details, may_need_login=True) from exc
+            raise denied(self._prefix, request, exc.details, remembered=exc.remembered) from exc
 
     def _follow_redirects(self, request: RegistryRequest, limits: CallLimits) -> RegistryResponse:
         url = request.url or Url(self._origin, f"/v2/{request.path}")
@@ -137,7 +146,7 @@ class RegistrySession:
                 return RegistryResponse(http, authorization, hops > 0, is_other)
             registry_zone = registry_zone or http.zone
             url = self._redirect_target(url, http)
-        raise errors.bad_response(self._prefix, f"redirects more than {MAX_REDIRECTS} times")
+        raise errors.bad_response(self._prefix, f"redirects more than {MAX_REDIRECTS} times", http.details)
 
     def _exchange(
         self,
@@ -180,7 +189,7 @@ class RegistrySession:
                 break
             http.finish()
             authorization = other
-        mode.record_result(handshake, authorization, http.status)
+        mode.record_result(handshake, authorization, http)
         return http, authorization
 
     def _exchange_elsewhere(
@@ -216,7 +225,8 @@ class RegistrySession:
         try:
             return resolve_redirect(url, http.header("Location"))
         except InvalidUrl as exc:
-            raise errors.destination_not_allowed(self._prefix, f"sent an invalid redirect: {exc}") from exc
+            problem = f"sent an invalid redirect: {exc}"
+            raise errors.destination_not_allowed(self._prefix, problem, http.details) from exc
 
 
 def needs_login(http: UpstreamResponse) -> bool:

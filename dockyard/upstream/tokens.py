@@ -30,7 +30,7 @@ from urllib.parse import quote, urlencode
 import attrs
 from cachetools import LRUCache
 
-from dockyard.errors import BadUpstream, RegistryError, TooManyRequests, Unavailable
+from dockyard.errors import BadUpstream, FailureDetails, RegistryError, TooManyRequests, Unavailable
 from dockyard.upstream import errors
 from dockyard.upstream.errors import AuthenticationFailed, Cause, UpstreamError
 from dockyard.upstream.headers import parse_retry_after
@@ -52,6 +52,7 @@ MAX_REALMS = 64
 MAX_SCOPES_CHARS = 300  # in messages
 MAX_REDIRECTS = 10
 CLIENT_ID = "dockyard"
+STAGE = "token"  # in the details of errors
 
 
 class RequestSender(Protocol):
@@ -100,8 +101,8 @@ class _Token:
 class TokenRefused(UpstreamError):
     """The token service is up and has no token for the requested scopes."""
 
-    def __init__(self, server: str, problem: str) -> None:
-        super().__init__(BadUpstream(f"{server} {problem}"), Cause.NOT_COUNTED)
+    def __init__(self, server: str, problem: str, details: FailureDetails) -> None:
+        super().__init__(BadUpstream(f"{server} {problem}", details=details), Cause.NOT_COUNTED)
 
 
 class TokenProvider:
@@ -109,6 +110,7 @@ class TokenProvider:
 
     def __init__(self, prefix: str, sender: RequestSender, clock: Callable[[], float] = time.monotonic) -> None:
         self._server = f"the token service of {prefix}"
+        self._proxy_login = errors.explain_proxy_login(prefix)
         self._sender = sender
         self._clock = clock
         self._lock = threading.Lock()
@@ -131,7 +133,7 @@ class TokenProvider:
             if pending is None:
                 future = self._pending[key] = Future()
         if pending is not None:
-            token = self._wait(pending, limits)
+            token = self._wait(pending, endpoint, limits)
             limits.new_tokens.add(token)
             return token
         try:
@@ -152,16 +154,18 @@ class TokenProvider:
             for key in [key for key, kept in self._tokens.items() if kept.value == token]:
                 del self._tokens[key]
 
-    def _wait(self, pending: "Future[str]", limits: CallLimits) -> str:
+    def _wait(self, pending: "Future[str]", endpoint: TokenEndpoint, limits: CallLimits) -> str:
         """The result of the request that another thread has sent."""
         try:
             return pending.result(limits.remaining_s)
         except TimeoutError as exc:
-            raise errors.timed_out(self._server) from exc
+            error = "timed out: another request for this token is still waiting"
+            details = FailureDetails(endpoint.realm.origin.host_and_port, error, STAGE)
+            raise errors.timed_out(self._server, details) from exc
         except UpstreamError as exc:
             raise _as_final(exc) from exc
         except AuthenticationFailed as exc:
-            raise AuthenticationFailed(is_anonymous=exc.is_anonymous) from exc
+            raise AuthenticationFailed(is_anonymous=exc.is_anonymous, details=exc.details) from exc
 
     def _refresh(
         self, key: Hashable, endpoint: TokenEndpoint, credential: Credential, limits: CallLimits, cached: _Token | None
@@ -224,33 +228,35 @@ class TokenProvider:
             and is_error_page(response)
             and (response.status != 401 or credential.is_anonymous)
         ):
-            raise errors.error_page(self._server, response.status)
-        match response.status:
-            case 401 if not credential.is_anonymous:
-                self._rejected.reject(login, part)
-            case 403 if not credential.is_anonymous:
-                self._rejected.reject_part(login, part)
+            raise errors.error_page(self._server, response.status, _details(response, credential))
         if response.status in (401, 403):
-            raise AuthenticationFailed(is_anonymous=credential.is_anonymous)
-        raise self._status_error(response, endpoint, login)
+            details = _details(response, credential)
+            if not credential.is_anonymous:
+                reject = self._rejected.reject if response.status == 401 else self._rejected.reject_part
+                reject(login, part, details)
+            raise AuthenticationFailed(is_anonymous=credential.is_anonymous, details=details)
+        raise self._status_error(response, endpoint, credential)
 
-    def _status_error(self, response: UpstreamResponse, endpoint: TokenEndpoint, login: Hashable) -> UpstreamError:
+    def _status_error(
+        self, response: UpstreamResponse, endpoint: TokenEndpoint, credential: Credential
+    ) -> UpstreamError:
+        details = _details(response, credential)
         match response.status:
             case 407:
-                return errors.unreachable(self._server, "the proxy rejects the request")
+                return errors.unreachable(self._server, self._proxy_login, response.details)
             case 408:
-                return errors.timed_out(self._server)
+                return errors.timed_out(self._server, details)
             case 429:
                 wait_s = parse_retry_after(response.header("Retry-After"), time.time())
-                limited = errors.rate_limited(self._server, wait_s)
-                self._hold(login, wait_s, limited.error)
+                limited = errors.rate_limited(self._server, wait_s, details)
+                self._hold((endpoint.realm, credential), wait_s, limited.error)
                 return limited.as_not_counted()
             case status if 400 <= status < 500:
-                return TokenRefused(self._server, f"responded with status {status} to {_names(endpoint)}")
+                return TokenRefused(self._server, f"responded with status {status} to {_names(endpoint)}", details)
             case status:
                 header = response.header("Retry-After")
                 wait_s = parse_retry_after(header, time.time()) if header else errors.RETRY_AFTER_S
-                return errors.server_error(self._server, status, wait_s)
+                return errors.server_error(self._server, status, details, wait_s)
 
     def _hold(self, key: Hashable, wait_s: float, error: RegistryError) -> None:
         """Send no request to a realm, or with a login, for some seconds."""
@@ -265,9 +271,8 @@ class TokenProvider:
             wait_s = until - self._clock()
             if error is not None and wait_s > 0:
                 if isinstance(error, TooManyRequests):
-                    error = TooManyRequests(error.message, retry_after_s=math.ceil(wait_s))
-                    raise UpstreamError(error, Cause.NOT_COUNTED)
-                raise UpstreamError(type(error)(error.message, retry_after_s=error.retry_after_s), Cause.NO_RESPONSE)
+                    raise UpstreamError(error.copy(retry_after_s=math.ceil(wait_s)), Cause.NOT_COUNTED)
+                raise UpstreamError(error.copy(), Cause.NO_RESPONSE)
 
     def _request(
         self, endpoint: TokenEndpoint, credential: Credential, limits: CallLimits, deadline: float | None
@@ -331,15 +336,20 @@ class TokenProvider:
             try:
                 url = resolve_redirect(url, response.header("Location"))
             except InvalidUrl as exc:
-                raise errors.destination_not_allowed(self._server, f"sent an invalid redirect: {exc}") from exc
+                problem = f"sent an invalid redirect: {exc}"
+                raise errors.destination_not_allowed(self._server, problem, _details(response, credential)) from exc
             limits.token_requests += 1  # a redirect belongs to the same request
             if url.origin != endpoint.realm.origin:
                 headers = {}
-        raise errors.bad_response(self._server, f"redirects more than {MAX_REDIRECTS} times")
+        raise errors.bad_response(
+            self._server, f"redirects more than {MAX_REDIRECTS} times", _details(response, credential)
+        )
 
     def _send(self, request: UpstreamRequest, credential: Credential, limits: CallLimits) -> UpstreamResponse:
         if limits.token_requests <= 0:
-            raise AuthenticationFailed(is_anonymous=credential.is_anonymous)
+            error = "no token: the operation has sent as many requests for one as it may"
+            details = FailureDetails(request.url.origin.host_and_port, error, STAGE, credential.source)
+            raise AuthenticationFailed(is_anonymous=credential.is_anonymous, details=details)
         limits.token_requests -= 1
         return self._sender.send(request)
 
@@ -349,25 +359,29 @@ class TokenProvider:
         try:
             document = json.loads(response.read(MAX_TOKEN_RESPONSE_BYTES))
         except (ValueError, RecursionError) as exc:
-            raise self._invalid() from exc
+            raise self._invalid(response) from exc
         except UpstreamError as exc:
             if isinstance(exc.error, BadUpstream):
-                raise self._invalid() from exc
+                raise self._invalid(response) from exc
             raise UpstreamError(exc.error, Cause.NO_RESPONSE, is_retryable=exc.is_retryable) from exc
         if not isinstance(document, dict):
-            raise self._invalid()
+            raise self._invalid(response)
         token = document.get("token") or document.get("access_token")
         if not token and not credential.is_anonymous:
             # Some services send an empty token if the password is wrong.
-            self._rejected.reject((endpoint.realm, credential), (endpoint.service, endpoint.scopes))
-            raise AuthenticationFailed(is_anonymous=False)
+            details = attrs.evolve(_details(response, credential), error=f"an empty token ({response.details.error})")
+            self._rejected.reject((endpoint.realm, credential), (endpoint.service, endpoint.scopes), details)
+            raise AuthenticationFailed(is_anonymous=False, details=details)
         if not isinstance(token, str) or not token or not token.isascii() or not token.isprintable() or " " in token:
-            raise TokenRefused(self._server, f"sent no valid token for {_names(endpoint)}")
+            problem = f"sent no valid token for {_names(endpoint)}"
+            raise TokenRefused(self._server, problem, _details(response, credential))
         return token, _parse_lifetime_s(document.get("expires_in"))
 
-    def _invalid(self) -> UpstreamError:
+    def _invalid(self, response: UpstreamResponse) -> UpstreamError:
         """The error for a response that no token service sends: the page of a proxy, an endless one."""
-        error = Unavailable(f"{self._server} sent a response without a token", retry_after_s=errors.RETRY_AFTER_S)
+        message = f"{self._server} sent a response without a token"
+        details = attrs.evolve(response.details, stage=STAGE)
+        error = Unavailable(message, retry_after_s=errors.RETRY_AFTER_S, details=details)
         return UpstreamError(error, Cause.SERVER_ERROR)
 
 
@@ -383,6 +397,11 @@ def _as_final(error: UpstreamError) -> UpstreamError:
     if isinstance(error, TokenRefused):
         return error
     return UpstreamError(error.error, error.cause)
+
+
+def _details(response: UpstreamResponse, credential: Credential) -> FailureDetails:
+    """The details of a response of the token service."""
+    return attrs.evolve(response.details, stage=STAGE, credentials=credential.source)
 
 
 def _names(endpoint: TokenEndpoint) -> str:

@@ -6,10 +6,12 @@ deadline of its request and each address is checked. Its exceptions are mapped t
 """
 
 import logging
+import re
 import ssl
 import time
 from collections.abc import Mapping
 from contextvars import ContextVar
+from http import HTTPStatus
 from http.client import HTTPException, IncompleteRead, RemoteDisconnected
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -22,11 +24,21 @@ from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 
 from dockyard import __version__
 from dockyard.config.settings import Upstream, UpstreamLimits
+from dockyard.errors import FailureDetails
 from dockyard.http1.connections import StrictConnection, StrictPool, use_strict_pools
 from dockyard.http1.encoding import TooLong, parse_encoding, unpack
-from dockyard.http1.response import InvalidResponse, ResponseReader
-from dockyard.http1.tls import describe_failure, make_tls_context
+from dockyard.http1.response import InvalidResponse, ResponseReader, TLSResponse
+from dockyard.http1.tls import (
+    TLSProblem,
+    describe_certificate,
+    explain_failure,
+    find_tls_error,
+    make_tls_context,
+    make_unverified_context,
+)
+from dockyard.oci.origin import DEFAULT_PORTS
 from dockyard.upstream import errors
+from dockyard.upstream.cures import tls_cure
 from dockyard.upstream.dialer import Attempt, DialError, Resolver, Stage
 from dockyard.upstream.errors import UpstreamError
 from dockyard.upstream.network_zones import NetworkZone, find_literal_zone, is_zone_allowed
@@ -38,6 +50,8 @@ MAX_IDLE_S = 60.0
 MAX_WAIT_S = 3600.0
 MAX_DRAINED_BYTES = 64 * 1024
 READ_BYTES = 64 * 1024
+
+_TUNNEL_FAILED = re.compile(r"Tunnel connection failed: ([0-9]{3})\b")
 
 # The attempt that the current thread runs. urllib3 takes a connection from a pool, and opens it, inside `urlopen`,
 # which has no parameter for such an object: `Transport._urlopen` sets the variable around that call, and the pools
@@ -66,9 +80,17 @@ class UpstreamRequest:
 class UpstreamResponse:
     """Status and headers of a response, and its body while it arrives. To be ended by `finish` or `close`."""
 
-    def __init__(self, request: UpstreamRequest, response: urllib3.BaseHTTPResponse, attempt: Attempt) -> None:
+    def __init__(
+        self,
+        request: UpstreamRequest,
+        response: urllib3.BaseHTTPResponse,
+        attempt: Attempt,
+        failures: "_FailureMapper",
+    ) -> None:
         self.server = request.server
         self.url = request.url
+        self._request = request
+        self._failures = failures
         self.status = response.status
         self.zone = attempt.zone
         self.drained: bytes | None = None  # by `finish`; None before, and if it was too much
@@ -86,6 +108,11 @@ class UpstreamResponse:
         """The Content-Encoding that the server declares; empty for none."""
         return parse_encoding(", ".join(self.header_values("Content-Encoding")))
 
+    @property
+    def details(self) -> FailureDetails:
+        """What the log says about this response if it is an error, or leads to one."""
+        return self._failures.details_of_status(self.status, self._request)
+
     def lift_deadline(self) -> None:
         """From now on only a stall ends the response."""
         self._attempt.deadline = None
@@ -97,14 +124,14 @@ class UpstreamResponse:
         except (urllib3_errors.HTTPError, HTTPException, OSError, ValueError, AttributeError) as exc:
             self.close()
             # The headers arrived: a failing body does not mean that the server is down.
-            raise _map_exception(exc, self._attempt, self.server).as_not_counted() from exc
+            raise self._failures.map(exc, self._attempt, self._request).as_not_counted() from exc
 
     def read(self, max_bytes: int) -> bytes:
         """The whole body, unpacked if it is encoded. Raises UpstreamError, also when it has more than `max_bytes`."""
         try:
             return unpack(self._read_raw(max_bytes), self.encoding, max_bytes)
         except TooLong as exc:
-            raise errors.bad_response(self.server, f"sent {exc}") from exc
+            raise errors.bad_response(self.server, f"sent {exc}", self.details) from exc
 
     def _read_raw(self, max_bytes: int) -> bytes:
         pieces = []
@@ -113,7 +140,7 @@ class UpstreamResponse:
             remaining -= len(piece)
             if remaining < 0:
                 self.close()
-                raise errors.bad_response(self.server, f"sent more than {max_bytes} bytes")
+                raise errors.bad_response(self.server, f"sent more than {max_bytes} bytes", self.details)
             pieces.append(piece)
         return b"".join(pieces)
 
@@ -143,6 +170,7 @@ class Transport:
         self._upstream = upstream
         self._limits = limits
         self._resolver = Resolver()
+        self._failures = _FailureMapper(upstream)
         self._pools = _make_pools(upstream)
 
     def close(self) -> None:
@@ -162,17 +190,18 @@ class Transport:
         while True:
             attempt = self._start_attempt(request, needs_new_connection=needs_new_connection)
             try:
-                response = UpstreamResponse(request, self._urlopen(request, attempt), attempt)
+                response = UpstreamResponse(request, self._urlopen(request, attempt), attempt, self._failures)
             except (DialError, urllib3_errors.HTTPError, HTTPException, OSError, ValueError) as exc:
-                error = _map_exception(exc, attempt, request.server)
+                error = self._failures.map(exc, attempt, request)
                 if attempt.is_reused and not error.is_retryable:
                     self._pools.clear()  # after a network change all idle connections are dead
                 attempts_left -= not (attempt.is_reused and not attempt.received_bytes)
                 needs_new_connection = True
                 is_retryable = error.is_retryable or (attempt.is_reused and _is_invalid_response(exc))
                 if not (is_retryable and may_repeat and attempts_left):
-                    # urllib3 puts URLs into some of its messages.
-                    raise error from (None if isinstance(exc, urllib3_errors.LocationValueError) else exc)
+                    # urllib3 puts URLs into some of its messages, http.client what a proxy writes.
+                    is_secret = isinstance(exc, urllib3_errors.LocationValueError) or attempt.stage is Stage.TUNNEL
+                    raise error from (None if is_secret else exc)
                 continue
             # Some servers send 408 before they close an idle connection: it is not the response to this request.
             if response.status != 408 or not attempt.is_reused or not may_repeat:
@@ -226,7 +255,7 @@ class Transport:
             return
         zone = find_literal_zone(request.url.origin.host)
         if zone is not None and not is_zone_allowed(zone, request.registry_zone or NetworkZone.PUBLIC):
-            raise _address_not_allowed(request.server)
+            raise self._failures.address_not_allowed(request, f"not allowed: {request.url.origin.host}")
 
 
 # Connections
@@ -239,15 +268,18 @@ class _AttemptConnection(StrictConnection):
     zone: NetworkZone = NetworkZone.PUBLIC
     proxy: Any
     port: int
-    first_stage = Stage.RESPONSE  # after the connection was opened
     _dns_host: str
 
     def _new_conn(self) -> Any:
         is_proxy = self.proxy is not None
         sock, zone = self.attempt.connect(self._dns_host, self.port, is_proxy=is_proxy)
         self.zone = self.attempt.zone = NetworkZone.PUBLIC if is_proxy else zone
-        self.attempt.stage = self.first_stage
+        self.attempt.stage = self.stage_after_connect
         return sock
+
+    @property
+    def stage_after_connect(self) -> Stage:
+        return Stage.RESPONSE
 
     def make_reader(self, sock: Any) -> ResponseReader:
         return self.attempt.make_reader(sock)
@@ -258,14 +290,50 @@ class _PlainConnection(_AttemptConnection, HTTPConnection):  # type: ignore[misc
 
 
 class _TLSConnection(_AttemptConnection, HTTPSConnection):  # type: ignore[misc]
-    first_stage = Stage.TLS
+    ssl_context: Any
+    cert_reqs: Any
+    _tunnel_host: Any
+    _tunnel_port: Any
+    _tunnel_headers: Any
+    _tunnel_scheme: Any
+
+    @property
+    def stage_after_connect(self) -> Stage:
+        is_proxy_with_tls = self.proxy is not None and self.proxy.scheme == "https"
+        return Stage.PROXY_TLS if is_proxy_with_tls else Stage.TLS
 
     def connect(self) -> None:
-        super().connect()
+        tunnel = (self._tunnel_host, self._tunnel_port, self._tunnel_headers, self._tunnel_scheme)
+        try:
+            super().connect()
+        except ssl.SSLCertVerificationError:
+            if self.attempt.stage is Stage.TLS:
+                self._look_at_certificate(tunnel)
+            raise
         self.attempt.stage = Stage.RESPONSE
 
+    def _look_at_certificate(self, tunnel: tuple[Any, ...]) -> None:
+        """Describe the certificate that was not trusted, for the log. Python tells it only without verification.
+
+        That is a second connection, on which nothing is sent. It fails without consequences.
+        """
+        trusted = self.ssl_context, self.cert_reqs
+        try:
+            self.close()
+            if tunnel[0] is not None:
+                self.set_tunnel(*tunnel)
+            self.ssl_context, self.cert_reqs = make_unverified_context(), ssl.CERT_NONE
+            super().connect()
+            self.attempt.certificate = describe_certificate(self.sock)
+        except (DialError, urllib3_errors.HTTPError, HTTPException, OSError, ValueError) as exc:
+            self.attempt.certificate = f"the certificate cannot be read again: {type(exc).__name__}"
+        finally:
+            self.close()
+            self.ssl_context, self.cert_reqs = trusted
+            self.attempt.stage = Stage.TLS
+
     def _tunnel(self) -> None:
-        self.attempt.stage = Stage.CONNECT
+        self.attempt.stage = Stage.TUNNEL
         super()._tunnel()
         self.attempt.stage = Stage.TLS
 
@@ -323,7 +391,9 @@ def _make_tls_context(upstream: Upstream) -> ssl.SSLContext:
     try:
         context = make_tls_context(upstream.ca_file or None)
     except OSError as exc:
-        raise DialError("its ca_file cannot be loaded") from exc
+        # Also the certificates of the system, if SSL_CERT_FILE names a file.
+        error = f"{upstream.ca_file or 'the certificates of the system'}: {exc}"
+        raise DialError("its ca_file cannot be loaded", error) from exc
     if upstream.insecure_skip_verify:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
@@ -342,26 +412,121 @@ def _split_proxy(url: str) -> tuple[str, str | None]:
 # Errors
 
 
-def _map_exception(exc: Exception, attempt: Attempt, server: str) -> UpstreamError:
-    """The UpstreamError for an exception of urllib3, http.client or the socket."""
-    inner = _unwrap(exc)
-    match inner:
-        case DialError() if not inner.is_timeout:
-            return _map_dial_error(inner, server)
-        case DialError() | urllib3_errors.TimeoutError() | TimeoutError():
-            # A deadline that passed while connecting says little: most of the time went elsewhere.
-            is_connecting = attempt.stage is not Stage.RESPONSE and not attempt.is_past_deadline
-            return errors.connect_timed_out(server) if is_connecting else errors.timed_out(server)
-    if attempt.stage is Stage.TLS:
-        return errors.tls_failed(server, describe_failure(exc))
-    if attempt.stage is Stage.CONNECT:
-        return errors.unreachable(server, "the proxy rejects the request")
-    match inner:
-        case RemoteDisconnected() | IncompleteRead():
-            return errors.connection_lost(server)
-        case HTTPException() | ValueError() | urllib3_errors.InvalidHeader() | urllib3_errors.LocationValueError():
-            return errors.bad_response(server, "sent a response that is not valid HTTP")
-    return errors.connection_lost(server)
+class _FailureMapper:
+    """Makes the UpstreamError for an exception of urllib3, http.client or the socket, for one upstream."""
+
+    def __init__(self, upstream: Upstream) -> None:
+        self._upstream = upstream
+        self._proxy = _proxy_authority(upstream.proxy) if upstream.proxy else ""
+
+    def map(self, exc: Exception, attempt: Attempt, request: UpstreamRequest) -> UpstreamError:
+        """The error of a request that failed."""
+        server, stage = request.server, attempt.stage
+        inner = _unwrap(exc)
+        match inner:
+            case DialError() if not inner.is_timeout:
+                return self._map_dial_error(inner, attempt, request)
+            case DialError() | urllib3_errors.TimeoutError() | TimeoutError():
+                details = self._details(attempt, request, _describe_timeout(inner, attempt))
+                # A deadline that passed while connecting says little: most of the time went elsewhere.
+                if stage is Stage.RESPONSE or attempt.is_past_deadline:
+                    return errors.timed_out(server, details)
+                return errors.connect_timed_out(self._name_of_peer(attempt, request), details, what=_WAITS[stage])
+        if stage in (Stage.TLS, Stage.PROXY_TLS):
+            return self._map_tls_error(exc, attempt, request)
+        details = self._details(attempt, request, _describe(exc, attempt))
+        if stage is Stage.TUNNEL:
+            return errors.unreachable(server, self._explain_refused_tunnel(exc), details)
+        if (found := find_tls_error(exc)) is not None and "ALERT" in (found.reason or ""):
+            return self._map_tls_error(exc, attempt, request)  # with TLS 1.3, an alert may come after the handshake
+        match inner:
+            case TLSResponse():
+                return errors.bad_response(server, f"requires TLS{self._use_https(request)}", details)
+            case RemoteDisconnected() | IncompleteRead():
+                return errors.connection_lost(server, details, hint=self._hint_of_silence(attempt, request))
+            case HTTPException() | ValueError() | urllib3_errors.InvalidHeader() | urllib3_errors.LocationValueError():
+                return errors.bad_response(server, "sent a response that is not valid HTTP", details)
+        return errors.connection_lost(server, details, hint=self._hint_of_silence(attempt, request))
+
+    def address_not_allowed(self, request: UpstreamRequest, error: str) -> UpstreamError:
+        """The error for an address that a registry may not refer to."""
+        details = FailureDetails(request.url.origin.host_and_port, error, Stage.CONNECT.value)
+        problem = "has an address that is not allowed for redirects and token services"
+        return errors.destination_not_allowed(request.server, problem, details)
+
+    def details_of_status(self, status: int, request: UpstreamRequest) -> FailureDetails:
+        """The details of a response. Without a tunnel, a proxy may have made it."""
+        if not self._proxy:
+            return FailureDetails(request.url.origin.host_and_port, describe_status(status), Stage.RESPONSE.value)
+        if status == 407:
+            return FailureDetails(self._proxy, describe_status(status), Stage.TUNNEL.value)
+        error = f"{describe_status(status)} (through the proxy {self._proxy})"
+        return FailureDetails(request.url.origin.host_and_port, error, Stage.RESPONSE.value)
+
+    def _details(self, attempt: Attempt, request: UpstreamRequest, error: str) -> FailureDetails:
+        host = self._proxy if self._is_at_proxy(attempt) else request.url.origin.host_and_port
+        if self._proxy and host != self._proxy:
+            error = f"{error} (through the proxy {self._proxy})"
+        return FailureDetails(host, error, attempt.stage.value)
+
+    def _is_at_proxy(self, attempt: Attempt) -> bool:
+        return bool(self._proxy) and attempt.stage not in (Stage.TLS, Stage.RESPONSE)
+
+    def _name_of_peer(self, attempt: Attempt, request: UpstreamRequest) -> str:
+        return f"the proxy of {request.server}" if self._is_at_proxy(attempt) else request.server
+
+    def _map_dial_error(self, exc: DialError, attempt: Attempt, request: UpstreamRequest) -> UpstreamError:
+        if exc.is_forbidden:
+            return self.address_not_allowed(request, exc.error)
+        reason = f"the proxy cannot be reached: {exc.reason}" if self._is_at_proxy(attempt) else exc.reason
+        error = errors.unreachable(request.server, reason, self._details(attempt, request, exc.error))
+        error.is_retryable = exc.is_refused
+        return error
+
+    def _map_tls_error(self, exc: Exception, attempt: Attempt, request: UpstreamRequest) -> UpstreamError:
+        failure = explain_failure(exc)
+        error = "; ".join(text for text in (failure.error, attempt.certificate) if text)
+        if failure.problem is TLSProblem.OTHER_NAME:
+            error += f"; requested: {request.url.origin.host}"
+        details = self._details(attempt, request, error)
+        cure = tls_cure(
+            failure.problem,
+            self._upstream.prefix,
+            is_proxy=self._is_at_proxy(attempt),
+            is_registry=request.url.origin == self._upstream.origin,
+        )
+        reason = f"{failure.reason}: {cure}" if cure else failure.reason
+        return errors.tls_failed(self._name_of_peer(attempt, request), reason, details)
+
+    def _use_https(self, request: UpstreamRequest) -> str:
+        is_registry = request.url.origin == self._upstream.origin
+        return f": write `registry: https://...` for the upstream {self._upstream.prefix}" if is_registry else ""
+
+    def _hint_of_silence(self, attempt: Attempt, request: UpstreamRequest) -> str:
+        """For a registry without TLS that closes each connection without a byte."""
+        is_silent = not attempt.received_bytes and not attempt.is_reused and not self._proxy
+        is_plain = request.url.origin.scheme == "http" and request.url.origin == self._upstream.origin
+        if not is_silent or not is_plain:
+            return ""
+        return f"; if it requires TLS, write `registry: https://...` for the upstream {self._upstream.prefix}"
+
+    def _explain_refused_tunnel(self, exc: Exception) -> str:
+        match _find_tunnel_status(exc):
+            case 407:
+                return errors.explain_proxy_login(self._upstream.prefix)
+            case None:
+                return "the proxy rejects the request"
+            case status:
+                return f"the proxy rejects the request with status {status}"
+
+
+_WAITS = {
+    Stage.LOOKUP: "accept a connection",
+    Stage.CONNECT: "accept a connection",
+    Stage.PROXY_TLS: "complete the TLS handshake",
+    Stage.TUNNEL: "make a connection",
+    Stage.TLS: "complete the TLS handshake",
+}
 
 
 def _unwrap(exc: Exception) -> Exception:
@@ -373,13 +538,49 @@ def _is_invalid_response(exc: Exception) -> bool:
     return isinstance(_unwrap(exc), InvalidResponse)
 
 
-def _map_dial_error(exc: DialError, server: str) -> UpstreamError:
-    if exc.is_forbidden:
-        return _address_not_allowed(server)
-    error = errors.unreachable(server, exc.reason)
-    error.is_retryable = exc.is_refused
-    return error
+def _find_tunnel_status(exc: Exception) -> int | None:
+    """The status of a proxy's response to CONNECT, which http.client puts into the text of an OSError."""
+    for found in (exc, _unwrap(exc), *exc.args, exc.__cause__, exc.__context__):
+        if match := _TUNNEL_FAILED.search(str(found)):
+            return int(match[1])
+    return None
 
 
-def _address_not_allowed(server: str) -> UpstreamError:
-    return errors.destination_not_allowed(server, "has an address that is not allowed for redirects and token services")
+def describe_status(status: int) -> str:
+    """A status with its name in the standard: what a server writes there is not repeated."""
+    try:
+        return f"HTTP {status} {HTTPStatus(status).phrase}"
+    except ValueError:
+        return f"HTTP {status}"
+
+
+def _describe(exc: Exception, attempt: Attempt) -> str:
+    """The error of the system for the log. Other texts of urllib3 may contain URLs with signatures."""
+    if (status := _find_tunnel_status(exc)) is not None:
+        return describe_status(status)
+    for found in (_unwrap(exc), exc.__cause__, exc.__context__, *exc.args):
+        match found:
+            case ssl.SSLError():
+                return f"OpenSSL: {found.reason or 'end of the connection'}"
+            case InvalidResponse():
+                return str(found)
+            case OSError(errno=int()):
+                return f"[Errno {found.errno}] {found.strerror}"
+    inner = _unwrap(exc)
+    if isinstance(inner, RemoteDisconnected | IncompleteRead):
+        return f"the connection was closed after {attempt.received_bytes} bytes"
+    return type(inner).__name__
+
+
+def _describe_timeout(exc: Exception, attempt: Attempt) -> str:
+    if isinstance(exc, DialError) and exc.error:
+        return exc.error
+    waited_s = time.monotonic() - attempt.started_at
+    return f"timed out after {waited_s:.1f} s, {attempt.received_bytes} bytes received"
+
+
+def _proxy_authority(url: str) -> str:
+    """`host:port` of a proxy."""
+    parts = urlsplit(_split_proxy(url)[0])
+    host = parts.hostname or ""
+    return f"{f'[{host}]' if ':' in host else host}:{parts.port or DEFAULT_PORTS[parts.scheme]}"

@@ -15,7 +15,7 @@ from dockyard.cache.manifests import Manifests
 from dockyard.cache.tags import Tags
 from dockyard.cache.threads import Threads
 from dockyard.config.settings import Settings
-from dockyard.errors import RegistryError
+from dockyard.errors import RegistryError, Unsupported
 from dockyard.routing import Router
 from dockyard.web.bodies import ActiveBodies
 from dockyard.web.connections import Connections
@@ -26,6 +26,7 @@ from dockyard.web.health import LivenessEndpoint, MetricsEndpoint, ReadinessEndp
 from dockyard.web.lists import ReferrersEndpoint, TagsEndpoint
 from dockyard.web.outer_app import OuterApp
 from dockyard.web.paths import PathRouter
+from dockyard.web.request_record import INTERNAL_ERROR, SCOPE_KEY, RequestRecord
 from dockyard.web.zero_copy import ZeroCopy
 
 log = structlog.get_logger()
@@ -100,8 +101,10 @@ def create_app(settings: Settings, services: Services) -> OuterApp:
 
 
 async def _handle_registry_error(
-    _req: falcon.asgi.Request, resp: falcon.asgi.Response, error: RegistryError, _params: dict[str, Any]
+    req: falcon.asgi.Request, resp: falcon.asgi.Response, error: RegistryError, _params: dict[str, Any]
 ) -> None:
+    record: RequestRecord = req.scope[SCOPE_KEY]
+    record.error = error
     status, headers, resp.data = error_response(error)
     resp.status = falcon.code_to_http_status(status)
     headers.pop("content-length")
@@ -116,11 +119,13 @@ async def _handle_internal_error(
     if isinstance(error, falcon.HTTPError):
         raise error
     log.error("internal error while handling a request", path=req.path, exc_info=error)
-    await _handle_registry_error(req, resp, RegistryError("internal error, see the log"), params)
+    await _handle_registry_error(req, resp, RegistryError(INTERNAL_ERROR), params)
 
 
-def _serialize_falcon_error(_req: falcon.asgi.Request, resp: falcon.asgi.Response, _error: falcon.HTTPError) -> None:
+def _serialize_falcon_error(req: falcon.asgi.Request, resp: falcon.asgi.Response, _error: falcon.HTTPError) -> None:
     """Render an error that Falcon raises itself: the path has no endpoint."""
-    resp.data = error_body("UNSUPPORTED", "there is no such endpoint in a read-only registry cache")
+    record: RequestRecord = req.scope[SCOPE_KEY]
+    record.error = Unsupported("there is no such endpoint in a read-only registry cache")
+    resp.data = error_body(Unsupported.code, record.error.message)
     resp.content_type = "application/json"
     resp.set_header("cache-control", "no-store")

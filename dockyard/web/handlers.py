@@ -70,7 +70,7 @@ class ManifestEndpoint:
         target = route_request(req, resp, self._router, path_prefix, name)
         find = self._manifests.get(target, parsed) if isinstance(parsed, Digest) else self._tags.get(target, parsed)
         found = await find
-        record.how = found.how
+        record.how, record.error = found.how, found.error
         manifest = found.manifest
         resp.set_headers(content_headers(manifest.digest, manifest.media_type))
         resp.set_headers(freshness_headers(found, is_public=target.upstream.is_anonymous))

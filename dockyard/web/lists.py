@@ -41,7 +41,7 @@ class TagsEndpoint:
         n, last = _parse_count(_only_value(query, "n")), _only_value(query, "last")
         target = route_request(req, resp, self._router, path_prefix, name)
         found = await self._lists.tags(target)
-        record.how = found.how
+        record.how, record.error = found.how, found.error
         tags, has_more = page_tags(found.items, n, last)
         if has_more:
             resp.set_header("link", format_next_link(req.path, query | {"last": [tags[-1]]}))
@@ -68,7 +68,7 @@ class ReferrersEndpoint:
         subject = Digest.parse(reference)
         target = route_request(req, resp, self._router, path_prefix, name)
         found = await self._lists.referrers(target, subject)
-        record.how = found.how
+        record.how, record.error = found.how, found.error
         referrers, has_more = page_referrers(found.items, artifact_types, last)
         if artifact_types:
             resp.set_header("oci-filters-applied", "artifactType")

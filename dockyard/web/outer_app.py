@@ -61,6 +61,7 @@ class OuterApp:
             check_request(scope)
             scope["path"] = path_to_route(scope)
         except RegistryError as exc:
+            record.error = exc
             await _reject(sender, exc)
         else:
             await sender.run(self._app)

@@ -5,18 +5,21 @@ from collections.abc import Mapping
 from typing import Any
 
 from dockyard import metrics
+from dockyard.errors import RegistryError
 
 MAX_LOGGED_BODY_BYTES = 2048
 SCOPE_KEY = "dockyard.request_record"
 CLIENT_LEFT = "client left"
 CLIENT_STALLED = "client stalled"
+INTERNAL_ERROR = "internal error, see the log"
 
 
 class RequestRecord:
     """What is logged and counted of one request.
 
     Handlers set `kind`, `name`, `reference` and `how`; sending sets `status`, `sent_bytes` and, for a response that was
-    not sent completely, `end`. `request_body` and `response_body` are empty unless they are to be logged.
+    not sent completely, `end`. `error` is why the response is an error, stale or cut. `request_body` and
+    `response_body` are empty unless they are to be logged.
     """
 
     def __init__(self, scope: Mapping[str, Any]) -> None:
@@ -27,10 +30,16 @@ class RequestRecord:
         self.status = 0
         self.sent_bytes = 0
         self.end = ""
+        self.error: RegistryError | None = None
         self.request_body = b""
         self.response_body = b""
         self._scope = scope
         self._started = time.perf_counter()
+
+    def cut(self, error: RegistryError) -> None:
+        """This server could not complete the response, whose status was sent already."""
+        self.error = error
+        self.end = f"cut: {error.message}"
 
     def count(self) -> None:
         """Update the metrics. Called once, when the request has ended."""
@@ -54,9 +63,6 @@ class RequestRecord:
             "request_body": self.request_body[:MAX_LOGGED_BODY_BYTES].decode("utf-8", "replace"),
             "response_body": self.response_body[:MAX_LOGGED_BODY_BYTES].decode("utf-8", "replace"),
         }
+        if self.error is not None:
+            fields |= self.error.log_fields()
         return {key: value for key, value in fields.items() if value != ""}
-
-
-def cut_end(reason: str) -> str:
-    """The value of `RequestRecord.end` for a response that this server could not complete."""
-    return f"cut: {reason}"

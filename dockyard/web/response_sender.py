@@ -9,7 +9,7 @@ from dockyard.web.asgi import App, Event, Receive, Scope, Send
 from dockyard.web.client_monitor import ClientMonitor
 from dockyard.web.connections import Connections
 from dockyard.web.headers import NO_SNIFFING
-from dockyard.web.request_record import MAX_LOGGED_BODY_BYTES, RequestRecord, cut_end
+from dockyard.web.request_record import INTERNAL_ERROR, MAX_LOGGED_BODY_BYTES, RequestRecord
 
 log = structlog.get_logger("dockyard.request")
 
@@ -52,9 +52,9 @@ class ResponseSender:
             if task := asyncio.current_task():  # cancelled by the monitor
                 task.uncancel()
         except RegistryError as exc:
-            self._record.end = cut_end(exc.message)
+            self._record.cut(exc)
         except Exception:
-            self._record.end = cut_end("internal error")
+            self._record.cut(RegistryError(INTERNAL_ERROR))
             log.exception("internal error while sending a response", path=self._scope["path"])
         finally:
             if self._monitor:

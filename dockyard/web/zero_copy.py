@@ -28,16 +28,17 @@ import structlog
 
 from dockyard.cache.readers import Reader
 from dockyard.cache.threads import Threads
-from dockyard.errors import RegistryError, Unavailable
+from dockyard.errors import FailureDetails, RegistryError, Unavailable
 from dockyard.oci.ranges import ByteRange
 from dockyard.web.asgi import Scope, has_request_body
 from dockyard.web.connections import Connections, StallDetector, read_traffic, shut_down
 from dockyard.web.headers import NO_SNIFFING
-from dockyard.web.request_record import CLIENT_LEFT, CLIENT_STALLED, RequestRecord, cut_end
+from dockyard.web.request_record import CLIENT_LEFT, CLIENT_STALLED, INTERNAL_ERROR, RequestRecord
 
 MIN_BYTES = 1024 * 1024  # below, a connection that can be reused saves more
 MAX_SENDFILE_BYTES = 4 * 1024 * 1024
 READ_BYTES = 256 * 1024
+UNREADABLE = "a cached blob cannot be read"
 
 log = structlog.get_logger("dockyard.request")
 
@@ -92,9 +93,9 @@ class ZeroCopy:
         except ClientStalled:
             record.end = CLIENT_STALLED
         except RegistryError as exc:
-            record.end = cut_end(exc.message)
+            record.cut(exc)
         except Exception:
-            record.end = cut_end("internal error")
+            record.cut(RegistryError(INTERNAL_ERROR))
             log.exception("internal error while sending a response", path=scope["path"])
         finally:
             record.sent_bytes = transmission.sent_bytes
@@ -157,7 +158,7 @@ class _Transmission:
             sent = os.sendfile(self._connection.fileno(), fd, self._position, amount)
         except OSError as exc:
             if exc.errno == errno.EIO:  # of the disk, not of the connection
-                raise Unavailable("a cached blob cannot be read") from exc
+                raise Unavailable(UNREADABLE, details=FailureDetails(error=str(exc))) from exc
             raise
         if not sent:
             raise Unavailable("a cached blob ended early")
@@ -223,7 +224,7 @@ def _read_ahead(fd: int, position: int) -> None:
         try:
             os.preadv(fd, [buffer], start)
         except OSError as exc:
-            raise Unavailable("a cached blob cannot be read") from exc
+            raise Unavailable(UNREADABLE, details=FailureDetails(error=str(exc))) from exc
 
 
 def _is_in_memory(fd: int, position: int) -> bool:

@@ -21,7 +21,7 @@ import attrs
 import cattrs
 
 from dockyard import errors
-from dockyard.errors import RegistryError
+from dockyard.errors import FailureDetails, RegistryError
 from dockyard.oci.reference import Digest, Name, Tag
 from dockyard.routing import Target
 
@@ -137,6 +137,7 @@ class ErrorReply:
     message: str
     retry_after_s: int | None = None
     remembered: bool = False
+    details: FailureDetails | None = None
 
 
 @attrs.frozen
@@ -230,13 +231,13 @@ _ERRORS: Final[Mapping[str, type[RegistryError]]] = {
 def error_reply(error: RegistryError) -> ErrorReply:
     """The message for an error. A subclass that is not in the table is sent as its nearest base that is."""
     name = next(kind.__name__ for kind in type(error).__mro__ if kind.__name__ in _ERRORS)
-    return ErrorReply(name, error.message, error.retry_after_s, error.remembered)
+    return ErrorReply(name, error.message, error.retry_after_s, error.remembered, error.details)
 
 
 def to_error(reply: ErrorReply) -> RegistryError:
     """The error of a message; Unavailable for a name that is not in the table."""
     kind = _ERRORS.get(reply.error, errors.Unavailable)
-    return kind(reply.message, retry_after_s=reply.retry_after_s, remembered=reply.remembered)
+    return kind(reply.message, retry_after_s=reply.retry_after_s, remembered=reply.remembered, details=reply.details)
 
 
 def encode(message: PeerRequest | PeerReply) -> bytes:

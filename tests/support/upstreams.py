@@ -13,6 +13,7 @@ import trustme
 
 from dockyard.config.settings import Auth, Upstream, UpstreamLimits
 from dockyard.config.types import Secret
+from dockyard.errors import FailureDetails
 from dockyard.oci.reference import Tag
 from dockyard.upstream.circuit_breaker import CircuitBreaker
 from dockyard.upstream.client import RegistryClient
@@ -28,6 +29,7 @@ BASIC = Auth("basic", "ann", Secret("s3cret-pass"))
 BEARER = Auth("bearer", "", Secret("s3cret-bearer"))
 KEYCHAIN = Auth("keychain")
 LATEST = Tag("latest")
+DETAILS = FailureDetails("registry.test:443", "HTTP 500 Internal Server Error", "response")
 
 T = TypeVar("T")
 
@@ -55,10 +57,11 @@ class Ward:
         auth: Auth = ANONYMOUS,
         limits: UpstreamLimits = LIMITS,
         environ: Mapping[str, str] | None = None,
+        name: str = "",
         **upstream: Any,
     ) -> RegistryClient:
         """A registry object; `at` is what `registry:` holds, the fake registry's own listener if it is not given."""
-        name = f"up{len(self._registries)}.test"
+        name = name or f"up{len(self._registries)}.test"
         registry = RegistryClient(
             Upstream(name, at or self.fake_registry.url, auth, **upstream),
             limits,

@@ -20,7 +20,7 @@ from dockyard.cache.readers import Reader
 from dockyard.cache.stores import Stores
 from dockyard.cache.threads import Threads
 from dockyard.config.settings import Auth, Upstream
-from dockyard.errors import BadUpstream, BlobUnknown, RegistryError, Unavailable
+from dockyard.errors import BadUpstream, BlobUnknown, FailureDetails, RegistryError, Unavailable
 from dockyard.oci.reference import Digest, Name
 from dockyard.routing import Target
 from dockyard.s3.bucket import Bucket
@@ -44,6 +44,7 @@ class FakeBody:
 
     is_web_page = False
     encoding = ""
+    details = FailureDetails("registry.test:443", "HTTP 200 OK", "response")
 
     def __init__(self, body: bytes, start: int, *, hold: int | None, gate: threading.Event, cut: int | None) -> None:
         self.size: int | None = len(body)

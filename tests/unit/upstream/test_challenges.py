@@ -24,7 +24,7 @@ from tests.support import faults
 from tests.support.fake_auth import FakeScopedTokens, FakeTokenService, bearer_challenge, require_authorization
 from tests.support.fake_registry import FakeRegistry, Image, basic
 from tests.support.raw_http import Request
-from tests.support.upstreams import ANONYMOUS, BASIC, BEARER, LATEST, Ward, certified, methods, only_if
+from tests.support.upstreams import ANONYMOUS, BASIC, BEARER, DETAILS, LATEST, Ward, certified, methods, only_if
 
 ANN = basic("ann", "s3cret-pass")
 REPOSITORIES = ("org/app", "org/bad", "org/two", "one/app", "two/app", "pub/app", "docker-local/test/app")
@@ -559,7 +559,7 @@ class Recorder:
     def send(self, request: UpstreamRequest) -> UpstreamResponse:
         """Record the request."""
         self.urls.append(request.url.text)
-        raise TokenRefused("x", "was not asked")
+        raise TokenRefused("x", "was not asked", DETAILS)
 
 
 @attrs.define

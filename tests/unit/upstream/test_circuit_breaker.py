@@ -14,10 +14,11 @@ from dockyard.upstream import errors
 from dockyard.upstream.circuit_breaker import CONFIRM_TIMEOUT_S, CircuitBreaker
 from dockyard.upstream.errors import UpstreamError
 from tests.support.deployment import eventually
+from tests.support.upstreams import DETAILS
 
 NAME = "docker.io/library"
-NO_RESPONSE = errors.unreachable("x", "no connection")
-TIMEOUT = errors.timed_out("x")
+NO_RESPONSE = errors.unreachable("x", "no connection", DETAILS)
+TIMEOUT = errors.timed_out("x", DETAILS)
 
 
 class Clock:
@@ -103,9 +104,9 @@ def test_a_closed_breaker_has_no_file(make: Make, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("fault", "kind"),
     [
-        (errors.unreachable("x", "no connection"), Unavailable),
-        (errors.timed_out("x"), UpstreamTimeout),
-        (errors.tls_failed("x", "the certificate has expired"), BadUpstream),
+        (errors.unreachable("x", "no connection", DETAILS), Unavailable),
+        (errors.timed_out("x", DETAILS), UpstreamTimeout),
+        (errors.tls_failed("x", "the certificate has expired", DETAILS), BadUpstream),
     ],
 )
 def test_one_failure_without_a_response_opens_the_breaker_of_all_workers(
@@ -165,7 +166,9 @@ def waiting_callers(breakers: list[CircuitBreaker]) -> tuple[list[threading.Thre
     return threads, found
 
 
-@pytest.mark.parametrize("answer", [None, ManifestUnknown("not found"), errors.bad_response("x", "sent a page")])
+@pytest.mark.parametrize(
+    "answer", [None, ManifestUnknown("not found"), errors.bad_response("x", "sent a page", DETAILS)]
+)
 def test_a_suspected_registry_that_responds_is_up(make: Make, answer: Exception | None) -> None:
     """Callers of all workers wait for the check, and are let through."""
     one, other, check = make(), make(), Check(answer)
@@ -181,7 +184,7 @@ def test_a_suspected_registry_that_responds_is_up(make: Make, answer: Exception 
     assert not is_open(other)
 
 
-@pytest.mark.parametrize("fault", [NO_RESPONSE, errors.server_error("x", 500), errors.timed_out("x")])
+@pytest.mark.parametrize("fault", [NO_RESPONSE, errors.server_error("x", 500, DETAILS), errors.timed_out("x", DETAILS)])
 def test_a_suspected_registry_that_does_not_respond_is_down(make: Make, fault: UpstreamError) -> None:
     """For all workers, with the first error; it is probed by what failed first."""
     one, other, check, upstream = make(interval_s=0.02), make(), Check(fault), Upstream()
@@ -248,7 +251,7 @@ def test_a_failed_connection_during_a_check_is_an_outage(make: Make) -> None:
 
 def test_a_check_that_is_rate_limited_is_a_rate_limit(make: Make) -> None:
     """The registry responds, and wants no requests."""
-    breaker, check = make(), Check(errors.rate_limited("x", 60))
+    breaker, check = make(), Check(errors.rate_limited("x", 60, DETAILS))
     breaker.suspect(TIMEOUT, Upstream().probe, check)
     check.gate.set()
     wait_until(lambda: breaker.is_open)
@@ -259,9 +262,9 @@ def test_a_check_that_is_rate_limited_is_a_rate_limit(make: Make) -> None:
 def test_two_upstreams_do_not_share_a_state(tmp_path: Path) -> None:
     """A prefix with `..` writes no file outside of the directory."""
     breakers = [CircuitBreaker(tmp_path, name) for name in ("a/b", "a", "../a")]
-    breakers[0].record_failure(errors.rate_limited("x", 60), Upstream().probe)
+    breakers[0].record_failure(errors.rate_limited("x", 60, DETAILS), Upstream().probe)
     assert [is_open(breaker) for breaker in breakers] == [True, False, False]
-    breakers[2].record_failure(errors.rate_limited("x", 60), Upstream().probe)
+    breakers[2].record_failure(errors.rate_limited("x", 60, DETAILS), Upstream().probe)
     assert all(path.parent == tmp_path for path in tmp_path.rglob("*"))
 
 
@@ -276,7 +279,7 @@ def test_the_prober_closes_the_breaker_when_the_upstream_is_back(make: Make) -> 
 
 
 @pytest.mark.parametrize(
-    "error", [ManifestUnknown("not found"), errors.bad_response("x", "sent invalid content"), None]
+    "error", [ManifestUnknown("not found"), errors.bad_response("x", "sent invalid content", DETAILS), None]
 )
 def test_any_response_to_a_probe_closes_the_breaker(make: Make, error: Exception | None) -> None:
     """Also 404 and invalid content."""
@@ -288,7 +291,7 @@ def test_any_response_to_a_probe_closes_the_breaker(make: Make, error: Exception
 
 def test_a_probe_that_is_rate_limited_keeps_the_breaker_open(make: Make) -> None:
     """The stored error becomes TooManyRequests."""
-    breaker, upstream = make(interval_s=0.02), Upstream(errors.rate_limited("x", 60))
+    breaker, upstream = make(interval_s=0.02), Upstream(errors.rate_limited("x", 60, DETAILS))
     breaker.record_failure(NO_RESPONSE, upstream.probe)
     upstream.wait_for(1)
 
@@ -367,7 +370,7 @@ def test_a_rate_limit_lasts_until_retry_after(make: Make) -> None:
     """For all workers, with the remaining seconds as Retry-After."""
     clock = Clock()
     one, other = make(clock), make(clock)
-    one.record_failure(errors.rate_limited("x", 30), Upstream().probe)
+    one.record_failure(errors.rate_limited("x", 30, DETAILS), Upstream().probe)
     clock.now += 10.5
     with pytest.raises(TooManyRequests) as caught:
         other.check()
@@ -378,7 +381,7 @@ def test_after_a_rate_limit_one_caller_is_let_through(make: Make) -> None:
     """The breaker is half-open: the response to this caller closes it for the others."""
     clock = Clock()
     one, other = make(clock), make(clock)
-    one.record_failure(errors.rate_limited("x", 30), Upstream().probe)
+    one.record_failure(errors.rate_limited("x", 30, DETAILS), Upstream().probe)
     clock.now += 31
     assert [is_open(breaker) for breaker in (other, one, other)] == [False, True, True]
     other.record_success()
@@ -388,7 +391,7 @@ def test_after_a_rate_limit_one_caller_is_let_through(make: Make) -> None:
 def test_an_outage_during_a_rate_limit_is_an_outage(make: Make) -> None:
     """The newest state applies."""
     breaker = make()
-    breaker.record_failure(errors.rate_limited("x", 30), Upstream().probe)
+    breaker.record_failure(errors.rate_limited("x", 30, DETAILS), Upstream().probe)
     breaker.record_failure(NO_RESPONSE, Upstream().probe)
     with pytest.raises(Unavailable):
         breaker.check()
@@ -406,7 +409,7 @@ def test_a_state_from_before_a_reboot_is_ignored(make: Make) -> None:
 def test_an_invalid_state_file_is_ignored(make: Make, tmp_path: Path, content: bytes) -> None:
     """The breaker is closed then."""
     breaker = make()
-    breaker.record_failure(errors.rate_limited("x", 60), Upstream().probe)
+    breaker.record_failure(errors.rate_limited("x", 60, DETAILS), Upstream().probe)
     (file,) = tmp_path.glob("*.breaker")
     file.write_bytes(content)
     assert not is_open(breaker)
@@ -415,7 +418,7 @@ def test_an_invalid_state_file_is_ignored(make: Make, tmp_path: Path, content: b
 def test_without_a_writable_directory_the_state_is_in_memory(tmp_path: Path) -> None:
     """On a full disk the breaker of this worker still opens and closes."""
     breaker = CircuitBreaker(tmp_path / "missing", NAME, interval_s=1000)
-    breaker.record_failure(errors.rate_limited("x", 60), Upstream().probe)
+    breaker.record_failure(errors.rate_limited("x", 60, DETAILS), Upstream().probe)
     assert is_open(breaker)
     breaker.record_success()
     assert not is_open(breaker)
@@ -438,13 +441,13 @@ def test_a_state_that_cannot_be_deleted_is_ignored(make: Make, monkeypatch: pyte
         raise OSError(errno.EROFS, "Read-only file system")
 
     breaker = make()
-    breaker.record_failure(errors.rate_limited("x", 60), Upstream().probe)
+    breaker.record_failure(errors.rate_limited("x", 60, DETAILS), Upstream().probe)
     for name in ("unlink", "write_text"):
         monkeypatch.setattr(Path, name, fail)
     assert is_open(breaker)
     breaker.record_success()
     assert not is_open(breaker)
-    breaker.record_failure(errors.rate_limited("x", 60), Upstream().probe)
+    breaker.record_failure(errors.rate_limited("x", 60, DETAILS), Upstream().probe)
     assert is_open(breaker)
     breaker.record_success()
     assert not is_open(breaker)

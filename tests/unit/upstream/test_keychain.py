@@ -193,8 +193,8 @@ def test_the_first_file_that_is_there_counts(tmp_path: Path) -> None:
     for name in ("home", "file", "runtime", "podman"):
         assert keychain.credential_for("r.test", "a").username == name
         places[name].unlink()
-    assert keychain.credential_for("r.test", "a") is ANONYMOUS
-    assert Keychain({}).credential_for("r.test", "a") is ANONYMOUS
+    assert keychain.credential_for("r.test", "a") == ANONYMOUS
+    assert Keychain({}).credential_for("r.test", "a") == ANONYMOUS
 
 
 def test_a_changed_file_is_read_again(tmp_path: Path) -> None:

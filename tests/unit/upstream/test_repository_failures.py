@@ -16,9 +16,10 @@ from dockyard.upstream.repository_failures import (
     MAX_TRIES,
     RepositoryFailures,
 )
+from tests.support.upstreams import DETAILS
 
-TIMEOUT = errors.timed_out("up.test")
-SERVER_ERROR = errors.server_error("up.test", 500)
+TIMEOUT = errors.timed_out("up.test", DETAILS)
+SERVER_ERROR = errors.server_error("up.test", 500, DETAILS)
 
 
 class Upstream:
@@ -70,7 +71,9 @@ def wait_until(condition: Callable[[], bool]) -> None:
         time.sleep(0.002)
 
 
-@pytest.mark.parametrize(("fault", "kind"), [(TIMEOUT, UpstreamTimeout), (errors.connection_lost("x"), Unavailable)])
+@pytest.mark.parametrize(
+    ("fault", "kind"), [(TIMEOUT, UpstreamTimeout), (errors.connection_lost("x", DETAILS), Unavailable)]
+)
 def test_a_request_without_a_response_concerns_its_repository(fault: UpstreamError, kind: type[RegistryError]) -> None:
     """It fails at once from then on, and others are asked. The registry is checked once."""
     registry = Registry()
@@ -141,7 +144,9 @@ def test_a_failing_repository_is_tried_in_the_background() -> None:
     assert upstream.calls == 2
 
 
-@pytest.mark.parametrize("answer", [None, ManifestUnknown("no such tag"), errors.bad_response("x", "sent a page")])
+@pytest.mark.parametrize(
+    "answer", [None, ManifestUnknown("no such tag"), errors.bad_response("x", "sent a page", DETAILS)]
+)
 def test_any_response_to_a_try_ends_the_failure(answer: Exception | None) -> None:
     """Also 404, and content that makes no sense."""
     registry = Registry()
@@ -152,7 +157,9 @@ def test_any_response_to_a_try_ends_the_failure(answer: Exception | None) -> Non
     assert registry.error_of("slow") is None
 
 
-@pytest.mark.parametrize("fault", [errors.unreachable("x", "connection failed"), errors.rate_limited("x", 30)])
+@pytest.mark.parametrize(
+    "fault", [errors.unreachable("x", "connection failed", DETAILS), errors.rate_limited("x", 30, DETAILS)]
+)
 def test_a_try_may_find_that_the_registry_is_unavailable(fault: UpstreamError) -> None:
     """The circuit breaker is informed."""
     registry = Registry()

@@ -24,7 +24,7 @@ from tests.support import faults
 from tests.support.bodies import Endless
 from tests.support.fake_auth import FakeTokenService, bearer_challenge
 from tests.support.fake_registry import Change, basic
-from tests.support.upstreams import ANONYMOUS, BASIC, LATEST, Ward, error_text, methods, only_if, together
+from tests.support.upstreams import ANONYMOUS, BASIC, DETAILS, LATEST, Ward, error_text, methods, only_if, together
 
 ANN = basic("ann", "s3cret-pass")
 
@@ -419,7 +419,7 @@ def test_a_token_is_kept_for_two_thirds_of_its_life(
 def test_a_good_token_outlives_its_service(tokens: TokenProvider, service: Mint, clock: Clock) -> None:
     """While renewal fails, the old token is used until it expires, and the service gets few requests."""
     get(tokens)
-    service.fault = server_error("x", 500)
+    service.fault = server_error("x", 500, DETAILS)
     clock.now += 250
     assert [get(tokens) for _ in range(5)] == ["token-1"] * 5
     assert len(service.requests) == 2
@@ -464,7 +464,7 @@ def test_the_refused_token_is_not_given_again(tokens: TokenProvider, service: Mi
 
 def test_a_failed_exchange_fails_for_all_who_wait(tokens: TokenProvider, service: Mint) -> None:
     """And the next call tries again."""
-    service.fault = server_error("x", 500)
+    service.fault = server_error("x", 500, DETAILS)
     service.wait.clear()
     threading.Timer(0.1, service.wait.set).start()
 

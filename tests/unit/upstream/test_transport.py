@@ -513,7 +513,10 @@ def test_headers_over_tls_end_at_the_deadline(ward: Ward, authority: trustme.CA,
 
 
 def test_what_cannot_be_verified_gets_no_request(ward: Ward, authority: trustme.CA, ca_file: str) -> None:
-    """Another authority, another name, out of date: one attempt each and not a byte of a request."""
+    """Another authority, another name, out of date: not a byte of a request.
+
+    The second connection is made to describe the certificate in the log.
+    """
     ward.fake_registry.add_image("lib/app", "latest")
     expired = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     authority.issue_cert("127.0.0.1", not_after=datetime.now(UTC) - timedelta(days=1)).configure_cert(expired)
@@ -525,7 +528,7 @@ def test_what_cannot_be_verified_gets_no_request(ward: Ward, authority: trustme.
     for listener in listeners:
         with pytest.raises(BadUpstream, match="no trusted TLS"):
             ward.registry(at=listener.url, ca_file=ca_file, auth=BASIC).head_manifest("lib/app", LATEST)
-        assert listener.connections == 1
+        assert listener.connections == 2
     assert ward.fake_registry.count() == 0
 
 

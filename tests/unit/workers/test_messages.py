@@ -38,6 +38,7 @@ from dockyard.workers.messages import (
 REPOSITORY = Repository("up", "library/img", Name.parse("up/library/img"))
 DIGEST = Digest.of(b"x")
 ERROR = ErrorReply("Denied", "no", 3, remembered=True)
+DETAILS = errors.FailureDetails("r.test:443", "HTTP 401 Unauthorized", "token", "~/.docker/config.json")
 
 MESSAGES = [
     BlobRequest(REPOSITORY, DIGEST, only_running=True),
@@ -52,6 +53,7 @@ MESSAGES = [
     NotDownloading(),
     DiskFull(),
     ERROR,
+    ErrorReply("Denied", "no", details=DETAILS),
     SizeReply(4096),
     TagReply(DIGEST, "stale", 1.5, ERROR),
     TagReply(DIGEST, "hit", 1.5),
