@@ -58,6 +58,24 @@ Exit status:
   2  errors in the settings or the arguments
 """
 
+_PULL_HELP = """\
+Examples:
+  dockyard pull nginx ghcr.io/org/app:v1
+  dockyard pull --server https://cache.example --ca-file ca.pem internal/team/app
+  dockyard pull --platform linux/amd64 --platform linux/arm64 --file images.txt
+
+Environment:
+  DOCKYARD_URL        the URL of --server
+  DOCKYARD_CA_FILE    the file of --ca-file
+  NO_COLOR            no colors
+
+Exit status:
+  0    all images are cached
+  1    at least one image is not, or there is no Dockyard at the URL
+  2    the arguments are invalid
+  130  interrupted (Ctrl-C)
+"""
+
 _CONFIG_HELP = """\
 Examples:
   dockyard config
@@ -211,7 +229,7 @@ def server(source: SettingsSource) -> None:
     raise SystemExit(status)
 
 
-@main.command()
+@main.command(epilog=_paragraphs(_PULL_HELP))
 @click.argument("images", nargs=-1, metavar="IMAGE...")
 @click.option(
     "--server",
@@ -222,6 +240,14 @@ def server(source: SettingsSource) -> None:
     default="http://127.0.0.1:5000",
     show_default=True,
     help="URL of the Dockyard to pull through.",
+)
+@click.option(
+    "--ca-file",
+    metavar="FILE",
+    envvar="DOCKYARD_CA_FILE",
+    show_envvar=True,
+    type=click.Path(),
+    help="PEM file with certificates that are trusted for an https URL, in addition to those of the system.",
 )
 @click.option(
     "--platform",
@@ -247,6 +273,7 @@ def server(source: SettingsSource) -> None:
 def pull(
     images: Sequence[str],
     server_url: str,
+    ca_file: str | None,
     platforms: Sequence[str],
     lists: Sequence[TextIO],
     jobs: int,
@@ -257,10 +284,10 @@ def pull(
 ) -> None:
     """Warm the cache of a running Dockyard by pulling images through it.
 
-    Blobs are read in parallel, each once. Every digest is verified, and nothing is stored on this machine. Images are
-    named as for docker: nginx, ghcr.io/org/app:v1, name@sha256:...
+    Blobs are read in parallel, each once. Every digest is verified, and nothing is stored on this machine.
 
-    Exit status: 0 if all images are cached, 1 if at least one is not, 2 if the arguments are invalid.
+    Images are named as for docker: nginx, ghcr.io/org/app:v1, name@sha256:... A name that begins with a prefix of the
+    server is an image of that upstream: internal/team/app of an upstream with the prefix internal.
     """
     from dockyard.pull.command import ArgumentsError, parse_arguments, parse_list, run  # noqa: PLC0415  slow to import
     from dockyard.pull.output import OutputFormat  # noqa: PLC0415  slow to import
@@ -269,7 +296,9 @@ def pull(
         raise click.UsageError("--json and --quiet cannot be used together")
     try:
         names = [*images, *(image for file in lists for image in parse_list(file.read()))]
-        arguments = parse_arguments(names, server_url, platforms, all_platforms=all_platforms, jobs=jobs)
+        arguments = parse_arguments(
+            names, server_url, platforms, all_platforms=all_platforms, jobs=jobs, ca_file=ca_file
+        )
     except ArgumentsError as exc:
         raise click.UsageError("\n  ".join(exc.messages)) from exc
     except UnicodeError as exc:

@@ -42,12 +42,15 @@ def example_pull(server: ServerSettings, upstreams: Sequence[Upstream], host_nam
 
     Docker pulls by plain HTTP from loopback addresses only, unless it is configured to.
     """
-    found = next((upstream for upstream in upstreams if _example_of(upstream)), None)
-    prefix = found.prefix if found else upstreams[0].prefix
-    image = f"{prefix}/{_example_of(found) if found else 'NAME:TAG'}"
+    image = example_image(next(filter(_example_of, upstreams), upstreams[0]))
     if server.tls or server.host in ALL_ADDRESSES or is_loopback(server.host):
         return f"docker pull {_authority(server, host_name)}/{image}"
     return f"dockyard pull --server {server_url(server, host_name)} {image}"
+
+
+def example_image(upstream: Upstream) -> str:
+    """The name of an image of an upstream; with placeholders if none is known."""
+    return f"{upstream.prefix}/{_example_of(upstream) or 'NAME:TAG'}"
 
 
 def _authority(server: ServerSettings, host_name: str) -> str:
@@ -59,4 +62,5 @@ def _authority(server: ServerSettings, host_name: str) -> str:
 
 def _example_of(upstream: Upstream) -> str:
     """The example of a registry, if the upstream is all of it."""
-    return "" if upstream.path else _EXAMPLES.get(upstream.origin.host, "")
+    is_whole = not upstream.path and "/" not in upstream.prefix
+    return _EXAMPLES.get(upstream.origin.host, "") if is_whole else ""

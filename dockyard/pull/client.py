@@ -14,16 +14,24 @@ from urllib.parse import quote
 
 import attrs
 import urllib3
-from urllib3.exceptions import HTTPError, NewConnectionError, ReadTimeoutError, SSLError
+from urllib3.exceptions import (
+    ConnectTimeoutError,
+    HTTPError,
+    NameResolutionError,
+    NewConnectionError,
+    ReadTimeoutError,
+    SSLError,
+)
 
 from dockyard import __version__
 from dockyard.errors import RegistryError
 from dockyard.http1.connections import use_strict_pools
-from dockyard.http1.tls import describe_failure
+from dockyard.http1.tls import describe_failure, make_tls_context
 from dockyard.oci.manifest import ACCEPT, MAX_MANIFEST_BYTES, Manifest
 from dockyard.oci.reference import Digest, Hasher, Reference
 from dockyard.pull.images import Image
 from dockyard.pull.retries import PullError
+from dockyard.pull.server import Probe, find_prefixes
 from dockyard.upstream.urls import InvalidUrl, Url, parse_http_url, resolve
 
 MIN_PROGRESS_BYTES: Final = 1024 * 1024
@@ -31,6 +39,7 @@ CONNECT_TIMEOUT_S: Final = 5.0
 READ_TIMEOUT_S: Final = 60.0  # longer than the timeouts of Dockyard for its upstreams
 CHUNK_BYTES: Final = 256 * 1024
 MAX_ERROR_BYTES: Final = 16 * 1024
+MAX_PROBE_BYTES: Final = 1024 * 1024
 MAX_REDIRECTS: Final = 3
 
 _ERRNO: Final = re.compile(r"^\[Errno -?[0-9]+\] ")
@@ -53,9 +62,12 @@ class ProgressCallback(Protocol):
 
 
 class DockyardClient:
-    """Reads from one Dockyard, in up to `connections` threads. `url` is as `parse_server` returns it."""
+    """Reads from one Dockyard, in up to `connections` threads.
 
-    def __init__(self, url: str, connections: int) -> None:
+    `url` is as `parse_server` returns it. `ca_file` has certificates that are trusted in addition to the system's.
+    """
+
+    def __init__(self, url: str, connections: int, ca_file: str | None = None) -> None:
         self._url = url
         self._stopped = threading.Event()
         self._open_responses: set[urllib3.BaseHTTPResponse] = set()
@@ -66,15 +78,20 @@ class DockyardClient:
             timeout=urllib3.Timeout(connect=CONNECT_TIMEOUT_S, read=READ_TIMEOUT_S),
             headers={"User-Agent": f"dockyard-pull/{__version__}", "Accept-Encoding": "identity"},
         )
-        use_strict_pools(self._pools)
+        use_strict_pools(self._pools, make_tls_context=lambda: make_tls_context(ca_file))
 
-    def check(self) -> None:
-        """Raise PullError unless a registry responds at the URL."""
-        try:
-            self._send(parse_http_url(f"{self._url}/v2/"), {}).close()
-        except PullError as exc:
-            hint = "" if exc.has_response else " (is it running? set its URL with --server)"
-            raise PullError.final(f"no Dockyard at {self._url}: {exc.message}{hint}") from exc
+    def check(self) -> frozenset[str] | None:
+        """Return the prefixes of the Dockyard; None if its version does not tell. Raises PullError without one."""
+        return find_prefixes(self._url, self._probe)
+
+    def _probe(self, path: str, accept: str = "*/*") -> Probe:
+        """Send one GET to the server, whatever it is. Raises PullError if there is no response."""
+        with _map_errors():
+            response = self._follow(parse_http_url(f"{self._url}{path}"), {"Accept": accept}, self._request)
+            try:
+                return Probe(response.status, dict(response.headers), b"".join(_read_chunks(response, MAX_PROBE_BYTES)))
+            finally:
+                response.close()
 
     def read_manifest(self, image: Image, reference: Reference) -> Manifest:
         """Read and verify one manifest of an image. Raises PullError."""
@@ -141,18 +158,7 @@ class DockyardClient:
     @contextmanager
     def _open(self, url: Url, headers: dict[str, str]) -> Iterator[urllib3.BaseHTTPResponse]:
         """Send a request and follow redirects, as to a bucket. Raises PullError for any status but 200 and 206."""
-        for _ in range(MAX_REDIRECTS + 1):
-            response = self._send(url, headers)
-            location = response.get_redirect_location()
-            if not location:
-                break
-            response.close()
-            try:
-                url = resolve(url, location)
-            except InvalidUrl as exc:
-                raise PullError.final(f"invalid redirect: {exc}") from exc
-        else:
-            raise PullError.final(f"more than {MAX_REDIRECTS} redirects")
+        response = self._follow(url, headers, self._send)
         self._open_responses.add(response)
         try:
             yield response
@@ -160,24 +166,43 @@ class DockyardClient:
             self._open_responses.discard(response)
             response.close()  # its connection too, unless the body was read to the end
 
+    def _follow(
+        self, url: Url, headers: dict[str, str], send: Callable[[Url, dict[str, str]], urllib3.BaseHTTPResponse]
+    ) -> urllib3.BaseHTTPResponse:
+        """Send a request and follow redirects. Raises PullError."""
+        for _ in range(MAX_REDIRECTS + 1):
+            response = send(url, headers)
+            location = response.get_redirect_location()
+            if not location:
+                return response
+            response.close()
+            try:
+                url = resolve(url, location)
+            except InvalidUrl as exc:
+                raise PullError.final(f"invalid redirect: {exc}") from exc
+        raise PullError.final(f"more than {MAX_REDIRECTS} redirects")
+
     def _send(self, url: Url, headers: dict[str, str]) -> urllib3.BaseHTTPResponse:
         if self._stopped.is_set():
             raise PullError.final("stopped")
         with _map_errors():
-            response = self._pools.urlopen(
-                "GET",
-                f"{url.origin}/",
-                target=url.target,
-                headers={**self._pools.headers, **headers},
-                redirect=False,
-                preload_content=False,
-            )
+            response = self._request(url, headers)
         if response.status in {200, 206} or response.get_redirect_location():
             return response
         try:
             raise _read_error(response)
         finally:
             response.close()
+
+    def _request(self, url: Url, headers: dict[str, str]) -> urllib3.BaseHTTPResponse:
+        return self._pools.urlopen(
+            "GET",
+            f"{url.origin}/",
+            target=url.target,
+            headers={**self._pools.headers, **headers},
+            redirect=False,
+            preload_content=False,
+        )
 
     def _make_url(self, image: Image, kind: str, reference: Reference) -> Url:
         ns = f"?ns={quote(image.ns, safe='')}" if image.ns else ""
@@ -247,8 +272,12 @@ def _map_errors() -> Iterator[None]:
 
 def _describe(exc: Exception) -> str:
     match exc:
+        case NameResolutionError():
+            return f"cannot resolve {exc.conn.host}: {_ERRNO.sub('', str(exc.__cause__ or exc))}"
         case NewConnectionError():
             return _ERRNO.sub("", str(exc).rpartition(": ")[2])
+        case ConnectTimeoutError():
+            return f"no connection within {CONNECT_TIMEOUT_S:.0f} s"
         case ReadTimeoutError():
             return f"no data received for {READ_TIMEOUT_S:.0f} s"
         case SSLError():

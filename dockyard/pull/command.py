@@ -3,19 +3,20 @@
 import platform
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Final
 from urllib.parse import urlsplit
 
 import attrs
 
-from dockyard.errors import RegistryError
+from dockyard.config.certificates import check_authorities
+from dockyard.errors import NameUnknown, RegistryError
 from dockyard.pull.client import DockyardClient
 from dockyard.pull.images import Image, parse_image
 from dockyard.pull.output import OutputFormat, open_output
 from dockyard.pull.platforms import Platform
 from dockyard.pull.retries import PullError
-from dockyard.pull.warm import warm
+from dockyard.pull.warm import ImageResult, warm
 from dockyard.upstream.urls import parse_http_url
 
 EXIT_FAILED: Final = 1
@@ -32,16 +33,27 @@ class ArgumentsError(Exception):
 
 @attrs.frozen
 class PullArguments:
-    """The parsed arguments: the URL of Dockyard, the images, and their platforms (None: all)."""
+    """The parsed arguments: the URL of Dockyard and its `host[:port]`, the images, their platforms (None: all).
+
+    The names of the images are valid. Which images they are depends on the prefixes of the server.
+    """
 
     url: str
-    images: tuple[Image, ...]
+    authority: str
+    ca_file: str | None
+    images: tuple[str, ...]
     platforms: tuple[Platform, ...] | None
     jobs: int
 
 
 def parse_arguments(
-    images: Sequence[str], server: str, platforms: Sequence[str], *, all_platforms: bool, jobs: int
+    images: Sequence[str],
+    server: str,
+    platforms: Sequence[str],
+    *,
+    all_platforms: bool,
+    jobs: int,
+    ca_file: str | None = None,
 ) -> PullArguments:
     """Parse the arguments of the command. Repeated images and platforms count once. Raises ArgumentsError."""
     try:
@@ -55,12 +67,7 @@ def parse_arguments(
             parsed_platforms |= {Platform.parse(part): None for part in text.split(",")}
         except ValueError as exc:
             errors.append(f"--platform: {exc}")
-    parsed_images: dict[Image, None] = {}
-    for text in images:
-        try:
-            parsed_images[parse_image(text, authority)] = None
-        except RegistryError as exc:
-            errors.append(f"{text[:MAX_QUOTED_CHARS]}: {exc.message}")
+    errors += [*_find_image_errors(images, authority), *_find_ca_errors(ca_file)]
     if all_platforms and platforms:
         errors.append("--all-platforms and --platform cannot be used together")
     if not images:
@@ -68,7 +75,24 @@ def parse_arguments(
     if errors:
         raise ArgumentsError(errors)
     selected = None if all_platforms else tuple(parsed_platforms) or (local_platform(),)
-    return PullArguments(url, tuple(parsed_images), selected, jobs)
+    return PullArguments(url, authority, ca_file, tuple(images), selected, jobs)
+
+
+def _find_image_errors(images: Sequence[str], authority: str) -> Iterator[str]:
+    for text in images:
+        try:
+            parse_image(text, authority)
+        except RegistryError as exc:
+            yield f"{text[:MAX_QUOTED_CHARS]}: {exc.message}"
+
+
+def _find_ca_errors(ca_file: str | None) -> Iterator[str]:
+    if ca_file is None:
+        return
+    try:
+        check_authorities(ca_file)
+    except ValueError as exc:
+        yield f"--ca-file {ca_file}: {exc}"
 
 
 def parse_server(text: str) -> tuple[str, str]:
@@ -92,14 +116,28 @@ def local_platform() -> Platform:
     return Platform.of("linux", platform.machine() or "amd64")
 
 
+def resolve_images(arguments: PullArguments, prefixes: Collection[str] | None) -> tuple[list[Image], list[ImageResult]]:
+    """Return the images to pull, each once, and a result for each name that the server would take for another image."""
+    images: dict[Image, None] = {}
+    refused: dict[str, ImageResult] = {}
+    for text in arguments.images:
+        try:
+            images[parse_image(text, arguments.authority, prefixes)] = None
+        except NameUnknown as exc:
+            refused[text] = ImageResult(text, None, (), 0, 0, (exc.message,))
+    return list(images), list(refused.values())
+
+
 def run(arguments: PullArguments, output_format: OutputFormat) -> int:
     """Pull the images; return the exit status."""
     started = time.monotonic()
-    client = DockyardClient(arguments.url, arguments.jobs)
+    client = DockyardClient(arguments.url, arguments.jobs, arguments.ca_file)
     try:
-        client.check()
+        images, refused = resolve_images(arguments, client.check())
         with open_output(output_format, sys.stdout) as output:
-            results = warm(client, arguments.images, arguments.platforms, arguments.jobs, output)
+            for result in refused:
+                output.image(result)
+            results = [*refused, *warm(client, images, arguments.platforms, arguments.jobs, output)]
             output.end(results, time.monotonic() - started)
     except PullError as exc:
         print(f"dockyard: {exc.message}", file=sys.stderr)  # noqa: T201  the output of a command

@@ -48,9 +48,12 @@ class BlobResult:
 
 @attrs.frozen
 class ImageResult:
-    """The result of reading an image. `size` is the sum of its blobs that were read."""
+    """The result of reading an image. `size` is the sum of its blobs that were read.
 
-    image: Image
+    `image` is a text as it was given if nothing was requested.
+    """
+
+    image: Image | str
     digest: Digest | None
     platforms: tuple[Platform, ...]
     blobs: int

@@ -25,6 +25,7 @@ from dockyard.web.handlers import ApiVersionEndpoint, BlobEndpoint, ManifestEndp
 from dockyard.web.health import LivenessEndpoint, MetricsEndpoint, ReadinessEndpoint
 from dockyard.web.lists import ReferrersEndpoint, TagsEndpoint
 from dockyard.web.outer_app import OuterApp
+from dockyard.web.page import PageEndpoint
 from dockyard.web.paths import PathRouter
 from dockyard.web.request_record import INTERNAL_ERROR, SCOPE_KEY, RequestRecord
 from dockyard.web.zero_copy import ZeroCopy
@@ -77,6 +78,7 @@ def create_app(settings: Settings, services: Services) -> OuterApp:
             "referrers": ReferrersEndpoint(router, services.lists),
         },
         {
+            "/": PageEndpoint(settings.upstreams),
             "/version": VersionEndpoint(),
             "/metrics": MetricsEndpoint(services.gauges, services.threads),
             "/healthz": LivenessEndpoint(),

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from dockyard.errors import BadUpstream, RegistryError
+from dockyard.errors import BadUpstream, NameUnknown, RegistryError
 from dockyard.oci.manifest import Manifest
 from dockyard.oci.reference import Digest
-from dockyard.pull.command import ArgumentsError, parse_arguments, parse_list, parse_server
+from dockyard.pull.command import ArgumentsError, parse_arguments, parse_list, parse_server, resolve_images
 from dockyard.pull.images import parse_image
 from dockyard.pull.output import OutputFormat, format_blob, format_image, open_output
 from dockyard.pull.plan import ImageBlob, IndexEntry, blobs_of, entries_of, is_index, select_entries
@@ -62,6 +62,70 @@ def test_references_are_parsed_as_by_docker(text: str, shown: str, ns: str | Non
     image = parse_image(text, SERVER)
 
     assert (str(image), image.ns) == (shown, ns)
+
+
+PREFIXES = frozenset({"docker.io", "internal", "ghcr.io/my-org", "team/mirror", "gh"})
+
+
+@pytest.mark.parametrize(
+    ("text", "shown", "ns"),
+    [
+        ("internal/team/app", "internal/team/app:latest", None),
+        ("internal/app:v1", "internal/app:v1", None),
+        (f"internal/team/app@{DIGEST}", f"internal/team/app@{DIGEST}", None),
+        ("localhost:5000/internal/team/app", "internal/team/app:latest", None),
+        ("internal", "docker.io/library/internal:latest", None),
+        ("internals/app", "docker.io/internals/app:latest", None),
+        ("team/mirror/app", "team/mirror/app:latest", None),
+        ("team/mirror", "docker.io/team/mirror:latest", None),
+        ("team/app", "docker.io/team/app:latest", None),
+        ("nginx", "docker.io/library/nginx:latest", None),
+        ("docker.io/internal/app", "docker.io/internal/app:latest", None),
+        ("ghcr.io/my-org/app", "ghcr.io/my-org/app:latest", None),
+        ("ghcr.io/other/app", "ghcr.io/other/app:latest", "ghcr.io"),
+        ("quay.io/org/app:V1", "quay.io/org/app:V1", "quay.io"),
+        ("quay.io/internal/app", "quay.io/internal/app:latest", None),
+        ("quay.io/docker.io/app", "quay.io/docker.io/app:latest", None),
+        ("reg.example:5001/org/app", "reg.example:5001/org/app:latest", "reg.example:5001"),
+        ("localhost:5001/app", "localhost:5001/app:latest", "localhost:5001"),
+    ],
+)
+def test_the_prefixes_of_the_server_come_first(text: str, shown: str, ns: str | None) -> None:
+    """And a name without one is never sent in a form that the server may take for another registry."""
+    image = parse_image(text, SERVER, PREFIXES)
+
+    assert (str(image), image.ns) == (shown, ns)
+
+
+@pytest.mark.parametrize("text", ["reg.example:5001/internal/app", "reg.example:5001/docker.io/library/nginx"])
+def test_a_registry_with_a_port_is_refused_when_the_rest_begins_with_a_prefix(text: str) -> None:
+    """The server would prefer the prefix; the error lists what to choose from."""
+    with pytest.raises(NameUnknown, match=r"docker\.io, gh, ghcr\.io/my-org, internal, team/mirror"):
+        parse_image(text, SERVER, PREFIXES)
+
+
+@pytest.mark.parametrize(
+    ("text", "form"),
+    [
+        ("docker://nginx", "write nginx, without docker://"),
+        ("docker://ghcr.io/org/app:v1", "write ghcr.io/org/app:v1, without docker://"),
+        ("https://ghcr.io/org/app", "write ghcr.io/org/app, without https://"),
+        ("http://localhost:5000/internal/app/", "write localhost:5000/internal/app, without http://"),
+        ("https://hub.docker.com/_/nginx", "write nginx"),
+        ("https://hub.docker.com/r/grafana/grafana", "write grafana/grafana"),
+        ("hub.docker.com/r/grafana/grafana", "write grafana/grafana"),
+        ("Nginx", "write nginx"),
+        ("Internal/Team/App", "write internal/team/app"),
+        ("internal/Team/app", "write internal/team/app"),
+        ("ghcr.io/Org/App:V1", "write ghcr.io/org/app"),
+        ("localhost:5000/internal/App", "write localhost:5000/internal/app"),
+    ],
+)
+def test_an_error_has_the_right_form(text: str, form: str) -> None:
+    """For what is often pasted."""
+    with pytest.raises(RegistryError) as caught:
+        parse_image(text, SERVER)
+    assert caught.value.message.endswith(form)
 
 
 @pytest.mark.parametrize(
@@ -247,7 +311,8 @@ def test_repeated_images_and_platforms_count_once() -> None:
 
     arguments = parse_arguments(["nginx", "docker.io/nginx:latest"], SERVER, platforms, all_platforms=False, jobs=3)
 
-    assert [str(image) for image in arguments.images] == ["docker.io/library/nginx:latest"]
+    images, refused = resolve_images(arguments, None)
+    assert ([str(image) for image in images], refused) == (["docker.io/library/nginx:latest"], [])
     assert arguments.platforms == (Platform("linux", "amd64"), Platform("linux", "arm64"))
 
 

@@ -1,0 +1,126 @@
+"""Finds out which server responds at the URL: a Dockyard and its prefixes; or else what is wrong, and what to do."""
+
+import json
+import socket
+import ssl
+from collections.abc import Mapping
+from typing import Any, Final, Protocol
+
+import attrs
+
+from dockyard.oci.origin import Origin
+from dockyard.pull.retries import PullError
+from dockyard.upstream.urls import parse_http_url
+
+PROBE_TIMEOUT_S: Final = 5.0
+MAX_SERVER_CHARS: Final = 60
+
+
+@attrs.frozen
+class Probe:
+    """The response of a server, whatever it is; of the body only the beginning."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes = attrs.field(repr=False)
+
+    def find_json(self) -> dict[str, Any]:
+        """Return the object in the body; an empty one if there is none."""
+        try:
+            document = json.loads(self.body)
+        except (ValueError, RecursionError):
+            return {}
+        return document if isinstance(document, dict) else {}
+
+
+class SendProbe(Protocol):
+    """Sends a GET for a path below the URL. Raises PullError if there is no response."""
+
+    def __call__(self, path: str, accept: str = "*/*", /) -> Probe: ...
+
+
+def find_prefixes(url: str, send_probe: SendProbe) -> frozenset[str] | None:
+    """Return the prefixes of the Dockyard; None if its version is too old to tell them. Raises PullError."""
+    origin = parse_http_url(url).origin
+    try:
+        page = send_probe("/", "application/json")
+        document = page.find_json()
+        if page.status == 200 and isinstance(document.get("version"), str):
+            prefixes = document.get("prefixes")
+            if isinstance(prefixes, list):
+                return frozenset(prefix for prefix in prefixes if isinstance(prefix, str))
+        version = send_probe("/version")
+        if version.status == 200 and isinstance(version.find_json().get("version"), str):
+            return None
+        cause = _describe_other_server(send_probe("/v2/"), origin)
+    except PullError as exc:
+        cause = _explain(exc, origin)
+    raise PullError.final(f"no Dockyard at {url}: {cause}")
+
+
+def _describe_other_server(response: Probe, origin: Origin) -> str:
+    """What responds instead of a Dockyard, by its response to `/v2/`."""
+    if origin.scheme == "http" and response.status in {400, 426} and _speaks_tls(origin):
+        return _use_https(origin)
+    name = "".join(filter(str.isprintable, _find_header(response, "server")))[:MAX_SERVER_CHARS]
+    software = f" ({name})" if name else ""
+    if _find_header(response, "docker-distribution-api-version") or response.body.strip() == b"{}":
+        return (
+            f"the server{software} is a registry, but not a Dockyard (set the URL of Dockyard with --server; a proxy "
+            "before it must forward / and /version too)"
+        )
+    return (
+        f"the server{software} responds with status {response.status} to /v2/ (it is another program: check host and "
+        "port in --server)"
+    )
+
+
+def _explain(exc: PullError, origin: Origin) -> str:
+    """The reason of a failed request, with what to do."""
+    if exc.has_response:
+        return exc.message
+    message = exc.message
+    if "cannot resolve" in message:
+        return f"{message} (check the host name in --server)"
+    if "Connection refused" in message:
+        return f"{message} (is it running? set its URL with --server)"
+    if "no connection within" in message or "unreachable" in message or "No route" in message:
+        return f"{message} (check host and port in --server, and firewalls on the way)"
+    if origin.scheme == "http":
+        return _use_https(origin) if _speaks_tls(origin) else f"{message} (check host and port in --server)"
+    return f"{message} ({_find_tls_cure(message, origin)})"
+
+
+def _find_tls_cure(message: str, origin: Origin) -> str:
+    if "does not speak TLS" in message:
+        return f"use {Origin('http', origin.host, origin.port)}"
+    if "another" in message:
+        return "set a host in --server that is in the certificate"
+    if "self-signed" in message or "certificate authority" in message:
+        return "name a file with the certificate of its authority with --ca-file"
+    if "expired" in message or "not valid yet" in message:
+        return "renew the certificate of the server, or set the clock of this machine"
+    return "check host and port in --server"
+
+
+def _use_https(origin: Origin) -> str:
+    return f"the server speaks HTTPS (use https://{Origin('https', origin.host, origin.port).authority})"
+
+
+def _speaks_tls(origin: Origin) -> bool:
+    """Whether the server accepts a TLS handshake. Nothing is sent in it, so its certificate is not verified."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    try:
+        with (
+            socket.create_connection((origin.host, origin.port), PROBE_TIMEOUT_S) as connection,
+            context.wrap_socket(connection, server_hostname=origin.host),
+        ):
+            return True
+    except OSError:  # includes SSLError
+        return False
+
+
+def _find_header(response: Probe, name: str) -> str:
+    return next((value for key, value in response.headers.items() if key.lower() == name), "")
