@@ -9,6 +9,7 @@ from dockyard.oci.origin import Origin
 ALL_ADDRESSES = frozenset({"", "0.0.0.0", "::"})  # noqa: S104  compared with, not listened on
 # A small image that everybody may pull, of registries that have one.
 _EXAMPLES = {
+    "docker.io": "library/alpine",
     "registry-1.docker.io": "library/alpine",
     "ghcr.io": "nginx/nginx-prometheus-exporter",
     "quay.io": "prometheus/busybox",
@@ -61,6 +62,6 @@ def _authority(server: ServerSettings, host_name: str) -> str:
 
 
 def _example_of(upstream: Upstream) -> str:
-    """The example of a registry, if the upstream is all of it."""
+    """The example of a registry, or of the one that it mirrors by its prefix, if the upstream is all of it."""
     is_whole = not upstream.path and "/" not in upstream.prefix
-    return _EXAMPLES.get(upstream.origin.host, "") if is_whole else ""
+    return (_EXAMPLES.get(upstream.origin.host) or _EXAMPLES.get(upstream.prefix, "")) if is_whole else ""

@@ -33,12 +33,17 @@ MAX_FRUITLESS_ATTEMPTS = 4
 MAX_ATTEMPTS_WITHOUT_A_BYTE = 2
 BACKOFF_S = (0.2, 3.0)
 MAX_RATE_LIMIT_WAIT_S = 10.0
+TOO_LARGE = "a layer is too large to be kept: it is passed through, and nothing is evicted for it"
 
 log = structlog.get_logger()
 
 
 class Stopped(Exception):
     """The server is shutting down."""
+
+
+class _TooLargeToKeep(Exception):
+    """More was received than may be kept, and the size is unknown: it cannot be passed through either."""
 
 
 class DownloadJob:
@@ -89,8 +94,11 @@ class DownloadJob:
             except OverflowFull as exc:
                 self._give_up(exc)
                 raise Unavailable(
-                    "the disk is full, and so is the memory for downloads without it", retry_after_s=5
+                    "there is no disk space for this layer, and no memory to pass it through without", retry_after_s=5
                 ) from exc
+            except _TooLargeToKeep as exc:
+                self._give_up(exc)
+                raise BadUpstream("the layer is larger than this cache keeps, and the upstream sends no size") from exc
             except Exception as exc:
                 self._give_up(exc)
                 raise
@@ -208,6 +216,7 @@ class DownloadJob:
                     self._report_progress()
                 if partial_file.size is None and partial_file.received_bytes > MAX_SMALL_BYTES:
                     self._seek_size()
+                    self._check_unknown_size()
             if self._expected_size is not None:
                 self._check_expected_end()
             elif partial_file.size not in {None, partial_file.received_bytes}:
@@ -225,14 +234,13 @@ class DownloadJob:
                 self._seek_size()
             if self._partial_file.is_overflowing and self._partial_file.size is None:
                 raise Unavailable(
-                    "the disk is full and the upstream does not tell the size of the blob", retry_after_s=30
+                    "there is no disk space for this layer, and the upstream sends no size", retry_after_s=30
                 )
             return
         if size < self._partial_file.received_bytes or self._partial_file.size not in {None, size}:
             message = f"the upstream announced two different sizes for {self._sources.digest}"
             raise BadUpstream(message, details=self._sources.details)
-        self._partial_file.size = size
-        self._report_progress()
+        self._use_size(size)
 
     def _seek_size(self) -> None:
         """Look for the size elsewhere, once. Of a web page nothing is released before it is verified."""
@@ -241,8 +249,37 @@ class DownloadJob:
         self._was_size_sought = True
         size = self._sources.find_size()
         if size is not None and size >= self._partial_file.received_bytes:
-            self._partial_file.size = self._expected_size = size
-            self._report_progress()
+            self._expected_size = size
+            self._use_size(size)
+
+    def _use_size(self, size: int) -> None:
+        """The size is known now. A blob that is too large to be kept is passed through to its readers."""
+        partial_file = self._partial_file
+        size_cap, received_bytes = self._stores.local.size_cap, partial_file.received_bytes
+        if partial_file.is_overflowing and size > size_cap.max_kept_bytes:
+            partial_file.pass_through()
+        elif (
+            partial_file.size is None
+            and not partial_file.is_overflowing
+            and (reason := size_cap.find_reason_not_to_keep(size, size - received_bytes))
+        ):
+            log.warning(TOO_LARGE, digest=str(self._sources.digest), size=size, reason=reason)
+            partial_file.pass_through()
+            partial_file.wait_for_memory()
+        partial_file.size = size
+        self._report_progress()
+
+    def _check_unknown_size(self) -> None:
+        """Raise _TooLargeToKeep for a blob that others would be evicted for, and whose size is still unknown."""
+        partial_file, largest = self._partial_file, self._stores.local.size_cap.max_kept_bytes
+        if partial_file.size is None and partial_file.received_bytes > largest:
+            log.warning(
+                "a layer is too large to be kept, and the upstream sends no size to pass it through with: it is not "
+                "served; raise storage.max_size",
+                digest=str(self._sources.digest),
+                received=partial_file.received_bytes,
+            )
+            raise _TooLargeToKeep
 
     def _check_expected_end(self) -> None:
         """The body has ended: it may have broken off without notice, but not if the digest is right."""

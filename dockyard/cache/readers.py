@@ -138,7 +138,7 @@ class DownloadReader:
             return count
         chunk = self._download.read_memory(position, amount)
         if not chunk:
-            raise Unavailable("the disk is full and this client reads too slowly", retry_after_s=5)
+            raise Unavailable("this layer is not kept on disk, and this client reads too slowly", retry_after_s=5)
         buffer[: len(chunk)] = chunk
         return len(chunk)
 

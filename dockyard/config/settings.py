@@ -139,7 +139,8 @@ class StorageSettings:
     (`flock`). `cache` in it may be a link to another file system, for which `max_size` then holds."""
     max_size: Bytes = 50 * 2**30
     """Limit for the disk space of the local store, including partial files. Above it, the least recently used blobs are
-    removed; manifests, tags and lists only when they take more than 5 % of it. 0: no limit."""
+    removed; manifests, tags and lists only when they take more than 5 % of it. A layer that takes more than 80 % of it
+    is passed through to clients and not kept. 0: no limit."""
     verify: Verify = "start"
     """When the digest of a blob in the local store is verified before it is sent. `start`: at its first use after the
     server has started, and at its first use after its file has changed. `always`: at every use, which hashes all bytes

@@ -41,6 +41,7 @@ MAX_CHECKED_ITEMS = 50_000
 CHUNK_BYTES = 256 * 1024
 
 Task = Callable[[S3Store, Item], None]
+Chunks = Callable[[int], Iterator[bytes]]
 
 log = structlog.get_logger()
 
@@ -100,20 +101,28 @@ class Publisher:
 
         Does not block.
         """
-        if self._s3 is None or partial_file.size is None or not self._begin(BlobItem(partial_file.digest)):
+        if self._s3 is None or partial_file.size is None:
             return False
-        if self._streamed_upload_limit.acquire(blocking=False):
+        digest, size, is_in_memory = partial_file.digest, partial_file.size, partial_file.is_passed_through
+        is_possible = not is_in_memory or self._s3.fits_one_put(digest, size)
+        if not is_possible or not self._begin(BlobItem(digest)):
+            return False
+        is_possible = not is_in_memory or partial_file.begin_upload()
+        if is_possible and self._streamed_upload_limit.acquire(blocking=False):
             fd = -1
             try:
-                fd = os.dup(partial_file.fd)
-                self._streamed_uploads.submit(self._stream, self._s3, partial_file, partial_file.size, fd)
+                fd = -1 if is_in_memory else os.dup(partial_file.fd)
+                in_file, in_memory = partial(_read_partial_file, partial_file, fd), partial(_read_window, partial_file)
+                chunks = partial(in_memory if is_in_memory else in_file, size)
+                self._streamed_uploads.submit(self._stream, self._s3, partial_file, chunks, fd)
             except (RuntimeError, OSError):  # shutting down, or the partial file is in memory
                 self._streamed_upload_limit.release()
                 if fd >= 0:
                     os.close(fd)
             else:
                 return True
-        self._end(BlobItem(partial_file.digest))
+        partial_file.end_upload()
+        self._end(BlobItem(digest))
         return False
 
     def add_to_outbox(self, item: Item) -> None:
@@ -127,10 +136,11 @@ class Publisher:
         if self._s3 and not self._is_paused:
             self._submit(item, self._upload)
 
-    def _stream(self, s3: S3Store, partial_file: PartialFile, size: int, fd: int) -> None:
+    def _stream(self, s3: S3Store, partial_file: PartialFile, chunks: Chunks, fd: int) -> None:
         item = BlobItem(partial_file.digest)
+        assert partial_file.size is not None  # noqa: S101  for mypy: nothing is submitted before
         try:
-            s3.publish_blob(partial_file.digest, size, partial(_read_partial_file, partial_file, fd, size))
+            s3.publish_blob(partial_file.digest, partial_file.size, chunks)
             self._mark_published(item)
         except SourceEnded:
             pass
@@ -139,9 +149,11 @@ class Publisher:
         except Exception:
             log.exception("internal error: uploading a blob failed", digest=str(partial_file.digest))
         finally:
+            partial_file.end_upload()
             self._streamed_upload_limit.release()
             self._end(item)
-            os.close(fd)
+            if fd >= 0:
+                os.close(fd)
 
     def _upload(self, s3: S3Store, item: Item) -> None:
         """Upload an item from the local store, or remove it from the outbox when it is not there."""
@@ -297,6 +309,16 @@ def _read_partial_file(partial_file: PartialFile, fd: int, size: int, position: 
             raise SourceEnded
         yield from _read_file(fd, end, position)
         position = end
+
+
+def _read_window(partial_file: PartialFile, size: int, position: int) -> Iterator[bytes]:
+    """Yield the bytes of a blob that is not kept, while they are in the memory of its download. Raises SourceEnded."""
+    while position < size:
+        chunk = partial_file.read_for_upload(position, CHUNK_BYTES)
+        if not chunk:
+            raise SourceEnded
+        yield chunk
+        position += len(chunk)
 
 
 def _read_file(fd: int, end: int, position: int) -> Iterator[bytes]:

@@ -161,6 +161,10 @@ class S3Store:
         else:
             put_parts(self._client, key, digest, size, chunks, self._part_bytes)
 
+    def fits_one_put(self, digest: Digest, size: int) -> bool:
+        """Whether `publish_blob` reads the bytes of a blob once, in order."""
+        return fits_one_put(digest, size, self._max_put_bytes)
+
     def presign_blob(self, digest: Digest, expires_s: int) -> str:
         """Return a URL that reads the blob without credentials. Raises S3Error."""
         return self._client.presign(keys.blob_key(self._prefix, digest), expires_s)

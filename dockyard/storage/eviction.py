@@ -5,6 +5,9 @@ disk space that it takes. Above the cap, blobs and the partial files that nobody
 used first. The small files are evicted only when they take more than MAX_SMALL_SHARE of the cap: they cost little, and
 an image whose layers a client has needs nothing else while the upstream is away.
 
+A file that is larger than MAX_KEPT_SHARE of the cap, or of the disk space that other programs leave, is not kept:
+nearly everything else would be evicted for it. Those that are there, from a larger cap, are evicted first.
+
 When a write fails because the disk is full, the same is done to make room; when the disk has no inodes left, small
 files are evicted first.
 
@@ -14,6 +17,7 @@ One process at a time evicts. A reader that has an evicted blob open reads it to
 import contextlib
 import errno
 import fcntl
+import math
 import os
 import threading
 import time
@@ -25,14 +29,22 @@ import attrs
 import structlog
 
 from dockyard import metrics
+from dockyard.config.units import format_size
 from dockyard.storage.allowance import Allowance
 from dockyard.storage.atomic_write import is_being_written
 from dockyard.storage.directories import Directories
 from dockyard.storage.file_times import age_of
-from dockyard.storage.stored_files import StoredFile, delete_empty_directories, delete_if_unlocked, list_files
+from dockyard.storage.stored_files import (
+    BLOCK_BYTES,
+    StoredFile,
+    delete_empty_directories,
+    delete_if_unlocked,
+    list_files,
+)
 
 # An eviction ends when the files take this share of the cap, so that the next one is not due at once.
 TARGET_SHARE = 0.9
+MAX_KEPT_SHARE = 0.8
 MAX_SMALL_SHARE = 0.05
 # What is evicted at least when the disk is full, or has no inodes left; but not more than this share of what is stored.
 MIN_EVICTED_BYTES = 64 * 1024 * 1024
@@ -106,6 +118,34 @@ class SizeCap:
             if not self._allowance.use(added_bytes):
                 self._enforce()
 
+    @property
+    def max_kept_bytes(self) -> float:
+        """The size of the largest file that is kept under the cap; infinite without one."""
+        return self._max_size * MAX_KEPT_SHARE if self._max_size else math.inf
+
+    def find_reason_not_to_keep(self, size: int, missing_bytes: int) -> str:
+        """Why a file of this size, of which so many bytes are still to be written, is not kept; empty if it is.
+
+        Raises nothing.
+        """
+        if size > self.max_kept_bytes:
+            largest = f"{MAX_KEPT_SHARE:.0%} of storage.max_size"
+            return f"a layer may take {largest}, which is {format_size(self._max_size)}: raise storage.max_size"
+        try:
+            found = os.statvfs(self._directories.partial)
+        except OSError:
+            return ""
+        free_bytes = found.f_bavail * found.f_frsize
+        if missing_bytes <= free_bytes:
+            return ""
+        stored_bytes = self.measure()
+        if missing_bytes <= MAX_KEPT_SHARE * (free_bytes + stored_bytes):
+            return ""
+        return (
+            f"the disk of storage.directory has {free_bytes >> 20} MiB free, and {stored_bytes >> 20} MiB are cached: "
+            "free disk space, or use a larger disk"
+        )
+
     def make_room(self, exc: OSError, size: int) -> bool:
         """Evict because a write of `size` bytes failed; return whether it is worth a retry. Raises nothing."""
         if exc.errno not in {errno.ENOSPC, errno.EDQUOT}:
@@ -139,6 +179,10 @@ class SizeCap:
         total = listing.total_bytes
         if total > self._max_size:
             excess = total - int(self._max_size * TARGET_SHARE)
+            oversized = deque(file for file in listing.large if file.size - BLOCK_BYTES >= self.max_kept_bytes)
+            freed_first = self._evict((oversized,), max_bytes=excess)
+            total -= freed_first
+            excess -= freed_first
             small_excess = listing.small_bytes - int(self._max_size * MAX_SMALL_SHARE)
             freed = self._evict((listing.small,), max_bytes=min(small_excess, excess))
             freed += self._evict((listing.large,), max_bytes=excess - freed)

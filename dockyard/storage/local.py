@@ -345,6 +345,9 @@ class LocalStore:
             return None
 
     def _write(self, key: str, content: bytes) -> None:
+        if len(content) > self.size_cap.max_kept_bytes:
+            log.warning("an object is too large for storage.max_size: it is not kept", key=key, size=len(content))
+            return
         try:
             self._with_room(lambda: write_atomically(self._path(key), content, self.directories.partial), len(content))
             self.size_cap.count(len(content))

@@ -3,11 +3,14 @@
 The file holds the blob from byte 0 up to the last byte received. The writer only appends; readers of every worker read
 the file by position.
 
-When the disk is full or fails, the partial file *overflows*: what follows is kept in a bounded window of memory, which
-only the readers of the writer's own worker can read. The writer waits for those readers before it drops the oldest
-chunk of the window. The blob is not stored then, but no pull fails. `overflow_start` is the first byte that is not in
-the file. The windows of all downloads of a worker share a MemoryBudget; a window is given back when the last reader has
-left.
+When the disk is full or fails, or the blob is too large to be kept, the partial file *overflows*: what follows is kept
+in a bounded window of memory, which only the readers of the writer's own worker can read. The writer waits for those
+readers before it drops the oldest chunk of the window. The blob is not stored then, but no pull fails. `overflow_start`
+is the first byte that is not in the file. The windows of all downloads of a worker share a MemoryBudget; a window is
+given back when the last reader has left.
+
+An upload to the bucket reads the window of a blob that is too large to be kept. The writer waits for it too, but all in
+all not longer than MAX_UPLOAD_WAIT_S while there are readers: an upload that is slower fails.
 """
 
 import contextlib
@@ -30,6 +33,8 @@ log = structlog.get_logger()
 
 SLOW_READER_TIMEOUT_S = 15.0
 NO_PROGRESS_TIMEOUT_S = 120.0
+MAX_UPLOAD_WAIT_S = 5.0
+_POLL_S = 0.05
 _HASH_CHUNK_BYTES = 1024 * 1024
 MAX_WRITE_ATTEMPTS = 3
 
@@ -83,6 +88,7 @@ class PartialFile:
         self.received_bytes = received_bytes
         self.size: int | None = None
         self.overflow_start: int | None = None if path else received_bytes
+        self.is_passed_through = False
         self._is_verified: bool | None = None
         self._hasher = digest.hasher()
         self._hashed = 0
@@ -91,6 +97,9 @@ class PartialFile:
         self._window_bytes = 0
         self._window_start = received_bytes
         self._readers: set[OverflowReader] = set()
+        self._is_released = False
+        self._upload_position: int | None = None  # of an upload that reads the window
+        self._upload_waited_s = 0.0
 
     @classmethod
     def claim(
@@ -158,11 +167,19 @@ class PartialFile:
         """Drop all bytes received, which no reader may have read, and start again at byte 0. Keeps the lock."""
         if self.path is not None:
             os.ftruncate(self.fd, 0)
-        self.release_memory()
+        with self._condition:
+            self._clear_window()
         self.received_bytes = self._hashed = self._window_start = 0
         self.size = None
         self.overflow_start = None if self.path else 0
+        self.is_passed_through = False
         self._hasher = self.digest.hasher()
+
+    def pass_through(self) -> None:
+        """Keep what follows in memory only: the blob is too large to be kept."""
+        self.is_passed_through = True
+        if self.overflow_start is None:
+            self.overflow_start = self._window_start = self.received_bytes
 
     def begin(self) -> None:
         """Start an attempt to write, perhaps after another one that failed."""
@@ -181,7 +198,7 @@ class PartialFile:
             if time.monotonic() > deadline:
                 raise OverflowFull
             with self._condition:
-                self._condition.wait(0.05)
+                self._condition.wait(_POLL_S)
 
     def wait_for_bytes_after(self, position: int) -> int | None:
         """Block until the file has bytes after `position`; return the end of what may be read.
@@ -230,10 +247,51 @@ class PartialFile:
         return b""
 
     def release_memory(self) -> None:
-        """Give back the window: no reader is left, or none has begun."""
+        """Give back the window: no reader is left. An upload that reads it keeps it until it ends."""
         with self._condition:
-            while self._window:
-                self._drop_oldest()
+            self._is_released = True
+            if self._upload_position is None:
+                self._clear_window()
+
+    # The upload of a blob that is not kept
+
+    def begin_upload(self) -> bool:
+        """Keep the window for an upload, which then calls `read_for_upload` from byte 0 on.
+
+        False if there is no reader here, so that the download ends soon, or the first bytes are not in the window.
+        """
+        with self._condition:
+            is_read = any(self.size is None or reader.position < self.size for reader in self._readers)
+            if is_read and not self._window_start:
+                self._upload_position = 0
+            return self._upload_position is not None
+
+    def read_for_upload(self, position: int, amount: int) -> bytes:
+        """Block until there are bytes at `position`, and return up to `amount` of them; the last one when verified.
+
+        Empty when they will not come, or were dropped because the upload is too slow.
+        """
+        with self._condition:
+            self._upload_position = position
+            self._condition.notify_all()
+            while True:
+                if self._is_verified is False or position < self._window_start:
+                    return b""
+                withheld = 0 if self._is_verified or self.received_bytes != self.size else 1
+                available = self.received_bytes - withheld
+                if available > position:
+                    break
+                if not self._condition.wait(NO_PROGRESS_TIMEOUT_S):
+                    return b""
+        return self.read_overflow(position, min(amount, available - position))
+
+    def end_upload(self) -> None:
+        """Give back what was kept for the upload."""
+        with self._condition:
+            self._upload_position = None
+            if self._is_released:
+                self._clear_window()
+            self._condition.notify_all()
 
     def close(self) -> None:
         """Close the file and release its lock, which copies of the descriptor (readers, an upload) would keep."""
@@ -274,7 +332,7 @@ class PartialFile:
         deadline = time.monotonic() + SLOW_READER_TIMEOUT_S
         with self._condition:
             while not self._take_memory(len(chunk)):
-                if not self._readers:
+                if not self._readers and self._upload_position is None:
                     raise NoReadersLeft
                 is_late = time.monotonic() > deadline
                 if self._window and (is_late or self._have_all_read_oldest()):
@@ -282,7 +340,7 @@ class PartialFile:
                 elif is_late:
                     raise OverflowFull
                 else:
-                    self._condition.wait(0.05)
+                    self._wait_for_readers()
             self._window.append(chunk)
             self._window_bytes += len(chunk)
 
@@ -290,9 +348,30 @@ class PartialFile:
         is_within_window = not self._window or self._window_bytes + amount <= self._memory.window_bytes
         return is_within_window and self._memory.take(amount)
 
+    def _wait_for_readers(self) -> None:
+        """Wait a moment for readers and for the upload; count the time if it is for the upload only."""
+        waits_for_upload = bool(self._readers and self._window) and self._have_clients_read_oldest()
+        began = time.monotonic()
+        self._condition.wait(_POLL_S)
+        if waits_for_upload:
+            self._upload_waited_s += time.monotonic() - began
+
     def _have_all_read_oldest(self) -> bool:
+        return self._have_clients_read_oldest() and not self._is_waiting_for_upload()
+
+    def _have_clients_read_oldest(self) -> bool:
         end = self._window_start + len(self._window[0])
         return all(reader.position >= end for reader in self._readers)
+
+    def _is_waiting_for_upload(self) -> bool:
+        if self._upload_position is None or not self._window_start <= self._upload_position:
+            return False
+        is_patient = not self._readers or self._upload_waited_s < MAX_UPLOAD_WAIT_S
+        return is_patient and self._upload_position < self._window_start + len(self._window[0])
+
+    def _clear_window(self) -> None:
+        while self._window:
+            self._drop_oldest()
 
     def _drop_what_all_have_read(self) -> None:
         while self._window and self._have_all_read_oldest():

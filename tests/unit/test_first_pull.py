@@ -44,6 +44,7 @@ def test_an_address_is_unambiguous(host: str, text: str) -> None:
 HUB = Upstream("hub", "docker.io")
 QUAY = Upstream("quay.io", "quay.io")
 PRIVATE = Upstream("internal", "registry.example")
+MIRROR = Upstream("docker.io", "mirror.example")
 PART = Upstream("org", "ghcr.io/org")
 
 
@@ -53,6 +54,7 @@ PART = Upstream("org", "ghcr.io/org")
         ("", False, DEFAULT_UPSTREAMS, "docker pull localhost:5000/docker.io/library/alpine"),
         ("", False, (PRIVATE, HUB), "docker pull localhost:5000/hub/library/alpine"),
         ("", False, (PART, QUAY), "docker pull localhost:5000/quay.io/prometheus/busybox"),
+        ("", False, (MIRROR,), "docker pull localhost:5000/docker.io/library/alpine"),
         ("", False, (PRIVATE, PART), "docker pull localhost:5000/internal/NAME:TAG"),
         ("127.0.0.1", False, (HUB,), "docker pull 127.0.0.1:5000/hub/library/alpine"),
         ("", True, (HUB,), "docker pull machine:5000/hub/library/alpine"),

@@ -466,3 +466,56 @@ def test_what_is_evicted_is_not_published(tmp_path: Path, monkeypatch: pytest.Mo
     set_free_inodes(monkeypatch, 0)
     while unpublished:
         assert store.size_cap.make_room(no_space(), 0)
+
+
+# Files that are not kept
+
+
+@pytest.mark.parametrize(("size", "is_kept"), [(8 * BLOCK, True), (8 * BLOCK + 1, False), (100 * BLOCK, False)])
+def test_a_file_may_take_most_of_the_cap(tmp_path: Path, size: int, *, is_kept: bool) -> None:
+    """A larger one would replace nearly everything else."""
+    reason = make_store(tmp_path).size_cap.find_reason_not_to_keep(size, size)
+
+    assert (reason == "") is is_kept
+    assert is_kept or "80% of storage.max_size, which is 40KiB: raise storage.max_size" in reason
+
+
+def test_without_a_cap_the_disk_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is free of it, and what could be evicted; not what a former download has written of the file."""
+    store = make_store(tmp_path, max_size=0)
+    for number in range(10):
+        add_blob(store, number)  # 30 blocks
+    free = SimpleNamespace(f_bavail=10, f_frsize=BLOCK)
+    monkeypatch.setattr(os, "statvfs", lambda _: free)
+    sizes = [10 * BLOCK, 31 * BLOCK, 33 * BLOCK, 2**40]
+
+    assert [bool(store.size_cap.find_reason_not_to_keep(size, size)) for size in sizes] == [False, False, True, True]
+    assert store.size_cap.find_reason_not_to_keep(2**40, BLOCK) == ""
+
+
+def test_a_file_that_is_too_large_for_a_new_cap_is_evicted_first(tmp_path: Path) -> None:
+    """Although it was used last."""
+    before = make_store(tmp_path, max_size=100 * BLOCK)
+    small = [add_blob(before, number) for number in range(2)]
+    digest = Digest.of(bytes(12 * BLOCK))
+    partial_file = before.claim_partial_file(digest)
+    assert isinstance(partial_file, PartialFile)
+    partial_file.append(bytes(12 * BLOCK))
+    assert before.commit(partial_file)
+    large = before.directories.blobs / "sha256" / digest.encoded[:2] / digest.encoded
+    set_use(small[0], 100)
+    set_use(small[1], 50)
+    make_store(tmp_path).size_cap.enforce_if_used_up()
+
+    assert exist([large, *small]) == [False, True, True]
+
+
+def test_an_object_that_is_too_large_is_not_written(tmp_path: Path) -> None:
+    """Such as a manifest."""
+    store = make_store(tmp_path)
+    body = bytes(9 * BLOCK)
+    with structlog.testing.capture_logs() as logs:
+        store.write_manifest(NAME, Digest.of(body), body)
+
+    assert store.read_manifest(NAME, Digest.of(body)) is None
+    assert [line["event"] for line in logs] == ["an object is too large for storage.max_size: it is not kept"]

@@ -3,6 +3,8 @@
 import errno
 import hashlib
 import os
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -206,6 +208,99 @@ def test_windows_are_smaller_when_there_are_many() -> None:
         assert memory.take(memory.window_bytes)
     assert first == MAX_WINDOW_BYTES
     assert memory.free_bytes >= 0
+
+
+def passed_through(memory: MemoryBudget, path: Path, size: int = len(BODY)) -> PartialFile:
+    """Claim a partial file whose blob is not kept, with an upload that has begun."""
+    partial_file = PartialFile.claim(DIGEST, path, None, memory)
+    assert partial_file is not None
+    partial_file.size = size
+    partial_file.pass_through()
+    reader = Reader()
+    partial_file.attach(reader)
+    assert partial_file.begin_upload()
+    partial_file.detach(reader)
+    return partial_file
+
+
+def test_nothing_is_written_of_a_blob_that_is_not_kept(tmp_path: Path) -> None:
+    """It is in memory from the byte on at which its size became known."""
+    partial_file = claim(tmp_path / "partial")
+    partial_file.append(BODY[:1000])
+    partial_file.pass_through()
+    partial_file.append(BODY[1000:])
+    assert partial_file.overflow_start == 1000
+    assert partial_file.read_overflow(1000, len(BODY)) == BODY[1000:]
+    assert partial_file.has_correct_digest()
+    assert (tmp_path / "partial").read_bytes() == BODY[:1000]
+
+
+def test_an_upload_reads_a_blob_that_is_not_kept(tmp_path: Path) -> None:
+    """All but the last byte before it is verified; the window is given back after the upload and all readers."""
+    memory = MemoryBudget(10_000_000)
+    partial_file = passed_through(memory, tmp_path / "partial")
+    partial_file.append(BODY)
+    assert partial_file.read_for_upload(0, len(BODY)) == BODY[:-1]
+    partial_file.finish(is_verified=True)
+    partial_file.release_memory()
+    assert partial_file.read_for_upload(len(BODY) - 1, 100) == BODY[-1:]
+    assert memory.free_bytes < 10_000_000
+    partial_file.end_upload()
+    assert memory.free_bytes == 10_000_000
+
+
+def test_the_writer_waits_for_an_upload_without_readers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All readers have left: the upload gets all bytes all the same."""
+    small_windows(monkeypatch)
+    partial_file = passed_through(MemoryBudget(), tmp_path / "partial", 10_000)
+    uploaded: list[bytes] = []
+
+    def upload() -> None:
+        while chunk := partial_file.read_for_upload(sum(map(len, uploaded)), 500):
+            uploaded.append(chunk)
+
+    thread = threading.Thread(target=upload)
+    thread.start()
+    for start in range(0, 10_000, 1000):
+        partial_file.append(BODY[start : start + 1000])
+    partial_file.finish(is_verified=True)
+    while sum(map(len, uploaded)) < 10_000 and thread.is_alive():
+        thread.join(0.01)
+    partial_file.finish(is_verified=False)
+    thread.join()
+    assert b"".join(uploaded) == BODY[:10_000]
+
+
+def test_an_upload_needs_a_reader_of_this_worker(tmp_path: Path) -> None:
+    """Without one, the download ends: the worker that has the readers fetches and uploads the blob."""
+    partial_file = claim(tmp_path / "partial")
+    partial_file.size = len(BODY)
+    partial_file.pass_through()
+    partial_file.attach(Reader(2**63))
+    assert not partial_file.begin_upload()
+
+
+def test_readers_do_not_wait_long_for_an_upload(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All in all for MAX_UPLOAD_WAIT_S: then it loses the bytes, and fails."""
+    small_windows(monkeypatch)
+    monkeypatch.setattr(partial_file_module, "MAX_UPLOAD_WAIT_S", 0.2)
+    partial_file = passed_through(MemoryBudget(), tmp_path / "partial")
+    reader = Reader(position=2**40)  # has always read everything
+    partial_file.attach(reader)
+    began = time.monotonic()
+    for start in range(0, 100_000, 1000):
+        partial_file.append(BODY[start : start + 1000])
+    assert 0.2 <= time.monotonic() - began < 5
+    assert partial_file.read_for_upload(0, 1000) == b""
+
+
+def test_a_wrong_blob_is_not_uploaded_to_its_end(tmp_path: Path) -> None:
+    """What is wrong with it is known when its last byte would be sent."""
+    partial_file = passed_through(MemoryBudget(), tmp_path / "partial")
+    partial_file.append(BODY)
+    assert partial_file.read_for_upload(0, len(BODY)) == BODY[:-1]
+    partial_file.finish(is_verified=False)
+    assert partial_file.read_for_upload(len(BODY) - 1, 100) == b""
 
 
 def small_windows(monkeypatch: pytest.MonkeyPatch) -> None:
