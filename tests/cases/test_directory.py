@@ -118,7 +118,7 @@ def test_a_removed_directory_comes_back(
         assert_pulled(deployment, layers[1])
         return bool(deployment.stored_files(layers[1]))
 
-    eventually(is_kept, "kept again", 15)
+    eventually(is_kept, "kept again")
     before = fake_registry.count("blob", "GET", reference=layers[1])
     assert_pulled(deployment, layers[1])
     assert fake_registry.count("blob", "GET", reference=layers[1]) == before
@@ -159,7 +159,7 @@ def test_the_cap_holds_where_directories_cannot_be_flushed(
     layers = add_layers(fake_registry, 12, 2 * MIB)
     for layer in layers:
         assert_pulled(deployment, layer)
-    eventually(lambda: 0 < stored_bytes(deployment.dockyard.storage) <= 10 * MIB, "within the cap", 5)
+    eventually(lambda: 0 < stored_bytes(deployment.dockyard.storage) <= 10 * MIB, "within the cap")
     assert_pulled(deployment, layers[-1])
     assert fake_registry.count("blob", "GET", reference=layers[-1]) == 1
     assert "cannot store" not in deployment.dockyard.read_log()
@@ -211,7 +211,7 @@ def test_the_cap_holds_while_nothing_can_be_published(
         layers = add_layers(fake_registry, 14, 2 * MIB)
         for layer in layers:
             assert_pulled(deployment, layer)
-        eventually(lambda: 0 < stored_bytes(deployment.dockyard.storage) <= 10 * MIB, "within the cap", 10)
+        eventually(lambda: 0 < stored_bytes(deployment.dockyard.storage) <= 10 * MIB, "within the cap")
         assert_pulled(deployment, layers[-1])
         assert fake_registry.count("blob", "GET", reference=layers[-1]) == 1
         lines = [line for line in deployment.dockyard.read_log().splitlines() if "evict" in line and "publish" in line]

@@ -10,6 +10,7 @@ import pytest
 
 from tests.cases.registries import ScopedTokens, bearer, has_scope, pull_scope, scopes, token_for
 from tests.support import faults
+from tests.support.busy_machine import is_within
 from tests.support.deployment import Deployment, set_at_exit, upstream
 from tests.support.fake_registry import FakeRegistry
 from tests.support.http_client import Response
@@ -153,4 +154,4 @@ def test_a_slow_upstream_does_not_hold_up_another(
         assert_fresh(deployment, "org/app", "other.test")
         response = deployment.get(f"/v2/other.test/org/app/blobs/{image.layers[0]}")
         assert (response.status, response.body == content) == (200, True)
-        assert time.monotonic() - began_at < 2.0
+        assert is_within(time.monotonic() - began_at, 1)

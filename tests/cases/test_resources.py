@@ -62,7 +62,7 @@ def test_a_log_that_nobody_reads_stops_nothing(fake_registry: FakeRegistry, tmp_
     reading, writing = os.pipe()
     with open(reading, "rb") as read_end, started(dockyard, writing) as process:
         os.close(writing)
-        eventually(dockyard.is_answering, "answering", 20)
+        eventually(dockyard.is_answering, "answering")
         deployment.wait_for_workers(2)
         workers = worker_pids(process)
         if reader == "is gone":
@@ -126,7 +126,7 @@ def test_workers_without_their_sockets_are_not_killed(
         ]
         for file in deployment.dockyard.storage.glob("run/*.sock"):
             file.unlink()
-        eventually(lambda: len(list(deployment.dockyard.storage.glob("run/shard-*.sock"))) == 2, "made again", 15)
+        eventually(lambda: len(list(deployment.dockyard.storage.glob("run/shard-*.sock"))) == 2, "made again")
         assert deployment.dockyard.worker_pids() == workers
         go_on.set()
         for download in downloads:
@@ -195,7 +195,7 @@ def test_a_cpu_quota_limits_the_number_of_workers(fake_registry: FakeRegistry, t
     )
     try:
         dockyard.start(wait=False)
-        eventually(dockyard.is_answering, "answering", 60)
+        eventually(dockyard.is_answering, "answering")
         stays(lambda: len(dockyard.worker_pids()) == 1, "one worker", 1.0)
     finally:
         dockyard.kill()

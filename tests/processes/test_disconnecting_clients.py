@@ -55,7 +55,7 @@ def test_work_for_disconnected_clients_stops(
         client.head()
         client.socket.close() if how == "close" else client.reset()
     encoded = content.digest.partition(":")[2]
-    eventually(lambda: not any(encoded in name for name in open_files(worker).values()), "the layer is closed", 5)
+    eventually(lambda: not any(encoded in name for name in open_files(worker).values()), "the layer is closed")
     used, since = cpu_seconds(worker), time.monotonic()
     stays(lambda: cpu_seconds(worker) - used < 0.2 + 0.2 * (time.monotonic() - since), "an idle worker", for_s=1)
     assert len(deployment.dockyard.read_log().splitlines()) - logged <= 3 * len(clients)
@@ -83,7 +83,7 @@ def test_a_client_that_reads_nothing_is_cut(
     with deployment.stream(path, receive_buffer=4096) as stalled:
         assert stalled.head().status == 200
         assert any(encoded in name for name in open_files(worker).values())
-        eventually(lambda: not any(encoded in name for name in open_files(worker).values()), "it is cut", 8)
+        eventually(lambda: not any(encoded in name for name in open_files(worker).values()), "it is cut")
         body, ended = stalled.rest()
         assert ended in ("fin", "rst")
         assert len(body) < content.size

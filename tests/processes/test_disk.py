@@ -138,7 +138,7 @@ def test_the_size_limit_holds_over_all_workers(
     for number in range(30):
         digest = fake_registry.add_blob(Random(number).randbytes(MIB))
         assert deployment.get(f"/v2/up.test/app/blobs/{digest}").status == 200
-    eventually(lambda: 0 < _stored_bytes(deployment) <= 16 * MIB, "within the cap", 15)
+    eventually(lambda: 0 < _stored_bytes(deployment) <= 16 * MIB, "within the cap")
 
 
 def test_a_layer_larger_than_the_size_limit_is_served(
@@ -227,8 +227,8 @@ def test_deleted_directories_are_created_again(
     for path in [storage] if deleted == "*" else list(storage.glob(deleted)):
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     assert _pull_new_layer(deployment, fake_registry, 31) == 1
-    eventually(lambda: len(list(storage.glob("run/shard-*.sock"))) == 2, "the sockets are there again", 5)
-    eventually(lambda: len(list(storage.glob("run/shard-*.lock"))) == 2, "the locks are there again", 5)
+    eventually(lambda: len(list(storage.glob("run/shard-*.sock"))) == 2, "the sockets are there again")
+    eventually(lambda: len(list(storage.glob("run/shard-*.lock"))) == 2, "the locks are there again")
     content = Bytes(Random(32).randbytes(6 * MIB))
     digest = fake_registry.add_blob(content)
     with deployment.crowd(f"/v2/up.test/app/blobs/{digest}", content, 20) as crowd:

@@ -12,6 +12,7 @@ import pytest
 
 from dockyard.workers.rendezvous import owners
 from tests.support import faults
+from tests.support.busy_machine import EVENT_TIMEOUT_S
 from tests.support.deployment import Deployment, eventually, set_at_exit
 from tests.support.fake_registry import FakeRegistry
 from tests.support.worker_state import workers_by_client_port
@@ -19,7 +20,6 @@ from tests.support.worker_state import workers_by_client_port
 WORKERS = 2
 PATH = "/v2/up.test/app/manifests/v1"
 POINTER = "cache/manifests/up.test/app/tags/v1"
-PATIENCE_S = 10.0
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ def connect(deployment: Deployment) -> Iterator[Callable[[Callable[[int], bool]]
 
         def connect(is_wanted: Callable[[int], bool]) -> HTTPConnection:
             def once() -> HTTPConnection | None:
-                connection = stack.enter_context(closing(HTTPConnection(*deployment.address, timeout=PATIENCE_S)))
+                connection = stack.enter_context(closing(HTTPConnection(*deployment.address, timeout=EVENT_TIMEOUT_S)))
                 connection.connect()
                 _ask(connection, "/healthz")
                 port = connection.sock.getsockname()[1]

@@ -10,11 +10,11 @@ import pytest
 
 from tests.support import faults
 from tests.support.bodies import Bytes
+from tests.support.busy_machine import is_within
 from tests.support.deployment import CHECK_TIMEOUT_S, Deployment, set_at_exit, upstream
 from tests.support.fake_registry import FakeRegistry
 from tests.support.http_client import Response
 
-SLACK_S = 1.0  # two cores, shared with everything else that runs
 HANGING_REQUESTS = 200
 HANGING_DOWNLOADS = 70
 BIG_BYTES = 2 * 1024 * 1024
@@ -60,11 +60,11 @@ def test_requests_that_hang_at_one_upstream_do_not_delay_another(
             for path in cold:
                 response = deployment.get(f"/v2/other.test/app/{path}")
                 assert (response.status, response.header("Warning")) == (200, None)
-                assert response.took_s < SLACK_S, path
+                assert is_within(response.took_s, 0), path
             response = deployment.get("/v2/other.test/new/manifests/v1")
             assert response.status == 200
-            assert response.took_s < SLACK_S
-            assert deployment.get("/v2/other.test/app/tags/list").took_s < SLACK_S
+            assert is_within(response.took_s, 0)
+            assert is_within(deployment.get("/v2/other.test/app/tags/list").took_s, 0)
 
 
 def test_waiting_for_a_thread_counts_within_the_check_timeout(
@@ -81,7 +81,7 @@ def test_waiting_for_a_thread_counts_within_the_check_timeout(
         response = deployment.get("/v2/up.test/app/manifests/v1")
         assert (response.status, response.body) == (200, image.body)
         assert (response.header("Warning") or "").startswith("299 ")
-        assert response.took_s < CHECK_TIMEOUT_S + SLACK_S
+        assert is_within(response.took_s, CHECK_TIMEOUT_S)
 
 
 def test_a_repository_that_hangs_does_not_delay_others_of_its_upstream(
@@ -102,4 +102,4 @@ def test_a_repository_that_hangs_does_not_delay_others_of_its_upstream(
         for path in ("manifests/v1", f"blobs/{image.layers[0]}"):
             response = deployment.get(f"/v2/up.test/app/{path}")
             assert (response.status, response.header("Warning")) == (200, None)
-            assert response.took_s < SLACK_S, path
+            assert is_within(response.took_s, 0), path

@@ -12,13 +12,13 @@ import attrs
 import pytest
 import yaml
 
+from tests.support.busy_machine import EVENT_TIMEOUT_S
 from tests.support.deployment import Deployment, eventually, upstream
 from tests.support.dockyard import Dockyard
 from tests.support.fake_registry import FakeRegistry
 from tests.support.processes import descendants, kill_leftovers
 
 REQUESTS = 1200
-STOP_S = 8.0
 
 
 @attrs.define(eq=False)
@@ -31,7 +31,7 @@ class Server:
     def stop(self) -> int:
         """Send SIGTERM; return the exit status."""
         self.popen.send_signal(signal.SIGTERM)
-        return self.popen.wait(STOP_S)
+        return self.popen.wait(EVENT_TIMEOUT_S)
 
 
 @pytest.fixture
@@ -56,7 +56,7 @@ def start(
         [sys.executable, "-m", "dockyard", "server", "-c", dockyard.config], stdout=descriptor, stderr=descriptor
     )
     started.append(popen)
-    eventually(dockyard.is_answering, "it answers", 30)
+    eventually(dockyard.is_answering, "it answers")
     return Server(Deployment(fake_registry, dockyard), popen)
 
 
@@ -100,7 +100,7 @@ def test_the_count_of_dropped_lines_is_logged_when_the_output_is_read_again(
             server.deployment.get(long_name)
         return server.deployment.metric("dockyard_log_lines_dropped_total") > 0
 
-    eventually(has_dropped, "lines are dropped", 60)
+    eventually(has_dropped, "lines are dropped")
     data = b""
     while b"log lines were dropped" not in data:
         data += os.read(reader, 65536)
@@ -108,7 +108,7 @@ def test_the_count_of_dropped_lines_is_logged_when_the_output_is_read_again(
     server.popen.send_signal(signal.SIGTERM)
     while os.read(reader, 65536):
         pass
-    assert server.popen.wait(STOP_S) == 0
+    assert server.popen.wait(EVENT_TIMEOUT_S) == 0
     os.close(reader)
 
 
@@ -133,7 +133,7 @@ def test_a_socket_as_standard_output(
     server = start(started, fake_registry, tmp_path / "deployment", theirs.fileno(), output=name)
     theirs.close()
     assert server.stop() == 0
-    ours.settimeout(5)
+    ours.settimeout(EVENT_TIMEOUT_S)
     data = b""
     while more := ours.recv(65536):
         data += more
@@ -150,11 +150,11 @@ def test_closed_standard_streams(fake_registry: FakeRegistry, tmp_path: Path) ->
     command = f"exec {sys.executable} -m dockyard server -c {dockyard.config} <&- >&- 2>&-"
     with subprocess.Popen(["sh", "-c", command]) as popen:
         try:
-            eventually(dockyard.is_answering, "it answers", 30)
+            eventually(dockyard.is_answering, "it answers")
             for process in [popen.pid, *(each.pid for each in descendants(popen.pid))]:
                 assert [os.readlink(f"/proc/{process}/fd/{number}") for number in range(3)] == ["/dev/null"] * 3
             popen.send_signal(signal.SIGTERM)
-            assert popen.wait(STOP_S) == 0
+            assert popen.wait(EVENT_TIMEOUT_S) == 0
         finally:
             popen.kill()
 
@@ -169,7 +169,10 @@ def test_an_output_that_cannot_be_opened_is_an_error_in_the_settings(tmp_path: P
     config = tmp_path / "config.yaml"
     config.write_text(yaml.safe_dump({"logger": {"output": output}, "storage": {"directory": str(tmp_path / "s")}}))
     done = subprocess.run(
-        [sys.executable, "-m", "dockyard", "server", "-c", config], capture_output=True, timeout=20, check=False
+        [sys.executable, "-m", "dockyard", "server", "-c", config],
+        capture_output=True,
+        timeout=EVENT_TIMEOUT_S,
+        check=False,
     )
     assert done.returncode == 2
     assert b"logger.output" in done.stderr

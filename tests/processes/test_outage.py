@@ -9,11 +9,11 @@ from statistics import median
 import pytest
 
 from tests.support import faults
+from tests.support.busy_machine import is_within
 from tests.support.deployment import CHECK_TIMEOUT_S, Deployment, eventually, parse_cache_status
 from tests.support.fake_registry import FakeRegistry
 from tests.support.http_client import Response
 
-SLACK_S = 1.0  # two cores, shared with everything else that runs
 FAST_S = 0.05
 RECOVERY_S = 5.0
 PROBE_EVERY_S = 3.0
@@ -46,27 +46,27 @@ def test_an_outage_costs_one_check(
     """The first stale tag takes `check_timeout` plus half a second at most, later ones no upstream request."""
     fake_registry.add_image("app", "v1")
     deployment = make_deployment(workers=workers)
-    for _ in range(5 * workers):
-        assert deployment.get(CACHED).header("Warning") is None
+    fresh = [deployment.get(CACHED) for _ in range(5 * workers)]
+    assert all(response.header("Warning") is None for response in fresh)
     _go_away(fake_registry, how)
     first = deployment.get(CACHED)
     assert _is_stale(first)
-    assert first.took_s < CHECK_TIMEOUT_S + 0.5 + SLACK_S
+    assert is_within(first.took_s, CHECK_TIMEOUT_S + 0.5)
     began, count_before = time.monotonic(), fake_registry.count()
     later = [deployment.get(CACHED) for _ in range(40)]
     probes = 1 + (time.monotonic() - began) // PROBE_EVERY_S
     assert fake_registry.count() - count_before <= probes
     assert all(_is_stale(response) for response in later)
-    assert median(response.took_s for response in later) < FAST_S
-    assert max(response.took_s for response in later) < FAST_S + SLACK_S
+    usual_s = median(response.took_s for response in fresh)
+    assert is_within(median(response.took_s for response in later), 0, slack_s=FAST_S, control_s=usual_s)
+    assert is_within(max(response.took_s for response in later), FAST_S)
     assert parse_cache_status(later[-1])["hit"] is True
     unknown = deployment.get("/v2/up.test/app/manifests/unknown")
-    assert (unknown.status, unknown.took_s < FAST_S + SLACK_S) in [(503, True), (504, True)]
+    assert unknown.status in (503, 504)
+    assert is_within(unknown.took_s, FAST_S)
     assert int(unknown.header("Retry-After") or 0) >= 1
     _return(fake_registry, how)
-    returned_at = time.monotonic()
-    eventually(lambda: deployment.get(CACHED).header("Warning") is None, "fresh again", RECOVERY_S + SLACK_S)
-    assert time.monotonic() - returned_at < RECOVERY_S + SLACK_S
+    eventually(lambda: deployment.get(CACHED).header("Warning") is None, "fresh again", RECOVERY_S)
     assert all(deployment.get(CACHED).header("Warning") is None for _ in range(5 * workers))
 
 
@@ -83,7 +83,7 @@ def test_many_tags_at_once_of_a_silent_upstream(
     _go_away(fake_registry, "silent")
     responses = deployment.get_concurrently(paths)
     assert all(_is_stale(response) for response in responses)
-    assert max(response.took_s for response in responses) < CHECK_TIMEOUT_S + 0.5 + SLACK_S
+    assert is_within(max(response.took_s for response in responses), CHECK_TIMEOUT_S + 0.5)
 
 
 @pytest.mark.parametrize("how", ["slow", "500"])
@@ -105,7 +105,7 @@ def test_a_name_that_fails_does_not_make_others_stale(
             for path in (CACHED, f"/v2/up.test/new{number}/manifests/v1"):
                 response = deployment.get(path)
                 assert (response.status, response.header("Warning")) == (200, None)
-                assert response.took_s < SLACK_S
+                assert is_within(response.took_s, 0)
             if number > 10:
                 time.sleep(0.1)  # the slow ones take seconds
         assert {each.result().status for each in bad} <= {503, 504}
@@ -143,7 +143,7 @@ def test_repeated_errors_open_the_circuit_breaker(
         assert _is_stale(deployment.get(CACHED))
     assert fake_registry.count() - count_before <= 1 + (time.monotonic() - began) // PROBE_EVERY_S
     fake_registry.remove_rules()
-    eventually(lambda: deployment.get(CACHED).header("Warning") is None, "fresh again", RECOVERY_S + SLACK_S)
+    eventually(lambda: deployment.get(CACHED).header("Warning") is None, "fresh again", RECOVERY_S)
 
 
 def test_an_outage_of_one_upstream_does_not_affect_others(

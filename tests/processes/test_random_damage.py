@@ -195,7 +195,7 @@ class Run:
         self.checker.request(content)
         self.checker.at_once(content)
         self._fake_registry.remove_rules(rule)
-        eventually(lambda: self.checker.request(content), "right again", 20)
+        eventually(lambda: self.checker.request(content), "right again")
 
     def finish(self) -> None:
         """Everything is right, and the blobs are right in the store."""

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 import pytest
 
 from tests.support import faults
+from tests.support.busy_machine import is_within
 from tests.support.deployment import Deployment, eventually, upstream
 from tests.support.fake_auth import FakeScopedTokens, FakeTokenService, bearer_challenge, require_authorization
 from tests.support.fake_registry import Change, FakeRegistry, basic
@@ -118,7 +119,7 @@ def test_a_token_service_that_fails(
     response = deployment.get("/v2/up.test/app/manifests/v1")
     assert response.status in statuses, response
     assert response.error
-    assert response.took_s < 12  # 10 s, since nothing is cached
+    assert is_within(response.took_s, 11)  # 10 s, since nothing is cached
     assert fake_registry.count("manifest") + fake_registry.count("ping") <= 2
     assert fake_registry.count("token") <= 2
     assert fake_registry.sent_bytes("token") < 32 << 20
@@ -200,7 +201,7 @@ def test_invalid_and_unreachable_realms(
     )
     response = deployment.get("/v2/up.test/app/manifests/v1")
     assert response.status in (403, 404, 502, 503, 504)
-    assert response.took_s < 5
+    assert is_within(response.took_s, 4)
     deployment.assert_no_leak(response)
 
 

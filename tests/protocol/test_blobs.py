@@ -205,9 +205,9 @@ def test_parallel_open_ranges_share_one_fetch(
 
     with ThreadPoolExecutor(8) as pool:
         assert list(pool.map(fetch, range(8))) == [(206, True)] * 8
-    eventually(lambda: deployment.stored_files(digest), "the layer is stored", 30)
+    eventually(lambda: deployment.stored_files(digest), "the layer is stored")
     assert fake_registry.count("blob", "GET") == 1
-    eventually(lambda: not deployment.partial_files(), "the partial file is deleted", 5)
+    eventually(lambda: not deployment.partial_files(), "the partial file is deleted")
 
 
 def test_a_download_continues_when_its_only_client_disconnects(
@@ -224,7 +224,7 @@ def test_a_download_continues_when_its_only_client_disconnects(
             assert is_part_of(content, 0, download.head().read(10 * MIB))
         assert deployment.stored_files(digest) == []
         go_on.set()
-    eventually(lambda: deployment.stored_files(digest), "the blob is stored", 30)
+    eventually(lambda: deployment.stored_files(digest), "the blob is stored")
     response = deployment.get(path, Range=f"bytes={50 * MIB}-{50 * MIB + 9}")
     assert (response.status, is_part_of(content, 50 * MIB, response.body)) == (206, True)
     assert parse_cache_status(response)["hit"] is True

@@ -10,6 +10,7 @@ import pytest
 import trustme
 
 from tests.support import faults
+from tests.support.busy_machine import is_within
 from tests.support.certificates import server_context
 from tests.support.deployment import (
     CHECK_TIMEOUT_S,
@@ -86,7 +87,7 @@ def test_a_cached_tag_is_served_stale(
     _break(fake_registry, failure)
     first = deployment.get(CACHED)
     _assert_stale(first, image, was_asked=True)
-    assert first.took_s < CHECK_TIMEOUT_S + 1.5
+    assert is_within(first.took_s, CHECK_TIMEOUT_S + 0.5)
     count_before = fake_registry.count("manifest"), fake_registry.count("blob")
     assert deployment.get(f"/v2/up.test/app/manifests/{image.digest}").body == image.body
     assert deployment.get(f"/v2/up.test/app/blobs/{image.layers[0]}").status == 200
@@ -95,7 +96,7 @@ def test_a_cached_tag_is_served_stale(
     if not failure.startswith(
         "429 with "
     ):  # the circuit breaker retries after half a minute or more; test_outage.py uses a shorter interval
-        eventually(lambda: deployment.get(CACHED).header("Warning") is None, "fresh again", 8)
+        eventually(lambda: deployment.get(CACHED).header("Warning") is None, "fresh again", within_s=7)
 
 
 @pytest.mark.parametrize("failure", FAILURES)
@@ -188,12 +189,12 @@ def test_starting_with_an_unreachable_upstream(fake_registry: FakeRegistry, tmp_
         fake_registry.clear_exchanges()
         response = deployment.get(CACHED)
         _assert_stale(response, image, was_asked=True)
-        assert response.took_s < CHECK_TIMEOUT_S + 1.5
+        assert is_within(response.took_s, CHECK_TIMEOUT_S + 0.5)
         assert deployment.get(f"/v2/up.test/app/manifests/{image.digest}").body == image.body
         assert deployment.get(f"/v2/up.test/app/blobs/{image.layers[0]}").status == 200
         unknown = deployment.get(UNKNOWN)
         assert unknown.status in (502, 503, 504)
-        assert unknown.took_s < CHECK_TIMEOUT_S + 1.5
+        assert is_within(unknown.took_s, CHECK_TIMEOUT_S + 0.5)
         deployment.assert_no_leak(unknown)
         assert fake_registry.count() == 0, "nothing is sent over a connection that is not what it should be"
 
@@ -238,4 +239,6 @@ def test_uncached_digests_are_errors_too(
         assert response.status == 503
         assert 1 <= int(response.header("Retry-After") or 0) <= 60
     fake_registry.listener.open()
-    eventually(lambda: deployment.get(f"/v2/up.test/app/{kind}/sha256:{'4' * 64}").status == 404, "requested again", 8)
+    eventually(
+        lambda: deployment.get(f"/v2/up.test/app/{kind}/sha256:{'4' * 64}").status == 404, "requested again", within_s=7
+    )

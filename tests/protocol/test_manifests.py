@@ -11,6 +11,7 @@ import pytest
 
 from tests.support import faults
 from tests.support.bodies import digest_of
+from tests.support.busy_machine import is_within
 from tests.support.deployment import Deployment, eventually, open_deployment
 from tests.support.fake_registry import (
     DOCKER_LIST,
@@ -276,7 +277,7 @@ def test_a_document_that_is_no_manifest_is_rejected(deployment: Deployment, name
     for reference in ("v1", digest):
         response = deployment.get(f"/v2/up.test/{repo}/manifests/{reference}")
         assert (response.status, response.error) == (502, "UNKNOWN")
-        assert response.took_s < 2
+        assert is_within(response.took_s, 1)
     assert deployment.stored_files(digest) == []
 
 
@@ -309,7 +310,7 @@ def test_a_manifest_over_the_size_limit(deployment: Deployment, change: Change, 
     began = time.monotonic()
     response = deployment.get(f"/v2/up.test/over/the/cap/manifests/{requested}")
     assert (response.status, response.error) == (502, "UNKNOWN")
-    assert time.monotonic() - began < 5
+    assert is_within(time.monotonic() - began, 4)
     eventually(
         lambda: all(e.ended for e in deployment.fake_registry.received("manifest", "GET")),
         "the connection upstream is closed",

@@ -27,6 +27,7 @@ from tests.security.canaries import WatchedDeployment
 from tests.security.conftest import bucket_settings
 from tests.security.raw_connection import send_bytes
 from tests.support import faults
+from tests.support.busy_machine import EVENT_TIMEOUT_S, is_within
 from tests.support.deployment import eventually, set_at_exit, upstream
 from tests.support.fake_auth import FakeTokenService
 from tests.support.fake_registry import FakeRegistry
@@ -127,7 +128,7 @@ def test_d5_hostile_xml_of_the_bucket(
                 if (status, name, path[:5]) == (200, "8 MiB", "blobs"):
                     assert not response.is_complete
                     response = deployment.get(f"/v2/up.test/store-{number}/{path}")
-                assert (response.status, response.body, response.took_s < 3) == (200, body, True), name
+                assert (response.status, response.body, is_within(response.took_s, 2)) == (200, body, True), name
         assert "root:" not in deployment.dockyard.read_log()
         assert _memory(deployment) < 160 * MIB
 
@@ -148,10 +149,12 @@ def test_d6_more_connections_than_descriptors(
     with set_at_exit(go_on), deployment.stream(f"/v2/up.test/app/blobs/{digest}") as running, ExitStack() as idle:
         assert running.head().status == 200
         for _ in range(150):
-            idle.enter_context(socket.create_connection(deployment.address, 20))
+            idle.enter_context(socket.create_connection(deployment.address, EVENT_TIMEOUT_S))
         began = time.monotonic()
         assert deployment.get("/v2/").status == 200
-        assert 5 < time.monotonic() - began < 15  # it had to wait until others were cut
+        waited_s = time.monotonic() - began
+        assert waited_s > 5  # it had to wait until others were cut
+        assert is_within(waited_s, 10, slack_s=5)
         go_on.set()
         assert running.rest() == (blob, "length")
     assert deployment.dockyard.worker_pids() == [pid]

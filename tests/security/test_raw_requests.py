@@ -18,6 +18,7 @@ from tests.deploy.fleet import EXAMPLES
 from tests.security.canaries import WatchedDeployment
 from tests.security.corpus import CORPUS, INNER, LAST, RawInput
 from tests.security.raw_connection import count_requests, send_bytes
+from tests.support.busy_machine import EVENT_TIMEOUT_S, is_within
 from tests.support.paths import ROOT
 from tests.support.processes import Process, free_port
 from tests.support.programs import Programs
@@ -68,7 +69,7 @@ def test_s2_slow_and_idle_clients_are_cut(empty_bucket_deployment: WatchedDeploy
     """A client that has not sent a whole request within ten seconds is cut, and so is an idle connection."""
 
     def wait(start: Callable[[socket.socket], None]) -> float:
-        with socket.create_connection(empty_bucket_deployment.address, 20) as connection:
+        with socket.create_connection(empty_bucket_deployment.address, EVENT_TIMEOUT_S) as connection:
             began = time.monotonic()
             try:
                 start(connection)
@@ -80,7 +81,7 @@ def test_s2_slow_and_idle_clients_are_cut(empty_bucket_deployment: WatchedDeploy
 
     with ThreadPoolExecutor(len(WAITING)) as pool:
         took = dict(zip(WAITING, pool.map(wait, WAITING.values()), strict=True))
-    assert {name for name, seconds in took.items() if not 5 < seconds < 12} == set(), took
+    assert all(seconds > 5 and is_within(seconds, 10, slack_s=2) for seconds in took.values()), took
 
 
 def test_s3_the_body_of_a_post_is_not_read(empty_bucket_deployment: WatchedDeployment) -> None:
@@ -88,7 +89,7 @@ def test_s3_the_body_of_a_post_is_not_read(empty_bucket_deployment: WatchedDeplo
     head = b"POST /v2/up.test/app/blobs/uploads/ HTTP/1.1\r\nHost: h\r\nContent-Length: 1000000\r\n\r\n"
     result = send_bytes(empty_bucket_deployment.address, head)
     assert (result.statuses, result.is_closed) == ((405,), True)
-    assert result.took_s < 0.5
+    assert is_within(result.took_s, 0, slack_s=0.5)
 
 
 @contextmanager
@@ -126,7 +127,7 @@ def _front(
     config.write_text(text)
     process = Process.start(argv, log=directory / f"{name}.log")
     try:
-        process.wait_until(lambda: _is_up(port), "answering", 30)
+        process.wait_until(lambda: _is_up(port), "answering")
         yield "127.0.0.1", port
     finally:
         process.end()

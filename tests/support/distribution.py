@@ -10,11 +10,10 @@ from pathlib import Path
 
 import attrs
 
+from tests.support.busy_machine import EVENT_TIMEOUT_S
 from tests.support.loopback_server import LoopbackServer
 from tests.support.processes import Process, SetupError, free_port, wait_until
 
-START_TIMEOUT_S = 20.0
-REQUEST_TIMEOUT_S = 60.0
 TEST_USER_AGENT = "dockyard-tests"  # requests of the tests themselves are not counted
 
 LOG_LINE = re.compile(
@@ -74,7 +73,7 @@ class DistributionRegistry(LoopbackServer):
             output=self.access_log,
             environ={"OTEL_TRACES_EXPORTER": "none", "PATH": "/usr/bin:/bin"},
         )
-        self._process.wait_until(self.is_answering, "answering", START_TIMEOUT_S)
+        self._process.wait_until(self.is_answering, "answering")
 
     def stop(self) -> None:
         """Kill it: connections are refused from now on, running downloads are cut."""
@@ -148,7 +147,7 @@ class DistributionRegistry(LoopbackServer):
         """Send one request that is not counted; the response body has been read."""
         headers = {"User-Agent": TEST_USER_AGENT} | ({"Content-Type": content_type} if content_type else {})
         with contextlib.closing(
-            http.client.HTTPConnection("127.0.0.1", self.port, timeout=REQUEST_TIMEOUT_S)
+            http.client.HTTPConnection("127.0.0.1", self.port, timeout=EVENT_TIMEOUT_S)
         ) as connection:
             connection.request(method, target, body, headers)
             response = connection.getresponse()
@@ -171,4 +170,4 @@ class DistributionRegistry(LoopbackServer):
             return
         mark = f"/v2/?fence={secrets.token_hex(8)}"
         self.call("GET", mark)
-        wait_until(lambda: mark in self.access_log.read_text(), "in the access log", REQUEST_TIMEOUT_S)
+        wait_until(lambda: mark in self.access_log.read_text(), "in the access log")

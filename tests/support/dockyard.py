@@ -5,19 +5,21 @@ import os
 import shutil
 import signal
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from tests.support.busy_machine import EVENT_TIMEOUT_S, is_within
 from tests.support.distribution import DistributionRegistry
-from tests.support.loopback_server import REQUEST_TIMEOUT_S, LoopbackServer
+from tests.support.loopback_server import LoopbackServer
 from tests.support.olareg import Olareg
 from tests.support.processes import Process, children, descendants, free_port, kill_leftovers
 
-START_TIMEOUT_S = 30.0
 DRAIN_TIMEOUT_S = 10
+STOP_SLACK_S = 5.0  # the processes end one after the other
 
 
 class Dockyard(LoopbackServer):
@@ -84,16 +86,19 @@ class Dockyard(LoopbackServer):
             environ=self._environ,
         )
         if wait:
-            self._process.wait_until(self.is_answering, "answering", START_TIMEOUT_S)
+            self._process.wait_until(self.is_answering, "answering")
 
     def stop(self) -> None:
         """Send SIGTERM; the exit status must be 0 within the drain timeout, and no worker may be left."""
         process, workers = self._running, descendants(self.pid)
         self._process = None
-        status = process.end(signal.SIGTERM, DRAIN_TIMEOUT_S + REQUEST_TIMEOUT_S)
+        sent_at = time.monotonic()
+        status = process.end(signal.SIGTERM, EVENT_TIMEOUT_S)
+        took_s = time.monotonic() - sent_at
         left = kill_leftovers(workers)
         assert status == 0, f"exit status {status}\n{process.tail()}"
         assert left == [], f"left running: {left}\n{process.tail()}"
+        assert is_within(took_s, DRAIN_TIMEOUT_S, slack_s=STOP_SLACK_S), f"ended after {took_s:.1f} s\n{process.tail()}"
 
     def kill(self) -> None:
         """Kill the supervisor and all its workers with SIGKILL."""

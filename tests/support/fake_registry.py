@@ -24,6 +24,7 @@ from typing import Any, Self
 import attrs
 
 from tests.support.bodies import Body, Bytes, digest_of
+from tests.support.busy_machine import EVENT_TIMEOUT_S
 from tests.support.raw_http import (
     TICK_S,
     ClientGoneError,
@@ -287,7 +288,7 @@ class FakeRegistry:
         with self._changed:
             self.exchanges.clear()
 
-    def wait_for(self, condition: Callable[[], bool], what: str, within_s: float = 20.0) -> None:
+    def wait_for(self, condition: Callable[[], bool], what: str, within_s: float = EVENT_TIMEOUT_S) -> None:
         """Wait until the condition holds, checking it after each request; `what` describes it in the error."""
         deadline = time.monotonic() + within_s
         while not condition():

@@ -17,9 +17,9 @@ from typing import Any, Literal, Self
 import attrs
 
 from tests.support.bodies import PIECE_BYTES, Body
+from tests.support.busy_machine import EVENT_TIMEOUT_S
 
 READ_BYTES = 256 * 1024
-TIMEOUT_S = 30.0
 
 Ended = Literal["length", "fin", "rst", "timeout"]
 
@@ -71,7 +71,7 @@ class StreamedResponse:
         method: str = "GET",
         tls: ssl.SSLContext | None = None,
         receive_buffer: int | None = None,
-        timeout_s: float = TIMEOUT_S,
+        timeout_s: float = EVENT_TIMEOUT_S,
         request: bytes | None = None,
     ) -> None:
         self._method = method
@@ -182,7 +182,7 @@ def send_request(
     *,
     method: str = "GET",
     tls: ssl.SSLContext | None = None,
-    timeout_s: float = TIMEOUT_S,
+    timeout_s: float = EVENT_TIMEOUT_S,
 ) -> Response:
     """Send one request on a new connection and read the whole response."""
     with StreamedResponse(address, path, headers, method=method, tls=tls, timeout_s=timeout_s) as download:
@@ -252,7 +252,7 @@ class Crowd:
             member.socket.close()
         self._selector.close()
 
-    def run(self, until: Callable[[], bool] | None = None, within_s: float = 60.0) -> None:
+    def run(self, until: Callable[[], bool] | None = None, within_s: float = EVENT_TIMEOUT_S) -> None:
         """Read for all clients until the condition holds, or until every download has ended."""
         deadline = time.monotonic() + within_s
         while any(not member.ended for member in self.members):
@@ -274,7 +274,7 @@ class Crowd:
         return str(ends)
 
     def _join(self, path: str, headers: Mapping[str, str]) -> None:
-        connection = _connect(self._address, TIMEOUT_S, None)
+        connection = _connect(self._address, EVENT_TIMEOUT_S, None)
         connection.sendall(request_bytes("GET", path, self._address, headers))
         connection.setblocking(False)
         match = re.match(r"bytes=(\d+)-", headers.get("Range", ""))

@@ -16,10 +16,10 @@ from typing import Any
 
 import attrs
 
+from tests.support.busy_machine import EVENT_TIMEOUT_S
 from tests.support.processes import Process
 
-PULL_TIMEOUT_S = 120.0
-START_TIMEOUT_S = 30.0
+PULL_TIMEOUT_S = 300.0
 DEAD_PROXY = "http://127.0.0.1:9"
 ACCEPT_ANY_SIGNATURE = {"default": [{"type": "insecureAcceptAnything"}]}
 
@@ -103,7 +103,7 @@ disabled_plugins = ["io.containerd.grpc.v1.cri", "io.containerd.internal.v1.opt"
 
     def wait(self) -> None:
         """Wait until it answers."""
-        self._process.wait_until(self._is_answering, "answering", START_TIMEOUT_S)
+        self._process.wait_until(self._is_answering, "answering")
 
     def stop(self) -> None:
         self._process.end_all()
@@ -177,7 +177,7 @@ class DockerDaemon:
 
     def wait(self) -> None:
         """Wait until it answers."""
-        self._process.wait_until(self._is_answering, "answering", START_TIMEOUT_S)
+        self._process.wait_until(self._is_answering, "answering")
 
     def stop(self) -> None:
         self._process.end_all()
@@ -189,7 +189,7 @@ class DockerDaemon:
         self._config.write_text(json.dumps({"registry-mirrors": urls}))
         self._process.send(signal.SIGHUP)
         wanted = [f"{url}/" for url in urls]
-        self._process.wait_until(lambda: self._mirrors() == wanted, "using its new mirrors", START_TIMEOUT_S)
+        self._process.wait_until(lambda: self._mirrors() == wanted, "using its new mirrors")
 
     def pull(self, reference: str) -> None:
         """Pull an image of this machine's platform."""
@@ -342,7 +342,7 @@ def _unmount_below(directory: Path) -> None:
     mounted = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
     for path in reversed(mounted):
         if Path(path).is_relative_to(directory):
-            subprocess.run(["umount", path], check=True, timeout=START_TIMEOUT_S)
+            subprocess.run(["umount", path], check=True, timeout=EVENT_TIMEOUT_S)
 
 
 def _digest(path: Path) -> str:

@@ -6,8 +6,6 @@ from pathlib import Path
 from tests.support.loopback_server import LoopbackServer
 from tests.support.processes import Process, free_port
 
-START_TIMEOUT_S = 20.0
-
 
 class Olareg(LoopbackServer):
     """A registry with its own port and directory; both stay the same when it is stopped and started again."""
@@ -28,7 +26,7 @@ class Olareg(LoopbackServer):
             log=self.directory / "olareg.log",
             environ={"PATH": "/usr/bin:/bin", "HOME": str(self.directory)},
         )
-        self._process.wait_until(self.is_answering, "answering", START_TIMEOUT_S)
+        self._process.wait_until(self.is_answering, "answering")
 
     def stop(self) -> None:
         """Kill it: connections are refused from now on. What was pushed is on disk already."""

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import attrs
 
+from tests.support.busy_machine import EVENT_TIMEOUT_S
+
 POLL_S = 0.02
 END_TIMEOUT_S = 10.0
 
@@ -48,7 +50,7 @@ class Process:
     def is_running(self) -> bool:
         return self.popen.poll() is None
 
-    def wait_until(self, check: Callable[[], bool], what: str, limit_s: float) -> None:
+    def wait_until(self, check: Callable[[], bool], what: str, limit_s: float = EVENT_TIMEOUT_S) -> None:
         """Wait until `check` returns True; raise SetupError at once when the program has ended."""
         deadline = time.monotonic() + limit_s
         while not check():
@@ -82,7 +84,7 @@ class Process:
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
 
 
-def wait_until(check: Callable[[], bool], what: str, limit_s: float) -> None:
+def wait_until(check: Callable[[], bool], what: str, limit_s: float = EVENT_TIMEOUT_S) -> None:
     """Wait until `check` returns True; raise SetupError after the timeout."""
     deadline = time.monotonic() + limit_s
     while not check():

@@ -20,7 +20,6 @@ from toxiproxy.api import APIConsumer
 
 from tests.support.processes import Process, free_port
 
-START_TIMEOUT_S = 10.0
 LOOPBACK = "127.0.0.1"
 
 
@@ -93,7 +92,7 @@ class Toxiproxy:
         self._process = Process.start(
             [program, "-host", LOOPBACK, "-port", str(self._port)], log=directory / "toxiproxy.log"
         )
-        self._process.wait_until(self._server.running, "answering", START_TIMEOUT_S)
+        self._process.wait_until(self._server.running, "answering")
 
     def create_proxy(self, port: int) -> TcpProxy:
         """Create a proxy in front of a loopback port."""

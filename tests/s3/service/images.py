@@ -14,7 +14,6 @@ NAME = "up.test/team/app"
 REPO = "team/app"
 READ_BYTES = 256 * 1024
 RESPONSE_TIMEOUT_S = 60.0
-WITHIN_S = 20.0
 
 
 def pull(deployment: Deployment, reference: str, name: str = NAME) -> set[str]:
@@ -83,7 +82,7 @@ def layer(seed: str, size: int) -> bytes:
 def pull_and_publish(deployment: Deployment, bucket_view: BucketView, *references: str) -> set[str]:
     """Pull images, and wait until all their objects are in the bucket; return their keys."""
     keys = set().union(*(pull(deployment, reference) for reference in references))
-    eventually(lambda: keys <= bucket_view.listed(), "everything pulled is in the bucket", WITHIN_S)
+    eventually(lambda: keys <= bucket_view.listed(), "everything pulled is in the bucket")
     return keys
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from tests.s3.service.bucket_view import BucketView, blob_key
-from tests.s3.service.images import NAME, WITHIN_S, add_images, fetch, layer, pull, put_image
+from tests.s3.service.images import NAME, add_images, fetch, layer, pull, put_image
 from tests.s3.service.request_log import S3RequestLog
 from tests.s3.store.proxy import Forward, Request, S3Proxy, s3_error
 from tests.support.bodies import digest_of
@@ -23,7 +23,7 @@ def test_an_expired_layer_of_an_image_is_downloaded(
     deployment = start()
     pull(deployment, "v1")
     assert [each.request.reference for each in fake_registry.received("blob")] == [image.layers[0]]
-    eventually(lambda: bucket_view.listed() == keys, "the layer is published", WITHIN_S)
+    eventually(lambda: bucket_view.listed() == keys, "the layer is published")
 
 
 def test_an_interrupted_response_is_resumed_from_the_bucket(
@@ -78,7 +78,7 @@ def test_a_blob_that_is_replaced_while_it_is_read_is_not_mixed_up(
 
     proxy.rule = replace
     fetch(deployment, digest)
-    eventually(lambda: bucket_view.get(key) == body, "the blob is published", WITHIN_S)
+    eventually(lambda: bucket_view.get(key) == body, "the blob is published")
 
 
 def test_an_error_of_s3_is_not_a_missing_object(

@@ -13,7 +13,6 @@ from tests.s3.service.bucket_view import BucketView, blob_key
 from tests.s3.service.images import (
     NAME,
     REPO,
-    WITHIN_S,
     add_images,
     add_index,
     fetch,
@@ -103,7 +102,7 @@ def test_a_missing_blob_is_downloaded(
     """A blob that the bucket does not have is fetched from the upstream and published."""
     digest = fake_registry.add_blob(layer("missing", 100_000))
     fetch(start(storage=REDIRECTS), digest)
-    eventually(lambda: bucket_view.listed() == {blob_key(digest)}, "the blob is published", WITHIN_S)
+    eventually(lambda: bucket_view.listed() == {blob_key(digest)}, "the blob is published")
 
 
 def test_clients_are_not_redirected_to_a_failed_bucket(
@@ -134,7 +133,7 @@ def test_a_redirect_to_an_old_blob_touches_it(start: Callable[..., Deployment], 
     key = bucket_view.put_blob(body, days_ago=30)
     deployment = start(storage=REDIRECTS)
     assert deployment.get(f"/v2/{NAME}/blobs/{digest_of(body)}").status == 307
-    eventually(lambda: bucket_view.age(key).days < 1, "the blob is touched", WITHIN_S)
+    eventually(lambda: bucket_view.age(key).days < 1, "the blob is touched")
 
 
 def test_clients_are_not_redirected_to_an_empty_object(
@@ -145,7 +144,7 @@ def test_clients_are_not_redirected_to_an_empty_object(
     bucket_view.put(blob_key(digest), b"")
     deployment = start(storage=REDIRECTS)
     fetch(deployment, digest)
-    eventually(lambda: bucket_view.stat(blob_key(digest)).size, "the bucket is repaired", WITHIN_S)
+    eventually(lambda: bucket_view.stat(blob_key(digest)).size, "the bucket is repaired")
 
 
 @pytest.mark.parametrize("client", ["crane", "skopeo"])

@@ -18,7 +18,7 @@ from collections.abc import Callable
 import pytest
 
 from tests.s3.service.bucket_view import BucketView, blob_key, manifest_key, tag_key
-from tests.s3.service.images import NAME, WITHIN_S, add_images, fetch, layer, pull, pull_and_publish, put_image
+from tests.s3.service.images import NAME, add_images, fetch, layer, pull, pull_and_publish, put_image
 from tests.s3.service.request_log import S3RequestLog
 from tests.s3.store.proxy import S3Proxy
 from tests.support.deployment import Deployment, eventually
@@ -37,7 +37,7 @@ def wait_until_quiet(request_log: S3RequestLog) -> None:
             seen[:] = [total, time.monotonic()]
         return time.monotonic() - seen[1] > QUIET_S
 
-    eventually(is_quiet, "no more requests", WITHIN_S)
+    eventually(is_quiet, "no more requests")
 
 
 def test_a_warm_pull_takes_no_requests(
@@ -63,7 +63,7 @@ def test_a_cold_blob_takes_a_get_and_a_put(
     deployment = start(proxy.host)
     request_log = S3RequestLog(proxy)
     fetch(deployment, digest)
-    eventually(lambda: bucket_view.listed() == {blob_key(digest)}, "the blob is published", WITHIN_S)
+    eventually(lambda: bucket_view.listed() == {blob_key(digest)}, "the blob is published")
     wait_until_quiet(request_log)
     assert request_log.of(blob_key(digest)) == ["GET", "PUT"]
     assert request_log.counted() == {"GET": 1, "PUT": 1}
@@ -77,7 +77,7 @@ def test_a_cold_manifest_takes_a_get_and_a_put(
     deployment = start(proxy.host)
     request_log = S3RequestLog(proxy)
     assert deployment.get(f"/v2/{NAME}/manifests/{image.digest}").status == 200
-    eventually(bucket_view.listed, "the manifest is published", WITHIN_S)
+    eventually(bucket_view.listed, "the manifest is published")
     wait_until_quiet(request_log)
     assert request_log.counted() == {"GET": 1, "PUT": 1}
 
@@ -90,7 +90,7 @@ def test_a_cold_tag_takes_two_gets_and_two_puts(
     deployment = start(proxy.host)
     request_log = S3RequestLog(proxy)
     assert deployment.get(f"/v2/{NAME}/manifests/v1").status == 200
-    eventually(lambda: len(bucket_view.listed()) == 2, "manifest and pointer are published", WITHIN_S)
+    eventually(lambda: len(bucket_view.listed()) == 2, "manifest and pointer are published")
     wait_until_quiet(request_log)
     assert request_log.of(tag_key(NAME, "v1")) == ["GET", "PUT"]
     assert request_log.of(manifest_key(NAME, image.digest)) == ["GET", "PUT"]
@@ -151,6 +151,6 @@ def test_concurrent_pulls_take_no_more_requests(
     request_log = S3RequestLog(proxy)
     replies = deployment.get_concurrently([f"/v2/{NAME}/blobs/{image.layers[1]}"] * 40)
     assert {(reply.status, len(reply.body)) for reply in replies} == {(200, 200_000)}
-    eventually(bucket_view.listed, "the blob is published", WITHIN_S)
+    eventually(bucket_view.listed, "the blob is published")
     wait_until_quiet(request_log)
     assert request_log.of(blob_key(image.layers[1])) == ["GET", "PUT"]

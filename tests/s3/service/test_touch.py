@@ -19,7 +19,6 @@ from tests.support.fake_registry import FakeRegistry
 
 DAY_S = 86_400
 QUIET_S = 1.5
-WITHIN_S = 10.0
 
 
 @pytest.fixture
@@ -38,9 +37,9 @@ def assert_touched(bucket_view: BucketView, keys: Iterable[str]) -> None:
         return not old
 
     try:
-        eventually(are_touched, "touched", WITHIN_S)
+        eventually(are_touched, "touched")
     except AssertionError:
-        pytest.fail(f"not touched within {WITHIN_S} s: {sorted(old)}")
+        pytest.fail(f"not touched: {sorted(old)}")
 
 
 def test_a_partly_pulled_image_is_touched_completely(
@@ -107,7 +106,7 @@ def test_an_image_that_is_pulled_repeatedly_does_not_age(
         pull(deployment, "v1")
         return all((bucket_view.stat(key).modified - first[key]).total_seconds() > 2 for key in keys)
 
-    eventually(have_moved, "every object is newer", WITHIN_S)
+    eventually(have_moved, "every object is newer")
 
 
 def test_an_image_in_the_local_store_is_touched_after_two_days(
@@ -138,7 +137,7 @@ def test_deleted_objects_are_published_again(
     for key in keys:
         bucket_view.remove(key)
     fake_registry.clear_exchanges()
-    eventually(lambda: pull(deployment, "v1") and bucket_view.listed() == keys, "all objects are published again", 30.0)
+    eventually(lambda: pull(deployment, "v1") and bucket_view.listed() == keys, "all objects are published again")
     assert {key: bucket_view.get(key) for key in keys} == contents
     assert fake_registry.count("blob") == 0
 
@@ -150,7 +149,7 @@ def test_an_object_that_is_deleted_before_its_copy_is_published_again(
     digest = fake_registry.add_blob(layer("deleted", 50_000))
     deployment = start(proxy.host, storage={"touch_threshold": "2s"})
     fetch(deployment, digest)
-    eventually(lambda: bucket_view.listed() == {blob_key(digest)}, "the blob is published", WITHIN_S)
+    eventually(lambda: bucket_view.listed() == {blob_key(digest)}, "the blob is published")
     removed = []
 
     def delete(request: Request) -> Forward:
@@ -160,7 +159,7 @@ def test_an_object_that_is_deleted_before_its_copy_is_published_again(
         return Forward()
 
     proxy.rule = delete
-    eventually(lambda: fetch(deployment, digest) and removed, "a touch", WITHIN_S)
+    eventually(lambda: fetch(deployment, digest) and removed, "a touch")
     eventually(
         lambda: fetch(deployment, digest) and bucket_view.listed() == {blob_key(digest)},
         "the blob is published again",

@@ -15,6 +15,7 @@ from dockyard.storage import keys
 from tests.s3.store.proxy import Forward, Request, Respond, Rule, S3Proxy, Stall, s3_error
 from tests.s3.store.servers import MIB, SECRET_KEY, Server, make_s3_store
 from tests.s3.store.store_adapters import MANIFEST_TYPE, pieces, reader
+from tests.support.busy_machine import is_within
 
 NAME = Name.parse("docker.io/library/app")
 TAG = Tag.parse("latest")
@@ -92,7 +93,7 @@ def test_a_refused_connection_is_an_error(minio: Server, operation: Callable[[S3
     started_at = time.monotonic()
     with pytest.raises(S3Error, match="cannot connect to"):
         operation(s3)
-    assert time.monotonic() - started_at < 1
+    assert is_within(time.monotonic() - started_at, 0)
 
 
 @ANY_SERVER
@@ -308,7 +309,7 @@ def test_a_blocked_read_can_be_aborted(s3: S3Store, direct_s3: S3Store, proxy: S
     with pytest.raises(Unavailable):
         b"".join(iter(lambda: body.read(64 * 1024), b""))
     body.close()
-    assert time.monotonic() - started_at < 5
+    assert is_within(time.monotonic() - started_at, 4)
 
 
 def test_a_late_abort_does_not_affect_another_request(direct_s3: S3Store) -> None:
