@@ -23,9 +23,12 @@ def is_within(took_s: float, limit_s: float, *, slack_s: float = SLACK_S, contro
 
     `control_s` is how long the control takes now; by default it is some work, which is measured when it matters.
     """
-    if took_s <= limit_s + slack_s:
-        return True
-    return took_s <= limit_s + MAX_SLOWDOWN * (measure_work_s() if control_s is None else control_s)
+    return took_s <= limit_s + slack_s or took_s <= limit_s + busy_slack_s(slack_s, control_s)
+
+
+def busy_slack_s(slack_s: float = SLACK_S, control_s: float | None = None) -> float:
+    """The slack on the machine as it is now."""
+    return max(slack_s, MAX_SLOWDOWN * (measure_work_s() if control_s is None else control_s))
 
 
 def measure_work_s() -> float:

@@ -14,7 +14,7 @@ from typing import Any
 import attrs
 
 from tests.support.bodies import Body
-from tests.support.busy_machine import EVENT_TIMEOUT_S, is_within
+from tests.support.busy_machine import EVENT_TIMEOUT_S, SLACK_S, is_within
 from tests.support.dockyard import Dockyard, running
 from tests.support.fake_registry import FakeRegistry
 from tests.support.http_client import Crowd, Response, StreamedResponse, send_request
@@ -101,7 +101,9 @@ class Deployment:
             assert secret not in text, f"{secret!r} in {text}"
 
 
-def eventually(condition: Callable[[], Any], what: str, within_s: float | None = None) -> Any:
+def eventually(
+    condition: Callable[[], Any], what: str, within_s: float | None = None, *, slack_s: float = SLACK_S
+) -> Any:
     """Wait until `condition` returns something true, and return that.
 
     `within_s` is for what is promised within a time (see `is_within`); it is not needed for what must only happen.
@@ -109,7 +111,7 @@ def eventually(condition: Callable[[], Any], what: str, within_s: float | None =
     began_at = time.monotonic()
     while not (found := condition()):
         waited_s = time.monotonic() - began_at
-        if waited_s > EVENT_TIMEOUT_S or (within_s is not None and not is_within(waited_s, within_s)):
+        if waited_s > EVENT_TIMEOUT_S if within_s is None else not is_within(waited_s, within_s, slack_s=slack_s):
             raise AssertionError(f"not within {waited_s:.0f} s: {what}")
         time.sleep(POLL_S)
     return found

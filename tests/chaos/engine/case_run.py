@@ -16,11 +16,11 @@ from tests.chaos.engine.isolated_upstream import wait_for
 from tests.chaos.engine.outcomes import Observation, ObservedResponse, Outcome, find_response_problems
 from tests.chaos.engine.records import Record
 from tests.chaos.engine.run import Run
+from tests.support.busy_machine import EVENT_TIMEOUT_S
 from tests.support.deployment import Deployment
 from tests.support.http_client import Crowd, Response, send_request
 
-TIMEOUT_S = 100.0
-STORED_WITHIN_S = 5.0
+TIMEOUT_S = 2 * EVENT_TIMEOUT_S  # of cases that wait for each other, and for faults of many seconds
 RETRY_EVERY_S = 0.2
 UNSEEN_BYTES = 64 * 1024  # the tail that is withheld until the digest is verified, and bytes on their way
 # Nothing shows when the last of ten clients has joined a download that has not sent a byte yet.
@@ -93,7 +93,7 @@ class CaseRun:
             assert time.monotonic() < deadline, f"{path}: {response.describe()}"
             time.sleep(RETRY_EVERY_S)
         digest = response.header("Docker-Content-Digest") or ""
-        wait_for(lambda: self.is_stored(digest), f"{path} is stored", STORED_WITHIN_S)
+        wait_for(lambda: self.is_stored(digest), f"{path} is stored")
 
     def wait_for_fault(self) -> None:
         """Wait until the cases of all states are ready. Requests that reach the upstream are counted from here on."""
@@ -223,4 +223,4 @@ class CaseRun:
         if not must_be_stored or (responses and not any(each.is_right_and_whole for each in responses)):
             return
         with contextlib.suppress(AssertionError):
-            wait_for(lambda: self.is_stored(digest), "stored", STORED_WITHIN_S)
+            wait_for(lambda: self.is_stored(digest), "stored")

@@ -12,6 +12,7 @@ from tests.chaos.engine.limits import SLACK_S
 from tests.chaos.engine.records import Record
 from tests.chaos.engine.run import Run
 from tests.chaos.engine.variant import DeploymentVariant
+from tests.support.busy_machine import is_within
 
 Steps = Callable[["DeploymentCaseRun"], None]
 
@@ -34,7 +35,7 @@ def check_recovery(run: Run, variant: DeploymentVariant, records: Mapping[State,
     try:
         variant.wait_until_recovered(run)
         took_s = time.monotonic() - run.ended_at
-        run.check(took_s <= variant.recovery_s + SLACK_S, f"recovered only after {took_s:.1f} s")
+        run.check(is_within(took_s, variant.recovery_s, slack_s=SLACK_S), f"recovered only after {took_s:.1f} s")
         for record in records.values():
             record.recovery_s = round(took_s, 3)
         variant.check_after(run)

@@ -17,8 +17,10 @@ import attrs
 
 from tests.chaos.engine.direct_client import DIRECT_HEADER, describe_response, is_direct
 from tests.chaos.engine.dns_server import DnsServer
+from tests.chaos.engine.limits import SLACK_S
 from tests.support import faults
 from tests.support.bodies import Bytes
+from tests.support.deployment import eventually
 from tests.support.fake_auth import FakeTokenService
 from tests.support.fake_registry import Change, FakeRegistry, Image, Rule
 from tests.support.http_client import StreamedResponse
@@ -28,7 +30,6 @@ from tests.support.toxiproxy import TcpProxy, Toxiproxy
 MIB = 1024 * 1024
 REPO = "team/app"
 LAYER_BYTES = 4 * MIB
-POLL_S = 0.02
 
 
 class IsolatedUpstream:
@@ -257,11 +258,8 @@ class Hold:
     begun: int = 0
 
 
-def wait_for(condition: Callable[[], bool], what: str, within_s: float) -> float:
-    """Wait until a condition holds; the seconds that it took. Raises AssertionError after `within_s`."""
+def wait_for(condition: Callable[[], Any], what: str, within_s: float | None = None) -> float:
+    """Wait until a condition holds (see `eventually`); the seconds that it took. Raises AssertionError."""
     began_at = time.monotonic()
-    while not condition():
-        if time.monotonic() - began_at > within_s:
-            raise AssertionError(f"not within {within_s} s: {what}")
-        time.sleep(POLL_S)
+    eventually(condition, what, within_s, slack_s=SLACK_S)
     return time.monotonic() - began_at

@@ -6,9 +6,8 @@ fault costs seconds; the limits follow.
 
 import attrs
 
-SLACK_S = 1.5  # the machine has two cores, which many servers, clients and tests share
+SLACK_S = 1.5  # of `is_within`: the machine has two cores, which many servers, clients and tests share
 FAST_S = 0.05
-MAX_SLOWDOWN = 5  # how many times a hit of the control client a fast response may take
 RECOVERY_S = 5.0
 PROBE_EVERY_S = 3.0 * 0.8  # of the circuit breaker: every three seconds, with a jitter of a fifth
 

@@ -18,6 +18,7 @@ import attrs
 
 from tests.chaos.engine.case import State
 from tests.chaos.engine.limits import SLACK_S
+from tests.support.busy_machine import is_within
 from tests.support.http_client import Ended, Member, Response
 from tests.support.raw_http import Exchange
 
@@ -151,7 +152,7 @@ class Outcome:
             found.append("the body is whole" if response.is_whole else end)
         if bool(response.header("Warning")) is not self.is_stale:
             found.append("not marked stale" if self.is_stale else "marked stale")
-        if self.within_s is not None and response.took_s > self.within_s + SLACK_S:
+        if self.within_s is not None and not is_within(response.took_s, self.within_s, slack_s=SLACK_S):
             found.append(f"took {response.took_s:.2f} s, expected {self.within_s:.2f} s")
         return found
 

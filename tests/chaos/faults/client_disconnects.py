@@ -10,6 +10,7 @@ from tests.chaos.engine.limits import SLACK_S
 from tests.chaos.engine.outcomes import hit, new
 from tests.chaos.engine.run import Run
 from tests.chaos.engine.variant import MIB, DeploymentVariant, Fault
+from tests.support.busy_machine import is_within
 from tests.support.http_client import Crowd, StreamedResponse, is_part_of
 from tests.support.worker_state import cpu_seconds, open_files
 
@@ -55,7 +56,10 @@ def _disconnect_from_cached(case: DeploymentCaseRun) -> None:
         "the layer is closed",
         TIMEOUT_S,
     )
-    case.check(within <= STOPS_WITHIN_S + SLACK_S, f"read for {within:.1f} s after the last client had disconnected")
+    case.check(
+        is_within(within, STOPS_WITHIN_S, slack_s=SLACK_S),
+        f"read for {within:.1f} s after the last client had disconnected",
+    )
     case.request_and_judge(path, truth.data, case.outcomes[0], truth.digest)
 
 
@@ -72,7 +76,7 @@ def _disconnect_from_download(case: DeploymentCaseRun) -> None:
     _add_disconnecting(case, clients)
     case.wait_for_fault_during_download()
     case.upstream.resume_download.set()
-    wait_for(lambda: case.is_stored(truth.digest), "the layer is stored though all clients have disconnected", 11.0)
+    wait_for(lambda: case.is_stored(truth.digest), "the layer is stored though all clients have disconnected")
     before = len(case.upstream.requests())
     response = case.get(path, truth.data)
     case.check(len(case.upstream.requests()) == before, "fetched again for the client that came later")
@@ -96,7 +100,9 @@ def _check_log_and_idle(run: Run) -> None:
         return sum(map(cpu_seconds, pids)) - used < IDLE_SHARE * (time.monotonic() - since)
 
     took = wait_for(is_idle, "idle workers", TIMEOUT_S)
-    run.check(took <= IDLE_WITHIN_S + SLACK_S, f"busy for {took:.1f} s after all clients had disconnected")
+    run.check(
+        is_within(took, IDLE_WITHIN_S, slack_s=SLACK_S), f"busy for {took:.1f} s after all clients had disconnected"
+    )
 
 
 def _disconnect_at(share: float) -> DeploymentVariant:

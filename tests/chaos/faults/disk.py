@@ -60,7 +60,7 @@ def _wait_until_stored(run: Run) -> None:
     upstream, body = run.control, b"free space" * 100_000
     path = f"/v2/{upstream.prefix}/{REPO}/blobs/{upstream.fake_registry.add_blob(body)}"
     assert send_request(run.deployment.address, path).body == body
-    wait_for(lambda: run.deployment.stored_files(digest_of(body)), "stored", 5.0)
+    wait_for(lambda: run.deployment.stored_files(digest_of(body)), "stored")
 
 
 def _request_when_full(case: DeploymentCaseRun) -> None:

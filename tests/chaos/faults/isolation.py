@@ -58,7 +58,7 @@ def _hang(run: Run) -> None:
         run.data["clients"].append(client)
         path = f"/v2/{HANGING_PREFIX}/app-{number % REPOSITORIES}/manifests/v{number}"
         client.sendall(f"GET {path} HTTP/1.1\r\nHost: {run.deployment.address[0]}\r\n\r\n".encode())
-    wait_for(lambda: len(run.data["hanging"].connections) >= MIN_HANGING, "requests hang upstream", 5.0)
+    wait_for(lambda: len(run.data["hanging"].connections) >= MIN_HANGING, "requests hang upstream")
 
 
 def _still_hangs(run: Run) -> None:
@@ -136,7 +136,7 @@ def _read_pipe(run: Run) -> None:
                 found.extend(piece)
         return b"log lines were dropped" in found
 
-    wait_for(is_reported, "the dropped lines are reported", 10.0)
+    wait_for(is_reported, "the dropped lines are reported")
 
 
 UNREAD_LOG = Fault(

@@ -24,6 +24,7 @@ from tests.chaos.engine.run import Run
 from tests.chaos.engine.variant import MIB, DeploymentVariant, Fault
 from tests.chaos.faults.process_workers import READ_BYTES, read_rest
 from tests.support import faults
+from tests.support.busy_machine import is_within
 from tests.support.dockyard import Dockyard
 from tests.support.http_client import StreamedResponse, send_request
 
@@ -200,7 +201,7 @@ def _kill_all_and_restart(run: Run) -> None:
         run.s3_proxy.requests.clear()
     began_at = time.monotonic()
     dockyard.start()
-    run.check(time.monotonic() - began_at <= RESTART_S + SLACK_S, "the start takes too long")
+    run.check(is_within(time.monotonic() - began_at, RESTART_S, slack_s=SLACK_S), "the start takes too long")
 
 
 def _had_downloads(run: Run) -> None:
@@ -211,7 +212,7 @@ def _had_downloads(run: Run) -> None:
 
 
 def _wait_for_downloads(run: Run) -> None:
-    wait_for(lambda: not run.deployment.partial_files(), "no download is running", RESTART_S)
+    wait_for(lambda: not run.deployment.partial_files(), "no download is running")
 
 
 def _join_many_downloads(case: DeploymentCaseRun) -> None:

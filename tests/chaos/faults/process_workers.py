@@ -23,6 +23,7 @@ from tests.chaos.engine.limits import SLACK_S
 from tests.chaos.engine.outcomes import OK, Observation, ObservedResponse, Outcome, cut, hit, hit1, new
 from tests.chaos.engine.run import Run
 from tests.chaos.engine.variant import MIB, DeploymentVariant, Fault
+from tests.support.busy_machine import busy_slack_s
 from tests.support.http_client import StreamedResponse, send_request
 from tests.support.worker_state import download_owners, workers_by_client_port
 
@@ -144,7 +145,7 @@ def judge_groups(
 
 def check_new_connections(case: DeploymentCaseRun, path: str, truth: bytes) -> None:
     """Connect several times: no connection is refused, and each gets its response in time."""
-    limit = case.run.data["limit_s"] + SLACK_S
+    limit = case.run.data["limit_s"] + busy_slack_s(SLACK_S)
     for _ in range(CONNECTIONS):
         try:
             response = case.send(path, timeout_s=limit)
@@ -181,8 +182,8 @@ def _is_killed(run: Run) -> None:
 def _wait_for_workers(run: Run) -> None:
     """Wait until all workers serve, and no partial file is left."""
     deployment = run.deployment
-    wait_for(lambda: len(deployment.dockyard.worker_pids()) == WORKERS, "four workers", 10.0)
-    wait_for(lambda: not deployment.partial_files(), "no partial file", 10.0)
+    wait_for(lambda: len(deployment.dockyard.worker_pids()) == WORKERS, "four workers")
+    wait_for(lambda: not deployment.partial_files(), "no partial file")
     upstream = run.control
     for _ in range(4 * WORKERS):
         assert send_request(deployment.address, upstream.blob_path("cached")).body == upstream.layers["cached"].data

@@ -20,6 +20,7 @@ from tests.chaos.load.slow_clients import SlowClients
 from tests.chaos.load.test_load_blobs import full_deployment
 from tests.support import faults
 from tests.support.bodies import Synthetic
+from tests.support.busy_machine import is_within
 from tests.support.deployment import Deployment, set_at_exit
 from tests.support.fake_registry import FakeRegistry
 
@@ -158,7 +159,6 @@ def _p99(times_s: Sequence[float]) -> float:
         ),
     ],
 )
-@pytest.mark.timeout(180)
 def test_slow_clients_among_ordinary_ones(
     make_deployment: Callable[..., Deployment],
     fake_registry: FakeRegistry,
@@ -199,13 +199,15 @@ def test_slow_clients_among_ordinary_ones(
             note(record, f"{seen}, with them {beside * 1000:.0f} ms", fake_registry, memory, repo=REPOS[state])
             record.problems += ordinary.find_wrong(state)
             bound_s = max(2 * before, CONTROL_FLOOR_S)
-            record.check(beside <= bound_s, f"{beside:.3f} s with slow clients, expected {bound_s:.3f} s")
+            record.check(
+                is_within(beside, 0, slack_s=bound_s), f"{beside:.3f} s with slow clients, expected {bound_s:.3f} s"
+            )
         tags = Counter(each.digest for each in ordinary.rate_clients[State.TAG_COLD].responses)
         assert max(tags.values()) == 1, "one image for two tags"
         assert headers_left == 0
-        assert max(slow.header_closed_s) <= HEADERS_CLOSED_S + SLACK_S
+        assert is_within(max(slow.header_closed_s), HEADERS_CLOSED_S, slack_s=SLACK_S)
         if seconds > READERS_CLOSED_S:
             assert readers_left == 0
-            assert max(slow.reader_closed_s) <= READERS_CLOSED_S + 3 * SLACK_S
+            assert is_within(max(slow.reader_closed_s), READERS_CLOSED_S, slack_s=3 * SLACK_S)
         assert all(each >= READERS_CLOSED_S - 1 for each in slow.reader_closed_s)
         memory.assert_held()

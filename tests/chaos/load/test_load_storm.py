@@ -9,7 +9,7 @@ from statistics import median
 import pytest
 
 from tests.chaos.engine.case import State
-from tests.chaos.engine.limits import FAST_S, MAX_SLOWDOWN, PROBE_EVERY_S, RECOVERY_S
+from tests.chaos.engine.limits import FAST_S, PROBE_EVERY_S, RECOVERY_S
 from tests.chaos.engine.memory import MemoryLimit
 from tests.chaos.engine.records import Record
 from tests.chaos.load.constant_rate_client import ConstantRateClient, TimedResponse, run_together
@@ -17,6 +17,7 @@ from tests.chaos.load.loads import KIB, STORM, RecordLoad, note
 from tests.chaos.load.test_load_blobs import full_deployment
 from tests.support import faults
 from tests.support.bodies import Synthetic
+from tests.support.busy_machine import busy_slack_s
 from tests.support.deployment import Deployment
 from tests.support.fake_registry import FakeRegistry
 
@@ -100,7 +101,7 @@ def test_clients_retry_during_an_outage(
         sent_upstream = fake_registry.count()
         hits = responses[requests.index((State.BLOB_CACHED, paths[State.BLOB_CACHED][0]))]
         # On a busy machine everything is slow: then a response may take as long as a hit.
-        fast_s = max(FAST_S, MAX_SLOWDOWN * median(each.took_s for each in hits))
+        fast_s = busy_slack_s(FAST_S, median(each.took_s for each in hits))
         for (state, path), of_path in zip(requests, responses, strict=True):
             seen = f"{clients} clients for {seconds} s; of all, requests upstream: {sent_upstream}"
             note(record_of[state], seen, fake_registry, memory)

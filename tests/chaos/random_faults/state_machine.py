@@ -22,12 +22,13 @@ from tests.chaos.random_faults.pull_clients import Truth, find_wrong
 from tests.chaos.random_faults.tag_history import Move, Outage, find_violations
 from tests.s3.service.bucket_view import blob_key
 from tests.support.bodies import digest_of
+from tests.support.busy_machine import busy_slack_s
 from tests.support.deployment import CHECK_TIMEOUT_S, eventually
 from tests.support.http_client import Response, StreamedResponse, send_request
 from tests.support.worker_state import resident_bytes
 
 RECOVERY_S = 5.0
-SLACK_S = 3.0  # the machine has two cores, which everything that runs shares
+SLACK_S = 3.0
 DELAY_S = CHECK_TIMEOUT_S + 1.5
 TIMEOUT_S = 12.0
 HEALTHZ_S = 2.0
@@ -147,7 +148,7 @@ class Machine(RuleBasedStateMachine):
         self.fault.close()
         ended_at = time.monotonic()
         if self.kind in OUTAGES or self.kind.startswith("U"):
-            self.outages.append(Outage(self.began_at, ended_at, ended_at + RECOVERY_S + SLACK_S))
+            self.outages.append(Outage(self.began_at, ended_at, ended_at + RECOVERY_S + busy_slack_s(SLACK_S)))
         kind, self.kind = self.kind, ""
         if self.stopped is None:
             self._wait_for_recovery(kind, ended_at)
@@ -212,7 +213,7 @@ class Machine(RuleBasedStateMachine):
             assert resident_bytes(pid) <= MAX_WORKER_BYTES
         assert self.system.deployment.dockyard.is_running
         if self.stopped is None:
-            eventually(self._is_healthy, "alive", HEALTHZ_S + SLACK_S)
+            eventually(self._is_healthy, "alive", HEALTHZ_S, slack_s=SLACK_S)
 
     def teardown(self) -> None:
         """End all faults, wait for the recovery, and check everything once more."""
@@ -223,7 +224,7 @@ class Machine(RuleBasedStateMachine):
             return
         ended_at = time.monotonic()
         if self.kind:
-            self.outages.append(Outage(self.began_at, ended_at, ended_at + RECOVERY_S + SLACK_S))
+            self.outages.append(Outage(self.began_at, ended_at, ended_at + RECOVERY_S + busy_slack_s(SLACK_S)))
         self._wait_for_recovery(self.kind, ended_at)
         found = []
         for tag, responses in self.responses.items():
@@ -275,4 +276,5 @@ class Machine(RuleBasedStateMachine):
             assert response.header("Docker-Content-Digest") == moves[-1].digest
             return True
 
-        eventually(is_fresh, f"recovered after {kind or 'a fault'}", ended_at + RECOVERY_S + SLACK_S - time.monotonic())
+        within_s = ended_at + RECOVERY_S - time.monotonic()
+        eventually(is_fresh, f"recovered after {kind or 'a fault'}", within_s, slack_s=SLACK_S)

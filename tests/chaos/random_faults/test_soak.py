@@ -85,7 +85,7 @@ def test_nothing_wrong_under_random_faults(
     assert system.audit() == []
     system.wait_for_workers()
     for digest in truth.manifests:
-        eventually(lambda: _is_right(system, digest, truth.manifests[digest]), f"{digest} is served", RECOVERY_S)  # noqa: B023
+        eventually(lambda: _is_right(system, digest, truth.manifests[digest]), f"{digest} is served")  # noqa: B023
 
 
 def _is_right(system: FaultySystem, digest: str, body: bytes) -> bool:
