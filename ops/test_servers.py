@@ -5,6 +5,7 @@
     python ops/test_servers.py --json          print {name: {"path": ..., "version": ...}}, and for missing programs
                                                {name: {"missing": reason}}
     python ops/test_servers.py --unbuilt       print the names of the programs that would be built, and build none
+    python ops/test_servers.py --packages      print the names of the Debian packages that the tests need
     python ops/test_servers.py --for-tests ... only what the tests need that these arguments of pytest select
 
 A program on PATH is used. Otherwise one that is written in Go is built in the version pinned here, into
@@ -123,6 +124,10 @@ PROGRAMS = (
     Program("podman", package="podman"),
 )
 
+# What the tests use of the system besides, and parts of packages that are packages of their own in newer releases.
+OTHER_PACKAGES = ("ca-certificates", "crun", "iproute2", "libfaketime", "openssl", "procps", "systemd")
+PARTS_OF_PACKAGES = ("docker-buildx", "docker-cli")
+
 
 @dataclass(frozen=True)
 class Found:
@@ -186,6 +191,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--require-all", action="store_true", help="fail when one is missing (also with CI=true)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--unbuilt", action="store_true", help="print the names of what would be built, and build none")
+    parser.add_argument("--packages", action="store_true", help="print the Debian packages that the tests need")
     parser.add_argument(
         "--for-tests",
         nargs=argparse.REMAINDER,
@@ -198,6 +204,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     wanted = [program for program in PROGRAMS if not options.names or program.name in options.names]
     if not _need_programs(options.for_tests):
         wanted = []
+    if options.packages:
+        packages = {program.package for program in wanted if program.package}
+        print("\n".join(sorted({*packages, *OTHER_PACKAGES, *PARTS_OF_PACKAGES}) if wanted else []))
+        return 0
     if options.unbuilt:
         print("".join(f"{program.name}\n" for program in wanted if find_without_build(program, cache) is None), end="")
         return 0

@@ -22,14 +22,16 @@ say_what_to_install() {
     else
         problem="Python 3.11 or newer is needed, and there is no python3 on PATH"
     fi
-    sudo=
-    [ "$(id -u)" = 0 ] || sudo="sudo "
+    run="run" sudo=
+    if [ "$(id -u)" != 0 ]; then
+        if command -v sudo >/dev/null; then sudo="sudo "; else run="run as root"; fi
+    fi
     package=$(find_python_package)
     case $package in
         "") cure="install Python 3.11 or newer with its modules venv and ensurepip" ;;
-        update) cure="run: ${sudo}apt-get update && ${sudo}apt-get install python3-venv" ;;
+        update) cure="$run: ${sudo}apt-get update && ${sudo}apt-get install python3-venv" ;;
         none) cure="this system has no package of a newer one: use the container image (ops/IMAGE.md) or another system" ;;
-        *) cure="run: ${sudo}apt-get install $package" ;;
+        *) cure="$run: ${sudo}apt-get install $package" ;;
     esac
     printf '%s: %s; %s\n' "$program" "$problem" "$cure"
 }

@@ -16,7 +16,7 @@ from tests.systems.minimal_system import MinimalSystem, end
 INSTALL_LIMIT_S = 1200.0
 START_LIMIT_S = 600.0  # with the installation, beside other work
 STOP_LIMIT_S = 30.0
-INSTALLS = re.compile(r"run: (?:sudo )?(apt-get install [a-z0-9.-]+)$", re.MULTILINE)
+INSTALLS = re.compile(r"run(?: as root)?: (?:sudo )?(apt-get install [a-z0-9.-]+)$", re.MULTILINE)
 
 
 def install_python(system: MinimalSystem) -> str:
