@@ -55,7 +55,7 @@ class Bucket:
             result = operation(self._s3)
         except S3Error as exc:
             metrics.bucket_faults.inc()
-            self._open_breaker(self._s3, str(exc))
+            self._open_breaker(self._s3, exc.explanation)
             return None
         if (took_s := time.monotonic() - started_at) > MAX_RESPONSE_S:
             self._open_breaker(self._s3, f"a request took {took_s:.1f} s")

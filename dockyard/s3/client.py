@@ -32,7 +32,8 @@ from dockyard import __version__
 from dockyard.config.settings import StorageSettings
 from dockyard.s3.connections import STALL_TIMEOUT_S, make_pools
 from dockyard.s3.credentials import CredentialChain, NoCredentials
-from dockyard.s3.errors import S3Error, to_s3_error
+from dockyard.s3.errors import REJECTED_CREDENTIALS, S3Error, to_s3_error
+from dockyard.s3.explanation import explain
 from dockyard.s3.responses import (
     RESPONSE_TIMEOUT_S,
     S3Response,
@@ -52,10 +53,6 @@ BUCKET_CHECK_INTERVAL_S = 60.0
 
 EMPTY_HASH = sha256().hexdigest()
 CHECKSUM_HEADER = "x-amz-checksum-sha256"
-REJECTED_CREDENTIALS = {
-    *("ExpiredToken", "ExpiredTokenException", "InvalidToken", "InvalidAccessKeyId", "SignatureDoesNotMatch"),
-    "XAdminUserNotFound",  # versitygw's InvalidAccessKeyId
-}
 _MISSING_OBJECT = {"NoSuchKey", "NoSuchVersion"}
 
 Body = bytes | Iterable[bytes]
@@ -102,6 +99,7 @@ class S3Client:
         self.requests: Counter[str] = Counter()
         self.unaborted_uploads: list[tuple[str, str]] = []
         self.sends_checksums = True
+        self._settings = settings
         self._credentials = credentials
         self._base_url = make_base_url(settings)
         self.host = self._base_url.build(method="GET", region=self.region, bucket_name=self.bucket).netloc
@@ -144,7 +142,9 @@ class S3Client:
         if response and method in {"PUT", "POST"} and (code := embedded_error_code(response.body)):
             service_message = self._service_message(response.body)
             message = f"S3 at {self.host} responded with 200 and the error {code} to {operation}"
-            raise S3Error(message, code, status=200, service_message=service_message)
+            raise self._explained(
+                S3Error(message, code, status=200, service_message=service_message, operation=operation)
+            )
         return response
 
     def open_response(
@@ -198,7 +198,7 @@ class S3Client:
                     self.sends_checksums = False
                     may_help = True
                 if not (may_help and attempts_left):
-                    raise
+                    raise self._explained(exc) from exc.__cause__
             time.sleep(random.uniform(*RETRY_DELAY_S))
 
     def _send(self, request: _Request) -> urllib3.BaseHTTPResponse:
@@ -288,7 +288,13 @@ class S3Client:
             service_message=self._service_message(body),
             region=raw.headers.get("x-amz-bucket-region") or xml_text(body, "Region"),
             date=parse_http_date(raw.headers.get("Date")),
+            operation=request.operation,
+            is_upload=request.uploads_body,
         )
+
+    def _explained(self, exc: S3Error) -> S3Error:
+        exc.explanation = explain(exc, self._settings, self.host, is_tls=self.is_tls)
+        return exc
 
     def _service_message(self, body: bytes) -> str:
         """Return the message in an error response; empty when there is none. Without secrets of this client."""

@@ -251,7 +251,7 @@ class Publisher:
             is_first = not self._is_paused
             self._paused_until = time.monotonic() + PAUSE_AFTER_FAILURE_S
         if is_first:
-            log.warning("cannot publish, trying again later", item=str(item), error=str(exc))
+            log.warning("cannot publish, trying again later", item=str(item), error=exc.explanation)
         if is_first and exc.is_overload:
             self._streamed_upload_limit.halve()
             self._task_limit.halve()

@@ -41,7 +41,8 @@ def test_a_missing_bucket_is_named(server: Server) -> None:
     """It is not created: the name may be misspelt."""
     [problem] = find_problems(server.settings(bucket="no-such-bucket"))
     sentence = f"bucket no-such-bucket does not exist at {server.host}: create it, or set storage.bucket"
-    assert problem.startswith(f"{sentence} (the service responded: The specified bucket does not exist")
+    facts = f"(bucket no-such-bucket at {server.host}; check: 404 NoSuchBucket; the service responded: The specified"
+    assert problem.startswith(f"{sentence} {facts}")
 
 
 def test_a_wrong_access_key_is_named(server: Server) -> None:
@@ -83,7 +84,8 @@ def test_another_region_is_named(server: Server) -> None:
 def test_a_port_without_a_listener_is_named(minio: Server) -> None:
     """The endpoint is wrong, or the service is down."""
     [problem] = find_problems(minio.settings(endpoint="127.0.0.1:1"))
-    assert problem == "cannot connect to S3 at 127.0.0.1:1: check storage.endpoint"
+    reason = "cannot connect to S3 at 127.0.0.1:1: Connection refused: check storage.endpoint"
+    assert problem == f"{reason} (bucket {BUCKET} at 127.0.0.1:1)"
 
 
 def test_a_bucket_as_host_is_explained(minio: Server) -> None:
