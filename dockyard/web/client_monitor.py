@@ -2,6 +2,9 @@
 
 Granian's `send` reports neither that the client has disconnected nor that it reads nothing. Two tasks check for both
 and cancel the request.
+
+Many clients close the connection as soon as they have received Content-Length bytes, before the application has sent
+the end of the body. That is no early end: a request whose last byte was passed to Granian is not cancelled.
 """
 
 import asyncio
@@ -17,11 +20,20 @@ MAX_UNREAD_BYTES = 16 * 1024
 class ClientMonitor:
     """Cancels the task that creates it when the client disconnects or stalls, and sets the record's `end` before.
 
+    `body_bytes` is the length of the whole body, None when it is unknown; the record's `sent_bytes` counts up to it.
     Set `is_sending` while the response waits for the client. Call `stop` when the response has ended.
     """
 
-    def __init__(self, scope: Scope, receive: Receive, connections: Connections, record: RequestRecord) -> None:
+    def __init__(
+        self,
+        scope: Scope,
+        receive: Receive,
+        connections: Connections,
+        record: RequestRecord,
+        body_bytes: int | None,
+    ) -> None:
         self.is_sending = False
+        self._body_bytes = body_bytes
         self._scope = scope
         self._receive = receive
         self._connections = connections
@@ -39,7 +51,9 @@ class ClientMonitor:
         while unread <= MAX_UNREAD_BYTES:  # a client that sends more without reading is left to the stall detector
             event = await self._receive()
             if event["type"] == "http.disconnect":
-                self._cancel_request(CLIENT_LEFT)
+                await asyncio.sleep(0)  # a `send` that has ended may not have been counted yet
+                if not self._is_body_sent:
+                    self._cancel_request(CLIENT_LEFT)
                 return
             unread += len(event.get("body", b""))
 
@@ -55,6 +69,10 @@ class ClientMonitor:
                     self._cancel_request(CLIENT_STALLED)
                     shut_down(connection)
                     return
+
+    @property
+    def _is_body_sent(self) -> bool:
+        return self._body_bytes is not None and self._record.sent_bytes >= self._body_bytes
 
     def _cancel_request(self, end: str) -> None:
         self._record.end = end

@@ -1,6 +1,7 @@
 """Sending the events of one response to Granian: recorded, and watched while a body is streamed."""
 
 import asyncio
+from collections.abc import Sequence
 
 import structlog
 
@@ -37,6 +38,7 @@ class ResponseSender:
         self._connections = connections
         self._keeps_body = keeps_body
         self._monitor: ClientMonitor | None = None
+        self._headers: Sequence[tuple[bytes, bytes]] = ()
 
     async def run(self, app: App) -> None:
         """Call the application until the response has ended.
@@ -64,6 +66,7 @@ class ResponseSender:
         """Pass on one event of the response. Starts the monitor with the first chunk of a streamed body."""
         if event["type"] == "http.response.start":
             self._record.status = event["status"]
+            self._headers = event["headers"]
             await self._send(event | {"headers": [*event["headers"], NO_SNIFFING]})
             return
         body = event.get("body", b"")
@@ -74,12 +77,19 @@ class ResponseSender:
             await self._send(event)
             return
         if not self._monitor:
-            self._monitor = ClientMonitor(self._scope, self._receive, self._connections, self._record)
+            self._monitor = ClientMonitor(
+                self._scope, self._receive, self._connections, self._record, _find_length(self._headers)
+            )
         self._monitor.is_sending = True
         await self._send(event)
         self._monitor.is_sending = False
         self._record.sent_bytes += len(body)
         await asyncio.sleep(0)  # Granian's send seldom waits; let the monitor and other requests run
+
+
+def _find_length(headers: Sequence[tuple[bytes, bytes]]) -> int | None:
+    """The Content-Length; None without one."""
+    return next((int(value) for name, value in headers if name == b"content-length"), None)
 
 
 async def _receive_empty_body() -> Event:

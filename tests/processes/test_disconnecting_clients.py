@@ -61,6 +61,46 @@ def test_work_for_disconnected_clients_stops(
     assert len(deployment.dockyard.read_log().splitlines()) - logged <= 3 * len(clients)
 
 
+@pytest.mark.parametrize("zero_copy", [True, False])
+def test_clients_that_close_after_the_last_byte(
+    make_deployment: Callable[..., Deployment],
+    fake_registry: FakeRegistry,
+    zero_copy: bool,  # noqa: FBT001
+) -> None:
+    """As curl and Go do at Content-Length: nobody left. One that closes before the end is logged."""
+    content = Bytes(Random(12).randbytes(20 * MIB))
+    path = f"/v2/up.test/app/blobs/{fake_registry.add_blob(content)}"
+    deployment = make_deployment(server={"zero_copy": zero_copy})
+    assert deployment.get(path).body == content.data
+    eventually(lambda: deployment.stored_files(content.digest), "the layer is kept")
+    more = ("", "Connection: close\r\n", "Range: bytes=0-0\r\n", "Range: bytes=0-5,7-9\r\n", "If-None-Match: *\r\n")
+    requests = [
+        f"{method} {path} HTTP/{version}\r\nHost: x\r\n{lines}\r\n"
+        for method in ("GET", "HEAD")
+        for version in ("1.0", "1.1")
+        for lines in more
+    ]
+    for number, request in enumerate(requests * 2):
+        with deployment.send_raw(request.encode()) as download:
+            status = download.head().status
+            if not request.startswith("HEAD") and status != 304:
+                download.read(int(download.header("Content-Length") or 0))
+            if number % 2:
+                download.reset()
+    logged = 1 + 2 * len(requests)
+    eventually(lambda: len(_request_lines(deployment)) == logged, "each request is logged")
+    assert [line for line in _request_lines(deployment) if " end=" in line] == []
+    assert deployment.metric("dockyard_cut_responses_total") == 0
+    with deployment.stream(path, receive_buffer=4096) as early:
+        early.head()
+        early.reset()
+    eventually(lambda: 'end="client left"' in deployment.dockyard.read_log(), "the early client is logged")
+
+
+def _request_lines(deployment: Deployment) -> list[str]:
+    return [line for line in deployment.dockyard.read_log().splitlines() if "reference=sha256:" in line]
+
+
 @pytest.fixture
 def impatient(tmp_path: Path) -> dict[str, str]:
     """An environment in which a client is cut after one second without reading, not after a minute."""
