@@ -7,7 +7,7 @@ from tests.support.dockyard import Dockyard
 from tests.support.image_clients import Crane, DockerDaemon, Skopeo
 from tests.support.images import push_large
 
-pytestmark = [pytest.mark.clients, pytest.mark.timeout(240)]  # 4 GiB written by three clients
+pytestmark = [pytest.mark.clients]  # 4 GiB written by three clients
 
 GIB = 1 << 30
 

@@ -77,7 +77,6 @@ def test_a_replica_is_killed_during_downloads(fleet: Fleet) -> None:
     fleet.balancer.wait_for({fleet.server_name(victim): "UP"})
 
 
-@pytest.mark.timeout(150)
 def test_a_rolling_restart_under_load(fleet: Fleet) -> None:
     """Every replica is restarted, one after the other, under 50 pulls a second: none fails."""
     tags = [f"rolling-{number}" for number in range(20)]

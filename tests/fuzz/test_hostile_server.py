@@ -40,7 +40,7 @@ from tests.support.bodies import digest_of
 from tests.support.deployment import open_deployment, upstream
 from tests.support.fake_registry import FakeRegistry
 
-pytestmark = pytest.mark.timeout(120 * runs(1))
+pytestmark = pytest.mark.timeout(600 * runs(1))
 
 SEED = 20
 THREADS = 8

@@ -23,7 +23,7 @@ from tests.support.fake_registry import Change, FakeRegistry
 from tests.support.raw_http import Exchange, Request
 
 LIMITS = UpstreamLimits(check_timeout=3.0, connect_timeout=1.0, stall_timeout=2.0)
-SHORT = UpstreamLimits(check_timeout=0.3, connect_timeout=0.3, stall_timeout=0.3)
+SHORT = UpstreamLimits(check_timeout=1.0, connect_timeout=1.0, stall_timeout=1.0)
 ANONYMOUS = Auth("anonymous")
 BASIC = Auth("basic", "ann", Secret("s3cret-pass"))
 BEARER = Auth("bearer", "", Secret("s3cret-bearer"))

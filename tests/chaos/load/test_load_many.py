@@ -29,7 +29,7 @@ TIMEOUT_S = 400.0
 # The fake registry shares its interpreter with a thousand clients: its responses are late.
 LONG_TIMEOUT = {"stall_timeout": "300s"}
 CAP_BYTES = 4096 * MIB
-COUNTS = [200, pytest.param(1000, marks=[pytest.mark.long, pytest.mark.timeout(300)])]
+COUNTS = [200, pytest.param(1000, marks=[pytest.mark.long])]
 
 
 @attrs.frozen
@@ -87,7 +87,7 @@ def _kept_bytes(deployment: Deployment) -> int:
     ("count", "size"),
     [
         pytest.param(200, 50 * KIB, id="200 of 50 KiB"),
-        pytest.param(1000, 10 * MIB, id="1000 of 10 MiB", marks=[pytest.mark.long, pytest.mark.timeout(580)]),
+        pytest.param(1000, 10 * MIB, id="1000 of 10 MiB", marks=[pytest.mark.long]),
     ],
 )
 def test_many_cold_layers(
@@ -116,14 +116,17 @@ def test_many_cold_layers(
         memory.assert_held()
         assert kept <= CAP_BYTES * 1.05
         served_s = mean(each.ended_at - each.began_at for each in fake_registry.received("blob", "GET"))
-        assert is_within(waits[int(count * 0.99)], 2 * served_s * count / MAX_DOWNLOADS, slack_s=SLACK_S)
+        cached, _ = _fetch_all(deployment, bodies[-200:])
+        control_s = max(each.first_byte_s for each in cached)
+        queued_s = 2 * served_s * count / MAX_DOWNLOADS
+        assert is_within(waits[int(count * 0.99)], queued_s, slack_s=SLACK_S, control_s=control_s)
 
 
 @pytest.mark.parametrize(
     ("count", "size"),
     [
         pytest.param(200, 50 * KIB, id="200 of 50 KiB"),
-        pytest.param(1000, MIB, id="1000 of 1 MiB", marks=[pytest.mark.long, pytest.mark.timeout(300)]),
+        pytest.param(1000, MIB, id="1000 of 1 MiB", marks=[pytest.mark.long]),
     ],
 )
 def test_many_cached_layers(

@@ -155,7 +155,7 @@ def _p99(times_s: Sequence[float]) -> float:
             50,
             READERS_CLOSED_S + 3 * SLACK_S,
             id="2000 slow clients",
-            marks=[pytest.mark.long, pytest.mark.timeout(240)],
+            marks=[pytest.mark.long],
         ),
     ],
 )

@@ -27,7 +27,7 @@ ATTEMPTS = 2  # a request upstream whose connection breaks is sent once more
 EVENTS = [STEADY, MOVED, FAILS]
 RATES = [
     pytest.param(150, 6, id="150 per second"),
-    pytest.param(1000, 60, id="1000 per second", marks=[pytest.mark.long, pytest.mark.timeout(180)]),
+    pytest.param(1000, 60, id="1000 per second", marks=[pytest.mark.long]),
 ]
 
 

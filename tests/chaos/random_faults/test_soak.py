@@ -35,7 +35,7 @@ RUNS = [
             RESPONSES,
             LIMIT_S,
             id=f"{RESPONSES} responses, seed {seed}",
-            marks=[pytest.mark.long, pytest.mark.timeout(480)],
+            marks=[pytest.mark.long],
         )
         for seed in range(1, SEEDS_OF_THE_LONG + 1)
     ),

@@ -15,7 +15,7 @@ from dockyard.storage import keys
 from tests.s3.store.proxy import Forward, Request, Respond, Rule, S3Proxy, Stall, s3_error
 from tests.s3.store.servers import MIB, SECRET_KEY, Server, make_s3_store
 from tests.s3.store.store_adapters import MANIFEST_TYPE, pieces, reader
-from tests.support.busy_machine import is_within
+from tests.support.busy_machine import EVENT_TIMEOUT_S, is_within
 
 NAME = Name.parse("docker.io/library/app")
 TAG = Tag.parse("latest")
@@ -40,11 +40,11 @@ ANY_SERVER = pytest.mark.parametrize("server", ["minio"], indirect=True)  # the 
 
 @pytest.fixture
 def short_timeouts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Shorten the timeouts to 0.3 s."""
-    monkeypatch.setattr(connections, "STALL_TIMEOUT_S", 0.3)
+    """Shorten the timeouts to a second."""
+    monkeypatch.setattr(connections, "STALL_TIMEOUT_S", 1.0)
     for call in (client.S3Client.request, client.S3Client.open_response):
         assert call.__kwdefaults__ is not None
-        monkeypatch.setitem(call.__kwdefaults__, "read_timeout_s", 0.3)
+        monkeypatch.setitem(call.__kwdefaults__, "read_timeout_s", 1.0)
 
 
 def retry_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -370,11 +370,11 @@ def test_an_exception_of_the_chunks_is_raised(s3: S3Store, direct_s3: S3Store) -
 def test_slow_chunks_do_not_time_out(s3: S3Store, direct_s3: S3Store, short_timeouts: None) -> None:
     """A blob is uploaded at the speed of its download."""
     go_on = threading.Event()
-    threading.Timer(0.5, go_on.set).start()
+    threading.Timer(1.5, go_on.set).start()
 
     def slow() -> Iterator[bytes]:
         yield BODY[:MIB]
-        assert go_on.wait(5)
+        assert go_on.wait(EVENT_TIMEOUT_S)
         yield BODY[MIB:]
 
     s3.publish_blob(DIGEST, len(BODY), reader(slow()))

@@ -11,6 +11,7 @@ from dockyard.errors import UpstreamTimeout
 from dockyard.oci.reference import Digest
 from dockyard.storage.memory_budget import MemoryBudget
 from dockyard.storage.partial_file import PartialFile
+from tests.support.busy_machine import EVENT_TIMEOUT_S
 
 SIZE = 100 * WAKE_BYTES
 STEP = 1024
@@ -70,7 +71,7 @@ async def test_many_readers_are_not_woken_for_every_few_bytes() -> None:
     assert first.done()
     await drip(download)
     assert not reader.done()
-    assert await asyncio.wait_for(reader, 5.0) < STEPS / 5
+    assert await asyncio.wait_for(reader, EVENT_TIMEOUT_S) < STEPS / 5
 
 
 async def test_what_changes_before_one_waits_is_not_missed() -> None:
@@ -97,7 +98,7 @@ async def test_a_download_without_progress_times_out(monkeypatch: pytest.MonkeyP
     assert not waits.done()
     download.start_fetching()
     with pytest.raises(UpstreamTimeout):
-        await asyncio.wait_for(waits, 5.0)
+        await asyncio.wait_for(waits, EVENT_TIMEOUT_S)
 
 
 async def test_many_bytes_and_the_end_are_announced_at_once() -> None:

@@ -32,6 +32,7 @@ from dockyard.storage.verified_files import VerifiedFiles
 from dockyard.workers.messages import BlobRequest, PeerRequest, SizeRequest
 from dockyard.workers.peers import Handler, PeerConnection, Peers
 from dockyard.workers.rendezvous import owners
+from tests.support.busy_machine import EVENT_TIMEOUT_S
 
 UPSTREAM = Upstream(prefix="up.test", registry="up.test", auth=Auth(type="anonymous"))
 TARGET = Target(UPSTREAM, "img", Name.parse("up.test/img"))
@@ -55,7 +56,7 @@ class FakeBody:
     def read(self, amount: int) -> bytes:
         end = self._at + amount
         if self._hold is not None and self._at >= self._hold:
-            assert self._gate.wait(20)
+            assert self._gate.wait(EVENT_TIMEOUT_S)
         elif self._hold is not None:
             end = min(end, self._hold)
         if self._cut is not None:

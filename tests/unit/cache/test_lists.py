@@ -27,6 +27,7 @@ from dockyard.storage.local import LocalStore
 from dockyard.workers.messages import PeerRequest, ReferrersRequest, TagListRequest
 from dockyard.workers.peers import PeerConnection, Peers
 from dockyard.workers.rendezvous import owners
+from tests.support.busy_machine import EVENT_TIMEOUT_S
 from tests.support.fake_lists import descriptor
 
 UPSTREAM = Upstream(prefix="up.test", registry="up.test", auth=Auth(type="anonymous"))
@@ -63,7 +64,7 @@ class FakeUpstream:
 
     def _respond(self, operation: str) -> None:
         self.requests.append(operation)
-        assert self.gate.wait(20)
+        assert self.gate.wait(EVENT_TIMEOUT_S)
         if self.error:
             raise self.error
 

@@ -15,6 +15,7 @@ from dockyard.cache.blobs import OpenedBlob
 from dockyard.errors import Unavailable
 from dockyard.oci.reference import Digest
 from dockyard.storage import blob_files
+from tests.support.busy_machine import EVENT_TIMEOUT_S
 from tests.unit.cache.test_downloads import BODY, DIGEST, TARGET, Worker, Workers, pull, read_all, settled
 
 READ_IN_CHUNKS = blob_files.read_in_chunks
@@ -36,7 +37,7 @@ class Gate:
         for chunk in READ_IN_CHUNKS(fd):
             if passed >= self._after:
                 self.is_reached.set()
-                assert self.is_open.wait(20)
+                assert self.is_open.wait(EVENT_TIMEOUT_S)
             yield chunk
             passed += len(chunk)
 
@@ -145,7 +146,7 @@ async def test_other_blobs_do_not_wait_for_a_verification(
     waiting = [asyncio.create_task(pull_range(worker)) for _ in range(24)]
     await gate.reached()
     for digest in digests:
-        opened = await asyncio.wait_for(worker.blobs.open(TARGET, digest), 10)
+        opened = await asyncio.wait_for(worker.blobs.open(TARGET, digest), EVENT_TIMEOUT_S)
         assert isinstance(opened, OpenedBlob)
         opened.reader.close()
     assert not any(each.done() for each in waiting)
@@ -287,7 +288,7 @@ async def test_a_blob_that_changes_right_after_its_download_is_not_read_from_the
     is_synced = threading.Event()
 
     def sync_later(_: Path) -> None:
-        assert is_synced.wait(20)
+        assert is_synced.wait(EVENT_TIMEOUT_S)
 
     monkeypatch.setattr("dockyard.storage.atomic_write.sync_directory", sync_later)
     slow = await workers.all[0].blobs.open(TARGET, DIGEST)

@@ -16,6 +16,7 @@ from dockyard.oci.challenge import (
     usable_challenges,
 )
 from dockyard.oci.origin import Origin
+from tests.support.busy_machine import is_within
 
 HUB = 'Bearer realm="https://auth.docker.io/token",service="registry.docker.io",scope="repository:a/b:pull,push"'
 HUB_CHALLENGE = Challenge(
@@ -106,7 +107,7 @@ def test_a_hostile_header_costs_little_time(header: str) -> None:
     """Parsing 64 KiB takes a few milliseconds; the limit is for busy machines."""
     start = time.perf_counter()
     parse_challenges([header])
-    assert time.perf_counter() - start < 1
+    assert is_within(time.perf_counter() - start, 0)
 
 
 @given(st.lists(st.text() | st.text(alphabet='Basic realm="x\\", =\t'), max_size=4))

@@ -25,6 +25,7 @@ from dockyard.oci.manifest import (
     Manifest,
 )
 from dockyard.oci.reference import Digest
+from tests.support.busy_machine import is_within
 
 CHILD = {"mediaType": OCI_IMAGE, "digest": str(Digest.of(b"x")), "size": 1}
 INDEX: dict[str, Any] = {"schemaVersion": 2, "manifests": [CHILD]}
@@ -50,7 +51,7 @@ def check_rejected(body: bytes, content_type: str | None = None) -> None:
     start = time.perf_counter()
     with pytest.raises(BadUpstream):
         Manifest.parse(body, content_type, None)
-    assert time.perf_counter() - start < 1
+    assert is_within(time.perf_counter() - start, 0)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import threading
 
 from dockyard.s3.concurrency_limit import ConcurrencyLimit
+from tests.support.busy_machine import EVENT_TIMEOUT_S
 
 
 def free_permits(limit: ConcurrencyLimit) -> int:
@@ -55,5 +56,5 @@ def test_a_blocked_acquire_returns_when_a_permit_is_released() -> None:
     thread.start()
     assert not has_acquired.wait(0.05)
     limit.release()
-    assert has_acquired.wait(5.0)
+    assert has_acquired.wait(EVENT_TIMEOUT_S)
     thread.join()

@@ -18,6 +18,7 @@ from dockyard.storage.allowance import MIN_LISTING_AGE_S, Allowance
 from dockyard.storage.items import BlobItem, Item, ManifestItem, TagItem
 from dockyard.storage.local import LocalStore, Pointer
 from dockyard.storage.partial_file import PartialFile
+from tests.support.busy_machine import EVENT_TIMEOUT_S
 
 BLOCK = 4096
 BLOB_BYTES = 3 * BLOCK
@@ -100,7 +101,7 @@ def test_an_eviction_waits_for_another_process_that_evicts(tmp_path: Path) -> No
     thread.join(0.2)
     assert thread.is_alive()
     os.close(lock)
-    thread.join(10)
+    thread.join(EVENT_TIMEOUT_S)
     assert stored_bytes(tmp_path) == 3 * BLOB_BYTES
 
 

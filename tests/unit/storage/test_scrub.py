@@ -15,6 +15,7 @@ from dockyard.storage import scrub as scrub_module
 from dockyard.storage.blob_files import CHUNK_BYTES
 from dockyard.storage.local import LocalStore
 from dockyard.storage.scrub import Scrub, ScrubStopped
+from tests.support.busy_machine import EVENT_TIMEOUT_S
 
 BODIES = [b"", b"small", os.urandom(3 * CHUNK_BYTES), os.urandom(CHUNK_BYTES + 1)]
 FAST = 10**12
@@ -153,7 +154,7 @@ def test_it_waits_until_it_is_its_turn(store: LocalStore, monkeypatch: pytest.Mo
     monkeypatch.setattr(scrub._stop, "wait", wait)
     before = scrubbed_bytes()
     scrub.start()
-    assert done.wait(20)
+    assert done.wait(EVENT_TIMEOUT_S)
     assert waits == [30.0, 60.0, 60.0, 86400.0, 86400.0]
     assert scrubbed_bytes() - before == 2 * sum(map(len, BODIES))
 

@@ -13,6 +13,7 @@ from dockyard.errors import BadUpstream, ManifestUnknown, RegistryError, TooMany
 from dockyard.upstream import errors
 from dockyard.upstream.circuit_breaker import CONFIRM_TIMEOUT_S, CircuitBreaker
 from dockyard.upstream.errors import UpstreamError
+from tests.support.busy_machine import EVENT_TIMEOUT_S
 from tests.support.deployment import eventually
 from tests.support.upstreams import DETAILS
 
@@ -54,7 +55,7 @@ class Upstream:
 
     def wait_for(self, probes: int) -> None:
         with self.changed:
-            assert self.changed.wait_for(lambda: self.probes >= probes, 10)
+            assert self.changed.wait_for(lambda: self.probes >= probes, EVENT_TIMEOUT_S)
 
 
 Make = Callable[..., CircuitBreaker]
@@ -87,7 +88,7 @@ def is_open(breaker: CircuitBreaker) -> bool:
 
 def wait_until(condition: Callable[[], bool]) -> None:
     """Poll until another thread has made the condition true."""
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + EVENT_TIMEOUT_S
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.005)
@@ -143,7 +144,7 @@ class Check:
     def __call__(self, deadline: float) -> None:
         self.calls += 1
         assert 0 < deadline - time.monotonic() <= CONFIRM_TIMEOUT_S
-        assert self.gate.wait(10)
+        assert self.gate.wait(EVENT_TIMEOUT_S)
         if self.fault:
             raise self.fault
 
@@ -179,7 +180,7 @@ def test_a_suspected_registry_that_responds_is_up(make: Make, answer: Exception 
     assert not one.is_open
     check.gate.set()
     for thread in threads:
-        thread.join(10)
+        thread.join(EVENT_TIMEOUT_S)
     assert (found, check.calls) == ([None, None], 1)
     assert not is_open(other)
 
@@ -192,7 +193,7 @@ def test_a_suspected_registry_that_does_not_respond_is_down(make: Make, fault: U
     threads, found = waiting_callers([one, other])
     check.gate.set()
     for thread in threads:
-        thread.join(10)
+        thread.join(EVENT_TIMEOUT_S)
     assert [type(error) for error in found] == [UpstreamTimeout] * 2
     assert all(error and error.remembered for error in found)
     wait_until(lambda: one.is_open)

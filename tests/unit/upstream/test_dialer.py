@@ -10,6 +10,7 @@ import pytest
 from dockyard.upstream import dialer as sockets
 from dockyard.upstream.dialer import MAX_LOOKUPS, Address, Attempt, DialError, Resolver
 from dockyard.upstream.network_zones import NetworkZone
+from tests.support.busy_machine import EVENT_TIMEOUT_S, is_within
 from tests.support.upstreams import together
 
 V4, V6 = socket.AF_INET, socket.AF_INET6
@@ -29,7 +30,7 @@ class Names:
             raise OSError("not a number")
         self.looked_up.append(host)
         if host.startswith("hangs"):
-            self.hang.wait(10)
+            self.hang.wait(EVENT_TIMEOUT_S)
         if host not in self.known:
             raise socket.gaierror("no such host")
         return list(self.known[host])
@@ -65,7 +66,7 @@ def test_a_lookup_that_hangs_ends_in_time(names: Names) -> None:
 
     begun = time.monotonic()
     assert set(together(20, look_up)) == {"name resolution timed out"}
-    assert time.monotonic() - begun < 2
+    assert is_within(time.monotonic() - begun, 1)
     assert names.looked_up == ["hangs.test"]
 
 
@@ -77,12 +78,12 @@ def test_hanging_lookups_do_not_pile_up(names: Names) -> None:
         with pytest.raises(DialError):
             resolver.resolve(f"hangs-{number}.test", 443, 0.01)
     with pytest.raises(DialError, match="name server"):
-        resolver.resolve("fine.test", 443, 5)
+        resolver.resolve("fine.test", 443, EVENT_TIMEOUT_S)
     names.hang.set()
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + EVENT_TIMEOUT_S
     while resolver._lookups and time.monotonic() < deadline:
         threading.Event().wait(0.01)
-    assert resolver.resolve("fine.test", 443, 5)
+    assert resolver.resolve("fine.test", 443, EVENT_TIMEOUT_S)
 
 
 def test_families_alternate_after_the_last_address_that_worked(names: Names) -> None:

@@ -16,6 +16,7 @@ from dockyard.upstream.repository_failures import (
     MAX_TRIES,
     RepositoryFailures,
 )
+from tests.support.busy_machine import EVENT_TIMEOUT_S
 from tests.support.upstreams import DETAILS
 
 TIMEOUT = errors.timed_out("up.test", DETAILS)
@@ -33,7 +34,7 @@ class Upstream:
 
     def operation(self) -> None:
         self.calls += 1
-        assert self.gate.wait(10)
+        assert self.gate.wait(EVENT_TIMEOUT_S)
         if self.fault:
             raise self.fault
 
@@ -65,7 +66,7 @@ class Registry:
 
 def wait_until(condition: Callable[[], bool]) -> None:
     """Poll until another thread has made the condition true."""
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + EVENT_TIMEOUT_S
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.002)

@@ -22,6 +22,7 @@ from dockyard.upstream.transport import UpstreamRequest, UpstreamResponse
 from dockyard.upstream.urls import parse_http_url
 from tests.support import faults
 from tests.support.bodies import Endless
+from tests.support.busy_machine import EVENT_TIMEOUT_S
 from tests.support.fake_auth import FakeTokenService, bearer_challenge
 from tests.support.fake_registry import Change, basic
 from tests.support.upstreams import ANONYMOUS, BASIC, DETAILS, LATEST, Ward, error_text, methods, only_if, together
@@ -332,7 +333,7 @@ class Mint:
 
     def send(self, request: UpstreamRequest) -> UpstreamResponse:
         self.requests.append(request)
-        self.wait.wait(5)
+        self.wait.wait(EVENT_TIMEOUT_S)
         if self.fault is not None:
             raise self.fault
         return Canned(  # type: ignore[return-value]
@@ -443,7 +444,7 @@ def test_while_one_renews_the_others_use_the_old_token(tokens: TokenProvider, se
         threading.Event().wait(0.001)
     assert get(tokens) == "token-1"
     service.wait.set()
-    renewal.join(5)
+    renewal.join(EVENT_TIMEOUT_S)
     assert get(tokens) == "token-2"
 
 

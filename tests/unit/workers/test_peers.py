@@ -30,6 +30,7 @@ from dockyard.workers.messages import (
 from dockyard.workers.peers import PeerConnection, PeerNotResponding, Peers, PeerUnavailable
 from dockyard.workers.processes import processor_ticks
 from dockyard.workers.shard_lock import lock_path, socket_name
+from tests.support.busy_machine import EVENT_TIMEOUT_S
 from tests.support.deployment import eventually
 
 
@@ -219,7 +220,7 @@ def test_a_reply_to_a_closed_connection_is_a_connection_error(tmp_path: Path) ->
             await peers.listen(0, handle)
             async with peers.connect(0, REQUEST):
                 pass
-            await asyncio.wait_for(has_ended.wait(), 5)
+            await asyncio.wait_for(has_ended.wait(), EVENT_TIMEOUT_S)
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(reply_to_nobody())
