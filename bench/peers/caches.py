@@ -23,7 +23,7 @@ from tests.s3.store.servers import ACCESS_KEY, BUCKET, SECRET_KEY
 from tests.support.dockyard import Dockyard as DockyardProcess
 from tests.support.processes import Process, free_port
 
-START_LIMIT_S = 30.0
+START_LIMIT_S = 120.0
 READY_POLL_S = 0.001
 
 

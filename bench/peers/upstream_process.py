@@ -12,8 +12,6 @@ import attrs
 from bench.peers.accounting import ControlGroup
 from tests.support.processes import Process, free_port
 
-START_LIMIT_S = 10.0
-
 
 @attrs.frozen
 class RequestCounts:
@@ -40,7 +38,7 @@ class UpstreamProcess:
         with self.group.entered():
             self._process = Process.start(argv, log=self.directory / "upstream.log")
         self.group.root_pid = self._process.pid
-        self._process.wait_until(self._is_ready, "responding", START_LIMIT_S)
+        self._process.wait_until(self._is_ready, "responding")
         self._control("set", **self._link)
 
     def stop(self) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import attrs
 import pytest
 
+from tests.support.busy_machine import EVENT_TIMEOUT_S
 from tests.support.distribution import DistributionRegistry
 from tests.support.dockyard import Dockyard, docker_hub, running
 from tests.support.fake_registry import OCI_INDEX
@@ -17,8 +18,6 @@ from tests.support.images import ARCHITECTURES, THIS_ARCHITECTURE, PushedImage, 
 from tests.support.paths import ROOT
 from tests.support.processes import free_port
 from tests.support.pull_image import pull_and_verify
-
-LIMIT_S = 30.0
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +37,7 @@ def pull(server: Dockyard | str, *words: str, stdin: str = "") -> subprocess.Com
         input=stdin,
         capture_output=True,
         text=True,
-        timeout=LIMIT_S,
+        timeout=EVENT_TIMEOUT_S,
         check=False,
     )
 
@@ -189,7 +188,7 @@ def test_other_commands_do_not_import_the_pull_client() -> None:
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=LIMIT_S,
+        timeout=EVENT_TIMEOUT_S,
         check=True,
     )
 

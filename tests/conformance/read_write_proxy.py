@@ -16,7 +16,8 @@ from typing import Self
 
 import attrs
 
-LIMIT_S = 60.0
+from tests.support.busy_machine import EVENT_TIMEOUT_S
+
 FRAMING = frozenset({"connection", "content-length", "keep-alive", "transfer-encoding"})
 
 
@@ -44,7 +45,7 @@ class ReadWriteProxy:
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
-            timeout = LIMIT_S
+            timeout = EVENT_TIMEOUT_S
             disable_nagle_algorithm = True
 
             def do_GET(handler) -> None:  # noqa: N805  http.server's name; the proxy is `self` here
@@ -79,7 +80,7 @@ class ReadWriteProxy:
     def __exit__(self, *_: object) -> None:
         self._server.shutdown()
         self._server.server_close()
-        self._thread.join(LIMIT_S)
+        self._thread.join(EVENT_TIMEOUT_S)
 
 
 def _read_body(handler: BaseHTTPRequestHandler) -> bytes | None:
@@ -99,7 +100,7 @@ def _read_body(handler: BaseHTTPRequestHandler) -> bytes | None:
 def _request(
     handler: BaseHTTPRequestHandler, backend: Backend, body: bytes | None, *, method: str
 ) -> Iterator[HTTPResponse]:
-    with contextlib.closing(HTTPConnection("127.0.0.1", backend.port, timeout=LIMIT_S)) as connection:
+    with contextlib.closing(HTTPConnection("127.0.0.1", backend.port, timeout=EVENT_TIMEOUT_S)) as connection:
         connection.putrequest(method, backend.path + handler.path, skip_host=True, skip_accept_encoding=True)
         for name, value in handler.headers.items():
             if name.lower() not in FRAMING:

@@ -10,7 +10,7 @@ from xml.etree import ElementTree as ET
 
 import attrs
 
-RUN_LIMIT_S = 100.0
+RUN_LIMIT_S = 400.0
 
 # A cache serves a deleted manifest by its digest for ever; deleting is not tested here.
 WITHOUT_DELETES = {

@@ -4,7 +4,7 @@ import os
 import subprocess
 from pathlib import Path
 
-LIMIT_S = 60.0
+from tests.support.busy_machine import EVENT_TIMEOUT_S
 
 
 def run(*argv: str | Path, text: str | None = None, fails: bool = False) -> str:
@@ -15,7 +15,7 @@ def run(*argv: str | Path, text: str | None = None, fails: bool = False) -> str:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=LIMIT_S,
+        timeout=EVENT_TIMEOUT_S,
         check=False,
         env={"PATH": os.environ["PATH"], "HOME": "/nonexistent", "LC_ALL": "C.UTF-8"},
     )

@@ -17,6 +17,7 @@ from pathlib import Path
 import attrs
 
 from tests.s3.service.bucket_view import BucketView
+from tests.support.busy_machine import EVENT_TIMEOUT_S
 from tests.support.deployment import upstream
 from tests.support.dockyard import Dockyard
 from tests.support.fake_registry import OCI_INDEX, OCI_MANIFEST, FakeRegistry
@@ -24,8 +25,6 @@ from tests.support.processes import Process, free_port, wait_until
 
 REPLICAS = 3
 EXAMPLES = [f"10.0.0.1{number}:5000" for number in (1, 2, 3)]  # the addresses in the configurations of ops/
-STATUS_TIMEOUT_S = 30.0
-RESPONSE_TIMEOUT_S = 30.0
 MAX_ATTEMPTS = 5  # as Docker and containerd do
 RETRY_DELAY_S = 0.2  # between two attempts
 
@@ -56,7 +55,7 @@ class Balancer:
     def start(self) -> None:
         """Start it and wait until it considers all replicas up."""
         self._process = Process.start([self._program, "-db", "-f", self._config], log=self._log)
-        self._process.wait_until(self._is_listening, "listening", STATUS_TIMEOUT_S)
+        self._process.wait_until(self._is_listening, "listening")
         self.wait_for({f"dockyard-{number}": "UP" for number in (1, 2, 3)})
 
     def close(self) -> None:
@@ -65,11 +64,11 @@ class Balancer:
 
     def wait_for(self, wanted: dict[str, str]) -> None:
         """Wait until HAProxy reports these states of its servers."""
-        wait_until(lambda: wanted.items() <= self.states().items(), f"seen as {wanted} by HAProxy", STATUS_TIMEOUT_S)
+        wait_until(lambda: wanted.items() <= self.states().items(), f"seen as {wanted} by HAProxy")
 
     def states(self) -> dict[str, str]:
         """The state of each server: UP, DOWN, or a transition."""
-        with socket.create_connection(("127.0.0.1", self._stats), RESPONSE_TIMEOUT_S) as connection:
+        with socket.create_connection(("127.0.0.1", self._stats), EVENT_TIMEOUT_S) as connection:
             connection.sendall(b"show stat\n")
             output = b"".join(iter(lambda: connection.recv(65536), b"")).decode()
         rows = csv.DictReader(io.StringIO(output.removeprefix("# ")))
@@ -101,7 +100,7 @@ class Fleet:
         for replica in self.replicas:
             replica.start(wait=False)
         for replica in self.replicas:
-            wait_until(replica.is_answering, "answering", STATUS_TIMEOUT_S)
+            wait_until(replica.is_answering, "answering")
         self.balancer.start()
 
     def close(self) -> None:
@@ -167,7 +166,7 @@ class Client:
     def _resume(self, path: str, body: bytearray) -> bytes:
         headers = {"Accept": f"{OCI_MANIFEST}, {OCI_INDEX}"} | ({"Range": f"bytes={len(body)}-"} if body else {})
         with contextlib.closing(
-            http.client.HTTPConnection("127.0.0.1", self.port, timeout=RESPONSE_TIMEOUT_S)
+            http.client.HTTPConnection("127.0.0.1", self.port, timeout=EVENT_TIMEOUT_S)
         ) as connection:
             connection.request("GET", path, headers=headers)
             response = connection.getresponse()

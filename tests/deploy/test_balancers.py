@@ -90,7 +90,7 @@ def test_nginx_sends_each_layer_to_one_replica(
 def _check_that_each_layer_has_one_replica(fleet: Fleet, balancer: Process, port: int) -> None:
     client = Client(port)
     try:
-        balancer.wait_until(lambda: _answers(client), "answering", 30)
+        balancer.wait_until(lambda: _answers(client), "answering")
         digests = [fleet.fake_registry.add_blob(f"through {balancer.name} {number}".encode()) for number in range(24)]
         for digest in digests * 2:
             client.blob("up.test/team/app", digest)

@@ -5,6 +5,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable
 
+from tests.support.busy_machine import EVENT_TIMEOUT_S
 from tests.support.distribution import DistributionRegistry
 from tests.support.dockyard import Dockyard, docker_hub
 from tests.support.images import push_index
@@ -14,7 +15,7 @@ from tests.support.pull_image import pull_and_verify
 def get(dockyard: Dockyard, path: str) -> tuple[int, str]:
     """The status and body of a path."""
     try:
-        with urllib.request.urlopen(f"{dockyard.url}{path}", timeout=5) as response:  # noqa: S310  our own http
+        with urllib.request.urlopen(f"{dockyard.url}{path}", timeout=EVENT_TIMEOUT_S) as response:  # noqa: S310  our own http
             return response.status, response.read().decode()
     except urllib.error.HTTPError as exc:
         return exc.code, exc.read().decode()

@@ -135,4 +135,4 @@ def test_docker_accepts_its_configuration(ops: Path, docker: DockerDaemon) -> No
     """A running dockerd reloads it, and then has Dockyard as its mirror."""
     docker._config.write_text((ops / "nodes" / "docker" / "daemon.json").read_text())
     docker._process.send(signal.SIGHUP)
-    wait_until(lambda: docker._mirrors() == [f"http://{EXAMPLE}/"], "configured with the mirror", 30)
+    wait_until(lambda: docker._mirrors() == [f"http://{EXAMPLE}/"], "configured with the mirror")

@@ -12,9 +12,8 @@ from contextlib import suppress
 import attrs
 import h11
 
+from tests.support.busy_machine import EVENT_TIMEOUT_S
 from tests.support.http_client import READ_BYTES, parse_head
-
-LIMIT_S = 5.0
 
 
 @attrs.frozen
@@ -27,7 +26,7 @@ class RawResult:
     took_s: float
 
 
-def send_bytes(address: tuple[str, int], data: bytes, limit_s: float = LIMIT_S) -> RawResult:
+def send_bytes(address: tuple[str, int], data: bytes, limit_s: float = EVENT_TIMEOUT_S) -> RawResult:
     """Send the bytes and read until the server closes the connection or sends nothing until the timeout."""
     began = time.monotonic()
     received = b""

@@ -7,6 +7,7 @@ import tarfile
 
 import pytest
 
+from tests.support.busy_machine import EVENT_TIMEOUT_S
 from tests.support.distribution import DistributionRegistry, LoggedRequest
 from tests.support.images import push_docker, push_index, push_large
 from tests.support.processes import SetupError
@@ -15,7 +16,7 @@ from tests.support.pull_image import pull_and_verify
 
 def get(registry: DistributionRegistry, target: str) -> bytes:
     """One request as a client would send it."""
-    connection = http.client.HTTPConnection("127.0.0.1", registry.port, timeout=10)
+    connection = http.client.HTTPConnection("127.0.0.1", registry.port, timeout=EVENT_TIMEOUT_S)
     connection.request("GET", target)
     body = connection.getresponse().read()
     connection.close()

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.busy_machine import EVENT_TIMEOUT_S
 from tests.support.paths import ROOT
 
 SCRIPT = ROOT / "ops" / "test_servers.py"
@@ -19,7 +20,7 @@ def run(tmp_path: Path, *words: str, **environ: str) -> subprocess.CompletedProc
         env={"PATH": str(tmp_path / "bin"), "HOME": str(tmp_path), **environ},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=EVENT_TIMEOUT_S,
         check=False,
     )
 

@@ -13,6 +13,7 @@ from dockyard import __version__
 from dockyard.cli import main
 from dockyard.config.loader import load
 from dockyard.config.settings import Settings
+from tests.support.busy_machine import EVENT_TIMEOUT_S
 from tests.support.paths import ROOT
 
 CANARY = "canary-5d20"
@@ -237,7 +238,7 @@ def test_the_module_is_the_command() -> None:
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=EVENT_TIMEOUT_S,
         check=False,
     )
 
@@ -259,7 +260,7 @@ def test_a_closed_pipe_ends_the_output_without_a_traceback() -> None:
             stdout=closed,
             stderr=subprocess.PIPE,
             text=True,
-            timeout=30,
+            timeout=EVENT_TIMEOUT_S,
             check=False,
         )
 

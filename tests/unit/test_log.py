@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from dockyard.config.settings import LoggerSettings
 from dockyard.log import MAX_LINE_BYTES, check_output, flush, set_up
+from tests.support.busy_machine import EVENT_TIMEOUT_S
 from tests.support.paths import ROOT
 
 PLAIN = LoggerSettings(color=False)
@@ -421,7 +422,7 @@ def test_processes_do_not_mix_their_lines(tmp_path: Path) -> None:
     root = ROOT
     workers = [subprocess.Popen([sys.executable, "-c", program, str(path), name], cwd=root) for name in "abc"]
 
-    assert [worker.wait(timeout=60) for worker in workers] == [0, 0, 0]
+    assert [worker.wait(timeout=EVENT_TIMEOUT_S) for worker in workers] == [0, 0, 0]
     said = [json.loads(line) for line in path.read_text().splitlines()]
     assert len(said) == 1500
     assert all(line["filling"] == line["worker"] * 1500 for line in said)

@@ -31,7 +31,6 @@ INSTALLED = """\
 import importlib.metadata, json
 print(json.dumps({each.name: each.version for each in importlib.metadata.distributions()}))
 """
-STATUS_TIMEOUT_S = 40.0
 
 
 @attrs.frozen
@@ -50,7 +49,7 @@ class Container:
 
     def wait_for(self, health: str) -> None:
         """Wait until Docker reports this health."""
-        wait_until(lambda: self.state()["Health"]["Status"] == health, health, STATUS_TIMEOUT_S)
+        wait_until(lambda: self.state()["Health"]["Status"] == health, health)
 
     def pids(self) -> list[int]:
         """The pids of its processes on the host."""

@@ -13,7 +13,7 @@ ACCEPT = f"{OCI_INDEX}, {OCI_MANIFEST}, {DOCKER_LIST}, {DOCKER_MANIFEST}"
 NAME = "up.test/team/app"
 REPO = "team/app"
 READ_BYTES = 256 * 1024
-RESPONSE_TIMEOUT_S = 60.0
+RESPONSE_TIMEOUT_S = 120.0
 
 
 def pull(deployment: Deployment, reference: str, name: str = NAME) -> set[str]:

@@ -11,6 +11,7 @@ from dockyard.oci.reference import Digest
 from tests.s3.service.bucket_view import BucketView
 from tests.s3.service.images import NAME, REPO, add_images, add_index, layer, pull, pull_and_publish, put_image
 from tests.support import event_loop_guard, faults
+from tests.support.busy_machine import EVENT_TIMEOUT_S
 from tests.support.deployment import Deployment, eventually, set_at_exit
 from tests.support.fake_lists import descriptor, offer_referrers, offer_tags
 from tests.support.fake_registry import FakeRegistry
@@ -95,7 +96,7 @@ asyncio.run(main())
             [sys.executable, "-c", program.format(line)],
             env={"PATH": os.environ["PATH"], **environ},
             check=True,
-            timeout=60,
+            timeout=EVENT_TIMEOUT_S,
         )
         reported = [line.split()[0] for line in report_file.read_text().splitlines()]
         assert list(dict.fromkeys(reported)) == found  # one call may open a file in two audited steps

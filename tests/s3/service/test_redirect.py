@@ -25,6 +25,7 @@ from tests.s3.store.proxy import S3Proxy, Stall
 from tests.s3.store.servers import SECRET_KEY
 from tests.support import faults
 from tests.support.bodies import digest_of
+from tests.support.busy_machine import EVENT_TIMEOUT_S
 from tests.support.deployment import Deployment, eventually, set_at_exit, stays
 from tests.support.fake_registry import FakeRegistry
 from tests.support.http_client import Response
@@ -38,7 +39,7 @@ CANARY = "Basic Y2FuYXJ5OmNhbmFyeQ=="
 def follow(reply: Response, **headers: str) -> tuple[int, bytes]:
     """Send a GET to the Location of a response, with these headers only."""
     url = urlsplit(reply.header("Location") or "")
-    connection = HTTPConnection(url.netloc, timeout=10)
+    connection = HTTPConnection(url.netloc, timeout=EVENT_TIMEOUT_S)
     try:
         connection.request("GET", f"{url.path}?{url.query}", headers=headers)
         response = connection.getresponse()

@@ -15,7 +15,6 @@ from tests.support.processes import Process, free_port
 ACCESS_KEY = "dockyard-tests"
 SECRET_KEY = "canary-secret-of-the-store"
 BUCKET = "dockyard-cache"
-START_LIMIT_S = 30.0
 MIB = 2**20
 
 
@@ -40,7 +39,7 @@ class Server:
     def start(self) -> None:
         """Start it and wait until it responds. The first start creates the bucket."""
         self._process = Process.start(self._command(), log=self.log, environ=self._environ())
-        self._process.wait_until(self._responds, "responding", START_LIMIT_S)
+        self._process.wait_until(self._responds, "responding")
         make_bucket(self.settings())
 
     def stop(self) -> None:

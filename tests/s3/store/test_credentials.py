@@ -22,6 +22,7 @@ from dockyard.s3.credentials import CredentialChain, NoCredentials, _container_u
 from tests.s3.store.aws import TOKEN, FakeAws
 from tests.s3.store.servers import ACCESS_KEY, SECRET_KEY, Server
 from tests.s3.store.store_adapters import reader
+from tests.support.busy_machine import EVENT_TIMEOUT_S
 
 KINDS = ["irsa", "ecs", "eks", "ec2"]
 SETTINGS = StorageSettings(bucket="cache", directory=Path("/tmp"))
@@ -249,7 +250,7 @@ def test_session_tokens_are_signed(minio: Server, tmp_path: Path, prefix: str) -
         assert found is not None
         assert found.read(100) == body
         found.close()
-        with urllib.request.urlopen(s3.presign_blob(Digest.of(body), 60), timeout=10) as response:  # noqa: S310
+        with urllib.request.urlopen(s3.presign_blob(Digest.of(body), 60), timeout=EVENT_TIMEOUT_S) as response:  # noqa: S310
             assert response.read() == body
 
 

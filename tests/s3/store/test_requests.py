@@ -18,6 +18,7 @@ from dockyard.storage import keys
 from tests.s3.store.proxy import Forward, Request, Respond, S3Proxy, s3_error
 from tests.s3.store.servers import MIB, Server
 from tests.s3.store.store_adapters import MANIFEST_TYPE, pieces, reader
+from tests.support.busy_machine import EVENT_TIMEOUT_S
 
 NAME = Name.parse("docker.io/library/app")
 TAG = Tag.parse("latest")
@@ -137,7 +138,7 @@ def test_a_presigned_url_needs_no_credentials(s3: S3Store) -> None:
     """A client that is redirected there gets the blob, or a range of it."""
     publish(s3)
     request = urllib.request.Request(s3.presign_blob(DIGEST, 60), headers={"Range": "bytes=256-511"})  # noqa: S310
-    with urllib.request.urlopen(request, timeout=10) as response:  # noqa: S310
+    with urllib.request.urlopen(request, timeout=EVENT_TIMEOUT_S) as response:  # noqa: S310
         assert (response.status, response.read()) == (206, BODY[256:512])
 
 

@@ -18,7 +18,7 @@ from dockyard.errors import Unavailable
 from dockyard.oci.reference import Digest
 from dockyard.s3 import S3Error, S3Store
 from dockyard.s3.errors import to_s3_error
-from tests.s3.store.servers import BUCKET, MIB, START_LIMIT_S, Minio, make_s3_store
+from tests.s3.store.servers import BUCKET, MIB, Minio, make_s3_store
 from tests.s3.store.store_adapters import pieces, reader
 from tests.support.processes import Process
 from tests.support.programs import Programs
@@ -33,7 +33,7 @@ class TlsMinio(Minio):
     def start(self) -> None:
         (self.data / BUCKET).mkdir()
         self._process = Process.start(self._command(), log=self.log, environ=self._environ())
-        self._process.wait_until(self._listens, "listening", START_LIMIT_S)
+        self._process.wait_until(self._listens, "listening")
 
     def _listens(self) -> bool:
         with socket.socket() as probe:
