@@ -34,6 +34,8 @@ _MAX_CAUSES = 3
 _BARE = re.compile(r"[!#-<>-~]+")  # printable ASCII but for space, quote and =
 _PLAIN = re.compile(r"[ -~]*")
 
+_ROOT = logging.getLogger()
+
 Fields = dict[str, Any]
 
 
@@ -70,6 +72,11 @@ def set_up(settings: LoggerSettings, count_dropped: Callable[[int], object] = la
         logger_factory=structlog.stdlib.LoggerFactory(),
         cache_logger_on_first_use=True,
     )
+
+
+def is_debug() -> bool:
+    """Whether debug lines are logged: to be asked before anything is computed for one."""
+    return _ROOT.isEnabledFor(logging.DEBUG)
 
 
 def check_output(settings: LoggerSettings) -> None:

@@ -24,6 +24,7 @@ from dockyard.cache.download import MAX_SMALL_BYTES
 from dockyard.cache.stores import Stores
 from dockyard.errors import BadUpstream, RegistryError, TooManyRequests, Unavailable, UpstreamTimeout
 from dockyard.http1.encoding import describe
+from dockyard.log import is_debug
 from dockyard.storage.items import BlobItem
 from dockyard.storage.partial_file import OverflowFull, PartialFile
 
@@ -186,8 +187,14 @@ class DownloadJob:
                 fruitless_attempts = 0 if has_progress else fruitless_attempts + 1
                 if not self._is_retryable(exc, fruitless_attempts):
                     raise
+                if is_debug():
+                    self._log_resume(exc)
                 self._wait_before_retry(exc, fruitless_attempts)
                 metrics.fills_resumed.inc()
+
+    def _log_resume(self, exc: RegistryError) -> None:
+        fields = exc.log_fields() | {"digest": str(self._sources.digest), "start": self._partial_file.received_bytes}
+        log.debug("download broke off: it is continued", **fields)
 
     def _is_complete_without_end(self) -> bool:
         """Whether a body broke off after its last byte: the digest decides."""
@@ -203,6 +210,16 @@ class DownloadJob:
             return
         body = self._body = self._sources.open(start)
         self._is_web_page = body.is_web_page
+        if is_debug():
+            log.debug(
+                "download opened",
+                name=str(self._sources.target.name),
+                digest=str(digest),
+                source="upstream" if self._sources.used_upstream else "bucket",
+                start=start,
+                size=body.size,
+                is_range=body.start > 0,
+            )
         try:
             self._set_size(body.size)
             skip = start - body.start

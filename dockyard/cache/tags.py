@@ -11,15 +11,17 @@ from functools import partial
 from typing import Protocol
 
 import attrs
+import structlog
 from cachetools import LRUCache
 
 from dockyard import metrics
-from dockyard.cache.freshness import Cached, Checked, Fail, Fetch, Serve, decide
+from dockyard.cache.freshness import Cached, Checked, Decision, Fail, Fetch, Serve, decide
 from dockyard.cache.manifests import Manifests
 from dockyard.cache.singleflight import Singleflight
 from dockyard.cache.stores import Stores
 from dockyard.cache.threads import Threads
 from dockyard.errors import BadUpstream, ManifestUnknown, Outage, RegistryError, TooManyRequests, reason_of
+from dockyard.log import is_debug
 from dockyard.oci.manifest import Descriptor, Manifest
 from dockyard.oci.reference import Digest, Name, Reference, Tag
 from dockyard.routing import Target
@@ -30,6 +32,8 @@ from dockyard.workers.peers import PeerConnection, Peers
 
 CONFIRM_INTERVAL_S = 60.0
 MAX_REMEMBERED_CHECKS = 10_000
+
+log = structlog.get_logger()
 
 
 class TagChecker(Protocol):
@@ -129,8 +133,7 @@ class Tags:
 
     async def _check(self, target: Target, tag: Tag) -> FoundTag:
         """Ask the upstream what the tag points to, decide (see `freshness`), and act."""
-        recent = self._checks.get((target.name, tag))
-        if recent and time.monotonic() - recent.monotonic_s < self._check_interval_s:
+        if recent := self._find_recent(target, tag):
             found = await self._manifests.get(target, recent.digest)
             return FoundTag(found.manifest, "hit", recent.checked_at)
         written = pointer = await self._read_pointer(target, tag)
@@ -141,7 +144,10 @@ class Tags:
             if pointer:
                 manifest = await self._manifests.find_stored(target, pointer.digest, even_if_open=True)
         cached = Cached(pointer.digest, pointer.checked_at) if pointer and manifest else None
-        match decide(cached, checked):
+        decision = decide(cached, checked)
+        if is_debug():
+            _log_decision(target, tag, cached, checked, decision)
+        match decision:
             case Serve(_, None) if pointer and manifest:
                 if time.time() - pointer.checked_at > CONFIRM_INTERVAL_S:
                     await self._threads.disk(self._stores.local.confirm_pointer, target.name, tag)
@@ -154,6 +160,15 @@ class Tags:
             case Fail(error):
                 raise error
         raise AssertionError("a tag that is not cached cannot be served")
+
+    def _find_recent(self, target: Target, tag: Tag) -> _Check | None:
+        """The last check, if it is not older than `check_interval`."""
+        recent = self._checks.get((target.name, tag))
+        if recent is None or time.monotonic() - recent.monotonic_s >= self._check_interval_s:
+            return None
+        if is_debug():
+            log.debug("tag not checked: upstream.check_interval", name=str(target.name), tag=str(tag))
+        return recent
 
     async def _move(
         self, target: Target, tag: Tag, digest: Digest, written: Pointer | None, stale: FoundTag | None
@@ -238,6 +253,18 @@ class Tags:
         if local.move_pointer(name, tag, None, found):
             local.touch_times.mark_published(TagItem(name, tag), max(time.time() - found.checked_at, 0.0))
         return local.read_pointer(name, tag) or found
+
+
+def _log_decision(target: Target, tag: Tag, cached: Cached | None, checked: Checked, decision: Decision) -> None:
+    result = checked.log_fields() if isinstance(checked, RegistryError) else {"upstream_digest": str(checked.digest)}
+    log.debug(
+        "tag checked",
+        name=str(target.name),
+        tag=str(tag),
+        cached_digest=str(cached.digest) if cached else None,
+        decision=type(decision).__name__.lower(),
+        **result,
+    )
 
 
 def _shard_key(target: Target, tag: Tag) -> str:

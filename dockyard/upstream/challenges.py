@@ -26,11 +26,13 @@ import time
 from collections.abc import Callable, Hashable
 
 import attrs
+import structlog
 from cachetools import LRUCache, TTLCache
 
 from dockyard.config.hosts import is_loopback
 from dockyard.config.settings import Upstream
 from dockyard.errors import FailureDetails, TooManyRequests
+from dockyard.log import is_debug
 from dockyard.oci.challenge import Challenge, is_realm_trusted, parse_challenges, usable_challenges
 from dockyard.oci.origin import DEFAULT_PORTS, Origin
 from dockyard.oci.scopes import Scopes, scope_sets
@@ -46,6 +48,8 @@ from dockyard.upstream.urls import InvalidUrl, Url, parse_http_url
 MAX_KNOWN_CHALLENGES = 1024
 MAX_BELIEVED_REFUSALS = 1024
 BELIEVED_FOR_S = 30.0
+log = structlog.get_logger()
+
 REFUSALS = frozenset({400, 401, 403})  # some registries respond to a token that is not valid any more with 400 or 403
 
 
@@ -192,6 +196,15 @@ class ChallengeResponder:
 
         Raises UpstreamError, AuthenticationFailed.
         """
+        if is_debug():
+            log.debug(
+                "the registry requires a login",
+                upstream=self._prefix,
+                host=handshake.resource.origin.host_and_port,
+                repository=handshake.resource.repository,
+                scheme=known.scheme,
+                credentials=credential.source,
+            )
         authorization = None
         match known.scheme:
             case "basic":

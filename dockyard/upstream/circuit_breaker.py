@@ -37,6 +37,7 @@ import attrs
 import structlog
 
 from dockyard.errors import BadUpstream, FailureDetails, RegistryError, TooManyRequests, Unavailable, UpstreamTimeout
+from dockyard.log import is_debug
 from dockyard.upstream.errors import RETRY_AFTER_S, Cause, UpstreamError
 
 INTERVAL_S = 3.0
@@ -148,6 +149,9 @@ class CircuitBreaker:
         now = self._clock()
         if fault.cause is Cause.RATE_LIMITED:
             until = now + (fault.error.retry_after_s or RETRY_AFTER_S)
+            if is_debug():
+                fields = fault.error.log_fields() | {"seconds": round(until - now, 1)}
+                log.debug("circuit breaker open: rate limit", upstream=self._name, **fields)
             self._write(_State("TooManyRequests", fault.error.message, now, now, until, details=fault.error.details))
             return
         before = self._read()
@@ -164,6 +168,9 @@ class CircuitBreaker:
         if self._read() is None:
             now = self._clock()
             self._probe = probe
+            if is_debug():
+                fields = fault.error.log_fields()
+                log.debug("circuit breaker: a repository fails, checking the registry", upstream=self._name, **fields)
             suspected = _State(
                 *(type(fault.error).__name__, fault.error.message, now, now),
                 is_confirmed=False,
@@ -192,6 +199,8 @@ class CircuitBreaker:
         if state.is_down and (self._probe or self._kept_back) is not None:
             self._start_prober(at_once=True)
             return False
+        if is_debug():
+            log.debug("circuit breaker half-open: one request is let through", upstream=self._name)
         return True
 
     def _wait_until_confirmed(self, state: _State) -> _State | None:
@@ -245,6 +254,8 @@ class CircuitBreaker:
                 if state is None or not state.is_down:
                     return
                 self._write(attrs.evolve(state, probed_at=begun))
+                if is_debug():
+                    log.debug("circuit breaker half-open: probing", upstream=self._name, reason=state.message)
                 probes = [probe for probe in (self._probe, self._kept_back) if probe is not None]
                 if not probes or self._try(probes[turn % len(probes)]):
                     return

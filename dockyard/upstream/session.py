@@ -18,6 +18,7 @@ from cachetools import TTLCache
 
 from dockyard.config.settings import Upstream
 from dockyard.errors import BlobUnknown, Denied, FailureDetails, ManifestUnknown, NameUnknown, RegistryError
+from dockyard.log import is_debug
 from dockyard.oci.origin import Origin
 from dockyard.oci.reference import Digest, Reference
 from dockyard.upstream import errors
@@ -102,7 +103,7 @@ def denied(
     prefix: str, request: RegistryRequest, details: FailureDetails | None, *, remembered: bool = False
 ) -> Denied:
     """The error when the registry rejects the credentials."""
-    message = f"{prefix} rejects the credentials for {request.repository}"
+    message = f"{prefix} rejects the credentials for {request.repository}: check `auth` of this prefix"
     return Denied(message, remembered=remembered, details=details)
 
 
@@ -188,6 +189,14 @@ class RegistrySession:
             if other is None:
                 break
             http.finish()
+            if is_debug():
+                log.debug(
+                    "request refused: sent again with another login",
+                    upstream=self._prefix,
+                    host=url.origin.host_and_port,
+                    status=http.status,
+                    credentials=other.credential.source if other.header else "none",
+                )
             authorization = other
         mode.record_result(handshake, authorization, http)
         return http, authorization
@@ -223,7 +232,11 @@ class RegistrySession:
     def _redirect_target(self, url: Url, http: UpstreamResponse) -> Url:
         http.finish()
         try:
-            return resolve_redirect(url, http.header("Location"))
+            target = resolve_redirect(url, http.header("Location"))
+            if is_debug():
+                to = target.origin.host_and_port
+                log.debug("redirected", upstream=self._prefix, host=url.origin.host_and_port, to=to)
+            return target
         except InvalidUrl as exc:
             problem = f"sent an invalid redirect: {exc}"
             raise errors.destination_not_allowed(self._prefix, problem, http.details) from exc

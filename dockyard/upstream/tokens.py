@@ -28,9 +28,11 @@ from typing import Protocol
 from urllib.parse import quote, urlencode
 
 import attrs
+import structlog
 from cachetools import LRUCache
 
 from dockyard.errors import BadUpstream, FailureDetails, RegistryError, TooManyRequests, Unavailable
+from dockyard.log import is_debug
 from dockyard.upstream import errors
 from dockyard.upstream.errors import AuthenticationFailed, Cause, UpstreamError
 from dockyard.upstream.headers import parse_retry_after
@@ -53,6 +55,9 @@ MAX_SCOPES_CHARS = 300  # in messages
 MAX_REDIRECTS = 10
 CLIENT_ID = "dockyard"
 STAGE = "token"  # in the details of errors
+
+
+log = structlog.get_logger()
 
 
 class RequestSender(Protocol):
@@ -183,6 +188,8 @@ class TokenProvider:
                 # The retry was made here, and one by the caller would exceed the limits.
                 raise _as_final(error) from error
             cached.refresh_at = self._clock() + RETRY_REFRESH_S
+            if is_debug():
+                log.debug("token not renewed: the current one stays in use", **error.error.log_fields())
             return cached.value
         token = _Token(value, started + min(lifetime_s * 2 / 3, lifetime_s - 10.0), started + lifetime_s)
         with self._lock:
@@ -219,6 +226,15 @@ class TokenProvider:
             raise UpstreamError(error.error, Cause.NO_RESPONSE, is_retryable=error.is_retryable) from error
         if response.status == 200:
             token = self._read_token(response, endpoint, credential)
+            if is_debug():
+                log.debug(
+                    "token fetched",
+                    host=endpoint.realm.origin.host_and_port,
+                    service=endpoint.service,
+                    scopes=" ".join(endpoint.scopes),
+                    expires_in_s=token[1],
+                    credentials=credential.source,
+                )
             if not credential.is_anonymous:
                 self._rejected.accept(login)
             return token

@@ -5,6 +5,7 @@ the headers that it is given. Its connections are opened and read by `dialer.py`
 deadline of its request and each address is checked. Its exceptions are mapped to `UpstreamError` here.
 """
 
+import itertools
 import logging
 import re
 import ssl
@@ -17,6 +18,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import attrs
+import structlog
 import urllib3
 from urllib3 import exceptions as urllib3_errors
 from urllib3.connection import HTTPConnection, HTTPSConnection
@@ -36,6 +38,7 @@ from dockyard.http1.tls import (
     make_tls_context,
     make_unverified_context,
 )
+from dockyard.log import is_debug
 from dockyard.oci.origin import DEFAULT_PORTS
 from dockyard.upstream import errors
 from dockyard.upstream.cures import tls_cure
@@ -52,6 +55,8 @@ MAX_DRAINED_BYTES = 64 * 1024
 READ_BYTES = 64 * 1024
 
 _TUNNEL_FAILED = re.compile(r"Tunnel connection failed: ([0-9]{3})\b")
+
+log = structlog.get_logger()
 
 # The attempt that the current thread runs. urllib3 takes a connection from a pool, and opens it, inside `urlopen`,
 # which has no parameter for such an object: `Transport._urlopen` sets the variable around that call, and the pools
@@ -187,12 +192,14 @@ class Transport:
         may_repeat = request.may_repeat and request.method != "POST"
         attempts_left = 2
         needs_new_connection = not may_repeat
-        while True:
+        for number in itertools.count(1):
             attempt = self._start_attempt(request, needs_new_connection=needs_new_connection)
             try:
                 response = UpstreamResponse(request, self._urlopen(request, attempt), attempt, self._failures)
             except (DialError, urllib3_errors.HTTPError, HTTPException, OSError, ValueError) as exc:
                 error = self._failures.map(exc, attempt, request)
+                if is_debug():
+                    self._log_request(request, attempt, number, **error.error.log_fields())
                 if attempt.is_reused and not error.is_retryable:
                     self._pools.clear()  # after a network change all idle connections are dead
                 attempts_left -= not (attempt.is_reused and not attempt.received_bytes)
@@ -203,11 +210,27 @@ class Transport:
                     is_secret = isinstance(exc, urllib3_errors.LocationValueError) or attempt.stage is Stage.TUNNEL
                     raise error from (None if is_secret else exc)
                 continue
+            if is_debug():
+                self._log_request(request, attempt, number, status=response.status)
             # Some servers send 408 before they close an idle connection: it is not the response to this request.
             if response.status != 408 or not attempt.is_reused or not may_repeat:
                 return response
             response.close()
             needs_new_connection = True
+        raise AssertionError("the number of attempts is limited")
+
+    def _log_request(self, request: UpstreamRequest, attempt: Attempt, number: int, **result: object) -> None:
+        """One debug line for an attempt. The query is left out: it may contain a signature."""
+        fields = {
+            "upstream": self._upstream.prefix,
+            "method": request.method,
+            "host": request.url.origin.host_and_port,
+            "path": request.url.target.partition("?")[0],
+            "seconds": round(time.monotonic() - attempt.started_at, 4),
+            "attempt": number,
+            "is_reused": attempt.is_reused,
+        }
+        log.debug("request to an upstream", **fields | result)
 
     def _urlopen(self, request: UpstreamRequest, attempt: Attempt) -> urllib3.BaseHTTPResponse:
         url = request.url
@@ -274,6 +297,11 @@ class _AttemptConnection(StrictConnection):
         is_proxy = self.proxy is not None
         sock, zone = self.attempt.connect(self._dns_host, self.port, is_proxy=is_proxy)
         self.zone = self.attempt.zone = NetworkZone.PUBLIC if is_proxy else zone
+        if is_debug():
+            address, seconds = sock.getpeername()[0], round(time.monotonic() - self.attempt.started_at, 4)
+            log.debug(
+                "connected", host=f"{self._dns_host}:{self.port}", address=address, is_proxy=is_proxy, seconds=seconds
+            )
         self.attempt.stage = self.stage_after_connect
         return sock
 
@@ -311,6 +339,10 @@ class _TLSConnection(_AttemptConnection, HTTPSConnection):  # type: ignore[misc]
                 self._look_at_certificate(tunnel)
             raise
         self.attempt.stage = Stage.RESPONSE
+        if is_debug():
+            log.debug(
+                "TLS connection", host=f"{tunnel[0] or self.host}:{tunnel[1] or self.port}", tls=self.sock.version()
+            )
 
     def _look_at_certificate(self, tunnel: tuple[Any, ...]) -> None:
         """Describe the certificate that was not trusted, for the log. Python tells it only without verification.

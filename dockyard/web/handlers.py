@@ -11,12 +11,14 @@ from collections.abc import Sequence
 from urllib.parse import parse_qs
 
 import falcon.asgi
+import structlog
 
 from dockyard import __version__
 from dockyard.cache.blobs import Blobs, RedirectedBlob
 from dockyard.cache.manifests import Manifests
 from dockyard.cache.tags import Tags
 from dockyard.errors import RequestInvalid
+from dockyard.log import is_debug
 from dockyard.oci.ranges import ByteRange, parse_ranges
 from dockyard.oci.reference import Digest, parse_reference
 from dockyard.routing import Router, Target
@@ -24,6 +26,8 @@ from dockyard.web.bodies import ActiveBodies, MultipartBody, ResponseBody
 from dockyard.web.headers import content_headers, freshness_headers, is_not_modified, range_applies, redirect_headers
 from dockyard.web.request_record import SCOPE_KEY, RequestRecord
 from dockyard.web.zero_copy import ZeroCopy
+
+log = structlog.get_logger()
 
 BLOB_TYPE = "application/octet-stream"
 _HOST = re.compile(r"[A-Za-z0-9.:_\[\]-]{1,255}", re.ASCII)
@@ -194,6 +198,14 @@ def route_request(
     target = router.route(name, ns=namespace, path_prefix=path_prefix or None)
     if namespace and _HOST.fullmatch(namespace):
         resp.set_header("oci-namespace", namespace)
+    if is_debug():
+        log.debug(
+            "routed",
+            name=name,
+            upstream=target.upstream.prefix,
+            host=target.upstream.origin.host_and_port,
+            repository=target.repository,
+        )
     return target
 
 

@@ -98,6 +98,19 @@ class ReferrersRequest:
 PeerRequest = BlobRequest | SizeRequest | TagRequest | ManifestRequest | TagListRequest | ReferrersRequest
 
 
+def key_of(request: PeerRequest) -> str:
+    """What a request asks for, in the log."""
+    match request:
+        case TagRequest():
+            return f"{request.repository.name}:{request.tag}"
+        case TagListRequest():
+            return f"{request.repository.name}?tags"
+        case ReferrersRequest():
+            return f"{request.repository.name}?{request.subject}"
+        case _:
+            return f"{request.repository.name}@{request.digest}"
+
+
 @attrs.frozen
 class Acknowledged:
     """The first reply to every request: the event loop of the peer runs."""

@@ -17,7 +17,8 @@ from typing import Any, Generic, TypeVar
 import attrs
 import structlog
 
-from dockyard.errors import UpstreamTimeout
+from dockyard.errors import FailureDetails, UpstreamTimeout
+from dockyard.log import is_debug
 from dockyard.workers.messages import (
     MAX_LINE_BYTES,
     Acknowledged,
@@ -27,6 +28,7 @@ from dockyard.workers.messages import (
     PeerRequest,
     decode_line,
     encode,
+    key_of,
     to_error,
 )
 from dockyard.workers.processes import find_worker, processor_ticks
@@ -190,6 +192,10 @@ class Peers:
     @contextlib.asynccontextmanager
     async def connect(self, shard: int, request: PeerRequest) -> AsyncIterator[PeerReplies]:
         """Send a request to the owner of `shard`; the replies after the acknowledgement. Raises PeerUnavailable."""
+        if is_debug():
+            log.debug(
+                "asking the worker that owns it", shard=shard, request=type(request).__name__, key=key_of(request)
+            )
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
                 reader, writer = await asyncio.open_unix_connection(self._path(shard), limit=MAX_LINE_BYTES)
@@ -211,7 +217,10 @@ class Peers:
             async with asyncio.timeout(REPLY_TIMEOUT_S), self.connect(shard, request) as replies:
                 reply = await replies.next()
         except TimeoutError as exc:
-            raise UpstreamTimeout("the upstream did not respond in time", retry_after_s=5) from exc
+            error = f"the worker of shard {shard} did not reply within {REPLY_TIMEOUT_S:g} s"
+            raise UpstreamTimeout(
+                "the upstream did not respond in time", retry_after_s=5, details=FailureDetails(error=error)
+            ) from exc
         if isinstance(reply, ErrorReply):
             raise to_error(reply)
         if not isinstance(reply, kind):

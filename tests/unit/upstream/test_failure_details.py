@@ -268,6 +268,35 @@ def test_an_unknown_authority(ward: Ward) -> None:
     assert "issued by organizationName=trustme" in error["error"]
 
 
+def test_a_self_signed_certificate(ward: Ward, tmp_path: Path) -> None:
+    """It is its own authority: `ca_file` or `insecure_skip_verify`."""
+    authority, context = trustme.CA(), ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.private_key_pem.write_to_path(str(tmp_path / "key.pem"))
+    context.load_cert_chain(_ca_file(authority, tmp_path), tmp_path / "key.pem")
+    tls = ward.fake_registry.listen("tls", tls=context)
+    error = fields(fail(ward.registry(at=tls.url)))
+    assert error["reason"] == (
+        "no trusted TLS connection to up0.test: the certificate is self-signed: set `ca_file` of the upstream "
+        "up0.test to a PEM file with this certificate, or, only for tests, `insecure_skip_verify: true`"
+    )
+    assert "verify error 18" in error["error"]
+
+
+def test_credentials_that_are_rejected(ward: Ward) -> None:
+    """Their source, also while they are not sent again."""
+    require_authorization(ward.fake_registry, "nobody")
+    registry = ward.registry(auth=LOGIN)
+    first, second = (fields(fail(registry, "get_manifest")) for _ in range(2))
+    assert first == {
+        "reason": "up0.test rejects the credentials for lib/app: check `auth` of this prefix",
+        "host": ward.fake_registry.authority,
+        "stage": "response",
+        "error": "HTTP 401 Unauthorized",
+        "credentials": "`auth` in the settings",
+    }
+    assert second == {**first, "remembered": True}
+
+
 def test_another_host_name(ward: Ward, tmp_path: Path) -> None:
     """The names of the certificate, and the one that was requested."""
     authority = trustme.CA()
