@@ -7,19 +7,22 @@ import errno
 import os
 import resource
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 import attrs
 import structlog
 
 from dockyard import metrics
+from dockyard.config.access import explain
 from dockyard.config.proxies import find_ignored_variables
-from dockyard.config.settings import ServerSettings, Settings, StorageSettings
+from dockyard.config.settings import ServerSettings, Settings, StorageSettings, Upstream
 from dockyard.first_pull import ALL_ADDRESSES, describe_address
 from dockyard.s3 import make_base_url
 from dockyard.storage.directories import RUN
+from dockyard.storage.disk_errors import describe_disk_error
 from dockyard.storage.keys import blob_root
+from dockyard.upstream.keychain import Keychain
 from dockyard.workers.listener import ListenAddress, find_address
 from dockyard.workers.port_users import describe_port_user
 from dockyard.workers.shard_lock import AlreadyRunning, Lock
@@ -60,9 +63,26 @@ def find_start_warnings(settings: Settings, environ: Mapping[str, str]) -> Itera
             "clients are not authenticated: everyone who reaches this server can pull from upstreams with credentials",
             {"upstreams": private},
         )
+    keychain = Keychain(environ)
     for upstream in settings.upstreams:
+        if reason := _find_login_problem(upstream, keychain, settings.expected_logins):
+            yield StartWarning(
+                "an upstream has no login: log in with `docker login` as the user of this server, or correct auth",
+                {"upstream": upstream.prefix, "registry": upstream.origin.authority, "reason": reason},
+            )
         if upstream.insecure_skip_verify:
             yield StartWarning("the TLS certificate of an upstream is not verified", {"upstream": upstream.prefix})
+
+
+def _find_login_problem(upstream: Upstream, keychain: Keychain, expected_logins: Collection[str]) -> str:
+    """Why an upstream has no login, if one is expected of the Docker keychain; empty if it has one, or needs none.
+
+    Unless `auth.type` is written as `keychain`, only what certainly fails counts: many registries need no login.
+    """
+    if upstream.auth.type != "keychain":
+        return ""
+    problem = keychain.find_problem(upstream.origin.authority, upstream.path)
+    return problem.reason if problem and (problem.is_certain or upstream.prefix in expected_logins) else ""
 
 
 def check_bucket_settings(storage: StorageSettings) -> None:
@@ -98,7 +118,7 @@ class ServerLock:
                 problem = exc
         if problem and not self._locks:
             raise CannotStart(
-                f"storage.directory: cannot lock {directory}: {problem.strerror}; "
+                f"storage.directory: cannot lock {directory}: {explain(problem, directory)}; "
                 "set it to a directory on a local disk, or mount the file system with support for locks"
             ) from problem
 
@@ -140,7 +160,8 @@ def open_run_directory(storage: StorageSettings) -> tuple[Path, ServerLock]:
     except OSError as exc:
         problem = exc
         if not directory.is_dir():
-            raise CannotStart(f"storage.directory: cannot write {directory}: {exc.strerror}") from exc
+            reason = describe_disk_error(exc, directory)
+            raise CannotStart(f"storage.directory: cannot write {directory}: {reason}") from exc
     lock = ServerLock(directory)
     try:
         (run_directory / "writable").write_bytes(b"1")
@@ -148,15 +169,20 @@ def open_run_directory(storage: StorageSettings) -> tuple[Path, ServerLock]:
         problem = exc
     if problem is None:
         return run_directory, lock
+    reason = describe_disk_error(problem, run_directory)
     if problem.errno not in _DISK_FULL and not (directory / blob_root(storage.prefix)).is_dir():
         lock.release()
-        raise CannotStart(f"storage.directory: cannot write {directory}: {problem.strerror}")
+        raise CannotStart(f"storage.directory: cannot write {directory}: {reason}")
     run_directory = Path(os.environ[metrics.DIRECTORY_VARIABLE]) / RUN
-    run_directory.mkdir()
+    try:
+        run_directory.mkdir()
+    except OSError as exc:
+        lock.release()
+        raise CannotStart(f"cannot write {run_directory}: {describe_disk_error(exc, run_directory)}") from exc
     logger.warning(
         "cannot write storage.directory: cached content is served, new content is not kept until it can be written",
         directory=str(directory),
-        error=problem.strerror,
+        error=reason,
         run_directory=str(run_directory),
     )
     return run_directory, lock

@@ -25,6 +25,7 @@ from dockyard.s3 import S3Error, S3Store
 from dockyard.s3.bucket import Bucket
 from dockyard.s3.outbox import Outbox
 from dockyard.s3.publisher import Publisher
+from dockyard.storage.disk_errors import describe_disk_error
 from dockyard.storage.items import Item
 from dockyard.storage.local import LocalStore
 from dockyard.storage.maintenance import Maintenance
@@ -234,7 +235,7 @@ class Worker:
         try:
             self.local_store.create_directories()
         except OSError as exc:
-            error = str(exc)
+            error = describe_disk_error(exc, self.local_store.directories.root)
             if error != self._directory_error:
                 log.warning("cannot create the storage directories: new content is not kept", error=error)
         self._directory_error = error

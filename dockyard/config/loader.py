@@ -61,14 +61,22 @@ def load_all(
         reader.add_error(key, message)
     unknown = reader.find_unknown_variables("DOCKYARD_", COMMAND_VARIABLES)
     warnings = (*reader.warnings, *unknown, *find_warnings(settings, reader.raw_values))
-    return LoadedSettings(attrs.evolve(settings, warnings=warnings), reader.errors, reader.keys_with_error)
+    expected_logins = _expected_logins(settings, reader.raw_values)
+    settings = attrs.evolve(settings, warnings=warnings, expected_logins=expected_logins)
+    return LoadedSettings(settings, reader.errors, reader.keys_with_error)
 
 
 def show(settings: Settings) -> str:
     """The settings as YAML that `load` reads back, except the secrets, which are `***`."""
     document = converter().unstructure(settings)
-    del document["warnings"]
+    del document["warnings"], document["expected_logins"]
     return to_yaml(document)
+
+
+def _expected_logins(settings: Settings, raw_values: Mapping[str, str]) -> tuple[str, ...]:
+    types = [raw_values.get(f"upstreams[{index}].auth.type", "") for index in range(len(settings.upstreams))]
+    pairs = zip(settings.upstreams, types, strict=True)
+    return tuple(upstream.prefix for upstream, written in pairs if written.strip().lower() == "keychain")
 
 
 def _mark_default(upstreams: tuple[Upstream, ...], locations: Mapping[str, str]) -> tuple[Upstream, ...]:

@@ -238,7 +238,10 @@ DEFAULT_UPSTREAMS = (
 
 @attrs.frozen
 class Settings:
-    """All settings. `warnings` are for the log and contain no secrets."""
+    """All settings. `warnings` are for the log and contain no secrets.
+
+    `expected_logins` are the prefixes of the upstreams whose `auth.type` is written as `keychain`.
+    """
 
     logger: LoggerSettings = LoggerSettings()
     server: ServerSettings = ServerSettings()
@@ -246,3 +249,4 @@ class Settings:
     upstream: UpstreamLimits = UpstreamLimits()
     upstreams: tuple[Upstream, ...] = DEFAULT_UPSTREAMS
     warnings: tuple[str, ...] = attrs.field(default=(), eq=False, metadata=NOT_A_KEY)
+    expected_logins: tuple[str, ...] = attrs.field(default=(), eq=False, metadata=NOT_A_KEY)

@@ -16,6 +16,7 @@ import attrs
 import structlog
 
 from dockyard import metrics
+from dockyard.config.access import explain
 from dockyard.config.types import Verify
 from dockyard.oci.reference import Digest
 from dockyard.storage.file_times import RECORD_INTERVAL_S, age_of, record_use
@@ -72,7 +73,7 @@ class BlobFiles:
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as exc:
-            log.warning("cannot open a cached blob", object=str(digest), error=exc.strerror)
+            log.warning("cannot open a cached blob", object=str(digest), error=explain(exc, self._path_of(digest)))
             return None
         try:
             blob = self._examine(digest, fd)

@@ -30,6 +30,7 @@ from dockyard.storage.atomic_write import (
 )
 from dockyard.storage.blob_files import BlobFiles
 from dockyard.storage.directories import Directories
+from dockyard.storage.disk_errors import describe_disk_error
 from dockyard.storage.eviction import SizeCap
 from dockyard.storage.file_times import age_of, record_use
 from dockyard.storage.items import BlobItem, Item, ManifestItem, TagItem
@@ -124,7 +125,8 @@ class LocalStore:
                 return self._claim(digest)
             return self._with_room(lambda: self._claim(digest))
         except OSError as exc:
-            log.warning("cannot create a partial file, serving without it", digest=str(digest), error=exc.strerror)
+            error = describe_disk_error(exc, self._partial_path(digest))
+            log.warning("cannot create a partial file, serving without it", digest=str(digest), error=error)
             return PartialFile.in_memory(digest, self.memory)
 
     def open_partial_file(self, digest: Digest, inode: int) -> int | None:
@@ -170,7 +172,8 @@ class LocalStore:
 
             self._with_room(lambda: move_synced(source, path, on_renamed), partial_file.received_bytes)
         except OSError as exc:
-            log.warning("cannot store a blob", digest=str(partial_file.digest), error=exc.strerror)
+            error = describe_disk_error(exc, path)
+            log.warning("cannot store a blob", digest=str(partial_file.digest), error=error)
             return False
         return True
 
@@ -352,7 +355,7 @@ class LocalStore:
             self._with_room(lambda: write_atomically(self._path(key), content, self.directories.partial), len(content))
             self.size_cap.count(len(content))
         except OSError as exc:
-            log.warning("cannot store an object", key=key, error=exc.strerror)
+            log.warning("cannot store an object", key=key, error=describe_disk_error(exc, self._path(key)))
 
     def _with_room(self, write: Callable[[], T], size: int = 0) -> T:
         """Call a function that writes. If space lacks, make room and call it again. Raises OSError.

@@ -27,6 +27,7 @@ import structlog
 
 from dockyard import metrics
 from dockyard.oci.reference import Digest
+from dockyard.storage.disk_errors import describe_disk_error
 from dockyard.storage.memory_budget import MIN_WINDOW_BYTES, MemoryBudget
 
 log = structlog.get_logger()
@@ -318,7 +319,8 @@ class PartialFile:
             except OSError as exc:
                 is_last = attempt == MAX_WRITE_ATTEMPTS - 1
                 if is_last or not self._disk_space or not self._disk_space.make_room(exc, len(chunk)):
-                    log.warning("cannot write a partial file, serving without it", error=exc.strerror)
+                    error = describe_disk_error(exc, self.path or Path())
+                    log.warning("cannot write a partial file, serving without it", error=error)
                     break
             else:
                 if self._disk_space:

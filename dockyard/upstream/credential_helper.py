@@ -57,15 +57,21 @@ class HelperLogin:
     secret: str = attrs.field(repr=False)
 
 
-def run_helper(
-    name: str, server: str, environ: Mapping[str, str], timeout_s: float = HELPER_TIMEOUT_S
-) -> HelperLogin | None:
-    """The login for a server; None when the helper has none. Raises HelperFailed."""
+def find_program(name: str, environ: Mapping[str, str]) -> str:
+    """The path of the program of a helper. Raises HelperFailed."""
     if not _NAME.fullmatch(name):
         raise HelperFailed("the name of a credential helper is malformed")
     program = shutil.which(f"docker-credential-{name}", path=environ.get("PATH", ""))
     if program is None:
         raise failed(name, "is not installed", f"not found in PATH ({environ.get('PATH', '')})")
+    return program
+
+
+def run_helper(
+    name: str, server: str, environ: Mapping[str, str], timeout_s: float = HELPER_TIMEOUT_S
+) -> HelperLogin | None:
+    """The login for a server; None when the helper has none. Raises HelperFailed."""
+    program = find_program(name, environ)
     status, output = _run(name, [program, "get"], server.encode(), environ, time.monotonic() + timeout_s)
     if status != 0:
         if _NOT_FOUND in output:

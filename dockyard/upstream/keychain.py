@@ -86,6 +86,14 @@ class _Kept:
     renewed_at: float = float("-inf")
 
 
+@attrs.frozen
+class KeychainProblem:
+    """Why there is no login. `is_certain`: no request to this registry can succeed."""
+
+    reason: str
+    is_certain: bool = False
+
+
 class Keychain:
     """The logins of this machine. The environment variables in `environ` locate its file."""
 
@@ -110,6 +118,23 @@ class Keychain:
         except HelperFailed as exc:
             details = FailureDetails(exc.program or exc.path, exc.error or str(exc), "credentials")
             raise errors.keychain_failed(f"{exc}, so there is no login for this upstream", details) from exc
+
+    def find_problem(self, host: str, repository: str) -> "KeychainProblem | None":
+        """Why there is no login for a registry; None if there is one, or a helper that may have one. Runs no helper."""
+        is_private_ecr = ".dkr" in host and _ECR_HOST.fullmatch(host.partition(":")[0]) is not None
+        try:
+            file = self._read()
+            if file is None:
+                return KeychainProblem(self._explain_no_file().removeprefix("none: "), is_certain=is_private_ecr)
+            if found := self._helper(file, host):
+                helpers.find_program(found[0], self._environ)
+                return None
+            if not _entry(file, host, repository).is_anonymous:
+                return None
+        except HelperFailed as exc:
+            reason = f"{exc} ({exc.error or exc.path})" if exc.error or exc.path else str(exc)
+            return KeychainProblem(reason, is_certain=True)
+        return KeychainProblem(f"{file.path} has no login for {host}", is_certain=is_private_ecr)
 
     def renew(self, host: str, repository: str, refused: Credential, timeout_s: float | None = None) -> Credential:
         """The login, after this one was rejected: run the helper again, at most once per `NOT_FOUND_FOR_S`.

@@ -1,5 +1,6 @@
-"""Why an address cannot be listened on, and what to do."""
+"""What prevents the start, and what is logged at the start because it is probably not intended."""
 
+import json
 import os
 import socket
 from collections.abc import Iterator
@@ -7,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from dockyard.preconditions import CannotStart, find_listen_address
+from dockyard.config.loader import load
+from dockyard.preconditions import CannotStart, find_listen_address, find_start_warnings
 from tests.support.processes import free_port
 
 NOBODY = 65534
@@ -68,3 +70,50 @@ def test_an_address_of_another_machine_is_named() -> None:
 def test_a_name_that_cannot_be_resolved_is_named() -> None:
     """With the reason of the resolver."""
     assert reason("no-such-host.invalid", free_port()).startswith("server.host: cannot resolve no-such-host.invalid: ")
+
+
+# Logins that are missing
+
+NO_LOGIN = "an upstream has no login: log in with `docker login` as the user of this server, or correct auth"
+PRIVATE, EXPLICIT = "private.example", "{type: keychain}"
+ECR = "123456789012.dkr.ecr.eu-west-1.amazonaws.com"
+
+
+@pytest.mark.parametrize(
+    ("registry", "auth", "keychain", "reason"),
+    [
+        (PRIVATE, EXPLICIT, None, "there is no keychain file ({file}"),
+        (PRIVATE, EXPLICIT, {}, "{file} has no login for private.example"),
+        (PRIVATE, EXPLICIT, {"auths": {"other.example": {"auth": "dTpw"}}}, "{file} has no login for private.example"),
+        (PRIVATE, "{}", {"credHelpers": {PRIVATE: "missing"}}, "docker-credential-missing is not installed"),
+        (PRIVATE, "{}", [], "is not a JSON object"),
+        (ECR, "{}", None, "there is no keychain file"),
+        # a login, or none that is expected
+        (PRIVATE, EXPLICIT, {"auths": {PRIVATE: {"auth": "dTpw"}}}, None),
+        (PRIVATE, EXPLICIT, {"credHelpers": {PRIVATE: "there"}}, None),
+        (PRIVATE, "{}", None, None),
+        (PRIVATE, "{}", {}, None),
+        (PRIVATE, "{type: anonymous}", [], None),
+        (PRIVATE, "{type: bearer, password: x}", None, None),
+        ("public.ecr.aws", "{}", None, None),
+    ],
+)
+def test_a_login_that_is_missing_is_reported_where_one_is_expected(
+    tmp_path: Path, registry: str, auth: str, keychain: object, reason: str | None
+) -> None:
+    """Because the settings name the keychain, or because no request to the registry can succeed."""
+    file = tmp_path / "config.json"
+    if keychain is not None:
+        file.write_text(json.dumps(keychain))
+    program = tmp_path / "docker-credential-there"
+    program.write_text("#!/bin/sh\nexit 1\n")
+    program.chmod(0o755)
+    config = tmp_path / "config.yaml"
+    config.write_text(f"upstreams: [{{prefix: a.test, registry: {registry}, auth: {auth}}}]")
+    environ = {"DOCKER_CONFIG": str(tmp_path), "PATH": str(tmp_path)}
+    warnings = [found for found in find_start_warnings(load(config, environ), environ) if found.event == NO_LOGIN]
+
+    assert len(warnings) == (reason is not None)
+    for warning in warnings:
+        assert (warning.fields["upstream"], warning.fields["registry"]) == ("a.test", registry)
+        assert (reason or "").format(file=file) in str(warning.fields["reason"])
