@@ -172,7 +172,7 @@ def test_a_lower_cap_evicts_first_what_would_not_be_kept(make_deployment: Start,
     deployment.dockyard.log.unlink()
     deployment.dockyard.settings["storage"]["max_size"] = "10MiB"
     deployment.dockyard.start()
-    (line,) = eventually(lambda: _evictions(deployment), "the cap is enforced", 20)
+    (line,) = eventually(lambda: _evictions(deployment), "the cap is enforced")
     assert "files=1 " in line
     assert not deployment.stored_files(large)
     deployment.dockyard.log.write_text("")

@@ -260,7 +260,7 @@ def test_the_log_has_one_line_for_each_step_of_its_life(
     for _ in range(STOPS):
         dockyard.log.unlink(missing_ok=True)
         dockyard.start()
-        eventually(lambda: _lines(dockyard, "Dockyard is listening"), "all workers listen", 20)
+        eventually(lambda: _lines(dockyard, "Dockyard is listening"), "all workers listen")
         process = dockyard._running
         process.send(number)
         assert process.popen.wait(20) == 0
@@ -305,7 +305,7 @@ def test_the_end_of_a_worker_is_reported(make_deployment: Callable[..., Deployme
     assert ('"SIGKILL, probably by the kernel, out of memory' if number == signal.SIGKILL else "=SIGSEGV ") in line
     deployment.wait_for_workers(2)
     os.kill(deployment.dockyard.pid, signal.SIGHUP)
-    eventually(lambda: _lines(deployment.dockyard, "all workers have been replaced"), "reloaded", 20)
+    eventually(lambda: _lines(deployment.dockyard, "all workers have been replaced"), "reloaded")
     assert _lines(deployment.dockyard, "a worker has ended") == [line]
 
 

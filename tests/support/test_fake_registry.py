@@ -362,7 +362,9 @@ def test_a_slow_body_at_full_speed_after_the_event(fake_registry: FakeRegistry) 
         download.head()
         began_at = time.monotonic()
         assert download.read(300) == b"x" * 300
-        assert 0.2 <= time.monotonic() - began_at < 3
+        waited_s = time.monotonic() - began_at
+        assert waited_s >= 0.2
+        assert is_within(waited_s, 2)
         hurry.set()
         body, ended = download.rest()
     assert (len(body), ended) == (9700, "length")

@@ -15,6 +15,7 @@ from dockyard.storage import memory_budget
 from dockyard.storage import partial_file as partial_file_module
 from dockyard.storage.memory_budget import MAX_WINDOW_BYTES, MemoryBudget
 from dockyard.storage.partial_file import DiskSpace, NoReadersLeft, OverflowFull, PartialFile
+from tests.support.busy_machine import is_within
 
 BODY = os.urandom(300_000)
 DIGEST = Digest.of(BODY)
@@ -290,7 +291,9 @@ def test_readers_do_not_wait_long_for_an_upload(tmp_path: Path, monkeypatch: pyt
     began = time.monotonic()
     for start in range(0, 100_000, 1000):
         partial_file.append(BODY[start : start + 1000])
-    assert 0.2 <= time.monotonic() - began < 5
+    waited_s = time.monotonic() - began
+    assert waited_s >= 0.2
+    assert is_within(waited_s, 4)
     assert partial_file.read_for_upload(0, 1000) == b""
 
 
