@@ -31,7 +31,7 @@ class Programs:
         if "missing" in found:
             cannot_run(found["missing"])
         if as_root and os.geteuid() != 0:
-            cannot_run(f"{name} unpacks images only as root")
+            cannot_run(f"{name} works only as root")
         return Path(found["path"])
 
 

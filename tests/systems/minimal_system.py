@@ -82,7 +82,7 @@ class MinimalSystem:
             "HOME": USERS[user],
             "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
             "USER": user,
-            **_settings(),
+            **registry_settings(),
             **environ,
         }
         go_there = ["sh", "-c", 'cd "$0" && exec "$@"', f"{self.home}/{CHECKOUT}"]
@@ -215,7 +215,7 @@ def _certificates_path(name: str) -> str:
     return f"/opt/{name.lower()}.pem"
 
 
-def _settings() -> dict[str, str]:
+def registry_settings() -> dict[str, str]:
     """How this machine reaches package registries: its settings of pip, Go, proxies and certificates."""
     names = (*PIP_SETTINGS, *PROXY_SETTINGS, *GO_SETTINGS)
     certificates = {name: _certificates_path(name) for name in CERTIFICATE_SETTINGS if name in os.environ}
