@@ -159,14 +159,15 @@ def open_run_directory(storage: StorageSettings) -> tuple[Path, ServerLock]:
         run_directory.mkdir(parents=True, exist_ok=True)
     except OSError as exc:
         problem = exc
-        if not directory.is_dir():
+        if not directory.is_dir() or not os.access(directory, os.R_OK | os.X_OK, effective_ids=True):
             reason = describe_disk_error(exc, directory)
             raise CannotStart(f"storage.directory: cannot write {directory}: {reason}") from exc
     lock = ServerLock(directory)
-    try:
-        (run_directory / "writable").write_bytes(b"1")
-    except OSError as exc:
-        problem = exc
+    if problem is None:
+        try:
+            (run_directory / "writable").write_bytes(b"1")
+        except OSError as exc:
+            problem = exc
     if problem is None:
         return run_directory, lock
     reason = describe_disk_error(problem, run_directory)

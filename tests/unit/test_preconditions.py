@@ -3,13 +3,15 @@
 import json
 import os
 import socket
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from dockyard.config.loader import load
-from dockyard.preconditions import CannotStart, find_listen_address, find_start_warnings
+from dockyard.config.settings import StorageSettings
+from dockyard.preconditions import CannotStart, find_listen_address, find_start_warnings, open_run_directory
 from tests.support.processes import free_port
 
 NOBODY = 65534
@@ -19,8 +21,6 @@ PRIVILEGED_PORT = 81
 @pytest.fixture
 def ordinary_user() -> Iterator[int]:
     """Root becomes an ordinary user meanwhile."""
-    if int(Path("/proc/sys/net/ipv4/ip_unprivileged_port_start").read_text()) <= PRIVILEGED_PORT:
-        pytest.skip("every user may listen on every port here")
     user = os.geteuid()
     if user == 0:
         os.seteuid(NOBODY)
@@ -37,6 +37,8 @@ def reason(host: str, port: int) -> str:
 
 def test_a_privileged_port_is_explained(ordinary_user: int) -> None:
     """With all ways to use it, and the one that needs no privilege first."""
+    if int(Path("/proc/sys/net/ipv4/ip_unprivileged_port_start").read_text()) <= PRIVILEGED_PORT:
+        pytest.skip("every user may listen on every port here")
     assert reason("127.0.0.1", PRIVILEGED_PORT) == (
         f"server.port: 127.0.0.1:81: Permission denied: ports below 1024 are not for uid {ordinary_user}: set "
         "server.port to 1024 or more, or give the process CAP_NET_BIND_SERVICE (systemd: "
@@ -117,3 +119,21 @@ def test_a_login_that_is_missing_is_reported_where_one_is_expected(
     for warning in warnings:
         assert (warning.fields["upstream"], warning.fields["registry"]) == ("a.test", registry)
         assert (reason or "").format(file=file) in str(warning.fields["reason"])
+
+
+@pytest.mark.parametrize("mode", [0o755, 0o700, 0o500])
+def test_a_storage_directory_of_another_user_is_explained(request: pytest.FixtureRequest, mode: int) -> None:
+    """The directory, its owner, the user of this process and the cure: as for a directory mounted into a container."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can make a directory of another user")
+    storage = Path(tempfile.mkdtemp(prefix="dockyard-"))  # everybody may enter the directories above
+    request.addfinalizer(storage.rmdir)
+    storage.chmod(mode)
+    request.getfixturevalue("ordinary_user")
+    with pytest.raises(CannotStart) as caught:
+        open_run_directory(StorageSettings(directory=storage))
+    assert str(caught.value) == (
+        f"storage.directory: cannot write {storage}: Permission denied: {storage} belongs to uid 0 (root) and gid 0 "
+        f"(root), mode {mode:04o}, and this process runs as uid {NOBODY} (nobody): change its owner or mode, or "
+        "set storage.directory"
+    )
