@@ -31,6 +31,7 @@ INSTALLED = """\
 import importlib.metadata, json
 print(json.dumps({each.name: each.version for each in importlib.metadata.distributions()}))
 """
+RESTRICTIONS = ("--read-only", "--cap-drop=ALL", "--security-opt=no-new-privileges")
 
 
 @attrs.frozen
@@ -62,7 +63,7 @@ class Container:
 
 @pytest.fixture
 def start(image: Image, registry: DistributionRegistry, tmp_path: Path) -> Iterator[Callable[[], Container]]:
-    """A function that starts the image as the compose file does, with a shorter health check interval."""
+    """A function that starts the image as ops/IMAGE.md does, with a shorter health check interval."""
     config = tmp_path / "config.yaml"
     config.write_text(yaml.safe_dump({"upstreams": [docker_hub(registry)]}))
     started: list[Container] = []
@@ -72,7 +73,7 @@ def start(image: Image, registry: DistributionRegistry, tmp_path: Path) -> Itera
         started.append(container)
         settings = {"SERVER_HOST": "127.0.0.1", "SERVER_PORT": str(container.port), "SERVER_WORKERS": "2"}
         image.docker.run(
-            *("run", "--detach", "--read-only", "--network=host", "--name", container.name),
+            *("run", "--detach", *RESTRICTIONS, "--network=host", "--name", container.name),
             *("--volume", f"{config}:/etc/dockyard/config.yaml:ro", "--health-interval=1s", "--health-retries=1"),
             *(f"--env={name}={value}" for name, value in settings.items()),
             *(image.name, "server", "-c", "/etc/dockyard/config.yaml"),
@@ -173,6 +174,34 @@ def test_serving_from_a_read_only_file_system(registry: DistributionRegistry, st
     assert container.uids() == {UID}
     with pytest.raises(ClientError, match="Read-only file system"):
         container.exec("touch", "/opt/dockyard/written")
+
+
+def test_a_directory_of_another_user_is_explained(image: Image, tmp_path: Path) -> None:
+    """A directory of the host that belongs to root: the message has both users and the cure."""
+    options = ["--rm", *RESTRICTIONS, "--network=none", "--volume", f"{tmp_path}:/var/cache/dockyard"]
+    tmp_path.chmod(0o755)
+    with pytest.raises(ClientError) as caught:
+        image.docker.run("run", *options, image.name)
+    assert "storage.directory: cannot write /var/cache/dockyard: Permission denied" in str(caught.value)
+    assert "belongs to uid 0 (root) and gid 0 (root), mode 0755, and this process runs as uid 65532" in str(
+        caught.value
+    )
+    assert "chown -R 65532:65532 /var/cache/dockyard (in a container: the directory of the host" in str(caught.value)
+
+
+@pytest.mark.parametrize("limit", ["--cpus=1", "--memory=200m"])
+def test_limits_of_the_container_limit_the_workers(image: Image, limit: str) -> None:
+    """One CPU, or memory for one worker: there is one, also on a machine with more processors."""
+    container = Container(image.docker, "dockyard-limited", free_port())
+    settings = [f"--env=SERVER_PORT={container.port}", "--env=SERVER_HOST=127.0.0.1"]
+    options = ["--detach", *RESTRICTIONS, "--network=host", "--health-interval=1s", "--name", container.name]
+    image.docker.run("run", *options, limit, *settings, image.name)
+    try:
+        container.wait_for("healthy")
+        commands = [Path(f"/proc/{pid}/cmdline").read_bytes() for pid in container.pids()]
+        assert len([command for command in commands if b"worker" in command]) == 1, commands
+    finally:
+        image.docker.run("rm", "--force", "--volumes", container.name)
 
 
 def test_a_stop_is_clean_and_the_volume_keeps_the_cache(
