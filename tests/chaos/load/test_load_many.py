@@ -5,7 +5,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from statistics import mean
+from statistics import mean, median
 
 import attrs
 import pytest
@@ -26,6 +26,7 @@ from tests.support.http_client import send_request
 MAX_DOWNLOADS = 64 * WORKERS * 3 // 4
 MAX_REQUESTS = 32 * WORKERS * 3 // 4
 TIMEOUT_S = 400.0
+ALONE = 20  # layers that are fetched one after the other, for comparison
 # The fake registry shares its interpreter with a thousand clients: its responses are late.
 LONG_TIMEOUT = {"stall_timeout": "300s"}
 CAP_BYTES = 4096 * MIB
@@ -66,8 +67,8 @@ def _fetch_all(deployment: Deployment, bodies: Sequence[Synthetic]) -> tuple[lis
     return fetched, time.monotonic() - began_at
 
 
-def _add_bodies(fake_registry: FakeRegistry, count: int, size: int) -> list[Synthetic]:
-    bodies = [Synthetic(size, first=number * 1000) for number in range(count)]
+def _add_bodies(fake_registry: FakeRegistry, count: int, size: int, first: int = 0) -> list[Synthetic]:
+    bodies = [Synthetic(size, first=number * 1000) for number in range(first, first + count)]
     for body in bodies:
         fake_registry.add_blob(body)
     return bodies
@@ -116,10 +117,10 @@ def test_many_cold_layers(
         memory.assert_held()
         assert kept <= CAP_BYTES * 1.05
         served_s = mean(each.ended_at - each.began_at for each in fake_registry.received("blob", "GET"))
-        cached, _ = _fetch_all(deployment, bodies[-200:])
-        control_s = max(each.first_byte_s for each in cached)
-        queued_s = 2 * served_s * count / MAX_DOWNLOADS
-        assert is_within(waits[int(count * 0.99)], queued_s, slack_s=SLACK_S, control_s=control_s)
+        # On a busy machine no client waits longer than if the layers were fetched one after the other.
+        alone = [_fetch(deployment, body).first_byte_s for body in _add_bodies(fake_registry, ALONE, size, first=count)]
+        queued_s = max(2 * served_s * count / MAX_DOWNLOADS, median(alone) * count)
+        assert is_within(waits[int(count * 0.99)], queued_s, slack_s=SLACK_S)
 
 
 @pytest.mark.parametrize(
