@@ -91,7 +91,8 @@ class LogWriter:
     """Writes lines to an output. `write` may be called by one thread at a time.
 
     `report(count)` returns the line that says how many lines were dropped; `count_dropped(count)` counts them. Belongs
-    to the process that creates it: after a fork it does nothing in the child.
+    to the process that creates it: after a fork it does nothing in the child, where the thread is missing that may have
+    held the lock of the event at that moment.
     """
 
     def __init__(
@@ -114,6 +115,8 @@ class LogWriter:
 
     def write(self, line: bytes) -> None:
         """Have a line written, which ends with a line break. Does not block."""
+        if os.getpid() != self._pid:
+            return
         if self._queued_bytes - self._done_bytes + len(line) > MAX_QUEUED_BYTES:
             self._rejected += 1
             self._count_dropped(1)
@@ -125,16 +128,18 @@ class LogWriter:
 
     def flush(self, timeout_s: float = FLUSH_TIMEOUT_S) -> bool:
         """Wait until all lines are written; whether they are."""
+        if os.getpid() != self._pid:
+            return False
         deadline = time.monotonic() + timeout_s
         while self._done_bytes != self._queued_bytes:
-            if os.getpid() != self._pid or time.monotonic() > deadline:
+            if time.monotonic() > deadline:
                 return False
             time.sleep(_FLUSH_INTERVAL_S)
         return True
 
     def close(self) -> None:
         """Write what is there, within FLUSH_TIMEOUT_S, and end."""
-        if self._is_closed:
+        if self._is_closed or os.getpid() != self._pid:
             return
         self._is_closed = True
         self._wake.set()

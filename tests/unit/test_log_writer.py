@@ -2,6 +2,7 @@
 
 import os
 import re
+import signal
 import socket
 import threading
 import time
@@ -180,6 +181,20 @@ def test_the_end_waits_for_a_limited_time(make: Make) -> None:
     began_at = time.monotonic()
     writer.close()
     assert is_within(time.monotonic() - began_at, FLUSH_TIMEOUT_S, slack_s=NO_DELAY_S)
+
+
+def test_a_child_process_does_not_wait_for_the_thread_of_its_parent(make: Make) -> None:
+    """At the fork that thread may hold the lock of the event that wakes it; nothing in the child releases it."""
+    writer = make(Stream(os.open(os.devnull, os.O_WRONLY)))
+    with writer._wake._cond:  # type: ignore[attr-defined]
+        child = os.fork()
+        if child == 0:
+            signal.alarm(5)  # ends a child that waits
+            writer.write(line(1))
+            writer.flush()
+            writer.close()
+            os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
 
 
 def test_a_child_process_does_not_write_the_lines_of_its_parent(make: Make) -> None:
