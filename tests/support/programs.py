@@ -32,7 +32,14 @@ class Programs:
             cannot_run(found["missing"])
         if as_root and os.geteuid() != 0:
             cannot_run(f"{name} works only as root")
+        if name == "dockerd" and not _is_root_a_mount_point():
+            cannot_run("dockerd unpacks images only where / is a mount point, which it is not in a plain chroot")
         return Path(found["path"])
+
+
+def _is_root_a_mount_point() -> bool:
+    mounts = Path("/proc/self/mountinfo").read_text().splitlines()
+    return any(line.split()[4] == "/" for line in mounts)
 
 
 def _find(name: str) -> Mapping[str, str]:

@@ -28,6 +28,7 @@ DEBIAN, UBUNTU = "http://deb.debian.org/debian", "http://archive.ubuntu.com/ubun
 ENTER = """
 set -e
 root=$1; shift
+mount --bind "$root" "$root" # docker needs a mount point as its root directory
 mount --rbind /dev "$root/dev"
 mount --rbind /sys "$root/sys"
 mount -t proc proc "$root/proc"
