@@ -32,12 +32,13 @@ class Programs:
             cannot_run(found["missing"])
         if as_root and os.geteuid() != 0:
             cannot_run(f"{name} works only as root")
-        if name == "dockerd" and not _is_root_a_mount_point():
-            cannot_run("dockerd unpacks images only where / is a mount point, which it is not in a plain chroot")
+        if name in {"dockerd", "podman"} and not is_root_a_mount_point():
+            cannot_run(f"{name} unpacks images only where / is a mount point, which it is not in a plain chroot")
         return Path(found["path"])
 
 
-def _is_root_a_mount_point() -> bool:
+def is_root_a_mount_point() -> bool:
+    """Return whether `/` is where a file system is mounted: not in a plain chroot."""
     mounts = Path("/proc/self/mountinfo").read_text().splitlines()
     return any(line.split()[4] == "/" for line in mounts)
 

@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 
 from tests.chaos.engine.patches import install_patch
+from tests.support.programs import cannot_run
 
 LIBRARY = "faketime/libfaketimeMT.so.1"
 NOTICED_WITHIN_S = 1  # how often the library reads the offset
@@ -21,8 +22,10 @@ class FakeClock:
     """A clock that a test sets, in seconds before or after the right time."""
 
     def __init__(self, directory: Path, offset_s: int = 0) -> None:
-        (found,) = glob.glob(f"/usr/lib/*/{LIBRARY}")
-        self._library = found
+        found = glob.glob(f"/usr/lib/*/{LIBRARY}")
+        if not found:
+            cannot_run("libfaketime is not installed (Debian package libfaketime)")
+        self._library = found[0]
         self._control = directory / "clock"
         self._patch = install_patch(directory / "patch", SLEEP)
         self.set(offset_s)
