@@ -12,12 +12,15 @@ from dockyard.errors import BadUpstream
 
 # The largest real index has about ten thousand. Parsing a body that consists of braces takes a hundred times its size.
 _MAX_JSON_OBJECTS: Final = 200_000
+# Python limits it too, by its version and the size of the stack: other parsers have limits from 500 on.
+_MAX_JSON_DEPTH: Final = 500
 _SURROGATE_ESCAPE: Final = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 def parse_document(body: bytes) -> dict[str, Any]:
     """Parse a JSON object; numbers with a fraction or exponent become strings. Raises BadUpstream."""
-    if body.count(b"{") + body.count(b"[") > _MAX_JSON_OBJECTS:
+    parts = body.count(b"{") + body.count(b"[")
+    if parts > _MAX_JSON_OBJECTS:
         raise BadUpstream("the upstream's manifest has too many parts")
     try:
         text = body.decode("utf-8")  # because json.loads also accepts UTF-16 and UTF-32 bytes
@@ -33,7 +36,24 @@ def parse_document(body: bytes) -> dict[str, Any]:
         raise BadUpstream("the upstream's response is not valid, unambiguous JSON") from exc
     if not isinstance(document, dict):
         raise BadUpstream("the upstream's response is not a manifest")
+    if parts > _MAX_JSON_DEPTH and _is_deeper(document, _MAX_JSON_DEPTH):
+        raise BadUpstream("the upstream's manifest is nested too deeply")
     return document
+
+
+def _is_deeper(document: Any, depth: int) -> bool:
+    """Return whether objects and arrays are nested in more than `depth` levels."""
+    level = [document]
+    for _ in range(depth):
+        level = [
+            child
+            for parent in level
+            for child in (parent.values() if isinstance(parent, dict) else parent)
+            if isinstance(child, (dict, list))
+        ]
+        if not level:
+            return False
+    return True
 
 
 def _object_without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

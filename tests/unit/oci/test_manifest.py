@@ -251,6 +251,7 @@ def test_json_that_is_not_a_manifest_is_rejected(document: object) -> None:
         b'{"manifests":[],"a":' + b"1" * 100_000 + b"}",
         b"[" * 100_000,
         b'{"a":' * 100_000,
+        b'{"manifests":[],"a":' + b"[" * 500 + b"]" * 500 + b"}",
         b'{"manifests":[],"a":' + b"[" * 50_000 + b"]" * 50_000 + b"}",
         b'{"manifests":[' + b",".join([b"{}"] * 1_000_000) + b"]}",
     ],
