@@ -65,6 +65,7 @@ class Dockyard(LoopbackServer):
         self._environ = {"PATH": os.environ["PATH"], "HOME": str(directory), **(environ or {})}
         self._limits = ["prlimit", f"--nofile={descriptors}"] if descriptors else []
         self._wrapper = wrapper
+        self.start_took_s = 0.0  # the last start that was waited for
         self._process: Process | None = None
 
     @property
@@ -86,7 +87,9 @@ class Dockyard(LoopbackServer):
             environ=self._environ,
         )
         if wait:
+            began_at = time.monotonic()
             self._process.wait_until(self.is_answering, "answering")
+            self.start_took_s = time.monotonic() - began_at
 
     def stop(self) -> None:
         """Send SIGTERM; the exit status must be 0 within the drain timeout, and no worker may be left."""
