@@ -18,7 +18,7 @@ import attrs
 import click
 
 from dockyard import __version__
-from dockyard.config.loader import SettingsError, load, show
+from dockyard.config.loader import LoadedSettings, SettingsError, load, load_all, show
 from dockyard.config.reader import Option, SettingsFile
 from dockyard.config.settings import Settings
 from dockyard.config.types import Level
@@ -55,6 +55,18 @@ Environment:
 Exit status:
   0  stopped by a signal
   1  the server cannot start, or its workers exit right after their start: see the log
+  2  errors in the settings or the arguments
+"""
+
+_CHECK_HELP = """\
+Examples:
+  dockyard check -c config.yaml
+  dockyard check -c config.yaml --connect
+  dockyard check -c config.yaml && systemctl restart dockyard
+
+Exit status:
+  0  the server can start
+  1  something other than the settings prevents that; with --connect, also if an upstream or the bucket fails
   2  errors in the settings or the arguments
 """
 
@@ -133,6 +145,10 @@ class SettingsSource:
 
     file: SettingsFile | None
     options: Mapping[str, Option]
+
+    def load_all(self) -> LoadedSettings:
+        """Return the settings with their errors."""
+        return load_all(self.file, os.environ, self.options)
 
     def load(self) -> Settings:
         """Return the settings. If they have errors, print them and exit with status 2."""
@@ -227,6 +243,21 @@ def server(source: SettingsSource) -> None:
     finally:
         shutil.rmtree(metrics_directory, ignore_errors=True)
     raise SystemExit(status)
+
+
+@main.command(epilog=_paragraphs(_CHECK_HELP))
+@click.option("--connect", "connects", is_flag=True, help="Also send a request to each upstream and to the bucket.")
+@settings_options
+def check(source: SettingsSource, *, connects: bool) -> None:
+    """Check settings and files without starting the server.
+
+    Prints everything that would prevent the start, at once: errors in the settings, files that cannot be read, a
+    storage directory that cannot be written, a port that is in use. Nothing is written, and without --connect nothing
+    is sent. A server that runs with the same settings is no error.
+    """
+    from dockyard.check.command import run  # noqa: PLC0415  slow to import
+
+    raise SystemExit(run(source.load_all(), os.environ, connects=connects))
 
 
 @main.command(epilog=_paragraphs(_PULL_HELP))

@@ -95,7 +95,8 @@ def _choose_encoding(settings: LoggerSettings) -> Callable[[Fields], str]:
     if settings.encoding == "json":
         return _as_json
     is_terminal = settings.stream is not None and os.isatty(settings.stream)
-    return _in_color if settings.color and is_terminal and not os.environ.get("NO_COLOR") else _as_text
+    is_refused = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
+    return _in_color if settings.color and is_terminal and not is_refused else _as_text
 
 
 def _pass_event(_logger: Any, _method: str, event: structlog.typing.EventDict) -> tuple[tuple[Any], Fields]:

@@ -1,6 +1,7 @@
 """What the server needs before it starts: the storage directory and its lock, an address, open files.
 
-`dockyard server` takes it, and logs what is risky or probably not intended.
+`dockyard server` takes it, and logs what is risky or probably not intended. `dockyard check` only looks, with the
+functions that are called `check_...` and `find_...`: these leave nothing behind.
 """
 
 import errno
@@ -19,18 +20,19 @@ from dockyard.config.proxies import find_ignored_variables
 from dockyard.config.settings import ServerSettings, Settings, StorageSettings, Upstream
 from dockyard.first_pull import ALL_ADDRESSES, describe_address
 from dockyard.s3 import make_base_url
-from dockyard.storage.directories import RUN
+from dockyard.storage.directories import RUN, check_writable
 from dockyard.storage.disk_errors import describe_disk_error
 from dockyard.storage.keys import blob_root
 from dockyard.upstream.keychain import Keychain
 from dockyard.workers.listener import ListenAddress, find_address
 from dockyard.workers.port_users import describe_port_user
-from dockyard.workers.shard_lock import AlreadyRunning, Lock
+from dockyard.workers.shard_lock import AlreadyRunning, Lock, find_holder
 
 MAX_CONNECTIONS = 4096  # per worker; more wait in the backlog of the socket
 WANTED_DESCRIPTORS = 65536
 RESERVED_DESCRIPTORS = 264  # for logs, metrics, peers, open blobs, and idle connections to upstreams
 DESCRIPTORS_PER_CONNECTION = 4  # a client of a download: its socket, the partial file twice, the upstream's socket
+SERVER_LOCK = "server.lock"
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
 
 logger = structlog.get_logger()
@@ -46,6 +48,11 @@ class StartWarning:
 
     event: str
     fields: Mapping[str, object] = attrs.field(factory=dict)
+
+
+_NOT_KEPT = StartWarning(
+    "cannot write storage.directory: cached content is served, new content is not kept until it can be written"
+)
 
 
 def find_start_warnings(settings: Settings, environ: Mapping[str, str]) -> Iterator[StartWarning]:
@@ -102,7 +109,7 @@ class ServerLock:
     """
 
     def __init__(self, directory: Path) -> None:
-        self._path = directory / RUN / "server.lock"
+        self._path = directory / RUN / SERVER_LOCK
         self._locks: dict[Path, Lock] = {}
         self._is_taken = False
         problem: OSError | None = None
@@ -117,10 +124,7 @@ class ServerLock:
             except OSError as exc:
                 problem = exc
         if problem and not self._locks:
-            raise CannotStart(
-                f"storage.directory: cannot lock {directory}: {explain(problem, directory)}; "
-                "set it to a directory on a local disk, or mount the file system with support for locks"
-            ) from problem
+            raise _cannot_lock(directory, problem)
 
     def restore(self) -> None:
         """Lock the file if it is missing, or was deleted."""
@@ -147,6 +151,61 @@ class ServerLock:
             lock.release()
 
 
+def find_server(directory: Path) -> int | None:
+    """Return the process of the server that has the lock on a storage directory, 0 if unknown; None without a server.
+
+    Raises CannotStart if the directory exists and cannot be locked.
+    """
+    problem: OSError | None = None
+    is_free = not directory.exists()
+    for path in (directory / RUN / SERVER_LOCK, directory):
+        try:
+            holder = find_holder(path)
+        except FileNotFoundError:
+            continue
+        except OSError as exc:
+            problem = exc
+        else:
+            if holder is not None:
+                return holder
+            is_free = True
+    if problem and not is_free:
+        raise _cannot_lock(directory, problem)
+    return None
+
+
+def _cannot_lock(directory: Path, problem: OSError) -> CannotStart:
+    return CannotStart(
+        f"storage.directory: cannot lock {directory}: {explain(problem, directory)}; "
+        "set it to a directory on a local disk, or mount the file system with support for locks"
+    )
+
+
+def check_storage_directory(storage: StorageSettings) -> str:
+    """Return why new content is not kept, an empty text if it is. Raises CannotStart, as `open_run_directory` does."""
+    directory = Path(storage.directory)
+    try:
+        check_writable(directory / RUN)
+    except OSError as exc:
+        if not _is_readable(directory) or not _can_serve(exc, storage):
+            raise _cannot_write(directory, exc, directory / RUN) from exc
+        return f"{_NOT_KEPT.event} (directory={directory} error={describe_disk_error(exc, directory)})"
+    return ""
+
+
+def _can_serve(problem: OSError, storage: StorageSettings) -> bool:
+    """Whether a server that cannot write its directory starts, to serve what is cached."""
+    return problem.errno in _DISK_FULL or (Path(storage.directory) / blob_root(storage.prefix)).is_dir()
+
+
+def _is_readable(directory: Path) -> bool:
+    return directory.is_dir() and os.access(directory, os.R_OK | os.X_OK, effective_ids=True)
+
+
+def _cannot_write(directory: Path, problem: OSError, refusing: Path) -> CannotStart:
+    return CannotStart(f"storage.directory: cannot write {directory}: {describe_disk_error(problem, refusing)}")
+
+
 def open_run_directory(storage: StorageSettings) -> tuple[Path, ServerLock]:
     """The run directory of this server, and the lock on the storage directory, which has one server at a time.
 
@@ -159,9 +218,8 @@ def open_run_directory(storage: StorageSettings) -> tuple[Path, ServerLock]:
         run_directory.mkdir(parents=True, exist_ok=True)
     except OSError as exc:
         problem = exc
-        if not directory.is_dir() or not os.access(directory, os.R_OK | os.X_OK, effective_ids=True):
-            reason = describe_disk_error(exc, directory)
-            raise CannotStart(f"storage.directory: cannot write {directory}: {reason}") from exc
+        if not _is_readable(directory):
+            raise _cannot_write(directory, exc, directory) from exc
     lock = ServerLock(directory)
     if problem is None:
         try:
@@ -170,10 +228,9 @@ def open_run_directory(storage: StorageSettings) -> tuple[Path, ServerLock]:
             problem = exc
     if problem is None:
         return run_directory, lock
-    reason = describe_disk_error(problem, run_directory)
-    if problem.errno not in _DISK_FULL and not (directory / blob_root(storage.prefix)).is_dir():
+    if not _can_serve(problem, storage):
         lock.release()
-        raise CannotStart(f"storage.directory: cannot write {directory}: {reason}")
+        raise _cannot_write(directory, problem, run_directory)
     run_directory = Path(os.environ[metrics.DIRECTORY_VARIABLE]) / RUN
     try:
         run_directory.mkdir()
@@ -181,9 +238,9 @@ def open_run_directory(storage: StorageSettings) -> tuple[Path, ServerLock]:
         lock.release()
         raise CannotStart(f"cannot write {run_directory}: {describe_disk_error(exc, run_directory)}") from exc
     logger.warning(
-        "cannot write storage.directory: cached content is served, new content is not kept until it can be written",
+        _NOT_KEPT.event,
         directory=str(directory),
-        error=reason,
+        error=describe_disk_error(problem, directory),
         run_directory=str(run_directory),
     )
     return run_directory, lock
@@ -236,8 +293,16 @@ def raise_connection_limit() -> int:
 
     A worker without free descriptors could not respond to the watchdog and would be killed.
     """
+    limit, connections = find_connection_limit()
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != limit:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))  # workers inherit it
+    return connections
+
+
+def find_connection_limit() -> tuple[int, int]:
+    """Return the limit of open files that a server can have, and how many connections a worker may have under it."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft < WANTED_DESCRIPTORS:
         soft = WANTED_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, WANTED_DESCRIPTORS)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))  # workers inherit it
-    return max(1, min(MAX_CONNECTIONS, (soft - RESERVED_DESCRIPTORS) // DESCRIPTORS_PER_CONNECTION))
+    return soft, max(1, min(MAX_CONNECTIONS, (soft - RESERVED_DESCRIPTORS) // DESCRIPTORS_PER_CONNECTION))

@@ -33,6 +33,12 @@ class LoadedSettings:
         """Whether a key or a section has an error, or what contains it, or what it contains."""
         return any(_contains(key, wrong) or _contains(wrong, key) for wrong in self._wrong_keys)
 
+    @property
+    def usable_upstreams(self) -> Sequence[Upstream]:
+        """The upstreams without errors."""
+        upstreams = enumerate(self.settings.upstreams)
+        return [upstream for index, upstream in upstreams if not self.is_wrong(f"upstreams[{index}]")]
+
 
 def load(
     path: SettingsFile | None, environ: Mapping[str, str], options: Mapping[str, Option] | None = None

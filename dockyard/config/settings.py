@@ -39,7 +39,8 @@ class LoggerSettings:
     encoding: Encoding = "console"
     """`console` for people, `json` for programs: one JSON object per line."""
     color: bool = True
-    """Colors in the `console` encoding on a terminal, unless the environment variable `NO_COLOR` is set."""
+    """Colors in the `console` encoding on a terminal, unless the environment variable `NO_COLOR` is set or `TERM` is
+    `dumb`."""
     output: str = attrs.field(default="stderr", metadata=NEVER_EMPTY)
     """`stderr`, `stdout`, or the path of a file in an existing directory. The log is appended to the file.
     `/dev/stderr` and `/dev/stdout` are the streams, whatever they are connected to."""

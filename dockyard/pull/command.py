@@ -1,5 +1,6 @@
 """The `pull` command in two steps: parse the arguments, with all errors at once; then pull and print the results."""
 
+import os
 import platform
 import sys
 import time
@@ -20,6 +21,7 @@ from dockyard.pull.warm import ImageResult, warm
 from dockyard.upstream.urls import parse_http_url
 
 EXIT_FAILED: Final = 1
+EXIT_INTERRUPTED: Final = 130  # 128 + SIGINT, as shells report it
 MAX_QUOTED_CHARS: Final = 200
 
 
@@ -142,6 +144,11 @@ def run(arguments: PullArguments, output_format: OutputFormat) -> int:
     except PullError as exc:
         print(f"dockyard: {exc.message}", file=sys.stderr)  # noqa: T201  the output of a command
         return EXIT_FAILED
+    except KeyboardInterrupt:
+        print("dockyard: interrupted", file=sys.stderr, flush=True)  # noqa: T201
+        os._exit(EXIT_INTERRUPTED)  # without waiting for threads that wait for a response
+    except BrokenPipeError:
+        os._exit(EXIT_FAILED)  # the program that reads the output has ended
     finally:
         client.close()
     return 0 if all(result.is_warm for result in results) else EXIT_FAILED

@@ -4,6 +4,7 @@ Errors are printed to stderr, except with JSON, where they are in the lines.
 """
 
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -156,7 +157,7 @@ def open_output(output_format: OutputFormat, out: TextIO) -> Iterator[Output]:
             yield QuietOutput()
         case OutputFormat.JSON:
             yield JsonOutput(out)
-        case OutputFormat.TEXT if not out.isatty():
+        case OutputFormat.TEXT if not out.isatty() or os.environ.get("TERM") == "dumb":
             yield TextOutput(lambda line: print(line, file=out, flush=True))
         case OutputFormat.TEXT:
             # Errors are printed above the bars if stderr is a terminal too, and to stderr otherwise.

@@ -210,6 +210,6 @@ def _threads(client: DockyardClient, jobs: int) -> Iterator[ThreadPoolExecutor]:
         yield pool
     except BaseException:
         client.stop()
+        pool.shutdown(wait=False, cancel_futures=True)
         raise
-    finally:
-        pool.shutdown(cancel_futures=True)
+    pool.shutdown()

@@ -6,6 +6,8 @@ from pathlib import Path
 
 from dockyard.storage import keys
 
+_NO_TMPFILE = {errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL}  # open(2): not on every file system
+
 PARTIAL = "partial"
 RUN = "run"
 # Where partial files are when the blobs are on another file system than `partial`.
@@ -43,6 +45,28 @@ class Directories:
     def are_missing(self) -> bool:
         """Whether `create` was not called yet, or a directory was deleted since."""
         return not (self._is_created and self.run.is_dir() and self.partial.is_dir() and self.blobs.is_dir())
+
+
+def check_writable(directory: Path) -> None:
+    """Raise OSError unless files can be written in a directory, or below the nearest one above it that exists.
+
+    A file without a name is written, if the file system has such files: nothing is left of it.
+    """
+    nearest = next(path for path in (directory, *directory.absolute().parents) if os.path.lexists(path))
+    try:
+        fd = os.open(nearest, os.O_TMPFILE | os.O_WRONLY | os.O_CLOEXEC, 0o600)
+    except OSError as exc:
+        if exc.errno not in _NO_TMPFILE:
+            raise
+        if not os.access(nearest, os.W_OK | os.X_OK, effective_ids=True):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES)) from None
+        if not nearest.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR)) from None
+        return
+    try:
+        os.write(fd, b"1")
+    finally:
+        os.close(fd)
 
 
 def _can_rename(source: Path, target: Path) -> bool:

@@ -19,7 +19,15 @@ from cachetools import TTLCache
 
 from dockyard import metrics
 from dockyard.config.settings import Upstream, UpstreamLimits
-from dockyard.errors import BadUpstream, ManifestUnknown, RegistryError, UpstreamTimeout, reason_of
+from dockyard.errors import (
+    BadUpstream,
+    Denied,
+    FailureDetails,
+    ManifestUnknown,
+    RegistryError,
+    UpstreamTimeout,
+    reason_of,
+)
 from dockyard.http1.encoding import describe
 from dockyard.oci.lists import Referrer
 from dockyard.oci.manifest import ACCEPT, MAX_MANIFEST_BYTES, Descriptor, Manifest
@@ -28,7 +36,7 @@ from dockyard.upstream import errors
 from dockyard.upstream.auth import make_mode
 from dockyard.upstream.challenges import ChallengeResponder
 from dockyard.upstream.circuit_breaker import CircuitBreaker
-from dockyard.upstream.errors import Cause, UpstreamError
+from dockyard.upstream.errors import AuthenticationFailed, Cause, UpstreamError
 from dockyard.upstream.headers import find_digest, find_unsatisfied_size, parse_retry_after
 from dockyard.upstream.keychain import Keychain
 from dockyard.upstream.lists import ListReader
@@ -121,6 +129,39 @@ class RegistryClient:
     def list_referrers(self, repository: str, digest: Digest) -> list[Referrer]:
         """The manifests whose subject is this one; empty when there are none."""
         return self._run("list_referrers", repository, partial(self._lists.referrers, repository, digest))
+
+    def check_api(self) -> str:
+        """Request `/v2/` as an operation would be requested, and return what works. Nothing is remembered of it."""
+        try:
+            response = self._session.ping(self._call_limits(self._limits.response_timeout_s))
+        except UpstreamError as error:
+            raise error.error from error
+        except AuthenticationFailed as exc:
+            raise self._login_error(exc.details, is_anonymous=exc.is_anonymous) from exc
+        http, authorization = response.http, response.authorization
+        http.finish()
+        is_anonymous = authorization.credential.is_anonymous
+        match http.status:
+            case 200 if authorization.header is None:
+                return "the registry responds, and requires no login for /v2/"
+            case 200:
+                return f"the registry responds, and accepts the {'anonymous token' if is_anonymous else 'login'}"
+            case 401 | 403 if is_anonymous and authorization.token:
+                return "the registry responds, and gives anonymous tokens; some images may need a login"
+            case 401 | 403 if not is_error_page(http):
+                details = attrs.evolve(http.details, credentials=authorization.credential.source)
+                raise self._login_error(details, is_anonymous=is_anonymous)
+            case 404 | 410:
+                raise BadUpstream(f"{self._prefix} is not a registry: it has no /v2/", details=http.details)
+        request = RegistryRequest("GET", "", url=http.url)
+        failure = self._status_error(response, request)
+        raise failure.error if isinstance(failure, UpstreamError) else failure
+
+    def _login_error(self, details: FailureDetails | None, *, is_anonymous: bool) -> Denied:
+        problem = (
+            "requires a login: set `auth` for this prefix" if is_anonymous else "rejects the login: correct `auth`"
+        )
+        return Denied(f"{self._prefix} {problem}", details=details)
 
     @property
     def is_breaker_open(self) -> bool:

@@ -116,8 +116,21 @@ class Keychain:
                 return entry
             return self._from_helper(file, *found, host, entry, timeout_s)
         except HelperFailed as exc:
-            details = FailureDetails(exc.program or exc.path, exc.error or str(exc), "credentials")
-            raise errors.keychain_failed(f"{exc}, so there is no login for this upstream", details) from exc
+            raise _explain_failure(exc) from exc
+
+    def find_source(self, host: str) -> str:
+        """Where the login for a registry comes from, without running a helper. Raises UpstreamError."""
+        try:
+            file = self._read()
+            if file is None:
+                return self._explain_no_file()
+            entry, found = _entry(file, host, ""), self._helper(file, host)
+            if found is None:
+                return entry.source
+            helpers.find_program(found[0], self._environ)
+        except HelperFailed as exc:
+            raise _explain_failure(exc) from exc
+        return f"{helpers.program_name(found[0])}, which {file.path} names"
 
     def find_problem(self, host: str, repository: str) -> "KeychainProblem | None":
         """Why there is no login for a registry; None if there is one, or a helper that may have one. Runs no helper."""
@@ -250,6 +263,11 @@ class Keychain:
             yield Path(directory, "containers", "auth.json")
         elif home:
             yield Path(home, ".config", "containers", "auth.json")
+
+
+def _explain_failure(exc: HelperFailed) -> errors.UpstreamError:
+    details = FailureDetails(exc.program or exc.path, exc.error or str(exc), "credentials")
+    return errors.keychain_failed(f"{exc}, so there is no login for this upstream", details)
 
 
 def _load(path: Path, stamp: tuple[Any, ...]) -> _File:

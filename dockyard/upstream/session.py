@@ -133,6 +133,13 @@ class RegistrySession:
                 raise not_found(self._prefix, request, exc.details, may_need_login=True) from exc
             raise denied(self._prefix, request, exc.details, remembered=exc.remembered) from exc
 
+    def ping(self, limits: CallLimits) -> RegistryResponse:
+        """Send a request for `/v2/`, with the login where it is required.
+
+        The caller ends the response. Raises UpstreamError, AuthenticationFailed.
+        """
+        return self._follow_redirects(RegistryRequest("GET", "", url=Url(self._origin, "/v2/")), limits)
+
     def _follow_redirects(self, request: RegistryRequest, limits: CallLimits) -> RegistryResponse:
         url = request.url or Url(self._origin, f"/v2/{request.path}")
         registry_zone: NetworkZone | None = None

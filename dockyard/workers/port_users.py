@@ -25,6 +25,12 @@ def describe_port_user(port: int, proc: Path = PROC) -> str:
     return "another program"  # perhaps in another container on the network of this machine
 
 
+def is_listening(pid: int, port: int, proc: Path = PROC) -> bool | None:
+    """Whether a process listens on a TCP port; None if this user may not see its sockets."""
+    files = _open_files(proc / str(pid))
+    return any(f"socket:[{inode}]" in files for inode in _find_listening(port, proc)) if files else None
+
+
 def _find_listening(port: int, proc: Path) -> dict[str, int]:
     """The sockets that listen on a port: the user by inode (proc(5), /proc/net/tcp)."""
     found = {}

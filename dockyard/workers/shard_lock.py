@@ -31,9 +31,9 @@ class Lock:
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            holder = b"" if path.is_dir() else os.read(self._fd, 20)
+            holder = _read_holder(self._fd, path)
             os.close(self._fd)
-            raise AlreadyRunning(int(holder) if holder.isdigit() else 0) from None
+            raise AlreadyRunning(holder) from None
         except OSError:
             os.close(self._fd)
             raise
@@ -52,6 +52,26 @@ class Lock:
     def release(self) -> None:
         """Release the lock."""
         os.close(self._fd)
+
+
+def find_holder(path: Path) -> int | None:
+    """The process that holds the lock on a file or directory that exists, 0 when unknown; None without one.
+
+    The lock is taken for a moment to find out. Raises OSError when the file cannot be opened, or cannot be locked.
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return _read_holder(fd, path)
+    finally:
+        os.close(fd)
+    return None
+
+
+def _read_holder(fd: int, path: Path) -> int:
+    holder = b"" if path.is_dir() else os.read(fd, 20)
+    return int(holder) if holder.isdigit() else 0
 
 
 def _open(path: Path) -> int:

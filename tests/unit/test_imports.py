@@ -29,7 +29,7 @@ LAYERS = [
     {"cache"},
     {"web"},
     {"worker", "preconditions"},
-    {"supervisor", "pull"},
+    {"supervisor", "pull", "check"},
     {"cli"},
     {"__main__"},
 ]
@@ -82,6 +82,7 @@ BLOCKING = PURE | {
     "dockyard.cache.blob_sources",
     "dockyard.cache.download_job",
     "dockyard.pull",
+    "dockyard.check",
 }
 
 

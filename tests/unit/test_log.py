@@ -127,6 +127,7 @@ def test_the_level_is_the_least_that_is_said(lines: Lines, level: Any, said: lis
         (LoggerSettings(color=False), {}, False),
         (LoggerSettings(), {"NO_COLOR": "1"}, False),
         (LoggerSettings(), {"NO_COLOR": ""}, True),
+        (LoggerSettings(), {"TERM": "dumb"}, False),
         (LoggerSettings(encoding="json"), {}, False),
     ],
 )
@@ -141,6 +142,7 @@ def test_color_is_for_the_console_and_can_be_switched_off(
     """By the setting, or by NO_COLOR (no-color.org)."""
     monkeypatch.setattr(os, "isatty", lambda _: True)
     monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("TERM", "xterm")
     for name, value in environ.items():
         monkeypatch.setenv(name, value)
     set_up(logger_settings)

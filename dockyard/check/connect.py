@@ -1,0 +1,82 @@
+"""`dockyard check --connect`: asks each upstream and the bucket, as the server would. Blocking."""
+
+import tempfile
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from dockyard.check.findings import Finding, error, ok, warning
+from dockyard.config.loader import LoadedSettings
+from dockyard.config.settings import Settings, StorageSettings, Upstream
+from dockyard.errors import RegistryError
+from dockyard.s3 import S3Store
+from dockyard.upstream.circuit_breaker import CircuitBreaker
+from dockyard.upstream.client import RegistryClient
+from dockyard.upstream.dialer import Stage
+from dockyard.upstream.keychain import Keychain
+from dockyard.upstream.tokens import STAGE as TOKEN_STAGE
+
+MAX_THREADS = 16
+# By the stage that failed, for messages that do not say what to do.
+_CURES = {
+    Stage.LOOKUP.value: "check the host in `registry` of this upstream, and the DNS of this machine",
+    Stage.CONNECT.value: "check host and port in `registry`, and firewalls; set `proxy` if this machine needs one",
+    Stage.PROXY_TLS.value: "check `proxy` of this upstream",
+    Stage.TUNNEL.value: "check `proxy` of this upstream, and whether the proxy allows this host",
+    Stage.TLS.value: "if the registry has a private authority, set `ca_file` of this upstream to its certificate",
+    Stage.RESPONSE.value: "check `registry` of this upstream, and whether the registry works",
+    TOKEN_STAGE: "check that this machine reaches the token service of the registry",
+}
+
+
+def find_all(loaded: LoadedSettings, environ: Mapping[str, str]) -> Iterator[Finding]:
+    """Yield what the upstreams and the bucket respond, in the order of the settings."""
+    settings, keychain = loaded.settings, Keychain(environ)
+    with tempfile.TemporaryDirectory(prefix="dockyard-check-") as directory, ThreadPoolExecutor(MAX_THREADS) as pool:
+        yield from pool.map(
+            lambda upstream: _ask(upstream, settings, keychain, Path(directory)), loaded.usable_upstreams
+        )
+    if settings.storage.bucket and not loaded.is_wrong("storage"):
+        yield from _ask_bucket(settings.storage, environ)
+
+
+def _ask(upstream: Upstream, settings: Settings, keychain: Keychain, directory: Path) -> Finding:
+    registry = RegistryClient(upstream, settings.upstream, keychain, CircuitBreaker(directory, upstream.prefix))
+    name = f"upstream {upstream.prefix} ({upstream.origin})"
+    try:
+        return ok(f"{name}: {registry.check_api()}")
+    except RegistryError as exc:
+        return error(f"{name}: {_describe(exc)}")
+    finally:
+        registry.close()
+
+
+def _describe(exc: RegistryError) -> str:
+    """The message, then the stage, the host and the system's error in parentheses, then what to do."""
+    if exc.details is None:
+        return exc.message
+    has_cure = any(f"{verb} " in exc.message for verb in ("set", "write", "correct", "list"))
+    cure = "" if has_cure else _CURES.get(exc.details.stage, "")
+    parts = (
+        f"while {exc.details.stage}" if exc.details.stage else "",
+        exc.details.host,
+        exc.details.error,
+        f"login: {exc.details.credentials}" if exc.details.credentials else "",
+    )
+    return f"{exc.message} ({'; '.join(filter(None, parts))}){cure and f': {cure}'}"
+
+
+def _ask_bucket(storage: StorageSettings, environ: Mapping[str, str]) -> Iterator[Finding]:
+    name = f"bucket {storage.bucket} at {storage.endpoint or f'AWS S3 in {storage.region}'}"
+    try:
+        store = S3Store(storage, environ)
+    except ValueError:
+        return  # an error at the start, which is reported as such
+    problems = store.check()
+    for problem in problems:
+        yield error(f"{name}: {problem}")
+    if problems:
+        return
+    yield ok(f"{name}: objects can be read and written")
+    if reason := store.find_old_versions():
+        yield warning(f"{name}: {reason}")

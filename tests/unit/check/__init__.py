@@ -1,0 +1,1 @@
+"""`dockyard check`: what it finds, and what it leaves alone."""
