@@ -24,7 +24,8 @@ class FailureDetails:
 
     `host`: `host:port` of the server that failed, or the program. `error`: the error of the system or of the TLS
     library, or the status of the response. `stage`: what the request was waiting for, see `upstream.dialer.Stage`.
-    `credentials`: where the credentials of the request came from. Nothing here is secret: no URL with a query, no
+    `credentials`: where the credentials of the request came from. `cure`: what the operator may change or look at,
+    unless the message of the error says it. Nothing here is secret: no URL with a query, no
     header, no user name, no body. Texts of more than MAX_DETAIL_CHARS are shortened.
     """
 
@@ -32,6 +33,11 @@ class FailureDetails:
     error: str = attrs.field(default="", converter=_shorten)
     stage: str = ""
     credentials: str = attrs.field(default="", converter=_shorten)
+    cure: str = attrs.field(default="", converter=_shorten)
+
+    def with_cure(self, cure: str) -> "FailureDetails":
+        """The same details with another cure."""
+        return attrs.evolve(self, cure=cure)
 
 
 class RegistryError(Exception):

@@ -15,7 +15,7 @@ import attrs
 
 from dockyard.config.hosts import DOCKER_HUB, DOCKER_HUB_HOSTS
 from dockyard.config.settings import Upstream
-from dockyard.errors import NameUnknown
+from dockyard.errors import FailureDetails, NameUnknown
 from dockyard.oci.reference import Name, quote
 
 _MAX_PREFIXES_SHOWN: Final = 20
@@ -121,7 +121,10 @@ class Router:
         prefixes = list(self._by_prefix)
         shown = ", ".join(prefixes[:_MAX_PREFIXES_SHOWN]) or "none"
         more = len(prefixes) - _MAX_PREFIXES_SHOWN
-        return NameUnknown(f"{problem} (configured prefixes: {shown}{f' and {more} more' if more > 0 else ''})")
+        return NameUnknown(
+            f"{problem} (configured prefixes: {shown}{f' and {more} more' if more > 0 else ''})",
+            details=FailureDetails(cure="add its registry to `upstreams` in the settings, or correct the name"),
+        )
 
 
 def _roots_by_namespace(upstreams: Sequence[Upstream]) -> dict[str, list[str]]:

@@ -16,13 +16,14 @@ import random
 import threading
 from collections.abc import Callable
 
+import attrs
 import structlog
 
 from dockyard import metrics
 from dockyard.cache.blob_sources import BlobBody, BlobSources
 from dockyard.cache.download import MAX_SMALL_BYTES
 from dockyard.cache.stores import Stores
-from dockyard.errors import BadUpstream, RegistryError, TooManyRequests, Unavailable, UpstreamTimeout
+from dockyard.errors import BadUpstream, FailureDetails, RegistryError, TooManyRequests, Unavailable, UpstreamTimeout
 from dockyard.http1.encoding import describe
 from dockyard.log import is_debug
 from dockyard.storage.items import BlobItem
@@ -168,7 +169,16 @@ class DownloadJob:
             sent = "a web page instead of" if self._is_web_page else "wrong bytes for"
             note = describe(self._sources.encoding)
             message = f"the upstream sent {sent} {self._sources.digest}{note}"
-            raise BadUpstream(message, details=self._sources.details)
+            raise BadUpstream(message, details=self._explain_digest())
+
+    def _explain_digest(self) -> FailureDetails | None:
+        """The details of the source whose bytes have another digest, for the log."""
+        details = self._sources.details
+        if details is None:
+            return None
+        error = f"{self._partial_file.received_bytes} bytes with another digest than {self._sources.digest}"
+        cure = "compare with a pull from there directly; if that is right, a proxy in between is not: change `proxy`"
+        return attrs.evolve(details, error=error, cure=cure)
 
     def _receive_all(self) -> None:
         """Receive until the source has ended, opening it again at the byte reached when it breaks off."""

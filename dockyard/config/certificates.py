@@ -75,6 +75,8 @@ def read_key_pair(certfile: str, keyfile: str) -> KeyPair:
             ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(*paths, password="")
         except (OSError, ValueError) as exc:
             reason = getattr(exc, "reason", None) or "it is not PEM, or it is encrypted"
+            if reason == "KEY_VALUES_MISMATCH":
+                reason = "it is the key of another certificate"
             raise KeyPairError("server.keyfile", keyfile, f"cannot be used with server.certfile: {reason}") from exc
     return pair
 

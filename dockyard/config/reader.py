@@ -33,8 +33,8 @@ DEFAULT_TEXT = "default_text"
 Tree = TypeVar("Tree")
 
 _FILE_HINTS = {
-    errno.ENOENT: "; name a YAML file that exists, or none for the defaults",
-    errno.EISDIR: "; name a file in it, such as config.yaml",
+    errno.ENOENT: "; name a YAML file that exists with `-c`, or none for the defaults",
+    errno.EISDIR: "; name a file in it with `-c`, such as config.yaml",
 }
 _YAML_HINTS = (
     ("'\\t'", "indent with spaces, not with tabs"),
@@ -232,9 +232,10 @@ class SettingsReader(Generic[Tree]):
         self._referenced.update(_VARIABLE.findall(text))
         if any(name not in self.environ for name in _VARIABLE.findall(text)):
             self._keys_with_unset_variable.add(key)
+            variable = _describe_variable(text)
             self.warnings.append(
-                f"{key}: refers to an environment variable that is not set; ${{...}} is used as written "
-                f"({self._location(node)})"
+                f"{key}: refers to {variable}, which is not set: set it for the server, or correct its name; until "
+                f"then it is used as written ({self._location(node)})"
             )
         return _VARIABLE.sub(lambda match: self.environ.get(match[1], match[0]), text)
 
@@ -274,7 +275,7 @@ class SettingsReader(Generic[Tree]):
         if not difflib.get_close_matches(snake_case, candidates, 1):
             candidates = {path.rpartition(".")[2]: path for path in self._all_keys(self.root)}
         nearest = difflib.get_close_matches(snake_case, candidates, 1)
-        return f"; did you mean {candidates[nearest[0]]}?" if nearest else ""
+        return f"; did you mean {candidates[nearest[0]]}?" if nearest else "; `dockyard config` prints all keys"
 
     def _all_keys(self, cls: type[Any], above: str = "") -> Iterator[str]:
         for field in fields_of(cls):
@@ -385,6 +386,13 @@ def _describe_mapping(node: yaml.Node, key: str, known: list[str]) -> str:
     is_unspaced = re.match(r"[a-z_]+:\S", str(node.value)) is not None
     hint = "; write a space after the colon" if is_unspaced else ""
     return f"{subject}must be a mapping of keys to values, such as '{example}'{hint}"
+
+
+def _describe_variable(text: str) -> str:
+    """The variable that a value consists of. Of a longer value nothing is repeated: it may be a password."""
+    match = _VARIABLE.fullmatch(text)
+    is_name = match is not None and re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", match[1])
+    return f"the environment variable {match[1]}" if match and is_name else "an environment variable"
 
 
 def _is_null(node: yaml.Node) -> bool:

@@ -43,6 +43,11 @@ MAX_PROBE_BYTES: Final = 1024 * 1024
 MAX_REDIRECTS: Final = 3
 
 _ERRNO: Final = re.compile(r"^\[Errno -?[0-9]+\] ")
+_HINTS: Final = {
+    "MANIFEST_UNKNOWN": " (correct the name or the tag; the log of `dockyard server` there says more)",
+    "NAME_UNKNOWN": " (correct the name, or add its registry to `upstreams` in the settings of that server)",
+    "DENIED": " (check `auth` of this upstream in the settings of that server)",
+}
 _T = TypeVar("_T")
 
 
@@ -296,6 +301,7 @@ def _read_error(response: urllib3.BaseHTTPResponse) -> PullError:
     retry_after_s = float(after) if after.isdecimal() and len(after) < 10 else 0.0
     summary = f"{response.status} {code}".rstrip()
     hint = f" (retry after {after} s)" if retry_after_s else ""
+    hint += _HINTS.get(code, "")
     return PullError.error_status(f"{summary}{f': {message}' if message else ''}{hint}", response.status, retry_after_s)
 
 

@@ -119,7 +119,7 @@ def _add_manifest(
     selection = select_entries(entries, platforms)
     if selection.missing:
         available = ", ".join(sorted({str(entry.platform) for entry in entries if entry.platform})) or "none"
-        content.errors.append(f"no manifest for {', '.join(map(str, selection.missing))}; available: {available}")
+        content.errors.append(f"no manifest for {', '.join(map(str, selection.missing))}; set --platform: {available}")
     for entry in selection.entries:
         try:
             child = client.read_manifest(content.image, entry.digest)

@@ -208,7 +208,13 @@ class BlobFiles:
 
     def _delete_damaged(self, digest: Digest, fd: int) -> None:
         path = self._path_of(digest)
-        log.warning("a cached blob is damaged: it is deleted, and fetched again when needed", digest=str(digest))
+        log.warning(
+            "a cached blob is damaged: it is deleted, and fetched again when needed",
+            digest=str(digest),
+            file=str(path),
+            reason="its bytes have another digest than its name",
+            cure="if this happens often: `dmesg` shows errors of the disk; let no other program write there",
+        )
         metrics.damaged_files.labels("blob").inc()
         try:
             if not os.path.samestat(path.stat(), os.fstat(fd)):

@@ -125,8 +125,9 @@ class LocalStore:
                 return self._claim(digest)
             return self._with_room(lambda: self._claim(digest))
         except OSError as exc:
-            error = describe_disk_error(exc, self._partial_path(digest))
-            log.warning("cannot create a partial file, serving without it", digest=str(digest), error=error)
+            file = self._partial_path(digest)
+            error = describe_disk_error(exc, file)
+            log.warning("cannot create a partial file, serving without it", file=str(file), error=error)
             return PartialFile.in_memory(digest, self.memory)
 
     def open_partial_file(self, digest: Digest, inode: int) -> int | None:
@@ -173,7 +174,7 @@ class LocalStore:
             self._with_room(lambda: move_synced(source, path, on_renamed), partial_file.received_bytes)
         except OSError as exc:
             error = describe_disk_error(exc, path)
-            log.warning("cannot store a blob", digest=str(partial_file.digest), error=error)
+            log.warning("cannot store a blob", file=str(path), error=error)
             return False
         return True
 

@@ -320,7 +320,7 @@ class PartialFile:
                 is_last = attempt == MAX_WRITE_ATTEMPTS - 1
                 if is_last or not self._disk_space or not self._disk_space.make_room(exc, len(chunk)):
                     error = describe_disk_error(exc, self.path or Path())
-                    log.warning("cannot write a partial file, serving without it", error=error)
+                    log.warning("cannot write a partial file, serving without it", file=str(self.path), error=error)
                     break
             else:
                 if self._disk_space:

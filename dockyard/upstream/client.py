@@ -50,6 +50,7 @@ from dockyard.upstream.responses import (
     find_size,
     is_error_page,
     is_json,
+    is_web_page,
     open_blob_body,
     record_rate_limit,
 )
@@ -319,6 +320,8 @@ class RegistryClient:
         except BadUpstream as error:
             # Without a length, a truncated body cannot be distinguished from a wrong one.
             is_truncated = length is None and http.header("Transfer-Encoding") is None
+            if is_web_page(http):
+                raise errors.web_page(http.server, http.details) from error
             described = BadUpstream(error.message + describe(http.encoding), details=http.details)
             raise UpstreamError(described, Cause.NOT_COUNTED, is_retryable=is_truncated) from error
 

@@ -21,6 +21,7 @@ from dockyard.errors import (
 )
 
 RETRY_AFTER_S = 3
+WEB_PAGE_CURE = "let the firewall allow this host, set `proxy` of the upstream, or correct its `registry`"
 
 
 class Cause(Enum):
@@ -127,12 +128,19 @@ def error_page(server: str, status: int, details: FailureDetails) -> UpstreamErr
         f"responded with status {status} and a web page instead of an error of the registry: "
         "there may be a firewall or a proxy in between"
     )
-    return bad_response(server, problem, details)
+    return bad_response(server, problem, details.with_cure(WEB_PAGE_CURE))
+
+
+def web_page(server: str, details: FailureDetails) -> UpstreamError:
+    """A web page with status 200 instead of a manifest: of a firewall, a proxy or a captive portal."""
+    problem = "responded with a web page instead of a manifest: there may be a firewall or a proxy in between"
+    return bad_response(server, problem, details.with_cure(WEB_PAGE_CURE))
 
 
 def destination_not_allowed(server: str, problem: str, details: FailureDetails) -> UpstreamError:
     """A redirect or token service at a destination that is not allowed. Counted: it may be an attack."""
     metrics.upstream_untrusted.labels(server, "place").inc()
+    details = details.with_cure("if this host belongs to the registry, list it in `trusted_hosts` of the upstream")
     return UpstreamError(BadUpstream(f"{server} {problem}", details=details), Cause.NOT_COUNTED)
 
 
@@ -142,7 +150,8 @@ def login_elsewhere(server: str, details: FailureDetails) -> UpstreamError:
         "redirects to another host that requires a login, or has no such repository. A login is sent only to hosts of "
         "the registry: if that host is one, list it in trusted_hosts of this upstream, and set auth"
     )
-    return UpstreamError(BadUpstream(f"{server} {problem}", details=details), Cause.NOT_COUNTED)
+    error = BadUpstream(f"{server} {problem}", details=details.with_cure(""))
+    return UpstreamError(error, Cause.NOT_COUNTED)
 
 
 def server_error(
@@ -162,6 +171,7 @@ def rate_limited(server: str, retry_after_s: int, details: FailureDetails) -> Up
 def plain_http_credentials(server: str, details: FailureDetails) -> UpstreamError:
     """Credentials for a host that is reached without TLS; they are not sent. Counted: it may be an attack."""
     metrics.upstream_untrusted.labels(server, "secret").inc()
+    details = details.with_cure("write `registry: https://...` for the upstream, or remove its `auth`")
     error = Denied(f"{server} uses plain HTTP: credentials are not sent without TLS", details=details)
     return UpstreamError(error, Cause.NOT_COUNTED)
 

@@ -94,6 +94,13 @@ class KeychainProblem:
     is_certain: bool = False
 
 
+def _cure(failed: HelperFailed, host: str) -> str:
+    """What the operator may do about a keychain that fails, for the log."""
+    if not failed.program:
+        return f"correct that file, write it anew with `docker login {host}`, or set another `auth` for this upstream"
+    return f"install it, or see what it prints: `echo {host} | {failed.program} get` as the user of the server"
+
+
 class Keychain:
     """The logins of this machine. The environment variables in `environ` locate its file."""
 
@@ -116,7 +123,7 @@ class Keychain:
                 return entry
             return self._from_helper(file, *found, host, entry, timeout_s)
         except HelperFailed as exc:
-            raise _explain_failure(exc) from exc
+            raise _explain_failure(exc, host) from exc
 
     def find_source(self, host: str) -> str:
         """Where the login for a registry comes from, without running a helper. Raises UpstreamError."""
@@ -129,7 +136,7 @@ class Keychain:
                 return entry.source
             helpers.find_program(found[0], self._environ)
         except HelperFailed as exc:
-            raise _explain_failure(exc) from exc
+            raise _explain_failure(exc, host) from exc
         return f"{helpers.program_name(found[0])}, which {file.path} names"
 
     def find_problem(self, host: str, repository: str) -> "KeychainProblem | None":
@@ -265,8 +272,8 @@ class Keychain:
             yield Path(home, ".config", "containers", "auth.json")
 
 
-def _explain_failure(exc: HelperFailed) -> errors.UpstreamError:
-    details = FailureDetails(exc.program or exc.path, exc.error or str(exc), "credentials")
+def _explain_failure(exc: HelperFailed, host: str) -> errors.UpstreamError:
+    details = FailureDetails(exc.program or exc.path, exc.error or str(exc), "credentials", cure=_cure(exc, host))
     return errors.keychain_failed(f"{exc}, so there is no login for this upstream", details)
 
 

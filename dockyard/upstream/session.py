@@ -95,6 +95,7 @@ def not_found(
     message = f"{prefix} has no {request.subject}"
     if may_need_login:
         message += ", or it needs a login: set `auth` for this prefix"
+        details = details and details.with_cure("")
     kind = NameUnknown if request.list_path else BlobUnknown if request.is_blob else ManifestUnknown
     return kind(message, details=details)
 
@@ -104,6 +105,7 @@ def denied(
 ) -> Denied:
     """The error when the registry rejects the credentials."""
     message = f"{prefix} rejects the credentials for {request.repository}: check `auth` of this prefix"
+    details = details and details.with_cure("")  # the message says it
     return Denied(message, remembered=remembered, details=details)
 
 

@@ -41,7 +41,7 @@ from dockyard.http1.tls import (
 from dockyard.log import is_debug
 from dockyard.oci.origin import DEFAULT_PORTS
 from dockyard.upstream import errors
-from dockyard.upstream.cures import tls_cure
+from dockyard.upstream.cures import closed_cure, connection_cure, status_cure, timeout_cure, tls_cure
 from dockyard.upstream.dialer import Attempt, DialError, Resolver, Stage
 from dockyard.upstream.errors import UpstreamError
 from dockyard.upstream.network_zones import NetworkZone, find_literal_zone, is_zone_allowed
@@ -462,23 +462,31 @@ class _FailureMapper:
                 details = self._details(attempt, request, _describe_timeout(inner, attempt))
                 # A deadline that passed while connecting says little: most of the time went elsewhere.
                 if stage is Stage.RESPONSE or attempt.is_past_deadline:
-                    return errors.timed_out(server, details)
-                return errors.connect_timed_out(self._name_of_peer(attempt, request), details, what=_WAITS[stage])
+                    setting = "upstream.stall_timeout" if attempt.deadline is None else "upstream.check_timeout"
+                    return errors.timed_out(server, details.with_cure(timeout_cure(setting, request.url.origin)))
+                cure = (
+                    f"{self._connection_cure(attempt, request)}; if it is only slow, raise `upstream.connect_timeout`"
+                )
+                peer = self._name_of_peer(attempt, request)
+                return errors.connect_timed_out(peer, details.with_cure(cure), what=_WAITS[stage])
         if stage in (Stage.TLS, Stage.PROXY_TLS):
             return self._map_tls_error(exc, attempt, request)
         details = self._details(attempt, request, _describe(exc, attempt))
         if stage is Stage.TUNNEL:
-            return errors.unreachable(server, self._explain_refused_tunnel(exc), details)
+            reason = self._explain_refused_tunnel(exc)
+            cure = "" if "`" in reason else self._connection_cure(attempt, request)
+            return errors.unreachable(server, reason, details.with_cure(cure))
         if (found := find_tls_error(exc)) is not None and "ALERT" in (found.reason or ""):
             return self._map_tls_error(exc, attempt, request)  # with TLS 1.3, an alert may come after the handshake
         match inner:
             case TLSResponse():
                 return errors.bad_response(server, f"requires TLS{self._use_https(request)}", details)
             case RemoteDisconnected() | IncompleteRead():
-                return errors.connection_lost(server, details, hint=self._hint_of_silence(attempt, request))
+                return self._connection_lost(details, attempt, request)
             case HTTPException() | ValueError() | urllib3_errors.InvalidHeader() | urllib3_errors.LocationValueError():
-                return errors.bad_response(server, "sent a response that is not valid HTTP", details)
-        return errors.connection_lost(server, details, hint=self._hint_of_silence(attempt, request))
+                cure = self._status_cure(0, request)
+                return errors.bad_response(server, "sent a response that is not valid HTTP", details.with_cure(cure))
+        return self._connection_lost(details, attempt, request)
 
     def address_not_allowed(self, request: UpstreamRequest, error: str) -> UpstreamError:
         """The error for an address that a registry may not refer to."""
@@ -488,12 +496,17 @@ class _FailureMapper:
 
     def details_of_status(self, status: int, request: UpstreamRequest) -> FailureDetails:
         """The details of a response. Without a tunnel, a proxy may have made it."""
-        if not self._proxy:
-            return FailureDetails(request.url.origin.host_and_port, describe_status(status), Stage.RESPONSE.value)
-        if status == 407:
-            return FailureDetails(self._proxy, describe_status(status), Stage.TUNNEL.value)
-        error = f"{describe_status(status)} (through the proxy {self._proxy})"
-        return FailureDetails(request.url.origin.host_and_port, error, Stage.RESPONSE.value)
+        error = describe_status(status)
+        if self._proxy and status == 407:
+            return FailureDetails(self._proxy, error, Stage.TUNNEL.value)
+        if self._proxy:
+            error += f" (through the proxy {self._proxy})"
+        cure = self._status_cure(status, request)
+        return FailureDetails(request.url.origin.host_and_port, error, Stage.RESPONSE.value, cure=cure)
+
+    def _status_cure(self, status: int, request: UpstreamRequest) -> str:
+        origin = request.url.origin
+        return status_cure(status, origin, self._upstream.prefix, is_registry=origin == self._upstream.origin)
 
     def _details(self, attempt: Attempt, request: UpstreamRequest, error: str) -> FailureDetails:
         host = self._proxy if self._is_at_proxy(attempt) else request.url.origin.host_and_port
@@ -511,9 +524,25 @@ class _FailureMapper:
         if exc.is_forbidden:
             return self.address_not_allowed(request, exc.error)
         reason = f"the proxy cannot be reached: {exc.reason}" if self._is_at_proxy(attempt) else exc.reason
-        error = errors.unreachable(request.server, reason, self._details(attempt, request, exc.error))
+        details = self._details(attempt, request, exc.error).with_cure(self._connection_cure(attempt, request))
+        error = errors.unreachable(request.server, reason, details)
         error.is_retryable = exc.is_refused
         return error
+
+    def _connection_cure(self, attempt: Attempt, request: UpstreamRequest) -> str:
+        origin = request.url.origin
+        return connection_cure(
+            attempt.stage,
+            origin,
+            self._upstream.prefix,
+            is_proxy=self._is_at_proxy(attempt),
+            is_registry=origin == self._upstream.origin,
+        )
+
+    def _connection_lost(self, details: FailureDetails, attempt: Attempt, request: UpstreamRequest) -> UpstreamError:
+        hint = self._hint_of_silence(attempt, request)
+        cure = "" if hint else closed_cure(request.url.origin)
+        return errors.connection_lost(request.server, details.with_cure(cure), hint=hint)
 
     def _map_tls_error(self, exc: Exception, attempt: Attempt, request: UpstreamRequest) -> UpstreamError:
         failure = explain_failure(exc)
@@ -527,6 +556,9 @@ class _FailureMapper:
             is_proxy=self._is_at_proxy(attempt),
             is_registry=request.url.origin == self._upstream.origin,
         )
+        if not cure:
+            peer = details.host
+            details = details.with_cure(f"see what it supports with `openssl s_client -connect {peer}`, and update it")
         reason = f"{failure.reason}: {cure}" if cure else failure.reason
         return errors.tls_failed(self._name_of_peer(attempt, request), reason, details)
 

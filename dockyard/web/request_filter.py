@@ -6,7 +6,7 @@ and for the router. Request smuggling (RFC 9112 section 11.2) is prevented by re
 
 import re
 
-from dockyard.errors import NameInvalid, RequestInvalid, Unsupported
+from dockyard.errors import FailureDetails, NameInvalid, RequestInvalid, Unsupported
 from dockyard.web.asgi import Scope
 
 MAX_PATH_BYTES = 2048
@@ -46,7 +46,10 @@ def check_request(scope: Scope) -> None:
     if not _PLAIN_PATH.fullmatch(plain) or b"/../" in plain + b"/" or b"/./" in plain + b"/":
         raise NameInvalid("the path contains characters that are not allowed in names, tags and digests")
     if scope["method"] not in _METHODS:
-        raise Unsupported("this registry is a read-only cache: only GET and HEAD are supported")
+        raise Unsupported(
+            "this registry is a read-only cache: only GET and HEAD are supported",
+            details=FailureDetails(cure="push to the registry itself: `docker push` without the address of Dockyard"),
+        )
 
 
 def path_to_route(scope: Scope) -> str:

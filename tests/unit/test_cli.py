@@ -166,8 +166,8 @@ def test_one_error_is_not_reported_in_the_plural(runner: CliRunner) -> None:
     assert result.exit_code == 2
     assert result.stderr == (
         "dockyard: 1 error in the settings:\n"
-        "  /no/such.yaml: cannot be read: No such file or directory; name a YAML file that exists, or none for the "
-        "defaults\n"
+        "  /no/such.yaml: cannot be read: No such file or directory; name a YAML file that exists with `-c`, "
+        "or none for the defaults\n"
     )
 
 
@@ -201,8 +201,8 @@ def test_config_warns_on_stderr(runner: CliRunner, tmp_path: Path) -> None:
     assert result.exit_code == 0
     assert "warning" not in result.stdout
     assert result.stderr == (
-        "dockyard: warning: server.certfile: refers to an environment variable that is not set; ${...} is used as"
-        f" written ({path}:1)\n"
+        "dockyard: warning: server.certfile: refers to the environment variable OOPS, which is not set: set it for the "
+        f"server, or correct its name; until then it is used as written ({path}:1)\n"
     )
 
 

@@ -440,7 +440,7 @@ def test_a_variable_that_is_not_set_causes_a_warning(load_text: Load) -> None:
     settings = load_text(f"storage:\n  secret_key: {CANARY}$" + "{OOPS}", STORAGE_ACCESS_KEY="a")
 
     assert len(settings.warnings) == 1
-    assert settings.warnings[0].startswith("storage.secret_key: refers to an environment variable that is not set")
+    assert settings.warnings[0].startswith("storage.secret_key: refers to an environment variable, which is not set")
     assert settings.warnings[0].endswith("config.yaml:2)")
     assert CANARY not in settings.warnings[0]
     assert "OOPS" not in settings.warnings[0]
@@ -501,10 +501,10 @@ ERRORS = [
     ("bucket: x", "bucket: unknown key; did you mean storage.bucket? (config.yaml:1)"),
     ("storage: {accessKey: x}", "storage.accessKey: unknown key; did you mean storage.access_key? (config.yaml:1)"),
     ("upstreams: [{prefix: a, registry: b, pasword: x}]", "upstreams[0].pasword: unknown key; did you mean"),
-    ("warnings: []", "warnings: unknown key (config.yaml:1)"),
-    ("server: {zzzzzz: 1}", "server.zzzzzz: unknown key (config.yaml:1)"),
+    ("warnings: []", "warnings: unknown key; `dockyard config` prints all keys (config.yaml:1)"),
+    ("server: {zzzzzz: 1}", "server.zzzzzz: unknown key; `dockyard config` prints all keys (config.yaml:1)"),
     ("server: {<<: {port: 1}}", "server.<<: unknown key; merge keys are not supported"),
-    ("? [a]\n: b", "?: unknown key (config.yaml:1)"),
+    ("? [a]\n: b", "?: unknown key; `dockyard config` prints all keys (config.yaml:1)"),
     # TLS
     ("server: {tls: true, keyfile: x}", "server.certfile: is required when server.tls is true (config.yaml:1)"),
     (
@@ -979,7 +979,7 @@ def test_the_error_of_an_invalid_file_has_its_line(tmp_path: Path, data: bytes, 
 
 def test_a_missing_file_is_an_error(tmp_path: Path) -> None:
     """The environment is checked nevertheless."""
-    hint = "No such file or directory; name a YAML file that exists, or none for the defaults"
+    hint = "No such file or directory; name a YAML file that exists with `-c`, or none for the defaults"
     with pytest.raises(SettingsError) as caught:
         load(tmp_path / "none.yaml", {"SERVER_PORT": "x"})
 
@@ -995,7 +995,7 @@ def test_a_directory_instead_of_a_file_is_an_error(tmp_path: Path) -> None:
         load(tmp_path, HOME)
 
     assert caught.value.errors == [
-        f"{tmp_path}: cannot be read: Is a directory; name a file in it, such as config.yaml"
+        f"{tmp_path}: cannot be read: Is a directory; name a file in it with `-c`, such as config.yaml"
     ]
 
 
@@ -1039,7 +1039,7 @@ def test_a_key_with_control_characters_is_escaped(errors_in: Callable[..., list[
     """A file of another kind may contain anything."""
     (error,) = errors_in('"\\e[31m": 1')
 
-    assert error == '"\\u001b[31m": unknown key (config.yaml:1)'
+    assert error == '"\\u001b[31m": unknown key; `dockyard config` prints all keys (config.yaml:1)'
 
 
 def test_a_byte_order_mark_is_accepted(tmp_path: Path) -> None:

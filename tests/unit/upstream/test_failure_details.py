@@ -79,6 +79,7 @@ def test_a_refused_connection(ward: Ward) -> None:
         "host": authority,
         "stage": "connect",
         "error": f"{authority}: [Errno 111] Connection refused",
+        "cure": "check that it runs and can be reached, and the port in `registry` of the upstream up0.test",
     }
 
 
@@ -95,6 +96,10 @@ def test_an_unknown_name(ward: Ward, monkeypatch: pytest.MonkeyPatch) -> None:
         "host": "registry.invalid:443",
         "stage": "name resolution",
         "error": "registry.invalid: [Errno -2] Name or service not known",
+        "cure": (
+            "correct the host name in `registry` of the upstream up0.test, or check the name servers in "
+            "/etc/resolv.conf: `getent hosts` with this name"
+        ),
     }
 
 
