@@ -117,11 +117,13 @@ def _listen(address: str, port: int) -> socket.socket:
 class FakeNameServer:
     """A name server. Each name has a list of answers, one for each lookup; the last one is repeated.
 
-    An answer is a list of addresses; a name without answers is unknown. `queries` are the looked up names, in order.
+    An answer is a list of addresses; a name without answers is unknown, and a `silent` one gets no response. `queries`
+    are the looked up names, in order.
     """
 
     answers: dict[str, list[Sequence[str]]] = attrs.field(factory=dict)
     queries: list[str] = attrs.field(factory=list)
+    silent: set[str] = attrs.field(factory=set)
     _current: dict[str, Sequence[str]] = attrs.field(factory=dict)
 
     @contextmanager
@@ -143,7 +145,8 @@ class FakeNameServer:
         while not over.is_set():
             with suppress(OSError):
                 query, peer = server.recvfrom(4096)
-                server.sendto(self._answer(query), peer)
+                if answer := self._answer(query):
+                    server.sendto(answer, peer)
 
     def _answer(self, query: bytes) -> bytes:
         labels, at = [], 12
@@ -151,6 +154,8 @@ class FakeNameServer:
             labels.append(query[at + 1 : at + 1 + length].decode())
             at += 1 + length
         name = ".".join(labels).lower()
+        if name in self.silent:
+            return b""
         (kind,) = struct.unpack_from(">H", query, at + 1)
         addresses = self._addresses(name, kind)
         wanted = (

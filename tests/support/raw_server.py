@@ -38,6 +38,10 @@ class RawConnection:
         self._server.heads.append(head + b"\r\n\r\n")
         return head.partition(b"\r\n")[0].decode("latin-1")
 
+    def receive_some(self) -> bytes:
+        """Some bytes, as soon as there are any; empty at the end of the connection."""
+        return self._sock.recv(65536)
+
     def has_received_more(self) -> bool:
         """Whether a part of another request has arrived, or the end of the connection."""
         return bool(self._received or select.select([self._sock], [], [], 0)[0])
