@@ -304,7 +304,7 @@ def _entry(file: _File, host: str, repository: str) -> Credential:
         if _is_whole_host(key, host):
             return _decode(file, key)
     similar = [key for key in (*file.auths, *file.helpers) if _is_similar(key, host)]
-    but = f", but for {', '.join(similar[:MAX_SIMILAR])}" if similar else ""
+    but = f", but for {', '.join(map(_without_secrets, similar[:MAX_SIMILAR]))}" if similar else ""
     return Credential(source=f"none: {file.path} has no login for {host}{but}")
 
 
@@ -313,9 +313,16 @@ def _is_similar(key: str, host: str) -> bool:
     return _bare_host(key) == _bare_host(host)
 
 
+def _without_secrets(key: str) -> str:
+    """A key as messages show it: a URL in it has neither userinfo nor query."""
+    scheme, separator, rest = key.partition("?")[0].rpartition("://")
+    authority, slash, path = rest.partition("/")
+    return f"{scheme}{separator}{authority.rpartition('@')[2]}{slash}{path}"
+
+
 def _bare_host(key: str) -> str:
     """The host name of a key: without scheme, userinfo, port and path, in lower case."""
-    authority = key.rpartition("://")[2].partition("/")[0].rpartition("@")[2]
+    authority = _without_secrets(key).rpartition("://")[2].partition("/")[0]
     name, separator, port = authority.rpartition(":")
     return (name if separator and port.isdigit() else authority).lower()
 

@@ -210,6 +210,10 @@ def test_what_does_not_exist_needs_no_login(ward: Ward) -> None:
             {"127.0.0.1": {"auth": "eDp5"}},
             "none: {directory}/docker/config.json has no login for {host}, but for 127.0.0.1",
         ),
+        (
+            {"https://user:hunter2@127.0.0.1:1/v1/?token=hunter2": {"auth": "eDp5"}},
+            "none: {directory}/docker/config.json has no login for {host}, but for https://127.0.0.1:1/v1/",
+        ),
         ({"{host}": {}}, "none: the entry for 127.0.0.1 in {directory}/docker/config.json is empty"),
         ({"{host}": {"auth": "eDp5"}}, "{directory}/docker/config.json"),
     ],
