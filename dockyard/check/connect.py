@@ -12,21 +12,9 @@ from dockyard.errors import RegistryError
 from dockyard.s3 import S3Store
 from dockyard.upstream.circuit_breaker import CircuitBreaker
 from dockyard.upstream.client import RegistryClient
-from dockyard.upstream.dialer import Stage
 from dockyard.upstream.keychain import Keychain
-from dockyard.upstream.tokens import STAGE as TOKEN_STAGE
 
 MAX_THREADS = 16
-# By the stage that failed, for messages that do not say what to do.
-_CURES = {
-    Stage.LOOKUP.value: "check the host in `registry` of this upstream, and the DNS of this machine",
-    Stage.CONNECT.value: "check host and port in `registry`, and firewalls; set `proxy` if this machine needs one",
-    Stage.PROXY_TLS.value: "check `proxy` of this upstream",
-    Stage.TUNNEL.value: "check `proxy` of this upstream, and whether the proxy allows this host",
-    Stage.TLS.value: "if the registry has a private authority, set `ca_file` of this upstream to its certificate",
-    Stage.RESPONSE.value: "check `registry` of this upstream, and whether the registry works",
-    TOKEN_STAGE: "check that this machine reaches the token service of the registry",
-}
 
 
 def find_all(loaded: LoadedSettings, environ: Mapping[str, str]) -> Iterator[Finding]:
@@ -55,15 +43,14 @@ def _describe(exc: RegistryError) -> str:
     """The message, then the stage, the host and the system's error in parentheses, then what to do."""
     if exc.details is None:
         return exc.message
-    has_cure = any(f"{verb} " in exc.message for verb in ("set", "write", "correct", "list"))
-    cure = "" if has_cure else _CURES.get(exc.details.stage, "")
     parts = (
         f"while {exc.details.stage}" if exc.details.stage else "",
         exc.details.host,
         exc.details.error,
         f"login: {exc.details.credentials}" if exc.details.credentials else "",
     )
-    return f"{exc.message} ({'; '.join(filter(None, parts))}){cure and f': {cure}'}"
+    cure = f": {exc.details.cure}" if exc.details.cure else ""
+    return f"{exc.message} ({'; '.join(filter(None, parts))}){cure}"
 
 
 def _ask_bucket(storage: StorageSettings, environ: Mapping[str, str]) -> Iterator[Finding]:

@@ -153,7 +153,8 @@ class RegistryClient:
                 details = attrs.evolve(http.details, credentials=authorization.credential.source)
                 raise self._login_error(details, is_anonymous=is_anonymous)
             case 404 | 410:
-                raise BadUpstream(f"{self._prefix} is not a registry: it has no /v2/", details=http.details)
+                details = http.details.with_cure(f"correct `registry` of the upstream {self._prefix}")
+                raise BadUpstream(f"{self._prefix} is not a registry: it has no /v2/", details=details)
         request = RegistryRequest("GET", "", url=http.url)
         failure = self._status_error(response, request)
         raise failure.error if isinstance(failure, UpstreamError) else failure
@@ -162,7 +163,7 @@ class RegistryClient:
         problem = (
             "requires a login: set `auth` for this prefix" if is_anonymous else "rejects the login: correct `auth`"
         )
-        return Denied(f"{self._prefix} {problem}", details=details)
+        return Denied(f"{self._prefix} {problem}", details=details and details.with_cure(""))
 
     @property
     def is_breaker_open(self) -> bool:

@@ -118,10 +118,10 @@ def test_each_failure_names_stage_host_error_and_cure(tmp_path: Path, fake_regis
     by_prefix = {line.split()[2]: line for line in lines}
     assert by_prefix["good.test"].startswith("ok ")
     for prefix, parts in {
-        "dns.test": ("error", "no-such-host.invalid", "while name resolution", "check the host in `registry`"),
-        "refused.test": ("error", f"127.0.0.1:{port}", "while connect", "refused", "check host and port"),
+        "dns.test": ("error", "no-such-host.invalid", "while name resolution", "correct the host name in `registry`"),
+        "refused.test": ("error", f"127.0.0.1:{port}", "while connect", "refused", "the port in `registry`"),
         "tls.test": ("error", secure.authority, "while TLS", "certificate", "ca_file"),
-        "web.test": ("error", "is not a registry", other.host),
+        "web.test": ("error", "is not a registry", other.host, "correct `registry`"),
         "proxy.test": ("error", f"127.0.0.1:{port}", "proxy"),
     }.items():
         assert [part for part in parts if part not in by_prefix[prefix]] == [], by_prefix[prefix]
