@@ -11,7 +11,7 @@ from urllib.parse import SplitResult, urlsplit
 
 import attrs
 
-from dockyard.oci.origin import Origin
+from dockyard.oci.origin import Origin, bracket, join_host_port
 
 MAX_HEADERS_CHARS: Final = 64 * 1024
 MAX_CHALLENGES: Final = 64
@@ -75,8 +75,7 @@ def is_realm_trusted(realm: str, registry_origin: Origin, trusted_hosts: Collect
     if split is None or (split.scheme != "https" and registry_origin.scheme != "http"):
         return False
     host, port = split.hostname or "", split.port or (443 if split.scheme == "https" else 80)
-    bracketed = f"[{host}]" if ":" in host else host
-    if not {entry.lower() for entry in trusted_hosts}.isdisjoint({host, bracketed, f"{bracketed}:{port}"}):
+    if not {entry.lower() for entry in trusted_hosts}.isdisjoint({host, bracket(host), join_host_port(host, port)}):
         return True
     return registrable_domain(host) == registrable_domain(_strip_brackets(registry_origin.host))
 

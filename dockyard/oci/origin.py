@@ -7,6 +7,16 @@ import attrs
 DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 
 
+def join_host_port(host: str, port: int) -> str:
+    """`host:port`, with brackets around an IPv6 address."""
+    return f"{bracket(host)}:{port}"
+
+
+def bracket(host: str) -> str:
+    """A host as it stands before a port: an IPv6 address is in brackets."""
+    return f"[{host}]" if ":" in host else host
+
+
 @attrs.frozen
 class Origin:
     """A scheme, a host and a port. The host is in lower case, an IPv6 address without its brackets."""
@@ -18,13 +28,12 @@ class Origin:
     @property
     def authority(self) -> str:
         """`host` or `host:port`, as in a URL and in a Host header: without the default port of the scheme."""
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return host if self.port == DEFAULT_PORTS.get(self.scheme) else f"{host}:{self.port}"
+        return bracket(self.host) if self.port == DEFAULT_PORTS.get(self.scheme) else self.host_and_port
 
     @property
     def host_and_port(self) -> str:
         """`host:port` as messages name a server: always with the port."""
-        return f"{f'[{self.host}]' if ':' in self.host else self.host}:{self.port}"
+        return join_host_port(self.host, self.port)
 
     def __str__(self) -> str:
         return f"{self.scheme}://{self.authority}"

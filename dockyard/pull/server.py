@@ -104,7 +104,7 @@ def _find_tls_cure(message: str, origin: Origin) -> str:
 
 
 def _use_https(origin: Origin) -> str:
-    return f"the server speaks HTTPS (use https://{Origin('https', origin.host, origin.port).authority})"
+    return f"the server speaks HTTPS (use {Origin('https', origin.host, origin.port)})"
 
 
 def _speaks_tls(origin: Origin) -> bool:

@@ -18,6 +18,7 @@ import attrs
 from cachetools import LRUCache
 
 from dockyard.http1.response import ResponseReader
+from dockyard.oci.origin import join_host_port
 from dockyard.upstream.network_zones import NetworkZone, find_zone, is_zone_allowed
 
 LOOKUP_TIMEOUT_S = 5.0
@@ -124,11 +125,6 @@ def _lookup(host: str, port: int, flags: int = 0) -> list[Address]:
     return [(family, address) for family, _, _, _, address in infos]
 
 
-def _spell(address: SockAddr) -> str:
-    """An address and its port in a message."""
-    return f"[{address[0]}]:{address[1]}" if ":" in address[0] else f"{address[0]}:{address[1]}"
-
-
 def _alternate_families(addresses: list[Address]) -> list[Address]:
     """Alternate IPv6 and IPv4, so that a family without a route costs one attempt (RFC 8305 section 4)."""
     ranks: dict[int, int] = {}
@@ -188,8 +184,8 @@ class Attempt:
             self.stage = Stage.CONNECT
             allowed = [address for address in addresses if is_proxy or self.may_connect_to(find_zone(address[1][0]))]
             if not allowed:
-                error = f"not allowed: {', '.join(_spell(address) for _, address in addresses[:MAX_SHOWN_ADDRESSES])}"
-                raise DialError("address not allowed", error, is_forbidden=True)
+                found = ", ".join(join_host_port(*address[:2]) for _, address in addresses[:MAX_SHOWN_ADDRESSES])
+                raise DialError("address not allowed", f"not allowed: {found}", is_forbidden=True)
             return self._connect_to_first(host, port, allowed)
         except TimeoutError as exc:
             raise DialError("connection timed out", str(exc), is_timeout=True) from exc
@@ -210,7 +206,7 @@ class Attempt:
                 is_timeout = isinstance(exc, TimeoutError)
                 refused = refused if is_timeout else exc
                 error = f"timed out after {time.monotonic() - began:.1f} s" if is_timeout else str(exc)
-                failed.append(f"{_spell(address)}: {error}")
+                failed.append(f"{join_host_port(*address[:2])}: {error}")
                 continue
             self.resolver.prefer(host, port, (family, address))
             return sock, find_zone(address[0])

@@ -39,7 +39,7 @@ from dockyard.http1.tls import (
     make_unverified_context,
 )
 from dockyard.log import is_debug
-from dockyard.oci.origin import DEFAULT_PORTS
+from dockyard.oci.origin import DEFAULT_PORTS, join_host_port
 from dockyard.upstream import errors
 from dockyard.upstream.cures import closed_cure, connection_cure, status_cure, timeout_cure, tls_cure
 from dockyard.upstream.dialer import Attempt, DialError, Resolver, Stage
@@ -300,7 +300,11 @@ class _AttemptConnection(StrictConnection):
         if is_debug():
             address, seconds = sock.getpeername()[0], round(time.monotonic() - self.attempt.started_at, 4)
             log.debug(
-                "connected", host=f"{self._dns_host}:{self.port}", address=address, is_proxy=is_proxy, seconds=seconds
+                "connected",
+                host=join_host_port(self._dns_host, self.port),
+                address=address,
+                is_proxy=is_proxy,
+                seconds=seconds,
             )
         self.attempt.stage = self.stage_after_connect
         return sock
@@ -341,7 +345,9 @@ class _TLSConnection(_AttemptConnection, HTTPSConnection):  # type: ignore[misc]
         self.attempt.stage = Stage.RESPONSE
         if is_debug():
             log.debug(
-                "TLS connection", host=f"{tunnel[0] or self.host}:{tunnel[1] or self.port}", tls=self.sock.version()
+                "TLS connection",
+                host=join_host_port(tunnel[0] or self.host, tunnel[1] or self.port),
+                tls=self.sock.version(),
             )
 
     def _look_at_certificate(self, tunnel: tuple[Any, ...]) -> None:
@@ -646,5 +652,4 @@ def _describe_timeout(exc: Exception, attempt: Attempt) -> str:
 def _proxy_authority(url: str) -> str:
     """`host:port` of a proxy."""
     parts = urlsplit(_split_proxy(url)[0])
-    host = parts.hostname or ""
-    return f"{f'[{host}]' if ':' in host else host}:{parts.port or DEFAULT_PORTS[parts.scheme]}"
+    return join_host_port(parts.hostname or "", parts.port or DEFAULT_PORTS[parts.scheme])

@@ -11,7 +11,7 @@ from ipaddress import IPv6Address
 
 import attrs
 
-from dockyard.oci.origin import DEFAULT_PORTS, Origin
+from dockyard.oci.origin import DEFAULT_PORTS, Origin, bracket
 
 MAX_URL_LENGTH = 8192
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
@@ -104,8 +104,7 @@ def resolve_redirect(base: Url, location: str | None) -> Url:
 
 def is_in_host_list(origin: Origin, hosts: tuple[str, ...]) -> bool:
     """Whether a list of `host` and `host:port` entries contains the origin."""
-    host = f"[{origin.host}]" if ":" in origin.host else origin.host
-    return bool({origin.host, host, f"{host}:{origin.port}"} & {entry.lower() for entry in hosts})
+    return bool({origin.host, bracket(origin.host), origin.host_and_port} & {entry.lower() for entry in hosts})
 
 
 def _parse_host(host: str) -> str:

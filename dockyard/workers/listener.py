@@ -13,6 +13,8 @@ from typing import Any
 
 import attrs
 
+from dockyard.oci.origin import join_host_port
+
 BACKLOG = 2048
 
 _NO_IPV6 = {errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL, errno.EPROTONOSUPPORT}
@@ -26,8 +28,7 @@ class ListenAddress:
     socket_address: Any
 
     def __str__(self) -> str:
-        host, port = self.socket_address[:2]
-        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        return join_host_port(*self.socket_address[:2])
 
 
 def find_address(host: str, port: int) -> ListenAddress:
