@@ -127,7 +127,7 @@ def _serve(settings: Settings) -> int:
 
 
 def _describe_bucket(storage: StorageSettings) -> str:
-    return f"{storage.bucket} at {storage.endpoint or f'AWS S3 in {storage.region}'}" if storage.bucket else "none"
+    return f"{storage.bucket} at {storage.service}" if storage.bucket else "none"
 
 
 def _load_app(

@@ -54,7 +54,7 @@ def _describe(exc: RegistryError) -> str:
 
 
 def _ask_bucket(storage: StorageSettings, environ: Mapping[str, str]) -> Iterator[Finding]:
-    name = f"bucket {storage.bucket} at {storage.endpoint or f'AWS S3 in {storage.region}'}"
+    name = f"bucket {storage.bucket} at {storage.service}"
     try:
         store = S3Store(storage, environ)
     except ValueError:

@@ -16,8 +16,8 @@ def explain(exc: OSError, path: Path, *, is_writing: bool = False) -> str:
     if refusing is None:
         return reason
     found = refusing.stat()
-    owner = f"{_user(found.st_uid)} and {_group(found.st_gid)}, mode {found.st_mode & 0o7777:04o}"
-    return f"{reason}: {refusing} belongs to {owner}, and this process runs as {_user(os.geteuid())}"
+    owner = f"{describe_user(found.st_uid)} and {_group(found.st_gid)}, mode {found.st_mode & 0o7777:04o}"
+    return f"{reason}: {refusing} belongs to {owner}, and this process runs as {describe_user(os.geteuid())}"
 
 
 def _find_refusing(path: Path, mode: int) -> Path | None:
@@ -30,7 +30,8 @@ def _find_refusing(path: Path, mode: int) -> Path | None:
     return nearest if nearest and not os.access(nearest, mode, effective_ids=True) else None
 
 
-def _user(uid: int) -> str:
+def describe_user(uid: int) -> str:
+    """`uid 0 (root)`, or without the name if the user has none."""
     try:
         return f"uid {uid} ({pwd.getpwuid(uid).pw_name})"
     except KeyError:

@@ -153,6 +153,11 @@ class StorageSettings:
     redirect: bool = False
     """Redirect clients to the bucket (307 with a presigned URL) for blobs that are in the bucket only."""
 
+    @property
+    def service(self) -> str:
+        """The S3 service as messages name it."""
+        return self.endpoint or f"AWS S3 in {self.region}"
+
 
 @attrs.frozen
 class UpstreamLimits:

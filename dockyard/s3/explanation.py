@@ -43,8 +43,7 @@ def explain(exc: S3Error, settings: StorageSettings, host: str, *, is_tls: bool)
 
 
 def _describe(exc: S3Error, settings: StorageSettings, host: str, *, is_tls: bool) -> str:
-    service = settings.endpoint or f"AWS S3 in {settings.region}"
-    bucket, code = settings.bucket, exc.code
+    service, bucket, code = settings.service, settings.bucket, exc.code
     if sentence := (
         _describe_connection(exc, settings, host, is_tls=is_tls)
         or _describe_clock(exc, service)

@@ -1,8 +1,9 @@
 """Which process listens on a TCP port of this machine, as far as the kernel tells this user. Blocking."""
 
 import os
-import pwd
 from pathlib import Path
+
+from dockyard.config.access import describe_user
 
 PROC = Path("/proc")
 
@@ -21,7 +22,7 @@ def describe_port_user(port: int, proc: Path = PROC) -> str:
         if links and not links.isdisjoint(_open_files(process)):
             return f"process {process.name} ({_name(process)})"
     for uid in sockets.values():
-        return f"a process of uid {uid}{_user(uid)}"
+        return f"a process of {describe_user(uid)}"
     return "another program"  # perhaps in another container on the network of this machine
 
 
@@ -60,10 +61,3 @@ def _name(process: Path) -> str:
         return (process / "comm").read_text().strip()
     except OSError:
         return "ended meanwhile"
-
-
-def _user(uid: int) -> str:
-    try:
-        return f" ({pwd.getpwuid(uid).pw_name})"
-    except KeyError:
-        return ""
