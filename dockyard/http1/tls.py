@@ -107,11 +107,6 @@ def explain_failure(exc: BaseException) -> TLSFailure:
     return TLSFailure(problem, reason, f"OpenSSL: {name.lower().replace('_', ' ')}")
 
 
-def describe_failure(exc: BaseException) -> str:
-    """Why a TLS connection failed, in words without host names and addresses. Looks at causes and wrapped errors."""
-    return explain_failure(exc).reason
-
-
 def find_tls_error(exc: BaseException) -> ssl.SSLError | None:
     """The error of OpenSSL in an exception of urllib3."""
     pending: list[object] = [exc]
@@ -127,7 +122,7 @@ def find_tls_error(exc: BaseException) -> ssl.SSLError | None:
 
 
 def make_unverified_context() -> ssl.SSLContext:
-    """Accept any certificate: only to see which one a server has, after its verification has failed."""
+    """Accept any certificate: only to see which one a server has, or whether it speaks TLS. Nothing is sent."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
@@ -158,4 +153,4 @@ def _common_name(name: Iterable[Iterable[tuple[str, str]]]) -> str:
     """The common name in the name of a subject or issuer, else the whole name."""
     pairs = [pair for group in name for pair in group]
     common = [value for key, value in pairs if key == "commonName"]
-    return common[0] if common else ", ".join(f"{key}={value}" for key, value in pairs) or "nobody"
+    return common[0] if common else ", ".join(f"{key}={value}" for key, value in pairs) or "an empty name"

@@ -26,7 +26,7 @@ from urllib3.exceptions import (
 from dockyard import __version__
 from dockyard.errors import RegistryError
 from dockyard.http1.connections import use_strict_pools
-from dockyard.http1.tls import describe_failure, make_tls_context
+from dockyard.http1.tls import explain_failure, make_tls_context
 from dockyard.oci.manifest import ACCEPT, MAX_MANIFEST_BYTES, Manifest
 from dockyard.oci.reference import Digest, Hasher, Reference
 from dockyard.pull.images import Image
@@ -286,7 +286,7 @@ def _describe(exc: Exception) -> str:
         case ReadTimeoutError():
             return f"no data received for {READ_TIMEOUT_S:.0f} s"
         case SSLError():
-            return f"no trusted TLS connection: {describe_failure(exc)}"
+            return f"no trusted TLS connection: {explain_failure(exc).reason}"
         case _:
             return f"connection lost: {exc}"
 

@@ -2,12 +2,12 @@
 
 import json
 import socket
-import ssl
 from collections.abc import Mapping
 from typing import Any, Final, Protocol
 
 import attrs
 
+from dockyard.http1.tls import make_unverified_context
 from dockyard.oci.origin import Origin
 from dockyard.pull.retries import PullError
 from dockyard.upstream.urls import parse_http_url
@@ -109,13 +109,10 @@ def _use_https(origin: Origin) -> str:
 
 def _speaks_tls(origin: Origin) -> bool:
     """Whether the server accepts a TLS handshake. Nothing is sent in it, so its certificate is not verified."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.check_hostname = False
-    context.verify_mode = ssl.CERT_NONE
     try:
         with (
             socket.create_connection((origin.host, origin.port), PROBE_TIMEOUT_S) as connection,
-            context.wrap_socket(connection, server_hostname=origin.host),
+            make_unverified_context().wrap_socket(connection, server_hostname=origin.host),
         ):
             return True
     except OSError:  # includes SSLError

@@ -5,7 +5,6 @@ the headers that it is given. Its connections are opened and read by `dialer.py`
 deadline of its request and each address is checked. Its exceptions are mapped to `UpstreamError` here.
 """
 
-import itertools
 import logging
 import re
 import ssl
@@ -192,7 +191,9 @@ class Transport:
         may_repeat = request.may_repeat and request.method != "POST"
         attempts_left = 2
         needs_new_connection = not may_repeat
-        for number in itertools.count(1):
+        number = 0
+        while True:
+            number += 1
             attempt = self._start_attempt(request, needs_new_connection=needs_new_connection)
             try:
                 response = UpstreamResponse(request, self._urlopen(request, attempt), attempt, self._failures)
@@ -217,7 +218,6 @@ class Transport:
                 return response
             response.close()
             needs_new_connection = True
-        raise AssertionError("the number of attempts is limited")
 
     def _log_request(self, request: UpstreamRequest, attempt: Attempt, number: int, **result: object) -> None:
         """One debug line for an attempt. The query is left out: it may contain a signature."""

@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from urllib3.exceptions import ProtocolError, ProxyError, SSLError
 
-from dockyard.http1.tls import describe_failure, make_tls_context
+from dockyard.http1.tls import explain_failure, make_tls_context
 
 
 class Authority:
@@ -83,7 +83,7 @@ def test_a_private_authority_of_an_old_form_is_trusted(authority: Authority) -> 
     strict.verify_flags |= ssl.VERIFY_X509_STRICT
     with pytest.raises(ssl.SSLCertVerificationError) as caught:
         handshake(strict, authority.server())
-    assert describe_failure(caught.value).startswith("the certificate is rejected: ")
+    assert explain_failure(caught.value).reason.startswith("the certificate is rejected: ")
 
 
 @pytest.mark.parametrize("version", ["TLSv1_2", "TLSv1_3"])
@@ -108,8 +108,8 @@ def test_each_reason_is_in_the_error(authority: Authority) -> None:
     for client, server, host, reason in cases:
         with pytest.raises(ssl.SSLError) as caught:
             handshake(client, server, host)
-        assert describe_failure(caught.value) == reason
-        assert describe_failure(ProxyError("no tunnel", SSLError(caught.value))) == reason
+        assert explain_failure(caught.value).reason == reason
+        assert explain_failure(ProxyError("no tunnel", SSLError(caught.value))).reason == reason
 
 
 def test_what_is_no_tls_is_in_the_error() -> None:
@@ -119,10 +119,10 @@ def test_what_is_no_tls_is_in_the_error() -> None:
     incoming.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
     with pytest.raises(ssl.SSLError) as caught:
         client.do_handshake()
-    assert describe_failure(caught.value) == "the server does not speak TLS on this port"
-    assert describe_failure(ssl.SSLEOFError("eof")) == "the connection was closed during the handshake"
-    assert describe_failure(ProtocolError("x", ConnectionResetError())).startswith("the connection was closed")
-    assert describe_failure(ssl.SSLError("bad record")) == "the handshake failed: unknown reason"
+    assert explain_failure(caught.value).reason == "the server does not speak TLS on this port"
+    assert explain_failure(ssl.SSLEOFError("eof")).reason == "the connection was closed during the handshake"
+    assert explain_failure(ProtocolError("x", ConnectionResetError())).reason.startswith("the connection was closed")
+    assert explain_failure(ssl.SSLError("bad record")).reason == "the handshake failed: unknown reason"
     first, second = ValueError(), ValueError()
     first.__cause__, second.__cause__ = second, first
-    assert describe_failure(first) == "the connection was closed during the handshake"
+    assert explain_failure(first).reason == "the connection was closed during the handshake"
