@@ -99,7 +99,7 @@ class BlobSources:
         try:
             return self._upstream.head_blob(self.target.repository, self.digest)
         except RegistryError:
-            return None  # nobody knows it
+            return None  # no manifest and no source tells it
 
     def exclude_bucket(self) -> None:
         """The bucket's copy is damaged: use the upstream only, from the first byte."""

@@ -1,9 +1,9 @@
 """Eviction: the least recently used files of the local store are deleted, to keep its cap or to make room. Blocking.
 
 The cap counts all files: blobs, partial files, and the small ones (manifests, tags, lists, touch times), each as the
-disk space that it takes. Above the cap, blobs and the partial files that nobody writes are evicted, the least recently
-used first. The small files are evicted only when they take more than MAX_SMALL_SHARE of the cap: they cost little, and
-an image whose layers a client has needs nothing else while the upstream is away.
+disk space that it takes. Above the cap, blobs and the partial files that no process writes are evicted, the least
+recently used first. The small files are evicted only when they take more than MAX_SMALL_SHARE of the cap: they cost
+little, and an image whose layers a client has needs nothing else while the upstream is away.
 
 A file that is larger than MAX_KEPT_SHARE of the cap, or of the disk space that other programs leave, is not kept:
 nearly everything else would be evicted for it. Those that are there, from a larger cap, are evicted first.
@@ -230,7 +230,7 @@ class SizeCap:
         return freed_bytes
 
     def _delete(self, path: Path) -> bool:
-        """Delete a file that nobody writes; return whether it was deleted. Raises OSError."""
+        """Delete a file that no process writes; return whether it was deleted. Raises OSError."""
         if path.parent == self._directories.partial:
             return not is_being_written(path) and delete_if_unlocked(path)
         path.unlink(missing_ok=True)

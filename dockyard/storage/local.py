@@ -40,7 +40,7 @@ from dockyard.storage.stored_files import delete_if_unlocked
 from dockyard.storage.touch_times import TouchTimes
 from dockyard.storage.verified_files import VerifiedFiles, fingerprint
 
-# A partial file that nobody has continued for so long is deleted.
+# A partial file that was not continued for so long is deleted.
 MAX_PARTIAL_FILE_AGE_S = 86400.0
 MAX_WRITE_ATTEMPTS = 3
 MAX_MANIFESTS_READ = 100
@@ -292,7 +292,7 @@ class LocalStore:
                 self.directories.create()
 
     def sweep_partial_files(self) -> int:
-        """Delete temporary files of dead processes, and partial files that nobody will continue; return how many.
+        """Delete temporary files of dead processes, and partial files that will not be continued; return how many.
 
         A partial file that no process writes is continued when the blob is next requested, for MAX_PARTIAL_FILE_AGE_S.
         One that is complete and still to be published is committed: its process was killed just before it would have

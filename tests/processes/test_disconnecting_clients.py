@@ -67,7 +67,7 @@ def test_clients_that_close_after_the_last_byte(
     fake_registry: FakeRegistry,
     zero_copy: bool,  # noqa: FBT001
 ) -> None:
-    """As curl and Go do at Content-Length: nobody left. One that closes before the end is logged."""
+    """As curl and Go do at Content-Length: no client has left. One that closes before the end is logged."""
     content = Bytes(Random(12).randbytes(20 * MIB))
     path = f"/v2/up.test/app/blobs/{fake_registry.add_blob(content)}"
     deployment = make_deployment(server={"zero_copy": zero_copy})

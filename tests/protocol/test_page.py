@@ -91,7 +91,7 @@ def test_other_paths_are_not_found(deployment: Deployment, path: str) -> None:
 
 
 def test_the_api_is_the_same_for_browsers(deployment: Deployment) -> None:
-    """`/v2/` is for clients of the registry protocol, and POST is for nobody."""
+    """`/v2/` is for clients of the registry protocol, and there is no POST."""
     assert deployment.get("/v2/", Accept="text/html").body == b"{}"
     assert deployment.request("POST", "/").status == 405
 

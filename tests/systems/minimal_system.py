@@ -130,7 +130,7 @@ def end(process: subprocess.Popen[bytes]) -> None:
 
 
 def make_base(release: Release, directory: Path, debootstrap: Path) -> Path:
-    """Return the directory of a minimal system that nobody changes; it is made if it is not there."""
+    """Return the directory of a minimal system that is not changed; it is made if it is not there."""
     directory.mkdir(parents=True, exist_ok=True)
     base = directory / release.name
     with (directory / f"{release.name}.lock").open("w") as lock:
