@@ -1,5 +1,6 @@
 """`dockyard check --connect` against registries, and beside a running server."""
 
+import ssl
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -125,6 +126,17 @@ def test_each_failure_names_stage_host_error_and_cure(tmp_path: Path, fake_regis
         "proxy.test": ("error", f"127.0.0.1:{port}", "proxy"),
     }.items():
         assert [part for part in parts if part not in by_prefix[prefix]] == [], by_prefix[prefix]
+
+
+def test_what_a_server_sends_cannot_control_the_terminal(tmp_path: Path, fake_registry: FakeRegistry) -> None:
+    """Such as the name in its certificate, which is not trusted."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    trustme.CA().issue_cert("127.0.0.1", common_name="x\x1b[2J\rok").configure_cert(context)
+    secure = fake_registry.listen("tls", tls=context)
+
+    status, (line,), _ = check(tmp_path, [upstream("up.test", f"https://{secure.authority}")], "--connect")
+
+    assert (status, "certificate of x" in line, line.isprintable()) == (1, True, True)
 
 
 def test_a_bucket_that_does_not_respond_is_an_error(tmp_path: Path, fake_registry: FakeRegistry) -> None:
