@@ -117,7 +117,7 @@ class FakeRegistry:
     def __exit__(self, *_: object) -> None:
         self.closing.set()
         for listener in self.listeners.values():
-            listener.close()
+            listener.end()
 
     # Listeners
 

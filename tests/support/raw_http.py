@@ -157,6 +157,7 @@ class Listener:
         self._tls = tls
         self._tunnel = tunnel
         self._socket: socket.socket | None = None
+        self._reservation: socket.socket | None = None  # of the port, while it refuses connections
         self._open: set[socket.socket] = set()
         self._lock = threading.Lock()
         self._is_dropping = False
@@ -180,18 +181,32 @@ class Listener:
 
     def open(self) -> None:
         """Listen, on the same port as before if there was one."""
+        self._release_port()
         self._socket = socket.create_server((self.host, self.port), backlog=BACKLOG)
         self.port = self._socket.getsockname()[1]
         threading.Thread(target=self._accept, args=(self._socket,), daemon=True).start()
 
     def close(self) -> None:
-        """Refuse new connections and end existing ones."""
+        """Refuse new connections and end existing ones. The port stays reserved: no other server gets it."""
         if self._socket is not None:
             with suppress(OSError):
                 self._socket.shutdown(socket.SHUT_RDWR)
             self._socket.close()
             self._socket = None
+            self._reservation = socket.socket(socket.AF_INET6 if ":" in self.host else socket.AF_INET)
+            self._reservation.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            self._reservation.bind((self.host, self.port))  # without `listen`: connections are refused
         self.drop_connections()
+
+    def end(self) -> None:
+        """Close, and give back the port."""
+        self.close()
+        self._release_port()
+
+    def _release_port(self) -> None:
+        if self._reservation is not None:
+            self._reservation.close()
+            self._reservation = None
 
     def use_tls(self, tls: ssl.SSLContext | None) -> None:
         """Use TLS with another certificate, or no TLS, for new connections."""
