@@ -45,7 +45,7 @@ def _describe(exc: RegistryError) -> str:
         return exc.message
     parts = (
         f"while {exc.details.stage}" if exc.details.stage else "",
-        exc.details.host,
+        "" if exc.details.host in exc.details.error else exc.details.host,
         exc.details.error,
         f"login: {exc.details.credentials}" if exc.details.credentials else "",
     )

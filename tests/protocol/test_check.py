@@ -123,7 +123,7 @@ def test_each_failure_names_stage_host_error_and_cure(tmp_path: Path, fake_regis
         "refused.test": ("error", f"127.0.0.1:{port}", "while connect", "refused", "the port in `registry`"),
         "tls.test": ("error", secure.authority, "while TLS", "certificate", "ca_file"),
         "web.test": ("error", "is not a registry", other.host, "correct `registry`"),
-        "proxy.test": ("error", f"127.0.0.1:{port}", "proxy"),
+        "proxy.test": ("error", f"127.0.0.1:{port}", "the port in `proxy` of the upstream proxy.test"),
     }.items():
         assert [part for part in parts if part not in by_prefix[prefix]] == [], by_prefix[prefix]
 
