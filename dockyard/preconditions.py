@@ -64,13 +64,13 @@ def find_start_warnings(settings: Settings, environ: Mapping[str, str]) -> Itera
             "(S3 is always reached directly)",
             {"variables": ignored},
         )
-    private = [upstream.prefix for upstream in settings.upstreams if not upstream.is_anonymous]
+    keychain = Keychain(environ)
+    private = [upstream.prefix for upstream in settings.upstreams if _may_have_login(upstream, keychain)]
     if private:
         yield StartWarning(
             "clients are not authenticated: everyone who reaches this server can pull from upstreams with credentials",
             {"upstreams": private},
         )
-    keychain = Keychain(environ)
     for upstream in settings.upstreams:
         if reason := _find_login_problem(upstream, keychain, settings.expected_logins):
             yield StartWarning(
@@ -79,6 +79,13 @@ def find_start_warnings(settings: Settings, environ: Mapping[str, str]) -> Itera
             )
         if upstream.insecure_skip_verify:
             yield StartWarning("the TLS certificate of an upstream is not verified", {"upstream": upstream.prefix})
+
+
+def _may_have_login(upstream: Upstream, keychain: Keychain) -> bool:
+    """Whether there are credentials for an upstream. A credential helper may have some: it is not run."""
+    if upstream.auth.type == "keychain":
+        return keychain.find_problem(upstream.origin.authority, upstream.path) is None
+    return not upstream.is_anonymous
 
 
 def _find_login_problem(upstream: Upstream, keychain: Keychain, expected_logins: Collection[str]) -> str:

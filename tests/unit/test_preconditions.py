@@ -121,6 +121,35 @@ def test_a_login_that_is_missing_is_reported_where_one_is_expected(
         assert (reason or "").format(file=file) in str(warning.fields["reason"])
 
 
+@pytest.mark.parametrize(
+    ("auth", "keychain", "warns"),
+    [
+        ("{type: basic, username: u, password: x}", None, True),
+        ("{}", {"auths": {PRIVATE: {"auth": "dTpw"}}}, True),
+        ("{}", {"auths": {"other.test": {"auth": "dTpw"}}}, False),
+        ("{}", None, False),
+        ("{type: anonymous}", {"auths": {PRIVATE: {"auth": "dTpw"}}}, False),
+    ],
+)
+def test_credentials_that_every_client_uses_are_reported_where_there_are_some(
+    tmp_path: Path, auth: str, keychain: object, *, warns: bool
+) -> None:
+    """A keychain without a login for the registry has none."""
+    if keychain is not None:
+        (tmp_path / "config.json").write_text(json.dumps(keychain))
+    config = tmp_path / "config.yaml"
+    config.write_text(f"upstreams: [{{prefix: a.test, registry: {PRIVATE}, auth: {auth}}}]")
+    environ = {"DOCKER_CONFIG": str(tmp_path)}
+
+    found = [
+        warning.fields
+        for warning in find_start_warnings(load(config, environ), environ)
+        if "upstreams" in warning.fields
+    ]
+
+    assert found == ([{"upstreams": ["a.test"]}] if warns else [])
+
+
 @pytest.mark.parametrize("mode", [0o755, 0o700, 0o500])
 def test_a_storage_directory_of_another_user_is_explained(request: pytest.FixtureRequest, mode: int) -> None:
     """The directory, its owner, the user of this process and the cure: as for a directory mounted into a container."""
