@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 import attrs
 
 from dockyard.config.certificates import check_authorities
+from dockyard.config.hosts import hide_userinfo
 from dockyard.errors import NameUnknown, RegistryError
 from dockyard.pull.client import DockyardClient
 from dockyard.pull.images import Image, parse_image
@@ -61,7 +62,7 @@ def parse_arguments(
     try:
         url, authority = parse_server(server)
     except ValueError as exc:
-        raise ArgumentsError([f"--server {server[:MAX_QUOTED_CHARS]}: {exc}"]) from exc
+        raise ArgumentsError([f"--server {hide_userinfo(server)[:MAX_QUOTED_CHARS]}: {exc}"]) from exc
     errors: list[str] = []
     parsed_platforms: dict[Platform, None] = {}
     for text in platforms:
@@ -100,9 +101,11 @@ def _find_ca_errors(ca_file: str | None) -> Iterator[str]:
 def parse_server(text: str) -> tuple[str, str]:
     """Parse `[http[s]://]host[:port][/path]` to a URL without trailing slash, and `host[:port]`. Raises ValueError."""
     url = text if "://" in text else f"http://{text}"
+    if "@" in url:
+        raise ValueError("must not contain a user or a password: Dockyard has no logins of its own")
     parts = urlsplit(url)
     is_valid = parts.scheme in {"http", "https"} and parts.hostname and (parts.port is None or parts.port > 0)
-    if not is_valid or parts.query or parts.fragment or "@" in parts.netloc:
+    if not is_valid or parts.query or parts.fragment:
         raise ValueError("must be a URL such as http://127.0.0.1:5000")
     parse_http_url(url)
     return url.rstrip("/").removesuffix("/v2"), parts.netloc.lower()

@@ -292,6 +292,18 @@ def test_an_invalid_server_is_rejected(text: str) -> None:
         parse_server(text)
 
 
+@pytest.mark.parametrize("url", ["http://ann:canary-1@a.test", "ann:canary-1@a.test", "http://ann:canary-1/x@a.test:y"])
+def test_a_password_in_the_url_of_the_server_is_rejected_and_not_shown(url: str) -> None:
+    """Dockyard has no logins, and the message goes to logs of CI."""
+    with pytest.raises(ArgumentsError) as caught:
+        parse_arguments(["nginx"], url, [], all_platforms=False, jobs=1)
+
+    (message,) = caught.value.messages
+    assert "must not contain a user or a password" in message
+    assert "a.test" in message
+    assert "canary" not in message
+
+
 def test_all_errors_in_arguments_are_reported_together() -> None:
     """Each with the argument that is invalid."""
     with pytest.raises(ArgumentsError) as caught:
