@@ -26,6 +26,7 @@ from dockyard.workers.metrics_directory import create_metrics_directory
 
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells report it
+_OUTPUT_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO})  # of a write to standard output
 
 _MAIN_HELP = """\
 Examples:
@@ -125,6 +126,14 @@ class Commands(click.Group):
         except KeyboardInterrupt:
             click.echo("dockyard: interrupted", err=True)
             raise SystemExit(EXIT_INTERRUPTED) from None
+        except OSError as exc:
+            if ctx.invoked_subcommand == "server" or exc.errno not in _OUTPUT_ERRORS or exc.filename is not None:
+                raise
+            click.echo(
+                f"dockyard: cannot write the output: {exc.strerror}: free space there, or write elsewhere", err=True
+            )
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # else Python writes the rest again when it exits, and fails
+            raise SystemExit(1) from None
 
 
 class StandardInput:
@@ -313,9 +322,10 @@ def pull(
     is_json: bool,
     is_quiet: bool,
 ) -> None:
-    """Warm the cache of a running Dockyard by pulling images through it.
+    """Fill the cache of a running server in advance.
 
-    Blobs are read in parallel, each once. Every digest is verified, and nothing is stored on this machine.
+    Images are read through the server: blobs in parallel, each once. Every digest is verified, and nothing is stored on
+    this machine.
 
     Images are named as for docker: nginx, ghcr.io/org/app:v1, name@sha256:... A name that begins with a prefix of the
     server is an image of that upstream: internal/team/app of an upstream with the prefix internal.

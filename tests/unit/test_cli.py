@@ -265,3 +265,23 @@ def test_a_closed_pipe_ends_the_output_without_a_traceback() -> None:
         )
 
     assert (done.returncode, done.stderr) == (1, "")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+@pytest.mark.parametrize("command", ["config", "check", "version"])
+def test_a_full_disk_ends_the_output_with_one_line(command: str, tmp_path: Path) -> None:
+    """As of `dockyard config > my-config.yaml`."""
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "dockyard", command],
+            env={"HOME": str(tmp_path)},
+            cwd=ROOT,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=EVENT_TIMEOUT_S,
+            check=False,
+        )
+
+    problem = "dockyard: cannot write the output: No space left on device: free space there, or write elsewhere\n"
+    assert (done.returncode, done.stderr) == (1, problem)
