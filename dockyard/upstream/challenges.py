@@ -177,9 +177,20 @@ class ChallengeResponder:
 
         Raises UpstreamError.
         """
-        challenge = self._pick(response, credential)
-        if challenge is not None:
-            return challenge
+        known = self._pick(response, credential) or self._find_elsewhere(handshake, credential, may_ping=may_ping)
+        if known is not None and is_debug():
+            log.debug(
+                "the registry requires a login",
+                upstream=self._prefix,
+                host=handshake.resource.origin.host_and_port,
+                repository=handshake.resource.repository,
+                scheme=known.scheme,
+                credentials=credential.source,
+            )
+        return known
+
+    def _find_elsewhere(self, handshake: Handshake, credential: Credential, *, may_ping: bool) -> KnownChallenge | None:
+        """The challenge that is remembered, else that of `/v2/`. Raises UpstreamError."""
         with self._lock:
             known = self._known.get(handshake.resource) or self._of_base_path
         if known is None and may_ping and handshake.limits.pings and handshake.resource.origin == self.origin:
@@ -196,15 +207,6 @@ class ChallengeResponder:
 
         Raises UpstreamError, AuthenticationFailed.
         """
-        if is_debug():
-            log.debug(
-                "the registry requires a login",
-                upstream=self._prefix,
-                host=handshake.resource.origin.host_and_port,
-                repository=handshake.resource.repository,
-                scheme=known.scheme,
-                credentials=credential.source,
-            )
         authorization = None
         match known.scheme:
             case "basic":
