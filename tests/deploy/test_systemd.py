@@ -199,7 +199,7 @@ def test_a_port_in_use_is_tried_again(service: Service) -> None:
 
 def test_secrets_are_read_from_the_environment_file(service: Service, serve: Callable[..., int]) -> None:
     """Only root can read the file, and ${NAME} in the configuration is replaced."""
-    service.machine.run(step_with("Configure", "/etc/dockyard/environment"), limit_s=30)
+    service.machine.run(step_with("Configure", "touch /etc/dockyard/environment"), limit_s=30)
     file = service.root / "etc" / "dockyard" / "environment"
     status = file.stat()
     assert (stat.S_IMODE(status.st_mode), status.st_uid) == (0o600, 0)
