@@ -15,7 +15,7 @@ from dockyard import __version__
 from dockyard.config.hosts import is_loopback, parse_authority
 from dockyard.config.settings import Upstream
 from dockyard.first_pull import example_image
-from dockyard.oci.origin import Origin
+from dockyard.oci.origin import bracket, join_host_port
 
 HTML = "text/html; charset=utf-8"
 JSON = "application/json"
@@ -77,7 +77,7 @@ def find_address(host_header: str, *, is_tls: bool) -> str:
         return UNKNOWN_ADDRESS
     if port is None and "." not in host and host != "localhost":
         port = 443 if is_tls else 80
-    return Origin("", host, port).authority if port else host
+    return join_host_port(host, port) if port else bracket(host)
 
 
 def render(address: str, upstreams: Sequence[Upstream], *, is_tls: bool) -> str:

@@ -35,6 +35,13 @@ def test_the_address_is_what_image_names_begin_with(host: str, is_tls: bool, add
     assert find_address(host, is_tls=is_tls) == address
 
 
+def test_an_address_with_colons_and_dots_is_in_brackets() -> None:
+    """Python 3.13 writes an IPv4 address in an IPv6 address with dots, older versions without."""
+    address = find_address("[::ffff:10.0.0.7]", is_tls=False)
+    assert address.startswith("[::ffff:")
+    assert f"docker pull {address}/" in render(address, DEFAULT_UPSTREAMS, is_tls=False)
+
+
 def test_there_is_a_command_for_each_prefix() -> None:
     """That works as it is for known registries, and with placeholders for others."""
     upstreams = [*DEFAULT_UPSTREAMS, Upstream("internal", "http://secret.internal:5001", Auth("anonymous"))]
