@@ -17,15 +17,13 @@ from typing import Any, BinaryIO, Literal, NoReturn, TextIO, get_args
 import attrs
 import click
 
-from dockyard import __version__
+from dockyard import __version__, exit_status
 from dockyard.config.loader import LoadedSettings, SettingsError, load, load_all, show
 from dockyard.config.reader import Option, SettingsFile
 from dockyard.config.settings import Settings
 from dockyard.config.types import Level
 from dockyard.workers.metrics_directory import create_metrics_directory
 
-EXIT_USAGE = 2
-EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 _OUTPUT_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO})  # of a write to standard output
 
 _MAIN_HELP = """\
@@ -125,7 +123,7 @@ class Commands(click.Group):
             return super().invoke(ctx)
         except KeyboardInterrupt:
             click.echo("dockyard: interrupted", err=True)
-            raise SystemExit(EXIT_INTERRUPTED) from None
+            raise SystemExit(exit_status.INTERRUPTED) from None
         except OSError as exc:
             if ctx.invoked_subcommand == "server" or exc.errno not in _OUTPUT_ERRORS or exc.filename is not None:
                 raise
@@ -133,7 +131,7 @@ class Commands(click.Group):
                 f"dockyard: cannot write the output: {exc.strerror}: free space there, or write elsewhere", err=True
             )
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # else Python writes the rest again when it exits, and fails
-            raise SystemExit(1) from None
+            raise SystemExit(exit_status.FAILED) from None
 
 
 class StandardInput:
@@ -372,7 +370,7 @@ def _exit(error: SettingsError) -> NoReturn:
     click.echo(f"dockyard: {count} {'error' if count == 1 else 'errors'} in the settings:", err=True)
     for message in error.errors:
         click.echo(f"  {message}", err=True)
-    raise SystemExit(EXIT_USAGE) from None
+    raise SystemExit(exit_status.USAGE) from None
 
 
 def _open_standard_streams() -> None:

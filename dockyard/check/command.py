@@ -3,12 +3,10 @@
 from collections.abc import Mapping
 from itertools import chain
 
+from dockyard import exit_status
 from dockyard.check import connect, start
 from dockyard.check.findings import Finding, Severity
 from dockyard.config.loader import LoadedSettings
-
-EXIT_FAILED = 1
-EXIT_SETTINGS = 2
 
 _LABELS = {Severity.OK: "ok", Severity.NOTE: "note", Severity.WARNING: "warning", Severity.ERROR: "error"}
 
@@ -21,8 +19,8 @@ def run(loaded: LoadedSettings, environ: Mapping[str, str], *, connects: bool) -
     print(summarize(found, connects=connects))  # noqa: T201
     errors = [finding for finding in found if finding.severity == Severity.ERROR]
     if any(finding.is_setting for finding in errors):
-        return EXIT_SETTINGS
-    return EXIT_FAILED if errors else 0
+        return exit_status.USAGE
+    return exit_status.FAILED if errors else 0
 
 
 def summarize(found: list[Finding], *, connects: bool) -> str:

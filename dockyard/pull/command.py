@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 import attrs
 
+from dockyard import exit_status
 from dockyard.config.certificates import check_authorities
 from dockyard.config.hosts import hide_userinfo
 from dockyard.errors import NameUnknown, RegistryError
@@ -21,8 +22,6 @@ from dockyard.pull.retries import PullError
 from dockyard.pull.warm import ImageResult, warm
 from dockyard.upstream.urls import parse_http_url
 
-EXIT_FAILED: Final = 1
-EXIT_INTERRUPTED: Final = 130  # 128 + SIGINT, as shells report it
 MAX_QUOTED_CHARS: Final = 200
 
 
@@ -146,12 +145,12 @@ def run(arguments: PullArguments, output_format: OutputFormat) -> int:
             output.end(results, time.monotonic() - started)
     except PullError as exc:
         print(f"dockyard: {exc.message}", file=sys.stderr)  # noqa: T201  the output of a command
-        return EXIT_FAILED
+        return exit_status.FAILED
     except KeyboardInterrupt:
         print("dockyard: interrupted", file=sys.stderr, flush=True)  # noqa: T201
-        os._exit(EXIT_INTERRUPTED)  # without waiting for threads that wait for a response
+        os._exit(exit_status.INTERRUPTED)  # without waiting for threads that wait for a response
     except BrokenPipeError:
-        os._exit(EXIT_FAILED)  # the program that reads the output has ended
+        os._exit(exit_status.FAILED)  # the program that reads the output has ended
     finally:
         client.close()
-    return 0 if all(result.is_warm for result in results) else EXIT_FAILED
+    return 0 if all(result.is_warm for result in results) else exit_status.FAILED

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from dockyard.cli import EXIT_USAGE
+from dockyard import exit_status
 from dockyard.config.settings import ServerSettings
 from tests.clients.conftest import containerd, docker, skopeo
 from tests.deploy.commands import run
@@ -53,7 +53,7 @@ def test_the_unit_starts_again_but_not_with_wrong_settings(ops: Path) -> None:
     """Status 2 (settings) ends it; anything else is tried again for ever, not more often than every few seconds."""
     unit = read_unit((ops / "systemd" / "dockyard.service").read_text())
     assert unit["Service"]["Restart"] == "always"
-    assert unit["Service"]["RestartPreventExitStatus"] == str(EXIT_USAGE)
+    assert unit["Service"]["RestartPreventExitStatus"] == str(exit_status.USAGE)
     assert 5 <= int(unit["Service"]["RestartSec"]) <= 30
     assert unit["Unit"]["StartLimitIntervalSec"] == "0"
 
