@@ -7,13 +7,23 @@ from typing import Any, Final, Protocol
 
 import attrs
 
-from dockyard.http1.tls import make_unverified_context
+from dockyard.http1.tls import TLSProblem, explain_failure, make_unverified_context
 from dockyard.oci.origin import Origin
 from dockyard.pull.retries import PullError
 from dockyard.upstream.urls import parse_http_url
 
 PROBE_TIMEOUT_S: Final = 5.0
 MAX_SERVER_CHARS: Final = 60
+_NAME_AUTHORITY: Final = "name a file with the certificate of its authority with --ca-file"
+_RENEW: Final = "renew the certificate of the server, or set the clock of this machine"
+_TLS_CURES: Final = {
+    TLSProblem.NO_TLS: "use {http_url}",
+    TLSProblem.OTHER_NAME: "set a host in --server that is in the certificate",
+    TLSProblem.SELF_SIGNED: _NAME_AUTHORITY,
+    TLSProblem.UNKNOWN_CA: _NAME_AUTHORITY,
+    TLSProblem.EXPIRED: _RENEW,
+    TLSProblem.NOT_YET_VALID: _RENEW,
+}
 
 
 @attrs.frozen
@@ -88,19 +98,8 @@ def _explain(exc: PullError, origin: Origin) -> str:
         return f"{message} (check host and port in --server, and firewalls on the way)"
     if origin.scheme == "http":
         return _use_https(origin) if _speaks_tls(origin) else f"{message} (check host and port in --server)"
-    return f"{message} ({_find_tls_cure(message, origin)})"
-
-
-def _find_tls_cure(message: str, origin: Origin) -> str:
-    if "does not speak TLS" in message:
-        return f"use {Origin('http', origin.host, origin.port)}"
-    if "another" in message:
-        return "set a host in --server that is in the certificate"
-    if "self-signed" in message or "certificate authority" in message:
-        return "name a file with the certificate of its authority with --ca-file"
-    if "expired" in message or "not valid yet" in message:
-        return "renew the certificate of the server, or set the clock of this machine"
-    return "check host and port in --server"
+    cure = _TLS_CURES.get(explain_failure(exc).problem, "check host and port in --server")
+    return f"{message} ({cure.format(http_url=Origin('http', origin.host, origin.port))})"
 
 
 def _use_https(origin: Origin) -> str:
