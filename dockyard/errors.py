@@ -23,10 +23,10 @@ class FailureDetails:
     """What the log says about a failure, and clients do not get: servers, addresses, files, errors of the system.
 
     `host`: `host:port` of the server that failed, or the program. `error`: the error of the system or of the TLS
-    library, or the status of the response. `stage`: what the request was waiting for, see `upstream.dialer.Stage`.
-    `credentials`: where the credentials of the request came from. `cure`: what the operator may change or look at,
-    unless the message of the error says it. Nothing here is secret: no URL with a query, no
-    header, no user name, no body. Texts of more than MAX_DETAIL_CHARS are shortened.
+    library, or the status of the response. `stage`: what the request was waiting for: a value of
+    `upstream.dialer.Stage`, or `token`, `credentials` or `bucket`. `credentials`: where the credentials of the request
+    came from. `cure`: what the operator may change or look at, unless the message of the error says it. Nothing here is
+    secret: no URL with a query, no header, no user name, no body. Texts of more than MAX_DETAIL_CHARS are shortened.
     """
 
     host: str = attrs.field(default="", converter=_shorten)
