@@ -86,8 +86,8 @@ def is_aws(endpoint: str) -> bool:
 def check_endpoint(text: str) -> None:
     """Raise ValueError unless the text is an S3 endpoint, `host[:port]`."""
     scheme, separator, rest = text.rpartition("://")
-    authority, slash, path = rest.partition("/")
-    host = authority.rpartition("@")[2]
+    _, at, rest = rest.rpartition("@")
+    host, slash, path = rest.partition("/")
     try:
         parse_authority(host)
     except ValueError as exc:
@@ -96,7 +96,7 @@ def check_endpoint(text: str) -> None:
     if separator:
         use_ssl = str(scheme.lower() != "http").lower()
         wrong.append(f"without a scheme: write {host}, and set storage.use_ssl: {use_ssl}")
-    if "@" in authority:
+    if at:
         wrong.append("without user and password: set storage.access_key and storage.secret_key")
     if path:
         wrong.append("without a path: the bucket is set by storage.bucket, the path in it by storage.prefix")
@@ -131,7 +131,10 @@ def check_proxy(text: str) -> None:
     scheme, separator, rest = text.partition("://")
     if not separator or scheme.lower() not in DEFAULT_PORTS:
         raise ValueError("must be a URL such as http://proxy.example:3128")
-    parse_authority(rest.removesuffix("/").rpartition("@")[2])
+    userinfo, _, host = rest.removesuffix("/").rpartition("@")
+    if not {"/", "?", "#"}.isdisjoint(userinfo):
+        raise ValueError("must have %2F, %3F and %23 instead of / ? and # in user and password")
+    parse_authority(host)
 
 
 def hide_userinfo(url: str) -> str:
