@@ -24,8 +24,10 @@ def _find_refusing(path: Path, mode: int) -> Path | None:
     """The first directory on the way that may not be entered, else what may not be read or written; None if unknown."""
     absolute = path.absolute()
     for directory in reversed(absolute.parents):
+        if not directory.exists():
+            break
         if not os.access(directory, os.X_OK, effective_ids=True):
-            return directory if directory.exists() else None
+            return directory
     nearest = next((there for there in (absolute, *absolute.parents) if there.exists()), None)
     return nearest if nearest and not os.access(nearest, mode, effective_ids=True) else None
 

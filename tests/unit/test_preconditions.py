@@ -150,6 +150,18 @@ def test_credentials_that_every_client_uses_are_reported_where_there_are_some(
     assert found == ([{"upstreams": ["a.test"]}] if warns else [])
 
 
+def test_the_directory_above_a_new_storage_directory_is_explained(request: pytest.FixtureRequest) -> None:
+    """It is the one that refuses."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can make a directory of another user")
+    above = Path(tempfile.mkdtemp(prefix="dockyard-"))
+    request.addfinalizer(above.rmdir)
+    above.chmod(0o755)
+    request.getfixturevalue("ordinary_user")
+    with pytest.raises(CannotStart, match=f"Permission denied: {above} belongs to uid 0 "):
+        open_run_directory(StorageSettings(directory=above / "new"))
+
+
 @pytest.mark.parametrize("mode", [0o755, 0o700, 0o500])
 def test_a_storage_directory_of_another_user_is_explained(request: pytest.FixtureRequest, mode: int) -> None:
     """The directory, its owner, the user of this process and the cure: as for a directory mounted into a container."""
