@@ -118,7 +118,9 @@ class Blobs:
             raise
         if download.is_stored:
             return OpenedBlob(reader, "hit")
-        return OpenedBlob(reader, "joined" if is_joined else "miss")
+        # On a full disk, or of a layer that is too large, what follows is not written to the local store.
+        is_kept = download.overflow_start is None or self._stores.bucket.is_configured
+        return OpenedBlob(reader, "joined" if is_joined else "miss" if is_kept else "asked")
 
     async def find_size(self, target: Target, digest: Digest) -> FoundSize:
         """Find the size of a blob without downloading it. Raises RegistryError."""

@@ -48,7 +48,7 @@ async def report_progress(download: Download, connection: PeerConnection) -> Non
             if download.error:
                 await connection.send(error_reply(download.error))
                 return
-            if download.partial_file and download.partial_file.path is None:
+            if download.partial_file and (download.partial_file.path is None or download.overflow_start == 0):
                 await connection.send(DiskFull())
                 return
             is_complete = download.is_complete and download.overflow_start is None

@@ -53,7 +53,10 @@ _T = TypeVar("_T")
 
 @attrs.frozen
 class FetchedBlob:
-    """A blob that was read completely and matches its digest. `cache_status` is `hit`, `joined`, `miss` or empty."""
+    """A blob that was read completely and matches its digest.
+
+    `cache_status` is `hit`, `joined`, `miss`, `asked` (fetched and not kept) or empty.
+    """
 
     size: int
     cache_status: str
@@ -306,13 +309,13 @@ def _read_error(response: urllib3.BaseHTTPResponse) -> PullError:
 
 
 def _parse_cache_status(header: str) -> str:
-    """Return `hit`, `joined` or `miss` from the Cache-Status of Dockyard (RFC 9211); empty without one."""
+    """Return `hit`, `joined`, `miss` or `asked` from the Cache-Status of Dockyard (RFC 9211); empty without one."""
     match [part.strip() for part in header.split(";")]:
         case ["Dockyard", "hit", *_]:
             return "hit"
         case ["Dockyard", *rest] if "collapsed" in rest:
             return "joined"
-        case ["Dockyard", *_]:
-            return "miss"
+        case ["Dockyard", *rest]:
+            return "miss" if "stored" in rest else "asked"
         case _:
             return ""

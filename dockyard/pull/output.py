@@ -38,7 +38,13 @@ class OutputFormat(StrEnum):
     QUIET = "quiet"
 
 
-_CACHE_STATUS_TEXTS: Final = {"hit": "was cached", "joined": "fetched", "miss": "fetched", "": "read"}
+_CACHE_STATUS_TEXTS: Final = {
+    "hit": "was cached",
+    "joined": "fetched",
+    "miss": "fetched",
+    "asked": "fetched, not kept",
+    "": "read",
+}
 _DIGEST_CHARS: Final = 19  # sha256: and the 12 digits that docker prints
 
 

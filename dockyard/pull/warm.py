@@ -22,6 +22,9 @@ from dockyard.pull.retries import PullError
 
 MAX_INDEX_DEPTH: Final = 3
 MAX_NAMES_PER_BLOB: Final = 3
+_NOT_KEPT: Final = (
+    "was fetched and not kept: the cache of that server has no space for it (its log says which setting to raise)"
+)
 
 
 @attrs.define
@@ -37,7 +40,7 @@ class ImageContent:
 
 @attrs.frozen
 class BlobResult:
-    """The result of reading a blob. `error` is None and `size` is set if it succeeded."""
+    """The result of reading a blob. `size` is set if it was read, and `error` is None if it is cached now."""
 
     digest: Digest
     size: int | None
@@ -184,14 +187,15 @@ def _read_blob(
     client: DockyardClient, blob: ImageBlob, images: Sequence[Image], watch: Callable[[ImageBlob], ProgressCallback]
 ) -> BlobResult:
     on_progress = watch(blob)
-    error = ""
+    error: str | None = None
     for image in images:
         try:
             fetched = client.read_blob(image, blob.digest, on_progress)
         except PullError as exc:
             error = error or exc.message
         else:
-            return BlobResult(blob.digest, fetched.size, fetched.cache_status, fetched.attempts)
+            error = _NOT_KEPT if fetched.cache_status == "asked" else None
+            return BlobResult(blob.digest, fetched.size, fetched.cache_status, fetched.attempts, error)
     return BlobResult(blob.digest, None, "", 0, error)
 
 

@@ -1,6 +1,8 @@
 """A layer that is too large to be kept is passed through: what was cached before stays a hit."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
@@ -10,8 +12,10 @@ import pytest
 from tests.processes.test_disk import mount_tmpfs, small_disk
 from tests.support import faults
 from tests.support.bodies import Bytes, digest_of
+from tests.support.busy_machine import EVENT_TIMEOUT_S
 from tests.support.deployment import Deployment, eventually
 from tests.support.fake_registry import OCI_MANIFEST, FakeRegistry
+from tests.support.paths import ROOT
 
 __all__ = ["mount_tmpfs", "small_disk"]
 
@@ -86,6 +90,24 @@ def test_a_layer_that_is_too_large_for_the_cap_evicts_nothing(
     assert not deployment.stored_files(content.digest)
     assert not deployment.partial_files()
     assert b"dockyard_overflows_total 0.0" in deployment.get("/metrics").body
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_pull_says_that_a_layer_was_not_kept(
+    make_deployment: Start, fake_registry: FakeRegistry, workers: int
+) -> None:
+    """The response does not say that it is stored, and the image does not count as cached."""
+    deployment = make_deployment(workers=workers, storage={"max_size": "10MiB"})
+    (layer,) = fake_registry.add_image("app", "v1", [Random(8).randbytes(12 * MIB)]).layers
+    for _ in range(4):  # by both workers
+        status = deployment.get(f"/v2/up.test/app/blobs/{layer}").header("Cache-Status")
+        assert status == "Dockyard; fwd=uri-miss"
+    command = [sys.executable, "-m", "dockyard", "pull", "--server", deployment.dockyard.url, "up.test/app:v1"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=EVENT_TIMEOUT_S, check=False)
+    assert done.returncode == 1
+    assert f"{layer}: was fetched and not kept" in done.stderr
+    assert f"{layer[:19]}  12.6 MB  fetched, not kept\n" in done.stdout
+    assert "0 of 1 image warm" in done.stdout
 
 
 def test_a_layer_that_fits_evicts_the_least_recently_used(make_deployment: Start, fake_registry: FakeRegistry) -> None:
