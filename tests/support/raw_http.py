@@ -188,20 +188,27 @@ class Listener:
 
     def close(self) -> None:
         """Refuse new connections and end existing ones. The port stays reserved: no other server gets it."""
-        if self._socket is not None:
-            with suppress(OSError):
-                self._socket.shutdown(socket.SHUT_RDWR)
-            self._socket.close()
-            self._socket = None
+        if self._stop_listening():
             self._reservation = socket.socket(socket.AF_INET6 if ":" in self.host else socket.AF_INET)
             self._reservation.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             self._reservation.bind((self.host, self.port))  # without `listen`: connections are refused
         self.drop_connections()
 
     def end(self) -> None:
-        """Close, and give back the port."""
-        self.close()
+        """Refuse new connections, end existing ones, and give back the port."""
+        self._stop_listening()
         self._release_port()
+        self.drop_connections()
+
+    def _stop_listening(self) -> bool:
+        """Close the socket; whether there was one."""
+        if self._socket is None:
+            return False
+        with suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+        self._socket.close()
+        self._socket = None
+        return True
 
     def _release_port(self) -> None:
         if self._reservation is not None:
