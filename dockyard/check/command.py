@@ -7,6 +7,7 @@ from dockyard import exit_status
 from dockyard.check import connect, start
 from dockyard.check.findings import Finding, Severity
 from dockyard.config.loader import LoadedSettings
+from dockyard.oci.reference import replace_unprintable
 
 _LABELS = {Severity.OK: "ok", Severity.NOTE: "note", Severity.WARNING: "warning", Severity.ERROR: "error"}
 
@@ -15,7 +16,7 @@ def run(loaded: LoadedSettings, environ: Mapping[str, str], *, connects: bool) -
     """Check everything, print a line for each finding and a summary. Returns the exit status."""
     found = list(chain(start.find_all(loaded, environ), connect.find_all(loaded, environ) if connects else ()))
     for finding in sorted(found, key=lambda finding: -finding.severity):
-        print(f"{_LABELS[finding.severity]:7}  {_printable(finding.text)}", flush=True)  # noqa: T201  the output of a command
+        print(f"{_LABELS[finding.severity]:7}  {replace_unprintable(finding.text)}", flush=True)  # noqa: T201  the output of a command
     print(summarize(found, connects=connects))  # noqa: T201
     errors = [finding for finding in found if finding.severity == Severity.ERROR]
     if any(finding.is_setting for finding in errors):
@@ -32,11 +33,6 @@ def summarize(found: list[Finding], *, connects: bool) -> str:
         return f"dockyard: check failed: {counts}"
     asked = "" if connects else " (nothing was sent to upstreams: --connect does that)"
     return f"dockyard: check passed: {counts}{asked}"
-
-
-def _printable(text: str) -> str:
-    """A text without control characters: names in certificates are what servers write there."""
-    return "".join(char if char.isprintable() else " " for char in text)
 
 
 def _count(number: int, noun: str) -> str:

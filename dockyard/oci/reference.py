@@ -128,6 +128,11 @@ def quote(text: str) -> str:
     return ascii(text) if len(text) <= MAX_TAG_CHARS else f"{text[:MAX_TAG_CHARS]!a}..."
 
 
+def replace_unprintable(text: str) -> str:
+    """Return a text of a server as it may be printed on a terminal: with spaces instead of control characters."""
+    return "".join(char if char.isprintable() else " " for char in text)
+
+
 def _new_hasher(algorithm: str) -> Hasher:
     match algorithm:
         case "sha256":

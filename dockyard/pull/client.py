@@ -28,7 +28,7 @@ from dockyard.errors import RegistryError
 from dockyard.http1.connections import use_strict_pools
 from dockyard.http1.tls import explain_failure, make_tls_context
 from dockyard.oci.manifest import ACCEPT, MAX_MANIFEST_BYTES, Manifest
-from dockyard.oci.reference import Digest, Hasher, Reference
+from dockyard.oci.reference import Digest, Hasher, Reference, replace_unprintable
 from dockyard.pull.images import Image
 from dockyard.pull.retries import PullError
 from dockyard.pull.server import Probe, find_prefixes
@@ -299,7 +299,7 @@ def _read_error(response: urllib3.BaseHTTPResponse) -> PullError:
     code = message = ""
     with suppress(PullError, ValueError, RecursionError, LookupError, TypeError):
         error = json.loads(b"".join(_read_chunks(response, MAX_ERROR_BYTES)))["errors"][0]
-        code, message = str(error["code"]), str(error["message"])
+        code, message = (replace_unprintable(str(error[key])) for key in ("code", "message"))
     after = response.headers.get("Retry-After", "")
     retry_after_s = float(after) if after.isdecimal() and len(after) < 10 else 0.0
     summary = f"{response.status} {code}".rstrip()

@@ -9,6 +9,7 @@ import attrs
 
 from dockyard.http1.tls import TLSProblem, explain_failure, make_unverified_context
 from dockyard.oci.origin import Origin
+from dockyard.oci.reference import replace_unprintable
 from dockyard.pull.retries import PullError
 from dockyard.upstream.urls import parse_http_url
 
@@ -72,7 +73,7 @@ def _describe_other_server(response: Probe, origin: Origin) -> str:
     """What responds instead of a Dockyard, by its response to `/v2/`."""
     if origin.scheme == "http" and response.status in {400, 426} and _speaks_tls(origin):
         return _use_https(origin)
-    name = "".join(filter(str.isprintable, _find_header(response, "server")))[:MAX_SERVER_CHARS]
+    name = replace_unprintable(_find_header(response, "server"))[:MAX_SERVER_CHARS]
     software = f" ({name})" if name else ""
     if _find_header(response, "docker-distribution-api-version") or response.body.strip() == b"{}":
         return (

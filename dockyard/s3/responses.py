@@ -16,6 +16,7 @@ import attrs
 import urllib3
 from urllib3 import exceptions as urllib3_errors
 
+from dockyard.oci.reference import replace_unprintable
 from dockyard.s3.errors import S3Error, to_s3_error
 
 READ_BYTES = 64 * 1024
@@ -134,7 +135,7 @@ def error_message(body: bytes, secrets: Iterable[str | None]) -> str:
     for secret in filter(None, secrets):
         text = text.replace(secret, "***").replace(quote(secret, safe=""), "***")
     text = re.sub(r"(?i)((?:signature|security-token)=)[^&\s]+", r"\1***", text)
-    text = " ".join("".join(char if char.isprintable() else " " for char in text).split())
+    text = " ".join(replace_unprintable(text).split())
     return text if len(text) <= MAX_MESSAGE_CHARS else f"{text[:MAX_MESSAGE_CHARS]}..."
 
 

@@ -220,12 +220,12 @@ class Transport:
             needs_new_connection = True
 
     def _log_request(self, request: UpstreamRequest, attempt: Attempt, number: int, **result: object) -> None:
-        """One debug line for an attempt. The query is left out: it may contain a signature."""
+        """One debug line for an attempt, without what may contain a signature: the query, the path at other hosts."""
         fields = {
             "upstream": self._upstream.prefix,
             "method": request.method,
             "host": request.url.origin.host_and_port,
-            "path": request.url.target.partition("?")[0],
+            **({"path": request.url.target.partition("?")[0]} if self._is_trusted(request.url) else {}),
             "seconds": round(time.monotonic() - attempt.started_at, 4),
             "attempt": number,
             "is_reused": attempt.is_reused,

@@ -18,7 +18,9 @@ def pull(deployment: Deployment, fake_registry: FakeRegistry) -> FakeTokenServic
     service = FakeTokenService(fake_registry, login=basic("ann", PASSWORD))
     image = fake_registry.add_image("app", "v1", [b"a layer"])
     cdn = fake_registry.listen("cdn", "127.0.0.2")
-    fake_registry.on("blob", faults.redirected(f"{cdn.url}/v2/app/blobs/{image.layers[0]}?X-Amz-Signature={SIGNATURE}"))
+    fake_registry.on(
+        "blob", faults.redirected(f"{cdn.url}/v2/{SIGNATURE}/blobs/{image.layers[0]}?X-Amz-Signature={SIGNATURE}")
+    )
     fake_registry.on("blob", lambda _, response: response.of(200, b"a layer"), listener="cdn")
     for path in ("manifests/v1", f"blobs/{image.layers[0]}", "manifests/v1", "manifests/none"):
         deployment.get(f"/v2/up.test/app/{path}")

@@ -1,5 +1,6 @@
 """Reading blobs and manifests for `dockyard pull` from a faulty server."""
 
+import json
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -130,6 +131,11 @@ def test_a_redirect_to_a_bucket_is_followed(fake_registry: FakeRegistry, client:
             "429 TOOMANYREQUESTS: message from the upstream (retry after 60 s)",
         ),
         (faults.replaced(500, b"<html>"), 2, "500"),
+        (
+            faults.replaced(403, json.dumps({"errors": [{"code": "DENIED", "message": "\x1b[31mred\nline"}]}).encode()),
+            1,
+            "403 DENIED:  [31mred line",
+        ),
         (faults.replaced(401), 1, "401"),
         (faults.redirected("/v2/again"), 1, "404"),
     ],
