@@ -6,6 +6,7 @@ import os
 import socket
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -229,12 +230,26 @@ def test_few_open_files_are_a_warning(
     assert "the hard limit is 1024, which is enough for 190 connections" in warning
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_a_directory_without_permission_is_an_error(tmp_path: Path, settings: dict[str, Any]) -> None:
-    """It is the nearest one that exists."""
-    (tmp_path / "cache").mkdir(mode=0o500)
+@contextlib.contextmanager
+def without_root() -> Iterator[None]:
+    """Run as an ordinary user: root may write everywhere."""
+    before = os.geteuid()
+    if before == 0:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(before)
 
-    result = check(tmp_path, settings)
+
+def test_a_directory_without_permission_is_an_error(settings: dict[str, Any]) -> None:
+    """It is the nearest one that exists."""
+    with without_root(), TemporaryDirectory() as name:  # that of pytest is for root only
+        directory = Path(name)
+        (directory / "cache").mkdir(mode=0o500)
+        settings["storage"]["directory"] = str(directory / "cache" / "dockyard")
+
+        result = check(directory, settings)
 
     assert result.exit_code == 1
     assert lines(result, "error")[0].startswith("storage.directory: cannot write")
