@@ -99,6 +99,7 @@ def test_each_failure_names_stage_host_error_and_cure(tmp_path: Path, fake_regis
         secure = tls_registry.listen("tls", tls=server_context(trustme.CA(), "127.0.0.1"))
 
         def page(connection: RawConnection) -> None:
+            connection.receive_some()  # bytes before the request are another failure
             connection.send(response(b"<html>", "Content-Type: text/html", status=404))
 
         with RawServer(page) as other:

@@ -13,7 +13,7 @@ SAMPLE_EVERY_S = 0.1
 
 
 class MemorySampler:
-    """The largest resident memory of each worker while the block runs, sampled ten times a second."""
+    """The largest resident memory of each worker while the block runs, sampled ten times a second and at its end."""
 
     def __init__(self, deployment: Deployment) -> None:
         self.peaks: dict[int, int] = {}
@@ -35,7 +35,9 @@ class MemorySampler:
         return max(self.peaks.values())
 
     def _sample(self) -> None:
-        while not self._done.wait(SAMPLE_EVERY_S):
+        is_last = False
+        while not is_last:  # at the end too: the block may be shorter than the time between samples
+            is_last = self._done.wait(SAMPLE_EVERY_S)
             for pid in self._deployment.dockyard.worker_pids():
                 self.peaks[pid] = max(self.peaks.get(pid, 0), resident_bytes(pid))
 

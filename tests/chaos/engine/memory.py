@@ -67,7 +67,9 @@ class MemoryLimit:
     def _watch(self) -> None:
         usual = min(self._idle.values())
         most: dict[int, int] = {}
-        while not self._done.wait(SAMPLE_EVERY_S):
+        is_last = False
+        while not is_last:  # at the end too: the block may be shorter than the time between samples
+            is_last = self._done.wait(SAMPLE_EVERY_S)
             for pid in self._deployment.dockyard.worker_pids():
                 resident = resident_bytes(pid)
                 most[pid] = max(most.get(pid, 0), _sockets(pid) - self._idle.get(pid, usual))
