@@ -112,6 +112,20 @@ class Denied(RegistryError):
     code = "DENIED"
 
 
+class LoginRequired(RegistryError):
+    """The client has no login, or a wrong one, and what it requests needs one (OCI code UNAUTHORIZED)."""
+
+    status = 401
+    code = "UNAUTHORIZED"
+
+
+class AccessDenied(RegistryError):
+    """The login of the client is right, and may not have what it requests."""
+
+    status = 403
+    code = "DENIED"
+
+
 class NameUnknown(RegistryError):
     """No upstream is configured for this name, or the upstream has no such repository."""
 

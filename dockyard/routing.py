@@ -16,6 +16,7 @@ import attrs
 from dockyard.config.hosts import DOCKER_HUB, DOCKER_HUB_HOSTS
 from dockyard.config.settings import Upstream
 from dockyard.errors import FailureDetails, NameUnknown
+from dockyard.oci.login import Login
 from dockyard.oci.reference import Name, quote
 
 _MAX_PREFIXES_SHOWN: Final = 20
@@ -28,12 +29,15 @@ class Target:
     """The upstream and the repository that a request is for.
 
     `repository` is the name at the upstream, including a path in `registry`. `name` is the normalized full name, which
-    begins with the prefix of the upstream: the cache key.
+    begins with the prefix of the upstream: the cache key. `login` is the client's own login at this upstream, with
+    which content is fetched that the operator's login cannot get; None if it has none, or if the upstream does not
+    decide about access.
     """
 
     upstream: Upstream
     repository: str
     name: Name
+    login: Login | None = attrs.field(default=None, eq=False, repr=False)
 
 
 class Router:

@@ -15,7 +15,18 @@ import attrs
 
 from dockyard.config.hosts import hide_userinfo, parse_registry
 from dockyard.config.reader import DEFAULT_TEXT, NEVER_EMPTY, NOT_A_KEY
-from dockyard.config.types import AuthType, Bytes, Encoding, Level, ProxyUrl, Seconds, Secret, Verify
+from dockyard.config.types import (
+    Access,
+    AuthType,
+    Bytes,
+    Encoding,
+    Level,
+    ProxyHeader,
+    ProxyUrl,
+    Seconds,
+    Secret,
+    Verify,
+)
 from dockyard.oci.origin import Origin
 
 DAY_S = 24 * 3600.0
@@ -83,6 +94,15 @@ class ServerSettings:
     when a worker is replaced."""
     keyfile: str = ""
     """PEM file with the unencrypted private key of the certificate."""
+    client_ca: str = ""
+    """PEM file with CA certificates. Only clients with a certificate of one of them can connect. Needs `server.tls`.
+    The certificate gives no name: who may pull what is decided by the other sources in `access`."""
+    trusted_proxies: tuple[str, ...] = ()
+    """Addresses and networks of proxies in front of this server, such as `10.0.0.0/8`. From them, the address of the
+    client is taken from the header `server.proxy_header`."""
+    proxy_header: ProxyHeader = "x-forwarded-for"
+    """The header in which the trusted proxies send the address of the client: `x-forwarded-for` or `forwarded` (RFC
+    7239). The proxies must add to it or replace it. The other header is ignored."""
     log: ServerLogSettings = ServerLogSettings()
     workers: int = 0
     """Number of worker processes, at most 1024. 0: one per CPU core that the process may use: by its affinity mask, and
@@ -220,6 +240,16 @@ class Upstream:
     trusted_hosts: tuple[str, ...] = ()
     """Hosts (`host` or `host:port`) that redirects and the token service of this registry may be on although they have
     a private address or belong to another site. They get the login of the registry if they ask for it."""
+    access: Access = "rules"
+    """Who may pull images of this upstream. `rules`: who may by `access.rules`. `upstream`: who may by those rules, and
+    is admitted by the registry too: anonymous clients where the registry admits them, others with their own login at
+    this registry, which they send to Dockyard."""
+    access_ttl: Seconds = 300.0
+    """With `access: upstream`: how long it is remembered that the registry admits a login to a repository. More than 0,
+    at most 24h."""
+    access_grace: Seconds = 3600.0
+    """With `access: upstream`: how long a login that was admitted stays admitted while the registry is unavailable,
+    counted from its last admission. At most 30 days. 0: no longer than `access_ttl`."""
 
     @cached_property
     def origin(self) -> Origin:
@@ -243,6 +273,105 @@ DEFAULT_UPSTREAMS = (
 
 
 @attrs.frozen
+class Network:
+    """A name for the addresses of clients, for `network:NAME` in `who` of rules."""
+
+    name: str
+    """The name: lower-case letters, digits, dots and hyphens."""
+    addresses: tuple[str, ...] = ()
+    """Addresses and networks, such as `10.1.0.0/16` and `fd00::/8`. See `server.trusted_proxies`."""
+
+
+@attrs.frozen
+class Group:
+    """A group of clients, for `group:NAME` in `who` of rules."""
+
+    name: str
+    """The name: lower-case letters, digits, dots and hyphens."""
+    members: tuple[str, ...] = ()
+    """Names of clients, as in `who` of rules: a user of the htpasswd file, or `JWT:NAME`. `*` stands for any text."""
+
+
+@attrs.frozen
+class JwtIssuer:
+    """An issuer of JSON Web Tokens (RFC 7519) that identify clients.
+
+    A client sends its token as a bearer token, or as the password of a login with any user name. Its name is
+    `NAME:CLAIM`, and its groups are `NAME:CLAIM`, with the `name` given here and the values of the claims.
+    """
+
+    name: str
+    """The name of this issuer: lower-case letters, digits, dots and hyphens."""
+    issuer: str
+    """The value of the claim `iss`, exactly."""
+    audience: str
+    """A value that the claim `aud` must contain."""
+    jwks: str
+    """The public keys (JSON Web Key Set, RFC 7517): an `https` URL (`http` only on loopback), or the path of a file. A
+    file is read again when it has changed, a URL every hour, and at most once a minute for an unknown key."""
+    ca_file: str = ""
+    """PEM file with CA certificates that are trusted for the URL in `jwks`, in addition to those of the system."""
+    token_file: str = ""
+    """File with a bearer token for the URL in `jwks`, which Kubernetes requires. It is read for each request."""
+    algorithms: tuple[str, ...] = ("RS256", "ES256")
+    """Accepted signature algorithms: RS, PS and ES with 256, 384 or 512, and EdDSA."""
+    name_claim: str = "sub"
+    """The claim with the name of the client: its key, or a JSON Pointer (RFC 6901) such as
+    `/kubernetes.io/serviceaccount/name`."""
+    groups_claim: str = ""
+    """The claim with the groups of the client, a text or a list of texts; written as `name_claim`. Empty: no groups."""
+
+
+@attrs.frozen
+class AccessRule:
+    """A rule of who may pull what. The first rule that matches a request decides; without a match, it is denied."""
+
+    allow: bool
+    """Whether the request is allowed."""
+    repositories: tuple[str, ...] = ()
+    """Patterns for full names, which begin with the prefix of the upstream, such as `docker.io/library/*` and
+    `ghcr.io/my-org/**`. `*` stands for any text within a path component, `**` for any number of components. Empty: all
+    repositories."""
+    who: tuple[str, ...] = ()
+    """Clients: the name of a user in `access.htpasswd`, `JWT:NAME` of a token (`*` stands for any text), `group:NAME`,
+    `network:NAME`, `authenticated` (with a login) or `anonymous` (without). What a rule allows to `anonymous`, it
+    allows to all. Empty: all clients."""
+    actions: tuple[str, ...] = ()
+    """`pull` (manifests, blobs and referrers), `list` (tags) or `status` (`/metrics`, `/healthz`, `/readyz` and
+    `/version`; allowed unless a rule denies it). Empty: `pull` and `list`."""
+    reason: str = ""
+    """What clients are told when this rule denies their request."""
+    hide: bool = False
+    """Respond as if the repository did not exist, to clients with a login whose request this rule denies."""
+
+
+@attrs.frozen
+class AccessSettings:
+    """Who may pull what. Without rules, everybody may pull everything (see also `upstreams[].access`)."""
+
+    dry_run: bool = False
+    """Log what `access.rules` would deny, and deny nothing by them."""
+    htpasswd: str = ""
+    """File with the users and their passwords, as `dockyard passwd` and `htpasswd -B` write it (bcrypt only). It is
+    read again when it has changed."""
+    audit: str = ""
+    """Where each decision is logged as a line of JSON: `stderr`, `stdout` or the path of a file, to which it is
+    appended. Empty: nowhere."""
+    closed_nodes: bool = False
+    """The clients cannot reach the registries without Dockyard, so that a denial is final; ops/ACCESS.md says how.
+    `true` only silences the warning at the start."""
+    jwt: tuple[JwtIssuer, ...] = ()
+    """Issuers of tokens that identify clients."""
+    networks: tuple[Network, ...] = ()
+    """Names for addresses of clients."""
+    groups: tuple[Group, ...] = ()
+    """Groups of clients, in addition to those in tokens."""
+    rules: tuple[AccessRule, ...] = ()
+    """The first rule that matches a request decides. Without rules, everything is allowed; with rules, a request that
+    none matches is denied."""
+
+
+@attrs.frozen
 class Settings:
     """All settings. `warnings` are for the log and contain no secrets.
 
@@ -254,5 +383,11 @@ class Settings:
     storage: StorageSettings = attrs.field(factory=StorageSettings)
     upstream: UpstreamLimits = UpstreamLimits()
     upstreams: tuple[Upstream, ...] = DEFAULT_UPSTREAMS
+    access: AccessSettings = AccessSettings()
     warnings: tuple[str, ...] = attrs.field(default=(), eq=False, metadata=NOT_A_KEY)
     expected_logins: tuple[str, ...] = attrs.field(default=(), eq=False, metadata=NOT_A_KEY)
+
+    @property
+    def restricts_access(self) -> bool:
+        """Whether something is not for everybody. Otherwise nothing is checked."""
+        return bool(self.access.rules) or any(upstream.access == "upstream" for upstream in self.upstreams)

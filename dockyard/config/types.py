@@ -24,6 +24,8 @@ Level = Literal["debug", "info", "warn", "error"]
 Encoding = Literal["console", "json"]
 Verify = Literal["always", "start", "never"]
 AuthType = Literal["anonymous", "basic", "bearer", "keychain"]
+Access = Literal["rules", "upstream"]
+ProxyHeader = Literal["x-forwarded-for", "forwarded"]
 
 
 @attrs.frozen(repr=False, str=False)
@@ -56,7 +58,7 @@ def converter() -> cattrs.Converter:
     _register(hooks, int, lambda text: _parse_int(text.strip()), int)
     _register(hooks, bool, lambda text: _parse_bool(text.strip().lower()), bool)
     _register(hooks, tuple[str, ...], _parse_list, list)
-    for choices in (Level, Encoding, Verify):
+    for choices in (Level, Encoding, Verify, Access, ProxyHeader):
         _register(hooks, choices, functools.partial(_parse_choice, get_args(choices)), str)
     _register(hooks, AuthType, _parse_auth_type, str)
     return hooks

@@ -229,6 +229,8 @@ _ERRORS: Final[Mapping[str, type[RegistryError]]] = {
     "DigestInvalid": errors.DigestInvalid,
     "RequestInvalid": errors.RequestInvalid,
     "Denied": errors.Denied,
+    "LoginRequired": errors.LoginRequired,
+    "AccessDenied": errors.AccessDenied,
     "NameUnknown": errors.NameUnknown,
     "ManifestUnknown": errors.ManifestUnknown,
     "BlobUnknown": errors.BlobUnknown,

@@ -24,7 +24,7 @@ LAYERS = [
     {"config"},
     {"log_writer"},
     {"routing", "log", "metrics", "http1", "first_pull"},
-    {"upstream", "storage", "workers"},
+    {"upstream", "storage", "workers", "access"},
     {"s3"},
     {"cache"},
     {"web"},
@@ -54,6 +54,7 @@ LIBRARIES = {
 # No I/O, no clock, no logging: these know only values.
 PURE = {
     "dockyard.errors",
+    "dockyard.access.principals",
     "dockyard.oci",
     "dockyard.routing",
     "dockyard.config.hosts",
@@ -69,7 +70,19 @@ PURE = {
 }
 # What a pure module may use of the standard library and of others.
 PURE_LIBRARIES = {
-    *("attrs", "base64", "bisect", "collections", "decimal", "enum", "fractions", "functools", "hashlib", "ipaddress"),
+    *(
+        "attrs",
+        "base64",
+        "binascii",
+        "bisect",
+        "collections",
+        "decimal",
+        "enum",
+        "fractions",
+        "functools",
+        "hashlib",
+        "ipaddress",
+    ),
     *("itertools", "json", "re", "string", "types", "typing", "urllib"),
 }
 
