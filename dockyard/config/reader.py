@@ -292,7 +292,10 @@ class SettingsReader(Generic[Tree]):
 
         Those that the file refers to are known, and so are those that Kubernetes sets for a service.
         """
-        keys = [key for key in self._all_keys(self.root) if "[" not in key]
+        all_keys = list(self._all_keys(self.root))
+        keys = [key for key in all_keys if "[" not in key]
+        lists = {key.partition("[")[0] for key in all_keys if "[" in key}
+        in_lists = {environment_variables(key)[0]: key for key in lists}
         known = [variable for key in keys for variable in environment_variables(key) if variable.startswith(prefix)]
         for name, value in self.environ.items():
             is_ours = name.upper().startswith(prefix) and name not in {*known, *others, *self._referenced}
@@ -300,8 +303,8 @@ class SettingsReader(Generic[Tree]):
                 continue
             same_end = [variable for variable in known if variable.endswith(name.upper().removeprefix(prefix[:-1]))]
             nearest = same_end or difflib.get_close_matches(name.upper(), [*known, *others], 1, 0.7)
-            if name.upper().startswith(f"{prefix}UPSTREAMS"):
-                hint = "; upstreams are set in the file only, where a value may be ${NAME}"
+            if of_list := next((key for variable, key in in_lists.items() if name.upper().startswith(variable)), ""):
+                hint = f"; {of_list} can be set in the file only, where a value may be ${{NAME}}"
             else:
                 hint = f"; did you mean {nearest[0]}?" if nearest else ""
             yield f"the environment variable {name} is unknown and has no effect{hint}"

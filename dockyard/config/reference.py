@@ -2,7 +2,8 @@
 
     python -m dockyard.config.reference ops/SETTINGS.md
 
-The meaning of a key is the docstring below its field, the introduction of a section the docstring of its class.
+The meaning of a key is the docstring below its field, the introduction of a section the docstring of its class. A list
+of sections, also one in a section, has a table of its own.
 """
 
 import ast
@@ -43,8 +44,8 @@ An empty value counts where it means something: for texts, lists and secrets (`S
 `STORAGE_BUCKET=` is no bucket). For all other types, and for `logger.output` and `storage.region`, a variable that is
 set and empty is the same as no variable, and an empty text in the file is the same as no key. Docker Compose and others
 pass `${X}` as an empty text if `X` is not set, and no such key can have meant that. In the file, a key without a value,
-or with the value `null`, is always the same as no key. Keys in a list, which are those of `upstreams`, have no
-variables.
+or with the value `null`, is always the same as no key. Keys in a list of sections, such as `upstreams` and
+`access.rules`, have no variables.
 
 Unknown keys are errors. All errors are reported together, each with its key and its location; the command exits with
 status 2.
@@ -84,20 +85,27 @@ def make_page() -> str:
     defaults = converter().unstructure(Settings())
     parts = [INTRODUCTION]
     for field in fields_of(Settings):
-        element = section_in_list(field.type)
-        key = f"{field.name}[]" if element else field.name
-        values = _defaults_of(element) if element else defaults[field.name]
-        section: type[Any] = element or field.type
-        rows = _rows(section, key, values, has_variables=element is None)
-        head = ["key", "type", "default", "meaning"] if element else ["key", "type", "default", "variable", "meaning"]
-        table = [_row(head), "|---" * len(head) + "|", *(_row(cells) for cells in rows)]
-        parts.append("\n".join([f"## {key}", "", inspect.getdoc(section) or "", "", *table, ""]))
+        if element := section_in_list(field.type):
+            parts.extend(_list_tables(element, f"{field.name}[]"))
+        else:
+            parts.extend(_tables(field.type, field.name, defaults[field.name], has_variables=True))
     return "\n".join(parts)
 
 
-def _defaults_of(section: type[Any]) -> dict[str, Any]:
-    required = {field.name: "" for field in fields_of(section) if field.default is attrs.NOTHING}
-    return dict(converter().unstructure(section(**required)))
+def _list_tables(element: type[Any], key: str) -> Iterator[str]:
+    required = {field.name: "" for field in fields_of(element) if field.default is attrs.NOTHING}
+    yield from _tables(element, key, converter().unstructure(element(**required)), has_variables=False)
+
+
+def _tables(section: type[Any], key: str, values: dict[str, Any], *, has_variables: bool) -> Iterator[str]:
+    """Yield the part of a section, then one for each list of sections in it."""
+    head = ["key", "type", "default", *(["variable"] if has_variables else []), "meaning"]
+    rows = _rows(section, key, values, has_variables=has_variables)
+    table = [_row(head), "|---" * len(head) + "|", *(_row(cells) for cells in rows)]
+    yield "\n".join([f"## {key}", "", inspect.getdoc(section) or "", "", *table, ""])
+    for field in fields_of(section):
+        if element := section_in_list(field.type):
+            yield from _list_tables(element, f"{key}.{field.name}[]")
 
 
 def _rows(section: type[Any], above: str, values: dict[str, Any], *, has_variables: bool) -> Iterator[list[str]]:
@@ -107,9 +115,16 @@ def _rows(section: type[Any], above: str, values: dict[str, Any], *, has_variabl
         if isinstance(value, dict):
             yield from _rows(field.type, key, value, has_variables=has_variables)
             continue
-        variable = [f"`{environment_variables(key)[0]}`"] if has_variables else []
+        is_list = section_in_list(field.type) is not None
+        variable = ["none" if is_list else f"`{environment_variables(key)[0]}`"] if has_variables else []
+        kind = f"[list](#{_anchor(key)})" if is_list else _type_name(field.type)
         meaning = _docstrings()[section.__name__, field.name]
-        yield [f"`{key}`", _type_name(field.type), _default(field, value), *variable, meaning]
+        yield [f"`{key}`", kind, _default(field, value), *variable, meaning]
+
+
+def _anchor(key: str) -> str:
+    """The anchor of the heading of a list of sections, as GitHub makes it: without punctuation."""
+    return key.replace(".", "")
 
 
 def _row(cells: list[str]) -> str:
@@ -129,6 +144,8 @@ def _default(field: Any, value: Any) -> str:
         return str(field.metadata[DEFAULT_TEXT])
     if value in ("", []):
         return "empty"
+    if isinstance(value, list):
+        return ", ".join(f"`{item}`" for item in value)
     return f"`{str(value).lower() if isinstance(value, bool) else value}`"
 
 

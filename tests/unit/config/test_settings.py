@@ -87,6 +87,9 @@ def test_defaults_are_the_documented_ones() -> None:
             "tls": False,
             "certfile": "",
             "keyfile": "",
+            "client_ca": "",
+            "trusted_proxies": (),
+            "proxy_header": "x-forwarded-for",
             "log": {
                 "enabled": True,
                 "level": "info",
@@ -115,6 +118,16 @@ def test_defaults_are_the_documented_ones() -> None:
             "redirect": False,
         },
         "upstream": {"check_timeout": 5.0, "check_interval": 0.0, "connect_timeout": 3.0, "stall_timeout": 15.0},
+        "access": {
+            "dry_run": False,
+            "htpasswd": "",
+            "audit": "",
+            "closed_nodes": False,
+            "jwt": (),
+            "networks": (),
+            "groups": (),
+            "rules": (),
+        },
     }
 
 
@@ -180,6 +193,7 @@ SCALARS = [
     ("server.drain_timeout", "SERVER_DRAIN_TIMEOUT", "1m", 60.0),
     ("server.certfile", "SERVER_CERTFILE", "/tls.crt", "/tls.crt"),
     ("server.keyfile", "SERVER_KEYFILE", "/tls.key", "/tls.key"),
+    ("server.proxy_header", "SERVER_PROXY_HEADER", "Forwarded", "forwarded"),
     ("storage.endpoint", "STORAGE_ENDPOINT", "minio:9000", "minio:9000"),
     ("storage.region", "STORAGE_REGION", "auto", "auto"),
     ("storage.bucket", "STORAGE_BUCKET", "dockyard-cache", "dockyard-cache"),
@@ -196,6 +210,9 @@ SCALARS = [
     ("upstream.check_interval", "UPSTREAM_CHECK_INTERVAL", "10s", 10.0),
     ("upstream.connect_timeout", "UPSTREAM_CONNECT_TIMEOUT", "500ms", 0.5),
     ("upstream.stall_timeout", "UPSTREAM_STALL_TIMEOUT", "1m30s", 90.0),
+    ("access.dry_run", "ACCESS_DRY_RUN", "true", True),
+    ("access.audit", "ACCESS_AUDIT", "stdout", "stdout"),
+    ("access.closed_nodes", "ACCESS_CLOSED_NODES", "true", True),
 ]
 
 
@@ -805,7 +822,10 @@ def test_a_file_without_settings_causes_a_warning(load_text: Load, tmp_path: Pat
         ("DOCKYARD_CONFIG_FILE", "; did you mean DOCKYARD_CONFIG?"),
         ("DOCKYARD__SERVER__PORT", "; did you mean DOCKYARD_SERVER_PORT?"),
         ("dockyard_server_port", "; did you mean DOCKYARD_SERVER_PORT?"),
-        ("DOCKYARD_UPSTREAMS_0_PREFIX", "; upstreams are set in the file only, where a value may be ${NAME}"),
+        ("DOCKYARD_UPSTREAMS_0_PREFIX", "; upstreams can be set in the file only, where a value may be ${NAME}"),
+        ("DOCKYARD_ACCESS_RULES_0_ALLOW", "; access.rules can be set in the file only, where a value may be ${NAME}"),
+        ("DOCKYARD_ACCESS_JWT", "; access.jwt can be set in the file only, where a value may be ${NAME}"),
+        ("DOCKYARD_ACCESS_HTPASWD", "; did you mean DOCKYARD_ACCESS_HTPASSWD?"),
         ("DOCKYARD_XYZZY", ""),
     ],
 )
