@@ -16,10 +16,10 @@ from dockyard.cache.tags import Tags
 from dockyard.cache.threads import Threads
 from dockyard.config.settings import Settings
 from dockyard.errors import RegistryError, Unsupported
-from dockyard.routing import Router
 from dockyard.web.bodies import ActiveBodies
 from dockyard.web.connections import Connections
 from dockyard.web.errors import error_body, error_response
+from dockyard.web.gate import Gate
 from dockyard.web.gauges import Gauges
 from dockyard.web.handlers import ApiVersionEndpoint, BlobEndpoint, ManifestEndpoint, VersionEndpoint
 from dockyard.web.health import LivenessEndpoint, MetricsEndpoint, ReadinessEndpoint
@@ -68,21 +68,21 @@ def create_app(settings: Settings, services: Services) -> OuterApp:
     connections = Connections()
     active_bodies = ActiveBodies()
     zero_copy = ZeroCopy(connections, services.threads, is_enabled=settings.server.zero_copy)
-    router = Router(settings.upstreams)
+    gate = Gate(settings)
     paths = PathRouter(
-        ApiVersionEndpoint(),
+        ApiVersionEndpoint(gate),
         {
-            "manifests": ManifestEndpoint(router, services.tags, services.manifests, active_bodies),
-            "blobs": BlobEndpoint(router, services.blobs, active_bodies, zero_copy),
-            "tags": TagsEndpoint(router, services.lists),
-            "referrers": ReferrersEndpoint(router, services.lists),
+            "manifests": ManifestEndpoint(gate, services.tags, services.manifests, active_bodies),
+            "blobs": BlobEndpoint(gate, services.blobs, active_bodies, zero_copy),
+            "tags": TagsEndpoint(gate, services.lists),
+            "referrers": ReferrersEndpoint(gate, services.lists),
         },
         {
-            "/": PageEndpoint(settings.upstreams),
-            "/version": VersionEndpoint(),
-            "/metrics": MetricsEndpoint(services.gauges, services.threads),
-            "/healthz": LivenessEndpoint(),
-            "/readyz": ReadinessEndpoint(services.is_ready),
+            "/": PageEndpoint(gate),
+            "/version": VersionEndpoint(gate),
+            "/metrics": MetricsEndpoint(gate, services.gauges, services.threads),
+            "/healthz": LivenessEndpoint(gate),
+            "/readyz": ReadinessEndpoint(gate, services.is_ready),
         },
     )
     app = falcon.asgi.App(router=cast(CompiledRouter, paths))

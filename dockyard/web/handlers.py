@@ -1,43 +1,39 @@
 """The endpoints for manifests, blobs and versions. ops/REQUESTS.md describes them.
 
-A handler parses and routes the request, gets the content from `cache`, and sets the response. It decides nothing about
-caching.
+A handler has the request admitted by the gate, which returns the target, gets the content from `cache`, and sets the
+response. It decides nothing about access or caching.
 """
 
 import json
-import re
 import secrets
 from collections.abc import Sequence
-from urllib.parse import parse_qs
 
 import falcon.asgi
-import structlog
 
 from dockyard import __version__
 from dockyard.cache.blobs import Blobs, RedirectedBlob
 from dockyard.cache.manifests import Manifests
 from dockyard.cache.tags import Tags
-from dockyard.errors import RequestInvalid
-from dockyard.log import is_debug
 from dockyard.oci.ranges import ByteRange, parse_ranges
 from dockyard.oci.reference import Digest, parse_reference
-from dockyard.routing import Router, Target
 from dockyard.web.bodies import ActiveBodies, MultipartBody, ResponseBody
+from dockyard.web.gate import Gate
 from dockyard.web.headers import content_headers, freshness_headers, is_not_modified, range_applies, redirect_headers
 from dockyard.web.request_record import SCOPE_KEY, RequestRecord
 from dockyard.web.zero_copy import ZeroCopy
 
-log = structlog.get_logger()
-
 BLOB_TYPE = "application/octet-stream"
-_HOST = re.compile(r"[A-Za-z0-9.:_\[\]-]{1,255}", re.ASCII)
 
 
 class ApiVersionEndpoint:
-    """`GET /v2/`: this is a registry that needs no login (OCI distribution specification, end-1)."""
+    """`GET /v2/`: this is a registry (OCI distribution specification, end-1)."""
 
-    async def on_get(self, _: falcon.asgi.Request, resp: falcon.asgi.Response, path_prefix: str) -> None:
-        """200 with an empty JSON object, also below the path of a mirror."""
+    def __init__(self, gate: Gate) -> None:
+        self._gate = gate
+
+    async def on_get(self, req: falcon.asgi.Request, resp: falcon.asgi.Response, path_prefix: str) -> None:
+        """200 with an empty JSON object, also below the path of a mirror. Raises RegistryError."""
+        await self._gate.check_api(req, path_prefix)
         resp.set_header("docker-distribution-api-version", "registry/2.0")
         resp.content_type = "application/json"
         resp.data = b"{}"
@@ -48,8 +44,12 @@ class ApiVersionEndpoint:
 class VersionEndpoint:
     """`GET /version`: the version of Dockyard."""
 
-    async def on_get(self, _: falcon.asgi.Request, resp: falcon.asgi.Response) -> None:
-        """200 with `{"version": ...}`."""
+    def __init__(self, gate: Gate) -> None:
+        self._gate = gate
+
+    async def on_get(self, req: falcon.asgi.Request, resp: falcon.asgi.Response) -> None:
+        """200 with `{"version": ...}`. Raises RegistryError."""
+        await self._gate.check_status(req)
         resp.content_type = "application/json"
         resp.data = json.dumps({"version": __version__}).encode()
 
@@ -59,8 +59,8 @@ class VersionEndpoint:
 class ManifestEndpoint:
     """`GET`, `HEAD /v2/<name>/manifests/<reference>` (end-3)."""
 
-    def __init__(self, router: Router, tags: Tags, manifests: Manifests, active_bodies: ActiveBodies) -> None:
-        self._router = router
+    def __init__(self, gate: Gate, tags: Tags, manifests: Manifests, active_bodies: ActiveBodies) -> None:
+        self._gate = gate
         self._tags = tags
         self._manifests = manifests
         self._active_bodies = active_bodies
@@ -70,8 +70,7 @@ class ManifestEndpoint:
     ) -> None:
         """200, 206 or 304. Raises RegistryError."""
         record = start_record(req, "manifest", name, reference)
-        parsed = parse_reference(reference)
-        target = route_request(req, resp, self._router, path_prefix, name)
+        target, parsed = await self._gate.admit(req, resp, record, path_prefix, reference, parse_reference)
         find = self._manifests.get(target, parsed) if isinstance(parsed, Digest) else self._tags.get(target, parsed)
         found = await find
         record.how, record.error = found.how, found.error
@@ -97,8 +96,8 @@ class ManifestEndpoint:
 class BlobEndpoint:
     """`GET`, `HEAD /v2/<name>/blobs/<digest>` (end-2)."""
 
-    def __init__(self, router: Router, blobs: Blobs, active_bodies: ActiveBodies, zero_copy: ZeroCopy) -> None:
-        self._router = router
+    def __init__(self, gate: Gate, blobs: Blobs, active_bodies: ActiveBodies, zero_copy: ZeroCopy) -> None:
+        self._gate = gate
         self._blobs = blobs
         self._active_bodies = active_bodies
         self._zero_copy = zero_copy
@@ -108,8 +107,7 @@ class BlobEndpoint:
     ) -> None:
         """200, 206, 304, or 307 to the bucket. Raises RegistryError."""
         record = start_record(req, "blob", name, reference)
-        digest = Digest.parse(reference)
-        target = route_request(req, resp, self._router, path_prefix, name)
+        target, digest = await self._gate.admit(req, resp, record, path_prefix, reference, Digest.parse)
         opened = await self._blobs.open(target, digest, is_range=req.get_header("Range") is not None)
         if isinstance(opened, RedirectedBlob):
             record.how = "redirected"
@@ -147,8 +145,7 @@ class BlobEndpoint:
     ) -> None:
         """200 or 304. Never downloads the blob. Raises RegistryError."""
         record = start_record(req, "blob", name, reference)
-        digest = Digest.parse(reference)
-        target = route_request(req, resp, self._router, path_prefix, name)
+        target, digest = await self._gate.admit(req, resp, record, path_prefix, reference, Digest.parse)
         found = await self._blobs.find_size(target, digest)
         record.how = found.how
         resp.set_headers(content_headers(digest, BLOB_TYPE))
@@ -185,28 +182,6 @@ def start_record(req: falcon.asgi.Request, kind: str, name: str, reference: str)
     record: RequestRecord = req.scope[SCOPE_KEY]
     record.kind, record.name, record.reference = kind, name, reference
     return record
-
-
-def route_request(
-    req: falcon.asgi.Request, resp: falcon.asgi.Response, router: Router, path_prefix: str, name: str
-) -> Target:
-    """Return the target of a name, and echo `ns` in `OCI-Namespace`. Raises RegistryError."""
-    namespaces = set(parse_qs(req.query_string).get("ns", ())) if req.query_string else set()
-    if len(namespaces) > 1:
-        raise RequestInvalid("the query has several values of ns")
-    namespace = namespaces.pop() if namespaces else None
-    target = router.route(name, ns=namespace, path_prefix=path_prefix or None)
-    if namespace and _HOST.fullmatch(namespace):
-        resp.set_header("oci-namespace", namespace)
-    if is_debug():
-        log.debug(
-            "routed",
-            name=name,
-            upstream=target.upstream.prefix,
-            host=target.upstream.origin.host_and_port,
-            repository=target.repository,
-        )
-    return target
 
 
 def _set_range_headers(

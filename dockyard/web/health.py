@@ -12,18 +12,21 @@ import falcon.asgi
 
 from dockyard import metrics
 from dockyard.cache.threads import Threads
+from dockyard.web.gate import Gate
 from dockyard.web.gauges import Gauges
 
 
 class MetricsEndpoint:
     """`GET /metrics`: the metrics of all workers, in the Prometheus text format."""
 
-    def __init__(self, gauges: Gauges, threads: Threads) -> None:
+    def __init__(self, gate: Gate, gauges: Gauges, threads: Threads) -> None:
+        self._gate = gate
         self._gauges = gauges
         self._threads = threads
 
-    async def on_get(self, _: falcon.asgi.Request, resp: falcon.asgi.Response) -> None:
-        """200."""
+    async def on_get(self, req: falcon.asgi.Request, resp: falcon.asgi.Response) -> None:
+        """200. Raises RegistryError."""
+        await self._gate.check_status(req)
         resp.content_type = metrics.CONTENT_TYPE
         resp.data = await self._threads.disk(self._collect)
 
@@ -36,8 +39,12 @@ class MetricsEndpoint:
 class LivenessEndpoint:
     """`GET /healthz`: the event loop of this worker runs."""
 
-    async def on_get(self, _: falcon.asgi.Request, resp: falcon.asgi.Response) -> None:
-        """200."""
+    def __init__(self, gate: Gate) -> None:
+        self._gate = gate
+
+    async def on_get(self, req: falcon.asgi.Request, resp: falcon.asgi.Response) -> None:
+        """200. Raises RegistryError."""
+        await self._gate.check_status(req)
         resp.content_type = "application/json"
         resp.set_header("cache-control", "no-store")
         resp.data = json.dumps({"status": "ok"}).encode()
@@ -48,11 +55,13 @@ class LivenessEndpoint:
 class ReadinessEndpoint:
     """`GET /readyz`: whether load balancers should send requests to this worker."""
 
-    def __init__(self, is_ready: Callable[[], bool]) -> None:
+    def __init__(self, gate: Gate, is_ready: Callable[[], bool]) -> None:
+        self._gate = gate
         self._is_ready = is_ready
 
-    async def on_get(self, _: falcon.asgi.Request, resp: falcon.asgi.Response) -> None:
-        """200, or 503 while the server drains."""
+    async def on_get(self, req: falcon.asgi.Request, resp: falcon.asgi.Response) -> None:
+        """200, or 503 while the server drains. Raises RegistryError."""
+        await self._gate.check_status(req)
         is_ready = self._is_ready()
         resp.status = falcon.HTTP_200 if is_ready else falcon.HTTP_503
         resp.set_header("cache-control", "no-store")

@@ -16,6 +16,7 @@ from dockyard.config.hosts import is_loopback, parse_authority
 from dockyard.config.settings import Upstream
 from dockyard.first_pull import example_image
 from dockyard.oci.origin import bracket, join_host_port
+from dockyard.web.gate import Gate
 
 HTML = "text/html; charset=utf-8"
 JSON = "application/json"
@@ -47,21 +48,21 @@ _HEADERS = {
 class PageEndpoint:
     """`GET /`: a page in HTML; version and prefixes in JSON for clients that prefer it."""
 
-    def __init__(self, upstreams: Sequence[Upstream]) -> None:
-        self._upstreams = upstreams
-        prefixes = [upstream.prefix for upstream in upstreams]
-        self._json = json.dumps({"version": __version__, "prefixes": prefixes}).encode()
+    def __init__(self, gate: Gate) -> None:
+        self._gate = gate
 
     async def on_get(self, req: falcon.asgi.Request, resp: falcon.asgi.Response) -> None:
-        """200."""
+        """200. Raises RegistryError."""
+        upstreams = await self._gate.check_page(req)
         resp.set_headers(_HEADERS)
         if req.client_prefers(("text/html", JSON)) == JSON:
             resp.content_type = JSON
-            resp.data = self._json
+            prefixes = [upstream.prefix for upstream in upstreams]
+            resp.data = json.dumps({"version": __version__, "prefixes": prefixes}).encode()
             return
         resp.content_type = HTML
         address = find_address(req.get_header("Host") or "", is_tls=req.forwarded_scheme == "https")
-        resp.data = render(address, self._upstreams, is_tls=req.forwarded_scheme == "https").encode()
+        resp.data = render(address, upstreams, is_tls=req.forwarded_scheme == "https").encode()
 
     on_head = on_get
 
