@@ -33,7 +33,12 @@ hypothesis.settings.load_profile("dockyard")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Register our marker, and let SIGTERM end the session like Ctrl-C, with all processes ended."""
+    """Register our marker, and let SIGTERM end the session like Ctrl-C, with all processes ended.
+
+    A shell starts jobs in the background with SIGINT ignored, which the programs under test would inherit.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     config.addinivalue_line("markers", "clients: pulls with real clients (docker, containerd, skopeo, podman, crane)")
     signal.signal(signal.SIGTERM, lambda *_: os.kill(os.getpid(), signal.SIGINT))
 

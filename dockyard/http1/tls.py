@@ -97,9 +97,10 @@ def explain_failure(exc: BaseException) -> TLSFailure:
             f"the certificate is rejected: {getattr(found, 'verify_message', '')}",
         )
         return TLSFailure(problem, reason, error)
-    if found is None or isinstance(found, ssl.SSLEOFError | ssl.SSLZeroReturnError):
-        return TLSFailure(TLSProblem.CLOSED, "the connection was closed during the handshake", str(found or ""))
     name = getattr(found, "reason", None) or "unknown reason"  # errors that Python itself raises have none
+    if found is None or isinstance(found, ssl.SSLEOFError | ssl.SSLZeroReturnError):
+        error = f"OpenSSL: {name.lower().replace('_', ' ')}" if found else ""
+        return TLSFailure(TLSProblem.CLOSED, "the connection was closed during the handshake", error)
     problem, reason = _HANDSHAKES.get(name) or (
         TLSProblem.OTHER,
         f"the handshake failed: {name.lower().replace('_', ' ')}",

@@ -167,10 +167,10 @@ def test_d7_many_unknown_tags(make_deployment: Callable[..., WatchedDeployment],
     There is no limit on the request rate of a client; connections to the upstream are limited.
     """
     deployment = make_deployment()
-    for number in range(50):
-        deployment.get(f"/v2/up.test/warm-{number}/manifests/v1")
-    files, memory = set(deployment.dockyard.storage.rglob("*")), _memory(deployment)
     with ThreadPoolExecutor(20) as pool:
+        # As many at once as below: each thread that handles a request takes some memory once.
+        list(pool.map(deployment.get, [f"/v2/up.test/warm-{number % 50}/manifests/{number}" for number in range(500)]))
+        files, memory = set(deployment.dockyard.storage.rglob("*")), _memory(deployment)
         paths = [f"/v2/up.test/unknown-{number % 100}/manifests/tag-{number}" for number in range(1500)]
         assert {response.status for response in pool.map(deployment.get, paths)} == {404}
     metrics = deployment.get("/metrics").body.decode()

@@ -28,11 +28,15 @@ DEBIAN, UBUNTU = "http://deb.debian.org/debian", "http://archive.ubuntu.com/ubun
 ENTER = """
 set -e
 root=$1; shift
-mount --bind "$root" "$root" # docker needs a mount point as its root directory
+mount --bind "$root" "$root" # pivot_root needs a mount point
 mount --rbind /dev "$root/dev"
 mount --rbind /sys "$root/sys"
 mount -t proc proc "$root/proc"
 while [ "$1" != -- ]; do mount --bind "$1" "$root$2"; shift 2; done; shift
+cd "$root"
+mkdir -p .outside
+pivot_root . .outside # chroot would leave the root of the mount namespace, where `docker exec` would start
+umount --lazy .outside
 "$@"
 exit $?
 """
@@ -100,7 +104,7 @@ class MinimalSystem:
             ENTER,
             "sh",
         ]
-        identity = ["chroot", f"--userspec={user}:{user}", self.root]
+        identity = ["chroot", f"--userspec={user}:{user}", "/"]
         variable_words = ["env", "--ignore-environment", *(f"{name}={value}" for name, value in variables.items())]
         return subprocess.Popen(
             [*enter, self.root, *mounts, "--", *identity, *variable_words, *go_there, *command],
