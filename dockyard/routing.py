@@ -105,10 +105,10 @@ class Router:
                 raise self._unknown(
                     f"remove /v2 from the URL of the mirror: {quote(full_name)} contains v2 after the prefix"
                 )
-            repository = "/".join(part for part in (_kept_prefix(upstream), rest) if part)
+            repository = "/".join(part for part in (upstream.kept_prefix, rest) if part)
             if not repository:
                 continue  # the name is only a prefix, which would be removed
-            if _is_hub(upstream) and "/" not in repository:
+            if upstream.is_hub and "/" not in repository:
                 # Look it up again, because docker.io/x means docker.io/library/x even if docker.io/x is a prefix.
                 return self._find(f"{_root(upstream)}/library/{repository}")
             return Target(upstream, "/".join(part for part in (upstream.path, repository) if part), name)
@@ -143,7 +143,7 @@ def _roots_by_namespace(upstreams: Sequence[Upstream]) -> dict[str, list[str]]:
         first = upstream.prefix.partition("/")[0]
         pairs.append((first, first))
     for upstream in sorted(upstreams, key=lambda upstream: upstream.prefix != DOCKER_HUB):
-        if _is_hub(upstream):
+        if upstream.is_hub:
             pairs += [(host, _root(upstream)) for host in sorted(DOCKER_HUB_HOSTS)]
     for upstream in upstreams:
         if not upstream.path:  # with a path, the upstream is only a part of that registry, under other names
@@ -162,26 +162,10 @@ def _authorities(upstream: Upstream) -> tuple[str, ...]:
     return (authority,) if authority.endswith(port) else (authority, authority + port)
 
 
-def _kept_prefix(upstream: Upstream) -> str:
-    """Return the part of the prefix that belongs to the repository: `my-org` of `ghcr.io/my-org` at `ghcr.io`.
-
-    It is empty if `registry` has a path, which replaces it.
-    """
-    first, _, rest = upstream.prefix.partition("/")
-    host = upstream.origin.host
-    is_same_registry = first == host or (first in DOCKER_HUB_HOSTS and host in DOCKER_HUB_HOSTS)
-    return rest if is_same_registry and not upstream.path else ""
-
-
 def _root(upstream: Upstream) -> str:
     """Return the part of a full name before the repository."""
-    kept = _kept_prefix(upstream)
+    kept = upstream.kept_prefix
     return upstream.prefix.removesuffix(f"/{kept}") if kept else upstream.prefix
-
-
-def _is_hub(upstream: Upstream) -> bool:
-    """Return whether names of one component are in `library/`: at Docker Hub, and at a mirror called docker.io."""
-    return upstream.prefix == DOCKER_HUB or (upstream.origin.host in DOCKER_HUB_HOSTS and not upstream.path)
 
 
 def _looks_like_host(component: str) -> bool:

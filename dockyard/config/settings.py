@@ -13,7 +13,7 @@ from pathlib import Path
 
 import attrs
 
-from dockyard.config.hosts import hide_userinfo, parse_registry
+from dockyard.config.hosts import DOCKER_HUB, DOCKER_HUB_HOSTS, hide_userinfo, parse_registry
 from dockyard.config.reader import DEFAULT_TEXT, NEVER_EMPTY, NOT_A_KEY
 from dockyard.config.types import (
     Access,
@@ -28,6 +28,7 @@ from dockyard.config.types import (
     Verify,
 )
 from dockyard.oci.origin import Origin
+from dockyard.oci.patterns import ANY_COMPONENTS, ANY_TEXT, NamePattern
 
 DAY_S = 24 * 3600.0
 
@@ -264,6 +265,29 @@ class Upstream:
     @property
     def is_anonymous(self) -> bool:
         return self.auth.type == "anonymous"
+
+    @property
+    def kept_prefix(self) -> str:
+        """The part of the prefix that belongs to the repository: `my-org` of `ghcr.io/my-org` at `ghcr.io`.
+
+        It is empty if `registry` has a path, which replaces it.
+        """
+        first, _, rest = self.prefix.partition("/")
+        host = self.origin.host
+        is_same_registry = first == host or (first in DOCKER_HUB_HOSTS and host in DOCKER_HUB_HOSTS)
+        return rest if is_same_registry and not self.path else ""
+
+    @property
+    def is_hub(self) -> bool:
+        """Whether names of one component are in `library/`: at Docker Hub, and at a mirror called docker.io."""
+        return self.prefix == DOCKER_HUB or (self.origin.host in DOCKER_HUB_HOSTS and not self.path)
+
+    @cached_property
+    def names(self) -> NamePattern:
+        """The normalized full names of its images: at Docker Hub, `docker.io/x` is `docker.io/library/x`."""
+        kept = self.kept_prefix.count("/") + 1 if self.kept_prefix else 0
+        required = max(0, (2 if self.is_hub else 1) - kept)
+        return NamePattern((*self.prefix.split("/"), *[ANY_TEXT] * required, ANY_COMPONENTS))
 
 
 DEFAULT_UPSTREAMS = (

@@ -55,10 +55,12 @@ LIBRARIES = {
 PURE = {
     "dockyard.errors",
     "dockyard.access.principals",
+    "dockyard.access.rules",
     "dockyard.oci",
     "dockyard.routing",
     "dockyard.config.hosts",
     "dockyard.config.units",
+    "dockyard.config.who",
     "dockyard.storage.items",
     "dockyard.storage.keys",
     "dockyard.workers.rendezvous",
@@ -161,7 +163,8 @@ def judge_own(module: str, wanted: str) -> str | None:
         return "is not pure" if is_within(module, PURE) and not is_within(wanted, PURE) else None
     if there >= here:
         return "goes up" if there > here else "goes sideways"
-    is_open = is_within(wanted, PURE) or (module == "dockyard.routing" and wanted == "dockyard.config.settings")
+    is_of_values = module in {"dockyard.routing", "dockyard.access.rules"} and wanted == "dockyard.config.settings"
+    is_open = is_within(wanted, PURE) or is_of_values
     return "is not pure" if is_within(module, PURE) and not is_open else None
 
 
