@@ -61,7 +61,7 @@ STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=15s --timeout=5s --start-period=20s \
     CMD ["python", "-c", "import os, urllib.request; \
 port = os.environ.get('DOCKYARD_SERVER_PORT') or os.environ.get('SERVER_PORT') or '5000'; \
-urllib.request.urlopen(f'http://127.0.0.1:{port}/v2/', timeout=4)"]
+urllib.request.urlopen(f'http://127.0.0.1:{port}/healthz', timeout=4)"]
 ENTRYPOINT ["dockyard"]
 CMD ["server"]
 # Last, so that a new commit alone does not change any layer.
