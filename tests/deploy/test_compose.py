@@ -74,5 +74,5 @@ def test_images_are_pinned_by_digest(services: dict[str, Any]) -> None:
 
 def test_dockyard_and_the_store_have_health_checks(services: dict[str, Any]) -> None:
     """`docker compose up --wait` waits for both."""
-    assert "http://127.0.0.1:5000/v2/" in services["dockyard"]["healthcheck"]["test"][-1]
+    assert "http://127.0.0.1:5000/healthz" in services["dockyard"]["healthcheck"]["test"][-1]
     assert services["versitygw"]["healthcheck"]["test"][-1].endswith(":9000/_health")
