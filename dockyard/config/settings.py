@@ -361,8 +361,8 @@ class AccessRule:
     `network:NAME`, `authenticated` (with a login) or `anonymous` (without). What a rule allows to `anonymous`, it
     allows to all. Empty: all clients."""
     actions: tuple[str, ...] = ()
-    """`pull` (manifests, blobs and referrers), `list` (tags) or `status` (`/metrics`, `/healthz`, `/readyz` and
-    `/version`; allowed unless a rule denies it). Empty: `pull` and `list`."""
+    """`pull` (manifests, blobs and referrers), `list` (tags) or `status` (`/metrics`, `/healthz`, `/readyz`, `/version`
+    and the page at `/`; allowed unless a rule denies it). Empty: `pull` and `list`."""
     reason: str = ""
     """What clients are told when this rule denies their request."""
     hide: bool = False
@@ -371,7 +371,10 @@ class AccessRule:
 
 @attrs.frozen
 class AccessSettings:
-    """Who may pull what. Without rules, everybody may pull everything (see also `upstreams[].access`)."""
+    """Who may pull what. Without rules, everybody may pull everything (see also `upstreams[].access`).
+
+    [ACCESS.md](ACCESS.md) explains it with examples.
+    """
 
     dry_run: bool = False
     """Log what `access.rules` would deny, and deny nothing by them."""
@@ -382,8 +385,8 @@ class AccessSettings:
     """Where each decision is logged as a line of JSON: `stderr`, `stdout` or the path of a file, to which it is
     appended. Empty: nowhere."""
     closed_nodes: bool = False
-    """The clients cannot reach the registries without Dockyard, so that a denial is final; ops/ACCESS.md says how.
-    `true` only silences the warning at the start."""
+    """The clients cannot reach the registries without Dockyard, so that a denial is final:
+    [ACCESS.md](ACCESS.md#closed-nodes). `true` only silences the warning at the start."""
     jwt: tuple[JwtIssuer, ...] = ()
     """Issuers of tokens that identify clients."""
     networks: tuple[Network, ...] = ()
