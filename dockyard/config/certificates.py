@@ -4,13 +4,13 @@ import contextlib
 import os
 import re
 import ssl
-import stat
 from collections.abc import Iterator
 from pathlib import Path
 
 import attrs
 
 from dockyard.config.access import explain
+from dockyard.config.files import read_file
 
 MAX_PEM_BYTES = 2**20
 
@@ -83,17 +83,9 @@ def read_key_pair(certfile: str, keyfile: str) -> KeyPair:
 
 def _read(key: str, path: str) -> bytes:
     try:
-        # A named pipe without a writer would block; after the first reading it would be empty.
-        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        with open(fd, "rb") as file:
-            if not stat.S_ISREG(os.fstat(fd).st_mode):
-                raise KeyPairError(key, path, "must be a regular file")
-            data = file.read(MAX_PEM_BYTES + 1)
-    except OSError as exc:
-        raise KeyPairError(key, path, f"cannot be read: {explain(exc, Path(path))}") from exc
-    if len(data) > MAX_PEM_BYTES:
-        raise KeyPairError(key, path, f"is larger than {MAX_PEM_BYTES} bytes")
-    return data
+        return read_file(path, MAX_PEM_BYTES)[0]
+    except ValueError as exc:
+        raise KeyPairError(key, path, str(exc)) from exc
 
 
 def _check_certificates(pem: bytes) -> None:

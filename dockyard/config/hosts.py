@@ -4,7 +4,7 @@ No error quotes its input, because an address may contain a password.
 """
 
 import re
-from ipaddress import IPv6Address, ip_address
+from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import Final
 
 from dockyard.errors import NameInvalid
@@ -28,6 +28,24 @@ def is_loopback(host: str) -> bool:
         return ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+def parse_network(text: str) -> IPv4Network | IPv6Network:
+    """Parse an address or a network, such as `10.0.0.0/8`. Raises ValueError.
+
+    IPv4 networks that are written as IPv6 (`::ffff:10.0.0.0/104`) are returned as IPv4.
+    """
+    try:
+        network = ip_network(text)
+    except ValueError as exc:
+        try:
+            hint = f": write {ip_network(text, strict=False)}"
+        except ValueError:
+            hint = ""
+        raise ValueError(f"must be an address or a network, such as 10.0.0.0/8 or fd00::/8{hint}") from exc
+    if isinstance(network, IPv6Network) and network.prefixlen >= 96 and network[0].ipv4_mapped is not None:
+        return IPv4Network((network[0].ipv4_mapped, network.prefixlen - 96))
+    return network
 
 
 def parse_host(text: str) -> str:

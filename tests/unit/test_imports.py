@@ -38,6 +38,7 @@ EVERYWHERE = {"dockyard"}
 # Where an outside library may be imported; its exceptions do not leave there. A library without a line may not be used.
 LIBRARIES = {
     "attrs": EVERYWHERE,
+    "bcrypt": {"dockyard.access.passwords"},
     "cachetools": EVERYWHERE,
     "cattrs": {"dockyard.config.types", "dockyard.workers.messages"},
     "click": {"dockyard.cli"},
@@ -54,6 +55,7 @@ LIBRARIES = {
 # No I/O, no clock, no logging: these know only values.
 PURE = {
     "dockyard.errors",
+    "dockyard.access.networks",
     "dockyard.access.principals",
     "dockyard.access.rules",
     "dockyard.oci",
@@ -88,8 +90,13 @@ PURE_LIBRARIES = {
     *("itertools", "json", "re", "string", "types", "typing", "urllib"),
 }
 
+# Pure modules that decide by settings, and the modules of those. The types of settings are values.
+OF_SETTINGS = {"dockyard.routing", "dockyard.access.networks", "dockyard.access.rules"}
+SETTINGS = {"dockyard.config.settings", "dockyard.config.types"}
+
 # Plain blocking Python that runs in threads, and the pure modules: never async.
 BLOCKING = PURE | {
+    "dockyard.access",
     "dockyard.http1",
     "dockyard.upstream",
     "dockyard.storage",
@@ -163,8 +170,7 @@ def judge_own(module: str, wanted: str) -> str | None:
         return "is not pure" if is_within(module, PURE) and not is_within(wanted, PURE) else None
     if there >= here:
         return "goes up" if there > here else "goes sideways"
-    is_of_values = module in {"dockyard.routing", "dockyard.access.rules"} and wanted == "dockyard.config.settings"
-    is_open = is_within(wanted, PURE) or is_of_values
+    is_open = is_within(wanted, PURE) or (module in OF_SETTINGS and wanted in SETTINGS)
     return "is not pure" if is_within(module, PURE) and not is_open else None
 
 

@@ -1,0 +1,106 @@
+"""Slows wrong passwords, for each address: a guess costs time, and the queue of guesses has a limit.
+
+The first MAX_FREE_FAILURES wrong passwords from an address are free, as people mistype and machines have old ones.
+After that each attempt from there begins later than the one before, by a delay that doubles with each failure. An
+address without a failure for FORGET_S starts anew. For many threads; nothing waits here.
+"""
+
+import math
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from ipaddress import IPv4Address, IPv6Address
+
+import attrs
+from cachetools import LRUCache
+
+from dockyard.errors import TooManyRequests, Unavailable
+
+MAX_FREE_FAILURES = 5
+FIRST_DELAY_S = 0.5
+MAX_DELAY_S = 10.0
+MAX_WAIT_S = 20.0
+FORGET_S = 300.0
+MAX_PENDING_PER_ADDRESS = 32
+MAX_PENDING = 128
+MAX_ADDRESSES = 16_384
+IPV6_HOST_BITS = 64  # one client has at least that many addresses
+
+
+@attrs.define(eq=False)
+class _Failures:
+    count: int = 0
+    last_at: float = -math.inf
+    next_start: float = -math.inf
+
+
+class Attempts:
+    """The wrong passwords and the attempts in progress of each address."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._failures: LRUCache[int, _Failures] = LRUCache(MAX_ADDRESSES)
+        self._pending: dict[int, int] = {}
+
+    @contextmanager
+    def start(self, address: IPv4Address | IPv6Address) -> Iterator[float]:
+        """Yield how many seconds an attempt must wait before it begins; the attempt is pending within the context.
+
+        Raises TooManyRequests when too many of this address wait, Unavailable when too many of all do.
+        """
+        key = _key(address)
+        with self._lock:
+            pending = self._pending.get(key, 0)
+            if pending >= MAX_PENDING_PER_ADDRESS:
+                raise _too_many(1.0)
+            if sum(self._pending.values()) >= MAX_PENDING:
+                raise Unavailable("too many logins are being verified", retry_after_s=1)
+            wait_s = self._reserve(key)
+            self._pending[key] = pending + 1
+        try:
+            yield wait_s
+        finally:
+            with self._lock:
+                self._pending[key] -= 1
+                if not self._pending[key]:
+                    del self._pending[key]
+
+    def count_failure(self, address: IPv4Address | IPv6Address) -> None:
+        """Count a wrong password."""
+        with self._lock:
+            key = _key(address)
+            failures = self._find(key) or _Failures()
+            failures.count += 1
+            failures.last_at = self._clock()
+            self._failures[key] = failures
+
+    def _find(self, key: int) -> _Failures | None:
+        failures = self._failures.get(key)
+        return failures if failures and self._clock() - failures.last_at < FORGET_S else None
+
+    def _reserve(self, key: int) -> float:
+        """Take the next start of an attempt from an address; return how many seconds it is away."""
+        failures = self._find(key)
+        if failures is None or failures.count <= MAX_FREE_FAILURES:
+            return 0.0
+        now = self._clock()
+        doublings = min(failures.count - MAX_FREE_FAILURES - 1, 16)
+        start = max(now, failures.next_start, failures.last_at + _delay_s(doublings))
+        if start - now > MAX_WAIT_S:
+            raise _too_many(start - now)
+        failures.next_start = start + _delay_s(doublings)
+        return start - now
+
+
+def _delay_s(doublings: int) -> float:
+    return min(FIRST_DELAY_S * float(2**doublings), MAX_DELAY_S)
+
+
+def _too_many(wait_s: float) -> TooManyRequests:
+    return TooManyRequests("too many wrong logins from this address", retry_after_s=math.ceil(wait_s))
+
+
+def _key(address: IPv4Address | IPv6Address) -> int:
+    return int(address) if address.version == 4 else -1 - (int(address) >> IPV6_HOST_BITS)

@@ -1,0 +1,310 @@
+"""Who sends a request: users of the htpasswd file, and logins that are not ours."""
+
+import base64
+import os
+from collections.abc import Callable
+from ipaddress import ip_address
+from pathlib import Path
+
+import pytest
+
+from dockyard.access import authenticator as module
+from dockyard.access import passwords
+from dockyard.access.attempts import MAX_FREE_FAILURES
+from dockyard.access.authenticator import MAX_REMEMBERED_S, NOT_SLOWED_S, Authenticated, Authenticator
+from dockyard.access.passwords import hash_password
+from dockyard.access.principals import Principal
+from dockyard.config.settings import AccessSettings, Network
+from dockyard.errors import LoginRequired
+from dockyard.oci.login import Login
+
+HERE = ip_address("192.0.2.1")
+OFFICE = ip_address("198.51.100.1")
+CANARY = "canary-2b9e"
+
+
+def basic(username: str, password: str) -> str:
+    """The value of an Authorization header."""
+    return "Basic " + base64.b64encode(f"{username}:{password}".encode()).decode()
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    """The monotonic clock of the authenticator."""
+    return Clock()
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """The file with one user, which has not changed for some time."""
+    file = tmp_path / "htpasswd"
+    write(file, alice=CANARY)
+    return file
+
+
+@pytest.fixture(autouse=True)
+def _settled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take each file for one that has not changed lately."""
+    monkeypatch.setattr("dockyard.access.files.UNSETTLED_S", -1e9)
+
+
+@pytest.fixture
+def checks(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
+    """The passwords that bcrypt has computed hashes of."""
+    found: list[bytes] = []
+    check: Callable[[bytes, bytes], bool] = passwords.bcrypt.checkpw
+
+    def record(password: bytes, hashed: bytes) -> bool:
+        found.append(password)
+        return check(password, hashed)
+
+    monkeypatch.setattr(passwords.bcrypt, "checkpw", record)
+    return found
+
+
+@pytest.fixture
+def authenticator(path: Path, clock: Clock) -> Authenticator:
+    """An authenticator with this file and a network."""
+    return Authenticator(AccessSettings(htpasswd=str(path), networks=(Network("office", (f"{OFFICE}/32",)),)), clock)
+
+
+def write(file: Path, **users: str) -> None:
+    """Replace the file."""
+    new = file.with_name("new")
+    new.write_text("".join(f"{name}:{hash_password(password, 4)}\n" for name, password in users.items()))
+    new.replace(file)
+
+
+def test_no_login(authenticator: Authenticator) -> None:
+    """A principal without a name, with the networks of the address; nothing blocks for it."""
+    for call in (authenticator.find_remembered, authenticator.authenticate):
+        assert call(None, HERE) == Authenticated(Principal())
+        assert call(None, OFFICE) == Authenticated(Principal(networks=frozenset({"office"})))
+
+
+def test_a_right_password(authenticator: Authenticator) -> None:
+    """A principal with the name of the user."""
+    assert authenticator.has_sources
+    principal = authenticator.authenticate(basic("alice", CANARY), OFFICE).principal
+    assert principal == Principal("alice", networks=frozenset({"office"}), source="htpasswd")
+    assert principal.is_authenticated
+
+
+@pytest.mark.parametrize("password", ["", "x", CANARY.upper(), CANARY + "x", CANARY[:-1]])
+def test_a_wrong_password(authenticator: Authenticator, password: str) -> None:
+    """It is an error, and so is its repetition."""
+    for _ in range(2):
+        with pytest.raises(LoginRequired):
+            authenticator.authenticate(basic("alice", password), HERE)
+    with pytest.raises(LoginRequired):
+        authenticator.find_remembered(basic("alice", password), HERE)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "",
+        "Basic",
+        "Basic ",
+        "Basic x",
+        "Basic !!!!",
+        "Basic " + base64.b64encode(b"alice").decode(),
+        "Digest username=alice",
+        "alice:canary",
+        "Bearer",
+        "Bearer a b",
+        basic("alice", CANARY) + ", Basic x",
+        basic("alice", "x" * 20_000),
+    ],
+)
+def test_a_malformed_header(authenticator: Authenticator, header: str) -> None:
+    """It is an error whose message quotes nothing, and never a client without a login."""
+    with pytest.raises(LoginRequired) as caught:
+        authenticator.authenticate(header, HERE)
+    assert "alice" not in str(caught.value)
+    with pytest.raises(LoginRequired):
+        Authenticator(AccessSettings()).find_remembered(header, HERE)
+
+
+def test_a_login_that_is_not_ours(authenticator: Authenticator) -> None:
+    """An unknown user or a bearer token: the caller decides what it is for. It is remembered."""
+    for header, login in (
+        (basic("bob", "x"), Login("bob", "x")),
+        ("Bearer xyz", Login("", "xyz", is_bearer=True)),
+        (basic("", ""), Login("", "")),
+    ):
+        assert authenticator.find_remembered(header, OFFICE) is None
+        for call in (authenticator.authenticate, authenticator.find_remembered):
+            found = call(header, OFFICE)
+            assert found == Authenticated(Principal(networks=frozenset({"office"})), login)
+
+
+def test_without_sources_every_login_is_foreign() -> None:
+    """It needs no verification."""
+    authenticator = Authenticator(AccessSettings())
+    assert not authenticator.has_sources
+    found = authenticator.find_remembered(basic("alice", "x"), HERE)
+    assert found == Authenticated(Principal(), Login("alice", "x"))
+
+
+def test_a_verified_password_is_remembered_for_a_minute(
+    authenticator: Authenticator, checks: list[bytes], clock: Clock
+) -> None:
+    """No hash is computed for it again, from any address; then one is."""
+    header = basic("alice", CANARY)
+    assert authenticator.find_remembered(header, HERE) is None
+    first = authenticator.authenticate(header, HERE)
+    clock.now += MAX_REMEMBERED_S - 0.1
+    for _ in range(10):
+        assert authenticator.find_remembered(header, HERE) == first
+        assert authenticator.authenticate(header, HERE) == first
+    assert authenticator.find_remembered(header, OFFICE) != first
+    assert len(checks) == 1
+    clock.now += 0.2
+    assert authenticator.find_remembered(header, HERE) is None
+    assert authenticator.authenticate(header, HERE) == first
+    assert len(checks) == 2
+
+
+def test_wrong_and_unknown_logins_are_remembered_too(
+    authenticator: Authenticator, checks: list[bytes], clock: Clock
+) -> None:
+    """A fleet with an old password costs one hash a minute; both cost the same, so that none is told from the other."""
+    wrong, unknown = basic("alice", "x"), basic("bob", "x")
+    for _ in range(5):
+        with pytest.raises(LoginRequired):
+            authenticator.authenticate(wrong, HERE)
+        assert authenticator.authenticate(unknown, HERE).foreign
+    assert len(checks) == 2
+    clock.now += MAX_REMEMBERED_S
+    assert authenticator.find_remembered(wrong, HERE) is None
+    assert authenticator.find_remembered(unknown, HERE) is None
+
+
+def test_a_changed_file_holds_at_once(authenticator: Authenticator, path: Path) -> None:
+    """A new password, a user who is gone, and one who is new."""
+    old, new, bob = basic("alice", CANARY), basic("alice", "new"), basic("bob", "x")
+    assert authenticator.authenticate(old, HERE).principal.name == "alice"
+    assert authenticator.authenticate(bob, HERE).foreign
+    with pytest.raises(LoginRequired):
+        authenticator.authenticate(new, HERE)
+    write(path, alice="new", bob="x")
+    assert authenticator.find_remembered(old, HERE) is None
+    assert authenticator.find_remembered(bob, HERE) is None
+    with pytest.raises(LoginRequired):
+        authenticator.authenticate(old, HERE)
+    assert authenticator.authenticate(new, HERE).principal.name == "alice"
+    assert authenticator.authenticate(bob, HERE).principal.name == "bob"
+    write(path, bob="x")
+    assert authenticator.find_remembered(new, HERE) is None
+    assert authenticator.authenticate(new, HERE).foreign == Login("alice", "new")
+    path.unlink()
+    for header in (old, new, bob):
+        assert authenticator.find_remembered(header, HERE) is None
+        with pytest.raises(LoginRequired):
+            authenticator.authenticate(header, HERE)
+
+
+def test_a_change_of_another_user_keeps_what_is_remembered(
+    authenticator: Authenticator, path: Path, checks: list[bytes]
+) -> None:
+    """Only the hash of the user counts."""
+    header = basic("alice", CANARY)
+    authenticator.authenticate(header, HERE)
+    path.write_text(path.read_text() + f"bob:{hash_password('x', 4)}\n")
+    assert authenticator.find_remembered(header, HERE) is None  # it must be read first
+    assert authenticator.authenticate(header, HERE).principal.name == "alice"
+    assert authenticator.find_remembered(header, HERE)
+    assert len(checks) == 1
+
+
+def test_wrong_passwords_are_slowed_and_repeated_ones_not(authenticator: Authenticator) -> None:
+    """A new wrong password counts; the same one again is no guess. Unknown users count when they are refused."""
+    for number in range(MAX_FREE_FAILURES + 2):
+        header = basic("alice" if number % 2 else "bob", f"x{number}")
+        for _ in range(3):
+            try:
+                authenticator.authenticate(header, HERE)
+            except LoginRequired:
+                continue
+            assert isinstance(authenticator.refuse(header, HERE), LoginRequired)
+        with authenticator.attempt(basic("alice", "y"), HERE) as wait_s:
+            assert (wait_s > 0) == (number >= MAX_FREE_FAILURES)
+    with authenticator.attempt(basic("alice", "y"), OFFICE) as wait_s:
+        assert wait_s == 0
+
+
+def test_a_login_that_was_right_is_not_slowed(authenticator: Authenticator, clock: Clock, path: Path) -> None:
+    """Others behind the same address may guess as they like; a changed password ends this."""
+    header = basic("alice", CANARY)
+    authenticator.authenticate(header, HERE)
+    clock.now += MAX_REMEMBERED_S + 1.0
+    for number in range(50):
+        with pytest.raises(LoginRequired):
+            authenticator.authenticate(basic("alice", f"x{number}"), HERE)
+    assert authenticator.find_remembered(header, HERE) is None
+    with authenticator.attempt(header, HERE) as wait_s:
+        assert wait_s == 0
+        assert authenticator.authenticate(header, HERE).principal.name == "alice"
+    with authenticator.attempt(basic("alice", "other"), HERE) as wait_s:
+        assert wait_s > 0
+    write(path, alice="new")
+    with authenticator.attempt(header, HERE) as wait_s:
+        assert wait_s > 0
+
+
+def test_what_was_right_is_forgotten_in_the_end(authenticator: Authenticator, clock: Clock) -> None:
+    """After an hour it waits as every login."""
+    header = basic("alice", CANARY)
+    authenticator.authenticate(header, HERE)
+    clock.now += NOT_SLOWED_S
+    for number in range(50):
+        with pytest.raises(LoginRequired):
+            authenticator.authenticate(basic("alice", f"x{number}"), HERE)
+    with authenticator.attempt(header, HERE) as wait_s:
+        assert wait_s > 0
+
+
+def test_what_is_remembered_has_a_limit(authenticator: Authenticator, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wrong logins do not displace right ones."""
+    right = basic("alice", CANARY)
+    authenticator.authenticate(right, HERE)
+    monkeypatch.setattr(passwords.bcrypt, "checkpw", lambda *_: False)
+    for number in range(module.MAX_OTHERS + 10):
+        authenticator.authenticate(basic("bob", f"x{number}"), HERE)
+    assert len(authenticator._others) == module.MAX_OTHERS
+    assert authenticator.find_remembered(right, HERE)
+
+
+def test_nothing_secret_is_in_a_representation_or_in_memory_of_results(authenticator: Authenticator) -> None:
+    """Neither a password nor a header; the memory has HMACs of headers."""
+    header = basic("alice", CANARY)
+    found = authenticator.authenticate(header, HERE)
+    foreign = authenticator.authenticate(basic("bob", CANARY), HERE)
+    with pytest.raises(LoginRequired) as caught:
+        authenticator.authenticate(basic("alice", f"{CANARY}x"), HERE)
+    for value in (found, foreign, authenticator, caught.value, caught.value.log_fields(), authenticator._right):
+        assert CANARY not in repr(value)
+    assert header.encode() not in [*authenticator._right]
+
+
+def test_each_process_has_its_own_key(path: Path) -> None:
+    """The HMAC of a login is worth nothing elsewhere."""
+    settings = AccessSettings(htpasswd=str(path))
+    assert Authenticator(settings)._digest("x") != Authenticator(settings)._digest("x")
+
+
+def test_an_unreadable_file_is_not_the_end_of_other_things(path: Path, clock: Clock) -> None:
+    """Clients without a login stay what they are."""
+    os.unlink(path)
+    authenticator = Authenticator(AccessSettings(htpasswd=str(path)), clock)
+    assert authenticator.has_sources
+    assert authenticator.find_remembered(None, HERE) == Authenticated(Principal())
