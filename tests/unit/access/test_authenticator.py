@@ -273,14 +273,16 @@ def test_what_was_right_is_forgotten_in_the_end(authenticator: Authenticator, cl
         assert wait_s > 0
 
 
-def test_what_is_remembered_has_a_limit(authenticator: Authenticator, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_remembered_has_a_limit(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Wrong logins do not displace right ones."""
+    monkeypatch.setattr(module, "MAX_OTHERS", 100)
+    authenticator = Authenticator(AccessSettings(htpasswd=str(path)))
     right = basic("alice", CANARY)
     authenticator.authenticate(right, HERE)
     monkeypatch.setattr(passwords.bcrypt, "checkpw", lambda *_: False)
-    for number in range(module.MAX_OTHERS + 10):
+    for number in range(110):
         authenticator.authenticate(basic("bob", f"x{number}"), HERE)
-    assert len(authenticator._others) == module.MAX_OTHERS
+    assert len(authenticator._others) == 100
     assert authenticator.find_remembered(right, HERE)
 
 
