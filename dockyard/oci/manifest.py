@@ -22,6 +22,7 @@ import attrs
 
 from dockyard.errors import BadUpstream, DigestInvalid
 from dockyard.oci.documents import parse_document
+from dockyard.oci.named_blobs import find_named_blobs
 from dockyard.oci.reference import Digest
 from dockyard.oci.schema1 import find_payload
 
@@ -150,6 +151,11 @@ class Manifest:
     def blobs(self) -> tuple[Digest, ...]:
         """The digests of the config and layers of an image, or of the blobs of an artifact."""
         return self._digests("config", "layers", "fsLayers", "blobs")
+
+    @property
+    def named_blobs(self) -> tuple[Digest, ...]:
+        """The blobs that may be served under the repository of this manifest because of it. See `named_blobs`."""
+        return find_named_blobs(parse_document(self.body))
 
     def _digests(self, *keys: str) -> tuple[Digest, ...]:
         document = parse_document(self.body)

@@ -1,0 +1,66 @@
+"""The blobs that a manifest names so that its repository must have had them when it accepted the manifest. Pure.
+
+A blob is served under a repository because a manifest of the repository names it, and whoever may push to that
+repository writes its manifests. A registry checks at a push that it has the blobs of a manifest, but only what it reads
+as such. What it does not read, or reads in another way, names nothing here:
+
+- lists that do not belong to the kind of the manifest, such as `blobs` in an image, and the manifests of an index;
+- layers that are not distributed by the registry: with `urls`, or of a type that says so. They need not be there;
+- descriptors and documents with a key in another case. Most registries are written in Go, whose JSON decoder ignores
+  the case of keys (Unicode case folding) and takes the last one.
+
+Such a blob is served when the upstream confirms that the repository has it.
+"""
+
+from collections.abc import Iterator
+from typing import Any, Final
+
+from dockyard.errors import DigestInvalid
+from dockyard.oci.reference import Digest
+
+_DOCUMENT_KEYS: Final = frozenset(
+    {"schemaVersion", "mediaType", "config", "layers", "manifests", "fsLayers", "blobs", "artifactType"}
+)
+_DESCRIPTOR_KEYS: Final = frozenset({"mediaType", "digest", "urls", "blobSum"})
+_NOT_DISTRIBUTED: Final = (".foreign.", ".nondistributable.")
+
+
+def find_named_blobs(document: dict[str, Any]) -> tuple[Digest, ...]:
+    """Return the digests of the blobs that a valid manifest names."""
+    return tuple(dict.fromkeys(_find(document)))
+
+
+def _find(document: dict[str, Any]) -> Iterator[Digest]:
+    if _has_key_in_other_case(document, _DOCUMENT_KEYS) or "manifests" in document:
+        return
+    if "fsLayers" in document:
+        lists, key = [document["fsLayers"]], "blobSum"
+    elif "config" in document:
+        lists, key = [[document["config"]], document.get("layers")], "digest"
+    else:
+        lists, key = [document.get("blobs")], "digest"
+    for entries in lists:
+        for entry in entries or ():
+            if _is_distributed(entry):
+                try:
+                    yield Digest.parse(str(entry.get(key)))
+                except DigestInvalid:
+                    continue
+
+
+def _is_distributed(descriptor: dict[str, Any]) -> bool:
+    media_type = str(descriptor.get("mediaType", "")).lower()
+    return not (
+        descriptor.get("urls")
+        or any(part in media_type for part in _NOT_DISTRIBUTED)
+        or _has_key_in_other_case(descriptor, _DESCRIPTOR_KEYS)
+    )
+
+
+def _has_key_in_other_case(values: dict[str, Any], keys: frozenset[str]) -> bool:
+    """Whether a key differs from one of `keys` only by its case."""
+    folded = _FOLDED[keys]
+    return any(key not in keys and key.casefold() in folded for key in values)
+
+
+_FOLDED: Final = {keys: frozenset(key.casefold() for key in keys) for keys in (_DOCUMENT_KEYS, _DESCRIPTOR_KEYS)}
