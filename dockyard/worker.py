@@ -14,6 +14,7 @@ import structlog
 
 from dockyard.cache.blobs import Blobs
 from dockyard.cache.downloads import Downloads
+from dockyard.cache.links import Links
 from dockyard.cache.lists import Lists
 from dockyard.cache.manifests import Manifests
 from dockyard.cache.stores import Stores
@@ -138,7 +139,8 @@ class Worker:
         with_upstreams = (self.peers, self.registries, self.threads)
         self.downloads = Downloads(stores, *with_upstreams)
         self.blobs = Blobs(stores, self.downloads, *with_upstreams, redirects=storage.redirect)
-        self.manifests = Manifests(stores, *with_upstreams)
+        self.links = Links(stores, self.blobs, self.threads)
+        self.manifests = Manifests(stores, *with_upstreams, self.links if settings.restricts_access else None)
         self.tags = Tags(
             self.manifests,
             stores,

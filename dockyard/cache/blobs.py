@@ -132,6 +132,15 @@ class Blobs:
             return FoundSize(download.size, "joined")
         return await self._singleflight.run(("find", target.name, digest), lambda: self._find_remote(target, digest))
 
+    async def find_upstream_size(self, target: Target, digest: Digest) -> int:
+        """The size of a blob in bytes by the upstream, whatever is stored here; asked once for all workers.
+
+        Raises RegistryError.
+        """
+        request = SizeRequest(Repository.of(target), digest)
+        tried = await self._peers.try_owners(str(digest), lambda shard: self._peers.request(shard, request, SizeReply))
+        return tried.result.size_bytes if tried.result else await self._ask_once(target, digest)
+
     async def handle(self, target: Target, request: SizeRequest, connection: PeerConnection) -> None:
         """Ask the upstream for a size, for another worker."""
         try:
@@ -145,10 +154,7 @@ class Blobs:
         """From the bucket, else from the upstream through the first owner that is available. Raises RegistryError."""
         if found := await self._find_in_bucket(digest):
             return FoundSize(found.size, "hit")
-        request = SizeRequest(Repository.of(target), digest)
-        tried = await self._peers.try_owners(str(digest), lambda shard: self._peers.request(shard, request, SizeReply))
-        size = tried.result.size_bytes if tried.result else await self._ask_once(target, digest)
-        return FoundSize(size, "asked")
+        return FoundSize(await self.find_upstream_size(target, digest), "asked")
 
     async def _ask_once(self, target: Target, digest: Digest) -> int:
         key = (target.name, digest)

@@ -13,6 +13,7 @@ import structlog
 from cachetools import LRUCache
 
 from dockyard import metrics
+from dockyard.cache.links import Links
 from dockyard.cache.singleflight import Singleflight
 from dockyard.cache.stores import Stores
 from dockyard.cache.threads import Threads
@@ -58,15 +59,24 @@ class _KeptManifest:
 
 
 class Manifests:
-    """Manifests by digest. `upstreams` are the clients of the upstreams, by prefix."""
+    """Manifests by digest. `upstreams` are the clients of the upstreams, by prefix.
+
+    `links` gets each manifest before it is served; None if access is not restricted.
+    """
 
     def __init__(
-        self, stores: Stores, peers: Peers, upstreams: Mapping[str, ManifestFetcher], threads: Threads
+        self,
+        stores: Stores,
+        peers: Peers,
+        upstreams: Mapping[str, ManifestFetcher],
+        threads: Threads,
+        links: Links | None = None,
     ) -> None:
         self._stores = stores
         self._peers = peers
         self._upstreams = upstreams
         self._threads = threads
+        self._links = links
         self._singleflight = Singleflight()
         self._memory: LRUCache[tuple[Name, Digest], _KeptManifest] = LRUCache(
             MAX_MEMORY_BYTES, lambda kept: kept.manifest.size
@@ -113,10 +123,12 @@ class Manifests:
         if manifest is None and kept:  # the disk is full, or the file was deleted
             manifest = kept.manifest
         if manifest:
-            self._remember(target.name, digest, manifest)
+            await self._remember(target.name, digest, manifest)
         return manifest
 
-    def _remember(self, name: Name, digest: Digest, manifest: Manifest) -> None:
+    async def _remember(self, name: Name, digest: Digest, manifest: Manifest) -> None:
+        if self._links:
+            await self._links.add(name, manifest)
         self._memory[name, digest] = _KeptManifest(manifest, time.monotonic() + MEMORY_TTL_S)
 
     async def _find_in_bucket(self, target: Target, digest: Digest, *, even_if_open: bool) -> Manifest | None:
@@ -131,7 +143,7 @@ class Manifests:
 
         manifest = await self._threads.bucket(read)
         if manifest:
-            self._remember(target.name, digest, manifest)
+            await self._remember(target.name, digest, manifest)
         return manifest
 
     async def _obtain(self, target: Target, digest: Digest) -> Manifest:
@@ -148,7 +160,7 @@ class Manifests:
         if tried.result is None:
             return await self._fetch_once(target, digest)
         manifest = Manifest.stored(tried.result.body, digest, tried.result.media_type)
-        self._remember(target.name, digest, manifest)
+        await self._remember(target.name, digest, manifest)
         return manifest
 
     async def _fetch_once(self, target: Target, digest: Digest) -> Manifest:
@@ -170,7 +182,7 @@ class Manifests:
 
     async def _keep_fetched(self, target: Target, manifest: Manifest) -> None:
         await self._threads.disk(self._keep, target.name, manifest)
-        self._remember(target.name, manifest.digest, manifest)
+        await self._remember(target.name, manifest.digest, manifest)
 
     # Blocking: these run in threads
 

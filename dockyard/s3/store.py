@@ -10,8 +10,8 @@ Requests to the service, by operation:
 |---|---|
 | a blob or manifest in the local store or in memory | none |
 | `open_blob`, `read_manifest`, `read_pointer` | 1 GET, found or not; 1 more for a resumed blob |
-| `stat_blob` | 1 HEAD; 1 HEAD of the bucket when nothing was found and the bucket was not seen for a minute |
-| `publish_blob`, `write_manifest`, `write_pointer` | 1 PUT |
+| `stat_blob`, `has_link` | 1 HEAD; 1 HEAD of the bucket when nothing was found, and it was not seen for a minute |
+| `publish_blob`, `write_manifest`, `write_pointer`, `write_link` | 1 PUT |
 | `publish_blob` above 5 GiB, or of a sha512 digest | 1 POST, 1 PUT for each 512 MiB, 1 POST, 1 HEAD |
 | `touch` | 1 HEAD, 1 PUT (copy) |
 | `touch` above 5 GiB, or where a copy does not update LastModified | 1 HEAD, 1 POST, 1 PUT for each GiB, 1 POST |
@@ -196,6 +196,16 @@ class S3Store:
     def write_pointer(self, name: Name, tag: Tag, digest: Digest) -> None:
         """Point the tag at a manifest that is stored already. Raises S3Error."""
         self._write("put pointer", keys.tag_key(self._prefix, name, tag), str(digest).encode(), "text/plain")
+
+    # Links
+
+    def has_link(self, name: Name, digest: Digest) -> bool:
+        """Whether there is a link from a repository to a blob. Raises S3Error."""
+        return self._head(keys.link_key(self._prefix, name, digest)) is not None
+
+    def write_link(self, name: Name, digest: Digest) -> None:
+        """Write a link from a repository to a blob, or renew its LastModified. Raises S3Error."""
+        self._write("put link", keys.link_key(self._prefix, name, digest), b"", "application/octet-stream")
 
     # Maintenance
 

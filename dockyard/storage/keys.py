@@ -41,6 +41,14 @@ def list_key(prefix: str, name: Name, subject: Digest | None) -> str:
     return f"{list_root(prefix)}{name}/{which}"
 
 
+def link_key(prefix: str, name: Name, digest: Digest) -> str:
+    """Return the key of a link: an empty object that says that a manifest of the repository names the blob.
+
+    It is only used in a bucket, and not an item: it is written with its manifest.
+    """
+    return f"{prefix}links/{name}/{digest.algorithm}/{digest.encoded}"
+
+
 def blob_key(prefix: str, digest: Digest) -> str:
     """Return the key of a blob. All repositories share it."""
     return f"{blob_root(prefix)}{digest.algorithm}/{digest.encoded[:2]}/{digest.encoded}"

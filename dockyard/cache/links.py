@@ -1,0 +1,117 @@
+"""Blobs only through a repository that names them: with restricted access, a digest alone gives nobody a blob.
+
+A request for a blob of a repository passes if the first of these that has an answer says that the blob belongs there:
+
+1. a link in memory: a manifest of the repository that this worker has served, or a former answer
+2. the manifests of the repository in the local store (`storage/link_index.py`)
+3. the bucket: the link that was written with a manifest (`s3/publisher.py`)
+4. the upstream: HEAD of the blob in this repository, asked by the worker that owns the digest
+
+Whether the blob itself is stored, in the bucket or being downloaded is never looked at, so neither the response nor its
+time depends on that. A blob that does not belong to the repository gets the same response as one that nobody has.
+"""
+
+import time
+from typing import Protocol
+
+from cachetools import TTLCache
+
+from dockyard.cache.singleflight import Singleflight
+from dockyard.cache.stores import Stores
+from dockyard.cache.threads import Threads
+from dockyard.errors import BlobUnknown, FailureDetails, Outage, RegistryError, TooManyRequests
+from dockyard.oci.login import Login
+from dockyard.oci.manifest import Manifest
+from dockyard.oci.reference import Digest, Name
+from dockyard.routing import Target
+
+MAX_LINKS = 16_384
+# Longer than a manifest is served from memory (cache.manifests.MEMORY_TTL_S): its links are needed a little later.
+LINK_TTL_S = 1200.0
+MAX_UNKNOWN = 4096
+UNKNOWN_TTL_S = 5.0
+MAX_LISTINGS = 2
+UNKNOWN_MESSAGE = "blob unknown to this repository"
+
+
+class UpstreamSizes(Protocol):
+    """The part of `Blobs` that asks the upstream."""
+
+    async def find_upstream_size(self, target: Target, digest: Digest) -> int:
+        """The size of a blob in bytes, as the upstream has it. Raises RegistryError."""
+
+
+class Links:
+    """The links from repositories to blobs. `blobs` asks the upstreams."""
+
+    def __init__(self, stores: Stores, blobs: UpstreamSizes, threads: Threads) -> None:
+        self._stores = stores
+        self._blobs = blobs
+        self._threads = threads
+        self._index = stores.local.links
+        self._singleflight = Singleflight()
+        self._links: TTLCache[tuple[Name, Digest], bool] = TTLCache(MAX_LINKS, LINK_TTL_S)
+        self._unknown: TTLCache[tuple[Name, Digest, Login | None], bool] = TTLCache(MAX_UNKNOWN, UNKNOWN_TTL_S)
+
+    async def add(self, name: Name, manifest: Manifest) -> None:
+        """Remember the links of a manifest that is about to be served: it may be stored nowhere."""
+        for digest in await self._threads.disk(lambda: manifest.named_blobs):
+            self._links[name, digest] = True
+
+    async def require(self, target: Target, digest: Digest) -> None:
+        """Return if the repository has this blob. Raises BlobUnknown if not, and RegistryError if nobody can tell."""
+        key = (target.name, digest)
+        if key in self._links:
+            return
+        await self._update_index(target.name)
+        if self._index.has(target.name, digest):
+            self._links[key] = True
+            return
+        await self._singleflight.run((*key, target.login), lambda: self._ask(target, digest))
+
+    async def _update_index(self, name: Name) -> None:
+        """Find the manifests that were stored before now. Many requests share one listing."""
+        asked_at = time.monotonic()
+        for _ in range(MAX_LISTINGS):  # a listing that was in progress may have begun before a manifest was stored
+            if self._index.listed_at(name) >= asked_at or await self._threads.disk(self._index.is_current, name):
+                return
+            await self._singleflight.run(name, lambda: self._threads.disk(self._index.refresh, name))
+
+    async def _ask(self, target: Target, digest: Digest) -> None:
+        """Ask the bucket, then the upstream. Raises RegistryError."""
+        unknown = (target.name, digest, target.login)
+        if (target.name, digest) in self._links:  # another request has just asked
+            return
+        if unknown in self._unknown:
+            raise _unknown(remembered=True)
+        if await self._is_in_bucket(target.name, digest):
+            self._links[target.name, digest] = True
+            return
+        try:
+            await self._blobs.find_upstream_size(target, digest)
+        except RegistryError as exc:
+            if exc.status == BlobUnknown.status:
+                self._unknown[unknown] = True
+                raise _unknown(exc) from exc
+            is_down = isinstance(exc, Outage | TooManyRequests)
+            if not (is_down and self._stores.bucket.is_open):
+                raise
+            if not await self._is_in_bucket(target.name, digest, even_if_open=True):
+                raise
+        self._links[target.name, digest] = True
+
+    async def _is_in_bucket(self, name: Name, digest: Digest, *, even_if_open: bool = False) -> bool:
+        bucket = self._stores.bucket
+        if not bucket.is_configured:
+            return False
+        found = await self._threads.bucket(
+            lambda: bucket.read(lambda s3: s3.has_link(name, digest), even_if_open=even_if_open)
+        )
+        return bool(found)
+
+
+def _unknown(exc: RegistryError | None = None, *, remembered: bool = False) -> BlobUnknown:
+    """The error for a blob that does not belong to the repository, whether it is stored or not."""
+    error = "no manifest of this repository that is stored here names the blob"
+    details = FailureDetails(error=f"{error}; the upstream: {exc.message}" if exc else error)
+    return BlobUnknown(UNKNOWN_MESSAGE, remembered=remembered, details=details)
