@@ -16,7 +16,7 @@ import socket
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import attrs
 import structlog
@@ -52,6 +52,9 @@ from dockyard.workers.certificates import Certificates
 from dockyard.workers.listener import BACKLOG, ListenAddress, open_listener
 from dockyard.workers.processors import count_workers
 from dockyard.workers.watchdog import Watchdog, WatchedProcess
+
+if TYPE_CHECKING:
+    from dockyard.access.shared import SharedAccess
 
 CHECK_INTERVAL_S = 0.5
 RELOAD_INTERVAL_S = 0.05
@@ -114,7 +117,8 @@ def _serve(settings: Settings) -> int:
             bucket=_describe_bucket(settings.storage),
             upstreams=[upstream.prefix for upstream in settings.upstreams],
         )
-        load_app = functools.partial(_load_app, settings, workers, run_directory, VerifiedFiles())
+        access = _share_access(settings)
+        load_app = functools.partial(_load_app, settings, workers, run_directory, VerifiedFiles(), access)
         try:
             server.serve(target_loader=load_app, wrap_loader=False)
         except SystemExit as exc:
@@ -130,11 +134,21 @@ def _describe_bucket(storage: StorageSettings) -> str:
     return f"{storage.bucket} at {storage.service}" if storage.bucket else "none"
 
 
+def _share_access(settings: Settings) -> "SharedAccess | None":
+    """What the workers share if an upstream decides about access. Without one, its library is not loaded."""
+    if all(upstream.access != "upstream" for upstream in settings.upstreams):
+        return None
+    from dockyard.access.shared import SharedAccess  # noqa: PLC0415
+
+    return SharedAccess()
+
+
 def _load_app(
     settings: Settings,
     workers: int,
     run_directory: Path,
     verified_files: VerifiedFiles,
+    access: "SharedAccess | None",
     connection: socket.socket,
     listener: socket.socket,
     inherited: Sequence[socket.socket],
@@ -148,7 +162,7 @@ def _load_app(
     _set_up_log(settings)
     multiprocessing.util.Finalize(None, log.flush, exitpriority=0)  # a worker does not run atexit functions
     try:
-        return create_app(settings, workers, run_directory, verified_files, watched, os.environ)
+        return create_app(settings, workers, run_directory, verified_files, access, watched, os.environ)
     except (OSError, ValueError) as exc:
         logger.error("a worker cannot start", error=str(exc))  # noqa: TRY400  such as a file that was deleted
     except Exception:

@@ -9,6 +9,7 @@ import os
 import signal
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import structlog
 
@@ -21,6 +22,7 @@ from dockyard.cache.stores import Stores
 from dockyard.cache.tags import Tags
 from dockyard.cache.threads import Threads
 from dockyard.config.settings import Settings
+from dockyard.oci.login import Login
 from dockyard.routing import Target
 from dockyard.s3 import S3Error, S3Store
 from dockyard.s3.bucket import Bucket
@@ -52,6 +54,9 @@ from dockyard.workers.peers import PeerConnection, Peers
 from dockyard.workers.shard_lock import Lock, claim_shard, lock_path
 from dockyard.workers.watchdog import WatchedProcess
 
+if TYPE_CHECKING:
+    from dockyard.access.shared import SharedAccess
+
 CLAIM_INTERVAL_S = 0.2
 DIRECTORY_CHECK_INTERVAL_S = 1.0
 PARENT_CHECK_INTERVAL_S = 1.0
@@ -69,15 +74,17 @@ def create_app(
     shards: int,
     run: Path,
     verified_files: VerifiedFiles,
+    access: "SharedAccess | None",
     watched: WatchedProcess,
     environ: Mapping[str, str],
 ) -> OuterApp:
     """Build the ASGI application of one worker process.
 
-    `shards` is the number of workers, which share the directory `run` and `verified_files`. `watched` connects the
-    worker with the watchdog in the supervisor. Raises OSError when the run directory cannot be used.
+    `shards` is the number of workers, which share the directory `run`, `verified_files`, and `access` if an upstream
+    decides about access. `watched` connects the worker with the watchdog in the supervisor. Raises OSError when the run
+    directory cannot be used.
     """
-    worker = Worker(settings, shards, run, verified_files, watched, environ)
+    worker = Worker(settings, shards, run, verified_files, access, watched, environ)
     services = web_app.Services(
         manifests=worker.manifests,
         tags=worker.tags,
@@ -101,6 +108,7 @@ class Worker:
         shards: int,
         run: Path,
         verified_files: VerifiedFiles,
+        access: "SharedAccess | None",
         watched: WatchedProcess,
         environ: Mapping[str, str],
     ) -> None:
@@ -110,7 +118,8 @@ class Worker:
         self.shards = shards
         self.run = run
         self.threads = Threads()
-        self.peers = Peers(self.run, shards)
+        self._access = access
+        self.peers = Peers(self.run, shards, access.seal.seal if access else None)
 
         # Stores
         outbox = Outbox(directory / UNPUBLISHED)
@@ -281,12 +290,15 @@ class Worker:
         os._exit(1)
 
     async def _handle(self, request: PeerRequest, connection: PeerConnection) -> None:
-        """Handle the request of another worker. Raises MalformedMessage for an upstream that is not configured."""
+        """Handle the request of another worker.
+
+        Raises MalformedMessage for an upstream that is not configured, or a login that was sealed elsewhere.
+        """
         repository = request.repository
         upstream = self._upstreams.get(repository.upstream)
         if upstream is None:
             raise MalformedMessage(f"upstream {repository.upstream} is not configured")
-        target = Target(upstream, repository.path, repository.name)
+        target = Target(upstream, repository.path, repository.name, self._unseal(repository.login))
         match request:
             case BlobRequest():
                 await self.downloads.handle(target, request, connection)
@@ -298,3 +310,12 @@ class Worker:
                 await self.manifests.handle(target, request, connection)
             case TagListRequest() | ReferrersRequest():
                 await self.lists.handle(target, request, connection)
+
+    def _unseal(self, sealed: str) -> Login | None:
+        """The login in a message. Raises MalformedMessage."""
+        if not sealed:
+            return None
+        try:
+            return self._access.seal.unseal(sealed) if self._access else None
+        except ValueError as exc:
+            raise MalformedMessage("a login that this server has not sealed") from exc

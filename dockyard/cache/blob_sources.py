@@ -4,8 +4,10 @@ A response of the bucket that breaks off is requested once more where it broke; 
 bucket whose copy of a blob had a wrong digest is not asked for that blob again, until a download of it has succeeded.
 """
 
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
+from dockyard.cache.client_logins import find_client, may_be_due_to_login
 from dockyard.cache.stores import Stores
 from dockyard.errors import FailureDetails, Outage, RegistryError, TooManyRequests
 from dockyard.oci.manifest import find_blob_size
@@ -55,34 +57,47 @@ class BlobOpener(Protocol):
 class BlobSources:
     """The sources of one blob, in their order, for one download.
 
-    `damaged` are the blobs, of all downloads of this worker, whose copy in the bucket had a wrong digest. `used_bucket`
-    and `used_upstream` say afterwards what was read; `bucket_age_s` is the age of the bucket's copy. `encoding` is the
-    Content-Encoding that the upstream declared, `details` what the log says of its response.
+    `targets` are those of the readers of the download, of which more may come. The first one is used until its upstream
+    refuses it, then another one. `upstreams` are the clients of the upstreams, by prefix. `damaged` are the blobs, of
+    all downloads of this worker, whose copy in the bucket had a wrong digest. `used_bucket` and `used_upstream` say
+    afterwards what was read; `bucket_age_s` is the age of the bucket's copy. `encoding` is the Content-Encoding that
+    the upstream declared, `details` what the log says of its response.
     """
 
     def __init__(
-        self, target: Target, digest: Digest, upstream: BlobOpener, stores: Stores, damaged: set[Digest]
+        self,
+        targets: Sequence[Target],
+        digest: Digest,
+        upstreams: Mapping[str, BlobOpener],
+        stores: Stores,
+        damaged: set[Digest],
     ) -> None:
-        self.target = target
         self.digest = digest
         self.used_bucket = False
         self.used_upstream = False
         self.bucket_age_s = 0.0
         self.encoding = ""
         self.details: FailureDetails | None = None
-        self._upstream = upstream
+        self._targets = targets
+        self._target_number = 0
+        self._upstreams = upstreams
         self._bucket = stores.bucket
         self._local = stores.local
         self._damaged = damaged
         self._bucket_attempts = 0 if digest in damaged else MAX_BUCKET_ATTEMPTS
         self._etag = ""
 
+    @property
+    def target(self) -> Target:
+        """The target with which the upstream is asked."""
+        return self._targets[self._target_number]
+
     def open(self, start: int) -> BlobBody:
         """Open the blob at a byte. Raises RegistryError."""
         if body := self._open_in_bucket(start):
             return body
         try:
-            body = self._upstream.open_blob(self.target.repository, self.digest, start)
+            body = self._open_upstream(start)
         except (Outage, TooManyRequests):
             if self._bucket.is_open and (body := self._open_in_bucket(start, even_if_open=True)):
                 return body
@@ -91,13 +106,30 @@ class BlobSources:
         self.encoding, self.details = body.encoding, body.details
         return body
 
+    def _open_upstream(self, start: int) -> BlobBody:
+        """Open the blob with the present target, else with the first other one that works. Raises RegistryError."""
+        number, tried = self._target_number, set[int]()
+        while True:
+            target = self._targets[number]
+            tried.add(number)
+            try:
+                body = find_client(self._upstreams, target).open_blob(target.repository, self.digest, start)
+            except RegistryError as exc:
+                untried = [other for other in range(len(self._targets)) if other not in tried]
+                if not untried or not may_be_due_to_login(exc):
+                    raise
+                number = untried[0]
+            else:
+                self._target_number = number
+                return body
+
     def find_size(self) -> int | None:
         """The size of the blob, if its body does not tell: from a manifest in the local store, else by HEAD."""
         for body in self._local.manifests_of(self.target.name):
             if (size := find_blob_size(body, self.digest)) is not None:
                 return size
         try:
-            return self._upstream.head_blob(self.target.repository, self.digest)
+            return find_client(self._upstreams, self.target).head_blob(self.target.repository, self.digest)
         except RegistryError:
             return None  # no manifest and no source tells it
 

@@ -15,6 +15,7 @@ from typing import Protocol
 import attrs
 from cachetools import TTLCache
 
+from dockyard.cache.client_logins import find_client
 from dockyard.cache.downloads import Downloads
 from dockyard.cache.open_blobs import OpenBlobs
 from dockyard.cache.readers import DownloadReader, FileReader, Reader
@@ -27,7 +28,7 @@ from dockyard.routing import Target
 from dockyard.s3 import ObjectInfo
 from dockyard.storage.blob_files import StoredBlob
 from dockyard.storage.items import BlobItem
-from dockyard.workers.messages import Repository, SizeReply, SizeRequest, error_reply
+from dockyard.workers.messages import SizeReply, SizeRequest, error_reply
 from dockyard.workers.peers import PeerConnection, Peers
 
 REDIRECT_VALID_S = 1200
@@ -130,14 +131,15 @@ class Blobs:
         download = self._downloads.find(digest)
         if download and download.size is not None and not download.error:
             return FoundSize(download.size, "joined")
-        return await self._singleflight.run(("find", target.name, digest), lambda: self._find_remote(target, digest))
+        key = ("find", target.name, digest)
+        return await self._singleflight.run(key, lambda: self._find_remote(target, digest), target.login)
 
     async def find_upstream_size(self, target: Target, digest: Digest) -> int:
         """The size of a blob in bytes by the upstream, whatever is stored here; asked once for all workers.
 
         Raises RegistryError.
         """
-        request = SizeRequest(Repository.of(target), digest)
+        request = SizeRequest(self._peers.repository_of(target), digest)
         tried = await self._peers.try_owners(str(digest), lambda shard: self._peers.request(shard, request, SizeReply))
         return tried.result.size_bytes if tried.result else await self._ask_once(target, digest)
 
@@ -160,10 +162,10 @@ class Blobs:
         key = (target.name, digest)
         if (known := self._sizes.get(key)) is not None:
             return known
-        return await self._singleflight.run(("ask", *key), lambda: self._ask_upstream(target, digest))
+        return await self._singleflight.run(("ask", *key), lambda: self._ask_upstream(target, digest), target.login)
 
     async def _ask_upstream(self, target: Target, digest: Digest) -> int:
-        upstream = self._upstreams[target.upstream.prefix]
+        upstream = find_client(self._upstreams, target)
         size = await self._threads.upstream(target, upstream.head_blob, target.repository, digest)
         self._sizes[target.name, digest] = size
         return size

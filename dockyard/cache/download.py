@@ -26,6 +26,7 @@ from typing import Final
 
 from dockyard.errors import RegistryError, Unavailable, UpstreamTimeout
 from dockyard.oci.reference import Digest
+from dockyard.routing import Target
 from dockyard.storage.blob_files import StoredBlob
 from dockyard.storage.memory_budget import MemoryBudget
 from dockyard.storage.partial_file import NO_PROGRESS_TIMEOUT_S, OverflowReader, PartialFile
@@ -61,6 +62,7 @@ TRANSITIONS: Final[Mapping[State, frozenset[State]]] = {
 TAIL_BYTES = 32 * 1024
 MAX_SMALL_BYTES = 1024 * 1024
 MAX_VERIFY_WAIT_S = 1.0
+MAX_TARGETS = 64
 CHECK_INTERVAL_S = 30.0
 
 # Many readers of a slow download are not woken for every chunk: see _announce_progress.
@@ -72,11 +74,13 @@ MAX_WAKE_DELAY_S = 0.25
 class Download:
     """One blob being downloaded. The first `released` bytes may be read; `size` is None while it is unknown.
 
-    `version` grows with every change that wakes the waiters.
+    `version` grows with every change that wakes the waiters. `targets` are those of its readers, the first one first:
+    when the upstream refuses the login of one, or does not have the blob in its repository, the next one is used.
     """
 
-    def __init__(self, digest: Digest) -> None:
+    def __init__(self, digest: Digest, target: Target) -> None:
         self.digest = digest
+        self.targets = [target]
         self.state = State.STARTING
         self.size: int | None = None
         self.released = 0
@@ -220,6 +224,12 @@ class Download:
         return PartialFile.in_memory(self.digest, memory, self._fd, self.released_on_disk)
 
     # Readers
+
+    def add_target(self, target: Target) -> None:
+        """A reader of this repository, with this login, has joined."""
+        is_known = any(target == known and target.login == known.login for known in self.targets)
+        if not is_known and len(self.targets) < MAX_TARGETS:
+            self.targets.append(target)
 
     def attach(self, reader: OverflowReader) -> None:
         """Keep the file open for a reader, of this worker or of a follower."""

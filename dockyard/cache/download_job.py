@@ -23,7 +23,16 @@ from dockyard import metrics
 from dockyard.cache.blob_sources import BlobBody, BlobSources
 from dockyard.cache.download import MAX_SMALL_BYTES
 from dockyard.cache.stores import Stores
-from dockyard.errors import BadUpstream, FailureDetails, RegistryError, TooManyRequests, Unavailable, UpstreamTimeout
+from dockyard.errors import (
+    AccessDenied,
+    BadUpstream,
+    FailureDetails,
+    LoginRequired,
+    RegistryError,
+    TooManyRequests,
+    Unavailable,
+    UpstreamTimeout,
+)
 from dockyard.http1.encoding import describe
 from dockyard.log import is_debug
 from dockyard.storage.items import BlobItem
@@ -369,10 +378,12 @@ class DownloadJob:
             )
 
     def _give_up(self, exc: Exception) -> None:
-        """After an outage or when the server stops, leave what was received for the next download; else delete it."""
+        """After an outage, a refused login, or when the server stops, leave what was received for the next download."""
         partial_file = self._partial_file
         partial_file.finish(is_verified=False)
-        is_interrupted = isinstance(exc, Stopped | Unavailable | UpstreamTimeout | TooManyRequests)
+        is_interrupted = isinstance(
+            exc, Stopped | Unavailable | UpstreamTimeout | TooManyRequests | LoginRequired | AccessDenied
+        )
         if is_interrupted and partial_file.received_bytes and not partial_file.is_overflowing:
             partial_file.close()  # and its lock: the next download may be another worker's
         else:

@@ -12,6 +12,7 @@ get the lock looks for the one that has it.
 """
 
 import asyncio
+import itertools
 import os
 from collections.abc import Coroutine, Iterator, Mapping
 from contextlib import suppress
@@ -21,6 +22,7 @@ import structlog
 
 from dockyard import metrics
 from dockyard.cache.blob_sources import BlobOpener, BlobSources
+from dockyard.cache.client_logins import may_be_due_to_login
 from dockyard.cache.download import Download
 from dockyard.cache.download_job import DownloadJob, Stopped
 from dockyard.cache.following import OwnerDiskFull, follow, report_progress
@@ -31,7 +33,7 @@ from dockyard.oci.reference import Digest
 from dockyard.routing import Target
 from dockyard.storage.blob_files import StoredBlob, read_in_chunks
 from dockyard.storage.partial_file import NoReadersLeft, PartialFile
-from dockyard.workers.messages import BlobRequest, NotDownloading, Repository
+from dockyard.workers.messages import BlobRequest, NotDownloading
 from dockyard.workers.peers import PeerConnection, Peers, PeerUnavailable
 
 MAX_LOCK_ATTEMPTS = 50
@@ -69,9 +71,10 @@ class Downloads:
         if existing and existing.is_joinable and is_verified:
             if not existing.is_stored:
                 metrics.fills_joined.inc()
+            existing.add_target(target)
             return existing, True
-        download = self._downloads[digest] = Download(digest)
-        self._start_task(self._run(download, target, existing))
+        download = self._downloads[digest] = Download(digest, target)
+        self._start_task(self._run(download, existing))
         return download, False
 
     async def handle(self, target: Target, request: BlobRequest, connection: PeerConnection) -> None:
@@ -93,15 +96,15 @@ class Downloads:
 
     # One download
 
-    async def _run(self, download: Download, target: Target, previous: Download | None) -> None:
+    async def _run(self, download: Download, previous: Download | None) -> None:
         """Run one download to its end. `previous` is a download of the same digest that new readers cannot join."""
         try:
             if previous and previous.partial_file and previous.partial_file.has_gap:
                 partial_file: PartialFile | None = previous.continue_in_memory(self._stores.local.memory)
             else:
-                partial_file = await self._follow_or_claim(download, target)
+                partial_file = await self._follow_or_claim(download)
             if partial_file:
-                await self._fetch(download, target, partial_file)
+                await self._fetch(download, partial_file)
         except RegistryError as exc:
             if not download.is_final:
                 download.fail(exc)
@@ -116,20 +119,31 @@ class Downloads:
                 download.stop()
             download.end()
 
-    async def _follow_or_claim(self, download: Download, target: Target) -> PartialFile | None:
+    async def _follow_or_claim(self, download: Download) -> PartialFile | None:
         """Follow the first owner that is available; when it is this worker's turn, claim the partial file.
 
+        An owner that fails with the login of one reader of this worker is asked again with that of the next one.
         Returns the partial file to fetch into; None when the blob was followed to its end.
         """
-        digest, repository = download.digest, Repository.of(target)
+        for number in itertools.count():
+            target = download.targets[number]
+            try:
+                return await self._follow_or_claim_for(download, target)
+            except OwnerDiskFull:
+                return download.continue_in_memory(self._stores.local.memory)
+            except RegistryError as exc:
+                if not may_be_due_to_login(exc) or number + 1 == len(download.targets):
+                    raise
+        raise AssertionError("unreachable")
+
+    async def _follow_or_claim_for(self, download: Download, target: Target) -> PartialFile | None:
+        """As above, with one target. Raises OwnerDiskFull, RegistryError."""
+        digest, repository = download.digest, self._peers.repository_of(target)
         request = BlobRequest(repository, digest)
-        try:
-            tried = await self._peers.try_owners(str(digest), lambda shard: self._follow(download, shard, request))
-            if tried.result:
-                return None
-            return await self._claim(download, BlobRequest(repository, digest, only_running=True))
-        except OwnerDiskFull:
-            return download.continue_in_memory(self._stores.local.memory)
+        tried = await self._peers.try_owners(str(digest), lambda shard: self._follow(download, shard, request))
+        if tried.result:
+            return None
+        return await self._claim(download, BlobRequest(repository, digest, only_running=True))
 
     async def _claim(self, download: Download, request: BlobRequest) -> PartialFile | None:
         """Lock the partial file, or follow the worker that has the lock.
@@ -201,13 +215,12 @@ class Downloads:
     async def _follow(self, download: Download, shard: int, request: BlobRequest) -> bool:
         return await follow(download, self._peers, shard, request, self._threads, self._stores.local.open_partial_file)
 
-    async def _fetch(self, download: Download, target: Target, partial_file: PartialFile) -> None:
+    async def _fetch(self, download: Download, partial_file: PartialFile) -> None:
         """Fetch the blob in a thread. Raises RegistryError, Stopped, NoReadersLeft."""
         loop = asyncio.get_running_loop()
-        upstream = self._upstreams[target.upstream.prefix]
         job = DownloadJob(
             partial_file,
-            BlobSources(target, download.digest, upstream, self._stores, self._damaged),
+            BlobSources(download.targets, download.digest, self._upstreams, self._stores, self._damaged),
             self._stores,
             on_start=lambda: loop.call_soon_threadsafe(download.start_fetching),
             on_progress=lambda: download.report_progress(loop),
@@ -216,7 +229,7 @@ class Downloads:
         download.queue(partial_file)
         self._jobs.add(job)
         try:
-            await self._threads.download(target, job.run)
+            await self._threads.download(download.targets[0], job.run)
         finally:
             self._jobs.discard(job)
 

@@ -18,6 +18,7 @@ import attrs
 import structlog
 from cachetools import LRUCache
 
+from dockyard.cache.client_logins import find_client
 from dockyard.cache.singleflight import Singleflight
 from dockyard.cache.threads import Threads
 from dockyard.errors import BadUpstream, FailureDetails, Outage, RegistryError, TooManyRequests, UpstreamTimeout
@@ -83,10 +84,8 @@ class _ListName:
     def key(self) -> str:
         return f"{self.target.name}?{self.subject or 'tags'}"
 
-    @property
-    def request(self) -> TagListRequest | ReferrersRequest:
-        target = self.target
-        repository = Repository.of(target)
+    def request(self, repository: Repository) -> TagListRequest | ReferrersRequest:
+        """The message that asks for it."""
         return ReferrersRequest(repository, self.subject) if self.subject else TagListRequest(repository)
 
 
@@ -151,7 +150,7 @@ class Lists:
         await connection.send(ListReply(result.body, result.how, result.checked_at, because))
 
     async def _find(self, name: _ListName) -> FoundList:
-        result = await self._singleflight.run(("find", name.key), lambda: self._ask_owners(name))
+        result = await self._singleflight.run(("find", name.key), lambda: self._ask_owners(name), name.target.login)
         items = await self._threads.disk(json.loads, result.body)
         return FoundList(items, result.how, result.checked_at, result.error)
 
@@ -160,9 +159,8 @@ class Lists:
 
         After a frozen owner this worker keeps nothing: the owner may wake up and write an older list over it.
         """
-        tried = await self._peers.try_owners(
-            name.key, lambda shard: self._peers.request(shard, name.request, ListReply)
-        )
+        request = name.request(self._peers.repository_of(name.target))
+        tried = await self._peers.try_owners(name.key, lambda shard: self._peers.request(shard, request, ListReply))
         if (reply := tried.result) is None:
             return await self._check(name, is_kept=not tried.is_one_frozen)
         error = to_error(reply.stale_because) if reply.stale_because else None
@@ -179,7 +177,7 @@ class Lists:
         try:
             async with asyncio.timeout((self._check_timeout_s or None) if kept else None):
                 return await self._singleflight.run(
-                    ("pages", name.key), lambda: self._read_pages(name, kept, is_kept=is_kept)
+                    ("pages", name.key), lambda: self._read_pages(name, kept, is_kept=is_kept), name.target.login
                 )
         except TimeoutError:
             details = FailureDetails(
@@ -196,7 +194,7 @@ class Lists:
 
     async def _read_pages(self, name: _ListName, kept: StoredList | None, *, is_kept: bool) -> _Result:
         """Read all pages from the upstream, and keep the list. The upstream's client limits the time."""
-        upstream = self._upstreams[name.target.upstream.prefix]
+        upstream = find_client(self._upstreams, name.target)
         body = await self._threads.list(name.target, _read_list, upstream, name)
         is_kept = is_kept and (kept is not None or body != EMPTY or await self._exists(name))
         if is_kept:
@@ -214,7 +212,7 @@ class Lists:
             return True
         if await self._threads.disk(self._store.read_manifest, target.name, subject) is not None:
             return True
-        upstream = self._upstreams[target.upstream.prefix]
+        upstream = find_client(self._upstreams, target)
         try:
             await self._threads.upstream(target, upstream.head_manifest, target.repository, subject)
         except RegistryError:

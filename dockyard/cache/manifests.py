@@ -13,6 +13,7 @@ import structlog
 from cachetools import LRUCache
 
 from dockyard import metrics
+from dockyard.cache.client_logins import find_client
 from dockyard.cache.links import Links
 from dockyard.cache.singleflight import Singleflight
 from dockyard.cache.stores import Stores
@@ -23,7 +24,7 @@ from dockyard.oci.reference import Digest, Name, Reference, Tag
 from dockyard.routing import Target
 from dockyard.s3 import S3Object
 from dockyard.storage.items import ManifestItem
-from dockyard.workers.messages import ManifestReply, ManifestRequest, Repository, error_reply
+from dockyard.workers.messages import ManifestReply, ManifestRequest, error_reply
 from dockyard.workers.peers import PeerConnection, Peers
 
 MAX_MEMORY_BYTES = 16 * 1024 * 1024
@@ -109,7 +110,7 @@ class Manifests:
 
     async def fetch_by_tag(self, target: Target, tag: Tag) -> Manifest:
         """The manifest that the upstream has under a tag; it is then kept. Raises RegistryError."""
-        upstream = self._upstreams[target.upstream.prefix]
+        upstream = find_client(self._upstreams, target)
         manifest = await self._threads.upstream(target, upstream.get_manifest, target.repository, tag)
         await self._keep_fetched(target, manifest)
         return manifest
@@ -150,10 +151,11 @@ class Manifests:
         """From the first owner that is available; in the end this worker fetches it. Raises RegistryError."""
         if self._peers.is_owner(str(digest)):
             return await self._fetch_once(target, digest)
-        return await self._singleflight.run(("owner", target.name, digest), lambda: self._ask_owners(target, digest))
+        key = ("owner", target.name, digest)
+        return await self._singleflight.run(key, lambda: self._ask_owners(target, digest), target.login)
 
     async def _ask_owners(self, target: Target, digest: Digest) -> Manifest:
-        request = ManifestRequest(Repository.of(target), digest)
+        request = ManifestRequest(self._peers.repository_of(target), digest)
         tried = await self._peers.try_owners(
             str(digest), lambda shard: self._peers.request(shard, request, ManifestReply)
         )
@@ -164,13 +166,14 @@ class Manifests:
         return manifest
 
     async def _fetch_once(self, target: Target, digest: Digest) -> Manifest:
-        return await self._singleflight.run(("fetch", target.name, digest), lambda: self._fetch(target, digest))
+        key = ("fetch", target.name, digest)
+        return await self._singleflight.run(key, lambda: self._fetch(target, digest), target.login)
 
     async def _fetch(self, target: Target, digest: Digest) -> Manifest:
         """From the stores, else from the upstream; it is then kept and published. Raises RegistryError."""
         if manifest := await self.find_stored(target, digest):
             return manifest
-        upstream = self._upstreams[target.upstream.prefix]
+        upstream = find_client(self._upstreams, target)
         try:
             manifest = await self._threads.upstream(target, upstream.get_manifest, target.repository, digest)
         except (Outage, TooManyRequests):

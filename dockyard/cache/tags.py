@@ -15,6 +15,7 @@ import structlog
 from cachetools import LRUCache
 
 from dockyard import metrics
+from dockyard.cache.client_logins import find_client
 from dockyard.cache.freshness import Cached, Checked, Decision, Fail, Fetch, Serve, decide
 from dockyard.cache.manifests import Manifests
 from dockyard.cache.singleflight import Singleflight
@@ -27,7 +28,7 @@ from dockyard.oci.reference import Digest, Name, Reference, Tag
 from dockyard.routing import Target
 from dockyard.storage.items import ManifestItem, TagItem
 from dockyard.storage.local import Pointer
-from dockyard.workers.messages import Repository, TagReply, TagRequest, error_reply, to_error
+from dockyard.workers.messages import TagReply, TagRequest, error_reply, to_error
 from dockyard.workers.peers import PeerConnection, Peers
 
 CONFIRM_INTERVAL_S = 60.0
@@ -97,7 +98,7 @@ class Tags:
             found = await self._check_once(target, tag)
         else:
             key = ("owner", target.name, tag)
-            found = await self._singleflight.run(key, lambda: self._ask_owners(target, tag))
+            found = await self._singleflight.run(key, lambda: self._ask_owners(target, tag), target.login)
         if found.error:
             metrics.stale.labels(target.upstream.prefix, reason_of(found.error)).inc()
         self._stores.publisher.touch_if_due(ManifestItem(target.name, found.manifest.digest))
@@ -116,7 +117,7 @@ class Tags:
 
     async def _ask_owners(self, target: Target, tag: Tag) -> FoundTag:
         """From the first owner that is available; in the end this worker checks the tag itself."""
-        request = TagRequest(Repository.of(target), tag)
+        request = TagRequest(self._peers.repository_of(target), tag)
         tried = await self._peers.try_owners(
             _shard_key(target, tag), lambda shard: self._peers.request(shard, request, TagReply)
         )
@@ -129,7 +130,8 @@ class Tags:
     # As the owner
 
     async def _check_once(self, target: Target, tag: Tag) -> FoundTag:
-        return await self._singleflight.run(("check", target.name, tag), lambda: self._check(target, tag))
+        key = ("check", target.name, tag)
+        return await self._singleflight.run(key, lambda: self._check(target, tag), target.login)
 
     async def _check(self, target: Target, tag: Tag) -> FoundTag:
         """Ask the upstream what the tag points to, decide (see `freshness`), and act."""
@@ -208,7 +210,7 @@ class Tags:
 
     async def _ask_upstream(self, target: Target, tag: Tag, *, is_cached: bool) -> Checked:
         """The limit includes the wait for a thread. Without a copy to serve, nothing is gained by giving up early."""
-        upstream = self._upstreams[target.upstream.prefix]
+        upstream = find_client(self._upstreams, target)
         timeout_s = self._check_timeout_s if is_cached else self._uncached_timeout_s
         deadline = time.monotonic() + timeout_s if timeout_s else None
         check = partial(upstream.head_manifest, target.repository, tag, deadline)

@@ -14,11 +14,13 @@ requests carry the right header from the start, and checking a tag costs one req
 | basic | `FixedCredentialAuth` | Basic, or a token that is requested with user and password |
 | bearer | `BearerAuth` | the secret as it is; if rejected, as the password for a token (GitHub needs that) |
 | keychain | `KeychainAuth` | what Docker's keychain holds for the registry |
+| (access: upstream) | `ClientLoginAuth` | what the client of Dockyard has sent |
 """
 
 from abc import ABC, abstractmethod
 
 from dockyard.config.settings import Upstream
+from dockyard.oci.login import Login
 from dockyard.upstream.challenges import REFUSALS, Authorization, ChallengeResponder, Handshake, is_remembered
 from dockyard.upstream.errors import AuthenticationFailed, UpstreamError
 from dockyard.upstream.keychain import ANONYMOUS, Credential, Keychain
@@ -26,7 +28,9 @@ from dockyard.upstream.tokens import CallLimits
 from dockyard.upstream.transport import UpstreamResponse
 
 TOKEN_USER = "token"  # noqa: S105  a user name for services that ignore it
+IDENTITY_TOKEN_USER = "<token>"  # noqa: S105  docker/cli, cli/config/credentials
 FROM_SETTINGS = "`auth` in the settings"
+FROM_CLIENT = "the login of the client"
 
 
 class AuthenticationMode(ABC):
@@ -116,6 +120,23 @@ class BearerAuth(AuthenticationMode):
             self._needs_token = not authorization.is_verbatim
 
 
+class ClientLoginAuth(FixedCredentialAuth):
+    """The login of a client of Dockyard, or none: for the registry and its token service, and for no other host."""
+
+    def first(self, handshake: Handshake) -> Authorization:
+        if self._credential.registry_token:
+            return self._responder.verbatim(self._credential)
+        return super().first(handshake)
+
+    def after_refusal(
+        self, handshake: Handshake, refused: Authorization, response: UpstreamResponse
+    ) -> Authorization | None:
+        return None if refused.is_verbatim else super().after_refusal(handshake, refused, response)
+
+    def credential(self, repository: str, limits: CallLimits) -> Credential:
+        return ANONYMOUS
+
+
 class KeychainAuth(AuthenticationMode):
     """`keychain`: the login of Docker's keychain, which may be renewed when it is rejected."""
 
@@ -158,6 +179,17 @@ class KeychainAuth(AuthenticationMode):
 
     def credential(self, repository: str, limits: CallLimits) -> Credential:
         return self._keychain.credential_for(self._host, repository, limits.remaining_s)
+
+
+def credential_of(login: Login | None) -> Credential:
+    """The login of a client as a credential. `<token>` is the user name that Docker has for identity tokens."""
+    if login is None:
+        return ANONYMOUS
+    if login.is_bearer:
+        return Credential(registry_token=login.password, source=FROM_CLIENT)
+    if login.username == IDENTITY_TOKEN_USER:
+        return Credential(identity_token=login.password, source=FROM_CLIENT)
+    return Credential(login.username, login.password, source=FROM_CLIENT)
 
 
 def make_mode(upstream: Upstream, keychain: Keychain, responder: ChallengeResponder) -> AuthenticationMode:

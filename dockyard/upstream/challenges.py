@@ -24,6 +24,7 @@ then the refusal is believed, and remembered for a short time. No header is sent
 import threading
 import time
 from collections.abc import Callable, Hashable
+from urllib.parse import urlsplit
 
 import attrs
 import structlog
@@ -119,6 +120,7 @@ class ChallengeResponder:
         self.origin = upstream.origin
         self._prefix = upstream.prefix
         self._trusted_hosts = upstream.trusted_hosts
+        self._has_proxy = bool(upstream.proxy) and not is_loopback(urlsplit(upstream.proxy).hostname or "")
         self._sender = sender
         self._tokens = TokenProvider(upstream.prefix, sender, clock)
         self._rejected = RejectedCredentials(clock)
@@ -235,6 +237,10 @@ class ChallengeResponder:
         elif status == 401 and not authorization.token and not authorization.is_verbatim:
             details = attrs.evolve(response.details, credentials=credential.source)
             self._rejected.reject((resource.origin, credential), resource.repository, details)
+
+    def has_rejected(self, resource: Resource, credential: Credential) -> bool:
+        """Whether the registry rejected a login as a whole a short time ago."""
+        return self._rejected.has_rejected((resource.origin, credential))
 
     # Tokens
 
@@ -394,8 +400,8 @@ class ChallengeResponder:
         return Authorization(credential, header) if header not in handshake.refused_headers else None
 
     def _check_encrypted(self, origin: Origin, credential: Credential) -> None:
-        """Credentials are sent by TLS, or to this machine. Raises UpstreamError."""
-        if origin.scheme != "https" and not is_loopback(origin.host):
+        """Credentials are sent by TLS, or to this machine without a proxy in between. Raises UpstreamError."""
+        if origin.scheme != "https" and (self._has_proxy or not is_loopback(origin.host)):
             details = FailureDetails(origin.host_and_port, "no request was sent", credentials=credential.source)
             raise errors.plain_http_credentials(self._prefix, details)
 

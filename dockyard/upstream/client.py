@@ -7,6 +7,8 @@ has expired is requested anew.
 Errors: "not found" and "denied" are responses of the registry. Everything else is an Outage or TooManyRequests.
 """
 
+import copy
+import math
 import threading
 import time
 from collections.abc import Callable, Hashable, Iterator
@@ -23,6 +25,7 @@ from dockyard.errors import (
     BadUpstream,
     Denied,
     FailureDetails,
+    LoginRequired,
     ManifestUnknown,
     RegistryError,
     UpstreamTimeout,
@@ -30,15 +33,17 @@ from dockyard.errors import (
 )
 from dockyard.http1.encoding import describe
 from dockyard.oci.lists import Referrer
+from dockyard.oci.login import Login
 from dockyard.oci.manifest import ACCEPT, MAX_MANIFEST_BYTES, Descriptor, Manifest
 from dockyard.oci.reference import Digest, Reference, Tag
 from dockyard.upstream import errors
-from dockyard.upstream.auth import make_mode
-from dockyard.upstream.challenges import ChallengeResponder
+from dockyard.upstream.auth import ClientLoginAuth, credential_of, make_mode
+from dockyard.upstream.challenges import ChallengeResponder, Resource
 from dockyard.upstream.circuit_breaker import CircuitBreaker
+from dockyard.upstream.client_operations import ClientOperations, VisibleRepositories
 from dockyard.upstream.errors import AuthenticationFailed, Cause, UpstreamError
-from dockyard.upstream.headers import find_digest, find_unsatisfied_size, parse_retry_after
-from dockyard.upstream.keychain import Keychain
+from dockyard.upstream.headers import LIMIT_S, find_digest, find_unsatisfied_size, parse_retry_after
+from dockyard.upstream.keychain import Credential, Keychain
 from dockyard.upstream.lists import ListReader
 from dockyard.upstream.repository_failures import RepositoryFailures
 from dockyard.upstream.responses import (
@@ -54,13 +59,22 @@ from dockyard.upstream.responses import (
     open_blob_body,
     record_rate_limit,
 )
-from dockyard.upstream.session import RegistryRequest, RegistryResponse, RegistrySession, denied, needs_login, not_found
+from dockyard.upstream.session import (
+    RegistryRequest,
+    RegistryResponse,
+    RegistrySession,
+    denied,
+    needs_login,
+    not_found,
+    refused,
+)
 from dockyard.upstream.tokens import CallLimits
 from dockyard.upstream.transport import Transport, UpstreamRequest, UpstreamResponse
 from dockyard.upstream.urls import Url
 
 MAX_REDIRECT_ATTEMPTS = 2
 SKIP_HEAD_FOR_S = 300.0
+ALL_REPOSITORIES = ""  # in the memory of those without HEAD
 MISSING_FOR_S = 60.0
 MAX_REMEMBERED_NAMES = 4096
 ACCEPT_HEADER = ", ".join(ACCEPT)
@@ -81,19 +95,24 @@ class RegistryClient:
         self._limits = limits
         self._breaker = breaker
         self._transport = Transport(upstream, limits)
-        responder = ChallengeResponder(upstream, self._transport)
-        mode = make_mode(upstream, keychain, responder)
-        self._session = RegistrySession(upstream, self._transport, mode, responder)
+        self._responder = ChallengeResponder(upstream, self._transport)
+        self._mode = make_mode(upstream, keychain, self._responder)
+        self._session = RegistrySession(upstream, self._transport, self._mode, self._responder)
         self._failures = RepositoryFailures(self._prefix, breaker.record_failure)
         self._lists = ListReader(self._prefix, self._session, self._status_error)
-        self._skip_head_until = float("-inf")
         self._lock = threading.Lock()
         self._without_head: TTLCache[Hashable, bool] = TTLCache(MAX_REMEMBERED_NAMES, SKIP_HEAD_FOR_S)
         self._missing: TTLCache[Hashable, bool] = TTLCache(MAX_REMEMBERED_NAMES, MISSING_FOR_S)
+        # Clients with logins of their own: `_with_login`.
+        self._operator = self
+        self._login: Credential | None = None
+        self._is_trial = False
+        self._held: TTLCache[Credential, tuple[float, RegistryError]] = TTLCache(MAX_REMEMBERED_NAMES, LIMIT_S[1])
+        self._visibility = VisibleRepositories()
 
     def head_manifest(self, repository: str, reference: Reference, deadline: float | None = None) -> Descriptor:
         """The current descriptor of a tag or digest, before the deadline, by default within `check_timeout`."""
-        probe = partial(self._head_manifest, repository, reference)
+        probe = partial(self._operator._head_manifest, repository, reference)
         # After a long wait for a thread, a timeout says little about the upstream.
         is_late = deadline is not None and deadline - time.monotonic() < self._limits.check_timeout / 2
         with self._guard("head_manifest", repository, probe, check=probe, is_late=is_late):
@@ -102,14 +121,14 @@ class RegistryClient:
     def get_manifest(self, repository: str, reference: Reference) -> Manifest:
         """A verified manifest."""
 
-        def operation() -> Manifest:
-            return self._get_manifest(repository, reference, self._call_limits(self._limits.response_timeout_s))
+        def operation(client: RegistryClient) -> Manifest:
+            return client._get_manifest(repository, reference, self._call_limits(self._limits.response_timeout_s))
 
         return self._run("get_manifest", repository, operation)
 
     def head_blob(self, repository: str, digest: Digest) -> int:
         """The size of a blob in bytes."""
-        return self._run("head_blob", repository, partial(self._head_blob, repository, digest))
+        return self._run("head_blob", repository, lambda client: client._head_blob(repository, digest))
 
     def open_blob(self, repository: str, digest: Digest, start: int = 0) -> UpstreamBlob:
         """A blob from byte `start` on; its headers must arrive within `stall_timeout`.
@@ -118,18 +137,119 @@ class RegistryClient:
         """
 
         def probe() -> None:
-            self._open_blob(repository, digest, 0).close()
+            self._operator._open_blob(repository, digest, 0).close()
 
         with self._guard("open_blob", repository, probe, is_resume=start > 0):
             return self._open_blob(repository, digest, start)
 
     def list_tags(self, repository: str) -> list[str]:
         """All tags of a repository, sorted."""
-        return self._run("list_tags", repository, partial(self._lists.tags, repository))
+        return self._run("list_tags", repository, lambda client: client._lists.tags(repository))
 
     def list_referrers(self, repository: str, digest: Digest) -> list[Referrer]:
         """The manifests whose subject is this one; empty when there are none."""
-        return self._run("list_referrers", repository, partial(self._lists.referrers, repository, digest))
+        return self._run("list_referrers", repository, lambda client: client._lists.referrers(repository, digest))
+
+    # With the login of a client
+
+    def with_login(self, login: Login | None) -> "ClientOperations":
+        """The same operations for a client of Dockyard: with the operator's login, else with that of the client.
+
+        They raise LoginRequired and AccessDenied where the registry refuses both. Whatever a login of a client causes
+        is not remembered for others, and its login not for probes.
+        """
+        return ClientOperations(self, self._with_login(login), self._visibility)
+
+    def check_access(
+        self, login: Login | None, repository: str, what: Reference | None, *, is_blob: bool, deadline: float
+    ) -> None:
+        """Whether the registry admits a client to a manifest, a blob (`is_blob`) or the list of tags (None).
+
+        The operator's login is not used. Raises LoginRequired, AccessDenied, ManifestUnknown and its like,
+        or another RegistryError if the registry cannot be asked.
+        """
+        client = self._with_login(login, is_trial=login is not None)
+
+        def operation(client: RegistryClient) -> None:
+            if what is None:
+                client._head_list(repository, deadline)
+            elif is_blob and isinstance(what, Digest):
+                client._head_blob(repository, what, deadline)
+            else:
+                client._head_manifest(repository, what, deadline)
+
+        client._run("check_access", repository, operation)
+
+    def check_login(self, login: Login, deadline: float) -> None:
+        """Whether a login of a client is right, as far as the registry tells without a repository.
+
+        Raises LoginRequired, or another RegistryError if the registry cannot be asked.
+        """
+        client = self._with_login(login, is_trial=True)
+        client._run("check_login", "", lambda client: client._check_login(deadline))
+
+    def has_login(self, repository: str) -> bool:
+        """Whether the operator has a login for a repository. Blocks."""
+        try:
+            credential = self._mode.credential(repository, self._call_limits(self._limits.check_timeout))
+        except UpstreamError:
+            return True  # the next request reports it
+        return not credential.is_anonymous
+
+    def _with_login(self, login: Login | None, *, is_trial: bool = False) -> "RegistryClient":
+        """This client with another login; all else is shared. `is_trial`: the registry has not admitted it yet.
+
+        Raises LoginRequired for a login without content.
+        """
+        credential = credential_of(login)
+        if login is not None and credential.is_anonymous:
+            raise LoginRequired(f"{self._prefix} rejects this login")
+        client = copy.copy(self)
+        client._login, client._is_trial = credential, is_trial
+        client._session = self._session.for_client(ClientLoginAuth(self._responder, credential))
+        client._lists = ListReader(self._prefix, client._session, client._status_error)
+        return client
+
+    def _is_as_operator(self, repository: str) -> bool:
+        """Whether neither the client nor the operator has a login: then the limits of one are those of the other."""
+        return self._login is not None and self._login.is_anonymous and not self._operator.has_login(repository)
+
+    def _hold(self, credential: Credential, error: RegistryError) -> None:
+        """Send no request with this login until Retry-After has passed."""
+        with self._lock:
+            self._held[credential] = time.monotonic() + (error.retry_after_s or errors.RETRY_AFTER_S), error
+
+    def _check_held(self) -> None:
+        """Raise the error of the rate limit that the registry has for this login."""
+        if self._login is None or not self._held:
+            return
+        with self._lock:
+            until, error = self._held.get(self._login) or (0.0, None)
+        wait_s = until - time.monotonic()
+        if error is not None and wait_s > 0:
+            raise error.copy(retry_after_s=math.ceil(wait_s), remembered=True)
+
+    def _head_list(self, repository: str, deadline: float) -> None:
+        request = RegistryRequest("GET", repository, list_path="tags/list?n=1")
+        response = self._session.send(request, CallLimits(deadline))
+        response.http.finish()
+        if response.http.status != 200:
+            raise self._status_error(response, request)
+
+    def _check_login(self, deadline: float) -> None:
+        rejected = f"{self._prefix} rejects this login"
+        try:
+            response = self._session.ping(CallLimits(deadline))
+        except AuthenticationFailed as exc:
+            raise LoginRequired(rejected, remembered=exc.remembered, details=exc.details) from exc
+        http = response.http
+        http.finish()
+        if http.status in (401, 403):
+            raise LoginRequired(rejected, details=http.details.with_cure(""))
+        if http.status != 200:
+            raise self._status_error(response, RegistryRequest("GET", "", url=http.url))
+
+    # State
 
     def check_api(self) -> str:
         """Request `/v2/` as an operation would be requested, and return what works. Nothing is remembered of it."""
@@ -175,10 +295,10 @@ class RegistryClient:
         self._breaker.close()
         self._transport.close()
 
-    def _run(self, name: str, repository: str, operation: Callable[[], T]) -> T:
-        """Run an operation that also serves as the probe of the circuit breaker."""
-        with self._guard(name, repository, operation):
-            return operation()
+    def _run(self, name: str, repository: str, operation: Callable[["RegistryClient"], T]) -> T:
+        """Run an operation. With the operator's login it also serves as the probe of the circuit breaker."""
+        with self._guard(name, repository, partial(operation, self._operator)):
+            return operation(self)
 
     @contextmanager
     def _guard(
@@ -213,6 +333,7 @@ class RegistryClient:
         self._record_success(repository, check)
 
     def _check_available(self, repository: str, probe: Callable[[], object]) -> None:
+        self._check_held()
         try:
             self._breaker.check(probe, may_wait=not self._failures.is_failing(repository))
             self._failures.check(repository, probe)
@@ -229,6 +350,10 @@ class RegistryClient:
         match error.cause:
             case Cause.NOT_COUNTED:
                 pass
+            case Cause.RATE_LIMITED if self._login is not None and not self._is_as_operator(repository):
+                self._hold(self._login, error.error)
+            case Cause.NO_RESPONSE | Cause.SERVER_ERROR if self._is_trial:
+                pass  # perhaps because of this login
             case Cause.NO_RESPONSE | Cause.SERVER_ERROR if not self._breaker.is_open:
                 if self._failures.record_failure(repository, error):
                     self._breaker.suspect(error, probe, self._failures.find_known_good(repository) or self._ping)
@@ -247,8 +372,8 @@ class RegistryClient:
     def _head_manifest(self, repository: str, reference: Reference, deadline: float | None = None) -> Descriptor:
         limits = CallLimits(deadline) if deadline is not None else self._call_limits(self._limits.check_timeout)
         with self._lock:
-            has_no_head = repository in self._without_head
-        if has_no_head or time.monotonic() < self._skip_head_until:
+            has_no_head = repository in self._without_head or ALL_REPOSITORIES in self._without_head
+        if has_no_head:
             return self._get_manifest(repository, reference, limits).descriptor
         request = RegistryRequest("HEAD", repository, reference, accept=ACCEPT_HEADER)
         response = self._session.send(request, limits)
@@ -266,10 +391,10 @@ class RegistryClient:
             descriptor = self._get_manifest(repository, reference, limits).descriptor
         except ManifestUnknown:
             if is_missing:
-                self._set(self._missing, (repository, reference))
+                self._set(self._missing, (repository, reference, self._login))
             raise
         if http.status in (405, 501):
-            self._skip_head_until = time.monotonic() + SKIP_HEAD_FOR_S
+            self._set(self._without_head, ALL_REPOSITORIES)
         if is_missing:
             self._set(self._without_head, repository)
         return descriptor
@@ -280,7 +405,7 @@ class RegistryClient:
         Some registries respond to HEAD with 404 although they have the tag, for example those that import it for a GET.
         """
         with self._lock:
-            is_confirmed = (repository, reference) in self._missing
+            is_confirmed = (repository, reference, self._login) in self._missing
         return _needs_get(http) or (isinstance(reference, Tag) and not is_confirmed)
 
     def _set(self, cache: "TTLCache[Hashable, bool]", key: Hashable) -> None:
@@ -328,8 +453,8 @@ class RegistryClient:
 
     # Blobs
 
-    def _head_blob(self, repository: str, digest: Digest) -> int:
-        limits = self._call_limits(self._limits.response_timeout_s)
+    def _head_blob(self, repository: str, digest: Digest, deadline: float | None = None) -> int:
+        limits = CallLimits(deadline) if deadline else self._call_limits(self._limits.response_timeout_s)
         request = RegistryRequest("HEAD", repository, digest, is_blob=True)
         response = self._session.send(request, limits)
         http = response.http
@@ -430,8 +555,23 @@ class RegistryClient:
     def _refusal(self, response: RegistryResponse, request: RegistryRequest) -> UpstreamError | RegistryError:
         """The error for a status that says that something does not exist, or may not be read."""
         http = response.http
-        details = attrs.evolve(http.details, credentials=response.authorization.credential.source)
+        credential = response.authorization.credential
+        details = attrs.evolve(http.details, credentials=credential.source)
+        is_for_client = self._session.is_for_client and not response.is_from_other_origin
         match http.status:
+            case 401 | 403 if is_for_client:
+                resource = Resource(http.url.origin, request.repository)
+                is_login_wrong = http.status == 401 and (
+                    response.authorization.is_verbatim or self._responder.has_rejected(resource, credential)
+                )
+                return refused(
+                    self._prefix,
+                    AuthenticationFailed(
+                        is_anonymous=credential.is_anonymous, details=details, is_login_wrong=is_login_wrong
+                    ),
+                )
+            case 451 if is_for_client:
+                return not_found(self._prefix, request, details)
             case 401 | 403 if response.is_from_other_origin and needs_login(http):
                 if response.authorization.header and not response.authorization.credential.is_anonymous:
                     return denied(self._prefix, request, details)

@@ -63,14 +63,23 @@ class UpstreamError(Exception):
 class AuthenticationFailed(Exception):
     """The registry or its token service rejects the credentials, or anonymous access.
 
-    `remembered`: rejected a short time ago and not sent again. `details`: of the response that rejected them.
+    `remembered`: rejected a short time ago and not sent again. `is_login_wrong`: as a whole, not only for what was
+    requested. `details`: of the response that rejected them.
     """
 
-    def __init__(self, *, is_anonymous: bool, details: FailureDetails | None, remembered: bool = False) -> None:
+    def __init__(
+        self,
+        *,
+        is_anonymous: bool,
+        details: FailureDetails | None,
+        remembered: bool = False,
+        is_login_wrong: bool = False,
+    ) -> None:
         super().__init__("authentication failed")
         self.is_anonymous = is_anonymous
         self.details = details
         self.remembered = remembered
+        self.is_login_wrong = is_login_wrong
 
 
 # `server` is the subject of each message: the prefix of the upstream, or "the token service of <prefix>". `details` are

@@ -30,10 +30,12 @@ class RejectedCredentials:
         with self._lock:
             self._accepted[login] = True
 
-    def reject(self, login: Hashable, part: Hashable, details: FailureDetails) -> None:
-        """The login was rejected when this part was requested. `details` are those of the response."""
+    def reject(self, login: Hashable, part: Hashable, details: FailureDetails) -> bool:
+        """The login was rejected when this part was requested; whether as a whole. `details`: of the response."""
         with self._lock:
-            self._rejected[(login, part) if login in self._accepted else login] = details
+            is_right = login in self._accepted
+            self._rejected[(login, part) if is_right else login] = details
+            return not is_right
 
     def reject_part(self, login: Hashable, part: Hashable, details: FailureDetails) -> None:
         """The login is right, but not allowed to have this part."""
@@ -43,6 +45,14 @@ class RejectedCredentials:
     def check(self, login: Hashable, part: Hashable) -> None:
         """Raises AuthenticationFailed if the login was rejected a short time ago, as a whole or for this part."""
         with self._lock:
-            details = self._rejected.get(login) or self._rejected.get((login, part))
+            of_login, of_part = self._rejected.get(login), self._rejected.get((login, part))
+        details = of_login or of_part
         if details is not None:
-            raise AuthenticationFailed(is_anonymous=False, details=details, remembered=True)
+            raise AuthenticationFailed(
+                is_anonymous=False, details=details, remembered=True, is_login_wrong=of_login is not None
+            )
+
+    def has_rejected(self, login: Hashable) -> bool:
+        """Whether the login was rejected as a whole a short time ago."""
+        with self._lock:
+            return login in self._rejected

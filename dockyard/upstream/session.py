@@ -9,15 +9,25 @@ Redirects are followed here, not by the transport, and each target is checked be
 what the registry gets if it is listed in `trusted_hosts`.
 """
 
+import copy
 import re
-from typing import Literal
+from typing import Literal, Self
 
 import attrs
 import structlog
 from cachetools import TTLCache
 
 from dockyard.config.settings import Upstream
-from dockyard.errors import BlobUnknown, Denied, FailureDetails, ManifestUnknown, NameUnknown, RegistryError
+from dockyard.errors import (
+    AccessDenied,
+    BlobUnknown,
+    Denied,
+    FailureDetails,
+    LoginRequired,
+    ManifestUnknown,
+    NameUnknown,
+    RegistryError,
+)
 from dockyard.log import is_debug
 from dockyard.oci.origin import Origin
 from dockyard.oci.reference import Digest, Reference
@@ -100,6 +110,17 @@ def not_found(
     return kind(message, details=details)
 
 
+def refused(prefix: str, failed: AuthenticationFailed) -> LoginRequired | AccessDenied:
+    """The error when the registry does not admit the client, by its own login or without one, to the repository."""
+    details = failed.details and failed.details.with_cure("")
+    if failed.is_anonymous:
+        return LoginRequired(f"{prefix} requires a login", remembered=failed.remembered, details=details)
+    if failed.is_login_wrong:
+        return LoginRequired(f"{prefix} rejects this login", remembered=failed.remembered, details=details)
+    message = f"{prefix} does not admit this login to the repository"
+    return AccessDenied(message, remembered=failed.remembered, details=details)
+
+
 def denied(
     prefix: str, request: RegistryRequest, details: FailureDetails | None, *, remembered: bool = False
 ) -> Denied:
@@ -110,7 +131,7 @@ def denied(
 
 
 class RegistrySession:
-    """Sends requests to one registry."""
+    """Sends requests to one registry. `is_for_client`: with the login of a client of Dockyard, or without one."""
 
     def __init__(
         self, upstream: Upstream, sender: RequestSender, mode: AuthenticationMode, responder: ChallengeResponder
@@ -121,6 +142,7 @@ class RegistrySession:
         self._mode = mode
         self._responder = responder
         self._trusted_hosts = upstream.trusted_hosts
+        self.is_for_client = False
         self._warned_about: TTLCache[Origin, bool] = TTLCache(MAX_WARNED_HOSTS, WARN_EVERY_S)
 
     def send(self, request: RegistryRequest, limits: CallLimits) -> RegistryResponse:
@@ -131,9 +153,18 @@ class RegistrySession:
         try:
             return self._follow_redirects(request, limits)
         except AuthenticationFailed as exc:
+            if self.is_for_client:
+                raise refused(self._prefix, exc) from exc
             if exc.is_anonymous:
                 raise not_found(self._prefix, request, exc.details, may_need_login=True) from exc
             raise denied(self._prefix, request, exc.details, remembered=exc.remembered) from exc
+
+    def for_client(self, mode: AuthenticationMode) -> Self:
+        """A session that shares everything with this one but the login, which is that of a client of Dockyard."""
+        session = copy.copy(self)
+        session._mode = mode
+        session.is_for_client = True
+        return session
 
     def ping(self, limits: CallLimits) -> RegistryResponse:
         """Send a request for `/v2/`, with the login where it is required.

@@ -170,7 +170,9 @@ class TokenProvider:
         except UpstreamError as exc:
             raise _as_final(exc) from exc
         except AuthenticationFailed as exc:
-            raise AuthenticationFailed(is_anonymous=exc.is_anonymous, details=exc.details) from exc
+            raise AuthenticationFailed(
+                is_anonymous=exc.is_anonymous, details=exc.details, is_login_wrong=exc.is_login_wrong
+            ) from exc
 
     def _refresh(
         self, key: Hashable, endpoint: TokenEndpoint, credential: Credential, limits: CallLimits, cached: _Token | None
@@ -246,12 +248,22 @@ class TokenProvider:
         ):
             raise errors.error_page(self._server, response.status, _details(response, credential))
         if response.status in (401, 403):
-            details = _details(response, credential)
-            if not credential.is_anonymous:
-                reject = self._rejected.reject if response.status == 401 else self._rejected.reject_part
-                reject(login, part, details)
-            raise AuthenticationFailed(is_anonymous=credential.is_anonymous, details=details)
+            raise self._rejection(response, login, part, credential)
         raise self._status_error(response, endpoint, credential)
+
+    def _rejection(
+        self, response: UpstreamResponse, login: Hashable, part: Hashable, credential: Credential
+    ) -> AuthenticationFailed:
+        """The error for a 401 or 403, which is remembered."""
+        details = _details(response, credential)
+        is_login_wrong = False
+        if not credential.is_anonymous and response.status == 401:
+            is_login_wrong = self._rejected.reject(login, part, details)
+        elif not credential.is_anonymous:
+            self._rejected.reject_part(login, part, details)
+        return AuthenticationFailed(
+            is_anonymous=credential.is_anonymous, details=details, is_login_wrong=is_login_wrong
+        )
 
     def _status_error(
         self, response: UpstreamResponse, endpoint: TokenEndpoint, credential: Credential
@@ -386,8 +398,9 @@ class TokenProvider:
         if not token and not credential.is_anonymous:
             # Some services send an empty token if the password is wrong.
             details = attrs.evolve(_details(response, credential), error=f"an empty token ({response.details.error})")
-            self._rejected.reject((endpoint.realm, credential), (endpoint.service, endpoint.scopes), details)
-            raise AuthenticationFailed(is_anonymous=False, details=details)
+            part = (endpoint.service, endpoint.scopes)
+            is_login_wrong = self._rejected.reject((endpoint.realm, credential), part, details)
+            raise AuthenticationFailed(is_anonymous=False, details=details, is_login_wrong=is_login_wrong)
         if not isinstance(token, str) or not token or not token.isascii() or not token.isprintable() or " " in token:
             problem = f"sent no valid token for {_names(endpoint)}"
             raise TokenRefused(self._server, problem, _details(response, credential))

@@ -11,6 +11,9 @@ in the partial file that DownloadProgress names.
 | SizeRequest | SizeReply or ErrorReply |
 | ManifestRequest | ManifestReply or ErrorReply |
 | TagListRequest, ReferrersRequest | ListReply or ErrorReply |
+| AdmissionRequest | AdmissionReply or ErrorReply |
+
+The login of a client travels sealed (`access.seal`): in `Repository.login`.
 """
 
 import json
@@ -35,16 +38,20 @@ class MalformedMessage(Exception):
 
 @attrs.frozen
 class Repository:
-    """The repository that a request is about: the upstream's prefix, the path there, and the full name."""
+    """The repository that a request is about: the upstream's prefix, the path there, and the full name.
+
+    `login` is the sealed login of the client at this upstream; empty for none.
+    """
 
     upstream: str
     path: str
     name: Name
+    login: str = attrs.field(default="", repr=False)
 
     @classmethod
-    def of(cls, target: Target) -> Self:
+    def of(cls, target: Target, login: str = "") -> Self:
         """The repository of a routed request."""
-        return cls(target.upstream.prefix, target.repository, target.name)
+        return cls(target.upstream.prefix, target.repository, target.name, login)
 
 
 @attrs.frozen
@@ -95,7 +102,21 @@ class ReferrersRequest:
     subject: Digest
 
 
-PeerRequest = BlobRequest | SizeRequest | TagRequest | ManifestRequest | TagListRequest | ReferrersRequest
+@attrs.frozen
+class AdmissionRequest:
+    """Asks whether the upstream admits the login, or clients without one, to what is requested in the repository.
+
+    `kind` and `reference` are what is requested: see `cache.admissions`. `reference` may be empty.
+    """
+
+    repository: Repository
+    kind: str
+    reference: str
+
+
+PeerRequest = (
+    BlobRequest | SizeRequest | TagRequest | ManifestRequest | TagListRequest | ReferrersRequest | AdmissionRequest
+)
 
 
 def key_of(request: PeerRequest) -> str:
@@ -107,6 +128,8 @@ def key_of(request: PeerRequest) -> str:
             return f"{request.repository.name}?tags"
         case ReferrersRequest():
             return f"{request.repository.name}?{request.subject}"
+        case AdmissionRequest():
+            return f"{request.repository.name}?access"
         case _:
             return f"{request.repository.name}@{request.digest}"
 
@@ -188,6 +211,13 @@ class ListReply:
     stale_because: ErrorReply | None = None
 
 
+@attrs.frozen
+class AdmissionReply:
+    """What the upstream has decided: the value of an `access.verdicts.Verdict`."""
+
+    verdict: int
+
+
 PeerReply = (
     Acknowledged
     | DownloadProgress
@@ -198,12 +228,13 @@ PeerReply = (
     | TagReply
     | ManifestReply
     | ListReply
+    | AdmissionReply
 )
 
 _TYPES: Final[Mapping[str, type[Any]]] = {
     kind.__name__: kind
     for kind in (
-        *(BlobRequest, SizeRequest, TagRequest, ManifestRequest, TagListRequest, ReferrersRequest),
+        *(BlobRequest, SizeRequest, TagRequest, ManifestRequest, TagListRequest, ReferrersRequest, AdmissionRequest),
         *(
             Acknowledged,
             DownloadProgress,
@@ -214,6 +245,7 @@ _TYPES: Final[Mapping[str, type[Any]]] = {
             TagReply,
             ManifestReply,
             ListReply,
+            AdmissionReply,
         ),
     )
 }

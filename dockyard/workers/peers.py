@@ -19,6 +19,8 @@ import structlog
 
 from dockyard.errors import FailureDetails, UpstreamTimeout
 from dockyard.log import is_debug
+from dockyard.oci.login import Login
+from dockyard.routing import Target
 from dockyard.workers.messages import (
     MAX_LINE_BYTES,
     Acknowledged,
@@ -26,6 +28,7 @@ from dockyard.workers.messages import (
     MalformedMessage,
     PeerReply,
     PeerRequest,
+    Repository,
     decode_line,
     encode,
     key_of,
@@ -108,11 +111,13 @@ class Peers:
     """The other workers of this server, by the shard that each owns.
 
     `run` is the directory with the sockets of all `shards`; `shard` is the one of this worker, None while it has none.
-    Sockets are opened through a descriptor of that directory: the path of a unix socket has at most 107 bytes.
+    Sockets are opened through a descriptor of that directory: the path of a unix socket has at most 107 bytes. `seal`
+    encrypts the login of a client; without it, logins are not sent.
     """
 
-    def __init__(self, run: Path, shards: int) -> None:
+    def __init__(self, run: Path, shards: int, seal: Callable[[Login], str] | None = None) -> None:
         self.shard: int | None = None
+        self._seal = seal
         self._run = run
         self._shards = shards
         self._directory = -1
@@ -134,6 +139,10 @@ class Peers:
     def others(self) -> tuple[int, ...]:
         """All shards but the one of this worker."""
         return tuple(shard for shard in range(self._shards) if shard != self.shard)
+
+    def repository_of(self, target: Target) -> Repository:
+        """The repository of a routed request, as messages have it: with the login of the client, sealed."""
+        return Repository.of(target, self._seal(target.login) if self._seal and target.login else "")
 
     def open_directory(self) -> None:
         """Open the run directory, again when somebody has deleted it and it was created again.

@@ -42,6 +42,7 @@ LIBRARIES = {
     "cachetools": EVERYWHERE,
     "cattrs": {"dockyard.config.types", "dockyard.workers.messages"},
     "click": {"dockyard.cli"},
+    "cryptography": {"dockyard.access.seal"},
     "falcon": {"dockyard.web"},
     "granian": {"dockyard.supervisor"},
     "minio": {"dockyard.s3"},

@@ -7,12 +7,15 @@ import pytest
 
 from dockyard.cache import download as download_module
 from dockyard.cache.download import TRANSITIONS, WAKE_BYTES, Download, State
+from dockyard.config.settings import Upstream
 from dockyard.errors import UpstreamTimeout
-from dockyard.oci.reference import Digest
+from dockyard.oci.reference import Digest, Name
+from dockyard.routing import Target
 from dockyard.storage.memory_budget import MemoryBudget
 from dockyard.storage.partial_file import PartialFile
 from tests.support.busy_machine import EVENT_TIMEOUT_S
 
+TARGET = Target(Upstream("up.test", "up.test"), "img", Name.parse("up.test/img"))
 SIZE = 100 * WAKE_BYTES
 STEP = 1024
 STEPS = 50
@@ -27,7 +30,7 @@ class Reader:
 
 def download_with(readers: int) -> Download:
     """A download with so many readers."""
-    download = Download(Digest.of(b"download"))
+    download = Download(Digest.of(b"download"), TARGET)
     for _ in range(readers):
         download.attach(Reader())
     return download

@@ -13,6 +13,8 @@ from dockyard.workers import messages
 from dockyard.workers.messages import (
     MAX_BODY_BYTES,
     Acknowledged,
+    AdmissionReply,
+    AdmissionRequest,
     BlobRequest,
     DiskFull,
     DownloadProgress,
@@ -47,6 +49,9 @@ MESSAGES = [
     ManifestRequest(REPOSITORY, DIGEST),
     TagListRequest(REPOSITORY),
     ReferrersRequest(REPOSITORY, DIGEST),
+    AdmissionRequest(REPOSITORY, "manifest", "v1"),
+    AdmissionRequest(Repository("up", "library/img", Name.parse("up/library/img"), "sealed"), "tags", ""),
+    AdmissionReply(1),
     Acknowledged(),
     DownloadProgress(None, 0, 7, is_complete=False),
     DownloadProgress(3, 3, 7, is_complete=True),

@@ -1,0 +1,31 @@
+"""Seals the logins of clients, so that no message between the workers of one server has one in clear.
+
+The supervisor makes the key at each start, and the workers inherit it with the memory of the supervisor: it is in no
+file, no environment and no log.
+"""
+
+import json
+
+from cryptography.fernet import Fernet, InvalidToken
+
+from dockyard.oci.login import Login
+
+
+class LoginSeal:
+    """Encrypts and authenticates logins with a key of its own (Fernet: AES-128-CBC and HMAC-SHA256)."""
+
+    def __init__(self) -> None:
+        self._fernet = Fernet(Fernet.generate_key())
+
+    def seal(self, login: Login) -> str:
+        """The sealed login, as ASCII text."""
+        fields = [login.username, login.password, login.is_bearer]
+        return self._fernet.encrypt(json.dumps(fields).encode()).decode()
+
+    def unseal(self, sealed: str) -> Login:
+        """The login. Raises ValueError for what this key has not sealed."""
+        try:
+            username, password, is_bearer = json.loads(self._fernet.decrypt(sealed.encode()))
+        except InvalidToken as exc:
+            raise ValueError("not sealed by this server") from exc
+        return Login(username, password, is_bearer=is_bearer)
