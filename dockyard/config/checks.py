@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import get_args
 
 from dockyard.config.access import explain
+from dockyard.config.access_checks import find_access_errors, find_access_warnings
 from dockyard.config.certificates import KeyPairError, check_authorities, check_readable, read_key_pair
 from dockyard.config.hosts import (
     check_endpoint,
@@ -17,7 +18,7 @@ from dockyard.config.hosts import (
     parse_authority,
     parse_registry,
 )
-from dockyard.config.settings import DAY_S, Auth, LoggerSettings, ServerSettings, Settings, StorageSettings, Upstream
+from dockyard.config.settings import DAY_S, Auth, ServerSettings, Settings, StorageSettings, Upstream, find_stream
 from dockyard.config.types import AuthType
 from dockyard.errors import NameInvalid
 from dockyard.oci.reference import Name
@@ -34,7 +35,7 @@ _AWS_ZONE = re.compile(rf"({_AWS_REGION.pattern})[a-z]")
 
 def find_errors(settings: Settings) -> Iterator[tuple[str, str]]:
     """Yield each rule that is violated, as key and message."""
-    yield from _logger_errors(settings.logger)
+    yield from _output_errors("logger.output", settings.logger.output)
     yield from _server_errors(settings.server)
     prefix = settings.storage.prefix
     if prefix and {"", ".", ".."}.intersection(prefix.removesuffix("/").split("/")):
@@ -58,6 +59,8 @@ def find_errors(settings: Settings) -> Iterator[tuple[str, str]]:
     defaults = [index for index, upstream in enumerate(settings.upstreams) if upstream.default]
     for index in defaults[1:]:
         yield f"upstreams[{index}].default", f"upstreams[{defaults[0]}] is the default already; only one can be"
+    yield from _output_errors("access.audit", settings.access.audit or "stderr")
+    yield from find_access_errors(settings.access, settings.upstreams, settings.server)
 
 
 def find_warnings(settings: Settings, raw_values: Mapping[str, str]) -> Iterator[str]:
@@ -85,22 +88,23 @@ def find_warnings(settings: Settings, raw_values: Mapping[str, str]) -> Iterator
             yield f"{key}.type: is none of {', '.join(get_args(AuthType))}; the Docker keychain is used"
         if upstream.auth.username or upstream.auth.password:
             yield f"{key}: username and password are ignored by the Docker keychain; set type: basic or bearer"
+    yield from find_access_warnings(settings.access, settings.upstreams, settings.server)
 
 
-def _logger_errors(logger: LoggerSettings) -> Iterator[tuple[str, str]]:
-    if logger.stream is not None:
+def _output_errors(key: str, output: str) -> Iterator[tuple[str, str]]:
+    if find_stream(output) is not None:
         return
-    file = Path(logger.output)
+    file = Path(output)
     what = "must be stderr, stdout, or a file in an existing directory"
-    if not logger.output or file.is_dir():
-        yield "logger.output", what
+    if not output or file.is_dir():
+        yield key, what
     elif not file.parent.is_dir():
-        yield "logger.output", f"{what}: there is no directory {file.parent}"
+        yield key, f"{what}: there is no directory {file.parent}"
     elif file.is_socket():
-        yield "logger.output", "must be a file, not a socket"
+        yield key, "must be a file, not a socket"
     elif not os.access(file if file.exists() else file.parent, os.W_OK):
         denied = PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-        yield "logger.output", f"must be a writable file: {explain(denied, file, is_writing=True)}"
+        yield key, f"must be a writable file: {explain(denied, file, is_writing=True)}"
 
 
 def _server_errors(server: ServerSettings) -> Iterator[tuple[str, str]]:

@@ -42,7 +42,7 @@ _YAML_HINTS = (
     ("end of stream", "a quote is not closed"),
     ("flow sequence", "a bracket [ is not closed"),
     ("flow mapping", "a brace { is not closed"),
-    ("node content", "a value is missing, or a bracket is not closed"),
+    ("node content", "a value is missing, or a bracket is not closed, or a value that begins with : needs quotes"),
     ("another document", "the file must be one document, without --- between its parts"),
     ("mapping values are not allowed", "put quotes around a value that contains ': ', or correct the indentation"),
     ("could not find expected ':'", "write 'key: value', with a space after the colon"),
@@ -127,6 +127,8 @@ class SettingsReader(Generic[Tree]):
         quoted = f" = {_quote(raw)}" if raw and "@" not in raw else ""  # may be user:password@host
         location = next((self.locations[above] for above in _key_and_parents(key) if above in self.locations), "")
         subject = f"{_printable(key)}{quoted}: " if key else ""
+        if _VARIABLE.search(raw):
+            message = message.partition(": write ")[0]  # which would repeat what the variable stands for
         hint = "; it refers to a variable that is not set" if key in self._keys_with_unset_variable else ""
         self.errors.append(f"{subject}{message}{hint}" + (f" ({location})" if location else ""))
 
@@ -205,7 +207,11 @@ class SettingsReader(Generic[Tree]):
                 isinstance(item, yaml.ScalarNode) for item in node.value
             ):
                 self._record(kind, key, self._location(node), ", ".join(item.value for item in node.value))
-                return [self._expand(item, key) for item in node.value]
+                items = [(item, self._expand(item, key)) for item in node.value]
+                filled = (item for item, text in items if text.strip())  # empty ones are left out, and not counted
+                for index, item in enumerate(filled):
+                    self._record(kind, f"{key}[{index}]", self._location(item), str(item.value))
+                return [text for _, text in items]
         self.locations[key] = self._location(node)
         example = (
             "a list of single values, such as [a, b]"

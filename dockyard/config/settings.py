@@ -42,6 +42,11 @@ DEFAULT_REGION = "us-east-1"
 AWS_REGION_VARIABLES = ("AWS_REGION", "AWS_DEFAULT_REGION")
 
 
+def find_stream(output: str) -> int | None:
+    """The descriptor of the standard stream that `output` of a log names; None for a file."""
+    return _STREAMS.get(output)
+
+
 @attrs.frozen
 class LoggerSettings:
     """The log of the process."""
@@ -60,7 +65,7 @@ class LoggerSettings:
     @property
     def stream(self) -> int | None:
         """The descriptor of the standard stream that is the output; None for a file."""
-        return _STREAMS.get(self.output)
+        return find_stream(self.output)
 
 
 @attrs.frozen

@@ -20,6 +20,7 @@ MAX_EXPANSIONS: Final = 4096
 
 _DIGEST: Final = re.compile(r"@[a-z0-9]+:[0-9a-fA-F]*")
 _TAG: Final = re.compile(r":[A-Za-z0-9_.*-]+")
+_USERINFO: Final = re.compile(r"^[^/]*@(?=[^/]*/)")
 _NO_NAME_CHARS: Final = "\0"  # stands for text of a name that is in no pattern
 
 
@@ -157,15 +158,15 @@ def _intersect(pattern: tuple[str, ...], names: tuple[str, ...]) -> Iterator[tup
 
 def _find_remedy(text: str) -> str:
     """What to write instead of a pattern that is not valid as it is written; empty if nothing is wrong."""
-    scheme, separator, rest = text.partition("://")
+    _, separator, rest = text.partition("://")
     if not text:
         return "write ** for all repositories"
     if separator:
-        return f"write it without {scheme}://, as {rest}"
+        return f"it begins with a scheme: write {_USERINFO.sub('', rest)}"
     if text.startswith("/"):
-        return f"write it without the / at its beginning, as {text.lstrip('/')}"
+        return f"it begins with /: write {text.lstrip('/')}"
     if text.endswith("/"):
-        return f"write {text.rstrip('/')}, or {text.rstrip('/')}/** for all repositories below it"
+        return f"it ends with /: write {text.rstrip('/')}, or {text.rstrip('/')}/** for all repositories below it"
     if (repository := _remove_reference(text)) != text:
         return f"a rule is for a repository, with all its tags and digests: write {repository}"
     if ":" in text:

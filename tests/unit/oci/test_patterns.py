@@ -86,9 +86,10 @@ def test_a_name_that_is_not_valid_matches_only_by_its_own_components(name: str) 
     ("text", "remedy"),
     [
         ("", "write ** for all repositories"),
-        ("https://ghcr.io/a", "write it without https://, as ghcr.io/a"),
-        ("/ghcr.io/a", "as ghcr.io/a"),
-        ("//a", "as a"),
+        ("https://ghcr.io/a", "it begins with a scheme: write ghcr.io/a"),
+        ("https://user:secret@ghcr.io/a", "it begins with a scheme: write ghcr.io/a"),
+        ("/ghcr.io/a", "it begins with /: write ghcr.io/a"),
+        ("//a", "it begins with /: write a"),
         ("ghcr.io/a/", "write ghcr.io/a, or ghcr.io/a/** for all repositories below it"),
         ("ghcr.io//a", "write one / between its parts"),
         ("ghcr.io/a:v1", "a rule is for a repository, with all its tags and digests: write ghcr.io/a"),
