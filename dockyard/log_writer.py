@@ -90,13 +90,18 @@ def open_log_file(path: str) -> int:
 class LogWriter:
     """Writes lines to an output. `write` may be called by one thread at a time.
 
-    `report(count)` returns the line that says how many lines were dropped; `count_dropped(count)` counts them. Belongs
-    to the process that creates it: after a fork it does nothing in the child, where the thread is missing that may have
-    held the lock of the event at that moment.
+    `report(count)` returns the line that says how many lines were dropped; `count_dropped(count)` counts them. `name`
+    is that of the thread. Belongs to the process that creates it: after a fork it does nothing in the child, where the
+    thread is missing that may have held the lock of the event at that moment.
     """
 
     def __init__(
-        self, output: LogOutput, report: Callable[[int], bytes], count_dropped: Callable[[int], object]
+        self,
+        output: LogOutput,
+        report: Callable[[int], bytes],
+        count_dropped: Callable[[int], object],
+        *,
+        name: str = "log",
     ) -> None:
         self._output = output
         self._report = report
@@ -111,7 +116,7 @@ class LogWriter:
         self._is_closed = False
         self._wake = threading.Event()
         self._pid = os.getpid()
-        threading.Thread(target=self._run, name="log", daemon=True).start()
+        threading.Thread(target=self._run, name=name, daemon=True).start()
 
     def write(self, line: bytes) -> None:
         """Have a line written, which ends with a line break. Does not block."""

@@ -81,6 +81,14 @@ bucket_faults = Counter("dockyard_bucket_faults", "Requests to the bucket that f
 log_lines_dropped = Counter(
     "dockyard_log_lines_dropped", "Log lines that were dropped because the output did not take them."
 )
+audit_lines_dropped = Counter(
+    "dockyard_audit_lines_dropped", "Lines of the audit log that were dropped because the output did not take them."
+)
+access_decisions = Counter(
+    "dockyard_access_decisions",
+    "Decisions about access, by verdict and by what has decided: rules[N], default, none, login, upstream or links.",
+    ["verdict", "rule"],
+)
 worker_restarts = Counter("dockyard_worker_restarts", "Workers that were restarted after they died or froze.")
 
 
@@ -95,6 +103,16 @@ def count_request(kind: str, status: int, how: str, seconds: float, size: int) -
 @functools.cache
 def _request_counters(kind: str, status: int, how: str) -> tuple[Counter, Histogram, Counter]:
     return requests.labels(kind, str(status), how), request_seconds.labels(kind), sent_bytes.labels(kind)
+
+
+def count_decision(verdict: str, rule: str) -> None:
+    """Count a decision about access."""
+    _decision_counter(verdict, rule).inc()
+
+
+@functools.cache
+def _decision_counter(verdict: str, rule: str) -> Counter:
+    return access_decisions.labels(verdict, rule)
 
 
 def forget_worker(pid: int) -> None:

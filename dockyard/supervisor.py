@@ -26,6 +26,7 @@ from granian.http import HTTP1Settings
 from granian.server.mp import MPServer, WorkerProcess
 
 from dockyard import __version__, log, metrics
+from dockyard.access.audit import check_audit_output
 from dockyard.config.access import explain
 from dockyard.config.certificates import KeyPair, KeyPairError
 from dockyard.config.loader import SettingsError
@@ -71,12 +72,17 @@ logger = structlog.get_logger()
 
 
 def run(settings: Settings) -> int:
-    """Run the server until it is stopped. Returns the exit status. Raises SettingsError if there can be no log."""
+    """Run the server until it is stopped. Returns the exit status. Raises SettingsError if a log cannot be opened."""
     try:
         log.check_output(settings.logger)
     except OSError as exc:
         reason = explain(exc, Path(settings.logger.output), is_writing=True)
         raise SettingsError([f'logger.output = "{settings.logger.output}": cannot be opened: {reason}']) from exc
+    try:
+        check_audit_output(settings.access)
+    except OSError as exc:
+        reason = explain(exc, Path(settings.access.audit), is_writing=True)
+        raise SettingsError([f'access.audit = "{settings.access.audit}": cannot be opened: {reason}']) from exc
     _set_up_log(settings)
     try:
         return _serve(settings)

@@ -6,12 +6,15 @@ What has an error in the settings has its default there, and is not looked at.
 import contextlib
 import errno
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 
 import attrs
 
+from dockyard.access.audit import look_at_audit_output
 from dockyard.check.findings import Finding, Severity, error, note, ok, warning
+from dockyard.config.access import explain
 from dockyard.config.loader import LoadedSettings
-from dockyard.config.settings import Settings, StorageSettings, Upstream
+from dockyard.config.settings import AccessSettings, Settings, StorageSettings, Upstream
 from dockyard.first_pull import describe_address
 from dockyard.preconditions import (
     MAX_CONNECTIONS,
@@ -29,7 +32,7 @@ from dockyard.workers.port_users import is_listening
 
 
 def find_all(loaded: LoadedSettings, environ: Mapping[str, str]) -> Iterator[Finding]:
-    """Yield what was found: settings, storage directory, bucket, address, open files, keychain."""
+    """Yield what was found: settings, audit log, storage directory, bucket, address, open files, keychain."""
     settings = loaded.settings
     for text in loaded.errors:
         yield Finding(Severity.ERROR, text, is_setting=True)
@@ -39,6 +42,8 @@ def find_all(loaded: LoadedSettings, environ: Mapping[str, str]) -> Iterator[Fin
     for found in find_start_warnings(usable, environ):
         details = " ".join(f"{name}={_format(value)}" for name, value in found.fields.items())
         yield warning(f"{found.event}{f' ({details})' if details else ''}")
+    if settings.access.audit and not loaded.is_wrong("access.audit"):
+        yield _check_audit_log(settings.access)
     server = None
     if not (loaded.is_wrong("storage.directory") or loaded.is_wrong("storage.prefix")):
         try:
@@ -55,6 +60,15 @@ def find_all(loaded: LoadedSettings, environ: Mapping[str, str]) -> Iterator[Fin
         yield from _check_address(settings, server)
     yield from _check_descriptors()
     yield from _check_keychain(loaded.usable_upstreams, environ)
+
+
+def _check_audit_log(access: AccessSettings) -> Finding:
+    try:
+        look_at_audit_output(access)
+    except OSError as exc:
+        reason = explain(exc, Path(access.audit), is_writing=True)
+        return error(f"access.audit: {access.audit} cannot be opened: {reason}")
+    return ok(f"access.audit: {access.audit} can be written")
 
 
 def _check_storage(storage: StorageSettings, server: int | None) -> Iterator[Finding]:

@@ -423,3 +423,9 @@ class Settings:
     def restricts_access(self) -> bool:
         """Whether something is not for everybody. Otherwise nothing is checked."""
         return bool(self.access.rules) or any(upstream.access == "upstream" for upstream in self.upstreams)
+
+    @property
+    def uses_access(self) -> bool:
+        """Whether something is not for everybody, logins are verified, or decisions are logged."""
+        access = self.access
+        return self.restricts_access or bool(access.htpasswd or access.jwt or access.audit)
