@@ -59,13 +59,17 @@ class Router:
         is_short = len(name) + len(ns or "") + len(path_prefix or "") <= MAX_CACHED_NAME_CHARS
         return (self._route_cached if is_short else self._route)(name, ns, path_prefix)
 
+    def find_upstream(self, path_prefix: str) -> Upstream | None:
+        """Return the upstream of a prefix in a path; None if there is none."""
+        return next(filter(None, map(self._by_prefix.get, self._hub_names(path_prefix))), None)
+
     def _route(self, name: str, ns: str | None, path_prefix: str | None) -> Target:
         parsed = Name.parse(name)
         if path_prefix is not None:
-            prefix = next(filter(self._by_prefix.__contains__, self._hub_names(path_prefix)), None)
-            if prefix is None:
+            upstream = self.find_upstream(path_prefix)
+            if upstream is None:
                 raise self._unknown(f"no upstream is configured for {quote(path_prefix)}")
-            return self._require(f"{prefix}/{name}")
+            return self._require(f"{upstream.prefix}/{name}")
         for full_name in self._hub_names(name):
             if target := self._find(full_name):
                 return target

@@ -10,6 +10,7 @@ import math
 import multiprocessing
 import multiprocessing.util
 import os
+import secrets
 import select
 import signal
 import socket
@@ -44,6 +45,7 @@ from dockyard.preconditions import (
     raise_connection_limit,
 )
 from dockyard.storage.verified_files import VerifiedFiles
+from dockyard.web.concealment import Concealment
 from dockyard.worker import (  # before the fork: workers start at once, and share the code's memory
     DRAINING,
     STOP_SIGNALS,
@@ -123,8 +125,8 @@ def _serve(settings: Settings) -> int:
             bucket=_describe_bucket(settings.storage),
             upstreams=[upstream.prefix for upstream in settings.upstreams],
         )
-        access = _share_access(settings)
-        load_app = functools.partial(_load_app, settings, workers, run_directory, VerifiedFiles(), access)
+        access, concealment = _share_access(settings), Concealment(secrets.token_bytes(32))
+        load_app = functools.partial(_load_app, settings, workers, run_directory, VerifiedFiles(), access, concealment)
         try:
             server.serve(target_loader=load_app, wrap_loader=False)
         except SystemExit as exc:
@@ -155,6 +157,7 @@ def _load_app(
     run_directory: Path,
     verified_files: VerifiedFiles,
     access: "SharedAccess | None",
+    concealment: Concealment,
     connection: socket.socket,
     listener: socket.socket,
     inherited: Sequence[socket.socket],
@@ -168,7 +171,7 @@ def _load_app(
     _set_up_log(settings)
     multiprocessing.util.Finalize(None, log.flush, exitpriority=0)  # a worker does not run atexit functions
     try:
-        return create_app(settings, workers, run_directory, verified_files, access, watched, os.environ)
+        return create_app(settings, workers, run_directory, verified_files, access, concealment, watched, os.environ)
     except (OSError, ValueError) as exc:
         logger.error("a worker cannot start", error=str(exc))  # noqa: TRY400  such as a file that was deleted
     except Exception:

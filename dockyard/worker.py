@@ -13,6 +13,9 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from dockyard.access.audit import AuditLog
+from dockyard.access.authenticator import Authenticator
+from dockyard.access.rules import Rules
 from dockyard.cache.blobs import Blobs
 from dockyard.cache.downloads import Downloads
 from dockyard.cache.links import Links
@@ -21,7 +24,8 @@ from dockyard.cache.manifests import Manifests
 from dockyard.cache.stores import Stores
 from dockyard.cache.tags import Tags
 from dockyard.cache.threads import Threads
-from dockyard.config.settings import Settings
+from dockyard.config.settings import Settings, Upstream
+from dockyard.errors import Unavailable
 from dockyard.oci.login import Login
 from dockyard.routing import Target
 from dockyard.s3 import S3Error, S3Store
@@ -38,6 +42,8 @@ from dockyard.upstream.circuit_breaker import CircuitBreaker
 from dockyard.upstream.client import RegistryClient
 from dockyard.upstream.keychain import Keychain
 from dockyard.web import app as web_app
+from dockyard.web.access_gate import AccessControl
+from dockyard.web.concealment import Concealment
 from dockyard.web.gauges import Gauges
 from dockyard.web.outer_app import OuterApp
 from dockyard.workers.messages import (
@@ -75,16 +81,17 @@ def create_app(
     run: Path,
     verified_files: VerifiedFiles,
     access: "SharedAccess | None",
+    concealment: Concealment,
     watched: WatchedProcess,
     environ: Mapping[str, str],
 ) -> OuterApp:
     """Build the ASGI application of one worker process.
 
-    `shards` is the number of workers, which share the directory `run`, `verified_files`, and `access` if an upstream
-    decides about access. `watched` connects the worker with the watchdog in the supervisor. Raises OSError when the run
-    directory cannot be used.
+    `shards` is the number of workers, which share the directory `run`, `verified_files`, `concealment`, and `access` if
+    an upstream decides about access. `watched` connects the worker with the watchdog in the supervisor. Raises OSError
+    when the run directory cannot be used.
     """
-    worker = Worker(settings, shards, run, verified_files, access, watched, environ)
+    worker = Worker(settings, shards, run, verified_files, access, concealment, watched, environ)
     services = web_app.Services(
         manifests=worker.manifests,
         tags=worker.tags,
@@ -92,11 +99,24 @@ def create_app(
         lists=worker.lists,
         threads=worker.threads,
         gauges=worker.gauges,
+        access=worker.access,
         is_ready=worker.is_ready,
         start=worker.start,
         stop=worker.stop,
     )
     return web_app.create_app(settings, services)
+
+
+class NoAdmissions:
+    """Admits nobody."""
+
+    async def require(self, target: Target, *_: object) -> None:
+        """Raises Unavailable."""
+        raise Unavailable(f"{target.upstream.prefix} cannot be asked whom it admits")
+
+    async def check_login(self, upstream: Upstream, login: Login) -> bool:
+        """Raises Unavailable."""
+        raise Unavailable(f"{upstream.prefix} cannot be asked whom it admits")
 
 
 class Worker:
@@ -109,6 +129,7 @@ class Worker:
         run: Path,
         verified_files: VerifiedFiles,
         access: "SharedAccess | None",
+        concealment: Concealment,
         watched: WatchedProcess,
         environ: Mapping[str, str],
     ) -> None:
@@ -160,6 +181,10 @@ class Worker:
         )
         self.lists = Lists(self.local_store, *with_upstreams, limits.check_interval, limits.check_timeout)
 
+        # Access
+        self.audit = AuditLog(settings.access) if settings.access.audit else None
+        self.access = self._make_access(settings, concealment) if settings.uses_access else None
+
         self.gauges = Gauges(
             self.local_store.size_cap.measure, directory / UNPUBLISHED, self._open_breakers, storage.max_size
         )
@@ -196,10 +221,23 @@ class Worker:
         for registry in self.registries.values():
             registry.close()
         self.threads.close()
+        if self.audit:
+            self.audit.close()
 
     def is_ready(self) -> bool:
         """Whether this worker should get requests: not while the file `draining` is in the run directory."""
         return not (self.run / DRAINING).exists()
+
+    def _make_access(self, settings: Settings, concealment: Concealment) -> AccessControl:
+        return AccessControl(
+            authenticator=Authenticator(settings.access),
+            rules=Rules(settings.access, settings.upstreams),
+            links=self.links,
+            admissions=NoAdmissions(),
+            threads=self.threads,
+            concealment=concealment,
+            audit=self.audit,
+        )
 
     def _report_start(self) -> None:
         """Accept stop signals, and reply to the watchdog."""

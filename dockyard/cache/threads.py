@@ -1,13 +1,13 @@
 """The threads of a worker: the one crossing between the event loop and code that blocks.
 
-One bounded pool for each kind of work: short operations on the local store, verifying large blobs in it, and reads from
-the bucket. For upstreams there is a pool for each upstream and kind of work, so that an upstream that hangs cannot use
-up the threads of another. Within such a pool the repositories take turns, and one repository gets at most three
-quarters of the threads: a repository that hangs delays the others of its upstream only a little.
+One bounded pool for each kind of work: short operations on the local store, verifying large blobs in it, reads from the
+bucket, and verifying logins. For upstreams there is a pool for each upstream and kind of work, so that an upstream that
+hangs cannot use up the threads of another. Within such a pool the repositories take turns, and one repository gets at
+most three quarters of the threads: a repository that hangs delays the others of its upstream only a little.
 
 Threads start when they are first needed, so an upstream without requests has none. A worker has at most
-MAX_DISK_THREADS + MAX_VERIFY_THREADS + MAX_BUCKET_THREADS threads, and for each upstream MAX_UPSTREAM_THREADS +
-MAX_LIST_THREADS + MAX_DOWNLOAD_THREADS.
+MAX_DISK_THREADS + MAX_VERIFY_THREADS + MAX_BUCKET_THREADS + MAX_ACCESS_THREADS threads, and for each upstream
+MAX_UPSTREAM_THREADS + MAX_LIST_THREADS + MAX_DOWNLOAD_THREADS.
 """
 
 import asyncio
@@ -23,6 +23,7 @@ from dockyard.routing import Target
 MAX_DISK_THREADS = 8
 MAX_VERIFY_THREADS = 8
 MAX_BUCKET_THREADS = 16
+MAX_ACCESS_THREADS = 2
 # For each upstream:
 MAX_UPSTREAM_THREADS = 32
 MAX_LIST_THREADS = 8
@@ -41,6 +42,7 @@ class Threads:
         self._disk = ThreadPoolExecutor(MAX_DISK_THREADS, "disk")
         self._verify = ThreadPoolExecutor(MAX_VERIFY_THREADS, "verify")
         self._bucket = ThreadPoolExecutor(MAX_BUCKET_THREADS, "bucket")
+        self._access = ThreadPoolExecutor(MAX_ACCESS_THREADS, "access")
         self._pools: dict[tuple[str, str], _FairPool] = {}
 
     async def disk(self, call: Callable[..., T], *args: object) -> T:
@@ -54,6 +56,10 @@ class Threads:
     async def bucket(self, call: Callable[..., T], *args: object) -> T:
         """Run one operation of the bucket. The call limits its own time."""
         return await asyncio.get_running_loop().run_in_executor(self._bucket, call, *args)
+
+    async def access(self, call: Callable[..., T], *args: object) -> T:
+        """Verify a login. The caller limits the number of calls that wait."""
+        return await asyncio.get_running_loop().run_in_executor(self._access, call, *args)
 
     async def upstream(self, target: Target, call: Callable[..., T], *args: object, deadline: float | None = None) -> T:
         """Run one operation on a repository of an upstream. The call limits its own time.
@@ -78,6 +84,7 @@ class Threads:
         self._disk.shutdown(wait=False, cancel_futures=True)
         self._verify.shutdown(wait=False, cancel_futures=True)
         self._bucket.shutdown(wait=False, cancel_futures=True)
+        self._access.shutdown(wait=False, cancel_futures=True)
         for pool in self._pools.values():
             pool.close()
 

@@ -16,9 +16,11 @@ from dockyard.cache.tags import Tags
 from dockyard.cache.threads import Threads
 from dockyard.config.settings import Settings
 from dockyard.errors import RegistryError, Unsupported
+from dockyard.web.access_gate import AccessControl, AccessGate
 from dockyard.web.bodies import ActiveBodies
+from dockyard.web.clients import make_find_address, make_find_client
 from dockyard.web.connections import Connections
-from dockyard.web.errors import error_body, error_response
+from dockyard.web.errors import error_body, error_response, without_cause
 from dockyard.web.gate import Gate
 from dockyard.web.gauges import Gauges
 from dockyard.web.handlers import ApiVersionEndpoint, BlobEndpoint, ManifestEndpoint, VersionEndpoint
@@ -35,7 +37,10 @@ log = structlog.get_logger()
 
 @attrs.frozen
 class Services:
-    """What the endpoints of one worker use. `start` and `stop` are called when the worker starts and stops."""
+    """What the endpoints of one worker use. `start` and `stop` are called when the worker starts and stops.
+
+    `access` is None if no access is restricted, no login is verified and no decision is logged.
+    """
 
     manifests: Manifests
     tags: Tags
@@ -43,6 +48,7 @@ class Services:
     lists: Lists
     threads: Threads
     gauges: Gauges
+    access: AccessControl | None
     is_ready: Callable[[], bool]
     start: Callable[[], Awaitable[None]]
     stop: Callable[[], Awaitable[None]]
@@ -68,7 +74,8 @@ def create_app(settings: Settings, services: Services) -> OuterApp:
     connections = Connections()
     active_bodies = ActiveBodies()
     zero_copy = ZeroCopy(connections, services.threads, is_enabled=settings.server.zero_copy)
-    gate = Gate(settings)
+    find_address = make_find_address(settings.server)
+    gate = AccessGate(settings, services.access, find_address) if services.access else Gate(settings)
     paths = PathRouter(
         ApiVersionEndpoint(gate),
         {
@@ -88,9 +95,10 @@ def create_app(settings: Settings, services: Services) -> OuterApp:
     app = falcon.asgi.App(router=cast(CompiledRouter, paths))
     app.add_middleware(LifespanMiddleware(services))
     app.resp_options.default_media_type = "application/json"
-    app.add_error_handler(RegistryError, _handle_registry_error)
-    app.add_error_handler(Exception, _handle_internal_error)
-    app.set_error_serializer(_serialize_falcon_error)
+    errors = ErrorHandlers(gate)
+    app.add_error_handler(RegistryError, errors.handle_registry_error)
+    app.add_error_handler(Exception, errors.handle_internal_error)
+    app.set_error_serializer(errors.serialize_falcon_error)
     request_log = settings.server.log
     return OuterApp(
         app,
@@ -99,35 +107,44 @@ def create_app(settings: Settings, services: Services) -> OuterApp:
         request_log.ignore_paths,
         log_requests=request_log.request_body,
         log_responses=request_log.response_body,
+        find_client=make_find_client(settings.server, find_address),
     )
 
 
-async def _handle_registry_error(
-    req: falcon.asgi.Request, resp: falcon.asgi.Response, error: RegistryError, _params: dict[str, Any]
-) -> None:
-    record: RequestRecord = req.scope[SCOPE_KEY]
-    record.error = error
-    status, headers, resp.data = error_response(error)
-    resp.status = falcon.code_to_http_status(status)
-    headers.pop("content-length")
-    for of_content in ("docker-content-digest", "etag", "accept-ranges", "cache-status"):  # set before the error
-        resp.delete_header(of_content)
-    resp.set_headers(headers)
+class ErrorHandlers:
+    """Make the responses of errors. Where access is restricted, clients do not learn whether something exists."""
 
+    def __init__(self, gate: Gate) -> None:
+        self._gate = gate
 
-async def _handle_internal_error(
-    req: falcon.asgi.Request, resp: falcon.asgi.Response, error: Exception, params: dict[str, Any]
-) -> None:
-    if isinstance(error, falcon.HTTPError):
-        raise error
-    log.error("internal error while handling a request", path=req.path, exc_info=error)
-    await _handle_registry_error(req, resp, RegistryError(INTERNAL_ERROR), params)
+    async def handle_registry_error(
+        self, req: falcon.asgi.Request, resp: falcon.asgi.Response, error: RegistryError, _params: dict[str, Any]
+    ) -> None:
+        """Render an error that is ours. The log gets all of it."""
+        record: RequestRecord = req.scope[SCOPE_KEY]
+        record.error = error
+        status, headers, resp.data = error_response(without_cause(error) if self._gate.restricts else error)
+        resp.status = falcon.code_to_http_status(status)
+        headers.pop("content-length")
+        for of_content in ("docker-content-digest", "etag", "accept-ranges", "cache-status"):  # set before the error
+            resp.delete_header(of_content)
+        resp.set_headers(headers)
 
+    async def handle_internal_error(
+        self, req: falcon.asgi.Request, resp: falcon.asgi.Response, error: Exception, params: dict[str, Any]
+    ) -> None:
+        """Log an error that should not happen. Clients get no details."""
+        if isinstance(error, falcon.HTTPError):
+            raise error
+        log.error("internal error while handling a request", path=req.path, exc_info=error)
+        await self.handle_registry_error(req, resp, RegistryError(INTERNAL_ERROR), params)
 
-def _serialize_falcon_error(req: falcon.asgi.Request, resp: falcon.asgi.Response, _error: falcon.HTTPError) -> None:
-    """Render an error that Falcon raises itself: the path has no endpoint."""
-    record: RequestRecord = req.scope[SCOPE_KEY]
-    record.error = Unsupported("there is no such endpoint in a read-only registry cache")
-    resp.data = error_body(Unsupported.code, record.error.message)
-    resp.content_type = "application/json"
-    resp.set_header("cache-control", "no-store")
+    def serialize_falcon_error(
+        self, req: falcon.asgi.Request, resp: falcon.asgi.Response, _error: falcon.HTTPError
+    ) -> None:
+        """Render an error that Falcon raises itself: the path has no endpoint."""
+        record: RequestRecord = req.scope[SCOPE_KEY]
+        record.error = Unsupported("there is no such endpoint in a read-only registry cache")
+        resp.data = error_body(Unsupported.code, record.error.message)
+        resp.content_type = "application/json"
+        resp.set_header("cache-control", "no-store")

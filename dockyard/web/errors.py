@@ -1,10 +1,25 @@
 """Error responses in the format of the OCI distribution specification: JSON with a code of its table."""
 
 import json
+from collections.abc import Mapping
 
-from dockyard.errors import RangeNotSatisfiable, RegistryError, Unsupported
+from dockyard.errors import (
+    BlobUnknown,
+    LoginRequired,
+    ManifestUnknown,
+    NameUnknown,
+    RangeNotSatisfiable,
+    RegistryError,
+    Unsupported,
+)
+from dockyard.web.headers import CHALLENGE
 
 ALLOW = "GET, HEAD"
+_SAME_FOR_ALL_CAUSES: Mapping[type[RegistryError], str] = {
+    ManifestUnknown: "there is no such manifest for this client",
+    BlobUnknown: "there is no such blob for this client",
+    NameUnknown: "there is no such repository for this client",
+}
 
 
 def error_body(code: str, message: str) -> bytes:
@@ -26,4 +41,12 @@ def error_response(error: RegistryError) -> tuple[int, dict[str, str], bytes]:
         headers["content-range"] = f"bytes */{error.size}"
     if isinstance(error, Unsupported):
         headers["allow"] = ALLOW
+    if isinstance(error, LoginRequired):
+        headers["www-authenticate"] = CHALLENGE
     return error.status, headers, body
+
+
+def without_cause(error: RegistryError) -> RegistryError:
+    """Return an error for a client that must not learn whether something does not exist, or is not for this client."""
+    message = _SAME_FOR_ALL_CAUSES.get(type(error))
+    return type(error)(message) if message else error

@@ -25,7 +25,12 @@ log = structlog.get_logger()
 
 
 class Gate:
-    """Admits requests, or raises RegistryError."""
+    """Admits every request. Where access is restricted, there is an AccessGate instead.
+
+    `restricts`: whether something is not for everybody.
+    """
+
+    restricts = False
 
     def __init__(self, settings: Settings) -> None:
         self._router = Router(settings.upstreams)
@@ -47,22 +52,27 @@ class Gate:
         parsed = parse(reference)
         return self._route(req, resp, path_prefix, record.name), parsed
 
-    async def check_api(self, req: falcon.asgi.Request, path_prefix: str) -> None:
+    def is_public(self, target: Target) -> bool:
+        """Whether every client may get the content of a target, so that shared caches may keep it."""
+        return target.upstream.is_anonymous and not self.restricts
+
+    async def check_api(
+        self, req: falcon.asgi.Request, resp: falcon.asgi.Response, record: RequestRecord, path_prefix: str
+    ) -> None:
         """Admit a request for `/v2/`, below the path of a mirror if there is one. Raises RegistryError."""
 
-    async def check_status(self, req: falcon.asgi.Request) -> None:
+    async def check_status(self, req: falcon.asgi.Request, resp: falcon.asgi.Response, record: RequestRecord) -> None:
         """Admit a request for the state or the version of the server. Raises RegistryError."""
 
-    async def check_page(self, req: falcon.asgi.Request) -> Sequence[Upstream]:
+    async def check_page(
+        self, req: falcon.asgi.Request, resp: falcon.asgi.Response, record: RequestRecord
+    ) -> Sequence[Upstream]:
         """Admit a request for `/`, and return the upstreams that its client may know. Raises RegistryError."""
         return self._upstreams
 
     def _route(self, req: falcon.asgi.Request, resp: falcon.asgi.Response, path_prefix: str, name: str) -> Target:
         """Return the target of a name, and echo `ns` in `OCI-Namespace`. Raises RegistryError."""
-        namespaces = set(parse_qs(req.query_string).get("ns", ())) if req.query_string else set()
-        if len(namespaces) > 1:
-            raise RequestInvalid("the query has several values of ns")
-        namespace = namespaces.pop() if namespaces else None
+        namespace = find_namespace(req)
         target = self._router.route(name, ns=namespace, path_prefix=path_prefix or None)
         if namespace and _HOST.fullmatch(namespace):
             resp.set_header("oci-namespace", namespace)
@@ -75,3 +85,11 @@ class Gate:
                 repository=target.repository,
             )
         return target
+
+
+def find_namespace(req: falcon.asgi.Request) -> str | None:
+    """Return the `ns` in the query of a request; None without one. Raises RequestInvalid for several."""
+    namespaces = set(parse_qs(req.query_string).get("ns", ())) if req.query_string else set()
+    if len(namespaces) > 1:
+        raise RequestInvalid("the query has several values of ns")
+    return namespaces.pop() if namespaces else None

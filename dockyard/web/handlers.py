@@ -14,6 +14,7 @@ from dockyard import __version__
 from dockyard.cache.blobs import Blobs, RedirectedBlob
 from dockyard.cache.manifests import Manifests
 from dockyard.cache.tags import Tags
+from dockyard.errors import ManifestUnknown
 from dockyard.oci.ranges import ByteRange, parse_ranges
 from dockyard.oci.reference import Digest, parse_reference
 from dockyard.web.bodies import ActiveBodies, MultipartBody, ResponseBody
@@ -23,6 +24,7 @@ from dockyard.web.request_record import SCOPE_KEY, RequestRecord
 from dockyard.web.zero_copy import ZeroCopy
 
 BLOB_TYPE = "application/octet-stream"
+HIDDEN = "an upstream responds to every name"
 
 
 class ApiVersionEndpoint:
@@ -33,7 +35,7 @@ class ApiVersionEndpoint:
 
     async def on_get(self, req: falcon.asgi.Request, resp: falcon.asgi.Response, path_prefix: str) -> None:
         """200 with an empty JSON object, also below the path of a mirror. Raises RegistryError."""
-        await self._gate.check_api(req, path_prefix)
+        await self._gate.check_api(req, resp, req.scope[SCOPE_KEY], path_prefix)
         resp.set_header("docker-distribution-api-version", "registry/2.0")
         resp.content_type = "application/json"
         resp.data = b"{}"
@@ -49,7 +51,7 @@ class VersionEndpoint:
 
     async def on_get(self, req: falcon.asgi.Request, resp: falcon.asgi.Response) -> None:
         """200 with `{"version": ...}`. Raises RegistryError."""
-        await self._gate.check_status(req)
+        await self._gate.check_status(req, resp, req.scope[SCOPE_KEY])
         resp.content_type = "application/json"
         resp.data = json.dumps({"version": __version__}).encode()
 
@@ -73,10 +75,12 @@ class ManifestEndpoint:
         target, parsed = await self._gate.admit(req, resp, record, path_prefix, reference, parse_reference)
         find = self._manifests.get(target, parsed) if isinstance(parsed, Digest) else self._tags.get(target, parsed)
         found = await find
+        if record.is_hidden:
+            raise ManifestUnknown(HIDDEN)
         record.how, record.error = found.how, found.error
         manifest = found.manifest
         resp.set_headers(content_headers(manifest.digest, manifest.media_type))
-        resp.set_headers(freshness_headers(found, is_public=target.upstream.is_anonymous))
+        resp.set_headers(freshness_headers(found, is_public=self._gate.is_public(target)))
         if is_not_modified(req, manifest.digest):
             resp.status = falcon.HTTP_304
             return
@@ -118,7 +122,7 @@ class BlobEndpoint:
         reader = opened.reader
         try:
             resp.set_headers(content_headers(digest, BLOB_TYPE))
-            resp.set_headers(freshness_headers(opened, is_public=target.upstream.is_anonymous))
+            resp.set_headers(freshness_headers(opened, is_public=self._gate.is_public(target)))
             if is_not_modified(req, digest):
                 resp.status = falcon.HTTP_304
                 reader.close()
@@ -149,7 +153,7 @@ class BlobEndpoint:
         found = await self._blobs.find_size(target, digest)
         record.how = found.how
         resp.set_headers(content_headers(digest, BLOB_TYPE))
-        resp.set_headers(freshness_headers(found, is_public=target.upstream.is_anonymous))
+        resp.set_headers(freshness_headers(found, is_public=self._gate.is_public(target)))
         if is_not_modified(req, digest):
             resp.status = falcon.HTTP_304
             return

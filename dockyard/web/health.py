@@ -14,6 +14,7 @@ from dockyard import metrics
 from dockyard.cache.threads import Threads
 from dockyard.web.gate import Gate
 from dockyard.web.gauges import Gauges
+from dockyard.web.request_record import SCOPE_KEY
 
 
 class MetricsEndpoint:
@@ -26,7 +27,7 @@ class MetricsEndpoint:
 
     async def on_get(self, req: falcon.asgi.Request, resp: falcon.asgi.Response) -> None:
         """200. Raises RegistryError."""
-        await self._gate.check_status(req)
+        await self._gate.check_status(req, resp, req.scope[SCOPE_KEY])
         resp.content_type = metrics.CONTENT_TYPE
         resp.data = await self._threads.disk(self._collect)
 
@@ -44,7 +45,7 @@ class LivenessEndpoint:
 
     async def on_get(self, req: falcon.asgi.Request, resp: falcon.asgi.Response) -> None:
         """200. Raises RegistryError."""
-        await self._gate.check_status(req)
+        await self._gate.check_status(req, resp, req.scope[SCOPE_KEY])
         resp.content_type = "application/json"
         resp.set_header("cache-control", "no-store")
         resp.data = json.dumps({"status": "ok"}).encode()
@@ -61,7 +62,7 @@ class ReadinessEndpoint:
 
     async def on_get(self, req: falcon.asgi.Request, resp: falcon.asgi.Response) -> None:
         """200, or 503 while the server drains. Raises RegistryError."""
-        await self._gate.check_status(req)
+        await self._gate.check_status(req, resp, req.scope[SCOPE_KEY])
         is_ready = self._is_ready()
         resp.status = falcon.HTTP_200 if is_ready else falcon.HTTP_503
         resp.set_header("cache-control", "no-store")

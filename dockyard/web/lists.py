@@ -6,44 +6,18 @@ not support them. The name in a response and the path of a Link are those of the
 
 import functools
 import json
-import re
-from collections.abc import Mapping, Sequence
-from urllib.parse import parse_qs
 
-import attrs
 import falcon.asgi
 
 from dockyard.cache.lists import FoundList, Lists
-from dockyard.errors import RequestInvalid
+from dockyard.errors import NameUnknown
 from dockyard.oci.links import format_next_link
 from dockyard.oci.lists import page_referrers, page_tags, referrers_index
 from dockyard.oci.manifest import OCI_INDEX
-from dockyard.oci.reference import Digest
 from dockyard.web.gate import Gate
-from dockyard.web.handlers import start_record
+from dockyard.web.handlers import HIDDEN, start_record
 from dockyard.web.headers import freshness_headers
-
-MAX_QUERY_PARAMETERS = 32
-_NUMBER = re.compile(r"[0-9]{1,18}", re.ASCII)
-
-
-@attrs.frozen
-class TagsQuery:
-    """The query of a list of tags: all `values`, and those that select the page."""
-
-    values: dict[str, list[str]]
-    n: int | None
-    last: str | None
-
-
-@attrs.frozen
-class ReferrersQuery:
-    """The `subject` and the query of a list of referrers: all `values`, and those that select the page."""
-
-    subject: Digest
-    values: dict[str, list[str]]
-    artifact_types: frozenset[str]
-    last: str | None
+from dockyard.web.queries import parse_referrers_query, parse_tags_query
 
 
 class TagsEndpoint:
@@ -58,9 +32,11 @@ class TagsEndpoint:
     ) -> None:
         """200 with the requested page. Raises RegistryError."""
         record = start_record(req, "tags", name, f"tags/{reference}")
-        parse = functools.partial(_parse_tags_query, req)
+        parse = functools.partial(parse_tags_query, req.query_string)
         target, query = await self._gate.admit(req, resp, record, path_prefix, reference, parse)
         found = await self._lists.tags(target)
+        if record.is_hidden:
+            raise NameUnknown(HIDDEN)
         record.how, record.error = found.how, found.error
         tags, has_more = page_tags(found.items, query.n, query.last)
         if has_more:
@@ -82,11 +58,11 @@ class ReferrersEndpoint:
     ) -> None:
         """200 with an index of the requested page of descriptors. Raises RegistryError."""
         record = start_record(req, "referrers", name, f"referrers/{reference}")
-        parse = functools.partial(_parse_referrers_query, req)
+        parse = functools.partial(parse_referrers_query, req.query_string)
         target, query = await self._gate.admit(req, resp, record, path_prefix, reference, parse)
         found = await self._lists.referrers(target, query.subject)
         record.how, record.error = found.how, found.error
-        referrers, has_more = page_referrers(found.items, query.artifact_types, query.last)
+        referrers, has_more = page_referrers([] if record.is_hidden else found.items, query.artifact_types, query.last)
         if query.artifact_types:
             resp.set_header("oci-filters-applied", "artifactType")
         if has_more:
@@ -94,51 +70,6 @@ class ReferrersEndpoint:
         _set_body(req, resp, found, referrers_index(referrers), OCI_INDEX)
 
     on_head = on_get
-
-
-def _parse_tags_query(req: falcon.asgi.Request, _reference: str) -> TagsQuery:
-    """Raises RequestInvalid."""
-    values = _parse_query(req)
-    return TagsQuery(values, _parse_count(_only_value(values, "n")), _only_value(values, "last"))
-
-
-def _parse_referrers_query(req: falcon.asgi.Request, reference: str) -> ReferrersQuery:
-    """Raises RequestInvalid or DigestInvalid."""
-    values = _parse_query(req)
-    last, artifact_types = _only_value(values, "last"), _artifact_types(values)
-    return ReferrersQuery(Digest.parse(reference), values, artifact_types, last)
-
-
-def _parse_query(req: falcon.asgi.Request) -> dict[str, list[str]]:
-    """Return the values of each parameter of a query. Raises RequestInvalid if there are too many."""
-    try:
-        return parse_qs(req.query_string, keep_blank_values=True, max_num_fields=MAX_QUERY_PARAMETERS)
-    except ValueError as exc:
-        raise RequestInvalid(f"the query has more than {MAX_QUERY_PARAMETERS} parameters") from exc
-
-
-def _only_value(query: Mapping[str, Sequence[str]], key: str) -> str | None:
-    """Return the value of a parameter, None if it is not in the query. Raises RequestInvalid for two values."""
-    values = set(query.get(key, ()))
-    if len(values) > 1:
-        raise RequestInvalid(f"the query has two values of {key}")
-    return values.pop() if values else None
-
-
-def _artifact_types(query: Mapping[str, Sequence[str]]) -> frozenset[str]:
-    """Return the types to filter by. A parameter without a value is no filter.
-
-    Clients write the `+` of `application/spdx+json` without encoding it, which means a space; no type contains one.
-    """
-    return frozenset(value.replace(" ", "+") for value in query.get("artifactType", ()) if value)
-
-
-def _parse_count(text: str | None) -> int | None:
-    if text is None:
-        return None
-    if not _NUMBER.fullmatch(text):
-        raise RequestInvalid("n must be a number of tags, 0 or more")
-    return int(text)
 
 
 def _set_body(

@@ -5,7 +5,7 @@ Before Falcon, it rejects invalid requests and sets the path that is routed. Aft
 
 import asyncio
 import contextlib
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 import structlog
 
@@ -14,7 +14,7 @@ from dockyard.web.asgi import App, Receive, Scope, Send, has_request_body
 from dockyard.web.connections import Connections
 from dockyard.web.errors import error_response
 from dockyard.web.request_filter import check_request, path_to_route
-from dockyard.web.request_record import MAX_LOGGED_BODY_BYTES, SCOPE_KEY, RequestRecord
+from dockyard.web.request_record import MAX_LOGGED_BODY_BYTES, SCOPE_KEY, RequestRecord, find_peer
 from dockyard.web.response_sender import ResponseSender
 
 MAX_BODY_WAIT_S = 1.0
@@ -26,7 +26,8 @@ class OuterApp:
     """The outer ASGI application of one worker.
 
     `level` is the log level of request lines; None: no lines. Requests for paths in `ignore_paths` are not logged.
-    `log_requests` and `log_responses` add the beginning of bodies to the lines.
+    `log_requests` and `log_responses` add the beginning of bodies to the lines. `find_client` returns the address of
+    the client in them.
     """
 
     def __init__(
@@ -38,6 +39,7 @@ class OuterApp:
         *,
         log_requests: bool,
         log_responses: bool,
+        find_client: Callable[[Scope], str] = find_peer,
     ) -> None:
         self._app = app
         self._connections = connections
@@ -45,6 +47,7 @@ class OuterApp:
         self._ignore_paths = frozenset(ignore_paths)
         self._log_requests = log_requests
         self._log_responses = log_responses
+        self._find_client = find_client
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request, or the lifespan events."""
@@ -53,7 +56,7 @@ class OuterApp:
             return
         if scope["http_version"] == "1":
             scope["http_version"] = "1.0"  # Granian writes "1", Falcon accepts "1.0" only
-        scope[SCOPE_KEY] = record = RequestRecord(scope)
+        scope[SCOPE_KEY] = record = RequestRecord(scope, self._find_client)
         sender = ResponseSender(scope, receive, send, record, self._connections, keeps_body=self._log_responses)
         if self._log_requests and has_request_body(scope):
             record.request_body = await _read_beginning_of_body(receive)

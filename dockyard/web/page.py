@@ -17,6 +17,7 @@ from dockyard.config.settings import Upstream
 from dockyard.first_pull import example_image
 from dockyard.oci.origin import bracket, join_host_port
 from dockyard.web.gate import Gate
+from dockyard.web.request_record import SCOPE_KEY
 
 HTML = "text/html; charset=utf-8"
 JSON = "application/json"
@@ -36,7 +37,6 @@ code { font-family: ui-monospace, monospace; font-size: .9rem; overflow-wrap: an
 _STYLE_HASH = base64.b64encode(hashlib.sha256(_STYLE.encode()).digest()).decode()
 _HEADERS = {
     "cache-control": "no-store",
-    "vary": "Accept",
     "referrer-policy": "no-referrer",
     "content-security-policy": (
         f"default-src 'none'; style-src 'sha256-{_STYLE_HASH}'; img-src data:; base-uri 'none'; form-action 'none'; "
@@ -53,8 +53,9 @@ class PageEndpoint:
 
     async def on_get(self, req: falcon.asgi.Request, resp: falcon.asgi.Response) -> None:
         """200. Raises RegistryError."""
-        upstreams = await self._gate.check_page(req)
+        upstreams = await self._gate.check_page(req, resp, req.scope[SCOPE_KEY])
         resp.set_headers(_HEADERS)
+        resp.append_header("vary", "Accept")
         if req.client_prefers(("text/html", JSON)) == JSON:
             resp.content_type = JSON
             prefixes = [upstream.prefix for upstream in upstreams]

@@ -1,11 +1,11 @@
 """The record of one request: the fields of its log line, and its metrics."""
 
 import time
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable
 
 from dockyard import metrics
 from dockyard.errors import RegistryError
+from dockyard.web.asgi import Scope
 
 MAX_LOGGED_BODY_BYTES = 2048
 SCOPE_KEY = "dockyard.request_record"
@@ -14,15 +14,22 @@ CLIENT_STALLED = "client stalled"
 INTERNAL_ERROR = "internal error, see the log"
 
 
+def find_peer(scope: Scope) -> str:
+    """Return the address at the other end of the connection of a request."""
+    address: str = scope["client"][0]
+    return address.removeprefix("::ffff:")
+
+
 class RequestRecord:
     """What is logged and counted of one request.
 
-    Handlers set `kind`, `name`, `reference` and `how`; sending sets `status`, `sent_bytes` and, for a response that was
-    not sent completely, `end`. `error` is why the response is an error, stale or cut. `request_body` and
-    `response_body` are empty unless they are to be logged.
+    Handlers set `kind`, `name`, `reference` and `how`. The gate sets `user`, the name of a verified login, and
+    `is_hidden` if the client must not learn that the repository exists. Sending sets `status`, `sent_bytes` and, for a
+    response that was not sent completely, `end`. `error` is why the response is an error, stale or cut. `request_body`
+    and `response_body` are empty unless they are to be logged. `find_client` returns the address of the client.
     """
 
-    def __init__(self, scope: Mapping[str, Any]) -> None:
+    def __init__(self, scope: Scope, find_client: Callable[[Scope], str] = find_peer) -> None:
         self.kind = "other"
         self.name = ""
         self.reference = ""
@@ -33,6 +40,9 @@ class RequestRecord:
         self.error: RegistryError | None = None
         self.request_body = b""
         self.response_body = b""
+        self.user = ""
+        self.is_hidden = False
+        self._find_client = find_client
         self._scope = scope
         self._started = time.perf_counter()
 
@@ -58,7 +68,8 @@ class RequestRecord:
             "how": self.how,
             "bytes": self.sent_bytes,
             "seconds": round(time.perf_counter() - self._started, 4),
-            "client": self._scope["client"][0].removeprefix("::ffff:"),
+            "user": self.user,
+            "client": self._find_client(self._scope),
             "end": self.end,
             "request_body": self.request_body[:MAX_LOGGED_BODY_BYTES].decode("utf-8", "replace"),
             "response_body": self.response_body[:MAX_LOGGED_BODY_BYTES].decode("utf-8", "replace"),
