@@ -152,7 +152,10 @@ class Worker:
         self.maintenance = Maintenance(self.local_store)
         self.s3 = S3Store(storage, environ) if storage.bucket else None
         self.bucket = Bucket(self.s3)
-        self.publisher = Publisher(self.local_store, self.s3, outbox, storage.touch_threshold, self._owns)
+        self.publisher = Publisher(
+            *(self.local_store, self.s3, outbox, storage.touch_threshold, self._owns),
+            writes_links=settings.restricts_access,
+        )
         stores = Stores(self.local_store, self.bucket, self.publisher)
 
         scrub_rate = storage.scrub_rate if storage.verify != "never" else 0

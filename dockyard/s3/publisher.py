@@ -8,6 +8,10 @@ half as many run at the same time.
 An object that is served, and whose copy in the bucket is older than the touch threshold, is *touched*: copied onto
 itself, so that lifecycle rules do not expire it. The age of the copy is recorded in the local store (`TouchTimes`). A
 touched manifest causes a touch of everything that it names, so that an image is kept or expires as a whole.
+
+With restricted access, a manifest has *links* in the bucket: for each blob that it names, an empty object that says so.
+They are written before the manifest is published or touched: a replica that finds the manifest finds its links. If that
+fails, the manifest stays in the outbox.
 """
 
 import contextlib
@@ -24,6 +28,7 @@ from cachetools import TTLCache
 from dockyard import metrics
 from dockyard.errors import BadUpstream
 from dockyard.oci.manifest import Manifest
+from dockyard.oci.reference import Digest, Name
 from dockyard.s3 import S3Error, S3Store
 from dockyard.s3.concurrency_limit import ConcurrencyLimit
 from dockyard.s3.outbox import Outbox
@@ -38,6 +43,7 @@ PAUSE_AFTER_FAILURE_S = 4.0
 # How often an item that is in use is checked for a touch: a quarter of the touch threshold, but at least this often.
 MAX_TOUCH_CHECK_INTERVAL_S = 600.0
 MAX_CHECKED_ITEMS = 50_000
+MAX_RECENT_LINKS = 16_384
 CHUNK_BYTES = 256 * 1024
 
 Task = Callable[[S3Store, Item], None]
@@ -54,7 +60,7 @@ class Publisher:
     """Uploads items from `local` to `s3`; with None it does nothing. For many threads.
 
     `owns(item)` returns whether this worker uploads an item of the outbox that is overdue. Items are touched when they
-    are older than `touch_threshold_s`; 0 means never.
+    are older than `touch_threshold_s`; 0 means never. `writes_links`: access is restricted.
     """
 
     def __init__(
@@ -64,12 +70,15 @@ class Publisher:
         outbox: Outbox,
         touch_threshold_s: float,
         owns: Callable[[Item], bool],
+        *,
+        writes_links: bool = False,
     ) -> None:
         self._local = local
         self._s3 = s3
         self._outbox = outbox
         self._touch_threshold_s = touch_threshold_s
         self._owns = owns
+        self._writes_links = writes_links
         # A streamed upload takes as long as its download. Tasks upload from the local store, or touch.
         self._streamed_uploads = ThreadPoolExecutor(MAX_STREAMED_UPLOADS, "streamed-upload")
         self._streamed_upload_limit = ConcurrencyLimit(MAX_STREAMED_UPLOADS)
@@ -77,9 +86,10 @@ class Publisher:
         self._task_limit = ConcurrencyLimit(MAX_TASKS)
         self._mutex = threading.Lock()
         self._running: set[Item] = set()
-        self._checked: TTLCache[Item, bool] = TTLCache(
-            MAX_CHECKED_ITEMS, min(touch_threshold_s / 4, MAX_TOUCH_CHECK_INTERVAL_S)
-        )
+        check_interval_s = min(touch_threshold_s / 4, MAX_TOUCH_CHECK_INTERVAL_S)
+        self._checked: TTLCache[Item, bool] = TTLCache(MAX_CHECKED_ITEMS, check_interval_s)
+        # The links that were written or renewed a moment ago: many images of a repository have the same base.
+        self._linked: TTLCache[tuple[Name, Digest], bool] = TTLCache(MAX_RECENT_LINKS, check_interval_s)
         self._paused_until = float("-inf")
         self._stop = threading.Event()
 
@@ -164,6 +174,8 @@ class Publisher:
                 finally:
                     os.close(blob.fd)
             case ManifestItem(name, digest) if manifest := self._read_manifest(item):
+                if self._writes_links:
+                    self._write_links(s3, name, manifest)
                 s3.write_manifest(name, digest, manifest.body, manifest.media_type)
             case TagItem(name, tag) if pointer := self._local.read_pointer(name, tag):
                 s3.write_pointer(name, tag, pointer.digest)
@@ -216,6 +228,8 @@ class Publisher:
         if item in self._outbox or not self._local.touch_times.claim_touch(item, self._touch_threshold_s):
             return
         try:
+            if self._writes_links and isinstance(item, ManifestItem) and (manifest := self._find_manifest(s3, item)):
+                self._write_links(s3, item.name, manifest)
             if s3.touch(self._local.key(item)):
                 metrics.touched.inc()
             else:
@@ -223,11 +237,24 @@ class Publisher:
         except S3Error:
             self._local.touch_times.release_touch(item, self._touch_threshold_s)
             raise
-        if isinstance(item, ManifestItem) and (manifest := self._read_manifest(item) or _read_from_bucket(s3, item)):
+        if isinstance(item, ManifestItem) and (manifest := self._find_manifest(s3, item)):
             for digest in manifest.children:
                 self.touch_if_due(ManifestItem(item.name, digest))
             for digest in manifest.blobs:
                 self.touch_if_due(BlobItem(digest))
+
+    def _write_links(self, s3: S3Store, name: Name, manifest: Manifest) -> None:
+        """Write or renew the links of a manifest. Raises S3Error."""
+        for digest in manifest.named_blobs:
+            with self._mutex:
+                if (name, digest) in self._linked:
+                    continue
+            s3.write_link(name, digest)
+            with self._mutex:
+                self._linked[name, digest] = True
+
+    def _find_manifest(self, s3: S3Store, item: ManifestItem) -> Manifest | None:
+        return self._read_manifest(item) or _read_from_bucket(s3, item)
 
     def _read_manifest(self, item: ManifestItem) -> Manifest | None:
         body = self._local.read_manifest(item.name, item.digest)

@@ -32,6 +32,7 @@ _CONTENT = re.compile(
     rf"cache/(?:manifests/{_NAME}|blobs/)(?P<algorithm>sha256|sha512)/(?:(?P<two>[0-9a-f]{{2}})/)?(?P<hex>[0-9a-f]+)"
 )
 _POINTER = re.compile(rf"cache/manifests/{_NAME}tags/[A-Za-z0-9_][A-Za-z0-9._-]{{0,127}}")
+_LINK = re.compile(rf"cache/links/{_NAME}(?:sha256/[0-9a-f]{{64}}|sha512/[0-9a-f]{{128}})")
 _DIGEST = re.compile(rb"sha256:[0-9a-f]{64}|sha512:[0-9a-f]{128}")
 
 
@@ -177,6 +178,8 @@ def find_object_problem(key: str, pieces: Iterable[bytes]) -> str:
     if _POINTER.fullmatch(key):
         text = b"".join(pieces)
         return "" if _DIGEST.fullmatch(text.strip()) else f"a pointer that is not a digest: {text!r}"
+    if _LINK.fullmatch(key):
+        return "a link that is not empty" if b"".join(pieces) else ""
     match = _CONTENT.fullmatch(key)
     if match is None:
         return "not a key of Dockyard"
@@ -203,6 +206,11 @@ def blob_key(digest: str) -> str:
 def manifest_key(name: str, digest: str) -> str:
     """Return the key of a manifest, as documented."""
     return f"cache/manifests/{name}/{digest.replace(':', '/')}"
+
+
+def link_key(name: str, digest: str) -> str:
+    """Return the key of a link from a repository to a blob, as documented."""
+    return f"cache/links/{name}/{digest.replace(':', '/')}"
 
 
 def tag_key(name: str, tag: str) -> str:

@@ -46,6 +46,8 @@ OPERATIONS: list[tuple[str, Callable[[S3Store], object], dict[str, int]]] = [
     ("stat_blob", lambda s3: s3.stat_blob(DIGEST), {"HEAD": 1}),
     ("read_manifest", lambda s3: s3.read_manifest(NAME, Digest.of(MANIFEST)), {"GET": 1}),
     ("read_pointer", lambda s3: s3.read_pointer(NAME, TAG), {"GET": 1}),
+    ("has_link", lambda s3: s3.has_link(NAME, DIGEST), {"HEAD": 1}),
+    ("write_link", lambda s3: s3.write_link(NAME, DIGEST) or True, {"PUT": 1}),
     ("presign_blob", lambda s3: s3.presign_blob(DIGEST, 60), {}),
     ("check", lambda s3: s3.check(), {"GET": 1, "PUT": 1}),
     ("find_old_versions", lambda s3: s3.find_old_versions(), {"GET": 1}),
@@ -61,6 +63,7 @@ def test_operations_take_the_documented_requests(
     publish(direct_s3)
     direct_s3.write_manifest(NAME, Digest.of(MANIFEST), MANIFEST, MANIFEST_TYPE)
     direct_s3.write_pointer(NAME, TAG, Digest.of(MANIFEST))
+    direct_s3.write_link(NAME, DIGEST)
     assert operation(s3) is not None
     assert proxy.counted() == expected
     assert sum(s3.requests.values()) == sum(expected.values())

@@ -6,7 +6,16 @@ from hypothesis import strategies as st
 
 from dockyard.oci.reference import Digest, Name, Tag
 from dockyard.storage.items import BlobItem, ManifestItem, TagItem
-from dockyard.storage.keys import blob_key, blob_root, find_item, list_key, manifest_key, media_type_key, tag_key
+from dockyard.storage.keys import (
+    blob_key,
+    blob_root,
+    find_item,
+    link_key,
+    list_key,
+    manifest_key,
+    media_type_key,
+    tag_key,
+)
 
 SHA256 = Digest.of(b"x")
 SHA512 = Digest.of(b"x", "sha512")
@@ -18,6 +27,7 @@ def test_keys_have_the_documented_format(prefix: str) -> None:
     """Existing buckets are read by these keys; the prefix is prepended unchanged."""
     assert manifest_key(prefix, NAME, SHA256) == f"{prefix}manifests/docker.io/library/nginx/sha256/{SHA256.encoded}"
     assert tag_key(prefix, NAME, Tag.parse("v1")) == f"{prefix}manifests/docker.io/library/nginx/tags/v1"
+    assert link_key(prefix, NAME, SHA256) == f"{prefix}links/docker.io/library/nginx/sha256/{SHA256.encoded}"
     assert blob_key(prefix, SHA256) == f"{prefix}blobs/sha256/{SHA256.encoded[:2]}/{SHA256.encoded}"
 
 
@@ -46,7 +56,9 @@ def test_all_blobs_are_below_their_root() -> None:
 
 digests = st.sampled_from([SHA256, SHA512, Digest.of(b"y")])
 # Names and tags that look like the rest of a key.
-words = st.sampled_from(["manifests", "blobs", "tags", "sha256", "sha512", SHA256.encoded, SHA256.encoded[:2], "x"])
+words = st.sampled_from(
+    ["manifests", "blobs", "links", "tags", "sha256", "sha512", SHA256.encoded, SHA256.encoded[:2], "x"]
+)
 names = st.lists(words, min_size=1, max_size=3).map("/".join).map(Name.parse)
 objects = st.one_of(
     st.tuples(st.just("manifest"), names, digests),
@@ -54,6 +66,7 @@ objects = st.one_of(
     st.tuples(st.just("blob"), st.just(None), digests),
     st.tuples(st.just("list"), names, digests),
     st.tuples(st.just("type"), names, digests),
+    st.tuples(st.just("link"), names, digests),
 )
 
 
@@ -68,6 +81,8 @@ def key_of(obj: tuple[str, Name | None, Digest | Tag]) -> str:
             return list_key("", name, digest)
         case "type", Name() as name, Digest() as digest:
             return media_type_key("", name, digest)
+        case "link", Name() as name, Digest() as digest:
+            return link_key("", name, digest)
         case _, None, Digest() as digest:
             return blob_key("", digest)
         case _:
@@ -96,7 +111,8 @@ def test_an_item_is_found_by_its_key(prefix: str, name: str) -> None:
     "key", ["", "blobs/x", "blobs/sha256/ab/nothex", "manifests/x", "manifests/A/tags/v1", "run/x"]
 )
 def test_other_files_are_no_items(key: str) -> None:
-    """Lists, media types, and what other programs store."""
+    """Lists, media types, links, and what other programs store."""
     assert find_item("c/", f"c/{key}") is None
     assert find_item("c/", list_key("c/", NAME, None)) is None
     assert find_item("c/", media_type_key("c/", NAME, SHA256)) is None
+    assert find_item("c/", link_key("c/", NAME, SHA256)) is None
