@@ -155,7 +155,7 @@ class Manifest:
     @property
     def named_blobs(self) -> tuple[Digest, ...]:
         """The blobs that may be served under the repository of this manifest because of it. See `named_blobs`."""
-        return find_named_blobs(parse_document(self.body))
+        return find_named_blobs(self.body)
 
     def _digests(self, *keys: str) -> tuple[Digest, ...]:
         document = parse_document(self.body)

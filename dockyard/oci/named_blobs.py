@@ -6,6 +6,7 @@ as such. What it does not read, or reads in another way, names nothing here:
 
 - lists that do not belong to the kind of the manifest, such as `blobs` in an image, and the manifests of an index;
 - layers that are not distributed by the registry: with `urls`, or of a type that says so. They need not be there;
+- anything in a signed schema 1 manifest that has members beside the signed ones;
 - descriptors and documents with a key in another case. Most registries are written in Go, whose JSON decoder ignores
   the case of keys (Unicode case folding) and takes the last one.
 
@@ -16,22 +17,27 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 from dockyard.errors import DigestInvalid
+from dockyard.oci.documents import parse_document
 from dockyard.oci.reference import Digest
+from dockyard.oci.schema1 import find_payload
 
 _DOCUMENT_KEYS: Final = frozenset(
     {"schemaVersion", "mediaType", "config", "layers", "manifests", "fsLayers", "blobs", "artifactType"}
 )
-_DESCRIPTOR_KEYS: Final = frozenset({"mediaType", "digest", "urls", "blobSum"})
-_NOT_DISTRIBUTED: Final = (".foreign.", ".nondistributable.")
+_DESCRIPTOR_KEYS: Final = frozenset({"mediaType", "digest", "size", "urls", "blobSum"})
 
 
-def find_named_blobs(document: dict[str, Any]) -> tuple[Digest, ...]:
-    """Return the digests of the blobs that a valid manifest names."""
-    return tuple(dict.fromkeys(_find(document)))
+def find_named_blobs(body: bytes) -> tuple[Digest, ...]:
+    """Return the digests of the blobs that a valid manifest names. Raises BadUpstream for what is not a document."""
+    document = parse_document(body)
+    if "signatures" in document and find_payload(body) is None:
+        return ()
+    texts = dict.fromkeys(_find_texts(document))
+    return tuple(digest for text in texts if (digest := _find_digest(text)))
 
 
-def _find(document: dict[str, Any]) -> Iterator[Digest]:
-    if _has_key_in_other_case(document, _DOCUMENT_KEYS) or "manifests" in document:
+def _find_texts(document: dict[str, Any]) -> Iterator[str]:
+    if "manifests" in document or _has_key_in_other_case(document, _DOCUMENT_KEYS):
         return
     if "fsLayers" in document:
         lists, key = [document["fsLayers"]], "blobSum"
@@ -42,25 +48,30 @@ def _find(document: dict[str, Any]) -> Iterator[Digest]:
     for entries in lists:
         for entry in entries or ():
             if _is_distributed(entry):
-                try:
-                    yield Digest.parse(str(entry.get(key)))
-                except DigestInvalid:
-                    continue
+                yield str(entry.get(key))
+
+
+def _find_digest(text: str) -> Digest | None:
+    try:
+        return Digest.parse(text)
+    except DigestInvalid:
+        return None
 
 
 def _is_distributed(descriptor: dict[str, Any]) -> bool:
-    media_type = str(descriptor.get("mediaType", "")).lower()
+    media_type = str(descriptor.get("mediaType")).lower()
     return not (
         descriptor.get("urls")
-        or any(part in media_type for part in _NOT_DISTRIBUTED)
+        or ".foreign." in media_type
+        or ".nondistributable." in media_type
         or _has_key_in_other_case(descriptor, _DESCRIPTOR_KEYS)
     )
 
 
 def _has_key_in_other_case(values: dict[str, Any], keys: frozenset[str]) -> bool:
     """Whether a key differs from one of `keys` only by its case."""
-    folded = _FOLDED[keys]
-    return any(key not in keys and key.casefold() in folded for key in values)
+    others = values.keys() - keys
+    return bool(others) and not _FOLDED[keys].isdisjoint(map(str.casefold, others))
 
 
-_FOLDED: Final = {keys: frozenset(key.casefold() for key in keys) for keys in (_DOCUMENT_KEYS, _DESCRIPTOR_KEYS)}
+_FOLDED: Final = {keys: frozenset(map(str.casefold, keys)) for keys in (_DOCUMENT_KEYS, _DESCRIPTOR_KEYS)}

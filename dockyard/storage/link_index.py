@@ -1,10 +1,11 @@
 """Which blobs the stored manifests of each repository name, found from their files. Blocking.
 
 Each manifest is read once: a directory is listed again only when it has changed, and then only what is new in it is
-read. All workers share the files, so a manifest that another worker has stored is found too.
+read. All workers share the files, so a manifest that another worker has stored is found too. A large directory that
+changes all the time is listed for at most a tenth of the time.
 
 The index of a repository is made when it is first asked for. When all take more than MAX_INDEX_BYTES, those that were
-not used for longest are dropped; one repository may take half of that, which is about 100,000 images. What does not fit
+not used for longest are dropped; one repository may take half of that, which is about 70,000 images. What does not fit
 is not found. A link to a blob stays for up to REBUILD_INTERVAL_S when its manifest was deleted, but not when all
 manifests of the repository were.
 """
@@ -19,14 +20,20 @@ from pathlib import Path
 
 import attrs
 
-from dockyard.oci.manifest import Manifest
+from dockyard.errors import BadUpstream
+from dockyard.oci.manifest import MAX_MANIFEST_BYTES
+from dockyard.oci.named_blobs import find_named_blobs
 from dockyard.oci.reference import Digest, Name
+from dockyard.oci.schema1 import find_payload
 from dockyard.storage.digest_set import RECORD_BYTES, DigestSet
 
-MAX_INDEX_BYTES = 32 * 1024 * 1024
+MAX_INDEX_BYTES = 48 * 1024 * 1024
 REBUILD_INTERVAL_S = 600.0
 # A directory may change once more without a new modification time: its resolution is up to 2 s on some file systems.
 TIME_RESOLUTION_S = 2.0
+MAX_LISTING_SHARE = 0.1
+LARGE_DIRECTORY_FILES = 1000
+_FILE_NAME_BYTES = 160
 _OBJECTS_BYTES = 1024
 _ALGORITHMS = ("sha256", "sha512")
 _ENCODED = re.compile(r"(?:[a-f0-9]{64}){1,2}", re.ASCII)
@@ -37,19 +44,20 @@ _Stamps = tuple[tuple[int, int] | None, ...]
 
 @attrs.define
 class _Repository:
-    """The index of one repository. Times are on the monotonic clock."""
+    """The index of one repository. `files` are the names of the manifests that were read. Times are monotonic."""
 
     built_at: float
     listed_at: float = float("-inf")
+    current_until: float = float("-inf")
     stamps: _Stamps = ()
     is_one_deleted: bool = False
-    counted_bytes: int = 0
-    read: DigestSet = attrs.field(factory=DigestSet)
+    files: set[str] = attrs.field(factory=set)
     blobs: DigestSet = attrs.field(factory=DigestSet)
+    counted_bytes: int = 0
 
     @property
     def size_bytes(self) -> int:
-        return RECORD_BYTES * (len(self.read) + len(self.blobs)) + _OBJECTS_BYTES
+        return _FILE_NAME_BYTES * len(self.files) + RECORD_BYTES * len(self.blobs) + _OBJECTS_BYTES
 
     def must_be_rebuilt(self, now: float) -> bool:
         """Whether it has links of manifests that were deleted, and may be made anew."""
@@ -59,18 +67,12 @@ class _Repository:
 class LinkIndex:
     """The links from repositories to the blobs that their stored manifests name.
 
-    `directory_of(name, algorithm)` is the directory with manifests; `read(name, digest)` reads one that is verified;
-    None when it is absent or damaged. For many threads, but one `refresh` of a repository at a time.
+    `directory_of(name, algorithm)` is the directory with the manifests of a repository, one in each file. For many
+    threads, but one `refresh` of a repository at a time.
     """
 
-    def __init__(
-        self,
-        directory_of: Callable[[Name, str], Path],
-        read: Callable[[Name, Digest], Manifest | None],
-        max_bytes: int = MAX_INDEX_BYTES,
-    ) -> None:
+    def __init__(self, directory_of: Callable[[Name, str], Path], max_bytes: int = MAX_INDEX_BYTES) -> None:
         self._directory_of = directory_of
-        self._read = read
         self._max_bytes = max_bytes
         self._mutex = threading.Lock()
         self._repositories: OrderedDict[Name, _Repository] = OrderedDict()
@@ -88,43 +90,41 @@ class LinkIndex:
 
     def is_current(self, name: Name) -> bool:
         """Whether nothing has changed since the last `refresh`; also for a repository without manifests."""
-        stamps = self._stamps(name)
+        now, stamps = time.monotonic(), self._stamps(name)
         with self._mutex:
             if not any(stamps):
                 self._drop(name)
                 return True
             found = self._repositories.get(name)
-            if found is None or found.stamps != stamps or found.must_be_rebuilt(time.monotonic()):
+            if found is None or found.must_be_rebuilt(now):
                 return False
             self._repositories.move_to_end(name)
-            return True
+            return found.stamps == stamps or now < found.current_until
 
     def refresh(self, name: Name) -> None:
-        """Find the manifests that were stored since the last time."""
+        """Find the manifests that were stored since the last time.
+
+        A file that cannot be read, or is damaged, names nothing. Whoever requests the manifest causes a warning.
+        """
         began_at, stamps = time.monotonic(), self._stamps(name)
-        listed = {algorithm: _list(self._directory_of(name, algorithm)) for algorithm in _ALGORITHMS}
+        directories = {algorithm: str(self._directory_of(name, algorithm)) for algorithm in _ALGORITHMS}
+        listed = {algorithm: _list(directory) for algorithm, directory in directories.items()}
         with self._mutex:
             repository = self._repositories.get(name) or _Repository(began_at)
-        new = [
-            Digest(algorithm, encoded)
-            for algorithm, files in listed.items()
-            for encoded in files
-            if encoded not in repository.read
-        ]
-        stored_files = sum(map(len, listed.values()))
-        repository.is_one_deleted = stored_files - len(new) < len(repository.read)
+        repository.is_one_deleted = not repository.files <= set().union(*listed.values())
         if repository.must_be_rebuilt(began_at):
             repository = _Repository(began_at)
-            new = [Digest(algorithm, encoded) for algorithm, files in listed.items() for encoded in files]
-        for digest in new:
+        new = [(algorithm, file) for algorithm, files in listed.items() for file in files - repository.files]
+        listing_s = time.monotonic() - began_at
+        for algorithm, file in new:
             if repository.size_bytes > self._max_bytes // 2:
                 break
-            if manifest := self._read(name, digest):
-                for blob in manifest.named_blobs:
-                    repository.blobs.add(blob.encoded)
-                repository.read.add(digest.encoded)
+            if _ENCODED.fullmatch(file) and _read_links(directories[algorithm], algorithm, file, repository.blobs):
+                repository.files.add(file)
         repository.stamps = stamps if _are_old(stamps) else ()
         repository.listed_at = began_at
+        if len(repository.files) > LARGE_DIRECTORY_FILES:
+            repository.current_until = time.monotonic() + listing_s / MAX_LISTING_SHARE
         self._keep(name, repository)
 
     def _keep(self, name: Name, repository: _Repository) -> None:
@@ -159,9 +159,43 @@ def _are_old(stamps: _Stamps) -> bool:
     return all(stamp is None or stamp[0] < latest_ns for stamp in stamps)
 
 
-def _list(directory: Path) -> list[str]:
-    """List the names of the files that may be manifests."""
+def _list(directory: str) -> set[str]:
     try:
-        return [name for name in os.listdir(directory) if _ENCODED.fullmatch(name)]
+        return set(os.listdir(directory))
     except OSError:
-        return []
+        return set()
+
+
+def _read_links(directory: str, algorithm: str, file: str, blobs: DigestSet) -> bool:
+    """Add the blobs that a manifest names; False if it cannot be read or is damaged."""
+    body = _read(f"{directory}/{file}")
+    if body is None:
+        return False
+    digest = Digest(algorithm, file)
+    is_damaged = Digest.of(body, algorithm) != digest
+    if is_damaged and (payload := find_payload(body)) is not None:  # a signed schema 1 manifest
+        is_damaged = Digest.of(payload, algorithm) != digest
+    if is_damaged:
+        return False
+    try:
+        for blob in find_named_blobs(body):
+            blobs.add(blob.encoded)
+    except BadUpstream:
+        return False
+    return True
+
+
+def _read(path: str) -> bytes | None:
+    """Read a file, without recording that as a use. Does not wait for the writer of a named pipe."""
+    try:
+        with open(path, "rb", buffering=0, opener=_open) as file:
+            return file.read(MAX_MANIFEST_BYTES + 1)
+    except OSError:
+        return None
+
+
+def _open(path: str, flags: int) -> int:
+    try:
+        return os.open(path, flags | os.O_NONBLOCK | os.O_NOATIME)
+    except PermissionError:  # the file belongs to another user
+        return os.open(path, flags | os.O_NONBLOCK)

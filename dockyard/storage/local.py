@@ -17,8 +17,7 @@ import structlog
 
 from dockyard import metrics
 from dockyard.config.types import Verify
-from dockyard.errors import BadUpstream, DigestInvalid
-from dockyard.oci.manifest import Manifest
+from dockyard.errors import DigestInvalid
 from dockyard.oci.reference import Digest, Name, Tag
 from dockyard.storage import keys
 from dockyard.storage.atomic_write import (
@@ -111,7 +110,7 @@ class LocalStore:
             verify,
             self._verified_files,
         )
-        self.links = LinkIndex(self._manifest_directory, self._read_unused_manifest)
+        self.links = LinkIndex(self._manifest_directory)
         self.touch_times = TouchTimes(
             lambda item: self._path(self.key(item)), self.directories.stamps, self._verified_files
         )
@@ -338,19 +337,6 @@ class LocalStore:
     def _manifest_directory(self, name: Name, algorithm: str) -> Path:
         return self._path(keys.manifest_key(self._prefix, name, Digest.of(b"", algorithm))).parent
 
-    def _read_unused_manifest(self, name: Name, digest: Digest) -> Manifest | None:
-        """Read and verify a manifest without recording a use; None when it is absent or damaged.
-
-        Whoever requests a damaged manifest causes a warning, and that it is fetched again.
-        """
-        body = self._read(keys.manifest_key(self._prefix, name, digest), records_use=False)
-        if body is None:
-            return None
-        media_type = self._read(keys.media_type_key(self._prefix, name, digest), records_use=False)
-        with contextlib.suppress(BadUpstream):
-            return Manifest.stored(body, digest, None if media_type is None else media_type.decode("latin-1"))
-        return None
-
     def _path(self, key: str) -> Path:
         return self.directories.root / key
 
@@ -360,9 +346,9 @@ class LocalStore:
     def _claim(self, digest: Digest) -> PartialFile | None:
         return PartialFile.claim(digest, self._partial_path(digest), self.size_cap, self.memory)
 
-    def _read(self, key: str, *, records_use: bool = True) -> bytes | None:
+    def _read(self, key: str) -> bytes | None:
         try:
-            return _read_file(self._path(key), records_use=records_use)[0]
+            return _read_file(self._path(key))[0]
         except OSError as exc:
             _log_unless_absent("cannot read a cached object", key, exc)
             return None
@@ -394,28 +380,16 @@ class LocalStore:
         return write()
 
 
-def _read_file(path: Path, *, records_use: bool = True) -> tuple[bytes, os.stat_result]:
-    """Read a file, at most MAX_OBJECT_BYTES of it, and record its use, unless it is not used. Raises OSError.
+def _read_file(path: Path) -> tuple[bytes, os.stat_result]:
+    """Read a file, at most MAX_OBJECT_BYTES of it, and record its use. Raises OSError.
 
     Does not wait for the writer of a named pipe.
     """
-    with open(path, "rb", opener=_open if records_use else _open_without_use) as file:
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
         found = os.fstat(file.fileno())
         body = file.read(MAX_OBJECT_BYTES)
-        if records_use:
-            record_use(file.fileno(), found)
+        record_use(file.fileno(), found)
     return body, found
-
-
-def _open(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NONBLOCK)
-
-
-def _open_without_use(path: str, flags: int) -> int:
-    try:
-        return _open(path, flags | os.O_NOATIME)
-    except PermissionError:  # the file belongs to another user
-        return _open(path, flags)
 
 
 def _list_checksum(key: str, body: bytes) -> bytes:

@@ -6,7 +6,9 @@ from typing import Any
 import pytest
 
 from dockyard.oci.manifest import DOCKER_IMAGE, OCI_ARTIFACT, OCI_IMAGE, OCI_INDEX, SCHEMA1, Manifest
+from dockyard.oci.named_blobs import find_named_blobs
 from dockyard.oci.reference import Digest
+from tests.support.schema1 import sign
 
 CONFIG, LAYER, OTHER = (Digest.of(body) for body in (b"config", b"layer", b"other"))
 SHA512 = Digest.of(b"layer", "sha512")
@@ -87,3 +89,11 @@ def test_a_document_that_go_may_read_in_another_way_names_nothing(key: str) -> N
 def test_a_descriptor_that_go_may_read_in_another_way_names_nothing(key: str) -> None:
     """The other descriptors of the manifest count."""
     assert named(image(descriptor(OTHER, **{key: str(LAYER)}), descriptor(LAYER))) == [CONFIG, LAYER]
+
+
+def test_what_is_not_signed_in_a_schema_1_manifest_is_not_named() -> None:
+    """Registries read the signed part only."""
+    payload: dict[str, Any] = {"schemaVersion": 1, "name": "x", "tag": "y"}
+    assert find_named_blobs(sign(payload | {"fsLayers": [{"blobSum": str(LAYER)}]}).body) == (LAYER,)
+    unsigned = json.dumps([{"blobSum": str(OTHER)}])
+    assert find_named_blobs(sign(payload, before=f'"fsLayers": {unsigned}, ').body) == ()
