@@ -4,6 +4,7 @@ import ast
 import json
 import re
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -90,16 +91,38 @@ def test_modules_that_a_page_names_exist(page: str) -> None:
         assert (ROOT / name).exists() or (ROOT / "dockyard" / name).exists(), name
 
 
+def find_node_files(ending: str) -> set[Path]:
+    """The files in ops/nodes with this ending."""
+    return set((ROOT / "ops" / "nodes").rglob(f"*.{ending}"))
+
+
 def test_the_clients_page_has_the_files_for_nodes() -> None:
     """What it shows for Docker, containerd, CRI-O and k3s is what the files in ops/nodes say."""
     nodes = ROOT / "ops" / "nodes"
     tables = [tomllib.loads(block) for block in code_blocks("ops/CLIENTS.md", "toml")]
-    for file in [*nodes.rglob("*.toml"), *nodes.rglob("*.conf")]:
-        assert tomllib.loads(file.read_text()) in tables, file
+    for file in find_node_files("toml") | find_node_files("conf"):
+        if not file.is_relative_to(nodes / "closed"):
+            assert tomllib.loads(file.read_text()) in tables, file
     (daemon,) = (json.loads(block) for block in code_blocks("ops/CLIENTS.md", "json"))
     assert daemon == json.loads((nodes / "docker" / "daemon.json").read_text())
-    (registries,) = (yaml.safe_load(block) for block in code_blocks("ops/CLIENTS.md", "yaml"))
+    documents = [yaml.safe_load(block) for block in code_blocks("ops/CLIENTS.md", "yaml")]
+    (registries,) = (each for each in documents if "mirrors" in each)
     assert registries == yaml.safe_load((nodes / "k3s" / "registries.yaml").read_text())
+
+
+def test_the_nodes_page_has_the_files_for_closed_nodes() -> None:
+    """It shows each file in ops/nodes/closed, and nothing else in these languages."""
+    closed = ROOT / "ops" / "nodes" / "closed"
+    languages: dict[str, tuple[set[Path], Callable[[str], object]]] = {
+        "toml": (find_node_files("toml") | find_node_files("conf"), tomllib.loads),
+        "json": (find_node_files("json"), json.loads),
+        "yaml": (find_node_files("yaml"), yaml.safe_load),
+    }
+    for language, (files, parse) in languages.items():
+        shown = [parse(block) for block in code_blocks("ops/NODES.md", language)]
+        kept = [parse(file.read_text()) for file in files if file.is_relative_to(closed)]
+        assert all(each in kept for each in shown), language
+        assert all(each in shown for each in kept), language
 
 
 def test_the_readme_has_the_published_numbers() -> None:

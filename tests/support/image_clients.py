@@ -110,8 +110,12 @@ disabled_plugins = ["io.containerd.grpc.v1.cri", "io.containerd.internal.v1.opt"
         shutil.rmtree(self.directory, ignore_errors=True)
 
     def pull(self, reference: str, *options: str | Path) -> None:
-        """Pull an image of this machine's platform; `options` are `--hosts-dir DIR` or `--plain-http`."""
-        self._run("images", "pull", "--snapshotter", "native", *options, reference)
+        """Pull an image of this machine's platform; `options` are `--hosts-dir DIR`, `--plain-http` or `--user`."""
+        run([*self.pull_command(*options), reference], self._environ)
+
+    def pull_command(self, *options: str | Path) -> list[str | Path]:
+        """The command that pulls the image whose name is put after it."""
+        return [*self._command, "images", "pull", "--snapshotter", "native", *options]
 
     def digest(self, reference: str) -> str:
         """Return the digest that the image's name points to."""
@@ -131,8 +135,12 @@ disabled_plugins = ["io.containerd.grpc.v1.cri", "io.containerd.internal.v1.opt"
         left = self.content()
         assert not left, f"containerd kept {left}"
 
+    @property
+    def _command(self) -> list[str | Path]:
+        return [self._ctr, "--address", self.address, "--namespace", "test"]
+
     def _run(self, *words: str | Path) -> str:
-        return run([self._ctr, "--address", self.address, "--namespace", "test", *words], self._environ)
+        return run([*self._command, *words], self._environ)
 
     def _is_answering(self) -> bool:
         try:
