@@ -6,16 +6,20 @@ kubeconform would download its schemas; kubernetes-1.34.json has those of the ki
 import json
 import re
 import shutil
+import subprocess
 from collections.abc import Callable
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any
 
+import jwt
 import pytest
+import trustme
 import yaml
 
 from dockyard.config.loader import load
 from tests.deploy.commands import run
+from tests.support.busy_machine import EVENT_TIMEOUT_S
 from tests.support.programs import Programs
 
 SCHEMAS = Path(__file__).parent / "kubernetes-1.34.json"
@@ -168,7 +172,7 @@ def test_the_notes_of_the_chart_say_how_to_pull(ops: Path, programs: Programs, r
 
 def test_the_examples_of_the_page_render(ops: Path, programs: Programs, tmp_path: Path) -> None:
     """The values and the kustomization of ops/KUBERNETES.md: the image, the namespace and the settings arrive."""
-    values, kustomization = re.findall(r"```yaml\n(.*?)```", (ops / "KUBERNETES.md").read_text(), re.DOTALL)
+    values, kustomization, *_ = re.findall(r"```yaml\n(.*?)```", (ops / "KUBERNETES.md").read_text(), re.DOTALL)
     (tmp_path / "values.yaml").write_text(values)
     chart = resources_of(
         run(programs.need("helm"), "template", "x", ops / "helm" / "dockyard", "--values", tmp_path / "values.yaml")
@@ -398,3 +402,160 @@ def test_the_documented_patch_adds_a_port(ops: Path, programs: Programs, tmp_pat
     rules = egress(resources_of(run(programs.need("kustomize"), "build", overlay)))
     assert allows(rules, "10.0.0.7", 9000)
     assert allows_pods(rules, 9000)
+
+
+CREDENTIAL_PROVIDER = Path("kubernetes", "credential-provider")
+REGISTRY = "dockyard.example:5000"
+
+
+@pytest.mark.parametrize("file", ["audience.yaml", "pull-secrets.yaml"])
+def test_kubeconform_accepts_the_resources_for_logins(ops: Path, programs: Programs, schemas: str, file: str) -> None:
+    """The examples beside the credential provider are valid resources."""
+    options = ["-strict", "-summary", "-output=json", f"-schema-location={schemas}"]
+    output = json.loads(run(programs.need("kubeconform"), *options, ops / CREDENTIAL_PROVIDER / file))
+    assert output["summary"]["valid"] == 2
+    assert output["summary"]["invalid"] + output["summary"]["errors"] + output["summary"]["skipped"] == 0
+
+
+def test_pull_secrets_have_the_logins_of_the_page(ops: Path) -> None:
+    """The page shows the content of the secret; the longest path is that of the first image."""
+    secret, pod = yaml.safe_load_all((ops / CREDENTIAL_PROVIDER / "pull-secrets.yaml").read_text())
+    config = json.loads(secret["stringData"][".dockerconfigjson"])
+    (shown,) = re.findall(r"```json\n(.*?)```", (ops / "KUBERNETES.md").read_text(), re.DOTALL)
+    assert config == json.loads(shown)
+    assert pod["spec"]["imagePullSecrets"] == [{"name": secret["metadata"]["name"]}]
+    keys = [
+        max((key for key in config["auths"] if f"{container['image']}/".startswith(f"{key}/")), key=len)
+        for container in pod["spec"]["containers"]
+    ]
+    assert keys == [f"{REGISTRY}/ghcr.io/my-org", REGISTRY]
+
+
+@pytest.fixture
+def provide(ops: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """A function that runs the credential provider as the kubelet does: by its name in the configuration."""
+    config = yaml.safe_load((ops / CREDENTIAL_PROVIDER / "config.yaml").read_text())
+    (provider,) = config["providers"]
+
+    def execute(**fields: object) -> subprocess.CompletedProcess[str]:
+        request = {"kind": "CredentialProviderRequest", "apiVersion": provider["apiVersion"], **fields}
+        return subprocess.run(
+            [ops / CREDENTIAL_PROVIDER / provider["name"]],
+            input=json.dumps(request) + "\n",
+            capture_output=True,
+            text=True,
+            timeout=EVENT_TIMEOUT_S,
+            check=False,
+            env={"PATH": "/usr/bin:/bin"},
+        )
+
+    return execute
+
+
+def test_the_credential_provider_is_configured_for_tokens(ops: Path) -> None:
+    """The audience is the one that audience.yaml allows to kubelets and that Dockyard expects."""
+    config = yaml.safe_load((ops / CREDENTIAL_PROVIDER / "config.yaml").read_text())
+    assert (config["apiVersion"], config["kind"]) == ("kubelet.config.k8s.io/v1", "CredentialProviderConfig")
+    (provider,) = config["providers"]
+    assert provider.keys() == {"name", "apiVersion", "matchImages", "defaultCacheDuration", "tokenAttributes"}
+    assert provider["matchImages"] == [REGISTRY]
+    audience = provider["tokenAttributes"].pop("serviceAccountTokenAudience")
+    assert provider["tokenAttributes"] == {"cacheType": "Token", "requireServiceAccount": True}
+    role, binding = yaml.safe_load_all((ops / CREDENTIAL_PROVIDER / "audience.yaml").read_text())
+    assert role["rules"] == [
+        {"apiGroups": [""], "resources": [audience], "verbs": ["request-serviceaccounts-token-audience"]}
+    ]
+    assert binding["roleRef"]["name"] == role["metadata"]["name"]
+    assert binding["subjects"][0]["name"] == "system:nodes"
+    (page,) = re.findall(r"```yaml\n(access:.*?)```", (ops / "KUBERNETES.md").read_text(), re.DOTALL)
+    assert yaml.safe_load(page)["access"]["jwt"][0]["audience"] == audience
+
+
+def test_the_credential_provider_sends_the_token_as_password(
+    provide: Callable[..., subprocess.CompletedProcess[str]],
+) -> None:
+    """Its response is what the kubelet accepts, for the registry of the image, whatever the annotations are."""
+    token = jwt.encode({"sub": "system:serviceaccount:team-a:default"}, "a key for tests that is long enough", "HS256")
+    annotations = {"image": "other.example/app", "note": f'"serviceAccountToken":"{token[:20]}.x.y"'}
+    done = provide(
+        image=f"{REGISTRY}/ghcr.io/my-org/app", serviceAccountToken=token, serviceAccountAnnotations=annotations
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert json.loads(done.stdout) == {
+        "kind": "CredentialProviderResponse",
+        "apiVersion": "credentialprovider.kubelet.k8s.io/v1",
+        "cacheKeyType": "Registry",
+        "auth": {REGISTRY: {"username": "serviceaccount", "password": token}},
+    }
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"image": f"{REGISTRY}/app"}, "the request has no serviceAccountToken: set tokenAttributes"),
+        ({"image": f"{REGISTRY}/app", "serviceAccountToken": ""}, "the request has no serviceAccountToken"),
+        ({"image": f"{REGISTRY}/app", "serviceAccountToken": 'a".b.c'}, "the request has no serviceAccountToken"),
+        ({"serviceAccountToken": "a.b.c"}, "the request has no image"),
+    ],
+)
+def test_the_credential_provider_fails_without_a_token(
+    provide: Callable[..., subprocess.CompletedProcess[str]], fields: dict[str, object], message: str
+) -> None:
+    """The kubelet then logs the reason, and no login is sent."""
+    done = provide(**fields)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert message in done.stderr
+
+
+@pytest.mark.parametrize("page", ["KUBERNETES.md", "CLIENTS.md"])
+def test_the_settings_for_tokens_are_valid(ops: Path, tmp_path: Path, page: str) -> None:
+    """Dockyard accepts the settings that the page shows, once the files are there."""
+    (text,) = re.findall(r"```yaml\n(access:.*?)```", (ops / page).read_text(), re.DOTALL)
+    for number, path in enumerate(re.findall(r"/run/secrets/\S+", text)):
+        file = tmp_path / f"file-{number}"
+        with file.open("wb") as target:
+            target.write(trustme.CA().cert_pem.bytes())
+        text = text.replace(path, str(file))
+    config = tmp_path / "config.yaml"
+    config.write_text(text)
+    settings = load(config, {})
+    assert {issuer.audience for issuer in settings.access.jwt} == {"dockyard"}
+    assert settings.access.rules
+
+
+def test_ci_jobs_log_in_with_their_tokens(ops: Path, tmp_path: Path) -> None:
+    """The scripts of the jobs, with stand-ins for curl and docker: the token is the password, and never an argument."""
+    github = yaml.safe_load((ops / "ci" / "github-actions.yaml").read_text())["jobs"]["test"]
+    gitlab = yaml.safe_load((ops / "ci" / "gitlab-ci.yaml").read_text())["test"]
+    assert github["permissions"]["id-token"] == "write"
+    assert gitlab["id_tokens"] == {"DOCKYARD_TOKEN": {"aud": "dockyard"}}
+    programs = {
+        "curl": 'echo "curl $*" >> "$CALLS"; echo \'{"value": "a.b.c"}\'',
+        "jq": 'sed -n \'s/.*"value": "\\(.*\\)".*/\\1/p\'',
+        "docker": 'echo "docker $*" >> "$CALLS"; [ "$1" != login ] || echo "stdin $(cat)" >> "$CALLS"',
+    }
+    for name, script in programs.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{script}\n")
+        (tmp_path / name).chmod(0o755)
+    environ = {
+        "PATH": f"{tmp_path}:/usr/bin:/bin",
+        "CALLS": str(tmp_path / "calls"),
+        "ACTIONS_ID_TOKEN_REQUEST_TOKEN": "request-token",
+        "ACTIONS_ID_TOKEN_REQUEST_URL": "https://token.test/?api-version=2.0",
+        "DOCKYARD_TOKEN": "a.b.c",
+    }
+    scripts = {
+        "github": "\n".join(step["run"] for step in github["steps"]),
+        "gitlab": "\n".join(gitlab["script"]),
+    }
+    for user, script in scripts.items():
+        (tmp_path / "calls").unlink(missing_ok=True)
+        subprocess.run(["/bin/sh", "-e", "-c", script], env=environ, timeout=EVENT_TIMEOUT_S, check=True)
+        calls = (tmp_path / "calls").read_text().splitlines()
+        if user == "github":
+            assert calls.pop(0).endswith("https://token.test/?api-version=2.0&audience=dockyard")
+        assert calls == [
+            f"docker login {REGISTRY} --username {user} --password-stdin",
+            "stdin a.b.c",
+            f"docker pull {REGISTRY}/ghcr.io/my-org/app:v1",
+        ]
