@@ -1,4 +1,4 @@
-"""The commands `server`, `check`, `pull`, `config` and `version`.
+"""The commands `server`, `check`, `pull`, `config`, `passwd` and `version`.
 
 Errors in the settings or the arguments exit with status 2, an interruption (Ctrl-C) with 130.
 """
@@ -12,7 +12,7 @@ import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, NoReturn, TextIO, get_args
+from typing import Any, BinaryIO, Literal, NoReturn, TextIO, TypeVar, get_args
 
 import attrs
 import click
@@ -22,9 +22,14 @@ from dockyard.config.loader import LoadedSettings, SettingsError, load, load_all
 from dockyard.config.reader import Option, SettingsFile
 from dockyard.config.settings import Settings
 from dockyard.config.types import Level
+from dockyard.oci.reference import replace_unprintable
 from dockyard.workers.metrics_directory import create_metrics_directory
 
 _OUTPUT_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO})  # of a write to standard output
+
+MAX_PASSWORD_INPUT_BYTES = 4096  # more than a password can have
+
+Result = TypeVar("Result")
 
 _MAIN_HELP = """\
 Examples:
@@ -96,6 +101,20 @@ Examples:
 Exit status:
   0  the settings are valid
   2  errors in the settings or the arguments
+"""
+
+_USER_HELP = """\
+Examples:
+  dockyard passwd alice --file /etc/dockyard/htpasswd
+  dockyard passwd alice >> htpasswd
+  printf %s "$PASSWORD" | dockyard passwd ci --stdin --file htpasswd
+  dockyard passwd alice --delete --file htpasswd
+
+Exit status:
+  0    the line is printed, or the file is changed
+  1    the file cannot be changed, or there is no such user to delete
+  2    the arguments or the password are invalid
+  130  interrupted (Ctrl-C)
 """
 
 
@@ -359,10 +378,71 @@ def config(source: SettingsSource) -> None:
     click.echo(show(settings), nl=False)
 
 
+@main.command(epilog=_paragraphs(_USER_HELP))
+@click.argument("user", metavar="USER")
+@click.option(
+    "--file",
+    "file",
+    metavar="FILE",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="htpasswd file to change, the file of access.htpasswd. Default: only print the line.",
+)
+@click.option("--stdin", "reads_stdin", is_flag=True, help="Read the password from standard input, as one line.")
+@click.option("--delete", "deletes", is_flag=True, help="Delete the user from the file.")
+def passwd(user: str, file: Path | None, *, reads_stdin: bool, deletes: bool) -> None:
+    """Make a line of an htpasswd file: a user and the bcrypt hash of a password.
+
+    Asks for the password twice. With --file, the line of this user in the file is replaced, or added; other lines, mode
+    and owner of the file stay as they are. A running server uses the changed file at once.
+    """
+    from dockyard.passwd import FileProblem, check_user, delete_line, make_line, set_line  # noqa: PLC0415  slow
+
+    if deletes and (file is None or reads_stdin):
+        raise click.UsageError("--delete needs --file, and no --stdin")
+    try:
+        if file is not None and deletes:
+            delete_line(file, user)
+            click.echo(f"{file}: deleted {user}")
+            return
+        _check("USER", check_user, user)
+        line = _check("the password", lambda text: make_line(user, text), _read_password(reads_stdin=reads_stdin))
+        if file is None:
+            click.echo(line)
+        else:
+            click.echo(f"{file}: {'changed' if set_line(file, user, line) else 'added'} {user}")
+    except FileProblem as exc:
+        click.echo(f"dockyard: {replace_unprintable(str(exc))}", err=True)
+        raise SystemExit(exit_status.FAILED) from None
+
+
 @main.command()
 def version() -> None:
     """Print the version."""
     click.echo(f"dockyard {__version__}")
+
+
+def _check(what: str, check: Callable[[str], Result], text: str) -> Result:
+    try:
+        return check(text)
+    except ValueError as exc:
+        raise click.UsageError(f"{what} {exc}") from None
+
+
+def _read_password(*, reads_stdin: bool) -> str:
+    if not reads_stdin:
+        if sys.stdin is None or not sys.stdin.isatty():
+            raise click.UsageError("there is no terminal to ask for the password: --stdin reads it from standard input")
+        password: str = click.prompt("Password", hide_input=True, default="", show_default=False, err=True)
+        if click.prompt("Again", hide_input=True, default="", show_default=False, err=True) != password:
+            raise click.UsageError("the passwords are not the same")
+        return password
+    if sys.stdin is None:
+        raise click.UsageError("standard input is closed")
+    data = sys.stdin.buffer.read(MAX_PASSWORD_INPUT_BYTES)
+    line = data.removesuffix(b"\n").removesuffix(b"\r")
+    if b"\n" in line:
+        raise click.UsageError("standard input has more than one line: write only the password to it")
+    return line.decode("utf-8", "surrogateescape")
 
 
 def _exit(error: SettingsError) -> NoReturn:

@@ -215,10 +215,11 @@ def test_the_version_is_printed(runner: CliRunner, arguments: list[str]) -> None
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [
-        (["--help"], ["server", "config", "version", "SERVER_PORT", "docker pull", "bash_source"]),
+        (["--help"], ["server", "config", "passwd", "version", "SERVER_PORT", "docker pull", "bash_source"]),
         (["-h"], ["server", "config", "version"]),
         (["server", "--help"], ["-c, --config FILE", "DOCKYARD_CONFIG", "--port PORT", "Examples:", "Exit status:"]),
         (["pull", "--help"], ["IMAGE...", "--platform OS/ARCH", "DOCKYARD_URL", "Exit status"]),
+        (["passwd", "--help"], ["USER", "--file FILE", "--stdin", "--delete", "Examples:", "Exit status:"]),
         (["config", "--help"], ["-c, --config FILE", "secrets are hidden", "Examples:"]),
     ],
 )

@@ -29,7 +29,7 @@ LAYERS = [
     {"cache"},
     {"web"},
     {"worker", "preconditions"},
-    {"supervisor", "pull", "check"},
+    {"supervisor", "pull", "check", "passwd"},
     {"cli"},
     {"__main__"},
 ]
