@@ -23,14 +23,17 @@ import attrs
 from cachetools import LRUCache
 
 from dockyard.access.attempts import Attempts
+from dockyard.access.identities import MAX_REMEMBERED_S, Identity
+from dockyard.access.jwks import KeySource, make_source
 from dockyard.access.networks import Address, Networks
 from dockyard.access.passwords import PasswordFile
-from dockyard.access.principals import Principal, Source
-from dockyard.config.settings import AccessSettings
+from dockyard.access.principals import Principal
+from dockyard.access.rules import find_groups
+from dockyard.access.tokens import Tokens
+from dockyard.config.settings import AccessSettings, JwtIssuer
 from dockyard.errors import LoginRequired
 from dockyard.oci.login import Login, parse_authorization
 
-MAX_REMEMBERED_S = 60.0
 # A login that was right within this time is verified without a delay, whatever others do behind the same address.
 NOT_SLOWED_S = 3600.0
 MAX_RIGHT = 4096
@@ -46,37 +49,33 @@ class Authenticated:
     foreign: Login | None = None
 
 
-@attrs.frozen
-class Identity:
-    """A verified login: the name and the groups of its principal, and how many seconds it may be remembered.
-
-    `is_current` tells whether it would be verified again, without blocking.
-    """
-
-    name: str
-    groups: frozenset[str]
-    source: Source
-    is_current: Callable[[], bool]
-    remember_s: float = MAX_REMEMBERED_S
-
-
 @attrs.define(eq=False)
 class _Result:
-    """What was found out about a header: an identity, or a login that is not ours, or else that it is wrong."""
+    """What was found out about a header: the identity that it shows; else whether it is not ours, or is wrong."""
 
     found_at: float
-    remember_s: float
     is_current: Callable[[], bool]
     identity: Identity | None = None
-    foreign: Login | None = None
+    is_foreign: bool = False
     is_counted: bool = False
+
+    @property
+    def remember_s(self) -> float:
+        return MAX_REMEMBERED_S if self.identity is None else self.identity.remember_s
 
 
 class Authenticator:
     """Verifies logins."""
 
-    def __init__(self, settings: AccessSettings, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        settings: AccessSettings,
+        clock: Callable[[], float] = time.monotonic,
+        make_source: Callable[[JwtIssuer], KeySource] = make_source,
+    ) -> None:
         self._networks = Networks(settings)
+        self._groups = settings.groups
+        self._tokens = Tokens(settings.jwt, make_source)
         self._passwords = PasswordFile(settings.htpasswd) if settings.htpasswd else None
         self._attempts = Attempts(clock)
         self._clock = clock
@@ -85,19 +84,26 @@ class Authenticator:
         # Apart from each other, so that wrong logins do not displace right ones.
         self._right: LRUCache[bytes, _Result] = LRUCache(MAX_RIGHT)
         self._others: LRUCache[bytes, _Result] = LRUCache(MAX_OTHERS)
-        self.has_sources = self._passwords is not None
+        self.has_sources = bool(settings.htpasswd or settings.jwt)
 
     def find_remembered(self, authorization: str | None, address: Address) -> Authenticated | None:
-        """Return the result that needs no verification, or None; does not block. Raises LoginRequired."""
+        """Return the client of a request if that is known without blocking, else None. Raises LoginRequired.
+
+        No password is verified here, and a token only by keys in memory.
+        """
         if authorization is None:
             return self._anonymous(address)
-        login = None if self.has_sources else _parse(authorization)
-        if login is not None:
+        digest = self._digest(authorization)
+        result = self._find(digest)
+        if result is not None and self._is_fresh(result):
+            return self._use(result, authorization, address)
+        login = _parse(authorization)
+        if self._tokens.is_ours(login.password):
+            identity = self._tokens.find(login.password)
+            return None if identity is None else self._use(self._keep(digest, identity), authorization, address)
+        if login.is_bearer or self._passwords is None:
             return self._anonymous(address, login)
-        result = self._find(self._digest(authorization))
-        if result is None or not self._is_fresh(result):
-            return None
-        return self._use(result, address)
+        return None
 
     @contextmanager
     def attempt(self, authorization: str, address: Address) -> Iterator[float]:
@@ -105,29 +111,31 @@ class Authenticator:
 
         Raises TooManyRequests, Unavailable when too many attempts are waiting.
         """
-        result = self._find(self._digest(authorization))
-        if result is not None and result.identity is not None and result.is_current():
+        if not self._is_slowed(authorization):
             yield 0.0
             return
         with self._attempts.start(address) as wait_s:
             yield wait_s
 
     def authenticate(self, authorization: str | None, address: Address) -> Authenticated:
-        """Return the client of a request. Blocks. Raises LoginRequired for a login of ours that is wrong."""
+        """Return the client of a request. Blocks.
+
+        Raises LoginRequired for a login of ours that is wrong, Unavailable for a token that cannot be verified now.
+        """
         if self._passwords is not None and authorization is not None:
             self._passwords.refresh()
         remembered = self.find_remembered(authorization, address)
         if remembered is not None or authorization is None:
             return remembered or self._anonymous(address)
-        result = self._verify(_parse(authorization))
+        login = _parse(authorization)
         digest = self._digest(authorization)
-        kept, other = (self._right, self._others) if result.identity else (self._others, self._right)
-        with self._lock:
-            kept[digest] = result
-            other.pop(digest, None)
-        if result.identity is None and result.foreign is None:
-            self._count(result, address)
-        return self._use(result, address)
+        if self._passwords is None or self._tokens.is_ours(login.password):
+            result = self._keep(digest, self._tokens.verify(login.password))
+        else:
+            result = self._verify_password(digest, login, self._passwords)
+            if result.identity is None and not result.is_foreign:
+                self._count(result, address)
+        return self._use(result, authorization, address)
 
     def refuse(self, authorization: str, address: Address) -> LoginRequired:
         """Return the error for a login that is not ours and not for an upstream, and count it as a wrong one."""
@@ -136,35 +144,52 @@ class Authenticator:
             self._count(result, address)
         return _wrong_login()
 
-    def _verify(self, login: Login) -> _Result:
-        now = self._clock()
-        passwords = self._passwords
-        if login.is_bearer or passwords is None:
-            return _Result(now, MAX_REMEMBERED_S, lambda: True, foreign=login)
-        account = passwords.read(login.username)
-        is_right = passwords.is_right(login.username, login.password, account)
+    def _verify_password(self, digest: bytes, login: Login, passwords: PasswordFile) -> _Result:
         username = login.username
+        account = passwords.read(username)
 
         def is_current() -> bool:
             return passwords.find(username) == account
 
-        if is_right:
-            identity = Identity(username, frozenset(), "htpasswd", is_current)
-            return _Result(now, MAX_REMEMBERED_S, is_current, identity)
-        return _Result(now, MAX_REMEMBERED_S, is_current, foreign=None if account.is_known else login)
+        if passwords.is_right(username, login.password, account):
+            return self._keep(digest, Identity(username, frozenset(), "htpasswd", is_current))
+        result = _Result(self._clock(), is_current, is_foreign=not account.is_known)
+        with self._lock:
+            self._others[digest] = result
+            self._right.pop(digest, None)
+        return result
 
-    def _use(self, result: _Result, address: Address) -> Authenticated:
-        if result.identity is not None:
-            identity = result.identity
-            return Authenticated(
-                Principal(identity.name, identity.groups, self._networks.names_of(address), identity.source)
-            )
-        if result.foreign is None:
-            raise _wrong_login()
-        return self._anonymous(address, result.foreign)
+    def _keep(self, digest: bytes, identity: Identity) -> _Result:
+        """Remember a right login, with the groups of the settings that it is in."""
+        groups = identity.groups | find_groups(self._groups, identity.name, identity.source)
+        result = _Result(self._clock(), identity.is_current, attrs.evolve(identity, groups=groups))
+        with self._lock:
+            self._right[digest] = result
+            self._others.pop(digest, None)
+        return result
+
+    def _use(self, result: _Result, authorization: str, address: Address) -> Authenticated:
+        identity = result.identity
+        if identity is not None:
+            networks = self._networks.names_of(address)
+            return Authenticated(Principal(identity.name, identity.groups, networks, identity.source))
+        if result.is_foreign:
+            return self._anonymous(address, _parse(authorization))
+        raise _wrong_login()
 
     def _anonymous(self, address: Address, login: Login | None = None) -> Authenticated:
         return Authenticated(Principal(networks=self._networks.names_of(address)), login)
+
+    def _is_slowed(self, authorization: str) -> bool:
+        """Whether a login may be a guess: a password that was not right lately."""
+        result = self._find(self._digest(authorization))
+        if result is not None and result.identity is not None and result.is_current():
+            return False
+        try:
+            login = _parse(authorization)
+        except LoginRequired:
+            return False  # `authenticate` raises it too
+        return not (login.is_bearer or self._passwords is None or self._tokens.is_ours(login.password))
 
     def _count(self, result: _Result, address: Address) -> None:
         """Count a wrong login once, however often it is sent while it is remembered."""

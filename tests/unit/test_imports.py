@@ -42,20 +42,28 @@ LIBRARIES = {
     "cachetools": EVERYWHERE,
     "cattrs": {"dockyard.config.types", "dockyard.workers.messages"},
     "click": {"dockyard.cli"},
-    "cryptography": {"dockyard.access.seal"},
+    "cryptography": {"dockyard.access.keys", "dockyard.access.seal"},
     "falcon": {"dockyard.web"},
     "granian": {"dockyard.supervisor"},
+    "jwt": {"dockyard.access.keys", "dockyard.access.tokens"},
     "minio": {"dockyard.s3"},
     "prometheus_client": {"dockyard.metrics"},
     "rich": {"dockyard.pull.output"},
     "structlog": EVERYWHERE,  # but not in the pure modules below
-    "urllib3": {"dockyard.http1", "dockyard.upstream.transport", "dockyard.s3", "dockyard.pull.client"},
+    "urllib3": {
+        "dockyard.http1",
+        "dockyard.upstream.transport",
+        "dockyard.access.key_download",
+        "dockyard.s3",
+        "dockyard.pull.client",
+    },
     "yaml": {"dockyard.config.reader"},
 }
 
 # No I/O, no clock, no logging: these know only values.
 PURE = {
     "dockyard.errors",
+    "dockyard.access.json_objects",
     "dockyard.access.networks",
     "dockyard.access.principals",
     "dockyard.access.rules",

@@ -2,21 +2,25 @@
 
 import base64
 import os
+import time
 from collections.abc import Callable
 from ipaddress import ip_address
 from pathlib import Path
 
+import attrs
 import pytest
 
 from dockyard.access import authenticator as module
 from dockyard.access import passwords
 from dockyard.access.attempts import MAX_FREE_FAILURES
-from dockyard.access.authenticator import MAX_REMEMBERED_S, NOT_SLOWED_S, Authenticated, Authenticator
+from dockyard.access.authenticator import NOT_SLOWED_S, Authenticated, Authenticator
+from dockyard.access.identities import MAX_REMEMBERED_S
 from dockyard.access.passwords import hash_password
 from dockyard.access.principals import Principal
-from dockyard.config.settings import AccessSettings, Network
-from dockyard.errors import LoginRequired
+from dockyard.config.settings import AccessSettings, Group, JwtIssuer, Network
+from dockyard.errors import LoginRequired, Unavailable
 from dockyard.oci.login import Login
+from tests.support.token_issuer import TokenIssuer, key_set
 
 HERE = ip_address("192.0.2.1")
 OFFICE = ip_address("198.51.100.1")
@@ -138,10 +142,10 @@ def test_a_login_that_is_not_ours(authenticator: Authenticator) -> None:
     """An unknown user or a bearer token: the caller decides what it is for. It is remembered."""
     for header, login in (
         (basic("bob", "x"), Login("bob", "x")),
-        ("Bearer xyz", Login("", "xyz", is_bearer=True)),
         (basic("", ""), Login("", "")),
+        ("Bearer xyz", Login("", "xyz", is_bearer=True)),
     ):
-        assert authenticator.find_remembered(header, OFFICE) is None
+        assert login.is_bearer or authenticator.find_remembered(header, OFFICE) is None
         for call in (authenticator.authenticate, authenticator.find_remembered):
             found = call(header, OFFICE)
             assert found == Authenticated(Principal(networks=frozenset({"office"})), login)
@@ -310,3 +314,130 @@ def test_an_unreadable_file_is_not_the_end_of_other_things(path: Path, clock: Cl
     authenticator = Authenticator(AccessSettings(htpasswd=str(path)), clock)
     assert authenticator.has_sources
     assert authenticator.find_remembered(None, HERE) == Authenticated(Principal())
+
+
+# Tokens
+
+ISSUER = TokenIssuer()
+JWT = JwtIssuer("ci", ISSUER.url, ISSUER.audience, "keys.json", groups_claim="groups")
+GROUPS = (Group("builders", ("ci:robot*", "alice")), Group("others", ("ci:x",)), Group("users", ("alice", "bob")))
+
+
+@pytest.fixture
+def keys(tmp_path: Path) -> Path:
+    """The key file of the issuer."""
+    file = tmp_path / "keys.json"
+    file.write_bytes(key_set(ISSUER.jwk()))
+    return file
+
+
+@pytest.fixture
+def both(path: Path, keys: Path, clock: Clock) -> Authenticator:
+    """An authenticator with users and tokens."""
+    issuer = attrs.evolve(JWT, jwks=str(keys))
+    return Authenticator(AccessSettings(htpasswd=str(path), jwt=(issuer,), groups=GROUPS), clock)
+
+
+def forms(token: str) -> list[str]:
+    """The headers in which a client may send a token."""
+    return [f"Bearer {token}", f"bearer  {token}", basic("any", token), basic("", token), basic("alice", f"{token}\n")]
+
+
+def test_a_token_in_each_form(both: Authenticator) -> None:
+    """As a bearer token, or as the password of any user."""
+    for header in forms(ISSUER.sign(ISSUER.claims(groups=["dev"]))):
+        principal = both.authenticate(header, HERE).principal
+        assert principal == Principal("ci:robot", frozenset({"ci:dev", "builders"}), frozenset(), "jwt")
+        assert both.find_remembered(header, HERE) == Authenticated(principal)
+
+
+def test_a_wrong_token_is_an_error_in_each_form(both: Authenticator, checks: list[bytes]) -> None:
+    """It is not taken for a password, or for a login of an upstream; no hash is computed, and nobody is slowed."""
+    forged = (ISSUER.sign(ISSUER.claims(exp=1)), ISSUER.sign(ISSUER.claims(aud="x")), TokenIssuer(number=1).sign())
+    for header in [form for token in forged for form in forms(token)]:
+        for call in (both.authenticate, both.find_remembered):
+            with pytest.raises(LoginRequired):
+                call(header, HERE)
+        with both.attempt(header, HERE) as wait_s:
+            assert wait_s == 0
+    assert checks == []
+    assert len(both._attempts._failures) == 0
+
+
+def test_a_token_of_others_is_foreign(both: Authenticator) -> None:
+    """As a bearer token at once; as a password after it was compared with that of the user."""
+    token = TokenIssuer("https://other.test").sign()
+    assert both.find_remembered(f"Bearer {token}", HERE) == Authenticated(Principal(), Login("", token, is_bearer=True))
+    assert both.authenticate(basic("bob", token), HERE).foreign == Login("bob", token)
+    with pytest.raises(LoginRequired):
+        both.authenticate(basic("alice", token), HERE)
+
+
+def test_passwords_beside_tokens(both: Authenticator) -> None:
+    """Users stay what they are, and are in the groups of the settings."""
+    principal = both.authenticate(basic("alice", CANARY), HERE).principal
+    assert principal == Principal("alice", frozenset({"builders", "users"}), frozenset(), "htpasswd")
+
+
+def test_tokens_alone(keys: Path, clock: Clock) -> None:
+    """Without users, a login that is no token of ours is foreign at once."""
+    authenticator = Authenticator(AccessSettings(jwt=(attrs.evolve(JWT, jwks=str(keys)),)), clock)
+    assert authenticator.has_sources
+    assert authenticator.authenticate(f"Bearer {ISSUER.sign()}", HERE).principal.name == "ci:robot"
+    login = basic("alice", "x")
+    assert authenticator.find_remembered(login, HERE) == Authenticated(Principal(), Login("alice", "x"))
+    with authenticator.attempt(login, HERE) as wait_s:
+        assert wait_s == 0
+
+
+def test_a_token_is_remembered_while_it_and_its_keys_are_valid(both: Authenticator, keys: Path, clock: Clock) -> None:
+    """The signature is not verified again; after a change of the keys it is."""
+    header = f"Bearer {ISSUER.sign()}"
+    both.authenticate(header, HERE)
+    verified: list[str] = []
+    tokens = both._tokens
+    find = tokens.find
+    tokens.find = lambda text: verified.append(text) or find(text)  # type: ignore[func-returns-value,method-assign]
+    assert both.find_remembered(header, HERE)
+    assert verified == []
+    clock.now += MAX_REMEMBERED_S
+    assert both.find_remembered(header, HERE)
+    assert len(verified) == 1
+    keys.write_bytes(key_set(TokenIssuer(number=1).jwk()))
+    assert both.find_remembered(header, HERE) is None
+    with pytest.raises(LoginRequired):
+        both.authenticate(header, HERE)
+    keys.unlink()
+    with pytest.raises(Unavailable) as caught:
+        both.authenticate(header, HERE)
+    assert caught.value.retry_after_s
+
+
+def test_a_token_that_expires_soon_is_verified_each_time(both: Authenticator, clock: Clock) -> None:
+    """It is remembered no longer than it is valid."""
+    now = int(time.time())
+    header = f"Bearer {ISSUER.sign(ISSUER.claims(exp=now + 20))}"
+    assert both.authenticate(header, HERE).principal.name == "ci:robot"
+    clock.now += 21.0
+    result = both._find(both._digest(header))
+    assert result is not None
+    assert not both._is_fresh(result)
+
+
+def test_no_token_is_in_a_representation(both: Authenticator) -> None:
+    """Nor in an error."""
+    token = ISSUER.sign(ISSUER.claims(exp=1))
+    with pytest.raises(LoginRequired) as caught:
+        both.authenticate(f"Bearer {token}", HERE)
+    for value in (both, caught.value, caught.value.log_fields(), both._tokens):
+        for part in token.split("."):
+            assert part not in repr(value)
+
+
+def test_memory_holds_no_login_in_clear(both: Authenticator) -> None:
+    """What is remembered are HMACs and names."""
+    both.authenticate(basic("bob", CANARY), HERE)
+    for kept in (both._right, both._others):
+        for result in kept.values():
+            assert not any(CANARY in repr(getattr(result, field.name)) for field in attrs.fields(type(result)))
+            assert not any(isinstance(getattr(result, field.name), Login) for field in attrs.fields(type(result)))
