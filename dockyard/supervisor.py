@@ -272,7 +272,7 @@ class Supervisor(MPServer):
         self._run_directory = run_directory
         self._lock = lock
         self._drain_timeout_s = server.drain_timeout
-        self._certificates = Certificates(server.certfile, server.keyfile) if server.tls else None
+        self._certificates = Certificates(server.certfile, server.keyfile, server.client_ca) if server.tls else None
         self._listeners = listeners
         self._running: list[_Worker] = []
         self._to_replace: list[int] = []
@@ -466,11 +466,12 @@ class Supervisor(MPServer):
             workers_end,
             contextlib.ExitStack() as unless_started,
             pair.as_files() if pair else contextlib.nullcontext() as files,
+            pair.authorities_as_file() if pair else contextlib.nullcontext() as client_ca,
             _stop_signals_blocked(),
         ):
             unless_started.enter_context(connection)
             if files:
-                self.ssl_ctx = (True, *files, *self.ssl_ctx[3:])
+                self.ssl_ctx = (True, *files, *self.ssl_ctx[3:5], client_ca, [], client_ca is not None)
             process = self._spawn_worker(index, self._spawn_target, loader)
             # Not Granian's start(), whose thread waits for the process too: whichever is second sees no end of it.
             process.inner.start()

@@ -16,7 +16,7 @@ import structlog
 from dockyard.access.audit import AuditLog
 from dockyard.access.authenticator import Authenticator
 from dockyard.access.rules import Rules
-from dockyard.cache.blobs import Blobs
+from dockyard.cache.blobs import REDIRECT_VALID_S, RESTRICTED_REDIRECT_VALID_S, Blobs
 from dockyard.cache.downloads import Downloads
 from dockyard.cache.links import Links
 from dockyard.cache.lists import Lists
@@ -171,7 +171,13 @@ class Worker:
         # Caches
         with_upstreams = (self.peers, self.registries, self.threads)
         self.downloads = Downloads(stores, *with_upstreams)
-        self.blobs = Blobs(stores, self.downloads, *with_upstreams, redirects=storage.redirect)
+        self.blobs = Blobs(
+            stores,
+            self.downloads,
+            *with_upstreams,
+            redirects=storage.redirect,
+            redirect_valid_s=RESTRICTED_REDIRECT_VALID_S if settings.restricts_access else REDIRECT_VALID_S,
+        )
         self.links = Links(stores, self.blobs, self.threads)
         self.manifests = Manifests(stores, *with_upstreams, self.links if settings.restricts_access else None)
         self.tags = Tags(

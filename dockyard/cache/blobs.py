@@ -32,6 +32,8 @@ from dockyard.workers.messages import SizeReply, SizeRequest, error_reply
 from dockyard.workers.peers import PeerConnection, Peers
 
 REDIRECT_VALID_S = 1200
+# A client that gets the URL may pull the blob; whoever it gives the URL to, and whatever right it has lost since, not.
+RESTRICTED_REDIRECT_VALID_S = 60
 SIZE_REMEMBERED_S = 30.0
 MAX_REMEMBERED_SIZES = 4096
 
@@ -82,6 +84,7 @@ class Blobs:
         threads: Threads,
         *,
         redirects: bool,
+        redirect_valid_s: int = REDIRECT_VALID_S,
     ) -> None:
         self._stores = stores
         self._downloads = downloads
@@ -89,6 +92,7 @@ class Blobs:
         self._upstreams = upstreams
         self._threads = threads
         self._redirects = redirects
+        self._redirect_valid_s = redirect_valid_s
         self._open_blobs = OpenBlobs(stores.local.blobs, threads)
         self._singleflight = Singleflight()
         self._sizes: TTLCache[tuple[Name, Digest], int] = TTLCache(MAX_REMEMBERED_SIZES, SIZE_REMEMBERED_S)
@@ -180,7 +184,7 @@ class Blobs:
         if not await self._find_in_bucket(digest):
             return None
         return await self._threads.bucket(
-            self._stores.bucket.read, lambda s3: s3.presign_blob(digest, REDIRECT_VALID_S)
+            self._stores.bucket.read, lambda s3: s3.presign_blob(digest, self._redirect_valid_s)
         )
 
     async def _find_in_bucket(self, digest: Digest) -> ObjectInfo | None:

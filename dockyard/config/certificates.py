@@ -29,16 +29,29 @@ class KeyPairError(ValueError):
 
 @attrs.frozen
 class KeyPair:
-    """The server's certificate with its chain and the private key, as PEM. They belong together."""
+    """The server's certificate with its chain and the private key, as PEM. They belong together.
+
+    `client_authorities` are the CA certificates of clients; empty: clients need no certificate.
+    """
 
     certificate: bytes = attrs.field(repr=False)
     private_key: bytes = attrs.field(repr=False)
+    client_authorities: bytes = attrs.field(default=b"", repr=False)
 
     @contextlib.contextmanager
     def as_files(self) -> Iterator[tuple[str, str]]:
         """Yield the paths of two files in memory with certificate and key; forked processes can open them as well."""
         with _file_in_memory(self.certificate) as certfile, _file_in_memory(self.private_key) as keyfile:
             yield certfile, keyfile
+
+    @contextlib.contextmanager
+    def authorities_as_file(self) -> Iterator[str | None]:
+        """Yield the path of a file in memory with the CA certificates of clients; None if they need no certificate."""
+        if not self.client_authorities:
+            yield None
+            return
+        with _file_in_memory(self.client_authorities) as path:
+            yield path
 
 
 def check_readable(path: str) -> None:
@@ -59,16 +72,22 @@ def check_authorities(path: str) -> None:
         raise ValueError("must be a PEM file with CA certificates") from exc
 
 
-def read_key_pair(certfile: str, keyfile: str) -> KeyPair:
-    """Read `server.certfile` and `server.keyfile`, each opened once. Raises KeyPairError unless the pair is usable.
+def read_key_pair(certfile: str, keyfile: str, client_ca: str = "") -> KeyPair:
+    """Read `server.certfile`, `server.keyfile` and `server.client_ca`, each opened once.
 
-    A file that is only partly written, a key of another certificate and an encrypted key are not usable.
+    Raises KeyPairError unless they are usable. A file that is only partly written, a key of another certificate and an
+    encrypted key are not usable.
     """
-    pair = KeyPair(_read("server.certfile", certfile), _read("server.keyfile", keyfile))
-    try:
-        _check_certificates(pair.certificate)
-    except ValueError as exc:
-        raise KeyPairError("server.certfile", certfile, str(exc)) from exc
+    authorities = _read("server.client_ca", client_ca) if client_ca else b""
+    pair = KeyPair(_read("server.certfile", certfile), _read("server.keyfile", keyfile), authorities)
+    for key, path, pem in (
+        ("server.certfile", certfile, pair.certificate),
+        *([("server.client_ca", client_ca, authorities)] if client_ca else []),
+    ):
+        try:
+            _check_certificates(pem)
+        except ValueError as exc:
+            raise KeyPairError(key, path, str(exc)) from exc
     with pair.as_files() as paths:
         try:
             # Without a password OpenSSL would prompt for that of an encrypted key.

@@ -8,17 +8,17 @@ log = structlog.get_logger()
 
 
 class Certificates:
-    """The certificate in the files of `server.certfile` and `server.keyfile`, or the last one that worked.
+    """The certificates in the files of `server.certfile`, `.keyfile` and `.client_ca`, or the last ones that worked.
 
     The files are opened by their names each time, because what these refer to changes: a Kubernetes Secret and certbot
     replace symbolic links. A certificate is accepted when a worker has started with it. Until a better one is in the
     files, workers are started with the one that was accepted last, which is kept in memory.
     """
 
-    def __init__(self, certfile: str, keyfile: str) -> None:
+    def __init__(self, certfile: str, keyfile: str, client_ca: str = "") -> None:
         """Read the files. Raises KeyPairError."""
-        self._files = certfile, keyfile
-        self._accepted = read_key_pair(certfile, keyfile)
+        self._files = certfile, keyfile, client_ca
+        self._accepted = read_key_pair(*self._files)
         self._rejected: KeyPair | None = None
 
     def can_reload(self) -> bool:
