@@ -16,6 +16,7 @@ import structlog
 from dockyard.access.audit import AuditLog
 from dockyard.access.authenticator import Authenticator
 from dockyard.access.rules import Rules
+from dockyard.cache.admissions import Admissions
 from dockyard.cache.blobs import REDIRECT_VALID_S, RESTRICTED_REDIRECT_VALID_S, Blobs
 from dockyard.cache.downloads import Downloads
 from dockyard.cache.links import Links
@@ -47,6 +48,7 @@ from dockyard.web.concealment import Concealment
 from dockyard.web.gauges import Gauges
 from dockyard.web.outer_app import OuterApp
 from dockyard.workers.messages import (
+    AdmissionRequest,
     BlobRequest,
     MalformedMessage,
     ManifestRequest,
@@ -108,7 +110,7 @@ def create_app(
 
 
 class NoAdmissions:
-    """Admits nobody."""
+    """Admits nobody: no upstream decides about access."""
 
     async def require(self, target: Target, *_: object) -> None:
         """Raises Unavailable."""
@@ -191,6 +193,11 @@ class Worker:
         self.lists = Lists(self.local_store, *with_upstreams, limits.check_interval, limits.check_timeout)
 
         # Access
+        self.admissions = (
+            Admissions(*with_upstreams, access.verdicts, limits.check_timeout, limits.response_timeout_s)
+            if access
+            else None
+        )
         self.audit = AuditLog(settings.access) if settings.access.audit else None
         self.access = self._make_access(settings, concealment) if settings.uses_access else None
 
@@ -242,7 +249,7 @@ class Worker:
             authenticator=Authenticator(settings.access),
             rules=Rules(settings.access, settings.upstreams),
             links=self.links,
-            admissions=NoAdmissions(),
+            admissions=self.admissions or NoAdmissions(),
             threads=self.threads,
             concealment=concealment,
             audit=self.audit,
@@ -357,6 +364,10 @@ class Worker:
                 await self.manifests.handle(target, request, connection)
             case TagListRequest() | ReferrersRequest():
                 await self.lists.handle(target, request, connection)
+            case AdmissionRequest():
+                if self.admissions is None:
+                    raise MalformedMessage("no upstream decides about access")
+                await self.admissions.handle(target, request, connection)
 
     def _unseal(self, sealed: str) -> Login | None:
         """The login in a message. Raises MalformedMessage."""

@@ -68,15 +68,17 @@ class Verdicts:
         return None
 
     def put(self, key: bytes, verdict: Verdict, at: float) -> None:
-        """Record a verdict. A refusal does not overwrite what another login is admitted to."""
+        """Record a verdict, unless a newer one is there. A refusal does not overwrite what another is admitted to."""
         start = self._start(key)
         content = _CONTENT.pack(key, verdict, at)
         victims = []
         for place in range(start, start + _BUCKET_BYTES, _RECORD_BYTES):
             record = self._table[place : place + _RECORD_BYTES]
-            if record.startswith(key):
-                break
             decided = self._parse(record)
+            if record.startswith(key):
+                if decided is not None and decided.at > at:
+                    return  # of a worker that was frozen in between
+                break
             is_admitted = decided is not None and decided.verdict is Verdict.ADMITTED
             victims.append((is_admitted, decided.at if decided else float("-inf"), place))
         else:

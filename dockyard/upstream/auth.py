@@ -186,10 +186,10 @@ def credential_of(login: Login | None) -> Credential:
     if login is None:
         return ANONYMOUS
     if login.is_bearer:
-        return Credential(registry_token=login.password, source=FROM_CLIENT)
+        return Credential(registry_token=login.password, source=FROM_CLIENT, is_of_client=True)
     if login.username == IDENTITY_TOKEN_USER:
-        return Credential(identity_token=login.password, source=FROM_CLIENT)
-    return Credential(login.username, login.password, source=FROM_CLIENT)
+        return Credential(identity_token=login.password, source=FROM_CLIENT, is_of_client=True)
+    return Credential(login.username, login.password, source=FROM_CLIENT, is_of_client=True)
 
 
 def make_mode(upstream: Upstream, keychain: Keychain, responder: ChallengeResponder) -> AuthenticationMode:

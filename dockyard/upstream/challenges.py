@@ -236,11 +236,9 @@ class ChallengeResponder:
             self._rejected.accept((resource.origin, credential))
         elif status == 401 and not authorization.token and not authorization.is_verbatim:
             details = attrs.evolve(response.details, credentials=credential.source)
-            self._rejected.reject((resource.origin, credential), resource.repository, details)
-
-    def has_rejected(self, resource: Resource, credential: Credential) -> bool:
-        """Whether the registry rejected a login as a whole a short time ago."""
-        return self._rejected.has_rejected((resource.origin, credential))
+            is_part = credential.is_of_client and bool(resource.repository)
+            reject = self._rejected.reject_part if is_part else self._rejected.reject
+            reject((resource.origin, credential), resource.repository, details)
 
     # Tokens
 

@@ -38,7 +38,7 @@ from dockyard.oci.manifest import ACCEPT, MAX_MANIFEST_BYTES, Descriptor, Manife
 from dockyard.oci.reference import Digest, Reference, Tag
 from dockyard.upstream import errors
 from dockyard.upstream.auth import ClientLoginAuth, credential_of, make_mode
-from dockyard.upstream.challenges import ChallengeResponder, Resource
+from dockyard.upstream.challenges import ChallengeResponder
 from dockyard.upstream.circuit_breaker import CircuitBreaker
 from dockyard.upstream.client_operations import ClientOperations, VisibleRepositories
 from dockyard.upstream.errors import AuthenticationFailed, Cause, UpstreamError
@@ -161,7 +161,7 @@ class RegistryClient:
         return ClientOperations(self, self._with_login(login), self._visibility)
 
     def check_access(
-        self, login: Login | None, repository: str, what: Reference | None, *, is_blob: bool, deadline: float
+        self, login: Login | None, repository: str, what: Reference | None, *, is_blob: bool, deadline: float | None
     ) -> None:
         """Whether the registry admits a client to a manifest, a blob (`is_blob`) or the list of tags (None).
 
@@ -180,7 +180,7 @@ class RegistryClient:
 
         client._run("check_access", repository, operation)
 
-    def check_login(self, login: Login, deadline: float) -> None:
+    def check_login(self, login: Login, deadline: float | None) -> None:
         """Whether a login of a client is right, as far as the registry tells without a repository.
 
         Raises LoginRequired, or another RegistryError if the registry cannot be asked.
@@ -229,14 +229,14 @@ class RegistryClient:
         if error is not None and wait_s > 0:
             raise error.copy(retry_after_s=math.ceil(wait_s), remembered=True)
 
-    def _head_list(self, repository: str, deadline: float) -> None:
+    def _head_list(self, repository: str, deadline: float | None) -> None:
         request = RegistryRequest("GET", repository, list_path="tags/list?n=1")
         response = self._session.send(request, CallLimits(deadline))
         response.http.finish()
         if response.http.status != 200:
             raise self._status_error(response, request)
 
-    def _check_login(self, deadline: float) -> None:
+    def _check_login(self, deadline: float | None) -> None:
         rejected = f"{self._prefix} rejects this login"
         try:
             response = self._session.ping(CallLimits(deadline))
@@ -560,16 +560,8 @@ class RegistryClient:
         is_for_client = self._session.is_for_client and not response.is_from_other_origin
         match http.status:
             case 401 | 403 if is_for_client:
-                resource = Resource(http.url.origin, request.repository)
-                is_login_wrong = http.status == 401 and (
-                    response.authorization.is_verbatim or self._responder.has_rejected(resource, credential)
-                )
-                return refused(
-                    self._prefix,
-                    AuthenticationFailed(
-                        is_anonymous=credential.is_anonymous, details=details, is_login_wrong=is_login_wrong
-                    ),
-                )
+                failed = AuthenticationFailed(is_anonymous=credential.is_anonymous, details=details)
+                return refused(self._prefix, failed)
             case 451 if is_for_client:
                 return not_found(self._prefix, request, details)
             case 401 | 403 if response.is_from_other_origin and needs_login(http):

@@ -41,7 +41,9 @@ class Credential:
     """A login; anonymous if all fields but `source` are empty.
 
     `identity_token` is exchanged by POST (an OAuth refresh token), `registry_token` is sent to the registry as it is.
-    `source` says where the login came from, or why there is none, for the log; logins that differ only there are equal.
+    `source` says where the login came from, or why there is none, for the log. `is_of_client`: a client of Dockyard has
+    sent it. It may ask for what it is not admitted to, so that only a rejection that is about no repository says that
+    the login is wrong. Logins that differ only in these two are equal.
     """
 
     username: str = attrs.field(default="", repr=False)
@@ -49,6 +51,7 @@ class Credential:
     identity_token: str = attrs.field(default="", repr=False)
     registry_token: str = attrs.field(default="", repr=False)
     source: str = attrs.field(default="", eq=False)
+    is_of_client: bool = attrs.field(default=False, eq=False)
 
     @property
     def is_anonymous(self) -> bool:

@@ -51,8 +51,3 @@ class RejectedCredentials:
             raise AuthenticationFailed(
                 is_anonymous=False, details=details, remembered=True, is_login_wrong=of_login is not None
             )
-
-    def has_rejected(self, login: Hashable) -> bool:
-        """Whether the login was rejected as a whole a short time ago."""
-        with self._lock:
-            return login in self._rejected

@@ -248,16 +248,18 @@ class TokenProvider:
         ):
             raise errors.error_page(self._server, response.status, _details(response, credential))
         if response.status in (401, 403):
-            raise self._rejection(response, login, part, credential)
+            raise self._rejection(response, endpoint, credential)
         raise self._status_error(response, endpoint, credential)
 
     def _rejection(
-        self, response: UpstreamResponse, login: Hashable, part: Hashable, credential: Credential
+        self, response: UpstreamResponse, endpoint: TokenEndpoint, credential: Credential
     ) -> AuthenticationFailed:
         """The error for a 401 or 403, which is remembered."""
         details = _details(response, credential)
+        login, part = (endpoint.realm, credential), (endpoint.service, endpoint.scopes)
+        is_part = response.status != 401 or (credential.is_of_client and bool(endpoint.scopes))
         is_login_wrong = False
-        if not credential.is_anonymous and response.status == 401:
+        if not credential.is_anonymous and not is_part:
             is_login_wrong = self._rejected.reject(login, part, details)
         elif not credential.is_anonymous:
             self._rejected.reject_part(login, part, details)
