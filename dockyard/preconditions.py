@@ -15,9 +15,12 @@ import attrs
 import structlog
 
 from dockyard import metrics
+from dockyard.access.principals import Principal
+from dockyard.access.review import find_access_mistakes
+from dockyard.access.rules import Rules
 from dockyard.config.access import explain
 from dockyard.config.proxies import find_ignored_variables
-from dockyard.config.settings import ServerSettings, Settings, StorageSettings, Upstream
+from dockyard.config.settings import AccessSettings, ServerSettings, Settings, StorageSettings, Upstream
 from dockyard.first_pull import ALL_ADDRESSES, describe_address
 from dockyard.s3 import make_base_url
 from dockyard.storage.directories import RUN, check_writable
@@ -65,7 +68,12 @@ def find_start_warnings(settings: Settings, environ: Mapping[str, str]) -> Itera
             {"variables": ignored},
         )
     keychain = Keychain(environ)
-    private = [upstream.prefix for upstream in settings.upstreams if _may_have_login(upstream, keychain)]
+    rules = Rules(settings.access, settings.upstreams)
+    private = [
+        upstream.prefix
+        for upstream in settings.upstreams
+        if _is_open(upstream, settings.access, rules) and _may_have_login(upstream, keychain)
+    ]
     if private:
         yield StartWarning(
             "clients are not authenticated: everyone who reaches this server can pull from upstreams with credentials",
@@ -79,6 +87,13 @@ def find_start_warnings(settings: Settings, environ: Mapping[str, str]) -> Itera
             )
         if upstream.insecure_skip_verify:
             yield StartWarning("the TLS certificate of an upstream is not verified", {"upstream": upstream.prefix})
+    for found in find_access_mistakes(settings):
+        yield StartWarning(found.event, found.fields)
+
+
+def _is_open(upstream: Upstream, access: AccessSettings, rules: Rules) -> bool:
+    """Whether everybody may pull something from an upstream."""
+    return upstream.access == "rules" and (access.dry_run or rules.may_pull_below(Principal(), upstream.prefix))
 
 
 def _may_have_login(upstream: Upstream, keychain: Keychain) -> bool:

@@ -11,6 +11,7 @@ from pathlib import Path
 import attrs
 
 from dockyard.access.audit import look_at_audit_output
+from dockyard.check.access import find_all as find_access_findings
 from dockyard.check.findings import Finding, Severity, error, note, ok, warning
 from dockyard.config.access import explain
 from dockyard.config.loader import LoadedSettings
@@ -32,13 +33,14 @@ from dockyard.workers.port_users import is_listening
 
 
 def find_all(loaded: LoadedSettings, environ: Mapping[str, str]) -> Iterator[Finding]:
-    """Yield what was found: settings, audit log, storage directory, bucket, address, open files, keychain."""
+    """Yield what was found: settings, audit log, storage directory, bucket, address, open files, keychain, access."""
     settings = loaded.settings
     for text in loaded.errors:
         yield Finding(Severity.ERROR, text, is_setting=True)
     if not loaded.errors:
         yield ok("settings: no errors")
-    usable = attrs.evolve(settings, upstreams=tuple(loaded.usable_upstreams))
+    access = AccessSettings() if loaded.is_wrong("access") else settings.access
+    usable = attrs.evolve(settings, upstreams=tuple(loaded.usable_upstreams), access=access)
     for found in find_start_warnings(usable, environ):
         details = " ".join(f"{name}={_format(value)}" for name, value in found.fields.items())
         yield warning(f"{found.event}{f' ({details})' if details else ''}")
@@ -60,6 +62,7 @@ def find_all(loaded: LoadedSettings, environ: Mapping[str, str]) -> Iterator[Fin
         yield from _check_address(settings, server)
     yield from _check_descriptors()
     yield from _check_keychain(loaded.usable_upstreams, environ)
+    yield from find_access_findings(loaded)
 
 
 def _check_audit_log(access: AccessSettings) -> Finding:

@@ -366,8 +366,8 @@ class AccessRule:
     `network:NAME`, `authenticated` (with a login) or `anonymous` (without). What a rule allows to `anonymous`, it
     allows to all. Empty: all clients."""
     actions: tuple[str, ...] = ()
-    """`pull` (manifests, blobs and referrers), `list` (tags) or `status` (`/metrics`, `/healthz`, `/readyz`, `/version`
-    and the page at `/`; allowed unless a rule denies it). Empty: `pull` and `list`."""
+    """`pull` (manifests, blobs and referrers), `list` (tags) or `status` (`/metrics`, `/healthz`, `/readyz` and
+    `/version`; allowed unless a rule denies it). Empty: `pull` and `list`."""
     reason: str = ""
     """What clients are told when this rule denies their request."""
     hide: bool = False

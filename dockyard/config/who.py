@@ -16,7 +16,7 @@ RESERVED_NAMES: Final = frozenset({ANONYMOUS, AUTHENTICATED, GROUP, NETWORK})
 """Names that networks, groups, issuers and users must not have."""
 
 _NO_TEXT: Final = "\0"  # stands for text that is in no name
-_EVERYBODY: Final = frozenset({"*", "**", "all", "any", "anybody", "anyone", "everybody", "everyone", "public"})
+_EVERYBODY: Final = frozenset({"*", "**"})
 
 
 class ClientKind(enum.Enum):
@@ -92,7 +92,7 @@ def _check_user(name: str) -> None:
     if name.lower() in RESERVED_NAMES:
         remedy = f"write {name.lower()}" if name.lower() in _KEYWORDS else f"write {name.lower()}:NAME"
         raise ValueError(f"is not the name of a user: {remedy}")
-    if name.lower() in _EVERYBODY:
+    if name in _EVERYBODY:
         raise ValueError(
             "is not the name of a user: for all clients leave `who` empty, for all with a login write authenticated"
         )

@@ -66,6 +66,7 @@ PURE = {
     "dockyard.access.json_objects",
     "dockyard.access.networks",
     "dockyard.access.principals",
+    "dockyard.access.review",
     "dockyard.access.rules",
     "dockyard.oci",
     "dockyard.routing",
@@ -100,7 +101,7 @@ PURE_LIBRARIES = {
 }
 
 # Pure modules that decide by settings, and the modules of those. The types of settings are values.
-OF_SETTINGS = {"dockyard.routing", "dockyard.access.networks", "dockyard.access.rules"}
+OF_SETTINGS = {"dockyard.routing", "dockyard.access.networks", "dockyard.access.review", "dockyard.access.rules"}
 SETTINGS = {"dockyard.config.settings", "dockyard.config.types"}
 
 # Plain blocking Python that runs in threads, and the pure modules: never async.
