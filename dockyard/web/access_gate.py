@@ -327,6 +327,9 @@ class AccessGate(Gate):
         except LoginRequired as exc:
             if visit.principal.is_authenticated:  # another login is needed, but this one is right
                 raise AccessDenied(f"{target.upstream.prefix} admits only clients with a login of its own") from exc
+            if visit.login is not None:
+                visit.verdict = "wrong login"
+                self._control.authenticator.refuse(visit.authorization, visit.address)  # counts it
             raise
 
     async def _verify_at_upstream(self, visit: _Visit, login: Login, upstreams: Sequence[Upstream]) -> None:

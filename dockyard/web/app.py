@@ -102,6 +102,7 @@ def create_app(settings: Settings, services: Services) -> OuterApp:
     request_log = settings.server.log
     return OuterApp(
         app,
+        paths.templates,
         connections,
         request_log.level if request_log.enabled else None,
         request_log.ignore_paths,

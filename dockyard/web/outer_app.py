@@ -5,7 +5,7 @@ Before Falcon, it rejects invalid requests and sets the path that is routed. Aft
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 
 import structlog
 
@@ -23,7 +23,7 @@ log = structlog.get_logger("dockyard.request")
 
 
 class OuterApp:
-    """The outer ASGI application of one worker.
+    """The outer ASGI application of one worker. `paths` are those that have an endpoint.
 
     `level` is the log level of request lines; None: no lines. Requests for paths in `ignore_paths` are not logged.
     `log_requests` and `log_responses` add the beginning of bodies to the lines. `find_client` returns the address of
@@ -33,6 +33,7 @@ class OuterApp:
     def __init__(
         self,
         app: App,
+        paths: Sequence[str],
         connections: Connections,
         level: str | None,
         ignore_paths: Collection[str],
@@ -41,6 +42,7 @@ class OuterApp:
         log_responses: bool,
         find_client: Callable[[Scope], str] = find_peer,
     ) -> None:
+        self.paths = paths
         self._app = app
         self._connections = connections
         self._level = level

@@ -21,6 +21,11 @@ class PathRouter:
         self._kinds = {kind: _resource_and_responders(resource) for kind, resource in kinds.items()}
         self._others = {path: _resource_and_responders(resource) for path, resource in others.items()}
 
+    @property
+    def templates(self) -> list[str]:
+        """All paths that have an endpoint."""
+        return ["/v2/", *(f"/v2/{{name}}/{kind}/{{reference}}" for kind in self._kinds), *self._others]
+
     def find(self, uri: str, req: Any = None) -> Route | None:
         """Return the resource, its responders, their arguments and the path; None for a path without an endpoint."""
         if uri in self._others:

@@ -97,7 +97,9 @@ class FakeAdmissions:
             raise Unavailable("down")
         if target.repository == "public" or (login and login.password == "right"):
             return
-        raise AccessDenied("no") if login else LoginRequired("no")
+        if login is None or login.password == "wrong":
+            raise LoginRequired("no")
+        raise AccessDenied("no")
 
     async def check_login(self, upstream: Upstream, login: Login) -> bool:
         """Whether the password is `right`."""
@@ -378,6 +380,13 @@ def test_an_upstream_gets_a_login_that_is_not_ours(enter: Enter) -> None:
         ("private.test/public", None, ALLOWED, ("allowed", "none"), [None]),
         ("private.test/app", None, LoginRequired, ("login required", "upstream"), [None]),
         ("private.test/app", basic("eve", "no"), AccessDenied, ("denied", "upstream"), [Login("eve", "no")]),
+        (
+            "private.test/app",
+            basic("eve", "wrong"),
+            LoginRequired,
+            ("wrong login", "upstream"),
+            [Login("eve", "wrong")],
+        ),
         ("private.test/app", ANN, AccessDenied, ("denied", "upstream"), [None]),
         ("private.test/public", ANN, ALLOWED, ("allowed", "none"), [None]),
         ("private.test/app", WRONG, LoginRequired, ("wrong login", "login"), []),
