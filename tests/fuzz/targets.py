@@ -4,20 +4,29 @@
 hypothesis; `python -m tests.fuzz NAME` uses atheris, for any length of time.
 """
 
+import base64
 import json
 import re
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from ipaddress import ip_address
 from pathlib import Path
 
 import attrs
 from urllib3.util import parse_url
 
+from dockyard.access.jwks import KeysUnavailable
+from dockyard.access.keys import KeySet, parse_key_set
+from dockyard.access.networks import client_address, parse_networks
+from dockyard.access.tokens import Tokens
+from dockyard.config.htpasswd import parse_htpasswd
 from dockyard.config.loader import SettingsError, load, show
+from dockyard.config.settings import JwtIssuer
 from dockyard.errors import (
     BadUpstream,
     DigestInvalid,
+    LoginRequired,
     NameInvalid,
     RangeNotSatisfiable,
     ReferenceInvalid,
@@ -25,6 +34,7 @@ from dockyard.errors import (
     RequestInvalid,
 )
 from dockyard.oci.challenge import is_realm_trusted, parse_challenges, usable_challenges
+from dockyard.oci.login import parse_authorization
 from dockyard.oci.manifest import Manifest
 from dockyard.oci.origin import Origin
 from dockyard.oci.ranges import MAX_RANGES, parse_ranges
@@ -40,6 +50,7 @@ from dockyard.upstream.urls import InvalidUrl, Url, parse_http_url, resolve_redi
 from dockyard.web.paths import PathRouter
 from dockyard.web.request_filter import MAX_PATH_BYTES, check_request
 from tests.support.schema1 import sign
+from tests.support.token_issuer import TokenIssuer, encode, key_set
 from tests.unit.oci.test_reference import is_component
 from tests.unit.web.test_paths import Endpoint
 
@@ -306,6 +317,156 @@ def _visible_text(parse: Callable[[], object]) -> str:
         return str(exc)
 
 
+# Addresses and logins of clients
+
+
+_PROXIES = parse_networks(("10.0.0.0/8", "fd00::/8"))
+
+
+def feed_client_address(data: bytes) -> None:
+    """What a client sends changes nothing of what a proxy adds after it, on the same line or on another.
+
+    A simple parser finds the same hop.
+    """
+    for header, real in (("x-forwarded-for", b"203.0.113.9"), ("forwarded", b'for="[2001:db8::9]:80";host="a,b"')):
+        name = header.encode()
+        address = {"x-forwarded-for": "203.0.113.9", "forwarded": "2001:db8::9"}[header]
+        for headers in (
+            [(name, data + b", " + real)],
+            [(name, data), (name, real)],
+            [(name, data + b"," + real + b" , " + (b"10.0.0.2" if header[0] == "x" else b"for=10.0.0.2;by=x"))],
+        ):
+            assert str(client_address("10.0.0.1", headers, _PROXIES, header)) == address  # type: ignore[arg-type]
+        assert str(client_address("192.0.2.1", [(name, data)], _PROXIES, header)) == "192.0.2.1"  # type: ignore[arg-type]
+    found = client_address("10.0.0.1", [(b"x-forwarded-for", data)], _PROXIES, "x-forwarded-for")
+    assert str(found) == _read_hops(data.decode("latin-1"))
+
+
+def _read_hops(text: str) -> str:
+    """The right-most hop that is no proxy, by a simple parser."""
+    last = "10.0.0.1"
+    for hop in reversed([part.strip(" \t") for part in text.split(",") if part.strip(" \t")]):
+        host = re.sub(r"^\[([^\[\]]*)\](?::[0-9]{1,5})?$", r"\1", hop)
+        host = re.sub(r"^([0-9.]+):[0-9]{1,5}$", r"\1", host)
+        if "%" in host or len(host) > 45:
+            break
+        try:
+            address = ip_address(host)
+        except ValueError:
+            break
+        last = str(getattr(address, "ipv4_mapped", None) or address)
+        if not last.startswith(("10.", "fd")):
+            break
+    return last
+
+
+def feed_authorization(data: bytes) -> None:
+    """A header is a login that another parser reads the same way, or ValueError without its text."""
+    text = data.decode("latin-1")
+    if message := _error_of(lambda: parse_authorization(text)):
+        assert len(message) < 100
+        assert CANARY not in message
+        return
+    login = parse_authorization(text)
+    scheme, value = text.strip().split(" ", 1)
+    assert CANARY not in repr(login)
+    if login.is_bearer:
+        assert (scheme.lower(), value.strip(), login.username) == ("bearer", login.password, "")
+        return
+    assert scheme.lower() == "basic"
+    sent = base64.b64decode(value.strip() + "==")
+    assert sent in (f"{login.username}:{login.password}".encode(code) for code in ("utf-8", "latin-1") if sent)
+    assert ":" not in login.username
+
+
+class _Source:
+    """The keys of an issuer, in memory."""
+
+    may_refresh = False
+
+    def __init__(self, keys: KeySet | None) -> None:
+        self._keys = keys
+
+    def read(self) -> KeySet:
+        if self._keys is None:
+            raise KeysUnavailable(1.0)
+        return self._keys
+
+    refresh = read
+
+    def find(self) -> KeySet | None:
+        return self._keys
+
+
+_ISSUER = TokenIssuer()
+_SETTINGS = JwtIssuer("ci", _ISSUER.url, _ISSUER.audience, "x", groups_claim="/g/0", algorithms=("RS256", "ES256"))
+_TOKENS = Tokens([_SETTINGS], lambda _: _Source(parse_key_set(key_set(_ISSUER.jwk()))))
+_HEADER = encode(json.dumps(_ISSUER.header()).encode())
+
+
+def feed_token(data: bytes) -> None:
+    """Signed claims give a name or an error; a token with anything changed, or with other claims, is an error."""
+    head, _, claims = data.rpartition(b"\0")
+    signed = f"{_HEADER}.{encode(claims)}"
+    token = f"{signed}.{encode(_ISSUER.signature(signed.encode()))}"
+    for text, is_signed in (
+        (token, True),
+        (f"{encode(head)}.{encode(claims)}.{token.rpartition('.')[2]}", False),
+        (f"{signed}.{encode(head)}", False),
+        (data.decode("latin-1"), False),
+    ):
+        is_ours = _TOKENS.is_ours(text)
+        if message := _error_of(lambda text=text: _TOKENS.verify(text)):
+            assert CANARY not in message
+            continue
+        identity = _TOKENS.verify(text)
+        assert is_signed
+        assert is_ours
+        _judge_identity(identity.name, identity.groups, json.loads(claims, object_pairs_hook=_unique))
+
+
+def _judge_identity(name: str, groups: frozenset[str], claims: dict[str, object]) -> None:
+    assert name == f"ci:{claims['sub']}"
+    assert (claims["iss"], float(str(claims["exp"])) > 0) == (_ISSUER.url, True)
+    assert _ISSUER.audience in ([claims["aud"]] if isinstance(claims["aud"], str) else claims["aud"])  # type: ignore[operator]
+    for text in (name, *groups):
+        assert text.isprintable()
+        assert text.startswith("ci:")
+
+
+def feed_key_set(data: bytes) -> None:
+    """A key set is public keys, or ValueError without its text."""
+    if message := _error_of(lambda: parse_key_set(data)):
+        assert CANARY not in message
+        return
+    for key in parse_key_set(data).keys:
+        assert not any("private" in name for name in dir(key.value))
+        assert key.algorithms
+        assert not {name for name in key.algorithms if name.startswith(("HS", "none"))}
+
+
+def feed_htpasswd(data: bytes) -> None:
+    """Each user has one bcrypt hash; lines that are wrong admit nobody, and no message quotes them."""
+    users = parse_htpasswd(data)
+    assert not users.unusable & users.hashes.keys()
+    for name, found in users.hashes.items():
+        assert re.fullmatch(rb"\$2[aby]\$[01][0-9]\$[./A-Za-z0-9]{53}", found)
+        assert name.isprintable()
+        assert data.count(f"{name}:".encode()) >= 1
+    assert CANARY not in "".join(users.problems)
+
+
+def _error_of(parse: Callable[[], object]) -> str:
+    """What the client and the log get if a login is not accepted; empty if it is."""
+    try:
+        parse()
+    except LoginRequired as exc:
+        return str(exc.log_fields())
+    except ValueError as exc:
+        return str(exc)
+    return ""
+
+
 def _json_words(*keys: str) -> list[bytes]:
     return [json.dumps(key).encode() for key in keys] + [
         *(bytes([char]) for char in b'{}[],:"\\'),
@@ -326,7 +487,91 @@ _MANIFESTS = [
     sign({"schemaVersion": 1, "fsLayers": []}).body,
 ]
 
+_CLAIMS = json.dumps(_ISSUER.claims()).encode()
+_JWK = json.dumps(_ISSUER.jwk()).encode()
+
 TARGETS = {
+    "client addresses": Target(
+        feed_client_address,
+        [
+            *(
+                b"for=",
+                b"by=",
+                b"proto=https",
+                b'"',
+                b"\\",
+                b",",
+                b";",
+                b"=",
+                b" ",
+                b"\t",
+                b"[",
+                b"]",
+                b":",
+                b"%",
+                b"_x",
+            ),
+            *(
+                b"unknown",
+                b"10.0.0.2",
+                b"198.51.100.7",
+                b"fd00::1",
+                b"2001:db8::7",
+                b"[fd00::2]:80",
+                b"::ffff:10.0.0.9",
+            ),
+            *(b'for="', b'";', b'for="[fd00::1]"', b"\0", b"\xff", b"999", b"0x7f", b"/8"),
+        ],
+        [b"", b"10.0.0.2, ", b'for="', b"for=10.0.0.2, "],
+    ),
+    "authorization": Target(
+        feed_authorization,
+        [
+            *(b"Basic ", b"bearer ", b"Digest ", b" ", b"\t", b",", b"=", b"==", b":", b"\0", b"\xff", CANARY.encode()),
+            *(b"YTpi", b"OmI=", b"Og==", b"dTpjYW5hcnktMmI5ZQ==", b"/+8=", b"-_", b"\r\n", b"a.b.c"),
+        ],
+        [b"", b"Basic ", b"BEARER  "],
+    ),
+    "tokens": Target(
+        feed_token,
+        [
+            *_json_words("iss", "aud", "exp", "nbf", "iat", "sub", "g", "alg", "kid", "typ", "crit", "jwk", CANARY),
+            *(b'"https://issuer.test"', b'"dockyard"', b'"RS256"', b'"none"', b'"HS256"', b'"key-1"', b"9999999999"),
+            *(b"\0", b".", b'"a\\nb"', b'["x"]', _CLAIMS, _CLAIMS[:-1], _CLAIMS[1:], _HEADER.encode()),
+        ],
+        [b"", _CLAIMS, _CLAIMS[:-1] + b', "g": [', b"\0" + _CLAIMS[:-1], b'{"alg": "none"}\0' + _CLAIMS],
+    ),
+    "key sets": Target(
+        feed_key_set,
+        [
+            *_json_words("keys", "kty", "kid", "use", "alg", "key_ops", "n", "e", "x", "y", "crv", "d", "k", CANARY),
+            *_json_words("RSA", "EC", "OKP", "oct", "P-256", "Ed25519", "sig", "enc", "RS256", "HS256", "AQAB"),
+            _JWK,
+            _JWK[:-1],
+        ],
+        [b"", b'{"keys": [', b'{"keys": [' + _JWK + b"]}", b'{"keys": [' + _JWK[:-1] + b","],
+    ),
+    "htpasswd": Target(
+        feed_htpasswd,
+        [
+            *(
+                b"alice:",
+                b"bob:",
+                b":",
+                b"\n",
+                b"\r\n",
+                b"#",
+                b" ",
+                b"*",
+                b"\0",
+                b"\xff",
+                b"\xef\xbb\xbf",
+                b"anonymous",
+            ),
+            *(b"$2y$05$" + b"a" * 53, b"$2b$", b"$apr1$", b"{SHA}", b"$2y$99$" + b"a" * 53, CANARY.encode()),
+        ],
+        [b"", b"alice:$2y$05$" + b"a" * 53 + b"\n"],
+    ),
     "paths": Target(
         feed_path,
         [
