@@ -43,7 +43,7 @@ def check_user(name: str) -> None:
         raise ValueError("must not begin with #, which begins a comment in the file")
     if len(name) > MAX_NAME_CHARS:
         raise ValueError(f"must have at most {MAX_NAME_CHARS} characters")
-    if name in RESERVED_NAMES:
+    if name.lower() in RESERVED_NAMES:
         raise ValueError(f"must not be {name}, which means other clients in rules")
 
 

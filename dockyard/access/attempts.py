@@ -8,6 +8,7 @@ address without a failure for FORGET_S starts anew. For many threads; nothing wa
 import math
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from ipaddress import IPv4Address, IPv6Address
@@ -22,8 +23,8 @@ FIRST_DELAY_S = 0.5
 MAX_DELAY_S = 10.0
 MAX_WAIT_S = 20.0
 FORGET_S = 300.0
-MAX_PENDING_PER_ADDRESS = 32
-MAX_PENDING = 128
+MAX_PENDING_PER_ADDRESS = 16
+MAX_PENDING = 64
 MAX_ADDRESSES = 16_384
 IPV6_HOST_BITS = 64  # one client has at least that many addresses
 
@@ -42,30 +43,35 @@ class Attempts:
         self._clock = clock
         self._lock = threading.Lock()
         self._failures: LRUCache[int, _Failures] = LRUCache(MAX_ADDRESSES)
-        self._pending: dict[int, int] = {}
+        self._pending: Counter[int] = Counter()
+        self._starts: dict[bytes, float] = {}
 
     @contextmanager
-    def start(self, address: IPv4Address | IPv6Address) -> Iterator[float]:
+    def start(self, address: IPv4Address | IPv6Address, login: bytes) -> Iterator[float]:
         """Yield how many seconds an attempt must wait before it begins; the attempt is pending within the context.
 
-        Raises TooManyRequests when too many of this address wait, Unavailable when too many of all do.
+        `login` identifies user and password. Attempts with the same one begin together and count once: the first one
+        finds out for all. Raises TooManyRequests when too many of this address are pending, Unavailable when too many
+        of all are.
         """
         key = _key(address)
         with self._lock:
-            pending = self._pending.get(key, 0)
-            if pending >= MAX_PENDING_PER_ADDRESS:
-                raise _too_many(1.0)
-            if sum(self._pending.values()) >= MAX_PENDING:
-                raise Unavailable("too many logins are being verified", retry_after_s=1)
-            wait_s = self._reserve(key)
-            self._pending[key] = pending + 1
+            start = self._starts.get(login)
+            is_first = start is None
+            if start is None:
+                start = self._reserve(key)
+                self._pending[key] += 1
+                self._starts[login] = start
+            wait_s = max(0.0, start - self._clock())
         try:
             yield wait_s
         finally:
-            with self._lock:
-                self._pending[key] -= 1
-                if not self._pending[key]:
-                    del self._pending[key]
+            if is_first:
+                with self._lock:
+                    del self._starts[login]
+                    self._pending[key] -= 1
+                    if not self._pending[key]:
+                        del self._pending[key]
 
     def count_failure(self, address: IPv4Address | IPv6Address) -> None:
         """Count a wrong password."""
@@ -81,21 +87,21 @@ class Attempts:
         return failures if failures and self._clock() - failures.last_at < FORGET_S else None
 
     def _reserve(self, key: int) -> float:
-        """Take the next start of an attempt from an address; return how many seconds it is away."""
+        """Return when the next attempt from an address begins. Raises TooManyRequests, Unavailable."""
+        if self._pending[key] >= MAX_PENDING_PER_ADDRESS:
+            raise _too_many(1.0)
+        if len(self._starts) >= MAX_PENDING:
+            raise Unavailable("too many logins are being verified", retry_after_s=1)
+        now = self._clock()
         failures = self._find(key)
         if failures is None or failures.count <= MAX_FREE_FAILURES:
-            return 0.0
-        now = self._clock()
-        doublings = min(failures.count - MAX_FREE_FAILURES - 1, 16)
-        start = max(now, failures.next_start, failures.last_at + _delay_s(doublings))
+            return now
+        delay_s = min(FIRST_DELAY_S * float(2 ** min(failures.count - MAX_FREE_FAILURES - 1, 16)), MAX_DELAY_S)
+        start = max(now, failures.next_start, failures.last_at + delay_s)
         if start - now > MAX_WAIT_S:
             raise _too_many(start - now)
-        failures.next_start = start + _delay_s(doublings)
-        return start - now
-
-
-def _delay_s(doublings: int) -> float:
-    return min(FIRST_DELAY_S * float(2**doublings), MAX_DELAY_S)
+        failures.next_start = start + delay_s
+        return start
 
 
 def _too_many(wait_s: float) -> TooManyRequests:

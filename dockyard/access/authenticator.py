@@ -111,11 +111,19 @@ class Authenticator:
 
         Raises TooManyRequests, Unavailable when too many attempts are waiting.
         """
-        if not self._is_slowed(authorization):
+        if self._was_right(authorization) or not self.is_password(authorization):
             yield 0.0
             return
-        with self._attempts.start(address) as wait_s:
+        with self._attempts.start(address, self._digest(authorization)) as wait_s:
             yield wait_s
+
+    def is_password(self, authorization: str) -> bool:
+        """Whether `authenticate` would verify a password, which takes CPU time; a token may take a download."""
+        try:
+            login = _parse(authorization)
+        except LoginRequired:
+            return False  # `authenticate` raises it too
+        return not (login.is_bearer or self._passwords is None or self._tokens.is_ours(login.password))
 
     def authenticate(self, authorization: str | None, address: Address) -> Authenticated:
         """Return the client of a request. Blocks.
@@ -180,16 +188,10 @@ class Authenticator:
     def _anonymous(self, address: Address, login: Login | None = None) -> Authenticated:
         return Authenticated(Principal(networks=self._networks.names_of(address)), login)
 
-    def _is_slowed(self, authorization: str) -> bool:
-        """Whether a login may be a guess: a password that was not right lately."""
+    def _was_right(self, authorization: str) -> bool:
+        """Whether a login was right lately: it is no guess."""
         result = self._find(self._digest(authorization))
-        if result is not None and result.identity is not None and result.is_current():
-            return False
-        try:
-            login = _parse(authorization)
-        except LoginRequired:
-            return False  # `authenticate` raises it too
-        return not (login.is_bearer or self._passwords is None or self._tokens.is_ours(login.password))
+        return result is not None and result.identity is not None and result.is_current()
 
     def _count(self, result: _Result, address: Address) -> None:
         """Count a wrong login once, however often it is sent while it is remembered."""

@@ -53,10 +53,13 @@ class PasswordFile:
         return None if version is None else _account(version, username)
 
     def is_right(self, username: str, password: str, account: Account) -> bool:
-        """Verify a password, in the same time for each user name."""
+        """Verify a password, in the same time for each user name; at once if there are no users."""
+        users = self._file.read()
+        if users.error:
+            return False
         data = password.encode("utf-8", "surrogatepass")
         is_usable = len(data) <= MAX_PASSWORD_BYTES and b"\0" not in data and account.hash is not None
-        found = account.hash if is_usable and account.hash else self._file.read().content.dummy_for(username)
+        found = account.hash if is_usable and account.hash else users.content.dummy_for(username)
         is_equal = bcrypt.checkpw(data if is_usable else b"x", found)
         return is_equal and is_usable
 

@@ -1,16 +1,20 @@
 """The threads of a worker: the one crossing between the event loop and code that blocks.
 
 One bounded pool for each kind of work: short operations on the local store, verifying large blobs in it, reads from the
-bucket, and verifying logins. For upstreams there is a pool for each upstream and kind of work, so that an upstream that
-hangs cannot use up the threads of another. Within such a pool the repositories take turns, and one repository gets at
-most three quarters of the threads: a repository that hangs delays the others of its upstream only a little.
+bucket, verifying tokens, and verifying passwords. For upstreams there is a pool for each upstream and kind of work, so
+that an upstream that hangs cannot use up the threads of another. Within such a pool the repositories take turns, and
+one repository gets at most three quarters of the threads: a repository that hangs delays the others of its upstream
+only a little.
 
 Threads start when they are first needed, so an upstream without requests has none. A worker has at most
-MAX_DISK_THREADS + MAX_VERIFY_THREADS + MAX_BUCKET_THREADS + MAX_ACCESS_THREADS threads, and for each upstream
-MAX_UPSTREAM_THREADS + MAX_LIST_THREADS + MAX_DOWNLOAD_THREADS.
+MAX_DISK_THREADS + MAX_VERIFY_THREADS + MAX_BUCKET_THREADS + MAX_TOKEN_THREADS + MAX_PASSWORD_THREADS threads, and for
+each upstream MAX_UPSTREAM_THREADS + MAX_LIST_THREADS + MAX_DOWNLOAD_THREADS.
 """
 
 import asyncio
+import contextlib
+import os
+import threading
 import time
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable
@@ -23,11 +27,14 @@ from dockyard.routing import Target
 MAX_DISK_THREADS = 8
 MAX_VERIFY_THREADS = 8
 MAX_BUCKET_THREADS = 16
-MAX_ACCESS_THREADS = 2
+MAX_TOKEN_THREADS = 8
+MAX_PASSWORD_THREADS = 1
 # For each upstream:
 MAX_UPSTREAM_THREADS = 32
 MAX_LIST_THREADS = 8
 MAX_DOWNLOAD_THREADS = 64
+
+PASSWORD_NICE = 10
 
 MAX_QUEUED_S = 10.0
 RETRY_AFTER_S = 3
@@ -42,7 +49,8 @@ class Threads:
         self._disk = ThreadPoolExecutor(MAX_DISK_THREADS, "disk")
         self._verify = ThreadPoolExecutor(MAX_VERIFY_THREADS, "verify")
         self._bucket = ThreadPoolExecutor(MAX_BUCKET_THREADS, "bucket")
-        self._access = ThreadPoolExecutor(MAX_ACCESS_THREADS, "access")
+        self._tokens = ThreadPoolExecutor(MAX_TOKEN_THREADS, "token")
+        self._passwords = ThreadPoolExecutor(MAX_PASSWORD_THREADS, "password", _lower_priority)
         self._pools: dict[tuple[str, str], _FairPool] = {}
 
     async def disk(self, call: Callable[..., T], *args: object) -> T:
@@ -57,9 +65,13 @@ class Threads:
         """Run one operation of the bucket. The call limits its own time."""
         return await asyncio.get_running_loop().run_in_executor(self._bucket, call, *args)
 
-    async def access(self, call: Callable[..., T], *args: object) -> T:
-        """Verify a login. The caller limits the number of calls that wait."""
-        return await asyncio.get_running_loop().run_in_executor(self._access, call, *args)
+    async def token(self, call: Callable[..., T], *args: object) -> T:
+        """Verify a token, for which keys may have to be downloaded. The call limits its own time."""
+        return await asyncio.get_running_loop().run_in_executor(self._tokens, call, *args)
+
+    async def password(self, call: Callable[..., T], *args: object) -> T:
+        """Verify a password: CPU time, of which others get theirs first. The caller limits how many calls wait."""
+        return await asyncio.get_running_loop().run_in_executor(self._passwords, call, *args)
 
     async def upstream(self, target: Target, call: Callable[..., T], *args: object, deadline: float | None = None) -> T:
         """Run one operation on a repository of an upstream. The call limits its own time.
@@ -84,7 +96,8 @@ class Threads:
         self._disk.shutdown(wait=False, cancel_futures=True)
         self._verify.shutdown(wait=False, cancel_futures=True)
         self._bucket.shutdown(wait=False, cancel_futures=True)
-        self._access.shutdown(wait=False, cancel_futures=True)
+        self._tokens.shutdown(wait=False, cancel_futures=True)
+        self._passwords.shutdown(wait=False, cancel_futures=True)
         for pool in self._pools.values():
             pool.close()
 
@@ -93,6 +106,13 @@ class Threads:
         if (pool := self._pools.get(key)) is None:
             pool = self._pools[key] = _FairPool(kind, max_threads, target.upstream.prefix)
         return pool
+
+
+def _lower_priority() -> None:
+    """Let other threads go first, those of other workers too. Linux has a nice value for each thread (sched(7))."""
+    with contextlib.suppress(OSError):  # some sandboxes do not have it, and nothing depends on it
+        thread = threading.get_native_id()
+        os.setpriority(os.PRIO_PROCESS, thread, os.getpriority(os.PRIO_PROCESS, thread) + PASSWORD_NICE)
 
 
 class _FairPool:

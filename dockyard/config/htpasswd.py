@@ -10,14 +10,13 @@ from collections.abc import Mapping
 import attrs
 
 from dockyard.config.files import read_file
+from dockyard.config.who import RESERVED_NAMES
 
 MAX_FILE_BYTES = 4 * 2**20
 MAX_NAME_CHARS = 255
 MIN_COST = 4
 MAX_COST = 16  # several seconds of CPU time; each step doubles it
 MAX_PROBLEMS = 20
-
-RESERVED_NAMES = frozenset({"anonymous", "authenticated"})
 
 _BCRYPT = re.compile(r"\$2[aby]\$([0-9]{2})\$[./A-Za-z0-9]{53}", re.ASCII)
 _KINDS = (
@@ -97,7 +96,7 @@ def _parse_line(raw: bytes) -> tuple[str, str, bytes]:
         return "", "has no user name", b""
     if len(name) > MAX_NAME_CHARS or not name.isprintable() or "*" in name or name != name.strip():
         return name, "has a user name with *, control characters, spaces around it, or too many characters", b""
-    if name in RESERVED_NAMES:
+    if name.lower() in RESERVED_NAMES:
         return name, f"has the user name {name}, which rules use for other clients", b""
     text = rest.partition(":")[0]
     match = _BCRYPT.fullmatch(text)

@@ -262,7 +262,9 @@ class AccessGate(Gate):
                 with control.authenticator.attempt(header, visit.address) as wait_s:
                     if wait_s:
                         await asyncio.sleep(wait_s)
-                    found = await control.threads.access(control.authenticator.authenticate, header, visit.address)
+                    is_password = control.authenticator.is_password(header)
+                    run = control.threads.password if is_password else control.threads.token
+                    found = await run(control.authenticator.authenticate, header, visit.address)
         except (LoginRequired, Outage, TooManyRequests) as exc:
             if not self._is_dry_run:
                 visit.verdict = "wrong login" if isinstance(exc, LoginRequired) else None

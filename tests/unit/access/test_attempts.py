@@ -1,7 +1,8 @@
 """Wrong passwords make the next attempts from their address wait."""
 
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from ipaddress import ip_address
+from itertools import count
 
 import pytest
 
@@ -19,6 +20,7 @@ from dockyard.access.attempts import (
 )
 from dockyard.errors import TooManyRequests, Unavailable
 
+_numbers = count()
 HERE = ip_address("192.0.2.1")
 THERE = ip_address("192.0.2.2")
 
@@ -31,9 +33,14 @@ class Clock:
         return self.now
 
 
+def start(found: Attempts, address: object = HERE, login: bytes | None = None) -> AbstractContextManager[float]:
+    """An attempt with a login that nobody else has."""
+    return found.start(address, login or f"login {next(_numbers)}".encode())  # type: ignore[arg-type]
+
+
 def fail(found: Attempts, clock: Clock, address: object = HERE) -> float:
     """Wait as told, then fail; return the seconds of waiting."""
-    with found.start(address) as wait_s:  # type: ignore[arg-type]
+    with start(found, address) as wait_s:
         clock.now += wait_s
         found.count_failure(address)  # type: ignore[arg-type]
     return wait_s
@@ -58,7 +65,7 @@ def test_other_addresses_do_not_wait() -> None:
         fail(found, clock)
         fail(found, clock, one)
     for address, waits in ((HERE, True), (one, True), (same, True), (THERE, False), (other, False)):
-        with found.start(address) as wait_s:
+        with start(found, address) as wait_s:
             assert (wait_s > 0) is waits
 
 
@@ -69,14 +76,14 @@ def test_attempts_at_the_same_time_begin_one_after_the_other() -> None:
     for _ in range(MAX_FREE_FAILURES + 20):
         fail(found, clock)
     with ExitStack() as stack:
-        waits = [stack.enter_context(found.start(HERE)) for _ in range(int(MAX_WAIT_S / MAX_DELAY_S))]
+        waits = [stack.enter_context(start(found, HERE)) for _ in range(int(MAX_WAIT_S / MAX_DELAY_S))]
         assert waits == pytest.approx([MAX_DELAY_S * (number + 1) for number in range(len(waits))])
-        with pytest.raises(TooManyRequests) as caught, found.start(HERE):
+        with pytest.raises(TooManyRequests) as caught, start(found, HERE):
             pass
         assert caught.value.retry_after_s is not None
         assert MAX_WAIT_S < caught.value.retry_after_s <= MAX_WAIT_S + MAX_DELAY_S
     clock.now += MAX_WAIT_S
-    with found.start(HERE) as wait_s:
+    with start(found, HERE) as wait_s:
         assert wait_s <= MAX_WAIT_S
 
 
@@ -88,7 +95,7 @@ def test_an_address_without_failures_starts_anew() -> None:
         fail(found, clock)
     clock.now += FORGET_S - 1.0
     fail(found, clock)
-    with found.start(HERE) as wait_s:
+    with start(found, HERE) as wait_s:
         assert wait_s > 0
     clock.now += FORGET_S
     assert [fail(found, clock) for _ in range(MAX_FREE_FAILURES + 1)] == [0.0] * (MAX_FREE_FAILURES + 1)
@@ -99,25 +106,47 @@ def test_the_number_of_pending_attempts_is_bounded() -> None:
     found = Attempts(Clock())
     with ExitStack() as stack:
         for _ in range(MAX_PENDING_PER_ADDRESS):
-            stack.enter_context(found.start(HERE))
-        with pytest.raises(TooManyRequests), found.start(HERE):
+            stack.enter_context(start(found, HERE))
+        with pytest.raises(TooManyRequests), start(found, HERE):
             pass
         for number in range(MAX_PENDING - MAX_PENDING_PER_ADDRESS):
-            stack.enter_context(found.start(ip_address(f"198.51.100.{number}")))
-        with pytest.raises(Unavailable) as caught, found.start(THERE):
+            stack.enter_context(start(found, ip_address(f"198.51.100.{number}")))
+        with pytest.raises(Unavailable) as caught, start(found, THERE):
             pass
         assert caught.value.retry_after_s
-    with found.start(HERE), found.start(THERE):
+    with start(found, HERE), start(found, THERE):
         pass
-    assert found._pending == {}
+    assert not found._pending
+    assert not found._starts
+
+
+def test_attempts_with_the_same_login_count_once() -> None:
+    """A fleet with one login at the same moment is not refused, and does not get around a delay."""
+    clock = Clock()
+    found = Attempts(clock)
+    for _ in range(MAX_FREE_FAILURES + 1):
+        fail(found, clock)
+    with start(found, login=b"same") as first_s:
+        assert first_s == FIRST_DELAY_S
+        clock.now += 0.2
+        with ExitStack() as stack:
+            for number in range(2 * MAX_PENDING):
+                address = HERE if number % 2 else ip_address(f"198.51.100.{number}")
+                wait_s = stack.enter_context(start(found, address, b"same"))
+                assert wait_s == pytest.approx(FIRST_DELAY_S - 0.2)
+        with start(found) as other_s:
+            assert other_s == pytest.approx(2 * FIRST_DELAY_S - 0.2)
+    assert not found._pending
+    assert not found._starts
 
 
 def test_an_attempt_that_is_cancelled_is_not_pending() -> None:
     """Whatever ends it."""
     found = Attempts(Clock())
-    with pytest.raises(KeyboardInterrupt), found.start(HERE):
+    with pytest.raises(KeyboardInterrupt), start(found, HERE):
         raise KeyboardInterrupt
-    assert found._pending == {}
+    assert not found._pending
+    assert not found._starts
 
 
 def test_the_number_of_remembered_addresses_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,13 +1,21 @@
 """The threads of a worker: nothing that one upstream or one repository does holds up another for long."""
 
 import asyncio
+import os
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
 
-from dockyard.cache.threads import MAX_DOWNLOAD_THREADS, MAX_LIST_THREADS, MAX_UPSTREAM_THREADS, Threads
+from dockyard.cache.threads import (
+    MAX_DOWNLOAD_THREADS,
+    MAX_LIST_THREADS,
+    MAX_TOKEN_THREADS,
+    MAX_UPSTREAM_THREADS,
+    PASSWORD_NICE,
+    Threads,
+)
 from dockyard.config.settings import Auth, Upstream
 from dockyard.errors import UpstreamTimeout
 from dockyard.oci.reference import Name
@@ -195,3 +203,25 @@ async def test_threads_are_started_on_demand(threads: Threads) -> None:
         for _ in range(5):
             await threads.upstream(target(f"up{number}.test"), lambda: None)
     assert threading.active_count() - before <= 20 + 8
+
+
+async def test_passwords_are_verified_at_a_lower_priority(threads: Threads) -> None:
+    """One at a time, so that the other threads of the machine get their CPU time first; tokens need little."""
+    own = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+
+    def get_priority() -> tuple[int, int]:
+        return threading.get_native_id(), os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+
+    found = [await threads.password(get_priority) for _ in range(3)]
+    assert len({thread for thread, _ in found}) == 1
+    assert {priority for _, priority in found} == {min(own + PASSWORD_NICE, 19)}
+    assert (await threads.token(get_priority))[1] == own
+    assert os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) == own
+
+
+async def test_downloads_of_keys_do_not_hold_up_passwords(threads: Threads, gate: Gate) -> None:
+    """A URL with keys that hangs keeps threads of tokens busy, and no others."""
+    calls = [asyncio.create_task(threads.token(gate.hang)) for _ in range(MAX_TOKEN_THREADS)]
+    assert await threads.password(lambda: "verified") == "verified"
+    gate.is_open.set()
+    await asyncio.gather(*calls)

@@ -60,7 +60,8 @@ def test_users(data: bytes, names: set[str]) -> None:
         (b" bob:" + HASH, "control characters", {" bob"}),
         (b"b" * 256 + b":" + HASH, "too many characters", {"b" * 256}),
         (b"anonymous:" + HASH, "anonymous", {"anonymous"}),
-        (b"authenticated:" + HASH, "authenticated", {"authenticated"}),
+        (b"Authenticated:" + HASH, "Authenticated", {"Authenticated"}),
+        (b"group:" + HASH, "group", {"group"}),
         (b"alice:" + HASH, "the user of line 1 again", {"alice"}),
     ],
 )
