@@ -28,6 +28,7 @@ from dockyard.workers.metrics_directory import create_metrics_directory
 _OUTPUT_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO})  # of a write to standard output
 
 MAX_PASSWORD_INPUT_BYTES = 4096  # more than a password can have
+MAX_TOKEN_INPUT_BYTES = 16 * 1024  # more than a request can have
 
 Result = TypeVar("Result")
 
@@ -307,6 +308,18 @@ def check(source: SettingsSource, *, connects: bool) -> None:
     help="PEM file with certificates that are trusted for an https URL, in addition to those of the system.",
 )
 @click.option(
+    "--username",
+    metavar="NAME",
+    help="User name of a login at the server; with --password-stdin. Default: the login of `docker login` there.",
+)
+@click.option("--password-stdin", "reads_password", is_flag=True, help="Read the password from standard input.")
+@click.option(
+    "--insecure-login",
+    "may_be_read",
+    is_flag=True,
+    help="Send the login without encryption too: to an http URL of another machine.",
+)
+@click.option(
     "--platform",
     "platforms",
     metavar="OS/ARCH[/VARIANT]",
@@ -331,10 +344,13 @@ def pull(
     images: Sequence[str],
     server_url: str,
     ca_file: str | None,
+    username: str | None,
     platforms: Sequence[str],
     lists: Sequence[TextIO],
     jobs: int,
     *,
+    reads_password: bool,
+    may_be_read: bool,
     all_platforms: bool,
     is_json: bool,
     is_quiet: bool,
@@ -352,10 +368,22 @@ def pull(
 
     if is_json and is_quiet:
         raise click.UsageError("--json and --quiet cannot be used together")
+    if (username is None) == reads_password:
+        raise click.UsageError("--username and --password-stdin must be used together")
+    if reads_password and any(file.name == "<stdin>" for file in lists):
+        raise click.UsageError("--password-stdin and --file - both read standard input")
+    login = None if username is None else _read_login(username)
     try:
         names = [*images, *(image for file in lists for image in parse_list(file.read()))]
         arguments = parse_arguments(
-            names, server_url, platforms, all_platforms=all_platforms, jobs=jobs, ca_file=ca_file
+            names,
+            server_url,
+            platforms,
+            all_platforms=all_platforms,
+            jobs=jobs,
+            ca_file=ca_file,
+            login=login,
+            may_be_read=may_be_read,
         )
     except ArgumentsError as exc:
         raise click.UsageError("\n  ".join(exc.messages)) from exc
@@ -436,13 +464,24 @@ def _read_password(*, reads_stdin: bool) -> str:
         if click.prompt("Again", hide_input=True, default="", show_default=False, err=True) != password:
             raise click.UsageError("the passwords are not the same")
         return password
+    return _read_standard_input(MAX_PASSWORD_INPUT_BYTES).decode("utf-8", "surrogateescape")
+
+
+def _read_standard_input(max_bytes: int) -> bytes:
+    """Return the password in the only line of standard input."""
     if sys.stdin is None:
         raise click.UsageError("standard input is closed")
-    data = sys.stdin.buffer.read(MAX_PASSWORD_INPUT_BYTES)
-    line = data.removesuffix(b"\n").removesuffix(b"\r")
+    line = sys.stdin.buffer.read(max_bytes).removesuffix(b"\n").removesuffix(b"\r")
     if b"\n" in line:
         raise click.UsageError("standard input has more than one line: write only the password to it")
-    return line.decode("utf-8", "surrogateescape")
+    return line
+
+
+def _read_login(username: str) -> tuple[str, str]:
+    try:
+        return username, _read_standard_input(MAX_TOKEN_INPUT_BYTES).decode()
+    except UnicodeError as exc:
+        raise click.UsageError("--password-stdin: standard input is not UTF-8 text") from exc
 
 
 def _exit(error: SettingsError) -> NoReturn:

@@ -30,6 +30,7 @@ from dockyard.http1.tls import explain_failure, make_tls_context
 from dockyard.oci.manifest import ACCEPT, MAX_MANIFEST_BYTES, Manifest
 from dockyard.oci.reference import Digest, Hasher, Reference, replace_unprintable
 from dockyard.pull.images import Image
+from dockyard.pull.login import NO_LOGIN, ServerLogin
 from dockyard.pull.retries import PullError
 from dockyard.pull.server import Probe, find_prefixes
 from dockyard.upstream.urls import InvalidUrl, Url, parse_http_url, resolve
@@ -46,7 +47,7 @@ _ERRNO: Final = re.compile(r"^\[Errno -?[0-9]+\] ")
 _HINTS: Final = {
     "MANIFEST_UNKNOWN": " (correct the name or the tag; the log of `dockyard server` there says more)",
     "NAME_UNKNOWN": " (correct the name, or add its registry to `upstreams` in the settings of that server)",
-    "DENIED": " (check `auth` of this upstream in the settings of that server)",
+    "DENIED": " (ask the operator of that server: its rules, or `auth` of this upstream, do not allow it)",
 }
 _T = TypeVar("_T")
 
@@ -73,10 +74,13 @@ class DockyardClient:
     """Reads from one Dockyard, in up to `connections` threads.
 
     `url` is as `parse_server` returns it. `ca_file` has certificates that are trusted in addition to the system's.
+    `login` is sent to the origin of the URL only.
     """
 
-    def __init__(self, url: str, connections: int, ca_file: str | None = None) -> None:
+    def __init__(self, url: str, connections: int, ca_file: str | None = None, login: ServerLogin = NO_LOGIN) -> None:
         self._url = url
+        self._origin = parse_http_url(url).origin
+        self._login = login
         self._stopped = threading.Event()
         self._open_responses: set[urllib3.BaseHTTPResponse] = set()
         self._pools = urllib3.PoolManager(
@@ -90,7 +94,7 @@ class DockyardClient:
 
     def check(self) -> frozenset[str] | None:
         """Return the prefixes of the Dockyard; None if its version does not tell. Raises PullError without one."""
-        return find_prefixes(self._url, self._probe)
+        return find_prefixes(self._url, self._probe, self._login.cure)
 
     def _probe(self, path: str, accept: str = "*/*") -> Probe:
         """Send one GET to the server, whatever it is. Raises PullError if there is no response."""
@@ -198,19 +202,24 @@ class DockyardClient:
         if response.status in {200, 206} or response.get_redirect_location():
             return response
         try:
-            raise _read_error(response)
+            raise _read_error(response, self._login.cure)
         finally:
             response.close()
 
     def _request(self, url: Url, headers: dict[str, str]) -> urllib3.BaseHTTPResponse:
+        login = {"Authorization": self._login.authorization} if self._sends_login(url) else {}
         return self._pools.urlopen(
             "GET",
             f"{url.origin}/",
             target=url.target,
-            headers={**self._pools.headers, **headers},
+            headers={**self._pools.headers, **headers, **login},
             redirect=False,
             preload_content=False,
         )
+
+    def _sends_login(self, url: Url) -> bool:
+        """Whether a request gets the login: it has one, and the URL is not one of another server."""
+        return bool(self._login.authorization) and url.origin == self._origin
 
     def _make_url(self, image: Image, kind: str, reference: Reference) -> Url:
         ns = f"?ns={quote(image.ns, safe='')}" if image.ns else ""
@@ -294,8 +303,11 @@ def _describe(exc: Exception) -> str:
             return f"connection lost: {exc}"
 
 
-def _read_error(response: urllib3.BaseHTTPResponse) -> PullError:
-    """The error of a response: its status, and code and message of its body (OCI distribution spec, "Error Codes")."""
+def _read_error(response: urllib3.BaseHTTPResponse, login_cure: str) -> PullError:
+    """The error of a response: its status, and code and message of its body (OCI distribution spec, "Error Codes").
+
+    `login_cure`: what to do if a login is required.
+    """
     code = message = ""
     with suppress(PullError, ValueError, RecursionError, LookupError, TypeError):
         error = json.loads(b"".join(_read_chunks(response, MAX_ERROR_BYTES)))["errors"][0]
@@ -304,7 +316,7 @@ def _read_error(response: urllib3.BaseHTTPResponse) -> PullError:
     retry_after_s = float(after) if after.isdecimal() and len(after) < 10 else 0.0
     summary = f"{response.status} {code}".rstrip()
     hint = f" (retry after {after} s)" if retry_after_s else ""
-    hint += _HINTS.get(code, "")
+    hint += f" ({login_cure})" if response.status == 401 and login_cure else _HINTS.get(code, "")
     return PullError.error_status(f"{summary}{f': {message}' if message else ''}{hint}", response.status, retry_after_s)
 
 

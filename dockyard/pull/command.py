@@ -4,7 +4,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -16,6 +16,7 @@ from dockyard.config.hosts import hide_userinfo
 from dockyard.errors import NameUnknown, RegistryError
 from dockyard.pull.client import DockyardClient
 from dockyard.pull.images import Image, parse_image
+from dockyard.pull.login import ServerLogin, find_login, given_login, is_private
 from dockyard.pull.output import OutputFormat, open_output
 from dockyard.pull.platforms import Platform
 from dockyard.pull.retries import PullError
@@ -37,6 +38,7 @@ class ArgumentsError(Exception):
 class PullArguments:
     """The parsed arguments: the URL of Dockyard and its `host[:port]`, the images, their platforms (None: all).
 
+    `login` is the user name and the password that were given; `may_be_read`: a login may be sent without encryption.
     The names of the images are valid. Which images they are depends on the prefixes of the server.
     """
 
@@ -46,6 +48,8 @@ class PullArguments:
     images: tuple[str, ...]
     platforms: tuple[Platform, ...] | None
     jobs: int
+    login: tuple[str, str] | None = attrs.field(default=None, repr=False)
+    may_be_read: bool = False
 
 
 def parse_arguments(
@@ -56,6 +60,8 @@ def parse_arguments(
     all_platforms: bool,
     jobs: int,
     ca_file: str | None = None,
+    login: tuple[str, str] | None = None,
+    may_be_read: bool = False,
 ) -> PullArguments:
     """Parse the arguments of the command. Repeated images and platforms count once. Raises ArgumentsError."""
     try:
@@ -72,12 +78,28 @@ def parse_arguments(
     errors += [*_find_image_errors(images, authority), *_find_ca_errors(ca_file)]
     if all_platforms and platforms:
         errors.append("--all-platforms and --platform cannot be used together")
+    errors += _find_login_errors(url, login, may_be_read=may_be_read)
     if not images:
         errors.append("no images are given; name at least one, or a list of them with --file")
     if errors:
         raise ArgumentsError(errors)
     selected = None if all_platforms else tuple(parsed_platforms) or (local_platform(),)
-    return PullArguments(url, authority, ca_file, tuple(images), selected, jobs)
+    return PullArguments(url, authority, ca_file, tuple(images), selected, jobs, login, may_be_read)
+
+
+def _find_login_errors(url: str, login: tuple[str, str] | None, *, may_be_read: bool) -> Iterator[str]:
+    if login is None:
+        return
+    username, password = login
+    if ":" in username:
+        yield "--username: must not contain a colon"
+    if not password:
+        yield "--password-stdin: standard input is empty"
+    if not may_be_read and not is_private(parse_http_url(url).origin):
+        yield (
+            "--username: everybody on the way could read the password: use an https URL in --server, or add "
+            "--insecure-login"
+        )
 
 
 def _find_image_errors(images: Sequence[str], authority: str) -> Iterator[str]:
@@ -101,7 +123,7 @@ def parse_server(text: str) -> tuple[str, str]:
     """Parse `[http[s]://]host[:port][/path]` to a URL without trailing slash, and `host[:port]`. Raises ValueError."""
     url = text if "://" in text else f"http://{text}"
     if "@" in url:
-        raise ValueError("must not contain a user or a password: Dockyard has no logins of its own")
+        raise ValueError("must not contain a user or a password: use --username and --password-stdin")
     parts = urlsplit(url)
     is_valid = parts.scheme in {"http", "https"} and parts.hostname and (parts.port is None or parts.port > 0)
     if not is_valid or parts.query or parts.fragment:
@@ -132,10 +154,17 @@ def resolve_images(arguments: PullArguments, prefixes: Collection[str] | None) -
     return list(images), list(refused.values())
 
 
+def _find_login(arguments: PullArguments, environ: Mapping[str, str]) -> ServerLogin:
+    if arguments.login is not None:
+        return given_login(*arguments.login)
+    origin = parse_http_url(arguments.url).origin
+    return find_login(origin, arguments.authority, environ, may_be_read=arguments.may_be_read)
+
+
 def run(arguments: PullArguments, output_format: OutputFormat) -> int:
     """Pull the images; return the exit status."""
     started = time.monotonic()
-    client = DockyardClient(arguments.url, arguments.jobs, arguments.ca_file)
+    client = DockyardClient(arguments.url, arguments.jobs, arguments.ca_file, _find_login(arguments, os.environ))
     try:
         images, refused = resolve_images(arguments, client.check())
         with open_output(output_format, sys.stdout) as output:

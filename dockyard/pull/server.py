@@ -50,9 +50,13 @@ class SendProbe(Protocol):
     def __call__(self, path: str, accept: str = "*/*", /) -> Probe: ...
 
 
-def find_prefixes(url: str, send_probe: SendProbe) -> frozenset[str] | None:
-    """Return the prefixes of the Dockyard; None if its version is too old to tell them. Raises PullError."""
+def find_prefixes(url: str, send_probe: SendProbe, login_cure: str = "") -> frozenset[str] | None:
+    """Return the prefixes of the Dockyard; None if its version is too old to tell them. Raises PullError.
+
+    `login_cure`: what to do if a login is required.
+    """
     origin = parse_http_url(url).origin
+    page: Probe | None = None
     try:
         page = send_probe("/", "application/json")
         document = page.find_json()
@@ -60,13 +64,29 @@ def find_prefixes(url: str, send_probe: SendProbe) -> frozenset[str] | None:
             prefixes = document.get("prefixes")
             if isinstance(prefixes, list):
                 return frozenset(prefix for prefix in prefixes if isinstance(prefix, str))
+        if _is_refusal(page):
+            raise PullError.final(_describe_refusal(page, url, login_cure))
         version = send_probe("/version")
         if version.status == 200 and isinstance(version.find_json().get("version"), str):
             return None
         cause = _describe_other_server(send_probe("/v2/"), origin)
     except PullError as exc:
+        if page is not None and _is_refusal(page):
+            raise
         cause = _explain(exc, origin)
     raise PullError.final(f"no Dockyard at {url}: {cause}")
+
+
+def _is_refusal(page: Probe) -> bool:
+    """Whether a Dockyard refuses the client: by an error of a registry, at a path where other registries have none."""
+    errors = page.find_json().get("errors")
+    return page.status in {401, 403} and isinstance(errors, list)
+
+
+def _describe_refusal(page: Probe, url: str, login_cure: str) -> str:
+    if page.status == 401:
+        return f"{url} requires a login{f' ({login_cure})' if login_cure else ''}"
+    return f"{url} admits no client from here (ask the operator of that server: its rules do not allow it)"
 
 
 def _describe_other_server(response: Probe, origin: Origin) -> str:
