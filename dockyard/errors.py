@@ -166,7 +166,7 @@ class RangeNotSatisfiable(RegistryError):
 
 
 class TooManyRequests(RegistryError):
-    """The rate limit of the upstream is exceeded, and nothing is cached."""
+    """The rate limit of the upstream is exceeded, and nothing is cached; or a client sends too many wrong passwords."""
 
     status = 429
     code = "TOOMANYREQUESTS"
