@@ -6,12 +6,12 @@ from typing import Any
 import pytest
 
 from tests.s3.service.bucket_view import BucketView, blob_key, link_key, manifest_key, named_by
-from tests.s3.service.images import NAME, REPO, add_images, add_index, pull, pull_and_publish, put_image
+from tests.s3.service.images import NAME, REPO, add_images, add_index, fetch, pull, pull_and_publish, put_image
 from tests.s3.service.request_log import S3RequestLog, object_key
 from tests.s3.store.proxy import Forward, Request, Respond, S3Proxy, s3_error
 from tests.support.bodies import digest_of
 from tests.support.deployment import Deployment, eventually
-from tests.support.fake_registry import FakeRegistry
+from tests.support.fake_registry import FakeRegistry, Image
 
 DAY_S = 86_400
 RESTRICTED: dict[str, Any] = {"access": {"rules": [{"repositories": ["up.test/**"], "allow": True}]}}
@@ -104,3 +104,75 @@ def test_a_common_base_is_linked_once(
     for number in range(5):
         pull_and_publish(deployment, bucket_view, f"v{number}")
     assert request_log.of(link_key(NAME, digest_of(base))) == ["PUT"]
+
+
+def blob_path(digest: str, name: str = NAME) -> str:
+    """The path of a blob."""
+    return f"/v2/{name}/blobs/{digest}"
+
+
+@pytest.fixture
+def published(start: Callable[..., Deployment], bucket_view: BucketView, fake_registry: FakeRegistry) -> Image:
+    """An image that one replica has pulled. The registry has its blobs in its repository only."""
+    (image,) = add_images(fake_registry, "v1")
+    for digest in (image.config, *image.layers):
+        fake_registry.add_blob(fake_registry._blobs[digest][0], repos=[REPO])
+    pull_and_publish(start(**RESTRICTED), bucket_view, "v1")
+    fake_registry.clear_exchanges()
+    return image
+
+
+def test_a_replica_serves_blobs_of_a_manifest_that_only_another_has_served(
+    start: Callable[..., Deployment], published: Image, proxy: S3Proxy, fake_registry: FakeRegistry
+) -> None:
+    """By the links in the bucket, also while the upstream is down; and under their own repository only."""
+    replica = start(proxy.host, **RESTRICTED)
+    other = "up.test/team/other"
+    unknown = digest_of(b"nobody has this")
+    for method in ("GET", "HEAD"):
+        strange = replica.request(method, blob_path(published.layers[0], other))
+        expected = replica.request(method, blob_path(unknown, other))
+        assert (strange.status, strange.body) == (expected.status, expected.body)
+        assert strange.status == 404
+    fake_registry.clear_exchanges()
+    fake_registry.listener.close()
+    log = S3RequestLog(proxy)
+    for digest in (published.config, *published.layers):
+        fetch(replica, digest)
+    fetch(replica, published.layers[0])
+    for digest in published.layers:
+        assert set(log.of(link_key(NAME, digest))) == {"HEAD"}
+        assert len(log.of(link_key(NAME, digest))) <= 2, "once for each worker"
+    assert fake_registry.count() == 0
+    other = "up.test/team/third"  # that the other one does not have the blob is remembered for some seconds
+    strange = replica.get(blob_path(published.layers[0], other))
+    expected = replica.get(blob_path(unknown, other))
+    assert (strange.status, strange.body) == (expected.status, expected.body)
+    assert strange.status == 503
+
+
+def test_a_replica_asks_the_upstream_while_the_bucket_fails(
+    start: Callable[..., Deployment], published: Image, proxy: S3Proxy, fake_registry: FakeRegistry
+) -> None:
+    """The bucket cannot give access to anything then."""
+    proxy.rule = lambda _: s3_error(503, "ServiceUnavailable")
+    replica = start(proxy.host, **RESTRICTED)
+    for digest in published.layers:
+        fetch(replica, digest)
+        assert fake_registry.count("blob", "HEAD", reference=digest) == 1
+        assert replica.get(blob_path(digest, "up.test/team/other")).status == 404
+
+
+def test_an_image_from_before_access_was_restricted_needs_the_upstream_or_a_touch(
+    start: Callable[..., Deployment], bucket_view: BucketView, fake_registry: FakeRegistry
+) -> None:
+    """Its blobs have no links in the bucket yet. Who pulls the manifest needs none."""
+    (image,) = add_images(fake_registry, "v1")
+    put_image(bucket_view, fake_registry, "v1")
+    replica = start(workers=1, **RESTRICTED)
+    fetch(replica, image.layers[0])
+    assert fake_registry.count("blob", "HEAD", reference=image.layers[0]) == 1
+    assert fake_registry.count("blob", "GET") == 0
+    fake_registry.listener.close()
+    assert replica.get(blob_path(image.layers[1])).status == 503
+    pull(replica, "v1")
