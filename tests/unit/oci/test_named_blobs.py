@@ -1,10 +1,14 @@
 """Which blobs a manifest names: those that a registry must have had when it accepted the manifest, and no others."""
 
 import json
+import random
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from dockyard.errors import BadUpstream
 from dockyard.oci.manifest import DOCKER_IMAGE, OCI_ARTIFACT, OCI_IMAGE, OCI_INDEX, SCHEMA1, Manifest
 from dockyard.oci.named_blobs import find_named_blobs
 from dockyard.oci.reference import Digest
@@ -97,3 +101,67 @@ def test_what_is_not_signed_in_a_schema_1_manifest_is_not_named() -> None:
     assert find_named_blobs(sign(payload | {"fsLayers": [{"blobSum": str(LAYER)}]}).body) == (LAYER,)
     unsigned = json.dumps([{"blobSum": str(OTHER)}])
     assert find_named_blobs(sign(payload, before=f'"fsLayers": {unsigned}, ').body) == ()
+
+
+# A model of a registry in Go: it reads the last of the keys that are equal but for their case, and looks for the blobs
+# of the kind of manifest that it takes the document for.
+
+# Documents whose values have other types are rejected by both.
+LISTS = ["layers", "blobs", "manifests", "fsLayers", "Layers", "layer\u017f", "BLOBS", "Manifests", "fslayers"]
+TEXTS = ["digest", "Digest", "dige\u017ft", "blobSum", "blobsum", "mediaType", "MediaType", "size"]
+texts = st.sampled_from([str(CONFIG), str(LAYER), str(OTHER), OCI_IMAGE, "application/x.foreign.y", "", "x"])
+
+
+def one_of_these(values: dict[str, Any]) -> Any:
+    """A dictionary with one of the keys, or empty: with more, nearly all would be named by nobody."""
+    return st.one_of(st.just({}), *(st.fixed_dictionaries({key: value}) for key, value in values.items()))
+
+
+urls = dict.fromkeys(["urls", "URLS"], st.lists(texts, max_size=1))
+descriptors = st.builds(
+    dict.__or__, st.fixed_dictionaries({"digest": texts}), one_of_these(dict.fromkeys(TEXTS, texts) | urls)
+)
+lists = st.lists(descriptors, max_size=2)
+bodies = st.builds(
+    dict.__or__,
+    st.one_of(
+        st.fixed_dictionaries({"config": descriptors, "layers": lists}),
+        st.fixed_dictionaries({"fsLayers": lists}),
+        st.fixed_dictionaries({"mediaType": st.just(OCI_ARTIFACT), "blobs": lists}),
+    ),
+    one_of_these(dict.fromkeys(LISTS, lists) | dict.fromkeys(["Config", "subject"], descriptors)),
+)
+
+
+def read_as_go(values: dict[str, Any], key: str) -> Any:
+    """The value of a key as the JSON decoder of Go finds it."""
+    found = [value for name, value in values.items() if name.casefold() == key.casefold()]
+    return found[-1] if found else None
+
+
+def checked_by_a_registry(document: dict[str, Any]) -> set[str]:
+    """The digests of the blobs that a registry in Go looks for before it accepts a manifest."""
+    if read_as_go(document, "manifests") is not None:
+        return set()
+    if read_as_go(document, "fsLayers") is not None:
+        return {str(read_as_go(entry, "blobSum")) for entry in read_as_go(document, "fsLayers")}
+    config, layers = read_as_go(document, "config"), read_as_go(document, "layers")
+    entries = [config, *(layers or [])] if config is not None else read_as_go(document, "blobs") or []
+    return {
+        str(read_as_go(entry, "digest"))
+        for entry in entries
+        if not read_as_go(entry, "urls") and ".foreign." not in str(read_as_go(entry, "mediaType"))
+    }
+
+
+@given(bodies, st.randoms(use_true_random=False))
+@settings(max_examples=500)
+def test_nothing_is_named_that_a_registry_does_not_look_for(document: dict[str, Any], random: random.Random) -> None:
+    """Whatever keys a document has, if it is a manifest."""
+    order = {key: document[key] for key in random.sample(sorted(document), len(document))}
+    body = json.dumps({"schemaVersion": 1 if "fsLayers" in document else 2, **order}).encode()
+    try:
+        named = Manifest.parse(body, None, None).named_blobs
+    except BadUpstream:
+        return
+    assert {str(digest) for digest in named} <= checked_by_a_registry(order)
