@@ -80,14 +80,15 @@ def test_hits_are_served_with_a_full_disk(
     deployment = make_deployment(storage={"directory": str(small_disk / "storage")})
     paths = ["/v2/up.test/app/manifests/v1", f"/v2/up.test/app/blobs/{image.layers[0]}"]
     bodies = [deployment.get(path).body for path in paths]
-    _fill_up(small_disk / "in-the-way")
+    fill_up(small_disk / "in-the-way")
     assert [deployment.get(path).body for path in paths] == bodies
     new = fake_registry.add_image("app", "v1", [b"another layer"])
     assert deployment.get(paths[0]).body == new.body
     assert deployment.get(f"/v2/up.test/app/blobs/{new.layers[0]}").body == b"another layer"
 
 
-def _fill_up(path: Path) -> None:
+def fill_up(path: Path) -> None:
+    """Write a file until the disk is full."""
     with path.open("wb", buffering=0) as file:
         try:
             while True:
@@ -352,7 +353,7 @@ def test_downloads_without_a_disk_have_a_limit_of_memory(
 ) -> None:
     """150 layers, one after the other or at once: they are all served, and the memory is given back."""
     deployment = make_deployment(workers=1, storage={"directory": str(small_disk / "storage")})
-    _fill_up(small_disk / "in-the-way")
+    fill_up(small_disk / "in-the-way")
     layers = [Synthetic(9 * MIB, first=20 * number) for number in range(150)]
     paths = [f"/v2/up.test/app/blobs/{fake_registry.add_blob(layer)}" for layer in layers]
     (pid,) = deployment.dockyard.worker_pids()
