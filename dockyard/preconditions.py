@@ -15,12 +15,13 @@ import attrs
 import structlog
 
 from dockyard import metrics
+from dockyard.access.jwks import KEY_FILE_PROBLEM, check_keys, has_url
 from dockyard.access.principals import Principal
 from dockyard.access.review import find_access_mistakes
 from dockyard.access.rules import Rules
 from dockyard.config.access import explain
 from dockyard.config.proxies import find_ignored_variables
-from dockyard.config.settings import AccessSettings, ServerSettings, Settings, StorageSettings, Upstream
+from dockyard.config.settings import AccessSettings, JwtIssuer, ServerSettings, Settings, StorageSettings, Upstream
 from dockyard.first_pull import ALL_ADDRESSES, describe_address
 from dockyard.s3 import make_base_url
 from dockyard.storage.directories import RUN, check_writable
@@ -89,6 +90,17 @@ def find_start_warnings(settings: Settings, environ: Mapping[str, str]) -> Itera
             yield StartWarning("the TLS certificate of an upstream is not verified", {"upstream": upstream.prefix})
     for found in find_access_mistakes(settings):
         yield StartWarning(found.event, found.fields)
+    for issuer in settings.access.jwt:
+        if not has_url(issuer) and (reason := _find_key_problem(issuer)):
+            yield StartWarning(KEY_FILE_PROBLEM, {"issuer": issuer.name, "path": issuer.jwks, "reason": reason})
+
+
+def _find_key_problem(issuer: JwtIssuer) -> str:
+    try:
+        check_keys(issuer)
+    except ValueError as exc:
+        return str(exc)
+    return ""
 
 
 def _is_open(upstream: Upstream, access: AccessSettings, rules: Rules) -> bool:

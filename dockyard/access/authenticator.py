@@ -7,9 +7,9 @@
 | a user of the htpasswd file | a principal, or LoginRequired for a wrong password |
 | anything else | `foreign`: it may be a login for an upstream, and is wrong otherwise |
 
-A login of ours is never `foreign`, right or wrong: no upstream gets it. Results are remembered for MAX_REMEMBERED_S, by
-an HMAC of the header with a key that only this process has, as long as the file or the keys that they come from stay
-the same.
+A login of ours is never `foreign`, right or wrong: no upstream gets it. Results are remembered by an HMAC of the header
+with a key that only this process has, as long as the file or the keys that they come from stay the same: right ones for
+MAX_REMEMBERED_S, others for MAX_WRONG_S.
 """
 
 import hmac
@@ -23,7 +23,7 @@ import attrs
 from cachetools import LRUCache
 
 from dockyard.access.attempts import Attempts
-from dockyard.access.identities import MAX_REMEMBERED_S, Identity
+from dockyard.access.identities import Identity
 from dockyard.access.jwks import KeySource, make_source
 from dockyard.access.networks import Address, Networks
 from dockyard.access.passwords import PasswordFile
@@ -36,6 +36,8 @@ from dockyard.oci.login import Login, parse_authorization
 
 # A login that was right within this time is verified without a delay, whatever others do behind the same address.
 NOT_SLOWED_S = 3600.0
+# What was wrong stays wrong as long as the file says the same of its user.
+MAX_WRONG_S = 3600.0
 MAX_RIGHT = 4096
 MAX_OTHERS = 4096
 MAX_AUTHORIZATION_CHARS = 16 * 1024
@@ -61,7 +63,7 @@ class _Result:
 
     @property
     def remember_s(self) -> float:
-        return MAX_REMEMBERED_S if self.identity is None else self.identity.remember_s
+        return MAX_WRONG_S if self.identity is None else self.identity.remember_s
 
 
 class Authenticator:
@@ -111,7 +113,7 @@ class Authenticator:
 
         Raises TooManyRequests, Unavailable when too many attempts are waiting.
         """
-        if self._was_right(authorization) or not self.is_password(authorization):
+        if self.was_right(authorization) or not self.is_password(authorization):
             yield 0.0
             return
         with self._attempts.start(address, self._digest(authorization)) as wait_s:
@@ -188,8 +190,8 @@ class Authenticator:
     def _anonymous(self, address: Address, login: Login | None = None) -> Authenticated:
         return Authenticated(Principal(networks=self._networks.names_of(address)), login)
 
-    def _was_right(self, authorization: str) -> bool:
-        """Whether a login was right lately: it is no guess."""
+    def was_right(self, authorization: str) -> bool:
+        """Whether a login was right within NOT_SLOWED_S: it is no guess."""
         result = self._find(self._digest(authorization))
         return result is not None and result.identity is not None and result.is_current()
 

@@ -77,7 +77,7 @@ class WatchedFile(Generic[T]):
             data, found = read_file(self._path, self._max_bytes)
         except ValueError as exc:
             return FileVersion(self._empty, str(exc), None)
-        is_settled = time.time() - found.st_ctime > UNSETTLED_S
+        is_settled = not 0 <= time.time() - found.st_ctime <= UNSETTLED_S  # negative: the file server's clock
         stamp = _stamp(found) if is_settled else None
         try:
             return FileVersion(self._parse(data), "", stamp)

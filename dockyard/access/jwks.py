@@ -16,12 +16,15 @@ import structlog
 from dockyard.access.files import FileVersion, WatchedFile
 from dockyard.access.key_download import MAX_DOWNLOAD_S, DownloadFailed, download_key_set
 from dockyard.access.keys import KeySet, parse_key_set
+from dockyard.config.files import read_file
 from dockyard.config.settings import JwtIssuer
 
 MAX_FILE_BYTES = 512 * 1024
 REFRESH_S = 3600.0
 MIN_REFRESH_S = 60.0
 RETRY_S = 10.0  # while no keys were ever read
+
+KEY_FILE_PROBLEM = "no token of an issuer is admitted: its key file cannot be used"
 
 log = structlog.get_logger()
 
@@ -51,9 +54,23 @@ class KeySource(Protocol):
         """Whether `refresh` may return other keys than `find`."""
 
 
+def has_url(issuer: JwtIssuer) -> bool:
+    """Whether `jwks` of an issuer is a URL, and not a file."""
+    return "://" in issuer.jwks
+
+
 def make_source(issuer: JwtIssuer) -> KeySource:
     """Return the source that `jwks` of an issuer names."""
-    return UrlKeys(issuer) if "://" in issuer.jwks else FileKeys(issuer)
+    return UrlKeys(issuer) if has_url(issuer) else FileKeys(issuer)
+
+
+def check_keys(issuer: JwtIssuer) -> int:
+    """Read the keys of an issuer, and return how many are usable. Raises ValueError, which says why none are."""
+    try:
+        data = download_key_set(issuer) if has_url(issuer) else read_file(issuer.jwks, MAX_FILE_BYTES)[0]
+    except DownloadFailed as exc:
+        raise ValueError(str(exc)) from exc
+    return len(parse_key_set(data).keys)
 
 
 class FileKeys:
@@ -85,7 +102,7 @@ class FileKeys:
     def _report(self, version: FileVersion[KeySet]) -> None:
         if version.error:
             log.error(
-                "no token of an issuer is admitted: its key file cannot be used",
+                KEY_FILE_PROBLEM,
                 issuer=self._issuer.name,
                 path=self._issuer.jwks,
                 reason=version.error,

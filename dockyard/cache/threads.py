@@ -7,8 +7,8 @@ one repository gets at most three quarters of the threads: a repository that han
 only a little.
 
 Threads start when they are first needed, so an upstream without requests has none. A worker has at most
-MAX_DISK_THREADS + MAX_VERIFY_THREADS + MAX_BUCKET_THREADS + MAX_TOKEN_THREADS + MAX_PASSWORD_THREADS threads, and for
-each upstream MAX_UPSTREAM_THREADS + MAX_LIST_THREADS + MAX_DOWNLOAD_THREADS.
+MAX_DISK_THREADS + MAX_VERIFY_THREADS + MAX_BUCKET_THREADS + MAX_TOKEN_THREADS + 2 MAX_PASSWORD_THREADS, and for each
+upstream MAX_UPSTREAM_THREADS + MAX_LIST_THREADS + MAX_DOWNLOAD_THREADS.
 """
 
 import asyncio
@@ -51,6 +51,7 @@ class Threads:
         self._bucket = ThreadPoolExecutor(MAX_BUCKET_THREADS, "bucket")
         self._tokens = ThreadPoolExecutor(MAX_TOKEN_THREADS, "token")
         self._passwords = ThreadPoolExecutor(MAX_PASSWORD_THREADS, "password", _lower_priority)
+        self._known_passwords = ThreadPoolExecutor(MAX_PASSWORD_THREADS, "password", _lower_priority)
         self._pools: dict[tuple[str, str], _FairPool] = {}
 
     async def disk(self, call: Callable[..., T], *args: object) -> T:
@@ -69,9 +70,13 @@ class Threads:
         """Verify a token, for which keys may have to be downloaded. The call limits its own time."""
         return await asyncio.get_running_loop().run_in_executor(self._tokens, call, *args)
 
-    async def password(self, call: Callable[..., T], *args: object) -> T:
-        """Verify a password: CPU time, of which others get theirs first. The caller limits how many calls wait."""
-        return await asyncio.get_running_loop().run_in_executor(self._passwords, call, *args)
+    async def password(self, call: Callable[..., T], *args: object, was_right: bool) -> T:
+        """Verify a password: CPU time, of which others get theirs first. The caller limits how many calls wait.
+
+        Passwords that were right before do not wait for those that may be guesses.
+        """
+        pool = self._known_passwords if was_right else self._passwords
+        return await asyncio.get_running_loop().run_in_executor(pool, call, *args)
 
     async def upstream(self, target: Target, call: Callable[..., T], *args: object, deadline: float | None = None) -> T:
         """Run one operation on a repository of an upstream. The call limits its own time.
@@ -98,6 +103,7 @@ class Threads:
         self._bucket.shutdown(wait=False, cancel_futures=True)
         self._tokens.shutdown(wait=False, cancel_futures=True)
         self._passwords.shutdown(wait=False, cancel_futures=True)
+        self._known_passwords.shutdown(wait=False, cancel_futures=True)
         for pool in self._pools.values():
             pool.close()
 

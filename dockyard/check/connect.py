@@ -1,13 +1,14 @@
-"""`dockyard check --connect`: asks each upstream and the bucket, as the server would. Blocking."""
+"""`dockyard check --connect`: asks each upstream, the bucket and issuers of tokens, as the server would. Blocking."""
 
 import tempfile
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from dockyard.access.jwks import check_keys, has_url
 from dockyard.check.findings import Finding, error, ok, warning
 from dockyard.config.loader import LoadedSettings
-from dockyard.config.settings import Settings, StorageSettings, Upstream
+from dockyard.config.settings import JwtIssuer, Settings, StorageSettings, Upstream
 from dockyard.errors import RegistryError
 from dockyard.s3 import S3Store
 from dockyard.upstream.circuit_breaker import CircuitBreaker
@@ -18,12 +19,14 @@ MAX_THREADS = 16
 
 
 def find_all(loaded: LoadedSettings, environ: Mapping[str, str]) -> Iterator[Finding]:
-    """Yield what the upstreams and the bucket respond, in the order of the settings."""
+    """Yield what the upstreams, the issuers of tokens and the bucket respond, in the order of the settings."""
     settings, keychain = loaded.settings, Keychain(environ)
     with tempfile.TemporaryDirectory(prefix="dockyard-check-") as directory, ThreadPoolExecutor(MAX_THREADS) as pool:
         yield from pool.map(
             lambda upstream: _ask(upstream, settings, keychain, Path(directory)), loaded.usable_upstreams
         )
+    if not loaded.is_wrong("access"):
+        yield from (_read_keys(issuer) for issuer in settings.access.jwt if has_url(issuer))
     if settings.storage.bucket and not loaded.is_wrong("storage"):
         yield from _ask_bucket(settings.storage, environ)
 
@@ -37,6 +40,14 @@ def _ask(upstream: Upstream, settings: Settings, keychain: Keychain, directory: 
         return error(f"{name}: {_describe(exc)}")
     finally:
         registry.close()
+
+
+def _read_keys(issuer: JwtIssuer) -> Finding:
+    name = f"keys of the issuer {issuer.name} ({issuer.jwks})"
+    try:
+        return ok(f"{name}: {check_keys(issuer)} for signatures")
+    except ValueError as exc:
+        return error(f"{name}: {exc}")
 
 
 def _describe(exc: RegistryError) -> str:

@@ -20,7 +20,7 @@ import falcon.asgi
 
 from dockyard import metrics
 from dockyard.access.audit import AuditEntry, Verdict
-from dockyard.access.authenticator import Authenticator
+from dockyard.access.authenticator import Authenticated, Authenticator
 from dockyard.access.networks import Address
 from dockyard.access.principals import Principal
 from dockyard.access.rules import Action, Rules
@@ -262,9 +262,7 @@ class AccessGate(Gate):
                 with control.authenticator.attempt(header, visit.address) as wait_s:
                     if wait_s:
                         await asyncio.sleep(wait_s)
-                    is_password = control.authenticator.is_password(header)
-                    run = control.threads.password if is_password else control.threads.token
-                    found = await run(control.authenticator.authenticate, header, visit.address)
+                    found = await self._authenticate(header, visit.address)
         except (LoginRequired, Outage, TooManyRequests) as exc:
             if not self._is_dry_run:
                 visit.verdict = "wrong login" if isinstance(exc, LoginRequired) else None
@@ -276,6 +274,13 @@ class AccessGate(Gate):
         visit.record.user = visit.principal.name
         if visit.verdict is None:
             visit.rule = "none"
+
+    async def _authenticate(self, header: str, address: Address) -> Authenticated:
+        authenticator, threads = self._control.authenticator, self._control.threads
+        if not authenticator.is_password(header):
+            return await threads.token(authenticator.authenticate, header, address)
+        was_right = authenticator.was_right(header)
+        return await threads.password(authenticator.authenticate, header, address, was_right=was_right)
 
     def _refuse_login(self, visit: _Visit) -> None:
         """Raise LoginRequired for a login that is not ours and not for an upstream. In a dry run, forget it."""

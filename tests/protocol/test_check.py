@@ -18,6 +18,7 @@ from tests.support.fake_registry import FakeRegistry, basic
 from tests.support.paths import ROOT
 from tests.support.processes import free_port
 from tests.support.raw_server import RawConnection, RawServer, response
+from tests.support.token_issuer import TokenIssuer, key_set
 
 LIMIT_S = 30.0
 SECRET = "canary-9c1e"
@@ -173,3 +174,27 @@ def test_the_settings_of_a_running_server_pass(
     assert f"a Dockyard (process {deployment.dockyard.pid}) runs with {deployment.dockyard.storage}" in done.stdout
     assert f"port {deployment.dockyard.port} is in use by the Dockyard that runs" in done.stdout
     assert deployment.get("/v2/").status == 200
+
+
+def test_the_keys_of_issuers_are_read(tmp_path: Path, fake_registry: FakeRegistry) -> None:
+    """As for a token: with the token of the file, which no output shows."""
+    token = tmp_path / "token"
+    token.write_text(SECRET)
+
+    def serve(connection: RawConnection) -> None:
+        found = "/good" in connection.receive_request()
+        connection.send(response(key_set(TokenIssuer().jwk())) if found else response(b"", status=404))
+
+    with RawServer(serve) as server:
+        issuers = [
+            {"name": name, "issuer": name, "audience": "a", "jwks": f"{server.url}/{name}", "token_file": str(token)}
+            for name in ("good", "bad")
+        ]
+        status, _, output = check(
+            tmp_path, [upstream("up.test", fake_registry.url)], "--connect", access={"jwt": issuers}
+        )
+
+    assert status == 1
+    assert f"ok       keys of the issuer good ({server.url}/good): 1 for signatures" in output
+    assert f"error    keys of the issuer bad ({server.url}/bad): the server responded with status 404" in output
+    assert all(f"Authorization: Bearer {SECRET}".encode() in head for head in server.heads)

@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from dockyard.access.jwks import KEY_FILE_PROBLEM
 from dockyard.config.loader import load
 from dockyard.config.settings import StorageSettings
 from dockyard.preconditions import CannotStart, find_listen_address, find_start_warnings, open_run_directory
 from tests.support.processes import free_port
+from tests.support.token_issuer import TokenIssuer, key_set
 
 NOBODY = 65534
 PRIVILEGED_PORT = 81
@@ -178,3 +180,17 @@ def test_a_storage_directory_of_another_user_is_explained(request: pytest.Fixtur
         f"(root), mode {mode:04o}, and this process runs as uid {NOBODY} (nobody): change its owner or mode, or "
         "set storage.directory"
     )
+
+
+@pytest.mark.parametrize("is_usable", [False, True])
+def test_a_file_without_usable_keys_is_reported(tmp_path: Path, *, is_usable: bool) -> None:
+    """It is a key set, and admits nobody all the same."""
+    keys = tmp_path / "keys.json"
+    keys.write_bytes(key_set(TokenIssuer().jwk(use="sig" if is_usable else "enc")))
+    config = tmp_path / "config.yaml"
+    config.write_text(f"access: {{jwt: [{{name: ci, issuer: https://a.test, audience: b, jwks: {keys}}}]}}")
+
+    found = [each.fields for each in find_start_warnings(load(config, {}), {}) if each.event == KEY_FILE_PROBLEM]
+
+    problem = {"issuer": "ci", "path": str(keys), "reason": "has no public key for signatures"}
+    assert found == ([] if is_usable else [problem])

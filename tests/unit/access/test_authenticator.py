@@ -181,14 +181,18 @@ def test_a_verified_password_is_remembered_for_a_minute(
 def test_wrong_and_unknown_logins_are_remembered_too(
     authenticator: Authenticator, checks: list[bytes], clock: Clock
 ) -> None:
-    """A fleet with an old password costs one hash a minute; both cost the same, so that none is told from the other."""
+    """A fleet with an old password costs one hash an hour; both cost the same, so that none is told from the other."""
     wrong, unknown = basic("alice", "x"), basic("bob", "x")
     for _ in range(5):
         with pytest.raises(LoginRequired):
             authenticator.authenticate(wrong, HERE)
         assert authenticator.authenticate(unknown, HERE).foreign
     assert len(checks) == 2
-    clock.now += MAX_REMEMBERED_S
+    clock.now += module.MAX_WRONG_S - 1.0
+    with pytest.raises(LoginRequired):
+        authenticator.find_remembered(wrong, HERE)
+    assert authenticator.find_remembered(unknown, HERE)
+    clock.now += 1.0
     assert authenticator.find_remembered(wrong, HERE) is None
     assert authenticator.find_remembered(unknown, HERE) is None
 
@@ -255,12 +259,15 @@ def test_a_login_that_was_right_is_not_slowed(authenticator: Authenticator, cloc
         with pytest.raises(LoginRequired):
             authenticator.authenticate(basic("alice", f"x{number}"), HERE)
     assert authenticator.find_remembered(header, HERE) is None
+    assert authenticator.was_right(header)
+    assert not authenticator.was_right(basic("alice", "x1"))
     with authenticator.attempt(header, HERE) as wait_s:
         assert wait_s == 0
         assert authenticator.authenticate(header, HERE).principal.name == "alice"
     with authenticator.attempt(basic("alice", "other"), HERE) as wait_s:
         assert wait_s > 0
     write(path, alice="new")
+    assert not authenticator.was_right(header)
     with authenticator.attempt(header, HERE) as wait_s:
         assert wait_s > 0
 

@@ -9,7 +9,16 @@ import attrs
 import pytest
 
 from dockyard.access import jwks
-from dockyard.access.jwks import MIN_REFRESH_S, REFRESH_S, RETRY_S, FileKeys, KeysUnavailable, UrlKeys, make_source
+from dockyard.access.jwks import (
+    MIN_REFRESH_S,
+    REFRESH_S,
+    RETRY_S,
+    FileKeys,
+    KeysUnavailable,
+    UrlKeys,
+    check_keys,
+    make_source,
+)
 from dockyard.access.key_download import DownloadFailed
 from dockyard.config.settings import JwtIssuer
 from tests.support.token_issuer import TokenIssuer, key_set
@@ -282,3 +291,18 @@ def test_a_key_file_that_cannot_be_used_admits_nobody(
     ]
     path.write_bytes(key_set(ONE.jwk()))
     assert key_ids(source) == ["one"]
+
+
+def test_the_check_of_keys(tmp_path: Path) -> None:
+    """How many there are, or why there are none."""
+    path = tmp_path / "keys.json"
+    issuer = attrs.evolve(SETTINGS, jwks=str(path))
+    with pytest.raises(ValueError, match="No such file"):
+        check_keys(issuer)
+    path.write_bytes(key_set(ONE.jwk(), TWO.jwk(), ONE.jwk(use="enc")))
+    assert check_keys(issuer) == 2
+    path.write_bytes(key_set(ONE.jwk(use="enc")))
+    with pytest.raises(ValueError, match="no public key for signatures"):
+        check_keys(issuer)
+    with pytest.raises(ValueError, match="refused"):
+        check_keys(attrs.evolve(SETTINGS, jwks="http://127.0.0.1:1/keys"))

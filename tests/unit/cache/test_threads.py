@@ -212,7 +212,7 @@ async def test_passwords_are_verified_at_a_lower_priority(threads: Threads) -> N
     def get_priority() -> tuple[int, int]:
         return threading.get_native_id(), os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
 
-    found = [await threads.password(get_priority) for _ in range(3)]
+    found = [await threads.password(get_priority, was_right=False) for _ in range(3)]
     assert len({thread for thread, _ in found}) == 1
     assert {priority for _, priority in found} == {min(own + PASSWORD_NICE, 19)}
     assert (await threads.token(get_priority))[1] == own
@@ -222,6 +222,14 @@ async def test_passwords_are_verified_at_a_lower_priority(threads: Threads) -> N
 async def test_downloads_of_keys_do_not_hold_up_passwords(threads: Threads, gate: Gate) -> None:
     """A URL with keys that hangs keeps threads of tokens busy, and no others."""
     calls = [asyncio.create_task(threads.token(gate.hang)) for _ in range(MAX_TOKEN_THREADS)]
-    assert await threads.password(lambda: "verified") == "verified"
+    assert await threads.password(lambda: "verified", was_right=False) == "verified"
+    gate.is_open.set()
+    await asyncio.gather(*calls)
+
+
+async def test_guesses_do_not_hold_up_passwords_that_were_right(threads: Threads, gate: Gate) -> None:
+    """However many wait."""
+    calls = [asyncio.create_task(threads.password(gate.hang, was_right=False)) for _ in range(5)]
+    assert await threads.password(lambda: "verified", was_right=True) == "verified"
     gate.is_open.set()
     await asyncio.gather(*calls)
