@@ -22,6 +22,7 @@ from tests.support.paths import ROOT
 
 MAKE_LIMIT_S = 1800.0
 CERTIFICATE_SETTINGS = ("PIP_CERT", "SSL_CERT_FILE")  # of pip; of OpenSSL and Go
+MADE_HERE = (".git", ".venv", ".tox", ".*_cache", ".hypothesis", ".benchmarks", "__pycache__", "*.egg-info")
 CHECKOUT = "dockyard"  # in the home directory of the user
 DEBIAN, UBUNTU = "http://deb.debian.org/debian", "http://archive.ubuntu.com/ubuntu"
 # /dev and /sys are those of this machine: the tests as root mount file systems and make control groups.
@@ -204,16 +205,8 @@ def _find_keyring(release: Release, directory: Path, debootstrap: Path) -> Path:
 
 
 def _copy_checkout(target: Path) -> None:
-    listed = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        check=True,
-    )
-    for name in filter(None, listed.stdout.decode().split("\0")):
-        if (ROOT / name).exists():
-            (target / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(ROOT / name, target / name, follow_symlinks=False)
+    """Copy this checkout, which may be an unpacked archive, without what was made in it."""
+    shutil.copytree(ROOT, target, ignore=shutil.ignore_patterns(*MADE_HERE), symlinks=True)
 
 
 def _certificates_path(name: str) -> str:
