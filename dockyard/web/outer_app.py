@@ -73,6 +73,9 @@ class OuterApp:
         record.count()
         if self._level and scope["path"] not in self._ignore_paths:
             getattr(log, self._level)("request", **record.log_fields())
+        # Objects of Granian refer to the scope, and the traceback of an error to them. The garbage collector does not
+        # see through those objects: without this, each error would stay in memory.
+        del scope[SCOPE_KEY]
 
 
 async def _read_beginning_of_body(receive: Receive) -> bytes:

@@ -13,6 +13,7 @@ from tests.cases.file_systems import make_read_only, mounted, use_all_inodes
 from tests.support.bodies import digest_of
 from tests.support.deployment import Deployment, eventually, stays
 from tests.support.fake_registry import FakeRegistry
+from tests.support.programs import need_root
 
 MIB = 1024 * 1024
 
@@ -42,6 +43,7 @@ def test_a_layer_whose_access_time_cannot_be_set_is_a_hit(
     make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry
 ) -> None:
     """The files belong to somebody else, as after a restore: they are readable, and served without the upstream."""
+    need_root("a server without some of root's capabilities")
     [layer] = add_layers(fake_registry, 1)
     wrapper = ["setpriv", "--bounding-set=-fowner,-dac_override", "--inh-caps=-fowner,-dac_override"]
     deployment = make_deployment(wrapper=wrapper)

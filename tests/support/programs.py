@@ -55,6 +55,12 @@ def _find(name: str) -> Mapping[str, str]:
     return dict(json.loads(process.stdout)[name])
 
 
+def need_root(what: str) -> None:
+    """Skip the running test for an ordinary user; on CI it fails. `what` needs root."""
+    if os.geteuid() != 0:
+        cannot_run(f"{what} needs root")
+
+
 def cannot_run(reason: str) -> NoReturn:
     """Skip the running test; on CI it fails."""
     if os.environ.get("CI"):

@@ -20,6 +20,7 @@ from tests.chaos.faults.upstream_checks import L, direct_client_gets, expect_mat
 from tests.support.fake_auth import require_authorization
 from tests.support.fake_registry import basic
 from tests.support.http_client import send_request
+from tests.support.programs import need_root
 from tests.support.raw_http import TLS_HANDSHAKE
 
 # U01
@@ -96,6 +97,7 @@ def _name(upstream: IsolatedUpstream) -> str:
 
 
 def _start_dns_server(environment: Environment) -> None:
+    need_root("a DNS server on port 53, in a mount namespace of its own,")
     environment.dns = environment.stack.enter_context(DnsServer())
     environment.wrapper = environment.dns.wrapper(environment.directory)
 
