@@ -40,11 +40,11 @@ class LoopbackServer:
             self.start()
 
     def is_answering(self) -> bool:
-        """Whether `/v2/` answers 200 now."""
+        """Whether `/v2/` answers now: 200, or 401 or 403 where access is restricted."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=REQUEST_TIMEOUT_S)
         with contextlib.closing(connection):
             try:
                 connection.request("GET", "/v2/")
-                return connection.getresponse().status == http.HTTPStatus.OK
+                return connection.getresponse().status in {200, 401, 403}
             except (OSError, http.client.HTTPException):
                 return False
