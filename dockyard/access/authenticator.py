@@ -7,12 +7,12 @@
 | a user of the htpasswd file | a principal, or LoginRequired for a wrong password |
 | anything else | `foreign`: it may be a login for an upstream, and is wrong otherwise |
 
-A login of ours is never `foreign`, right or wrong: no upstream gets it. Results are remembered by an HMAC of the header
-with a key that only this process has, as long as the file or the keys that they come from stay the same: right ones for
-MAX_REMEMBERED_S, others for MAX_WRONG_S.
+A login of ours is never `foreign`, right or wrong: no upstream gets it. Results are remembered by a keyed hash of the
+header, whose key only this process has, as long as the file or the keys that they come from stay the same: right ones
+for MAX_REMEMBERED_S, others for MAX_WRONG_S.
 """
 
-import hmac
+import hashlib
 import secrets
 import threading
 import time
@@ -211,7 +211,8 @@ class Authenticator:
         return self._clock() - result.found_at < result.remember_s and result.is_current()
 
     def _digest(self, authorization: str) -> bytes:
-        return hmac.digest(self._key, authorization.encode("utf-8", "surrogatepass"), "sha256")
+        # A keyed hash, as HMAC is one, that takes a tenth of its time: this is done for each request.
+        return hashlib.blake2b(authorization.encode("utf-8", "surrogatepass"), digest_size=32, key=self._key).digest()
 
 
 def _parse(authorization: str) -> Login:

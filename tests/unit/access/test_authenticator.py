@@ -298,7 +298,7 @@ def test_what_is_remembered_has_a_limit(path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_nothing_secret_is_in_a_representation_or_in_memory_of_results(authenticator: Authenticator) -> None:
-    """Neither a password nor a header; the memory has HMACs of headers."""
+    """Neither a password nor a header; the memory has keyed hashes of headers."""
     header = basic("alice", CANARY)
     found = authenticator.authenticate(header, HERE)
     foreign = authenticator.authenticate(basic("bob", CANARY), HERE)
@@ -310,7 +310,7 @@ def test_nothing_secret_is_in_a_representation_or_in_memory_of_results(authentic
 
 
 def test_each_process_has_its_own_key(path: Path) -> None:
-    """The HMAC of a login is worth nothing elsewhere."""
+    """The keyed hash of a login is worth nothing elsewhere."""
     settings = AccessSettings(htpasswd=str(path))
     assert Authenticator(settings)._digest("x") != Authenticator(settings)._digest("x")
 
@@ -442,7 +442,7 @@ def test_no_token_is_in_a_representation(both: Authenticator) -> None:
 
 
 def test_memory_holds_no_login_in_clear(both: Authenticator) -> None:
-    """What is remembered are HMACs and names."""
+    """What is remembered are keyed hashes and names."""
     both.authenticate(basic("bob", CANARY), HERE)
     for kept in (both._right, both._others):
         for result in kept.values():
