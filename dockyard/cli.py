@@ -101,6 +101,7 @@ Examples:
 
 Exit status:
   0  the settings are valid
+  1  with --check: something other than the settings prevents the start
   2  errors in the settings or the arguments
 """
 
@@ -394,12 +395,17 @@ def pull(
 
 
 @main.command(epilog=_paragraphs(_CONFIG_HELP))
+@click.option("--check", "checks", is_flag=True, help="Check the settings instead, as `dockyard check` does.")
 @settings_options
-def config(source: SettingsSource) -> None:
+def config(source: SettingsSource, *, checks: bool) -> None:
     """Print the settings in effect as YAML; secrets are hidden.
 
     Warnings are printed to standard error.
     """
+    if checks:
+        from dockyard.check.command import run  # noqa: PLC0415  slow to import
+
+        raise SystemExit(run(source.load_all(), os.environ, connects=False))
     settings = source.load()
     for warning in settings.warnings:
         click.echo(f"dockyard: warning: {warning}", err=True)

@@ -44,7 +44,7 @@ def find_access_errors(
     """Yield each rule that is violated, as key and message."""
     yield from _connection_errors(server)
     if access.htpasswd:
-        yield from _check("access.htpasswd", read_htpasswd, access.htpasswd)
+        yield from _check("access.htpasswd", _check_htpasswd, access.htpasswd)
     yield from _name_errors("access.jwt", access.jwt)
     yield from _name_errors("access.networks", access.networks)
     yield from _name_errors("access.groups", access.groups)
@@ -106,6 +106,14 @@ def _empty_warnings(access: AccessSettings) -> Iterator[str]:
     for index, group in enumerate(access.groups):
         if not group.members:
             yield f"access.groups[{index}]: has no members, so that no client is in group:{group.name}"
+
+
+def _check_htpasswd(path: str) -> None:
+    try:
+        read_htpasswd(path)
+    except ValueError as exc:
+        is_missing = isinstance(exc.__cause__, FileNotFoundError)
+        raise ValueError(f"{exc}{': make it with `dockyard passwd`' if is_missing else ''}") from exc
 
 
 def _connection_errors(server: ServerSettings) -> Iterator[Error]:

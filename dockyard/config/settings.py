@@ -318,7 +318,7 @@ class Group:
     name: str
     """The name: lower-case letters, digits, dots and hyphens."""
     members: tuple[str, ...] = ()
-    """Names of clients, as in `who` of rules: a user of the htpasswd file, or `JWT:NAME`. `*` stands for any text."""
+    """Names of clients, as in `who` of rules: a user of the htpasswd file, or `JWT:NAME` (`*` stands for any text)."""
 
 
 @attrs.frozen
@@ -362,9 +362,9 @@ class AccessRule:
     `ghcr.io/my-org/**`. `*` stands for any text within a path component, `**` for any number of components. Empty: all
     repositories."""
     who: tuple[str, ...] = ()
-    """Clients: the name of a user in `access.htpasswd`, `JWT:NAME` of a token (`*` stands for any text), `group:NAME`,
-    `network:NAME`, `authenticated` (with a login) or `anonymous` (without). What a rule allows to `anonymous`, it
-    allows to all. Empty: all clients."""
+    """Clients: the name of a user in `access.htpasswd`, `JWT:NAME` of a token, `group:NAME`, `group:JWT:NAME` of a
+    token (in both names in tokens, `*` stands for any text), `network:NAME`, `authenticated` (with a login) or
+    `anonymous` (without). What a rule allows to `anonymous`, it allows to all. Empty: all clients."""
     actions: tuple[str, ...] = ()
     """`pull` (manifests, blobs and referrers), `list` (tags) or `status` (`/metrics`, `/healthz`, `/readyz` and
     `/version`; allowed unless a rule denies it). Empty: `pull` and `list`."""

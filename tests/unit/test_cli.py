@@ -15,6 +15,7 @@ from dockyard.config.loader import load
 from dockyard.config.settings import Settings
 from tests.support.busy_machine import EVENT_TIMEOUT_S
 from tests.support.paths import ROOT
+from tests.support.processes import free_port
 
 CANARY = "canary-5d20"
 
@@ -182,6 +183,45 @@ def test_config_prints_settings_that_can_be_loaded(runner: CliRunner, tmp_path: 
     shown = load(Path(write(tmp_path / "shown.yaml", result.stdout)), {})
     assert (shown.server.port, shown.upstream.check_timeout) == (84, 7.0)
     assert shown.storage.directory == Path("/home/someone/.cache/dockyard")
+
+
+def test_config_prints_rules_that_can_be_loaded(runner: CliRunner, tmp_path: Path) -> None:
+    """Lists of sections in a section too, with the same meaning. Of the file of users, its path."""
+    users = write(tmp_path / "users", f"alice:$2y$04${CANARY.replace('-', 'x') + 'a' * 42}\n")
+    path = write(
+        tmp_path / "c.yaml",
+        f"""\
+access:
+  htpasswd: {users}
+  jwt: [{{name: ci, issuer: i, audience: a, jwks: https://a.example/keys, groups_claim: /a/b}}]
+  networks: [{{name: office, addresses: [10.0.0.0/8, "::1"]}}]
+  groups: [{{name: staff, members: [alice, "ci:*"]}}]
+  rules:
+    - {{allow: false, repositories: ["**/secret"], who: [anonymous], reason: "no: secret", hide: true}}
+    - {{allow: true, who: ["group:ci:a*", "network:office"], actions: [pull, list]}}
+""",
+    )
+    result = runner.invoke(main, ["config", "-c", path])
+
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert load(Path(write(tmp_path / "shown.yaml", result.stdout)), {}).access == load(Path(path), {}).access
+    assert "$2y$" not in result.output
+
+
+def test_config_can_check(runner: CliRunner, tmp_path: Path) -> None:
+    """As `dockyard check` does: rules that no request reaches, and names of users that are unknown."""
+    users = write(tmp_path / "users", f"alice:$2y$04${'a' * 53}\n")
+    path = write(
+        tmp_path / "c.yaml",
+        f"access: {{htpasswd: {users}, rules: [{{allow: true}}, {{allow: false, who: [alic]}}]}}\n"
+        f"storage: {{directory: {tmp_path / 'cache'}}}\nserver: {{host: 127.0.0.1, port: {free_port()}}}",
+    )
+    result = runner.invoke(main, ["config", "--check", "-c", path])
+
+    assert result.exit_code == 0
+    assert "(rule=access.rules[1] decided_by=access.rules[0])" in result.stdout
+    assert f"access.rules[1].who[0]: {users} has no user alic: did you mean alice?" in result.stdout
+    assert runner.invoke(main, ["check", "-c", path]).stdout == result.stdout
 
 
 def test_config_hides_secrets(runner: CliRunner) -> None:
