@@ -117,7 +117,7 @@ class Rules:
         return any(self.may_pull_below(principal, prefix) for prefix in self._names or [""])
 
     def may_pull_below(self, principal: Principal, prefix: str) -> bool:
-        """Return whether there is a name with the prefix of an upstream that a client may pull."""
+        """Return whether there is a name of the upstream with this prefix that a client may pull."""
         if not self._rules:
             return True
         size = _size(principal) + len(prefix)
@@ -136,7 +136,8 @@ class Rules:
 
     def _may_pull(self, principal: Principal, prefix: str) -> bool:
         names = self._names.get(prefix) or NamePattern((*filter(None, prefix.split("/")), ANY_COMPONENTS))
-        denied: list[NamePattern] = []
+        # Names that belong to an upstream with a longer prefix are none of this one.
+        denied = [others for longer, others in self._names.items() if longer.startswith(f"{prefix}/")]
         for rule in self._rules:
             if Action.PULL not in rule.actions or not rule.is_for(principal):
                 continue

@@ -194,3 +194,36 @@ def test_a_file_without_usable_keys_is_reported(tmp_path: Path, *, is_usable: bo
 
     problem = {"issuer": "ci", "path": str(keys), "reason": "has no public key for signatures"}
     assert found == ([] if is_usable else [problem])
+
+
+# Upstreams with credentials that everybody can use
+
+OPEN = "clients are not authenticated: everyone who reaches this server can pull from upstreams with credentials"
+PRIVATE_UPSTREAMS = "upstreams: [{prefix: %s, registry: private.example, auth: {type: bearer, password: x}%s}]\n"
+
+
+@pytest.mark.parametrize(
+    ("upstream", "access", "is_open"),
+    [
+        ("", "", True),
+        (", access: upstream", "", False),
+        (
+            "",
+            "access: {rules: [{allow: true, who: [network:office]}], networks: [{name: office, addresses: ['::1']}]}",
+            False,
+        ),
+        ("", "access: {rules: [{allow: false}]}", False),
+        ("", "access: {rules: [{allow: true, repositories: ['a.test/public/*']}]}", True),
+        ("", "access: {rules: [{allow: false, who: [anonymous]}, {allow: true}]}", False),
+        ("", "access: {dry_run: true, rules: [{allow: false}]}", True),
+    ],
+)
+def test_upstreams_with_credentials_that_everybody_can_use_are_reported(
+    tmp_path: Path, upstream: str, access: str, *, is_open: bool
+) -> None:
+    """Rules and the upstream itself may restrict that."""
+    config = tmp_path / "config.yaml"
+    config.write_text(PRIVATE_UPSTREAMS % ("a.test", upstream) + access)
+    found = [warning for warning in find_start_warnings(load(config, {}), {}) if warning.event == OPEN]
+
+    assert [warning.fields for warning in found] == ([{"upstreams": ["a.test"]}] if is_open else [])

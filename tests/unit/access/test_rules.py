@@ -330,6 +330,17 @@ def test_a_name_of_docker_hub_has_an_organization() -> None:
     assert not rules(allow("docker.io/*"), upstreams=known).may_pull_something(NOBODY)
 
 
+def test_a_name_belongs_to_the_upstream_with_the_longest_prefix() -> None:
+    """What a client may pull of that one is nothing that it may pull of another."""
+    known = [Upstream("ghcr.io", "ghcr.io"), Upstream("ghcr.io/my-org", "ghcr.io"), Upstream("ghcr.io/my", "ghcr.io")]
+    given = rules(deny("ghcr.io/my/x"), allow("ghcr.io/my-org/**"), allow("ghcr.io/my/x"), upstreams=known)
+
+    assert [given.may_pull_below(NOBODY, upstream.prefix) for upstream in known] == [False, True, False]
+    assert given.may_pull_something(NOBODY)
+    everything = rules(allow(), upstreams=known)
+    assert [everything.may_pull_below(NOBODY, upstream.prefix) for upstream in known] == [True, True, True]
+
+
 # Against an obvious model
 
 COMPONENTS = st.sampled_from(["**", "*", "a", "b", "a*", "*b"])
