@@ -230,6 +230,7 @@ class Worker:
             task.cancel()
         self.downloads.stop()
         self.maintenance.stop()
+        self.local_store.links.close()
         self.publisher.stop()
         self.scrub.stop()
         self.bucket.close()

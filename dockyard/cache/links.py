@@ -7,10 +7,14 @@ A request for a blob of a repository passes if the first of these that has an an
 3. the bucket: the link that was written with a manifest (`s3/publisher.py`)
 4. the upstream: HEAD of the blob in this repository, asked by the worker that owns the digest
 
+Reading all manifests of a large repository for the first time may take long. After INDEX_WAIT_S the bucket and the
+upstream are asked meanwhile, and only their yes is final before all manifests were read.
+
 Whether the blob itself is stored, in the bucket or being downloaded is never looked at, so neither the response nor its
 time depends on that. A blob that does not belong to the repository gets the same response as one that nobody has.
 """
 
+import asyncio
 import time
 from typing import Protocol
 
@@ -31,6 +35,8 @@ LINK_TTL_S = 1200.0
 MAX_UNKNOWN = 4096
 UNKNOWN_TTL_S = 5.0
 MAX_LISTINGS = 2
+INDEX_WAIT_S = 1.0
+MAX_INDEX_WAIT_S = 60.0
 UNKNOWN_MESSAGE = "blob unknown to this repository"
 
 
@@ -63,42 +69,56 @@ class Links:
         key = (target.name, digest)
         if key in self._links:
             return
-        await self._update_index(target.name)
-        if self._index.has(target.name, digest):
-            self._links[key] = True
-            return
-        await self._singleflight.run((*key, target.login), lambda: self._ask(target, digest))
+        is_updated = await self._update_index(target.name, INDEX_WAIT_S)
+        if not self._index.has(target.name, digest):
+            try:
+                await self._singleflight.run((*key, target.login), lambda: self._ask(target, digest))
+            except RegistryError:
+                if not is_updated:
+                    await self._update_index(target.name, MAX_INDEX_WAIT_S)
+                if not self._index.has(target.name, digest):
+                    raise
+        self._links[key] = True
 
-    async def _update_index(self, name: Name) -> None:
-        """Find the manifests that were stored before now. Many requests share one listing."""
+    async def _update_index(self, name: Name, wait_s: float) -> bool:
+        """Find the manifests that were stored before now; whether that ended in time. Many requests share a listing."""
         asked_at = time.monotonic()
-        for _ in range(MAX_LISTINGS):  # a listing that was in progress may have begun before a manifest was stored
-            if self._index.listed_at(name) >= asked_at or await self._threads.disk(self._index.is_current, name):
-                return
-            await self._singleflight.run(name, lambda: self._threads.disk(self._index.refresh, name))
+        try:
+            async with asyncio.timeout(wait_s):
+                for _ in range(MAX_LISTINGS):  # one that was in progress may have begun before a manifest was stored
+                    if self._index.listed_at(name) >= asked_at:
+                        break
+                    if await self._threads.disk(self._index.is_current, name):
+                        break
+                    await self._singleflight.run(name, lambda: self._threads.links(self._index.refresh, name))
+        except TimeoutError:
+            return False
+        return True
 
     async def _ask(self, target: Target, digest: Digest) -> None:
         """Ask the bucket, then the upstream. Raises RegistryError."""
-        unknown = (target.name, digest, target.login)
-        if (target.name, digest) in self._links:  # another request has just asked
+        key = (target.name, digest)
+        if key in self._links:  # another request has just asked
             return
-        if unknown in self._unknown:
+        if (*key, target.login) in self._unknown:
             raise _unknown(remembered=True)
-        if await self._is_in_bucket(target.name, digest):
-            self._links[target.name, digest] = True
-            return
+        if not await self._is_in_bucket(*key):
+            await self._ask_upstream(target, digest)
+        self._links[key] = True
+
+    async def _ask_upstream(self, target: Target, digest: Digest) -> None:
+        """Ask the upstream; while it is down, a bucket that fails as well. Raises RegistryError."""
         try:
             await self._blobs.find_upstream_size(target, digest)
         except RegistryError as exc:
             if exc.status == BlobUnknown.status:
-                self._unknown[unknown] = True
+                self._unknown[target.name, digest, target.login] = True
                 raise _unknown(exc) from exc
             is_down = isinstance(exc, Outage | TooManyRequests)
             if not (is_down and self._stores.bucket.is_open):
                 raise
             if not await self._is_in_bucket(target.name, digest, even_if_open=True):
                 raise
-        self._links[target.name, digest] = True
 
     async def _is_in_bucket(self, name: Name, digest: Digest, *, even_if_open: bool = False) -> bool:
         bucket = self._stores.bucket

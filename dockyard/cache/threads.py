@@ -1,14 +1,14 @@
 """The threads of a worker: the one crossing between the event loop and code that blocks.
 
-One bounded pool for each kind of work: short operations on the local store, verifying large blobs in it, reads from the
-bucket, verifying tokens, and verifying passwords. For upstreams there is a pool for each upstream and kind of work, so
-that an upstream that hangs cannot use up the threads of another. Within such a pool the repositories take turns, and
-one repository gets at most three quarters of the threads: a repository that hangs delays the others of its upstream
-only a little.
+One bounded pool for each kind of work: short operations on the local store, verifying large blobs in it, reading the
+manifests of a repository for their links, reads from the bucket, verifying tokens, and verifying passwords. For
+upstreams there is a pool for each upstream and kind of work, so that an upstream that hangs cannot use up the threads
+of another. Within such a pool the repositories take turns, and one repository gets at most three quarters of the
+threads: a repository that hangs delays the others of its upstream only a little.
 
 Threads start when they are first needed, so an upstream without requests has none. A worker has at most
-MAX_DISK_THREADS + MAX_VERIFY_THREADS + MAX_BUCKET_THREADS + MAX_TOKEN_THREADS + 2 MAX_PASSWORD_THREADS, and for each
-upstream MAX_UPSTREAM_THREADS + MAX_LIST_THREADS + MAX_DOWNLOAD_THREADS.
+MAX_DISK_THREADS + MAX_VERIFY_THREADS + MAX_LINK_THREADS + MAX_BUCKET_THREADS + MAX_TOKEN_THREADS +
+2 MAX_PASSWORD_THREADS, and for each upstream MAX_UPSTREAM_THREADS + MAX_LIST_THREADS + MAX_DOWNLOAD_THREADS.
 """
 
 import asyncio
@@ -26,6 +26,7 @@ from dockyard.routing import Target
 
 MAX_DISK_THREADS = 8
 MAX_VERIFY_THREADS = 8
+MAX_LINK_THREADS = 4
 MAX_BUCKET_THREADS = 16
 MAX_TOKEN_THREADS = 8
 MAX_PASSWORD_THREADS = 1
@@ -48,6 +49,7 @@ class Threads:
     def __init__(self) -> None:
         self._disk = ThreadPoolExecutor(MAX_DISK_THREADS, "disk")
         self._verify = ThreadPoolExecutor(MAX_VERIFY_THREADS, "verify")
+        self._links = ThreadPoolExecutor(MAX_LINK_THREADS, "link")
         self._bucket = ThreadPoolExecutor(MAX_BUCKET_THREADS, "bucket")
         self._tokens = ThreadPoolExecutor(MAX_TOKEN_THREADS, "token")
         self._passwords = ThreadPoolExecutor(MAX_PASSWORD_THREADS, "password", _lower_priority)
@@ -61,6 +63,10 @@ class Threads:
     async def verify(self, call: Callable[..., T], *args: object) -> T:
         """Hash a large file of the local store. Calls beyond the number of threads are queued without a time limit."""
         return await asyncio.get_running_loop().run_in_executor(self._verify, call, *args)
+
+    async def links(self, call: Callable[..., T], *args: object) -> T:
+        """Read the manifests of a repository, perhaps all of them. Calls beyond the number of threads are queued."""
+        return await asyncio.get_running_loop().run_in_executor(self._links, call, *args)
 
     async def bucket(self, call: Callable[..., T], *args: object) -> T:
         """Run one operation of the bucket. The call limits its own time."""
@@ -100,6 +106,7 @@ class Threads:
         """Start no more calls. Stop the calls in progress before."""
         self._disk.shutdown(wait=False, cancel_futures=True)
         self._verify.shutdown(wait=False, cancel_futures=True)
+        self._links.shutdown(wait=False, cancel_futures=True)
         self._bucket.shutdown(wait=False, cancel_futures=True)
         self._tokens.shutdown(wait=False, cancel_futures=True)
         self._passwords.shutdown(wait=False, cancel_futures=True)

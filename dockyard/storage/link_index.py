@@ -75,6 +75,7 @@ class LinkIndex:
         self._directory_of = directory_of
         self._max_bytes = max_bytes
         self._mutex = threading.Lock()
+        self._stop = threading.Event()
         self._repositories: OrderedDict[Name, _Repository] = OrderedDict()
         self._size_bytes = 0
 
@@ -117,7 +118,7 @@ class LinkIndex:
         new = [(algorithm, file) for algorithm, files in listed.items() for file in files - repository.files]
         listing_s = time.monotonic() - began_at
         for algorithm, file in new:
-            if repository.size_bytes > self._max_bytes // 2:
+            if repository.size_bytes > self._max_bytes // 2 or self._stop.is_set():
                 break
             if _ENCODED.fullmatch(file) and _read_links(directories[algorithm], algorithm, file, repository.blobs):
                 repository.files.add(file)
@@ -126,6 +127,10 @@ class LinkIndex:
         if len(repository.files) > LARGE_DIRECTORY_FILES:
             repository.current_until = time.monotonic() + listing_s / MAX_LISTING_SHARE
         self._keep(name, repository)
+
+    def close(self) -> None:
+        """End a `refresh` that is in progress soon. Does not block."""
+        self._stop.set()
 
     def _keep(self, name: Name, repository: _Repository) -> None:
         """Keep the index of a repository as the one that was used last, and drop others if all are too large."""

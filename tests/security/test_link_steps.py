@@ -55,6 +55,10 @@ class RecordedThreads(Threads):
         self._steps.append(f"verify {call.__qualname__}")
         return await super().verify(call, *args)
 
+    async def links(self, call: Callable[..., T], *args: object) -> T:
+        self._steps.append(f"links {call.__qualname__}")
+        return await super().links(call, *args)
+
     async def bucket(self, call: Callable[..., T], *args: object) -> T:
         self._steps.append("bucket")
         return await super().bucket(call, *args)

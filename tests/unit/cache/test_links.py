@@ -2,8 +2,9 @@
 
 import asyncio
 import json
+import threading
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import attrs
@@ -35,6 +36,7 @@ from dockyard.s3.outbox import Outbox
 from dockyard.s3.publisher import Publisher
 from dockyard.storage.local import LocalStore
 from dockyard.workers.peers import Peers
+from tests.support.busy_machine import EVENT_TIMEOUT_S
 
 UPSTREAM = Upstream(prefix="up.test", registry="up.test", auth=Auth(type="anonymous"))
 APP = Target(UPSTREAM, "app", Name.parse("up.test/app"))
@@ -311,3 +313,62 @@ async def test_a_cache_that_is_deleted_gives_no_wrong_answer(worker: Worker) -> 
     worker.blobs.there.add(("up.test/app", LAYER))
     worker.links._unknown.clear()
     assert await worker.has(APP, LAYER)
+
+
+@attrs.frozen
+class SlowIndex:
+    """Reading the manifests of a repository takes until `go_on` is set."""
+
+    began: threading.Event
+    go_on: threading.Event
+
+
+@pytest.fixture
+def slow_index(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> Iterator[SlowIndex]:
+    """Delay the reading of all manifests."""
+    slow_index, refresh = SlowIndex(threading.Event(), threading.Event()), worker.local.links.refresh
+
+    def refresh_later(name: Name) -> None:
+        slow_index.began.set()
+        assert slow_index.go_on.wait(EVENT_TIMEOUT_S)
+        refresh(name)
+
+    monkeypatch.setattr(worker.local.links, "refresh", refresh_later)
+    monkeypatch.setattr(links_module, "INDEX_WAIT_S", 0.01)
+    yield slow_index
+    slow_index.go_on.set()
+
+
+async def test_the_upstream_confirms_a_blob_while_many_manifests_are_read(
+    worker: Worker, slow_index: SlowIndex
+) -> None:
+    """After a restart, a large repository may take long on a slow disk."""
+    store(worker, APP, LAYER)
+    worker.blobs.there.add(("up.test/app", LAYER))
+    assert await worker.has(APP, LAYER)
+    assert slow_index.began.is_set()
+    assert not slow_index.go_on.is_set()
+
+
+@pytest.mark.parametrize("error", [None, Unavailable("down"), Denied("denied")])
+async def test_no_other_answer_of_the_upstream_is_final_while_manifests_are_read(
+    worker: Worker, slow_index: SlowIndex, error: RegistryError | None
+) -> None:
+    """What was pulled once is served although the upstream is down, or has deleted it."""
+    store(worker, APP, LAYER)
+    worker.blobs.error = error
+    asked = asyncio.create_task(worker.has(APP, LAYER))
+    await asyncio.wait_for(worker.blobs.is_asked.wait(), EVENT_TIMEOUT_S)
+    slow_index.go_on.set()
+    assert await asked
+    worker.blobs.error = None
+    assert not await worker.has(APP, STRANGE)
+
+
+async def test_the_wait_for_the_manifests_is_limited(
+    worker: Worker, slow_index: SlowIndex, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk may hang."""
+    monkeypatch.setattr(links_module, "MAX_INDEX_WAIT_S", 0.01)
+    assert not await worker.has(APP, LAYER)
+    assert not slow_index.go_on.is_set()

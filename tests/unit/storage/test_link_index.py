@@ -256,3 +256,11 @@ def test_a_signed_schema_1_manifest_is_read(store: Store) -> None:
     signed = sign(payload)
     store.local.write_manifest(NAME, Digest.parse(signed.digest), signed.body)
     assert store.has("a")
+
+
+def test_reading_many_manifests_ends_when_the_worker_stops(store: Store, read: list[str]) -> None:
+    """It would delay the end of the process."""
+    store.add("a")
+    store.index.close()
+    store.index.refresh(NAME)
+    assert not read
