@@ -23,6 +23,7 @@ from tests.s3.service.images import (
 from tests.s3.service.request_log import S3RequestLog
 from tests.s3.store.proxy import S3Proxy, Stall
 from tests.s3.store.servers import SECRET_KEY
+from tests.security.test_gate import ANN, write_passwords
 from tests.support import faults
 from tests.support.bodies import digest_of
 from tests.support.busy_machine import EVENT_TIMEOUT_S
@@ -71,6 +72,38 @@ def test_a_redirect_carries_no_credentials(start: Callable[..., Deployment], buc
     text = str(reply.headers) + reply.body.decode()
     assert not [secret for secret in (CANARY.split()[1], "canary", SECRET_KEY) if secret in text]
     assert CANARY.split()[1] not in deployment.dockyard.read_log()
+
+
+def test_only_who_may_pull_a_blob_is_redirected(
+    start: Callable[..., Deployment], bucket_view: BucketView, fake_registry: FakeRegistry, tmp_path: Path
+) -> None:
+    """For a minute where access is restricted. Others get what they get for a blob that nobody has."""
+    body = layer("for the team", 100_000)
+    bucket_view.put_blob(body)
+    fake_registry.add_image("team/app", "latest", [body])
+    digest = fake_registry.add_blob(body, repos=["team/app"])
+    access = {
+        "htpasswd": str(write_passwords(tmp_path / "htpasswd", "ann")),
+        "rules": [
+            {"allow": True, "repositories": ["up.test/open/**"]},
+            {"allow": True, "who": ["authenticated"]},
+        ],
+    }
+    deployment = start(storage=REDIRECTS, access=access)
+    path, other = f"/v2/up.test/team/app/blobs/{digest}", f"/v2/up.test/open/app/blobs/{digest}"
+    assert deployment.get("/v2/up.test/team/app/manifests/latest", Authorization=ANN).status == 200
+
+    reply = deployment.get(path, Authorization=ANN)
+    assert (reply.status, reply.header("Vary")) == (307, "Authorization")
+    assert "X-Amz-Expires=60&" in f"{reply.header('Location')}&"
+    assert follow(reply) == (200, body)
+
+    assert deployment.get(path).status == 401
+    assert deployment.get(path).header("Location") is None
+    unknown = deployment.get(other.replace(digest, f"sha256:{'0' * 64}"))
+    for authorization in ({}, {"Authorization": ANN}):
+        denied = deployment.get(other, **authorization)
+        assert (denied.status, denied.body, denied.header("Location")) == (404, unknown.body, None)
 
 
 def test_a_local_hit_is_not_redirected(
