@@ -53,13 +53,17 @@ class Authenticated:
 
 @attrs.define(eq=False)
 class _Result:
-    """What was found out about a header: the identity that it shows; else whether it is not ours, or is wrong."""
+    """What was found out about a header: the identity that it shows; else whether it is not ours, or is wrong.
+
+    `last_used` is the client at the address where the identity was used last.
+    """
 
     found_at: float
     is_current: Callable[[], bool]
     identity: Identity | None = None
     is_foreign: bool = False
     is_counted: bool = False
+    last_used: tuple[Address, "Authenticated"] | None = None
 
     @property
     def remember_s(self) -> float:
@@ -181,8 +185,13 @@ class Authenticator:
     def _use(self, result: _Result, authorization: str, address: Address) -> Authenticated:
         identity = result.identity
         if identity is not None:
+            last = result.last_used
+            if last is not None and last[0] is address:
+                return last[1]
             networks = self._networks.names_of(address)
-            return Authenticated(Principal(identity.name, identity.groups, networks, identity.source))
+            used = Authenticated(Principal(identity.name, identity.groups, networks, identity.source))
+            result.last_used = address, used
+            return used
         if result.is_foreign:
             return self._anonymous(address, _parse(authorization))
         raise _wrong_login()

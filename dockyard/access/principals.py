@@ -7,7 +7,7 @@ import attrs
 Source = Literal["none", "htpasswd", "jwt"]
 
 
-@attrs.frozen
+@attrs.frozen(cache_hash=True)
 class Principal:
     """The client of a request, as far as it is known.
 

@@ -163,7 +163,13 @@ class AccessGate(Gate):
         """See Gate."""
         visit = self._start(req, resp, record, _ACTIONS[record.kind], record.kind)
         visit.reference = reference if record.kind != "tags" else ""
-        return await self._report(visit, self._admit(visit, resp, path_prefix, reference, parse))
+        try:
+            admitted = await self._admit(visit, resp, path_prefix, reference, parse)
+        except RegistryError as exc:
+            self._report_error(visit, exc)
+            raise
+        self._report_admission(visit)
+        return admitted
 
     async def check_api(
         self, req: falcon.asgi.Request, resp: falcon.asgi.Response, record: RequestRecord, path_prefix: str
@@ -356,14 +362,20 @@ class AccessGate(Gate):
         try:
             result = await decision
         except RegistryError as exc:
-            visit.verdict = visit.verdict if visit.verdict in {"wrong login", "hidden"} else _find_verdict(exc)
-            visit.reason = visit.reason or exc.message
-            self._log(visit)
+            self._report_error(visit, exc)
             raise
-        visit.verdict = visit.verdict or "allowed"
-        if visit.action != Action.STATUS or visit.rule not in {"none", "default"}:  # probes, as they always were
-            self._log(visit)
+        self._report_admission(visit)
         return result
+
+    def _report_error(self, visit: _Visit, exc: RegistryError) -> None:
+        visit.verdict = visit.verdict if visit.verdict in {"wrong login", "hidden"} else _find_verdict(exc)
+        visit.reason = visit.reason or exc.message
+        self._log(visit)
+
+    def _report_admission(self, visit: _Visit) -> None:
+        visit.verdict = visit.verdict or "allowed"
+        if visit.action is not Action.STATUS or visit.rule not in {"none", "default"}:  # probes, as they always were
+            self._log(visit)
 
     def _log(self, visit: _Visit) -> None:
         if visit.verdict is None:
