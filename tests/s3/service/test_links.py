@@ -176,3 +176,18 @@ def test_an_image_from_before_access_was_restricted_needs_the_upstream_or_a_touc
     fake_registry.listener.close()
     assert replica.get(blob_path(image.layers[1])).status == 503
     pull(replica, "v1")
+
+
+def test_nobody_is_redirected_to_a_blob_of_another_repository(
+    start: Callable[..., Deployment], published: Image, fake_registry: FakeRegistry
+) -> None:
+    """The URL would read the blob without a login."""
+    replica = start(storage={"redirect": True}, **RESTRICTED)
+    unknown = digest_of(b"nobody has this")
+    for digest in (*published.layers, published.config):
+        strange = replica.get(blob_path(digest, "up.test/team/other"))
+        assert (strange.status, strange.body) == (404, replica.get(blob_path(unknown, "up.test/team/other")).body)
+        assert strange.header("Location") is None
+        redirected = replica.get(blob_path(digest))
+        assert redirected.status == 307
+        assert "X-Amz-Expires=60&" in (redirected.header("Location") or "")
