@@ -466,10 +466,16 @@ def _read_password(*, reads_stdin: bool) -> str:
     if not reads_stdin:
         if sys.stdin is None or not sys.stdin.isatty():
             raise click.UsageError("there is no terminal to ask for the password: --stdin reads it from standard input")
-        password: str = click.prompt("Password", hide_input=True, default="", show_default=False, err=True)
-        if click.prompt("Again", hide_input=True, default="", show_default=False, err=True) != password:
+        try:
+            first, second = (
+                str(click.prompt(text, hide_input=True, default="", show_default=False, err=True))
+                for text in ("Password", "Again")
+            )
+        except click.Abort:
+            raise KeyboardInterrupt from None
+        if first != second:
             raise click.UsageError("the passwords are not the same")
-        return password
+        return first
     return _read_standard_input(MAX_PASSWORD_INPUT_BYTES).decode("utf-8", "surrogateescape")
 
 

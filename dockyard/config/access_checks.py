@@ -1,9 +1,11 @@
 """Rules for the settings of access: who, which repositories, and from where logins come. Reads the files they name."""
 
+import contextlib
 import difflib
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from ipaddress import IPv4Network, IPv6Network, collapse_addresses
 from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
@@ -74,12 +76,11 @@ def find_access_warnings(
     access: AccessSettings, upstreams: Sequence[Upstream], server: ServerSettings
 ) -> Iterator[str]:
     """Yield what is allowed but probably not intended."""
-    for text in server.trusted_proxies:
-        if re.search(r"/0+$", text):
-            yield (
-                f"server.trusted_proxies: {text} is every address, so that each client can claim to have any address: "
-                "write the addresses of the proxies only"
-            )
+    if _is_every_address(server.trusted_proxies):
+        yield (
+            "server.trusted_proxies: contains every address, so that each client can claim to have any address: write "
+            "the addresses of the proxies only"
+        )
     for index, issuer in enumerate(access.jwt):
         for name in ("ca_file", "token_file"):
             if getattr(issuer, name) and "://" not in issuer.jwks:
@@ -97,6 +98,17 @@ def find_access_warnings(
                 "set ca_file instead of insecure_skip_verify"
             )
     yield from _empty_warnings(access)
+
+
+def _is_every_address(texts: Sequence[str]) -> bool:
+    """Whether networks contain all IPv4 addresses, or all IPv6 addresses, alone or together."""
+    networks: list[IPv4Network | IPv6Network] = []
+    for text in texts:
+        with contextlib.suppress(ValueError):  # an error of this key
+            networks.append(parse_network(text))
+    four = collapse_addresses(network for network in networks if isinstance(network, IPv4Network))
+    six = collapse_addresses(network for network in networks if isinstance(network, IPv6Network))
+    return any(network.prefixlen == 0 for network in four) or any(network.prefixlen == 0 for network in six)
 
 
 def _empty_warnings(access: AccessSettings) -> Iterator[str]:
@@ -338,8 +350,13 @@ class _PatternChecker:
         likely = next((found for found in self._suggest(pattern) if self._has_names(found)), None)
         problem = "matches no repository name: names begin with the prefix of an upstream"
         if likely and str(likely).replace("/library/", "/") == text:
-            problem = "matches no repository name: images of Docker Hub without an organization are in library"
-        elif likely and text in self.names:
+            last = pattern.components[-1]
+            whole = "" if ANY_TEXT in last else f", or {text}/** for the images of the organization {last}"
+            raise ValueError(
+                "matches no repository name: images of Docker Hub without an organization are in library: "
+                f"write {likely}{whole}"
+            )
+        if likely and text in self.names:
             problem = "matches no repository name: it is only the prefix of an upstream"
         raise ValueError(f"{problem}: {f'write {likely}' if likely else f'the prefixes are {_list(self.names)}'}")
 

@@ -27,6 +27,8 @@ NOT_A_KEY = {"is_key": False}
 """Metadata of a field that cannot be set."""
 NEVER_EMPTY = {"is_never_empty": True}
 """Metadata of a text that has no empty value. Types other than text, secret and list never have one."""
+NO_BLANKS = {"has_no_blanks": True}
+"""Metadata of a list that means something else when it is empty, so that an empty element must not make it so."""
 DEFAULT_TEXT = "default_text"
 """Key in the metadata of a field whose default depends on the environment: how the reference describes it."""
 
@@ -173,6 +175,13 @@ class SettingsReader(Generic[Tree]):
     def _parse_into(self, values: dict[str, Any], field: Any, key: str, given: str | list[str]) -> None:
         if any(_UNPRINTABLE.search(text) for text in ([given] if isinstance(given, str) else given)):
             self.add_error(key, f"contains a line break, a control character or broken UTF-8{_line_break_hint(given)}")
+            return
+        items = given.split(",") if isinstance(given, str) else given
+        if "has_no_blanks" in field.metadata and not all(item.strip() for item in items):
+            self.add_error(
+                key,
+                "has an empty element: remove it, or set the variable that it consists of; no elements would mean all",
+            )
             return
         try:
             values[field.name] = self.structure(given, field.type)

@@ -14,7 +14,7 @@ from pathlib import Path
 import attrs
 
 from dockyard.config.hosts import DOCKER_HUB, DOCKER_HUB_HOSTS, hide_userinfo, parse_registry
-from dockyard.config.reader import DEFAULT_TEXT, NEVER_EMPTY, NOT_A_KEY
+from dockyard.config.reader import DEFAULT_TEXT, NEVER_EMPTY, NO_BLANKS, NOT_A_KEY
 from dockyard.config.types import (
     Access,
     AuthType,
@@ -357,15 +357,15 @@ class AccessRule:
 
     allow: bool
     """Whether the request is allowed."""
-    repositories: tuple[str, ...] = ()
+    repositories: tuple[str, ...] = attrs.field(default=(), metadata=NO_BLANKS)
     """Patterns for full names, which begin with the prefix of the upstream, such as `docker.io/library/*` and
     `ghcr.io/my-org/**`. `*` stands for any text within a path component, `**` for any number of components. Empty: all
     repositories."""
-    who: tuple[str, ...] = ()
+    who: tuple[str, ...] = attrs.field(default=(), metadata=NO_BLANKS)
     """Clients: the name of a user in `access.htpasswd`, `JWT:NAME` of a token, `group:NAME`, `group:JWT:NAME` of a
     token (in both names in tokens, `*` stands for any text), `network:NAME`, `authenticated` (with a login) or
     `anonymous` (without). What a rule allows to `anonymous`, it allows to all. Empty: all clients."""
-    actions: tuple[str, ...] = ()
+    actions: tuple[str, ...] = attrs.field(default=(), metadata=NO_BLANKS)
     """`pull` (manifests, blobs and referrers), `list` (tags) or `status` (`/metrics`, `/healthz`, `/readyz` and
     `/version`; allowed unless a rule denies it). Empty: `pull` and `list`."""
     reason: str = ""

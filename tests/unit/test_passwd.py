@@ -138,6 +138,28 @@ def test_the_password_is_asked_for_twice_on_a_terminal(answers: list[str], statu
         assert output == b""
 
 
+@pytest.mark.parametrize("key", [b"\x03", b"\x04"], ids=["ctrl-c", "ctrl-d"])
+def test_the_question_can_be_interrupted(key: bytes) -> None:
+    """With the exit status of an interruption, and without output."""
+    leader, follower = pty.openpty()
+    command = [sys.executable, "-m", "dockyard", "passwd", "alice"]
+    with subprocess.Popen(
+        ["setsid", "--ctty", *command], cwd=ROOT, stdin=follower, stdout=subprocess.PIPE, stderr=follower
+    ) as process:
+        os.close(follower)
+        seen = b""
+        while b"Password: " not in seen:
+            seen += os.read(leader, 1024)
+        os.write(leader, key)
+        output, _ = process.communicate(timeout=EVENT_TIMEOUT_S)
+    seen += os.read(leader, 1024)
+    os.close(leader)
+
+    assert (process.returncode, output) == (130, b"")
+    assert b"dockyard: interrupted" in seen
+    assert b"Traceback" not in seen
+
+
 # Files
 
 

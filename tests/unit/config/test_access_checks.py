@@ -80,6 +80,7 @@ def rule_with(key: str, value: str) -> str:
             "docker.io/alpine",
             "images of Docker Hub without an organization are in library: write docker.io/library/alpine",
         ),
+        ("docker.io/grafana", "or docker.io/grafana/** for the images of the organization grafana"),
         ("docker.io/*", "write docker.io/library/*"),
         ("index.docker.io/grafana/*", "names begin with the prefix of an upstream: write docker.io/grafana/*"),
         ("registry-1.docker.io/alpine", "write docker.io/library/alpine"),
@@ -230,23 +231,42 @@ def test_a_rule_says_whether_it_allows(errors_in: Errors) -> None:
 
 
 def test_each_wrong_element_of_a_list_has_its_error(errors_in: Errors) -> None:
-    """With its own line; empty elements are not counted."""
+    """With its own line."""
     text = """\
         access:
           rules:
             - allow: true
               who:
-                - ""
                 - a b
                 - group:x
               repositories: [docker.io/library/a, quay.io/b, C/d]
     """
     assert [(error.partition(":")[0], error[-15:]) for error in errors_in(text)] == [
-        ('access.rules[0].repositories[1] = "quay.io/b"', "(config.yaml:8)"),
-        ('access.rules[0].repositories[2] = "C/d"', "(config.yaml:8)"),
-        ('access.rules[0].who[0] = "a b"', "(config.yaml:6)"),
-        ('access.rules[0].who[1] = "group', "(config.yaml:7)"),
+        ('access.rules[0].repositories[1] = "quay.io/b"', "(config.yaml:7)"),
+        ('access.rules[0].repositories[2] = "C/d"', "(config.yaml:7)"),
+        ('access.rules[0].who[0] = "a b"', "(config.yaml:5)"),
+        ('access.rules[0].who[1] = "group', "(config.yaml:6)"),
     ]
+
+
+@pytest.mark.parametrize("key", ["repositories", "who", "actions"])
+@pytest.mark.parametrize(
+    "value", ['["${EMPTY}"]', '"${EMPTY}"', '[""]', '" "', '["${EMPTY}", pull]', '"pull,"', '"pull,,list"']
+)
+def test_a_variable_that_is_empty_does_not_make_a_rule_for_all(errors_in: Errors, key: str, value: str) -> None:
+    """A list without elements is for everything and everybody, which nobody can have meant by that."""
+    (error,) = errors_in(f"access: {{rules: [{{allow: true, {key}: {value}}}]}}", EMPTY="")
+
+    assert error.startswith(f"access.rules[0].{key}")
+    assert "has an empty element: remove it, or set the variable" in error
+
+
+@pytest.mark.parametrize("key", ["repositories", "who", "actions"])
+def test_a_list_without_elements_is_for_all(load_text: Load, key: str) -> None:
+    """As `dockyard config` prints it."""
+    (rule,) = load_text(f"access: {{rules: [{{allow: true, {key}: []}}]}}").access.rules
+
+    assert getattr(rule, key) == ()
 
 
 @pytest.mark.parametrize("key", ["repositories", "who", "actions"])
@@ -307,12 +327,23 @@ def test_an_invalid_network_is_an_error(errors_in: Errors, text: str, key: str, 
     assert cure in error
 
 
-@pytest.mark.parametrize("network", ["0.0.0.0/0", "::/0"])
-def test_trusting_every_address_causes_a_warning(load_text: Load, network: str) -> None:
+@pytest.mark.parametrize(
+    ("networks", "is_found"),
+    [
+        (["0.0.0.0/0"], True),
+        (["10.0.0.0/8", "::/0"], True),
+        (["0.0.0.0/1", "128.0.0.0/1"], True),
+        (["::ffff:0:0/96"], True),
+        (["10.0.0.0/8", "fd00::/8", "0.0.0.0/1"], False),
+    ],
+)
+def test_trusting_every_address_causes_a_warning(load_text: Load, networks: list[str], *, is_found: bool) -> None:
     """Every client can then claim to have any address."""
-    (warning,) = load_text(f"server: {{trusted_proxies: ['{network}', 10.0.0.0/8, fd00::/10]}}").warnings
+    warnings = load_text(f"server: {{trusted_proxies: {json.dumps(networks)}}}").warnings
 
-    assert warning.startswith(f"server.trusted_proxies: {network} is every address")
+    assert [warning.partition(",")[0] for warning in warnings] == (
+        ["server.trusted_proxies: contains every address"] if is_found else []
+    )
 
 
 # Names
