@@ -274,7 +274,7 @@ def server(source: SettingsSource) -> None:
 
 
 @main.command(epilog=_paragraphs(_CHECK_HELP))
-@click.option("--connect", "connects", is_flag=True, help="Also send a request to each upstream and to the bucket.")
+@click.option("--connect", "connects", is_flag=True, help="Also ask the upstreams, the bucket and issuers of tokens.")
 @settings_options
 def check(source: SettingsSource, *, connects: bool) -> None:
     """Check settings and files without starting the server.
