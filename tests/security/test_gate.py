@@ -490,3 +490,21 @@ def test_every_decision_is_in_the_audit_log(tmp_path: Path) -> None:
         for login in (ANN, BOB, WRONG):
             assert login.removeprefix("Basic ") not in text
         assert "user=bob" in deployment.dockyard.read_log()
+
+
+def test_the_logs_have_the_address_behind_a_proxy(tmp_path: Path) -> None:
+    """The one that the trusted proxy has seen, not one that the client has sent; of rejected requests too."""
+    with open_gated(tmp_path, server={"trusted_proxies": ["127.0.0.0/8"]}) as gated:
+        hops = {"X_Forwarded_For": "192.0.2.66, 192.0.2.9"}
+        assert gated.send("/v2/up.test/team/closed/manifests/latest", BOB, **hops).status == 403
+        assert gated.send("/v2/up.test/%00/manifests/latest", BOB, **hops).status == 400
+        gated.deployment.dockyard.stop()
+        log = gated.deployment.dockyard.read_log()
+        denied = json.loads(next(line for line in gated.audit.read_text().splitlines() if '"denied"' in line))
+    assert denied["address"] == "192.0.2.9"
+    (line,) = [line for line in log.splitlines() if "status=403" in line]
+    assert "user=bob" in line
+    assert "client=192.0.2.9" in line
+    (line,) = [line for line in log.splitlines() if "status=400" in line]
+    assert "client=192.0.2.9" in line
+    assert "192.0.2.66" not in log

@@ -79,6 +79,19 @@ def test_a_directory_that_exists_is_not_changed(tmp_path: Path, settings: dict[s
     assert everything_in(tmp_path / "cache") == before
 
 
+def test_an_audit_log_that_cannot_be_opened_is_an_error(tmp_path: Path, settings: dict[str, Any]) -> None:
+    """One that can is not created."""
+    audit = tmp_path / "audit.log"
+    result = check(tmp_path, settings | {"access": {"audit": str(audit)}})
+    assert (result.exit_code, audit.exists()) == (0, False)
+    assert f"access.audit: {audit} can be written" in lines(result, "ok")
+
+    audit.mkdir()
+    result = check(tmp_path, settings | {"access": {"audit": str(audit)}})
+    assert result.exit_code != 0
+    assert [line for line in lines(result, "error") if line.startswith("access.audit")]
+
+
 def test_all_problems_are_found_at_once(tmp_path: Path, settings: dict[str, Any]) -> None:
     """Errors in the settings, the storage directory and the port; the exit status is that of the settings."""
     (tmp_path / "file").touch()
