@@ -10,12 +10,11 @@ import json
 import falcon.asgi
 
 from dockyard.cache.lists import FoundList, Lists
-from dockyard.errors import NameUnknown
 from dockyard.oci.links import format_next_link
 from dockyard.oci.lists import page_referrers, page_tags, referrers_index
 from dockyard.oci.manifest import OCI_INDEX
 from dockyard.web.gate import Gate
-from dockyard.web.handlers import HIDDEN, start_record
+from dockyard.web.handlers import start_record
 from dockyard.web.headers import freshness_headers
 from dockyard.web.queries import parse_referrers_query, parse_tags_query
 
@@ -35,10 +34,8 @@ class TagsEndpoint:
         parse = functools.partial(parse_tags_query, req.query_string)
         target, query = await self._gate.admit(req, resp, record, path_prefix, reference, parse)
         found = await self._lists.tags(target)
-        if record.is_hidden:
-            raise NameUnknown(HIDDEN)
         record.how, record.error = found.how, found.error
-        tags, has_more = page_tags(found.items, query.n, query.last)
+        tags, has_more = page_tags([] if record.is_hidden else found.items, query.n, query.last)
         if has_more:
             resp.set_header("link", format_next_link(req.path, query.values | {"last": [tags[-1]]}))
         _set_body(req, resp, found, json.dumps({"name": name, "tags": tags}).encode(), "application/json")

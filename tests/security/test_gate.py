@@ -6,6 +6,7 @@ same headers, the same bytes. Statuses are not enough for that, so most tests he
 
 import base64
 import contextlib
+import itertools
 import json
 import re
 import statistics
@@ -24,8 +25,9 @@ from tests.support import faults
 from tests.support.bodies import Body, Synthetic
 from tests.support.busy_machine import MAX_SLOWDOWN
 from tests.support.deployment import Deployment, open_deployment, upstream
-from tests.support.fake_lists import descriptor, offer_referrers, offer_tags
+from tests.support.fake_lists import JSON, descriptor, offer_referrers, offer_tags
 from tests.support.fake_registry import FakeRegistry, Image
+from tests.support.faults import replaced
 from tests.support.http_client import Response, send_request
 
 LAYER = Synthetic(2_000_000, seed=7)
@@ -423,17 +425,19 @@ def assert_same_time(first: Callable[[int], object], second: Callable[[int], obj
 
 
 @pytest.mark.parametrize(
-    "kind", ["manifests/latest", "manifests/DIGEST", "blobs/DIGEST", "tags/list", "referrers/DIGEST"]
+    "kind", ["manifests/latest", "manifests/NEW", "manifests/DIGEST", "blobs/DIGEST", "tags/list", "referrers/DIGEST"]
 )
 def test_a_hidden_repository_takes_the_time_of_an_unknown_one(gated: Gated, kind: str) -> None:
-    """New names each time, and the same name again and again."""
+    """The first time that a tag is requested, and again and again."""
     image = gated.images["hidden"]
     digest = image.layers[0] if "blobs" in kind else image.digest
-    path = kind.replace("DIGEST", digest)
-    assert_same_time(
-        lambda _: gated.send(f"/v2/up.test/team/hidden/{path}", BOB),
-        lambda _: gated.send(f"/v2/up.test/team/absent/{path}", BOB),
-    )
+    tags = itertools.count()
+
+    def send(repo: str) -> Response:
+        path = kind.replace("DIGEST", digest).replace("NEW", f"v{next(tags)}")
+        return gated.send(f"/v2/up.test/{repo}/{path}", BOB)
+
+    assert_same_time(lambda _: send("team/hidden"), lambda _: send("team/absent"))
 
 
 def test_a_cached_blob_of_another_repository_takes_the_time_of_an_unknown_one(gated: Gated) -> None:
@@ -508,3 +512,25 @@ def test_the_logs_have_the_address_behind_a_proxy(tmp_path: Path) -> None:
     (line,) = [line for line in log.splitlines() if "status=400" in line]
     assert "client=192.0.2.9" in line
     assert "192.0.2.66" not in log
+
+
+def test_a_registry_that_responds_to_every_name_gives_nothing_of_a_hidden_one(tmp_path: Path) -> None:
+    """Registries list the tags of unknown repositories as empty; some serve one repository under every name."""
+    with open_gated(tmp_path) as gated:
+        fake_registry = gated.deployment.fake_registry
+        fake_registry.on(
+            None, replaced(200, b'{"name": "x", "tags": []}', JSON), when=lambda request: "tags/list" in request.path
+        )
+        hidden, unknown = (gated.send(f"/v2/up.test/team/{name}/tags/list", BOB) for name in ("hidden", "absent"))
+        assert compared(hidden, "team/hidden") == compared(unknown, "team/absent")
+        assert hidden.json["tags"] == []
+
+        image = gated.images["hidden"]
+        fake_registry.remove_rules()
+        fake_registry.on("manifest", replaced(200, image.body, ("Content-Type", image.media_type)))
+        fake_registry.on(
+            None, replaced(200, b'{"name": "x", "tags": ["v-secret-tag"]}', JSON), when=lambda req: "tags" in req.path
+        )
+        for path in paths_of(image):
+            assert_no_secret(gated, gated.send(path, BOB), path)
+            assert image.body not in gated.send(path, BOB).body
