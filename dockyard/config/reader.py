@@ -29,6 +29,8 @@ NEVER_EMPTY = {"is_never_empty": True}
 """Metadata of a text that has no empty value. Types other than text, secret and list never have one."""
 NO_BLANKS = {"has_no_blanks": True}
 """Metadata of a list that means something else when it is empty, so that an empty element must not make it so."""
+MUST_HAVE_VALUE = {"must_have_value": True}
+"""Metadata of a key that may be left out, but not be written without a value: the default would permit more."""
 DEFAULT_TEXT = "default_text"
 """Key in the metadata of a field whose default depends on the environment: how the reference describes it."""
 
@@ -95,6 +97,7 @@ class SettingsReader(Generic[Tree]):
     locations: dict[str, str] = attrs.field(factory=dict)
     """By key or section: where it is set, as `config.yaml:12`, `env SERVER_PORT` or `option --port`."""
     _keys_with_error: set[str] = attrs.field(factory=set)
+    _blanks: set[str] = attrs.field(factory=set)
     _keys_with_unset_variable: set[str] = attrs.field(factory=set)
     _referenced: set[str] = attrs.field(factory=set)
     _file: str = ""
@@ -153,6 +156,8 @@ class SettingsReader(Generic[Tree]):
                     values[field.name] = self._read_sections(element, child, path)
             elif (given := self._read_value(field, child, path, in_list=in_list)) is not None:
                 self._parse_into(values, field, path, given)
+            if path in self._blanks and "must_have_value" in field.metadata:
+                self.add_error(path, "is empty: write a value, or remove the key")
             if field.default is attrs.NOTHING and field.name not in values:
                 if key not in self._keys_with_error:  # else nothing of the section can be read
                     self.add_error(path, "is required")
@@ -209,6 +214,7 @@ class SettingsReader(Generic[Tree]):
             case yaml.ScalarNode():
                 text = self._expand(node, key)
                 if not text.strip() and not may_be_empty:
+                    self._blanks.add(key)
                     return None
                 self._record(kind, key, self._location(node), str(node.value))
                 return text
@@ -277,7 +283,9 @@ class SettingsReader(Generic[Tree]):
                 self.add_error(path, f"is set twice, first in line {lines[name]}")
             else:
                 lines[name] = name_node.start_mark.line + 1
-                if not _is_null(value):
+                if _is_null(value):
+                    self._blanks.add(path)
+                else:
                     entries[name] = value
         return entries
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import attrs
 
 from dockyard.config.hosts import DOCKER_HUB, DOCKER_HUB_HOSTS, hide_userinfo, parse_registry
-from dockyard.config.reader import DEFAULT_TEXT, NEVER_EMPTY, NO_BLANKS, NOT_A_KEY
+from dockyard.config.reader import DEFAULT_TEXT, MUST_HAVE_VALUE, NEVER_EMPTY, NO_BLANKS, NOT_A_KEY
 from dockyard.config.types import (
     Access,
     AuthType,
@@ -246,7 +246,7 @@ class Upstream:
     trusted_hosts: tuple[str, ...] = ()
     """Hosts (`host` or `host:port`) that redirects and the token service of this registry may be on although they have
     a private address or belong to another site. They get the login of the registry if they ask for it."""
-    access: Access = "rules"
+    access: Access = attrs.field(default="rules", metadata=MUST_HAVE_VALUE)
     """Who may pull images of this upstream. `rules`: who may by `access.rules`. `upstream`: who may by those rules, and
     is admitted by the registry too: anonymous clients where the registry admits them, others with their own login at
     this registry, which they send to Dockyard."""
@@ -398,7 +398,7 @@ class AccessSettings:
     """Names for addresses of clients."""
     groups: tuple[Group, ...] = ()
     """Groups of clients, in addition to those in tokens."""
-    rules: tuple[AccessRule, ...] = ()
+    rules: tuple[AccessRule, ...] = attrs.field(default=(), metadata=MUST_HAVE_VALUE)
     """The first rule that matches a request decides. Without rules, everything is allowed; with rules, a request that
     none matches is denied."""
 

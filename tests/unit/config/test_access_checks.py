@@ -249,6 +249,28 @@ def test_each_wrong_element_of_a_list_has_its_error(errors_in: Errors) -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        ("access:\n  rules:\n", "access.rules"),
+        ("access:\n  rules: ''\n", "access.rules"),
+        ("upstreams: [{prefix: up.test, registry: up.test, access: }]", "upstreams[0].access"),
+        ("upstreams: [{prefix: up.test, registry: up.test, access: ''}]", "upstreams[0].access"),
+        ("upstreams: [{prefix: up.test, registry: up.test, access: '${EMPTY}'}]", "upstreams[0].access"),
+    ],
+)
+def test_who_may_pull_is_not_left_empty(errors_in: Errors, text: str, key: str) -> None:
+    """The default permits more than what was probably meant."""
+    [error] = errors_in(text, EMPTY="")
+    assert error.startswith(f"{key}")
+
+
+def test_an_empty_list_of_rules_is_written_as_one(errors_in: Errors) -> None:
+    """As in config.yaml."""
+    with pytest.raises(pytest.fail.Exception):
+        errors_in("access: {rules: []}")
+
+
 @pytest.mark.parametrize("key", ["repositories", "who", "actions"])
 @pytest.mark.parametrize(
     "value", ['["${EMPTY}"]', '"${EMPTY}"', '[""]', '" "', '["${EMPTY}", pull]', '"pull,"', '"pull,,list"']
