@@ -37,6 +37,7 @@ code { font-family: ui-monospace, monospace; font-size: .9rem; overflow-wrap: an
 _STYLE_HASH = base64.b64encode(hashlib.sha256(_STYLE.encode()).digest()).decode()
 _HEADERS = {
     "cache-control": "no-store",
+    "vary": "Accept",
     "referrer-policy": "no-referrer",
     "content-security-policy": (
         f"default-src 'none'; style-src 'sha256-{_STYLE_HASH}'; img-src data:; base-uri 'none'; form-action 'none'; "
@@ -55,7 +56,8 @@ class PageEndpoint:
         """200. Raises RegistryError."""
         upstreams = await self._gate.check_page(req, resp, req.scope[SCOPE_KEY])
         resp.set_headers(_HEADERS)
-        resp.append_header("vary", "Accept")
+        if self._gate.restricts:
+            resp.set_header("vary", "Authorization, Accept")
         if req.client_prefers(("text/html", JSON)) == JSON:
             resp.content_type = JSON
             prefixes = [upstream.prefix for upstream in upstreams]
