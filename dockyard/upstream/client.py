@@ -43,7 +43,7 @@ from dockyard.upstream.circuit_breaker import CircuitBreaker
 from dockyard.upstream.client_operations import ClientOperations, VisibleRepositories
 from dockyard.upstream.errors import AuthenticationFailed, Cause, UpstreamError
 from dockyard.upstream.headers import LIMIT_S, find_digest, find_unsatisfied_size, parse_retry_after
-from dockyard.upstream.keychain import Credential, Keychain
+from dockyard.upstream.keychain import ANONYMOUS, Credential, Keychain
 from dockyard.upstream.lists import ListReader
 from dockyard.upstream.repository_failures import RepositoryFailures
 from dockyard.upstream.responses import (
@@ -106,7 +106,7 @@ class RegistryClient:
         # Clients with logins of their own: `_with_login`.
         self._operator = self
         self._login: Credential | None = None
-        self._is_trial = False
+        self._is_check = False
         self._held: TTLCache[Credential, tuple[float, RegistryError]] = TTLCache(MAX_REMEMBERED_NAMES, LIMIT_S[1])
         self._visibility = VisibleRepositories()
 
@@ -168,7 +168,7 @@ class RegistryClient:
         The operator's login is not used. Raises LoginRequired, AccessDenied, ManifestUnknown and its like,
         or another RegistryError if the registry cannot be asked.
         """
-        client = self._with_login(login, is_trial=login is not None)
+        client = self._with_login(login, is_check=True)
 
         def operation(client: RegistryClient) -> None:
             if what is None:
@@ -185,7 +185,7 @@ class RegistryClient:
 
         Raises LoginRequired, or another RegistryError if the registry cannot be asked.
         """
-        client = self._with_login(login, is_trial=True)
+        client = self._with_login(login, is_check=True)
         client._run("check_login", "", lambda client: client._check_login(deadline))
 
     def has_login(self, repository: str) -> bool:
@@ -196,8 +196,8 @@ class RegistryClient:
             return True  # the next request reports it
         return not credential.is_anonymous
 
-    def _with_login(self, login: Login | None, *, is_trial: bool = False) -> "RegistryClient":
-        """This client with another login; all else is shared. `is_trial`: the registry has not admitted it yet.
+    def _with_login(self, login: Login | None, *, is_check: bool = False) -> "RegistryClient":
+        """This client with another login; all else is shared. `is_check`: to find out whether it is admitted, now.
 
         Raises LoginRequired for a login without content.
         """
@@ -205,7 +205,7 @@ class RegistryClient:
         if login is not None and credential.is_anonymous:
             raise LoginRequired(f"{self._prefix} rejects this login")
         client = copy.copy(self)
-        client._login, client._is_trial = credential, is_trial
+        client._login, client._is_check = credential, is_check
         client._session = self._session.for_client(ClientLoginAuth(self._responder, credential))
         client._lists = ListReader(self._prefix, client._session, client._status_error)
         return client
@@ -231,7 +231,7 @@ class RegistryClient:
 
     def _head_list(self, repository: str, deadline: float | None) -> None:
         request = RegistryRequest("GET", repository, list_path="tags/list?n=1")
-        response = self._session.send(request, CallLimits(deadline))
+        response = self._session.send(request, self._call_limits(self._limits.response_timeout_s, deadline))
         response.http.finish()
         if response.http.status != 200:
             raise self._status_error(response, request)
@@ -239,7 +239,7 @@ class RegistryClient:
     def _check_login(self, deadline: float | None) -> None:
         rejected = f"{self._prefix} rejects this login"
         try:
-            response = self._session.ping(CallLimits(deadline))
+            response = self._session.ping(self._call_limits(self._limits.response_timeout_s, deadline))
         except AuthenticationFailed as exc:
             raise LoginRequired(rejected, remembered=exc.remembered, details=exc.details) from exc
         http = response.http
@@ -352,7 +352,7 @@ class RegistryClient:
                 pass
             case Cause.RATE_LIMITED if self._login is not None and not self._is_as_operator(repository):
                 self._hold(self._login, error.error)
-            case Cause.NO_RESPONSE | Cause.SERVER_ERROR if self._is_trial:
+            case Cause.NO_RESPONSE | Cause.SERVER_ERROR if self._is_check and self._login != ANONYMOUS:
                 pass  # perhaps because of this login
             case Cause.NO_RESPONSE | Cause.SERVER_ERROR if not self._breaker.is_open:
                 if self._failures.record_failure(repository, error):
@@ -370,7 +370,7 @@ class RegistryClient:
     # Manifests
 
     def _head_manifest(self, repository: str, reference: Reference, deadline: float | None = None) -> Descriptor:
-        limits = CallLimits(deadline) if deadline is not None else self._call_limits(self._limits.check_timeout)
+        limits = self._call_limits(self._limits.check_timeout, deadline)
         with self._lock:
             has_no_head = repository in self._without_head or ALL_REPOSITORIES in self._without_head
         if has_no_head:
@@ -454,7 +454,7 @@ class RegistryClient:
     # Blobs
 
     def _head_blob(self, repository: str, digest: Digest, deadline: float | None = None) -> int:
-        limits = CallLimits(deadline) if deadline else self._call_limits(self._limits.response_timeout_s)
+        limits = self._call_limits(self._limits.response_timeout_s, deadline)
         request = RegistryRequest("HEAD", repository, digest, is_blob=True)
         response = self._session.send(request, limits)
         http = response.http
@@ -525,8 +525,10 @@ class RegistryClient:
 
     # Errors and limits
 
-    def _call_limits(self, timeout_s: float) -> CallLimits:
-        return CallLimits(time.monotonic() + timeout_s if timeout_s else None)
+    def _call_limits(self, timeout_s: float, deadline: float | None = None) -> CallLimits:
+        if deadline is None and timeout_s:
+            deadline = time.monotonic() + timeout_s
+        return CallLimits(deadline, renews_tokens=self._is_check)
 
     def _status_error(self, response: RegistryResponse, request: RegistryRequest) -> UpstreamError | RegistryError:
         """The error for a status that is not a success. The response was finished."""

@@ -72,13 +72,19 @@ class CallLimits:
 
     `deadline` is on the monotonic clock; None: no deadline. `new_tokens` were made for this operation: if the registry
     refuses one, another one would not help. `asked_without_token`: where a request without Authorization was sent.
+    `renews_tokens`: tokens that were made for other operations are not used: they may say what is not true any more.
     """
 
     deadline: float | None
     token_requests: int = 3
     pings: int = 1
+    renews_tokens: bool = False
     new_tokens: set[str] = attrs.field(factory=set, repr=False)
     asked_without_token: set[Hashable] = attrs.field(factory=set)
+
+    def may_use(self, token: str) -> bool:
+        """Whether a token that was made before may be used."""
+        return not self.renews_tokens or token in self.new_tokens
 
     @property
     def remaining_s(self) -> float | None:
@@ -130,7 +136,7 @@ class TokenProvider:
         key = (endpoint.realm, endpoint.service, endpoint.scopes, credential)
         with self._lock:
             cached = self._tokens.get(key)
-            if cached is not None and self._clock() >= cached.expires_at:
+            if cached is not None and (self._clock() >= cached.expires_at or not limits.may_use(cached.value)):
                 cached = None
             pending = self._pending.get(key)
             if cached is not None and (pending is not None or self._clock() < cached.refresh_at):

@@ -44,8 +44,8 @@ class FakeAccounts:
     | basic | none | 401 without a login and for a wrong one, 403 if it may not pull |
     | identity | POST with an identity token, which is the password; otherwise as scoped | as scoped |
 
-    `public` repositories need no login. Accounts may be changed at any time, and what tokens say is as it was when they
-    were made. Rules that make responses are added to the fake registry before.
+    `public` repositories need no login. What a token says is as it was when it was made. Rules that make responses are
+    added to the fake registry before.
     """
 
     def __init__(
@@ -58,17 +58,22 @@ class FakeAccounts:
         listener: str | None = None,
     ) -> None:
         self.style = style
-        self.accounts = {account.username: account for account in accounts}
+        self._accounts: dict[tuple[str, str], Account] = {}
+        for account in accounts:
+            self.set(account)
         self.public = set(public)
         self._url = fake_registry.url if listener is None else fake_registry.listeners[listener].url
         for kind in ("manifest", "blob", "ping", "other"):
             fake_registry.on(kind, self._guard, listener=listener)
         fake_registry.on("token", self._issue, listener=listener)
 
+    def set(self, account: Account) -> None:
+        """Add an account, or change its rights."""
+        self._accounts[account.username, account.password] = account
+
     def find(self, username: str, password: str) -> Account | None:
         """The account with this login."""
-        account = self.accounts.get(username)
-        return account if account and account.password == password else None
+        return self._accounts.get((username, password))
 
     def _guard(self, request: Request, response: ScriptedResponse) -> ScriptedResponse:
         repo = request.repo or _repo_of(request.path)

@@ -149,6 +149,33 @@ def test_a_wrong_password_reaches_the_token_service_once(ward: Ward, style: Styl
     assert ward.fake_registry.count("token") == 1
 
 
+@pytest.mark.parametrize("style", ["scoped", "open tokens", "refused 401", "refused 403"])
+def test_a_right_that_was_taken_away_ends_with_the_next_check(ward: Ward, style: Style) -> None:
+    """Not only with the token that was made before, which the registry still accepts."""
+    ann = account(style, PRIVATE)
+    accounts = FakeAccounts(ward.fake_registry, style, [ann], public := {PUBLIC})
+    client = ward.registry()
+    assert refusal(client, login(ann), PRIVATE) is None
+    assert refusal(client, None, PUBLIC) is None
+    client.with_login(login(ann)).get_manifest(PRIVATE, LATEST)
+    accounts.set(account(style))
+    accounts.public -= public
+    assert refusal(client, login(ann), PRIVATE) is AccessDenied
+    if style != "open tokens":
+        assert refusal(client, None, PUBLIC) is LoginRequired
+
+
+def test_content_is_fetched_with_the_token_of_the_check(ward: Ward) -> None:
+    """One token, for whatever is requested of the repository."""
+    ann = account("scoped", PRIVATE)
+    FakeAccounts(ward.fake_registry, "scoped", [ann])
+    client = ward.registry()
+    assert refusal(client, login(ann), PRIVATE) is None
+    client.with_login(login(ann)).get_manifest(PRIVATE, LATEST)
+    client.with_login(login(ann)).head_blob(PRIVATE, Digest.parse(digest_of(BLOB)))
+    assert ward.fake_registry.count("token") == 1
+
+
 # The content
 
 
