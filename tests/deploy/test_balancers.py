@@ -1,7 +1,12 @@
 """The load balancer configurations are accepted by HAProxy, nginx and Envoy, and send each layer to one replica."""
 
 import contextlib
+import http.client
 import re
+import threading
+from collections.abc import Iterator, Mapping
+from email.message import Message
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -9,6 +14,7 @@ import yaml
 
 from tests.deploy.commands import run
 from tests.deploy.fleet import EXAMPLES, Client, Fleet
+from tests.support.busy_machine import EVENT_TIMEOUT_S
 from tests.support.processes import Process, free_port
 from tests.support.programs import Programs
 
@@ -39,7 +45,7 @@ def test_both_haproxy_configurations_hash_alike(ops: Path) -> None:
     rule = re.compile(r"^ +((?:acl|http-request|balance|hash-type|http-check) .*)$", re.MULTILINE)
     rules = [rule.findall(text) for text in both]
     assert rules[0] == rules[1]
-    assert len(rules[0]) == 8
+    assert len(rules[0]) == 9
 
 
 @pytest.fixture
@@ -132,6 +138,94 @@ def test_envoy_sends_each_layer_to_one_replica(fleet: Fleet, ops: Path, programs
     options = ["-c", config, "--concurrency", "2", "--use-dynamic-base-id"]
     envoy = Process.start([programs.need("envoy"), *options], log=tmp_path / "envoy.log")
     _check_that_each_layer_has_one_replica(fleet, envoy, port)
+
+
+class Recorder:
+    """A server in the place of a Dockyard that records the headers of requests; each response is 200."""
+
+    def __init__(self) -> None:
+        self.requests: list[Message] = []
+        recorder = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_GET(self) -> None:
+                if self.path != "/readyz":
+                    recorder.requests.append(self.headers)
+                self.send_response(200)
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+
+            def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+                """Log nothing."""
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.port = self._server.server_port
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+
+@pytest.fixture
+def recorder() -> Iterator[Recorder]:
+    """A server that records requests."""
+    with contextlib.closing(Recorder()) as recorder:
+        yield recorder
+
+
+@pytest.mark.parametrize("name", ["haproxy", "nginx", "envoy"])
+def test_balancers_tell_the_address_of_the_client(
+    ops: Path, programs: Programs, recorder: Recorder, tmp_path: Path, request: pytest.FixtureRequest, name: str
+) -> None:
+    """The last hop in X-Forwarded-For is the client, whatever it has sent itself; its login arrives unchanged."""
+    port, client = free_port(), "127.0.0.7"
+    examples = dict.fromkeys(EXAMPLES, f"127.0.0.1:{recorder.port}")
+    match name:
+        case "haproxy":
+            changes = {"    user haproxy\n    group haproxy\n": "", "maxconn 16384": "maxconn 1024"}
+            changes |= {"bind :5000": f"bind 127.0.0.1:{port}", "/run/haproxy/admin.sock": f"{tmp_path}/admin.sock"}
+            text = _changed((ops / "haproxy" / "haproxy.cfg").read_text(), changes | examples)
+            (tmp_path / "haproxy.cfg").write_text(text)
+            command = [programs.need("haproxy"), "-db", "-f", tmp_path / "haproxy.cfg"]
+        case "nginx":
+            config: Path = request.getfixturevalue("nginx_config")
+            text = re.sub(r"listen 127\.0\.0\.1:\d+", f"listen 127.0.0.1:{port}", config.read_text())
+            config.write_text(_changed(text, examples))
+            command = [programs.need("nginx"), "-p", tmp_path, "-c", config, "-g", "daemon off;"]
+        case _:
+            changes = {"address: 0.0.0.0, port_value: 5000": f"address: 127.0.0.1, port_value: {port}"}
+            for example in EXAMPLES:
+                host, _, number = example.partition(":")
+                changes[f"address: {host}, port_value: {number}"] = f"address: 127.0.0.1, port_value: {recorder.port}"
+            (tmp_path / "envoy.yaml").write_text(_changed((ops / "envoy" / "envoy.yaml").read_text(), changes))
+            options = ["-c", tmp_path / "envoy.yaml", "--concurrency", "1", "--use-dynamic-base-id"]
+            command = [programs.need("envoy"), *options]
+    balancer = Process.start(command, log=tmp_path / f"{name}.log")
+    try:
+        balancer.wait_until(lambda: _answers(Client(port)), "answering")
+        recorder.requests.clear()
+        with contextlib.closing(
+            http.client.HTTPConnection("127.0.0.1", port, EVENT_TIMEOUT_S, source_address=(client, 0))
+        ) as connection:
+            sent = {"X-Forwarded-For": "10.9.9.9", "Authorization": "Basic dXNlcjpwYXNzd29yZA=="}
+            connection.request("GET", "/v2/docker.io/library/alpine/tags/list", headers=sent)
+            assert connection.getresponse().status == 200
+    finally:
+        balancer.end()
+    (received,) = recorder.requests
+    hops = ", ".join(received.get_all("X-Forwarded-For", []))
+    assert re.split(", *", hops) == (["10.9.9.9", client] if name == "envoy" else [client])
+    assert received.get_all("Authorization") == [sent["Authorization"]]
+
+
+def _changed(text: str, changes: Mapping[str, str]) -> str:
+    for old, new in changes.items():
+        assert text.count(old) == 1, old
+        text = text.replace(old, new)
+    return text
 
 
 @pytest.mark.parametrize(("path", "key"), PATHS)
