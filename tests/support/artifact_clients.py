@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from tests.support.image_clients import environment, run
+from tests.support.image_clients import environment, forget_logins, run
 
 
 class Oras:
@@ -42,6 +42,22 @@ class Oras:
         self._run("pull", "--output", str(target), reference)
         return {path.name: path.read_bytes() for path in target.iterdir()}
 
+    def log_in(self, host: str, user: str, password: str) -> None:
+        """Log in, until `forget_logins`."""
+        self._run("login", "--username", user, "--password", password, host)
+
+    def forget_logins(self) -> None:
+        forget_logins(self.directory)
+
+    def copy(self, reference: str) -> str:
+        """Copy an image with all that belongs to it into an OCI layout, and return its digest."""
+        target = self.directory / "copied"
+        shutil.rmtree(target, ignore_errors=True)
+        words = ["copy", "--from-plain-http", "--to-oci-layout", reference, "copied:latest"]
+        run([self._program, *words], self._environ, directory=self.directory)
+        (top,) = json.loads((target / "index.json").read_text())["manifests"]
+        return str(top["digest"])
+
     def _file(self, name: str, content: bytes) -> str:
         (self.directory / name).write_bytes(content)
         return f"{name}:text/plain"
@@ -67,6 +83,14 @@ class Helm:
         packed = self.directory / f"{name}-{version}.tgz"
         self._run("push", packed.name, f"oci://{registry}", "--plain-http")
         return packed.read_bytes()
+
+    def log_in(self, host: str, user: str, password: str) -> None:
+        """Log in, until `forget_logins`."""
+        self._run("registry", "login", "--plain-http", "--username", user, "--password", password, host)
+
+    def forget_logins(self) -> None:
+        forget_logins(self.directory)
+        shutil.rmtree(self.directory / ".config", ignore_errors=True)
 
     def pull(self, registry: str, name: str, version: str) -> bytes:
         """Return a packed chart."""

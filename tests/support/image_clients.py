@@ -53,6 +53,12 @@ def environment(home: Path, **more: str) -> dict[str, str]:
     }
 
 
+def forget_logins(home: Path) -> None:
+    """Remove the logins that clients have stored in their directory."""
+    (home / "config.json").unlink(missing_ok=True)
+    (home / "auth.json").write_text("{}")
+
+
 def run(
     argv: Sequence[str | Path],
     environ: Mapping[str, str],
@@ -199,6 +205,13 @@ class DockerDaemon:
         wanted = [f"{url}/" for url in urls]
         self._process.wait_until(lambda: self._mirrors() == wanted, "using its new mirrors")
 
+    def log_in(self, host: str, user: str, password: str) -> None:
+        """Log in, until `forget_logins`."""
+        self.run("login", "--username", user, "--password", password, host)
+
+    def forget_logins(self) -> None:
+        forget_logins(self.directory)
+
     def pull(self, reference: str) -> None:
         """Pull an image of this machine's platform."""
         self.run("pull", "--quiet", reference)
@@ -267,6 +280,14 @@ class Skopeo:
         digests = {_digest(path) for path in self.target.iterdir() if path.name != "version"}
         return PulledFiles(_digest(self.target / "manifest.json"), frozenset(digests))
 
+    def log_in(self, host: str, user: str, password: str) -> None:
+        """Log in, until `forget_logins`."""
+        words = ["login", "--tls-verify=false", f"--username={user}", f"--password={password}", host]
+        run([self._program, *words], self._environ)
+
+    def forget_logins(self) -> None:
+        forget_logins(self.directory)
+
     def wipe(self) -> None:
         """Remove the last copy."""
         shutil.rmtree(self.target, ignore_errors=True)
@@ -288,6 +309,14 @@ class Podman:
         environ = {**self._environ, "CONTAINERS_REGISTRIES_CONF": str(self.directory / "registries.conf")}
         plain_http = [] if registries else ["--tls-verify=false"]  # registries.conf sets it for each mirror
         run([*self._command, "pull", "--quiet", f"--signature-policy={self._policy}", *plain_http, reference], environ)
+
+    def log_in(self, host: str, user: str, password: str) -> None:
+        """Log in, until `forget_logins`."""
+        words = ["login", "--tls-verify=false", f"--username={user}", f"--password={password}", host]
+        run([*self._command, *words], self._environ)
+
+    def forget_logins(self) -> None:
+        forget_logins(self.directory)
 
     def digests(self, reference: str) -> frozenset[str]:
         """Return the digests of the image: the index's and the platform's."""
@@ -332,6 +361,13 @@ class Crane:
         (top,) = json.loads((self.target / "index.json").read_text())["manifests"]
         digests = {_digest(path) for path in (self.target / "blobs" / "sha256").iterdir()}
         return PulledFiles(top["digest"], frozenset(digests))
+
+    def log_in(self, host: str, user: str, password: str) -> None:
+        """Store a login, until `forget_logins`. It is not verified before the next pull."""
+        run([self._program, "auth", "login", f"--username={user}", f"--password={password}", host], self._environ)
+
+    def forget_logins(self) -> None:
+        forget_logins(self.directory)
 
     def tags(self, repository: str) -> list[str]:
         """List the tags of a repository."""

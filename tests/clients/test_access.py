@@ -1,0 +1,259 @@
+"""Real clients pull from a Dockyard where access is restricted: with a right, a wrong and without a login."""
+
+import json
+import secrets
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import attrs
+import jwt
+import pytest
+from cryptography.hazmat.primitives.asymmetric import rsa
+from jwt.algorithms import RSAAlgorithm
+
+from dockyard.passwd import make_line
+from tests.clients.login_clients import LOGIN_CLIENTS, LoginClient
+from tests.support.artifact_clients import Helm, Oras
+from tests.support.cri import Cri
+from tests.support.distribution import DistributionRegistry
+from tests.support.dockyard import Dockyard, docker_hub, running
+from tests.support.image_clients import ClientError
+from tests.support.images import PushedImage, push_docker
+from tests.support.programs import Programs
+
+pytestmark = pytest.mark.clients
+
+USER, PASSWORD = "alice", "right-password"
+REFUSED = r"401|403|(?i:unauthorized|denied|authentication|no basic auth|authorization|invalid username)"
+
+
+@pytest.fixture(scope="session")
+def cri(programs: Programs, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cri]:
+    """The system's containerd with its CRI plugin."""
+    yield from _start_cri(programs, "containerd", tmp_path_factory.mktemp("cri"))
+
+
+@pytest.fixture(scope="session")
+def cri_2(programs: Programs, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cri]:
+    """The newest containerd with its CRI plugin."""
+    yield from _start_cri(programs, "containerd-2", tmp_path_factory.mktemp("cri-2"))
+
+
+def _start_cri(programs: Programs, program: str, directory: Path) -> Iterator[Cri]:
+    cri = Cri(programs.need(program, as_root=True), programs.need("crictl"), directory)
+    try:
+        cri.wait()
+        yield cri
+    finally:
+        cri.stop()
+
+
+@pytest.fixture(scope="session")
+def oras(programs: Programs, tmp_path_factory: pytest.TempPathFactory) -> Oras:
+    """The oras client without logins."""
+    return Oras(programs.need("oras"), tmp_path_factory.mktemp("oras"))
+
+
+def access(directory: Path, *rules: dict[str, Any], **more: Any) -> dict[str, Any]:
+    """Settings with one user."""
+    directory.mkdir(parents=True)
+    (directory / "htpasswd").write_text(make_line(USER, PASSWORD) + "\n")
+    return {"access": {"htpasswd": str(directory / "htpasswd"), "rules": list(rules), **more}}
+
+
+@attrs.frozen
+class Source:
+    """A Dockyard that gives nothing to clients without a login, and a right and a wrong login of one source."""
+
+    dockyard: Dockyard
+    registry: DistributionRegistry
+    right: tuple[str, str]
+    wrong: tuple[str, str]
+
+
+@pytest.fixture(scope="module")
+def htpasswd(registry: DistributionRegistry, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Source]:
+    """A user of the htpasswd file."""
+    directory = tmp_path_factory.mktemp("htpasswd")
+    settings = access(directory / "access", {"allow": True, "who": [USER]})
+    with running(Dockyard(directory, [docker_hub(registry)], settings=settings)) as dockyard:
+        yield Source(dockyard, registry, (USER, PASSWORD), (USER, "wrong-password"))
+
+
+@pytest.fixture(scope="module")
+def token(registry: DistributionRegistry, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Source]:
+    """A token as the password, with any user name; the wrong one is signed by another key."""
+    directory = tmp_path_factory.mktemp("token")
+    keys = [rsa.generate_private_key(65537, 2048) for _ in range(2)]
+    jwk = RSAAlgorithm.to_jwk(keys[0].public_key(), as_dict=True) | {"kid": "1", "alg": "RS256", "use": "sig"}
+    (directory / "jwks.json").write_text(json.dumps({"keys": [jwk]}))
+    issuer = {"name": "ci", "issuer": "https://ci.test", "audience": "dockyard", "jwks": str(directory / "jwks.json")}
+    rules = [{"allow": True, "who": ["ci:project:team-a:*"]}]
+    now = int(time.time())
+    claims = {"iss": "https://ci.test", "aud": "dockyard", "sub": "project:team-a:main", "iat": now, "exp": now + 3600}
+    right, wrong = (jwt.encode(claims, key, "RS256", headers={"kid": "1"}) for key in keys)
+    settings = {"access": {"jwt": [issuer], "rules": rules}}
+    with running(Dockyard(directory, [docker_hub(registry)], settings=settings)) as dockyard:
+        yield Source(dockyard, registry, ("any", right), ("any", wrong))
+
+
+@pytest.fixture(params=["htpasswd", "token"])
+def source(request: pytest.FixtureRequest) -> Source:
+    """Each source of logins."""
+    found: Source = request.getfixturevalue(request.param)
+    return found
+
+
+@pytest.fixture(scope="module")
+def mixed(registry: DistributionRegistry, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Dockyard]:
+    """A Dockyard that gives public/ to everybody, and private/ to one user."""
+    directory = tmp_path_factory.mktemp("mixed")
+    settings = access(
+        directory / "access",
+        {"allow": True, "repositories": ["docker.io/public/**"]},
+        {"allow": True, "repositories": ["docker.io/private/**"], "who": [USER]},
+    )
+    with running(Dockyard(directory, [docker_hub(registry)], settings=settings)) as dockyard:
+        yield dockyard
+
+
+@pytest.fixture(params=LOGIN_CLIENTS)
+def make_client(request: pytest.FixtureRequest) -> Iterator[Callable[[Dockyard], LoginClient]]:
+    """A function that returns a client without images and logins."""
+    made: list[LoginClient] = []
+
+    def make(dockyard: Dockyard) -> LoginClient:
+        client = LOGIN_CLIENTS[request.param](dockyard, request)
+        client.reset()
+        made.append(client)
+        return client
+
+    yield make
+    for client in made:
+        client.reset()
+
+
+def push(registry: DistributionRegistry, parent: str) -> PushedImage:
+    """Push an image that nobody has pulled yet below a name."""
+    unique = secrets.token_hex(4)
+    image = push_docker(registry, f"{parent}/{unique}", unique)
+    registry.clear_requests()
+    return image
+
+
+def fetched(registry: DistributionRegistry, image: PushedImage) -> list[str]:
+    """The blobs of an image that were fetched from the registry, sorted."""
+    paths = [each.path for each in registry.requests() if each.method == "GET" and "/blobs/" in each.path]
+    return sorted(path.rpartition("/")[2] for path in paths if f"/{image.repository}/" in path)
+
+
+def test_a_login_is_needed_where_nothing_is_for_everybody(
+    make_client: Callable[[Dockyard], LoginClient], source: Source
+) -> None:
+    """Without a login, and with a wrong one, nothing reaches the upstream; with the right one each blob does once."""
+    image = push(source.registry, "team")
+    client = make_client(source.dockyard)
+    with pytest.raises(ClientError, match=REFUSED):
+        client.pull(image.repository)
+    client.reset()
+    if client.verifies_login:
+        with pytest.raises(ClientError, match=REFUSED):
+            client.log_in(*source.wrong)
+    else:
+        client.log_in(*source.wrong)
+        with pytest.raises(ClientError, match=REFUSED):
+            client.pull(image.repository)
+    assert source.registry.requests() == []
+    client.reset()
+    client.log_in(*source.right)
+    assert client.pull(image.repository) == image.digest
+    assert fetched(source.registry, image) == sorted(image.blobs)
+
+
+def test_a_cached_image_needs_a_login_too(make_client: Callable[[Dockyard], LoginClient], source: Source) -> None:
+    """What one client has pulled is for another one only with a login; it is not fetched again."""
+    image = push(source.registry, "team")
+    client = make_client(source.dockyard)
+    client.log_in(*source.right)
+    client.pull(image.repository)
+    source.registry.clear_requests()
+    client.reset()
+    with pytest.raises(ClientError, match=REFUSED):
+        client.pull(image.repository)
+    client.reset()
+    client.log_in(*source.right)
+    assert client.pull(image.repository) == image.digest
+    assert fetched(source.registry, image) == []
+
+
+@pytest.mark.parametrize(("addresses", "is_allowed"), [("127.0.0.0/8", True), ("10.0.0.0/8", False)])
+def test_a_network_needs_no_login(
+    make_client: Callable[[Dockyard], LoginClient],
+    registry: DistributionRegistry,
+    start_dockyard: Callable[..., Dockyard],
+    addresses: str,
+    is_allowed: bool,  # noqa: FBT001
+) -> None:
+    """Clients in the network get the image; others nothing, and nobody asks them for a login."""
+    image = push(registry, "team")
+    networks = [{"name": "nodes", "addresses": [addresses]}]
+    rules = [{"allow": True, "who": ["network:nodes"]}]
+    client = make_client(
+        start_dockyard([docker_hub(registry)], settings={"access": {"networks": networks, "rules": rules}})
+    )
+    if is_allowed:
+        assert client.pull(image.repository) == image.digest
+        assert fetched(registry, image) == sorted(image.blobs)
+    else:
+        with pytest.raises(ClientError, match=REFUSED):
+            client.pull(image.repository)
+        assert registry.requests() == []
+
+
+def test_public_images_need_no_login_beside_private_ones(
+    make_client: Callable[[Dockyard], LoginClient], mixed: Dockyard, registry: DistributionRegistry
+) -> None:
+    """Without a login a client gets the public image only; nothing of the private one reaches the upstream."""
+    public = push(registry, "public")
+    client = make_client(mixed)
+    assert client.pull(public.repository) == public.digest
+    assert fetched(registry, public) == sorted(public.blobs)
+    private = push(registry, "private")
+    with pytest.raises(ClientError, match=REFUSED):
+        client.pull(private.repository)
+    assert registry.requests() == []
+
+
+def test_private_images_can_be_pulled_beside_public_ones(
+    make_client: Callable[[Dockyard], LoginClient],
+    mixed: Dockyard,
+    registry: DistributionRegistry,
+    request: pytest.FixtureRequest,
+) -> None:
+    """With a login a client gets the private image; but Docker's classic store sends none if `/v2/` asks for none."""
+    private = push(registry, "private")
+    client = make_client(mixed)
+    client.log_in(USER, PASSWORD)
+    if request.node.callspec.params["make_client"] == "docker":
+        with pytest.raises(ClientError, match="unauthorized: this needs a login"):
+            client.pull(private.repository)
+        assert registry.requests() == []
+    else:
+        assert client.pull(private.repository) == private.digest
+        assert fetched(registry, private) == sorted(private.blobs)
+
+
+def test_helm_logs_in(source: Source, programs: Programs, tmp_path: Path) -> None:
+    """A chart is pulled with the right login only."""
+    helm = Helm(programs.need("helm"), tmp_path)
+    name = f"chart-{secrets.token_hex(4)}"
+    chart = helm.push(f"{source.registry.host}/charts", name, "1.0.0")
+    charts = f"{source.dockyard.host}/docker.io/charts"
+    with pytest.raises(ClientError, match=REFUSED):
+        helm.pull(charts, name, "1.0.0")
+    with pytest.raises(ClientError, match=REFUSED):
+        helm.log_in(source.dockyard.host, *source.wrong)
+    helm.log_in(source.dockyard.host, *source.right)
+    assert helm.pull(charts, name, "1.0.0") == chart
