@@ -26,7 +26,10 @@ from tests.support.programs import Programs
 pytestmark = pytest.mark.clients
 
 USER, PASSWORD = "alice", "right-password"
-REFUSED = r"401|403|(?i:unauthorized|denied|authentication|no basic auth|authorization|invalid username)"
+REFUSED = (
+    r"401|403|(?i:unauthorized|denied|authentication|authorization)"
+    r"|no basic auth|basic credential not found|invalid username"
+)
 
 
 @pytest.fixture(scope="session")
