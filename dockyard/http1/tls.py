@@ -1,4 +1,4 @@
-"""Which certificates are trusted, and why one is not.
+"""Which certificates and versions of TLS are accepted, and why one is not.
 
 The rules are those of curl and of Go, on every version of Python. Python 3.13 by default also rejects certificates that
 break RFC 5280 in form only (VERIFY_X509_STRICT): private certificate authorities without a keyUsage, certificates
@@ -22,6 +22,7 @@ def make_tls_context(ca_file: str | None = None) -> ssl.SSLContext:
     A certificate in `ca_file` is trusted also when it is not the root of its chain.
     """
     context = ssl.create_default_context()
+    context.minimum_version = ssl.TLSVersion.TLSv1_2  # that of Debian's Python is older
     context.verify_flags &= ~ssl.VERIFY_X509_STRICT
     context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
     if ca_file is not None:
@@ -97,10 +98,10 @@ def explain_failure(exc: BaseException) -> TLSFailure:
             f"the certificate is rejected: {getattr(found, 'verify_message', '')}",
         )
         return TLSFailure(problem, reason, error)
-    name = getattr(found, "reason", None) or "unknown reason"  # errors that Python itself raises have none
     if found is None or isinstance(found, ssl.SSLEOFError | ssl.SSLZeroReturnError):
-        error = f"OpenSSL: {name.lower().replace('_', ' ')}" if found else ""
+        error = "OpenSSL: unexpected eof while reading" if found else ""
         return TLSFailure(TLSProblem.CLOSED, "the connection was closed during the handshake", error)
+    name = getattr(found, "reason", None) or "unknown reason"  # errors that Python itself raises have none
     problem, reason = _HANDSHAKES.get(name) or (
         TLSProblem.OTHER,
         f"the handshake failed: {name.lower().replace('_', ' ')}",

@@ -563,9 +563,9 @@ def test_the_ca_of_clients_needs_tls(errors_in: Errors, tmp_path: Path) -> None:
     trustme.CA().cert_pem.write_to_path(str(ca_file))
     wrong.write_text("no certificate")
 
-    assert errors_in(f"server: {{client_ca: {ca_file}}}")[0].startswith(
-        f'server.client_ca = "{ca_file.name}": needs server.tls: '
-    )
+    [error] = errors_in(f"server: {{client_ca: {ca_file}}}")
+    assert error.startswith("server.client_ca = ")
+    assert '": needs server.tls: ' in error
     with_tls = "server: {tls: true, certfile: /no/cert, keyfile: /no/key, client_ca: %s}"
     assert [error for error in errors_in(with_tls % ca_file) if "client_ca" in error] == []
     (error,) = (error for error in errors_in(with_tls % wrong) if "client_ca" in error)

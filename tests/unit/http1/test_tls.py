@@ -96,6 +96,11 @@ def test_the_context_has_the_same_rules_on_each_python(version: str) -> None:
     assert context.minimum_version <= ssl.TLSVersion[version]
 
 
+def test_old_versions_of_tls_are_not_accepted() -> None:
+    """Debian builds Python with the versions of OpenSSL's own settings."""
+    assert make_tls_context().minimum_version is ssl.TLSVersion.TLSv1_2
+
+
 def test_each_reason_is_in_the_error(authority: Authority) -> None:
     """Expired, another authority, another address, another name."""
     trusting, other = make_tls_context(authority.ca_file), make_tls_context()
