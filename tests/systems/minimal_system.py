@@ -156,8 +156,8 @@ def copied(base: Path, user: str, mounts: Mapping[str, Path] | None = None) -> I
     """A copy of a minimal system with this checkout in it; it is removed afterwards."""
     root = Path(tempfile.mkdtemp(prefix=f"{base.name}-{user}-", dir=base.parent))
     try:
-        root.chmod(0o755)
         subprocess.run(["cp", "--archive", "--reflink=auto", f"{base}/.", root], check=True)
+        root.chmod(0o755)  # not every debootstrap lets ordinary users in
         (root / "etc" / "resolv.conf").unlink(missing_ok=True)
         shutil.copy("/etc/resolv.conf", root / "etc" / "resolv.conf")
         (root / "etc" / "hosts").write_text("127.0.0.1 localhost\n::1 localhost\n")
