@@ -1,5 +1,6 @@
 """Real clients pull from a Dockyard where access is restricted: with a right, a wrong and without a login."""
 
+import contextlib
 import json
 import secrets
 import time
@@ -102,7 +103,20 @@ def token(registry: DistributionRegistry, tmp_path_factory: pytest.TempPathFacto
         yield Source(dockyard, registry, ("any", right), ("any", wrong))
 
 
-@pytest.fixture(params=["htpasswd", "token"])
+@pytest.fixture(scope="module")
+def upstream(programs: Programs, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Source]:
+    """A user of the upstream, which is a registry with an htpasswd file and decides itself."""
+    directory = tmp_path_factory.mktemp("upstream")
+    users = {"tests": secrets.token_hex(8), USER: PASSWORD}
+    registry = DistributionRegistry(programs.need("registry"), tmp_path_factory.mktemp("private"), users=users)
+    with contextlib.closing(registry):
+        registry.start()
+        decides = {**docker_hub(registry), "access": "upstream"}
+        with running(Dockyard(directory, [decides])) as dockyard:
+            yield Source(dockyard, registry, (USER, PASSWORD), (USER, "wrong-password"))
+
+
+@pytest.fixture(params=["htpasswd", "token", "upstream"])
 def source(request: pytest.FixtureRequest) -> Source:
     """Each source of logins."""
     found: Source = request.getfixturevalue(request.param)
@@ -148,14 +162,23 @@ def push(registry: DistributionRegistry, parent: str) -> PushedImage:
 
 def fetched(registry: DistributionRegistry, image: PushedImage) -> list[str]:
     """The blobs of an image that were fetched from the registry, sorted."""
-    paths = [each.path for each in registry.requests() if each.method == "GET" and "/blobs/" in each.path]
+    requests = [each for each in registry.requests() if each.method == "GET" and "/blobs/" in each.path]
+    paths = [each.path for each in requests if each.status == 200]
     return sorted(path.rpartition("/")[2] for path in paths if f"/{image.repository}/" in path)
+
+
+def content(registry: DistributionRegistry) -> list[str]:
+    """The requests that were answered with content, other than `/v2/`."""
+    return [str(each) for each in registry.requests() if each.status == 200 and each.path != "/v2/"]
 
 
 def test_a_login_is_needed_where_nothing_is_for_everybody(
     make_client: Callable[[Dockyard], LoginClient], source: Source
 ) -> None:
-    """Without a login, and with a wrong one, nothing reaches the upstream; with the right one each blob does once."""
+    """Without a login, and with a wrong one, a client gets nothing; with the right one each blob is fetched once.
+
+    If Dockyard decides, requests that it denies do not reach the upstream; if the upstream decides, it denies them too.
+    """
     image = push(source.registry, "team")
     client = make_client(source.dockyard)
     with pytest.raises(ClientError, match=REFUSED):
@@ -168,7 +191,10 @@ def test_a_login_is_needed_where_nothing_is_for_everybody(
         client.log_in(*source.wrong)
         with pytest.raises(ClientError, match=REFUSED):
             client.pull(image.repository)
-    assert source.registry.requests() == []
+    if source.dockyard.settings["upstreams"][0].get("access") == "upstream":
+        assert content(source.registry) == []
+    else:
+        assert source.registry.requests() == []
     client.reset()
     client.log_in(*source.right)
     assert client.pull(image.repository) == image.digest
@@ -248,11 +274,32 @@ def test_private_images_can_be_pulled_beside_public_ones(
         assert fetched(registry, private) == sorted(private.blobs)
 
 
+def test_public_images_of_an_upstream_that_decides(
+    make_client: Callable[[Dockyard], LoginClient],
+    registry: DistributionRegistry,
+    start_dockyard: Callable[..., Dockyard],
+    request: pytest.FixtureRequest,
+) -> None:
+    """What the upstream gives to everybody needs no login, but for Docker's classic store: `/v2/` asks for one."""
+    image = push(registry, "team")
+    client = make_client(start_dockyard([{**docker_hub(registry), "access": "upstream"}]))
+    if request.node.callspec.params["make_client"] == "docker":
+        with pytest.raises(ClientError, match="no basic auth credentials"):
+            client.pull(image.repository)
+        assert registry.requests() == []
+    else:
+        assert client.pull(image.repository) == image.digest
+        assert fetched(registry, image) == sorted(image.blobs)
+
+
 def test_helm_logs_in(source: Source, programs: Programs, tmp_path: Path) -> None:
     """A chart is pulled with the right login only."""
     helm = Helm(programs.need("helm"), tmp_path)
+    if source.registry.needs_login:
+        helm.log_in(source.registry.host, *source.right)
     name = f"chart-{secrets.token_hex(4)}"
     chart = helm.push(f"{source.registry.host}/charts", name, "1.0.0")
+    helm.forget_logins()
     charts = f"{source.dockyard.host}/docker.io/charts"
     with pytest.raises(ClientError, match=REFUSED):
         helm.pull(charts, name, "1.0.0")

@@ -1,15 +1,18 @@
 """A real upstream: distribution's registry as a process. Its access log shows which requests reached it."""
 
+import base64
 import contextlib
 import http.client
 import re
 import secrets
 import shutil
 import signal
+from collections.abc import Mapping
 from pathlib import Path
 
 import attrs
 
+from dockyard.passwd import make_line
 from tests.support.busy_machine import EVENT_TIMEOUT_S
 from tests.support.loopback_server import LoopbackServer
 from tests.support.processes import Process, SetupError, free_port, wait_until
@@ -20,6 +23,7 @@ LOG_LINE = re.compile(
     r'"(?P<method>[A-Z]+) (?P<target>\S+) HTTP/[\d.]+" (?P<status>\d+) (?P<sent>\d+) "[^"]*" "(?P<agent>[^"]*)"'
 )
 
+HTPASSWD = "auth: {{htpasswd: {{realm: test, path: {path}}}}}\n"
 CONFIG = """\
 version: 0.1
 log: {{level: warn, accesslog: {{disabled: false}}}}
@@ -46,9 +50,12 @@ class LoggedRequest:
 
 
 class DistributionRegistry(LoopbackServer):
-    """A registry with its own port and directory; both stay the same when it is stopped and started again."""
+    """A registry with its own port and directory; both stay the same when it is stopped and started again.
 
-    def __init__(self, program: Path, directory: Path) -> None:
+    With `users`, names and passwords, only they can pull and push; the tests themselves are the first of them.
+    """
+
+    def __init__(self, program: Path, directory: Path, *, users: Mapping[str, str] | None = None) -> None:
         self.program = program
         self.directory = directory
         self.storage = directory / "storage"
@@ -56,7 +63,16 @@ class DistributionRegistry(LoopbackServer):
         self.log = directory / "registry.log"
         self.access_log = directory / "access.log"
         self._config = directory / "config.yml"
-        self._config.write_text(CONFIG.format(root=self.storage, port=self.port))
+        text = CONFIG.format(root=self.storage, port=self.port)
+        self._headers = {"User-Agent": TEST_USER_AGENT}
+        self.needs_login = bool(users)
+        if users:
+            htpasswd = directory / "htpasswd"
+            htpasswd.write_text("".join(f"{make_line(user, password)}\n" for user, password in users.items()))
+            text += HTPASSWD.format(path=htpasswd)
+            login = ":".join(next(iter(users.items())))
+            self._headers["Authorization"] = f"Basic {base64.b64encode(login.encode()).decode()}"
+        self._config.write_text(text)
         self._process: Process | None = None
         self._read_from = 0
 
@@ -145,7 +161,7 @@ class DistributionRegistry(LoopbackServer):
         expect: int = 200,
     ) -> http.client.HTTPResponse:
         """Send one request that is not counted; the response body has been read."""
-        headers = {"User-Agent": TEST_USER_AGENT} | ({"Content-Type": content_type} if content_type else {})
+        headers = self._headers | ({"Content-Type": content_type} if content_type else {})
         with contextlib.closing(
             http.client.HTTPConnection("127.0.0.1", self.port, timeout=EVENT_TIMEOUT_S)
         ) as connection:
