@@ -33,6 +33,8 @@ RENDERINGS = {
         "helm",
         "--set=dockerConfig.credHelpers.public\\.ecr\\.aws=ecr-login",
         "--set=environment[0].secretRef.name=dockyard-secrets",
+        "--set=access.secret=dockyard-access",
+        "--set=access.clusterKeys=true",
         "--set=serviceAccount.annotations.eks\\.amazonaws\\.com/role-arn=arn:aws:iam::123456789012:role/dockyard",
         "--set=volume.storageClassName=gp3",
         "--set=nodeSelector.pool=cache",
@@ -137,6 +139,8 @@ def test_the_chart_says_how_to_correct_values(ops: Path, programs: Programs) -> 
         "config.server.port": "80",
         "config.server.host": "127.0.0.1",
         "config.server.tls": "true",
+        "config.server.client_ca": "/ca.pem",
+        "config.access.htpasswd": "/etc/htpasswd",
         "config.storage.directory": "/data",
         "config.server.drain_timeout": "50s",
         "volume.size": "80Gi",
@@ -144,11 +148,13 @@ def test_the_chart_says_how_to_correct_values(ops: Path, programs: Programs) -> 
     }
     words = [f"--set={name}={value}" for name, value in options.items()]
     output = run(programs.need("helm"), "template", "x", ops / "helm" / "dockyard", *words, fails=True)
-    assert "7 values cannot work:" in output
+    assert "9 values cannot work:" in output
     for mistake in (
         "config.server.port: pods listen on port 5000: remove it; the port for nodes is balancer.service.nodePort",
         "config.server.host: probes and Services need all addresses of a pod: remove it",
         "config.server.tls: probes, Services and the balancer use HTTP: remove it, and put TLS in front",
+        "config.server.client_ca: pods speak HTTP, and probes have no certificate: remove it",
+        "config.access.htpasswd: no Secret is mounted: put the file into a Secret, name it in access.secret",
         "config.storage.directory: the volume is mounted at /var/cache/dockyard: remove it",
         "config.storage.max_size: 80GiB does not fit into volume.size (80Gi): set it to 80 % of the volume",
         "autoscaling.minReplicas: 9 is more than maxReplicas (8)",
@@ -293,6 +299,47 @@ def test_the_ecr_keychain_is_mounted_at_docker_config(render: Callable[[str], st
         account = one(resources, "ServiceAccount")
         assert account["metadata"]["annotations"]["eks.amazonaws.com/role-arn"].startswith("arn:aws:iam::")
         assert account["metadata"]["name"] == pod["serviceAccountName"]
+
+
+def test_the_files_for_access_are_in_the_pods(ops: Path, programs: Programs, schemas: str, tmp_path: Path) -> None:
+    """With the values of ops/KUBERNETES.md, and the same with the component of kustomize."""
+    page = (ops / "KUBERNETES.md").read_text()
+    (values,) = [each for each in re.findall(r"```yaml\n(.*?)```", page, re.DOTALL) if "clusterKeys" in each]
+    (tmp_path / "values.yaml").write_text(values)
+    chart = run(programs.need("helm"), "template", "x", ops / "helm" / "dockyard", "--values", tmp_path / "values.yaml")
+    shutil.copytree(ops / "kubernetes", tmp_path / "kubernetes")
+    (tmp_path / "kubernetes" / "mine").mkdir()
+    (tmp_path / "kubernetes" / "mine" / "kustomization.yaml").write_text(
+        "resources: [../base]\ncomponents: [../access]\n"
+    )
+    manifests = run(programs.need("kustomize"), "build", tmp_path / "kubernetes" / "mine")
+    found = []
+    for text in (chart, manifests):
+        (tmp_path / "resources.yaml").write_text(text)
+        run(
+            programs.need("kubeconform"),
+            "-strict",
+            "-summary",
+            "-schema-location",
+            schemas,
+            tmp_path / "resources.yaml",
+        )
+        pod = one(resources_of(text), "StatefulSet")["spec"]["template"]["spec"]
+        (container,) = pod["containers"]
+        mounts = {each["name"]: each["mountPath"] for each in container["volumeMounts"]}
+        volumes = {each["name"]: each for each in pod["volumes"]}
+        ports = {
+            port["port"]
+            for rule in one(resources_of(text), "NetworkPolicy")["spec"]["egress"]
+            for port in rule["ports"]
+        }
+        secret = volumes["access"]["secret"]["secretName"]
+        found.append((mounts["access"], mounts["cluster"], secret, volumes["cluster"]["projected"], 6443 in ports))
+    assert found[0] == found[1]
+    assert found[0][:3] == ("/etc/dockyard-access", "/run/secrets/cluster", "dockyard-access")
+    assert found[0][-1]
+    settings = yaml.safe_load(mounted(resources_of(chart), "config")["config.yaml"])
+    assert settings["access"]["htpasswd"].startswith("/etc/dockyard-access/")
 
 
 Rule = dict[str, Any]
