@@ -118,6 +118,7 @@ Exit status:
   2    the arguments or the password are invalid
   130  interrupted (Ctrl-C)
 """
+_METRICS_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 
 
 def _paragraphs(text: str) -> str:
@@ -244,6 +245,7 @@ def main() -> None:
     used. The variable of a key is its name in capitals with underscores: SERVER_PORT sets server.port, and
     DOCKYARD_SERVER_PORT takes precedence over it.
     """
+    os.environ.pop(_METRICS_VARIABLE, None)  # of another program: the server makes its own, other commands need none
 
 
 @main.command(epilog=_paragraphs(_SERVER_HELP))
@@ -261,7 +263,7 @@ def server(source: SettingsSource) -> None:
     except OSError as exc:
         click.echo(f"dockyard: cannot start: no directory for the metrics: {exc}", err=True)
         raise SystemExit(1) from None
-    os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(metrics_directory)  # prometheus_client reads it when it is imported
+    os.environ[_METRICS_VARIABLE] = str(metrics_directory)  # prometheus_client reads it when it is imported
     from dockyard.supervisor import run  # noqa: PLC0415  after setting the variable; slow to import
 
     try:

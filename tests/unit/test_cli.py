@@ -326,3 +326,19 @@ def test_a_full_disk_ends_the_output_with_one_line(command: str, tmp_path: Path)
 
     problem = "dockyard: cannot write the output: No space left on device: free space there, or write elsewhere\n"
     assert (done.returncode, done.stderr) == (1, problem)
+
+
+@pytest.mark.parametrize("command", [["pull", "--server", "http://127.0.0.1:1", "up.test/app"], ["check"]])
+def test_metrics_of_another_program_are_not_touched(tmp_path: Path, command: list[str]) -> None:
+    """Its directory may be gone, or not be ours to write to."""
+    done = subprocess.run(
+        [sys.executable, "-m", "dockyard", *command],
+        env={"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "PROMETHEUS_MULTIPROC_DIR": str(tmp_path / "missing")},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "Traceback" not in done.stderr
+    assert "dockyard: " in done.stdout + done.stderr
+    assert not (tmp_path / "missing").exists()
