@@ -36,6 +36,8 @@ MUTANTS: dict[str, tuple[str, dict[State, str]]] = {
     "pointer_goes_back": ("U14 503", {State.TAG_CACHED: "pointer"}),
 }
 
+MAX_ATTEMPTS = 3
+
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_a_fault_affects_a_direct_client(toxiproxy: Toxiproxy, tmp_path: Path, name: str) -> None:
@@ -63,12 +65,18 @@ def _assert_inactive(variant: UpstreamVariant, upstream: IsolatedUpstream) -> No
 
 @pytest.mark.parametrize("mutant", MUTANTS)
 def test_a_mutant_fails(toxiproxy: Toxiproxy, tmp_path: Path, mutant: str) -> None:
-    """The cases find the bug, and say what is wrong."""
+    """The cases find the bug, and say what is wrong; on a busy machine, a bug may not show every time."""
     name, cases = MUTANTS[mutant]
-    records = run_variant(*VARIANTS[name], tmp_path, toxiproxy=toxiproxy, environ=environ_of(mutant))
-    for state, problem in cases.items():
-        problems = "\n".join(records[state].problems)
-        assert problem in problems, f"{state}: {problems or 'passed'}"
+    missed: dict[State, str] = {}
+    for attempt in range(MAX_ATTEMPTS):
+        directory = tmp_path / str(attempt)
+        directory.mkdir()
+        records = run_variant(*VARIANTS[name], directory, toxiproxy=toxiproxy, environ=environ_of(mutant))
+        seen = {state: "\n".join(records[state].problems) for state in cases}
+        missed = {state: seen[state] or "passed" for state, problem in cases.items() if problem not in seen[state]}
+        if not missed:
+            break
+    assert missed == {}
 
 
 def test_the_audit_finds_wrong_files(tmp_path: Path) -> None:
