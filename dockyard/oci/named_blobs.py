@@ -5,6 +5,8 @@ repository writes its manifests. A registry checks at a push that it has the blo
 as such. What it does not read, or reads in another way, names nothing here:
 
 - lists that do not belong to the kind of the manifest, such as `blobs` in an image, and the manifests of an index;
+- anything in a document that declares a type of another kind, or a type that is not one of a manifest: an index may
+  have no `manifests`, and `blobs` instead, which registries accept;
 - layers that are not distributed by the registry: with `urls`, or of a type that says so. They need not be there;
 - anything in a signed schema 1 manifest that has members beside the signed ones;
 - descriptors and documents with a key in another case. Most registries are written in Go, whose JSON decoder ignores
@@ -25,6 +27,19 @@ _DOCUMENT_KEYS: Final = frozenset(
     {"schemaVersion", "mediaType", "config", "layers", "manifests", "fsLayers", "blobs", "artifactType"}
 )
 _DESCRIPTOR_KEYS: Final = frozenset({"mediaType", "digest", "size", "urls", "blobSum"})
+_IMAGES: Final = frozenset(
+    {"", "application/vnd.oci.image.manifest.v1+json", "application/vnd.docker.distribution.manifest.v2+json"}
+)
+_SCHEMA1: Final = frozenset(
+    {
+        "",
+        "application/vnd.docker.distribution.manifest.v1+json",
+        "application/vnd.docker.distribution.manifest.v1+prettyjws",
+    }
+)
+_ARTIFACTS: Final = frozenset(
+    {"application/vnd.oci.artifact.manifest.v1+json", "application/vnd.cncf.oras.artifact.manifest.v1+json"}
+)
 
 
 def find_named_blobs(body: bytes) -> tuple[Digest, ...]:
@@ -40,11 +55,13 @@ def _find_texts(document: dict[str, Any]) -> Iterator[str]:
     if "manifests" in document or _has_key_in_other_case(document, _DOCUMENT_KEYS):
         return
     if "fsLayers" in document:
-        lists, key = [document["fsLayers"]], "blobSum"
+        types, lists, key = _SCHEMA1, [document["fsLayers"]], "blobSum"
     elif "config" in document:
-        lists, key = [[document["config"]], document.get("layers")], "digest"
+        types, lists, key = _IMAGES, [[document["config"]], document.get("layers")], "digest"
     else:
-        lists, key = [document.get("blobs")], "digest"
+        types, lists, key = _ARTIFACTS, [document.get("blobs")], "digest"
+    if str(document.get("mediaType") or "") not in types:
+        return
     for entries in lists:
         for entry in entries or ():
             if _is_distributed(entry):

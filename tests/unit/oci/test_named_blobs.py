@@ -103,6 +103,12 @@ def test_what_is_not_signed_in_a_schema_1_manifest_is_not_named() -> None:
     assert find_named_blobs(sign(payload, before=f'"fsLayers": {unsigned}, ').body) == ()
 
 
+@pytest.mark.parametrize("declared", [{}, {"mediaType": OCI_INDEX}])
+def test_what_may_be_an_index_without_manifests_names_nothing(declared: dict[str, str]) -> None:
+    """Registries accept it, and do not look for the blobs that it names."""
+    assert find_named_blobs(json.dumps({"schemaVersion": 2, "blobs": [descriptor(OTHER)], **declared}).encode()) == ()
+
+
 # A model of a registry in Go: it reads the last of the keys that are equal but for their case, and looks for the blobs
 # of the kind of manifest that it takes the document for.
 

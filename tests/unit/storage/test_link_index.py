@@ -164,12 +164,13 @@ def test_other_files_are_ignored(store: Store) -> None:
     assert not store.has("b")
 
 
-def test_a_manifest_whose_type_is_beside_it_is_read(store: Store) -> None:
-    """Some artifacts do not state their type."""
+def test_an_artifact_is_read_if_it_states_its_type(store: Store) -> None:
+    """One that does not may be an index for its registry, which then does not read its blobs."""
     layer = {"mediaType": "application/octet-stream", "digest": str(layer_digest("a")), "size": 1}
-    body = json.dumps({"artifactType": "a/b", "blobs": [layer]}).encode()
-    store.local.write_manifest(NAME, Digest.of(body), body, ORAS_ARTIFACT)
-    assert store.has("a")
+    for stated, is_found in (({}, False), ({"mediaType": ORAS_ARTIFACT}, True)):
+        body = json.dumps({"artifactType": "a/b", "blobs": [layer], **stated}).encode()
+        store.local.write_manifest(NAME, Digest.of(body), body, ORAS_ARTIFACT)
+        assert store.has("a") is is_found
 
 
 def test_looking_for_links_is_not_a_use_of_the_manifests(store: Store) -> None:
