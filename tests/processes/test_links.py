@@ -52,6 +52,8 @@ def test_the_upstream_is_asked_once_for_all_workers(
 ) -> None:
     """About a blob of which no manifest was pulled."""
     deployment = make_deployment(workers=WORKERS, **RESTRICTED)
+    sockets = deployment.dockyard.storage / "run"
+    eventually(lambda: len(list(sockets.glob("shard-*.sock"))) == WORKERS, "all workers can be asked")
     image = add_image(fake_registry, "app", b"a layer")
     responses = deployment.get_concurrently([blob_path(image.layers[0])] * TIMES)
     assert {response.status for response in responses} == {200}
