@@ -14,9 +14,12 @@ does, because registries refuse a repository with the same status as a wrong pas
 A login is in grace if the last answer was 200, no more than `access_grace` ago.
 
 The answers are in a table that all workers share (`access.verdicts`), by login and repository: what is admitted for one
-repository says nothing about another. The worker that owns the login (the repository, for clients without one) asks the
-upstream, once for all workers; an owner that is not available is skipped. So a wrong password that many clients send
-reaches the upstream once in REFUSED_FOR_S.
+repository says nothing about another. Who may have a manifest may have all of its repository. An answer about a blob or
+a list is for blobs or lists only, because some registries give those to more clients.
+
+The worker that owns the login (the repository, for clients without one) asks the upstream, once for all workers; an
+owner that is not available is skipped. So a wrong password that many clients send reaches the upstream once in
+REFUSED_FOR_S.
 """
 
 import asyncio
@@ -29,7 +32,7 @@ import attrs
 import structlog
 from cachetools import TTLCache
 
-from dockyard.access.verdicts import Verdict, Verdicts
+from dockyard.access.verdicts import Decided, Verdict, Verdicts
 from dockyard.cache.singleflight import Singleflight
 from dockyard.cache.threads import Threads
 from dockyard.config.settings import Upstream
@@ -58,6 +61,9 @@ MAX_OUTAGES: Final = 10_000
 MAX_LOGIN_CHARS: Final = 16 * 1024
 RETRY_AFTER_S: Final = 3
 LOGIN: Final = "login"  # the kind of a question about the login itself
+MANIFEST: Final = "manifest"  # the kind whose admission is for the whole repository
+KINDS: Final = (MANIFEST, "blob", "tags", "referrers")
+NEVER: Final = float("-inf")
 
 Kind = Literal["manifest", "blob", "tags", "referrers"]
 Answer = Verdict | RegistryError
@@ -81,13 +87,16 @@ class AccessChecker(Protocol):
 class _Question:
     """Is the login of the target admitted to what is requested in its repository? For LOGIN: is it right?
 
-    `key` is that of the table, for the login and the repository. `owner_key` says which worker asks.
+    `key`, `repository_key` and `login_key` are those in the table: for what is requested, for the repository (they are
+    the same for manifests), and for the login itself. `owner_key` says which worker asks.
     """
 
     target: Target
     kind: str
     reference: Reference | None
     key: bytes
+    repository_key: bytes
+    login_key: bytes | None
     owner_key: str
 
     @property
@@ -133,8 +142,10 @@ class Admissions:
             if len(login.username) + len(login.password) > MAX_LOGIN_CHARS or self._find(about_login) is Verdict.WRONG:
                 raise _wrong_login(prefix)
             own = self._about(target, login, kind, reference)
+            if self._find(own) is Verdict.ADMITTED:
+                return
             # Who was admitted is asked about first: an admission is renewed with one request.
-            if self._is_admitted_last(own) and await self._answer(own) is Verdict.ADMITTED:
+            if self._admitted_at(own) > NEVER and await self._answer(own) is Verdict.ADMITTED:
                 return
         anonymous = await self._answer(self._about(target, None, kind, reference))
         if login is None:
@@ -173,39 +184,51 @@ class Admissions:
 
     def _about(self, target: Target, login: Login | None, kind: str, reference: Reference | None) -> _Question:
         prefix = target.upstream.prefix
-        owner_key = f"access {target.name}" if login is None else self._owner_key(prefix, login)
-        key = self._verdicts.key(prefix, target.repository, login)
-        return _Question(attrs.evolve(target, login=login), kind, reference, key, owner_key)
+        login_key = self._verdicts.key(prefix, "", login) if login is not None else None
+        owner_key = f"access {target.name}" if login_key is None else _owner_key(prefix, login_key)
+        repository_key = self._key(target, login, MANIFEST)
+        key = repository_key if kind == MANIFEST else self._key(target, login, kind)
+        target = attrs.evolve(target, login=login)
+        return _Question(target, kind, reference, key, repository_key, login_key, owner_key)
 
     def _about_login(self, upstream: Upstream, login: Login) -> _Question:
         prefix = upstream.prefix
         target = Target(upstream, "", Name.parse(prefix), login)
-        return _Question(target, LOGIN, None, self._verdicts.key(prefix, "", login), self._owner_key(prefix, login))
+        key = self._verdicts.key(prefix, "", login)
+        return _Question(target, LOGIN, None, key, key, None, _owner_key(prefix, key))
 
-    def _owner_key(self, prefix: str, login: Login) -> str:
-        """One worker asks everything about a login, so that it notices at once if the login is wrong."""
-        return f"access {prefix} {self._verdicts.key(prefix, '', login).hex()}"
+    def _key(self, target: Target, login: Login | None, kind: str) -> bytes:
+        repository = target.repository if kind == MANIFEST else f"{target.repository}?{kind}"
+        return self._verdicts.key(target.upstream.prefix, repository, login)
 
     def _find(self, question: _Question) -> Verdict | None:
-        """The last verdict, while it is remembered."""
-        decided = self._verdicts.find(question.key)
+        """The last verdict, while it is remembered. An admission ends when the login is found to be wrong."""
+        decided = self._verdicts.find(question.repository_key)
+        refused_at = _refused_at(self._verdicts.find(question.login_key) if question.login_key else None)
+        if question.key != question.repository_key and not _is_admission(decided, refused_at, question):
+            refused_at = max(refused_at, _refused_at(decided))
+            decided = self._verdicts.find(question.key)
         if decided is None:
             return None
-        is_admitted = decided.verdict is Verdict.ADMITTED
-        ttl_s = question.target.upstream.access_ttl if is_admitted else REFUSED_FOR_S
-        return decided.verdict if time.monotonic() - decided.at < ttl_s else None
+        if decided.verdict is Verdict.ADMITTED:
+            return Verdict.ADMITTED if _is_admission(decided, refused_at, question) else None
+        return decided.verdict if time.monotonic() - decided.at < REFUSED_FOR_S else None
 
-    def _is_admitted_last(self, question: _Question) -> bool:
-        """Whether the last verdict was an admission, however long ago."""
-        decided = self._verdicts.find(question.key)
-        return decided is not None and decided.verdict is Verdict.ADMITTED
+    def _admitted_at(self, question: _Question) -> float:
+        """When the last admission was given, however long ago; NEVER if a refusal of the same login followed it."""
+        target, login = question.target, question.login
+        keys = {question.key, question.repository_key}
+        admitted_at = max(_admitted_at(self._verdicts.find(key)) for key in keys)
+        if question.kind != LOGIN:
+            keys |= {self._key(target, login, kind) for kind in KINDS}
+        if question.login_key:
+            keys.add(question.login_key)
+        refused_at = max(_refused_at(self._verdicts.find(key)) for key in keys)
+        return admitted_at if admitted_at > refused_at else NEVER
 
     def _is_in_grace(self, question: _Question) -> bool:
         """Whether the last verdict was an admission, no more than `access_grace` ago."""
-        decided = self._verdicts.find(question.key)
-        if decided is None or decided.verdict is not Verdict.ADMITTED:
-            return False
-        return time.monotonic() - decided.at < question.target.upstream.access_grace
+        return time.monotonic() - self._admitted_at(question) < question.target.upstream.access_grace
 
     async def _answer(self, question: _Question) -> Answer:
         """The verdict, remembered or asked for; else the error. Who is in grace is admitted during an outage."""
@@ -278,6 +301,25 @@ class Admissions:
                 verdict=verdict.name.lower(),
             )
         return verdict
+
+
+def _owner_key(prefix: str, login_key: bytes) -> str:
+    """One worker asks everything about a login, so that it notices at once if the login is wrong."""
+    return f"access {prefix} {login_key.hex()}"
+
+
+def _admitted_at(decided: Decided | None) -> float:
+    return decided.at if decided is not None and decided.verdict is Verdict.ADMITTED else NEVER
+
+
+def _refused_at(decided: Decided | None) -> float:
+    return decided.at if decided is not None and decided.verdict is not Verdict.ADMITTED else NEVER
+
+
+def _is_admission(decided: Decided | None, refused_at: float, question: _Question) -> bool:
+    """Whether a verdict is an admission that is remembered, and was not followed by a refusal."""
+    admitted_at = _admitted_at(decided)
+    return admitted_at > refused_at and time.monotonic() - admitted_at < question.target.upstream.access_ttl
 
 
 def _check(registry: AccessChecker, question: _Question, deadline: float | None) -> None:

@@ -51,6 +51,7 @@ class FakeUpstream:
     def __init__(self) -> None:
         self.rights = {None: {"public/app"}, ANN: {"team/app", "public/app"}, BOB: {"other/app", "public/app"}}
         self.unknown = {"unknown", str(Digest.of(b"unknown"))}
+        self.hides_manifests = False
         self.error: RegistryError | None = None
         self.asked: list[tuple[Login | None, str, str]] = []
         self.gate = threading.Event()
@@ -60,7 +61,10 @@ class FakeUpstream:
         self, login: Login | None, repository: str, what: Reference | None, *, is_blob: bool, deadline: float | None
     ) -> None:
         self._record(login, repository, ("blob " if is_blob else "") + str(what))
+        is_hidden = self.hides_manifests and what is not None and not is_blob
         if login not in self.rights or repository not in self.rights[login]:
+            raise LoginRequired("login") if login is None else AccessDenied("no")
+        if is_hidden and str(what) not in self.unknown:
             raise LoginRequired("login") if login is None else AccessDenied("no")
         if str(what) in self.unknown:
             raise (BlobUnknown if is_blob else ManifestUnknown)(f"up.test has no {repository}:{what}")
@@ -229,6 +233,20 @@ async def test_an_admission_is_for_the_whole_repository(workers: Workers) -> Non
     assert await workers.outcomes(OTHER, ANN) == [AccessDenied] * 4
 
 
+@pytest.mark.parametrize("login", [None, ANN])
+async def test_an_admission_to_blobs_or_lists_is_for_these_only(workers: Workers, login: Login | None) -> None:
+    """Some registries show them to more clients than the manifests, which are cached here."""
+    workers.upstream.hides_manifests = True
+    for kind, reference in (("blob", DIGEST), ("tags", None), ("referrers", Digest.of(b"unknown"))):
+        assert await workers.outcomes(PUBLIC, login, kind, reference) == [None] * 4  # type: ignore[arg-type]
+    asked = list(workers.upstream.asked)
+    assert await workers.outcomes(PUBLIC, login, "blob", Digest.of(b"another")) == [None] * 4
+    assert workers.upstream.asked == asked, "an admission to blobs is for all of them"
+    expected = LoginRequired if login is None else AccessDenied
+    assert await workers.outcomes(PUBLIC, login) == [expected] * 4
+    assert await workers.outcomes(PUBLIC, login, "blob", DIGEST) == [None] * 4
+
+
 @pytest.mark.parametrize(("kind", "error"), [("manifest", ManifestUnknown), ("blob", BlobUnknown)])
 async def test_what_does_not_exist_is_not_remembered(workers: Workers, kind: Kind, error: type[RegistryError]) -> None:
     """Neither as an admission nor as a refusal; the message is that of the upstream."""
@@ -362,6 +380,43 @@ async def test_a_refusal_ends_the_grace(workers: Workers, monkeypatch: pytest.Mo
     assert await workers.outcomes(PRIVATE, ANN) == [AccessDenied] * 4
     set_clock(monkeypatch, 340)
     assert await workers.outcomes(PRIVATE, ANN) == [Unavailable] * 4
+
+
+@pytest.mark.parametrize(("first", "second"), [("manifest", "blob"), ("blob", "manifest"), ("tags", "blob")])
+async def test_a_refusal_ends_the_grace_of_all_in_the_repository(
+    workers: Workers, monkeypatch: pytest.MonkeyPatch, first: Kind, second: Kind
+) -> None:
+    """Whatever was requested when the upstream admitted the client, and when it refused it."""
+    assert await outcome(workers.all[0], PRIVATE, ANN, first, _reference(first)) is None
+    workers.upstream.rights[ANN].clear()
+    set_clock(monkeypatch, 301)
+    assert await outcome(workers.all[1], PRIVATE, ANN, second, _reference(second)) is AccessDenied
+    workers.upstream.error = Unavailable("down")
+    set_clock(monkeypatch, 340)
+    for kind in (first, second):
+        assert await workers.outcomes(PRIVATE, ANN, kind, _reference(kind)) == [Unavailable] * 4
+
+
+async def test_a_login_that_became_wrong_is_admitted_nowhere(workers: Workers, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its password was changed, which one repository has shown: neither later nor in an outage to another one."""
+    workers.upstream.rights[ANN].add("other/app")
+    assert await workers.outcomes(PRIVATE, ANN) == [None] * 4
+    set_clock(monkeypatch, 250)
+    assert await workers.outcomes(OTHER, ANN) == [None] * 4
+    del workers.upstream.rights[ANN]
+    set_clock(monkeypatch, 301)
+    assert await outcome(workers.all[2], PRIVATE, ANN) is LoginRequired
+    for after_s in (301, 340):  # the refusal is remembered, and not any more
+        set_clock(monkeypatch, after_s)
+        assert await workers.outcomes(OTHER, ANN) == [LoginRequired] * 4
+    workers.upstream.error = Unavailable("down")
+    set_clock(monkeypatch, 400)
+    assert await workers.outcomes(OTHER, ANN) == [Unavailable] * 4
+    assert await workers.outcomes(PRIVATE, ANN) == [Unavailable] * 4
+
+
+def _reference(kind: Kind) -> Reference | None:
+    return None if kind == "tags" else DIGEST
 
 
 async def test_a_repository_that_is_not_public_any_more_is_not_in_grace(
