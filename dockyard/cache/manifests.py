@@ -184,6 +184,10 @@ class Manifests:
         return manifest
 
     async def _keep_fetched(self, target: Target, manifest: Manifest) -> None:
+        """Keep a manifest of the upstream. Raises BadUpstream for one that would give access to what it only names."""
+        if self._links and manifest.is_of_other_type:
+            prefix = target.upstream.prefix
+            raise BadUpstream(f"{prefix} sent a manifest whose Content-Type is not that of its content")
         await self._threads.disk(self._keep, target.name, manifest)
         await self._remember(target.name, manifest.digest, manifest)
 

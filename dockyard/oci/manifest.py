@@ -98,11 +98,16 @@ class Descriptor:
 
 @attrs.frozen
 class Manifest:
-    """A validated manifest. `body` is sent to clients unchanged."""
+    """A validated manifest. `body` is sent to clients unchanged.
+
+    `is_of_other_type`: the registry sent it with the type of another kind of manifest, or with a type that is none. The
+    registry has accepted it as that, and may not have looked for the blobs that it names.
+    """
 
     body: bytes = attrs.field(repr=False)
     media_type: str
     digest: Digest
+    is_of_other_type: bool = attrs.field(default=False, eq=False, repr=False)
 
     @classmethod
     def parse(cls, body: bytes, content_type: str | None, expected: Digest | None) -> Self:
@@ -118,7 +123,9 @@ class Manifest:
             digest = Digest.of(payload, algorithm)
         if expected and digest != expected:
             raise BadUpstream(f"the upstream sent a manifest with digest {digest} instead of {expected}")
-        return cls(body, _media_type(parse_document(body), strip_parameters(content_type)), digest)
+        stated = strip_parameters(content_type)
+        media_type, kind = _media_type(parse_document(body), stated)
+        return cls(body, media_type, digest, is_of_other_type=_is_of_other_type(stated, kind))
 
     @classmethod
     def stored(cls, body: bytes, digest: Digest, media_type: str | None = None) -> Self:
@@ -184,7 +191,8 @@ def find_blob_size(body: bytes, digest: Digest) -> int | None:
     return None
 
 
-def _media_type(document: dict[str, Any], content_type: str) -> str:
+def _media_type(document: dict[str, Any], content_type: str) -> tuple[str, ManifestKind]:
+    """Return the media type of a document, and its kind. Raises BadUpstream."""
     declared = document.get("mediaType")
     if declared is None:
         declared = ""  # how Go programs encode an unset one
@@ -195,11 +203,18 @@ def _media_type(document: dict[str, Any], content_type: str) -> str:
         raise BadUpstream(f"the upstream's manifest has the mediaType {declared} but the structure of {kind}")
     is_other_type = declared in _KINDS and content_type in _KINDS and declared != content_type
     if _KINDS.get(content_type) == kind and (kind is ManifestKind.INDEX or not is_other_type):
-        return content_type
+        return content_type, kind
     if is_other_type:
         raise BadUpstream(f"the upstream's manifest has the mediaType {declared} but the Content-Type {content_type}")
-    is_specific = content_type not in _KINDS and _VENDOR_TYPE.fullmatch(content_type)
-    return declared or (content_type if is_specific else _infer_media_type(document, kind))
+    return declared or (content_type if _is_vendor_type(content_type) else _infer_media_type(document, kind)), kind
+
+
+def _is_vendor_type(content_type: str) -> bool:
+    return content_type not in _KINDS and _VENDOR_TYPE.fullmatch(content_type) is not None
+
+
+def _is_of_other_type(content_type: str, kind: ManifestKind) -> bool:
+    return _KINDS.get(content_type, kind) is not kind or _is_vendor_type(content_type)
 
 
 def _find_digest(text: str) -> Digest | None:

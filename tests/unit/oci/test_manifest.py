@@ -111,6 +111,28 @@ def test_the_media_type_is_in_the_header_or_declared_or_inferred(
     assert parse(document, content_type).media_type == media_type
 
 
+@pytest.mark.parametrize(
+    ("document", "content_type", "is_of_other_type"),
+    [
+        (IMAGE, OCI_IMAGE, False),
+        (IMAGE, DOCKER_IMAGE, False),
+        (IMAGE, None, False),
+        (IMAGE, "application/json", False),
+        (INDEX | {"mediaType": OCI_INDEX}, DOCKER_LIST, False),
+        (IMAGE, OCI_INDEX, True),
+        (IMAGE, ORAS_ARTIFACT, True),
+        (INDEX, OCI_IMAGE, True),
+        (IMAGE, "application/vnd.other+json", True),
+        (IMAGE | {"mediaType": OCI_IMAGE}, "application/vnd.other+json", True),
+    ],
+)
+def test_the_type_of_the_header_may_be_another_one(
+    document: dict[str, Any], content_type: str | None, *, is_of_other_type: bool
+) -> None:
+    """It is what the registry has accepted the manifest as."""
+    assert parse(document, content_type).is_of_other_type is is_of_other_type
+
+
 def test_the_body_of_a_manifest_is_unchanged() -> None:
     """With its whitespace and the order of its keys."""
     body = b'  {"manifests" :\n[ ] }\n'

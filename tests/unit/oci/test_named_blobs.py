@@ -9,7 +9,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dockyard.errors import BadUpstream
-from dockyard.oci.manifest import DOCKER_IMAGE, OCI_ARTIFACT, OCI_IMAGE, OCI_INDEX, SCHEMA1, Manifest
+from dockyard.oci.manifest import (
+    DOCKER_IMAGE,
+    DOCKER_LIST,
+    OCI_ARTIFACT,
+    OCI_IMAGE,
+    OCI_INDEX,
+    ORAS_ARTIFACT,
+    SCHEMA1,
+    Manifest,
+)
 from dockyard.oci.named_blobs import find_named_blobs
 from dockyard.oci.reference import Digest
 from tests.support.schema1 import sign
@@ -56,6 +65,10 @@ def test_the_config_layers_and_blobs_are_named(document: dict[str, Any], expecte
     [
         {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [descriptor(OTHER)]},
         {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [], "blobs": [descriptor(OTHER)]},
+        {"schemaVersion": 2, "mediaType": OCI_INDEX, "blobs": [descriptor(OTHER)]},
+        {"schemaVersion": 2, "mediaType": DOCKER_LIST, "blobs": [descriptor(OTHER)]},
+        {"schemaVersion": 2, "mediaType": OCI_IMAGE, "config": descriptor(CONFIG), "blobs": [descriptor(OTHER)]},
+        image(descriptor(OTHER)) | {"mediaType": "application/vnd.example.image+json"},
         image(blobs=[descriptor(OTHER)]),
         image(subject=descriptor(OTHER)),
         image(annotations={"digest": str(OTHER)}),
@@ -67,6 +80,12 @@ def test_the_config_layers_and_blobs_are_named(document: dict[str, Any], expecte
 def test_what_a_registry_does_not_read_as_a_blob_is_not_named(document: dict[str, Any]) -> None:
     """Otherwise, who may push to one repository could read any blob whose digest is known."""
     assert OTHER not in named(document)
+
+
+@pytest.mark.parametrize("content_type", [OCI_INDEX, DOCKER_LIST, ORAS_ARTIFACT])
+def test_blobs_of_a_document_without_a_type_are_not_named(content_type: str) -> None:
+    """A registry has accepted it as what the header says, which is not in the body."""
+    assert named({"schemaVersion": 2, "blobs": [descriptor(OTHER)]}, content_type) == []
 
 
 @pytest.mark.parametrize(
@@ -112,6 +131,7 @@ def test_what_may_be_an_index_without_manifests_names_nothing(declared: dict[str
 # A model of a registry in Go: it reads the last of the keys that are equal but for their case, and looks for the blobs
 # of the kind of manifest that it takes the document for.
 
+INDEXES = [OCI_INDEX, DOCKER_LIST]
 # Documents whose values have other types are rejected by both.
 LISTS = ["layers", "blobs", "manifests", "fsLayers", "Layers", "layer\u017f", "BLOBS", "Manifests", "fslayers"]
 TEXTS = ["digest", "Digest", "dige\u017ft", "blobSum", "blobsum", "mediaType", "MediaType", "size"]
@@ -133,7 +153,7 @@ bodies = st.builds(
     st.one_of(
         st.fixed_dictionaries({"config": descriptors, "layers": lists}),
         st.fixed_dictionaries({"fsLayers": lists}),
-        st.fixed_dictionaries({"mediaType": st.just(OCI_ARTIFACT), "blobs": lists}),
+        st.fixed_dictionaries({"mediaType": st.sampled_from([OCI_ARTIFACT, *INDEXES]), "blobs": lists}),
     ),
     one_of_these(dict.fromkeys(LISTS, lists) | dict.fromkeys(["Config", "subject"], descriptors)),
 )
@@ -147,7 +167,7 @@ def read_as_go(values: dict[str, Any], key: str) -> Any:
 
 def checked_by_a_registry(document: dict[str, Any]) -> set[str]:
     """The digests of the blobs that a registry in Go looks for before it accepts a manifest."""
-    if read_as_go(document, "manifests") is not None:
+    if read_as_go(document, "manifests") is not None or read_as_go(document, "mediaType") in INDEXES:
         return set()
     if read_as_go(document, "fsLayers") is not None:
         return {str(read_as_go(entry, "blobSum")) for entry in read_as_go(document, "fsLayers")}
