@@ -180,7 +180,7 @@ class Worker:
             redirects=storage.redirect,
             redirect_valid_s=RESTRICTED_REDIRECT_VALID_S if settings.restricts_access else REDIRECT_VALID_S,
         )
-        self.links = Links(stores, self.blobs, self.threads)
+        self.links = Links(stores, self.blobs, self.threads, access.confirmed if access else None)
         self.manifests = Manifests(stores, *with_upstreams, self.links if settings.restricts_access else None)
         self.tags = Tags(
             self.manifests,

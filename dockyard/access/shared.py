@@ -8,7 +8,12 @@ from dockyard.access.verdicts import Verdicts
 
 @attrs.frozen
 class SharedAccess:
-    """The seal of the messages between the workers, and the table of their verdicts."""
+    """The seal of the messages between the workers, and the tables of the verdicts of the upstreams.
+
+    `verdicts` are about logins, `confirmed` about the blobs of repositories: two tables, so that neither pushes out the
+    other.
+    """
 
     seal: LoginSeal = attrs.field(factory=LoginSeal)
     verdicts: Verdicts = attrs.field(factory=Verdicts)
+    confirmed: Verdicts = attrs.field(factory=Verdicts)

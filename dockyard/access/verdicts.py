@@ -18,6 +18,7 @@ from enum import IntEnum
 import attrs
 
 from dockyard.oci.login import Login
+from dockyard.oci.reference import Digest
 
 MAX_BUCKETS = 16384
 _RECORDS_PER_BUCKET = 8
@@ -50,6 +51,10 @@ class Verdicts:
         self._buckets = buckets
         self._table = mmap.mmap(-1, buckets * _BUCKET_BYTES)
         self._secret = os.urandom(32)
+
+    def blob_key(self, prefix: str, repository: str, digest: Digest) -> bytes:
+        """The key for a blob that belongs to a repository, whoever asks."""
+        return self.key(prefix, f"{repository}@{digest}", None)
 
     def key(self, prefix: str, repository: str, login: Login | None) -> bytes:
         """The key for a login (None: clients without one) at an upstream, for a repository ("": for none)."""

@@ -124,13 +124,13 @@ class Manifests:
         if manifest is None and kept:  # the disk is full, or the file was deleted
             manifest = kept.manifest
         if manifest:
-            await self._remember(target.name, digest, manifest)
+            await self._remember(target, digest, manifest)
         return manifest
 
-    async def _remember(self, name: Name, digest: Digest, manifest: Manifest) -> None:
+    async def _remember(self, target: Target, digest: Digest, manifest: Manifest) -> None:
         if self._links:
-            await self._links.add(name, manifest)
-        self._memory[name, digest] = _KeptManifest(manifest, time.monotonic() + MEMORY_TTL_S)
+            await self._links.add(target, manifest)
+        self._memory[target.name, digest] = _KeptManifest(manifest, time.monotonic() + MEMORY_TTL_S)
 
     async def _find_in_bucket(self, target: Target, digest: Digest, *, even_if_open: bool) -> Manifest | None:
         """The manifest, if the bucket has it; it is then kept here."""
@@ -144,7 +144,7 @@ class Manifests:
 
         manifest = await self._threads.bucket(read)
         if manifest:
-            await self._remember(target.name, digest, manifest)
+            await self._remember(target, digest, manifest)
         return manifest
 
     async def _obtain(self, target: Target, digest: Digest) -> Manifest:
@@ -162,7 +162,7 @@ class Manifests:
         if tried.result is None:
             return await self._fetch_once(target, digest)
         manifest = Manifest.stored(tried.result.body, digest, tried.result.media_type)
-        await self._remember(target.name, digest, manifest)
+        await self._remember(target, digest, manifest)
         return manifest
 
     async def _fetch_once(self, target: Target, digest: Digest) -> Manifest:
@@ -189,7 +189,7 @@ class Manifests:
             prefix = target.upstream.prefix
             raise BadUpstream(f"{prefix} sent a manifest whose Content-Type is not that of its content")
         await self._threads.disk(self._keep, target.name, manifest)
-        await self._remember(target.name, manifest.digest, manifest)
+        await self._remember(target, manifest.digest, manifest)
 
     # Blocking: these run in threads
 

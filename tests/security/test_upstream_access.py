@@ -126,6 +126,9 @@ def open_site(directory: Path, style: Style, **more: Any) -> Iterator[Site]:
             images[repository] = fake_registry.add_image(repository, "latest", layers)
             offer_tags(fake_registry, repository, ["index", "latest"])
         index = fake_registry.add_index(TEAM, "index", [images[TEAM]])
+        fake_registry.add_image(
+            OTHER, "evil", [PRIVATE_ONLY]
+        )  # pushed by bob; the registry has not looked for the layer
         for repository, image in images.items():
             fake_registry.add_blob(SHARED_LAYER, repos=images)
             fake_registry.add_blob(PRIVATE_ONLY, repos=[TEAM, PUBLIC])
@@ -153,7 +156,16 @@ def requests_of(site: Site) -> Iterator[tuple[str, str, dict[str, str]]]:
     team = site.images[TEAM]
     for repository in (TEAM, OTHER, PUBLIC, UNKNOWN):
         image = site.images.get(repository, team)
-        manifests = ["latest", image.digest, "unknown", f"sha256:{'0' * 64}", "index", site.index.digest, team.digest]
+        manifests = [
+            "latest",
+            image.digest,
+            "unknown",
+            "evil",
+            f"sha256:{'0' * 64}",
+            "index",
+            site.index.digest,
+            team.digest,
+        ]
         blobs = [image.config, *image.layers, PRIVATE_ONLY.digest, f"sha256:{'0' * 64}"]
         for method in ("GET", "HEAD"):
             for reference in dict.fromkeys(manifests):

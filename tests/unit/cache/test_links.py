@@ -10,6 +10,7 @@ from pathlib import Path
 import attrs
 import pytest
 
+from dockyard.access.verdicts import Verdicts
 from dockyard.cache import links as links_module
 from dockyard.cache.links import Links
 from dockyard.cache.manifests import Manifests
@@ -39,6 +40,7 @@ from dockyard.workers.peers import Peers
 from tests.support.busy_machine import EVENT_TIMEOUT_S
 
 UPSTREAM = Upstream(prefix="up.test", registry="up.test", auth=Auth(type="anonymous"))
+DECIDING = Upstream(prefix="up.test", registry="up.test", auth=Auth(type="anonymous"), access="upstream")
 APP = Target(UPSTREAM, "app", Name.parse("up.test/app"))
 OTHER = Target(UPSTREAM, "other", Name.parse("up.test/other"))
 LAYER, STRANGE = Digest.of(b"layer"), Digest.of(b"strange")
@@ -125,6 +127,7 @@ def image(*layers: Digest) -> Manifest:
 async def make_worker(tmp_path: Path) -> AsyncIterator[Callable[..., Worker]]:
     """Start a worker over the same directory as the others of the test."""
     workers: list[Worker] = []
+    confirmed = Verdicts()
 
     def make(*, has_bucket: bool = False) -> Worker:
         local, threads, s3, blobs = LocalStore(tmp_path, "cache/", 0), Threads(), FakeS3(), FakeBlobs()
@@ -132,7 +135,7 @@ async def make_worker(tmp_path: Path) -> AsyncIterator[Callable[..., Worker]]:
         bucket = Bucket(s3 if has_bucket else None)  # type: ignore[arg-type]
         publisher = Publisher(local, None, Outbox(tmp_path / "unpublished"), 0, lambda _: True)
         stores, peers = Stores(local, bucket, publisher), Peers(tmp_path / "run", 1)
-        links = Links(stores, blobs, threads)
+        links = Links(stores, blobs, threads, confirmed)
         manifests = Manifests(stores, peers, {}, threads, links)
         workers.append(Worker(links, manifests, local, blobs, s3, bucket, threads, peers))
         return workers[-1]
@@ -184,7 +187,7 @@ async def test_what_another_worker_stores_later_is_found(make_worker: Callable[.
 
 async def test_a_served_manifest_makes_links_although_it_is_stored_nowhere(worker: Worker) -> None:
     """On a full disk."""
-    await worker.links.add(APP.name, image(LAYER))
+    await worker.links.add(APP, image(LAYER))
     assert await worker.has(APP, LAYER)
     assert not await worker.has(OTHER, LAYER)
     assert worker.blobs.asked == {("up.test/other", LAYER): 1}
@@ -372,3 +375,50 @@ async def test_the_wait_for_the_manifests_is_limited(
     monkeypatch.setattr(links_module, "MAX_INDEX_WAIT_S", 0.01)
     assert not await worker.has(APP, LAYER)
     assert not slow_index.go_on.is_set()
+
+
+# An upstream that decides about access
+
+
+def decided(target: Target) -> Target:
+    """The same repository of an upstream that decides about access."""
+    return attrs.evolve(target, upstream=DECIDING)
+
+
+@pytest.mark.parametrize("is_served", [False, True])
+async def test_an_upstream_that_decides_must_confirm_what_a_manifest_names(
+    worker_with_bucket: Worker, *, is_served: bool
+) -> None:
+    """Whoever may push to one repository may have named any blob in it, and the registry may not have looked."""
+    worker = worker_with_bucket
+    manifest = store(worker, APP, LAYER)
+    worker.s3.links.add((APP.name, LAYER))
+    if is_served:
+        await worker.manifests.get(decided(APP), manifest.digest)
+    assert not await worker.has(decided(APP), LAYER)
+    assert worker.blobs.asked == {("up.test/app", LAYER): 1}
+    assert await worker.has(APP, LAYER), "elsewhere it is enough"
+
+
+async def test_what_an_upstream_that_decides_has_confirmed_holds_for_all_workers(
+    make_worker: Callable[..., Worker],
+) -> None:
+    """It is asked once, and what it has confirmed is served while it is down; nothing else is."""
+    first, second = make_worker(), make_worker()
+    first.blobs.there.add(("up.test/app", LAYER))
+    assert await first.has(decided(APP), LAYER)
+    assert not await first.has(decided(OTHER), LAYER)
+    second.blobs.error = Unavailable("down")
+    assert await first.has(decided(APP), LAYER)
+    assert await second.has(decided(APP), LAYER)
+    assert first.blobs.asked["up.test/app", LAYER] == 1
+    for target, digest in ((OTHER, LAYER), (APP, STRANGE)):
+        with pytest.raises(Unavailable):
+            await second.links.require(decided(target), digest)
+
+
+async def test_concurrent_questions_to_an_upstream_that_decides_are_one(worker: Worker) -> None:
+    """Many clients pull an image for the first time."""
+    worker.blobs.there.add(("up.test/app", LAYER))
+    assert await asyncio.gather(*(worker.has(decided(APP), LAYER) for _ in range(50))) == [True] * 50
+    assert worker.blobs.asked == {("up.test/app", LAYER): 1}
