@@ -44,7 +44,7 @@ from dockyard.oci.reference import Digest, Name, Reference, Tag
 from dockyard.routing import Target
 from dockyard.web.clients import FindAddress
 from dockyard.web.concealment import Concealment
-from dockyard.web.gate import Gate, find_namespace
+from dockyard.web.gate import Gate, echo_namespace, find_namespace
 from dockyard.web.headers import CHALLENGE
 from dockyard.web.queries import ReferrersQuery
 from dockyard.web.request_record import RequestRecord
@@ -218,7 +218,7 @@ class AccessGate(Gate):
         control = self._control
         await self._identify(visit)
         try:
-            target = self._route(visit.req, resp, path_prefix, visit.record.name)
+            target = self._route(visit.req, path_prefix, visit.record.name)
         except NameUnknown:
             self._judge_unknown(visit, path_prefix)
             raise
@@ -226,11 +226,17 @@ class AccessGate(Gate):
         if visit.login is not None and target.upstream.access != "upstream":
             self._refuse_login(visit)
         is_hidden = self._apply_rules(visit, target.name)
+        echo_namespace(visit.req, resp)
         parsed = parse(reference)
         if is_hidden:
+            requested, asked = target, _find_reference(parsed)
             target = control.concealment.replace_target(target)
             parsed = control.concealment.replace_reference(parsed)
             visit.record.is_hidden = True
+            visit.record.replaced = (
+                (target.repository, requested.repository),
+                (str(_find_reference(parsed)), str(asked)),
+            )
         if target.upstream.access == "upstream":
             target = attrs.evolve(target, login=visit.login)
             await self._ask_upstream(visit, target, _find_reference(parsed))

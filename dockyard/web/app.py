@@ -20,7 +20,7 @@ from dockyard.web.access_gate import AccessControl, AccessGate
 from dockyard.web.bodies import ActiveBodies
 from dockyard.web.clients import make_find_address, make_find_client
 from dockyard.web.connections import Connections
-from dockyard.web.errors import error_body, error_response, without_cause
+from dockyard.web.errors import error_body, error_response, with_names, without_cause
 from dockyard.web.gate import Gate
 from dockyard.web.gauges import Gauges
 from dockyard.web.handlers import ApiVersionEndpoint, BlobEndpoint, ManifestEndpoint, VersionEndpoint
@@ -124,7 +124,8 @@ class ErrorHandlers:
         """Render an error that is ours. The log gets all of it."""
         record: RequestRecord = req.scope[SCOPE_KEY]
         record.error = error
-        status, headers, resp.data = error_response(without_cause(error) if self._gate.restricts else error)
+        shown = with_names(without_cause(error), record.replaced) if self._gate.restricts else error
+        status, headers, resp.data = error_response(shown)
         resp.status = falcon.code_to_http_status(status)
         headers.pop("content-length")
         for of_content in ("docker-content-digest", "etag", "accept-ranges", "cache-status"):  # set before the error

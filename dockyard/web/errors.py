@@ -1,7 +1,7 @@
 """Error responses in the format of the OCI distribution specification: JSON with a code of its table."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from dockyard.errors import (
     BlobUnknown,
@@ -50,3 +50,11 @@ def without_cause(error: RegistryError) -> RegistryError:
     """Return an error for a client that must not learn whether something does not exist, or is not for this client."""
     message = _SAME_FOR_ALL_CAUSES.get(type(error))
     return type(error)(message) if message else error
+
+
+def with_names(error: RegistryError, replaced: Sequence[tuple[str, str]]) -> RegistryError:
+    """Return an error about what a client has requested, not about what was looked up instead of it."""
+    message = error.message
+    for looked_up, requested in replaced:
+        message = message.replace(looked_up, requested)
+    return error if message == error.message else type(error)(message, retry_after_s=error.retry_after_s)

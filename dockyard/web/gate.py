@@ -50,7 +50,9 @@ class Gate:
         `record` has the kind and the name of what is requested. `parse` looks at the rest of the request.
         """
         parsed = parse(reference)
-        return self._route(req, resp, path_prefix, record.name), parsed
+        target = self._route(req, path_prefix, record.name)
+        echo_namespace(req, resp)
+        return target, parsed
 
     def is_public(self, target: Target) -> bool:
         """Whether every client may get the content of a target, so that shared caches may keep it."""
@@ -70,12 +72,9 @@ class Gate:
         """Admit a request for `/`, and return the upstreams that its client may know. Raises RegistryError."""
         return self._upstreams
 
-    def _route(self, req: falcon.asgi.Request, resp: falcon.asgi.Response, path_prefix: str, name: str) -> Target:
-        """Return the target of a name, and echo `ns` in `OCI-Namespace`. Raises RegistryError."""
-        namespace = find_namespace(req)
-        target = self._router.route(name, ns=namespace, path_prefix=path_prefix or None)
-        if namespace and _HOST.fullmatch(namespace):
-            resp.set_header("oci-namespace", namespace)
+    def _route(self, req: falcon.asgi.Request, path_prefix: str, name: str) -> Target:
+        """Return the target of a name. Raises RegistryError."""
+        target = self._router.route(name, ns=find_namespace(req), path_prefix=path_prefix or None)
         if is_debug():
             log.debug(
                 "routed",
@@ -85,6 +84,13 @@ class Gate:
                 repository=target.repository,
             )
         return target
+
+
+def echo_namespace(req: falcon.asgi.Request, resp: falcon.asgi.Response) -> None:
+    """Send `ns` in `OCI-Namespace`. For clients that may know that there is an upstream for it."""
+    namespace = find_namespace(req)
+    if namespace and _HOST.fullmatch(namespace):
+        resp.set_header("oci-namespace", namespace)
 
 
 def find_namespace(req: falcon.asgi.Request) -> str | None:

@@ -1,7 +1,7 @@
 """The record of one request: the fields of its log line, and its metrics."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from dockyard import metrics
 from dockyard.errors import RegistryError
@@ -24,9 +24,10 @@ class RequestRecord:
     """What is logged and counted of one request.
 
     Handlers set `kind`, `name`, `reference` and `how`. The gate sets `user`, the name of a verified login, and
-    `is_hidden` if the client must not learn that the repository exists. Sending sets `status`, `sent_bytes` and, for a
-    response that was not sent completely, `end`. `error` is why the response is an error, stale or cut. `request_body`
-    and `response_body` are empty unless they are to be logged. `find_client` returns the address of the client.
+    `is_hidden` if the client must not learn that the repository exists; `replaced` are then the names that are looked
+    up, each with what was requested. Sending sets `status`, `sent_bytes` and, for a response that was not sent
+    completely, `end`. `error` is why the response is an error, stale or cut. `request_body` and `response_body` are
+    empty unless they are to be logged. `find_client` returns the address of the client.
     """
 
     def __init__(self, scope: Scope, find_client: Callable[[Scope], str] = find_peer) -> None:
@@ -42,6 +43,7 @@ class RequestRecord:
         self.response_body = b""
         self.user = ""
         self.is_hidden = False
+        self.replaced: Sequence[tuple[str, str]] = ()
         self._find_client = find_client
         self._scope = scope
         self._started = time.perf_counter()

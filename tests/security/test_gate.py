@@ -95,8 +95,8 @@ def write_passwords(path: Path, *names: str) -> Path:
 
 
 @contextlib.contextmanager
-def open_gated(directory: Path, **settings: Any) -> Iterator[Gated]:
-    """Start a server, and have Ann pull everything."""
+def open_gated(directory: Path, *, auth: dict[str, str] | None = None, **settings: Any) -> Iterator[Gated]:
+    """Start a server, and have Ann pull everything. `auth` is the login of the operator at the upstream."""
     passwords = write_passwords(directory / "htpasswd", "ann", "bob")
     audit = directory / "audit.log"
     with FakeRegistry() as fake_registry:
@@ -112,7 +112,10 @@ def open_gated(directory: Path, **settings: Any) -> Iterator[Gated]:
             fake_registry,
             directory / "deployment",
             workers=2,
-            upstreams=[upstream("up.test", fake_registry.url), upstream("other.test", fake_registry.url)],
+            upstreams=[
+                upstream("up.test", fake_registry.url, auth=auth or {"type": "anonymous"}),
+                upstream("other.test", fake_registry.url),
+            ],
             access=access,
             **settings,
         ) as deployment:
@@ -260,6 +263,22 @@ def test_a_hidden_repository_is_as_one_that_does_not_exist(
         assert_no_secret(gated, first, path)
 
 
+@pytest.mark.parametrize("status", [401, 403])
+@pytest.mark.parametrize("auth", [None, {"type": "basic", "username": "operator", "password": "right"}], ids=bool)
+def test_a_hidden_repository_is_as_one_that_the_upstream_refuses(
+    tmp_path: Path, status: int, auth: dict[str, str] | None
+) -> None:
+    """Many registries refuse names that do not exist. The message is about what was requested."""
+    with open_gated(tmp_path, auth=auth) as gated:
+        image = gated.images["hidden"]
+        gated.deployment.fake_registry.on(None, faults.error_response(status, "DENIED"))
+        for path in [*paths_of(image), f"/v2/up.test/{image.repo}/manifests/nosuch"]:
+            first = gated.send(path, BOB)
+            second = gated.send(path.replace(image.repo, "team/absent"), BOB)
+            assert compared(first, "team/hidden") == compared(second, "team/absent"), path
+            assert first.status in (403, 404), path
+
+
 def test_a_denial_has_the_reason_whether_the_repository_exists_or_not(gated: Gated) -> None:
     """Tags, digests and blobs that exist or do not are all the same."""
     image = gated.images["closed"]
@@ -276,6 +295,11 @@ def test_prefixes_cannot_be_found_out(gated: Gated) -> None:
     unknown = gated.send("/v2/nosuch.test/some/app/manifests/latest")
     assert compared(known) == compared(unknown)
     assert compared(gated.send("/other.test/v2/")) == compared(gated.send("/nosuch.test/v2/"))
+    for path in ("/v2/x/manifests/latest?ns={}", "/v2/x/tags/list?ns={}", "/{}/v2/x/manifests/latest"):
+        known, unknown = (gated.send(path.format(prefix)) for prefix in ("other.test", "nosuch.test"))
+        assert compared(known, "other.test") == compared(unknown, "nosuch.test"), path
+    allowed = gated.send("/v2/open/app/manifests/latest?ns=up.test")
+    assert (allowed.status, allowed.header("OCI-Namespace")) == (200, "up.test")
     listed = gated.send("/v2/nosuch.test/some/app/manifests/latest", ANN)
     assert listed.status == 404
     assert b".test" not in listed.body
