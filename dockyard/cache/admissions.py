@@ -22,9 +22,8 @@ owner that is not available is skipped. So a wrong password that many clients se
 REFUSED_FOR_S.
 """
 
-import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from typing import Final, Literal, Protocol
 
@@ -235,27 +234,27 @@ class Admissions:
         if (verdict := self._find(question)) is not None:
             return verdict
         outage = self._outages.get(question.key) if self._is_in_grace(question) else None
-        answer = outage or await self._share("owner", question, self._ask_owners)
+        answer = outage or await self._share(question)
         if isinstance(answer, Outage | TooManyRequests):
             self._outages[question.key] = answer
             if self._is_in_grace(question):
                 return Verdict.ADMITTED
         return answer
 
-    async def _share(self, kind: str, question: _Question, ask: Callable[[_Question], Awaitable[Answer]]) -> Answer:
-        """The answer to a question that is asked once for all who have it.
+    async def _share(self, question: _Question) -> Answer:
+        """The answer to a question that is asked once for all of this worker who have it.
 
-        That something does not exist is no answer for those who request something else in the repository.
+        That something does not exist is no answer for those who request something else in the repository: they then ask
+        for that, all at the same time.
         """
 
         async def run() -> tuple[object, Answer]:
-            return question.what, await ask(question)
+            return question.what, await self._ask_owners(question)
 
-        while True:
-            what, answer = await self._singleflight.run((kind, question.key), run)
-            if what == question.what or not isinstance(answer, NameUnknown | ManifestUnknown | BlobUnknown):
-                return answer
-            await asyncio.sleep(0)  # until that execution is removed
+        what, answer = await self._singleflight.run(("owner", question.key), run)
+        if what != question.what and isinstance(answer, NameUnknown | ManifestUnknown | BlobUnknown):
+            _, answer = await self._singleflight.run(("owner", question.key, question.what), run)
+        return answer
 
     async def _ask_owners(self, question: _Question) -> Answer:
         """From the first owner that is available; in the end this worker asks the upstream."""
@@ -274,7 +273,7 @@ class Admissions:
     # As the owner
 
     async def _ask_once(self, question: _Question) -> Answer:
-        return await self._share("upstream", question, self._ask)
+        return await self._singleflight.run(("upstream", question.key, question.what), lambda: self._ask(question))
 
     async def _ask(self, question: _Question) -> Answer:
         """Ask the upstream, and record its verdict. An error that is no verdict is returned."""

@@ -280,6 +280,26 @@ async def test_concurrent_requests_for_other_things_do_not_get_not_found(workers
     assert workers.upstream.count(None) == 2
 
 
+async def test_requests_for_many_things_that_do_not_exist_do_not_wait_for_each_other(workers: Workers) -> None:
+    """Whoever invents tags must not delay the others: a request waits for one question of somebody else at most."""
+    worker, first_gate = workers.all[0], workers.upstream.gate
+    first_gate.clear()
+    workers.upstream.unknown |= {f"unknown-{number}" for number in range(10)}
+    requests = [asyncio.create_task(outcome(worker, PUBLIC, None, "manifest", Tag("unknown")))]
+    while not workers.upstream.asked:  # noqa: ASYNC110  it is asked in a thread
+        await asyncio.sleep(0.001)
+    others = [Tag(f"unknown-{number}") for number in range(10)]
+    requests += [asyncio.create_task(outcome(worker, PUBLIC, None, "manifest", tag)) for tag in others]
+    await asyncio.sleep(0.05)
+    workers.upstream.gate = threading.Event()
+    first_gate.set()
+    async with asyncio.timeout(EVENT_TIMEOUT_S):
+        while len(workers.upstream.asked) < len(requests):  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
+    workers.upstream.gate.set()
+    assert await asyncio.gather(*requests) == [ManifestUnknown] * len(requests)
+
+
 async def test_the_upstream_is_asked_once_by_all_workers_at_the_same_time(workers: Workers) -> None:
     """Forty first pulls of a client over four workers."""
     outcomes = await asyncio.gather(*(outcome(workers.all[number % 4], PRIVATE, ANN) for number in range(40)))
