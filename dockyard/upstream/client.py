@@ -172,7 +172,7 @@ class RegistryClient:
 
         def operation(client: RegistryClient) -> None:
             if what is None:
-                client._head_list(repository, deadline)
+                client._lists.check(repository, client._call_limits(self._limits.response_timeout_s, deadline))
             elif is_blob and isinstance(what, Digest):
                 client._head_blob(repository, what, deadline)
             else:
@@ -229,13 +229,6 @@ class RegistryClient:
         if error is not None and wait_s > 0:
             raise error.copy(retry_after_s=math.ceil(wait_s), remembered=True)
 
-    def _head_list(self, repository: str, deadline: float | None) -> None:
-        request = RegistryRequest("GET", repository, list_path="tags/list?n=1")
-        response = self._session.send(request, self._call_limits(self._limits.response_timeout_s, deadline))
-        response.http.finish()
-        if response.http.status != 200:
-            raise self._status_error(response, request)
-
     def _check_login(self, deadline: float | None) -> None:
         rejected = f"{self._prefix} rejects this login"
         try:
@@ -248,6 +241,8 @@ class RegistryClient:
             raise LoginRequired(rejected, details=http.details.with_cure(""))
         if http.status != 200:
             raise self._status_error(response, RegistryRequest("GET", "", url=http.url))
+        if is_error_page(http):
+            raise errors.web_page(http.server, http.details, "the API version")
 
     # State
 

@@ -140,9 +140,9 @@ def error_page(server: str, status: int, details: FailureDetails) -> UpstreamErr
     return bad_response(server, problem, details.with_cure(WEB_PAGE_CURE))
 
 
-def web_page(server: str, details: FailureDetails) -> UpstreamError:
-    """A web page with status 200 instead of a manifest: of a firewall, a proxy or a captive portal."""
-    problem = "responded with a web page instead of a manifest: there may be a firewall or a proxy in between"
+def web_page(server: str, details: FailureDetails, expected: str = "a manifest") -> UpstreamError:
+    """A web page with status 200 instead of what was requested: of a firewall, a proxy or a captive portal."""
+    problem = f"responded with a web page instead of {expected}: there may be a firewall or a proxy in between"
     return bad_response(server, problem, details.with_cure(WEB_PAGE_CURE))
 
 

@@ -72,6 +72,17 @@ class ListReader:
             self._check_count(len(found), page.http)
         return sorted(found)
 
+    def check(self, repository: str, limits: CallLimits) -> None:
+        """Whether the registry shows the tags of a repository. Raises UpstreamError, RegistryError."""
+        request = RegistryRequest("GET", repository, list_path="tags/list?n=1")
+        response = self._session.send(request, limits)
+        if response.http.status != 200:
+            response.http.finish()
+            raise self._status_error(response, request)
+        body = self._read(response, MAX_BYTES)  # some registries ignore `n`
+        with _attribute_to(response.http):
+            parse_tags(body)  # a login form is no list
+
     def referrers(self, repository: str, digest: Digest) -> list[Referrer]:
         """All manifests that have this one as their subject. Raises UpstreamError, RegistryError."""
         deadline = self._deadline()

@@ -12,6 +12,7 @@ from dockyard.config.settings import Auth
 from dockyard.config.types import Secret
 from dockyard.errors import (
     AccessDenied,
+    BadUpstream,
     BlobUnknown,
     LoginRequired,
     ManifestUnknown,
@@ -174,6 +175,39 @@ def test_content_is_fetched_with_the_token_of_the_check(ward: Ward) -> None:
     client.with_login(login(ann)).get_manifest(PRIVATE, LATEST)
     client.with_login(login(ann)).head_blob(PRIVATE, Digest.parse(digest_of(BLOB)))
     assert ward.fake_registry.count("token") == 1
+
+
+PORTAL = faults.html_page()
+NOT_ITS_OWN = (
+    PORTAL,
+    faults.replaced(200, b'{"error":"sign in"}', ("Content-Type", "application/json")),
+    faults.replaced(200, b"<html>Sign in</html>"),
+    faults.replaced(200, b"OK", ("Content-Type", "text/plain")),
+    faults.replaced(200),
+)
+
+
+@pytest.mark.parametrize("answer", NOT_ITS_OWN)
+@pytest.mark.parametrize("of", [None, Login("ann", "x")])
+def test_a_page_with_status_200_admits_nobody(ward: Ward, answer: faults.Change, of: Login | None) -> None:
+    """A single sign-on in front of a registry sends its login form with 200, also after a redirect to another host."""
+    digest = Digest.parse(digest_of(BLOB))
+    ward.fake_registry.on("manifest", answer)
+    ward.fake_registry.on("blob", PORTAL)
+    ward.fake_registry.on("other", answer)
+    client = ward.registry()
+    for reference, is_blob in ((LATEST, False), (digest, False), (None, False), (digest, True)):
+        error = refusal(client, of, PRIVATE, reference=reference, is_blob=is_blob)
+        assert error is not None, (reference, is_blob)
+        assert not issubclass(error, LoginRequired | AccessDenied | ManifestUnknown)
+
+
+@pytest.mark.parametrize("answer", [PORTAL, faults.replaced(200, b"<html>Sign in</html>")])
+def test_a_page_with_status_200_confirms_no_login(ward: Ward, answer: faults.Change) -> None:
+    """It does not say either that the login is wrong."""
+    ward.fake_registry.on("ping", answer)
+    with pytest.raises(BadUpstream):
+        ward.registry().check_login(Login("ann", "x"), DEADLINE)
 
 
 # The content
