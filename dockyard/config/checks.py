@@ -18,12 +18,22 @@ from dockyard.config.hosts import (
     parse_authority,
     parse_registry,
 )
-from dockyard.config.settings import DAY_S, Auth, ServerSettings, Settings, StorageSettings, Upstream, find_stream
+from dockyard.config.settings import (
+    DAY_S,
+    Auth,
+    ServerSettings,
+    Settings,
+    StorageSettings,
+    Upstream,
+    UpstreamLimits,
+    find_stream,
+)
 from dockyard.config.types import AuthType
 from dockyard.errors import NameInvalid
 from dockyard.oci.reference import Name
 
 MAX_WORKERS = 1024
+MAX_CONNECTIONS = 16  # of one blob
 MIN_USUAL_BYTES = 1024 * 1024
 
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:-]{1,61}[A-Za-z0-9]")
@@ -42,12 +52,7 @@ def find_errors(settings: Settings) -> Iterator[tuple[str, str]]:
         yield "storage.prefix", "must be a path such as cache/, without a leading / and without . or .. in it"
     yield from _bucket_errors(settings.storage)
     yield from _key_errors(settings.storage)
-    for name in ("check_timeout", "connect_timeout", "stall_timeout"):
-        if getattr(settings.upstream, name) > DAY_S:
-            yield f"upstream.{name}", "must be 24h or less"
-    for name in ("connect_timeout", "stall_timeout"):
-        if not getattr(settings.upstream, name):
-            yield f"upstream.{name}", "must be more than 0"
+    yield from _limit_errors(settings.upstream)
     if not settings.upstreams:
         yield "upstreams", "must have at least one upstream"
     prefixes: dict[str, str] = {}
@@ -75,20 +80,25 @@ def find_warnings(settings: Settings, raw_values: Mapping[str, str]) -> Iterator
         if 0 < size < MIN_USUAL_BYTES and raw_values.get(key, "").strip().isdigit():
             yield f"{key}: a size without a unit is in bytes, so this is {size} bytes; write {size}GiB or {size}MiB"
     for index, upstream in enumerate(settings.upstreams):
-        first = upstream.prefix.partition("/")[0]
-        if "." not in first and first != "localhost":
-            yield (
-                f"upstreams[{index}].prefix: {first} has no dot: clients that use Dockyard as a mirror of another "
-                f"registry get images of this upstream for names such as docker.io/{first}/app; use a prefix with a dot"
-            )
-        key = f"upstreams[{index}].auth"
-        if upstream.auth.type != "keychain":
-            continue
-        if raw_values.get(f"{key}.type", "").lower() not in {"", "keychain"}:
-            yield f"{key}.type: is none of {', '.join(get_args(AuthType))}; the Docker keychain is used"
-        if upstream.auth.username or upstream.auth.password:
-            yield f"{key}: username and password are ignored by the Docker keychain; set type: basic or bearer"
+        yield from _upstream_warnings(f"upstreams[{index}]", upstream, raw_values)
     yield from find_access_warnings(settings.access, settings.upstreams, settings.server)
+
+
+def _upstream_warnings(key: str, upstream: Upstream, raw_values: Mapping[str, str]) -> Iterator[str]:
+    first = upstream.prefix.partition("/")[0]
+    if "." not in first and first != "localhost":
+        yield (
+            f"{key}.prefix: {first} has no dot: clients that use Dockyard as a mirror of another registry get images "
+            f"of this upstream for names such as docker.io/{first}/app; use a prefix with a dot"
+        )
+    if upstream.lazy_background != "download" and not upstream.lazy:
+        yield f"{key}.lazy_background: has no effect without lazy: true"
+    if upstream.auth.type != "keychain":
+        return
+    if raw_values.get(f"{key}.auth.type", "").lower() not in {"", "keychain"}:
+        yield f"{key}.auth.type: is none of {', '.join(get_args(AuthType))}; the Docker keychain is used"
+    if upstream.auth.username or upstream.auth.password:
+        yield f"{key}.auth: username and password are ignored by the Docker keychain; set type: basic or bearer"
 
 
 def _output_errors(key: str, output: str) -> Iterator[tuple[str, str]]:
@@ -167,6 +177,17 @@ def _key_errors(storage: StorageSettings) -> Iterator[tuple[str, str]]:
         yield "storage.secret_key", f"is required when storage.access_key is set: {hint}"
     if storage.secret_key and not storage.access_key:
         yield "storage.access_key", f"is required when storage.secret_key is set: {hint}"
+
+
+def _limit_errors(limits: UpstreamLimits) -> Iterator[tuple[str, str]]:
+    for name in ("check_timeout", "connect_timeout", "stall_timeout"):
+        if getattr(limits, name) > DAY_S:
+            yield f"upstream.{name}", "must be 24h or less"
+    for name in ("connect_timeout", "stall_timeout"):
+        if not getattr(limits, name):
+            yield f"upstream.{name}", "must be more than 0"
+    if not 1 <= limits.connections <= MAX_CONNECTIONS:
+        yield "upstream.connections", f"must be from 1 to {MAX_CONNECTIONS}; 1 means one connection for each blob"
 
 
 def _upstream_errors(key: str, upstream: Upstream) -> Iterator[tuple[str, str]]:

@@ -20,6 +20,7 @@ from dockyard.config.types import (
     AuthType,
     Bytes,
     Encoding,
+    LazyBackground,
     Level,
     ProxyHeader,
     ProxyUrl,
@@ -187,7 +188,7 @@ class StorageSettings:
 
 @attrs.frozen
 class UpstreamLimits:
-    """Time limits for requests to all upstreams."""
+    """Limits for requests to all upstreams."""
 
     check_timeout: Seconds = 5.0
     """How long to wait for the upstream when a tag is checked, before the cached copy is served. At most 24h.
@@ -198,6 +199,10 @@ class UpstreamLimits:
     """How long to wait for a connection. More than 0, at most 24h."""
     stall_timeout: Seconds = 15.0
     """How long a download may receive no byte before it is resumed on a new connection. More than 0, at most 24h."""
+    connections: int = 4
+    """Over how many connections at the same time a blob of more than 1 GiB is downloaded, each with a range of it, from
+    1 to 16. Readers get it from its first byte on, as with one connection. 1: one connection for each blob. An upstream
+    that does not support ranges gets one request for the whole blob."""
 
     @property
     def response_timeout_s(self) -> float:
@@ -256,6 +261,18 @@ class Upstream:
     access_grace: Seconds = 3600.0
     """With `access: upstream`: how long a login that was admitted stays admitted while the registry is unavailable,
     counted from its last admission. At most 30 days. 0: no longer than `access_ttl`."""
+    lazy: bool = False
+    """How ranges of a blob are served that is not cached. `false`: a range is sent when the download, which begins at
+    byte 0, has reached it. `true`: a range that begins more than 8 MiB ahead of the download is requested from the
+    registry at once and sent before the digest of the blob can be verified (`Cache-Status: ...;
+    detail=unverified-range`). The blob is kept only if its digest is right in the end. Switch it on for clients that
+    pull lazily and verify each chunk that they read: stargz-snapshotter and the SOCI snapshotter unless their
+    verification is disabled, nydus with `digest_validate`, and zstd:chunked (Podman, CRI-O). Leave it off if other
+    clients request ranges of this registry's blobs."""
+    lazy_background: LazyBackground = "download"
+    """With `lazy`, what is fetched of a blob of which clients have requested ranges ahead. `download`: all of it, so
+    that it is verified and kept, and served to everybody from then on. `on_demand`: only what clients request, which
+    saves traffic where most of an image is never read; the blob is verified and kept once all of it was requested."""
 
     @cached_property
     def origin(self) -> Origin:

@@ -117,7 +117,13 @@ def test_defaults_are_the_documented_ones() -> None:
             "scrub_rate": 8 * 2**20,
             "redirect": False,
         },
-        "upstream": {"check_timeout": 5.0, "check_interval": 0.0, "connect_timeout": 3.0, "stall_timeout": 15.0},
+        "upstream": {
+            "check_timeout": 5.0,
+            "check_interval": 0.0,
+            "connect_timeout": 3.0,
+            "stall_timeout": 15.0,
+            "connections": 4,
+        },
         "access": {
             "dry_run": False,
             "htpasswd": "",
@@ -210,6 +216,7 @@ SCALARS = [
     ("upstream.check_interval", "UPSTREAM_CHECK_INTERVAL", "10s", 10.0),
     ("upstream.connect_timeout", "UPSTREAM_CONNECT_TIMEOUT", "500ms", 0.5),
     ("upstream.stall_timeout", "UPSTREAM_STALL_TIMEOUT", "1m30s", 90.0),
+    ("upstream.connections", "UPSTREAM_CONNECTIONS", "16", 16),
     ("access.dry_run", "ACCESS_DRY_RUN", "true", True),
     ("access.audit", "ACCESS_AUDIT", "stdout", "stdout"),
     ("access.closed_nodes", "ACCESS_CLOSED_NODES", "true", True),
@@ -262,6 +269,22 @@ def test_upstreams_cannot_be_set_by_variables(load_text: Load) -> None:
     upstreams = load_text("upstreams: [{prefix: a, registry: b}]", UPSTREAMS_PREFIX="x", PREFIX="y", AUTH_TYPE="basic")
 
     assert upstreams.upstreams == (Upstream("a", "b"),)
+
+
+def test_ranges_ahead_are_fetched_only_for_upstreams_that_are_marked_lazy(load_text: Load) -> None:
+    """Ranges ahead are unverified, so it is off by default; with it, the rest is downloaded too by default."""
+    settings = load_text(
+        """
+        upstreams:
+          - {prefix: a.example, registry: a.example}
+          - {prefix: b.example, registry: b.example, lazy: true}
+          - {prefix: c.example, registry: c.example, lazy: true, lazy_background: on_demand}
+        """
+    )
+
+    lazy = [(upstream.lazy, upstream.lazy_background) for upstream in settings.upstreams]
+    assert lazy == [(False, "download"), (True, "download"), (True, "on_demand")]
+    assert settings.warnings == ()
 
 
 def test_an_upstreams_block_replaces_the_defaults(load_text: Load) -> None:
@@ -492,6 +515,18 @@ ERRORS = [
     ("upstream: {check_timeout: 25h}", 'upstream.check_timeout = "25h": must be 24h or less (config.yaml:1)'),
     ("upstream: {stall_timeout: 0}", 'upstream.stall_timeout = "0": must be more than 0'),
     ("upstream: {connect_timeout: 0s}", 'upstream.connect_timeout = "0s": must be more than 0'),
+    ("upstream: {connections: 0}", 'upstream.connections = "0": must be from 1 to 16; 1 means one connection for each'),
+    ("upstream: {connections: 17}", 'upstream.connections = "17": must be from 1 to 16; 1 means one connection'),
+    ("upstream: {connections: -1}", 'upstream.connections = "-1": must be from 1 to 16; 1 means one connection'),
+    ("upstream: {connections: many}", 'upstream.connections = "many": must be a whole number, such as'),
+    (
+        "upstreams: [{prefix: a, registry: b, lazy: sometimes}]",
+        'upstreams[0].lazy = "sometimes": must be true or false (config.yaml:1)',
+    ),
+    (
+        "upstreams: [{prefix: a, registry: b, lazy: true, lazy_background: none}]",
+        'upstreams[0].lazy_background = "none": must be one of download, on_demand',
+    ),
     ("server: {drain_timeout: 9999h}", 'server.drain_timeout = "9999h": must be 24h or less (config.yaml:1)'),
     ("storage: {max_size: 50G}", 'storage.max_size = "50G": must be a size such as 50GiB'),
     # structure
@@ -793,6 +828,10 @@ def test_a_wrong_region_of_the_aws_tools_has_their_variable(errors_in: Callable[
         ),
         ("storage: {max_size: 50}", "storage.max_size: a size without a unit is in bytes, so this is 50 bytes"),
         ("storage: {scrub_rate: 8}", "storage.scrub_rate: a size without a unit is in bytes, so this is 8 bytes"),
+        (
+            "upstreams: [{prefix: a.example, registry: b.example, lazy_background: on_demand}]",
+            "upstreams[0].lazy_background: has no effect without lazy: true",
+        ),
     ],
 )
 def test_what_is_probably_not_intended_causes_a_warning(load_text: Load, text: str, warning: str) -> None:
@@ -947,9 +986,10 @@ def test_shown_settings_can_be_loaded(load_text: Load) -> None:
         logger: {level: warn, encoding: json, color: false, output: stdout}
         server: {host: "::1", port: 81, log: {ignore_paths: [/a, /b]}, workers: 2, drain_timeout: 1m30s}
         storage: {bucket: "yes", prefix: "", touch_threshold: 36h, max_size: 1234567, directory: "/a b/\u00e9"}
-        upstream: {check_timeout: 0, check_interval: 250ms}
+        upstream: {check_timeout: 0, check_interval: 250ms, connections: 1}
         upstreams:
           - {prefix: a, registry: "http://x:5000/org", default: true, trusted_hosts: ["cdn.example:8443"]}
+          - {prefix: b.c, registry: b.c, lazy: true, lazy_background: on_demand, auth: {type: anonymous}}
           - {prefix: docker.io, registry: docker.io, auth: {type: anonymous}}
         """
     )
