@@ -4,8 +4,6 @@ The supervisor makes the key at each start, and the workers inherit it with the 
 file, no environment and no log.
 """
 
-import json
-
 from cryptography.fernet import Fernet, InvalidToken
 
 from dockyard.oci.login import Login
@@ -19,13 +17,15 @@ class LoginSeal:
 
     def seal(self, login: Login) -> str:
         """The sealed login, as ASCII text."""
-        fields = [login.username, login.password, login.is_bearer]
-        return self._fernet.encrypt(json.dumps(fields).encode()).decode()
+        # Not JSON, in which a character may take six bytes: the longest login must fit into a message.
+        head = f"{login.is_bearer:d} {len(login.username)} "
+        return self._fernet.encrypt(f"{head}{login.username}{login.password}".encode()).decode()
 
     def unseal(self, sealed: str) -> Login:
         """The login. Raises ValueError for what this key has not sealed."""
         try:
-            username, password, is_bearer = json.loads(self._fernet.decrypt(sealed.encode()))
+            text = self._fernet.decrypt(sealed.encode()).decode()
         except InvalidToken as exc:
             raise ValueError("not sealed by this server") from exc
-        return Login(username, password, is_bearer=is_bearer)
+        is_bearer, length, rest = text.split(" ", 2)
+        return Login(rest[: int(length)], rest[int(length) :], is_bearer=is_bearer == "1")
