@@ -5,7 +5,9 @@ all, also of one that is started later, and none outlives the server. It has a f
 keys are HMACs with a secret of the supervisor.
 
 Records are written without a lock. One that is torn does not fit its checksum, and counts as absent. In a full bucket
-the oldest refusal is overwritten, so that whoever tries many logins does not push out those that are admitted.
+the oldest record of the same kind is overwritten, as far as there are MIN_REFUSALS refusals: neither does whoever tries
+many logins push out those that are admitted, nor do many that were admitted at some time keep out the refusals, without
+which a wrong password would reach the upstream each time.
 """
 
 import hashlib
@@ -22,6 +24,7 @@ from dockyard.oci.reference import Digest
 
 MAX_BUCKETS = 16384
 _RECORDS_PER_BUCKET = 8
+MIN_REFUSALS = 2  # in a full bucket, for as many as there were
 _CONTENT = struct.Struct("<16sQd")
 _RECORD_BYTES = _CONTENT.size + 8
 _BUCKET_BYTES = _RECORD_BYTES * _RECORDS_PER_BUCKET
@@ -73,10 +76,11 @@ class Verdicts:
         return None
 
     def put(self, key: bytes, verdict: Verdict, at: float) -> None:
-        """Record a verdict, unless a newer one is there. A refusal does not overwrite what another is admitted to."""
+        """Record a verdict, unless a newer one is there."""
         start = self._start(key)
-        content = _CONTENT.pack(key, verdict, at)
-        victims = []
+        admissions: list[tuple[float, int]] = []
+        refusals: list[tuple[float, int]] = []
+        absent: list[int] = []
         for place in range(start, start + _BUCKET_BYTES, _RECORD_BYTES):
             record = self._table[place : place + _RECORD_BYTES]
             decided = self._parse(record)
@@ -84,12 +88,16 @@ class Verdicts:
                 if decided is not None and decided.at > at:
                     return  # of a worker that was frozen in between
                 break
-            is_admitted = decided is not None and decided.verdict is Verdict.ADMITTED
-            victims.append((is_admitted, decided.at if decided else float("-inf"), place))
+            if decided is None:
+                absent.append(place)
+            elif decided.verdict is Verdict.ADMITTED:
+                admissions.append((decided.at, place))
+            else:
+                refusals.append((decided.at, place))
         else:
-            is_admitted, _, place = min(victims)
-            if is_admitted and verdict is not Verdict.ADMITTED:
-                return
+            wants_refusal = len(refusals) >= MIN_REFUSALS + (verdict is Verdict.ADMITTED)
+            place = absent[0] if absent else min(refusals if wants_refusal or not admissions else admissions)[1]
+        content = _CONTENT.pack(key, verdict, at)
         self._table[place : place + _RECORD_BYTES] = content + self._checksum(content)
 
     def _start(self, key: bytes) -> int:

@@ -63,17 +63,41 @@ def test_another_process_finds_it() -> None:
     assert verdicts.find(key) == Decided(Verdict.WRONG, 3.0)
 
 
+def put_many(verdicts: Verdicts, verdict: Verdict, count: int, since: float) -> list[bytes]:
+    """Record a verdict about many logins, one after the other."""
+    keys = [verdicts.key("up.test", "app", Login("eve", f"{verdict} {number}")) for number in range(count)]
+    for number, key in enumerate(keys):
+        verdicts.put(key, verdict, since + number)
+    return keys
+
+
+def found(verdicts: Verdicts, keys: list[bytes]) -> list[bytes]:
+    """Those that are remembered."""
+    return [key for key in keys if verdicts.find(key)]
+
+
 def test_refusals_do_not_push_out_those_who_are_admitted() -> None:
     """Somebody who tries thousands of logins changes nothing for the others; newer admissions replace older ones."""
     verdicts = Verdicts(buckets=1)
-    keys = [verdicts.key("up.test", f"app{number}", ANN) for number in range(9)]
-    for number, key in enumerate(keys[:8]):
-        verdicts.put(key, Verdict.ADMITTED, float(number))
-    for number in range(100):
-        verdicts.put(verdicts.key("up.test", "app", Login("eve", str(number))), Verdict.WRONG, 1000.0 + number)
-    assert all(verdicts.find(key) for key in keys[:8])
-    verdicts.put(keys[8], Verdict.ADMITTED, 2000.0)
-    assert [verdicts.find(key) is None for key in keys] == [True] + [False] * 8
+    admitted = put_many(verdicts, Verdict.ADMITTED, 6, 0.0)
+    refused = put_many(verdicts, Verdict.WRONG, 100, 1000.0)
+    assert found(verdicts, admitted) == admitted
+    assert found(verdicts, refused) == refused[-2:]
+    newer = verdicts.key("up.test", "app", ANN)
+    verdicts.put(newer, Verdict.ADMITTED, 2000.0)
+    assert found(verdicts, [*admitted, newer]) == [*admitted[1:], newer]
+
+
+def test_those_who_were_admitted_do_not_keep_out_refusals() -> None:
+    """As each job has a login of its own, all of the table is admissions in the end, which hold no more."""
+    verdicts = Verdicts(buckets=1)
+    admitted = put_many(verdicts, Verdict.ADMITTED, 100, 0.0)
+    assert found(verdicts, admitted) == admitted[-8:]
+    for number, key in enumerate(refused := put_many(verdicts, Verdict.WRONG, 3, 1000.0)):
+        assert (verdicts.find(key) is None) == (number == 0)
+    assert found(verdicts, admitted) == admitted[-6:]
+    put_many(verdicts, Verdict.ADMITTED, 100, 2000.0)
+    assert found(verdicts, refused) == refused[-2:]
 
 
 @pytest.mark.parametrize("at", range(40))
