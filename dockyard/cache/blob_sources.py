@@ -61,7 +61,8 @@ class BlobSources:
     refuses it, then another one. `upstreams` are the clients of the upstreams, by prefix. `damaged` are the blobs, of
     all downloads of this worker, whose copy in the bucket had a wrong digest. `used_bucket` and `used_upstream` say
     afterwards what was read; `bucket_age_s` is the age of the bucket's copy. `encoding` is the Content-Encoding that
-    the upstream declared, `details` what the log says of its response.
+    the upstream declared, `details` what the log says of its response. `tried_targets`: how many targets there were
+    when the upstream had refused the last one.
     """
 
     def __init__(
@@ -78,6 +79,7 @@ class BlobSources:
         self.bucket_age_s = 0.0
         self.encoding = ""
         self.details: FailureDetails | None = None
+        self.tried_targets = 0
         self._targets = targets
         self._target_number = 0
         self._upstreams = upstreams
@@ -115,7 +117,8 @@ class BlobSources:
             try:
                 body = find_client(self._upstreams, target).open_blob(target.repository, self.digest, start)
             except RegistryError as exc:
-                untried = [other for other in range(len(self._targets)) if other not in tried]
+                self.tried_targets = len(self._targets)
+                untried = [other for other in range(self.tried_targets) if other not in tried]
                 if not untried or not may_be_due_to_login(exc):
                     raise
                 number = untried[0]

@@ -51,7 +51,8 @@ TRANSITIONS: Final[Mapping[State, frozenset[State]]] = {
     State.STARTING: _FINAL | {State.VERIFYING, State.QUEUED, State.FOLLOWING},
     State.VERIFYING: _FINAL | {State.QUEUED},
     State.QUEUED: _FINAL | {State.FETCHING},
-    State.FETCHING: _FINAL,
+    # The logins of all readers were refused, and a reader with another one has joined: it begins anew.
+    State.FETCHING: _FINAL | {State.FOLLOWING, State.VERIFYING, State.QUEUED},
     # The owner died: the next one, or this worker, goes on.
     State.FOLLOWING: _FINAL | {State.FOLLOWING, State.VERIFYING, State.QUEUED},
     State.COMPLETE: frozenset(),
@@ -169,6 +170,7 @@ class Download:
         self._enter(State.QUEUED)
         if self.is_stored:
             self.drop_file()
+        self.released = 0  # until the bytes of a former download are known to be in this file too
         self._use_file(os.dup(partial_file.fd) if partial_file.fd >= 0 else -1)
         self.partial_file = partial_file
         for reader in self._readers:

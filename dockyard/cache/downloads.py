@@ -84,6 +84,7 @@ class Downloads:
             if download is None or not download.is_worked_on:
                 await connection.send(NotDownloading())
                 return
+            download.add_target(target)
         else:
             download, _ = self.join(target, request.digest)
         await report_progress(download, connection)
@@ -103,8 +104,8 @@ class Downloads:
                 partial_file: PartialFile | None = previous.continue_in_memory(self._stores.local.memory)
             else:
                 partial_file = await self._follow_or_claim(download)
-            if partial_file:
-                await self._fetch(download, partial_file)
+            while partial_file and not await self._fetch(download, partial_file):
+                partial_file = await self._follow_or_claim(download)
         except RegistryError as exc:
             if not download.is_final:
                 download.fail(exc)
@@ -215,12 +216,16 @@ class Downloads:
     async def _follow(self, download: Download, shard: int, request: BlobRequest) -> bool:
         return await follow(download, self._peers, shard, request, self._threads, self._stores.local.open_partial_file)
 
-    async def _fetch(self, download: Download, partial_file: PartialFile) -> None:
-        """Fetch the blob in a thread. Raises RegistryError, Stopped, NoReadersLeft."""
+    async def _fetch(self, download: Download, partial_file: PartialFile) -> bool:
+        """Fetch the blob in a thread. Raises RegistryError, Stopped, NoReadersLeft.
+
+        Returns False if the upstream has refused the logins of all readers, and readers with others have joined since.
+        """
         loop = asyncio.get_running_loop()
+        sources = BlobSources(download.targets, download.digest, self._upstreams, self._stores, self._damaged)
         job = DownloadJob(
             partial_file,
-            BlobSources(download.targets, download.digest, self._upstreams, self._stores, self._damaged),
+            sources,
             self._stores,
             on_start=lambda: loop.call_soon_threadsafe(download.start_fetching),
             on_progress=lambda: download.report_progress(loop),
@@ -230,8 +235,14 @@ class Downloads:
         self._jobs.add(job)
         try:
             await self._threads.download(download.targets[0], job.run)
+        except RegistryError as exc:
+            has_more = may_be_due_to_login(exc) and sources.tried_targets < len(download.targets)
+            if not has_more or partial_file.is_overflowing:
+                raise
+            return False
         finally:
             self._jobs.discard(job)
+        return True
 
     def _start_task(self, work: Coroutine[Any, Any, object]) -> None:
         """Run it in the background; the loop itself keeps no reference to a task."""

@@ -4,23 +4,26 @@ Each worker here is a `Downloads` with its own sockets, in one process; the upst
 """
 
 import asyncio
+import contextlib
 import json
 import os
 import socket
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import attrs
 import pytest
 
 from dockyard.cache.blobs import Blobs, OpenedBlob
+from dockyard.cache.download_job import DownloadJob
 from dockyard.cache.downloads import Downloads
 from dockyard.cache.readers import Reader
 from dockyard.cache.stores import Stores
 from dockyard.cache.threads import Threads
 from dockyard.config.settings import Auth, Upstream
-from dockyard.errors import BadUpstream, BlobUnknown, FailureDetails, RegistryError, Unavailable
+from dockyard.errors import AccessDenied, BadUpstream, BlobUnknown, FailureDetails, RegistryError, Unavailable
+from dockyard.oci.login import Login
 from dockyard.oci.reference import Digest, Name
 from dockyard.routing import Target
 from dockyard.s3.bucket import Bucket
@@ -127,13 +130,16 @@ class Workers:
         self.upstream = FakeUpstream()
         self.directory = directory
         self.all: list[Worker] = []
+        self.shards: list[int] = []
         self.verified_files = VerifiedFiles()
 
     async def start(self, count: int) -> None:
-        for shard in owners(str(DIGEST), count):
+        self.shards = list(owners(str(DIGEST), count))
+        for shard in self.shards:
             store = LocalStore(self.directory, "cache/", 0, "start", self.verified_files)
             store.create_directories()
-            peers, threads = Peers(self.directory / "run", count), Threads()
+            peers = Peers(self.directory / "run", count, lambda login: login.username)
+            threads = Threads()
             publisher = Publisher(store, None, Outbox(self.directory / "unpublished"), 0, lambda _: True)
             stores = Stores(store, Bucket(None), publisher)
             downloads = Downloads(stores, peers, {"up.test": self.upstream}, threads)
@@ -163,6 +169,8 @@ def handler(downloads: Downloads, blobs: Blobs) -> Handler:
     async def handle(request: PeerRequest, connection: PeerConnection) -> None:
         assert isinstance(request, BlobRequest | SizeRequest)
         target = Target(UPSTREAM, request.repository.path, request.repository.name)
+        if username := request.repository.login:
+            target = target_of(next(login for login in (ANN, BOB) if login.username == username))
         if isinstance(request, BlobRequest):
             await downloads.handle(target, request, connection)
         else:
@@ -496,3 +504,106 @@ async def test_a_frozen_owner_is_done_without(workers: Workers, monkeypatch: pyt
         frozen.listen()
         assert await pull(workers.all[2]) == BODY
     assert workers.upstream.starts == [0]
+
+
+# Logins of clients, where the upstream decides about access
+
+ANN, BOB = Login("ann", "canary-of-ann"), Login("bob", "canary-of-bob")
+
+
+class DecidingUpstream(FakeUpstream):
+    """An upstream that refuses some logins."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.refused: set[Login | None] = set()
+        self.on_refusal: Callable[[], object] = lambda: None
+
+    def with_login(self, login: Login | None) -> "LoginOpener":
+        return LoginOpener(self, login)
+
+
+@attrs.frozen
+class LoginOpener:
+    """The upstream, used with one login."""
+
+    upstream: DecidingUpstream
+    login: Login | None
+
+    def open_blob(self, repository: str, digest: Digest, start: int = 0) -> FakeBody:
+        if self.login in self.upstream.refused:
+            self.upstream.on_refusal()
+            raise AccessDenied("not for this login")
+        return self.upstream.open_blob(repository, digest, start)
+
+    def head_blob(self, repository: str, digest: Digest) -> int:
+        return self.upstream.head_blob(repository, digest)
+
+
+def target_of(login: Login) -> Target:
+    """The target of a client with this login."""
+    return attrs.evolve(TARGET, upstream=attrs.evolve(UPSTREAM, access="upstream"), login=login)
+
+
+async def open_as(worker: Worker, login: Login) -> OpenedBlob:
+    """Open the blob as a client with this login."""
+    opened = await worker.blobs.open(target_of(login), DIGEST)
+    assert isinstance(opened, OpenedBlob)
+    return opened
+
+
+@pytest.fixture
+async def deciding(tmp_path: Path) -> AsyncIterator[Workers]:
+    """Three workers whose upstream decides about access."""
+    workers = Workers(tmp_path)
+    workers.upstream = DecidingUpstream()
+    await workers.start(3)
+    yield workers
+    workers.close()
+
+
+async def test_a_login_that_joins_while_another_is_refused_is_used(deciding: Workers) -> None:
+    """Also when the refusal is on its way from the thread of the download to its readers."""
+    upstream = deciding.upstream
+    assert isinstance(upstream, DecidingUpstream)
+    loop, worker = asyncio.get_running_loop(), deciding.all[0]
+    joined: list[asyncio.Task[OpenedBlob]] = []
+
+    async def join() -> None:
+        joined.append(asyncio.create_task(open_as(worker, BOB)))
+        await asyncio.sleep(0)
+
+    give_up = DownloadJob._give_up
+
+    def join_after_refusal(job: DownloadJob, exc: Exception) -> None:
+        if not joined:
+            asyncio.run_coroutine_threadsafe(join(), loop).result(EVENT_TIMEOUT_S)
+        give_up(job, exc)
+
+    upstream.refused = {ANN}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(DownloadJob, "_give_up", join_after_refusal)
+        with contextlib.suppress(AccessDenied):
+            await open_as(worker, ANN)
+        opened = await joined[0]
+    assert await read_all(opened.reader) == BODY
+    opened.reader.close()
+
+
+async def test_the_worker_that_downloads_uses_the_logins_of_those_that_follow_it(deciding: Workers) -> None:
+    """Also of the owner of the blob, which was started again after the download had begun."""
+    upstream = deciding.upstream
+    assert isinstance(upstream, DecidingUpstream)
+    upstream.hold, upstream.cuts = 1_500_000, [2_000_000]
+    owner, other = deciding.all[:2]
+    owner.peers.stop_listening()
+    first = await open_as(other, ANN)
+    assert await read_all(first.reader, 0, 1_000_000) == BODY[:1_000_000]
+    await owner.peers.listen(deciding.shards[0], handler(owner.downloads, owner.blobs))
+    second = await open_as(owner, BOB)
+    assert await read_all(second.reader, 0, 1_000_000) == BODY[:1_000_000]
+    upstream.refused = {ANN}
+    upstream.gate.set()
+    assert await read_all(second.reader) == BODY
+    for opened in (first, second):
+        opened.reader.close()
