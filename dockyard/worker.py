@@ -120,6 +120,10 @@ class NoAdmissions:
         """Raises Unavailable."""
         raise Unavailable(f"{upstream.prefix} cannot be asked whom it admits")
 
+    def is_known(self, upstream: Upstream, login: Login) -> bool:
+        """No login is known."""
+        return False
+
 
 class Worker:
     """The objects of one worker process, and its start and stop."""

@@ -37,10 +37,21 @@ class _Failures:
 
 
 class Attempts:
-    """The wrong passwords and the attempts in progress of each address."""
+    """The wrong passwords and the attempts in progress of each address.
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    At most `max_pending_per_address` and `max_pending` attempts are in progress at the same time.
+    """
+
+    def __init__(
+        self,
+        clock: Callable[[], float] = time.monotonic,
+        *,
+        max_pending_per_address: int = MAX_PENDING_PER_ADDRESS,
+        max_pending: int = MAX_PENDING,
+    ) -> None:
         self._clock = clock
+        self._max_pending_per_address = max_pending_per_address
+        self._max_pending = max_pending
         self._lock = threading.Lock()
         self._failures: LRUCache[int, _Failures] = LRUCache(MAX_ADDRESSES)
         self._pending: Counter[int] = Counter()
@@ -88,9 +99,9 @@ class Attempts:
 
     def _reserve(self, key: int) -> float:
         """Return when the next attempt from an address begins. Raises TooManyRequests, Unavailable."""
-        if self._pending[key] >= MAX_PENDING_PER_ADDRESS:
+        if self._pending[key] >= self._max_pending_per_address:
             raise _too_many(1.0)
-        if len(self._starts) >= MAX_PENDING:
+        if len(self._starts) >= self._max_pending:
             raise Unavailable("too many logins are being verified", retry_after_s=1)
         now = self._clock()
         failures = self._find(key)

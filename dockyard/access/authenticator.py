@@ -38,6 +38,9 @@ from dockyard.oci.login import Login, parse_authorization
 NOT_SLOWED_S = 3600.0
 # What was wrong stays wrong as long as the file says the same of its user.
 MAX_WRONG_S = 3600.0
+# Logins that upstreams are asked about at the same time: they cost no CPU time, and jobs may have one each.
+MAX_PENDING_ELSEWHERE_PER_ADDRESS = 64
+MAX_PENDING_ELSEWHERE = 512
 MAX_RIGHT = 4096
 MAX_OTHERS = 4096
 MAX_AUTHORIZATION_CHARS = 16 * 1024
@@ -84,6 +87,9 @@ class Authenticator:
         self._tokens = Tokens(settings.jwt, make_source)
         self._passwords = PasswordFile(settings.htpasswd) if settings.htpasswd else None
         self._attempts = Attempts(clock)
+        self._attempts_elsewhere = Attempts(
+            clock, max_pending_per_address=MAX_PENDING_ELSEWHERE_PER_ADDRESS, max_pending=MAX_PENDING_ELSEWHERE
+        )
         self._clock = clock
         self._key = secrets.token_bytes(32)
         self._lock = threading.Lock()
@@ -123,6 +129,12 @@ class Authenticator:
         with self._attempts.start(address, self._digest(authorization)) as wait_s:
             yield wait_s
 
+    @contextmanager
+    def attempt_elsewhere(self, authorization: str, address: Address) -> Iterator[float]:
+        """As `attempt`, before an upstream is asked about a login that is not ours and not known to be right."""
+        with self._attempts_elsewhere.start(address, self._digest(authorization)) as wait_s:
+            yield wait_s
+
     def is_password(self, authorization: str) -> bool:
         """Whether `authenticate` would verify a password, which takes CPU time; a token may take a download."""
         try:
@@ -152,10 +164,15 @@ class Authenticator:
         return self._use(result, authorization, address)
 
     def refuse(self, authorization: str, address: Address) -> LoginRequired:
-        """Return the error for a login that is not ours and not for an upstream, and count it as a wrong one."""
-        result = self._find(self._digest(authorization))
-        if result is not None:
-            self._count(result, address)
+        """Return the error for a login that is not ours and not right elsewhere, and count it as a wrong one."""
+        digest = self._digest(authorization)
+        result = self._find(digest)
+        if result is None:
+            # Only so that it is counted once: what is not current says nothing about the login.
+            result = _Result(self._clock(), is_current=lambda: False, is_foreign=True)
+            with self._lock:
+                self._others[digest] = result
+        self._count(result, address)
         return _wrong_login()
 
     def _verify_password(self, digest: bytes, login: Login, passwords: PasswordFile) -> _Result:
@@ -208,8 +225,11 @@ class Authenticator:
         """Count a wrong login once, however often it is sent while it is remembered."""
         with self._lock:
             is_counted, result.is_counted = result.is_counted, True
-        if not is_counted:
-            self._attempts.count_failure(address)
+        if is_counted:
+            return
+        self._attempts.count_failure(address)
+        if result.is_foreign:
+            self._attempts_elsewhere.count_failure(address)
 
     def _find(self, digest: bytes) -> _Result | None:
         with self._lock:

@@ -55,6 +55,7 @@ from dockyard.workers.messages import AdmissionReply, AdmissionRequest, error_re
 from dockyard.workers.peers import PeerConnection, Peers
 
 REFUSED_FOR_S: Final = 30.0
+RIGHT_FOR_S: Final = 3600.0  # as long as a right login is not slowed by wrong ones of the same address
 OUTAGE_FOR_S: Final = 3.0  # while it lasts, the upstream is not asked for each request
 MAX_OUTAGES: Final = 10_000
 MAX_LOGIN_CHARS: Final = 16 * 1024
@@ -168,6 +169,12 @@ class Admissions:
         if isinstance(answer, RegistryError):
             raise _for_client(answer)
         return answer is Verdict.ADMITTED
+
+    def is_known(self, upstream: Upstream, login: Login) -> bool:
+        """Whether a login is no guess: it was right within RIGHT_FOR_S, or is refused without asking the upstream."""
+        question = self._about_login(upstream, login)
+        is_right = time.monotonic() - self._admitted_at(question) < RIGHT_FOR_S
+        return is_right or self._find(question) is not None
 
     async def handle(self, target: Target, request: AdmissionRequest, connection: PeerConnection) -> None:
         """Find out for another worker whom the upstream admits."""

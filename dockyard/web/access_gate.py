@@ -90,6 +90,9 @@ class RequiresAdmission(Protocol):
     async def check_login(self, upstream: Upstream, login: Login) -> bool:
         """Whether a login is right at an upstream. Raises Outage and others."""
 
+    def is_known(self, upstream: Upstream, login: Login) -> bool:
+        """Whether a login was right at an upstream within the last hour, or wrong a moment ago."""
+
 
 class WritesDecisions(Protocol):
     """Where decisions are logged."""
@@ -116,8 +119,8 @@ class _Visit:
     """A request in the gate, and what is decided about it.
 
     `kind` is manifest, blob, tags, referrers, api (`/v2/`), page, or the path of a status. `login` is one that is not
-    ours, for an upstream. `verdict`, `rule` and `reason` are for the audit log, and so are `upstream` and `repository`,
-    those of the target.
+    ours, for an upstream. `has_waited`: it was delayed because of wrong ones from its address. `verdict`, `rule` and
+    `reason` are for the audit log, and so are `upstream` and `repository`, those of the target.
     """
 
     req: falcon.asgi.Request
@@ -129,6 +132,7 @@ class _Visit:
     principal: Principal = ANYBODY
     authorization: str = attrs.field(default="", repr=False)
     login: Login | None = None
+    has_waited: bool = False
     upstream: str = ""
     repository: str = ""
     verdict: Verdict | None = None
@@ -273,6 +277,7 @@ class AccessGate(Gate):
             if found is None and header is not None:
                 with control.authenticator.attempt(header, visit.address) as wait_s:
                     if wait_s:
+                        visit.has_waited = True
                         await asyncio.sleep(wait_s)
                     found = await self._authenticate(header, visit.address)
         except (LoginRequired, Outage, TooManyRequests) as exc:
@@ -341,8 +346,9 @@ class AccessGate(Gate):
     async def _ask_upstream(self, visit: _Visit, target: Target, reference: Reference | None) -> None:
         """Raises LoginRequired, AccessDenied, ManifestUnknown and others unless the upstream admits the client."""
         kind: RequestKind = visit.kind  # type: ignore[assignment]  # of a request for a target
+        admissions, login = self._control.admissions, visit.login
         try:
-            await _decided_by("upstream", visit, self._control.admissions.require(target, visit.login, kind, reference))
+            await self._try_login(visit, target.upstream, lambda: admissions.require(target, login, kind, reference))
         except LoginRequired as exc:
             if visit.principal.is_authenticated:  # another login is needed, but this one is right
                 raise AccessDenied(f"{target.upstream.prefix} admits only clients with a login of its own") from exc
@@ -356,10 +362,23 @@ class AccessGate(Gate):
         if len(upstreams) > 1:
             return
         visit.upstream = upstreams[0].prefix if upstreams else ""
-        if not upstreams or not await _decided_by(
-            "upstream", visit, self._control.admissions.check_login(upstreams[0], login)
+        admissions = self._control.admissions
+        if not upstreams or not await self._try_login(
+            visit, upstreams[0], lambda: admissions.check_login(upstreams[0], login)
         ):
             self._refuse_login(visit)
+
+    async def _try_login(self, visit: _Visit, upstream: Upstream, decide: Callable[[], Awaitable[_Result]]) -> _Result:
+        """The decision of an upstream, which may be asked whether the login is right: not as fast as clients guess."""
+        control = self._control
+        if visit.login is None or visit.has_waited or control.admissions.is_known(upstream, visit.login):
+            return await _decided_by("upstream", visit, decide())
+        before, visit.rule = visit.rule, "login"
+        with control.authenticator.attempt_elsewhere(visit.authorization, visit.address) as wait_s:
+            if wait_s:
+                await asyncio.sleep(wait_s)
+            visit.rule = before
+            return await _decided_by("upstream", visit, decide())
 
     # Reports
 

@@ -7,9 +7,11 @@ import contextlib
 import json
 import re
 import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 from urllib.parse import urlencode, urlsplit
 
@@ -19,6 +21,7 @@ import pytest
 from tests.security.canaries import Canary, WatchedDeployment, is_in
 from tests.support import faults
 from tests.support.bodies import Synthetic
+from tests.support.busy_machine import is_within
 from tests.support.deployment import eventually, open_deployment, set_at_exit, upstream
 from tests.support.fake_accounts import IDENTITY_USER, STYLES, Account, FakeAccounts, Style
 from tests.support.fake_lists import offer_referrers, offer_tags
@@ -117,8 +120,10 @@ def _send_raw(address: tuple[str, int], request: bytes) -> Response:
 
 
 @contextlib.contextmanager
-def open_site(directory: Path, style: Style, **more: Any) -> Iterator[Site]:
-    """Start everything. At the end, no login may be found where it does not belong."""
+def open_site(
+    directory: Path, style: Style, server: Mapping[str, Any] = MappingProxyType({}), **more: Any
+) -> Iterator[Site]:
+    """Start everything; `more` are settings of the upstream. At the end, no login may be where it does not belong."""
     with FakeRegistry() as fake_registry:
         images = {}
         for repository in (TEAM, OTHER, PUBLIC):
@@ -137,7 +142,12 @@ def open_site(directory: Path, style: Style, **more: Any) -> Iterator[Site]:
         limits = {"access": "upstream", "access_ttl": f"{TTL_S}s", "access_grace": f"{GRACE_S}s", **more}
         upstreams = [upstream("up.test", fake_registry.url, **limits)]
         with open_deployment(
-            fake_registry, directory, workers=WORKERS, upstreams=upstreams, logger={"level": "debug"}
+            fake_registry,
+            directory,
+            workers=WORKERS,
+            upstreams=upstreams,
+            logger={"level": "debug"},
+            server=dict(server),
         ) as opened:
             deployment = WatchedDeployment(opened.fake_registry, opened.dockyard)
             deployment.wait_for_workers(WORKERS)
@@ -311,6 +321,38 @@ def test_a_wrong_password_of_a_fleet_reaches_the_token_service_once(tmp_path: Pa
         assert statuses == {401}
         sent = [each for each in site.received("token") if each.request.header("Authorization") == wrong.header]
         assert len(sent) == 1
+
+
+def test_many_wrong_passwords_are_not_passed_on_as_fast_as_they_come(tmp_path: Path) -> None:
+    """From one address, in whatever worker; who was right is not slowed by that, nor is anybody elsewhere."""
+    server = {"trusted_proxies": ["127.0.0.1"]}
+    with open_site(tmp_path, "scoped", server=server) as site, ThreadPoolExecutor(32) as pool:
+        tokens = site.deployment.fake_registry.received
+
+        def guess(number: int) -> int:
+            header = Account("ann", f"canary-of-nobody-4c1d9a{number}", frozenset()).header
+            return site.deployment.request(
+                "GET", f"/v2/up.test/{TEAM}/manifests/latest", Authorization=header, **{"X-Forwarded-For": "192.0.2.66"}
+            ).status
+
+        def manifest(account: Account, address: str) -> tuple[int, float]:
+            response = site.get(f"{TEAM}/manifests/latest", account, **{"X-Forwarded-For": address})
+            return response.status, response.took_s
+
+        assert manifest(site.ann, "192.0.2.66")[0] == 200
+        for number in range(6 * WORKERS):
+            guess(number)
+        sent = len(tokens("token"))
+        begin = time.monotonic()
+        statuses = list(pool.map(guess, range(1000, 1300)))
+        seconds = time.monotonic() - begin
+        assert set(statuses) <= {401, 429}
+        assert statuses.count(429) > 200
+        assert len(tokens("token")) - sent <= WORKERS * (10 + seconds)
+        for address, account in (("192.0.2.66", site.ann), ("192.0.2.67", site.ann), ("192.0.2.68", site.bob)):
+            status, seconds = manifest(account, address)
+            assert status == (403 if account == site.bob else 200)
+            assert is_within(seconds, 0.0, slack_s=2.0)
 
 
 @pytest.mark.parametrize("style", STYLES)

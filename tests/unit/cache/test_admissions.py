@@ -15,7 +15,7 @@ import pytest
 from dockyard.access.seal import LoginSeal
 from dockyard.access.verdicts import Verdict, Verdicts
 from dockyard.cache import admissions as admissions_module
-from dockyard.cache.admissions import MAX_LOGIN_CHARS, Admissions, Kind
+from dockyard.cache.admissions import MAX_LOGIN_CHARS, REFUSED_FOR_S, RIGHT_FOR_S, Admissions, Kind
 from dockyard.cache.threads import Threads
 from dockyard.config.settings import Upstream
 from dockyard.errors import (
@@ -180,6 +180,28 @@ def set_clock(monkeypatch: pytest.MonkeyPatch, later_s: float) -> None:
 
 
 # Verdicts
+
+
+async def test_a_login_that_was_right_is_known(workers: Workers, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To all workers, for an hour, and until it is wrong; a wrong one, as long as the upstream is not asked again."""
+
+    def known(login: Login) -> set[bool]:
+        return {worker.admissions.is_known(UPSTREAM, login) for worker in workers.all}
+
+    assert known(ANN) == known(WRONG) == {False}
+    assert await workers.outcomes(PRIVATE, ANN) == [None] * 4
+    assert await workers.outcomes(PRIVATE, WRONG) == [LoginRequired] * 4
+    assert known(ANN) == known(WRONG) == {True}
+    set_clock(monkeypatch, REFUSED_FOR_S)
+    assert (known(ANN), known(WRONG)) == ({True}, {False})
+    set_clock(monkeypatch, RIGHT_FOR_S)
+    assert known(ANN) == {False}
+    monkeypatch.undo()
+    workers.upstream.rights.pop(ANN)
+    set_clock(monkeypatch, UPSTREAM.access_ttl)
+    assert await workers.outcomes(PRIVATE, ANN) == [LoginRequired] * 4
+    set_clock(monkeypatch, UPSTREAM.access_ttl + REFUSED_FOR_S)
+    assert known(ANN) == {False}
 
 
 @pytest.mark.parametrize(

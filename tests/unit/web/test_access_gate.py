@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import bcrypt
 import falcon.asgi
 import pytest
 
+from dockyard.access.attempts import MAX_DELAY_S, MAX_FREE_FAILURES
 from dockyard.access.audit import AuditEntry
 from dockyard.access.authenticator import Authenticator
 from dockyard.access.rules import Rules
@@ -87,6 +89,11 @@ class FakeAdmissions:
     def __init__(self) -> None:
         self.required: list[tuple[str, Login | None, str, Reference | None]] = []
         self.is_down = False
+        self.known: set[Login] = set()
+
+    def is_known(self, upstream: Upstream, login: Login) -> bool:
+        """Whether it is one of `known`."""
+        return login in self.known
 
     async def require(
         self, target: Target, login: Login | None, kind: RequestKind, reference: Reference | None
@@ -194,6 +201,7 @@ def enter(tmp_path: Path) -> Enter:
         upstreams: Sequence[Upstream] = (HUB, GHCR),
         rules: Sequence[AccessRule] = RULES,
         links: FakeLinks | None = None,
+        clock: Callable[[], float] = time.monotonic,
         **more: Any,
     ) -> Entrance:
         htpasswd = tmp_path / "htpasswd"
@@ -204,7 +212,7 @@ def enter(tmp_path: Path) -> Enter:
         settings = Settings(upstreams=tuple(upstreams), access=access)
         entrance = Entrance(None, links or FakeLinks(), FakeAdmissions())  # type: ignore[arg-type]
         control = AccessControl(
-            Authenticator(access),
+            Authenticator(access, clock),
             Rules(access, upstreams),
             entrance.links,
             entrance.admissions,
@@ -411,6 +419,50 @@ def test_the_verdict_of_an_upstream(
             entrance.ask("manifest", name, login=login)
     assert entrance.verdict() == verdict
     assert [login for _, login, _, _ in entrance.admissions.required] == sent
+
+
+@pytest.mark.parametrize("htpasswd", ["", None])
+@pytest.mark.parametrize("kind", ["manifest", "api"])
+def test_guesses_of_logins_at_an_upstream_are_slowed(
+    enter: Enter, monkeypatch: pytest.MonkeyPatch, kind: str, htpasswd: str | None
+) -> None:
+    """By address, also without users of our own. A login that was right is not slowed; nor is one elsewhere."""
+    waits: list[float] = []
+    now = 1000.0
+
+    async def sleep(wait_s: float) -> None:
+        nonlocal now
+        waits.append(wait_s)
+        now += wait_s
+
+    monkeypatch.setattr("dockyard.web.access_gate.asyncio.sleep", sleep)
+    monkeypatch.setattr("dockyard.access.files.UNSETTLED_S", -1e9)
+    more: dict[str, Any] = {} if htpasswd is None else {"htpasswd": htpasswd}
+    entrance = enter((HUB, PRIVATE), (), clock=lambda: now, **more)
+    entrance.admissions.known = {Login("ann2", "right")}
+
+    def guess(username: str, address: str = "192.0.2.1", *, is_right: bool = False) -> float:
+        """The time that it waits."""
+        waits.clear()
+        more = {"login": basic(username, "right" if is_right else "wrong"), "address": address}
+        try:
+            if kind == "api":
+                entrance.call(lambda *args: entrance.gate.check_api(*args, ""), "other", "", **more)
+            else:
+                entrance.ask("manifest", "private.test/app", **more)
+        except LoginRequired:
+            assert not is_right
+        return sum(waits)
+
+    assert guess("ann2", is_right=True) == 0
+    assert [guess("eve") for _ in range(20)] == [0.0] * 20  # one guess, however often
+    slowed = [guess(f"user{number}") for number in range(20)]
+    assert slowed[:MAX_FREE_FAILURES] == [0.0] * MAX_FREE_FAILURES
+    assert slowed[-1] == MAX_DELAY_S
+    assert sum(slowed) >= (20 - MAX_FREE_FAILURES - 6) * MAX_DELAY_S
+    assert guess("ann2", is_right=True) == 0
+    assert guess("new", "198.51.100.1", is_right=True) == 0
+    assert guess("new", is_right=True) > 0
 
 
 def test_an_upstream_that_cannot_be_asked(enter: Enter) -> None:
