@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from tests.clients.pull_methods import OTHER_REGISTRY, PULL_METHODS, PullMethod
+from tests.support.artifact_clients import Oras
+from tests.support.cri import Cri
 from tests.support.distribution import DistributionRegistry
 from tests.support.dockyard import Dockyard, docker_hub, running
 from tests.support.image_clients import Containerd, Crane, DockerDaemon, Podman, Skopeo
@@ -68,6 +70,33 @@ def crane(programs: Programs, tmp_path_factory: pytest.TempPathFactory) -> Itera
     crane = Crane(programs.need("crane"), tmp_path_factory.mktemp("crane"))
     yield crane
     crane.wipe()
+
+
+@pytest.fixture(scope="session")
+def cri(programs: Programs, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cri]:
+    """The system's containerd with its CRI plugin."""
+    yield from _start_cri(programs, "containerd", tmp_path_factory.mktemp("cri"))
+
+
+@pytest.fixture(scope="session")
+def cri_2(programs: Programs, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cri]:
+    """The newest containerd with its CRI plugin."""
+    yield from _start_cri(programs, "containerd-2", tmp_path_factory.mktemp("cri-2"))
+
+
+def _start_cri(programs: Programs, program: str, directory: Path) -> Iterator[Cri]:
+    cri = Cri(programs.need(program, as_root=True), programs.need("crictl"), directory)
+    try:
+        cri.wait()
+        yield cri
+    finally:
+        cri.stop()
+
+
+@pytest.fixture(scope="session")
+def oras(programs: Programs, tmp_path_factory: pytest.TempPathFactory) -> Oras:
+    """The oras client without logins."""
+    return Oras(programs.need("oras"), tmp_path_factory.mktemp("oras"))
 
 
 @pytest.fixture(scope="module")

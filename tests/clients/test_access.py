@@ -6,75 +6,21 @@ import secrets
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
-import attrs
 import jwt
 import pytest
 from cryptography.hazmat.primitives.asymmetric import rsa
 from jwt.algorithms import RSAAlgorithm
 
-from dockyard.passwd import make_line
+from tests.clients.access_sources import PASSWORD, REFUSED, USER, Source, access, content, fetched, push
 from tests.clients.login_clients import LOGIN_CLIENTS, LoginClient
-from tests.support.artifact_clients import Helm, Oras
-from tests.support.cri import Cri
+from tests.support.artifact_clients import Helm
 from tests.support.distribution import DistributionRegistry
 from tests.support.dockyard import Dockyard, docker_hub, running
 from tests.support.image_clients import ClientError
-from tests.support.images import PushedImage, push_docker
 from tests.support.programs import Programs
 
 pytestmark = pytest.mark.clients
-
-USER, PASSWORD = "alice", "right-password"
-REFUSED = (
-    r"401|403|(?i:unauthorized|denied|authentication|authorization)"
-    r"|no basic auth|basic credential not found|invalid username"
-)
-
-
-@pytest.fixture(scope="session")
-def cri(programs: Programs, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cri]:
-    """The system's containerd with its CRI plugin."""
-    yield from _start_cri(programs, "containerd", tmp_path_factory.mktemp("cri"))
-
-
-@pytest.fixture(scope="session")
-def cri_2(programs: Programs, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cri]:
-    """The newest containerd with its CRI plugin."""
-    yield from _start_cri(programs, "containerd-2", tmp_path_factory.mktemp("cri-2"))
-
-
-def _start_cri(programs: Programs, program: str, directory: Path) -> Iterator[Cri]:
-    cri = Cri(programs.need(program, as_root=True), programs.need("crictl"), directory)
-    try:
-        cri.wait()
-        yield cri
-    finally:
-        cri.stop()
-
-
-@pytest.fixture(scope="session")
-def oras(programs: Programs, tmp_path_factory: pytest.TempPathFactory) -> Oras:
-    """The oras client without logins."""
-    return Oras(programs.need("oras"), tmp_path_factory.mktemp("oras"))
-
-
-def access(directory: Path, *rules: dict[str, Any], **more: Any) -> dict[str, Any]:
-    """Settings with one user."""
-    directory.mkdir(parents=True)
-    (directory / "htpasswd").write_text(make_line(USER, PASSWORD) + "\n")
-    return {"access": {"htpasswd": str(directory / "htpasswd"), "rules": list(rules), **more}}
-
-
-@attrs.frozen
-class Source:
-    """A Dockyard that gives nothing to clients without a login, and a right and a wrong login of one source."""
-
-    dockyard: Dockyard
-    registry: DistributionRegistry
-    right: tuple[str, str]
-    wrong: tuple[str, str]
 
 
 @pytest.fixture(scope="module")
@@ -150,26 +96,6 @@ def make_client(request: pytest.FixtureRequest) -> Iterator[Callable[[Dockyard],
     yield make
     for client in made:
         client.reset()
-
-
-def push(registry: DistributionRegistry, parent: str) -> PushedImage:
-    """Push an image that nobody has pulled yet below a name."""
-    unique = secrets.token_hex(4)
-    image = push_docker(registry, f"{parent}/{unique}", unique)
-    registry.clear_requests()
-    return image
-
-
-def fetched(registry: DistributionRegistry, image: PushedImage) -> list[str]:
-    """The blobs of an image that were fetched from the registry, sorted."""
-    requests = [each for each in registry.requests() if each.method == "GET" and "/blobs/" in each.path]
-    paths = [each.path for each in requests if each.status == 200]
-    return sorted(path.rpartition("/")[2] for path in paths if f"/{image.repository}/" in path)
-
-
-def content(registry: DistributionRegistry) -> list[str]:
-    """The requests that were answered with content, other than `/v2/`."""
-    return [str(each) for each in registry.requests() if each.status == 200 and each.path != "/v2/"]
 
 
 def test_a_login_is_needed_where_nothing_is_for_everybody(
