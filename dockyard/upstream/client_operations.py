@@ -1,8 +1,8 @@
 """The operations of a registry for one client of Dockyard, where the registry decides who may pull what.
 
 Content that is missing is fetched with the operator's login if there is one, and otherwise, or if the registry refuses
-that login the repository, with the login of the client (or without one). Only what the registry says to the client
-becomes an error for the client.
+that login the repository, with the login of the client (or without one). Whether a blob belongs to a repository is
+asked with the login of the client. Only what the registry says to the client becomes an error for the client.
 """
 
 import threading
@@ -69,8 +69,11 @@ class ClientOperations:
         return self._run(repository, lambda registry: registry.get_manifest(repository, reference))
 
     def head_blob(self, repository: str, digest: Digest) -> int:
-        """As RegistryClient.head_blob."""
-        return self._run(repository, lambda registry: registry.head_blob(repository, digest))
+        """As RegistryClient.head_blob, only with the login of the client.
+
+        A registry that stores a blob once for all repositories may show it to the operator in each of them.
+        """
+        return self._client.head_blob(repository, digest)
 
     def open_blob(self, repository: str, digest: Digest, start: int = 0) -> UpstreamBlob:
         """As RegistryClient.open_blob."""

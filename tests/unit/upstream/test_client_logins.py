@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import attrs
 import pytest
 
 from dockyard.config.settings import Auth
@@ -286,6 +287,19 @@ def test_access_is_never_checked_with_the_login_of_the_operator(ward: Ward) -> N
     assert OPERATOR.header not in ward.authorizations()
     tokens = {each.request.header("Authorization") for each in ward.fake_registry.received("manifest")}
     assert all(token is None or token.startswith("Bearer eyJyZXBvcyI6IFtdfQ") for token in tokens)  # {"repos": []}
+
+
+def test_a_blob_is_confirmed_with_the_login_of_the_client(ward: Ward) -> None:
+    """A registry may show a blob in each repository to whoever may have it in one of them."""
+    ann = account("basic", OTHER)
+    operator = attrs.evolve(OPERATOR, repositories=frozenset({PRIVATE, OTHER}))
+    FakeAccounts(ward.fake_registry, "basic", [operator, ann])
+    unknown = faults.error_response(404, "BLOB_UNKNOWN")
+    is_ann = lambda request: request.header("Authorization") == ann.header  # noqa: E731
+    ward.fake_registry.on("blob", unknown, repo=OTHER, when=is_ann)
+    client = ward.registry(auth=Auth("basic", OPERATOR.username, Secret(OPERATOR.password))).with_login(login(ann))
+    with pytest.raises(BlobUnknown):
+        client.head_blob(OTHER, Digest.parse(digest_of(BLOB)))
 
 
 # Where the login is sent
