@@ -31,7 +31,7 @@ import attrs
 import structlog
 from cachetools import TTLCache
 
-from dockyard.access.verdicts import Decided, Verdict, Verdicts
+from dockyard.access.verdicts import Verdict, Verdicts
 from dockyard.cache.singleflight import Singleflight
 from dockyard.cache.threads import Threads
 from dockyard.config.settings import Upstream
@@ -104,6 +104,11 @@ class _Question:
         return self.target.login
 
     @property
+    def keys(self) -> frozenset[bytes]:
+        """Those of all that ends an admission when it is refused."""
+        return frozenset({self.key, self.repository_key, self.login_key or self.key})
+
+    @property
     def what(self) -> tuple[str, Reference | None]:
         """What is requested."""
         return self.kind, self.reference
@@ -145,7 +150,7 @@ class Admissions:
             if self._find(own) is Verdict.ADMITTED:
                 return
             # Who was admitted is asked about first: an admission is renewed with one request.
-            if self._admitted_at(own) > NEVER and await self._answer(own) is Verdict.ADMITTED:
+            if self._find_admission(own, own.keys) > NEVER and await self._answer(own) is Verdict.ADMITTED:
                 return
         anonymous = await self._answer(self._about(target, None, kind, reference))
         if login is None:
@@ -173,7 +178,7 @@ class Admissions:
     def is_known(self, upstream: Upstream, login: Login) -> bool:
         """Whether a login is no guess: it was right within RIGHT_FOR_S, or is refused without asking the upstream."""
         question = self._about_login(upstream, login)
-        is_right = time.monotonic() - self._admitted_at(question) < RIGHT_FOR_S
+        is_right = time.monotonic() - self._find_admission(question, question.keys) < RIGHT_FOR_S
         return is_right or self._find(question) is not None
 
     async def handle(self, target: Target, request: AdmissionRequest, connection: PeerConnection) -> None:
@@ -208,33 +213,31 @@ class Admissions:
         return self._verdicts.key(target.upstream.prefix, repository, login)
 
     def _find(self, question: _Question) -> Verdict | None:
-        """The last verdict, while it is remembered. An admission ends when the login is found to be wrong."""
-        decided = self._verdicts.find(question.repository_key)
-        refused_at = _refused_at(self._verdicts.find(question.login_key) if question.login_key else None)
-        if question.key != question.repository_key and not _is_admission(decided, refused_at, question):
-            refused_at = max(refused_at, _refused_at(decided))
-            decided = self._verdicts.find(question.key)
-        if decided is None:
-            return None
-        if decided.verdict is Verdict.ADMITTED:
-            return Verdict.ADMITTED if _is_admission(decided, refused_at, question) else None
-        return decided.verdict if time.monotonic() - decided.at < REFUSED_FOR_S else None
-
-    def _admitted_at(self, question: _Question) -> float:
-        """When the last admission was given, however long ago; NEVER if a refusal of the same login followed it."""
-        target, login = question.target, question.login
-        keys = {question.key, question.repository_key}
-        admitted_at = max(_admitted_at(self._verdicts.find(key)) for key in keys)
-        if question.kind != LOGIN:
-            keys |= {self._key(target, login, kind) for kind in KINDS}
-        if question.login_key:
-            keys.add(question.login_key)
-        refused_at = max(_refused_at(self._verdicts.find(key)) for key in keys)
-        return admitted_at if admitted_at > refused_at else NEVER
+        """The last verdict, while it is remembered."""
+        now = time.monotonic()
+        if now - self._find_admission(question, question.keys) < question.target.upstream.access_ttl:
+            return Verdict.ADMITTED
+        last = self._verdicts.find(question.key)
+        is_refused = last is not None and last.verdict is not Verdict.ADMITTED and now - last.at < REFUSED_FOR_S
+        return last.verdict if last is not None and is_refused else None
 
     def _is_in_grace(self, question: _Question) -> bool:
-        """Whether the last verdict was an admission, no more than `access_grace` ago."""
-        return time.monotonic() - self._admitted_at(question) < question.target.upstream.access_grace
+        """Whether the last verdict, about whatever in the repository, was an admission in the last `access_grace`."""
+        keys = question.keys
+        if question.kind != LOGIN:
+            keys |= {self._key(question.target, question.login, kind) for kind in KINDS}
+        return time.monotonic() - self._find_admission(question, keys) < question.target.upstream.access_grace
+
+    def _find_admission(self, question: _Question, ending_keys: frozenset[bytes]) -> float:
+        """When the client was admitted last, however long ago; NEVER if a refusal with one of the keys followed."""
+        admitted_at = max(self._find_time(key, is_admission=True) for key in {question.key, question.repository_key})
+        refused_at = max(self._find_time(key, is_admission=False) for key in ending_keys)
+        return admitted_at if admitted_at > refused_at else NEVER
+
+    def _find_time(self, key: bytes, *, is_admission: bool) -> float:
+        """When the last verdict was given; NEVER if it is of the other kind."""
+        last = self._verdicts.find(key)
+        return last.at if last is not None and (last.verdict is Verdict.ADMITTED) == is_admission else NEVER
 
     async def _answer(self, question: _Question) -> Answer:
         """The verdict, remembered or asked for; else the error. Who is in grace is admitted during an outage."""
@@ -312,20 +315,6 @@ class Admissions:
 def _owner_key(prefix: str, login_key: bytes) -> str:
     """One worker asks everything about a login, so that it notices at once if the login is wrong."""
     return f"access {prefix} {login_key.hex()}"
-
-
-def _admitted_at(decided: Decided | None) -> float:
-    return decided.at if decided is not None and decided.verdict is Verdict.ADMITTED else NEVER
-
-
-def _refused_at(decided: Decided | None) -> float:
-    return decided.at if decided is not None and decided.verdict is not Verdict.ADMITTED else NEVER
-
-
-def _is_admission(decided: Decided | None, refused_at: float, question: _Question) -> bool:
-    """Whether a verdict is an admission that is remembered, and was not followed by a refusal."""
-    admitted_at = _admitted_at(decided)
-    return admitted_at > refused_at and time.monotonic() - admitted_at < question.target.upstream.access_ttl
 
 
 def _check(registry: AccessChecker, question: _Question, deadline: float | None) -> None:
