@@ -21,7 +21,7 @@ from typing import Any
 import structlog
 
 from dockyard import metrics
-from dockyard.cache.blob_sources import BlobOpener, BlobSources
+from dockyard.cache.blob_sources import BlobOpener, BlobSources, UpstreamsWithoutRanges
 from dockyard.cache.client_logins import may_be_due_to_login
 from dockyard.cache.download import Download
 from dockyard.cache.download_job import DownloadJob, Stopped
@@ -52,6 +52,7 @@ class Downloads:
         self._threads = threads
         self._downloads: dict[Digest, Download] = {}
         self._damaged: set[Digest] = set()  # see BlobSources
+        self._without_ranges = UpstreamsWithoutRanges()
         self._jobs: set[DownloadJob] = set()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._is_stopping = False
@@ -222,7 +223,9 @@ class Downloads:
         Returns False if the upstream has refused the logins of all readers, and readers with others have joined since.
         """
         loop = asyncio.get_running_loop()
-        sources = BlobSources(download.targets, download.digest, self._upstreams, self._stores, self._damaged)
+        sources = BlobSources(
+            download.targets, download.digest, self._upstreams, self._stores, self._damaged, self._without_ranges
+        )
         job = DownloadJob(
             partial_file,
             sources,

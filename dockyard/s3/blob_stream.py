@@ -13,8 +13,8 @@ RETRY_AFTER_S = 3
 class S3BlobStream:
     """The body of a blob, from byte `start` on. A download reads it as it reads the body of an upstream's response.
 
-    `size` is the size of the whole blob. `last_modified` is in seconds since the epoch, and `age_s` is by the clock of
-    the S3 service.
+    With `stop` it ends before that byte. `size` is the size of the whole blob. `last_modified` is in seconds since the
+    epoch, and `age_s` is by the clock of the S3 service.
     """
 
     size: int | None
@@ -22,7 +22,7 @@ class S3BlobStream:
     encoding = ""  # what the bucket says about it does not matter: its bytes are those that were stored
     details = None  # bytes of the bucket that are wrong are not served: the upstream is asked
 
-    def __init__(self, response: S3StreamingResponse, size: int, start: int) -> None:
+    def __init__(self, response: S3StreamingResponse, size: int, start: int, stop: int | None = None) -> None:
         metadata = S3Response(response.headers, b"")
         self.size = size
         self.start = start
@@ -30,7 +30,7 @@ class S3BlobStream:
         self.last_modified = metadata.last_modified
         self.age_s = metadata.age_s
         self._response = response
-        self._remaining = size - start
+        self._remaining = (size if stop is None else min(stop, size)) - start
         self._lock = threading.Lock()
         self._is_closed = False
         self._is_aborted = False
@@ -71,10 +71,11 @@ class S3BlobStream:
                 self._response.abort()
 
 
-def parse_extent(response: S3StreamingResponse, start: int) -> tuple[int, int]:
+def parse_extent(response: S3StreamingResponse, start: int, stop: int | None = None) -> tuple[int, int]:
     """Return the offset of the body's first byte, and the size of the whole object. Raises ValueError.
 
-    A `Content-Range` (RFC 9110 section 14.4) must begin at `start` and end with the last byte of the object.
+    A `Content-Range` (RFC 9110 section 14.4) must begin at `start` and end before `stop`, or with the last byte of the
+    object.
     """
     length = int(response.headers["Content-Length"]) if "Content-Length" in response.headers else -1
     if response.status == 200:
@@ -82,8 +83,12 @@ def parse_extent(response: S3StreamingResponse, start: int) -> tuple[int, int]:
             raise ValueError("no Content-Length")
         return 0, length
     found = re.fullmatch(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18})", response.headers.get("Content-Range", ""))
-    if not found or int(found[1]) != start or int(found[2]) != int(found[3]) - 1:
+    if not found:
         raise ValueError("another Content-Range than requested")
-    if length not in {-1, int(found[3]) - start}:
+    first, last, size = (int(number) for number in found.groups())
+    end = size if stop is None else min(stop, size)
+    if first != start or last != end - 1:
+        raise ValueError("another Content-Range than requested")
+    if length not in {-1, end - start}:
         raise ValueError("Content-Length does not match Content-Range")
-    return start, int(found[3])
+    return start, size

@@ -9,7 +9,7 @@ Requests to the service, by operation:
 | operation | requests |
 |---|---|
 | a blob or manifest in the local store or in memory | none |
-| `open_blob`, `read_manifest`, `read_pointer` | 1 GET, found or not; 1 more for a resumed blob |
+| `open_blob`, `read_manifest`, `read_pointer` | 1 GET, found or not; 1 more for a resumed blob; 1 for each range |
 | `stat_blob`, `has_link` | 1 HEAD; 1 HEAD of the bucket when nothing was found, and it was not seen for a minute |
 | `publish_blob`, `write_manifest`, `write_pointer`, `write_link` | 1 PUT |
 | `publish_blob` above 5 GiB, or of a sha512 digest | 1 POST, 1 PUT for each 512 MiB, 1 POST, 1 HEAD |
@@ -124,18 +124,21 @@ class S3Store:
 
     # Blobs
 
-    def open_blob(self, digest: Digest, start: int = 0, etag: str = "") -> S3BlobStream | None:
+    def open_blob(self, digest: Digest, start: int = 0, etag: str = "", stop: int | None = None) -> S3BlobStream | None:
         """Open a blob at byte `start`, if it still has that `etag`; None when there is no such object.
 
-        Raises S3Error.
+        With `stop` it ends before that byte; None also when the service does not support ranges. Raises S3Error.
         """
-        headers = {"Range": f"bytes={start}-"} if start else {}
+        headers = {"Range": f"bytes={start}-{'' if stop is None else stop - 1}"} if start or stop is not None else {}
         headers |= {"If-Match": etag} if etag else {}
         response = self._client.open_response("get blob", "GET", keys.blob_key(self._prefix, digest), headers=headers)
         if response is None:
             return None
+        if response.status == 200 and stop is not None:
+            response.close()
+            return None
         try:
-            body_start, size = parse_extent(response, start)
+            body_start, size = parse_extent(response, start, stop)
         except ValueError as exc:
             response.close()
             raise S3Error(f"unexpected response of the S3 service for {digest}: {exc}", "garbage") from exc
@@ -143,7 +146,7 @@ class S3Store:
             response.close()
             log.warning("an object in S3 is empty and is not used", digest=str(digest))
             return None
-        return S3BlobStream(response, size, body_start)
+        return S3BlobStream(response, size, body_start, stop)
 
     def stat_blob(self, digest: Digest) -> ObjectInfo | None:
         """Return the size and age of a blob; None when there is no such object. Raises S3Error."""

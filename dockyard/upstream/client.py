@@ -38,11 +38,13 @@ from dockyard.oci.manifest import ACCEPT, MAX_MANIFEST_BYTES, Descriptor, Manife
 from dockyard.oci.reference import Digest, Reference, Tag
 from dockyard.upstream import errors
 from dockyard.upstream.auth import ClientLoginAuth, credential_of, make_mode
+from dockyard.upstream.blob_location import BlobLocation
+from dockyard.upstream.blobs import UpstreamBlobs
 from dockyard.upstream.challenges import ChallengeResponder
 from dockyard.upstream.circuit_breaker import CircuitBreaker
 from dockyard.upstream.client_operations import ClientOperations, VisibleRepositories
-from dockyard.upstream.errors import AuthenticationFailed, Cause, UpstreamError
-from dockyard.upstream.headers import LIMIT_S, find_digest, find_unsatisfied_size, parse_retry_after
+from dockyard.upstream.errors import AuthenticationFailed, Cause, RangesUnsupported, UpstreamError
+from dockyard.upstream.headers import LIMIT_S, find_digest, parse_retry_after
 from dockyard.upstream.keychain import ANONYMOUS, Credential, Keychain
 from dockyard.upstream.lists import ListReader
 from dockyard.upstream.repository_failures import RepositoryFailures
@@ -56,7 +58,6 @@ from dockyard.upstream.responses import (
     is_error_page,
     is_json,
     is_web_page,
-    open_blob_body,
     record_rate_limit,
 )
 from dockyard.upstream.session import (
@@ -72,7 +73,6 @@ from dockyard.upstream.tokens import CallLimits
 from dockyard.upstream.transport import Transport, UpstreamRequest, UpstreamResponse
 from dockyard.upstream.urls import Url
 
-MAX_REDIRECT_ATTEMPTS = 2
 SKIP_HEAD_FOR_S = 300.0
 ALL_REPOSITORIES = ""  # in the memory of those without HEAD
 MISSING_FOR_S = 60.0
@@ -100,6 +100,7 @@ class RegistryClient:
         self._session = RegistrySession(upstream, self._transport, self._mode, self._responder)
         self._failures = RepositoryFailures(self._prefix, breaker.record_failure)
         self._lists = ListReader(self._prefix, self._session, self._status_error)
+        self._blobs = UpstreamBlobs(self._session, limits, self._status_error)
         self._lock = threading.Lock()
         self._without_head: TTLCache[Hashable, bool] = TTLCache(MAX_REMEMBERED_NAMES, SKIP_HEAD_FOR_S)
         self._missing: TTLCache[Hashable, bool] = TTLCache(MAX_REMEMBERED_NAMES, MISSING_FOR_S)
@@ -130,17 +131,29 @@ class RegistryClient:
         """The size of a blob in bytes."""
         return self._run("head_blob", repository, lambda client: client._head_blob(repository, digest))
 
-    def open_blob(self, repository: str, digest: Digest, start: int = 0) -> UpstreamBlob:
-        """A blob from byte `start` on; its headers must arrive within `stall_timeout`.
+    def open_blob(
+        self,
+        repository: str,
+        digest: Digest,
+        start: int = 0,
+        stop: int | None = None,
+        location: BlobLocation | None = None,
+    ) -> UpstreamBlob:
+        """A blob from byte `start` on, to before `stop` if it is given; its headers must arrive within `stall_timeout`.
 
-        Resuming (`start` > 0) bypasses the circuit breaker.
+        `location` is what the download has learned about the blob, from all its requests. What continues a download
+        bypasses the circuit breaker. Raises RangesUnsupported, only with `stop`, if the blob must be requested whole.
         """
+        location = location or BlobLocation()
 
         def probe() -> None:
-            self._operator._open_blob(repository, digest, 0).close()
+            self._operator._blobs.open(repository, digest, 0, BlobLocation()).close()
 
-        with self._guard("open_blob", repository, probe, is_resume=start > 0):
-            return self._open_blob(repository, digest, start)
+        is_resume = start > 0 if stop is None else location.is_known
+        with self._guard("open_blob", repository, probe, is_resume=is_resume):
+            if stop is None:
+                return self._blobs.open(repository, digest, start, location)
+            return self._blobs.open_range(repository, digest, start, stop, location)
 
     def list_tags(self, repository: str) -> list[str]:
         """All tags of a repository, sorted."""
@@ -208,6 +221,7 @@ class RegistryClient:
         client._login, client._is_check = credential, is_check
         client._session = self._session.for_client(ClientLoginAuth(self._responder, credential))
         client._lists = ListReader(self._prefix, client._session, client._status_error)
+        client._blobs = UpstreamBlobs(client._session, self._limits, client._status_error)
         return client
 
     def _is_as_operator(self, repository: str) -> bool:
@@ -325,6 +339,9 @@ class RegistryClient:
             if not error.remembered:
                 self._record_success(repository, check)
             raise
+        except RangesUnsupported:
+            self._record_success(repository, check)
+            raise
         self._record_success(repository, check)
 
     def _check_available(self, repository: str, probe: Callable[[], object]) -> None:
@@ -433,7 +450,7 @@ class RegistryClient:
             body = http.read(MAX_MANIFEST_BYTES)
         except UpstreamError as error:
             http.close()
-            raise _attribute(error, response) from error
+            raise response.attribute(error) from error
         announced = find_digest(http.header("Docker-Content-Digest"))
         expected = request.reference if isinstance(request.reference, Digest) else announced
         try:
@@ -477,47 +494,6 @@ class RegistryClient:
             raise self._status_error(response, request)
         return size
 
-    def _open_blob(self, repository: str, digest: Digest, start: int) -> UpstreamBlob:
-        """Request a redirect from the registry at most twice: a signed URL may have expired, or its host may hang.
-
-        A host that refuses connections is not tried again here: the download retries after a pause. When the range is
-        rejected, there are no more bytes if the blob ends where it begins; else the whole blob is requested.
-        """
-        limits = self._call_limits(self._limits.stall_timeout)
-        byte_range = f"bytes={start}-" if start else ""
-        request = RegistryRequest("GET", repository, digest, is_blob=True, byte_range=byte_range)
-        attempts_left = MAX_REDIRECT_ATTEMPTS
-        while True:
-            attempts_left -= 1
-            try:
-                response = self._session.send(request, limits)
-            except UpstreamError as error:
-                has_time = limits.remaining_s is None or limits.remaining_s > 0
-                is_hanging = error.is_from_other_origin and isinstance(error.error, UpstreamTimeout)
-                if is_hanging and has_time and attempts_left:
-                    continue
-                raise
-            http = response.http
-            if http.status in (200, 206):
-                try:
-                    return open_blob_body(http, start)
-                except UpstreamError as error:
-                    http.close()
-                    raise _attribute(error, response) from error
-            http.finish()
-            if http.status == 416 and request.byte_range:
-                if find_unsatisfied_size(http.header("Content-Range")) == start:
-                    return UpstreamBlob(http, start, start)  # the last byte is here already
-                request = attrs.evolve(request, byte_range="")  # without ranges, from the first byte
-                attempts_left = MAX_REDIRECT_ATTEMPTS
-                continue
-            is_login_missing = response.is_from_other_origin and needs_login(http)
-            if not response.is_redirected or http.status not in (401, 403) or is_login_missing:
-                raise self._status_error(response, request)
-            if not attempts_left:
-                rejected = errors.server_error(http.server, http.status, http.details)
-                raise rejected.as_not_counted(is_from_other_origin=True)
-
     # Errors and limits
 
     def _call_limits(self, timeout_s: float, deadline: float | None = None) -> CallLimits:
@@ -547,7 +523,7 @@ class RegistryClient:
                 error = errors.server_error(http.server, status, http.details, wait_s)
             case status:
                 error = errors.bad_response(http.server, f"responded with status {status}", http.details)
-        return _attribute(error, response)
+        return response.attribute(error)
 
     def _refusal(self, response: RegistryResponse, request: RegistryRequest) -> UpstreamError | RegistryError:
         """The error for a status that says that something does not exist, or may not be read."""
@@ -575,7 +551,7 @@ class RegistryClient:
                 return not_found(self._prefix, request, details, may_need_login=True)
             case _:
                 return not_found(self._prefix, request, details)
-        return _attribute(error, response)
+        return response.attribute(error)
 
 
 def _needs_get(http: UpstreamResponse) -> bool:
@@ -587,8 +563,3 @@ def _wants_tls(http: UpstreamResponse) -> bool:
     """Whether the body of an error says that the server expects TLS: that of Go and nginx, or of Apache."""
     body = (http.drained or b"").lower()
     return any(text in body for text in (b"http request to an https server", b"https port", b"ssl-enabled server port"))
-
-
-def _attribute(error: UpstreamError, response: RegistryResponse) -> UpstreamError:
-    """Do not count the failure of a redirect target as a failure of the registry."""
-    return error.as_not_counted(is_from_other_origin=True) if response.is_from_other_origin else error

@@ -15,6 +15,7 @@ from dockyard.errors import BlobUnknown, Denied, ManifestUnknown, NameUnknown
 from dockyard.oci.lists import Referrer
 from dockyard.oci.manifest import Descriptor, Manifest
 from dockyard.oci.reference import Digest, Reference
+from dockyard.upstream.blob_location import BlobLocation
 from dockyard.upstream.responses import UpstreamBlob
 
 MAX_REPOSITORIES = 4096
@@ -30,7 +31,14 @@ class Operations(Protocol):
     def head_manifest(self, repository: str, reference: Reference, deadline: float | None = None) -> Descriptor: ...
     def get_manifest(self, repository: str, reference: Reference) -> Manifest: ...
     def head_blob(self, repository: str, digest: Digest) -> int: ...
-    def open_blob(self, repository: str, digest: Digest, start: int = 0) -> UpstreamBlob: ...
+    def open_blob(
+        self,
+        repository: str,
+        digest: Digest,
+        start: int = 0,
+        stop: int | None = None,
+        location: BlobLocation | None = None,
+    ) -> UpstreamBlob: ...
     def list_tags(self, repository: str) -> list[str]: ...
     def list_referrers(self, repository: str, digest: Digest) -> list[Referrer]: ...
 
@@ -75,9 +83,16 @@ class ClientOperations:
         """
         return self._client.head_blob(repository, digest)
 
-    def open_blob(self, repository: str, digest: Digest, start: int = 0) -> UpstreamBlob:
+    def open_blob(
+        self,
+        repository: str,
+        digest: Digest,
+        start: int = 0,
+        stop: int | None = None,
+        location: BlobLocation | None = None,
+    ) -> UpstreamBlob:
         """As RegistryClient.open_blob."""
-        return self._run(repository, lambda registry: registry.open_blob(repository, digest, start))
+        return self._run(repository, lambda registry: registry.open_blob(repository, digest, start, stop, location))
 
     def list_tags(self, repository: str) -> list[str]:
         """As RegistryClient.list_tags."""

@@ -1,7 +1,7 @@
 """The exceptions inside `dockyard.upstream`, and functions that make them.
 
 `UpstreamError` carries the `RegistryError` for the client and what the circuit breaker needs to know. `client.py`
-unwraps it: no other package sees it.
+unwraps it: no other package sees it. It passes on `RangesUnsupported`.
 
 A message names the upstream by its configured prefix, and the setting that would help. It contains no address, path,
 query or secret. The host that failed, and the error of the system, are in the details of the error, for the log.
@@ -58,6 +58,18 @@ class UpstreamError(Exception):
             is_retryable=self.is_retryable,
             is_from_other_origin=is_from_other_origin,
         )
+
+
+class RangesUnsupported(Exception):
+    """Ranges of a blob cannot be used, the whole blob may be. For the download, not for clients.
+
+    `concerns_all_blobs`: the server does not support ranges, or not correctly; else its response contradicts former
+    ones for this blob, or cannot be believed before the whole blob is verified.
+    """
+
+    def __init__(self, reason: str = "ranges are not supported", *, concerns_all_blobs: bool = False) -> None:
+        super().__init__(reason)
+        self.concerns_all_blobs = concerns_all_blobs
 
 
 class AuthenticationFailed(Exception):

@@ -9,7 +9,7 @@ from dockyard.errors import FailureDetails, Unavailable
 from dockyard.oci.manifest import ACCEPT, MAX_MANIFEST_BYTES, Descriptor
 from dockyard.oci.reference import Digest, Reference
 from dockyard.upstream import errors
-from dockyard.upstream.errors import UpstreamError
+from dockyard.upstream.errors import RangesUnsupported, UpstreamError
 from dockyard.upstream.headers import (
     find_digest,
     find_limit,
@@ -31,15 +31,19 @@ class UpstreamBlob:
 
     For what is labelled as a web page, `size` is None too, so that nothing of it is passed on before its digest was
     verified: it may be a login form, or a blob with a wrong Content-Type.
+
+    With `stop`, the offset after the last byte, not more than that is read, whatever the upstream sends.
     """
 
-    def __init__(self, http: UpstreamResponse, size: int | None, start: int) -> None:
+    def __init__(self, http: UpstreamResponse, size: int | None, start: int, stop: int | None = None) -> None:
         self.is_web_page = is_web_page(http)
         self.size = None if self.is_web_page else size
         self.start = start
         self.encoding = http.encoding
         self._http = http
-        self._remaining = None if size is None else size - start
+        self._has_end = stop is not None
+        end = size if stop is None else stop
+        self._remaining = None if end is None else end - start
         self._lock = threading.Lock()
         self._is_closed = False
         self._is_aborted = False
@@ -55,10 +59,9 @@ class UpstreamBlob:
         Raises Unavailable when the body breaks off or is too short, UpstreamTimeout when it stalls. The bytes before
         that are returned first, so that a resumed download loses none. A short blob of unknown size is not noticed.
         """
-        try:
-            data = self._http.read_some(amount)
-        except UpstreamError as error:
-            raise error.error from error
+        if self._has_end and self._remaining is not None:
+            amount = min(amount, self._remaining)
+        data = self._read_some(amount) if amount else b""
         if self._is_aborted:
             raise Unavailable("the download was aborted")
         if self._remaining is not None:
@@ -68,7 +71,15 @@ class UpstreamBlob:
                 raise errors.connection_lost(
                     self._http.server, attrs.evolve(details, error=f"the body ended early ({details.error})")
                 ).error
+            if self._has_end and not self._remaining and self._http.is_at_end:
+                self._read_some(1)  # nothing: the connection is free for the next request
         return data
+
+    def _read_some(self, amount: int) -> bytes:
+        try:
+            return self._http.read_some(amount)
+        except UpstreamError as error:
+            raise error.error from error
 
     def close(self) -> None:
         """Keep the connection for the next request if the body was read to its end; else close it."""
@@ -101,6 +112,32 @@ def open_blob_body(http: UpstreamResponse, start: int) -> UpstreamBlob:
         size, offset = content_range.total, start
     http.lift_deadline()
     return UpstreamBlob(http, size, offset)
+
+
+def open_range_body(http: UpstreamResponse, start: int, stop: int) -> UpstreamBlob:
+    """The body of a response to the range from `start` to before `stop`. Raises RangesUnsupported.
+
+    A server may send less than was requested, if that begins with the first byte.
+    """
+    if http.status != 206:
+        reason = f"{http.server} responded with status {http.status} to the request for a range"
+        raise RangesUnsupported(reason, concerns_all_blobs=True)
+    if find_media_type(http.header("Content-Type")) == "multipart/byteranges":
+        raise RangesUnsupported(f"{http.server} sent one range as several parts", concerns_all_blobs=True)
+    try:
+        check_transfer_encoding(http)
+        length = content_length(http)
+        content_range = parse_content_range(", ".join(http.header_values("Content-Range")))
+    except (ValueError, UpstreamError) as exc:
+        reason = f"{http.server} sent a malformed response to the request for a range"
+        raise RangesUnsupported(reason, concerns_all_blobs=True) from exc
+    is_right = content_range.first == start and content_range.last < stop and length in (None, content_range.length)
+    if not is_right:
+        raise RangesUnsupported(f"{http.server} sent another range than the requested one", concerns_all_blobs=True)
+    if is_web_page(http):
+        raise RangesUnsupported(f"{http.server} sent a range that is labelled as a web page")
+    size = content_range.total
+    return UpstreamBlob(http, size, start, stop if size is None else min(stop, size))
 
 
 def find_descriptor(http: UpstreamResponse, reference: Reference) -> Descriptor | None:

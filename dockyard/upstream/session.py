@@ -55,7 +55,8 @@ log = structlog.get_logger()
 class RegistryRequest:
     """A manifest or a blob of a repository, or one of its lists (`list_path`: path and query).
 
-    `url` replaces the URL that follows from these: the next page of a list.
+    `url` replaces the URL that follows from these: the next page of a list; or, with the `registry_zone` of the
+    registry, a URL that it redirected to before.
     """
 
     method: Literal["GET", "HEAD"]
@@ -66,6 +67,7 @@ class RegistryRequest:
     byte_range: str = ""
     list_path: str = ""
     url: Url | None = None
+    registry_zone: NetworkZone | None = None
 
     @property
     def path(self) -> str:
@@ -86,13 +88,19 @@ class RegistryRequest:
 class RegistryResponse:
     """The final response to a RegistryRequest, and the credentials that it was requested with.
 
-    `is_redirected`: after at least one redirect. `is_from_other_origin`: from another origin than the registry's.
+    `is_redirected`: after at least one redirect, which came from a registry in `registry_zone`. `is_from_other_origin`:
+    from another origin than the registry's.
     """
 
     http: UpstreamResponse
     authorization: Authorization
     is_redirected: bool
     is_from_other_origin: bool
+    registry_zone: NetworkZone | None
+
+    def attribute(self, error: UpstreamError) -> UpstreamError:
+        """The error with this response; the failure of a redirect target is no failure of the registry."""
+        return error.as_not_counted(is_from_other_origin=True) if self.is_from_other_origin else error
 
 
 def not_found(
@@ -175,7 +183,7 @@ class RegistrySession:
 
     def _follow_redirects(self, request: RegistryRequest, limits: CallLimits) -> RegistryResponse:
         url = request.url or Url(self._origin, f"/v2/{request.path}")
-        registry_zone: NetworkZone | None = None
+        registry_zone = request.registry_zone
         for hops in range(MAX_REDIRECTS + 1):
             is_other = url.origin != self._origin
             if is_other:
@@ -184,7 +192,8 @@ class RegistrySession:
                 resource = Resource(url.origin, request.repository)
                 http, authorization = self._exchange(self._mode, url, resource, request, limits, registry_zone)
             if http.status not in REDIRECTS:
-                return RegistryResponse(http, authorization, hops > 0, is_other)
+                is_redirected = hops > 0 or request.registry_zone is not None
+                return RegistryResponse(http, authorization, is_redirected, is_other, registry_zone)
             registry_zone = registry_zone or http.zone
             url = self._redirect_target(url, http)
         raise errors.bad_response(self._prefix, f"redirects more than {MAX_REDIRECTS} times", http.details)

@@ -112,7 +112,7 @@ class OneRepositoryUpstream:
             return len(BODY)
         raise BlobUnknown(f"up.test has no blob {digest}")
 
-    def open_blob(self, repository: str, digest: Digest, start: int = 0) -> HeldBody:
+    def open_blob(self, repository: str, digest: Digest, start: int = 0, *_: object) -> HeldBody:
         assert (repository, digest) == ("secret", DIGEST)
         return HeldBody(self.gate)
 

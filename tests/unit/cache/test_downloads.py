@@ -91,7 +91,7 @@ class FakeUpstream:
         self.head_size: int | RegistryError = len(BODY)  # by HEAD
         self.heads = 0
 
-    def open_blob(self, repository: str, digest: Digest, start: int = 0) -> FakeBody:
+    def open_blob(self, repository: str, digest: Digest, start: int = 0, *_: object) -> FakeBody:
         self.starts.append(start)
         if self.error:
             raise self.error
@@ -530,7 +530,7 @@ class LoginOpener:
     upstream: DecidingUpstream
     login: Login | None
 
-    def open_blob(self, repository: str, digest: Digest, start: int = 0) -> FakeBody:
+    def open_blob(self, repository: str, digest: Digest, start: int = 0, *_: object) -> FakeBody:
         if self.login in self.upstream.refused:
             self.upstream.on_refusal()
             raise AccessDenied("not for this login")
