@@ -12,11 +12,12 @@ from pathlib import Path
 
 import attrs
 
-from dockyard.passwd import make_line
+from dockyard.access.passwords import hash_password
 from tests.support.busy_machine import EVENT_TIMEOUT_S
 from tests.support.loopback_server import LoopbackServer
 from tests.support.processes import Process, SetupError, free_port, wait_until
 
+MIN_COST = 4  # of bcrypt: the registry verifies the password of each request
 TEST_USER_AGENT = "dockyard-tests"  # requests of the tests themselves are not counted
 
 LOG_LINE = re.compile(
@@ -68,7 +69,9 @@ class DistributionRegistry(LoopbackServer):
         self.needs_login = bool(users)
         if users:
             htpasswd = directory / "htpasswd"
-            htpasswd.write_text("".join(f"{make_line(user, password)}\n" for user, password in users.items()))
+            htpasswd.write_text(
+                "".join(f"{user}:{hash_password(password, MIN_COST)}\n" for user, password in users.items())
+            )
             text += HTPASSWD.format(path=htpasswd)
             login = ":".join(next(iter(users.items())))
             self._headers["Authorization"] = f"Basic {base64.b64encode(login.encode()).decode()}"

@@ -62,6 +62,7 @@ class Dockyard(LoopbackServer):
             },
             settings or {},
         )
+        self.has_tls = bool(self.settings["server"].get("tls"))
         self._environ = {"PATH": os.environ["PATH"], "HOME": str(directory), **(environ or {})}
         self._limits = ["prlimit", f"--nofile={descriptors}"] if descriptors else []
         self._wrapper = wrapper

@@ -303,12 +303,13 @@ class Podman:
         self._policy = directory / "policy.json"
         self._policy.write_text(json.dumps(ACCEPT_ANY_SIGNATURE))
 
-    def pull(self, reference: str, *, registries: str = "") -> None:
+    def pull(self, reference: str, *options: str, registries: str = "") -> None:
         """Pull an image of this machine's platform; `registries` is the text of a registries.conf."""
         (self.directory / "registries.conf").write_text(registries)
         environ = {**self._environ, "CONTAINERS_REGISTRIES_CONF": str(self.directory / "registries.conf")}
         plain_http = [] if registries else ["--tls-verify=false"]  # registries.conf sets it for each mirror
-        run([*self._command, "pull", "--quiet", f"--signature-policy={self._policy}", *plain_http, reference], environ)
+        policy = f"--signature-policy={self._policy}"
+        run([*self._command, "pull", "--quiet", policy, *plain_http, *options, reference], environ)
 
     def log_in(self, host: str, user: str, password: str) -> None:
         """Log in, until `forget_logins`."""

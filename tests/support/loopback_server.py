@@ -2,6 +2,7 @@
 
 import contextlib
 import http.client
+import ssl
 from abc import abstractmethod
 from collections.abc import Iterator
 
@@ -12,6 +13,7 @@ class LoopbackServer:
     """A server process that answers `GET /v2/` on a loopback port."""
 
     port: int
+    has_tls = False
 
     @property
     def host(self) -> str:
@@ -20,7 +22,7 @@ class LoopbackServer:
 
     @property
     def url(self) -> str:
-        return f"http://{self.host}"
+        return f"{'https' if self.has_tls else 'http'}://{self.host}"
 
     @abstractmethod
     def start(self) -> None:
@@ -41,7 +43,13 @@ class LoopbackServer:
 
     def is_answering(self) -> bool:
         """Whether `/v2/` answers now: 200, or 401 or 403 where access is restricted."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=REQUEST_TIMEOUT_S)
+        if self.has_tls:
+            context = ssl._create_unverified_context()  # noqa: S323  it is this server, or none
+            connection: http.client.HTTPConnection = http.client.HTTPSConnection(
+                "127.0.0.1", self.port, timeout=REQUEST_TIMEOUT_S, context=context
+            )
+        else:
+            connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=REQUEST_TIMEOUT_S)
         with contextlib.closing(connection):
             try:
                 connection.request("GET", "/v2/")
