@@ -61,7 +61,7 @@ class BlobLocation:
     """Where a blob is, for one download of it. For many threads.
 
     `redirect` is where it is requested instead of at the registry, if that is known. `is_known`: the upstream has sent
-    some of it. `has_ranges`: the upstream has sent a range of it.
+    some of it. `has_ranges`: with the status 206.
     """
 
     def __init__(self) -> None:
@@ -114,7 +114,6 @@ class BlobLocation:
             if first is not None and first.contradicts(_Description.of(response.http)):
                 raise RangesUnsupported(f"{server} describes one blob in two ways (ETag or Last-Modified)")
             self._record(response, size)
-            self.has_ranges = True
             return self._size
 
     def forget(self, redirect: BlobRedirect) -> None:
@@ -130,6 +129,7 @@ class BlobLocation:
     def _record(self, response: RegistryResponse, size: int | None) -> None:
         url = response.http.url
         self.is_known = True
+        self.has_ranges |= response.http.status == 206
         self._size = size if self._size is None else self._size
         if len(self._descriptions) < MAX_DESCRIPTIONS:
             self._descriptions.setdefault(_place(url), _Description.of(response.http))

@@ -13,7 +13,7 @@ import pytest
 from urllib3 import HTTPConnectionPool
 
 from dockyard.oci.reference import Digest, Name, Tag
-from dockyard.s3 import S3Store
+from dockyard.s3 import S3Error, S3Store
 from dockyard.storage import keys
 from tests.s3.store.proxy import Forward, Request, Respond, S3Proxy, s3_error
 from tests.s3.store.servers import MIB, Server
@@ -122,6 +122,77 @@ def test_a_start_beyond_the_end_is_none(s3: S3Store) -> None:
     """The object is another one than when the download started."""
     publish(s3)
     assert s3.open_blob(DIGEST, start=len(BODY)) is None
+
+
+@pytest.mark.parametrize(
+    ("start", "stop", "expected"),
+    [
+        (0, 1, BODY[:1]),
+        (0, len(BODY), BODY),
+        (1000, 70_000, BODY[1000:70_000]),
+        (len(BODY) - 50, len(BODY), BODY[-50:]),
+        (len(BODY) - 50, len(BODY) + 1000, BODY[-50:]),
+    ],
+)
+def test_a_range_is_one_get(
+    s3: S3Store, direct_s3: S3Store, proxy: S3Proxy, start: int, stop: int, expected: bytes
+) -> None:
+    """With exactly its bytes, and the size of the whole blob."""
+    publish(direct_s3)
+    body = s3.open_blob(DIGEST, start, stop=stop)
+    assert body is not None
+    assert (body.start, body.size) == (start, len(BODY))
+    assert b"".join(iter(lambda: body.read(10_000), b"")) == expected
+    body.close()
+    (request,) = proxy.requests
+    assert request.headers["range"] == f"bytes={start}-{stop - 1}"
+    assert s3.open_blob(DIGEST, start, '"another"', stop) is None
+
+
+def test_ranges_use_one_connection_one_after_the_other(direct_s3: S3Store, server: Server) -> None:
+    """Their ends are known (versitygw itself closes some connections)."""
+    publish(direct_s3)
+    pool = direct_s3._client._pools.connection_from_url(f"http://{server.host}")
+    assert isinstance(pool, HTTPConnectionPool)
+    before = pool.num_connections
+    for start in range(0, 1000, 100):
+        body = direct_s3.open_blob(DIGEST, start, stop=start + 100)
+        assert body is not None
+        assert b"".join(iter(lambda body=body: body.read(1000), b"")) == BODY[start : start + 100]
+        body.close()
+    assert pool.num_connections == before or server.name == "versitygw"
+
+
+@pytest.mark.parametrize("server", ["minio"], indirect=True)  # the proxy responds in its place
+def test_a_service_without_ranges_has_none_of_a_blob(s3: S3Store, proxy: S3Proxy) -> None:
+    """Nothing is read of the whole body, and the bucket is not taken for broken."""
+    proxy.rule = lambda _: Respond(200, BODY)
+    assert s3.open_blob(DIGEST, 100, stop=200) is None
+    body = s3.open_blob(DIGEST, 100)
+    assert body is not None
+    assert body.start == 0
+    body.close()
+
+
+@pytest.mark.parametrize("server", ["minio"], indirect=True)  # the proxy responds in its place
+@pytest.mark.parametrize(
+    "content_range",
+    ["bytes 100-200/1000", "bytes 99-199/1000", "bytes 100-198/1000", "bytes 100-199/*", "items 100-199/1000", ""],
+)
+def test_another_range_of_the_bucket_is_an_error(s3: S3Store, proxy: S3Proxy, content_range: str) -> None:
+    """Its bytes would be those of another place."""
+    proxy.rule = lambda _: Respond(206, bytes(100), f"Content-Range: {content_range}\r\n")
+    with pytest.raises(S3Error, match="unexpected response"):
+        s3.open_blob(DIGEST, 100, stop=200)
+
+
+@pytest.mark.parametrize("server", ["minio"], indirect=True)  # the proxy responds in its place
+@pytest.mark.parametrize("sent", [99, 101])
+def test_a_range_of_another_length_is_an_error(s3: S3Store, proxy: S3Proxy, sent: int) -> None:
+    """The headers contradict each other."""
+    proxy.rule = lambda _: Respond(206, bytes(sent), "Content-Range: bytes 100-199/1000\r\n")
+    with pytest.raises(S3Error, match="unexpected response"):
+        s3.open_blob(DIGEST, 100, stop=200)
 
 
 def test_a_blob_has_its_size_and_age(s3: S3Store) -> None:

@@ -189,6 +189,17 @@ def test_a_server_that_has_sent_ranges_is_asked_once_more(ward: Ward, digest: Di
     assert ward.fake_registry.count() == 5
 
 
+@pytest.mark.parametrize(("start", "count"), [(0, 2), (500, 3)])
+def test_a_blob_that_was_resumed_has_ranges(ward: Ward, digest: Digest, start: int, count: int) -> None:
+    """A download that a range has continued asks once more, one that began with the whole blob does not."""
+    download = OneDownload(ward.registry(), digest)
+    assert download.read(start, None) == BLOB[start:]
+    ward.fake_registry.on("blob", faults.ignoring_range())
+    with pytest.raises(RangesUnsupported):
+        download.open()
+    assert ward.fake_registry.count() == count
+
+
 def test_nothing_is_read_of_a_body_that_is_not_a_range(ward: Ward) -> None:
     """The connection is closed instead: the blob may be large."""
     large = bytes(64 * 2**20)
