@@ -115,6 +115,11 @@ class Manifests:
         await self._keep_fetched(target, manifest)
         return manifest
 
+    async def keep(self, target: Target, manifest: Manifest) -> None:
+        """Keep a manifest that came with the check of a tag, unless it is stored. Raises BadUpstream."""
+        if await self.find_stored(target, manifest.digest) is None:
+            await self._keep_fetched(target, manifest)
+
     async def _find_local(self, target: Target, digest: Digest) -> Manifest | None:
         key = (target.name, digest)
         kept = self._memory.get(key)

@@ -158,7 +158,8 @@ class Tags:
                 return FoundTag(manifest, "stale", pointer.checked_at, error)
             case Fetch(digest):
                 stale = FoundTag(manifest, "stale", pointer.checked_at) if pointer and manifest else None
-                return await self._move(target, tag, digest, written, stale)
+                fetched = checked.manifest if isinstance(checked, Descriptor) else None
+                return await self._move(target, tag, fetched or digest, written, stale)
             case Fail(error):
                 raise error
         raise AssertionError("a tag that is not cached cannot be served")
@@ -173,14 +174,18 @@ class Tags:
         return recent
 
     async def _move(
-        self, target: Target, tag: Tag, digest: Digest, written: Pointer | None, stale: FoundTag | None
+        self, target: Target, tag: Tag, found: Digest | Manifest, written: Pointer | None, stale: FoundTag | None
     ) -> FoundTag:
-        """Fetch the manifest that the tag points to now, then move the pointer.
+        """Fetch the manifest that the tag points to now, unless it came with the check, then move the pointer.
 
         `written` is the pointer from before the upstream was asked; `stale` is served when the manifest cannot be had.
         """
         try:
-            manifest = await self._fetch_moved(target, tag, digest, is_cached=stale is not None)
+            if isinstance(found, Manifest):
+                manifest = found
+                await self._manifests.keep(target, manifest)
+            else:
+                manifest = await self._fetch_moved(target, tag, found, is_cached=stale is not None)
         except (Outage, TooManyRequests) as exc:
             if stale is None:
                 raise

@@ -14,6 +14,8 @@ from dockyard.oci.reference import Name
 DOCKER_HUB: Final = "docker.io"
 # Every host by which clients, settings and keychains refer to Docker Hub; the usual ones first.
 DOCKER_HUB_HOSTS: Final = (DOCKER_HUB, "index.docker.io", "registry-1.docker.io", "registry.hub.docker.com")
+# Registries that have manifests and blobs, but respond to `/v2/` with 404.
+HOSTS_WITHOUT_API_VERSION: Final = frozenset({"registry.ollama.ai"})
 
 _LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9])?"  # with underscores, for service names in compose files
 _HOST = re.compile(rf"{_LABEL}(?:\.{_LABEL})*")

@@ -89,11 +89,15 @@ _VENDOR_TYPE: Final = re.compile(r"application/vnd\.[A-Za-z0-9!#$&^_.+-]{1,122}"
 
 @attrs.frozen
 class Descriptor:
-    """Media type, digest, and size in bytes: the result of a HEAD request."""
+    """Media type, digest, and size in bytes: the result of a HEAD request.
+
+    `manifest` is what they describe, if a GET was necessary to find them out.
+    """
 
     media_type: str
     digest: Digest
     size: int
+    manifest: "Manifest | None" = attrs.field(default=None, eq=False, repr=False)
 
 
 @attrs.frozen
@@ -172,7 +176,7 @@ class Manifest:
 
     @property
     def descriptor(self) -> Descriptor:
-        return Descriptor(self.media_type, self.digest, self.size)
+        return Descriptor(self.media_type, self.digest, self.size, self)
 
 
 def find_blob_size(body: bytes, digest: Digest) -> int | None:

@@ -20,6 +20,7 @@ import attrs
 from cachetools import TTLCache
 
 from dockyard import metrics
+from dockyard.config.hosts import HOSTS_WITHOUT_API_VERSION
 from dockyard.config.settings import Upstream, UpstreamLimits
 from dockyard.errors import (
     BadUpstream,
@@ -281,6 +282,8 @@ class RegistryClient:
             case 401 | 403 if not is_error_page(http):
                 details = attrs.evolve(http.details, credentials=authorization.credential.source)
                 raise self._login_error(details, is_anonymous=is_anonymous)
+            case 404 if self._origin.host in HOSTS_WITHOUT_API_VERSION:
+                return "the registry responds; it has no /v2/, as is known of it"
             case 404 | 410:
                 details = http.details.with_cure(f"correct `registry` of the upstream {self._prefix}")
                 raise BadUpstream(f"{self._prefix} is not a registry: it has no /v2/", details=details)

@@ -19,7 +19,14 @@ from dockyard.oci.ranges import ByteRange, parse_ranges
 from dockyard.oci.reference import Digest, parse_reference
 from dockyard.web.bodies import ActiveBodies, MultipartBody, ResponseBody
 from dockyard.web.gate import Gate
-from dockyard.web.headers import content_headers, freshness_headers, is_not_modified, range_applies, redirect_headers
+from dockyard.web.headers import (
+    content_headers,
+    freshness_headers,
+    is_not_modified,
+    location_headers,
+    range_applies,
+    redirect_headers,
+)
 from dockyard.web.request_record import SCOPE_KEY, RequestRecord
 from dockyard.web.zero_copy import ZeroCopy
 
@@ -136,6 +143,7 @@ class BlobEndpoint:
             else:
                 parts = ranges = (ByteRange(0, reader.size),)
                 resp.content_length = reader.size
+                resp.set_headers(location_headers(req, digest))
             if connection := self._zero_copy.find_connection(req.scope, ranges):
                 await self._zero_copy.send(connection, req.scope, resp, record, reader, ranges[0])
             else:

@@ -77,6 +77,15 @@ def redirect_headers(url: str) -> dict[str, str]:
     return {"location": url, "cache-control": "no-store", "cache-status": "Dockyard; hit; detail=redirect"}
 
 
+def location_headers(req: falcon.asgi.Request, digest: Digest) -> dict[str, str]:
+    """Location for Ollama, which requires it in every response to a GET of a blob, also in a 200; nothing for others.
+
+    It is relative, so that it is right whatever the path of the request is at a proxy before Dockyard. Ollama sends the
+    requests for parts of the blob there, without its User-Agent.
+    """
+    return {"location": f"./{digest}"} if (req.user_agent or "").startswith("ollama/") else {}
+
+
 def is_not_modified(req: falcon.asgi.Request, digest: Digest) -> bool:
     """Whether If-None-Match contains this digest: quoted, weak, `*`, or bare as some clients send it."""
     wanted = req.get_header("If-None-Match")

@@ -37,7 +37,11 @@ def check_request(scope: Scope) -> None:
     if scope["method"] in _METHODS and any(name == b"transfer-encoding" for name, _ in headers):
         # Together with Content-Length, it could be used for request smuggling.
         raise RequestInvalid("Transfer-Encoding is not allowed in a GET or HEAD request")
-    if sum(len(name) + len(value) for name, value in headers) > MAX_HEADER_BYTES:
+    size = sum(len(name) + len(value) for name, value in headers)
+    if size > MAX_HEADER_BYTES:
+        if size - sum(len(name) + len(value) for name, value in headers if name == b"range") <= MAX_HEADER_BYTES:
+            # Clients request fewer ranges after a 400, and fail after any other status.
+            raise RequestInvalid(f"the headers of the request are larger than {MAX_HEADER_BYTES} bytes by their ranges")
         raise HeadersTooLarge(f"the headers of the request are larger than {MAX_HEADER_BYTES} bytes")
     path: bytes = scope["raw_path"]
     if len(path) > MAX_PATH_BYTES:

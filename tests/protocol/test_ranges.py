@@ -140,15 +140,23 @@ def test_several_ranges(deployment: Deployment, name: str, temperature: str) -> 
 
 @pytest.mark.parametrize(
     "range_header",
-    ["bytes=" + ",".join(["0-"] * 50), "bytes=" + ",".join(["0-0"] * 1000), "bytes=" + ",".join(["5-9"] * 10_000)],
-    ids=["overlapping", "1,000", "10,000"],
+    [
+        "bytes=" + ",".join(["0-"] * 50),
+        "bytes=" + ",".join(["0-0"] * 1000),
+        "bytes=" + ",".join(f"{20 * 2**30 + 2 * number}-{20 * 2**30 + 2 * number}" for number in range(1024)),
+        "bytes=" + ",".join(["5-9"] * 10_000),
+    ],
+    ids=["overlapping", "1,000", "1,024 long ones", "10,000"],
 )
 def test_too_many_ranges_are_a_bad_request(deployment: Deployment, range_header: str) -> None:
-    """Over the limit the response is 400: clients then request the whole blob."""
+    """Over the limit the response is 400: clients then request fewer ranges, or the whole blob.
+
+    After any other status they fail. Podman requests up to 1,024 ranges, which are more than the limit of headers.
+    """
     path = f"/v2/up.test/app/blobs/{deployment.fake_registry.add_blob(_random(2048, 'too many'))}"
     deployment.get(path)
     response = deployment.get(path, Range=range_header)
-    assert response.status in ((400, 431) if len(range_header) > 16_384 else (400,))
+    assert (response.status, response.error) == (400, "UNSUPPORTED")
 
 
 def test_no_range_can_be_satisfied(deployment: Deployment) -> None:

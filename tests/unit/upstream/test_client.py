@@ -1007,3 +1007,12 @@ def test_content_of_the_wrong_kind_is_a_bad_response(ward: Ward) -> None:
     ward.fake_registry.on("manifest", faults.replaced(200, body, ("Content-Type", "application/json")))
     with pytest.raises(BadUpstream):
         ward.registry().head_manifest("lib/app", LATEST)
+
+
+def test_a_registry_that_is_known_to_have_no_api_version(ward: Ward, monkeypatch: pytest.MonkeyPatch) -> None:
+    """404 to `/v2/` is an error of the settings, but for registries that have only manifests and blobs."""
+    ward.fake_registry.on("ping", faults.replaced(404, b"404 page not found"))
+    with pytest.raises(BadUpstream, match="is not a registry"):
+        ward.registry().check_api()
+    monkeypatch.setattr("dockyard.upstream.client.HOSTS_WITHOUT_API_VERSION", {"127.0.0.1"})
+    assert "no /v2/" in ward.registry().check_api()
