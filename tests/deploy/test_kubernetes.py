@@ -141,6 +141,7 @@ def test_the_chart_says_how_to_correct_values(ops: Path, programs: Programs) -> 
         "config.server.tls": "true",
         "config.server.client_ca": "/ca.pem",
         "config.access.htpasswd": "/etc/htpasswd",
+        "config.access.challenge": "bearer",
         "config.storage.directory": "/data",
         "config.server.drain_timeout": "50s",
         "volume.size": "80Gi",
@@ -148,13 +149,14 @@ def test_the_chart_says_how_to_correct_values(ops: Path, programs: Programs) -> 
     }
     words = [f"--set={name}={value}" for name, value in options.items()]
     output = run(programs.need("helm"), "template", "x", ops / "helm" / "dockyard", *words, fails=True)
-    assert "9 values cannot work:" in output
+    assert "10 values cannot work:" in output
     for mistake in (
         "config.server.port: pods listen on port 5000: remove it; the port for nodes is balancer.service.nodePort",
         "config.server.host: probes and Services need all addresses of a pod: remove it",
         "config.server.tls: probes, Services and the balancer use HTTP: remove it, and put TLS in front",
         "config.server.client_ca: pods speak HTTP, and probes have no certificate: remove it",
         "config.access.htpasswd: no Secret is mounted: put the file into a Secret, name it in access.secret",
+        "config.access.challenge: with bearer, replicas need one key for access tokens",
         "config.storage.directory: the volume is mounted at /var/cache/dockyard: remove it",
         "config.storage.max_size: 80GiB does not fit into volume.size (80Gi): set it to 80 % of the volume",
         "autoscaling.minReplicas: 9 is more than maxReplicas (8)",
