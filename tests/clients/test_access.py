@@ -23,17 +23,25 @@ from tests.support.programs import Programs
 pytestmark = pytest.mark.clients
 
 
+@pytest.fixture(scope="module", params=["basic", "bearer"])
+def challenge(request: pytest.FixtureRequest) -> str:
+    """How clients are asked for a login: to send it with each request, or to exchange it for an access token."""
+    return str(request.param)
+
+
 @pytest.fixture(scope="module")
-def htpasswd(registry: DistributionRegistry, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Source]:
+def htpasswd(
+    registry: DistributionRegistry, challenge: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Source]:
     """A user of the htpasswd file."""
     directory = tmp_path_factory.mktemp("htpasswd")
-    settings = access(directory / "access", {"allow": True, "who": [USER]})
+    settings = access(directory / "access", {"allow": True, "who": [USER]}, challenge=challenge)
     with running(Dockyard(directory, [docker_hub(registry)], settings=settings)) as dockyard:
         yield Source(dockyard, registry, (USER, PASSWORD), (USER, "wrong-password"))
 
 
 @pytest.fixture(scope="module")
-def token(registry: DistributionRegistry, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Source]:
+def token(registry: DistributionRegistry, challenge: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Source]:
     """A token as the password, with any user name; the wrong one is signed by another key."""
     directory = tmp_path_factory.mktemp("token")
     keys = [rsa.generate_private_key(65537, 2048) for _ in range(2)]
@@ -44,13 +52,13 @@ def token(registry: DistributionRegistry, tmp_path_factory: pytest.TempPathFacto
     now = int(time.time())
     claims = {"iss": "https://ci.test", "aud": "dockyard", "sub": "project:team-a:main", "iat": now, "exp": now + 3600}
     right, wrong = (jwt.encode(claims, key, "RS256", headers={"kid": "1"}) for key in keys)
-    settings = {"access": {"jwt": [issuer], "rules": rules}}
+    settings = {"access": {"jwt": [issuer], "rules": rules, "challenge": challenge}}
     with running(Dockyard(directory, [docker_hub(registry)], settings=settings)) as dockyard:
         yield Source(dockyard, registry, ("any", right), ("any", wrong))
 
 
 @pytest.fixture(scope="module")
-def upstream(programs: Programs, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Source]:
+def upstream(programs: Programs, challenge: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Source]:
     """A user of the upstream, which is a registry with an htpasswd file and decides itself."""
     directory = tmp_path_factory.mktemp("upstream")
     users = {"tests": secrets.token_hex(8), USER: PASSWORD}
@@ -58,25 +66,29 @@ def upstream(programs: Programs, tmp_path_factory: pytest.TempPathFactory) -> It
     with contextlib.closing(registry):
         registry.start()
         decides = {**docker_hub(registry), "access": "upstream"}
-        with running(Dockyard(directory, [decides])) as dockyard:
+        with running(Dockyard(directory, [decides], settings={"access": {"challenge": challenge}})) as dockyard:
             yield Source(dockyard, registry, (USER, PASSWORD), (USER, "wrong-password"))
 
 
 @pytest.fixture(params=["htpasswd", "token", "upstream"])
-def source(request: pytest.FixtureRequest) -> Source:
-    """Each source of logins."""
+def source(request: pytest.FixtureRequest, challenge: str) -> Source:
+    """Each source of logins, with each challenge."""
+    assert challenge
     found: Source = request.getfixturevalue(request.param)
     return found
 
 
 @pytest.fixture(scope="module")
-def mixed(registry: DistributionRegistry, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Dockyard]:
+def mixed(
+    registry: DistributionRegistry, challenge: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Dockyard]:
     """A Dockyard that gives public/ to everybody, and private/ to one user."""
     directory = tmp_path_factory.mktemp("mixed")
     settings = access(
         directory / "access",
         {"allow": True, "repositories": ["docker.io/public/**"]},
         {"allow": True, "repositories": ["docker.io/private/**"], "who": [USER]},
+        challenge=challenge,
     )
     with running(Dockyard(directory, [docker_hub(registry)], settings=settings)) as dockyard:
         yield dockyard
@@ -184,14 +196,15 @@ def test_public_images_need_no_login_beside_private_ones(
 def test_private_images_can_be_pulled_beside_public_ones(
     make_client: Callable[[Dockyard], LoginClient],
     mixed: Dockyard,
+    challenge: str,
     registry: DistributionRegistry,
     request: pytest.FixtureRequest,
 ) -> None:
-    """With a login a client gets the private image; but Docker's classic store sends none if `/v2/` asks for none."""
+    """With a login a client gets the private image; but with Basic, Docker's classic store sends none after 200."""
     private = push(registry, "private")
     client = make_client(mixed)
     client.log_in(USER, PASSWORD)
-    if request.node.callspec.params["make_client"] == "docker":
+    if request.node.callspec.params["make_client"] == "docker" and challenge == "basic":
         with pytest.raises(ClientError, match="unauthorized: this needs a login"):
             client.pull(private.repository)
         assert registry.requests() == []
@@ -200,22 +213,63 @@ def test_private_images_can_be_pulled_beside_public_ones(
         assert fetched(registry, private) == sorted(private.blobs)
 
 
+def test_a_wrong_login_beside_public_images(
+    make_client: Callable[[Dockyard], LoginClient],
+    mixed: Dockyard,
+    challenge: str,
+    registry: DistributionRegistry,
+    request: pytest.FixtureRequest,
+) -> None:
+    """With it nothing private is pulled. A login is only verified by all clients if `/v2/` asks for one."""
+    private = push(registry, "private")
+    client = make_client(mixed)
+    name = request.node.callspec.params["make_client"]
+    if client.verifies_login and (challenge == "bearer" or name in {"podman", "skopeo"}):
+        with pytest.raises(ClientError, match=REFUSED):
+            client.log_in(USER, "wrong-password")
+    else:
+        client.log_in(USER, "wrong-password")
+    with pytest.raises(ClientError, match=REFUSED):
+        client.pull(private.repository)
+    assert registry.requests() == []
+
+
 def test_public_images_of_an_upstream_that_decides(
     make_client: Callable[[Dockyard], LoginClient],
     registry: DistributionRegistry,
     start_dockyard: Callable[..., Dockyard],
+    challenge: str,
     request: pytest.FixtureRequest,
 ) -> None:
-    """What the upstream gives to everybody needs no login, but for Docker's classic store: `/v2/` asks for one."""
+    """What the upstream gives to everybody needs no login, but for Docker's classic store with Basic."""
     image = push(registry, "team")
-    client = make_client(start_dockyard([{**docker_hub(registry), "access": "upstream"}]))
-    if request.node.callspec.params["make_client"] == "docker":
+    settings = {"access": {"challenge": challenge}}
+    client = make_client(start_dockyard([{**docker_hub(registry), "access": "upstream"}], settings=settings))
+    if request.node.callspec.params["make_client"] == "docker" and challenge == "basic":
         with pytest.raises(ClientError, match="no basic auth credentials"):
             client.pull(image.repository)
         assert registry.requests() == []
     else:
         assert client.pull(image.repository) == image.digest
         assert fetched(registry, image) == sorted(image.blobs)
+
+
+def test_a_restart_between_two_pulls(
+    make_client: Callable[[Dockyard], LoginClient],
+    registry: DistributionRegistry,
+    start_dockyard: Callable[..., Dockyard],
+    tmp_path: Path,
+) -> None:
+    """Access tokens of the former start are not valid any more: clients get others."""
+    settings = access(tmp_path / "access", {"allow": True, "who": [USER]}, challenge="bearer")
+    dockyard = start_dockyard([docker_hub(registry)], settings=settings)
+    client = make_client(dockyard)
+    client.log_in(USER, PASSWORD)
+    for _ in range(2):
+        image = push(registry, "team")
+        assert client.pull(image.repository) == image.digest
+        dockyard.stop()
+        dockyard.start()
 
 
 def test_helm_logs_in(source: Source, programs: Programs, tmp_path: Path) -> None:
