@@ -32,6 +32,7 @@ from dockyard.config.access import explain
 from dockyard.config.certificates import KeyPair, KeyPairError
 from dockyard.config.loader import SettingsError
 from dockyard.config.settings import Settings, StorageSettings
+from dockyard.config.token_key import read_token_key
 from dockyard.config.units import format_duration
 from dockyard.first_pull import describe_address, example_pull, server_url
 from dockyard.preconditions import (
@@ -57,6 +58,7 @@ from dockyard.workers.processors import count_workers
 from dockyard.workers.watchdog import Watchdog, WatchedProcess
 
 if TYPE_CHECKING:
+    from dockyard.access.access_tokens import AccessTokens
     from dockyard.access.shared import SharedAccess
 
 CHECK_INTERVAL_S = 0.5
@@ -126,7 +128,16 @@ def _serve(settings: Settings) -> int:
             upstreams=[upstream.prefix for upstream in settings.upstreams],
         )
         access, concealment = _share_access(settings), Concealment(secrets.token_bytes(32))
-        load_app = functools.partial(_load_app, settings, workers, run_directory, VerifiedFiles(), access, concealment)
+        load_app = functools.partial(
+            _load_app,
+            settings,
+            workers,
+            run_directory,
+            VerifiedFiles(),
+            access,
+            _make_access_tokens(settings),
+            concealment,
+        )
         try:
             server.serve(target_loader=load_app, wrap_loader=False)
         except SystemExit as exc:
@@ -151,12 +162,26 @@ def _share_access(settings: Settings) -> "SharedAccess | None":
     return SharedAccess()
 
 
+def _make_access_tokens(settings: Settings) -> "AccessTokens | None":
+    """The access tokens of all workers, also of those that are started later. Raises CannotStart."""
+    if not settings.issues_tokens:
+        return None
+    from dockyard.access.access_tokens import AccessTokens  # noqa: PLC0415
+
+    path = settings.access.token_key_file
+    try:
+        return AccessTokens(read_token_key(path) if path else b"")
+    except ValueError as exc:  # it has changed since the settings were read
+        raise CannotStart(f"access.token_key_file: {path}: {exc}") from exc
+
+
 def _load_app(
     settings: Settings,
     workers: int,
     run_directory: Path,
     verified_files: VerifiedFiles,
     access: "SharedAccess | None",
+    tokens: "AccessTokens | None",
     concealment: Concealment,
     connection: socket.socket,
     listener: socket.socket,
@@ -171,7 +196,9 @@ def _load_app(
     _set_up_log(settings)
     multiprocessing.util.Finalize(None, log.flush, exitpriority=0)  # a worker does not run atexit functions
     try:
-        return create_app(settings, workers, run_directory, verified_files, access, concealment, watched, os.environ)
+        return create_app(
+            settings, workers, run_directory, verified_files, access, tokens, concealment, watched, os.environ
+        )
     except (OSError, ValueError) as exc:
         logger.error("a worker cannot start", error=str(exc))  # noqa: TRY400  such as a file that was deleted
     except Exception:

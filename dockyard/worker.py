@@ -63,6 +63,7 @@ from dockyard.workers.shard_lock import Lock, claim_shard, lock_path
 from dockyard.workers.watchdog import WatchedProcess
 
 if TYPE_CHECKING:
+    from dockyard.access.access_tokens import AccessTokens
     from dockyard.access.shared import SharedAccess
 
 CLAIM_INTERVAL_S = 0.2
@@ -83,17 +84,18 @@ def create_app(
     run: Path,
     verified_files: VerifiedFiles,
     access: "SharedAccess | None",
+    tokens: "AccessTokens | None",
     concealment: Concealment,
     watched: WatchedProcess,
     environ: Mapping[str, str],
 ) -> OuterApp:
     """Build the ASGI application of one worker process.
 
-    `shards` is the number of workers, which share the directory `run`, `verified_files`, `concealment`, and `access` if
-    an upstream decides about access. `watched` connects the worker with the watchdog in the supervisor. Raises OSError
-    when the run directory cannot be used.
+    `shards` is the number of workers, which share the directory `run`, `verified_files`, `concealment`, `access` if an
+    upstream decides about access, and `tokens` if clients get access tokens. `watched` connects the worker with the
+    watchdog in the supervisor. Raises OSError when the run directory cannot be used.
     """
-    worker = Worker(settings, shards, run, verified_files, access, concealment, watched, environ)
+    worker = Worker(settings, shards, run, verified_files, access, tokens, concealment, watched, environ)
     services = web_app.Services(
         manifests=worker.manifests,
         tags=worker.tags,
@@ -135,6 +137,7 @@ class Worker:
         run: Path,
         verified_files: VerifiedFiles,
         access: "SharedAccess | None",
+        tokens: "AccessTokens | None",
         concealment: Concealment,
         watched: WatchedProcess,
         environ: Mapping[str, str],
@@ -203,7 +206,7 @@ class Worker:
             else None
         )
         self.audit = AuditLog(settings.access) if settings.access.audit else None
-        self.access = self._make_access(settings, concealment) if settings.uses_access else None
+        self.access = self._make_access(settings, tokens, concealment) if settings.uses_access else None
 
         self.gauges = Gauges(
             self.local_store.size_cap.measure, directory / UNPUBLISHED, self._open_breakers, storage.max_size
@@ -249,7 +252,9 @@ class Worker:
         """Whether this worker should get requests: not while the file `draining` is in the run directory."""
         return not (self.run / DRAINING).exists()
 
-    def _make_access(self, settings: Settings, concealment: Concealment) -> AccessControl:
+    def _make_access(
+        self, settings: Settings, tokens: "AccessTokens | None", concealment: Concealment
+    ) -> AccessControl:
         return AccessControl(
             authenticator=Authenticator(settings.access),
             rules=Rules(settings.access, settings.upstreams),
@@ -258,6 +263,7 @@ class Worker:
             threads=self.threads,
             concealment=concealment,
             audit=self.audit,
+            tokens=tokens,
         )
 
     def _report_start(self) -> None:

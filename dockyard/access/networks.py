@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
+from typing import NamedTuple
 
 from dockyard.config.hosts import parse_network
 from dockyard.config.settings import AccessSettings
@@ -35,6 +36,20 @@ _PAIR = re.compile(rf"[ \t]*(?:({_TOKEN})=({_TOKEN}|{_QUOTED}))?[ \t]*(?:;|\Z)",
 _ESCAPED = re.compile(r"\\(.)", re.DOTALL)
 
 
+class _Search(NamedTuple):
+    """What was found: the address of the client, and the hops that were read, whose last one describes the client."""
+
+    address: Address
+    hops: Sequence[str]
+
+
+class Forwarded(NamedTuple):
+    """The scheme and the host of a request as the client has sent it, as far as trusted proxies say; else empty."""
+
+    scheme: str = ""
+    host: str = ""
+
+
 def client_address(
     peer: str, headers: Sequence[tuple[bytes, bytes]], trusted: IPNetworks, header: ProxyHeader
 ) -> Address:
@@ -45,19 +60,51 @@ def client_address(
     are written as IPv6 (RFC 4291 section 2.5.5.2) are returned as IPv4. A peer without an address, such as a unix
     socket, is UNKNOWN_ADDRESS.
     """
+    return _search(peer, headers, trusted, header).address
+
+
+def forwarded_for_client(
+    peer: str, headers: Sequence[tuple[bytes, bytes]], trusted: IPNetworks, header: ProxyHeader
+) -> Forwarded:
+    """Return what the trusted proxy that is nearest to the client says about the request: nothing without one.
+
+    It is in the same element of Forwarded as the address of the client; else in X-Forwarded-Proto and X-Forwarded-Host,
+    to which each proxy may add, as to X-Forwarded-For, or which only the first one sets. A value is not verified.
+    """
+    if not trusted or not _is_within(_parse_peer(peer), trusted):
+        return Forwarded()
+    hops = _search(peer, headers, trusted, header).hops
+    if header == "forwarded":
+        pairs = _find_pairs(hops[-1]) if hops else None
+        return Forwarded(pairs.get("proto", ""), pairs.get("host", "")) if pairs else Forwarded()
+    found = []
+    for name in ("x-forwarded-proto", "x-forwarded-host"):
+        values = [value for line in reversed(_find_lines(headers, name)) for value in _split_plain(line)]
+        found.append(values[min(max(len(hops), 1), len(values)) - 1] if values else "")
+    return Forwarded(*found)
+
+
+def _search(peer: str, headers: Sequence[tuple[bytes, bytes]], trusted: IPNetworks, header: ProxyHeader) -> _Search:
     found = _parse_peer(peer)
+    hops: list[str] = []
     if not trusted or not _is_within(found, trusted):
-        return found
-    lines = [value.decode("latin-1") for name, value in headers if name.decode("latin-1").lower() == header]
+        return _Search(found, hops)
     split, parse = (_split_elements, _find_forwarded) if header == "forwarded" else (_split_plain, _find_plain)
-    for number, hop in enumerate(hop for line in reversed(lines) for hop in split(line)):
-        address = parse(hop) if number < MAX_HOPS else None
+    for hop in (hop for line in reversed(_find_lines(headers, header)) for hop in split(line)):
+        if len(hops) == MAX_HOPS:
+            break
+        hops.append(hop)
+        address = parse(hop)
         if address is None:
             break
         found = address
         if not _is_within(found, trusted):
             break
-    return found
+    return _Search(found, hops)
+
+
+def _find_lines(headers: Sequence[tuple[bytes, bytes]], name: str) -> list[str]:
+    return [value.decode("latin-1") for key, value in headers if key.decode("latin-1").lower() == name]
 
 
 def parse_networks(texts: Sequence[str]) -> IPNetworks:
@@ -141,6 +188,12 @@ def _is_escaped(line: str, place: int) -> bool:
 
 def _find_forwarded(element: str) -> Address | None:
     """Return the address in an element of Forwarded; None without one, and if the element is malformed."""
+    node = _FORWARDED_NODE.fullmatch((_find_pairs(element) or {}).get("for", ""))
+    return _parse_address(node[1] or node[2]) if node else None
+
+
+def _find_pairs(element: str) -> dict[str, str] | None:
+    """Return the parameters of an element of Forwarded, with their names in lower case; None if it is malformed."""
     pairs: dict[str, str] = {}
     place = 0
     while place < len(element):
@@ -151,5 +204,4 @@ def _find_forwarded(element: str) -> Address | None:
             value = match[2]
             pairs[match[1].lower()] = _ESCAPED.sub(r"\1", value[1:-1]) if value.startswith('"') else value
         place = match.end()
-    node = _FORWARDED_NODE.fullmatch(pairs.get("for", ""))
-    return _parse_address(node[1] or node[2]) if node else None
+    return pairs

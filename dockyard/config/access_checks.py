@@ -17,6 +17,7 @@ from dockyard.config.hosts import DOCKER_HUB_HOSTS, is_loopback, parse_authority
 from dockyard.config.htpasswd import read_htpasswd
 from dockyard.config.settings import (
     DAY_S,
+    TOKEN_PATH,
     AccessRule,
     AccessSettings,
     Group,
@@ -25,6 +26,7 @@ from dockyard.config.settings import (
     ServerSettings,
     Upstream,
 )
+from dockyard.config.token_key import read_token_key
 from dockyard.config.who import GROUP, NETWORK, RESERVED_NAMES, ClientKind, Clients
 from dockyard.oci.patterns import ANY_COMPONENTS, ANY_TEXT, NamePattern
 
@@ -34,6 +36,7 @@ MAX_GRACE_S: Final = 30 * DAY_S
 MAX_JWKS_BYTES: Final = 2**20
 MAX_SHOWN: Final = 10
 
+_URL: Final = re.compile(r"https?://[A-Za-z0-9._:\[\]-]+(?:/[A-Za-z0-9._~!$&'()*+,;=:@%-]*)*", re.ASCII)
 _NAME: Final = re.compile(r"[a-z0-9](?:[a-z0-9.-]*[a-z0-9])?", re.ASCII)
 _WRITERS: Final = ("push", "write", "delete", "publish", "upload")
 
@@ -45,8 +48,7 @@ def find_access_errors(
 ) -> Iterator[Error]:
     """Yield each rule that is violated, as key and message."""
     yield from _connection_errors(server)
-    if access.htpasswd:
-        yield from _check("access.htpasswd", _check_htpasswd, access.htpasswd)
+    yield from _login_errors(access)
     yield from _name_errors("access.jwt", access.jwt)
     yield from _name_errors("access.networks", access.networks)
     yield from _name_errors("access.groups", access.groups)
@@ -81,6 +83,7 @@ def find_access_warnings(
             "server.trusted_proxies: contains every address, so that each client can claim to have any address: write "
             "the addresses of the proxies only"
         )
+    yield from _challenge_warnings(access, upstreams)
     for index, issuer in enumerate(access.jwt):
         for name in ("ca_file", "token_file"):
             if getattr(issuer, name) and "://" not in issuer.jwks:
@@ -98,6 +101,18 @@ def find_access_warnings(
                 "set ca_file instead of insecure_skip_verify"
             )
     yield from _empty_warnings(access)
+
+
+def _challenge_warnings(access: AccessSettings, upstreams: Sequence[Upstream]) -> Iterator[str]:
+    has_logins = bool(access.htpasswd or access.jwt) or any(upstream.access == "upstream" for upstream in upstreams)
+    if access.challenge == "bearer" and not has_logins:
+        yield (
+            "access.challenge: bearer has no effect, because there is no way to log in: set access.htpasswd or "
+            "access.jwt, or access: upstream for an upstream"
+        )
+    for name in ("token_url", "token_key_file"):
+        if getattr(access, name) and access.challenge != "bearer":
+            yield f"access.{name}: has no effect without access.challenge: bearer"
 
 
 def _is_every_address(texts: Sequence[str]) -> bool:
@@ -126,6 +141,16 @@ def _check_htpasswd(path: str) -> None:
     except ValueError as exc:
         is_missing = isinstance(exc.__cause__, FileNotFoundError)
         raise ValueError(f"{exc}{': make it with `dockyard passwd`' if is_missing else ''}") from exc
+
+
+def _login_errors(access: AccessSettings) -> Iterator[Error]:
+    """What is wrong with the ways in which clients log in."""
+    if access.htpasswd:
+        yield from _check("access.htpasswd", _check_htpasswd, access.htpasswd)
+    if access.token_key_file:
+        yield from _check("access.token_key_file", _check_token_key, access.token_key_file)
+    if access.token_url:
+        yield from _check("access.token_url", _check_token_url, access.token_url)
 
 
 def _connection_errors(server: ServerSettings) -> Iterator[Error]:
@@ -177,6 +202,25 @@ def _issuer_errors(key: str, issuer: JwtIssuer) -> Iterator[Error]:
         yield f"{key}.algorithms", f"must have at least one, such as {ALGORITHMS[0]}"
     for place, algorithm in enumerate(issuer.algorithms):
         yield from _check(f"{key}.algorithms[{place}]", _check_algorithm, algorithm)
+
+
+def _check_token_key(path: str) -> None:
+    try:
+        read_token_key(path)
+    except ValueError as exc:
+        is_missing = isinstance(exc.__cause__, FileNotFoundError)
+        raise ValueError(f"{exc}{': make it with `openssl rand -hex 32`' if is_missing else ''}") from exc
+
+
+def _check_token_url(text: str) -> None:
+    """Raise ValueError unless a text is the URL of a token service, which can be sent to clients."""
+    example = "such as https://dockyard.example/token"
+    if not _URL.fullmatch(text):
+        raise ValueError(f"must be an http or https URL without a user, a query and a fragment, {example}")
+    parts = urlsplit(text)
+    parse_authority(parts.netloc)
+    if parts.path in {"", "/"}:
+        raise ValueError(f"must have a path: it is the URL of {TOKEN_PATH}, {example}")
 
 
 def _check_jwks_url(text: str) -> None:

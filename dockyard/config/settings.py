@@ -19,6 +19,7 @@ from dockyard.config.types import (
     Access,
     AuthType,
     Bytes,
+    Challenge,
     Encoding,
     LazyBackground,
     Level,
@@ -32,6 +33,7 @@ from dockyard.oci.origin import Origin
 from dockyard.oci.patterns import ANY_COMPONENTS, ANY_TEXT, NamePattern
 
 DAY_S = 24 * 3600.0
+TOKEN_PATH = "/token"  # noqa: S105  where clients get access tokens
 
 _STREAMS = {
     name: descriptor
@@ -406,6 +408,16 @@ class AccessSettings:
     audit: str = ""
     """Where each decision is logged as a line of JSON: `stderr`, `stdout` or the path of a file, to which it is
     appended. Empty: nowhere."""
+    challenge: Challenge = "basic"
+    """How clients are asked for a login. `basic`: to send it with each request. `bearer`: to exchange it at `/token`
+    for an access token first, as most registries do, so that clients without a login get one too:
+    [ACCESS.md](ACCESS.md#basic-or-bearer)."""
+    token_url: str = ""
+    """With `challenge: bearer`, the URL of `/token` as clients see it, such as `https://dockyard.example/token`.
+    Empty: it is made of what each request says, see [ACCESS.md](ACCESS.md#basic-or-bearer)."""
+    token_key_file: str = ""
+    """With `challenge: bearer`, a file with at least 32 random characters, the same for all Dockyards behind one load
+    balancer, so that each accepts the access tokens of the others. Empty: each start makes a new key."""
     closed_nodes: bool = False
     """The clients cannot reach the registries without Dockyard, so that a denial is final:
     [ACCESS.md](ACCESS.md#closed-nodes). `true` only silences the warning at the start."""
@@ -440,6 +452,17 @@ class Settings:
     def restricts_access(self) -> bool:
         """Whether something is not for everybody. Otherwise nothing is checked."""
         return bool(self.access.rules) or any(upstream.access == "upstream" for upstream in self.upstreams)
+
+    @property
+    def issues_tokens(self) -> bool:
+        """Whether clients exchange their logins for access tokens: there must be logins."""
+        return self.access.challenge == "bearer" and self.has_logins
+
+    @property
+    def has_logins(self) -> bool:
+        """Whether there is a way to log in."""
+        access = self.access
+        return bool(access.htpasswd or access.jwt) or any(up.access == "upstream" for up in self.upstreams)
 
     @property
     def uses_access(self) -> bool:

@@ -26,6 +26,7 @@ Verify = Literal["always", "start", "never"]
 AuthType = Literal["anonymous", "basic", "bearer", "keychain"]
 Access = Literal["rules", "upstream"]
 LazyBackground = Literal["download", "on_demand"]
+Challenge = Literal["basic", "bearer"]
 ProxyHeader = Literal["x-forwarded-for", "forwarded"]
 
 
@@ -59,7 +60,7 @@ def converter() -> cattrs.Converter:
     _register(hooks, int, lambda text: _parse_int(text.strip()), int)
     _register(hooks, bool, lambda text: _parse_bool(text.strip().lower()), bool)
     _register(hooks, tuple[str, ...], _parse_list, list)
-    for choices in (Level, Encoding, Verify, Access, LazyBackground, ProxyHeader):
+    for choices in (Level, Encoding, Verify, Access, Challenge, LazyBackground, ProxyHeader):
         _register(hooks, choices, functools.partial(_parse_choice, get_args(choices)), str)
     _register(hooks, AuthType, _parse_auth_type, str)
     return hooks

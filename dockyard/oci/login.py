@@ -18,6 +18,13 @@ class Login:
     is_bearer: bool = False
 
 
+def format_authorization(login: Login) -> str:
+    """The value of an Authorization header for a login."""
+    if login.is_bearer:
+        return f"Bearer {login.password}"
+    return f"Basic {base64.b64encode(f'{login.username}:{login.password}'.encode()).decode()}"
+
+
 def parse_authorization(header: str) -> Login:
     """Parse the value of an Authorization header. Raises ValueError, whose message quotes nothing of it.
 

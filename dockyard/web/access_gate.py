@@ -39,16 +39,18 @@ from dockyard.errors import (
     RequestInvalid,
     TooManyRequests,
 )
-from dockyard.oci.login import Login
+from dockyard.oci.login import Login, format_authorization, parse_authorization
 from dockyard.oci.reference import Digest, Name, Reference, Tag
 from dockyard.routing import Target
+from dockyard.web.challenges import LOGIN_CHALLENGE, FindTokenUrl, make_token_challenge
 from dockyard.web.clients import FindAddress
 from dockyard.web.concealment import Concealment
 from dockyard.web.gate import Gate, echo_namespace, find_namespace
-from dockyard.web.headers import CHALLENGE
+from dockyard.web.paths import is_registry_path
 from dockyard.web.queries import ReferrersQuery
 from dockyard.web.request_record import RequestRecord
 
+TOKEN_REQUIRED: Final = "this needs an access token: get one at the URL in WWW-Authenticate"  # noqa: S105  a message
 LOGIN_REQUIRED: Final = "this needs a login: log in to the address of this server"
 DENIED: Final = "this client may not have what it requests"
 ANYBODY: Final = Principal()
@@ -94,6 +96,23 @@ class RequiresAdmission(Protocol):
         """Whether a login was right at an upstream within the last hour, or wrong a moment ago."""
 
 
+class SealsLogins(Protocol):
+    """Access tokens, which stand for logins."""
+
+    @property
+    def lifetime_s(self) -> int:
+        """For how long a token is valid, in seconds."""
+
+    def issue(self, login: Login | None) -> str:
+        """A token for a login, or for none. Raises RequestInvalid if it would be too long."""
+
+    def is_ours(self, text: str) -> bool:
+        """Whether a text is an access token."""
+
+    def open(self, token: str) -> str | None:
+        """The Authorization header that a token stands for; None for no login. Raises LoginRequired."""
+
+
 class WritesDecisions(Protocol):
     """Where decisions are logged."""
 
@@ -103,7 +122,10 @@ class WritesDecisions(Protocol):
 
 @attrs.frozen
 class AccessControl:
-    """What the gate asks. `concealment` is the same in all workers. Without an audit log, `audit` is None."""
+    """What the gate asks. `concealment` is the same in all workers. Without an audit log, `audit` is None.
+
+    `tokens` are the same in all workers; None if clients get no access tokens.
+    """
 
     authenticator: Authenticator
     rules: Rules
@@ -112,15 +134,17 @@ class AccessControl:
     threads: Threads
     concealment: Concealment
     audit: WritesDecisions | None = None
+    tokens: SealsLogins | None = None
 
 
 @attrs.define(eq=False)
 class _Visit:
     """A request in the gate, and what is decided about it.
 
-    `kind` is manifest, blob, tags, referrers, api (`/v2/`), page, or the path of a status. `login` is one that is not
-    ours, for an upstream. `has_waited`: it was delayed because of wrong ones from its address. `verdict`, `rule` and
-    `reason` are for the audit log, and so are `upstream` and `repository`, those of the target.
+    `kind` is manifest, blob, tags, referrers, api (`/v2/`), token, page, or status. `authorization` is the login that
+    the client has sent, or that its access token stands for. `login` is one that is not ours, for an upstream.
+    `has_waited`: it was delayed because of wrong ones from its address. `verdict`, `rule` and `reason` are for the
+    audit log, and so are `upstream` and `repository`, those of the target.
     """
 
     req: falcon.asgi.Request
@@ -143,16 +167,20 @@ class _Visit:
 class AccessGate(Gate):
     """Admits requests by the settings of access, or raises RegistryError."""
 
-    def __init__(self, settings: Settings, control: AccessControl, find_address: FindAddress) -> None:
+    def __init__(
+        self, settings: Settings, control: AccessControl, find_address: FindAddress, find_token_url: FindTokenUrl
+    ) -> None:
         super().__init__(settings)
         self._control = control
+        self._tokens = control.tokens
         self._find_address = find_address
+        self._find_token_url = find_token_url
         self._is_dry_run = settings.access.dry_run
         self.restricts = settings.restricts_access
         asks_upstreams = any(upstream.access == "upstream" for upstream in settings.upstreams)
         # One upstream that decides itself is enough: its blobs could be requested below the name of another one.
         self._needs_links = asks_upstreams or (bool(settings.access.rules) and not self._is_dry_run)
-        self._has_logins = bool(settings.access.htpasswd or settings.access.jwt) or asks_upstreams
+        self._has_logins = settings.has_logins
         self._verifies_logins = self.restricts or self._has_logins
 
     async def admit(
@@ -184,10 +212,27 @@ class AccessGate(Gate):
             found = self._router.find_upstream(path_prefix)
             upstreams = [found] if found else []
         visit = self._start(req, resp, record, Action.PULL, "api")
+        if self._tokens and _find_authorization(req) is None:
+            raise LoginRequired(TOKEN_REQUIRED)  # not a decision: the answer to what the server requires
         await self._report(visit, self._check_some(visit, upstreams))
-        if self._has_logins:
+        if self._has_logins and not self._tokens:
             # With 200 too (RFC 9110 section 11.6.1): podman and skopeo send their login only if this asks for it.
-            resp.set_header("www-authenticate", CHALLENGE)
+            resp.set_header("www-authenticate", LOGIN_CHALLENGE)
+
+    def find_challenge(self, req: falcon.asgi.Request, record: RequestRecord) -> str:
+        """See Gate. Browsers and programs other than clients of registries do not know access tokens."""
+        url = self._find_token_url(req.scope) if self._tokens and is_registry_path(req.path) else None
+        return make_token_challenge(url, record.name, record.challenge_error) if url else LOGIN_CHALLENGE
+
+    async def check_login(
+        self, req: falcon.asgi.Request, resp: falcon.asgi.Response, record: RequestRecord, given: Login | None
+    ) -> Login | None:
+        """Return the login that is given or, without it, that in the request, unless it is wrong; None for no login.
+
+        What cannot be verified now is verified when it is used. Raises LoginRequired, and others.
+        """
+        visit = self._start(req, resp, record, Action.PULL, "token")
+        return await self._report(visit, self._check_login(visit, given))
 
     async def check_status(self, req: falcon.asgi.Request, resp: falcon.asgi.Response, record: RequestRecord) -> None:
         """See Gate."""
@@ -220,7 +265,7 @@ class AccessGate(Gate):
         parse: Callable[[str], _Parsed],
     ) -> tuple[Target, _Parsed]:
         control = self._control
-        await self._identify(visit)
+        await self._identify(visit, self._find_login(visit))
         try:
             target = self._route(visit.req, path_prefix, visit.record.name)
         except NameUnknown:
@@ -250,26 +295,58 @@ class AccessGate(Gate):
 
     async def _check_some(self, visit: _Visit, upstreams: Sequence[Upstream]) -> None:
         """Admit a client that has a right login, or may pull something of these upstreams without one."""
-        await self._identify(visit)
+        await self._identify(visit, self._find_login(visit))
         if visit.login is not None:
-            await self._verify_at_upstream(visit, visit.login, [up for up in upstreams if up.access == "upstream"])
+            await self._verify_at_upstream(visit, visit.login, upstreams)
         if visit.login is not None or visit.principal.is_authenticated:
             return
-        # What an upstream gives to clients without a login is not known before it is asked.
-        if not any(up.access != "upstream" and self._may_pull_below(visit, up) for up in upstreams):
+        # What an upstream gives to clients without a login is not known before it is asked; and clients that get 200
+        # send no login then, unless they have an access token.
+        if not any((self._tokens or up.access != "upstream") and self._may_pull_below(visit, up) for up in upstreams):
             visit.rule = "default"
             raise self._denied(visit, "")
 
     async def _check_status(self, visit: _Visit) -> None:
-        await self._identify(visit)
+        await self._identify(visit, self._find_login(visit))
         if visit.login is not None:
             self._refuse_login(visit)
         self._apply_rules(visit, None)
 
-    async def _identify(self, visit: _Visit) -> None:
+    async def _check_login(self, visit: _Visit, given: Login | None) -> Login | None:
+        header = _find_authorization(visit.req) if given is None else format_authorization(given)
+        await self._identify(visit, header)
+        if visit.login is not None:
+            try:
+                await self._verify_at_upstream(visit, visit.login, self._upstreams)
+            except (Outage, TooManyRequests):
+                if visit.rule == "login":  # too many attempts from this address
+                    raise
+                visit.rule, visit.upstream = "none", ""
+        if header is None:
+            return None
+        try:
+            return parse_authorization(header)
+        except ValueError:  # in a dry run, in which it is no login
+            return None
+
+    def _find_login(self, visit: _Visit) -> str | None:
+        """Return the login in a request, or that its access token stands for; None without one.
+
+        Raises LoginRequired for an access token that is not valid, also in a dry run: its client gets another one.
+        """
+        header = _find_authorization(visit.req) if self._verifies_logins else None
+        if header is None or self._tokens is None or (token := _find_bearer(header)) is None:
+            return header
+        if not self._tokens.is_ours(token):
+            return header
+        visit.rule, visit.record.challenge_error = "login", "invalid_token"
+        authorization = self._tokens.open(token)
+        visit.record.challenge_error = "insufficient_scope"  # if the request is denied nevertheless
+        return authorization
+
+    async def _identify(self, visit: _Visit, header: str | None) -> None:
         """Find out who asks. Raises LoginRequired for a wrong login, RequestInvalid, TooManyRequests, Unavailable."""
         control = self._control
-        header = _find_authorization(visit.req) if self._verifies_logins else None
         visit.authorization = header or ""
         visit.rule = "login"
         try:
@@ -288,6 +365,8 @@ class AccessGate(Gate):
             found = control.authenticator.find_remembered(None, visit.address)
         if found is not None:
             visit.principal, visit.login = found.principal, found.foreign
+        if visit.login is not None and self._tokens is not None and self._tokens.is_ours(visit.login.password):
+            self._refuse_login(visit)  # it is no login for an upstream, which could use it here
         visit.record.user = visit.principal.name
         if visit.verdict is None:
             visit.rule = "none"
@@ -358,7 +437,8 @@ class AccessGate(Gate):
             raise
 
     async def _verify_at_upstream(self, visit: _Visit, login: Login, upstreams: Sequence[Upstream]) -> None:
-        """Raise LoginRequired for a login that is wrong at the upstream. With several, its use decides."""
+        """Raise LoginRequired for a login that is wrong at the upstream that decides. With several, its use decides."""
+        upstreams = [upstream for upstream in upstreams if upstream.access == "upstream"]
         if len(upstreams) > 1:
             return
         visit.upstream = upstreams[0].prefix if upstreams else ""
@@ -446,6 +526,12 @@ def _find_authorization(req: falcon.asgi.Request) -> str | None:
     scheme, _, credentials = values[0].strip().partition(b" ")
     is_empty = [scheme.lower(), credentials.strip()] == NO_LOGIN
     return None if is_empty else values[0].decode("latin-1")
+
+
+def _find_bearer(header: str) -> str | None:
+    """Return the text after Bearer in an Authorization header; None with another scheme."""
+    scheme, _, value = header.partition(" ")
+    return value.strip() if scheme.lower() == "bearer" else None
 
 
 def _find_reference(parsed: object) -> Reference | None:

@@ -14,10 +14,11 @@ from dockyard.cache.lists import Lists
 from dockyard.cache.manifests import Manifests
 from dockyard.cache.tags import Tags
 from dockyard.cache.threads import Threads
-from dockyard.config.settings import Settings
-from dockyard.errors import RegistryError, Unsupported
+from dockyard.config.settings import TOKEN_PATH, Settings
+from dockyard.errors import LoginRequired, RegistryError, Unsupported
 from dockyard.web.access_gate import AccessControl, AccessGate
 from dockyard.web.bodies import ActiveBodies
+from dockyard.web.challenges import make_find_token_url
 from dockyard.web.clients import make_find_address, make_find_client
 from dockyard.web.connections import Connections
 from dockyard.web.errors import error_body, error_response, with_names, without_cause
@@ -30,6 +31,7 @@ from dockyard.web.outer_app import OuterApp
 from dockyard.web.page import PageEndpoint
 from dockyard.web.paths import PathRouter
 from dockyard.web.request_record import INTERNAL_ERROR, SCOPE_KEY, RequestRecord
+from dockyard.web.tokens import AccessTokenEndpoint
 from dockyard.web.zero_copy import ZeroCopy
 
 log = structlog.get_logger()
@@ -75,7 +77,12 @@ def create_app(settings: Settings, services: Services) -> OuterApp:
     active_bodies = ActiveBodies()
     zero_copy = ZeroCopy(connections, services.threads, is_enabled=settings.server.zero_copy)
     find_address = make_find_address(settings.server)
-    gate = AccessGate(settings, services.access, find_address) if services.access else Gate(settings)
+    gate, form_path, tokens = Gate(settings), None, {}
+    if services.access:
+        find_token_url = make_find_token_url(settings.server, settings.access)
+        gate = access_gate = AccessGate(settings, services.access, find_address, find_token_url)
+        if services.access.tokens:
+            form_path, tokens = TOKEN_PATH, {TOKEN_PATH: AccessTokenEndpoint(access_gate, services.access.tokens)}
     paths = PathRouter(
         ApiVersionEndpoint(gate),
         {
@@ -90,6 +97,7 @@ def create_app(settings: Settings, services: Services) -> OuterApp:
             "/metrics": MetricsEndpoint(gate, services.gauges, services.threads),
             "/healthz": LivenessEndpoint(gate),
             "/readyz": ReadinessEndpoint(gate, services.is_ready),
+            **tokens,
         },
     )
     app = falcon.asgi.App(router=cast(CompiledRouter, paths))
@@ -109,6 +117,7 @@ def create_app(settings: Settings, services: Services) -> OuterApp:
         log_requests=request_log.request_body,
         log_responses=request_log.response_body,
         find_client=make_find_client(settings.server, find_address),
+        form_path=form_path,
     )
 
 
@@ -125,7 +134,8 @@ class ErrorHandlers:
         record: RequestRecord = req.scope[SCOPE_KEY]
         record.error = error
         shown = with_names(without_cause(error), record.replaced) if self._gate.restricts else error
-        status, headers, resp.data = error_response(shown)
+        challenge = self._gate.find_challenge(req, record) if isinstance(shown, LoginRequired) else ""
+        status, headers, resp.data = error_response(shown, challenge)
         resp.status = falcon.code_to_http_status(status)
         headers.pop("content-length")
         for of_content in ("docker-content-digest", "etag", "accept-ranges", "cache-status"):  # set before the error

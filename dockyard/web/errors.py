@@ -12,7 +12,7 @@ from dockyard.errors import (
     RegistryError,
     Unsupported,
 )
-from dockyard.web.headers import CHALLENGE
+from dockyard.web.challenges import LOGIN_CHALLENGE
 
 ALLOW = "GET, HEAD"
 _SAME_FOR_ALL_CAUSES: Mapping[type[RegistryError], str] = {
@@ -27,8 +27,8 @@ def error_body(code: str, message: str) -> bytes:
     return json.dumps({"errors": [{"code": code, "message": message}]}).encode()
 
 
-def error_response(error: RegistryError) -> tuple[int, dict[str, str], bytes]:
-    """Status, headers and body of an error."""
+def error_response(error: RegistryError, challenge: str = LOGIN_CHALLENGE) -> tuple[int, dict[str, str], bytes]:
+    """Status, headers and body of an error. `challenge` is for one that needs a login."""
     body = error_body(error.code, error.message)
     headers = {
         "content-type": "application/json",
@@ -42,7 +42,7 @@ def error_response(error: RegistryError) -> tuple[int, dict[str, str], bytes]:
     if isinstance(error, Unsupported):
         headers["allow"] = ALLOW
     if isinstance(error, LoginRequired):
-        headers["www-authenticate"] = CHALLENGE
+        headers["www-authenticate"] = challenge
     return error.status, headers, body
 
 

@@ -16,6 +16,7 @@ from dockyard.config.settings import Settings, Upstream
 from dockyard.errors import RequestInvalid
 from dockyard.log import is_debug
 from dockyard.routing import Router, Target
+from dockyard.web.challenges import LOGIN_CHALLENGE
 from dockyard.web.request_record import RequestRecord
 
 _HOST = re.compile(r"[A-Za-z0-9.:_\[\]-]{1,255}", re.ASCII)
@@ -57,6 +58,10 @@ class Gate:
     def is_public(self, target: Target) -> bool:
         """Whether every client may get the content of a target, so that shared caches may keep it."""
         return target.upstream.is_anonymous and not self.restricts
+
+    def find_challenge(self, req: falcon.asgi.Request, record: RequestRecord) -> str:
+        """Return what a client that needs a login is asked for."""
+        return LOGIN_CHALLENGE
 
     async def check_api(
         self, req: falcon.asgi.Request, resp: falcon.asgi.Response, record: RequestRecord, path_prefix: str

@@ -13,8 +13,6 @@ from dockyard.errors import RegistryError, TooManyRequests
 from dockyard.oci.reference import Digest
 
 YEAR_S = 31_536_000
-CHALLENGE = 'Basic realm="dockyard"'
-"""What clients read from WWW-Authenticate (RFC 7617): how they can log in."""
 NO_SNIFFING = (b"x-content-type-options", b"nosniff")
 _STATUS = {
     "miss": "fwd=uri-miss; stored",

@@ -26,8 +26,8 @@ class OuterApp:
     """The outer ASGI application of one worker. `paths` are those that have an endpoint.
 
     `level` is the log level of request lines; None: no lines. Requests for paths in `ignore_paths` are not logged.
-    `log_requests` and `log_responses` add the beginning of bodies to the lines. `find_client` returns the address of
-    the client in them.
+    `log_requests` and `log_responses` add the beginning of bodies to the lines, but for `form_path`, which accepts
+    POST and whose bodies are secret. `find_client` returns the address of the client in them.
     """
 
     def __init__(
@@ -41,6 +41,7 @@ class OuterApp:
         log_requests: bool,
         log_responses: bool,
         find_client: Callable[[Scope], str] = find_peer,
+        form_path: str | None = None,
     ) -> None:
         self.paths = paths
         self._app = app
@@ -50,6 +51,7 @@ class OuterApp:
         self._log_requests = log_requests
         self._log_responses = log_responses
         self._find_client = find_client
+        self._form_path = form_path
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request, or the lifespan events."""
@@ -59,11 +61,14 @@ class OuterApp:
         if scope["http_version"] == "1":
             scope["http_version"] = "1.0"  # Granian writes "1", Falcon accepts "1.0" only
         scope[SCOPE_KEY] = record = RequestRecord(scope, self._find_client)
-        sender = ResponseSender(scope, receive, send, record, self._connections, keeps_body=self._log_responses)
-        if self._log_requests and has_request_body(scope):
+        is_secret = scope["path"] == self._form_path
+        sender = ResponseSender(
+            scope, receive, send, record, self._connections, keeps_body=self._log_responses and not is_secret
+        )
+        if self._log_requests and not is_secret and has_request_body(scope):
             record.request_body = await _read_beginning_of_body(receive)
         try:
-            check_request(scope)
+            check_request(scope, self._form_path)
             scope["path"] = path_to_route(scope)
         except RegistryError as exc:
             record.error = exc

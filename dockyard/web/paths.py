@@ -48,6 +48,11 @@ class PathRouter:
         raise NotImplementedError
 
 
+def is_registry_path(path: str) -> bool:
+    """Whether a path is one of the registry protocol."""
+    return path == "/v2" or "/v2/" in path
+
+
 def _split(path: str) -> tuple[str, str, str]:
     rest, _, reference = path.rpartition("/")
     name, _, kind = rest.rpartition("/")
@@ -55,4 +60,7 @@ def _split(path: str) -> tuple[str, str, str]:
 
 
 def _resource_and_responders(resource: Any) -> tuple[Any, Mapping[str, Any]]:
-    return resource, {"GET": resource.on_get, "HEAD": resource.on_head}
+    responders = {"GET": resource.on_get, "HEAD": resource.on_head}
+    if hasattr(resource, "on_post"):
+        responders["POST"] = resource.on_post
+    return resource, responders

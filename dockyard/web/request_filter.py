@@ -11,6 +11,7 @@ from dockyard.web.asgi import Scope
 
 MAX_PATH_BYTES = 2048
 MAX_HEADER_BYTES = 16 * 1024
+MAX_FORM_BYTES = 32 * 1024
 _METHODS = {"GET", "HEAD"}
 _PLAIN_PATH = re.compile(rb"(?:/[A-Za-z0-9._~!$&'()*+,;=:@-]*)+")
 _ENCODED_COLON = re.compile(rb"%3[Aa]")
@@ -28,8 +29,17 @@ class PathTooLong(RequestInvalid):
     status = 414
 
 
-def check_request(scope: Scope) -> None:
-    """Check host, headers, path and method of a request. Raises RegistryError for one that must not be handled."""
+class FormTooLarge(RequestInvalid):
+    """The body of the request is larger than MAX_FORM_BYTES."""
+
+    status = 413
+
+
+def check_request(scope: Scope, form_path: str | None = None) -> None:
+    """Check host, headers, path and method of a request. Raises RegistryError for one that must not be handled.
+
+    `form_path` accepts POST, with a form of at most MAX_FORM_BYTES.
+    """
     headers: list[tuple[bytes, bytes]] = scope["headers"]
     hosts = [value for name, value in headers if name == b"host"]  # Granian adds an empty one if there is none
     if len(hosts) > 1 or (not any(hosts) and scope["http_version"] != "1.0"):
@@ -49,11 +59,22 @@ def check_request(scope: Scope) -> None:
     plain = _ENCODED_COLON.sub(b":", path)
     if not _PLAIN_PATH.fullmatch(plain) or b"/../" in plain + b"/" or b"/./" in plain + b"/":
         raise NameInvalid("the path contains characters that are not allowed in names, tags and digests")
-    if scope["method"] not in _METHODS:
+    if scope["method"] == "POST" and form_path is not None and path == form_path.encode():
+        _check_form(headers)
+    elif scope["method"] not in _METHODS:
         raise Unsupported(
             "this registry is a read-only cache: only GET and HEAD are supported",
             details=FailureDetails(cure="push to the registry itself: `docker push` without the address of Dockyard"),
         )
+
+
+def _check_form(headers: list[tuple[bytes, bytes]]) -> None:
+    """Check the announced size of a form. Raises RequestInvalid."""
+    sizes = [value for name, value in headers if name == b"content-length"]
+    if len(sizes) != 1 or not sizes[0].isdigit() or any(name == b"transfer-encoding" for name, _ in headers):
+        raise RequestInvalid("a form must be sent with its Content-Length, and without Transfer-Encoding")
+    if len(sizes[0]) > 9 or int(sizes[0]) > MAX_FORM_BYTES:
+        raise FormTooLarge(f"the body of the request is larger than {MAX_FORM_BYTES} bytes")
 
 
 def path_to_route(scope: Scope) -> str:

@@ -47,7 +47,7 @@ class ResponseSender:
         that when the application returns. The reason goes into the record.
         """
         try:
-            await app(self._scope, _receive_empty_body, self.send)
+            await app(self._scope, self._receive if self._scope["method"] == "POST" else _receive_empty_body, self.send)
         except asyncio.CancelledError:
             if not self._record.end:
                 raise
@@ -93,5 +93,5 @@ def _find_length(headers: Sequence[tuple[bytes, bytes]]) -> int | None:
 
 
 async def _receive_empty_body() -> Event:
-    """What the application receives: bodies of requests are never read."""
+    """What the application receives: bodies of requests are never read, but for those of POST."""
     return {"type": "http.request", "body": b"", "more_body": False}

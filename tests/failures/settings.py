@@ -165,6 +165,13 @@ SETTINGS = (
         "dockyard passwd",
     ),
     _row(
+        "a key for access tokens that does not exist",
+        "access:\n  challenge: bearer\n  token_key_file: key\n",
+        "access.token_key_file",
+        "No such file",
+        "openssl rand -hex 32",
+    ),
+    _row(
         "a rule that no request reaches",
         PLAIN + "access:\n  closed_nodes: true\n  rules:\n    - {allow: true}\n    - {allow: false}\n",
         "access.rules[1]",

@@ -527,6 +527,88 @@ def test_two_issuers_of_the_same_tokens_are_an_error(errors_in: Errors) -> None:
 # Files
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "cannot be read: No such file"),
+        (b"", "must have at least 32 random characters, and has 0"),
+        (b" " * 40, "must have at least 32 random characters, and has 0"),
+        (b"x" * 31 + b"\n", "must have at least 32 random characters, and has 31"),
+        (b"x" * 4097, "is larger than 4096 bytes"),
+    ],
+)
+def test_a_key_for_access_tokens_that_cannot_be_used(
+    errors_in: Errors, tmp_path: Path, content: bytes | None, message: str
+) -> None:
+    """It must be there, and long enough. Nothing of it is quoted."""
+    path = tmp_path / "key"
+    if content is not None:
+        path.write_bytes(content)
+    (error,) = errors_in(f"access: {{challenge: bearer, token_key_file: {path}}}")
+    assert message in error
+    assert "xxx" not in error
+
+
+@pytest.mark.parametrize("content", [b"x" * 32, b"  " + b"x" * 64 + b"\r\n", bytes(range(100, 200))])
+def test_a_key_for_access_tokens(load_text: Load, tmp_path: Path, content: bytes) -> None:
+    """Any bytes, without white space around them."""
+    path = tmp_path / "key"
+    path.write_bytes(content)
+    assert load_text(f"access: {{challenge: bearer, token_key_file: {path}}}").access.token_key_file == str(path)
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["https://dockyard.example/token", "http://[::1]:5000/token", "https://d.example:8443/dockyard/token"],
+)
+def test_a_token_url(load_text: Load, url: str) -> None:
+    """An absolute URL with a path."""
+    assert load_text(f'access: {{challenge: bearer, token_url: "{url}"}}').access.token_url == url
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "dockyard.example/token",
+        "/token",
+        "ftp://dockyard.example/token",
+        "https://dockyard.example",
+        "https://dockyard.example/",
+        "https://ann:x@dockyard.example/token",
+        "https://dockyard.example/token?a=b",
+        "https://dockyard.example/token#a",
+        "https://dockyard.example:0/token",
+        "https://dockyard.example:99999/token",
+        "https://dockyard example/token",
+        'https://dockyard.example/to\\"ken',
+        "https:///token",
+    ],
+)
+def test_a_token_url_that_clients_could_not_use(errors_in: Errors, url: str) -> None:
+    """It goes into a header as it is."""
+    (error,) = errors_in(f'access: {{challenge: bearer, token_url: "{url}"}}')
+    assert error.startswith("access.token_url")
+
+
+@pytest.mark.parametrize(
+    ("text", "warnings"),
+    [
+        ("{challenge: bearer}", ["access.challenge: bearer has no effect"]),
+        ("{token_url: 'https://d.example/token'}", ["access.token_url: has no effect"]),
+        ("{token_key_file: KEY}", ["access.token_key_file: has no effect"]),
+        ("{challenge: basic, htpasswd: USERS}", []),
+        ("{challenge: bearer, htpasswd: USERS, token_key_file: KEY, token_url: 'https://d.example/token'}", []),
+    ],
+)
+def test_what_has_no_effect_on_challenges(load_text: Load, tmp_path: Path, text: str, warnings: list[str]) -> None:
+    """Without a way to log in, nobody is asked for a login."""
+    (tmp_path / "key").write_text("x" * 32)
+    (tmp_path / "users").write_text(f"ann:{HASH}\n")
+    text = text.replace("KEY", str(tmp_path / "key")).replace("USERS", str(tmp_path / "users"))
+    found = [line for line in load_text(f"access: {text}").warnings if line.startswith("access")]
+    assert [line.startswith(warning) for line, warning in zip(found, warnings, strict=True)] == [True] * len(warnings)
+
+
 def test_an_htpasswd_file_that_cannot_be_read_is_an_error(errors_in: Errors, tmp_path: Path) -> None:
     """So is one with a line that admits nobody; nothing of it is quoted."""
     assert errors_in("access: {htpasswd: /no/such/file}")[0].startswith(

@@ -128,6 +128,9 @@ def test_defaults_are_the_documented_ones() -> None:
             "dry_run": False,
             "htpasswd": "",
             "audit": "",
+            "challenge": "basic",
+            "token_url": "",
+            "token_key_file": "",
             "closed_nodes": False,
             "jwt": (),
             "networks": (),
@@ -219,6 +222,8 @@ SCALARS = [
     ("upstream.connections", "UPSTREAM_CONNECTIONS", "16", 16),
     ("access.dry_run", "ACCESS_DRY_RUN", "true", True),
     ("access.audit", "ACCESS_AUDIT", "stdout", "stdout"),
+    ("access.challenge", "ACCESS_CHALLENGE", "bearer", "bearer"),
+    ("access.token_url", "ACCESS_TOKEN_URL", "https://dockyard.test/token", "https://dockyard.test/token"),
     ("access.closed_nodes", "ACCESS_CLOSED_NODES", "true", True),
 ]
 

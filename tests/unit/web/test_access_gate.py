@@ -33,6 +33,7 @@ from dockyard.oci.login import Login
 from dockyard.oci.reference import Digest, Reference, Tag, parse_reference
 from dockyard.routing import Target
 from dockyard.web.access_gate import AccessControl, AccessGate, RequestKind
+from dockyard.web.challenges import make_find_token_url
 from dockyard.web.clients import make_find_address
 from dockyard.web.concealment import Concealment
 from dockyard.web.gate import Gate
@@ -220,7 +221,12 @@ def enter(tmp_path: Path) -> Enter:
             Concealment(b"key"),
             entrance,
         )
-        entrance.gate = AccessGate(settings, control, make_find_address(settings.server))
+        entrance.gate = AccessGate(
+            settings,
+            control,
+            make_find_address(settings.server),
+            make_find_token_url(settings.server, settings.access),
+        )
         return entrance
 
     return make
