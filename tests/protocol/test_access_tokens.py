@@ -8,6 +8,8 @@ import contextlib
 import json
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,10 +21,12 @@ import pytest
 from dockyard.oci.challenge import parse_challenges
 from tests.protocol.test_logins import GITHUB, PASSWORD, RULES, STRANGER, basic, job, write_users
 from tests.support.bodies import Synthetic
+from tests.support.busy_machine import EVENT_TIMEOUT_S
 from tests.support.deployment import Deployment, eventually, open_deployment, upstream
 from tests.support.fake_accounts import Account, FakeAccounts
 from tests.support.fake_registry import FakeRegistry
 from tests.support.http_client import Response, StreamedResponse
+from tests.support.paths import ROOT
 from tests.support.token_issuer import key_set
 
 OPEN, CLOSED = "/v2/up.test/open/app/manifests/v1", "/v2/up.test/team/app/manifests/v1"
@@ -512,3 +516,72 @@ def test_tokens_while_the_upstream_is_down(tmp_path: Path) -> None:
         assert site.statuses(PUBLIC, site.token()) == {200}
         other = site.token(basic("eve", "x"))
         assert site.statuses(TEAM, other) == {503}
+
+
+# Dockyard as the client of a Dockyard
+
+
+@contextlib.contextmanager
+def open_outer(directory: Path, inner: Server, **more: Any) -> Iterator[Deployment]:
+    """Start a Dockyard whose upstream is another one, which gives access tokens."""
+    registry = f"{inner.deployment.dockyard.url}/up.test"
+    fake_registry = inner.deployment.fake_registry
+    upstreams = [upstream("inner.test", registry, **more)]
+    access = {"challenge": "bearer"} if more.get("access") else {}
+    with open_deployment(fake_registry, directory, upstreams=upstreams, access=access) as deployment:
+        yield deployment
+
+
+@pytest.mark.parametrize(
+    ("auth", "closed"),
+    [
+        ({"type": "basic", "username": "alice", "password": PASSWORD}, 200),
+        ({"type": "bearer", "password": job("acme/app")}, 200),
+        ({"type": "anonymous"}, 404),
+    ],
+)
+def test_a_dockyard_pulls_from_a_dockyard(server: Server, tmp_path: Path, auth: Mapping[str, str], closed: int) -> None:
+    """With the login in its settings, and without one what is for everybody."""
+    with open_outer(tmp_path, server, auth=auth) as outer:
+        assert outer.get("/v2/inner.test/open/app/manifests/v1").status == 200
+        assert outer.get("/v2/inner.test/team/app/manifests/v1").status == closed
+
+
+def test_a_dockyard_asks_a_dockyard_whom_it_admits(server: Server, tmp_path: Path) -> None:
+    """Tokens of the outer one never reach the inner one, which gives its own for the login in them."""
+    with open_outer(tmp_path, server, access="upstream") as deployment:
+        outer = Server(deployment, tmp_path)
+        opened, closed = (f"/v2/inner.test/{name}/app/manifests/v1" for name in ("open", "team"))
+        assert outer.statuses(opened, outer.token()) == {200}
+        assert outer.statuses(closed, outer.token()) == {401}
+        assert outer.get("/token", basic("alice", "canary-outer")).status == 401
+        assert outer.statuses(closed, outer.token(ALICE)) == {200}
+        assert outer.statuses(closed, outer.token(BOB)) == {403}
+        assert outer.statuses(closed, server.token(ALICE)) == {401}
+
+
+def pull(server: Server, *words: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
+    """Run `dockyard pull`."""
+    return subprocess.run(
+        [sys.executable, "-m", "dockyard", "pull", "--server", server.deployment.dockyard.url, *words],
+        env={"PATH": "/usr/bin:/bin"},
+        cwd=ROOT,
+        input=stdin,
+        capture_output=True,
+        text=True,
+        timeout=EVENT_TIMEOUT_S,
+        check=False,
+    )
+
+
+def test_dockyard_pull(server: Server) -> None:
+    """It sends its login itself, and needs none for what is for everybody."""
+    login = ("--username", "alice", "--password-stdin")
+    done = pull(server, "up.test/open/app:v1")
+    assert done.returncode == 0, done.stderr
+    done = pull(server, *login, "up.test/team/app:v1", stdin=PASSWORD)
+    assert done.returncode == 0, done.stderr
+    assert pull(server, "up.test/team/app:v1").returncode != 0
+    refused = pull(server, *login, "up.test/open/app:v1", stdin="canary-pull")
+    assert refused.returncode != 0
+    assert "canary" not in refused.stdout + refused.stderr

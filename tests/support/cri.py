@@ -55,8 +55,9 @@ class Cri:
 
     def digest(self, reference: str) -> str:
         """Return the digest that an image was pulled by."""
-        images = json.loads(self._run("images", "--output", "json", reference))["images"]
-        return str(images[0]["repoDigests"][0].partition("@")[2])
+        images = json.loads(self._run("images", "--output", "json"))["images"]
+        (digests,) = (image["repoDigests"] for image in images if reference in image["repoTags"])
+        return str(digests[0].partition("@")[2])
 
     def wipe(self) -> None:
         """Remove all images."""

@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import contextlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ import bcrypt
 import falcon.asgi
 import pytest
 
+from dockyard.access.access_tokens import AccessTokens
 from dockyard.access.attempts import MAX_DELAY_S, MAX_FREE_FAILURES
 from dockyard.access.audit import AuditEntry
 from dockyard.access.authenticator import Authenticator
@@ -29,7 +31,7 @@ from dockyard.errors import (
     RequestInvalid,
     Unavailable,
 )
-from dockyard.oci.login import Login
+from dockyard.oci.login import Login, parse_authorization
 from dockyard.oci.reference import Digest, Reference, Tag, parse_reference
 from dockyard.routing import Target
 from dockyard.web.access_gate import AccessControl, AccessGate, RequestKind
@@ -112,6 +114,8 @@ class FakeAdmissions:
     async def check_login(self, upstream: Upstream, login: Login) -> bool:
         """Whether the password is `right`."""
         self.required.append((upstream.prefix, login, "login", None))
+        if self.is_down:
+            raise Unavailable("down")
         return login.password == "right"
 
 
@@ -157,7 +161,7 @@ class Entrance:
             "type": "http",
             "http_version": "1.1",
             "method": "GET",
-            "path": "/",
+            "path": more.get("path", "/"),
             "query_string": more.get("query", "").encode(),
             "headers": [(key.lower().encode(), value.encode()) for key, value in headers],
             "client": (more.get("address", "192.0.2.1"), 1),
@@ -203,6 +207,7 @@ def enter(tmp_path: Path) -> Enter:
         rules: Sequence[AccessRule] = RULES,
         links: FakeLinks | None = None,
         clock: Callable[[], float] = time.monotonic,
+        tokens: AccessTokens | None = None,
         **more: Any,
     ) -> Entrance:
         htpasswd = tmp_path / "htpasswd"
@@ -220,6 +225,7 @@ def enter(tmp_path: Path) -> Enter:
             Threads(),
             Concealment(b"key"),
             entrance,
+            tokens,
         )
         entrance.gate = AccessGate(
             settings,
@@ -635,3 +641,157 @@ def test_an_unknown_name_that_the_rules_allow(enter: Enter) -> None:
     with pytest.raises(NameUnknown):
         entrance.ask("manifest", "app", query="ns=nosuch.test:5000")
     assert issubclass(ManifestUnknown, RegistryError)
+
+
+# Access tokens
+
+
+BEARER = {"challenge": "bearer"}
+EVE = basic("eve", "no")
+
+
+def bearer(tokens: AccessTokens, login: str | None) -> str:
+    """The header with a token for a login."""
+    return f"Bearer {tokens.issue(parse_authorization(login) if login else None)}"
+
+
+@pytest.mark.parametrize("name", ["library/alpine", "ghcr.io/team/app", "ghcr.io/team/closed", "ghcr.io/secret/app"])
+@pytest.mark.parametrize("login", [None, ANN, BOB, WRONG, STRANGER])
+@pytest.mark.parametrize("kind", ["manifest", "blob"])
+def test_a_token_is_its_login(enter: Enter, kind: str, name: str, login: str | None) -> None:
+    """The same outcome and the same decision in the log, but for the name of the error in the challenge."""
+    outcomes = []
+    reference = DIGEST if kind in {"blob", "referrers"} else "latest"
+    tokens = AccessTokens()
+    for sent in (login, bearer(tokens, login)):
+        entrance = enter(tokens=tokens, **BEARER)
+        try:
+            outcome: object = entrance.ask(kind, name, reference, sent)
+        except RegistryError as exc:
+            outcome = type(exc), exc.message
+        (entry,) = entrance.entries
+        outcomes.append((outcome, entry, entrance.records[0].user, entrance.records[0].is_hidden, entrance.headers))
+    assert outcomes[0] == outcomes[1]
+
+
+@pytest.mark.parametrize(
+    ("upstreams", "rules", "login", "error"),
+    [
+        ((HUB, GHCR), RULES, None, ALLOWED),
+        ((HUB, GHCR), RULES, ANN, ALLOWED),
+        ((HUB, GHCR), RULES, WRONG, LoginRequired),
+        ((HUB, GHCR), RULES[3:], None, LoginRequired),
+        ((HUB, GHCR), RULES[3:], ANN, ALLOWED),
+        ((PRIVATE,), (), None, ALLOWED),
+        ((PRIVATE,), (), STRANGER, ALLOWED),
+        ((PRIVATE,), (), EVE, LoginRequired),
+        ((PRIVATE, OTHER), (), EVE, ALLOWED),
+    ],
+)
+def test_the_api_with_a_token(
+    enter: Enter,
+    upstreams: Sequence[Upstream],
+    rules: Sequence[AccessRule],
+    login: str | None,
+    error: type[RegistryError] | None,
+) -> None:
+    """By whether the login in it is right; without one, by whether such a client may pull something."""
+    tokens = AccessTokens()
+    entrance = enter(upstreams, rules, tokens=tokens, **BEARER)
+    if error is None:
+        entrance.check_api(bearer(tokens, login))
+        assert "www-authenticate" not in entrance.headers
+    else:
+        with pytest.raises(error):
+            entrance.check_api(bearer(tokens, login))
+    entrance.entries.clear()
+    for none in (None, basic("", "")):
+        with pytest.raises(LoginRequired):
+            entrance.check_api(none)
+    assert entrance.entries == []  # nothing was decided
+
+
+@pytest.mark.parametrize(
+    ("upstreams", "login", "error", "verdict"),
+    [
+        ((HUB, GHCR), None, ALLOWED, "allowed"),
+        ((HUB, GHCR), ANN, ALLOWED, "allowed"),
+        ((HUB, GHCR), WRONG, LoginRequired, "wrong login"),
+        ((HUB, GHCR), STRANGER, LoginRequired, "wrong login"),
+        ((HUB, GHCR), "Bearer abc", LoginRequired, "wrong login"),
+        ((HUB, PRIVATE), ANN, ALLOWED, "allowed"),
+        ((HUB, PRIVATE), STRANGER, ALLOWED, "allowed"),
+        ((HUB, PRIVATE), EVE, LoginRequired, "wrong login"),
+        ((PRIVATE, OTHER), EVE, ALLOWED, "allowed"),
+    ],
+)
+def test_a_login_is_verified_before_it_becomes_a_token(
+    enter: Enter, upstreams: Sequence[Upstream], login: str | None, error: type[RegistryError] | None, verdict: str
+) -> None:
+    """As far as it is known for whom it is; the same in a header and in a form."""
+    entrance = enter(upstreams, tokens=AccessTokens(), **BEARER)
+    given = parse_authorization(login) if login else None
+    for header, form in ((login, None), (None, given)):
+        if error is None:
+            found = entrance.call(lambda *args, form=form: entrance.gate.check_login(*args, form), "other", "", header)
+            assert found == given
+        else:
+            with pytest.raises(error):
+                entrance.call(lambda *args, form=form: entrance.gate.check_login(*args, form), "other", "", header)
+        assert entrance.verdict()[0] == verdict
+
+
+def test_a_login_that_cannot_be_verified_becomes_a_token(enter: Enter) -> None:
+    """Its use decides: what the upstream gives to everybody may be cached."""
+    entrance = enter((PRIVATE,), tokens=AccessTokens(), **BEARER)
+    entrance.admissions.is_down = True
+    login = parse_authorization(EVE)
+    assert entrance.call(lambda *args: entrance.gate.check_login(*args, None), "other", "", EVE) == login
+    assert entrance.verdict() == ("allowed", "none")
+
+
+@pytest.mark.parametrize("upstreams", [(HUB, GHCR), (PRIVATE,), (PRIVATE, OTHER)])
+@pytest.mark.parametrize("is_password", [False, True])
+def test_a_token_is_no_login_for_an_upstream(
+    enter: Enter,
+    upstreams: Sequence[Upstream],
+    is_password: bool,  # noqa: FBT001
+) -> None:
+    """Nor does it become another token: it would be valid for ever, and an upstream could use it here."""
+    tokens = AccessTokens()
+    entrance = enter(upstreams, tokens=tokens, **BEARER)
+    token = bearer(tokens, ANN)
+    login = basic("any", token.split()[1]) if is_password else token
+    with pytest.raises(LoginRequired):
+        entrance.call(lambda *args: entrance.gate.check_login(*args, None), "other", "", login)
+    for other in (basic("any", token.split()[1]), f"{token}x"):
+        with pytest.raises(LoginRequired):
+            entrance.ask("manifest", f"{upstreams[0].prefix}/public", login=other)
+    assert entrance.admissions.required == []
+
+
+@pytest.mark.parametrize(
+    ("path", "login", "expected"),
+    [
+        ("/v2/", None, 'Bearer realm="http://d.test/token",service="dockyard"'),
+        ("/v2/", "token", 'Bearer realm="http://d.test/token",service="dockyard",error="insufficient_scope"'),
+        ("/v2/", "forged", 'Bearer realm="http://d.test/token",service="dockyard",error="invalid_token"'),
+        ("/v2/", WRONG, 'Bearer realm="http://d.test/token",service="dockyard"'),
+        ("/x/v2/", None, 'Bearer realm="http://d.test/token",service="dockyard"'),
+        ("/", None, 'Basic realm="dockyard"'),
+        ("/metrics", None, 'Basic realm="dockyard"'),
+        ("/token", None, 'Basic realm="dockyard"'),
+    ],
+)
+def test_what_clients_are_asked_for(enter: Enter, path: str, login: str | None, expected: str) -> None:
+    """Clients of registries for a token, and others for a login."""
+    tokens = AccessTokens()
+    entrance = enter(rules=RULES[3:], tokens=tokens, **BEARER)
+    sent = {"token": bearer(tokens, None), "forged": "Bearer dockyard.x"}.get(login or "", login)
+
+    async def ask(req: falcon.asgi.Request, resp: falcon.asgi.Response, record: RequestRecord) -> str:
+        with contextlib.suppress(LoginRequired):
+            await entrance.gate.check_api(req, resp, record, "")
+        return entrance.gate.find_challenge(req, record)
+
+    assert entrance.call(ask, "other", "", sent, path=path, headers=[("Host", "d.test")]) == expected
