@@ -71,8 +71,6 @@ class UpstreamBlob:
                 raise errors.connection_lost(
                     self._http.server, attrs.evolve(details, error=f"the body ended early ({details.error})")
                 ).error
-            if self._has_end and not self._remaining and self._http.is_at_end:
-                self._read_some(1)  # nothing: the connection is free for the next request
         return data
 
     def _read_some(self, amount: int) -> bytes:

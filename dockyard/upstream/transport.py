@@ -117,11 +117,6 @@ class UpstreamResponse:
         """What the log says about this response if it is an error, or leads to one."""
         return self._failures.details_of_status(self.status, self._request)
 
-    @property
-    def is_at_end(self) -> bool:
-        """Whether all bytes that the Content-Length announces were read; False without one."""
-        return self._response.length_remaining == 0
-
     def lift_deadline(self) -> None:
         """From now on only a stall ends the response."""
         self._attempt.deadline = None

@@ -85,7 +85,7 @@ def multipart(*, keeps_content_range: bool = False) -> Change:
         part = b"".join(response.body.pieces(response.start, response.stop))
         head = f"--{BOUNDARY}\r\nContent-Type: application/octet-stream\r\nContent-Range: {content_range}\r\n\r\n"
         body = head.encode() + part + f"\r\n--{BOUNDARY}--\r\n".encode()
-        changed = attrs.evolve(response, body=Bytes(body), start=0, stop=len(body))
+        changed = attrs.evolve(response, body=Bytes(body), start=0, stop=len(body), framing="chunked")
         if not keeps_content_range:
             changed = changed.with_header("Content-Range")
         return changed.with_header("Content-Type", f"multipart/byteranges; boundary={BOUNDARY}")

@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import attrs
@@ -21,7 +22,7 @@ from tests.support.fake_auth import FakeTokenService
 from tests.support.fake_registry import Change, basic
 from tests.support.range_habits import RANGE_HABITS, RangeHabit, hidden_size, moved, only_ranges
 from tests.support.raw_http import Request, ScriptedResponse
-from tests.support.upstreams import BASIC, LATEST, SHORT, Ward, error_text, pretend, together
+from tests.support.upstreams import BASIC, LATEST, LIMITS, SHORT, Ward, error_text, pretend, together
 
 BLOB = bytes(range(256)) * 8
 START, STOP = 1000, 1100
@@ -225,6 +226,12 @@ def test_not_more_than_the_range_is_read(ward: Ward, digest: Digest) -> None:
     assert len(received) == STOP - START
 
 
+def test_a_slow_range_is_read_to_its_end(ward: Ward, digest: Digest) -> None:
+    """Only its headers must come within the time limit, and then a byte now and then."""
+    ward.fake_registry.on("blob", faults.slow(40))
+    assert OneDownload(ward.registry(limits=SHORT), digest).read() == BLOB[START:STOP]
+
+
 @pytest.mark.parametrize("how", ["fin", "rst"])
 def test_a_range_that_breaks_off_is_an_outage_after_its_bytes(ward: Ward, digest: Digest, how: str) -> None:
     """None of them is lost."""
@@ -363,6 +370,18 @@ def test_an_entity_tag_is_compared_with_the_first_one(ward: Ward, digest: Digest
     assert ward.fake_registry.count() == 4
 
 
+def test_an_entity_tag_is_compared_whatever_the_signature_is(ward: Ward, digest: Digest) -> None:
+    """A storage service has one object, with many signed URLs."""
+    redirect_to_cdn(ward, digest, uses=lambda: 1)
+    rule = ward.fake_registry.on("cdn", described('"a"'))
+    download = OneDownload(ward.registry(), digest)
+    assert download.read(0, 10) == BLOB[:10]
+    ward.fake_registry.remove_rules(rule)
+    ward.fake_registry.on("cdn", described('"b"'))
+    with pytest.raises(RangesUnsupported, match="describes one blob in two ways"):
+        download.open()
+
+
 def test_different_hosts_may_describe_a_blob_differently(ward: Ward, digest: Digest) -> None:
     """A registry and its storage, or two edges of a network."""
     for listener in ("cdn", "other"):
@@ -467,6 +486,41 @@ def test_urls_that_are_valid_once_are_soon_taken_as_such(ward: Ward, digest: Dig
     assert ward.fake_registry.count("blob") == 10
     refused = [each for each in ward.fake_registry.received("cdn") if each.status == 403]
     assert len(refused) == MAX_WASTED_REDIRECTS
+
+
+def test_urls_that_were_used_again_may_expire_often(ward: Ward, digest: Digest) -> None:
+    """They are not taken as valid once: the next ones are used again too."""
+    redirect_to_cdn(ward, digest)
+    download = OneDownload(ward.registry(), digest)
+    for number in range(1, 2 * MAX_WASTED_REDIRECTS + 2):
+        for start in (0, 100, 200):
+            assert download.read(start, start + 10) == BLOB[start : start + 10]
+        assert ward.fake_registry.count("blob") == number
+        ward.fake_registry.expire_presigned()
+
+
+@pytest.mark.parametrize("is_redirected", [True, False])
+def test_ranges_that_the_registry_is_asked_for_do_not_wait_for_each_other(
+    ward: Ward,
+    digest: Digest,
+    is_redirected: bool,  # noqa: FBT001
+) -> None:
+    """Once it is known that it sends them itself, or redirects to URLs that are valid once."""
+    if is_redirected:
+        redirect_to_cdn(ward, digest, uses=lambda: 1)
+    download = OneDownload(ward.registry(limits=attrs.evolve(LIMITS, stall_timeout=60.0)), digest)
+    for start in range(0, 500, 100):
+        assert download.read(start, start + 10) == BLOB[start : start + 10]
+    released = threading.Event()
+    asked = ward.fake_registry.count("blob")
+    ward.fake_registry.on("blob", faults.silent(released), times=1)
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(download.read)
+        ward.fake_registry.wait_for(lambda: ward.fake_registry.count("blob") == asked + 1, "the first request")
+        assert download.read(0, 10) == BLOB[:10]
+        assert not waiting.done()
+        released.set()
+        assert waiting.result() == BLOB[START:STOP]
 
 
 def test_urls_that_are_valid_once_serve_many_threads(ward: Ward, digest: Digest) -> None:
@@ -609,6 +663,21 @@ def test_ranges_that_are_not_supported_are_no_outage(ward: Ward, digest: Digest)
             OneDownload(registry, digest).open()
     assert not registry.is_breaker_open
     assert ward.fake_registry.count("blob") == 10
+
+
+def test_a_response_without_a_range_ends_a_series_of_failures(ward: Ward, digest: Digest) -> None:
+    """It shows that the registry is up, as any valid response."""
+    registry = ward.registry()
+    for _ in range(3):
+        rule = ward.fake_registry.on("blob", faults.error_response(500), times=4)
+        for _ in range(4):
+            with pytest.raises(Unavailable) as caught:
+                OneDownload(registry, digest).open()
+            assert not caught.value.remembered
+        ward.fake_registry.remove_rules(rule)
+        ward.fake_registry.on("blob", faults.ignoring_range(), times=1)
+        with pytest.raises(RangesUnsupported):
+            OneDownload(registry, digest).open()
 
 
 def test_the_login_of_a_client_gets_ranges(ward: Ward, digest: Digest) -> None:
