@@ -9,6 +9,7 @@ So bytes that come late are sent only while the client sends nothing: the client
 exchange.
 """
 
+import re
 import threading
 import time
 from collections import Counter
@@ -21,6 +22,7 @@ import attrs
 from tests.support.raw_server import RawConnection, RawServer
 
 MAX_PAUSE_S = 0.003
+_RANGE = re.compile(rb"\r\nRange: bytes=([0-9]+)-([0-9]+)\r\n")
 INTERIM_STATUSES = (102, 103, 103, 110, 199)
 
 
@@ -31,6 +33,15 @@ class Answer:
     body: bytes
     headers: tuple[str, ...] = ()
     status: int = 200
+
+    def part(self, head: bytes) -> "Answer":
+        """The answer to a request with this head, which may have a Range."""
+        found = _RANGE.search(head)
+        start, stop = (int(found[1]), min(int(found[2]) + 1, len(self.body))) if found else (0, 0)
+        if start >= stop or self.status != 200:
+            return self
+        content_range = f"Content-Range: bytes {start}-{stop - 1}/{len(self.body)}"
+        return Answer(self.body[start:stop], (*self.headers, content_range), 206)
 
 
 @attrs.frozen
@@ -327,6 +338,7 @@ class HostileServer:
             answer = self._answers.get(target) or Answer(b'{"errors": []}', status=404)
             (behaviour,) = rng.choices(list(self._behaviours), list(self._behaviours.values()))
             self.counts[behaviour.__name__] += 1
+            answer = answer.part(connection.head)
             steps = behaviour(Turn(rng, method, answer, rng.choice(self._others)))
             late_steps = sum(isinstance(step, Late) for step in steps) if self._is_asking else 0
             self._add_late_steps(late_steps)

@@ -33,6 +33,7 @@ from dockyard.s3 import S3Error, S3Store
 from dockyard.storage.keys import manifest_key, tag_key
 from dockyard.upstream import client as client_module
 from dockyard.upstream.client import RegistryClient
+from dockyard.upstream.errors import RangesUnsupported
 from dockyard.upstream.keychain import Keychain
 from tests.fuzz.budget import runs
 from tests.fuzz.hostile_server import BEHAVIOURS, Answer, HostileServer
@@ -201,6 +202,18 @@ def read_blob(client: RegistryClient, repository: str, digest: Digest, expected:
     return body
 
 
+def read_range(client: RegistryClient, repository: str, digest: Digest, start: int, stop: int) -> bytes:
+    """A range of a blob, whose digest nobody verifies: it must be right."""
+    try:
+        source = client.open_blob(repository, digest, start, stop)
+    except RangesUnsupported as exc:
+        raise RegistryError("no range") from exc
+    try:
+        return b"".join(iter(lambda: source.read(500), b""))
+    finally:
+        source.close()
+
+
 def head_blob(client: RegistryClient, repository: str, digest: Digest, expected: int) -> int:
     """The size of a blob. Another one that the server announces for this blob is an error and no fault."""
     size = client.head_blob(repository, digest)
@@ -219,7 +232,7 @@ def make_client(server: HostileServer) -> RegistryClient:
 
 
 def registry_questions(client: RegistryClient, answers: dict[str, Answer], repositories: list[str]) -> list[Question]:
-    """Checks of tags, manifests by tag and by digest, sizes of blobs, blobs."""
+    """Checks of tags, manifests by tag and by digest, sizes of blobs, blobs, ranges of blobs."""
     found = []
     for target, answer in answers.items():
         repository, _, reference = target.removeprefix("/v2/").rsplit("/", 2)
@@ -230,6 +243,8 @@ def registry_questions(client: RegistryClient, answers: dict[str, Answer], repos
             found += [
                 Question(partial(read_blob, client, repository, it, body), body),
                 Question(partial(head_blob, client, repository, it, size), size),
+                Question(partial(read_range, client, repository, it, 10, 60), body[10:60]),
+                Question(partial(read_range, client, repository, it, size - 50, size), body[-50:]),
             ]
         else:
             found += [

@@ -12,10 +12,11 @@ MAX_HEAD_BYTES = 64 * 1024
 
 
 class RawConnection:
-    """One connection of a RawServer. `number` counts them from 1."""
+    """One connection of a RawServer. `number` counts them from 1, `head` is that of the last request."""
 
     def __init__(self, sock: socket.socket, number: int, server: "RawServer") -> None:
         self.number = number
+        self.head = b""
         self._sock = sock
         self._server = server
         self._received = b""
@@ -35,7 +36,8 @@ class RawConnection:
             if not head.startswith(b"GET /v2/ "):
                 break
             self.send(response(b"{}"))
-        self._server.heads.append(head + b"\r\n\r\n")
+        self.head = head + b"\r\n\r\n"
+        self._server.heads.append(self.head)
         return head.partition(b"\r\n")[0].decode("latin-1")
 
     def receive_some(self) -> bytes:
