@@ -127,3 +127,9 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
     if report.failed and isinstance(fixtures.get("registry"), DistributionRegistry):
         report.sections.append(("requests upstream", "\n".join(map(str, fixtures["registry"].requests()))))
     return report
+
+
+@pytest.fixture(scope="module", params=["basic", "bearer"])
+def challenge(request: pytest.FixtureRequest) -> str:
+    """How clients are asked for a login: to send it with each request, or to exchange it for an access token."""
+    return str(request.param)

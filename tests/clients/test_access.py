@@ -23,12 +23,6 @@ from tests.support.programs import Programs
 pytestmark = pytest.mark.clients
 
 
-@pytest.fixture(scope="module", params=["basic", "bearer"])
-def challenge(request: pytest.FixtureRequest) -> str:
-    """How clients are asked for a login: to send it with each request, or to exchange it for an access token."""
-    return str(request.param)
-
-
 @pytest.fixture(scope="module")
 def htpasswd(
     registry: DistributionRegistry, challenge: str, tmp_path_factory: pytest.TempPathFactory

@@ -37,7 +37,9 @@ KEYS = {  # in the page
 
 
 @pytest.fixture(scope="module")
-def dockyard(registry: DistributionRegistry, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Dockyard]:
+def dockyard(
+    registry: DistributionRegistry, challenge: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Dockyard]:
     """A Dockyard where `team/` is for one user, and everything else for another."""
     directory = tmp_path_factory.mktemp("prefixes")
     lines = [f"{user}:{hash_password(password, 4)}\n" for user, password in PASSWORDS.items()]
@@ -47,7 +49,7 @@ def dockyard(registry: DistributionRegistry, tmp_path_factory: pytest.TempPathFa
         {"allow": False, "repositories": [f"{PREFIX}/team/**"]},
         {"allow": True, "who": [READER]},
     ]
-    settings = {"access": {"htpasswd": str(directory / "htpasswd"), "rules": rules}}
+    settings = {"access": {"htpasswd": str(directory / "htpasswd"), "rules": rules, "challenge": challenge}}
     upstream = {**docker_hub(registry), "prefix": PREFIX}
     with running(Dockyard(directory / "dockyard", [upstream], settings=settings)) as dockyard:
         yield dockyard
