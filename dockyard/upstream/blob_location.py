@@ -26,6 +26,7 @@ from dockyard.upstream.urls import Url
 
 MAX_WASTED_REDIRECTS = 2
 MAX_DESCRIPTIONS = 16
+MAX_LOOKUP_WAIT_S = 1.0
 
 
 @attrs.define(eq=False)
@@ -76,12 +77,13 @@ class BlobLocation:
         self._descriptions: dict[tuple[Origin, str], _Description] = {}
 
     @contextmanager
-    def lookup(self, timeout_s: float) -> Iterator[None]:
+    def lookup(self) -> Iterator[None]:
         """Surround a request to the registry, which one thread at a time sends, so that the others use its result.
 
-        Others wait for at most `timeout_s`, and not at all if the registry must be asked for each range.
+        Others wait for at most MAX_LOOKUP_WAIT_S, because a response may hang, and not at all if the registry must be
+        asked for each range.
         """
-        is_locked = not self._is_settled and self._lookup.acquire(timeout=timeout_s)
+        is_locked = not self._is_settled and self._lookup.acquire(timeout=MAX_LOOKUP_WAIT_S)
         if is_locked and self._is_settled:
             self._lookup.release()
             is_locked = False

@@ -94,7 +94,7 @@ class UpstreamBlobs:
         redirect = location.redirect
         if redirect and (body := self._open_at(redirect, request, start, stop, location)):
             return body
-        with location.lookup(self._limits.stall_timeout):
+        with location.lookup():
             redirect = location.redirect
             if redirect is None:
                 return self._open_at_registry(request, start, stop, location)

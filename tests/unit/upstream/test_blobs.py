@@ -523,6 +523,26 @@ def test_ranges_that_the_registry_is_asked_for_do_not_wait_for_each_other(
         assert waiting.result() == BLOB[START:STOP]
 
 
+def test_a_registry_that_hangs_for_one_range_does_not_hold_up_others(
+    ward: Ward, digest: Digest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They wait for its answer, which they could use too, for a moment only."""
+    monkeypatch.setattr("dockyard.upstream.blob_location.MAX_LOOKUP_WAIT_S", 0.05)
+    redirect_to_cdn(ward, digest)
+    download = OneDownload(ward.registry(limits=attrs.evolve(LIMITS, stall_timeout=60.0)), digest)
+    released = threading.Event()
+    ward.fake_registry.on("blob", faults.silent(released), times=1)
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(download.read)
+        ward.fake_registry.wait_for(lambda: ward.fake_registry.count("blob") == 1, "the first request")
+        for start in (0, 100):
+            assert download.read(start, start + 10) == BLOB[start : start + 10]
+        assert not waiting.done()
+        released.set()
+        assert waiting.result() == BLOB[START:STOP]
+    assert ward.fake_registry.count("blob") == 2
+
+
 def test_urls_that_are_valid_once_serve_many_threads(ward: Ward, digest: Digest) -> None:
     """With the right bytes for all."""
     redirect_to_cdn(ward, digest, uses=lambda: 1)
