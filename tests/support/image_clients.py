@@ -24,6 +24,16 @@ DEAD_PROXY = "http://127.0.0.1:9"
 ACCEPT_ANY_SIGNATURE = {"default": [{"type": "insecureAcceptAnything"}]}
 
 
+PARTIAL_PULLS = """\
+[storage]
+driver = "overlay"
+graphroot = "{root}"
+runroot = "{run}"
+[storage.options]
+pull_options = {{enable_partial_images = "true", use_hard_links = "false", ostree_repos = ""}}
+"""
+
+
 class ClientError(Exception):
     """A client failed; the text contains its output."""
 
@@ -294,12 +304,21 @@ class Skopeo:
 
 
 class Podman:
-    """podman with its own storage."""
+    """podman with its own storage.
 
-    def __init__(self, program: Path, directory: Path) -> None:
+    `pulls_partially`: of zstd:chunked layers it requests the table of contents, then only what its storage does not
+    have. This needs the overlay driver.
+    """
+
+    def __init__(self, program: Path, directory: Path, *, pulls_partially: bool = False) -> None:
         self.directory = directory
         self._program = program
         self._environ = environment(directory)
+        self._driver = "overlay" if pulls_partially else "vfs"
+        if pulls_partially:
+            storage = directory / "storage.conf"
+            storage.write_text(PARTIAL_PULLS.format(root=directory / "root", run=directory / "run"))
+            self._environ["CONTAINERS_STORAGE_CONF"] = str(storage)
         self._policy = directory / "policy.json"
         self._policy.write_text(json.dumps(ACCEPT_ANY_SIGNATURE))
 
@@ -333,6 +352,19 @@ class Podman:
         """Remove all images."""
         run([*self._command, "image", "rm", "--all", "--force"], self._environ)
 
+    def read_files(self, reference: str) -> dict[str, str]:
+        """Return the digest of each file of the image, by its name."""
+        directory = Path(run([*self._command, "image", "mount", reference], self._environ).strip())
+        try:
+            files = [path for path in directory.rglob("*") if path.is_file()]
+            return {str(path.relative_to(directory)): _digest(path) for path in files}
+        finally:
+            run([*self._command, "image", "unmount", reference], self._environ)
+
+    def unmount(self) -> None:
+        """Unmount what the overlay driver has mounted in the directory, which can then be removed."""
+        _unmount_below(self.directory)
+
     @property
     def _command(self) -> list[str | Path]:
         return [
@@ -340,7 +372,7 @@ class Podman:
             f"--root={self.directory / 'root'}",
             f"--runroot={self.directory / 'run'}",
             f"--tmpdir={self.directory / 'tmp'}",
-            "--storage-driver=vfs",
+            f"--storage-driver={self._driver}",
             "--cgroup-manager=cgroupfs",
             "--events-backend=none",
         ]
