@@ -33,6 +33,11 @@ def find_all(loaded: LoadedSettings) -> Iterator[Finding]:
         used = {clients.name for clients in named.values() if clients.kind is kind}
         if unused := [name for name in names if name not in used]:
             yield note(f"{key}: no rule names {_list(unused)}")
+    if loaded.settings.issues_tokens and loaded.settings.storage.bucket and not access.token_key_file:
+        yield note(
+            "access.token_key_file: is not set: if other Dockyards with this bucket are behind the same load balancer, "
+            "they refuse the access tokens of this one"
+        )
     for rule, prefix in find_rules_for_other_logins(access, loaded.usable_upstreams):
         yield note(
             f"access.{rule}.who: clients that log in with an account of {prefix} are none of these: rules see them as "

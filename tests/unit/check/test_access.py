@@ -129,3 +129,30 @@ def test_a_damaged_file_is_an_error_that_quotes_nothing(tmp_path: Path, settings
     assert found.startswith("access.htpasswd = ")
     assert "line 2" in found
     assert CANARY not in result.output
+
+
+@pytest.mark.parametrize(
+    ("challenge", "bucket", "key", "is_noted"),
+    [
+        ("bearer", "images", "", True),
+        ("bearer", "images", "KEY", False),
+        ("bearer", "", "", False),
+        ("basic", "images", "", False),
+    ],
+)
+def test_several_servers_need_one_key_for_access_tokens(
+    tmp_path: Path,
+    settings: dict[str, Any],
+    users: Path,
+    challenge: str,
+    bucket: str,
+    key: str,
+    is_noted: bool,  # noqa: FBT001
+) -> None:
+    """A bucket is probably shared by several."""
+    (tmp_path / "KEY").write_text("k" * 32)
+    path = str(tmp_path / key) if key else ""
+    given = with_access(settings, users, challenge=challenge, token_key_file=path)
+    given["storage"] = {**given.get("storage", {}), "bucket": bucket}
+    noted = [line for line in lines(check(tmp_path, given), "note") if line.startswith("access.token_key_file")]
+    assert len(noted) == is_noted
