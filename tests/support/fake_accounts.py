@@ -3,7 +3,7 @@
 import base64
 import json
 from collections.abc import Iterable, Mapping
-from typing import Literal
+from typing import Any, Literal
 from urllib.parse import parse_qs, urlsplit
 
 import attrs
@@ -62,6 +62,7 @@ class FakeAccounts:
         for account in accounts:
             self.set(account)
         self.public = set(public)
+        self._revoked = 0
         self._url = fake_registry.url if listener is None else fake_registry.listeners[listener].url
         for kind in ("manifest", "blob", "ping", "other"):
             fake_registry.on(kind, self._guard, listener=listener)
@@ -70,6 +71,10 @@ class FakeAccounts:
     def set(self, account: Account) -> None:
         """Add an account, or change its rights."""
         self._accounts[account.username, account.password] = account
+
+    def revoke_tokens(self) -> None:
+        """Accept no token that was made before."""
+        self._revoked += 1
 
     def find(self, username: str, password: str) -> Account | None:
         """The account with this login."""
@@ -84,7 +89,11 @@ class FakeAccounts:
         if scheme != "Bearer":
             return challenge(request, response)
         granted = _decode(value)
-        if not granted or (repo and repo not in granted["repos"] and self.style != "open tokens"):
+        if (
+            not granted
+            or granted["revoked"] != self._revoked
+            or (repo and repo not in granted["repos"] and self.style != "open tokens")
+        ):
             return challenge(request, response)
         if self.style == "open tokens" and repo not in {*self.public, *granted["repos"], ""}:
             return error_response(403, "DENIED")(request, response)
@@ -110,14 +119,20 @@ class FakeAccounts:
         account = self.find(*login) if login else None
         asked = [scope.split(":")[1] for text in form.get("scope", []) for scope in text.split()]
         if self.style == "open tokens":
-            return _token({"repos": sorted(account.repositories) if account else []})
+            return self._token(sorted(account.repositories) if account else [])
         if login and account is None:
             return error_response(401, "UNAUTHORIZED")(request, response)
         allowed = self.public | (account.repositories if account else frozenset())
         granted = [repo for repo in asked if repo in allowed]
         if self.style in ("refused 401", "refused 403") and granted != asked:
             return error_response(int(self.style[-3:]), "DENIED")(request, response)
-        return _token({"repos": granted})
+        return self._token(granted)
+
+    def _token(self, repositories: list[str]) -> ScriptedResponse:
+        content = {"repos": repositories, "revoked": self._revoked}
+        token = base64.urlsafe_b64encode(json.dumps(content).encode()).decode()
+        body = json.dumps({"token": token, "expires_in": 300}).encode()
+        return ScriptedResponse.of(200, body, ("Content-Type", "application/json"))
 
     def _login_of(self, request: Request, form: Mapping[str, list[str]]) -> tuple[str, str] | None:
         if request.method == "POST":
@@ -138,15 +153,9 @@ def _split(value: str) -> tuple[str, str]:
     return username, password
 
 
-def _token(content: Mapping[str, list[str]]) -> ScriptedResponse:
-    token = base64.urlsafe_b64encode(json.dumps(content).encode()).decode()
-    body = json.dumps({"token": token, "expires_in": 300}).encode()
-    return ScriptedResponse.of(200, body, ("Content-Type", "application/json"))
-
-
-def _decode(token: str) -> dict[str, list[str]]:
+def _decode(token: str) -> dict[str, Any]:
     try:
-        found: dict[str, list[str]] = json.loads(base64.urlsafe_b64decode(token))
+        found: dict[str, Any] = json.loads(base64.urlsafe_b64decode(token))
     except ValueError:
         return {}
     return found

@@ -97,6 +97,14 @@ class _Manifest:
     digest: str
 
 
+def _client_port(connection: socket.socket) -> int:
+    """The port of the client; 0 if it has gone."""
+    try:
+        return int(connection.getpeername()[1])
+    except OSError:
+        return 0
+
+
 class FakeRegistry:
     """The upstream of a test: content, rules, listeners, and the record of all requests."""
 
@@ -301,7 +309,7 @@ class FakeRegistry:
 
     def _handle(self, connection: socket.socket, request: Request) -> bool:
         """Answer one request; return True when the connection can be used again."""
-        exchange = Exchange(request, time.monotonic())
+        exchange = Exchange(request, time.monotonic(), _client_port(connection))
         with self._changed:
             self.exchanges.append(exchange)
             self._changed.notify_all()

@@ -118,6 +118,7 @@ class Exchange:
 
     request: Request
     began_at: float
+    client_port: int = 0
     status: int = 0
     sent_bytes: int = 0
     ended: str = ""

@@ -73,13 +73,16 @@ def download_owners(deployment: Deployment) -> dict[int, list[str]]:
 
 def workers_by_client_port(deployment: Deployment) -> dict[int, int]:
     """The worker that serves each client connection, by the local port of the client."""
-    port_of_socket = {f"socket:[{inode}]": port for port, inode in _server_sockets(deployment.dockyard.port)}
-    return {
-        port_of_socket[target]: pid
-        for pid in deployment.dockyard.worker_pids()
-        for target in open_files(pid).values()
-        if target in port_of_socket
-    }
+    sockets = _sockets()
+    own = {inode: remote for inode, (local, remote) in sockets.items() if local == deployment.dockyard.port}
+    return {own[target]: pid for pid, target in _worker_files(deployment) if target in own}
+
+
+def worker_of_connection(deployment: Deployment, server_port: int, local_port: int) -> int:
+    """The worker that has connected to a server, by the local port of its connection."""
+    sockets = _sockets()
+    (pid,) = {pid for pid, target in _worker_files(deployment) if sockets.get(target) == (local_port, server_port)}
+    return pid
 
 
 def cpu_seconds(pid: int) -> float:
@@ -96,10 +99,19 @@ def _is_for_writing(pid: int, number: int) -> bool:
     return False
 
 
-def _server_sockets(server_port: int) -> Iterator[tuple[int, str]]:
-    """Client port and inode of each connection of the server."""
+def _worker_files(deployment: Deployment) -> Iterator[tuple[int, str]]:
+    """The workers and the targets of their file descriptors."""
+    for pid in deployment.dockyard.worker_pids():
+        for target in open_files(pid).values():
+            yield pid, target
+
+
+def _sockets() -> dict[str, tuple[int, int]]:
+    """Local and remote port of each TCP connection of this machine, as `open_files` names its socket."""
+    found = {}
     for table in ("/proc/net/tcp", "/proc/net/tcp6"):
         for line in Path(table).read_text().splitlines()[1:]:
             fields = line.split()
-            if int(fields[1].rpartition(":")[2], 16) == server_port:
-                yield int(fields[2].rpartition(":")[2], 16), fields[9]
+            local, remote = (int(address.rpartition(":")[2], 16) for address in fields[1:3])
+            found[f"socket:[{fields[9]}]"] = local, remote
+    return found

@@ -5,6 +5,7 @@ U: faults of an upstream. S: of the bucket and the disk. P: of processes, client
 
 from tests.chaos.engine.variant import Fault
 from tests.chaos.faults import (
+    access,
     client_behaviour,
     client_disconnects,
     clock,
@@ -46,5 +47,6 @@ DEPLOYMENT_FAULTS: tuple[Fault, ...] = (
     *client_behaviour.FAULTS,
     *clock.FAULTS,
     *isolation.FAULTS,
+    *access.FAULTS,
 )
 FAULTS: tuple[Fault, ...] = tuple(sorted((*UPSTREAM_FAULTS, *DEPLOYMENT_FAULTS), key=lambda fault: fault.id))
