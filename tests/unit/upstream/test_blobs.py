@@ -7,6 +7,7 @@ from pathlib import Path
 
 import attrs
 import pytest
+from structlog.testing import capture_logs
 
 from dockyard.errors import BadUpstream, BlobUnknown, Denied, RegistryError, TooManyRequests, Unavailable
 from dockyard.oci.login import Login
@@ -80,6 +81,11 @@ def redirect_to_cdn(ward: Ward, digest: Digest, *, uses: Callable[[], int | None
         "blob",
         faults.redirected(lambda request: ward.fake_registry.presign(str(digest), listener="cdn", uses=uses())),
     )
+
+
+def redirect_host(ward: Ward) -> str:
+    """The host and port of the URLs that `redirect_to_cdn` makes."""
+    return ward.fake_registry.listeners["cdn"].authority
 
 
 # Right bytes
@@ -650,9 +656,11 @@ def test_a_url_is_in_no_log(ward: Ward, digest: Digest, caplog: pytest.LogCaptur
     download = OneDownload(ward.registry(), digest)
     assert download.read(0, 10) == BLOB[:10]
     ward.fake_registry.expire_presigned()
-    with caplog.at_level("DEBUG"):
+    with caplog.at_level("DEBUG"), capture_logs() as logs:
         assert download.read() == BLOB[START:STOP]
-    assert "Signature" not in caplog.text
+    assert "redirect is not used any more: the registry is asked anew" in [line["event"] for line in logs]
+    assert "Signature" not in repr(logs)
+    assert str(digest) not in repr([line for line in logs if line.get("host") == redirect_host(ward)])
     assert "Signature" not in repr(download.location.redirect)
 
 
