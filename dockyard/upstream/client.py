@@ -184,7 +184,7 @@ class RegistryClient:
         """
         client = self._with_login(login, is_check=True)
 
-        def operation(client: RegistryClient) -> None:
+        def operation(client: RegistryClient, deadline: float | None = None) -> None:
             if what is None:
                 client._lists.check(repository, client._call_limits(self._limits.response_timeout_s, deadline))
             elif is_blob and isinstance(what, Digest):
@@ -192,7 +192,7 @@ class RegistryClient:
             else:
                 client._head_manifest(repository, what, deadline)
 
-        client._run("check_access", repository, operation)
+        client._run("check_access", repository, partial(operation, deadline=deadline), operation)
 
     def check_login(self, login: Login, deadline: float | None) -> None:
         """Whether a login of a client is right, as far as the registry tells without a repository.
@@ -200,7 +200,7 @@ class RegistryClient:
         Raises LoginRequired, or another RegistryError if the registry cannot be asked.
         """
         client = self._with_login(login, is_check=True)
-        client._run("check_login", "", lambda client: client._check_login(deadline))
+        client._run("check_login", "", lambda client: client._check_login(deadline), RegistryClient._check_login)
 
     def has_login(self, repository: str) -> bool:
         """Whether the operator has a login for a repository. Blocks."""
@@ -244,7 +244,7 @@ class RegistryClient:
         if error is not None and wait_s > 0:
             raise error.copy(retry_after_s=math.ceil(wait_s), remembered=True)
 
-    def _check_login(self, deadline: float | None) -> None:
+    def _check_login(self, deadline: float | None = None) -> None:
         rejected = f"{self._prefix} rejects this login"
         try:
             response = self._session.ping(self._call_limits(self._limits.response_timeout_s, deadline))
@@ -307,9 +307,18 @@ class RegistryClient:
         self._breaker.close()
         self._transport.close()
 
-    def _run(self, name: str, repository: str, operation: Callable[["RegistryClient"], T]) -> T:
-        """Run an operation. With the operator's login it also serves as the probe of the circuit breaker."""
-        with self._guard(name, repository, partial(operation, self._operator)):
+    def _run(
+        self,
+        name: str,
+        repository: str,
+        operation: Callable[["RegistryClient"], T],
+        probe: Callable[["RegistryClient"], object] | None = None,
+    ) -> T:
+        """Run an operation. With the operator's login it also serves as the probe of the circuit breaker.
+
+        `probe` serves as that instead, if the operation has a deadline: it has passed when the probe is repeated.
+        """
+        with self._guard(name, repository, partial(probe or operation, self._operator)):
             return operation(self)
 
     @contextmanager

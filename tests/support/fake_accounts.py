@@ -91,7 +91,7 @@ class FakeAccounts:
         granted = _decode(value)
         if (
             not granted
-            or granted["revoked"] != self._revoked
+            or granted.get("revoked", 0) != self._revoked
             or (repo and repo not in granted["repos"] and self.style != "open tokens")
         ):
             return challenge(request, response)
@@ -129,7 +129,7 @@ class FakeAccounts:
         return self._token(granted)
 
     def _token(self, repositories: list[str]) -> ScriptedResponse:
-        content = {"repos": repositories, "revoked": self._revoked}
+        content: dict[str, object] = {"repos": repositories} | ({"revoked": self._revoked} if self._revoked else {})
         token = base64.urlsafe_b64encode(json.dumps(content).encode()).decode()
         body = json.dumps({"token": token, "expires_in": 300}).encode()
         return ScriptedResponse.of(200, body, ("Content-Type", "application/json"))

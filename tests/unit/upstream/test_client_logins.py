@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from dockyard.upstream.client import RegistryClient
 from dockyard.upstream.errors import UpstreamError
 from tests.support import faults
 from tests.support.bodies import digest_of
+from tests.support.deployment import eventually
 from tests.support.fake_accounts import IDENTITY_USER, STYLES, Account, FakeAccounts, Style
 from tests.support.fake_lists import offer_tags
 from tests.support.raw_http import Request
@@ -452,3 +453,24 @@ def test_a_tag_that_is_hidden_from_one_login_is_confirmed_for_another(ward: Ward
     for _ in range(2):
         assert refusal(client, login(ann), PRIVATE) is ManifestUnknown
     assert refusal(client, Login("bob", "b"), PRIVATE) is None
+
+
+@pytest.mark.parametrize("what", ["access", "login"])
+def test_the_probe_of_a_check_has_no_deadline(ward: Ward, what: str) -> None:
+    """That of the check has passed when the registry is up again; nobody else asks for anything meanwhile."""
+    ann = account("scoped", PRIVATE)
+    FakeAccounts(ward.fake_registry, "scoped", [ann])
+    client = ward.registry()
+    client._breaker._interval_s = 0.05
+    deadline = time.monotonic() + 0.2
+    ward.fake_registry.listener.close()
+    checks: dict[str, Callable[[], None]] = {
+        "access": lambda: client.check_access(login(ann), PRIVATE, LATEST, is_blob=False, deadline=deadline),
+        "login": lambda: client.check_login(login(ann), deadline),
+    }
+    with pytest.raises(Unavailable):
+        checks[what]()
+    assert client.is_breaker_open
+    eventually(lambda: time.monotonic() > deadline, "the deadline of the check")
+    ward.fake_registry.listener.open()
+    eventually(lambda: not client.is_breaker_open, "a probe gets a response", 10.0)
