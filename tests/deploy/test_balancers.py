@@ -45,7 +45,7 @@ def test_both_haproxy_configurations_hash_alike(ops: Path) -> None:
     rule = re.compile(r"^ +((?:acl|http-request|balance|hash-type|http-check) .*)$", re.MULTILINE)
     rules = [rule.findall(text) for text in both]
     assert rules[0] == rules[1]
-    assert len(rules[0]) == 9
+    assert len(rules[0]) == 11
 
 
 @pytest.fixture
