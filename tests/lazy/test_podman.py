@@ -18,7 +18,7 @@ from tests.support.image_clients import ACCEPT_ANY_SIGNATURE, Podman, environmen
 from tests.support.programs import Programs
 
 FILES = 300  # more than the ranges of one request
-FILE_BYTES = 40_000
+FILE_BYTES = 20_000
 REPOSITORY = "library/chunked"
 OCI = "application/vnd.oci.image"
 
