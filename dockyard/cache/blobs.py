@@ -112,7 +112,7 @@ class Blobs:
                 return OpenedBlob(FileReader(blob, self._stores.local.blobs, self._threads), "hit")
             if blob:
                 os.close(blob.fd)
-            elif self._redirects and (url := await self._find_url(digest)):
+            elif self._is_redirected(target, is_range=is_range) and (url := await self._find_url(digest)):
                 return RedirectedBlob(url)
         download, is_joined = self._downloads.join(target, digest, is_stored=is_stored)
         reader = DownloadReader(download, self._stores.local.blobs, self._threads)
@@ -179,6 +179,14 @@ class Blobs:
         if blob:
             self._stores.publisher.touch_if_due(BlobItem(digest))
         return blob
+
+    def _is_redirected(self, target: Target, *, is_range: bool) -> bool:
+        """Whether a client may be sent to the bucket: not with a range if the upstream has `lazy`.
+
+        stargz-snapshotter follows redirects only when it mounts a layer. Later it reads from the URL that it had then,
+        and a redirect from there is an error in the container.
+        """
+        return self._redirects and not (is_range and target.upstream.lazy)
 
     async def _find_url(self, digest: Digest) -> str | None:
         if not await self._find_in_bucket(digest):

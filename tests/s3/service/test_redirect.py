@@ -27,7 +27,7 @@ from tests.security.test_gate import ANN, write_passwords
 from tests.support import faults
 from tests.support.bodies import digest_of
 from tests.support.busy_machine import EVENT_TIMEOUT_S
-from tests.support.deployment import Deployment, eventually, set_at_exit, stays
+from tests.support.deployment import Deployment, eventually, set_at_exit, stays, upstream
 from tests.support.fake_registry import FakeRegistry
 from tests.support.http_client import Response
 from tests.support.image_clients import Crane, Skopeo
@@ -60,6 +60,22 @@ def test_a_blob_that_only_the_bucket_has_is_redirected(
     assert (reply.status, reply.header("Cache-Control")) == (307, "no-store")
     assert follow(reply) == (200, body)
     assert follow(reply, Range="bytes=1000-1999") == (206, body[1000:2000])
+
+
+def test_ranges_of_a_lazy_upstream_are_not_redirected(
+    start: Callable[..., Deployment], bucket_view: BucketView, fake_registry: FakeRegistry
+) -> None:
+    """A range that was 206 once is never 307 later: stargz-snapshotter does not follow a redirect then."""
+    bodies = [layer("lazy", 2_000_000), layer("lazy with a range", 2_000_000)]
+    for body in bodies:
+        bucket_view.put_blob(body)
+    lazy = upstream("up.test", fake_registry.url, lazy=True)
+    deployment = start(storage=REDIRECTS, upstreams=[lazy])
+    paths = [f"/v2/{NAME}/blobs/{digest_of(body)}" for body in bodies]
+    assert deployment.get(paths[0]).status == 307
+    reply = deployment.get(paths[1], Range="bytes=1000-1999")
+    assert (reply.status, reply.body) == (206, bodies[1][1000:2000])
+    assert fake_registry.received("blob") == []
 
 
 def test_a_redirect_carries_no_credentials(start: Callable[..., Deployment], bucket_view: BucketView) -> None:
