@@ -6,6 +6,7 @@ password, and takes one with a NUL byte for another: such passwords are never ri
 
 import hashlib
 import hmac
+import unicodedata
 from collections.abc import Sequence
 
 import attrs
@@ -25,7 +26,7 @@ log = structlog.get_logger()
 class Account:
     """What the file says of a user name. `hash` is None for a user for whom no password is right.
 
-    For a name that the file does not have, `is_known` is False.
+    For a name that the file does not have, `is_known` is False, unless it is the name of a user in another spelling.
     """
 
     is_known: bool
@@ -87,7 +88,10 @@ def hash_password(password: str, cost: int = DEFAULT_COST) -> str:
 
 @attrs.frozen
 class _Users:
+    """`folded` are the names of all users, usable or not, without what is easily mistyped in them."""
+
     file: Htpasswd = attrs.field(factory=Htpasswd)
+    folded: frozenset[str] = frozenset()
     costs: Sequence[int] = (DEFAULT_COST,)
     key: bytes = attrs.field(default=b"", repr=False)
 
@@ -101,10 +105,15 @@ class _Users:
 def _parse(data: bytes) -> _Users:
     file = parse_htpasswd(data)
     costs = sorted(cost_of(found) for found in file.hashes.values())
-    return _Users(file, costs or (DEFAULT_COST,), hashlib.sha256(data).digest())
+    folded = frozenset(map(_fold, file.hashes.keys() | file.unusable))
+    return _Users(file, folded, costs or (DEFAULT_COST,), hashlib.sha256(data).digest())
+
+
+def _fold(username: str) -> str:
+    """A user name without case, spaces around it, and the form of its characters."""
+    return unicodedata.normalize("NFKC", username).casefold().strip()
 
 
 def _account(version: FileVersion[_Users], username: str) -> Account:
-    users = version.content.file
-    found = users.hashes.get(username)
-    return Account(bool(version.error) or found is not None or username in users.unusable, found)
+    users = version.content
+    return Account(bool(version.error) or _fold(username) in users.folded, users.file.hashes.get(username))

@@ -75,12 +75,14 @@ class Tokens:
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._issuers = [_Issuer(issuer, make_source(issuer)) for issuer in issuers]
-        self._names = frozenset(issuer.issuer for issuer in issuers)
+        self._names = frozenset(_fold(issuer.issuer) for issuer in issuers)
         self._clock = clock
 
     def is_ours(self, text: str) -> bool:
-        """Return whether a text is a token that names one of our issuers, whatever else is in it."""
-        return bool(self._names) and not self._names.isdisjoint(_find_named_issuers(text.strip()))
+        """Return whether a text is, or contains, a token that names one of our issuers, whatever else is in it."""
+        if not self._names:
+            return False
+        return any(_fold(name) in self._names for word in text.split() for name in _find_named_issuers(word))
 
     def find(self, text: str) -> Identity | None:
         """Verify a token of ours by the keys in memory; None if others must be read. Does not block.
@@ -121,6 +123,8 @@ class Tokens:
         """Check all of a token that needs no key. Raises _Refused."""
         header, claims = _parse_token(text)
         algorithm, key_id = _check_header(header)
+        if all(claims.get("iss") != issuer.settings.issuer for issuer in self._issuers):
+            raise _Refused("its iss is not exactly `issuer` in access.jwt")
         issuers = [issuer for issuer in self._issuers if _is_for(claims, issuer.settings)]
         if not issuers:
             raise _Refused("the claim aud has no audience of this issuer", "the token is for another audience")
@@ -164,6 +168,11 @@ def _find_unknown(request: _Request, sets: Sequence[tuple[_Issuer, KeySet]]) -> 
     return [issuer for issuer, keys in sets if request.key_id is None or not keys.has_key_id(request.key_id)]
 
 
+def _fold(issuer: str) -> str:
+    """An issuer without what others, and settings, write in another way."""
+    return issuer.strip().rstrip("/").casefold()
+
+
 def _find_named_issuers(text: str) -> list[str]:
     """Return each `iss` in the claims of what looks like a token; a parser of others may use any of them."""
     match = _CLAIMS.fullmatch(text)
@@ -171,7 +180,7 @@ def _find_named_issuers(text: str) -> list[str]:
         return []
     try:
         data = base64.b64decode(match[1].replace("-", "+").replace("_", "/").rstrip("=") + "==")
-        pairs = json.loads(data.decode("utf-8", "replace"), object_pairs_hook=list)
+        pairs = json.loads(data.decode("utf-8-sig", "replace"), object_pairs_hook=list)
     except (ValueError, RecursionError):
         return []
     if not isinstance(pairs, list):

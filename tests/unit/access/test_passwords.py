@@ -106,6 +106,17 @@ def test_no_password_is_that_of_an_unknown_user(path: Path) -> None:
     assert dummy == file._file.read().content.dummy_for("carol")
 
 
+@pytest.mark.parametrize("name", ["jürgen", "Jürgen", "JÜRGEN", "ju\u0308rgen", " jürgen", "jürgen\t", "\uff4aürgen"])
+def test_a_name_that_is_written_in_another_way_is_known(tmp_path: Path, name: str) -> None:
+    """Whoever mistypes it does not mean an upstream, which must not get the password. It is no other name in rules."""
+    path = tmp_path / "htpasswd"
+    path.write_text(line("jürgen", "right") + line("bob", "right"))
+    file = PasswordFile(str(path))
+    assert file.read(name).is_known
+    assert is_right(file, name, "right") == (name == "jürgen")
+    assert not file.read("jurgen").is_known
+
+
 def test_the_file_is_read_again_when_it_has_changed(path: Path) -> None:
     """Written in place, replaced, or behind a symbolic link that was replaced, as Kubernetes does it."""
     file = PasswordFile(str(path))

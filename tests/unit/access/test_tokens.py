@@ -176,8 +176,6 @@ def test_a_token_of_gitlab() -> None:
         "ghp_" + "x" * 36,
         "dckr_pat_" + "x" * 27,
         TokenIssuer("https://auth.docker.io").sign(),
-        TokenIssuer("https://issuer.test/").sign(),
-        TokenIssuer("HTTPS://ISSUER.TEST").sign(),
         ISSUER.sign(ISSUER.claims(iss=None)),
         ISSUER.sign(ISSUER.claims(iss=["https://issuer.test"])),
         ISSUER.sign(ISSUER.claims(iss=None, act={"iss": ISSUER.url})),
@@ -202,6 +200,11 @@ def test_tokens_of_others_are_not_ours(text: str) -> None:
         ISSUER.sign(ISSUER.claims(exp=1)),
         ISSUER.sign(ISSUER.claims(aud="other")),
         f" {ISSUER.sign()}\n",
+        f"Bearer {ISSUER.sign()}",
+        f"{ISSUER.sign()} x",
+        TokenIssuer("https://issuer.test/").sign(),
+        TokenIssuer("HTTPS://ISSUER.TEST").sign(),
+        ISSUER.sign('\ufeff{"iss": "https://issuer.test"}'),
         ISSUER.sign() + "x",
         ISSUER.sign() + ".x.y",
         ISSUER.sign().rpartition(".")[0],
@@ -219,6 +222,14 @@ def test_tokens_of_others_are_not_ours(text: str) -> None:
 def test_tokens_that_name_us_are_ours(token: str) -> None:
     """However wrong they are: no upstream may get them."""
     assert make().is_ours(token)
+
+
+def test_an_issuer_that_is_written_in_another_way_is_another() -> None:
+    """Its tokens are wrong, and the log says why."""
+    with pytest.raises(LoginRequired) as caught:
+        make().verify(TokenIssuer("https://issuer.test/").sign())
+    assert caught.value.details is not None
+    assert caught.value.details.error == "its iss is not exactly `issuer` in access.jwt"
 
 
 # Forged tokens
