@@ -10,7 +10,7 @@ from typing import TypeVar
 
 import pytest
 
-from tests.support.artifact_clients import Cosign, Helm, Oras
+from tests.support.artifact_clients import MODEL, Cosign, Helm, Oras
 from tests.support.distribution import DistributionRegistry
 from tests.support.dockyard import Dockyard, docker_hub
 from tests.support.image_clients import ClientError, Crane
@@ -92,6 +92,22 @@ def test_oras_discovers_referrers(
 
     assert through(types) == [[SBOM, SCAN]] * 3
     assert through(lambda name: types(name, "--artifact-type", SCAN)) == [[SCAN]] * 3
+
+
+def test_oras_pulls_a_model(
+    upstream: DistributionRegistry | Olareg, repository: str, through: Callable[..., list[dict[str, bytes]]], oras: Oras
+) -> None:
+    """A ModelPack artifact: the weights are one layer each, as they are, and no layer of an image."""
+    files = {
+        "model-1.safetensors": (secrets.token_bytes(3_000_000), f"{MODEL}.weight.v1.raw"),
+        "model-2.safetensors": (secrets.token_bytes(2_000_000), f"{MODEL}.weight.v1.raw"),
+        "tokenizer.json": (b'{"version": "1.0"}', f"{MODEL}.weight.config.v1.raw"),
+        "README.md": (b"A model.", f"{MODEL}.doc.v1.raw"),
+    }
+    config = b'{"descriptor": {"name": "test"}, "config": {"format": "safetensors"}, "modelfs": {"type": "layers"}}'
+    oras.push_model(f"{upstream.host}/{repository}:v1", config, files)
+    contents = {name: content for name, (content, _) in files.items()}
+    assert through(lambda name: oras.pull(f"{name}:v1")) == [contents] * 3
 
 
 def test_oras_pulls_an_artifact(

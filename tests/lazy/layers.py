@@ -56,4 +56,5 @@ def add_layer(deployment: Deployment, pattern: Pattern, prefix: str, use: int) -
     """Add a layer that no other test has; `use` is the number of this use of the pattern."""
     body = Synthetic(pattern.size, seed=7, first=10_000 * use + 1000 * [*PATTERNS].index(pattern.name))
     digest = deployment.fake_registry.add_blob(body)
-    return Layer(deployment, f"/v2/{prefix}/team/app/blobs/{digest}", body)
+    path = f"team/app/blobs/{digest}"
+    return Layer(deployment, f"/v2/{path}?ns={prefix}" if pattern.has_namespace else f"/v2/{prefix}/{path}", body)

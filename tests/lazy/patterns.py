@@ -33,7 +33,10 @@ class LazyRequest:
 
 @attrs.frozen
 class Pattern:
-    """The requests of one client for a layer of `size` bytes. `at_once`: all after the first are sent at once."""
+    """The requests of one client for a layer of `size` bytes.
+
+    `at_once`: all after the first are sent at once. `has_namespace`: the name of the registry is in `?ns=`.
+    """
 
     name: str
     client: str
@@ -41,6 +44,7 @@ class Pattern:
     size: int
     requests: tuple[LazyRequest, ...]
     at_once: bool = False
+    has_namespace: bool = False
 
 
 def _read() -> dict[str, Pattern]:

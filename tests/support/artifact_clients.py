@@ -5,10 +5,13 @@ They do not see the user's configuration, keys or credentials, and cannot reach 
 
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from tests.support.image_clients import environment, forget_logins, run
+
+MODEL = "application/vnd.cncf.model"  # the media types of ModelPack begin so
 
 
 class Oras:
@@ -22,6 +25,14 @@ class Oras:
     def push(self, reference: str, name: str, content: bytes, artifact_type: str) -> None:
         """Push one file as an artifact."""
         self._run("push", "--artifact-type", artifact_type, reference, self._file(name, content))
+
+    def push_model(self, reference: str, config: bytes, files: Mapping[str, tuple[bytes, str]]) -> None:
+        """Push files, each with its media type, and a configuration as ModelPack specifies them."""
+        for name, (content, _) in {"config.json": (config, ""), **files}.items():
+            (self.directory / name).write_bytes(content)
+        typed = [f"{name}:{media_type}" for name, (_, media_type) in files.items()]
+        words = ["--artifact-type", f"{MODEL}.manifest.v1+json", "--config", f"config.json:{MODEL}.config.v1+json"]
+        self._run("push", *words, reference, *typed)
 
     def attach(self, reference: str, name: str, content: bytes, artifact_type: str) -> None:
         """Push one file as an artifact that refers to another."""
