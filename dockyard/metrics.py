@@ -37,6 +37,13 @@ fills_running = Gauge("dockyard_fills_running", "Running downloads.", multiproce
 fills = Counter("dockyard_fills", "Downloads that ended, by outcome: done, or the error.", ["outcome"])
 fills_joined = Counter("dockyard_fills_joined", "Requests that joined a running download.")
 fills_resumed = Counter("dockyard_fills_resumed", "Downloads that were resumed at the byte reached.")
+unverified_bytes = Counter(
+    "dockyard_unverified_bytes",
+    "Bytes of ranges that were sent before their blob was verified, by upstreams with `lazy`.",
+)
+wrong_ranges = Counter(
+    "dockyard_wrong_ranges", "Blobs of which ranges were sent before they were verified, and which had a wrong digest."
+)
 overflows = Counter("dockyard_overflows", "Downloads that continued in memory because the disk was full.")
 
 stale = Counter("dockyard_stale", "Tags and lists served stale, by upstream and reason.", ["upstream", "reason"])

@@ -53,6 +53,7 @@ from dockyard.workers.messages import (
     MalformedMessage,
     ManifestRequest,
     PeerRequest,
+    PiecesRequest,
     ReferrersRequest,
     SizeRequest,
     TagListRequest,
@@ -179,7 +180,7 @@ class Worker:
 
         # Caches
         with_upstreams = (self.peers, self.registries, self.threads)
-        self.downloads = Downloads(stores, *with_upstreams)
+        self.downloads = Downloads(stores, *with_upstreams, connections=limits.connections)
         self.blobs = Blobs(
             stores,
             self.downloads,
@@ -369,6 +370,8 @@ class Worker:
                 await self.downloads.handle(target, request, connection)
             case TagRequest():
                 await self.tags.handle(target, request, connection)
+            case PiecesRequest():
+                await self.downloads.handle_pieces(request, connection)
             case SizeRequest():
                 await self.blobs.handle(target, request, connection)
             case ManifestRequest():

@@ -16,9 +16,10 @@ import attrs
 from cachetools import TTLCache
 
 from dockyard.cache.client_logins import find_client
+from dockyard.cache.client_turns import ClientTurns
 from dockyard.cache.downloads import Downloads
 from dockyard.cache.open_blobs import OpenBlobs
-from dockyard.cache.readers import DownloadReader, FileReader, Reader
+from dockyard.cache.readers import BlobReader, DownloadReader, FileReader
 from dockyard.cache.singleflight import Singleflight
 from dockyard.cache.stores import Stores
 from dockyard.cache.threads import Threads
@@ -49,7 +50,7 @@ class BlobSizes(Protocol):
 class OpenedBlob:
     """A blob that is ready to be read. `how`: hit, miss or joined. It is immutable, so it has no `checked_at`."""
 
-    reader: Reader
+    reader: BlobReader
     how: str
     checked_at: None = None
     error: None = None
@@ -94,14 +95,17 @@ class Blobs:
         self._redirects = redirects
         self._redirect_valid_s = redirect_valid_s
         self._open_blobs = OpenBlobs(stores.local.blobs, threads)
+        self._client_turns = ClientTurns()
         self._singleflight = Singleflight()
         self._sizes: TTLCache[tuple[Name, Digest], int] = TTLCache(MAX_REMEMBERED_SIZES, SIZE_REMEMBERED_S)
 
-    async def open(self, target: Target, digest: Digest, *, is_range: bool = False) -> OpenedBlob | RedirectedBlob:
+    async def open(
+        self, target: Target, digest: Digest, *, is_range: bool = False, client: str = ""
+    ) -> OpenedBlob | RedirectedBlob:
         """Open a blob, fetching it if necessary. The caller closes the reader. Raises RegistryError.
 
         `is_range`: the response may end before the end of the blob, so that it must not start before a blob that is in
-        the local store is verified.
+        the local store is verified. `client` is the address of the client, for its turns (`cache.client_turns`).
         """
         is_stored = False
         running = self._downloads.find(digest)
@@ -115,7 +119,8 @@ class Blobs:
             elif self._is_redirected(target, is_range=is_range) and (url := await self._find_url(digest)):
                 return RedirectedBlob(url)
         download, is_joined = self._downloads.join(target, digest, is_stored=is_stored)
-        reader = DownloadReader(download, self._stores.local.blobs, self._threads)
+        turns = self._client_turns.of(client) if is_range and target.upstream.lazy else None
+        reader = DownloadReader(download, self._stores.local.blobs, self._threads, self._downloads.request_ahead, turns)
         try:
             await reader.open(is_range=is_range)
         except BaseException:

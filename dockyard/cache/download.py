@@ -15,12 +15,15 @@ A wrong body never reaches its end: at most `size - TAIL_BYTES` is released befo
 nothing of a blob of up to MAX_SMALL_BYTES. Of a blob that is in the local store already (`is_stored`), nothing is
 released for MAX_VERIFY_WAIT_S: most are verified by then, and one that turns out to be damaged is fetched without a
 client noticing. When readers have got bytes of a damaged file, they fail; the others read what is fetched instead.
+
+Where the upstream is `lazy`, readers of ranges may read *ahead*: pieces that were received, but do not follow what is
+released (`storage.piece_map`). Their bytes are sent although the blob may still turn out to be wrong.
 """
 
 import asyncio
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from enum import StrEnum
 from typing import Final
 
@@ -30,6 +33,7 @@ from dockyard.routing import Target
 from dockyard.storage.blob_files import StoredBlob
 from dockyard.storage.memory_budget import MemoryBudget
 from dockyard.storage.partial_file import NO_PROGRESS_TIMEOUT_S, OverflowReader, PartialFile
+from dockyard.storage.piece_map import PieceMap
 from dockyard.storage.verified_files import fingerprint
 
 
@@ -65,6 +69,7 @@ MAX_SMALL_BYTES = 1024 * 1024
 MAX_VERIFY_WAIT_S = 1.0
 MAX_TARGETS = 64
 CHECK_INTERVAL_S = 30.0
+MIN_AHEAD_BYTES = 8 * 1024 * 1024
 
 # Many readers of a slow download are not woken for every chunk: see _announce_progress.
 WAKE_BYTES = 256 * 1024
@@ -93,6 +98,8 @@ class Download:
         self._is_stored_file_read = False
         self.complete_blob: StoredBlob | None = None  # its file when the download was complete
         self.partial_file: PartialFile | None = None  # None in a follower
+        self.owner: int | None = None  # the shard of the worker that is followed
+        self._followed_pieces: PieceMap | None = None  # what that worker has said to be present ahead
         self._fd = -1
         self._previous_fds: list[int] = []
         self._readers: set[OverflowReader] = set()
@@ -170,6 +177,7 @@ class Download:
         self._enter(State.QUEUED)
         if self.is_stored:
             self.drop_file()
+        self.owner = self._followed_pieces = None
         self.released = 0  # until the bytes of a former download are known to be in this file too
         self._use_file(os.dup(partial_file.fd) if partial_file.fd >= 0 else -1)
         self.partial_file = partial_file
@@ -270,24 +278,72 @@ class Download:
             return self.released > 0 and not is_range
         return size > MAX_SMALL_BYTES
 
-    async def wait_for_byte(self, position: int, file_number: int = 0) -> tuple[int | None, int]:
+    @property
+    def has_readers(self) -> bool:
+        """Whether anybody reads it, here or in another worker."""
+        return bool(self._readers)
+
+    async def wait_for_byte(
+        self,
+        position: int,
+        file_number: int = 0,
+        request: Callable[[], Awaitable[None]] | None = None,
+        *,
+        may_read_ahead: bool = False,
+    ) -> tuple[int | None, int]:
         """Wait until the byte at `position` is released.
 
         `file_number` is that of the file whose bytes the reader has got. Returns the file descriptor to read from and
         the number of bytes available from there; None as the descriptor means that they are in memory (`read_memory`).
         Raises RegistryError.
+
+        `request` has the byte received, if that is necessary; it is called again after each change until the byte is
+        there. `may_read_ahead`: the byte may be one that is present ahead.
         """
         while True:
+            version = self.version
             if self.file_number != file_number:
                 raise Unavailable("a damaged cached blob was being sent", retry_after_s=1)
             if self.released > position:
                 break
             if self.error:
                 raise self.error
-            await self.wait_for_change()
+            if may_read_ahead and (stop := self._find_ahead(position)):
+                return self._fd, stop - position
+            if request is not None:
+                await request()
+                if may_read_ahead and self._find_ahead(position):
+                    continue
+            await self.wait_for_change(version)
         if position < self.released_on_disk:
             return self._fd, self.released_on_disk - position
         return None, self.released - position
+
+    def _find_ahead(self, position: int) -> int:
+        """Up to which byte everything from `position` on is present ahead of what is released; 0 for nothing."""
+        pieces = self.partial_file.pieces if self.partial_file else self._followed_pieces
+        if pieces is None or self.overflow_start is not None:
+            return 0
+        stop = pieces.find_end_of_run(position)
+        return stop if stop > position else 0
+
+    def is_ahead(self, position: int) -> bool:
+        """Whether a reader that may read ahead does so, rather than wait until the download has reached `position`."""
+        if self.is_final or self.is_stored:
+            return False
+        return position >= self.released + (0 if self.is_on_demand else MIN_AHEAD_BYTES)
+
+    @property
+    def is_on_demand(self) -> bool:
+        """Whether only what readers request is received."""
+        upstream = self.targets[0].upstream
+        return upstream.lazy and upstream.lazy_background == "on_demand"
+
+    def add_ahead(self, start: int, stop: int) -> None:
+        """The worker that is followed has the bytes of these whole pieces."""
+        if self.state is State.FOLLOWING and self.size is not None:
+            self._followed_pieces = self._followed_pieces or PieceMap(self.size)
+            self._followed_pieces.mark(start, stop)
 
     def read_memory(self, position: int, max_bytes: int) -> bytes:
         """Bytes that are in memory because the disk is full; empty when they were dropped."""

@@ -1,8 +1,11 @@
 """The thread of a download: fetch one blob into its partial file, verify it, keep it, and have it published.
 
-A source that breaks off is opened again at the byte reached. MAX_FRUITLESS_ATTEMPTS in a row that each brought less
-than PROGRESS_BYTES end the download. Nothing here depends on clients: the job reports its progress, and that what it
-received is verified.
+A source that breaks off is opened again at the byte reached (`cache.retries`). The job reports its progress, and that
+what it received is verified.
+
+Most blobs are received in one response, in order. Two kinds are received in ranges (`cache.ranged_fetch`): blobs above
+MIN_PARALLEL_BYTES, over `upstream.connections` connections, and those of upstreams with `lazy`, so that readers may
+request what is ahead. Where the source has no ranges, or the disk is full, the blob is received in order after all.
 
 A download that ends early, because the source is unavailable or the server stops, leaves its partial file. The next
 download of the blob, in any worker and also after a restart, hashes what is there and requests the rest.
@@ -12,7 +15,6 @@ wait for the last byte. The digest decides: a blob that is right but has another
 got the wrong size get an error.
 """
 
-import random
 import threading
 from collections.abc import Callable
 
@@ -20,8 +22,16 @@ import attrs
 import structlog
 
 from dockyard import metrics
-from dockyard.cache.blob_sources import BlobBody, BlobSources
+from dockyard.cache.blob_sources import BlobBody, BlobSources, RangesUnsupported
 from dockyard.cache.download import MAX_SMALL_BYTES
+from dockyard.cache.ranged_fetch import (
+    LARGE_SEGMENT_BYTES,
+    SMALL_SEGMENT_BYTES,
+    CannotWriteAhead,
+    Ended,
+    RangedFetch,
+)
+from dockyard.cache.retries import Retries
 from dockyard.cache.stores import Stores
 from dockyard.errors import (
     AccessDenied,
@@ -35,15 +45,16 @@ from dockyard.errors import (
 )
 from dockyard.http1.encoding import describe
 from dockyard.log import is_debug
+from dockyard.oci.ranges import ByteRange
 from dockyard.storage.items import BlobItem
-from dockyard.storage.partial_file import OverflowFull, PartialFile
+from dockyard.storage.partial_file import NoReadersLeft, OverflowFull, PartialFile
 
 CHUNK_BYTES = 256 * 1024
-PROGRESS_BYTES = 1024 * 1024
-MAX_FRUITLESS_ATTEMPTS = 4
-MAX_ATTEMPTS_WITHOUT_A_BYTE = 2
-BACKOFF_S = (0.2, 3.0)
-MAX_RATE_LIMIT_WAIT_S = 10.0
+MIN_PARALLEL_BYTES = 1024 * 1024 * 1024
+# Below MIN_PARALLEL_BYTES, a blob that is received in ranges needs two connections, so that none waits for the next.
+LAZY_CONNECTIONS = 2
+MAX_REQUEST_BYTES = 2 * SMALL_SEGMENT_BYTES
+MAX_EARLY_REQUESTS = 64
 TOO_LARGE = "a layer is too large to be kept: it is passed through, and nothing is evicted for it"
 
 log = structlog.get_logger()
@@ -53,15 +64,33 @@ class Stopped(Exception):
     """The server is shutting down."""
 
 
+class _NotInRanges(Exception):
+    """The rest of the blob must be received in order."""
+
+
 class _TooLargeToKeep(Exception):
     """More was received than may be kept, and the size is unknown: it cannot be passed through either."""
+
+
+@attrs.frozen
+class RangeSettings:
+    """How blobs are received in ranges.
+
+    `connections` to the upstream for one blob. `is_lazy`: readers may request what is ahead; `is_on_demand`: then
+    nothing else is received.
+    """
+
+    connections: int = 1
+    is_lazy: bool = False
+    is_on_demand: bool = False
 
 
 class DownloadJob:
     """Fetches the blob of `sources` into `partial_file`.
 
-    The callbacks run in the thread of the job: `on_start()` first; `on_progress()` when the size becomes known and when
-    bytes were received; `on_verified(size)` when size and digest are right, before the blob is kept.
+    The callbacks run in threads of the job: `on_start()` first; `on_progress()` when the size becomes known and when
+    bytes were received; `on_verified(size)` when size and digest are right, before the blob is kept. `has_readers()`
+    says whether somebody may still request something.
     """
 
     def __init__(
@@ -69,24 +98,34 @@ class DownloadJob:
         partial_file: PartialFile,
         sources: BlobSources,
         stores: Stores,
+        ranges: RangeSettings,
         *,
         on_start: Callable[[], object],
         on_progress: Callable[[], object],
         on_verified: Callable[[int], object],
+        has_readers: Callable[[], bool],
     ) -> None:
         self._partial_file = partial_file
         self._sources = sources
         self._stores = stores
+        self._ranges = ranges
         self._on_start = on_start
         self._on_progress = on_progress
         self._on_verified = on_verified
+        self._has_readers = has_readers
         self._body: BlobBody | None = None
         self._is_streaming_to_bucket = False
         self._expected_size: int | None = None  # from elsewhere
         self._was_size_sought = False
         self._is_web_page = False
-        self._left_bytes = partial_file.received_bytes  # by a former download
+        self._left_bytes = partial_file.present_bytes  # by a former download
         self._stop = threading.Event()
+        self._mutex = threading.Lock()
+        self._ranged_fetch: RangedFetch | None = None
+        self._early_requests: list[ByteRange] = []
+        self._is_requested = False
+        self._is_all_requested = False
+        self.has_sent_wrong_ranges = False
 
     def run(self) -> None:
         """Fetch, verify, keep, publish. Blocks.
@@ -120,6 +159,26 @@ class DownloadJob:
         self._stop.set()
         if body := self._body:
             body.abort()
+        with self._mutex:
+            if self._ranged_fetch:
+                self._ranged_fetch.end()
+
+    def request(self, part: ByteRange) -> None:
+        """Receive these bytes before others, if that is possible; from another thread. Does not block.
+
+        A part of more than MAX_REQUEST_BYTES is a request for all: then the whole blob is received in any case.
+        """
+        with self._mutex:
+            if part.length > MAX_REQUEST_BYTES:
+                self._is_all_requested = True
+                if self._ranged_fetch:
+                    self._ranged_fetch.request_all(self._connections)
+                return
+            self._is_requested = True
+            if self._ranged_fetch:
+                self._ranged_fetch.request(part)
+            elif len(self._early_requests) < MAX_EARLY_REQUESTS and part not in self._early_requests:
+                self._early_requests.append(part)
 
     # Fetch and verify
 
@@ -144,11 +203,11 @@ class DownloadJob:
     def _may_have_been_read(self) -> bool:
         """Whether readers may have got some of the bytes; nothing of a small blob is released before it is verified."""
         size = self._partial_file.size
-        return bool(self._partial_file.received_bytes) and size is not None and size > MAX_SMALL_BYTES
+        return bool(self._partial_file.present_bytes) and size is not None and size > MAX_SMALL_BYTES
 
     def _fetch(self) -> None:
         """Fetch until size and digest are right."""
-        received_before = self._partial_file.received_bytes
+        written_before = self._partial_file.written_bytes
         self._partial_file.begin()
         try:
             self._partial_file.wait_for_memory()
@@ -161,7 +220,7 @@ class DownloadJob:
             raise
         finally:
             source = "upstream" if self._sources.used_upstream else "bucket"
-            metrics.received_bytes.labels(source).inc(self._partial_file.received_bytes - received_before)
+            metrics.received_bytes.labels(source).inc(self._partial_file.written_bytes - written_before)
         self._sources.mark_verified()
 
     def _is_left_complete(self) -> bool:
@@ -173,8 +232,13 @@ class DownloadJob:
             event = "wrong digest: the blob is discarded"
             if self._left_bytes:
                 event = "a partial file of a former download was damaged: it is discarded"
+            if self._is_requested:
+                event = "wrong digest: the blob is discarded, of which clients were sent ranges before it was verified"
+                metrics.wrong_ranges.inc()
+                self.has_sent_wrong_ranges = True
             server = {"host": self._sources.details.host} if self._sources.details else {}
-            log.warning(event, digest=str(self._sources.digest), **server)
+            report = log.error if self._is_requested else log.warning
+            report(event, digest=str(self._sources.digest), **server)
             sent = "a web page instead of" if self._is_web_page else "wrong bytes for"
             note = describe(self._sources.encoding)
             message = f"the upstream sent {sent} {self._sources.digest}{note}"
@@ -191,25 +255,102 @@ class DownloadJob:
 
     def _receive_all(self) -> None:
         """Receive until the source has ended, opening it again at the byte reached when it breaks off."""
-        fruitless_attempts = 0
+        retries = Retries()
         while True:
             received_before = self._partial_file.received_bytes
             try:
-                self._receive()
+                if not (self._ranges.is_lazy and self._receive_lazily()):
+                    self._receive()
                 return
+            except _NotInRanges:
+                self._ranges = RangeSettings()
             except RegistryError as exc:
                 if self._stop.is_set():
                     raise Stopped from exc
                 if self._is_complete_without_end():
                     return
-                has_progress = self._partial_file.received_bytes - received_before >= PROGRESS_BYTES
-                fruitless_attempts = 0 if has_progress else fruitless_attempts + 1
-                if not self._is_retryable(exc, fruitless_attempts):
+                received_bytes = self._partial_file.received_bytes
+                wait_s = retries.find_wait_s(
+                    exc, brought_bytes=received_bytes - received_before, has_bytes=bool(received_bytes)
+                )
+                if wait_s is None:
                     raise
                 if is_debug():
                     self._log_resume(exc)
-                self._wait_before_retry(exc, fruitless_attempts)
+                if self._stop.wait(wait_s):
+                    raise Stopped from exc
                 metrics.fills_resumed.inc()
+
+    # In ranges
+
+    def _receive_lazily(self) -> bool:
+        """Receive what readers request, and the rest; False if the blob must be received in order.
+
+        Raises _NotInRanges if that turns out later.
+        """
+        size = self._sources.find_size()
+        if size is None or size <= SMALL_SEGMENT_BYTES or size < self._partial_file.received_bytes:
+            return False
+        self._was_size_sought = True
+        self._expected_size = size
+        self._use_size(size)
+        return self._receive_ranges(SMALL_SEGMENT_BYTES, None)
+
+    def _receive_in_parallel(self, body: BlobBody) -> bool:
+        """Receive a large blob over several connections, one of which has `body` open already.
+
+        False if `body` is to be read to its end. Raises _NotInRanges.
+        """
+        size = self._partial_file.size or 0
+        is_possible = self._ranges.connections > 1 and self._sources.used_upstream and not self._sources.used_bucket
+        if size <= MIN_PARALLEL_BYTES or not is_possible or body.start != self._partial_file.received_bytes:
+            return False
+        return self._receive_ranges(LARGE_SEGMENT_BYTES, body)
+
+    def _receive_ranges(self, segment_bytes: int, first_body: BlobBody | None) -> bool:
+        """Receive the blob in ranges; False if that is impossible. Raises _NotInRanges if it has become impossible."""
+        partial_file = self._partial_file
+        if not self._sources.supports_ranges or not partial_file.begin_pieces():
+            return False
+        fetch = RangedFetch(
+            partial_file,
+            self._sources,
+            connections=0 if self._ranges.is_on_demand and not self._is_all_requested else self._connections,
+            segment_bytes=segment_bytes,
+            is_delayed=first_body is None,
+            on_progress=self._on_progress,
+            on_advance=self._report_progress,
+            has_readers=self._has_readers,
+        )
+        self._use_ranged_fetch(fetch)
+        try:
+            fetch.run(first_body)
+        except (RangesUnsupported, CannotWriteAhead) as exc:
+            log.info("a blob is received in order", digest=str(self._sources.digest), reason=str(exc))
+            partial_file.forget_ahead()
+            raise _NotInRanges from exc
+        except Ended as exc:
+            raise Stopped from exc
+        finally:
+            with self._mutex:
+                self._ranged_fetch = None
+        return True
+
+    def _use_ranged_fetch(self, fetch: RangedFetch) -> None:
+        with self._mutex:
+            self._ranged_fetch = fetch
+            for part in self._early_requests:
+                fetch.request(part)
+            self._early_requests.clear()
+            if self._stop.is_set():
+                fetch.end()
+
+    @property
+    def _connections(self) -> int:
+        is_large = (self._partial_file.size or 0) > MIN_PARALLEL_BYTES
+        return self._ranges.connections if is_large else min(self._ranges.connections, LAZY_CONNECTIONS)
+
+    # In order
 
     def _log_resume(self, exc: RegistryError) -> None:
         fields = exc.log_fields() | {"digest": str(self._sources.digest), "start": self._partial_file.received_bytes}
@@ -241,18 +382,9 @@ class DownloadJob:
             )
         try:
             self._set_size(body.size)
-            skip = start - body.start
-            while chunk := body.read(CHUNK_BYTES):
-                if self._stop.is_set():
-                    raise Stopped
-                if skip:
-                    chunk, skip = chunk[skip:], max(skip - len(chunk), 0)
-                if chunk:
-                    partial_file.append(chunk)
-                    self._report_progress()
-                if partial_file.size is None and partial_file.received_bytes > MAX_SMALL_BYTES:
-                    self._seek_size()
-                    self._check_unknown_size()
+            if self._receive_in_parallel(body):
+                return
+            self._read(body, start - body.start)
             if self._expected_size is not None:
                 self._check_expected_end()
             elif partial_file.size not in {None, partial_file.received_bytes}:
@@ -264,6 +396,21 @@ class DownloadJob:
             self._body = None
             body.close()
 
+    def _read(self, body: BlobBody, skip: int) -> None:
+        """Append a body to its end, without its first `skip` bytes."""
+        partial_file = self._partial_file
+        while chunk := body.read(CHUNK_BYTES):
+            if self._stop.is_set():
+                raise Stopped
+            if skip:
+                chunk, skip = chunk[skip:], max(skip - len(chunk), 0)
+            if chunk:
+                partial_file.append(chunk)
+                self._report_progress()
+            if partial_file.size is None and partial_file.received_bytes > MAX_SMALL_BYTES:
+                self._seek_size()
+                self._check_unknown_size()
+
     def _set_size(self, size: int | None) -> None:
         if size is None:
             if self._partial_file.is_overflowing:
@@ -273,6 +420,8 @@ class DownloadJob:
                     "there is no disk space for this layer, and the upstream sends no size", retry_after_s=30
                 )
             return
+        if self._expected_size is not None:
+            return  # the digest decides
         if size < self._partial_file.received_bytes or self._partial_file.size not in {None, size}:
             message = f"the upstream announced two different sizes for {self._sources.digest}"
             raise BadUpstream(message, details=self._sources.details)
@@ -329,24 +478,6 @@ class DownloadJob:
             self._is_streaming_to_bucket = self._stores.publisher.start_upload(self._partial_file)
         self._on_progress()
 
-    def _is_retryable(self, exc: RegistryError, fruitless_attempts: int) -> bool:
-        if exc.remembered and isinstance(exc, Unavailable):
-            return False
-        if self._partial_file.received_bytes:
-            is_outage = isinstance(exc, Unavailable | BadUpstream | TooManyRequests | UpstreamTimeout)
-            return is_outage and fruitless_attempts < MAX_FRUITLESS_ATTEMPTS
-        return isinstance(exc, Unavailable) and fruitless_attempts < MAX_ATTEMPTS_WITHOUT_A_BYTE
-
-    def _wait_before_retry(self, exc: RegistryError, fruitless_attempts: int) -> None:
-        if isinstance(exc, TooManyRequests):
-            wait_s = min(exc.retry_after_s or 1.0, MAX_RATE_LIMIT_WAIT_S)
-        elif fruitless_attempts == 0:
-            wait_s = 0.0
-        else:
-            wait_s = random.uniform(BACKOFF_S[0], min(BACKOFF_S[1], BACKOFF_S[0] * 2**fruitless_attempts))
-        if self._stop.wait(wait_s):
-            raise Stopped
-
     # The end
 
     def _keep(self, size: int) -> None:
@@ -382,9 +513,10 @@ class DownloadJob:
         partial_file = self._partial_file
         partial_file.finish(is_verified=False)
         is_interrupted = isinstance(
-            exc, Stopped | Unavailable | UpstreamTimeout | TooManyRequests | LoginRequired | AccessDenied
+            exc,
+            Stopped | NoReadersLeft | Unavailable | UpstreamTimeout | TooManyRequests | LoginRequired | AccessDenied,
         )
-        if is_interrupted and partial_file.received_bytes and not partial_file.is_overflowing:
+        if is_interrupted and partial_file.present_bytes and not partial_file.is_overflowing:
             partial_file.close()  # and its lock: the next download may be another worker's
         else:
             partial_file.discard()

@@ -19,33 +19,49 @@ from contextlib import suppress
 from typing import Any
 
 import structlog
+from cachetools import TTLCache
 
 from dockyard import metrics
 from dockyard.cache.blob_sources import BlobOpener, BlobSources, UpstreamsWithoutRanges
 from dockyard.cache.client_logins import may_be_due_to_login
 from dockyard.cache.download import Download
-from dockyard.cache.download_job import DownloadJob, Stopped
-from dockyard.cache.following import OwnerDiskFull, follow, report_progress
+from dockyard.cache.download_job import DownloadJob, RangeSettings, Stopped
+from dockyard.cache.following import OwnerDiskFull, follow, report_pieces, report_progress
 from dockyard.cache.stores import Stores
 from dockyard.cache.threads import Threads
 from dockyard.errors import RegistryError
+from dockyard.oci.ranges import ByteRange
 from dockyard.oci.reference import Digest
 from dockyard.routing import Target
 from dockyard.storage.blob_files import StoredBlob, read_in_chunks
 from dockyard.storage.partial_file import NoReadersLeft, PartialFile
-from dockyard.workers.messages import BlobRequest, NotDownloading
+from dockyard.workers.messages import BlobRequest, NotDownloading, PiecesReply, PiecesRequest
 from dockyard.workers.peers import PeerConnection, Peers, PeerUnavailable
 
 MAX_LOCK_ATTEMPTS = 50
 LOCK_RETRY_S = 0.1
+# After ranges of a blob were sent that turned out to be wrong, it is received in order for this time.
+WRONG_FOR_S = 600.0
+MAX_WRONG = 1024
 
 log = structlog.get_logger()
 
 
 class Downloads:
-    """The downloads of this worker, by digest. `upstreams` are the clients of the upstreams, by prefix."""
+    """The downloads of this worker, by digest. `upstreams` are the clients of the upstreams, by prefix.
 
-    def __init__(self, stores: Stores, peers: Peers, upstreams: Mapping[str, BlobOpener], threads: Threads) -> None:
+    `connections` is the number of connections over which one large blob is received.
+    """
+
+    def __init__(
+        self,
+        stores: Stores,
+        peers: Peers,
+        upstreams: Mapping[str, BlobOpener],
+        threads: Threads,
+        *,
+        connections: int = 1,
+    ) -> None:
         self._stores = stores
         self._peers = peers
         self._upstreams = upstreams
@@ -53,7 +69,9 @@ class Downloads:
         self._downloads: dict[Digest, Download] = {}
         self._damaged: set[Digest] = set()  # see BlobSources
         self._without_ranges = UpstreamsWithoutRanges()
-        self._jobs: set[DownloadJob] = set()
+        self._connections = connections
+        self._jobs: dict[Download, DownloadJob] = {}
+        self._wrong: TTLCache[Digest, bool] = TTLCache(MAX_WRONG, WRONG_FOR_S)
         self._tasks: set[asyncio.Task[Any]] = set()
         self._is_stopping = False
 
@@ -90,10 +108,33 @@ class Downloads:
             download, _ = self.join(target, request.digest)
         await report_progress(download, connection)
 
+    async def handle_pieces(self, request: PiecesRequest, connection: PeerConnection) -> None:
+        """Have pieces received that a reader of another worker waits for."""
+        download = self._downloads.get(request.digest)
+        job = self._jobs.get(download) if download else None
+        if download is None or job is None:
+            await connection.send(NotDownloading())
+        else:
+            await report_pieces(download, request, job.request, connection)
+
+    async def request_ahead(self, download: Download, part: ByteRange) -> None:
+        """Have these bytes received before others; see DownloadJob.request. Raises RegistryError.
+
+        Returns at once if this worker fetches the blob, else when the worker that does has some of them.
+        """
+        if job := self._jobs.get(download):
+            job.request(part)
+        elif download.owner is not None:
+            repository = self._peers.repository_of(download.targets[0])
+            request = PiecesRequest(repository, download.digest, part.start, part.stop)
+            with suppress(PeerUnavailable):  # then the download continues with another owner, or here
+                reply = await self._peers.request(download.owner, request, PiecesReply)
+                download.add_ahead(part.start, reply.stop)
+
     def stop(self) -> None:
         """Stop all downloads that this worker fetches or verifies."""
         self._is_stopping = True
-        for job in self._jobs:
+        for job in self._jobs.values():
             job.stop()
 
     # One download
@@ -230,22 +271,31 @@ class Downloads:
             partial_file,
             sources,
             self._stores,
+            self._range_settings(download),
             on_start=lambda: loop.call_soon_threadsafe(download.start_fetching),
             on_progress=lambda: download.report_progress(loop),
             on_verified=lambda size: loop.call_soon_threadsafe(download.complete, size),
+            has_readers=lambda: download.has_readers,
         )
         download.queue(partial_file)
-        self._jobs.add(job)
+        self._jobs[download] = job
         try:
             await self._threads.download(download.targets[0], job.run)
         except RegistryError as exc:
+            if job.has_sent_wrong_ranges:
+                self._wrong[download.digest] = True
             has_more = may_be_due_to_login(exc) and sources.tried_targets < len(download.targets)
             if not has_more or partial_file.is_overflowing:
                 raise
             return False
         finally:
-            self._jobs.discard(job)
+            del self._jobs[download]
         return True
+
+    def _range_settings(self, download: Download) -> RangeSettings:
+        upstream = download.targets[0].upstream
+        is_lazy = upstream.lazy and download.digest not in self._wrong
+        return RangeSettings(self._connections, is_lazy, is_lazy and upstream.lazy_background == "on_demand")
 
     def _start_task(self, work: Coroutine[Any, Any, object]) -> None:
         """Run it in the background; the loop itself keeps no reference to a task."""

@@ -1,6 +1,7 @@
-"""Reading the partial file of another worker: both sides of a BlobRequest.
+"""Reading the partial file of another worker: both sides of a BlobRequest and of a PiecesRequest.
 
 The owner of a download reports its progress; a follower opens the same file and reads as far as the owner has reported.
+A follower whose reader may read ahead asks the owner for the pieces, and reads them from the same file.
 """
 
 import asyncio
@@ -8,19 +9,26 @@ from collections.abc import Callable
 
 from dockyard.cache.download import Download, State
 from dockyard.cache.threads import Threads
-from dockyard.errors import UpstreamTimeout
+from dockyard.errors import RegistryError, UpstreamTimeout
+from dockyard.oci.ranges import ByteRange
 from dockyard.oci.reference import Digest
-from dockyard.storage.partial_file import NO_PROGRESS_TIMEOUT_S
+from dockyard.storage.partial_file import NO_PROGRESS_TIMEOUT_S, NoReadersLeft
 from dockyard.workers.messages import (
     BlobRequest,
     DiskFull,
     DownloadProgress,
     ErrorReply,
     NotDownloading,
+    PiecesReply,
+    PiecesRequest,
     error_reply,
     to_error,
 )
-from dockyard.workers.peers import PeerConnection, Peers, PeerUnavailable
+from dockyard.workers.peers import PeerConnection, PeerReplies, Peers, PeerUnavailable
+
+# The owner replies to a PiecesRequest after this time, although nothing is there: the follower asks again.
+PIECES_REPLY_S = 10.0
+IDLE_CHECK_S = 5.0
 
 OpenPartialFile = Callable[[Digest, int], int | None]
 
@@ -62,9 +70,48 @@ async def report_progress(download: Download, connection: PeerConnection) -> Non
             if download.overflow_start is not None:
                 await connection.send(DiskFull())
                 return
-            await download.wait_for_change(version)
+            try:
+                # Without progress, a report shows whether the follower is still there.
+                async with asyncio.timeout(IDLE_CHECK_S if download.is_on_demand else None):
+                    await download.wait_for_change(version)
+            except TimeoutError:
+                pass
+            except UpstreamTimeout:
+                if not download.is_on_demand:
+                    raise
     finally:
         download.detach(cursor)
+
+
+async def report_pieces(
+    download: Download, request: PiecesRequest, receive: Callable[[ByteRange], None], connection: PeerConnection
+) -> None:
+    """Have the pieces received that a follower asks for, and reply when the first of them is there.
+
+    `receive` does not block. Raises ConnectionError when the follower has left.
+    """
+    part = ByteRange(request.start, request.stop)
+
+    async def receive_part() -> None:
+        receive(part)
+
+    receive(part)  # also if the first of it is there: it may be a request for all
+    download.attach(cursor := _FollowerCursor())
+    stop = part.start
+    try:
+        async with asyncio.timeout(PIECES_REPLY_S):
+            _, available = await download.wait_for_byte(
+                part.start, download.file_number, receive_part, may_read_ahead=True
+            )
+            stop = min(part.start + available, part.stop)
+    except TimeoutError:
+        pass
+    except RegistryError as exc:
+        await connection.send(error_reply(exc))
+        return
+    finally:
+        download.detach(cursor)
+    await connection.send(PiecesReply(stop))
 
 
 async def follow(
@@ -77,33 +124,43 @@ async def follow(
 ) -> bool:
     """Follow the download of another worker until it is complete, and return True.
 
-    `open_partial_file(digest, inode)` blocks. Raises PeerUnavailable, OwnerDiskFull, or the RegistryError of the owner.
+    `open_partial_file(digest, inode)` blocks. Raises PeerUnavailable, OwnerDiskFull, or the RegistryError of the owner;
+    NoReadersLeft if only what readers request is received, and there are none.
     """
     async with peers.connect(shard, request) as replies:
         while True:
-            try:
-                async with asyncio.timeout(NO_PROGRESS_TIMEOUT_S):
-                    reply = await replies.next()
-            except TimeoutError as exc:
-                raise UpstreamTimeout("the download made no progress", retry_after_s=5) from exc
-            match reply:
-                case DownloadProgress():
-                    pass
-                case ErrorReply():
-                    raise to_error(reply)
-                case DiskFull():
-                    raise OwnerDiskFull
-                case NotDownloading():
-                    raise PeerUnavailable("is not downloading it")
-                case _:
-                    raise PeerUnavailable(f"replied {type(reply).__name__} to {type(request).__name__}")
-            if reply.inode != download.inode:
-                fd = await threads.disk(open_partial_file, download.digest, reply.inode)
+            progress = await _next_progress(download, replies)
+            if progress.inode != download.inode:
+                fd = await threads.disk(open_partial_file, download.digest, progress.inode)
                 if fd is None:
                     raise PeerUnavailable("its partial file is gone")
                 download.follow(fd)
-            download.is_stored = reply.is_stored
-            if reply.is_complete and reply.size_bytes is not None:
-                download.complete(reply.size_bytes)
+            download.owner = shard
+            download.is_stored = progress.is_stored
+            if progress.is_complete and progress.size_bytes is not None:
+                download.complete(progress.size_bytes)
                 return True
-            download.update(reply.size_bytes, reply.released_bytes, is_stored=reply.is_stored)
+            download.update(progress.size_bytes, progress.released_bytes, is_stored=progress.is_stored)
+
+
+async def _next_progress(download: Download, replies: PeerReplies) -> DownloadProgress:
+    """Wait for the next report of the owner. Raises what `follow` raises."""
+    try:
+        async with asyncio.timeout(NO_PROGRESS_TIMEOUT_S):
+            reply = await replies.next()
+    except TimeoutError as exc:
+        raise UpstreamTimeout("the download made no progress", retry_after_s=5) from exc
+    match reply:
+        case DownloadProgress():
+            is_new = (reply.released_bytes, reply.size_bytes) != (download.released, download.size)
+            if download.is_on_demand and not download.has_readers and not (is_new or reply.is_complete):
+                raise NoReadersLeft
+            return reply
+        case ErrorReply():
+            raise to_error(reply)
+        case DiskFull():
+            raise OwnerDiskFull
+        case NotDownloading():
+            raise PeerUnavailable("is not downloading it")
+        case _:
+            raise PeerUnavailable(f"replied {type(reply).__name__} to a BlobRequest")

@@ -5,12 +5,20 @@ The event loop reads only what is in the page cache (RWF_NOWAIT); where a read w
 
 import errno
 import os
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import Protocol
 
+from dockyard.cache.client_turns import Turns
 from dockyard.cache.download import TAIL_BYTES, Download
+from dockyard.cache.download_job import MAX_REQUEST_BYTES
 from dockyard.cache.threads import Threads
 from dockyard.errors import Unavailable
+from dockyard.oci.ranges import ByteRange
 from dockyard.storage.blob_files import BlobFiles, StoredBlob
+from dockyard.storage.piece_map import PIECE_BYTES
+
+RequestAhead = Callable[[Download, ByteRange], Awaitable[None]]
 
 # Before the last bytes of a complete blob are sent, and after this many, it is checked that the file did not change.
 # Fewer bytes than MAX_LAST_BYTES are sent at once.
@@ -38,6 +46,16 @@ class Reader(Protocol):
 
     def close(self) -> None:
         """Release the file."""
+
+
+class BlobReader(Reader, Protocol):
+    """A Reader of a blob, of which a client may have requested ranges."""
+
+    def begin(self, ranges: Sequence[ByteRange] | None) -> bool:
+        """Prepare to read these ranges, or the whole blob; whether bytes may be sent before the blob is verified.
+
+        Not counted as such are bytes that are sent in the order in which they are received.
+        """
 
 
 class _CompleteFile:
@@ -79,6 +97,10 @@ class FileReader:
         self._file = _CompleteFile(blob, files, threads)
         self._threads = threads
 
+    def begin(self, ranges: Sequence[ByteRange] | None) -> bool:
+        """See BlobReader. The blob is verified."""
+        return False
+
     async def find(self, position: int) -> tuple[int | None, int]:
         """See Reader."""
         return await self._file.find(position)
@@ -97,9 +119,20 @@ class FileReader:
 
 
 class DownloadReader:
-    """Reads a blob that is being downloaded or verified. `size` is set by `open`."""
+    """Reads a blob that is being downloaded or verified. `size` is set by `open`.
 
-    def __init__(self, download: Download, files: BlobFiles, threads: Threads) -> None:
+    `request_ahead` has parts of it received before others. `turns` are those of the client, if it may read ahead; else
+    None.
+    """
+
+    def __init__(
+        self,
+        download: Download,
+        files: BlobFiles,
+        threads: Threads,
+        request_ahead: RequestAhead,
+        turns: Turns | None = None,
+    ) -> None:
         self.size = 0
         self.position = 0
         self._file_number = 0
@@ -108,6 +141,10 @@ class DownloadReader:
         self._is_open = True
         self._files = files
         self._threads = threads
+        self._request_ahead = request_ahead
+        self._turns = turns
+        self._ahead: Sequence[ByteRange] = ()
+        self._asked: object = None
         download.attach(self)
 
     async def open(self, *, is_range: bool = False) -> None:
@@ -115,10 +152,16 @@ class DownloadReader:
         self.size = await self._download.wait_until_readable(is_range=is_range)
         self._file_number = self._download.file_number
 
+    def begin(self, ranges: Sequence[ByteRange] | None) -> bool:
+        """See BlobReader."""
+        if ranges and self._turns:
+            self._ahead = [part for part in ranges if self._download.is_ahead(part.start)]
+        return bool(self._ahead)
+
     async def find(self, position: int) -> tuple[int | None, int]:
         """See Reader."""
         self.position = position
-        fd, available = await self._download.wait_for_byte(position, self._file_number)
+        fd, available = await self._wait_for_byte(position)
         blob = self._download.complete_blob
         if fd is None or blob is None:
             return fd, available
@@ -126,6 +169,28 @@ class DownloadReader:
             self._file = _CompleteFile(blob, self._files, self._threads)
         found = await self._file.find(position)
         return found[0], min(found[1], available)
+
+    async def _wait_for_byte(self, position: int) -> tuple[int | None, int]:
+        part = next((part for part in self._ahead if part.start <= position < part.stop), None)
+        wait = partial(self._download.wait_for_byte, position, self._file_number)
+        if part and self._turns:
+            pieces = self._find_pieces(position, part.stop)
+            async with self._turns:
+                return await wait(partial(self._request_ahead, self._download, pieces), may_read_ahead=True)
+        return await wait(self._request_all if self._download.is_on_demand else None)
+
+    def _find_pieces(self, position: int, stop: int) -> ByteRange:
+        """The pieces to request for the bytes from `position` to `stop`, or for the first of them."""
+        start = position // PIECE_BYTES * PIECE_BYTES
+        end_of_last = -(-stop // PIECE_BYTES) * PIECE_BYTES
+        return ByteRange(start, min(end_of_last, start + MAX_REQUEST_BYTES, self.size))
+
+    async def _request_all(self) -> None:
+        """Request the whole blob from the worker that fetches it, once."""
+        fetching = self._download.owner if self._download.partial_file is None else self._download.partial_file
+        if fetching is not None and fetching != self._asked:
+            self._asked = fetching
+            await self._request_ahead(self._download, ByteRange(0, self.size))
 
     async def read_into(self, buffer: bytearray, position: int, amount: int) -> int:
         """See Reader."""

@@ -164,6 +164,7 @@ class LocalStore:
         if source is None or partial_file.is_overflowing:
             return False
         try:
+            partial_file.remove_map()
             sync_file(partial_file.fd)
             with contextlib.suppress(OSError):  # the file system may not set times: that is no reason not to keep it
                 os.utime(partial_file.fd, (time.time(), time.time() - bucket_age_s))

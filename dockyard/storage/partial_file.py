@@ -1,7 +1,9 @@
 """The partial file: the growing local file of one running download. One writer, many readers. Blocking.
 
-The file holds the blob from byte 0 up to the last byte received. The writer only appends; readers of every worker read
-the file by position.
+The file holds the blob from byte 0 up to its *front*, the last byte received in order. Readers of every worker read the
+file by position. The writer appends at the front, and hashes what it appends. It may also write *ahead* of the front:
+then the file has holes, and a map of the pieces that are present (`storage.piece_map`). What was written ahead is
+hashed when the front reaches it.
 
 When the disk is full or fails, or the blob is too large to be kept, the partial file *overflows*: what follows is kept
 in a bounded window of memory, which only the readers of the writer's own worker can read. The writer waits for those
@@ -29,6 +31,7 @@ from dockyard import metrics
 from dockyard.oci.reference import Digest
 from dockyard.storage.disk_errors import describe_disk_error
 from dockyard.storage.memory_budget import MIN_WINDOW_BYTES, MemoryBudget
+from dockyard.storage.piece_map import PIECE_BYTES, PieceMap
 
 log = structlog.get_logger()
 
@@ -67,9 +70,11 @@ class NoReadersLeft(Exception):
 class PartialFile:
     """One growing file, opened for its single writer.
 
-    `received_bytes` counts the bytes in the file and beyond it; `size` is the size of the blob, None until it is known.
-    The writer calls `append`; readers use `fd` below `overflow_start` and `read_overflow` from there on. Bytes are
-    hashed as they are appended.
+    `received_bytes` is the front: all bytes before it were received. `size` is the size of the blob, None until it is
+    known. The writer calls `append`; readers use `fd` below `overflow_start` and `read_overflow` from there on.
+
+    To write ahead, several threads call `write_piece_bytes` after `begin_pieces`, and one calls `advance`. `pieces`
+    says what is present then. `written_bytes` counts what this writer has written, wherever.
     """
 
     def __init__(
@@ -87,13 +92,17 @@ class PartialFile:
         self._memory = memory
         self.fd = fd
         self.received_bytes = received_bytes
+        self.written_bytes = 0
         self.size: int | None = None
+        self.pieces: PieceMap | None = None
         self.overflow_start: int | None = None if path else received_bytes
         self.is_passed_through = False
         self._is_verified: bool | None = None
         self._hasher = digest.hasher()
         self._hashed = 0
         self._condition = threading.Condition()
+        self._front_lock = threading.Lock()
+        self._map_lock = threading.Lock()
         self._window: deque[bytes] = deque()
         self._window_bytes = 0
         self._window_start = received_bytes
@@ -121,8 +130,18 @@ class PartialFile:
                 os.close(fd)
                 raise
             if _is_same_file(fd, path):
-                return cls(digest, path, fd, os.fstat(fd).st_size, disk_space, memory)
+                return cls._open(digest, path, fd, disk_space, memory)
             os.close(fd)  # deleted or renamed between open and lock: open the path again
+
+    @classmethod
+    def _open(
+        cls, digest: Digest, path: Path, fd: int, disk_space: DiskSpace | None, memory: MemoryBudget
+    ) -> "PartialFile":
+        pieces = PieceMap.read(fd)
+        front = pieces.find_end_of_run(0) if pieces else os.fstat(fd).st_size
+        partial_file = cls(digest, path, fd, front, disk_space, memory)
+        partial_file.pieces = pieces
+        return partial_file
 
     @classmethod
     def in_memory(
@@ -136,6 +155,11 @@ class PartialFile:
     def is_overflowing(self) -> bool:
         """Whether new bytes are kept in memory only."""
         return self.overflow_start is not None
+
+    @property
+    def present_bytes(self) -> int:
+        """How many bytes of the blob were received, wherever they are."""
+        return max(self.received_bytes, self.pieces.present_bytes if self.pieces else 0)
 
     @property
     def has_gap(self) -> bool:
@@ -157,12 +181,103 @@ class PartialFile:
         Raises NoReadersLeft when the window is full and there is no reader, OverflowFull when there is no memory.
         """
         self._hasher.update(chunk)
-        if not self._write(chunk):
+        if self.overflow_start is None and not self._write(chunk, self.received_bytes):
+            self.overflow_start = self._window_start = self.received_bytes
+            metrics.overflows.inc()
+        if self.overflow_start is not None:
             self._append_to_window(chunk)
+        self._move_front(len(chunk))
+
+    # Writing ahead
+
+    def begin_pieces(self) -> bool:
+        """Prepare to write ahead, when `size` is known. False when that is impossible: no file, or a full disk."""
+        if self.overflow_start is not None or self.size is None:
+            return False
+        if self.pieces is not None:
+            with contextlib.suppress(OSError):
+                os.utime(self.fd)  # it is in use, also if nothing more is received
+            return True
+        pieces = PieceMap.of_front(self.size, self.received_bytes)
+        try:
+            pieces.write(self.fd)
+        except OSError as exc:
+            error = describe_disk_error(exc, self.path or Path())
+            log.warning("cannot write ahead in a partial file", file=str(self.path), error=error)
+            with contextlib.suppress(OSError):
+                os.ftruncate(self.fd, self.received_bytes)
+            return False
+        self.pieces = pieces
+        return True
+
+    def write_piece_bytes(self, chunk: bytes, offset: int) -> bool:
+        """Write bytes of a piece; what precedes them in the piece was written before. False when the disk is full.
+
+        For several threads, each with pieces of its own.
+        """
+        with self._front_lock:
+            is_at_front = offset == self.received_bytes
+            if is_at_front:
+                if not self._write(chunk, offset):
+                    return False
+                self._hasher.update(chunk)
+                self._move_front(len(chunk))
+                return True
+        if not self._write(chunk, offset):
+            return False
+        self._mark(offset, offset + len(chunk))
+        return True
+
+    def advance(self) -> bool:
+        """Move the front over bytes that were written ahead, hashing them; whether there were any.
+
+        Raises OSError when they cannot be read back.
+        """
+        assert self.pieces is not None  # noqa: S101  for mypy
+        with self._front_lock:
+            front = self.received_bytes
+            amount = min(self.pieces.find_end_of_run(front) - front, _HASH_CHUNK_BYTES)
+            if not amount:
+                return False
+            chunk = os.pread(self.fd, amount, front)
+            if not chunk:
+                raise OSError(errno.EIO, "the partial file is shorter than before")
+            self._hasher.update(chunk)
+            self._move_front(len(chunk))
+        return True
+
+    def forget_ahead(self) -> None:
+        """What was written ahead is to be received again. Its bytes stay in the file until then."""
+        if self.pieces is not None:
+            with contextlib.suppress(OSError):
+                self.pieces.forget_from(self.received_bytes // PIECE_BYTES, self.fd)
+
+    def remove_map(self) -> None:
+        """All bytes were received: remove the map behind them. Raises OSError."""
+        if self.pieces is not None:
+            os.ftruncate(self.fd, self.received_bytes)
+            self.pieces = None
+
+    def _move_front(self, amount: int) -> None:
+        """So many more bytes follow the front, and were hashed."""
+        front = self.received_bytes
+        self._mark(front, front + amount)
         with self._condition:
-            self.received_bytes += len(chunk)
+            self.received_bytes += amount
+            self._hashed = self.received_bytes
             self._condition.notify_all()
-        self._hashed = self.received_bytes
+
+    def _mark(self, start: int, stop: int) -> None:
+        """Mark the pieces that are present now that the bytes from `start` to `stop` were written."""
+        if self.pieces is None or self.overflow_start is not None:
+            return
+        last = self.pieces.count if stop == self.pieces.size else stop // PIECE_BYTES
+        for piece in range(start // PIECE_BYTES, last):
+            if not self.pieces.has(piece):
+                with self._map_lock, contextlib.suppress(OSError):  # then the next writer fetches it again
+                    self.pieces.add(piece, self.fd)
+
+    # The rest of the writer's side
 
     def restart(self) -> None:
         """Drop all bytes received, which no reader may have read, and start again at byte 0. Keeps the lock."""
@@ -171,7 +286,7 @@ class PartialFile:
         with self._condition:
             self._clear_window()
         self.received_bytes = self._hashed = self._window_start = 0
-        self.size = None
+        self.size = self.pieces = None
         self.overflow_start = None if self.path else 0
         self.is_passed_through = False
         self._hasher = self.digest.hasher()
@@ -310,12 +425,11 @@ class PartialFile:
                 self.path.unlink()
         self.close()
 
-    def _write(self, chunk: bytes) -> bool:
-        if self.overflow_start is not None:
-            return False
+    def _write(self, chunk: bytes, offset: int) -> bool:
+        """Write to the file, making room for it; False when that is impossible, or the disk fails."""
         for attempt in range(MAX_WRITE_ATTEMPTS):
             try:
-                _write_all(self.fd, chunk, self.received_bytes)
+                _write_all(self.fd, chunk, offset)
             except OSError as exc:
                 is_last = attempt == MAX_WRITE_ATTEMPTS - 1
                 if is_last or not self._disk_space or not self._disk_space.make_room(exc, len(chunk)):
@@ -323,11 +437,11 @@ class PartialFile:
                     log.warning("cannot write a partial file, serving without it", file=str(self.path), error=error)
                     break
             else:
+                with self._condition:
+                    self.written_bytes += len(chunk)
                 if self._disk_space:
                     self._disk_space.count(len(chunk))
                 return True
-        self.overflow_start = self._window_start = self.received_bytes
-        metrics.overflows.inc()
         return False
 
     def _append_to_window(self, chunk: bytes) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import falcon.asgi
 
-from dockyard import __version__
+from dockyard import __version__, metrics
 from dockyard.cache.blobs import Blobs, RedirectedBlob
 from dockyard.cache.manifests import Manifests
 from dockyard.cache.tags import Tags
@@ -26,6 +26,7 @@ from dockyard.web.headers import (
     location_headers,
     range_applies,
     redirect_headers,
+    unverified_headers,
 )
 from dockyard.web.request_record import SCOPE_KEY, RequestRecord
 from dockyard.web.zero_copy import ZeroCopy
@@ -119,7 +120,8 @@ class BlobEndpoint:
         """200, 206, 304, or 307 to the bucket. Raises RegistryError."""
         record = start_record(req, "blob", name, reference)
         target, digest = await self._gate.admit(req, resp, record, path_prefix, reference, Digest.parse)
-        opened = await self._blobs.open(target, digest, is_range=req.get_header("Range") is not None)
+        is_range = req.get_header("Range") is not None
+        opened = await self._blobs.open(target, digest, is_range=is_range, client=record.client if is_range else "")
         if isinstance(opened, RedirectedBlob):
             record.how = "redirected"
             resp.status = falcon.HTTP_307
@@ -135,6 +137,9 @@ class BlobEndpoint:
                 reader.close()
                 return
             ranges = parse_ranges(req.get_header("Range"), reader.size) if range_applies(req, digest) else None
+            if reader.begin(ranges):
+                resp.set_headers(unverified_headers(resp.headers))
+                metrics.unverified_bytes.inc(sum(part.length for part in ranges or ()))
             if reader.size:  # wait for the first byte: until then, a failure gets an error response
                 await reader.find(ranges[0].start if ranges else 0)
             parts: Sequence[bytes | ByteRange]

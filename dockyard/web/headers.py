@@ -5,6 +5,7 @@ OCI distribution specification, "Pulling manifests", "Pulling blobs" and "Warnin
 """
 
 import time
+from collections.abc import Mapping
 from typing import Protocol
 
 import falcon.asgi
@@ -82,6 +83,11 @@ def location_headers(req: falcon.asgi.Request, digest: Digest) -> dict[str, str]
     requests for parts of the blob there, without its User-Agent.
     """
     return {"location": f"./{digest}"} if (req.user_agent or "").startswith("ollama/") else {}
+
+
+def unverified_headers(headers: Mapping[str, str]) -> dict[str, str]:
+    """The headers that change when bytes are sent whose blob may still turn out to be wrong: no cache may keep them."""
+    return {"cache-control": "no-store", "cache-status": f"{headers['cache-status']}; detail=unverified-range"}
 
 
 def is_not_modified(req: falcon.asgi.Request, digest: Digest) -> bool:

@@ -50,6 +50,11 @@ class RequestRecord:
         self._scope = scope
         self._started = time.perf_counter()
 
+    @property
+    def client(self) -> str:
+        """The address of the client."""
+        return self._find_client(self._scope)
+
     def cut(self, error: RegistryError) -> None:
         """This server could not complete the response, whose status was sent already."""
         self.error = error
@@ -73,7 +78,7 @@ class RequestRecord:
             "bytes": self.sent_bytes,
             "seconds": round(time.perf_counter() - self._started, 4),
             "user": self.user,
-            "client": self._find_client(self._scope),
+            "client": self.client,
             "end": self.end,
             "request_body": self.request_body[:MAX_LOGGED_BODY_BYTES].decode("utf-8", "replace"),
             "response_body": self.response_body[:MAX_LOGGED_BODY_BYTES].decode("utf-8", "replace"),

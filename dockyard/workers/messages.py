@@ -8,6 +8,7 @@ in the partial file that DownloadProgress names.
 |---|---|
 | BlobRequest | DownloadProgress, repeated until `is_complete`; or NotDownloading, DiskFull, ErrorReply |
 | TagRequest | TagReply or ErrorReply |
+| PiecesRequest | PiecesReply; or NotDownloading, ErrorReply |
 | SizeRequest | SizeReply or ErrorReply |
 | ManifestRequest | ManifestReply or ErrorReply |
 | TagListRequest, ReferrersRequest | ListReply or ErrorReply |
@@ -64,6 +65,16 @@ class BlobRequest:
 
 
 @attrs.frozen
+class PiecesRequest:
+    """Asks a worker to receive these bytes of a blob, which it is fetching, before others."""
+
+    repository: Repository
+    digest: Digest
+    start: int
+    stop: int
+
+
+@attrs.frozen
 class SizeRequest:
     """Asks for the size of a blob that this worker and the bucket do not have."""
 
@@ -115,7 +126,14 @@ class AdmissionRequest:
 
 
 PeerRequest = (
-    BlobRequest | SizeRequest | TagRequest | ManifestRequest | TagListRequest | ReferrersRequest | AdmissionRequest
+    BlobRequest
+    | PiecesRequest
+    | SizeRequest
+    | TagRequest
+    | ManifestRequest
+    | TagListRequest
+    | ReferrersRequest
+    | AdmissionRequest
 )
 
 
@@ -158,6 +176,13 @@ class DownloadProgress:
 @attrs.frozen
 class NotDownloading:
     """The peer is not fetching this blob."""
+
+
+@attrs.frozen
+class PiecesReply:
+    """The bytes from the `start` of the request up to `stop` are in the partial file; none yet if both are the same."""
+
+    stop: int
 
 
 @attrs.frozen
@@ -222,6 +247,7 @@ PeerReply = (
     Acknowledged
     | DownloadProgress
     | NotDownloading
+    | PiecesReply
     | DiskFull
     | ErrorReply
     | SizeReply
@@ -234,11 +260,21 @@ PeerReply = (
 _TYPES: Final[Mapping[str, type[Any]]] = {
     kind.__name__: kind
     for kind in (
-        *(BlobRequest, SizeRequest, TagRequest, ManifestRequest, TagListRequest, ReferrersRequest, AdmissionRequest),
+        *(
+            BlobRequest,
+            PiecesRequest,
+            SizeRequest,
+            TagRequest,
+            ManifestRequest,
+            TagListRequest,
+            ReferrersRequest,
+            AdmissionRequest,
+        ),
         *(
             Acknowledged,
             DownloadProgress,
             NotDownloading,
+            PiecesReply,
             DiskFull,
             ErrorReply,
             SizeReply,

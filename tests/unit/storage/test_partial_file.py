@@ -15,6 +15,7 @@ from dockyard.storage import memory_budget
 from dockyard.storage import partial_file as partial_file_module
 from dockyard.storage.memory_budget import MAX_WINDOW_BYTES, MemoryBudget
 from dockyard.storage.partial_file import DiskSpace, NoReadersLeft, OverflowFull, PartialFile
+from dockyard.storage.piece_map import PIECE_BYTES
 from tests.support.busy_machine import is_within
 
 BODY = os.urandom(300_000)
@@ -320,3 +321,100 @@ def full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(partial_file_module.os, "pwrite", fail)
+
+
+# Writing ahead
+
+LARGE = os.urandom(5 * PIECE_BYTES + 100)
+
+
+def claim_large(path: Path) -> PartialFile:
+    """A partial file for LARGE that can be written ahead."""
+    partial_file = PartialFile.claim(Digest.of(LARGE), path, None, MemoryBudget())
+    assert partial_file is not None
+    partial_file.size = len(LARGE)
+    assert partial_file.begin_pieces()
+    return partial_file
+
+
+def write(partial_file: PartialFile, *pieces: int) -> None:
+    """Write these pieces, in chunks."""
+    for piece in pieces:
+        start, stop = piece * PIECE_BYTES, min((piece + 1) * PIECE_BYTES, len(LARGE))
+        for offset in range(start, stop, PIECE_BYTES // 4):
+            assert partial_file.write_piece_bytes(LARGE[offset : min(offset + PIECE_BYTES // 4, stop)], offset)
+
+
+def test_what_was_written_ahead_is_hashed_when_the_front_reaches_it(tmp_path: Path) -> None:
+    """The front moves at once over what is written there, and over the pieces behind it when asked to."""
+    partial_file = claim_large(tmp_path / "partial")
+    write(partial_file, 3, 1, 5)
+    assert partial_file.received_bytes == 0
+    assert not partial_file.advance()
+    assert partial_file.present_bytes == 2 * PIECE_BYTES + 100
+    partial_file.write_piece_bytes(LARGE[:1000], 0)
+    assert partial_file.received_bytes == 1000
+    partial_file.write_piece_bytes(LARGE[1000:PIECE_BYTES], 1000)
+    assert partial_file.received_bytes == PIECE_BYTES
+    assert partial_file.advance()
+    assert partial_file.received_bytes == 2 * PIECE_BYTES
+    write(partial_file, 4, 2)
+    while partial_file.advance():
+        pass
+    assert partial_file.received_bytes == len(LARGE)
+    assert partial_file.has_correct_digest()
+    partial_file.remove_map()
+    assert (tmp_path / "partial").read_bytes() == LARGE
+
+
+def test_the_next_writer_continues_with_the_pieces_of_a_dead_one(tmp_path: Path) -> None:
+    """What was marked counts, the piece that was being written does not."""
+    dead = claim_large(tmp_path / "partial")
+    write(dead, 0, 3, 5)
+    dead.write_piece_bytes(LARGE[PIECE_BYTES : PIECE_BYTES + 10], PIECE_BYTES)
+    dead.close()
+    partial_file = PartialFile.claim(Digest.of(LARGE), tmp_path / "partial", None, MemoryBudget())
+    assert partial_file is not None
+    assert partial_file.received_bytes == PIECE_BYTES
+    assert partial_file.present_bytes == 2 * PIECE_BYTES + 100
+    partial_file.size = len(LARGE)
+    assert partial_file.begin_pieces()
+    partial_file.hash_existing_bytes()
+    write(partial_file, 1, 2, 4)
+    while partial_file.advance():
+        pass
+    assert partial_file.has_correct_digest()
+
+
+def test_what_was_forgotten_is_received_again_in_order(tmp_path: Path) -> None:
+    """The bytes ahead do not count any more, and the map stays true for the next writer."""
+    partial_file = claim_large(tmp_path / "partial")
+    write(partial_file, 0, 2, 4)
+    partial_file.forget_ahead()
+    assert partial_file.present_bytes == PIECE_BYTES
+    partial_file.append(LARGE[PIECE_BYTES : 2 * PIECE_BYTES + 10])
+    partial_file.close()
+    again = PartialFile.claim(Digest.of(LARGE), tmp_path / "partial", None, MemoryBudget())
+    assert again is not None
+    assert again.received_bytes == 2 * PIECE_BYTES
+    again.hash_existing_bytes()
+    again.append(LARGE[2 * PIECE_BYTES :])
+    assert again.has_correct_digest()
+
+
+def test_a_full_disk_is_no_place_for_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither the map nor a piece can be written; then the blob is received in order, in memory."""
+    partial_file = claim_large(tmp_path / "partial")
+    full_disk(monkeypatch)
+    assert not partial_file.write_piece_bytes(LARGE[PIECE_BYTES : PIECE_BYTES + 10], PIECE_BYTES)
+    assert not partial_file.is_overflowing
+    assert not PartialFile.in_memory(DIGEST, MemoryBudget()).begin_pieces()
+
+
+def test_a_restart_forgets_all_pieces(tmp_path: Path) -> None:
+    """The file is empty afterwards."""
+    partial_file = claim_large(tmp_path / "partial")
+    write(partial_file, 2)
+    partial_file.restart()
+    assert partial_file.present_bytes == 0
+    assert (tmp_path / "partial").read_bytes() == b""
