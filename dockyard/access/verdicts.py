@@ -37,6 +37,7 @@ class Verdict(IntEnum):
     ADMITTED = 1
     REFUSED = 2  # the login is right, as far as is known, but not for this repository
     WRONG = 3  # the login is wrong
+    UNKNOWN = 4  # there is no such thing any more, or the login does not see it any more
 
 
 @attrs.frozen

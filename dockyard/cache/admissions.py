@@ -8,7 +8,7 @@ does, because registries refuse a repository with the same status as a wrong pas
 |---|---|---|
 | 200 | `access_ttl` | what it requests |
 | 401, 403 | REFUSED_FOR_S | 401 without a login, or with a wrong one; else 403 |
-| 404 | - | 404 |
+| 404 | -, but it ends an admission | 404 |
 | none, 5xx, 429 | - | what it requests if it is in grace; else 401 without a login, 503 with one |
 
 A login is in grace if the last answer was 200, no more than `access_grace` ago.
@@ -64,6 +64,7 @@ LOGIN: Final = "login"  # the kind of a question about the login itself
 MANIFEST: Final = "manifest"  # the kind whose admission is for the whole repository
 KINDS: Final = (MANIFEST, "blob", "tags", "referrers")
 NEVER: Final = float("-inf")
+REFUSALS: Final = frozenset({Verdict.REFUSED, Verdict.WRONG})
 
 Kind = Literal["manifest", "blob", "tags", "referrers"]
 Answer = Verdict | RegistryError
@@ -105,7 +106,7 @@ class _Question:
 
     @property
     def keys(self) -> frozenset[bytes]:
-        """Those of all that ends an admission when it is refused."""
+        """Those of all that ends an admission when it is refused or unknown."""
         return frozenset({self.key, self.repository_key, self.login_key or self.key})
 
     @property
@@ -218,8 +219,9 @@ class Admissions:
         if now - self._find_admission(question, question.keys) < question.target.upstream.access_ttl:
             return Verdict.ADMITTED
         last = self._verdicts.find(question.key)
-        is_refused = last is not None and last.verdict is not Verdict.ADMITTED and now - last.at < REFUSED_FOR_S
-        return last.verdict if last is not None and is_refused else None
+        if last is None or last.verdict not in REFUSALS or now - last.at >= REFUSED_FOR_S:
+            return None
+        return last.verdict
 
     def _is_in_grace(self, question: _Question) -> bool:
         """Whether the last verdict, about whatever in the repository, was an admission in the last `access_grace`."""
@@ -229,7 +231,7 @@ class Admissions:
         return time.monotonic() - self._find_admission(question, keys) < question.target.upstream.access_grace
 
     def _find_admission(self, question: _Question, ending_keys: frozenset[bytes]) -> float:
-        """When the client was admitted last, however long ago; NEVER if a refusal with one of the keys followed."""
+        """When the client was admitted last, however long ago; NEVER if a key has another verdict that followed."""
         admitted_at = max(self._find_time(key, is_admission=True) for key in {question.key, question.repository_key})
         refused_at = max(self._find_time(key, is_admission=False) for key in ending_keys)
         return admitted_at if admitted_at > refused_at else NEVER
@@ -299,6 +301,9 @@ class Admissions:
         except (AccessDenied, Denied):
             verdict = Verdict.REFUSED
         except RegistryError as exc:
+            was_admitted = self._find_admission(question, question.keys) > NEVER
+            if was_admitted and isinstance(exc, NameUnknown | ManifestUnknown | BlobUnknown):
+                self._verdicts.put(question.key, Verdict.UNKNOWN, asked_at)
             return exc
         self._verdicts.put(question.key, verdict, asked_at)
         if is_debug():

@@ -424,6 +424,42 @@ async def test_a_refusal_ends_the_grace(workers: Workers, monkeypatch: pytest.Mo
     assert await workers.outcomes(PRIVATE, ANN) == [Unavailable] * 4
 
 
+@pytest.mark.parametrize("login", [None, ANN])
+@pytest.mark.parametrize("kind", ["manifest", "blob"])
+async def test_a_404_ends_the_grace(
+    workers: Workers, monkeypatch: pytest.MonkeyPatch, kind: Kind, login: Login | None
+) -> None:
+    """Registries respond so to whom they do not show a repository any more. The next 200 begins a new one."""
+    target = PUBLIC if login is None else PRIVATE
+    is_down = [Unavailable if login else LoginRequired] * 4
+    assert await workers.outcomes(target, login, kind, DIGEST) == [None] * 4
+    set_clock(monkeypatch, 301)
+    workers.upstream.unknown.add(str(DIGEST))
+    assert (
+        await workers.outcomes(target, login, kind, DIGEST) == [BlobUnknown if kind == "blob" else ManifestUnknown] * 4
+    )
+    workers.upstream.error = Unavailable("down")
+    assert await workers.outcomes(target, login, kind, DIGEST) == is_down
+    assert await workers.outcomes(target, login, "manifest", LATEST) == is_down
+    workers.upstream.error = None
+    workers.forget_outages()
+    set_clock(monkeypatch, 302)
+    assert await workers.outcomes(target, login, "manifest", LATEST) == [None] * 4
+    set_clock(monkeypatch, 603)
+    workers.upstream.error = Unavailable("down")
+    assert await workers.outcomes(target, login, "manifest", LATEST) == [None] * 4
+
+
+async def test_a_404_takes_no_place_of_those_who_were_never_admitted(workers: Workers) -> None:
+    """Whoever asks for what does not exist does not push out what is remembered."""
+    before = workers.verdicts._table[:]
+    for number in range(3):
+        unknown = attrs.evolve(PUBLIC, repository=f"x{number}", name=Name.parse(f"up.test/x{number}"))
+        workers.upstream.rights[None].add(unknown.repository)
+        assert await workers.outcomes(unknown, None, reference=Tag("unknown")) == [ManifestUnknown] * 4
+    assert workers.verdicts._table[:] == before
+
+
 @pytest.mark.parametrize(("first", "second"), [("manifest", "blob"), ("blob", "manifest"), ("tags", "blob")])
 async def test_a_refusal_ends_the_grace_of_all_in_the_repository(
     workers: Workers, monkeypatch: pytest.MonkeyPatch, first: Kind, second: Kind
