@@ -57,6 +57,7 @@ class Program:
     wheel: str = ""  # Python distribution, for programs in a wheel
     file: str = ""  # path of the program in the wheel
     package: str = ""  # Debian package, for programs that cannot be built
+    is_for_long_tests: bool = False  # built only when it is named, or when a test needs it
 
 
 PROGRAMS = (
@@ -120,7 +121,11 @@ PROGRAMS = (
         "containerd-2", module="github.com/containerd/containerd/v2", command="cmd/containerd", version="v2.4.2"
     ),
     Program(  # finds logins for images with the code of the kubelet
-        "kubelet-keyring", module="k8s.io/kubernetes", version="v1.37.2", source="tests/support/kubelet_keyring"
+        "kubelet-keyring",
+        module="k8s.io/kubernetes",
+        version="v1.37.2",
+        source="tests/support/kubelet_keyring",
+        is_for_long_tests=True,
     ),
     Program("haproxy", version_arguments=("-v",), package="haproxy"),
     Program("nginx", version_arguments=("-v",), package="nginx"),
@@ -215,7 +220,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     options = parser.parse_args(argv)
     cache = cache_directory()
-    wanted = [program for program in PROGRAMS if not options.names or program.name in options.names]
+    wanted = [
+        program
+        for program in PROGRAMS
+        if program.name in options.names or not (options.names or program.is_for_long_tests)
+    ]
     if not _need_programs(options.for_tests):
         wanted = []
     if options.packages:

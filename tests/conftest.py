@@ -33,14 +33,23 @@ hypothesis.settings.load_profile("dockyard")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Register our marker, and let SIGTERM end the session like Ctrl-C, with all processes ended.
+    """Register our markers, and let SIGTERM end the session like Ctrl-C, with all processes ended.
 
     A shell starts jobs in the background with SIGINT ignored, which the programs under test would inherit.
     """
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     config.addinivalue_line("markers", "clients: pulls with real clients (docker, containerd, skopeo, podman, crane)")
+    config.addinivalue_line("markers", "long: minutes of load, of random faults or of building; only with -m long")
     signal.signal(signal.SIGTERM, lambda *_: os.kill(os.getpid(), signal.SIGINT))
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Deselect long tests, unless they are selected."""
+    if "long" not in config.getoption("-m"):
+        long = [item for item in items if item.get_closest_marker("long")]
+        config.hook.pytest_deselected(items=long)
+        items[:] = [item for item in items if item not in long]
 
 
 @pytest.fixture(scope="session")

@@ -54,19 +54,6 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> ByVariant
     return ByVariant(config, log)
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    """Register the marker of tests that only run on demand."""
-    config.addinivalue_line("markers", "long: minutes of load or of random faults; only with -m long")
-
-
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Deselect long tests, unless they are selected."""
-    if "long" not in config.getoption("-m"):
-        long = [item for item in items if item.get_closest_marker("long")]
-        config.hook.pytest_deselected(items=long)
-        items[:] = [item for item in items if item not in long]
-
-
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Make one test per case."""
     if "case_of" not in metafunc.fixturenames:

@@ -20,7 +20,8 @@ from tests.support.paths import ROOT
 from tests.support.programs import Programs
 from tests.support.token_issuer import TokenIssuer, key_set
 
-pytestmark = pytest.mark.clients
+# The code of the kubelet is built for many minutes.
+pytestmark = [pytest.mark.clients, pytest.mark.long]
 
 FILES = ROOT / "ops" / "kubernetes" / "credential-provider"
 EXAMPLE = "dockyard.example:5000"
