@@ -33,7 +33,7 @@ from dockyard.routing import Target
 from dockyard.storage.blob_files import StoredBlob
 from dockyard.storage.memory_budget import MemoryBudget
 from dockyard.storage.partial_file import NO_PROGRESS_TIMEOUT_S, OverflowReader, PartialFile
-from dockyard.storage.piece_map import PieceMap
+from dockyard.storage.piece_map import PIECE_BYTES, PieceMap
 from dockyard.storage.verified_files import fingerprint
 
 
@@ -324,7 +324,7 @@ class Download:
         pieces = self.partial_file.pieces if self.partial_file else self._followed_pieces
         if pieces is None or self.overflow_start is not None:
             return 0
-        stop = pieces.find_end_of_run(position)
+        stop = pieces.find_readable_end(position)
         return stop if stop > position else 0
 
     def is_ahead(self, position: int) -> bool:
@@ -340,10 +340,10 @@ class Download:
         return upstream.lazy and upstream.lazy_background == "on_demand"
 
     def add_ahead(self, start: int, stop: int) -> None:
-        """The worker that is followed has the bytes of these whole pieces."""
+        """The worker that is followed has these bytes, and the piece with the first of them from its beginning on."""
         if self.state is State.FOLLOWING and self.size is not None:
             self._followed_pieces = self._followed_pieces or PieceMap(self.size)
-            self._followed_pieces.mark(start, stop)
+            self._followed_pieces.mark(start // PIECE_BYTES * PIECE_BYTES, stop)
 
     def read_memory(self, position: int, max_bytes: int) -> bytes:
         """Bytes that are in memory because the disk is full; empty when they were dropped."""

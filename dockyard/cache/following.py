@@ -86,7 +86,7 @@ async def report_progress(download: Download, connection: PeerConnection) -> Non
 async def report_pieces(
     download: Download, request: PiecesRequest, receive: Callable[[ByteRange], None], connection: PeerConnection
 ) -> None:
-    """Have the pieces received that a follower asks for, and reply when the first of them is there.
+    """Have the pieces received that a follower asks for, and reply when the first byte is there.
 
     `receive` does not block. Raises ConnectionError when the follower has left.
     """

@@ -174,16 +174,15 @@ class DownloadReader:
         part = next((part for part in self._ahead if part.start <= position < part.stop), None)
         wait = partial(self._download.wait_for_byte, position, self._file_number)
         if part and self._turns:
-            pieces = self._find_pieces(position, part.stop)
+            needed = self._find_needed(position, part.stop)
             async with self._turns:
-                return await wait(partial(self._request_ahead, self._download, pieces), may_read_ahead=True)
+                return await wait(partial(self._request_ahead, self._download, needed), may_read_ahead=True)
         return await wait(self._request_all if self._download.is_on_demand else None)
 
-    def _find_pieces(self, position: int, stop: int) -> ByteRange:
-        """The pieces to request for the bytes from `position` to `stop`, or for the first of them."""
-        start = position // PIECE_BYTES * PIECE_BYTES
+    def _find_needed(self, position: int, stop: int) -> ByteRange:
+        """What to request for the bytes from `position` to `stop`: whole pieces at the end, and not too many."""
         end_of_last = -(-stop // PIECE_BYTES) * PIECE_BYTES
-        return ByteRange(start, min(end_of_last, start + MAX_REQUEST_BYTES, self.size))
+        return ByteRange(position, min(end_of_last, position + MAX_REQUEST_BYTES, self.size))
 
     async def _request_all(self) -> None:
         """Request the whole blob from the worker that fetches it, once."""

@@ -271,6 +271,7 @@ class PartialFile:
         """Mark the pieces that are present now that the bytes from `start` to `stop` were written."""
         if self.pieces is None or self.overflow_start is not None:
             return
+        self.pieces.mark_end(stop)
         last = self.pieces.count if stop == self.pieces.size else stop // PIECE_BYTES
         for piece in range(start // PIECE_BYTES, last):
             if not self.pieces.has(piece):

@@ -27,6 +27,7 @@ class PieceMap:
         self.size = size
         self.count = _divide_up(size, PIECE_BYTES)
         self._bits = bytearray(bits or _divide_up(self.count, 8))
+        self._ends: dict[int, int] = {}  # of pieces of which only the first bytes are present; not in the file
 
     @classmethod
     def of_front(cls, size: int, front: int) -> "PieceMap":
@@ -62,14 +63,22 @@ class PieceMap:
         """Mark all pieces that end in this part of the blob, which begins at a piece, as present. Not in the file."""
         for piece in range(start // PIECE_BYTES, self.count if stop == self.size else stop // PIECE_BYTES):
             self._bits[piece >> 3] |= 1 << (piece & 7)
+        self.mark_end(stop)
+
+    def mark_end(self, stop: int) -> None:
+        """The first bytes of the piece before `stop` are present up to there."""
+        if stop % PIECE_BYTES and stop != self.size:
+            self._ends[stop // PIECE_BYTES] = stop
 
     def add(self, piece: int, fd: int) -> None:
         """Mark a piece as present, in the partial file too. Raises OSError."""
         self._bits[piece >> 3] |= 1 << (piece & 7)
+        self._ends.pop(piece, None)
         os.pwrite(fd, self._bits[piece >> 3 : (piece >> 3) + 1], self.size + (piece >> 3))
 
     def forget_from(self, piece: int, fd: int) -> None:
         """Mark this piece and all that follow as missing. Raises OSError."""
+        self._ends.clear()
         first = piece >> 3
         for index in range(first, len(self._bits)):
             self._bits[index] &= (1 << (piece & 7)) - 1 if index == first else 0
@@ -84,6 +93,11 @@ class PieceMap:
             is_byte_full = not piece & 7 and self._bits[piece >> 3] == _FULL_BYTE
             piece += 8 if is_byte_full else 1
         return max(min(piece * PIECE_BYTES, self.size), position)
+
+    def find_readable_end(self, position: int) -> int:
+        """Up to which byte everything from `position` on may be read: as above, and the first bytes of a piece."""
+        end = self.find_end_of_run(position)
+        return max(end, self._ends.get(end // PIECE_BYTES, 0))
 
     @property
     def present_bytes(self) -> int:

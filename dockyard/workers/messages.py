@@ -66,7 +66,10 @@ class BlobRequest:
 
 @attrs.frozen
 class PiecesRequest:
-    """Asks a worker to receive these bytes of a blob, which it is fetching, before others."""
+    """Asks a worker to receive these bytes of a blob, which it is fetching, before others.
+
+    The reply comes when the byte at `start` is there.
+    """
 
     repository: Repository
     digest: Digest

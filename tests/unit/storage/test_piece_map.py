@@ -74,3 +74,21 @@ def test_a_map_that_was_cut_is_none(tmp_path: Path) -> None:
     PieceMap.of_front(SIZE, SIZE).write(fd)
     os.ftruncate(fd, os.fstat(fd).st_size - 1)
     assert PieceMap.read(fd) is None
+
+
+def test_the_first_bytes_of_a_piece_may_be_read(tmp_path: Path) -> None:
+    """Readers need not wait until a piece is complete; the next writer does not count its first bytes."""
+    fd = open_file(tmp_path / "partial")
+    pieces = PieceMap(SIZE)
+    pieces.write(fd)
+    pieces.mark(3 * PIECE_BYTES, 4 * PIECE_BYTES + 100)
+    assert pieces.find_readable_end(3 * PIECE_BYTES + 5) == 4 * PIECE_BYTES + 100
+    assert pieces.find_readable_end(4 * PIECE_BYTES + 99) == 4 * PIECE_BYTES + 100
+    assert pieces.find_readable_end(4 * PIECE_BYTES + 100) == 4 * PIECE_BYTES + 100
+    assert pieces.find_readable_end(5 * PIECE_BYTES) == 5 * PIECE_BYTES
+    assert pieces.find_end_of_run(3 * PIECE_BYTES + 5) == 4 * PIECE_BYTES
+    pieces.add(4, fd)
+    assert pieces.find_readable_end(3 * PIECE_BYTES) == 5 * PIECE_BYTES
+    pieces.mark_end(6 * PIECE_BYTES + 1)
+    pieces.forget_from(0, fd)
+    assert pieces.find_readable_end(6 * PIECE_BYTES) == 6 * PIECE_BYTES

@@ -1,0 +1,16 @@
+"""The command `bench.lazy` measures what it says: once, in a small form."""
+
+from pathlib import Path
+
+from bench.lazy import measure_footers, measure_large
+from bench.peers.workload import MIB
+
+
+def test_footers_are_measured_everywhere(tmp_path: Path) -> None:
+    """All responses are right, and no byte of the layer comes twice through Dockyard."""
+    measure_footers(tmp_path, rounds=1, layer_bytes=24 * MIB).report()
+
+
+def test_large_blobs_are_measured(tmp_path: Path) -> None:
+    """With one and with four connections."""
+    measure_large(tmp_path, rounds=1, size=8 * MIB).report()
