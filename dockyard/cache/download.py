@@ -82,10 +82,12 @@ class Download:
 
     `version` grows with every change that wakes the waiters. `targets` are those of its readers, the first one first:
     when the upstream refuses the login of one, or does not have the blob in its repository, the next one is used.
+    `is_for_range`: the first reader reads a range.
     """
 
-    def __init__(self, digest: Digest, target: Target) -> None:
+    def __init__(self, digest: Digest, target: Target, *, is_for_range: bool = False) -> None:
         self.digest = digest
+        self.is_for_range = is_for_range
         self.targets = [target]
         self.state = State.STARTING
         self.size: int | None = None

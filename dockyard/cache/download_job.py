@@ -77,12 +77,13 @@ class RangeSettings:
     """How blobs are received in ranges.
 
     `connections` to the upstream for one blob. `is_lazy`: readers may request what is ahead; `is_on_demand`: then
-    nothing else is received.
+    nothing else is received. `is_for_range`: the first reader is about to do so.
     """
 
     connections: int = 1
     is_lazy: bool = False
     is_on_demand: bool = False
+    is_for_range: bool = False
 
 
 class DownloadJob:
@@ -317,7 +318,7 @@ class DownloadJob:
             self._sources,
             connections=0 if self._ranges.is_on_demand and not self._is_all_requested else self._connections,
             segment_bytes=segment_bytes,
-            is_delayed=first_body is None,
+            is_delayed=self._ranges.is_for_range,
             on_progress=self._on_progress,
             on_advance=self._report_progress,
             has_readers=self._has_readers,

@@ -79,10 +79,13 @@ class Downloads:
         """The download of a digest in this worker; None when there is none."""
         return self._downloads.get(digest)
 
-    def join(self, target: Target, digest: Digest, *, is_stored: bool = False) -> tuple[Download, bool]:
+    def join(
+        self, target: Target, digest: Digest, *, is_stored: bool = False, is_range: bool = False
+    ) -> tuple[Download, bool]:
         """The download of a digest, started if there is none; True when there was one.
 
         `is_stored`: the blob is in the local store and must be verified. A download that is complete does not do that.
+        `is_range`: for a reader of a range.
         """
         existing = self._downloads.get(digest)
         blob = existing.complete_blob if existing else None
@@ -92,7 +95,7 @@ class Downloads:
                 metrics.fills_joined.inc()
             existing.add_target(target)
             return existing, True
-        download = self._downloads[digest] = Download(digest, target)
+        download = self._downloads[digest] = Download(digest, target, is_for_range=is_range)
         self._start_task(self._run(download, existing))
         return download, False
 
@@ -105,7 +108,7 @@ class Downloads:
                 return
             download.add_target(target)
         else:
-            download, _ = self.join(target, request.digest)
+            download, _ = self.join(target, request.digest, is_range=request.is_range)
         await report_progress(download, connection)
 
     async def handle_pieces(self, request: PiecesRequest, connection: PeerConnection) -> None:
@@ -182,7 +185,7 @@ class Downloads:
     async def _follow_or_claim_for(self, download: Download, target: Target) -> PartialFile | None:
         """As above, with one target. Raises OwnerDiskFull, RegistryError."""
         digest, repository = download.digest, self._peers.repository_of(target)
-        request = BlobRequest(repository, digest)
+        request = BlobRequest(repository, digest, is_range=download.is_for_range)
         tried = await self._peers.try_owners(str(digest), lambda shard: self._follow(download, shard, request))
         if tried.result:
             return None
@@ -295,7 +298,12 @@ class Downloads:
     def _range_settings(self, download: Download) -> RangeSettings:
         upstream = download.targets[0].upstream
         is_lazy = upstream.lazy and download.digest not in self._wrong
-        return RangeSettings(self._connections, is_lazy, is_lazy and upstream.lazy_background == "on_demand")
+        return RangeSettings(
+            self._connections,
+            is_lazy=is_lazy,
+            is_on_demand=is_lazy and upstream.lazy_background == "on_demand",
+            is_for_range=download.is_for_range,
+        )
 
     def _start_task(self, work: Coroutine[Any, Any, object]) -> None:
         """Run it in the background; the loop itself keeps no reference to a task."""

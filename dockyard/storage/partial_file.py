@@ -181,6 +181,7 @@ class PartialFile:
         Raises NoReadersLeft when the window is full and there is no reader, OverflowFull when there is no memory.
         """
         self._hasher.update(chunk)
+        self._check_map(self.received_bytes + len(chunk))
         if self.overflow_start is None and not self._write(chunk, self.received_bytes):
             self.overflow_start = self._window_start = self.received_bytes
             metrics.overflows.inc()
@@ -194,6 +195,7 @@ class PartialFile:
         """Prepare to write ahead, when `size` is known. False when that is impossible: no file, or a full disk."""
         if self.overflow_start is not None or self.size is None:
             return False
+        self._check_map(self.received_bytes)
         if self.pieces is not None:
             with contextlib.suppress(OSError):
                 os.utime(self.fd)  # it is in use, also if nothing more is received
@@ -257,6 +259,14 @@ class PartialFile:
         if self.pieces is not None:
             os.ftruncate(self.fd, self.received_bytes)
             self.pieces = None
+
+    def _check_map(self, stop: int) -> None:
+        """Drop a map for a blob of another size: a former source, or a manifest, has announced a wrong one."""
+        if self.pieces is None or (self.size in {None, self.pieces.size} and stop <= self.pieces.size):
+            return
+        self.pieces = None
+        with contextlib.suppress(OSError):  # then the digest of the next writer is wrong, which begins anew
+            os.ftruncate(self.fd, self.received_bytes)
 
     def _move_front(self, amount: int) -> None:
         """So many more bytes follow the front, and were hashed."""

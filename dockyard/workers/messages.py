@@ -57,11 +57,15 @@ class Repository:
 
 @attrs.frozen
 class BlobRequest:
-    """Asks for the progress of a download. It is started if there is none, unless `only_running`."""
+    """Asks for the progress of a download. It is started if there is none, unless `only_running`.
+
+    `is_range`: for a reader of a range.
+    """
 
     repository: Repository
     digest: Digest
     only_running: bool = False
+    is_range: bool = False
 
 
 @attrs.frozen

@@ -418,3 +418,24 @@ def test_a_restart_forgets_all_pieces(tmp_path: Path) -> None:
     partial_file.restart()
     assert partial_file.present_bytes == 0
     assert (tmp_path / "partial").read_bytes() == b""
+
+
+@pytest.mark.parametrize("size", [len(LARGE) + PIECE_BYTES, None])
+def test_a_map_for_another_size_is_dropped(tmp_path: Path, size: int | None) -> None:
+    """The announced size was wrong: what is in order is kept, and no byte of the map gets into the blob."""
+    longer = LARGE + os.urandom(PIECE_BYTES)
+    partial_file = PartialFile.claim(Digest.of(longer), tmp_path / "partial", None, MemoryBudget())
+    assert partial_file is not None
+    partial_file.size = len(LARGE)
+    assert partial_file.begin_pieces()
+    write(partial_file, 0, 3)
+    partial_file.close()
+    again = PartialFile.claim(Digest.of(longer), tmp_path / "partial", None, MemoryBudget())
+    assert again is not None
+    again.hash_existing_bytes()
+    again.size = size
+    for offset in range(again.received_bytes, len(longer), PIECE_BYTES // 2):
+        again.append(longer[offset : offset + PIECE_BYTES // 2])
+    assert again.has_correct_digest()
+    again.remove_map()
+    assert (tmp_path / "partial").read_bytes() == longer
