@@ -247,9 +247,12 @@ class BlobSources:
             return self._locations.setdefault(number, BlobLocation())
 
     def find_size(self) -> int | None:
-        """The size of the blob, if its body does not tell: from a manifest in the local store, else by HEAD."""
+        """The size of the blob, if its body does not tell: from a stored manifest, from the bucket, else by HEAD."""
         if (size := self._find_size_in_manifests()) is not None:
             return size
+        found = self._bucket.read(lambda s3: s3.stat_blob(self.digest)) if self._bucket_attempts else None
+        if found is not None and found.size:
+            return found.size
         try:
             return find_client(self._upstreams, self.target).head_blob(self.target.repository, self.digest)
         except RegistryError:

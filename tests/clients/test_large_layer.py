@@ -27,7 +27,9 @@ def test_a_large_layer_is_fetched_once_for_all_clients(
         assert docker.digest(reference) == image.digest
 
     (layer,) = image.this_platform.layers
-    sent = [(request.method, request.sent) for request in registry.requests() if layer.digest in request.path]
-    assert [entry for entry in sent if entry[0] == "GET"] == [("GET", layer.size)]
+    sent = sum(
+        request.sent for request in registry.requests() if layer.digest in request.path and request.method == "GET"
+    )
+    assert layer.size <= sent <= 1.02 * layer.size
     for tidied in (skopeo, crane, docker):
         tidied.wipe()

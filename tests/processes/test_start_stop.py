@@ -11,6 +11,8 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
+from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from random import Random
 
@@ -464,7 +466,10 @@ def test_the_server_speaks_tls(fake_registry: FakeRegistry, tmp_path: Path) -> N
         eventually(lambda: not _is_refused(deployment), "HTTPS")
         assert deployment.get("/v2/up.test/app/manifests/v1").body == image.body
         assert digest_of(deployment.get(f"/v2/up.test/app/blobs/{image.layers[0]}").body) == image.layers[0]
-        assert not dockyard.is_answering()
+        with closing(HTTPConnection(*deployment.address, timeout=10)) as http:
+            http.request("GET", "/v2/")
+            with pytest.raises((OSError, HTTPException)):
+                http.getresponse()
         plain = socket.create_connection(deployment.address, 10)
         with client.wrap_socket(plain, server_hostname="localhost") as secure:
             assert secure.selected_alpn_protocol() != "h2"

@@ -351,10 +351,13 @@ def test_decisions_are_those_about_the_login(server: Server) -> None:
     eventually(entries, "the decision is logged")
     assert (entries()[0]["who"], entries()[0]["source"], entries()[0]["verdict"]) == ("alice", "htpasswd", "allowed")
     log = server.deployment.dockyard.log
-    eventually(lambda: "team/audited" in log.read_text(), "the request is logged")
-    line = next(
-        line for line in log.read_text().splitlines() if "name=up.test/team/audited" in line and "user=" in line
-    )
+
+    def request_lines() -> list[str]:
+        return [
+            line for line in log.read_text().splitlines() if "name=up.test/team/audited" in line and "user=" in line
+        ]
+
+    line = eventually(request_lines, "the request is logged")[0]
     assert "user=alice" in line
     assert any(json.loads(line)["kind"] == "token" for line in audit.read_text().splitlines())
 
