@@ -114,6 +114,7 @@ class DownloadJob:
         self._on_progress = on_progress
         self._on_verified = on_verified
         self._has_readers = has_readers
+        self._retries = Retries()
         self._body: BlobBody | None = None
         self._is_streaming_to_bucket = False
         self._expected_size: int | None = None  # from elsewhere
@@ -256,9 +257,9 @@ class DownloadJob:
 
     def _receive_all(self) -> None:
         """Receive until the source has ended, opening it again at the byte reached when it breaks off."""
-        retries = Retries()
+        retries = self._retries = Retries()
         while True:
-            received_before = self._partial_file.received_bytes
+            received_before, attempt = self._partial_file.received_bytes, retries.begin()
             try:
                 if not (self._ranges.is_lazy and self._receive_lazily()):
                     self._receive()
@@ -272,7 +273,10 @@ class DownloadJob:
                     return
                 received_bytes = self._partial_file.received_bytes
                 wait_s = retries.find_wait_s(
-                    exc, brought_bytes=received_bytes - received_before, has_bytes=bool(received_bytes)
+                    exc,
+                    attempt=attempt,
+                    brought_bytes=received_bytes - received_before,
+                    has_bytes=bool(received_bytes),
                 )
                 if wait_s is None:
                     raise
@@ -316,6 +320,7 @@ class DownloadJob:
         fetch = RangedFetch(
             partial_file,
             self._sources,
+            retries=self._retries,
             connections=0 if self._ranges.is_on_demand and not self._is_all_requested else self._connections,
             segment_bytes=segment_bytes,
             is_delayed=self._ranges.is_for_range,

@@ -58,9 +58,10 @@ class _Segment:
 class RangedFetch:
     """Receives the blob of `sources` into `partial_file`, whose size is known and which has a map of its pieces.
 
-    `connections` is the number of connections in the background; 0 for none: then only what is requested is received.
-    `on_progress()` is called by each thread that has received bytes, `on_advance()` by the one that calls `run`, when
-    the front has moved. `has_readers()` says whether somebody may still request pieces.
+    `retries` are those of the download. `connections` is the number of connections in the background; 0 for none: then
+    only what is requested is received. `on_progress()` is called by each thread that has received bytes, `on_advance()`
+    by the one that calls `run`, when the front has moved. `has_readers()` says whether somebody may still request
+    pieces.
     """
 
     def __init__(
@@ -68,6 +69,7 @@ class RangedFetch:
         partial_file: PartialFile,
         sources: BlobSources,
         *,
+        retries: Retries,
         connections: int,
         segment_bytes: int,
         is_delayed: bool,
@@ -85,7 +87,8 @@ class RangedFetch:
         self._on_progress = on_progress
         self._on_advance = on_advance
         self._has_readers = has_readers
-        self._retries = Retries()
+        self._retries = retries
+        self._has_bytes = bool(partial_file.present_bytes)
         self._condition = threading.Condition()
         self._requested: deque[ByteRange] = deque()
         self._segments: list[_Segment] = []  # being received
@@ -285,14 +288,16 @@ class RangedFetch:
     def _receive(self, segment: _Segment) -> None:
         """Receive one segment, again from the byte reached when it breaks off."""
         while segment.position < segment.stop:
-            began_at = segment.position
+            began_at, attempt = segment.position, self._retries.begin()
             try:
                 body = segment.body or self._sources.open_range(segment.position, segment.stop)
                 self._read(segment, body)
             except RegistryError as exc:
+                with self._condition:
+                    self._check_running()  # not an attempt that failed, if it was aborted
                 brought_bytes = segment.position - began_at
                 wait_s = self._retries.find_wait_s(
-                    exc, brought_bytes=brought_bytes, has_bytes=bool(self._partial_file.present_bytes)
+                    exc, attempt=attempt, brought_bytes=brought_bytes, has_bytes=self._has_bytes
                 )
                 if wait_s is None:
                     raise
@@ -328,6 +333,7 @@ class RangedFetch:
             with self._condition:
                 self._writing -= 1
                 segment.position += len(chunk)
+                self._has_bytes = True
                 self._active_at = time.monotonic()
                 self._condition.notify_all()
         self._on_progress()

@@ -13,24 +13,36 @@ MAX_RATE_LIMIT_WAIT_S = 10.0
 
 
 class Retries:
-    """The attempts of one download.
+    """The attempts of one download, over one connection or several at a time.
 
-    MAX_FRUITLESS_ATTEMPTS in a row that each brought less than PROGRESS_BYTES end it.
+    MAX_FRUITLESS_ATTEMPTS in a row that each brought less than PROGRESS_BYTES end it. Those that fail at the same time
+    count as one: they have one cause.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
+        self._failures = 0
         self._fruitless_attempts = 0
+        self._has_ended = False
 
-    def find_wait_s(self, exc: RegistryError, *, brought_bytes: int, has_bytes: bool) -> float | None:
-        """Seconds to wait before the next attempt; None if there is none. Counts the attempt that failed.
+    def begin(self) -> int:
+        """The number of an attempt that begins now, for `find_wait_s`."""
+        with self._lock:
+            return self._failures
+
+    def find_wait_s(self, exc: RegistryError, *, attempt: int, brought_bytes: int, has_bytes: bool) -> float | None:
+        """Seconds to wait before the next attempt; None if there is none, and from then on. Counts the failed attempt.
 
         It has brought `brought_bytes`; `has_bytes` says whether anything of the blob was received, by any attempt.
         """
         with self._lock:
-            is_fruitless = brought_bytes < PROGRESS_BYTES
-            self._fruitless_attempts = self._fruitless_attempts + 1 if is_fruitless else 0
-            if not self._is_retryable(exc, has_bytes=has_bytes):
+            if brought_bytes >= PROGRESS_BYTES:
+                self._fruitless_attempts = 0
+            elif attempt == self._failures:  # no other one has failed since it began
+                self._failures += 1
+                self._fruitless_attempts += 1
+            self._has_ended = self._has_ended or not self._is_retryable(exc, has_bytes=has_bytes)
+            if self._has_ended:
                 return None
             if isinstance(exc, TooManyRequests):
                 return min(exc.retry_after_s or 1.0, MAX_RATE_LIMIT_WAIT_S)

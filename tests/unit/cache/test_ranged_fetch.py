@@ -11,13 +11,15 @@ import pytest
 from dockyard.cache import ranged_fetch as ranged_fetch_module
 from dockyard.cache.blob_sources import BlobSources, RangesUnsupported
 from dockyard.cache.ranged_fetch import CannotWriteAhead, Ended, RangedFetch
-from dockyard.errors import BlobUnknown, RegistryError, Unavailable
+from dockyard.cache.retries import Retries
+from dockyard.errors import BlobUnknown, RegistryError, Unavailable, UpstreamTimeout
 from dockyard.oci.ranges import ByteRange
 from dockyard.oci.reference import Digest
 from dockyard.storage.memory_budget import MemoryBudget
 from dockyard.storage.partial_file import NoReadersLeft, PartialFile
 from dockyard.storage.piece_map import PIECE_BYTES
 from tests.support.busy_machine import EVENT_TIMEOUT_S
+from tests.support.deployment import eventually
 
 BODY = os.urandom(12 * PIECE_BYTES + 1000)
 DIGEST = Digest.of(BODY)
@@ -44,7 +46,8 @@ class Body:
         if self._cut is not None:
             end = min(end, self._cut)
             if self._at >= self._cut:
-                raise Unavailable("cut")
+                self._sources.before_cut()
+                raise self._sources.cut_error
         chunk = BODY[self._at : end]
         self._at = end
         with self._sources.lock:
@@ -70,6 +73,8 @@ class Sources:
         self.ranges: list[tuple[int, int]] = []
         self.bodies: list[Body] = []
         self.cuts: dict[int, int] = {}
+        self.before_cut: Callable[[], object] = lambda: None
+        self.cut_error: RegistryError = Unavailable("cut")
         self.errors: list[Exception] = []
         self.holds: Callable[[int], bool] = lambda _: False
         self.gate = threading.Event()
@@ -108,6 +113,7 @@ def partial_file(tmp_path: Path) -> PartialFile:
 def make(partial_file: PartialFile, sources: Sources, **more: Any) -> RangedFetch:
     """A fetch over two connections in the background."""
     options: dict[str, Any] = {
+        "retries": Retries(),
         "connections": 2,
         "segment_bytes": SEGMENT_BYTES,
         "is_delayed": False,
@@ -240,6 +246,47 @@ def test_attempts_without_progress_end_the_fetch(
     with pytest.raises(RegistryError):
         make(partial_file, sources).run()
     assert len(sources.ranges) < 10
+
+
+def test_connections_that_break_at_the_same_time_count_as_one_attempt(
+    sources: Sources, partial_file: PartialFile, tmp_path: Path
+) -> None:
+    """Each of many ranges breaks off before a piece is complete, as when the upstream is restarted."""
+    pieces = (2, 5, 7, 9)
+    sources.cuts = {piece * PIECE_BYTES: piece * PIECE_BYTES + 1000 for piece in pieces}
+    all_wait = threading.Barrier(len(pieces))
+    sources.before_cut = all_wait.wait
+    fetch = make(partial_file, sources, connections=0)
+    for piece in pieces:
+        fetch.request(ByteRange(piece * PIECE_BYTES, piece * PIECE_BYTES + 1))
+    running = Running(fetch)
+    present = partial_file.pieces
+    assert present
+    eventually(lambda: running.error or all(present.has(piece) for piece in pieces), "the pieces were received")
+    fetch.request_all(2)
+    running.join()
+    assert running.error is None
+    assert sources.sent == len(BODY)
+    assert_complete(partial_file, tmp_path)
+
+
+def test_a_part_of_a_piece_counts_as_received(
+    sources: Sources, partial_file: PartialFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A timeout is tried again if something was received, although no piece is complete."""
+    monkeypatch.setattr("dockyard.cache.retries.BACKOFF_S", (0.01, 0.02))
+    sources.cuts = {5 * PIECE_BYTES: 5 * PIECE_BYTES + 1000}
+    sources.cut_error = UpstreamTimeout("stalls")
+    fetch = make(partial_file, sources, connections=0)
+    fetch.request(ByteRange(5 * PIECE_BYTES, 5 * PIECE_BYTES + 1))
+    running = Running(fetch)
+    present = partial_file.pieces
+    assert present
+    eventually(lambda: running.error or present.has(5), "the piece was received")
+    fetch.request_all(2)
+    running.join()
+    assert running.error is None
+    assert_complete(partial_file, tmp_path)
 
 
 def test_a_full_disk_ends_the_fetch(
