@@ -81,13 +81,13 @@ class IsolatedUpstream:
         self.token_proxy = self.add_proxy(listener.port)
         self.tokens = FakeTokenService(self.fake_registry, realm=f"{self.token_proxy.url}/token")
 
-    def add_cdn(self) -> None:
-        """Redirect requests for blobs to presigned URLs of a CDN behind a proxy of its own."""
+    def add_cdn(self, *, uses: int | None = None) -> None:
+        """Redirect requests for blobs to presigned URLs of a CDN behind a proxy of its own; `uses`: of each URL."""
         listener = self.fake_registry.listen("cdn")
         self.cdn_proxy = proxy = self.add_proxy(listener.port)
 
         def location(request: Request) -> str:
-            url = self.fake_registry.presign(request.reference, method=request.method, listener="cdn")
+            url = self.fake_registry.presign(request.reference, method=request.method, listener="cdn", uses=uses)
             return url.replace(listener.authority, proxy.authority)
 
         self.fake_registry.on("blob", faults.redirected(location))

@@ -13,6 +13,7 @@ from tests.chaos.faults import (
     isolation,
     process_shutdown,
     process_workers,
+    ranges_ahead,
     s3_damage,
     s3_outages,
     s3_reads,
@@ -48,5 +49,6 @@ DEPLOYMENT_FAULTS: tuple[Fault, ...] = (
     *clock.FAULTS,
     *isolation.FAULTS,
     *access.FAULTS,
+    *ranges_ahead.FAULTS,
 )
 FAULTS: tuple[Fault, ...] = tuple(sorted((*UPSTREAM_FAULTS, *DEPLOYMENT_FAULTS), key=lambda fault: fault.id))

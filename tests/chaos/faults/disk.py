@@ -27,7 +27,7 @@ ALIVE_FOR_S = 0.5
 FILLER = "filler"
 
 
-def _small_disk(run: Run) -> None:
+def mount_small_disk(run: Run) -> None:
     """Mount a small file system as the directory of Dockyard."""
     if os.geteuid() and not os.environ.get("CI"):
         pytest.skip("only root mounts a small tmpfs")
@@ -39,7 +39,8 @@ def _small_disk(run: Run) -> None:
     run.environment.stack.callback(subprocess.run, ["umount", "--lazy", directory], check=True)
 
 
-def _fill_up(run: Run) -> None:
+def fill_up(run: Run) -> None:
+    """Leave no block free."""
     with (run.deployment.dockyard.storage / FILLER).open("wb", buffering=0) as file:
         with contextlib.suppress(OSError):
             while True:
@@ -51,11 +52,12 @@ def _fill_up(run: Run) -> None:
     assert found.f_bavail == 0, f"the disk has {found.f_bavail} blocks left"
 
 
-def _free_space(run: Run) -> None:
+def free_space(run: Run) -> None:
+    """End `fill_up`."""
     (run.deployment.dockyard.storage / FILLER).unlink()
 
 
-def _wait_until_stored(run: Run) -> None:
+def wait_until_stored(run: Run) -> None:
     """Pull a new layer and wait until it is stored."""
     upstream, body = run.control, b"free space" * 100_000
     path = f"/v2/{upstream.prefix}/{REPO}/blobs/{upstream.fake_registry.add_blob(body)}"
@@ -89,10 +91,10 @@ FULL = Fault(
             "before a fetch, and at 50 % of one",
             steps=_STEPS,
             outcomes=_OUTCOMES,
-            prepare=_small_disk,
-            inject=_fill_up,
-            end=_free_space,
-            wait_until_recovered=_wait_until_stored,
+            prepare=mount_small_disk,
+            inject=fill_up,
+            end=free_space,
+            wait_until_recovered=wait_until_stored,
             workers=WORKERS,
             layer_bytes=6 * MIB,
             reason="no response is cut: unused layers are evicted first; what does not fit is passed on from memory",
@@ -150,18 +152,18 @@ UNWRITABLE = Fault(
         _disk_variant(
             "read-only file system",
             outcomes=_READ_ONLY_OUTCOMES,
-            prepare=_small_disk,
+            prepare=mount_small_disk,
             inject=_make_read_only,
             end=_make_writable,
-            wait_until_recovered=_wait_until_stored,
+            wait_until_recovered=wait_until_stored,
         ),
         _disk_variant(
             "no inodes left",
             outcomes=_NO_INODES_OUTCOMES,
-            prepare=_small_disk,
+            prepare=mount_small_disk,
             inject=_use_all_inodes,
             end=_free_inodes,
-            wait_until_recovered=_wait_until_stored,
+            wait_until_recovered=wait_until_stored,
         ),
     ),
 )
@@ -182,7 +184,7 @@ REMOVED = Fault(
             "at 50 % of a fetch",
             outcomes={state: (_FETCHED,) * (1 + (state is State.MANIFEST)) for state in _OUTCOMES},
             inject=_remove,
-            wait_until_recovered=_wait_until_stored,
+            wait_until_recovered=wait_until_stored,
             recovery_s=15.0,
             reason="what was cached is fetched again; directories and sockets are made again within seconds",
         ),
@@ -210,7 +212,7 @@ DAMAGED = Fault(
             "a flipped bit",
             outcomes={State.BLOB_CACHED: (new(),)},
             inject=_damage,
-            wait_until_recovered=_wait_until_stored,
+            wait_until_recovered=wait_until_stored,
             reason="the damage is found before the response starts, and the blob is fetched again",
         ),
     ),
