@@ -15,13 +15,14 @@ from concurrent.futures import ThreadPoolExecutor
 import attrs
 
 from dockyard.cache.ranged_fetch import MAX_REQUESTED_CONNECTIONS
+from dockyard.cache.retries import MAX_FRUITLESS_ATTEMPTS
 from tests.chaos.engine.case import State
 from tests.chaos.engine.case_run import CaseRun
 from tests.chaos.engine.deployment_case import DeploymentCaseRun
 from tests.chaos.engine.direct_client import is_direct
 from tests.chaos.engine.isolated_upstream import IsolatedUpstream, wait_for
 from tests.chaos.engine.limits import SLACK_S
-from tests.chaos.engine.outcomes import Observation, ObservedResponse, Outcome
+from tests.chaos.engine.outcomes import Observation, ObservedResponse, Outcome, cut
 from tests.chaos.engine.run import Environment, Run
 from tests.chaos.engine.upstream_case import UpstreamCaseRun
 from tests.chaos.engine.variant import MIB, DeploymentVariant, Fault, UpstreamVariant
@@ -165,6 +166,10 @@ def _stall_ahead(upstream: IsolatedUpstream, state: State) -> None:
     _change_ahead(faults.stalled(0.5, upstream.stalls_over))(upstream, state)
 
 
+def _stall_always(upstream: IsolatedUpstream, _: State) -> None:
+    upstream.on("blob", faults.stalled(1, upstream.stalls_over), method="GET", when=_is_ahead)
+
+
 def _is_changed(upstream: IsolatedUpstream, _: State) -> None:
     assert upstream.rules[0].applied, "no response was changed"
 
@@ -206,6 +211,13 @@ _RESUMED_GETS = (len(RANGES) + 1, SEGMENTS + len(RANGES) + 3)
 _IN_ORDER_GETS = (2, len(RANGES) + 6)
 _IN_ORDER = "the layer is received in one response, and ranges wait for it"
 
+_SHORT = attrs.evolve(
+    cut(L.stalls()),
+    says=f"504, or a body that ends visibly short, within {L.stalls():g} s; clients retry",
+    statuses=frozenset({200, 206, 504}),
+    gets=(1, 2 * MAX_FRUITLESS_ATTEMPTS * (MAX_REQUESTED_CONNECTIONS + 1)),  # of a download, and of one that comes late
+)
+
 RANGE_AHEAD = Fault(
     "U27",
     "A range that is requested ahead fails",
@@ -217,6 +229,7 @@ RANGE_AHEAD = Fault(
             right_ranges(2 * L.bad_content(), _RESUMED_GETS, HALF_PIECE_BYTES),
         ),
         _range_fault("stalled", _stall_ahead, right_ranges(2 * L.first_byte() + 3, _RESUMED_GETS)),
+        _range_fault("stalled at each attempt", _stall_always, _SHORT),
         _range_fault(
             "200 instead of 206",
             _change_ranges(faults.ignoring_range()),
