@@ -288,20 +288,21 @@ class RangedFetch:
     def _receive(self, segment: _Segment) -> None:
         """Receive one segment, again from the byte reached when it breaks off."""
         while segment.position < segment.stop:
-            began_at, attempt = segment.position, self._retries.begin()
+            written_before, attempt = self._partial_file.written_bytes, self._retries.begin()
             try:
                 body = segment.body or self._sources.open_range(segment.position, segment.stop)
                 self._read(segment, body)
             except RegistryError as exc:
                 with self._condition:
                     self._check_running()  # not an attempt that failed, if it was aborted
-                brought_bytes = segment.position - began_at
+                brought_bytes = self._partial_file.written_bytes - written_before  # by all connections
                 wait_s = self._retries.find_wait_s(
                     exc, attempt=attempt, brought_bytes=brought_bytes, has_bytes=self._has_bytes
                 )
                 if wait_s is None:
                     raise
                 self._pause(wait_s)
+        self._retries.record_progress()
 
     def _read(self, segment: _Segment, body: BlobBody) -> None:
         try:

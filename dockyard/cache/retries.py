@@ -30,6 +30,11 @@ class Retries:
         with self._lock:
             return self._failures
 
+    def record_progress(self) -> None:
+        """An attempt has brought all that it was for, however little that is."""
+        with self._lock:
+            self._fruitless_attempts = 0
+
     def find_wait_s(self, exc: RegistryError, *, attempt: int, brought_bytes: int, has_bytes: bool) -> float | None:
         """Seconds to wait before the next attempt; None if there is none, and from then on. Counts the failed attempt.
 
