@@ -33,7 +33,7 @@ from dockyard.routing import Target
 from dockyard.storage.blob_files import StoredBlob
 from dockyard.storage.memory_budget import MemoryBudget
 from dockyard.storage.partial_file import NO_PROGRESS_TIMEOUT_S, OverflowReader, PartialFile
-from dockyard.storage.piece_map import PIECE_BYTES, PieceMap
+from dockyard.storage.piece_map import PieceMap, start_of_piece
 from dockyard.storage.verified_files import fingerprint
 
 
@@ -345,7 +345,7 @@ class Download:
         """The worker that is followed has these bytes, and the piece with the first of them from its beginning on."""
         if self.state is State.FOLLOWING and self.size is not None:
             self._followed_pieces = self._followed_pieces or PieceMap(self.size)
-            self._followed_pieces.mark(start // PIECE_BYTES * PIECE_BYTES, stop)
+            self._followed_pieces.mark(start_of_piece(start), stop)
 
     def read_memory(self, position: int, max_bytes: int) -> bytes:
         """Bytes that are in memory because the disk is full; empty when they were dropped."""

@@ -293,7 +293,7 @@ class DownloadJob:
 
         Raises _NotInRanges if that turns out later.
         """
-        size = self._sources.find_size()
+        size = self._expected_size or self._sources.find_size()  # known if this is not the first attempt
         if size is None or size <= SMALL_SEGMENT_BYTES or size < self._partial_file.received_bytes:
             return False
         self._was_size_sought = True

@@ -296,12 +296,11 @@ class Downloads:
         return True
 
     def _range_settings(self, download: Download) -> RangeSettings:
-        upstream = download.targets[0].upstream
-        is_lazy = upstream.lazy and download.digest not in self._wrong
+        is_lazy = download.targets[0].upstream.lazy and download.digest not in self._wrong
         return RangeSettings(
             self._connections,
             is_lazy=is_lazy,
-            is_on_demand=is_lazy and upstream.lazy_background == "on_demand",
+            is_on_demand=is_lazy and download.is_on_demand,
             is_for_range=download.is_for_range,
         )
 

@@ -23,7 +23,7 @@ from dockyard.cache.retries import Retries
 from dockyard.errors import BadUpstream, RegistryError
 from dockyard.oci.ranges import ByteRange
 from dockyard.storage.partial_file import NoReadersLeft, PartialFile
-from dockyard.storage.piece_map import PIECE_BYTES
+from dockyard.storage.piece_map import PIECE_BYTES, end_of_piece, start_of_piece
 
 CHUNK_BYTES = 256 * 1024
 SMALL_SEGMENT_BYTES = 8 * PIECE_BYTES
@@ -122,8 +122,7 @@ class RangedFetch:
 
     def request(self, part: ByteRange) -> None:
         """Have these bytes received before others. Does not block."""
-        start = part.start // PIECE_BYTES * PIECE_BYTES
-        stop = min(-(-part.stop // PIECE_BYTES) * PIECE_BYTES, self._size)
+        start, stop = start_of_piece(part.start), min(end_of_piece(part.stop), self._size)
         with self._condition:
             self._active_at = time.monotonic()
             wanted = ByteRange(start, stop)
@@ -222,7 +221,7 @@ class RangedFetch:
             return None
         window = self._connections * WINDOW_SEGMENTS * self._segment_bytes
         front = self._front
-        return self._find_segment(front, min(front // PIECE_BYTES * PIECE_BYTES + window, self._size))
+        return self._find_segment(front, min(start_of_piece(front) + window, self._size))
 
     def _find_segment(self, start: int, stop: int) -> _Segment | None:
         """The first run of missing bytes in this part, which ends with a piece, that no connection is receiving."""
@@ -236,7 +235,7 @@ class RangedFetch:
         else:
             return None
         position = max(position, min(self._front, stop))  # of the piece at the front, a part is there
-        end = position // PIECE_BYTES * PIECE_BYTES
+        end = start_of_piece(position)
         last = min(stop, end + self._segment_bytes)
         while end < last:
             end = min(end + PIECE_BYTES, last)
@@ -247,16 +246,16 @@ class RangedFetch:
     def _find_end_of_segment(self, position: int) -> int:
         """The end of the segment that is being received and has this byte; the position itself if there is none."""
         for segment in self._segments:
-            if segment.position // PIECE_BYTES * PIECE_BYTES <= position < segment.stop:
+            if start_of_piece(segment.position) <= position < segment.stop:
                 return segment.stop
         return position
 
     # The threads of the connections
 
-    def _work(self, segment: _Segment | None) -> None:
+    def _work(self, first: _Segment) -> None:
         """Receive segments until there are no more for some time."""
-        assert segment is not None  # noqa: S101  for mypy
-        is_requested = segment.is_requested
+        is_requested = first.is_requested
+        segment: _Segment | None = first
         try:
             while segment:
                 try:
@@ -329,7 +328,7 @@ class RangedFetch:
             self._writing += 1
         try:
             if not self._partial_file.write_piece_bytes(chunk, segment.position):
-                raise CannotWriteAhead
+                raise CannotWriteAhead("the disk is full or fails")
         finally:
             with self._condition:
                 self._writing -= 1

@@ -16,7 +16,7 @@ from dockyard.cache.threads import Threads
 from dockyard.errors import Unavailable
 from dockyard.oci.ranges import ByteRange
 from dockyard.storage.blob_files import BlobFiles, StoredBlob
-from dockyard.storage.piece_map import PIECE_BYTES
+from dockyard.storage.piece_map import end_of_piece
 
 RequestAhead = Callable[[Download, ByteRange], Awaitable[None]]
 
@@ -181,8 +181,7 @@ class DownloadReader:
 
     def _find_needed(self, position: int, stop: int) -> ByteRange:
         """What to request for the bytes from `position` to `stop`: whole pieces at the end, and not too many."""
-        end_of_last = -(-stop // PIECE_BYTES) * PIECE_BYTES
-        return ByteRange(position, min(end_of_last, position + MAX_REQUEST_BYTES, self.size))
+        return ByteRange(position, min(end_of_piece(stop), position + MAX_REQUEST_BYTES, self.size))
 
     async def _request_all(self) -> None:
         """Request the whole blob from the worker that fetches it, once."""

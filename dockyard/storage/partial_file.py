@@ -282,8 +282,7 @@ class PartialFile:
         if self.pieces is None or self.overflow_start is not None:
             return
         self.pieces.mark_end(stop)
-        last = self.pieces.count if stop == self.pieces.size else stop // PIECE_BYTES
-        for piece in range(start // PIECE_BYTES, last):
+        for piece in self.pieces.find_ending(start, stop):
             if not self.pieces.has(piece):
                 with self._map_lock, contextlib.suppress(OSError):  # then the next writer fetches it again
                     self.pieces.add(piece, self.fd)

@@ -61,9 +61,13 @@ class PieceMap:
 
     def mark(self, start: int, stop: int) -> None:
         """Mark all pieces that end in this part of the blob, which begins at a piece, as present. Not in the file."""
-        for piece in range(start // PIECE_BYTES, self.count if stop == self.size else stop // PIECE_BYTES):
+        for piece in self.find_ending(start, stop):
             self._bits[piece >> 3] |= 1 << (piece & 7)
         self.mark_end(stop)
+
+    def find_ending(self, start: int, stop: int) -> range:
+        """The pieces that end in this part of the blob."""
+        return range(start // PIECE_BYTES, self.count if stop == self.size else stop // PIECE_BYTES)
 
     def mark_end(self, stop: int) -> None:
         """The first bytes of the piece before `stop` are present up to there."""
@@ -106,6 +110,16 @@ class PieceMap:
         last = self.count - 1
         missing_of_last = self.count * PIECE_BYTES - self.size if count and self.has(last) else 0
         return count * PIECE_BYTES - missing_of_last
+
+
+def start_of_piece(position: int) -> int:
+    """Where the piece with this byte begins."""
+    return position // PIECE_BYTES * PIECE_BYTES
+
+
+def end_of_piece(position: int) -> int:
+    """The first end of a piece that is not before this position, as if the last piece were whole."""
+    return _divide_up(position, PIECE_BYTES) * PIECE_BYTES
 
 
 def _divide_up(number: int, divisor: int) -> int:
