@@ -15,6 +15,7 @@ from typing import Protocol
 import attrs
 from cachetools import TTLCache
 
+from dockyard import metrics
 from dockyard.cache.client_logins import find_client
 from dockyard.cache.client_turns import ClientTurns
 from dockyard.cache.downloads import Downloads
@@ -128,9 +129,12 @@ class Blobs:
             raise
         if download.is_stored:
             return OpenedBlob(reader, "hit")
+        if is_joined or download.is_joined:
+            metrics.fills_joined.inc()
+            return OpenedBlob(reader, "joined")
         # On a full disk, or of a layer that is too large, what follows is not written to the local store.
         is_kept = download.overflow_start is None or self._stores.bucket.is_configured
-        return OpenedBlob(reader, "joined" if is_joined else "miss" if is_kept else "asked")
+        return OpenedBlob(reader, "miss" if is_kept else "asked")
 
     async def find_size(self, target: Target, digest: Digest) -> FoundSize:
         """Find the size of a blob without downloading it. Raises RegistryError."""

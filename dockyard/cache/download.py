@@ -82,7 +82,7 @@ class Download:
 
     `version` grows with every change that wakes the waiters. `targets` are those of its readers, the first one first:
     when the upstream refuses the login of one, or does not have the blob in its repository, the next one is used.
-    `is_for_range`: the first reader reads a range.
+    `is_for_range`: the first reader reads a range. `is_joined`: the worker that is followed had started it before.
     """
 
     def __init__(self, digest: Digest, target: Target, *, is_for_range: bool = False) -> None:
@@ -96,6 +96,7 @@ class Download:
         self.version = 0
         self.inode = 0
         self.is_stored = False
+        self.is_joined = False
         self.file_number = 0  # counts the stored files whose bytes readers have got; they cannot go on with another one
         self._is_stored_file_read = False
         self.complete_blob: StoredBlob | None = None  # its file when the download was complete

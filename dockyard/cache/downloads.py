@@ -21,7 +21,6 @@ from typing import Any
 import structlog
 from cachetools import TTLCache
 
-from dockyard import metrics
 from dockyard.cache.blob_sources import BlobOpener, BlobSources, UpstreamsWithoutRanges
 from dockyard.cache.client_logins import may_be_due_to_login
 from dockyard.cache.download import Download
@@ -91,8 +90,6 @@ class Downloads:
         blob = existing.complete_blob if existing else None
         is_verified = blob is None or (not is_stored and self._stores.local.blobs.is_unchanged(blob))
         if existing and existing.is_joinable and is_verified:
-            if not existing.is_stored:
-                metrics.fills_joined.inc()
             existing.add_target(target)
             return existing, True
         download = self._downloads[digest] = Download(digest, target, is_for_range=is_range)
@@ -107,9 +104,10 @@ class Downloads:
                 await connection.send(NotDownloading())
                 return
             download.add_target(target)
+            is_joined = True
         else:
-            download, _ = self.join(target, request.digest, is_range=request.is_range)
-        await report_progress(download, connection)
+            download, is_joined = self.join(target, request.digest, is_range=request.is_range)
+        await report_progress(download, connection, is_joined=is_joined)
 
     async def handle_pieces(self, request: PiecesRequest, connection: PeerConnection) -> None:
         """Have pieces received that a reader of another worker waits for."""

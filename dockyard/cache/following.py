@@ -43,8 +43,8 @@ class _FollowerCursor:
     position = 2**63
 
 
-async def report_progress(download: Download, connection: PeerConnection) -> None:
-    """Report the progress of a download to a follower, to its end.
+async def report_progress(download: Download, connection: PeerConnection, *, is_joined: bool) -> None:
+    """Report the progress of a download to a follower, to its end. `is_joined`: it was running before.
 
     When this worker stops, the connection ends without a last report: the follower asks the next owner. Raises
     ConnectionError when the follower has left.
@@ -62,7 +62,12 @@ async def report_progress(download: Download, connection: PeerConnection) -> Non
             is_complete = download.is_complete and download.overflow_start is None
             await connection.send(
                 DownloadProgress(
-                    download.size, download.released_on_disk, download.inode, is_complete, download.is_stored
+                    download.size,
+                    download.released_on_disk,
+                    download.inode,
+                    is_complete,
+                    download.is_stored,
+                    is_joined,
                 )
             )
             if is_complete:
@@ -137,6 +142,7 @@ async def follow(
                 download.follow(fd)
             download.owner = shard
             download.is_stored = progress.is_stored
+            download.is_joined = download.is_joined or progress.is_joined
             if progress.is_complete and progress.size_bytes is not None:
                 download.complete(progress.size_bytes)
                 return True

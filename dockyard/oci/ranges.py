@@ -46,10 +46,7 @@ def parse_ranges(header: str | None, size: int) -> tuple[ByteRange, ...] | None:
     Raises RangeNotSatisfiable if all ranges are empty, and RequestInvalid if there are more than 256, or if together
     they are more than twice the blob. RequestInvalid is a 400, after which clients request the whole blob.
     """
-    unit, equals, text = (header or "").partition("=")
-    if not equals or unit.strip().lower() != "bytes":
-        return None
-    specs = [spec for part in text.split(",") if (spec := part.strip(" \t"))]
+    specs = _split(header)
     if len(specs) > MAX_RANGES:
         raise RequestInvalid(f"a request may have at most {MAX_RANGES} ranges")
     matches = [_RANGE.fullmatch(spec) for spec in specs]
@@ -61,6 +58,21 @@ def parse_ranges(header: str | None, size: int) -> tuple[ByteRange, ...] | None:
     if len(ranges) > 1 and sum(part.length for part in ranges) > 2 * size:
         raise RequestInvalid("the ranges together are more than twice the size of the blob")
     return ranges
+
+
+def has_open_end(header: str | None) -> bool:
+    """Whether a Range header requests one range without an end, such as `bytes=8388608-`."""
+    specs = _split(header)
+    match = _RANGE.fullmatch(specs[0]) if len(specs) == 1 else None
+    return bool(match and match[1] and not match[2])
+
+
+def _split(header: str | None) -> list[str]:
+    """Return the ranges of a header, without those that are empty; none if the unit is not bytes."""
+    unit, equals, text = (header or "").partition("=")
+    if not equals or unit.strip().lower() != "bytes":
+        return []
+    return [spec for part in text.split(",") if (spec := part.strip(" \t"))]
 
 
 def _find_range(first: str, last: str, size: int) -> ByteRange | None:

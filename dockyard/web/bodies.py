@@ -35,13 +35,23 @@ class ActiveBodies:
 class ResponseBody(AsyncIterator[bytes]):
     """Iterates over the chunks of a body. `parts` are literal bytes and ranges of the blob, in order.
 
+    `are_chunks_small`: whatever the number of bodies, because what is buffered is lost when the client closes early.
+
     A chunk is valid until the next one is requested: full chunks share one buffer. (Granian copies each chunk.)
     """
 
-    def __init__(self, reader: Reader, parts: Iterable[bytes | ByteRange], active_bodies: ActiveBodies) -> None:
+    def __init__(
+        self,
+        reader: Reader,
+        parts: Iterable[bytes | ByteRange],
+        active_bodies: ActiveBodies,
+        *,
+        are_chunks_small: bool = False,
+    ) -> None:
         self._reader = reader
         self._parts = deque(parts)
         self._active_bodies = active_bodies
+        self._are_chunks_small = are_chunks_small
         self._buffer = bytearray()
         active_bodies.count += 1
 
@@ -53,7 +63,8 @@ class ResponseBody(AsyncIterator[bytes]):
                 return part
             if not part.length:
                 continue
-            amount = min(self._active_bodies.chunk_bytes, part.length)
+            chunk_bytes = SMALL_CHUNK_BYTES if self._are_chunks_small else self._active_bodies.chunk_bytes
+            amount = min(chunk_bytes, part.length)
             if len(self._buffer) != amount:
                 self._buffer = bytearray(amount)
             count = await self._reader.read_into(self._buffer, part.start, amount)

@@ -12,7 +12,7 @@ from typing import Any
 
 from dockyard.web.asgi import Receive, Scope
 from dockyard.web.connections import Connections, StallDetector, shut_down
-from dockyard.web.request_record import CLIENT_LEFT, CLIENT_STALLED, RequestRecord
+from dockyard.web.request_record import CLIENT_STALLED, RequestRecord
 
 MAX_UNREAD_BYTES = 16 * 1024
 
@@ -53,7 +53,8 @@ class ClientMonitor:
             if event["type"] == "http.disconnect":
                 await asyncio.sleep(0)  # a `send` that has ended may not have been counted yet
                 if not self._is_body_sent:
-                    self._cancel_request(CLIENT_LEFT)
+                    self._record.set_client_left()
+                    self._cancel_request()
                 return
             unread += len(event.get("body", b""))
 
@@ -66,7 +67,8 @@ class ClientMonitor:
                 continue
             with connection:
                 if detector.is_stalled(connection):
-                    self._cancel_request(CLIENT_STALLED)
+                    self._record.end = CLIENT_STALLED
+                    self._cancel_request()
                     shut_down(connection)
                     return
 
@@ -74,7 +76,6 @@ class ClientMonitor:
     def _is_body_sent(self) -> bool:
         return self._body_bytes is not None and self._record.sent_bytes >= self._body_bytes
 
-    def _cancel_request(self, end: str) -> None:
-        self._record.end = end
+    def _cancel_request(self) -> None:
         if self._request:
             self._request.cancel()

@@ -15,6 +15,7 @@ import attrs
 
 CLIENT_TIMEOUT_S = 60.0
 CHECKS_PER_TIMEOUT = 6
+MAX_UNSENT_BYTES = 128 * 1024
 _TCP_INFO_BYTES = 232
 _UNSENT, _ACKNOWLEDGED, _SENT = 144, 120, 200  # tcpi_notsent_bytes, _bytes_acked, _bytes_sent in linux/tcp.h
 
@@ -104,6 +105,15 @@ def read_traffic(connection: socket.socket) -> Traffic | None:
         return None
     (unsent,), (acknowledged,) = struct.unpack_from("=I", info, _UNSENT), struct.unpack_from("=Q", info, _ACKNOWLEDGED)
     return Traffic(acknowledged, struct.unpack_from("=Q", info, _SENT)[0], unsent)
+
+
+def limit_unsent(connection: socket.socket) -> None:
+    """Have the kernel accept only MAX_UNSENT_BYTES more than the client has room for (TCP_NOTSENT_LOWAT, tcp(7)).
+
+    For responses that clients may end at any byte: what is written ahead is lost then.
+    """
+    with contextlib.suppress(OSError):  # the client has left
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, MAX_UNSENT_BYTES)
 
 
 def shut_down(connection: socket.socket) -> None:

@@ -15,7 +15,7 @@ from dockyard.cache.blobs import Blobs, RedirectedBlob
 from dockyard.cache.manifests import Manifests
 from dockyard.cache.tags import Tags
 from dockyard.errors import ManifestUnknown
-from dockyard.oci.ranges import ByteRange, parse_ranges
+from dockyard.oci.ranges import ByteRange, has_open_end, parse_ranges
 from dockyard.oci.reference import Digest, parse_reference
 from dockyard.web.bodies import ActiveBodies, MultipartBody, ResponseBody
 from dockyard.web.gate import Gate
@@ -145,6 +145,7 @@ class BlobEndpoint:
             parts: Sequence[bytes | ByteRange]
             if ranges:
                 parts = _set_range_headers(resp, ranges, reader.size, BLOB_TYPE)
+                record.has_open_range = has_open_end(req.get_header("Range"))
             else:
                 parts = ranges = (ByteRange(0, reader.size),)
                 resp.content_length = reader.size
@@ -152,7 +153,7 @@ class BlobEndpoint:
             if connection := self._zero_copy.find_connection(req.scope, ranges):
                 await self._zero_copy.send(connection, req.scope, resp, record, reader, ranges[0])
             else:
-                resp.stream = ResponseBody(reader, parts, self._active_bodies)
+                resp.stream = ResponseBody(reader, parts, self._active_bodies, are_chunks_small=record.has_open_range)
         except BaseException:
             reader.close()
             raise
@@ -198,6 +199,7 @@ def start_record(req: falcon.asgi.Request, kind: str, name: str, reference: str)
     """Return the record of a request, with what it is about."""
     record: RequestRecord = req.scope[SCOPE_KEY]
     record.kind, record.name, record.reference = kind, name, reference
+    record.range = req.get_header("Range", default="")
     return record
 
 

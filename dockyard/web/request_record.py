@@ -8,8 +8,10 @@ from dockyard.errors import RegistryError
 from dockyard.web.asgi import Scope
 
 MAX_LOGGED_BODY_BYTES = 2048
+MAX_LOGGED_RANGE_LENGTH = 100
 SCOPE_KEY = "dockyard.request_record"
 CLIENT_LEFT = "client left"
+OPEN_RANGE_CLOSED = "open range closed"
 CLIENT_STALLED = "client stalled"
 INTERNAL_ERROR = "internal error, see the log"
 
@@ -23,12 +25,14 @@ def find_peer(scope: Scope) -> str:
 class RequestRecord:
     """What is logged and counted of one request.
 
-    Handlers set `kind`, `name`, `reference` and `how`. The gate sets `user`, the name of a verified login, and
-    `is_hidden` if the client must not learn that the repository exists; `replaced` are then the names that are looked
-    up, each with what was requested. `challenge_error` is what would be wrong with the access token in the request if
-    the response is 401 (RFC 6750 section 3.1). Sending sets `status`, `sent_bytes` and, for a response that was not
-    sent completely, `end`. `error` is why the response is an error, stale or cut. `request_body` and `response_body`
-    are empty unless they are to be logged. `find_client` returns the address of the client.
+    Handlers set `kind`, `name`, `reference`, `how`, `range` (the header) and `has_open_range`: the response is one
+    range without an end, and the client may close the connection when it has what it wants. The gate sets `user`,
+    the name of a verified login, and `is_hidden` if the client must not learn that the repository exists;
+    `replaced` are then the names that are looked up, each with what was requested. `challenge_error` is what would
+    be wrong with the access token in the request if the response is 401 (RFC 6750 section 3.1). Sending sets
+    `status`, `sent_bytes` and, for a response that was not sent completely, `end`. `error` is why the response is
+    an error, stale or cut. `request_body` and `response_body` are empty unless they are to be logged. `find_client`
+    returns the address of the client.
     """
 
     def __init__(self, scope: Scope, find_client: Callable[[Scope], str] = find_peer) -> None:
@@ -36,6 +40,8 @@ class RequestRecord:
         self.name = ""
         self.reference = ""
         self.how = ""
+        self.range = ""
+        self.has_open_range = False
         self.status = 0
         self.sent_bytes = 0
         self.end = ""
@@ -60,6 +66,10 @@ class RequestRecord:
         self.error = error
         self.end = f"cut: {error.message}"
 
+    def set_client_left(self) -> None:
+        """The client has closed the connection before the end of the response."""
+        self.end = OPEN_RANGE_CLOSED if self.has_open_range else CLIENT_LEFT
+
     def count(self) -> None:
         """Update the metrics. Called once, when the request has ended."""
         metrics.count_request(self.kind, self.status, self.how, time.perf_counter() - self._started, self.sent_bytes)
@@ -73,6 +83,7 @@ class RequestRecord:
             "path": "" if self.name else self._scope["path"],
             "name": self.name,
             "reference": self.reference,
+            "range": self.range[:MAX_LOGGED_RANGE_LENGTH],
             "status": self.status,
             "how": self.how,
             "bytes": self.sent_bytes,

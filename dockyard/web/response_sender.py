@@ -1,6 +1,7 @@
 """Sending the events of one response to Granian: recorded, and watched while a body is streamed."""
 
 import asyncio
+import socket
 from collections.abc import Sequence
 
 import structlog
@@ -8,7 +9,7 @@ import structlog
 from dockyard.errors import RegistryError
 from dockyard.web.asgi import App, Event, Receive, Scope, Send
 from dockyard.web.client_monitor import ClientMonitor
-from dockyard.web.connections import Connections
+from dockyard.web.connections import Connections, limit_unsent, read_traffic
 from dockyard.web.headers import NO_SNIFFING
 from dockyard.web.request_record import INTERNAL_ERROR, MAX_LOGGED_BODY_BYTES, RequestRecord
 
@@ -38,6 +39,7 @@ class ResponseSender:
         self._connections = connections
         self._keeps_body = keeps_body
         self._monitor: ClientMonitor | None = None
+        self._open_range: _OpenRange | None = None
         self._headers: Sequence[tuple[bytes, bytes]] = ()
 
     async def run(self, app: App) -> None:
@@ -61,6 +63,8 @@ class ResponseSender:
         finally:
             if self._monitor:
                 self._monitor.stop()
+            if self._open_range:
+                self._open_range.end(self._record)
 
     async def send(self, event: Event) -> None:
         """Pass on one event of the response. Starts the monitor with the first chunk of a streamed body."""
@@ -80,11 +84,33 @@ class ResponseSender:
             self._monitor = ClientMonitor(
                 self._scope, self._receive, self._connections, self._record, _find_length(self._headers)
             )
+            if self._record.has_open_range:
+                self._open_range = _OpenRange(self._connections.find(self._scope))
         self._monitor.is_sending = True
         await self._send(event)
         self._monitor.is_sending = False
         self._record.sent_bytes += len(body)
         await asyncio.sleep(0)  # Granian's send seldom waits; let the monitor and other requests run
+
+
+class _OpenRange:
+    """The connection of a response that the client may end at any byte: little is written ahead of it."""
+
+    def __init__(self, connection: socket.socket | None) -> None:
+        self._connection = connection
+        self._acknowledged_before = 0
+        if connection:
+            limit_unsent(connection)
+            if traffic := read_traffic(connection):
+                self._acknowledged_before = traffic.acknowledged
+
+    def end(self, record: RequestRecord) -> None:
+        """Correct the number of bytes of a client that has left: Granian takes chunks of a body also after that."""
+        if not self._connection:
+            return
+        with self._connection:
+            if record.end and (traffic := read_traffic(self._connection)):
+                record.sent_bytes = min(record.sent_bytes, traffic.acknowledged - self._acknowledged_before)
 
 
 def _find_length(headers: Sequence[tuple[bytes, bytes]]) -> int | None:

@@ -31,12 +31,13 @@ from dockyard.cache.threads import Threads
 from dockyard.errors import FailureDetails, RegistryError, Unavailable
 from dockyard.oci.ranges import ByteRange
 from dockyard.web.asgi import Scope, has_request_body
-from dockyard.web.connections import Connections, StallDetector, read_traffic, shut_down
+from dockyard.web.connections import Connections, StallDetector, limit_unsent, read_traffic, shut_down
 from dockyard.web.headers import NO_SNIFFING
-from dockyard.web.request_record import CLIENT_LEFT, CLIENT_STALLED, INTERNAL_ERROR, RequestRecord
+from dockyard.web.request_record import CLIENT_STALLED, INTERNAL_ERROR, RequestRecord
 
 MIN_BYTES = 1024 * 1024  # below, a connection that can be reused saves more
 MAX_SENDFILE_BYTES = 4 * 1024 * 1024
+MAX_OPEN_RANGE_SENDFILE_BYTES = 256 * 1024  # the client may close the connection at any byte
 READ_BYTES = 256 * 1024
 UNREADABLE = "a cached blob cannot be read"
 
@@ -86,10 +87,12 @@ class ZeroCopy:
         """
         resp.set_header("connection", "close")
         transmission = _Transmission(connection, reader, part, self._threads)
+        if record.has_open_range:
+            transmission.limit_unsent()
         try:
             await transmission.send(_response_head(resp))
         except OSError:
-            record.end = CLIENT_LEFT
+            record.set_client_left()
         except ClientStalled:
             record.end = CLIENT_STALLED
         except RegistryError as exc:
@@ -99,6 +102,8 @@ class ZeroCopy:
             log.exception("internal error while sending a response", path=scope["path"])
         finally:
             record.sent_bytes = transmission.sent_bytes
+            if record.end:
+                record.sent_bytes = transmission.count_acknowledged()
             self._connections.forget(scope)
             shut_down(connection)
             connection.close()
@@ -124,13 +129,26 @@ class _Transmission:
         self._reader = reader
         self._part = part
         self._threads = threads
+        self._head_bytes = 0
+        self._max_sendfile_bytes = MAX_SENDFILE_BYTES
         self._detector = StallDetector()
+
+    def limit_unsent(self) -> None:
+        """Write only a little more than the client has room for."""
+        self._max_sendfile_bytes = MAX_OPEN_RANGE_SENDFILE_BYTES
+        limit_unsent(self._connection)
+
+    def count_acknowledged(self) -> int:
+        """How many bytes of the body the client's system has acknowledged, as far as the kernel knows."""
+        traffic = read_traffic(self._connection)
+        return max(min(self.sent_bytes, traffic.acknowledged - self._head_bytes), 0) if traffic else self.sent_bytes
 
     async def send(self, head: bytes) -> None:
         """Write the head and the whole part.
 
         Raises OSError when the client has disconnected, ClientStalled, and RegistryError when the blob ends early.
         """
+        self._head_bytes = len(head)
         await self._send_bytes(head)
         while (position := self._position) < self._part.stop:
             fd, available = await self._reader.find(position)
@@ -153,7 +171,7 @@ class _Transmission:
 
     def _send_some(self, fd: int, stop: int) -> bool:
         """Send what the connection accepts now. True: all is sent, or the next bytes are not in memory."""
-        amount = min(MAX_SENDFILE_BYTES, stop - self._position)
+        amount = min(self._max_sendfile_bytes, stop - self._position)
         try:
             sent = os.sendfile(self._connection.fileno(), fd, self._position, amount)
         except OSError as exc:

@@ -170,7 +170,7 @@ class DownloadProgress:
 
     `size_bytes` is None while it is unknown. The first `released_bytes` of the partial file with this inode may be
     read; `is_complete` says that size and digest were verified, `is_stored` that the file is in the local store already
-    and is being verified.
+    and is being verified, `is_joined` that it was running when the request for its progress came.
     """
 
     size_bytes: int | None
@@ -178,6 +178,7 @@ class DownloadProgress:
     inode: int
     is_complete: bool
     is_stored: bool = False
+    is_joined: bool = False
 
 
 @attrs.frozen

@@ -102,6 +102,43 @@ def test_clients_that_close_after_the_last_byte(
     eventually(is_early_client_logged, "an early client is logged")
 
 
+@pytest.mark.parametrize("way", ["zero copy", "reused connection"])
+def test_clients_that_close_a_range_without_an_end(
+    make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry, way: str
+) -> None:
+    """As containerd does to get 8 MiB: that is no client that has left, and little more than it reads is sent."""
+    content = Synthetic(200 * MIB)
+    path = f"/v2/up.test/app/blobs/{fake_registry.add_blob(content)}"
+    deployment = make_deployment(server={"zero_copy": way == "zero copy"})
+    with deployment.stream(path) as whole:
+        whole.head().rest()
+    eventually(lambda: deployment.stored_files(content.digest), "the layer is kept")
+    ranges = {
+        "bytes=8388608-": True,
+        "Bytes= 8388608-": True,
+        "bytes=8388608-209715198": False,
+        "bytes=-100000000": False,
+    }
+    for header, is_open in ranges.items():
+        request = f"GET {path} HTTP/1.1\r\nHost: x\r\nRange: {header}\r\n\r\n"
+        with deployment.send_raw(request.encode(), receive_buffer=64 * 1024) as download:
+            download.head().read(8 * MIB if is_open else 64 * 1024)
+            download.reset()
+
+        def find_line(header: str = header) -> str | None:
+            return next((line for line in _request_lines(deployment) if f'range="{header}"' in line), None)
+
+        line = eventually(find_line, "the request is logged") or ""
+        if is_open:
+            assert 'end="open range closed"' in line
+            sent = int(line.partition(" bytes=")[2].split()[0])
+            assert 8 * MIB <= sent <= 9 * MIB
+        else:
+            assert 'end="client left"' in line
+    metrics = deployment.get("/metrics").body.decode()
+    assert 'dockyard_cut_responses_total{reason="open range closed"} 2.0' in metrics
+
+
 def _request_lines(deployment: Deployment) -> list[str]:
     return [line for line in deployment.dockyard.read_log().splitlines() if "reference=sha256:" in line]
 

@@ -6,6 +6,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from random import Random
 
@@ -49,6 +50,34 @@ def test_no_connection_is_refused_while_workers_are_killed(
                 assert (response.status, response.body) == (200, b"a warm blob")
         eventually(lambda: len(deployment.dockyard.worker_pids()) == WORKERS, "the worker is replaced")
     assert errors == []
+
+
+def test_one_request_of_a_download_is_the_miss(
+    make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry
+) -> None:
+    """The others have joined it, in whichever worker they are, also those for ranges: hit rates are computed of it."""
+    content = Bytes(Random(3).randbytes(4 * MIB))
+    path = f"/v2/up.test/app/blobs/{fake_registry.add_blob(content)}"
+    deployment = _full_deployment(make_deployment)
+    with set_at_exit(threading.Event()) as go_on:
+        fake_registry.on("blob", faults.stalled(0.5, go_on))
+        with ExitStack() as downloads:
+            first = downloads.enter_context(deployment.stream(path))
+            assert first.head().read(1000)
+            ranges = [{}, {"Range": "bytes=0-"}, {"Range": "bytes=100-199"}] * 8
+            others = [downloads.enter_context(deployment.stream(path, **headers)) for headers in ranges]
+            for other in others:
+                assert other.head().read(100)
+            go_on.set()
+            for download in (first, *others):
+                download.rest()
+        requests = [line for line in deployment.get("/metrics").body.decode().splitlines() if 'kind="blob"' in line]
+    counts = {
+        how: sum(float(line.split()[-1]) for line in requests if "requests_total" in line and f'how="{how}"' in line)
+        for how in ("miss", "joined")
+    }
+    assert counts == {"miss": 1, "joined": len(others)}
+    assert deployment.metric("dockyard_fills_joined_total") == len(others)
 
 
 def test_all_processes_are_killed_and_started_again(

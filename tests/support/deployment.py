@@ -50,9 +50,9 @@ class Deployment:
         """Send a GET request whose response the test reads step by step."""
         return StreamedResponse(self.address, path, _header_names(headers), receive_buffer=receive_buffer)
 
-    def send_raw(self, request: bytes) -> StreamedResponse:
+    def send_raw(self, request: bytes, *, receive_buffer: int | None = None) -> StreamedResponse:
         """Send these bytes as the request."""
-        return StreamedResponse(self.address, "", request=request)
+        return StreamedResponse(self.address, "", request=request, receive_buffer=receive_buffer)
 
     def crowd(self, path: str, expected: Body, size: int, headers: Sequence[Mapping[str, str]] = ()) -> Crowd:
         """Download one body with many clients at once."""

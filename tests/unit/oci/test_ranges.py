@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dockyard.errors import RangeNotSatisfiable, RequestInvalid
-from dockyard.oci.ranges import MAX_RANGES, ByteRange, parse_ranges
+from dockyard.oci.ranges import MAX_RANGES, ByteRange, has_open_end, parse_ranges
 
 SIZE = 2048
 HUGE = "9" * 5000
@@ -179,3 +179,23 @@ def test_any_header_gives_ranges_of_the_blob_or_one_of_two_errors(header: str, s
     except (RangeNotSatisfiable, RequestInvalid):
         return
     assert ranges is None or all(0 <= part.start < part.stop <= size for part in ranges)
+
+
+@pytest.mark.parametrize(
+    ("header", "expected"),
+    [
+        ("bytes=0-", True),
+        ("Bytes = ,8388608-,", True),
+        ("bytes=0-5", False),
+        ("bytes=-5", False),
+        ("bytes=0-,5-", False),
+        ("bytes=-", False),
+        ("bytes=", False),
+        ("items=0-", False),
+        ("", False),
+        (None, False),
+    ],
+)
+def test_one_range_without_an_end(header: str | None, expected: bool) -> None:  # noqa: FBT001
+    """A suffix has an end, and several ranges are another kind of response."""
+    assert has_open_end(header) is expected
