@@ -12,6 +12,7 @@ import json
 import shutil
 import socket
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import attrs
@@ -25,27 +26,33 @@ from tests.support.processes import Process, free_port, wait_until
 
 REPLICAS = 3
 EXAMPLES = [f"10.0.0.1{number}:5000" for number in (1, 2, 3)]  # the addresses in the configurations of ops/
+EXAMPLE_LINES = "".join(f"    server dockyard-{n} {each} check\n" for n, each in enumerate(EXAMPLES, 1))
 MAX_ATTEMPTS = 5  # as Docker and containerd do
 RETRY_DELAY_S = 0.2  # between two attempts
 
 
 class Balancer:
-    """HAProxy with ops/haproxy/haproxy.cfg."""
+    """HAProxy with ops/haproxy/haproxy.cfg: `servers` are the addresses of the replicas, `bind` is its own.
 
-    def __init__(self, program: Path, example: Path, directory: Path, replicas: list[Dockyard]) -> None:
-        self.port = free_port()
+    It is started, and asked for states, in the network namespace of the thread.
+    """
+
+    def __init__(self, program: Path, example: Path, directory: Path, servers: Sequence[str], bind: str = "") -> None:
+        self.port = int(bind.rpartition(":")[2]) if bind else free_port()
         self._stats = free_port()
         self._program = program
         self._config = directory / "haproxy.cfg"
         self._log = directory / "haproxy.log"
         self._process: Process | None = None
+        self._names = [f"dockyard-{number}" for number in range(1, len(servers) + 1)]
         text = example.read_text()
+        lines = [f"    server {name} {address} check\n" for name, address in zip(self._names, servers, strict=True)]
         changes = {
             "    user haproxy\n    group haproxy\n": "",
             "    maxconn 16384\n": "    maxconn 2048\n",  # it needs twice as many files
-            "bind :5000": f"bind 127.0.0.1:{self.port}",
+            "bind :5000": f"bind {bind or f'127.0.0.1:{self.port}'}",
             "stats socket /run/haproxy/admin.sock mode 660": f"stats socket ipv4@127.0.0.1:{self._stats}",
-            **{old: replica.host for old, replica in zip(EXAMPLES, replicas, strict=True)},
+            EXAMPLE_LINES: "".join(lines),
         }
         for old, new in changes.items():
             assert text.count(old) == 1, f"{old!r} is {text.count(old)} times in {example}"
@@ -56,7 +63,7 @@ class Balancer:
         """Start it and wait until it considers all replicas up."""
         self._process = Process.start([self._program, "-db", "-f", self._config], log=self._log)
         self._process.wait_until(self._is_listening, "listening")
-        self.wait_for({f"dockyard-{number}": "UP" for number in (1, 2, 3)})
+        self.wait_for(dict.fromkeys(self._names, "UP"))
 
     def close(self) -> None:
         if self._process is not None:
@@ -94,7 +101,9 @@ class Fleet:
             Dockyard(directory / f"{number}", [upstream("up.test", fake_registry.url)], workers=2, settings=settings)
             for number in range(REPLICAS)
         ]
-        self.balancer = Balancer(haproxy, ops / "haproxy" / "haproxy.cfg", directory, self.replicas)
+        self.balancer = Balancer(
+            haproxy, ops / "haproxy" / "haproxy.cfg", directory, [each.host for each in self.replicas]
+        )
 
     def start(self) -> None:
         for replica in self.replicas:

@@ -29,7 +29,7 @@ CONFIG = """\
 version: 0.1
 log: {{level: warn, accesslog: {{disabled: false}}}}
 storage: {{filesystem: {{rootdirectory: {root}}}, delete: {{enabled: true}}}}
-http: {{addr: "127.0.0.1:{port}", secret: test}}
+http: {{addr: "{listen}:{port}", secret: test}}
 """
 
 
@@ -53,10 +53,18 @@ class LoggedRequest:
 class DistributionRegistry(LoopbackServer):
     """A registry with its own port and directory; both stay the same when it is stopped and started again.
 
-    With `users`, names and passwords, only they can pull and push; the tests themselves are the first of them.
+    With `users`, names and passwords, only they can pull and push; the tests themselves are the first of them. `listen`
+    is the address that it listens on; the tests themselves always use that of loopback.
     """
 
-    def __init__(self, program: Path, directory: Path, *, users: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        program: Path,
+        directory: Path,
+        *,
+        users: Mapping[str, str] | None = None,
+        listen: str = "127.0.0.1",
+    ) -> None:
         self.program = program
         self.directory = directory
         self.storage = directory / "storage"
@@ -64,7 +72,7 @@ class DistributionRegistry(LoopbackServer):
         self.log = directory / "registry.log"
         self.access_log = directory / "access.log"
         self._config = directory / "config.yml"
-        text = CONFIG.format(root=self.storage, port=self.port)
+        text = CONFIG.format(root=self.storage, listen=listen, port=self.port)
         self._headers = {"User-Agent": TEST_USER_AGENT}
         self.needs_login = bool(users)
         if users:

@@ -11,7 +11,7 @@ import json
 import platform
 import random
 import tarfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -124,13 +124,22 @@ def push_large(
     registry: DistributionRegistry, repository: str, seed: str, size_bytes: int, *, tag: str = "latest"
 ) -> PushedImage:
     """Push an OCI image whose one layer is a plain tar holding one file of `size_bytes` that does not compress."""
-    source = registry.directory / f"layer-{_digest(seed.encode())[7:19]}"
-    layer = _write_large_layer(source, seed, size_bytes)
-    registry.put_blob_file(repository, layer.digest, source)
-    config_body = _config(THIS_ARCHITECTURE, [layer.digest])
+    return push_layers(registry, repository, seed, [size_bytes], tag=tag)
+
+
+def push_layers(
+    registry: DistributionRegistry, repository: str, seed: str, sizes: Sequence[int], *, tag: str = "latest"
+) -> PushedImage:
+    """Push an OCI image with a layer for each size: a plain tar holding one file that does not compress."""
+    layers = []
+    for number, size_bytes in enumerate(sizes):
+        source = registry.directory / f"layer-{_digest(f'{seed} {number}'.encode())[7:19]}"
+        layers.append(_write_large_layer(source, f"{seed} {number}", size_bytes))
+        registry.put_blob_file(repository, layers[-1].digest, source)
+    config_body = _config(THIS_ARCHITECTURE, [layer.digest for layer in layers])
     config = Blob(OCI_CONFIG, _digest(config_body), len(config_body))
     registry.put_blob(repository, config.digest, config_body)
-    single = _push_manifest(registry, repository, OCI_MANIFEST, config, (layer,), tag)
+    single = _push_manifest(registry, repository, OCI_MANIFEST, config, tuple(layers), tag)
     return PushedImage(repository, tag, single.digest, OCI_MANIFEST, {THIS_ARCHITECTURE: single})
 
 

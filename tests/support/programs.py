@@ -26,7 +26,7 @@ class Programs:
     def need(self, name: str, *, as_root: bool = False) -> Path:
         """Return the path of a program. Without it the running test is skipped; on CI it fails."""
         if name not in self._found:
-            self._found[name] = _find(name)
+            self._found[name] = find_program(name)
         found = self._found[name]
         if "missing" in found:
             cannot_run(found["missing"])
@@ -43,7 +43,8 @@ def is_root_a_mount_point() -> bool:
     return any(line.split()[4] == "/" for line in mounts)
 
 
-def _find(name: str) -> Mapping[str, str]:
+def find_program(name: str) -> Mapping[str, str]:
+    """Find or build a program: its `path` and `version`, or the reason why it is `missing`."""
     environ = {**os.environ, "CI": ""}  # the test that needs the program reports that it is missing
     process = subprocess.run(
         [sys.executable, SCRIPT, "--json", name],

@@ -19,12 +19,16 @@ MIB = 2**20
 
 
 class Server:
-    """An S3 server with a fixed port and data directory, also when it is stopped and started again."""
+    """An S3 server with a fixed port and data directory, also when it is stopped and started again.
+
+    `listen` is the address that it listens on; the tests themselves always use that of loopback.
+    """
 
     name = ""
 
-    def __init__(self, program: Path, directory: Path) -> None:
+    def __init__(self, program: Path, directory: Path, *, listen: str = "127.0.0.1") -> None:
         self.program = program
+        self.listen = listen
         self.data = directory / "data"
         self.data.mkdir(parents=True)
         self.log = directory / f"{self.name}.log"
@@ -100,7 +104,7 @@ class Minio(Server):
         certificates = self._home / "certificates"
         certificates.mkdir(exist_ok=True)
         return [
-            *(self.program, "server", "--quiet", "--address", self.host),
+            *(self.program, "server", "--quiet", "--address", f"{self.listen}:{self.port}"),
             *("--certs-dir", certificates, self.data),
         ]
 
@@ -124,7 +128,7 @@ class Versitygw(Server):
     def _command(self) -> list[str | Path]:
         sidecar = self._home / "metadata"
         sidecar.mkdir(exist_ok=True)
-        return [self.program, "--port", self.host, "posix", "--sidecar", sidecar, self.data]
+        return [self.program, "--port", f"{self.listen}:{self.port}", "posix", "--sidecar", sidecar, self.data]
 
     def _environ(self) -> Mapping[str, str]:
         return {"ROOT_ACCESS_KEY": ACCESS_KEY, "ROOT_SECRET_KEY": SECRET_KEY, "PATH": "/usr/bin:/bin"}
