@@ -34,9 +34,9 @@ class Herd:
         return [pull.took_s for pull in self.pulls]
 
 
-def run_herd(layout: Layout, image: PushedImage, nodes: Sequence[Node] | None = None) -> Herd:
-    """Let all nodes pull the image at once. Failed pulls are in the result."""
-    nodes = layout.nodes if nodes is None else nodes
+def run_herd(layout: Layout, image: PushedImage, disturb: Callable[[], None] = lambda: None) -> Herd:
+    """Let all nodes pull the image at once, and call `disturb` meanwhile. Failed pulls are in the result."""
+    nodes = layout.nodes
     results: dict[str, Pull] = {}
     barrier = threading.Barrier(len(nodes) + 1)
 
@@ -51,6 +51,7 @@ def run_herd(layout: Layout, image: PushedImage, nodes: Sequence[Node] | None = 
         thread.start()
     barrier.wait()
     began_at = time.monotonic()
+    disturb()
     for thread in threads:
         thread.join()
     took_s = time.monotonic() - began_at

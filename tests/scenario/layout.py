@@ -13,6 +13,7 @@ the region if these fail. All programs are real; HAProxy has the configuration o
 
 import contextlib
 import string
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -124,14 +125,23 @@ class Group:
         return [(each.machine.address, PORT) for each in self.balancers]
 
     def start(self) -> None:
-        """Start what does not run, and wait until the balancers use all replicas."""
+        """Start the replicas and the balancers, and wait until these use all replicas."""
+        self.start_replicas()
+        for balancer in self.balancers:
+            balancer.start()
+
+    def start_replicas(self) -> None:
+        """Start the replicas that do not run, and wait until all answer."""
         for replica in self.replicas:
             if not replica.dockyard.is_running:
                 replica.start(wait=False)
         for replica in self.replicas:
             wait_until(replica.is_answering, f"answering: {replica.name}")
+
+    def wait_until_used(self) -> None:
+        """Wait until the balancers use all replicas."""
         for balancer in self.balancers:
-            balancer.start()
+            balancer.wait_for({f"dockyard-{number + 1}": "UP" for number in range(len(self.replicas))})
 
     def kill_replicas(self) -> None:
         for replica in self.replicas:
@@ -157,9 +167,13 @@ class Group:
 
 @attrs.frozen
 class UpstreamRequests:
-    """What the registry has answered: GETs of each layer or configuration, other requests, and bytes of bodies."""
+    """What the registry has answered: GETs of each layer or configuration and their bytes, and other requests.
+
+    A response that was cut because the registry was killed is not counted.
+    """
 
     blob_gets: dict[str, int]
+    blob_bytes: dict[str, int]
     manifest_gets: int
     heads: int
     sent: int
@@ -179,6 +193,7 @@ class Layout:
         self._stack = contextlib.ExitStack()
         self._network = Network(delay_s=shape.delay_s)
         self._stack.callback(self._network.close)
+        self._stack.callback(self._close_nodes)  # after the processes, whose end they notice
         self.groups: list[Group] = []
         self.nodes: list[Node] = []
 
@@ -198,8 +213,8 @@ class Layout:
         """Lay out the network and start all programs. Raises SetupError."""
         rates = self.shape.rates
         self._network.add_switch(REGION)
-        self._start_registry(self._network.add_machine("registry", REGION, rate=rates.registry))
-        self._start_bucket(self._network.add_machine("bucket", REGION, rate=rates.bucket))
+        self._add_registry(self._network.add_machine("registry", REGION, rate=rates.registry))
+        self._add_bucket(self._network.add_machine("bucket", REGION, rate=rates.bucket))
         self._add_group(REGION, f"http://{self.registry_address}", {"storage": self._storage})
         for number, name in enumerate(self.shape.zone_names):
             self._network.add_switch(name, above=REGION, rate=rates.zone)
@@ -215,6 +230,8 @@ class Layout:
 
     def close(self) -> None:
         """End all processes and delete their data."""
+        for node in self.nodes:
+            node.stop()
         self._stack.close()
 
     def push(self, tag: str, sizes: Sequence[int], *, repository: str = REPOSITORY) -> PushedImage:
@@ -235,15 +252,25 @@ class Layout:
         """The requests that the registry has answered since `clear_requests`."""
         with self._registry_machine.namespace.entered():
             requests = [each for each in self.registry.requests() if each.status in {200, 206}]
-        blobs: dict[str, int] = {}
-        for digest in (each.path.rpartition("/")[2] for each in requests if _is_get_of(each, "/blobs/")):
-            blobs[digest] = blobs.get(digest, 0) + 1
+        gets: Counter[str] = Counter()
+        sent: Counter[str] = Counter()
+        for each in requests:
+            if _is_get_of(each, "/blobs/"):
+                digest = each.path.rpartition("/")[2]
+                gets[digest] += 1
+                sent[digest] += each.sent
         return UpstreamRequests(
-            blob_gets=blobs,
+            blob_gets=dict(gets),
+            blob_bytes=dict(sent),
             manifest_gets=sum(_is_get_of(each, "/manifests/") for each in requests),
             heads=sum(each.method == "HEAD" for each in requests),
             sent=sum(each.sent for each in requests if each.method == "GET"),
         )
+
+    def start_registry(self) -> None:
+        """Start the registry, after `registry.stop()`."""
+        with self._registry_machine.namespace.entered():
+            self.registry.start()
 
     @contextlib.contextmanager
     def stopped_registry(self) -> Iterator[None]:
@@ -252,25 +279,23 @@ class Layout:
         try:
             yield
         finally:
-            with self._registry_machine.namespace.entered():
-                self.registry.start()
+            self.start_registry()
 
     def audit_bucket(self) -> list[str]:
         """Read all objects of the bucket; return a line for each that does not match its key."""
         with self._bucket_machine.namespace.entered():
             return self._bucket_view.audit()
 
-    def _start_registry(self, machine: Machine) -> None:
+    def _add_registry(self, machine: Machine) -> None:
         directory = self._directory / "registry"
         directory.mkdir(parents=True)
         self._registry_machine = machine
         self.registry = DistributionRegistry(self._find("registry"), directory, listen="0.0.0.0")  # noqa: S104
         self.registry_address = f"{machine.address}:{self.registry.port}"
         self._stack.callback(self.registry.close)
-        with machine.namespace.entered():
-            self.registry.start()
+        self.start_registry()
 
-    def _start_bucket(self, machine: Machine) -> None:
+    def _add_bucket(self, machine: Machine) -> None:
         self._bucket_machine = machine
         minio = Minio(self._find("minio"), self._directory / "bucket", listen="0.0.0.0")  # noqa: S104
         self._stack.callback(minio.close)
@@ -318,9 +343,11 @@ class Layout:
         if group is not self.region:
             hosts += _rotated(self.region.hosts, turn)
         machine = self._network.add_machine(f"{group.name}-node-{turn + 1}", group.name, rate=self.shape.rates.node)
-        node = Node(machine, hosts, parallel=self.shape.parallel)
-        self._stack.callback(node.close)
-        self.nodes.append(node)
+        self.nodes.append(Node(machine, hosts, parallel=self.shape.parallel))
+
+    def _close_nodes(self) -> None:
+        for node in self.nodes:
+            node.close()
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ import json
 import threading
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 
 import attrs
 
@@ -83,10 +83,14 @@ class Node:
     def name(self) -> str:
         return self.machine.name
 
-    def close(self) -> None:
-        """End the pulls that are running: they fail."""
+    def stop(self) -> None:
+        """Let the pulls that are running fail, as soon as something happens on their connections."""
         self._closed.set()
-        self._pool.shutdown()
+
+    def close(self) -> None:
+        """Wait until the pulls have ended."""
+        self.stop()
+        self._pool.shutdown(cancel_futures=True)
 
     def pull(self, prefix: str, image: PushedImage, *, max_attempts: int = MAX_ATTEMPTS) -> Pull:
         """Pull an image under the prefix of its upstream. Errors are in the result."""
@@ -97,6 +101,10 @@ class Node:
             pull.problem, pull.is_wrong = str(exc), True
         except PullError as exc:
             pull.problem = str(exc)
+        except (CancelledError, RuntimeError):  # the pool is shut down
+            if not self._closed.is_set():
+                raise
+            pull.problem = "the node was stopped"
         pull.took_s = time.monotonic() - pull.began_at
         return pull
 
@@ -161,6 +169,8 @@ class Node:
                         raise http.client.HTTPException(f"a manifest of more than {MAX_MANIFEST_BYTES} bytes")
                 with self._lock:
                     self.received += len(data)
+                if self._closed.is_set():
+                    raise PullError(f"{method} {transfer.path}: the node is stopped")
         if transfer.received != wanted:
             raise http.client.HTTPException(f"{transfer.received} of {wanted} bytes")
         return f"sha256:{transfer.hasher.hexdigest()}"

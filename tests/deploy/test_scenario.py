@@ -1,0 +1,80 @@
+"""`ops/scenario` in its short form: two tiers, a killed zone and an upstream outage cost no pull."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.scenario.__main__ import QUICK, QUICK_ACTS
+from tests.support.busy_machine import EVENT_TIMEOUT_S
+from tests.support.deployment import eventually
+from tests.support.paths import ROOT
+from tests.support.processes import descendants
+from tests.support.programs import Programs, need_root
+
+
+@pytest.fixture(autouse=True)
+def needed(programs: Programs) -> None:
+    """Root, and the programs of the scenario."""
+    need_root("making network namespaces")
+    for name in ("haproxy", "minio", "registry", "crane"):
+        programs.need(name)
+
+
+def start_scenario(directory: Path, *arguments: str | Path) -> subprocess.Popen[str]:
+    """Start the command with its files in a directory."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "tests.scenario", "--quick", "--directory", directory, *arguments],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "CI": ""},
+    )
+
+
+def processes_of(directory: Path) -> list[str]:
+    """The command lines of the processes that use files in a directory."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            command = path.read_bytes().decode(errors="replace").replace("\0", " ")
+        except OSError:
+            continue
+        if f"{directory}/" in command:
+            found.append(command)
+    return found
+
+
+def test_the_scenario_keeps_its_promises(tmp_path: Path) -> None:
+    """Every pull is right, of a killed zone after a retry; the registry is asked once for each layer."""
+    results = tmp_path / "results.json"
+    scenario = start_scenario(tmp_path, "--json", results)
+    output, _ = scenario.communicate(timeout=EVENT_TIMEOUT_S)
+    assert scenario.returncode == 0, output
+    assert "All promises are kept." in output
+    acts = {act["name"]: act for act in json.loads(results.read_text())["acts"]}
+    assert {name.partition(",")[0] for name in acts} == set(QUICK_ACTS)
+    for name, act in acts.items():
+        assert [pull["problem"] for pull in act["pulls"]] == [""] * (QUICK.zones if name == "crane" else QUICK.nodes)
+        if name != "outage":  # in which downloads are cut
+            assert act["upstream"]["blob_gets"] == dict.fromkeys(act["sizes"], 1)
+    of_zone = [pull for pull in acts["zone"]["pulls"] if pull["retries"]]
+    assert {pull["node"].partition("-node-")[0] for pull in of_zone} == {"zone-a"}
+    assert processes_of(tmp_path) == []
+    assert list(tmp_path.iterdir()) == [results]
+
+
+def test_an_interrupted_scenario_leaves_nothing(tmp_path: Path) -> None:
+    """Ctrl-C while Dockyards are started ends all processes, and deletes their files."""
+    scenario = start_scenario(tmp_path)
+    eventually(lambda: any(b"dockyard" in each.command_line() for each in descendants(scenario.pid)), "a Dockyard runs")
+    scenario.send_signal(signal.SIGINT)
+    output, _ = scenario.communicate(timeout=EVENT_TIMEOUT_S)
+    assert scenario.returncode == 130, output
+    assert processes_of(tmp_path) == []
+    assert list(tmp_path.iterdir()) == []
