@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 
 from tests.scenario.__main__ import QUICK, QUICK_ACTS
-from tests.support.busy_machine import EVENT_TIMEOUT_S
 from tests.support.deployment import eventually
 from tests.support.paths import ROOT
 from tests.support.processes import descendants
 from tests.support.programs import Programs, need_root
+
+LIMIT_S = 250.0
 
 
 @pytest.fixture(autouse=True)
@@ -37,6 +38,16 @@ def start_scenario(directory: Path, *arguments: str | Path) -> subprocess.Popen[
     )
 
 
+def finish(scenario: "subprocess.Popen[str]") -> str:
+    """Wait for its end; return its output."""
+    try:
+        return scenario.communicate(timeout=LIMIT_S)[0]
+    finally:
+        if scenario.poll() is None:
+            scenario.send_signal(signal.SIGINT)
+            scenario.wait(LIMIT_S)
+
+
 def processes_of(directory: Path) -> list[str]:
     """The command lines of the processes that use files in a directory."""
     found = []
@@ -54,7 +65,7 @@ def test_the_scenario_keeps_its_promises(tmp_path: Path) -> None:
     """Every pull is right, of a killed zone after a retry; the registry is asked once for each layer."""
     results = tmp_path / "results.json"
     scenario = start_scenario(tmp_path, "--json", results)
-    output, _ = scenario.communicate(timeout=EVENT_TIMEOUT_S)
+    output = finish(scenario)
     assert scenario.returncode == 0, output
     assert "All promises are kept." in output
     acts = {act["name"]: act for act in json.loads(results.read_text())["acts"]}
@@ -72,9 +83,13 @@ def test_the_scenario_keeps_its_promises(tmp_path: Path) -> None:
 def test_an_interrupted_scenario_leaves_nothing(tmp_path: Path) -> None:
     """Ctrl-C while Dockyards are started ends all processes, and deletes their files."""
     scenario = start_scenario(tmp_path)
-    eventually(lambda: any(b"dockyard" in each.command_line() for each in descendants(scenario.pid)), "a Dockyard runs")
-    scenario.send_signal(signal.SIGINT)
-    output, _ = scenario.communicate(timeout=EVENT_TIMEOUT_S)
+    try:
+        eventually(
+            lambda: any(b"dockyard" in each.command_line() for each in descendants(scenario.pid)), "a Dockyard runs"
+        )
+    finally:
+        scenario.send_signal(signal.SIGINT)
+    output = finish(scenario)
     assert scenario.returncode == 130, output
     assert processes_of(tmp_path) == []
     assert list(tmp_path.iterdir()) == []
