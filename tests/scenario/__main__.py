@@ -53,6 +53,7 @@ QUICK_DOWN_S = 1.0
 QUICK = attrs.evolve(USUAL, nodes=6, replicas=2, zone_replicas=1)
 QUICK_LAYERS_MIB = (3.0, 2.0, 0.5)
 QUICK_ACTS = ("herd", "again", "crane", "zone", "outage")
+CLIENTS = ("crane", "containerd", "ctr")
 RATES = [field.name for field in attrs.fields(Rates)]
 
 
@@ -92,12 +93,13 @@ def _run(
     def say(text: str) -> None:
         print(f"{time.monotonic() - began_at:5.0f} s  {text}", file=sys.stderr, flush=True)
 
-    crane = None
-    if "crane" in names:
-        found = find_program("crane")
-        crane = Path(found["path"]) if "path" in found else None
-        if crane is None:
-            say(f"without the act crane: {found['missing']}")
+    clients = {}
+    for name in CLIENTS:
+        found = find_program(name)
+        if "path" in found:
+            clients[name] = Path(found["path"])
+        else:
+            say(f"without this real client: {found['missing']}")
     zones = f"{shape.zones} zones with {shape.zone_replicas} replicas each, " if shape.zones else ""
     say(f"starting: {zones}a region with {shape.replicas} replicas, {shape.nodes} nodes")
     acts: list[Act] = []
@@ -105,7 +107,7 @@ def _run(
         layout = Layout(shape, Path(files), require_program)
         try:
             layout.start()
-            stage = Stage(layout, layers, down_s, crane)
+            stage = Stage(layout, layers, down_s, clients)
             for name in names:
                 say(f"act {name}: {(ACTS[name].__doc__ or '').strip()}")
                 acts += ACTS[name](stage)

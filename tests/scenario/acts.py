@@ -5,19 +5,20 @@ after a retry; no complete response has wrong bytes; the registry is asked once 
 a replica, stops during the download.
 """
 
-import subprocess
-import tempfile
+import contextlib
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from random import Random
 
 import attrs
 
 from tests.scenario.herd import Herd, run_herd
-from tests.scenario.layout import PREFIX, Layout, UpstreamRequests
+from tests.scenario.layout import PREFIX, Layout, UpstreamRequests, sizes_of
 from tests.scenario.nodes import Node, Pull
+from tests.scenario.real_clients import ContainerdNode, open_containerd, pull_with_crane
 from tests.support.images import PushedImage
 from tests.support.networks import Traffic
 from tests.support.processes import POLL_S, SetupError
@@ -29,7 +30,6 @@ WAVE_IMAGES = 16
 NEW_IMAGE_S = 3.0  # between two images that become known to the nodes
 PAUSE_S = 0.5  # of a node between two pulls
 WAIT_LIMIT_S = 300.0
-CRANE_LIMIT_S = 300.0
 
 
 @attrs.frozen
@@ -47,13 +47,13 @@ class Act:
 
 
 class Stage:
-    """A running fleet with its images; its methods are the acts."""
+    """A running fleet with its images; its methods are the acts. `clients` are the real ones, as far as available."""
 
-    def __init__(self, layout: Layout, layers: Sequence[int], down_s: float, crane: Path | None) -> None:
+    def __init__(self, layout: Layout, layers: Sequence[int], down_s: float, clients: Mapping[str, Path]) -> None:
         self._layout = layout
         self._down_s = down_s  # how long the region, and the registry, are down
         self._layers = layers
-        self._crane = crane
+        self._clients = clients
         self._cached = self._push("herd")
         self._is_cached = False
 
@@ -71,12 +71,12 @@ class Stage:
 
     def crane(self) -> list[Act]:
         """crane, a real client, pulls the image in one node of each zone."""
-        if self._crane is None:
+        if "crane" not in self._clients:
             return []
         self._need_cached()
         nodes = [self._layout.nodes_of(group)[0] for group in self._layout.zones or self._layout.groups]
-        crane, image = self._crane, self._cached
-        measured = self._measure(lambda: [_pull_with_crane(crane, node, image) for node in nodes])
+        crane, image = self._clients["crane"], self._cached
+        measured = self._measure(lambda: [pull_with_crane(crane, node, image) for node in nodes])
         return [self._make_act("crane", "crane pulls it in one node of each zone", measured, max_gets=0)]
 
     def restart(self) -> list[Act]:
@@ -102,9 +102,26 @@ class Stage:
             return []
         zone, image = self._layout.zones[0], self._push("zone")
         nodes = self._layout.nodes_of(zone)
-        herd = run_herd(self._layout, image, lambda: self._when_received(image, nodes, zone.kill))
+        real: list[Pull] = []
+        with contextlib.ExitStack() as stack, ThreadPoolExecutor(1) as pool:
+            client = self._open_containerd(nodes[-1], stack)
+
+            def kill() -> None:
+                pull = pool.submit(client.pull, image) if client else None
+                self._when_received(image, nodes, zone.kill)
+                if pull is not None:
+                    real.append(pull.result())
+
+            herd = run_herd(self._layout, image, kill)
         zone.start()
-        return [self._make_act("zone", f"{zone.name} killed in the middle of a herd", herd, new=[image])]
+        title = f"{zone.name} killed in the middle of a herd" + (", in which containerd takes part" if real else "")
+        return [self._make_act("zone", title, attrs.evolve(herd, pulls=[*herd.pulls, *real]), new=[image])]
+
+    def _open_containerd(self, node: Node, stack: contextlib.ExitStack) -> ContainerdNode | None:
+        """Start containerd on a node if it is available, until the stack is closed."""
+        if not {"containerd", "ctr"} <= self._clients.keys():
+            return None
+        return stack.enter_context(open_containerd(self._clients["containerd"], self._clients["ctr"], node))
 
     def region(self) -> list[Act]:
         """All replicas of the region are killed in the middle of a herd, and started again."""
@@ -169,7 +186,7 @@ class Stage:
         act()
 
     def _wait_for_share(self, image: PushedImage, count: Callable[[], float]) -> None:
-        wanted = STARTED_SHARE * sum(_sizes([image]).values())
+        wanted = STARTED_SHARE * sum(sizes_of(image).values())
         deadline = time.monotonic() + WAIT_LIMIT_S
         while count() < wanted:
             if time.monotonic() > deadline:
@@ -198,7 +215,7 @@ class Stage:
     ) -> Act:
         """Check the promises (`find_broken`); `new` are the images that nobody has pulled before."""
         broken = find_broken(seen.pulls, seen.upstream, max_gets, max_retries)
-        return Act(name, title, seen.pulls, seen.traffic, seen.upstream, seen.took_s, _sizes(new), broken)
+        return Act(name, title, seen.pulls, seen.traffic, seen.upstream, seen.took_s, sizes_of(*new), broken)
 
 
 def find_broken(
@@ -258,40 +275,3 @@ ACTS: Mapping[str, Callable[[Stage], list[Act]]] = {
     "region": Stage.region,
     "outage": Stage.outage,
 }
-
-
-def _sizes(images: Sequence[PushedImage]) -> dict[str, int]:
-    """The sizes of configurations and layers."""
-    parts = [image.this_platform for image in images]
-    return {blob.digest: blob.size for part in parts for blob in (part.config, *part.layers)}
-
-
-def _pull_with_crane(crane: Path, node: Node, image: PushedImage) -> Pull:
-    """Pull an image with crane, which verifies digests, from the first host of the node."""
-    pull = Pull(node.name, f"{image.repository}:{image.tag}", time.monotonic())
-    host, port = node.hosts[0]
-    name = f"{host}:{port}/{PREFIX}/{image.repository}:{image.tag}"
-    with tempfile.TemporaryDirectory(prefix="dockyard-crane-") as directory, node.machine.namespace.entered():
-        try:
-            done = subprocess.run(
-                [crane, "pull", "--format", "oci", name, directory],
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-                check=False,
-                timeout=CRANE_LIMIT_S,
-                env={"HOME": directory, "PATH": "/usr/bin:/bin"},
-            )
-        except subprocess.TimeoutExpired:
-            pull.problem = f"crane has not ended within {CRANE_LIMIT_S:.0f} s"
-            return pull
-        pull.took_s = time.monotonic() - pull.began_at
-        for digest, size in _sizes([image]).items():
-            file = Path(directory, "blobs", *digest.split(":"))
-            if not file.is_file() or file.stat().st_size != size:
-                pull.problem = f"crane has not written {digest}"
-            else:
-                pull.verified_bytes += size
-    if done.returncode:
-        pull.problem = f"crane: {done.stdout.strip().splitlines()[-1]}"
-    return pull

@@ -372,6 +372,12 @@ def require_program(name: str) -> Path:
     return Path(found["path"])
 
 
+def sizes_of(*images: PushedImage) -> dict[str, int]:
+    """The sizes of the configurations and layers of images."""
+    parts = [image.this_platform for image in images]
+    return {blob.digest: blob.size for part in parts for blob in (part.config, *part.layers)}
+
+
 def _is_get_of(request: LoggedRequest, part: str) -> bool:
     return request.method == "GET" and part in request.path
 
