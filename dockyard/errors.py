@@ -182,6 +182,12 @@ class BadUpstream(Outage):
     status = 502
 
 
+class LoopDetected(Outage):
+    """The request has passed this server before, or the upstream says so of the one that it was sent (RFC 5842)."""
+
+    status = 508
+
+
 class Unavailable(Outage):
     """The upstream cannot be reached, or a resource for the request is exhausted."""
 

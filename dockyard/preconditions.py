@@ -9,6 +9,7 @@ import os
 import resource
 import socket
 from collections.abc import Collection, Iterator, Mapping
+from ipaddress import ip_address
 from pathlib import Path
 
 import attrs
@@ -20,6 +21,7 @@ from dockyard.access.principals import Principal
 from dockyard.access.review import find_access_mistakes
 from dockyard.access.rules import Rules
 from dockyard.config.access import explain
+from dockyard.config.hosts import is_loopback
 from dockyard.config.proxies import find_ignored_variables
 from dockyard.config.settings import AccessSettings, JwtIssuer, ServerSettings, Settings, StorageSettings, Upstream
 from dockyard.first_pull import ALL_ADDRESSES, describe_address
@@ -86,6 +88,11 @@ def find_start_warnings(settings: Settings, environ: Mapping[str, str]) -> Itera
                 "an upstream has no login: log in with `docker login` as the user of this server, or correct auth",
                 {"upstream": upstream.prefix, "registry": upstream.origin.authority, "reason": reason},
             )
+        if _leads_back(upstream, settings.server):
+            yield StartWarning(
+                "an upstream is this server itself: its requests will be refused (508), correct its registry",
+                {"upstream": upstream.prefix, "registry": upstream.origin.authority},
+            )
         if upstream.insecure_skip_verify:
             yield StartWarning("the TLS certificate of an upstream is not verified", {"upstream": upstream.prefix})
     for found in find_access_mistakes(settings):
@@ -93,6 +100,27 @@ def find_start_warnings(settings: Settings, environ: Mapping[str, str]) -> Itera
     for issuer in settings.access.jwt:
         if not has_url(issuer) and (reason := _find_key_problem(issuer)):
             yield StartWarning(KEY_FILE_PROBLEM, {"issuer": issuer.name, "path": issuer.jwks, "reason": reason})
+
+
+def _leads_back(upstream: Upstream, server: ServerSettings) -> bool:
+    """Whether an upstream has the address that this server listens on, as far as that is known without DNS."""
+    host = upstream.origin.host
+    if upstream.origin.port != server.port or upstream.proxy:
+        return False
+    if server.host not in ALL_ADDRESSES:
+        return host == server.host.lower() or (is_loopback(host) and is_loopback(server.host))
+    return is_loopback(host) or host == socket.gethostname().lower() or _is_of_this_machine(host)
+
+
+def _is_of_this_machine(host: str) -> bool:
+    """Whether a text is an address of this machine. Only those can be bound."""
+    try:
+        address = ip_address(host)
+        with socket.socket(socket.AF_INET6 if address.version == 6 else socket.AF_INET) as probe:
+            probe.bind((host, 0))
+    except (ValueError, OSError):
+        return False
+    return True
 
 
 def _find_key_problem(issuer: JwtIssuer) -> str:

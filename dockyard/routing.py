@@ -31,13 +31,14 @@ class Target:
     `repository` is the name at the upstream, including a path in `registry`. `name` is the normalized full name, which
     begins with the prefix of the upstream: the cache key. `login` is the client's own login at this upstream, with
     which content is fetched that the operator's login cannot get; None if it has none, or if the upstream does not
-    decide about access.
+    decide about access. `passed` are the servers that the request has passed (`oci.cdn_loop`).
     """
 
     upstream: Upstream
     repository: str
     name: Name
     login: Login | None = attrs.field(default=None, eq=False, repr=False)
+    passed: tuple[str, ...] = attrs.field(default=(), eq=False)
 
 
 class Router:

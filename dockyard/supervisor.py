@@ -35,6 +35,7 @@ from dockyard.config.settings import Settings, StorageSettings
 from dockyard.config.token_key import read_token_key
 from dockyard.config.units import format_duration
 from dockyard.first_pull import describe_address, example_pull, server_url
+from dockyard.oci.cdn_loop import make_server_name
 from dockyard.preconditions import (
     CannotStart,
     ServerLock,
@@ -137,6 +138,7 @@ def _serve(settings: Settings) -> int:
             access,
             _make_access_tokens(settings),
             concealment,
+            make_server_name(secrets.token_bytes(8)),
         )
         try:
             server.serve(target_loader=load_app, wrap_loader=False)
@@ -183,6 +185,7 @@ def _load_app(
     access: "SharedAccess | None",
     tokens: "AccessTokens | None",
     concealment: Concealment,
+    server_name: str,
     connection: socket.socket,
     listener: socket.socket,
     inherited: Sequence[socket.socket],
@@ -197,7 +200,9 @@ def _load_app(
     multiprocessing.util.Finalize(None, log.flush, exitpriority=0)  # a worker does not run atexit functions
     try:
         return create_app(
-            settings, workers, run_directory, verified_files, access, tokens, concealment, watched, os.environ
+            *(settings, workers, run_directory, verified_files, access, tokens, concealment, server_name),
+            watched,
+            os.environ,
         )
     except (OSError, ValueError) as exc:
         logger.error("a worker cannot start", error=str(exc))  # noqa: TRY400  such as a file that was deleted

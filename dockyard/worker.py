@@ -87,16 +87,18 @@ def create_app(
     access: "SharedAccess | None",
     tokens: "AccessTokens | None",
     concealment: Concealment,
+    server_name: str,
     watched: WatchedProcess,
     environ: Mapping[str, str],
 ) -> OuterApp:
     """Build the ASGI application of one worker process.
 
     `shards` is the number of workers, which share the directory `run`, `verified_files`, `concealment`, `access` if an
-    upstream decides about access, and `tokens` if clients get access tokens. `watched` connects the worker with the
-    watchdog in the supervisor. Raises OSError when the run directory cannot be used.
+    upstream decides about access, `tokens` if clients get access tokens, and `server_name`, by which this server knows
+    a request that it has sent itself. `watched` connects the worker with the watchdog in the supervisor. Raises OSError
+    when the run directory cannot be used.
     """
-    worker = Worker(settings, shards, run, verified_files, access, tokens, concealment, watched, environ)
+    worker = Worker(settings, shards, run, verified_files, access, tokens, concealment, server_name, watched, environ)
     services = web_app.Services(
         manifests=worker.manifests,
         tags=worker.tags,
@@ -109,7 +111,7 @@ def create_app(
         start=worker.start,
         stop=worker.stop,
     )
-    return web_app.create_app(settings, services)
+    return web_app.create_app(settings, services, server_name)
 
 
 class NoAdmissions:
@@ -119,7 +121,7 @@ class NoAdmissions:
         """Raises Unavailable."""
         raise Unavailable(f"{target.upstream.prefix} cannot be asked whom it admits")
 
-    async def check_login(self, upstream: Upstream, login: Login) -> bool:
+    async def check_login(self, upstream: Upstream, *_: object) -> bool:
         """Raises Unavailable."""
         raise Unavailable(f"{upstream.prefix} cannot be asked whom it admits")
 
@@ -140,6 +142,7 @@ class Worker:
         access: "SharedAccess | None",
         tokens: "AccessTokens | None",
         concealment: Concealment,
+        server_name: str,
         watched: WatchedProcess,
         environ: Mapping[str, str],
     ) -> None:
@@ -174,7 +177,9 @@ class Worker:
         # Upstreams
         keychain = Keychain(environ)
         self.registries = {
-            upstream.prefix: RegistryClient(upstream, limits, keychain, CircuitBreaker(self.run, upstream.prefix))
+            upstream.prefix: RegistryClient(
+                upstream, limits, keychain, CircuitBreaker(self.run, upstream.prefix), server_name
+            )
             for upstream in settings.upstreams
         }
 
@@ -364,7 +369,8 @@ class Worker:
         upstream = self._upstreams.get(repository.upstream)
         if upstream is None:
             raise MalformedMessage(f"upstream {repository.upstream} is not configured")
-        target = Target(upstream, repository.path, repository.name, self._unseal(repository.login))
+        login = self._unseal(repository.login)
+        target = Target(upstream, repository.path, repository.name, login, repository.passed)
         match request:
             case BlobRequest():
                 await self.downloads.handle(target, request, connection)

@@ -32,6 +32,7 @@ import structlog
 from cachetools import TTLCache
 
 from dockyard.access.verdicts import Verdict, Verdicts
+from dockyard.cache.client_logins import find_operator
 from dockyard.cache.singleflight import Singleflight
 from dockyard.cache.threads import Threads
 from dockyard.config.settings import Upstream
@@ -40,6 +41,7 @@ from dockyard.errors import (
     BlobUnknown,
     Denied,
     LoginRequired,
+    LoopDetected,
     ManifestUnknown,
     NameUnknown,
     Outage,
@@ -144,7 +146,7 @@ class Admissions:
         """
         prefix = target.upstream.prefix
         if login is not None:
-            about_login = self._about_login(target.upstream, login)
+            about_login = self._about_login(target.upstream, login, target.passed)
             if len(login.username) + len(login.password) > MAX_LOGIN_CHARS or self._find(about_login) is Verdict.WRONG:
                 raise _wrong_login(prefix)
             own = self._about(target, login, kind, reference)
@@ -167,11 +169,14 @@ class Admissions:
             raise _for_client(answer)
         raise AccessDenied(f"{prefix} does not admit this login to the repository")
 
-    async def check_login(self, upstream: Upstream, login: Login) -> bool:
-        """Whether a login is right at an upstream. Raises Unavailable if the upstream cannot be asked."""
+    async def check_login(self, upstream: Upstream, login: Login, passed: tuple[str, ...] = ()) -> bool:
+        """Whether a login is right at an upstream. `passed`: the servers that the request has passed.
+
+        Raises Unavailable if the upstream cannot be asked.
+        """
         if len(login.username) + len(login.password) > MAX_LOGIN_CHARS:
             return False
-        answer = await self._answer(self._about_login(upstream, login))
+        answer = await self._answer(self._about_login(upstream, login, passed))
         if isinstance(answer, RegistryError):
             raise _for_client(answer)
         return answer is Verdict.ADMITTED
@@ -185,7 +190,7 @@ class Admissions:
     async def handle(self, target: Target, request: AdmissionRequest, connection: PeerConnection) -> None:
         """Find out for another worker whom the upstream admits."""
         if request.kind == LOGIN and target.login is not None:
-            question = self._about_login(target.upstream, target.login)
+            question = self._about_login(target.upstream, target.login, target.passed)
         else:
             reference = parse_reference(request.reference) if request.reference else None
             question = self._about(target, target.login, request.kind, reference)
@@ -203,9 +208,9 @@ class Admissions:
         target = attrs.evolve(target, login=login)
         return _Question(target, kind, reference, key, repository_key, login_key, owner_key)
 
-    def _about_login(self, upstream: Upstream, login: Login) -> _Question:
+    def _about_login(self, upstream: Upstream, login: Login, passed: tuple[str, ...] = ()) -> _Question:
         prefix = upstream.prefix
-        target = Target(upstream, "", Name.parse(prefix), login)
+        target = Target(upstream, "", Name.parse(prefix), login, passed)
         key = self._verdicts.key(prefix, "", login)
         return _Question(target, LOGIN, None, key, key, None, _owner_key(prefix, key))
 
@@ -292,7 +297,7 @@ class Admissions:
         target, asked_at = question.target, time.monotonic()
         timeout_s = self._check_timeout_s if self._is_in_grace(question) else self._unknown_timeout_s
         deadline = asked_at + timeout_s if timeout_s else None
-        registry = self._upstreams[target.upstream.prefix]
+        registry = find_operator(self._upstreams, target)
         verdict = Verdict.ADMITTED
         try:
             await self._threads.upstream(target, _check, registry, question, deadline, deadline=deadline)
@@ -339,7 +344,7 @@ def _check(registry: AccessChecker, question: _Question, deadline: float | None)
 
 def _refused_anonymous(prefix: str, answer: Answer) -> RegistryError:
     """The error for a client without a login."""
-    if isinstance(answer, NameUnknown | ManifestUnknown | BlobUnknown):
+    if isinstance(answer, NameUnknown | ManifestUnknown | BlobUnknown | LoopDetected):
         return answer.copy()
     details = answer.details if isinstance(answer, RegistryError) else None
     return LoginRequired(f"{prefix} requires a login", details=details)
@@ -351,7 +356,7 @@ def _wrong_login(prefix: str) -> LoginRequired:
 
 def _for_client(error: RegistryError) -> RegistryError:
     """The error for a client whose login the upstream has not decided about."""
-    if isinstance(error, Outage | TooManyRequests):
+    if isinstance(error, Outage | TooManyRequests) and not isinstance(error, LoopDetected):
         wait_s = error.retry_after_s or RETRY_AFTER_S
         return Unavailable(error.message, retry_after_s=wait_s, remembered=error.remembered, details=error.details)
     return error.copy()

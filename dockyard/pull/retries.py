@@ -1,8 +1,8 @@
 """The error of `dockyard pull`, and whether and when a failed request is retried. Pure.
 
 - A request whose connection fails, or whose body breaks off, is attempted up to MAX_ATTEMPTS times.
-- A response that asks to retry (429, 5xx), and content with a wrong digest, get one retry, because Dockyard has retried
-  at the upstream already. The retry waits for Retry-After if that is at most MAX_PAUSE_S.
+- A response that asks to retry (429, 5xx but 508), and content with a wrong digest, get one retry, because Dockyard
+  has retried at the upstream already. The retry waits for Retry-After if that is at most MAX_PAUSE_S.
 - Any other response is final.
 """
 
@@ -12,6 +12,7 @@ MAX_ATTEMPTS: Final = 5
 MAX_ATTEMPTS_AFTER_RESPONSE: Final = 2
 FIRST_PAUSE_S: Final = 0.2  # doubled with each attempt
 MAX_PAUSE_S: Final = 10.0
+LOOP_DETECTED: Final = 508  # a mistake in settings
 
 
 class PullError(Exception):
@@ -34,7 +35,7 @@ class PullError(Exception):
     @classmethod
     def error_status(cls, message: str, status: int, retry_after_s: float = 0.0) -> Self:
         """The response has an error status."""
-        is_temporary = status == 429 or status >= 500
+        is_temporary = status == 429 or (status >= 500 and status != LOOP_DETECTED)
         return cls(message, MAX_ATTEMPTS_AFTER_RESPONSE if is_temporary else 1, retry_after_s=retry_after_s)
 
     @classmethod

@@ -198,7 +198,10 @@ class ChallengeResponder:
         if known is None and may_ping and handshake.limits.pings and handshake.resource.origin == self.origin:
             handshake.limits.pings -= 1
             url = Url(self.origin, "/v2/")
-            ping = self._sender.send(UpstreamRequest(self._prefix, "GET", url, {}, handshake.limits.deadline))
+            limits = handshake.limits
+            ping = self._sender.send(
+                UpstreamRequest(self._prefix, "GET", url, {}, limits.deadline, passed=limits.passed)
+            )
             ping.finish()
             if ping.status == 401:
                 known = self._of_base_path = self._pick(ping, credential)

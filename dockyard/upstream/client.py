@@ -17,6 +17,7 @@ from functools import partial
 from typing import TypeVar
 
 import attrs
+import structlog
 from cachetools import TTLCache
 
 from dockyard import metrics
@@ -27,6 +28,7 @@ from dockyard.errors import (
     Denied,
     FailureDetails,
     LoginRequired,
+    LoopDetected,
     ManifestUnknown,
     RegistryError,
     UpstreamTimeout,
@@ -78,10 +80,13 @@ SKIP_HEAD_FOR_S = 300.0
 ALL_REPOSITORIES = ""  # in the memory of those without HEAD
 MISSING_FOR_S = 60.0
 MAX_REMEMBERED_NAMES = 4096
+REPORT_LOOP_EVERY_S = 3600.0
 ACCEPT_HEADER = ", ".join(ACCEPT)
 
 # A registry that responds to HEAD with one of these may support GET.
 _RETRY_WITH_GET = frozenset({400, 401, 403, 405, 406, 451, 501})
+
+log = structlog.get_logger()
 
 T = TypeVar("T")
 
@@ -89,13 +94,20 @@ T = TypeVar("T")
 class RegistryClient:
     """The client of one upstream. Its methods block; many threads call them at the same time."""
 
-    def __init__(self, upstream: Upstream, limits: UpstreamLimits, keychain: Keychain, breaker: CircuitBreaker) -> None:
+    def __init__(
+        self,
+        upstream: Upstream,
+        limits: UpstreamLimits,
+        keychain: Keychain,
+        breaker: CircuitBreaker,
+        server_name: str = "",
+    ) -> None:
         self._prefix = upstream.prefix
         self._origin = upstream.origin
         self._proxy_login = errors.explain_proxy_login(self._prefix)
         self._limits = limits
         self._breaker = breaker
-        self._transport = Transport(upstream, limits)
+        self._transport = Transport(upstream, limits, server_name)
         self._responder = ChallengeResponder(upstream, self._transport)
         self._mode = make_mode(upstream, keychain, self._responder)
         self._session = RegistrySession(upstream, self._transport, self._mode, self._responder)
@@ -105,6 +117,7 @@ class RegistryClient:
         self._lock = threading.Lock()
         self._without_head: TTLCache[Hashable, bool] = TTLCache(MAX_REMEMBERED_NAMES, SKIP_HEAD_FOR_S)
         self._missing: TTLCache[Hashable, bool] = TTLCache(MAX_REMEMBERED_NAMES, MISSING_FOR_S)
+        self._reported: TTLCache[str, bool] = TTLCache(1, REPORT_LOOP_EVERY_S)
         # Clients with logins of their own: `_with_login`.
         self._operator = self
         self._login: Credential | None = None
@@ -218,11 +231,20 @@ class RegistryClient:
         credential = credential_of(login)
         if login is not None and credential.is_anonymous:
             raise LoginRequired(f"{self._prefix} rejects this login")
-        client = copy.copy(self)
+        client = self._with_session(self._session.for_client(ClientLoginAuth(self._responder, credential)))
         client._login, client._is_check = credential, is_check
-        client._session = self._session.for_client(ClientLoginAuth(self._responder, credential))
-        client._lists = ListReader(self._prefix, client._session, client._status_error)
-        client._blobs = UpstreamBlobs(client._session, self._limits, client._status_error)
+        return client
+
+    def with_passed(self, passed: tuple[str, ...]) -> "RegistryClient":
+        """This client for a request that has passed these servers: the registry is told."""
+        return self._with_session(self._session.with_passed(passed))
+
+    def _with_session(self, session: RegistrySession) -> "RegistryClient":
+        """This client with another session; all else is shared."""
+        client = copy.copy(self)
+        client._session = session
+        client._lists = ListReader(self._prefix, session, client._status_error)
+        client._blobs = UpstreamBlobs(session, self._limits, client._status_error)
         return client
 
     def _is_as_operator(self, repository: str) -> bool:
@@ -344,6 +366,8 @@ class RegistryClient:
                 yield
         except UpstreamError as error:
             metrics.upstream_failures.labels(self._prefix, reason_of(error.error)).inc()
+            if isinstance(error.error, LoopDetected):
+                self._report_loop(error.error)
             if not (is_late and isinstance(error.error, UpstreamTimeout)):
                 self._record_failure(repository, error, probe)
             raise error.error from error
@@ -355,6 +379,17 @@ class RegistryClient:
             self._record_success(repository, check)
             raise
         self._record_success(repository, check)
+
+    def _report_loop(self, error: RegistryError) -> None:
+        with self._lock:
+            if self._reported:
+                return
+            self._reported[self._prefix] = True
+        log.error(
+            "an upstream leads back to a server that the request has passed: only cached content is served",
+            upstream=self._prefix,
+            **error.log_fields(),
+        )
 
     def _check_available(self, repository: str, probe: Callable[[], object]) -> None:
         self._check_held()
@@ -529,6 +564,8 @@ class RegistryClient:
                 error = errors.unreachable(http.server, self._proxy_login, http.details)
             case 408:
                 error = errors.timed_out(http.server, http.details)
+            case 508:
+                error = errors.loop_detected(http.server, http.details)
             case status if 500 <= status < 600:
                 header = http.header("Retry-After")
                 wait_s = parse_retry_after(header, time.time()) if header else errors.RETRY_AFTER_S

@@ -14,6 +14,7 @@ from dockyard.errors import (
     BadUpstream,
     Denied,
     FailureDetails,
+    LoopDetected,
     RegistryError,
     TooManyRequests,
     Unavailable,
@@ -181,6 +182,13 @@ def server_error(
     """A 5xx response."""
     error = Unavailable(f"{server} responded with status {status}", retry_after_s=retry_after_s, details=details)
     return UpstreamError(error, Cause.SERVER_ERROR)
+
+
+def loop_detected(server: str, details: FailureDetails) -> UpstreamError:
+    """A 508 response: not an outage of the server, but a mistake in settings."""
+    problem = "leads back to a server that the request has passed: correct `registry` of this upstream, or of one there"
+    error = LoopDetected(f"{server} {problem}", details=details.with_cure(""))
+    return UpstreamError(error, Cause.NOT_COUNTED)
 
 
 def rate_limited(server: str, retry_after_s: int, details: FailureDetails) -> UpstreamError:

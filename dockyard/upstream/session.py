@@ -6,7 +6,8 @@ a registry sends its challenge only at `/v2/`.
 
 Redirects are followed here, not by the transport, and each target is checked before it is connected to.
 `Authorization` is sent to the origin of the registry. Another host that requires a login gets an anonymous token, or
-what the registry gets if it is listed in `trusted_hosts`.
+what the registry gets if it is listed in `trusted_hosts`. CDN-Loop is sent to the registry, to its token service, and
+to other hosts if the URL is that of a registry: a redirect may lead back to this server.
 """
 
 import copy
@@ -151,6 +152,7 @@ class RegistrySession:
         self._responder = responder
         self._trusted_hosts = upstream.trusted_hosts
         self.is_for_client = False
+        self._passed: tuple[str, ...] = ()
         self._warned_about: TTLCache[Origin, bool] = TTLCache(MAX_WARNED_HOSTS, WARN_EVERY_S)
 
     def send(self, request: RegistryRequest, limits: CallLimits) -> RegistryResponse:
@@ -174,6 +176,12 @@ class RegistrySession:
         session.is_for_client = True
         return session
 
+    def with_passed(self, passed: tuple[str, ...]) -> Self:
+        """A session that shares everything with this one, for a request that has passed these servers."""
+        session = copy.copy(self)
+        session._passed = passed
+        return session
+
     def ping(self, limits: CallLimits) -> RegistryResponse:
         """Send a request for `/v2/`, with the login where it is required.
 
@@ -184,6 +192,7 @@ class RegistrySession:
     def _follow_redirects(self, request: RegistryRequest, limits: CallLimits) -> RegistryResponse:
         url = request.url or Url(self._origin, f"/v2/{request.path}")
         registry_zone = request.registry_zone
+        limits.passed = self._passed
         for hops in range(MAX_REDIRECTS + 1):
             is_other = url.origin != self._origin
             if is_other:
@@ -221,7 +230,10 @@ class RegistrySession:
             if authorization.header is None:
                 limits.asked_without_token.add(resource)
             http = self._sender.send(
-                UpstreamRequest(server, request.method, url, headers, limits.deadline, registry_zone)
+                UpstreamRequest(
+                    *(server, request.method, url, headers, limits.deadline, registry_zone),
+                    passed=None if is_other and not is_registry_url(url) else self._passed,
+                )
             )
             if http.status not in REFUSALS or not attempts_left:
                 break
@@ -289,6 +301,11 @@ class RegistrySession:
         except InvalidUrl as exc:
             problem = f"sent an invalid redirect: {exc}"
             raise errors.destination_not_allowed(self._prefix, problem, http.details) from exc
+
+
+def is_registry_url(url: Url) -> bool:
+    """Whether a URL is that of a manifest, a blob or a list of a registry, by its path."""
+    return _REGISTRY_PATH.search(url.target.partition("?")[0]) is not None
 
 
 def needs_login(http: UpstreamResponse) -> bool:

@@ -73,12 +73,14 @@ class CallLimits:
     `deadline` is on the monotonic clock; None: no deadline. `new_tokens` were made for this operation: if the registry
     refuses one, another one would not help. `asked_without_token`: where a request without Authorization was sent.
     `renews_tokens`: tokens that were made for other operations are not used: they may say what is not true any more.
+    `passed`: the servers that the request has passed for which the operation is done.
     """
 
     deadline: float | None
     token_requests: int = 3
     pings: int = 1
     renews_tokens: bool = False
+    passed: tuple[str, ...] = ()
     new_tokens: set[str] = attrs.field(factory=set, repr=False)
     asked_without_token: set[Hashable] = attrs.field(factory=set)
 
@@ -282,6 +284,8 @@ class TokenProvider:
                 return errors.unreachable(self._server, self._proxy_login, response.details)
             case 408:
                 return errors.timed_out(self._server, details)
+            case 508:
+                return errors.loop_detected(self._server, details)
             case 429:
                 wait_s = parse_retry_after(response.header("Retry-After"), time.time())
                 limited = errors.rate_limited(self._server, wait_s, details)
@@ -350,6 +354,7 @@ class TokenProvider:
             deadline,
             endpoint.registry_zone,
             body=urlencode(fields).encode(),
+            passed=limits.passed,
         )
         return self._send(request, credential, limits)
 
@@ -363,7 +368,9 @@ class TokenProvider:
         headers = {} if credential.is_anonymous else {"Authorization": credential.basic()}
         for _ in range(MAX_REDIRECTS):
             request = UpstreamRequest(
-                self._server, "GET", url, headers, deadline, endpoint.registry_zone, may_repeat=False
+                *(self._server, "GET", url, headers, deadline, endpoint.registry_zone),
+                may_repeat=False,
+                passed=limits.passed,
             )
             response = self._send(request, credential, limits)
             if response.status not in REDIRECTS:

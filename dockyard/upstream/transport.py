@@ -38,6 +38,7 @@ from dockyard.http1.tls import (
     make_unverified_context,
 )
 from dockyard.log import is_debug
+from dockyard.oci.cdn_loop import HEADER, format_passed
 from dockyard.oci.origin import DEFAULT_PORTS, join_host_port
 from dockyard.upstream import errors
 from dockyard.upstream.cures import closed_cure, connection_cure, status_cure, timeout_cure, tls_cure
@@ -68,7 +69,8 @@ class UpstreamRequest:
     """One HTTP request. `server` is how messages name the server.
 
     `registry_zone` is the zone of the registry that referred to this URL. `may_repeat`: the request may be sent again
-    when the connection is lost; a POST is never sent again.
+    when the connection is lost; a POST is never sent again. `passed` are the servers that the request has passed for
+    which this one is sent; None: CDN-Loop is not sent.
     """
 
     server: str
@@ -79,6 +81,7 @@ class UpstreamRequest:
     registry_zone: NetworkZone | None = None
     body: bytes | None = attrs.field(default=None, repr=False)
     may_repeat: bool = True
+    passed: tuple[str, ...] | None = ()
 
 
 class UpstreamResponse:
@@ -166,13 +169,17 @@ class UpstreamResponse:
 
 
 class Transport:
-    """The connections of one upstream: to the registry, its token service and its redirect targets."""
+    """The connections of one upstream: to the registry, its token service and its redirect targets.
 
-    def __init__(self, upstream: Upstream, limits: UpstreamLimits) -> None:
+    `server_name` is that of this server (`oci.cdn_loop`); empty: its requests do not lead to loops.
+    """
+
+    def __init__(self, upstream: Upstream, limits: UpstreamLimits, server_name: str = "") -> None:
         # urllib3 logs whole URLs, which may contain signatures.
         logging.getLogger("urllib3").setLevel(logging.CRITICAL)
         self._upstream = upstream
         self._limits = limits
+        self._server_name = server_name
         self._resolver = Resolver()
         self._failures = _FailureMapper(upstream)
         self._pools = _make_pools(upstream)
@@ -237,6 +244,8 @@ class Transport:
         is_forwarded = self._upstream.proxy and url.origin.scheme == "http"  # not through a tunnel
         read_timeout_s = self._limits.stall_timeout or MAX_WAIT_S
         headers = {"User-Agent": f"dockyard/{__version__}", "Accept-Encoding": "identity", **request.headers}
+        if self._server_name and request.passed is not None:
+            headers[HEADER] = format_passed(request.passed, self._server_name)
         timeout = urllib3.Timeout(
             connect=attempt.remaining_s(attempt.connect_timeout_s), read=attempt.remaining_s(read_timeout_s)
         )

@@ -89,8 +89,11 @@ class RequiresAdmission(Protocol):
     ) -> None:
         """Raises LoginRequired, AccessDenied, ManifestUnknown and others unless the upstream admits the login."""
 
-    async def check_login(self, upstream: Upstream, login: Login) -> bool:
-        """Whether a login is right at an upstream. Raises Outage and others."""
+    async def check_login(self, upstream: Upstream, login: Login, passed: tuple[str, ...] = ()) -> bool:
+        """Whether a login is right at an upstream. `passed`: the servers that the request has passed.
+
+        Raises Outage and others.
+        """
 
     def is_known(self, upstream: Upstream, login: Login) -> bool:
         """Whether a login was right at an upstream within the last hour, or wrong a moment ago."""
@@ -267,7 +270,7 @@ class AccessGate(Gate):
         control = self._control
         await self._identify(visit, self._find_login(visit))
         try:
-            target = self._route(visit.req, path_prefix, visit.record.name)
+            target = self._route(visit.req, visit.record, path_prefix)
         except NameUnknown:
             self._judge_unknown(visit, path_prefix)
             raise
@@ -444,7 +447,7 @@ class AccessGate(Gate):
         visit.upstream = upstreams[0].prefix if upstreams else ""
         admissions = self._control.admissions
         if not upstreams or not await self._try_login(
-            visit, upstreams[0], lambda: admissions.check_login(upstreams[0], login)
+            visit, upstreams[0], lambda: admissions.check_login(upstreams[0], login, visit.record.passed)
         ):
             self._refuse_login(visit)
 

@@ -71,8 +71,8 @@ class LifespanMiddleware:
         await self._services.stop()
 
 
-def create_app(settings: Settings, services: Services) -> OuterApp:
-    """Build the ASGI application of one worker."""
+def create_app(settings: Settings, services: Services, server_name: str = "") -> OuterApp:
+    """Build the ASGI application of one worker of the server with this name."""
     connections = Connections()
     active_bodies = ActiveBodies()
     zero_copy = ZeroCopy(connections, services.threads, is_enabled=settings.server.zero_copy)
@@ -118,6 +118,7 @@ def create_app(settings: Settings, services: Services) -> OuterApp:
         log_responses=request_log.response_body,
         find_client=make_find_client(settings.server, find_address),
         form_path=form_path,
+        server_name=server_name,
     )
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 from urllib.parse import parse_qs
 
+import attrs
 import falcon.asgi
 import structlog
 
@@ -51,7 +52,7 @@ class Gate:
         `record` has the kind and the name of what is requested. `parse` looks at the rest of the request.
         """
         parsed = parse(reference)
-        target = self._route(req, path_prefix, record.name)
+        target = self._route(req, record, path_prefix)
         echo_namespace(req, resp)
         return target, parsed
 
@@ -77,9 +78,12 @@ class Gate:
         """Admit a request for `/`, and return the upstreams that its client may know. Raises RegistryError."""
         return self._upstreams
 
-    def _route(self, req: falcon.asgi.Request, path_prefix: str, name: str) -> Target:
-        """Return the target of a name. Raises RegistryError."""
+    def _route(self, req: falcon.asgi.Request, record: RequestRecord, path_prefix: str) -> Target:
+        """Return the target of the name in a record. Raises RegistryError."""
+        name = record.name
         target = self._router.route(name, ns=find_namespace(req), path_prefix=path_prefix or None)
+        if record.passed:
+            target = attrs.evolve(target, passed=record.passed)
         if is_debug():
             log.debug(
                 "routed",

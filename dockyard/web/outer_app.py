@@ -13,7 +13,7 @@ from dockyard.errors import RegistryError
 from dockyard.web.asgi import App, Receive, Scope, Send, has_request_body
 from dockyard.web.connections import Connections
 from dockyard.web.errors import error_response
-from dockyard.web.request_filter import check_request, path_to_route
+from dockyard.web.request_filter import check_request, find_passed, path_to_route
 from dockyard.web.request_record import MAX_LOGGED_BODY_BYTES, SCOPE_KEY, RequestRecord, find_peer
 from dockyard.web.response_sender import ResponseSender
 
@@ -27,7 +27,8 @@ class OuterApp:
 
     `level` is the log level of request lines; None: no lines. Requests for paths in `ignore_paths` are not logged.
     `log_requests` and `log_responses` add the beginning of bodies to the lines, but for `form_path`, which accepts
-    POST and whose bodies are secret. `find_client` returns the address of the client in them.
+    POST and whose bodies are secret. `find_client` returns the address of the client in them. A request that has passed
+    `server_name` is refused.
     """
 
     def __init__(
@@ -42,6 +43,7 @@ class OuterApp:
         log_responses: bool,
         find_client: Callable[[Scope], str] = find_peer,
         form_path: str | None = None,
+        server_name: str = "",
     ) -> None:
         self.paths = paths
         self._app = app
@@ -52,6 +54,7 @@ class OuterApp:
         self._log_responses = log_responses
         self._find_client = find_client
         self._form_path = form_path
+        self._server_name = server_name
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request, or the lifespan events."""
@@ -69,6 +72,7 @@ class OuterApp:
             record.request_body = await _read_beginning_of_body(receive)
         try:
             check_request(scope, self._form_path)
+            record.passed = find_passed(scope, self._server_name)
             scope["path"] = path_to_route(scope)
         except RegistryError as exc:
             record.error = exc

@@ -6,13 +6,18 @@ and for the router. Request smuggling (RFC 9112 section 11.2) is prevented by re
 
 import re
 
-from dockyard.errors import FailureDetails, NameInvalid, RequestInvalid, Unsupported
+from dockyard.errors import FailureDetails, LoopDetected, NameInvalid, RequestInvalid, Unsupported
+from dockyard.oci.cdn_loop import HEADER, has_passed, parse_passed
 from dockyard.web.asgi import Scope
 
 MAX_PATH_BYTES = 2048
 MAX_HEADER_BYTES = 16 * 1024
 MAX_FORM_BYTES = 32 * 1024
 _METHODS = {"GET", "HEAD"}
+_CDN_LOOP = HEADER.lower().encode()
+_LOOP = FailureDetails(
+    cure="see `registry` of the upstreams of this server, and of the one that sent the request: one leads back to here"
+)
 _PLAIN_PATH = re.compile(rb"(?:/[A-Za-z0-9._~!$&'()*+,;=:@-]*)+")
 _ENCODED_COLON = re.compile(rb"%3[Aa]")
 
@@ -75,6 +80,17 @@ def _check_form(headers: list[tuple[bytes, bytes]]) -> None:
         raise RequestInvalid("a form must be sent with its Content-Length, and without Transfer-Encoding")
     if len(sizes[0]) > 9 or int(sizes[0]) > MAX_FORM_BYTES:
         raise FormTooLarge(f"the body of the request is larger than {MAX_FORM_BYTES} bytes")
+
+
+def find_passed(scope: Scope, server_name: str) -> tuple[str, ...]:
+    """Return the servers that a request has passed. Raises LoopDetected if this one, `server_name`, is among them."""
+    values = [value.decode("latin-1") for name, value in scope["headers"] if name == _CDN_LOOP]
+    if not values:
+        return ()
+    passed = parse_passed(values)
+    if has_passed(passed, server_name):
+        raise LoopDetected("this request has passed this server before: an upstream leads back to it", details=_LOOP)
+    return passed
 
 
 def path_to_route(scope: Scope) -> str:

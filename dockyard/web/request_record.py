@@ -29,10 +29,10 @@ class RequestRecord:
     range without an end, and the client may close the connection when it has what it wants. The gate sets `user`,
     the name of a verified login, and `is_hidden` if the client must not learn that the repository exists;
     `replaced` are then the names that are looked up, each with what was requested. `challenge_error` is what would
-    be wrong with the access token in the request if the response is 401 (RFC 6750 section 3.1). Sending sets
-    `status`, `sent_bytes` and, for a response that was not sent completely, `end`. `error` is why the response is
-    an error, stale or cut. `request_body` and `response_body` are empty unless they are to be logged. `find_client`
-    returns the address of the client.
+    be wrong with the access token in the request if the response is 401 (RFC 6750 section 3.1). `passed` are the
+    servers that the request has passed, by its CDN-Loop. Sending sets `status`, `sent_bytes` and, for a response
+    that was not sent completely, `end`. `error` is why the response is an error, stale or cut. `request_body` and
+    `response_body` are empty unless they are to be logged. `find_client` returns the address of the client.
     """
 
     def __init__(self, scope: Scope, find_client: Callable[[Scope], str] = find_peer) -> None:
@@ -51,6 +51,7 @@ class RequestRecord:
         self.user = ""
         self.is_hidden = False
         self.challenge_error = ""
+        self.passed: tuple[str, ...] = ()
         self.replaced: Sequence[tuple[str, str]] = ()
         self._find_client = find_client
         self._scope = scope

@@ -41,18 +41,20 @@ class MalformedMessage(Exception):
 class Repository:
     """The repository that a request is about: the upstream's prefix, the path there, and the full name.
 
-    `login` is the sealed login of the client at this upstream; empty for none.
+    `login` is the sealed login of the client at this upstream; empty for none. `passed`: the servers that the request
+    has passed.
     """
 
     upstream: str
     path: str
     name: Name
     login: str = attrs.field(default="", repr=False)
+    passed: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, target: Target, login: str = "") -> Self:
         """The repository of a routed request."""
-        return cls(target.upstream.prefix, target.repository, target.name, login)
+        return cls(target.upstream.prefix, target.repository, target.name, login, target.passed)
 
 
 @attrs.frozen
@@ -314,6 +316,7 @@ _ERRORS: Final[Mapping[str, type[RegistryError]]] = {
     "TooManyRequests": errors.TooManyRequests,
     "Outage": errors.Outage,
     "BadUpstream": errors.BadUpstream,
+    "LoopDetected": errors.LoopDetected,
     "Unavailable": errors.Unavailable,
     "UpstreamTimeout": errors.UpstreamTimeout,
 }

@@ -310,6 +310,9 @@ UPSTREAMS = (
         _change(faults.error_response(429, "TOOMANYREQUESTS", "30")),
     ),
     UpstreamFailure(
+        "it leads back to this server: 508", "HOST:PORT", "508", "`registry", _change(faults.error_response(508))
+    ),
+    UpstreamFailure(
         "the web page of a firewall or a captive portal", "HOST:PORT", "web page", "`proxy", _change(faults.html_page())
     ),
     UpstreamFailure(

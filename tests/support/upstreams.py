@@ -58,6 +58,7 @@ class Ward:
         limits: UpstreamLimits = LIMITS,
         environ: Mapping[str, str] | None = None,
         name: str = "",
+        server_name: str = "",
         **upstream: Any,
     ) -> RegistryClient:
         """A registry object; `at` is what `registry:` holds, the fake registry's own listener if it is not given."""
@@ -67,6 +68,7 @@ class Ward:
             limits,
             Keychain(environ or {}),
             CircuitBreaker(self.directory, name, interval_s=60.0),
+            server_name,
         )
         self._registries.append(registry)
         return registry

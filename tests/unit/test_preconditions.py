@@ -37,6 +37,32 @@ def reason(host: str, port: int) -> str:
     return str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("host", "registry", "count"),
+    [
+        ("", "localhost:5000", 1),
+        ("", "http://127.0.0.1:5000/docker.io", 1),
+        ("", "http://[::1]:5000", 1),
+        ("", f"http://{socket.gethostname().upper()}:5000", 1),
+        ("", "localhost:5001", 0),
+        ("", "http://192.0.2.1:5000", 0),  # of no machine (RFC 5737)
+        ("", "http://region:5000/docker.io", 0),
+        ("127.0.0.1", "localhost:5000", 1),
+        ("192.0.2.1", "http://192.0.2.1:5000", 1),
+        ("192.0.2.1", "localhost:5000", 0),  # another server may listen there
+        ("Rack.example", "https://rack.example:5000", 1),
+    ],
+)
+def test_an_upstream_that_is_the_server_itself(tmp_path: Path, host: str, registry: str, count: int) -> None:
+    """It is a warning, with the prefix and the address; nothing is looked up or connected to."""
+    config = tmp_path / "config.yaml"
+    upstream = f'{{prefix: up.test, registry: "{registry}", auth: {{type: anonymous}}}}'
+    config.write_text(f'server: {{host: "{host}"}}\nupstreams: [{upstream}]')
+    found = [each for each in find_start_warnings(load(config, {}), {}) if "this server itself" in each.event]
+    assert len(found) == count
+    assert all(each.fields["upstream"] == "up.test" for each in found)
+
+
 def test_a_privileged_port_is_explained(ordinary_user: int) -> None:
     """With all ways to use it, and the one that needs no privilege first."""
     if int(Path("/proc/sys/net/ipv4/ip_unprivileged_port_start").read_text()) <= PRIVILEGED_PORT:

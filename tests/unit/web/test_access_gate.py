@@ -111,7 +111,7 @@ class FakeAdmissions:
             raise LoginRequired("no")
         raise AccessDenied("no")
 
-    async def check_login(self, upstream: Upstream, login: Login) -> bool:
+    async def check_login(self, upstream: Upstream, login: Login, passed: tuple[str, ...] = ()) -> bool:
         """Whether the password is `right`."""
         self.required.append((upstream.prefix, login, "login", None))
         if self.is_down:
