@@ -4,8 +4,11 @@ A list belongs to one shard, as a tag does: its owner asks the upstream, once fo
 workers ask the owner. The last list that was read is kept in the local store and served stale while the upstream is
 unavailable.
 
-A long list takes many pages. With a cached copy, a client waits no longer than for the check of a tag; reading the
-pages continues, and the next request gets the result.
+A client reads a list in pages. One after the first is cut from the same list, if that was checked within CONTINUED_S: a
+Dockyard that reads all pages from another one would make that read all of its pages for each of them.
+
+A long list takes many pages of the upstream, too. With a cached copy, a client waits no longer than for the check of a
+tag; reading the pages continues, and the next request gets the result.
 """
 
 import asyncio
@@ -39,6 +42,7 @@ from dockyard.workers.messages import (
 from dockyard.workers.peers import PeerConnection, Peers
 
 CONFIRM_INTERVAL_S = 60.0
+CONTINUED_S = 30.0
 MAX_REMEMBERED_CHECKS = 10_000
 EMPTY = b"[]"
 
@@ -75,10 +79,14 @@ class FoundList:
 
 @attrs.frozen
 class _ListName:
-    """Which list: the tags of a repository, or the referrers of the manifest `subject` in it."""
+    """Which list: the tags of a repository, or the referrers of the manifest `subject` in it.
+
+    `is_continued`: for a page after the first one.
+    """
 
     target: Target
     subject: Digest | None
+    is_continued: bool = False
 
     @property
     def key(self) -> str:
@@ -86,7 +94,9 @@ class _ListName:
 
     def request(self, repository: Repository) -> TagListRequest | ReferrersRequest:
         """The message that asks for it."""
-        return ReferrersRequest(repository, self.subject) if self.subject else TagListRequest(repository)
+        if self.subject:
+            return ReferrersRequest(repository, self.subject, self.is_continued)
+        return TagListRequest(repository, self.is_continued)
 
 
 @attrs.frozen
@@ -128,13 +138,13 @@ class Lists:
         self._singleflight = Singleflight()
         self._checks: LRUCache[str, _Check] = LRUCache(MAX_REMEMBERED_CHECKS)
 
-    async def tags(self, target: Target) -> FoundList:
-        """The tags of a repository, sorted. Raises RegistryError."""
-        return await self._find(_ListName(target, None))
+    async def tags(self, target: Target, *, is_continued: bool = False) -> FoundList:
+        """The tags of a repository, sorted. `is_continued`: for a page after the first one. Raises RegistryError."""
+        return await self._find(_ListName(target, None, is_continued))
 
-    async def referrers(self, target: Target, subject: Digest) -> FoundList:
+    async def referrers(self, target: Target, subject: Digest, *, is_continued: bool = False) -> FoundList:
         """The descriptors of the manifests that refer to `subject`. Raises RegistryError."""
-        return await self._find(_ListName(target, subject))
+        return await self._find(_ListName(target, subject, is_continued))
 
     async def handle(
         self, target: Target, request: TagListRequest | ReferrersRequest, connection: PeerConnection
@@ -142,7 +152,7 @@ class Lists:
         """Get a list for another worker."""
         subject = request.subject if isinstance(request, ReferrersRequest) else None
         try:
-            result = await self._check(_ListName(target, subject), is_kept=True)
+            result = await self._check(_ListName(target, subject, request.is_continued), is_kept=True)
         except RegistryError as exc:
             await connection.send(error_reply(exc))
             return
@@ -150,7 +160,8 @@ class Lists:
         await connection.send(ListReply(result.body, result.how, result.checked_at, because))
 
     async def _find(self, name: _ListName) -> FoundList:
-        result = await self._singleflight.run(("find", name.key), lambda: self._ask_owners(name), name.target.login)
+        key = ("find", name.key, name.is_continued)
+        result = await self._singleflight.run(key, lambda: self._ask_owners(name), name.target.login)
         items = await self._threads.disk(json.loads, result.body)
         return FoundList(items, result.how, result.checked_at, result.error)
 
@@ -172,7 +183,8 @@ class Lists:
         """The list as the upstream has it now; else the cached copy."""
         kept = await self._threads.disk(self._read, name)
         recent = self._checks.get(name.key)
-        if kept and recent and time.monotonic() - recent.monotonic_s < self._check_interval_s:
+        valid_s = max(self._check_interval_s, CONTINUED_S if name.is_continued else 0.0)
+        if kept and recent and time.monotonic() - recent.monotonic_s < valid_s:
             return _Result(kept.body, "hit", recent.checked_at)
         try:
             async with asyncio.timeout((self._check_timeout_s or None) if kept else None):
@@ -199,8 +211,7 @@ class Lists:
         is_kept = is_kept and (kept is not None or body != EMPTY or await self._exists(name))
         if is_kept:
             await self._threads.disk(self._keep, name, kept, body)
-        if self._check_interval_s:
-            self._checks[name.key] = _Check(time.time(), time.monotonic())
+        self._checks[name.key] = _Check(time.time(), time.monotonic())
         if kept is None:
             return _Result(body, "miss" if is_kept else "asked", time.time())
         return _Result(body, "checked" if body == kept.body else "changed", time.time())

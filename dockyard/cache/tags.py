@@ -21,7 +21,16 @@ from dockyard.cache.manifests import Manifests
 from dockyard.cache.singleflight import Singleflight
 from dockyard.cache.stores import Stores
 from dockyard.cache.threads import Threads
-from dockyard.errors import BadUpstream, ManifestUnknown, Outage, RegistryError, TooManyRequests, reason_of
+from dockyard.errors import (
+    BadUpstream,
+    FailureDetails,
+    ManifestUnknown,
+    Outage,
+    RegistryError,
+    TooManyRequests,
+    Unavailable,
+    reason_of,
+)
 from dockyard.log import is_debug
 from dockyard.oci.manifest import Descriptor, Manifest
 from dockyard.oci.reference import Digest, Name, Reference, Tag
@@ -150,16 +159,13 @@ class Tags:
         if is_debug():
             _log_decision(target, tag, cached, checked, decision)
         match decision:
-            case Serve(_, None) if pointer and manifest:
-                if time.time() - pointer.checked_at > CONFIRM_INTERVAL_S:
-                    await self._threads.disk(self._stores.local.confirm_pointer, target.name, tag)
-                return self._remember(target, tag, FoundTag(manifest, "match", time.time()))
+            case Serve(_, None) if pointer and manifest and isinstance(checked, Descriptor):
+                return await self._confirm(target, tag, pointer, manifest, checked)
             case Serve(_, error) if pointer and manifest:
                 return FoundTag(manifest, "stale", pointer.checked_at, error)
-            case Fetch(digest):
+            case Fetch() if isinstance(checked, Descriptor):
                 stale = FoundTag(manifest, "stale", pointer.checked_at) if pointer and manifest else None
-                fetched = checked.manifest if isinstance(checked, Descriptor) else None
-                return await self._move(target, tag, fetched or digest, written, stale)
+                return await self._move(target, tag, checked, written, stale)
             case Fail(error):
                 raise error
         raise AssertionError("a tag that is not cached cannot be served")
@@ -173,19 +179,30 @@ class Tags:
             log.debug("tag not checked: upstream.check_interval", name=str(target.name), tag=str(tag))
         return recent
 
+    async def _confirm(
+        self, target: Target, tag: Tag, pointer: Pointer, manifest: Manifest, checked: Descriptor
+    ) -> FoundTag:
+        """The tag has not moved. If the upstream serves it as stale, it is stale here, too."""
+        checked_at = time.time() - checked.age_s
+        if checked.is_stale:
+            return FoundTag(manifest, "stale", checked_at, _stale_upstream(target))
+        if checked_at - pointer.checked_at > CONFIRM_INTERVAL_S:
+            await self._threads.disk(self._stores.local.confirm_pointer, target.name, tag)
+        return self._remember(target, tag, FoundTag(manifest, "match", checked_at))
+
     async def _move(
-        self, target: Target, tag: Tag, found: Digest | Manifest, written: Pointer | None, stale: FoundTag | None
+        self, target: Target, tag: Tag, checked: Descriptor, written: Pointer | None, stale: FoundTag | None
     ) -> FoundTag:
         """Fetch the manifest that the tag points to now, unless it came with the check, then move the pointer.
 
         `written` is the pointer from before the upstream was asked; `stale` is served when the manifest cannot be had.
         """
         try:
-            if isinstance(found, Manifest):
-                manifest = found
+            if checked.manifest is not None:
+                manifest = checked.manifest
                 await self._manifests.keep(target, manifest)
             else:
-                manifest = await self._fetch_moved(target, tag, found, is_cached=stale is not None)
+                manifest = await self._fetch_moved(target, tag, checked.digest, is_cached=stale is not None)
         except (Outage, TooManyRequests) as exc:
             if stale is None:
                 raise
@@ -193,7 +210,10 @@ class Tags:
         moved = Pointer(manifest.digest, time.time())
         if not await self._threads.disk(self._write_pointer, target.name, tag, written, moved):
             return await self._check(target, tag)  # another worker has moved it meanwhile: ask again
-        return self._remember(target, tag, FoundTag(manifest, "changed" if stale else "miss", time.time()))
+        how, checked_at = "changed" if stale else "miss", time.time() - checked.age_s
+        if checked.is_stale:
+            return FoundTag(manifest, how, checked_at, _stale_upstream(target))
+        return self._remember(target, tag, FoundTag(manifest, how, checked_at))
 
     async def _fetch_moved(self, target: Target, tag: Tag, digest: Digest, *, is_cached: bool) -> Manifest:
         """The manifest that the upstream says the tag points to. Raises RegistryError.
@@ -260,6 +280,12 @@ class Tags:
         if local.move_pointer(name, tag, None, found):
             local.touch_times.mark_published(TagItem(name, tag), max(time.time() - found.checked_at, 0.0))
         return local.read_pointer(name, tag) or found
+
+
+def _stale_upstream(target: Target) -> RegistryError:
+    """Why a tag is stale that the upstream itself, a Dockyard, serves as stale."""
+    details = FailureDetails(host=target.upstream.origin.host_and_port)
+    return Unavailable(f"{target.upstream.prefix} serves it as stale: see the log there", details=details)
 
 
 def _log_decision(target: Target, tag: Tag, cached: Cached | None, checked: Checked, decision: Decision) -> None:

@@ -91,13 +91,16 @@ _VENDOR_TYPE: Final = re.compile(r"application/vnd\.[A-Za-z0-9!#$&^_.+-]{1,122}"
 class Descriptor:
     """Media type, digest, and size in bytes: the result of a HEAD request.
 
-    `manifest` is what they describe, if a GET was necessary to find them out.
+    `manifest` is what they describe, if a GET was necessary to find them out. `age_s`: how long ago the upstream has
+    checked them itself, if it is a cache (RFC 9111 section 5.1). `is_stale`: it could not check them now.
     """
 
     media_type: str
     digest: Digest
     size: int
     manifest: "Manifest | None" = attrs.field(default=None, eq=False, repr=False)
+    age_s: int = attrs.field(default=0, eq=False)
+    is_stale: bool = attrs.field(default=False, eq=False)
 
 
 @attrs.frozen

@@ -47,7 +47,7 @@ from dockyard.upstream.challenges import ChallengeResponder
 from dockyard.upstream.circuit_breaker import CircuitBreaker
 from dockyard.upstream.client_operations import ClientOperations, VisibleRepositories
 from dockyard.upstream.errors import AuthenticationFailed, Cause, RangesUnsupported, UpstreamError
-from dockyard.upstream.headers import LIMIT_S, find_digest, parse_retry_after
+from dockyard.upstream.headers import LIMIT_S, find_digest, is_of_dockyard, parse_retry_after
 from dockyard.upstream.keychain import ANONYMOUS, Credential, Keychain
 from dockyard.upstream.lists import ListReader
 from dockyard.upstream.repository_failures import RepositoryFailures
@@ -572,6 +572,8 @@ class RegistryClient:
                 error = errors.server_error(http.server, status, http.details, wait_s)
             case status:
                 error = errors.bad_response(http.server, f"responded with status {status}", http.details)
+        if is_of_dockyard(http.header_values("Cache-Status")):
+            error = error.as_not_counted()  # it is well itself, and has content for which it needs no upstream
         return response.attribute(error)
 
     def _refusal(self, response: RegistryResponse, request: RegistryRequest) -> UpstreamError | RegistryError:

@@ -13,9 +13,12 @@ from dockyard.oci.reference import Digest
 
 DEFAULT_LIMIT_S = 5
 LIMIT_S = (1, 60)
+MAX_AGE_S = 10 * 365 * 24 * 3600
 
 _NUMBER = re.compile(r"[0-9]{1,18}")
 _CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18}|\*)")
+_DOCKYARD = re.compile(r"(?:^|,)[ \t]*Dockyard[ \t]*(?:;|$)")
+_STALE = re.compile(r"(?:^|,)[ \t]*Dockyard[ \t]*;[^,]*\bdetail=(?:stale-if-error|breaker)\b")
 _UNSATISFIED = re.compile(r"bytes \*/([0-9]{1,18})")
 
 
@@ -69,6 +72,22 @@ def find_unsatisfied_size(value: str | None) -> int | None:
 def find_media_type(value: str | None) -> str | None:
     """A Content-Type without its parameters, in lower case."""
     return (value or "").partition(";")[0].strip().lower() or None
+
+
+def find_age(value: str | None) -> int:
+    """The seconds of an Age header, at most MAX_AGE_S; 0 without a valid one (RFC 9111 section 5.1)."""
+    text = (value or "").strip()
+    return min(int(text), MAX_AGE_S) if _NUMBER.fullmatch(text) else 0
+
+
+def is_of_dockyard(cache_statuses: Iterable[str]) -> bool:
+    """Whether a response comes from a Dockyard, which has said how it came to it (RFC 9211)."""
+    return any(_DOCKYARD.search(value) for value in cache_statuses)
+
+
+def is_stale(cache_statuses: Iterable[str]) -> bool:
+    """Whether a Dockyard says that it serves a stale copy."""
+    return any(_STALE.search(value) for value in cache_statuses)
 
 
 def find_digest(value: str | None) -> Digest | None:

@@ -11,11 +11,13 @@ from dockyard.oci.reference import Digest, Reference
 from dockyard.upstream import errors
 from dockyard.upstream.errors import RangesUnsupported, UpstreamError
 from dockyard.upstream.headers import (
+    find_age,
     find_digest,
     find_limit,
     find_media_type,
     find_unsatisfied_size,
     has_oci_errors,
+    is_stale,
     parse_content_range,
     parse_length,
 )
@@ -152,7 +154,8 @@ def find_descriptor(http: UpstreamResponse, reference: Reference) -> Descriptor 
         return None
     if isinstance(reference, Digest) and digest != reference:
         return None
-    return Descriptor(media_type, digest, length)
+    age_s, is_old = find_age(http.header("Age")), is_stale(http.header_values("Cache-Status"))
+    return Descriptor(media_type, digest, length, age_s=age_s, is_stale=is_old)
 
 
 def content_length(http: UpstreamResponse) -> int | None:

@@ -25,6 +25,7 @@ from dockyard.web.errors import error_body, error_response, with_names, without_
 from dockyard.web.gate import Gate
 from dockyard.web.gauges import Gauges
 from dockyard.web.handlers import ApiVersionEndpoint, BlobEndpoint, ManifestEndpoint, VersionEndpoint
+from dockyard.web.headers import failure_headers
 from dockyard.web.health import LivenessEndpoint, MetricsEndpoint, ReadinessEndpoint
 from dockyard.web.lists import ReferrersEndpoint, TagsEndpoint
 from dockyard.web.outer_app import OuterApp
@@ -141,7 +142,7 @@ class ErrorHandlers:
         headers.pop("content-length")
         for of_content in ("docker-content-digest", "etag", "accept-ranges", "cache-status"):  # set before the error
             resp.delete_header(of_content)
-        resp.set_headers(headers)
+        resp.set_headers(headers | failure_headers(error))
 
     async def handle_internal_error(
         self, req: falcon.asgi.Request, resp: falcon.asgi.Response, error: Exception, params: dict[str, Any]

@@ -10,10 +10,12 @@ from typing import Protocol
 
 import falcon.asgi
 
-from dockyard.errors import RegistryError, TooManyRequests
+from dockyard.errors import Outage, RegistryError, TooManyRequests
 from dockyard.oci.reference import Digest
+from dockyard.upstream.dialer import Stage
 
 YEAR_S = 31_536_000
+UPSTREAM_STAGES = frozenset({*(stage.value for stage in Stage), "token"})
 NO_SNIFFING = (b"x-content-type-options", b"nosniff")
 _STATUS = {
     "miss": "fwd=uri-miss; stored",
@@ -69,6 +71,20 @@ def freshness_headers(content: CachedContent, *, is_public: bool) -> dict[str, s
         status = "hit" if content.how == "hit" else _STATUS[content.how]
         headers["cache-status"] = f"Dockyard; {status}"
     return headers
+
+
+def failure_headers(error: RegistryError) -> dict[str, str]:
+    """Cache-Status of an error that is a failure of the upstream; nothing for others.
+
+    A Dockyard of an inner tier sees by it that this server works, and may have other content.
+    """
+    if not isinstance(error, Outage | TooManyRequests) or error.details is None:
+        return {}
+    if error.details.stage not in UPSTREAM_STAGES:
+        return {}
+    limited = "; fwd-status=429" if isinstance(error, TooManyRequests) else ""
+    forwarded = "detail=breaker" if error.remembered else f"fwd=uri-miss{limited}"
+    return {"cache-status": f"Dockyard; {forwarded}"}
 
 
 def redirect_headers(url: str) -> dict[str, str]:

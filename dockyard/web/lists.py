@@ -33,7 +33,7 @@ class TagsEndpoint:
         record = start_record(req, "tags", name, f"tags/{reference}")
         parse = functools.partial(parse_tags_query, req.query_string)
         target, query = await self._gate.admit(req, resp, record, path_prefix, reference, parse)
-        found = await self._lists.tags(target)
+        found = await self._lists.tags(target, is_continued=query.last is not None)
         record.how, record.error = found.how, found.error
         tags, has_more = page_tags([] if record.is_hidden else found.items, query.n, query.last)
         if has_more:
@@ -57,7 +57,7 @@ class ReferrersEndpoint:
         record = start_record(req, "referrers", name, f"referrers/{reference}")
         parse = functools.partial(parse_referrers_query, req.query_string)
         target, query = await self._gate.admit(req, resp, record, path_prefix, reference, parse)
-        found = await self._lists.referrers(target, query.subject)
+        found = await self._lists.referrers(target, query.subject, is_continued=query.last is not None)
         record.how, record.error = found.how, found.error
         referrers, has_more = page_referrers([] if record.is_hidden else found.items, query.artifact_types, query.last)
         if query.artifact_types:

@@ -109,17 +109,19 @@ class ManifestRequest:
 
 @attrs.frozen
 class TagListRequest:
-    """Asks for the tags of a repository."""
+    """Asks for the tags of a repository. `is_continued`: for a page after the first one."""
 
     repository: Repository
+    is_continued: bool = False
 
 
 @attrs.frozen
 class ReferrersRequest:
-    """Asks for the referrers of a manifest."""
+    """Asks for the referrers of a manifest. `is_continued`: for a page after the first one."""
 
     repository: Repository
     subject: Digest
+    is_continued: bool = False
 
 
 @attrs.frozen

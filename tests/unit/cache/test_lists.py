@@ -155,6 +155,19 @@ async def test_every_request_asks_anew(workers: Workers) -> None:
     assert (found.how, found.items) == ("changed", ["a", "b", "c"])
 
 
+async def test_the_next_page_is_of_the_same_list(workers: Workers) -> None:
+    """It is not asked for again, by whichever worker; the first page of the next reader is."""
+    await workers.open(2)
+    assert (await workers.tags()).how == "miss"
+    workers.upstream.tags = ["a", "b", "c"]
+    for worker in workers.all * 2:
+        found = await worker.lists.tags(TARGET, is_continued=True)
+        assert (found.how, found.items) == ("hit", TAGS)
+    assert workers.upstream.requests == ["tags"]
+    assert (await workers.tags(1)).items == ["a", "b", "c"]
+    assert (await workers.all[0].lists.tags(TARGET, is_continued=True)).items == ["a", "b", "c"]
+
+
 async def test_an_interval_spares_questions(workers: Workers) -> None:
     """Within it, the owner serves the kept list to all workers."""
     await workers.open(2, check_interval_s=3600)

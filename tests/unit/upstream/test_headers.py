@@ -3,10 +3,14 @@
 import pytest
 
 from dockyard.upstream.headers import (
+    MAX_AGE_S,
     ContentRange,
+    find_age,
     find_digest,
     find_media_type,
     find_unsatisfied_size,
+    is_of_dockyard,
+    is_stale,
     parse_content_range,
     parse_length,
     parse_retry_after,
@@ -88,3 +92,32 @@ def test_a_digest_that_cannot_be_used_is_none(value: str | None) -> None:
 def test_retry_after_is_seconds_or_a_date_within_a_minute(value: str | None, seconds: int) -> None:
     """Five seconds if it is missing or invalid."""
     assert parse_retry_after(value, NOW) == seconds
+
+
+@pytest.mark.parametrize(
+    ("value", "age_s"), [(None, 0), ("0", 0), (" 412 ", 412), ("-1", 0), ("x", 0), ("1.5", 0), ("9" * 18, MAX_AGE_S)]
+)
+def test_an_age_is_read(value: str | None, age_s: int) -> None:
+    """What is no number of seconds is no age; a very long one is limited."""
+    assert find_age(value) == age_s
+
+
+@pytest.mark.parametrize(
+    ("values", "is_ours", "stale"),
+    [
+        ([], False, False),
+        (["Dockyard"], True, False),
+        (["Dockyard; hit"], True, False),
+        (["Dockyard; hit; ttl=-412; detail=breaker"], True, True),
+        (["Dockyard; fwd=stale; fwd-status=429; ttl=-412; detail=stale-if-error"], True, True),
+        (["Origin; hit, Dockyard; fwd=stale; ttl=-1; detail=stale-if-error"], True, True),
+        (["Dockyard; hit, Other; fwd=stale; detail=stale-if-error"], True, False),
+        (["Other; hit", "Dockyard; hit; detail=breaker"], True, True),
+        (["Other; fwd=stale; detail=stale-if-error"], False, False),
+        (["My-Dockyard; hit; detail=breaker", "Dockyards; hit; detail=breaker"], False, False),
+        (["Dockyard; hit; detail=breakers"], True, False),
+    ],
+)
+def test_a_response_of_a_dockyard_says_if_it_is_stale(values: list[str], is_ours: bool, stale: bool) -> None:  # noqa: FBT001
+    """By its own member of Cache-Status, not by that of another cache."""
+    assert (is_of_dockyard(values), is_stale(values)) == (is_ours, stale)
