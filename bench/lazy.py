@@ -1,6 +1,6 @@
 """Ranges of layers that are not cached, and large blobs over several connections.
 
-    python -m bench.lazy [--rounds 5] [--layer-mib 1024] [--large-mib 4096] [footer|patterns|large ...]
+    python -m bench.lazy [--rounds 5] [--layer-mib 1024] [--large-mib 4096] [--out FILE] [footer|patterns|large ...]
 
 - `footer`: the last 50 bytes of a cold layer, over a line of 100 MiB/s with a delay of 50 ms: from the registry itself,
   through Dockyard with and without `lazy`, and through distribution as a proxy. Then the download in the background
@@ -10,14 +10,15 @@
 - `large`: the throughput of a cold blob with `upstream.connections` 4 and 1, where each connection has 50 MiB/s
   (toxiproxy), and the memory of the workers.
 
-In each round every place gets the same new layer, in turn. Printed are medians over the rounds, and their ratios.
+In each round every place gets the same new layer, in turn. The table has medians over the rounds with the lowest and
+the highest value, and the ratio of the medians to that of the first place. The last piece of a layer with a footer is
+half a piece (512 KiB) long, as on average.
 """
 
 import argparse
 import contextlib
 import http.client
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -31,6 +32,7 @@ import attrs
 from bench.peers.caches import CacheServer, make_cache
 from bench.peers.content import REPOSITORY, Image, UpstreamContent
 from bench.peers.load import LoadError, check
+from bench.peers.machine import describe
 from bench.peers.programs import ProgramResult, Programs
 from bench.peers.upstream_process import UpstreamProcess
 from bench.peers.workload import MIB
@@ -75,29 +77,35 @@ class Place:
         self.get(self.path("manifests", image.manifest.digest))
 
 
-class Times:
-    """Seconds, by what was measured and by place."""
+class Results:
+    """Numbers, by what was measured (with its unit) and by place: one of each round."""
 
     def __init__(self) -> None:
-        self._seconds: dict[str, dict[str, list[float]]] = {}
+        self._numbers: dict[str, dict[str, list[float]]] = {}
+
+    def add(self, what: str, place: str, number: float) -> None:
+        self._numbers.setdefault(what, {}).setdefault(place, []).append(number)
 
     def measure(self, what: str, place: str, call: Callable[[], object]) -> None:
+        """Add the milliseconds that a call takes."""
         began_at = time.perf_counter()
         call()
-        self._seconds.setdefault(what, {}).setdefault(place, []).append(time.perf_counter() - began_at)
+        self.add(what, place, 1000 * (time.perf_counter() - began_at))
 
-    def median(self, what: str, place: str) -> float:
-        return statistics.median(self._seconds[what][place])
+    def rows(self) -> list[str]:
+        """The rows of a table in Markdown: what, place, median, lowest to highest, ratio to the first place."""
+        rows = []
+        for what, places in self._numbers.items():
+            first = statistics.median(next(iter(places.values())))
+            for place, numbers in places.items():
+                median = statistics.median(numbers)
+                spread = f"{_format(min(numbers))} to {_format(max(numbers))}"
+                rows.append(f"| {what} | {place} | {_format(median)} | {spread} | {median / first:.2f} |")
+        return rows
 
-    def report(self) -> None:
-        """Print the medians, and their ratios to the first place."""
-        for what, places in self._seconds.items():
-            first = self.median(what, next(iter(places)))
-            cells = [
-                f"{name} {self.median(what, name) * 1000:.0f} ms ({self.median(what, name) / first:.2f})"
-                for name in places
-            ]
-            print(f"{what}: {', '.join(cells)}")
+
+def _format(number: float) -> str:
+    return f"{number:,.0f}" if number >= 100 else f"{number:.4g}"
 
 
 @contextlib.contextmanager
@@ -131,9 +139,9 @@ def wait_until_quiet(registry: UpstreamProcess) -> None:
         time.sleep(QUIET_S)
 
 
-def measure_footers(directory: Path, rounds: int, layer_bytes: int) -> Times:
+def measure_footers(directory: Path, rounds: int, layer_bytes: int) -> Results:
     """The last bytes of a cold layer. Raises LoadError for wrong bytes, or bytes that came twice."""
-    times = Times()
+    results = Results()
     with open_upstream(directory) as (registry, content), open_places(directory, registry, content) as places:
         for number in range(rounds):
             for place in places:
@@ -145,7 +153,7 @@ def measure_footers(directory: Path, rounds: int, layer_bytes: int) -> Times:
                 registry.reset_counts()
                 ranges = f"bytes={layer_bytes - FOOTER_BYTES}-{layer_bytes - 1}"
                 path = place.path("blobs", layer.digest)
-                times.measure("footer", place.name, partial(expect_range, place, path, ranges, FOOTER_BYTES))
+                results.measure("footer: ms", place.name, partial(expect_range, place, path, ranges, FOOTER_BYTES))
                 if place.prefix == f"{LAZY}/":
                     first = registry.count_requests(containing=layer.digest)
                     registry.set_link()
@@ -153,18 +161,19 @@ def measure_footers(directory: Path, rounds: int, layer_bytes: int) -> Times:
                     check(place.port, path, layer)
                     total = registry.count_requests(containing=layer.digest).body_bytes
                     requests, share = first.gets + first.heads, total / layer_bytes
-                    print(f"  {requests} requests until it came; {share:.4f} of the layer in the end")
+                    results.add("footer: requests upstream until it came", place.name, requests)
+                    results.add("footer: bytes from upstream in the end, in layers", place.name, share)
                     if total > 1.02 * layer_bytes:
                         raise LoadError(f"{total} bytes of {layer_bytes} were requested")
                 registry.set_link()
                 wait_until_quiet(registry)
                 content.remove(layer)
-    return times
+    return results
 
 
-def measure_patterns(directory: Path, rounds: int) -> Times:
+def measure_patterns(directory: Path, rounds: int) -> Results:
     """All requests of a lazy client for one cold layer."""
-    times = Times()
+    results = Results()
     with open_upstream(directory) as (registry, content), open_places(directory, registry, content) as places:
         for pattern in PATTERNS.values():
             for number in range(rounds):
@@ -174,10 +183,12 @@ def measure_patterns(directory: Path, rounds: int) -> Times:
                     place.pull_manifest(image)
                     registry.set_link(delay_s=DELAY_S, bytes_per_s=LINE_BYTES_PER_S)
                     path = place.path("blobs", image.layers[0].digest)
-                    times.measure(pattern.name, place.name, partial(replay, place, path, pattern))
+                    results.measure(
+                        f"requests of {pattern.name}: ms", place.name, partial(replay, place, path, pattern)
+                    )
                     registry.set_link()
                     wait_until_quiet(registry)
-    return times
+    return results
 
 
 def replay(place: Place, path: str, pattern: Pattern) -> None:
@@ -193,9 +204,9 @@ def replay(place: Place, path: str, pattern: Pattern) -> None:
             result.result()
 
 
-def measure_large(directory: Path, rounds: int, size: int) -> Times:
+def measure_large(directory: Path, rounds: int, size: int) -> Results:
     """A cold blob over one and over four connections, each of which has the same bandwidth."""
-    times = Times()
+    results = Results()
     with contextlib.ExitStack() as stack:
         registry, content = stack.enter_context(open_upstream(directory))
         toxiproxy = Toxiproxy(Programs().need("toxiproxy-server"), directory)
@@ -211,11 +222,13 @@ def measure_large(directory: Path, rounds: int, size: int) -> Times:
                 with running(server):
                     place = Place(f"{connections} connections", server.port, f"{IN_ORDER}/")
                     path = place.path("blobs", blob.digest)
-                    times.measure("large blob", place.name, partial(check, place.port, path, blob))
+                    began_at = time.perf_counter()
+                    check(place.port, path, blob)
+                    results.add("large blob: MiB/s", place.name, size / MIB / (time.perf_counter() - began_at))
                     memory = sum(read_peak_memory(pid) for pid in server.worker_pids())
-                    print(f"  {place.name}: peak memory of the workers {memory / MIB:.0f} MiB")
+                    results.add("large blob: peak memory of two workers, MiB", place.name, memory / MIB)
                 content.remove(blob)
-    return times
+    return results
 
 
 @contextlib.contextmanager
@@ -248,17 +261,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=5, help="(default %(default)s)")
     parser.add_argument("--layer-mib", type=int, default=1024, help="size of the layer with the footer (%(default)s)")
     parser.add_argument("--large-mib", type=int, default=4096, help="size of the large blob (%(default)s)")
+    parser.add_argument("--out", type=Path, help="write the table to this file too")
     parser.add_argument("what", nargs="*", help="footer, patterns, large; all by default")
     options = parser.parse_args(arguments)
-    measures: Mapping[str, Callable[[Path], Times]] = {
-        "footer": lambda directory: measure_footers(directory, options.rounds, options.layer_mib * MIB),
+    measures: Mapping[str, Callable[[Path], Results]] = {
+        "footer": lambda directory: measure_footers(directory, options.rounds, options.layer_mib * MIB + MIB // 2),
         "patterns": lambda directory: measure_patterns(directory, options.rounds),
         "large": lambda directory: measure_large(directory, options.rounds, options.large_mib * MIB),
     }
+    lines = ["| what | place | median | lowest to highest | ratio |", "|---|---|--:|--:|--:|"]
     for name in options.what or measures:
         with tempfile.TemporaryDirectory() as directory:
-            measures[name](Path(directory)).report()
+            lines += measures[name](Path(directory)).rows()
+    machine = ", ".join(f"{key} {value}" for key, value in describe().items())
+    text = "\n".join([*lines, "", f"{options.rounds} rounds; {machine}.", ""])
+    print(text)
+    if options.out:
+        options.out.write_text(text)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
