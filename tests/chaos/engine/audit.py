@@ -1,7 +1,8 @@
 """Checks after a fault: stored content is what its name says, and no file, socket or partial file is left over."""
 
 import os
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from tests.s3.service.bucket_view import find_object_problem
@@ -11,6 +12,7 @@ from tests.support.worker_state import open_files
 READ_BYTES = 1024 * 1024
 NOT_CONTENT = {"partial", "run", "unpublished"}
 MAX_MORE_FILES = 5
+NOT_COUNTED = ("socket:", "/dev/shm/dockyard-")
 MAX_SOCKETS = 64  # connection pools of the upstreams may keep idle connections
 
 
@@ -24,22 +26,23 @@ def audit_directory(storage: Path) -> list[str]:
     return found
 
 
-def find_leaks(deployment: Deployment, before: dict[int, int]) -> list[str]:
+def find_leaks(deployment: Deployment, before: Mapping[int, Counter[str]]) -> list[str]:
     """Partial files, and open files and sockets that were not there before. `before`: open files by pid."""
     found = [f"a partial file is left: {path.name}" for path in deployment.partial_files()]
     for pid in deployment.dockyard.worker_pids():
-        files = count_files(pid)
-        if pid in before and files > before[pid] + MAX_MORE_FILES:
-            found.append(f"worker {pid} has {files} files open, {before[pid]} before")
+        files = list_files(pid)
+        if pid in before and files.total() > before[pid].total() + MAX_MORE_FILES:
+            more = ", ".join(sorted((files - before[pid]).elements()))
+            found.append(f"worker {pid} has {files.total()} files open, {before[pid].total()} before; more: {more}")
         sockets = sum(target.startswith("socket:") for target in open_files(pid).values())
         if sockets > MAX_SOCKETS:
             found.append(f"worker {pid} has {sockets} sockets")
     return found
 
 
-def count_files(pid: int) -> int:
-    """The number of open files of a process, without sockets: idle connections come and go."""
-    return sum(not target.startswith("socket:") for target in open_files(pid).values())
+def list_files(pid: int) -> Counter[str]:
+    """The open files of a process: not sockets, which come and go, nor files of metrics, opened at the first use."""
+    return Counter(target for target in open_files(pid).values() if not target.startswith(NOT_COUNTED))
 
 
 def _content(storage: Path) -> Iterator[Path]:

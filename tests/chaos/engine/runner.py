@@ -10,12 +10,13 @@ Breakers, counts and records of the states do not mix, and a variant takes as lo
 import contextlib
 import threading
 import time
+from collections import Counter
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from tests.chaos.engine import deployment_case
-from tests.chaos.engine.audit import audit_directory, count_files, find_leaks
+from tests.chaos.engine.audit import audit_directory, find_leaks, list_files
 from tests.chaos.engine.case import Case, State
 from tests.chaos.engine.case_run import Barriers, CaseRun
 from tests.chaos.engine.control_client import ControlClient
@@ -130,7 +131,7 @@ def _run_cases(run: Run, records: Mapping[State, Record]) -> None:
     response = send_request(deployment.address, path)
     assert (response.status, response.body == body) == (200, True), f"the control blob: {response}"
     deployment.wait_for_workers(variant.workers)
-    files_before = {pid: count_files(pid) for pid in deployment.dockyard.worker_pids()}
+    files_before = {pid: list_files(pid) for pid in deployment.dockyard.worker_pids()}
     with ControlClient(deployment, path, body, variant.reconnects_within_s) as control_client:
 
         def begin_fault() -> None:
@@ -173,7 +174,7 @@ def _create_case(run: Run, record: Record, barriers: Barriers, control_client: C
     raise AssertionError(f"the engine cannot run {run.variant!r}")
 
 
-def _find_lasting_leaks(run: Run, files_before: Mapping[int, int]) -> list[str]:
+def _find_lasting_leaks(run: Run, files_before: Mapping[int, Counter[str]]) -> list[str]:
     with contextlib.suppress(AssertionError):
-        wait_for(lambda: not find_leaks(run.deployment, dict(files_before)), "no leak")
-    return find_leaks(run.deployment, dict(files_before))
+        wait_for(lambda: not find_leaks(run.deployment, files_before), "no leak")
+    return find_leaks(run.deployment, files_before)

@@ -374,7 +374,7 @@ def _prepare_disk(run: Run) -> None:
     mount_small_disk(run)
 
 
-# What was on its way in the worker is requested again by the next owner.
+# What was on its way to the worker, up to a whole piece on each connection, is requested again by the next owner.
 _OWNER_GETS = (_GETS[0], _GETS[1] + 2 * len(RANGES))
 DISK_FULL_S = 30.0
 
@@ -382,7 +382,7 @@ WORKER_OR_DISK = Fault(
     "P13",
     "A worker dies or is frozen, or the disk fills, while ranges ahead are read",
     (
-        _owner_fault("owner killed", signal.SIGKILL, RESPAWN_S, HALF_PIECE_BYTES),
+        _owner_fault("owner killed", signal.SIGKILL, RESPAWN_S, MIB),
         _owner_fault("owner frozen", signal.SIGSTOP, WATCHDOG_S, MIB),
         DeploymentVariant(
             "disk full",
