@@ -138,9 +138,12 @@ def _read(parser: argparse.ArgumentParser, options: argparse.Namespace) -> tuple
         parser.error(f"there may be {MAX_ZONES} zones, and each needs a node")
     if options.layers:
         layers_mib = [float(text) for text in options.layers.split(",")]
-    names = options.acts.split(",") if options.acts else list(QUICK_ACTS if options.quick else ACTS)
+    usual = [name for name in (QUICK_ACTS if options.quick else ACTS) if shape.zones or name != "zone"]
+    names = options.acts.split(",") if options.acts else usual
     if unknown := [name for name in names if name not in ACTS]:
         parser.error(f"unknown act {unknown[0]}: the acts are {', '.join(ACTS)}")
+    if "zone" in names and not shape.zones:
+        parser.error("the act zone needs zones")
     return shape, [int(size * MIB) for size in layers_mib], names
 
 

@@ -98,8 +98,6 @@ class Stage:
 
     def zone(self) -> list[Act]:
         """All replicas and the balancer of a zone are killed in the middle of a herd; its nodes ask the region."""
-        if not self._layout.zones:
-            return []
         zone, image = self._layout.zones[0], self._push("zone")
         nodes = self._layout.nodes_of(zone)
         real: list[Pull] = []

@@ -54,6 +54,7 @@ def test_percentiles(values: list[float], share: float, expected: float) -> None
         (["--rate", "node"], "--rate node: must be NAME=MBIT"),
         (["--rate", "moon=3"], "--rate moon=3: must be NAME=MBIT"),
         (["--zones", "5", "--nodes", "3"], "each needs a node"),
+        (["--zones", "0", "--acts", "zone"], "the act zone needs zones"),
         (["--replicas", "0"], "must be at least 1"),
     ],
 )
