@@ -18,7 +18,7 @@ from tests.support.programs import Programs, need_root
 LIMIT_S = 250.0
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def needed(programs: Programs) -> None:
     """Root, and the programs of the scenario."""
     need_root("making network namespaces")
@@ -61,6 +61,18 @@ def processes_of(directory: Path) -> list[str]:
     return found
 
 
+def test_the_command_says_that_it_needs_root(tmp_path: Path) -> None:
+    """An ordinary user reads it at once: nothing is installed before."""
+    fake_id = tmp_path / "id"
+    fake_id.write_text("#!/bin/sh\necho 1000\n")
+    fake_id.chmod(0o755)
+    environ = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    done = subprocess.run([ROOT / "ops/scenario"], capture_output=True, text=True, env=environ, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("ops/scenario: this needs root")
+
+
+@pytest.mark.usefixtures("needed")
 def test_the_scenario_keeps_its_promises(tmp_path: Path) -> None:
     """Every pull is right, of a killed zone after a retry; the registry is asked once for each layer."""
     results = tmp_path / "results.json"
@@ -81,6 +93,7 @@ def test_the_scenario_keeps_its_promises(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [results]
 
 
+@pytest.mark.usefixtures("needed")
 def test_an_interrupted_scenario_leaves_nothing(tmp_path: Path) -> None:
     """Ctrl-C while Dockyards are started ends all processes, and deletes their files."""
     scenario = start_scenario(tmp_path)
