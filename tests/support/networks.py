@@ -52,6 +52,9 @@ class Namespace:
             raise SetupError(f"cannot make a network namespace, which needs root: {problem[0]}")
         with self.entered(), contextlib.suppress(OSError):  # it is optional, and may be read-only
             Path("/proc/sys/net/ipv6/conf/default/disable_ipv6").write_text("1")
+        with self.entered(), contextlib.suppress(OSError):
+            # Every kernel has it, and its connections share a link about equally; those of BBR do not.
+            Path("/proc/sys/net/ipv4/tcp_congestion_control").write_text("reno")
 
     @property
     def path(self) -> str:
