@@ -1,0 +1,5 @@
+"""Run the command."""
+
+from bench.fleet.command import main
+
+main()
