@@ -21,6 +21,7 @@ from bench.fleet.model import (
     GBIT,
     GIB,
     MIB,
+    PUBLISHED,
     Arrival,
     Bucket,
     Client,
@@ -179,6 +180,13 @@ def test_processors_are_a_limit() -> None:
     assert simulate(fleet, Image(LAYERS)).last_s == pytest.approx(75, rel=0.001)
     many = attrs.evolve(SLOW, nodes=1000, tiers=[attrs.evolve(tier, card=FAST)], costs=Costs(tag_s=0.002))
     assert simulate(many, Image([MIB])).last_s == pytest.approx(2.0, rel=0.01)
+
+
+def test_processors_of_balancers_are_a_limit() -> None:
+    """750 MiB at 0.1 CPU seconds for each MiB are 37.5 s of two cores."""
+    tier = attrs.evolve(SLOW.tiers[0], balancers=1, balancer_card=FAST)
+    fleet = attrs.evolve(SLOW, tiers=[tier], balancer_cpu=(2, 0.1 / MIB))
+    assert simulate(fleet, Image(LAYERS)).last_s == pytest.approx(37.5, rel=0.001)
 
 
 def test_layers_are_unpacked_one_after_the_other() -> None:
@@ -369,6 +377,13 @@ def test_the_tables_of_the_page_are_those_of_the_model() -> None:
     page = (ROOT / "ops" / "FLEETS.md").read_text()
     assert sorted(tables.names_of(page)) == sorted(tables.TABLES)
     assert tables.update(page) == page
+
+
+def test_the_page_has_the_last_measurement() -> None:
+    """The summary of the recorded comparison with real fleets, in which no number is marked as too different."""
+    recorded = (PUBLISHED / "fleet.md").read_text()
+    assert recorded.split("\n\n", 1)[0] in (ROOT / "ops" / "FLEETS.md").read_text()
+    assert "**" not in recorded
 
 
 @pytest.mark.parametrize(
