@@ -7,9 +7,11 @@ import pytest
 import yaml
 
 from dockyard.config.loader import load
+from dockyard.routing import Router
 from tests.support.paths import ROOT
 
 SERVICES = ["dockyard", "versitygw", "expire"]
+TIERS = ROOT / "ops" / "tiers"
 
 
 @pytest.fixture(scope="module")
@@ -76,3 +78,38 @@ def test_dockyard_and_the_store_have_health_checks(services: dict[str, Any]) -> 
     """`docker compose up --wait` waits for both."""
     assert "http://127.0.0.1:5000/healthz" in services["dockyard"]["healthcheck"]["test"][-1]
     assert services["versitygw"]["healthcheck"]["test"][-1].endswith(":9000/_health")
+
+
+@pytest.fixture(scope="module")
+def tiers() -> dict[str, Any]:
+    """The services of the compose file of two tiers."""
+    found = yaml.safe_load((TIERS / "compose.yaml").read_text())["services"]
+    assert isinstance(found, dict)
+    return found
+
+
+def test_the_inner_tier_asks_the_outer_one(tiers: dict[str, Any]) -> None:
+    """Each prefix of the rack leads to the region, and there to the same prefix."""
+    assert list(tiers) == ["region", "rack"]
+    files = [tiers[name]["volumes"][0].split(":")[0] for name in tiers]
+    region, rack = (load(TIERS / file, {}) for file in files)
+    assert (region.warnings, rack.warnings) == ((), ())
+    assert [each.prefix for each in rack.upstreams] == [each.prefix for each in region.upstreams]
+    for upstream in rack.upstreams:
+        asked = Router(rack.upstreams).route(f"{upstream.prefix}/org/app")
+        assert (asked.upstream.origin.host, asked.upstream.origin.port) == ("region", region.server.port)
+        answering = Router(region.upstreams).route(asked.repository)
+        assert (answering.upstream.prefix, answering.repository) == (upstream.prefix, "org/app")
+        assert answering.name == asked.name
+    assert rack.upstream.check_timeout > region.upstream.check_timeout
+
+
+def test_both_tiers_are_restricted(tiers: dict[str, Any]) -> None:
+    """As the compose file of one: no capability, nothing to write to, and only the rack can be reached, from here."""
+    assert [service.get("ports") for service in tiers.values()] == [None, ["127.0.0.1:5000:5000"]]
+    for service in tiers.values():
+        assert service["read_only"] is True
+        assert service["cap_drop"] == ["ALL"]
+        assert service["security_opt"] == ["no-new-privileges:true"]
+        assert "http://127.0.0.1:5000/healthz" in service["healthcheck"]["test"][-1]
+    assert len({service["volumes"][1] for service in tiers.values()}) == 2

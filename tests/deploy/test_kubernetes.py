@@ -28,6 +28,7 @@ Resources = list[dict[str, Any]]
 RENDERINGS = {
     "base": ("kustomize", "kubernetes/base"),
     "aws": ("kustomize", "kubernetes/aws"),
+    "zone": ("kustomize", "kubernetes/zone"),
     "chart": ("helm",),
     "chart with everything": (
         "helm",
@@ -200,7 +201,7 @@ def test_the_examples_of_the_page_render(ops: Path, programs: Programs, tmp_path
     assert [upstream.prefix for upstream in settings.upstreams] == ["docker.io", "ghcr.io/my-org"]
 
 
-@pytest.mark.parametrize("rendering", ["base", "aws", "chart", "chart with everything"])
+@pytest.mark.parametrize("rendering", ["base", "aws", "zone", "chart", "chart with everything"])
 def test_a_pod_drains_before_it_ends(render: Callable[[str], str], rendering: str, tmp_path: Path) -> None:
     """It becomes not ready, waits, and has time for that and for drain_timeout before it is killed."""
     resources = resources_of(render(rendering))
@@ -403,6 +404,29 @@ def test_pods_reach_what_they_need(render: Callable[[str], str], rendering: str)
         assert not allows(rules, agent, 443)
     assert not allows(rules, "52.1.2.3", 22)
     assert allows(rules, "169.254.169.254", 80) == (rendering == "chart with everything")
+
+
+def test_the_dockyards_of_a_zone_ask_those_of_all_zones(render: Callable[[str], str], tmp_path: Path) -> None:
+    """They are in the zone only, have an address of their own, and reach the balancer that their upstreams name."""
+    inner, outer = resources_of(render("zone")), resources_of(render("aws"))
+    namespaces = {each["metadata"]["namespace"] for each in inner}
+    assert namespaces == {"dockyard-zone-a"}
+    for kind, ending in (("StatefulSet", "dockyard"), ("Deployment", "balancer")):
+        pod = one(inner, kind, ending)["spec"]["template"]["spec"]
+        assert pod["nodeSelector"] == {"topology.kubernetes.io/zone": "zone-a"}
+    ports = [one(each, "Service", "balancer")["spec"]["ports"][0] for each in (inner, outer)]
+    assert ports[0]["nodePort"] != ports[1]["nodePort"]
+    config = tmp_path / "config.yaml"
+    config.write_text(mounted(inner, "config")["config.yaml"])
+    settings = load(config, {})
+    assert settings.warnings == ()
+    for upstream in settings.upstreams:
+        service, namespace, *rest = upstream.origin.host.split(".")
+        assert service == one(outer, "Service", "balancer")["metadata"]["name"]
+        assert (namespace, rest) == ("dockyard", ["svc", "cluster", "local"])
+        assert upstream.origin.port == ports[1]["port"]
+        assert upstream.path == upstream.prefix
+    assert allows_pods(egress(inner), 5000)
 
 
 def test_the_chart_allows_the_ports_of_its_settings(render: Callable[[str], str]) -> None:

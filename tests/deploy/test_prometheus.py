@@ -158,7 +158,7 @@ def test_the_runbook_has_every_warning_and_error(ops: Path) -> None:
     assert missing == []
 
 
-@pytest.mark.parametrize("page", ["RUNBOOK.md", "FLEETS.md", "IMAGE.md", "REQUESTS.md"])
+@pytest.mark.parametrize("page", ["RUNBOOK.md", "FLEETS.md", "IMAGE.md", "REQUESTS.md", "TIERS.md"])
 def test_links_lead_somewhere(ops: Path, page: str) -> None:
     """A link to a file finds it, a link to a heading too."""
     text = (ops / page).read_text()
