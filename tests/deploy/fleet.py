@@ -1,6 +1,6 @@
 """A fleet as operators run it: three Dockyards, one bucket, and HAProxy with the configuration of ops/.
 
-Only addresses are changed in that configuration, and what needs privileges: another user, many open files.
+Only addresses are changed in that configuration, and what needs privileges: another user.
 """
 
 import contextlib
@@ -49,7 +49,6 @@ class Balancer:
         lines = [f"    server {name} {address} check\n" for name, address in zip(self._names, servers, strict=True)]
         changes = {
             "    user haproxy\n    group haproxy\n": "",
-            "    maxconn 16384\n": "    maxconn 2048\n",  # it needs twice as many files
             "bind :5000": f"bind {bind or f'127.0.0.1:{self.port}'}",
             "stats socket /run/haproxy/admin.sock mode 660": f"stats socket ipv4@127.0.0.1:{self._stats}",
             EXAMPLE_LINES: "".join(lines),
@@ -86,6 +85,25 @@ class Balancer:
             self.states()
             return True
         return False
+
+
+def write_nginx_config(ops: Path, directory: Path, port: int) -> Path:
+    """Write ops/nginx/nginx.conf with another port, and with all its files in the directory; return its path."""
+    kinds = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+    changes = {
+        "pid /run/nginx.pid": f"pid {directory}/nginx.pid",
+        "/var/log/nginx/error.log": f"{directory}/error.log",
+        "listen 5000": f"listen 127.0.0.1:{port}",
+        "worker_connections 16384": "worker_connections 512",
+        "access_log off;": "access_log off;" + "".join(f"\n    {kind}_temp_path {directory}/{kind};" for kind in kinds),
+    }
+    text = (ops / "nginx" / "nginx.conf").read_text()
+    for old, new in changes.items():
+        assert text.count(old) == 1, old
+        text = text.replace(old, new)
+    config = directory / "nginx.conf"
+    config.write_text(text)
+    return config
 
 
 class Fleet:

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from tests.deploy.commands import run
-from tests.deploy.fleet import EXAMPLES, Client, Fleet
+from tests.deploy.fleet import EXAMPLES, Client, Fleet, write_nginx_config
 from tests.support.busy_machine import EVENT_TIMEOUT_S
 from tests.support.processes import Process, free_port
 from tests.support.programs import Programs
@@ -32,11 +32,35 @@ PATHS = [  # path without its query, and the part that is hashed
 @pytest.mark.parametrize("file", ["haproxy/haproxy.cfg", "kubernetes/balancer/haproxy.cfg"])
 def test_haproxy_accepts_its_configuration(ops: Path, programs: Programs, tmp_path: Path, file: str) -> None:
     """HAProxy finds no error and gives no warning; its user may not exist on this machine."""
-    text = (ops / file).read_text().replace("    user haproxy\n    group haproxy\n", "")
     config = tmp_path / "haproxy.cfg"
-    config.write_text(text.replace("maxconn 16384", "maxconn 1024"))
+    config.write_text((ops / file).read_text().replace("    user haproxy\n    group haproxy\n", ""))
     output = run(programs.need("haproxy"), "-c", "-f", config)
     assert "WARNING" not in output, output
+
+
+@pytest.mark.parametrize("limit", [20_000, 1024, 256])
+def test_haproxy_starts_with_few_open_files(
+    ops: Path, programs: Programs, recorder: "Recorder", tmp_path: Path, limit: int
+) -> None:
+    """Containers and shells limit them; HAProxy then accepts fewer connections, and does not fail to start."""
+    port = free_port()
+    changes = {"    user haproxy\n    group haproxy\n": "", "bind :5000": f"bind 127.0.0.1:{port}"}
+    changes |= {"/run/haproxy/admin.sock": f"{tmp_path}/admin.sock"}
+    changes |= dict.fromkeys(EXAMPLES, f"127.0.0.1:{recorder.port}")
+    (tmp_path / "haproxy.cfg").write_text(_changed((ops / "haproxy" / "haproxy.cfg").read_text(), changes))
+    command = ["prlimit", f"--nofile={limit}", programs.need("haproxy"), "-db", "-f", tmp_path / "haproxy.cfg"]
+    haproxy = Process.start(command, log=tmp_path / "haproxy.log")
+    try:
+        haproxy.wait_until(lambda: _answers(Client(port)), "answering")
+    finally:
+        haproxy.end()
+
+
+def test_haproxy_has_one_limit_of_open_files(ops: Path) -> None:
+    """`maxconn` would be a number that the system may not allow."""
+    files = ("haproxy/haproxy.cfg", "kubernetes/balancer/haproxy.cfg", "helm/dockyard/templates/balancer.yaml")
+    for text in ((ops / file).read_text() for file in files):
+        assert re.findall(r"(?:maxconn|fd-hard-limit) \d+", text) == ["fd-hard-limit 33000"]
 
 
 def test_both_haproxy_configurations_hash_alike(ops: Path) -> None:
@@ -51,24 +75,7 @@ def test_both_haproxy_configurations_hash_alike(ops: Path) -> None:
 @pytest.fixture
 def nginx_config(ops: Path, tmp_path: Path) -> Path:
     """A copy of nginx's configuration with a port and directories of the test."""
-    changes = {
-        "pid /run/nginx.pid": f"pid {tmp_path}/nginx.pid",
-        "/var/log/nginx/error.log": f"{tmp_path}/error.log",
-        "listen 5000": f"listen 127.0.0.1:{free_port()}",
-        "worker_connections 16384": "worker_connections 512",
-        "access_log off;": "access_log off;"
-        + "".join(
-            f"\n    {kind}_temp_path {tmp_path}/{kind};"
-            for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
-        ),
-    }
-    text = (ops / "nginx" / "nginx.conf").read_text()
-    for old, new in changes.items():
-        assert text.count(old) == 1, old
-        text = text.replace(old, new)
-    config = tmp_path / "nginx.conf"
-    config.write_text(text)
-    return config
+    return write_nginx_config(ops, tmp_path, free_port())
 
 
 def test_nginx_accepts_its_configuration(programs: Programs, nginx_config: Path, tmp_path: Path) -> None:
@@ -185,7 +192,7 @@ def test_balancers_tell_the_address_of_the_client(
     examples = dict.fromkeys(EXAMPLES, f"127.0.0.1:{recorder.port}")
     match name:
         case "haproxy":
-            changes = {"    user haproxy\n    group haproxy\n": "", "maxconn 16384": "maxconn 1024"}
+            changes = {"    user haproxy\n    group haproxy\n": ""}
             changes |= {"bind :5000": f"bind 127.0.0.1:{port}", "/run/haproxy/admin.sock": f"{tmp_path}/admin.sock"}
             text = _changed((ops / "haproxy" / "haproxy.cfg").read_text(), changes | examples)
             (tmp_path / "haproxy.cfg").write_text(text)

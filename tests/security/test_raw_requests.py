@@ -104,7 +104,6 @@ def _front(
         source = OPS / "haproxy" / "haproxy.cfg"
         changes |= {
             "    user haproxy\n    group haproxy\n": "",
-            "maxconn 16384": "maxconn 512",
             "bind :5000": f"bind 127.0.0.1:{port}",
             "/run/haproxy/admin.sock": f"{directory}/admin.sock",
         }
