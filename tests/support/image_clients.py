@@ -17,6 +17,7 @@ from typing import Any
 import attrs
 
 from tests.support.busy_machine import EVENT_TIMEOUT_S
+from tests.support.images import THIS_ARCHITECTURE
 from tests.support.processes import Process
 
 PULL_TIMEOUT_S = 300.0
@@ -97,11 +98,11 @@ def run(
 class Containerd:
     """containerd and its client `ctr`; images are unpacked by the native snapshotter."""
 
-    def __init__(self, containerd: Path, ctr: Path, directory: Path) -> None:
+    def __init__(self, containerd: Path, ctr: Path, directory: Path, **environ: str) -> None:
         self.directory = directory
         self.address = directory / "containerd.sock"
         self._ctr = ctr
-        self._environ = environment(directory)
+        self._environ = environment(directory, **environ)
         config = directory / "config.toml"
         config.write_text(
             f"""\
@@ -111,6 +112,9 @@ state = "{directory}/state"
 disabled_plugins = ["io.containerd.grpc.v1.cri", "io.containerd.internal.v1.opt"]
 [grpc]
   address = "{self.address}"
+[[plugins."io.containerd.transfer.v1.local".unpack_config]]
+  platform = "linux/{THIS_ARCHITECTURE}"
+  snapshotter = "native"
 """
         )
         self._process = Process.start(
@@ -173,13 +177,19 @@ class DockerDaemon:
     """
 
     def __init__(
-        self, dockerd: Path, docker: Path, containerd: Containerd, directory: Path, data: Path | None = None
+        self,
+        dockerd: Path,
+        docker: Path,
+        containerd: Containerd,
+        directory: Path,
+        data: Path | None = None,
+        **environ: str,
     ) -> None:
         self.directory = directory
         self._docker = docker
         self._socket = directory / "docker.sock"
         self._config = directory / "daemon.json"
-        self._environ = environment(directory)
+        self._environ = environment(directory, **environ)
         self._config.write_text("{}")
         options = {
             "config-file": self._config,
@@ -269,14 +279,19 @@ class DockerDaemon:
 class Skopeo:
     """skopeo; it keeps only its last copy."""
 
-    def __init__(self, program: Path, directory: Path) -> None:
+    def __init__(self, program: Path, directory: Path, **environ: str) -> None:
         self.directory = directory
         self.target = directory / "pulled"
         self._program = program
-        self._environ = environment(directory)
+        self._environ = environment(directory, **environ)
 
-    def pull(self, reference: str, *options: str, registries: str = "") -> PulledFiles:
-        """Copy an image into a directory; `registries` is the text of a registries.conf."""
+    def pull(
+        self, reference: str, *options: str, registries: str = "", is_plain_http: bool | None = None
+    ) -> PulledFiles:
+        """Copy an image into a directory; `registries` is the text of a registries.conf.
+
+        It says for each mirror whether that is plain HTTP; without it, all are, unless `is_plain_http` is given.
+        """
         self.wipe()
         (self.directory / "registries.conf").write_text(registries)
         command: list[str | Path] = [
@@ -284,7 +299,8 @@ class Skopeo:
             "--insecure-policy",
             f"--registries-conf={self.directory / 'registries.conf'}",
         ]
-        plain_http = [] if registries else ["--src-tls-verify=false"]  # registries.conf sets it for each mirror
+        is_plain_http = not registries if is_plain_http is None else is_plain_http
+        plain_http = ["--src-tls-verify=false"] if is_plain_http else []
         source, target = f"docker://{reference}", f"dir:{self.target}"
         run([*command, "copy", "--quiet", *plain_http, *options, source, target], self._environ)
         digests = {_digest(path) for path in self.target.iterdir() if path.name != "version"}
@@ -303,6 +319,79 @@ class Skopeo:
         shutil.rmtree(self.target, ignore_errors=True)
 
 
+class ImageLibrary:
+    """The library of CRI-O, Podman and Skopeo in its newest version; it keeps only its last copy.
+
+    The program is `tests/support/image_library`. `pull_into_storage` pulls as CRI-O and Podman do, into the storage of
+    `directory`: of zstd:chunked layers only what it does not have.
+    """
+
+    def __init__(self, program: Path, directory: Path, **environ: str) -> None:
+        self.directory = directory
+        self.target = directory / "pulled"
+        self._program = program
+        storage = directory / "storage.conf"
+        storage.write_text(PARTIAL_PULLS.format(root=directory / "root", run=directory / "run"))
+        self._environ = environment(directory, CONTAINERS_STORAGE_CONF=str(storage), **environ)
+
+    def pull(self, reference: str, *options: str, registries: str = "", is_plain_http: bool = False) -> PulledFiles:
+        """Copy an image into a directory; `registries` is the text of a registries.conf."""
+        self.wipe()
+        plain_http = ["--plain-http"] if is_plain_http else []
+        top = self._copy(reference, f"dir:{self.target}", *plain_http, *options, registries=registries)
+        return PulledFiles(top, frozenset(_digest(path) for path in self.target.iterdir() if path.name != "version"))
+
+    def pull_into_storage(self, reference: str, name: str, *options: str, registries: str = "") -> str:
+        """Pull an image into the storage, and return the digest of its manifest."""
+        return self._copy(reference, f"containers-storage:{name}", *options, registries=registries)
+
+    def push_chunked(self, layout: Path, reference: str) -> str:
+        """Push the image of an OCI layout, with its layers as zstd:chunked, and return the digest of its manifest."""
+        words = ["--plain-http", "--compress=zstd:chunked", f"oci:{layout}", f"docker://{reference}"]
+        return run([self._program, *words], self._environ).strip()
+
+    def wipe(self) -> None:
+        """Remove the last copy."""
+        shutil.rmtree(self.target, ignore_errors=True)
+
+    def close(self) -> None:
+        """Remove the storage."""
+        _unmount_below(self.directory)
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+    def _copy(self, reference: str, target: str, *options: str, registries: str) -> str:
+        (self.directory / "registries.conf").write_text(registries)
+        words = [f"--registries-conf={self.directory / 'registries.conf'}"]
+        return run([self._program, *words, *options, f"docker://{reference}", target], self._environ).strip()
+
+
+class Regctl:
+    """regctl; it keeps only its last copy."""
+
+    def __init__(self, program: Path, directory: Path, **environ: str) -> None:
+        self.directory = directory
+        self.target = directory / "pulled"
+        self._program = program
+        self._environ = environment(directory, **environ)
+
+    def use_config(self, text: str) -> None:
+        """Use this config.json from the next pull on."""
+        (self.directory / ".regctl").mkdir(exist_ok=True)
+        (self.directory / ".regctl" / "config.json").write_text(text)
+
+    def pull(self, reference: str) -> PulledFiles:
+        """Copy an image, of an index the images of all platforms, into an OCI layout."""
+        self.wipe()
+        run([self._program, "image", "copy", reference, f"ocidir://{self.target}:pulled"], self._environ)
+        (top,) = json.loads((self.target / "index.json").read_text())["manifests"]
+        digests = {_digest(path) for path in (self.target / "blobs" / "sha256").iterdir()}
+        return PulledFiles(top["digest"], frozenset(digests))
+
+    def wipe(self) -> None:
+        """Remove the last copy."""
+        shutil.rmtree(self.target, ignore_errors=True)
+
+
 class Podman:
     """podman with its own storage.
 
@@ -310,10 +399,10 @@ class Podman:
     have. This needs the overlay driver.
     """
 
-    def __init__(self, program: Path, directory: Path, *, pulls_partially: bool = False) -> None:
+    def __init__(self, program: Path, directory: Path, *, pulls_partially: bool = False, **environ: str) -> None:
         self.directory = directory
         self._program = program
-        self._environ = environment(directory)
+        self._environ = environment(directory, **environ)
         self._driver = "overlay" if pulls_partially else "vfs"
         if pulls_partially:
             storage = directory / "storage.conf"
@@ -322,11 +411,15 @@ class Podman:
         self._policy = directory / "policy.json"
         self._policy.write_text(json.dumps(ACCEPT_ANY_SIGNATURE))
 
-    def pull(self, reference: str, *options: str, registries: str = "") -> None:
-        """Pull an image of this machine's platform; `registries` is the text of a registries.conf."""
+    def pull(self, reference: str, *options: str, registries: str = "", is_plain_http: bool | None = None) -> None:
+        """Pull an image of this machine's platform; `registries` is the text of a registries.conf.
+
+        It says for each mirror whether that is plain HTTP; without it, all are, unless `is_plain_http` is given.
+        """
         (self.directory / "registries.conf").write_text(registries)
         environ = {**self._environ, "CONTAINERS_REGISTRIES_CONF": str(self.directory / "registries.conf")}
-        plain_http = [] if registries else ["--tls-verify=false"]  # registries.conf sets it for each mirror
+        is_plain_http = not registries if is_plain_http is None else is_plain_http
+        plain_http = ["--tls-verify=false"] if is_plain_http else []
         policy = f"--signature-policy={self._policy}"
         run([*self._command, "pull", "--quiet", policy, *plain_http, *options, reference], environ)
 
@@ -381,11 +474,11 @@ class Podman:
 class Crane:
     """crane; it keeps only its last pull."""
 
-    def __init__(self, program: Path, directory: Path) -> None:
+    def __init__(self, program: Path, directory: Path, **environ: str) -> None:
         self.directory = directory
         self.target = directory / "pulled"
         self._program = program
-        self._environ = environment(directory)
+        self._environ = environment(directory, **environ)
 
     def pull(self, reference: str) -> PulledFiles:
         """Pull an image (for an index, the images of all platforms) into an OCI layout."""

@@ -28,6 +28,7 @@ from tests.support.fake_registry import (
     OCI_MANIFEST,
 )
 
+IN_TOTO = "application/vnd.in-toto+json"
 OCI_TAR_LAYER = "application/vnd.oci.image.layer.v1.tar"
 ARCHITECTURES = ("amd64", "arm64")
 THIS_ARCHITECTURE = {"x86_64": "amd64", "aarch64": "arm64"}[platform.machine()]
@@ -87,36 +88,63 @@ class PushedImage:
         return frozenset({self.digest, *(single.digest for single in self.platforms.values())})
 
 
-def push_index(registry: DistributionRegistry, repository: str, seed: str, *, tag: str = "latest") -> PushedImage:
-    """Push an OCI index for two platforms, each of two gzip layers; the first layer is common to both."""
+def push_index(
+    registry: DistributionRegistry, repository: str, seed: str, *, tag: str = "latest", common: str = ""
+) -> PushedImage:
+    """Push an OCI index for two platforms, each of two gzip layers; the first layer is common to both.
+
+    With `common`, it is common to all images that have the same one.
+    """
     platforms = {
         architecture: _push_single(
             registry,
             repository,
             architecture,
-            (f"{seed} common", f"{seed} {architecture}"),
+            (common or f"{seed} common", f"{seed} {architecture}"),
             (OCI_MANIFEST, OCI_CONFIG, OCI_LAYER),
         )
         for architecture in ARCHITECTURES
     }
-    entries = [
-        {
-            "mediaType": single.media_type,
-            "digest": single.digest,
-            "size": single.size,
-            "platform": {"architecture": architecture, "os": "linux"},
+    entries = [_entry(single, architecture) for architecture, single in platforms.items()]
+    digest = _push_entries(registry, repository, tag, entries)
+    return PushedImage(repository, tag, digest, OCI_INDEX, platforms)
+
+
+def push_attested(
+    registry: DistributionRegistry, repository: str, seed: str, *, tag: str = "latest", common: str = ""
+) -> PushedImage:
+    """Push an OCI index as BuildKit makes it: two platforms, and an attestation of the image of this one.
+
+    The first layer is common to both platforms, and to all images with the same `common`. The attestation is the
+    platform `unknown`.
+    """
+    image = push_index(registry, repository, seed, tag=tag, common=common)
+    statement = json.dumps({"_type": "https://in-toto.io/Statement/v0.1", "subject": [], "seed": seed}).encode()
+    layer = Blob(IN_TOTO, _digest(statement), len(statement))
+    registry.put_blob(repository, layer.digest, statement)
+    config_body = _config("unknown", [layer.digest], system="unknown")
+    config = Blob(OCI_CONFIG, _digest(config_body), len(config_body))
+    registry.put_blob(repository, config.digest, config_body)
+    attestation = _push_manifest(registry, repository, OCI_MANIFEST, config, (layer,), None)
+    marks = {
+        "annotations": {
+            "vnd.docker.reference.type": "attestation-manifest",
+            "vnd.docker.reference.digest": image.this_platform.digest,
         }
-        for architecture, single in platforms.items()
-    ]
-    body = json.dumps({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": entries}).encode()
-    registry.put_manifest(repository, tag, body, OCI_INDEX)
-    return PushedImage(repository, tag, _digest(body), OCI_INDEX, platforms)
+    }
+    entries = [_entry(single, architecture) for architecture, single in image.platforms.items()]
+    entries.append(_entry(attestation, "unknown", "unknown") | marks)
+    platforms = {**image.platforms, "unknown": attestation}
+    return attrs.evolve(image, digest=_push_entries(registry, repository, tag, entries), platforms=platforms)
 
 
-def push_docker(registry: DistributionRegistry, repository: str, seed: str, *, tag: str = "latest") -> PushedImage:
-    """Push a Docker v2 schema 2 image for this machine's platform."""
+def push_docker(
+    registry: DistributionRegistry, repository: str, seed: str, *, tag: str = "latest", common: str = ""
+) -> PushedImage:
+    """Push a Docker v2 schema 2 image for this machine's platform; `common` as in `push_index`."""
     types = (DOCKER_MANIFEST, DOCKER_CONFIG, DOCKER_LAYER)
-    single = _push_single(registry, repository, THIS_ARCHITECTURE, (f"{seed} one", f"{seed} two"), types, tag=tag)
+    seeds = (common or f"{seed} one", f"{seed} two")
+    single = _push_single(registry, repository, THIS_ARCHITECTURE, seeds, types, tag=tag)
     return PushedImage(repository, tag, single.digest, DOCKER_MANIFEST, {THIS_ARCHITECTURE: single})
 
 
@@ -141,6 +169,21 @@ def push_layers(
     registry.put_blob(repository, config.digest, config_body)
     single = _push_manifest(registry, repository, OCI_MANIFEST, config, tuple(layers), tag)
     return PushedImage(repository, tag, single.digest, OCI_MANIFEST, {THIS_ARCHITECTURE: single})
+
+
+def _entry(single: PlatformImage, architecture: str, system: str = "linux") -> dict[str, Any]:
+    return {
+        "mediaType": single.media_type,
+        "digest": single.digest,
+        "size": single.size,
+        "platform": {"architecture": architecture, "os": system},
+    }
+
+
+def _push_entries(registry: DistributionRegistry, repository: str, tag: str, entries: list[dict[str, Any]]) -> str:
+    body = json.dumps({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": entries}).encode()
+    registry.put_manifest(repository, tag, body, OCI_INDEX)
+    return _digest(body)
 
 
 def _push_single(
@@ -184,11 +227,11 @@ def _push_manifest(
     return PlatformImage(digest, media_type, len(body), config, layers)
 
 
-def _config(architecture: str, diff_ids: list[str]) -> bytes:
+def _config(architecture: str, diff_ids: list[str], system: str = "linux") -> bytes:
     document = {
         "created": "2026-01-01T00:00:00Z",
         "architecture": architecture,
-        "os": "linux",
+        "os": system,
         "config": {},
         "rootfs": {"type": "layers", "diff_ids": diff_ids},
         "history": [{"created": "2026-01-01T00:00:00Z", "created_by": "test"} for _ in diff_ids],

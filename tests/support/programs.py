@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -35,6 +36,12 @@ class Programs:
         if name in {"dockerd", "podman"} and not is_root_a_mount_point():
             cannot_run(f"{name} unpacks images only where / is a mount point, which it is not in a plain chroot")
         return Path(found["path"])
+
+    def version(self, name: str) -> str:
+        """Return the version of a program that is available: its number, with a `v` if the module has one."""
+        text = self._found[name]["version"]
+        found = re.search(r"v?\d+\.\d+[\w.~+-]*", text)
+        return found[0] if found else text
 
 
 def is_root_a_mount_point() -> bool:
