@@ -17,7 +17,7 @@ import yaml
 
 from dockyard import exit_status
 from dockyard.config.settings import ServerSettings
-from tests.clients.conftest import containerd, docker, skopeo
+from tests.clients.conftest import containerd, direct, docker, skopeo
 from tests.deploy.commands import run
 from tests.support.busy_machine import EVENT_TIMEOUT_S
 from tests.support.distribution import DistributionRegistry
@@ -28,7 +28,7 @@ from tests.support.paths import ROOT
 from tests.support.processes import wait_until
 from tests.support.programs import Programs
 
-__all__ = ["containerd", "docker", "skopeo"]
+__all__ = ["containerd", "direct", "docker", "skopeo"]
 
 EXAMPLE = "dockyard:5000"
 CLOSED_EXAMPLE = "dockyard.example:5000"
@@ -93,7 +93,7 @@ def test_containerd_pulls_with_its_file(
     image = push_index(registry, "library/node", seed="containerd's node")
     certs = tmp_path / "certs.d" / host
     certs.mkdir(parents=True)
-    text = (ops / "nodes" / "containerd" / "certs.d" / host / "hosts.toml").read_text()
+    text = (ops / "nodes" / "containerd-1.6" / "certs.d" / host / "hosts.toml").read_text()
     assert text.count(EXAMPLE) == 1
     (certs / "hosts.toml").write_text(text.replace(EXAMPLE, dockyard.host))
     containerd.wipe()
@@ -102,18 +102,23 @@ def test_containerd_pulls_with_its_file(
     containerd.wipe()
 
 
-def test_containerd_accepts_its_configuration(ops: Path, programs: Programs, tmp_path: Path) -> None:
-    """`containerd config dump` reads the file; containerd 1 after the two changes that its comments describe."""
-    text = (ops / "nodes" / "containerd" / "config.toml").read_text()
-    program = programs.need("containerd")
-    if re.search(r"\b1\.\d+\.\d+", run(program, "--version")):
-        text = text.replace("version = 3", "version = 2").replace(
-            "io.containerd.cri.v1.images", "io.containerd.grpc.v1.cri"
-        )
-    file = tmp_path / "config.toml"
-    file.write_text(text)
-    output = tomllib.loads(run(program, "--config", file, "config", "dump"))
-    (plugin,) = tomllib.loads(text)["plugins"]
+@pytest.mark.parametrize(
+    ("directory", "name", "plugin"),
+    [
+        ("containerd-1.6", "containerd", "io.containerd.grpc.v1.cri"),
+        ("containerd-1.6", "containerd-2", "io.containerd.cri.v1.images"),
+        ("containerd-2.2", "containerd-2", "io.containerd.cri.v1.images"),
+    ],
+)
+def test_containerd_accepts_its_configuration(
+    ops: Path, programs: Programs, directory: str, name: str, plugin: str
+) -> None:
+    """`containerd config dump` reads the file; containerd 2 also that for older versions."""
+    program = programs.need(name)
+    if not run(program, "--version").split()[2].lstrip("v").startswith("1."):
+        plugin = "io.containerd.cri.v1.images"
+    dumped = run(program, "--config", ops / "nodes" / directory / "config.toml", "config", "dump")
+    output = tomllib.loads(dumped[dumped.index("version = ") :])  # without what it logs before
     assert output["plugins"][plugin]["registry"]["config_path"] == "/etc/containerd/certs.d"
 
 
@@ -132,7 +137,7 @@ def test_the_file_for_k3s_has_the_mirrors_of_containerd(ops: Path) -> None:
     """k3s makes hosts.toml from it, and is not available here: its mirrors are the URLs of containerd's files."""
     document = yaml.safe_load((ops / "nodes" / "k3s" / "registries.yaml").read_text())
     for host, directory in {"docker.io": "docker.io", "*": "_default"}.items():
-        hosts = tomllib.loads((ops / "nodes" / "containerd" / "certs.d" / directory / "hosts.toml").read_text())
+        hosts = tomllib.loads((ops / "nodes" / "containerd-1.6" / "certs.d" / directory / "hosts.toml").read_text())
         assert document["mirrors"][host]["endpoint"] == list(hosts["host"])
     assert document.keys() == {"mirrors"}
 
@@ -140,7 +145,7 @@ def test_the_file_for_k3s_has_the_mirrors_of_containerd(ops: Path) -> None:
 @pytest.mark.clients
 def test_docker_accepts_its_configuration(ops: Path, docker: DockerDaemon) -> None:
     """A running dockerd reloads it, and then has Dockyard as its mirror."""
-    docker._config.write_text((ops / "nodes" / "docker" / "daemon.json").read_text())
+    docker._config.write_text((ops / "nodes" / "docker-classic" / "daemon.json").read_text())
     docker._process.send(signal.SIGHUP)
     wait_until(lambda: docker._mirrors() == [f"http://{EXAMPLE}/"], "configured with the mirror")
 
@@ -166,7 +171,7 @@ def containerd_files(ops: Path, directory: Path, file: str, dockyard: Dockyard) 
 @pytest.mark.parametrize(
     ("file", "is_closed"),
     [
-        ("containerd", False),
+        ("containerd-1.6", False),
         ("closed/containerd", True),
         ("closed/containerd-login", True),
         ("closed/docker-29", True),
@@ -202,7 +207,7 @@ def test_containerd_cannot_pull_past_dockyard_when_closed(
 
 
 @pytest.mark.clients
-@pytest.mark.parametrize(("file", "status"), [("containerd", 1), ("closed/containerd", 0)])
+@pytest.mark.parametrize(("file", "status"), [("containerd-1.6", 1), ("closed/containerd", 0)])
 def test_the_check_of_a_closed_node(
     ops: Path,
     registry: DistributionRegistry,

@@ -97,14 +97,16 @@ def find_node_files(ending: str) -> set[Path]:
 
 
 def test_the_clients_page_has_the_files_for_nodes() -> None:
-    """What it shows for Docker, containerd, CRI-O and k3s is what the files in ops/nodes say."""
+    """What it shows is what the files in ops/nodes say."""
     nodes = ROOT / "ops" / "nodes"
     tables = [tomllib.loads(block) for block in code_blocks("ops/CLIENTS.md", "toml")]
     for file in find_node_files("toml") | find_node_files("conf"):
         if not file.is_relative_to(nodes / "closed"):
             assert tomllib.loads(file.read_text()) in tables, file
-    (daemon,) = (json.loads(block) for block in code_blocks("ops/CLIENTS.md", "json"))
-    assert daemon == json.loads((nodes / "docker" / "daemon.json").read_text())
+    objects = [json.loads(block) for block in code_blocks("ops/CLIENTS.md", "json")]
+    assert objects == [
+        json.loads((nodes / file).read_text()) for file in ("docker-classic/daemon.json", "regctl/config.json")
+    ]
     documents = [yaml.safe_load(block) for block in code_blocks("ops/CLIENTS.md", "yaml")]
     (registries,) = (each for each in documents if "mirrors" in each)
     assert registries == yaml.safe_load((nodes / "k3s" / "registries.yaml").read_text())

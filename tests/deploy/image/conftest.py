@@ -14,13 +14,13 @@ import pytest
 
 import dockyard
 from ops.test_servers import cache_directory
-from tests.clients.conftest import containerd
+from tests.clients.conftest import containerd, direct
 from tests.deploy.image.bases import Bases, make_bases
 from tests.support.image_clients import Containerd, DockerDaemon
 from tests.support.paths import ROOT
 from tests.support.programs import Programs, cannot_run
 
-__all__ = ["containerd"]
+__all__ = ["containerd", "direct"]
 
 NAME = "dockyard-test/dockyard"
 REVISION = "0123456789abcdef0123456789abcdef01234567"
