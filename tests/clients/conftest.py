@@ -1,45 +1,104 @@
 """Fixtures: real clients, one of each per session, and one Dockyard per module."""
 
+import contextlib
 import tempfile
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 
-from tests.clients.pull_methods import OTHER_REGISTRY, PULL_METHODS, PullMethod
 from tests.support.artifact_clients import Oras
+from tests.support.buildkit import BuildKit
 from tests.support.cri import Cri
+from tests.support.direct_registry import DirectRegistry
 from tests.support.distribution import DistributionRegistry
+from tests.support.docker_engine import DockerEngine
 from tests.support.dockyard import Dockyard, docker_hub, running
 from tests.support.image_clients import Containerd, Crane, DockerDaemon, Podman, Skopeo
-from tests.support.images import PushedImage, push_docker, push_index
 from tests.support.programs import Programs
 
-KINDS: dict[str, Callable[[DistributionRegistry, str, str], PushedImage]] = {
-    "index": push_index,
-    "docker-v2": push_docker,
-}
+OTHER_REGISTRY = "registry.example.test"  # a second upstream, not Docker Hub
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the option that writes the page."""
+    parser.addoption("--write-matrix", action="store_true", help="write what is seen into ops/CLIENT_MATRIX.md")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Make those combinations of parameters long tests that repeat what others show.
+
+    A module of this package says so with a function `is_repetition` of the parameters by their names.
+    """
+    for item in items:
+        is_repetition = getattr(getattr(item, "module", None), "is_repetition", None)
+        callspec = getattr(item, "callspec", None)
+        if is_repetition and callspec and is_repetition(callspec.params):
+            item.add_marker(pytest.mark.long)
 
 
 @pytest.fixture(scope="session")
-def containerd(programs: Programs, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Containerd]:
-    """One containerd without images."""
+def direct(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DirectRegistry]:
+    """What all clients of the session reach that do not ask Dockyard."""
+    with contextlib.closing(DirectRegistry(tmp_path_factory.mktemp("direct"))) as direct:
+        yield direct
+
+
+@pytest.fixture(scope="session")
+def containerd(
+    programs: Programs, direct: DirectRegistry, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Containerd]:
+    """The system's containerd, without images."""
     paths = programs.need("containerd", as_root=True), programs.need("ctr")
-    daemon = Containerd(*paths, tmp_path_factory.mktemp("containerd"))
-    try:
-        daemon.wait()
-        yield daemon
-    finally:
-        daemon.stop()
+    yield from _started(Containerd(*paths, tmp_path_factory.mktemp("containerd"), **direct.environ))
+
+
+@pytest.fixture(scope="session")
+def containerd_2(
+    programs: Programs, direct: DirectRegistry, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Containerd]:
+    """The newest containerd, without images."""
+    paths = programs.need("containerd-2", as_root=True), programs.need("ctr-2")
+    yield from _started(Containerd(*paths, tmp_path_factory.mktemp("containerd-2"), **direct.environ))
 
 
 @pytest.fixture(scope="session")
 def docker(
-    programs: Programs, containerd: Containerd, tmp_path_factory: pytest.TempPathFactory
+    programs: Programs, direct: DirectRegistry, containerd: Containerd, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[DockerDaemon]:
-    """One Docker daemon without images."""
+    """The system's Docker daemon with the classic image store, without images."""
     paths = programs.need("dockerd", as_root=True), programs.need("docker")
-    daemon = DockerDaemon(*paths, containerd, tmp_path_factory.mktemp("docker"))
+    yield from _started(DockerDaemon(*paths, containerd, tmp_path_factory.mktemp("docker"), **direct.environ))
+
+
+@pytest.fixture(scope="session")
+def docker_29(
+    programs: Programs, direct: DirectRegistry, containerd_2: Containerd, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[DockerEngine]:
+    """The newest Docker daemon with the containerd image store, without images."""
+    program = programs.need("dockerd-29", as_root=True)
+    directory = tmp_path_factory.mktemp("docker-29")
+    yield from _started(DockerEngine(program, containerd_2.address, directory, **direct.environ))
+
+
+@pytest.fixture(scope="session")
+def buildkit(
+    programs: Programs, direct: DirectRegistry, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[BuildKit]:
+    """BuildKit, which `use_config` starts."""
+    paths = programs.need("buildkitd", as_root=True), programs.need("buildctl")
+    buildkit = BuildKit(*paths, tmp_path_factory.mktemp("buildkit"), **direct.environ)
+    yield buildkit
+    buildkit.stop()
+
+
+Daemon = TypeVar("Daemon", Containerd, Cri, DockerDaemon, DockerEngine)
+
+
+def _started(daemon: Daemon) -> Iterator[Daemon]:
+    """Wait until the daemon answers; stop it when the session ends."""
     try:
         daemon.wait()
         yield daemon
@@ -48,55 +107,48 @@ def docker(
 
 
 @pytest.fixture(scope="session")
-def skopeo(programs: Programs, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Skopeo]:
+def skopeo(programs: Programs, direct: DirectRegistry, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Skopeo]:
     """The skopeo client without images."""
-    skopeo = Skopeo(programs.need("skopeo"), tmp_path_factory.mktemp("skopeo"))
+    skopeo = Skopeo(programs.need("skopeo"), tmp_path_factory.mktemp("skopeo"), **direct.environ)
     yield skopeo
     skopeo.wipe()
 
 
 @pytest.fixture(scope="session")
-def podman(programs: Programs) -> Iterator[Podman]:
+def podman(programs: Programs, direct: DirectRegistry) -> Iterator[Podman]:
     """The podman client without images. Its socket paths must be shorter than those of pytest's directories."""
     with tempfile.TemporaryDirectory(prefix="podman-") as directory:
-        podman = Podman(programs.need("podman", as_root=True), Path(directory))
+        podman = Podman(programs.need("podman", as_root=True), Path(directory), **direct.environ)
         yield podman
         podman.wipe()
 
 
 @pytest.fixture(scope="session")
-def crane(programs: Programs, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Crane]:
+def crane(programs: Programs, direct: DirectRegistry, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Crane]:
     """The crane client without images."""
-    crane = Crane(programs.need("crane"), tmp_path_factory.mktemp("crane"))
+    crane = Crane(programs.need("crane"), tmp_path_factory.mktemp("crane"), **direct.environ)
     yield crane
     crane.wipe()
 
 
 @pytest.fixture(scope="session")
-def cri(programs: Programs, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cri]:
+def cri(programs: Programs, direct: DirectRegistry, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cri]:
     """The system's containerd with its CRI plugin."""
-    yield from _start_cri(programs, "containerd", tmp_path_factory.mktemp("cri"))
+    paths = programs.need("containerd", as_root=True), programs.need("crictl")
+    yield from _started(Cri(*paths, tmp_path_factory.mktemp("cri"), **direct.environ))
 
 
 @pytest.fixture(scope="session")
-def cri_2(programs: Programs, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cri]:
+def cri_2(programs: Programs, direct: DirectRegistry, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cri]:
     """The newest containerd with its CRI plugin."""
-    yield from _start_cri(programs, "containerd-2", tmp_path_factory.mktemp("cri-2"))
-
-
-def _start_cri(programs: Programs, program: str, directory: Path) -> Iterator[Cri]:
-    cri = Cri(programs.need(program, as_root=True), programs.need("crictl"), directory)
-    try:
-        cri.wait()
-        yield cri
-    finally:
-        cri.stop()
+    paths = programs.need("containerd-2", as_root=True), programs.need("crictl")
+    yield from _started(Cri(*paths, tmp_path_factory.mktemp("cri-2"), **direct.environ))
 
 
 @pytest.fixture(scope="session")
-def oras(programs: Programs, tmp_path_factory: pytest.TempPathFactory) -> Oras:
+def oras(programs: Programs, direct: DirectRegistry, tmp_path_factory: pytest.TempPathFactory) -> Oras:
     """The oras client without logins."""
-    return Oras(programs.need("oras"), tmp_path_factory.mktemp("oras"))
+    return Oras(programs.need("oras"), tmp_path_factory.mktemp("oras"), **direct.environ)
 
 
 @pytest.fixture(scope="module")
@@ -106,15 +158,6 @@ def dockyard(registry: DistributionRegistry, tmp_path_factory: pytest.TempPathFa
     with running(Dockyard(tmp_path_factory.mktemp("dockyard"), [docker_hub(registry), other])) as dockyard:
         yield dockyard
         dockyard.stop()
-
-
-@pytest.fixture(params=PULL_METHODS.keys())
-def method(request: pytest.FixtureRequest, dockyard: Dockyard) -> Iterator[PullMethod]:
-    """Each client with each shape of URL, without images."""
-    method = PULL_METHODS[request.param](dockyard, request)
-    method.wipe()
-    yield method
-    method.wipe()
 
 
 @pytest.hookimpl(wrapper=True)

@@ -4,8 +4,9 @@ import contextlib
 import json
 import secrets
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import jwt
 import pytest
@@ -21,6 +22,20 @@ from tests.support.image_clients import ClientError
 from tests.support.programs import Programs
 
 pytestmark = pytest.mark.clients
+
+CHALLENGES = ["basic", "bearer"]
+SOURCES = ["htpasswd", "token", "upstream"]
+# Podman has the library of Skopeo; both versions of containerd have both kinds of names, but for these.
+SAME_MECHANISM = {"podman", "cri", "cri-2-closed-node"}
+
+
+def is_repetition(params: Mapping[str, Any]) -> bool:
+    """Each client with each challenge; the sources take turns."""
+    client, challenge, source = (params.get(name) for name in ("make_client", "challenge", "source"))
+    if client in SAME_MECHANISM:
+        return True
+    turn = ([*LOGIN_CLIENTS].index(client) if client else 0) + (CHALLENGES.index(challenge) if challenge else 0)
+    return source is not None and source != SOURCES[turn % len(SOURCES)]
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +79,7 @@ def upstream(programs: Programs, challenge: str, tmp_path_factory: pytest.TempPa
             yield Source(dockyard, registry, (USER, PASSWORD), (USER, "wrong-password"))
 
 
-@pytest.fixture(params=["htpasswd", "token", "upstream"])
+@pytest.fixture(params=SOURCES)
 def source(request: pytest.FixtureRequest, challenge: str) -> Source:
     """Each source of logins, with each challenge."""
     assert challenge
@@ -149,21 +164,26 @@ def test_a_cached_image_needs_a_login_too(make_client: Callable[[Dockyard], Logi
     assert fetched(source.registry, image) == []
 
 
-@pytest.mark.parametrize(("addresses", "is_allowed"), [("127.0.0.0/8", True), ("10.0.0.0/8", False)])
+@pytest.fixture(scope="module", params=[("127.0.0.0/8", True), ("10.0.0.0/8", False)], ids=["ours", "another"])
+def network(
+    request: pytest.FixtureRequest, registry: DistributionRegistry, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Dockyard, bool]]:
+    """A Dockyard that gives everything to one network, and whether the clients are in it."""
+    addresses, is_ours = request.param
+    networks = [{"name": "nodes", "addresses": [addresses]}]
+    settings = {"access": {"networks": networks, "rules": [{"allow": True, "who": ["network:nodes"]}]}}
+    directory = tmp_path_factory.mktemp("network")
+    with running(Dockyard(directory, [docker_hub(registry)], settings=settings)) as dockyard:
+        yield dockyard, is_ours
+
+
 def test_a_network_needs_no_login(
-    make_client: Callable[[Dockyard], LoginClient],
-    registry: DistributionRegistry,
-    start_dockyard: Callable[..., Dockyard],
-    addresses: str,
-    is_allowed: bool,  # noqa: FBT001
+    make_client: Callable[[Dockyard], LoginClient], registry: DistributionRegistry, network: tuple[Dockyard, bool]
 ) -> None:
     """Clients in the network get the image; others nothing, and nobody asks them for a login."""
     image = push(registry, "team")
-    networks = [{"name": "nodes", "addresses": [addresses]}]
-    rules = [{"allow": True, "who": ["network:nodes"]}]
-    client = make_client(
-        start_dockyard([docker_hub(registry)], settings={"access": {"networks": networks, "rules": rules}})
-    )
+    dockyard, is_allowed = network
+    client = make_client(dockyard)
     if is_allowed:
         assert client.pull(image.repository) == image.digest
         assert fetched(registry, image) == sorted(image.blobs)
@@ -228,17 +248,27 @@ def test_a_wrong_login_beside_public_images(
     assert registry.requests() == []
 
 
+@pytest.fixture(scope="module")
+def deciding(
+    registry: DistributionRegistry, challenge: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Dockyard]:
+    """A Dockyard whose upstream decides, and gives everything to everybody."""
+    decides = {**docker_hub(registry), "access": "upstream"}
+    settings = {"access": {"challenge": challenge}}
+    with running(Dockyard(tmp_path_factory.mktemp("deciding"), [decides], settings=settings)) as dockyard:
+        yield dockyard
+
+
 def test_public_images_of_an_upstream_that_decides(
     make_client: Callable[[Dockyard], LoginClient],
     registry: DistributionRegistry,
-    start_dockyard: Callable[..., Dockyard],
+    deciding: Dockyard,
     challenge: str,
     request: pytest.FixtureRequest,
 ) -> None:
     """What the upstream gives to everybody needs no login, but for Docker's classic store with Basic."""
     image = push(registry, "team")
-    settings = {"access": {"challenge": challenge}}
-    client = make_client(start_dockyard([{**docker_hub(registry), "access": "upstream"}], settings=settings))
+    client = make_client(deciding)
     if request.node.callspec.params["make_client"] == "docker" and challenge == "basic":
         with pytest.raises(ClientError, match="no basic auth credentials"):
             client.pull(image.repository)

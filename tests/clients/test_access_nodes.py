@@ -11,8 +11,9 @@ import re
 import secrets
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import attrs
 import pytest
@@ -23,6 +24,7 @@ from tests.clients.access_sources import REFUSED, content, fetched, push
 from tests.support.busy_machine import EVENT_TIMEOUT_S
 from tests.support.cri import Cri
 from tests.support.distribution import DistributionRegistry
+from tests.support.docker_engine import DockerEngine
 from tests.support.dockyard import Dockyard, docker_hub, running
 from tests.support.image_clients import DEAD_PROXY, ClientError, Containerd, Podman, Skopeo
 from tests.support.paths import ROOT
@@ -37,6 +39,14 @@ NODE = "node:PASSWORD"  # the login in the files
 WRONG = "node:another"
 POD = "pod:its-password"
 DECIDES = "decides.test"
+
+
+def is_repetition(params: Mapping[str, Any]) -> bool:
+    """The newest containerd with everything, older ones with one challenge and one kind of login."""
+    runtime, challenge, client = params.get("runtime"), params.get("challenge"), params.get("pull_by_location")
+    if runtime in {"ctr", "cri"}:
+        return challenge != {"ctr": "basic", "cri": "bearer"}[runtime] or params.get("kind") in {"token", "upstream"}
+    return client is not None and challenge != {"skopeo": "basic", "podman": "bearer"}[client]
 
 
 def split(login: str) -> list[str]:
@@ -182,7 +192,7 @@ RUNTIMES: dict[str, Callable[[pytest.FixtureRequest], Runtime]] = {"ctr": ctr, "
 @pytest.fixture(params=RUNTIMES)
 def runtime(request: pytest.FixtureRequest) -> Runtime:
     """Each container runtime."""
-    return RUNTIMES[request.param](request)
+    return (RUNTIMES | {"docker-29": docker_29})[request.param](request)
 
 
 def refuses(runtime: Runtime, reference: str, login: str = "") -> None:
@@ -191,9 +201,23 @@ def refuses(runtime: Runtime, reference: str, login: str = "") -> None:
         runtime.pull(reference, login)
 
 
-@pytest.mark.parametrize("file", ["containerd-login", "docker-29-login"])
-def test_a_closed_node_has_the_login_of_its_file(runtime: Runtime, site: Site, file: str) -> None:
+def docker_29(request: pytest.FixtureRequest) -> Runtime:
+    """Docker 29 with the containerd image store."""
+    client: DockerEngine = request.getfixturevalue("docker_29")
+
+    def pull(reference: str, login: str = "") -> str:
+        assert not login, "the logins of docker login are for images with Dockyard's address only"
+        client.wipe()
+        client.pull(reference)
+        return client.digest(reference)
+
+    return Runtime(client.use_hosts, pull)
+
+
+@pytest.mark.parametrize("runtime", [*RUNTIMES, "docker-29"], indirect=True)
+def test_a_closed_node_has_the_login_of_its_file(runtime: Runtime, site: Site, request: pytest.FixtureRequest) -> None:
     """With it the image is pulled; with another one, and with the file without a login, nothing is."""
+    file = "docker-29-login" if request.node.callspec.params["runtime"] == "docker-29" else "containerd-login"
     image = push(site.registry, "team")
     reference = f"docker.io/{image.repository}:latest"
     text = site.render(CLOSED / file / "certs.d" / "_default" / "hosts.toml")

@@ -55,7 +55,7 @@ def site(programs: Programs, tmp_path_factory: pytest.TempPathFactory) -> Iterat
             yield Site(registry, dockyard)
 
 
-@pytest.fixture(params=["skopeo", "cri", "cri-2"])
+@pytest.fixture(params=["skopeo", pytest.param("cri", marks=pytest.mark.long), "cri-2"])
 def pull(request: pytest.FixtureRequest, site: Site) -> Pull:
     """A function that pulls an image with a login, or without one if it is empty; it returns the digest."""
     client: Skopeo | Cri = request.getfixturevalue(request.param.replace("-", "_"))

@@ -7,8 +7,9 @@ import base64
 import json
 import re
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import attrs
 import pytest
@@ -34,6 +35,14 @@ KEYS = {  # in the page
     "the address, and the whole name: `dockyard:5000/ghcr.io/my-org/app`": "repository",
     "the address only": "none",
 }
+
+
+def is_repetition(params: Mapping[str, Any]) -> bool:
+    """Each client with one challenge, which take turns: which login a client sends does not depend on it."""
+    client = params.get("client") or params.get("name")
+    challenge = params.get("challenge")
+    names = [name.lower() for name in CLIENTS]
+    return challenge is not None and challenge != ("basic", "bearer")[names.index(str(client).lower()) % 2]
 
 
 @pytest.fixture(scope="module")

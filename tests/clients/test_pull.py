@@ -1,46 +1,68 @@
-"""Real clients pull through Dockyard while the upstream is available."""
+"""Real clients pull by names that the rows of `test_matrix.py` do not have, and what an outage looks like to them."""
 
 import secrets
-from collections import Counter
+from pathlib import Path
 
 import pytest
 
-from tests.clients.conftest import KINDS
-from tests.clients.pull_methods import PullMethod
+from tests.clients.conftest import OTHER_REGISTRY
+from tests.support.direct_registry import DirectRegistry
 from tests.support.distribution import DistributionRegistry
-from tests.support.images import PushedImage
+from tests.support.dockyard import Dockyard
+from tests.support.image_clients import ClientError, Containerd, Crane, Skopeo
+from tests.support.images import PushedImage, push_index
 
 pytestmark = pytest.mark.clients
 
 
-@pytest.fixture(params=KINDS.keys())
-def image(request: pytest.FixtureRequest, registry: DistributionRegistry) -> PushedImage:
-    """An image that no client has pulled yet, in a repository of its own."""
-    unique = f"{request.param}-{secrets.token_hex(4)}"
-    pushed = KINDS[request.param](registry, f"library/{unique}", unique)
+@pytest.fixture
+def image(registry: DistributionRegistry, direct: DirectRegistry) -> PushedImage:
+    """An image that no client has pulled yet."""
+    unique = secrets.token_hex(4)
+    image = push_index(registry, f"library/{unique}", unique)
     registry.clear_requests()
-    return pushed
+    direct.clear()
+    return image
 
 
-def test_a_cold_pull_returns_the_pushed_image(
-    method: PullMethod, image: PushedImage, registry: DistributionRegistry
+def test_a_short_name_is_one_of_docker_hub(crane: Crane, dockyard: Dockyard, image: PushedImage) -> None:
+    """Dockyard adds `library/`, because the prefix is Docker Hub."""
+    reference = f"{dockyard.host}/docker.io/{image.repository.removeprefix('library/')}:latest"
+    assert crane.pull(reference).digests == image.blobs | image.manifests
+    assert crane.digest(reference) == image.digest
+
+
+@pytest.mark.parametrize(
+    ("directory", "path"),
+    [("docker.io", "/docker.io"), ("_default", "")],
+    ids=["prefix before v2", "another registry than Docker Hub"],
+)
+def test_containerd_with_other_urls_of_mirrors(
+    containerd: Containerd,
+    dockyard: Dockyard,
+    direct: DirectRegistry,
+    image: PushedImage,
+    tmp_path: Path,
+    directory: str,
+    path: str,
 ) -> None:
-    """The client has exactly the image of the upstream, and each blob was fetched from there once."""
-    assert method.pull(image) == method.expected(image)
-    fetched = Counter(request.path for request in registry.requests() if request.method == "GET")
-    needed = {f"/v2/{image.repository}/blobs/{blob}" for blob in method.expected(image) & image.blobs}
-    assert needed <= fetched.keys()
-    assert {path: times for path, times in fetched.items() if times > 1} == {}
+    """Containerd appends `/v2` to the path of a mirror; `ns` names the registry."""
+    certs = tmp_path / "certs.d"
+    (certs / directory).mkdir(parents=True)
+    hosts = f'[host."{dockyard.url}{path}"]\ncapabilities = ["pull", "resolve"]\n'
+    (certs / directory / "hosts.toml").write_text(hosts)
+    reference = f"{directory if path else OTHER_REGISTRY}/{image.repository}:latest"
+    containerd.wipe()
+    containerd.pull(reference, "--hosts-dir", certs)
+    expected = image.this_platform.blobs | {image.digest, image.this_platform.digest}
+    assert containerd.content() | {containerd.digest(reference)} == expected
+    assert direct.requests() == []
+    containerd.wipe()
 
 
-def test_a_cached_pull_only_checks_the_tag(
-    method: PullMethod, image: PushedImage, registry: DistributionRegistry
+def test_an_uncached_image_is_reported_as_unavailable(
+    skopeo: Skopeo, registry: DistributionRegistry, dockyard: Dockyard, image: PushedImage
 ) -> None:
-    """A client without images pulls what another client has pulled, and the upstream sends no content."""
-    method.pull(image)
-    method.wipe()
-    registry.clear_requests()
-    assert method.pull(image) == method.expected(image)
-    assert {(request.method, request.target, request.status) for request in registry.requests()} == {
-        ("HEAD", f"/v2/{image.repository}/manifests/{image.tag}", 200)
-    }
+    """The client's error says that the upstream is unavailable, not that the image does not exist."""
+    with registry.stopped(), pytest.raises(ClientError, match="503"):
+        skopeo.pull(f"{dockyard.host}/docker.io/{image.repository}:latest")

@@ -12,6 +12,7 @@ from typing import Any
 from tests.support.image_clients import environment, forget_logins, run
 
 OCI_NAME = "org.opencontainers.image.ref.name"
+TRUSTED_ROOT = "application/vnd.dev.sigstore.trustedroot+json;version=0.1"
 MODEL = "application/vnd.cncf.model"  # the media types of ModelPack begin so
 
 
@@ -135,6 +136,8 @@ class Cosign:
         self.directory = directory
         self._program = program
         self._environ = environment(directory, COSIGN_PASSWORD="test", **environ)
+        # Version 2 wants one for bundles, and fetches it from the internet if there is none; it says nothing of keys.
+        (directory / "root.json").write_text(json.dumps({"mediaType": TRUSTED_ROOT}))
         self._run("generate-key-pair")
 
     def sign(self, reference: str, *, is_bundle: bool) -> None:
@@ -145,7 +148,7 @@ class Cosign:
 
     def verify(self, reference: str) -> list[dict[str, Any]]:
         """Return the signed claims; raise ClientError when there are none signed with our key."""
-        offline = ("--insecure-ignore-tlog", "--allow-http-registry")
+        offline = ("--insecure-ignore-tlog", "--allow-http-registry", "--trusted-root", "root.json")
         return list(json.loads(self._run("verify", "--key", "cosign.pub", *offline, reference)))
 
     def _run(self, *words: str) -> str:

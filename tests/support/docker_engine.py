@@ -1,7 +1,9 @@
 """Docker Engine 29 and newer with the containerd image store, used through its API."""
 
 import contextlib
+import json
 import shutil
+import signal
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -55,12 +57,19 @@ class DockerEngine:
         shutil.rmtree(self.directory, ignore_errors=True)
 
     def use_hosts(self, text: str, registry: str = "_default") -> None:
-        """Use one hosts.toml and no other, from the next pull on; none if the text is empty."""
+        """Use one hosts.toml and no other, from the next pull on, and no other mirrors."""
+        self.use_config('{"registry-mirrors": []}')
+        (self.certs / registry).mkdir()
+        (self.certs / registry / "hosts.toml").write_text(text)
+
+    def use_config(self, text: str) -> None:
+        """Use this daemon.json, of which only the mirrors are waited for, and no hosts.toml."""
         for old in self.certs.iterdir():
             shutil.rmtree(old)
-        if text:
-            (self.certs / registry).mkdir()
-            (self.certs / registry / "hosts.toml").write_text(text)
+        (self.directory / "daemon.json").write_text(text)
+        self._process.send(signal.SIGHUP)
+        wanted = [f"{url}/" for url in json.loads(text)["registry-mirrors"]]
+        self._process.wait_until(lambda: self._mirrors() == wanted, "using its new mirrors")
 
     def pull(self, reference: str) -> None:
         """Pull an image of this machine's platform, without a login."""
@@ -87,6 +96,10 @@ class DockerEngine:
     def _client(self) -> Iterator[docker.APIClient]:
         with contextlib.closing(docker.APIClient(self._url, version=API_VERSION, timeout=PULL_TIMEOUT_S)) as client:
             yield client
+
+    def _mirrors(self) -> list[str]:
+        with self._client() as client:
+            return list(client.info()["RegistryConfig"]["Mirrors"] or [])
 
     def _is_answering(self) -> bool:
         try:

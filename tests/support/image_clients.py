@@ -220,9 +220,13 @@ class DockerDaemon:
 
     def use_mirrors(self, *urls: str) -> None:
         """Set `registry-mirrors`; the daemon reads its configuration file again."""
-        self._config.write_text(json.dumps({"registry-mirrors": urls}))
+        self.use_config(json.dumps({"registry-mirrors": urls}))
+
+    def use_config(self, text: str) -> None:
+        """Use this daemon.json, of which only the mirrors are waited for."""
+        self._config.write_text(text)
         self._process.send(signal.SIGHUP)
-        wanted = [f"{url}/" for url in urls]
+        wanted = [f"{url}/" for url in json.loads(text)["registry-mirrors"]]
         self._process.wait_until(lambda: self._mirrors() == wanted, "using its new mirrors")
 
     def log_in(self, host: str, user: str, password: str) -> None:

@@ -15,6 +15,7 @@ import pytest
 from tests.support.paths import ROOT
 
 SCRIPT = ROOT / "ops" / "test_servers.py"
+NEED_ROOT_MOUNT = {"dockerd", "dockerd-29", "podman"}
 FIND_TIMEOUT_S = 3600.0  # the first time, servers are built from source
 
 
@@ -33,7 +34,7 @@ class Programs:
             cannot_run(found["missing"])
         if as_root and os.geteuid() != 0:
             cannot_run(f"{name} works only as root")
-        if name in {"dockerd", "podman"} and not is_root_a_mount_point():
+        if (name in NEED_ROOT_MOUNT or (name == "image-library" and as_root)) and not is_root_a_mount_point():
             cannot_run(f"{name} unpacks images only where / is a mount point, which it is not in a plain chroot")
         return Path(found["path"])
 
