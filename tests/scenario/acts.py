@@ -122,7 +122,7 @@ class Stage:
         return stack.enter_context(open_containerd(self._clients["containerd"], self._clients["ctr"], node))
 
     def region(self) -> list[Act]:
-        """All replicas of the region are killed in the middle of a herd, and started again."""
+        """All replicas of the region are killed while they fetch the image of a herd, and started again."""
         region, image = self._layout.region, self._push("region")
 
         def kill() -> None:
@@ -130,9 +130,9 @@ class Stage:
             time.sleep(self._down_s)  # what it takes to start them again
             region.start_replicas()
 
-        herd = run_herd(self._layout, image, lambda: self._when_received(image, self._layout.nodes, kill))
+        herd = run_herd(self._layout, image, lambda: self._when_sent(image, kill))
         region.wait_until_used()
-        title = f"all replicas of the region killed in the middle of a herd, for {self._down_s:g} s"
+        title = f"all replicas of the region killed while they fetch, for {self._down_s:g} s"
         # A layer goes to the replica that is up first, then back to its own: each may fetch it, and one was killed.
         max_gets = 1 + len(region.replicas)
         return [self._make_act("region", title, herd, new=[image], max_gets=max_gets)]
