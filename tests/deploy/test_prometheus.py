@@ -168,6 +168,8 @@ def test_links_lead_somewhere(ops: Path, page: str) -> None:
     }
     for target in re.findall(r"\]\(([^)]+)\)", text):
         path, _, heading = target.partition("#")
+        if path.startswith("https://"):
+            continue  # nothing is sent to other sites
         if path:
             assert (ops / path).exists(), target
         else:

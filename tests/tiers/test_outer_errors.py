@@ -93,6 +93,25 @@ def _if_fresh(response: Response) -> Response | None:
     return response if parse_cache_status(response).get("detail") == "head-match" else None
 
 
+def test_ages_add_up(pair: Pair) -> None:
+    """How long ago the registry was asked is known through both, and so is that a Dockyard behind them is stale."""
+    image = pair.registry.add_image("org/old", "v1", [b"a layer"])
+    rule = pair.registry.on("manifest", faults.header("Age", "40"), repo="org/old")
+    for response in (pair.pull("org/old/manifests/v1"), pair.pull("org/old/manifests/v1")):
+        assert (response.status, digest_of(response.body)) == (200, image.digest)
+        assert 40 <= int(response.header("Age") or 0) < 60
+        assert response.header("Warning") is None
+    stale = faults.header("Cache-Status", "Dockyard; hit; ttl=-40; detail=breaker")
+    rules = [rule, pair.registry.on("manifest", stale, repo="org/old")]
+    for server in (pair.outer, pair.inner):
+        response = server.send(f"/v2/{HUB}/org/old/manifests/v1")
+        assert 40 <= int(response.header("Age") or 0) < 60
+        assert response.header("Warning")
+        assert parse_cache_status(response)["detail"] == "stale-if-error"
+    pair.registry.remove_rules(*rules)
+    assert int(pair.pull("org/old/manifests/v1").header("Age") or -1) == 0
+
+
 def test_a_long_list(pair: Pair) -> None:
     """All pages of the registry are one list at both, each page read once; clients get their own pages."""
     tags = [f"v{number:05}" for number in range(2500)]
