@@ -210,16 +210,18 @@ class Layout:
         return [node for node in self.nodes if node.hosts[0] in group.hosts]
 
     def start(self) -> None:
-        """Lay out the network and start all programs. Raises SetupError."""
+        """Lay out the network and start all programs, with the settings of ops/TIERS.md. Raises SetupError."""
         rates = self.shape.rates
         self._network.add_switch(REGION)
         self._add_registry(self._network.add_machine("registry", REGION, rate=rates.registry))
         self._add_bucket(self._network.add_machine("bucket", REGION, rate=rates.bucket))
-        self._add_group(REGION, f"http://{self.registry_address}", {"storage": self._storage})
+        self._add_group(
+            REGION, f"http://{self.registry_address}", {"storage": self._storage, "upstream": {"check_timeout": "5s"}}
+        )
         for number, name in enumerate(self.shape.zone_names):
             self._network.add_switch(name, above=REGION, rate=rates.zone)
             host, port = _rotated(self.region.hosts, number)[0]
-            self._add_group(name, f"http://{host}:{port}/{PREFIX}", {})
+            self._add_group(name, f"http://{host}:{port}/{PREFIX}", {"upstream": {"check_timeout": "7s"}})
         for group in self.groups:  # all at once
             for replica in group.replicas:
                 replica.start(wait=False)
