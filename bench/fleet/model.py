@@ -203,9 +203,9 @@ class Failure:
 class Fleet:
     """All of it, and what is known before the pull begins.
 
-    `warm` is the number of tiers, counted from the upstream, whose replicas have the image. `hop_s` is the time before
-    the first byte of what a replica requests from the next tier. `balancer_cpu` are the cores of a balancer, and the
-    CPU seconds that it needs per byte; None: it has enough.
+    `warm` is the number of tiers, counted from the upstream, that have the image: a blob at the replica that is asked
+    for it. `hop_s` is the time before the first byte of what a replica requests from the next tier. `balancer_cpu` are
+    the cores of a balancer, and the CPU seconds that it needs per byte; None: it has enough.
     """
 
     nodes: int

@@ -134,8 +134,11 @@ class _Simulation:
         if self._fleet.is_in_bucket:
             self._in_bucket |= {blob.key for blob in everything}
         for sites in self._layout.tiers[max(0, len(self._layout.tiers) - self._fleet.warm) :]:
-            for replica in (replica for site in sites for replica in site.replicas):
-                replica.copies |= {blob.key: Copy(blob, None) for blob in everything}
+            for site in sites:
+                for blob in everything:
+                    number = site.ring.find_server(blob.key)
+                    if number is not None:
+                        site.replicas[number].copies[blob.key] = Copy(blob, None)
 
     # Nodes
 
