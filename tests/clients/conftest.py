@@ -30,12 +30,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Make those combinations of parameters long tests that repeat what others show.
 
-    A module of this package says so with a function `is_repetition` of the parameters by their names.
+    A module of this package says so with a function `is_repetition` of the test and its parameters by their names.
     """
     for item in items:
         is_repetition = getattr(getattr(item, "module", None), "is_repetition", None)
         callspec = getattr(item, "callspec", None)
-        if is_repetition and callspec and is_repetition(callspec.params):
+        if is_repetition and callspec and is_repetition(getattr(item, "originalname", ""), callspec.params):
             item.add_marker(pytest.mark.long)
 
 

@@ -41,7 +41,7 @@ POD = "pod:its-password"
 DECIDES = "decides.test"
 
 
-def is_repetition(params: Mapping[str, Any]) -> bool:
+def is_repetition(test: str, params: Mapping[str, Any]) -> bool:
     """The newest containerd with everything, older ones with one challenge and one kind of login."""
     runtime, challenge, client = params.get("runtime"), params.get("challenge"), params.get("pull_by_location")
     if runtime in {"ctr", "cri"}:

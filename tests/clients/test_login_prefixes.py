@@ -37,7 +37,7 @@ KEYS = {  # in the page
 }
 
 
-def is_repetition(params: Mapping[str, Any]) -> bool:
+def is_repetition(test: str, params: Mapping[str, Any]) -> bool:
     """Each client with one challenge, which take turns: which login a client sends does not depend on it."""
     client = params.get("client") or params.get("name")
     challenge = params.get("challenge")

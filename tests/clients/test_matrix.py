@@ -120,10 +120,14 @@ def fronts(
 
 
 def cases() -> Iterator[object]:
-    """Each row with each front; by default one front of each row, and all fronts over the rows."""
+    """Each row with each front; by default one front of each row, and all fronts over the rows.
+
+    Skopeo has the library of Podman, and `ctr --local` the code of CRI: they are long tests.
+    """
     for number, row in enumerate(ROWS):
         for position, front in enumerate(FRONTS):
-            marks = () if position == number % len(FRONTS) else (pytest.mark.long,)
+            is_short = position == number % len(FRONTS) and row.client not in {"Skopeo", "containerd 2, ctr --local"}
+            marks = () if is_short else (pytest.mark.long,)
             yield pytest.param(row, front, id=re.sub(r"[^\w.]+", "-", f"{row.key} {front}"), marks=marks)
 
 
