@@ -4,6 +4,7 @@ import contextlib
 import os
 import re
 import ssl
+import stat
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -80,8 +81,13 @@ class Deployment:
     def partial_files(self) -> list[Path]:
         """The partial files of running downloads, which are locked, and temporary files."""
         locked = set(re.findall(r"\b[0-9a-f]+:[0-9a-f]+:(\d+)\b", Path("/proc/locks").read_text()))
-        found = [path for path in self.dockyard.storage.glob("**/partial/**/*") if path.is_file()]
-        return [path for path in found if path.suffix == ".tmp" or str(path.stat().st_ino) in locked]
+        found = []
+        for path in self.dockyard.storage.glob("**/partial/**/*"):
+            with contextlib.suppress(FileNotFoundError):  # a download has just ended
+                status = path.stat()
+                if stat.S_ISREG(status.st_mode) and (path.suffix == ".tmp" or str(status.st_ino) in locked):
+                    found.append(path)
+        return found
 
     def interrupted_downloads(self) -> list[Path]:
         """The partial files that nobody writes: the downloads are continued there when they are requested again."""
