@@ -10,6 +10,7 @@ import os
 import shutil
 import signal
 import subprocess
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -420,8 +421,9 @@ class Podman:
 
         It says for each mirror whether that is plain HTTP; without it, all are, unless `is_plain_http` is given.
         """
-        (self.directory / "registries.conf").write_text(registries)
-        environ = {**self._environ, "CONTAINERS_REGISTRIES_CONF": str(self.directory / "registries.conf")}
+        with tempfile.NamedTemporaryFile("w", dir=self.directory, suffix=".conf", delete=False) as file:
+            file.write(registries)  # a file for each pull: several may run at once
+        environ = {**self._environ, "CONTAINERS_REGISTRIES_CONF": file.name}
         is_plain_http = not registries if is_plain_http is None else is_plain_http
         plain_http = ["--tls-verify=false"] if is_plain_http else []
         policy = f"--signature-policy={self._policy}"
