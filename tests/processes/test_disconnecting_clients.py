@@ -132,7 +132,7 @@ def test_clients_that_close_a_range_without_an_end(
         if is_open:
             assert 'end="open range closed"' in line
             sent = int(line.partition(" bytes=")[2].split()[0])
-            assert 8 * MIB <= sent <= 9 * MIB
+            assert 8 * MIB - 256 * 1024 <= sent <= 9 * MIB  # the last bytes may not have been acknowledged
         else:
             assert 'end="client left"' in line
     metrics = deployment.get("/metrics").body.decode()

@@ -81,7 +81,7 @@ def test_k3_a_method_override_on_get_changes_nothing(deployment: WatchedDeployme
     sent = {
         name.lower() for each in deployment.fake_registry.received(repo="override") for name, _ in each.request.headers
     }
-    assert sent == {"host", "user-agent", "accept-encoding", "accept"}
+    assert sent == {"host", "user-agent", "accept-encoding", "accept", "cdn-loop"}
     assert {each.request.method for each in deployment.fake_registry.received(repo="override")} == {"HEAD", "GET"}
 
 

@@ -268,7 +268,12 @@ def test_a_refusal_ends_the_grace(tmp_path: Path, style: Style) -> None:
 def test_a_stranger_does_not_join_a_running_download(tmp_path: Path) -> None:
     """By the repository of another, or by its own, which does not name the layer; nor with a range."""
     with open_site(tmp_path, "scoped") as site, set_at_exit(threading.Event()) as go_on:
-        site.deployment.fake_registry.on("blob", faults.stalled(0.5, go_on), reference=PRIVATE_ONLY.digest)
+        stalled = faults.stalled(0.5, go_on)
+        site.deployment.fake_registry.on(
+            "blob",
+            lambda request, response: stalled(request, response) if response.status < 300 else response,
+            reference=PRIVATE_ONLY.digest,
+        )
         for repository, account in ((TEAM, site.ann), (OTHER, site.bob)):
             assert manifest_of(site, account, repository) == 200
         path = f"{TEAM}/blobs/{PRIVATE_ONLY.digest}"
