@@ -220,7 +220,11 @@ def measure_large(directory: Path, rounds: int, size: int) -> Results:
                 settings = {"upstream": {"connections": connections}}
                 server = Dockyard(directory / f"large-{number}-{connections}", ours, workers=2, settings=settings)
                 with running(server):
-                    place = Place(f"{connections} connections", server.port, f"{IN_ORDER}/")
+                    place = Place(
+                        "1 connection" if connections == 1 else f"{connections} connections",
+                        server.port,
+                        f"{IN_ORDER}/",
+                    )
                     path = place.path("blobs", blob.digest)
                     began_at = time.perf_counter()
                     check(place.port, path, blob)
