@@ -107,6 +107,15 @@ def read_traffic(connection: socket.socket) -> Traffic | None:
     return Traffic(acknowledged, struct.unpack_from("=Q", info, _SENT)[0], unsent)
 
 
+def count_acknowledged(connection: socket.socket, sent_bytes: int, before: int) -> int:
+    """How many of the bytes of a body the client's system has acknowledged, as far as the kernel knows.
+
+    `sent_bytes` of it were written, after `before` other bytes.
+    """
+    traffic = read_traffic(connection)
+    return max(min(sent_bytes, traffic.acknowledged - before), 0) if traffic else sent_bytes
+
+
 def limit_unsent(connection: socket.socket) -> None:
     """Have the kernel accept only MAX_UNSENT_BYTES more than the client has room for (TCP_NOTSENT_LOWAT, tcp(7)).
 

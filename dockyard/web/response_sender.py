@@ -9,7 +9,7 @@ import structlog
 from dockyard.errors import RegistryError
 from dockyard.web.asgi import App, Event, Receive, Scope, Send
 from dockyard.web.client_monitor import ClientMonitor
-from dockyard.web.connections import Connections, limit_unsent, read_traffic
+from dockyard.web.connections import Connections, count_acknowledged, limit_unsent, read_traffic
 from dockyard.web.headers import NO_SNIFFING
 from dockyard.web.request_record import INTERNAL_ERROR, MAX_LOGGED_BODY_BYTES, RequestRecord
 
@@ -109,8 +109,8 @@ class _OpenRange:
         if not self._connection:
             return
         with self._connection:
-            if record.end and (traffic := read_traffic(self._connection)):
-                record.sent_bytes = min(record.sent_bytes, traffic.acknowledged - self._acknowledged_before)
+            if record.end:
+                record.sent_bytes = count_acknowledged(self._connection, record.sent_bytes, self._acknowledged_before)
 
 
 def _find_length(headers: Sequence[tuple[bytes, bytes]]) -> int | None:

@@ -31,7 +31,14 @@ from dockyard.cache.threads import Threads
 from dockyard.errors import FailureDetails, RegistryError, Unavailable
 from dockyard.oci.ranges import ByteRange
 from dockyard.web.asgi import Scope, has_request_body
-from dockyard.web.connections import Connections, StallDetector, limit_unsent, read_traffic, shut_down
+from dockyard.web.connections import (
+    Connections,
+    StallDetector,
+    count_acknowledged,
+    limit_unsent,
+    read_traffic,
+    shut_down,
+)
 from dockyard.web.headers import NO_SNIFFING
 from dockyard.web.request_record import CLIENT_STALLED, INTERNAL_ERROR, RequestRecord
 
@@ -139,9 +146,8 @@ class _Transmission:
         limit_unsent(self._connection)
 
     def count_acknowledged(self) -> int:
-        """How many bytes of the body the client's system has acknowledged, as far as the kernel knows."""
-        traffic = read_traffic(self._connection)
-        return max(min(self.sent_bytes, traffic.acknowledged - self._head_bytes), 0) if traffic else self.sent_bytes
+        """How many bytes of the body the client's system has acknowledged."""
+        return count_acknowledged(self._connection, self.sent_bytes, self._head_bytes)
 
     async def send(self, head: bytes) -> None:
         """Write the head and the whole part.
