@@ -200,7 +200,14 @@ def _load_app(
     multiprocessing.util.Finalize(None, log.flush, exitpriority=0)  # a worker does not run atexit functions
     try:
         return create_app(
-            *(settings, workers, run_directory, verified_files, access, tokens, concealment, server_name),
+            settings,
+            workers,
+            run_directory,
+            verified_files,
+            access,
+            tokens,
+            concealment,
+            server_name,
             watched,
             os.environ,
         )

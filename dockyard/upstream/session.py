@@ -231,8 +231,13 @@ class RegistrySession:
                 limits.asked_without_token.add(resource)
             http = self._sender.send(
                 UpstreamRequest(
-                    *(server, request.method, url, headers, limits.deadline, registry_zone),
-                    passed=None if is_other and not is_registry_url(url) else self._passed,
+                    server,
+                    request.method,
+                    url,
+                    headers,
+                    limits.deadline,
+                    registry_zone,
+                    passed=None if is_other and not _match_registry_path(url) else self._passed,
                 )
             )
             if http.status not in REFUSALS or not attempts_left:
@@ -270,7 +275,7 @@ class RegistrySession:
         if is_in_host_list(url.origin, self._trusted_hosts):
             credential = self._mode.credential(request.repository, limits)
         mode = FixedCredentialAuth(self._responder, credential)
-        match = _REGISTRY_PATH.search(url.target.partition("?")[0])
+        match = _match_registry_path(url)
         resource = Resource(url.origin, match[1] if match else "")
         try:
             http, authorization = self._exchange(mode, url, resource, request, limits, registry_zone)
@@ -303,9 +308,9 @@ class RegistrySession:
             raise errors.destination_not_allowed(self._prefix, problem, http.details) from exc
 
 
-def is_registry_url(url: Url) -> bool:
-    """Whether a URL is that of a manifest, a blob or a list of a registry, by its path."""
-    return _REGISTRY_PATH.search(url.target.partition("?")[0]) is not None
+def _match_registry_path(url: Url) -> re.Match[str] | None:
+    """The path of a manifest, a blob or a list of a registry in a URL, with its repository as the first group."""
+    return _REGISTRY_PATH.search(url.target.partition("?")[0])
 
 
 def needs_login(http: UpstreamResponse) -> bool:

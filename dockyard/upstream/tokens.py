@@ -368,7 +368,12 @@ class TokenProvider:
         headers = {} if credential.is_anonymous else {"Authorization": credential.basic()}
         for _ in range(MAX_REDIRECTS):
             request = UpstreamRequest(
-                *(self._server, "GET", url, headers, deadline, endpoint.registry_zone),
+                self._server,
+                "GET",
+                url,
+                headers,
+                deadline,
+                endpoint.registry_zone,
                 may_repeat=False,
                 passed=limits.passed,
             )
