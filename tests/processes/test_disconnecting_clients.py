@@ -135,8 +135,7 @@ def test_clients_that_close_a_range_without_an_end(
             assert 8 * MIB - 256 * 1024 <= sent <= 9 * MIB  # the last bytes may not have been acknowledged
         else:
             assert 'end="client left"' in line
-    metrics = deployment.get("/metrics").body.decode()
-    assert 'dockyard_cut_responses_total{reason="open range closed"} 2.0' in metrics
+    assert deployment.metric("dockyard_cut_responses_total", reason="open range closed") == 2
 
 
 def _request_lines(deployment: Deployment) -> list[str]:

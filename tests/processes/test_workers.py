@@ -71,11 +71,7 @@ def test_one_request_of_a_download_is_the_miss(
             go_on.set()
             for download in (first, *others):
                 download.rest()
-        requests = [line for line in deployment.get("/metrics").body.decode().splitlines() if 'kind="blob"' in line]
-    counts = {
-        how: sum(float(line.split()[-1]) for line in requests if "requests_total" in line and f'how="{how}"' in line)
-        for how in ("miss", "joined")
-    }
+        counts = {how: deployment.metric("dockyard_requests_total", kind="blob", how=how) for how in ("miss", "joined")}
     assert counts == {"miss": 1, "joined": len(others)}
     assert deployment.metric("dockyard_fills_joined_total") == len(others)
 

@@ -25,6 +25,16 @@ CHECK_TIMEOUT_S = 2
 STALL_TIMEOUT_S = 10
 
 
+def sum_samples(metrics: Response, name: str, **labels: str) -> float:
+    """The sum of the samples of a metric that have these labels, in a response of `/metrics`."""
+    return sum(
+        float(line.split()[-1])
+        for line in metrics.body.decode().splitlines()
+        if line.startswith((f"{name} ", f"{name}{{"))
+        and all(f'{label}="{value}"' in line for label, value in labels.items())
+    )
+
+
 @attrs.define(eq=False)
 class Deployment:
     """A server and its fake registry. Paths are given without the host, as a client sends them."""
@@ -64,10 +74,9 @@ class Deployment:
         with ThreadPoolExecutor(len(paths)) as pool:
             return list(pool.map(lambda path: self.get(path, **headers), paths))
 
-    def metric(self, name: str) -> float:
-        """The sum of the samples of a metric, over all its labels."""
-        lines = self.get("/metrics").body.decode().splitlines()
-        return sum(float(line.split()[-1]) for line in lines if line.startswith((f"{name} ", f"{name}{{")))
+    def metric(self, name: str, **labels: str) -> float:
+        """The sum of the samples of a metric that have these labels."""
+        return sum_samples(self.get("/metrics"), name, **labels)
 
     def stored_files(self, digest: str) -> list[Path]:
         """The files in the storage directory whose names contain the digest, without partial files."""
