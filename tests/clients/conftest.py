@@ -1,8 +1,9 @@
 """Fixtures: real clients, one of each per session, and one Dockyard per module."""
 
 import contextlib
+import secrets
 import tempfile
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import TypeVar
 
@@ -16,9 +17,23 @@ from tests.support.distribution import DistributionRegistry
 from tests.support.docker_engine import DockerEngine
 from tests.support.dockyard import Dockyard, docker_hub, running
 from tests.support.image_clients import Containerd, Crane, DockerDaemon, Podman, Skopeo
+from tests.support.images import PushedImage
 from tests.support.programs import Programs
 
 OTHER_REGISTRY = "registry.example.test"  # a second upstream, not Docker Hub
+
+
+def push_new(
+    push: Callable[[DistributionRegistry, str, str], PushedImage],
+    registry: DistributionRegistry,
+    direct: DirectRegistry,
+) -> PushedImage:
+    """Push an image that nobody has pulled, and forget what was requested before."""
+    unique = secrets.token_hex(4)
+    image = push(registry, f"library/{unique}", unique)
+    registry.clear_requests()
+    direct.clear()
+    return image
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -1,11 +1,11 @@
 """Files of `ops/nodes` with the versions that they are not for: why there is more than one, and how each is refused."""
 
 import re
-import secrets
 from collections.abc import Iterator
 
 import pytest
 
+from tests.clients.conftest import push_new
 from tests.clients.ways import CLOSED, NODES, OPEN_1, OPEN_2, OPEN_29, Front
 from tests.support.cri import Cri
 from tests.support.direct_registry import DirectRegistry
@@ -30,11 +30,7 @@ def front(dockyard: Dockyard) -> Front:
 @pytest.fixture
 def image(registry: DistributionRegistry, direct: DirectRegistry) -> PushedImage:
     """An image with an attestation that nobody has pulled."""
-    unique = secrets.token_hex(4)
-    image = push_attested(registry, f"library/{unique}", unique)
-    registry.clear_requests()
-    direct.clear()
-    return image
+    return push_new(push_attested, registry, direct)
 
 
 @pytest.fixture

@@ -1,11 +1,10 @@
 """Real clients pull by names that the rows of `test_matrix.py` do not have, and what an outage looks like to them."""
 
-import secrets
 from pathlib import Path
 
 import pytest
 
-from tests.clients.conftest import OTHER_REGISTRY
+from tests.clients.conftest import OTHER_REGISTRY, push_new
 from tests.support.direct_registry import DirectRegistry
 from tests.support.distribution import DistributionRegistry
 from tests.support.dockyard import Dockyard
@@ -18,11 +17,7 @@ pytestmark = pytest.mark.clients
 @pytest.fixture
 def image(registry: DistributionRegistry, direct: DirectRegistry) -> PushedImage:
     """An image that no client has pulled yet."""
-    unique = secrets.token_hex(4)
-    image = push_index(registry, f"library/{unique}", unique)
-    registry.clear_requests()
-    direct.clear()
-    return image
+    return push_new(push_index, registry, direct)
 
 
 def test_a_short_name_is_one_of_docker_hub(crane: Crane, dockyard: Dockyard, image: PushedImage) -> None:
