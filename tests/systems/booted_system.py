@@ -14,6 +14,7 @@ from tests.systems.minimal_system import CHECKOUT, MinimalSystem, registry_setti
 
 INSTALL_LIMIT_S = 900.0
 BOOT_LIMIT_S = 120.0
+COMMAND_SOCKET = "run/systemd/private"  # of the first process
 # systemd needs control groups of version 2, also where this machine has those of version 1. The group is removed when
 # the system has ended.
 BOOT = """
@@ -111,7 +112,7 @@ def _wait_for_first_process(process: Process) -> int:
 
     def has_booted() -> bool:
         processes = [first.pid for nspawn in children(process.pid) for first in children(nspawn.pid)]
-        found[:] = [pid for pid in processes if Path(f"/proc/{pid}/root/run/systemd/private").exists()]
+        found[:] = [pid for pid in processes if Path("/proc", str(pid), "root", COMMAND_SOCKET).exists()]
         return bool(found)
 
     try:
