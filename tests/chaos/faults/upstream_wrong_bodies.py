@@ -13,15 +13,16 @@ from tests.support import faults
 from tests.support.fake_registry import Change
 from tests.support.raw_http import Request, ScriptedResponse
 
+_NO_BYTE = error(502, L.bad_content())
+# Where the whole body has come and is refused before the first byte is sent, the client gets an error instead.
+_CUT_OR_NOT = either(cut(L.breaks()), _NO_BYTE)
 JSON_PAGE = b'{"errors":[{"code":"UNAVAILABLE","message":"from the upstream"}]}'
 
 
 def _garbage(
     blob_cold: Outcome | None = None, blob_download: Outcome | None = None
 ) -> dict[State, tuple[Outcome, ...]]:
-    no = error(502, L.bad_content())
-    end = cut(L.breaks())
-    return by_state(stale(L.bad_content()), no, no, blob_cold or end, blob_download or end)
+    return by_state(stale(L.bad_content()), _NO_BYTE, _NO_BYTE, blob_cold or _CUT_OR_NOT, blob_download or _CUT_OR_NOT)
 
 
 def _flip(at: float) -> Change:
@@ -86,8 +87,6 @@ def _misfit(name: str, change: Change, seen: str, outcomes: dict[State, tuple[Ou
 
 
 _CHUNKS_WIN = by_state(new(2), new(2), new(2), new(), resumed(0))
-_NO_BYTE = error(502, L.bad_content())
-_CUT_OR_NOT = either(cut(L.breaks()), _NO_BYTE)
 
 # A body that ends before its length looks like a broken connection: 503, which clients retry.
 _BROKEN_OFF = error(503, L.bad_content())
@@ -97,7 +96,7 @@ LENGTH = Fault(
     "U11",
     "Wrong lengths",
     (
-        _misfit("too small", _too_small, "200 wrong", _garbage(_CUT_OR_NOT, _CUT_OR_NOT)),
+        _misfit("too small", _too_small, "200 wrong", _garbage()),
         _misfit("too large", faults.wrong_length(1000), "200 fin at .*", _TOO_LARGE),
         _misfit("other than the manifest says", faults.longer(b"x" * 1000), "200 wrong", _garbage()),
         attrs.evolve(
@@ -126,7 +125,7 @@ def _page(name: str, page: Change) -> UpstreamVariant:
         name,
         inject=lambda upstream, _: _show_pages(upstream, page),
         verify=direct_client_gets("200 page"),
-        outcomes=_garbage(error(502, L.bad_content())),
+        outcomes=_garbage(_NO_BYTE),
         breaks_download=True,
         remembers_outage=False,
     )
