@@ -161,8 +161,26 @@ def test_memory_is_that_of_the_processes_in_the_group() -> None:
         holder.stdout.readline()
         group.root_pid = holder.pid
         memory = group.memory()
-        assert memory.private_largest >= 64 * MIB
-        assert memory.peak_sum >= memory.resident_largest >= memory.private_largest
+        assert memory.private_sum >= 64 * MIB
+        assert memory.peak_sum >= memory.resident_largest >= memory.anonymous_largest >= 64 * MIB
+        holder.communicate()
+    group.remove()
+
+
+def test_memory_that_a_fork_shares_is_counted_once() -> None:
+    """As private memory. It is anonymous memory of each process."""
+    group = ControlGroup.make("test")
+    hold = f"import os\nheld = bytearray(b'x' * {64 * MIB})\nos.fork()\nos.write(1, b'.')\nos.read(0, 1)"
+    with group.entered():
+        holder = subprocess.Popen([sys.executable, "-c", hold], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    with holder:
+        assert holder.stdout is not None
+        assert holder.stdout.read(2) == b".."
+        group.root_pid = holder.pid
+        memory = group.memory()
+        assert memory.processes == 2
+        assert memory.anonymous_sum >= 2 * 64 * MIB
+        assert 64 * MIB <= memory.private_sum < 2 * 64 * MIB
         holder.communicate()
     group.remove()
 

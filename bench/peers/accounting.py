@@ -2,8 +2,9 @@
 
 CPU is measured with a control group for the program (`cpu.stat` of version 2, else `cpuacct.usage` of version 1); if
 none can be created, with `/proc/PID/stat` of the program and its descendants, in ticks of 10 ms. Memory is `VmHWM`, the
-peak of a process since the last `reset_peaks`, and `RssAnon`, its present private memory. The peak of a control group
-is not used, because it includes the page cache.
+peak of a process since the last `reset_peaks`, `VmRSS`, and what the program needs for itself: all memory that is not
+the page cache of files. `Pss_Anon` and `Pss_Shmem` count a page that a fork has left in several processes once;
+`RssAnon` counts it in each of them. The peak of a control group is not used, because it includes the page cache.
 """
 
 import contextlib
@@ -24,7 +25,10 @@ REMOVE_LIMIT_S = 5.0
 
 @attrs.frozen
 class Memory:
-    """Bytes of the largest process and of all together; `peak` is the maximum of the resident memory."""
+    """Bytes of the largest process and of all together.
+
+    `peak` is the maximum of the resident memory. `private` counts each page once, `anonymous` in each process.
+    """
 
     processes: int
     peak_sum: int
@@ -32,7 +36,8 @@ class Memory:
     resident_sum: int
     resident_largest: int
     private_sum: int
-    private_largest: int
+    anonymous_sum: int
+    anonymous_largest: int
 
 
 @attrs.define(eq=False)
@@ -102,15 +107,18 @@ class ControlGroup:
         for pid in self.pids():
             with contextlib.suppress(ProcessLookupError, FileNotFoundError):
                 found.append(_status(pid))
-        peaks, resident, private = ([status.get(name, 0) for status in found] for name in ("VmHWM", "VmRSS", "RssAnon"))
+        peaks, resident, anonymous = (
+            [status.get(name, 0) for status in found] for name in ("VmHWM", "VmRSS", "RssAnon")
+        )
         return Memory(
             processes=len(found),
             peak_sum=sum(peaks),
             peak_largest=max(peaks, default=0),
             resident_sum=sum(resident),
             resident_largest=max(resident, default=0),
-            private_sum=sum(private),
-            private_largest=max(private, default=0),
+            private_sum=sum(status["Pss_Anon"] + status["Pss_Shmem"] for status in found),
+            anonymous_sum=sum(anonymous),
+            anonymous_largest=max(anonymous, default=0),
         )
 
     def remove(self) -> None:
@@ -156,6 +164,7 @@ def _ticks(pid: int) -> int:
 
 
 def _status(pid: int) -> dict[str, int]:
-    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    files = (Path(f"/proc/{pid}/status"), Path(f"/proc/{pid}/smaps_rollup"))
+    lines = [line for file in files for line in file.read_text().splitlines()]
     values = (line.split() for line in lines if line.endswith(" kB"))
     return {name.rstrip(":"): int(size) * 1024 for name, size, _ in values}

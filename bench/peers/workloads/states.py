@@ -121,6 +121,7 @@ class Idle(Workload):
                 "resident MiB": memory.resident_sum / MIB,
                 "largest process MiB": memory.resident_largest / MIB,
                 "private MiB": memory.private_sum / MIB,
+                "anonymous, per process, MiB": memory.anonymous_sum / MIB,
             }
         finally:
             fresh.close()
