@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import re
+import sys
 import time
 import traceback
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from typing import Any
 import structlog
 
 from dockyard.config.settings import LoggerSettings
+from dockyard.config.types import Level
 from dockyard.log_writer import LogFile, LogWriter, Stream, open_log_file
 
 MAX_LINE_BYTES = 2048
@@ -31,8 +33,10 @@ _DIM, _RESET = "\x1b[2m", "\x1b[0m"
 _MAX_VALUE_CHARACTERS = (400, 100, 25)  # tried in turn on a line that is too long
 _MAX_FRAMES = 8
 _MAX_CAUSES = 3
-_BARE = re.compile(r"[!#-<>-~]+")  # printable ASCII but for space, quote and =
-_PLAIN = re.compile(r"[ -~]*")
+_is_bare = re.compile(r"[!#-<>-~]+").fullmatch  # printable ASCII but for space, quote and =
+_is_plain = re.compile(r"[ -~]*").fullmatch
+
+_as_json = json.JSONEncoder(default=str, separators=(",", ":")).encode
 
 _ROOT = logging.getLogger()
 
@@ -69,7 +73,7 @@ def set_up(settings: LoggerSettings, count_dropped: Callable[[int], object] = la
     structlog.configure(
         processors=[_pass_event],
         wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=structlog.stdlib.LoggerFactory(),
+        logger_factory=_LoggerFactory(),
         cache_logger_on_first_use=True,
     )
 
@@ -77,6 +81,12 @@ def set_up(settings: LoggerSettings, count_dropped: Callable[[int], object] = la
 def is_debug() -> bool:
     """Whether debug lines are logged: to be asked before anything is computed for one."""
     return _ROOT.isEnabledFor(logging.DEBUG)
+
+
+def write_request(level: Level, fields: Fields) -> None:
+    """Write the line of a request. These are most of all lines, and structlog would take a third of their time."""
+    if _ROOT.isEnabledFor(_LEVELS[level]):
+        _write_event(level, "dockyard.request", {"event": "request", **fields})
 
 
 def check_output(settings: LoggerSettings) -> None:
@@ -100,21 +110,57 @@ def _choose_encoding(settings: LoggerSettings) -> Callable[[Fields], str]:
 
 
 def _pass_event(_logger: Any, _method: str, event: structlog.typing.EventDict) -> tuple[tuple[Any], Fields]:
-    """Pass the event as the message of a record; the formatter renders it."""
-    return (event,), {"exc_info": event.pop("exc_info", None)}
+    """Pass the event to the logger as it is."""
+    return (event,), {}
+
+
+class _LoggerFactory(structlog.stdlib.LoggerFactory):
+    """Makes loggers with the names that loggers of the standard library would have."""
+
+    def __call__(self, *args: Any) -> Any:
+        return _EventLogger(super().__call__(*args).name)
+
+
+class _EventLogger:
+    """Passes events of structlog to the handler. Loggers of the standard library take longer than all the rest."""
+
+    def __init__(self, name: str) -> None:
+        self.debug = functools.partial(_write_event, "debug", name)
+        self.info = functools.partial(_write_event, "info", name)
+        self.warning = functools.partial(_write_event, "warn", name)
+        self.error = functools.partial(_write_event, "error", name)
+
+
+def _write_event(level: str, logger: str, event: Fields) -> None:
+    """Write an event. The handler is looked for each time: modules keep their loggers, and `set_up` replaces it."""
+    exc_info = event.pop("exc_info", None)
+    exception = sys.exception() if exc_info is True else exc_info
+    for handler in _ROOT.handlers:
+        if isinstance(handler, _Handler):
+            handler.write_event(time.time(), level, logger, event, exception)
 
 
 class _Handler(logging.Handler):
-    """Hands formatted lines to the writer."""
+    """Makes lines of events, those of structlog and of the standard library, and hands them to the writer."""
 
     def __init__(self, settings: LoggerSettings, count_dropped: Callable[[int], object]) -> None:
         super().__init__()
-        self.setFormatter(_Formatter(_choose_encoding(settings)))
+        self._encode = _choose_encoding(settings)
         output = LogFile(settings.output) if settings.stream is None else Stream(settings.stream)
         self._writer = LogWriter(output, self._report, count_dropped)
 
     def emit(self, record: logging.LogRecord) -> None:
-        self._writer.write(self._line(record))
+        level = _LEVEL_NAMES.get(record.levelno, record.levelname.lower())
+        exception = record.exc_info[1] if record.exc_info else None
+        self.write_event(record.created, level, record.name, {"event": _message(record)}, exception)
+
+    def write_event(
+        self, created: float, level: str, logger: str, event: Fields, exception: BaseException | None
+    ) -> None:
+        """Write the line of an event at a time in seconds since the epoch. For any thread; does not block."""
+        line = self._make_line(created, level, logger, event, exception)
+        with self.lock:  # type: ignore[union-attr]  # it has one
+            self._writer.write(line)
 
     def flush(self) -> None:
         self._writer.flush()
@@ -123,23 +169,22 @@ class _Handler(logging.Handler):
         self._writer.close()
         super().close()
 
-    def _line(self, record: logging.LogRecord) -> bytes:
-        return f"{self.format(record)}\n".encode("ascii", "backslashreplace")
+    def _make_line(
+        self, created: float, level: str, logger: str, event: Fields, exception: BaseException | None = None
+    ) -> bytes:
+        """Return a line with time, level, logger and event, in this order, then the other fields of the event."""
+        first: Fields = {
+            "timestamp": f"{_to_seconds(int(created))}.{int(created % 1 * 1000):03}Z",
+            "level": level,
+            "logger": logger,
+            "event": event.get("event", ""),
+        }
+        fields = first | event | first
+        if exception:
+            fields["exception"] = _trace(exception)
+        return f"{self._encode_within_limit(fields)}\n".encode("ascii", "backslashreplace")
 
-    def _report(self, count: int) -> bytes:
-        event = {"event": "log lines were dropped: the output did not take them", "count": count}
-        return self._line(logging.LogRecord(__name__, logging.WARNING, "", 0, event, None, None))
-
-
-class _Formatter(logging.Formatter):
-    """Formats records of structlog and of the standard library in one encoding."""
-
-    def __init__(self, encode: Callable[[Fields], str]) -> None:
-        super().__init__()
-        self._encode = encode
-
-    def format(self, record: logging.LogRecord) -> str:
-        fields = _fields_of(record)
+    def _encode_within_limit(self, fields: Fields) -> str:
         line = self._encode(fields)
         for characters in _MAX_VALUE_CHARACTERS:
             if len(line) < MAX_LINE_BYTES:
@@ -150,22 +195,9 @@ class _Formatter(logging.Formatter):
         first = list(fields.items())[:4]
         return self._encode({name: _shorten(value, _MAX_VALUE_CHARACTERS[-1]) for name, value in first})
 
-
-def _fields_of(record: logging.LogRecord) -> Fields:
-    """Return time, level, logger and event, in this order, then the fields of the event."""
-    own: Fields = dict(record.msg) if isinstance(record.msg, dict) else {"event": _message(record)}
-    milliseconds = f"{record.msecs:03.0f}" if record.msecs < 999.5 else "999"
-    fields: Fields = {
-        "timestamp": f"{_to_seconds(int(record.created))}.{milliseconds}Z",
-        "level": _LEVEL_NAMES.get(record.levelno, record.levelname.lower()),
-        "logger": record.name,
-        "event": own.pop("event", ""),
-    }
-    for name, value in own.items():
-        fields.setdefault(name, value)
-    if record.exc_info and record.exc_info[1]:
-        fields["exception"] = _trace(record.exc_info[1])
-    return fields
+    def _report(self, count: int) -> bytes:
+        event = {"event": "log lines were dropped: the output did not take them", "count": count}
+        return self._make_line(time.time(), "warn", __name__, event)
 
 
 @functools.lru_cache(maxsize=8)
@@ -197,21 +229,13 @@ def _trace(exc: BaseException) -> str:
 def _shorten(value: Any, characters: int) -> Any:
     if value is None or isinstance(value, bool | int | float):
         return value
-    text = value if isinstance(value, str) else _json(value)
+    text = value if isinstance(value, str) else _as_json(value)
     return text if len(text) <= characters else f"{text[:characters]}..."
-
-
-def _json(value: Any) -> str:
-    return json.dumps(value, default=str, separators=(",", ":"))
-
-
-def _as_json(fields: Fields) -> str:
-    return _json(fields)
 
 
 def _as_text(fields: Fields) -> str:
     head = f"{fields['timestamp']} {fields['level']:5} {_plain(fields['event'])}"
-    return f"{head} {' '.join(f'{name}={_value(value)}' for name, value in _rest(fields))}"
+    return " ".join([head, *[f"{name}={_value(value)}" for name, value in _rest(fields)]])
 
 
 def _in_color(fields: Fields) -> str:
@@ -227,10 +251,10 @@ def _rest(fields: Fields) -> list[tuple[str, Any]]:
 
 def _plain(event: Any) -> str:
     text = str(event)
-    return text if _PLAIN.fullmatch(text) else json.dumps(text)[1:-1]
+    return text if _is_plain(text) else json.dumps(text)[1:-1]
 
 
 def _value(value: Any) -> str:
     if isinstance(value, str):
-        return value if _BARE.fullmatch(value) else json.dumps(value)
-    return repr(value) if type(value) in {int, float} else _json(value)
+        return value if _is_bare(value) else json.dumps(value)
+    return repr(value) if type(value) in {int, float} else _as_json(value)

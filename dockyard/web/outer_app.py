@@ -7,9 +7,9 @@ import asyncio
 import contextlib
 from collections.abc import Callable, Collection, Sequence
 
-import structlog
-
+from dockyard.config.types import Level
 from dockyard.errors import RegistryError
+from dockyard.log import write_request
 from dockyard.web.asgi import App, Receive, Scope, Send, has_request_body
 from dockyard.web.connections import Connections
 from dockyard.web.errors import error_response
@@ -18,8 +18,6 @@ from dockyard.web.request_record import MAX_LOGGED_BODY_BYTES, SCOPE_KEY, Reques
 from dockyard.web.response_sender import ResponseSender
 
 MAX_BODY_WAIT_S = 1.0
-
-log = structlog.get_logger("dockyard.request")
 
 
 class OuterApp:
@@ -36,7 +34,7 @@ class OuterApp:
         app: App,
         paths: Sequence[str],
         connections: Connections,
-        level: str | None,
+        level: Level | None,
         ignore_paths: Collection[str],
         *,
         log_requests: bool,
@@ -81,7 +79,7 @@ class OuterApp:
             await sender.run(self._app)
         record.count()
         if self._level and scope["path"] not in self._ignore_paths:
-            getattr(log, self._level)("request", **record.log_fields())
+            write_request(self._level, record.log_fields())
         # Objects of Granian refer to the scope, and the traceback of an error to them. The garbage collector does not
         # see through those objects: without this, each error would stay in memory.
         del scope[SCOPE_KEY]

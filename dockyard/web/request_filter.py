@@ -45,32 +45,44 @@ def check_request(scope: Scope, form_path: str | None = None) -> None:
 
     `form_path` accepts POST, with a form of at most MAX_FORM_BYTES.
     """
-    headers: list[tuple[bytes, bytes]] = scope["headers"]
-    hosts = [value for name, value in headers if name == b"host"]  # Granian adds an empty one if there is none
-    if len(hosts) > 1 or (not any(hosts) and scope["http_version"] != "1.0"):
-        raise RequestInvalid("a request must have exactly one Host header")
-    if scope["method"] in _METHODS and any(name == b"transfer-encoding" for name, _ in headers):
-        # Together with Content-Length, it could be used for request smuggling.
-        raise RequestInvalid("Transfer-Encoding is not allowed in a GET or HEAD request")
-    size = sum(len(name) + len(value) for name, value in headers)
-    if size > MAX_HEADER_BYTES:
-        if size - sum(len(name) + len(value) for name, value in headers if name == b"range") <= MAX_HEADER_BYTES:
-            # Clients request fewer ranges after a 400, and fail after any other status.
-            raise RequestInvalid(f"the headers of the request are larger than {MAX_HEADER_BYTES} bytes by their ranges")
-        raise HeadersTooLarge(f"the headers of the request are larger than {MAX_HEADER_BYTES} bytes")
+    _check_headers(scope)
     path: bytes = scope["raw_path"]
     if len(path) > MAX_PATH_BYTES:
         raise PathTooLong(f"the path of the request is longer than {MAX_PATH_BYTES} bytes")
     plain = _ENCODED_COLON.sub(b":", path)
-    if not _PLAIN_PATH.fullmatch(plain) or b"/../" in plain + b"/" or b"/./" in plain + b"/":
+    if not _PLAIN_PATH.fullmatch(plain) or (b"/." in plain and not {b".", b".."}.isdisjoint(plain.split(b"/"))):
         raise NameInvalid("the path contains characters that are not allowed in names, tags and digests")
     if scope["method"] == "POST" and form_path is not None and path == form_path.encode():
-        _check_form(headers)
+        _check_form(scope["headers"])
     elif scope["method"] not in _METHODS:
         raise Unsupported(
             "this registry is a read-only cache: only GET and HEAD are supported",
             details=FailureDetails(cure="push to the registry itself: `docker push` without the address of Dockyard"),
         )
+
+
+def _check_headers(scope: Scope) -> None:
+    """Check the host, the length and the framing of a request. Raises RequestInvalid."""
+    headers: list[tuple[bytes, bytes]] = scope["headers"]
+    hosts: list[bytes] = []  # Granian adds an empty one if there is none
+    has_transfer_encoding = False
+    size = 0
+    for name, value in headers:
+        size += len(name) + len(value)
+        if name == b"host":
+            hosts.append(value)
+        elif name == b"transfer-encoding":
+            has_transfer_encoding = True
+    if len(hosts) > 1 or (not any(hosts) and scope["http_version"] != "1.0"):
+        raise RequestInvalid("a request must have exactly one Host header")
+    if has_transfer_encoding and scope["method"] in _METHODS:
+        # Together with Content-Length, it could be used for request smuggling.
+        raise RequestInvalid("Transfer-Encoding is not allowed in a GET or HEAD request")
+    if size > MAX_HEADER_BYTES:
+        if size - sum(len(name) + len(value) for name, value in headers if name == b"range") <= MAX_HEADER_BYTES:
+            # Clients request fewer ranges after a 400, and fail after any other status.
+            raise RequestInvalid(f"the headers of the request are larger than {MAX_HEADER_BYTES} bytes by their ranges")
+        raise HeadersTooLarge(f"the headers of the request are larger than {MAX_HEADER_BYTES} bytes")
 
 
 def _check_form(headers: list[tuple[bytes, bytes]]) -> None:

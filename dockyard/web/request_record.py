@@ -35,24 +35,25 @@ class RequestRecord:
     `response_body` are empty unless they are to be logged. `find_client` returns the address of the client.
     """
 
+    kind = "other"
+    name = ""
+    reference = ""
+    how = ""
+    range = ""
+    has_open_range = False
+    status = 0
+    sent_bytes = 0
+    end = ""
+    error: RegistryError | None = None
+    request_body = b""
+    response_body = b""
+    user = ""
+    is_hidden = False
+    challenge_error = ""
+    passed: tuple[str, ...] = ()
+    replaced: Sequence[tuple[str, str]] = ()
+
     def __init__(self, scope: Scope, find_client: Callable[[Scope], str] = find_peer) -> None:
-        self.kind = "other"
-        self.name = ""
-        self.reference = ""
-        self.how = ""
-        self.range = ""
-        self.has_open_range = False
-        self.status = 0
-        self.sent_bytes = 0
-        self.end = ""
-        self.error: RegistryError | None = None
-        self.request_body = b""
-        self.response_body = b""
-        self.user = ""
-        self.is_hidden = False
-        self.challenge_error = ""
-        self.passed: tuple[str, ...] = ()
-        self.replaced: Sequence[tuple[str, str]] = ()
         self._find_client = find_client
         self._scope = scope
         self._started = time.perf_counter()
@@ -92,9 +93,11 @@ class RequestRecord:
             "user": self.user,
             "client": self.client,
             "end": self.end,
-            "request_body": self.request_body[:MAX_LOGGED_BODY_BYTES].decode("utf-8", "replace"),
-            "response_body": self.response_body[:MAX_LOGGED_BODY_BYTES].decode("utf-8", "replace"),
         }
+        if self.request_body:
+            fields["request_body"] = self.request_body[:MAX_LOGGED_BODY_BYTES].decode("utf-8", "replace")
+        if self.response_body:
+            fields["response_body"] = self.response_body[:MAX_LOGGED_BODY_BYTES].decode("utf-8", "replace")
         if self.error is not None:
             fields |= self.error.log_fields()
         return {key: value for key, value in fields.items() if value != ""}
