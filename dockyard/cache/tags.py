@@ -58,22 +58,27 @@ class FoundTag:
     """The manifest that a tag points to.
 
     `how`: hit (checked less than `check_interval` ago), match (checked now, unchanged), changed, miss (not cached
-    before), or stale, with the `error` of the check. `checked_at` is in seconds since the epoch.
+    before), or stale, with the `error` of the check. `checked_at` is in seconds since the epoch. `valid_until` is when
+    it must be checked again, on the monotonic clock; 0: for the next request.
     """
 
     manifest: Manifest
     how: str
     checked_at: float
     error: RegistryError | None = None
+    valid_until: float = 0.0
 
 
 @attrs.frozen
 class _Check:
-    """The result of a check that is remembered for `check_interval`. `monotonic_s` is when it was made."""
+    """The result of a check that is remembered, in the owner and in the workers that have asked it.
+
+    `checked_at` and `valid_until` as in FoundTag.
+    """
 
     digest: Digest
     checked_at: float
-    monotonic_s: float
+    valid_until: float
 
 
 class Tags:
@@ -103,7 +108,9 @@ class Tags:
 
     async def get(self, target: Target, tag: Tag) -> FoundTag:
         """The manifest that a tag points to. Raises RegistryError."""
-        if self._peers.is_owner(_shard_key(target, tag)):
+        if recent := await self._find_recent(target, tag):
+            found = recent
+        elif self._peers.is_owner(_shard_key(target, tag)):
             found = await self._check_once(target, tag)
         else:
             key = ("owner", target.name, tag)
@@ -122,11 +129,12 @@ class Tags:
             await connection.send(error_reply(exc))
             return
         because = error_reply(found.error) if found.error else None
-        await connection.send(TagReply(found.manifest.digest, found.how, found.checked_at, because))
+        valid_s = max(found.valid_until - time.monotonic(), 0.0)
+        await connection.send(TagReply(found.manifest.digest, found.how, found.checked_at, because, valid_s))
 
     async def _ask_owners(self, target: Target, tag: Tag) -> FoundTag:
         """From the first owner that is available; in the end this worker checks the tag itself."""
-        request = TagRequest(self._peers.repository_of(target), tag)
+        request, asked_at = TagRequest(self._peers.repository_of(target), tag), time.monotonic()
         tried = await self._peers.try_owners(
             _shard_key(target, tag), lambda shard: self._peers.request(shard, request, TagReply)
         )
@@ -134,7 +142,8 @@ class Tags:
             return await self._check_once(target, tag)
         manifest = (await self._manifests.get(target, reply.digest)).manifest
         error = to_error(reply.stale_because) if reply.stale_because else None
-        return FoundTag(manifest, reply.how, reply.checked_at, error)
+        valid_until = asked_at + min(reply.valid_s, self._check_interval_s)
+        return self._remember(target, tag, FoundTag(manifest, reply.how, reply.checked_at, error, valid_until))
 
     # As the owner
 
@@ -144,9 +153,8 @@ class Tags:
 
     async def _check(self, target: Target, tag: Tag) -> FoundTag:
         """Ask the upstream what the tag points to, decide (see `freshness`), and act."""
-        if recent := self._find_recent(target, tag):
-            found = await self._manifests.get(target, recent.digest)
-            return FoundTag(found.manifest, "hit", recent.checked_at)
+        if recent := await self._find_recent(target, tag):
+            return recent
         written = pointer = await self._read_pointer(target, tag)
         manifest = await self._manifests.find_stored(target, pointer.digest) if pointer else None
         checked = await self._ask_upstream(target, tag, is_cached=manifest is not None)
@@ -170,14 +178,15 @@ class Tags:
                 raise error
         raise AssertionError("a tag that is not cached cannot be served")
 
-    def _find_recent(self, target: Target, tag: Tag) -> _Check | None:
-        """The last check, if it is not older than `check_interval`."""
+    async def _find_recent(self, target: Target, tag: Tag) -> FoundTag | None:
+        """What the last check has found, if it is not older than `check_interval`."""
         recent = self._checks.get((target.name, tag))
-        if recent is None or time.monotonic() - recent.monotonic_s >= self._check_interval_s:
+        if recent is None or time.monotonic() >= recent.valid_until:
             return None
         if is_debug():
             log.debug("tag not checked: upstream.check_interval", name=str(target.name), tag=str(tag))
-        return recent
+        found = await self._manifests.get(target, recent.digest)
+        return FoundTag(found.manifest, "hit", recent.checked_at, valid_until=recent.valid_until)
 
     async def _confirm(
         self, target: Target, tag: Tag, pointer: Pointer, manifest: Manifest, checked: Descriptor
@@ -188,7 +197,7 @@ class Tags:
             return FoundTag(manifest, "stale", checked_at, _stale_upstream(target))
         if checked_at - pointer.checked_at > CONFIRM_INTERVAL_S:
             await self._threads.disk(self._stores.local.confirm_pointer, target.name, tag)
-        return self._remember(target, tag, FoundTag(manifest, "match", checked_at))
+        return self._remember(target, tag, FoundTag(manifest, "match", checked_at, valid_until=self._next_check()))
 
     async def _move(
         self, target: Target, tag: Tag, checked: Descriptor, written: Pointer | None, stale: FoundTag | None
@@ -213,7 +222,7 @@ class Tags:
         how, checked_at = "changed" if stale else "miss", time.time() - checked.age_s
         if checked.is_stale:
             return FoundTag(manifest, how, checked_at, _stale_upstream(target))
-        return self._remember(target, tag, FoundTag(manifest, how, checked_at))
+        return self._remember(target, tag, FoundTag(manifest, how, checked_at, valid_until=self._next_check()))
 
     async def _fetch_moved(self, target: Target, tag: Tag, digest: Digest, *, is_cached: bool) -> Manifest:
         """The manifest that the upstream says the tag points to. Raises RegistryError.
@@ -258,10 +267,13 @@ class Tags:
 
         return await self._threads.bucket(read)
 
+    def _next_check(self) -> float:
+        """When a tag that was checked now must be checked again, on the monotonic clock."""
+        return time.monotonic() + self._check_interval_s
+
     def _remember(self, target: Target, tag: Tag, found: FoundTag) -> FoundTag:
-        if self._check_interval_s:
-            check = _Check(found.manifest.digest, found.checked_at, time.monotonic())
-            self._checks[target.name, tag] = check
+        if found.valid_until > time.monotonic():
+            self._checks[target.name, tag] = _Check(found.manifest.digest, found.checked_at, found.valid_until)
         return found
 
     # Blocking: these run in threads

@@ -222,12 +222,16 @@ class SizeReply:
 
 @attrs.frozen
 class TagReply:
-    """What a tag points to. `how` and `checked_at` as in `cache.tags.FoundTag`; `stale_because` for a stale one."""
+    """What a tag points to. `how` and `checked_at` as in `cache.tags.FoundTag`; `stale_because` for a stale one.
+
+    `valid_s` is for how long it need not be checked again.
+    """
 
     digest: Digest
     how: str
     checked_at: float
     stale_because: ErrorReply | None = None
+    valid_s: float = 0.0
 
 
 @attrs.frozen

@@ -65,7 +65,7 @@ MESSAGES = [
     ErrorReply("Denied", "no", details=DETAILS),
     SizeReply(4096),
     TagReply(DIGEST, "stale", 1.5, ERROR),
-    TagReply(DIGEST, "hit", 1.5),
+    TagReply(DIGEST, "hit", 1.5, valid_s=9.5),
     ManifestReply(b"\n{}", "a/b"),
     ListReply(b"[]", "hit", 2.0),
     ListReply(b"", "stale", 2.0, ERROR),
