@@ -8,32 +8,18 @@ import contextlib
 import os
 import socket
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
-
-import attrs
 
 CLIENT_TIMEOUT_S = 60.0
 CHECKS_PER_TIMEOUT = 6
 MAX_UNSENT_BYTES = 128 * 1024
+MAX_KNOWN_BODIES = 4096
+MAX_FREE_DESCRIPTORS = 128
 _TCP_INFO_BYTES = 232
-_UNSENT, _ACKNOWLEDGED, _SENT = 144, 120, 200  # tcpi_notsent_bytes, _bytes_acked, _bytes_sent in linux/tcp.h
+_ACKNOWLEDGED = 120  # tcpi_bytes_acked in linux/tcp.h
 
 _Addresses = tuple[tuple[str, int], tuple[str, int]]
-
-
-@attrs.frozen
-class Traffic:
-    """What was written to a connection, in bytes: acknowledged by the client, sent, and still waiting to be sent."""
-
-    acknowledged: int
-    sent: int
-    unsent: int
-
-    @property
-    def is_unused(self) -> bool:
-        """Whether nothing was ever written to the connection."""
-        return not self.sent and not self.unsent
 
 
 class Connections:
@@ -41,26 +27,48 @@ class Connections:
 
     def __init__(self) -> None:
         self._descriptors: dict[_Addresses, int] = {}
+        self._free: set[int] = set()  # of connections that were closed: the next ones get the lowest of them
+        self._had_body: dict[_Addresses, None] = {}
 
     def find(self, scope: Mapping[str, Any]) -> socket.socket | None:
         """Return the connection of a request as a duplicate that the caller closes; None if it is gone."""
         wanted = _addresses_of(scope)
-        cached = self._descriptors.pop(wanted, None)
-        if cached is not None and (connection := _duplicate(cached, wanted)):
-            self._descriptors[wanted] = cached
-            return connection
-        opened = {int(entry) for entry in os.listdir("/proc/self/fd")}
-        for candidates in (opened.difference(self._descriptors.values()), opened):
-            self._descriptors.update((found, fd) for fd in candidates if (found := _read_addresses(fd)))
+        for candidates in self._find_candidates():
+            found = {addresses: fd for fd in candidates if (addresses := _read_addresses(fd))}
+            self._descriptors.update(found)
+            self._free.difference_update(found.values())
             fd = self._descriptors.get(wanted)
-            if fd is not None and (connection := _duplicate(fd, wanted)):
-                return connection
-            self._descriptors.clear()  # a cached descriptor was reused for another connection
+            if fd is not None:
+                if connection := _duplicate(fd, wanted):
+                    return connection
+                del self._descriptors[wanted]
         return None
+
+    def _find_candidates(self) -> Iterator[Iterable[int]]:
+        """Descriptors that may be connections whose addresses are not known: the likely ones first, in the end all."""
+        yield ()
+        for fd in sorted(self._free):
+            yield (fd,)
+        opened = {int(entry) for entry in os.listdir("/proc/self/fd")}
+        yield opened.difference(self._descriptors.values())
+        self._descriptors.clear()  # a known descriptor was reused for another connection
+        yield opened
+
+    def remember_body(self, scope: Mapping[str, Any]) -> None:
+        """Remember that a request on this connection has a body. Of many, the last MAX_KNOWN_BODIES are remembered."""
+        self._had_body[_addresses_of(scope)] = None
+        if len(self._had_body) > MAX_KNOWN_BODIES:
+            del self._had_body[next(iter(self._had_body))]
+
+    def had_body(self, scope: Mapping[str, Any]) -> bool:
+        """Whether this request, or one before it on its connection, has a body. (Or one before from the same port.)"""
+        return _addresses_of(scope) in self._had_body
 
     def forget(self, scope: Mapping[str, Any]) -> None:
         """Remove the connection of a request, which is about to be closed, from the cache."""
-        self._descriptors.pop(_addresses_of(scope), None)
+        fd = self._descriptors.pop(_addresses_of(scope), None)
+        if fd is not None and len(self._free) < MAX_FREE_DESCRIPTORS:
+            self._free.add(fd)
 
 
 def _addresses_of(scope: Mapping[str, Any]) -> _Addresses:
@@ -95,16 +103,17 @@ def _duplicate(fd: int, wanted: _Addresses) -> socket.socket | None:
     return None
 
 
-def read_traffic(connection: socket.socket) -> Traffic | None:
-    """Return the counters of the kernel (TCP_INFO, tcp(7)); None where the kernel has none."""
+def read_acknowledged(connection: socket.socket) -> int | None:
+    """Return how many bytes the client's system has acknowledged (TCP_INFO, tcp(7)); None where the kernel has none."""
     try:
         info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES)
     except OSError:
         return None
-    if len(info) < _SENT + 8:
+    if len(info) < _ACKNOWLEDGED + 8:
         return None
-    (unsent,), (acknowledged,) = struct.unpack_from("=I", info, _UNSENT), struct.unpack_from("=Q", info, _ACKNOWLEDGED)
-    return Traffic(acknowledged, struct.unpack_from("=Q", info, _SENT)[0], unsent)
+    acknowledged: int
+    (acknowledged,) = struct.unpack_from("=Q", info, _ACKNOWLEDGED)
+    return acknowledged
 
 
 def count_acknowledged(connection: socket.socket, sent_bytes: int, before: int) -> int:
@@ -112,8 +121,8 @@ def count_acknowledged(connection: socket.socket, sent_bytes: int, before: int) 
 
     `sent_bytes` of it were written, after `before` other bytes.
     """
-    traffic = read_traffic(connection)
-    return max(min(sent_bytes, traffic.acknowledged - before), 0) if traffic else sent_bytes
+    acknowledged = read_acknowledged(connection)
+    return sent_bytes if acknowledged is None else max(min(sent_bytes, acknowledged - before), 0)
 
 
 def limit_unsent(connection: socket.socket) -> None:
@@ -144,8 +153,9 @@ class StallDetector:
 
     def is_stalled(self, connection: socket.socket) -> bool:
         """Whether the client has acknowledged nothing since CHECKS_PER_TIMEOUT checks."""
-        traffic = read_traffic(connection)
-        acknowledged = traffic.acknowledged if traffic else self._acknowledged
+        acknowledged = read_acknowledged(connection)
+        if acknowledged is None:
+            acknowledged = self._acknowledged
         self._idle_checks = self._idle_checks + 1 if acknowledged == self._acknowledged else 0
         self._acknowledged = acknowledged
         return self._idle_checks >= CHECKS_PER_TIMEOUT

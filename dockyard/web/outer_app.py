@@ -66,8 +66,10 @@ class OuterApp:
         sender = ResponseSender(
             scope, receive, send, record, self._connections, keeps_body=self._log_responses and not is_secret
         )
-        if self._log_requests and not is_secret and has_request_body(scope):
-            record.request_body = await _read_beginning_of_body(receive)
+        if has_request_body(scope):
+            self._connections.remember_body(scope)
+            if self._log_requests and not is_secret:
+                record.request_body = await _read_beginning_of_body(receive)
         try:
             check_request(scope, self._form_path)
             record.passed = find_passed(scope, self._server_name)

@@ -9,7 +9,7 @@ import structlog
 from dockyard.errors import RegistryError
 from dockyard.web.asgi import App, Event, Receive, Scope, Send
 from dockyard.web.client_monitor import ClientMonitor
-from dockyard.web.connections import Connections, count_acknowledged, limit_unsent, read_traffic
+from dockyard.web.connections import Connections, count_acknowledged, limit_unsent, read_acknowledged
 from dockyard.web.headers import NO_SNIFFING
 from dockyard.web.request_record import INTERNAL_ERROR, MAX_LOGGED_BODY_BYTES, RequestRecord
 
@@ -101,8 +101,7 @@ class _OpenRange:
         self._acknowledged_before = 0
         if connection:
             limit_unsent(connection)
-            if traffic := read_traffic(connection):
-                self._acknowledged_before = traffic.acknowledged
+            self._acknowledged_before = read_acknowledged(connection) or 0
 
     def end(self, record: RequestRecord) -> None:
         """Correct the number of bytes of a client that has left: Granian takes chunks of a body also after that."""

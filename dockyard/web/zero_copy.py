@@ -2,7 +2,9 @@
 
 Granian has no interface for that, so the response is written to the connection under it. This is correct because:
 
-- It is done only on a connection to which nothing was ever written, so no bytes of Granian can come between.
+- Granian has nothing left to write to the connection: hyper, its HTTP library, reads a request only after it has
+  written all of the response before (hyper 1.12: `Conn::poll_flush`, which alone calls `try_keep_alive` then), unless
+  a request before had a body, whose end may be read later. After such a request this is not done.
 - Afterwards the connection is shut down, so that no bytes can follow. The response has `Connection: close`.
 - It is not done for a request with a body: closing a connection with unread bytes resets it (RFC 9112 section 9.6), and
   the client may lose the end of the response.
@@ -20,6 +22,7 @@ import errno
 import functools
 import os
 import socket
+import time
 from collections.abc import Callable, Sequence
 from http import HTTPStatus
 
@@ -30,13 +33,13 @@ from dockyard.cache.readers import Reader
 from dockyard.cache.threads import Threads
 from dockyard.errors import FailureDetails, RegistryError, Unavailable
 from dockyard.oci.ranges import ByteRange
-from dockyard.web.asgi import Scope, has_request_body
+from dockyard.web.asgi import Scope
 from dockyard.web.connections import (
     Connections,
     StallDetector,
     count_acknowledged,
     limit_unsent,
-    read_traffic,
+    read_acknowledged,
     shut_down,
 )
 from dockyard.web.headers import NO_SNIFFING
@@ -65,18 +68,11 @@ class ZeroCopy:
 
     def find_connection(self, scope: Scope, ranges: Sequence[ByteRange]) -> socket.socket | None:
         """Return the connection to `send` these ranges of a blob to; None if they must be sent through Granian."""
-        if not self._is_enabled or scope["scheme"] != "http" or has_request_body(scope):
+        if not self._is_enabled or scope["scheme"] != "http" or self._connections.had_body(scope):
             return None
         if len(ranges) != 1 or ranges[0].length < MIN_BYTES:
             return None
-        connection = self._connections.find(scope)
-        if connection is None:
-            return None
-        traffic = read_traffic(connection)
-        if traffic is None or not traffic.is_unused:
-            connection.close()
-            return None
-        return connection
+        return self._connections.find(scope)
 
     async def send(
         self,
@@ -122,9 +118,14 @@ def _response_head(resp: falcon.asgi.Response) -> bytes:
     status = HTTPStatus(resp.status_code)
     lines = [f"HTTP/1.1 {status.value} {status.phrase}"]
     lines += [f"{name}: {value}" for name, value in resp.headers.items()]
-    lines += [f"date: {email.utils.formatdate(usegmt=True)}"]
+    lines += [f"date: {_format_date(int(time.time()))}"]
     name, value = NO_SNIFFING
     return "\r\n".join(lines).encode("latin-1") + b"\r\n" + name + b": " + value + b"\r\n\r\n"
+
+
+@functools.lru_cache(maxsize=1)
+def _format_date(seconds: int) -> str:
+    return email.utils.formatdate(seconds, usegmt=True)
 
 
 class _Transmission:
@@ -136,7 +137,7 @@ class _Transmission:
         self._reader = reader
         self._part = part
         self._threads = threads
-        self._head_bytes = 0
+        self._acknowledged_before = read_acknowledged(connection) or 0
         self._max_sendfile_bytes = MAX_SENDFILE_BYTES
         self._detector = StallDetector()
 
@@ -147,15 +148,15 @@ class _Transmission:
 
     def count_acknowledged(self) -> int:
         """How many bytes of the body the client's system has acknowledged."""
-        return count_acknowledged(self._connection, self.sent_bytes, self._head_bytes)
+        return count_acknowledged(self._connection, self.sent_bytes, self._acknowledged_before)
 
     async def send(self, head: bytes) -> None:
         """Write the head and the whole part.
 
         Raises OSError when the client has disconnected, ClientStalled, and RegistryError when the blob ends early.
         """
-        self._head_bytes = len(head)
-        await self._send_bytes(head)
+        self._acknowledged_before += len(head)
+        await self._send_bytes(head, socket.MSG_MORE)  # some of the body is there, and follows
         while (position := self._position) < self._part.stop:
             fd, available = await self._reader.find(position)
             stop = min(position + available, self._part.stop)
@@ -200,12 +201,12 @@ class _Transmission:
         await self._send_bytes(bytes(buffer[:count]))
         self.sent_bytes += count
 
-    async def _send_bytes(self, data: bytes) -> None:
+    async def _send_bytes(self, data: bytes, flags: int = 0) -> None:
         left = memoryview(data)
 
         def send_some() -> bool:
             nonlocal left
-            left = left[self._connection.send(left) :]
+            left = left[self._connection.send(left, flags) :]
             return not left
 
         await self._repeat_when_writable(send_some)

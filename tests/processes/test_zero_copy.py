@@ -83,24 +83,59 @@ def test_zero_copy_can_be_switched_off(make_deployment: Callable[..., Deployment
         assert (download.head().status, download.read(2)) == (200, b"{}")
 
 
-def test_granian_sends_on_used_connections(deployment: Deployment) -> None:
-    """A large blob after another response on its connection is sent by Granian; the connection stays open."""
+@pytest.mark.parametrize("kind", ["version", "small blob", "range", "not modified", "HEAD", "not found", "manifest"])
+def test_a_used_connection(deployment: Deployment, kind: str) -> None:
+    """A large blob after another response on its connection is sent straight from its file, too, and ends it."""
     path, content = warm_blob(deployment, 3 * MIB)
-    with deployment.send_raw(PING) as download:
-        assert (download.head().status, download.read(2)) == (200, b"{}")
+    small_path, small = warm_blob(deployment, 500_000)
+    image = deployment.fake_registry.add_image("app", "v1")
+    requests = {
+        "version": PING,
+        "small blob": get(small_path),
+        "range": get(path, "Range: bytes=5-9\r\n"),
+        "not modified": get(path, f'If-None-Match: "{content.digest}"\r\n'),
+        "HEAD": get(path).replace(b"GET", b"HEAD"),
+        "not found": get("/v2/up.test/app/manifests/none"),
+        "manifest": get(f"/v2/up.test/app/manifests/{image.digest}"),
+    }
+    with deployment.send_raw(requests[kind]) as download:
+        for _ in range(3):
+            download.head()
+            has_body = kind not in {"HEAD", "not modified"}
+            body = download.read(int(download.header("Content-Length") or 0)) if has_body else b""
+            assert kind != "small blob" or body == small.data
+            download.socket.sendall(requests[kind])
+        download.head()
+        download.read(int(download.header("Content-Length") or 0) if has_body else 0)
         download.socket.sendall(get(path))
-        assert download.head().header("Connection") is None
-        assert download.read(content.size) == content.data
-        download.socket.sendall(PING)
-        assert (download.head().status, download.read(2)) == (200, b"{}")
+        assert download.head().status == 200
+        assert download.header("Connection") == "close"
+        assert download.read(content.size + 1) == content.data
 
 
-def test_granian_answers_requests_with_a_body(deployment: Deployment) -> None:
-    """Closing a connection with unread bytes would reset it: a GET with a body is answered by Granian."""
+def test_a_client_that_reads_the_response_before_late(deployment: Deployment) -> None:
+    """A large blob is not sent before all of a response that the client has not read when it requests the blob."""
+    first_path, first = warm_blob(deployment, 900_000)
     path, content = warm_blob(deployment, 3 * MIB)
-    with deployment.send_raw(get(path, "Content-Length: 5\r\n") + b"hello") as download:
-        assert download.head().header("Connection") is None
-        assert download.read(content.size) == content.data
+    for _ in range(5):
+        with StreamedResponse(deployment.address, "", request=get(first_path), receive_buffer=4096) as download:
+            download.socket.sendall(get(path))
+            time.sleep(0.1)  # until the server has written what it can
+            assert download.head().status == 200
+            assert download.read(first.size) == first.data
+            assert download.head().header("Connection") == "close"
+            assert download.read(content.size + 1) == content.data
+
+
+def test_granian_sends_after_a_request_with_a_body(deployment: Deployment) -> None:
+    """After a request with a body, large blobs are sent by Granian, and the connection stays open."""
+    path, content = warm_blob(deployment, 3 * MIB)
+    with deployment.send_raw(get("/v2/", "Content-Length: 5\r\n") + b"hello" + get(path)) as download:
+        assert (download.head().status, download.read(2)) == (200, b"{}")
+        for _ in range(2):
+            assert download.head().header("Connection") is None
+            assert download.read(content.size) == content.data
+            download.socket.sendall(get(path))
 
 
 @pytest.mark.parametrize("first_is_large", [True, False])
@@ -119,15 +154,16 @@ def test_pipelined_requests_are_answered_in_order(deployment: Deployment, first_
 
 
 def test_many_pipelined_blobs(deployment: Deployment) -> None:
-    """Large blobs after small ones, with a client that reads late: each response is complete and in order."""
+    """A large blob after a small one, with a client that reads late: both are complete, and nothing follows."""
     large_path, large = warm_blob(deployment, 3 * MIB)
     small_path, small = warm_blob(deployment, 500_000)
     requests = get(small_path) + get(large_path) + get(small_path)
     with StreamedResponse(deployment.address, "", request=requests, receive_buffer=4096) as download:
         time.sleep(0.5)  # until the server has written what it can
-        for content in (small, large, small):
-            assert download.head().status == 200
-            assert download.read(content.size) == content.data
+        assert download.head().status == 200
+        assert download.read(small.size) == small.data
+        assert download.head().header("Connection") == "close"
+        assert download.read(large.size + 1) == large.data
 
 
 def test_a_truncated_file_ends_the_response_short(deployment: Deployment) -> None:
