@@ -8,7 +8,7 @@ import errno
 import os
 import resource
 import socket
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from ipaddress import ip_address
 from pathlib import Path
 
@@ -16,7 +16,6 @@ import attrs
 import structlog
 
 from dockyard import metrics
-from dockyard.access.jwks import KEY_FILE_PROBLEM, check_keys, has_url
 from dockyard.access.principals import Principal
 from dockyard.access.review import find_access_mistakes
 from dockyard.access.rules import Rules
@@ -25,7 +24,6 @@ from dockyard.config.hosts import is_loopback
 from dockyard.config.proxies import find_ignored_variables
 from dockyard.config.settings import AccessSettings, JwtIssuer, ServerSettings, Settings, StorageSettings, Upstream
 from dockyard.first_pull import ALL_ADDRESSES, describe_address
-from dockyard.s3 import make_base_url
 from dockyard.storage.directories import RUN, check_writable
 from dockyard.storage.disk_errors import describe_disk_error
 from dockyard.storage.keys import blob_root
@@ -97,9 +95,8 @@ def find_start_warnings(settings: Settings, environ: Mapping[str, str]) -> Itera
             yield StartWarning("the TLS certificate of an upstream is not verified", {"upstream": upstream.prefix})
     for found in find_access_mistakes(settings):
         yield StartWarning(found.event, found.fields)
-    for issuer in settings.access.jwt:
-        if not has_url(issuer) and (reason := _find_key_problem(issuer)):
-            yield StartWarning(KEY_FILE_PROBLEM, {"issuer": issuer.name, "path": issuer.jwks, "reason": reason})
+    if settings.access.jwt:
+        yield from _find_key_problems(settings.access.jwt)
 
 
 def _leads_back(upstream: Upstream, server: ServerSettings) -> bool:
@@ -123,12 +120,16 @@ def _is_of_this_machine(host: str) -> bool:
     return True
 
 
-def _find_key_problem(issuer: JwtIssuer) -> str:
-    try:
-        check_keys(issuer)
-    except ValueError as exc:
-        return str(exc)
-    return ""
+def _find_key_problems(issuers: Sequence[JwtIssuer]) -> Iterator[StartWarning]:
+    """Yield the files of keys that cannot be used."""
+    from dockyard.access.jwks import KEY_FILE_PROBLEM, check_keys, has_url  # noqa: PLC0415  with PyJWT and cryptography
+
+    for issuer in issuers:
+        if not has_url(issuer):
+            try:
+                check_keys(issuer)
+            except ValueError as exc:
+                yield StartWarning(KEY_FILE_PROBLEM, {"issuer": issuer.name, "path": issuer.jwks, "reason": str(exc)})
 
 
 def _is_open(upstream: Upstream, access: AccessSettings, rules: Rules) -> bool:
@@ -157,6 +158,8 @@ def _find_login_problem(upstream: Upstream, keychain: Keychain, expected_logins:
 def check_bucket_settings(storage: StorageSettings) -> None:
     """Raise CannotStart if there can be no URL for the bucket."""
     if storage.bucket:
+        from dockyard.s3.client import make_base_url  # noqa: PLC0415  with minio-py
+
         try:
             make_base_url(storage)
         except ValueError as exc:

@@ -6,6 +6,7 @@ Granian, whose version is therefore pinned.
 
 import contextlib
 import functools
+import gc
 import math
 import multiprocessing
 import multiprocessing.util
@@ -52,6 +53,7 @@ from dockyard.worker import (  # before the fork: workers start at once, and sha
     DRAINING,
     STOP_SIGNALS,
     create_app,
+    import_optional_modules,
 )
 from dockyard.workers.certificates import Certificates
 from dockyard.workers.listener import BACKLOG, ListenAddress, open_listener
@@ -101,6 +103,7 @@ def _set_up_log(settings: Settings) -> None:
 
 
 def _serve(settings: Settings) -> int:
+    import_optional_modules(settings)
     check_bucket_settings(settings.storage)
     workers = settings.server.workers or count_workers()
     run_directory, lock = open_run_directory(settings.storage)
@@ -329,6 +332,7 @@ class Supervisor(MPServer):
         """Start the workers."""
         self._spawn_target, self._target_loader = spawn_target, target_loader
         signal.signal(signal.SIGCHLD, lambda *_: self.main_loop_interrupt.set())
+        gc.freeze()  # else the collector of each worker writes to all objects, and the worker gets a copy of them
         super().startup(spawn_target, target_loader)  # type: ignore[no-untyped-call]
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
 

@@ -5,6 +5,7 @@ Built in the worker, never in the supervisor: threads, sockets and clients do no
 
 import asyncio
 import contextlib
+import importlib
 import os
 import signal
 from collections.abc import Mapping
@@ -14,7 +15,6 @@ from typing import TYPE_CHECKING
 import structlog
 
 from dockyard.access.audit import AuditLog
-from dockyard.access.authenticator import Authenticator
 from dockyard.access.rules import Rules
 from dockyard.cache.admissions import Admissions
 from dockyard.cache.blobs import REDIRECT_VALID_S, RESTRICTED_REDIRECT_VALID_S, Blobs
@@ -25,12 +25,12 @@ from dockyard.cache.manifests import Manifests
 from dockyard.cache.stores import Stores
 from dockyard.cache.tags import Tags
 from dockyard.cache.threads import Threads
-from dockyard.config.settings import Settings, Upstream
+from dockyard.config.settings import Settings, StorageSettings, Upstream
 from dockyard.errors import Unavailable
 from dockyard.oci.login import Login
 from dockyard.routing import Target
-from dockyard.s3 import S3Error, S3Store
 from dockyard.s3.bucket import Bucket
+from dockyard.s3.errors import S3Error
 from dockyard.s3.outbox import Outbox
 from dockyard.s3.publisher import Publisher
 from dockyard.storage.disk_errors import describe_disk_error
@@ -43,7 +43,6 @@ from dockyard.upstream.circuit_breaker import CircuitBreaker
 from dockyard.upstream.client import RegistryClient
 from dockyard.upstream.keychain import Keychain
 from dockyard.web import app as web_app
-from dockyard.web.access_gate import AccessControl
 from dockyard.web.concealment import Concealment
 from dockyard.web.gauges import Gauges
 from dockyard.web.outer_app import OuterApp
@@ -66,6 +65,8 @@ from dockyard.workers.watchdog import WatchedProcess
 if TYPE_CHECKING:
     from dockyard.access.access_tokens import AccessTokens
     from dockyard.access.shared import SharedAccess
+    from dockyard.s3.store import S3Store
+    from dockyard.web.access_gate import AccessControl
 
 CLAIM_INTERVAL_S = 0.2
 DIRECTORY_CHECK_INTERVAL_S = 1.0
@@ -77,6 +78,16 @@ UNBLOCK_SIGNALS_AFTER_S = 0.3
 STOP_SIGNALS = {signal.SIGTERM, signal.SIGINT}
 
 log = structlog.get_logger()
+
+
+def import_optional_modules(settings: Settings) -> None:
+    """Import the modules that only some settings need: before the fork, so that workers share their memory."""
+    if settings.storage.bucket:
+        importlib.import_module("dockyard.s3.store")
+    if settings.uses_access:
+        importlib.import_module("dockyard.access.authenticator")
+        importlib.import_module("dockyard.web.access_gate")
+        importlib.import_module("dockyard.web.tokens")
 
 
 def create_app(
@@ -163,7 +174,7 @@ class Worker:
         self._directory_error = ""
         self._create_directories()
         self.maintenance = Maintenance(self.local_store)
-        self.s3 = S3Store(storage, environ) if storage.bucket else None
+        self.s3 = _make_store(storage, environ) if storage.bucket else None
         self.bucket = Bucket(self.s3)
         self.publisher = Publisher(
             *(self.local_store, self.s3, outbox, storage.touch_threshold, self._owns),
@@ -260,7 +271,10 @@ class Worker:
 
     def _make_access(
         self, settings: Settings, tokens: "AccessTokens | None", concealment: Concealment
-    ) -> AccessControl:
+    ) -> "AccessControl":
+        from dockyard.access.authenticator import Authenticator  # noqa: PLC0415  with PyJWT and cryptography
+        from dockyard.web.access_gate import AccessControl  # noqa: PLC0415
+
         return AccessControl(
             authenticator=Authenticator(settings.access),
             rules=Rules(settings.access, settings.upstreams),
@@ -341,7 +355,7 @@ class Worker:
     def _owns(self, item: Item) -> bool:
         return self.peers.shard is not None and self.peers.is_owner(str(item))
 
-    async def _check_bucket(self, s3: S3Store) -> None:
+    async def _check_bucket(self, s3: "S3Store") -> None:
         """Log what is wrong with the bucket, and abort uploads that a former process left."""
         problems = await self.threads.bucket(s3.check)
         for problem in problems:
@@ -397,3 +411,9 @@ class Worker:
             return self._access.seal.unseal(sealed) if self._access else None
         except ValueError as exc:
             raise MalformedMessage("a login that this server has not sealed") from exc
+
+
+def _make_store(storage: StorageSettings, environ: Mapping[str, str]) -> "S3Store":
+    from dockyard.s3.store import S3Store  # noqa: PLC0415  with minio-py
+
+    return S3Store(storage, environ)

@@ -10,7 +10,7 @@ The size of a blob that is not here is asked for by the worker that owns the dig
 
 import os
 from collections.abc import Mapping
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import attrs
 from cachetools import TTLCache
@@ -27,11 +27,13 @@ from dockyard.cache.threads import Threads
 from dockyard.errors import RegistryError
 from dockyard.oci.reference import Digest, Name
 from dockyard.routing import Target
-from dockyard.s3 import ObjectInfo
 from dockyard.storage.blob_files import StoredBlob
 from dockyard.storage.items import BlobItem
 from dockyard.workers.messages import SizeReply, SizeRequest, error_reply
 from dockyard.workers.peers import PeerConnection, Peers
+
+if TYPE_CHECKING:
+    from dockyard.s3.store import ObjectInfo
 
 REDIRECT_VALID_S = 1200
 # A client that gets the URL may pull the blob; whoever it gives the URL to, and whatever right it has lost since, not.
@@ -204,7 +206,7 @@ class Blobs:
             self._stores.bucket.read, lambda s3: s3.presign_blob(digest, self._redirect_valid_s)
         )
 
-    async def _find_in_bucket(self, digest: Digest) -> ObjectInfo | None:
+    async def _find_in_bucket(self, digest: Digest) -> "ObjectInfo | None":
         """Size and age of the blob in the bucket. An empty object that should not be empty does not count."""
         if not self._stores.bucket.is_configured:
             return None

@@ -6,7 +6,7 @@ the worker that owns the digest; an owner that is not available is skipped.
 
 import time
 from collections.abc import Mapping
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import attrs
 import structlog
@@ -22,10 +22,12 @@ from dockyard.errors import BadUpstream, Outage, RegistryError, TooManyRequests
 from dockyard.oci.manifest import Manifest
 from dockyard.oci.reference import Digest, Name, Reference, Tag
 from dockyard.routing import Target
-from dockyard.s3 import S3Object
 from dockyard.storage.items import ManifestItem
 from dockyard.workers.messages import ManifestReply, ManifestRequest, error_reply
 from dockyard.workers.peers import PeerConnection, Peers
+
+if TYPE_CHECKING:
+    from dockyard.s3.store import S3Object
 
 MAX_MEMORY_BYTES = 16 * 1024 * 1024
 # Then a manifest is read from the disk again, which records its use: what is in use is evicted last.
@@ -216,7 +218,7 @@ class Manifests:
         self._write(name, manifest)
         self._stores.publisher.publish(item)
 
-    def _keep_from_bucket(self, name: Name, digest: Digest, found: S3Object) -> Manifest | None:
+    def _keep_from_bucket(self, name: Name, digest: Digest, found: "S3Object") -> Manifest | None:
         try:
             manifest = Manifest.stored(found.body, digest, found.media_type)
         except BadUpstream:

@@ -10,7 +10,7 @@ from dockyard.check.findings import Finding, error, ok, warning
 from dockyard.config.loader import LoadedSettings
 from dockyard.config.settings import JwtIssuer, Settings, StorageSettings, Upstream
 from dockyard.errors import RegistryError
-from dockyard.s3 import S3Store
+from dockyard.s3.store import S3Store
 from dockyard.upstream.circuit_breaker import CircuitBreaker
 from dockyard.upstream.client import RegistryClient
 from dockyard.upstream.keychain import Keychain

@@ -7,13 +7,16 @@ bucket that is down. Requests may bypass it (`even_if_open`) when the upstream i
 import threading
 import time
 from collections.abc import Callable
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import structlog
 
 from dockyard import metrics
 from dockyard.oci.reference import Digest
-from dockyard.s3 import S3Error, S3Store
+from dockyard.s3.errors import S3Error
+
+if TYPE_CHECKING:
+    from dockyard.s3.store import S3Store
 
 MAX_RESPONSE_S = 1.0
 PROBE_INTERVAL_S = 3.0
@@ -27,7 +30,7 @@ log = structlog.get_logger()
 class Bucket:
     """Reads from `s3`; with None it is empty. Methods block and do not raise S3 errors. For many threads."""
 
-    def __init__(self, s3: S3Store | None) -> None:
+    def __init__(self, s3: "S3Store | None") -> None:
         self._s3 = s3
         self._mutex = threading.Lock()
         self._is_open = False
@@ -43,7 +46,7 @@ class Bucket:
         """Whether the circuit breaker is open: only reads with `even_if_open` reach the bucket."""
         return self._is_open
 
-    def read(self, operation: Callable[[S3Store], T | None], *, even_if_open: bool = False) -> T | None:
+    def read(self, operation: Callable[["S3Store"], T | None], *, even_if_open: bool = False) -> T | None:
         """The result of an operation; None when it fails, or when the circuit breaker is open.
 
         An S3 error, or a response that takes longer than MAX_RESPONSE_S, opens the circuit breaker.
@@ -65,7 +68,7 @@ class Bucket:
         """Stop probing."""
         self._stop.set()
 
-    def _open_breaker(self, s3: S3Store, reason: str) -> None:
+    def _open_breaker(self, s3: "S3Store", reason: str) -> None:
         with self._mutex:
             if self._is_open or self._stop.is_set():
                 return
@@ -73,7 +76,7 @@ class Bucket:
         log.warning("bucket unavailable: reading without it", reason=reason)
         threading.Thread(target=self._probe, args=(s3,), name="bucket-probe", daemon=True).start()
 
-    def _probe(self, s3: S3Store) -> None:
+    def _probe(self, s3: "S3Store") -> None:
         while not self._stop.wait(PROBE_INTERVAL_S):
             started_at = time.monotonic()
             try:

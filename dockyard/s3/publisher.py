@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from typing import TYPE_CHECKING
 
 import structlog
 from cachetools import TTLCache
@@ -29,12 +30,15 @@ from dockyard import metrics
 from dockyard.errors import BadUpstream
 from dockyard.oci.manifest import Manifest
 from dockyard.oci.reference import Digest, Name
-from dockyard.s3 import S3Error, S3Store
 from dockyard.s3.concurrency_limit import ConcurrencyLimit
+from dockyard.s3.errors import S3Error
 from dockyard.s3.outbox import Outbox
 from dockyard.storage.items import BlobItem, Item, ManifestItem, TagItem
 from dockyard.storage.local import LocalStore
 from dockyard.storage.partial_file import PartialFile
+
+if TYPE_CHECKING:
+    from dockyard.s3.store import S3Store
 
 MAX_STREAMED_UPLOADS = 8
 MAX_TASKS = 4
@@ -46,7 +50,7 @@ MAX_CHECKED_ITEMS = 50_000
 MAX_RECENT_LINKS = 16_384
 CHUNK_BYTES = 256 * 1024
 
-Task = Callable[[S3Store, Item], None]
+Task = Callable[["S3Store", Item], None]
 Chunks = Callable[[int], Iterator[bytes]]
 
 log = structlog.get_logger()
@@ -66,7 +70,7 @@ class Publisher:
     def __init__(
         self,
         local: LocalStore,
-        s3: S3Store | None,
+        s3: "S3Store | None",
         outbox: Outbox,
         touch_threshold_s: float,
         owns: Callable[[Item], bool],
@@ -146,7 +150,7 @@ class Publisher:
         if self._s3 and not self._is_paused:
             self._submit(item, self._upload)
 
-    def _stream(self, s3: S3Store, partial_file: PartialFile, chunks: Chunks, fd: int) -> None:
+    def _stream(self, s3: "S3Store", partial_file: PartialFile, chunks: Chunks, fd: int) -> None:
         item = BlobItem(partial_file.digest)
         assert partial_file.size is not None  # noqa: S101  for mypy: nothing is submitted before
         try:
@@ -165,7 +169,7 @@ class Publisher:
             if fd >= 0:
                 os.close(fd)
 
-    def _upload(self, s3: S3Store, item: Item) -> None:
+    def _upload(self, s3: "S3Store", item: Item) -> None:
         """Upload an item from the local store, or remove it from the outbox when it is not there."""
         match item:
             case BlobItem(digest) if blob := self._local.blobs.open_verified(digest):
@@ -195,7 +199,7 @@ class Publisher:
         self._local.touch_times.mark_published(item)
         self._outbox.remove(item)
 
-    def _retry(self, s3: S3Store) -> None:
+    def _retry(self, s3: "S3Store") -> None:
         """Upload overdue items: after a restart, after an outage, or when too many uploads were running."""
         delay_s = 0.0
         while not self._stop.wait(delay_s):
@@ -223,7 +227,7 @@ class Publisher:
             self._checked[item] = True
         self._submit(item, self._touch)
 
-    def _touch(self, s3: S3Store, item: Item) -> None:
+    def _touch(self, s3: "S3Store", item: Item) -> None:
         """Touch an item if it is due and no other worker does, and then what it names."""
         if item in self._outbox or not self._local.touch_times.claim_touch(item, self._touch_threshold_s):
             return
@@ -243,7 +247,7 @@ class Publisher:
             for digest in manifest.blobs:
                 self.touch_if_due(BlobItem(digest))
 
-    def _write_links(self, s3: S3Store, name: Name, manifest: Manifest) -> None:
+    def _write_links(self, s3: "S3Store", name: Name, manifest: Manifest) -> None:
         """Write or renew the links of a manifest. Raises S3Error."""
         for digest in manifest.named_blobs:
             with self._mutex:
@@ -253,7 +257,7 @@ class Publisher:
             with self._mutex:
                 self._linked[name, digest] = True
 
-    def _find_manifest(self, s3: S3Store, item: ManifestItem) -> Manifest | None:
+    def _find_manifest(self, s3: "S3Store", item: ManifestItem) -> Manifest | None:
         return self._read_manifest(item) or _read_from_bucket(s3, item)
 
     def _read_manifest(self, item: ManifestItem) -> Manifest | None:
@@ -317,7 +321,7 @@ class Publisher:
             self._end(item)
 
 
-def _read_from_bucket(s3: S3Store, item: ManifestItem) -> Manifest | None:
+def _read_from_bucket(s3: "S3Store", item: ManifestItem) -> Manifest | None:
     found = s3.read_manifest(item.name, item.digest)
     try:
         return Manifest.stored(found.body, item.digest, found.media_type) if found else None

@@ -1,7 +1,7 @@
 """The Falcon application: its endpoints and error handlers, and the outer ASGI application around it."""
 
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import attrs
 import falcon
@@ -16,7 +16,6 @@ from dockyard.cache.tags import Tags
 from dockyard.cache.threads import Threads
 from dockyard.config.settings import TOKEN_PATH, Settings
 from dockyard.errors import LoginRequired, RegistryError, Unsupported
-from dockyard.web.access_gate import AccessControl, AccessGate
 from dockyard.web.bodies import ActiveBodies
 from dockyard.web.challenges import make_find_token_url
 from dockyard.web.clients import make_find_address, make_find_client
@@ -32,8 +31,10 @@ from dockyard.web.outer_app import OuterApp
 from dockyard.web.page import PageEndpoint
 from dockyard.web.paths import PathRouter
 from dockyard.web.request_record import INTERNAL_ERROR, SCOPE_KEY, RequestRecord
-from dockyard.web.tokens import AccessTokenEndpoint
 from dockyard.web.zero_copy import ZeroCopy
+
+if TYPE_CHECKING:
+    from dockyard.web.access_gate import AccessControl
 
 log = structlog.get_logger()
 
@@ -51,7 +52,7 @@ class Services:
     lists: Lists
     threads: Threads
     gauges: Gauges
-    access: AccessControl | None
+    access: "AccessControl | None"
     is_ready: Callable[[], bool]
     start: Callable[[], Awaitable[None]]
     stop: Callable[[], Awaitable[None]]
@@ -80,6 +81,9 @@ def create_app(settings: Settings, services: Services, server_name: str = "") ->
     find_address = make_find_address(settings.server)
     gate, form_path, tokens = Gate(settings), None, {}
     if services.access:
+        from dockyard.web.access_gate import AccessGate  # noqa: PLC0415  with PyJWT and cryptography
+        from dockyard.web.tokens import AccessTokenEndpoint  # noqa: PLC0415
+
         find_token_url = make_find_token_url(settings.server, settings.access)
         gate = access_gate = AccessGate(settings, services.access, find_address, find_token_url)
         if services.access.tokens:

@@ -29,7 +29,8 @@ from dockyard.pull import retries
 from dockyard.pull.client import DockyardClient
 from dockyard.pull.images import parse_image
 from dockyard.pull.retries import PullError
-from dockyard.s3 import S3Error, S3Store
+from dockyard.s3.errors import S3Error
+from dockyard.s3.store import S3Store
 from dockyard.storage.keys import manifest_key, tag_key
 from dockyard.upstream import client as client_module
 from dockyard.upstream.client import RegistryClient

@@ -14,7 +14,9 @@ from hypothesis import strategies as st
 from dockyard.config.settings import StorageSettings
 from dockyard.config.types import Secret
 from dockyard.oci.reference import Digest, Name, Tag
-from dockyard.s3 import S3BlobStream, S3Error, S3Store
+from dockyard.s3.blob_stream import S3BlobStream
+from dockyard.s3.errors import S3Error
+from dockyard.s3.store import S3Store
 from tests.fuzz.budget import runs
 from tests.s3.store.proxy import Respond, S3Proxy
 from tests.s3.store.store_adapters import reader

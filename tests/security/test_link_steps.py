@@ -22,10 +22,10 @@ from dockyard.config.settings import Auth, Upstream
 from dockyard.errors import BlobUnknown, FailureDetails, Outage, RegistryError, Unavailable
 from dockyard.oci.reference import Digest, Name
 from dockyard.routing import Target
-from dockyard.s3 import ObjectInfo
 from dockyard.s3.bucket import Bucket
 from dockyard.s3.outbox import Outbox
 from dockyard.s3.publisher import Publisher
+from dockyard.s3.store import ObjectInfo
 from dockyard.storage.local import LocalStore
 from dockyard.workers.peers import Peers
 from tests.support.busy_machine import EVENT_TIMEOUT_S

@@ -22,7 +22,7 @@ SEVERAL_PARTS_BYTES = 12 * MIB
 REPAIRED_WITHIN_S = 30.0
 # A blob of up to one MiB is uploaded by one PUT, a larger one in parts of five MiB, the smallest that S3 accepts.
 PARTS = """
-from dockyard.s3 import S3Store
+from dockyard.s3.store import S3Store
 S3Store.__init__.__kwdefaults__.update(max_put_bytes=2**20, part_bytes=5 * 2**20)
 """
 

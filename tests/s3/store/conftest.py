@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from dockyard.s3 import S3Store
+from dockyard.s3.store import S3Store
 from tests.s3.store.proxy import S3Proxy
 from tests.s3.store.servers import Minio, Server, Versitygw, make_s3_store
 from tests.support.programs import Programs

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from dockyard.config.settings import StorageSettings
 from dockyard.config.types import Secret
-from dockyard.s3 import S3Store
+from dockyard.s3.store import S3Store
 from tests.support.processes import Process, free_port
 
 ACCESS_KEY = "dockyard-tests"

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Protocol
 
 from dockyard.oci.reference import Digest, Name, Tag
-from dockyard.s3 import S3Store
+from dockyard.s3.store import S3Store
 from dockyard.storage.directories import PARTIAL
 from dockyard.storage.local import LocalStore, Pointer
 from dockyard.storage.memory_budget import MemoryBudget

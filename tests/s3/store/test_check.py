@@ -12,7 +12,7 @@ from minio.time import utcnow
 from dockyard.config.settings import StorageSettings
 from dockyard.config.types import Secret
 from dockyard.oci.reference import Digest
-from dockyard.s3 import S3Store
+from dockyard.s3.store import S3Store
 from dockyard.storage import keys
 from tests.s3.store.proxy import Forward, Respond, S3Proxy, s3_error
 from tests.s3.store.servers import ACCESS_KEY, BUCKET, SECRET_KEY, Server

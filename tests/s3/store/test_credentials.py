@@ -17,8 +17,10 @@ from minio.credentials.providers import StaticProvider
 from dockyard.config.settings import StorageSettings
 from dockyard.config.types import Secret
 from dockyard.oci.reference import Digest
-from dockyard.s3 import S3Error, S3Store, credentials
+from dockyard.s3 import credentials
 from dockyard.s3.credentials import CredentialChain, NoCredentials, _container_url
+from dockyard.s3.errors import S3Error
+from dockyard.s3.store import S3Store
 from tests.s3.store.aws import TOKEN, FakeAws
 from tests.s3.store.servers import ACCESS_KEY, SECRET_KEY, Server
 from tests.s3.store.store_adapters import reader

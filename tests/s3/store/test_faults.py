@@ -10,7 +10,9 @@ import pytest
 
 from dockyard.errors import Unavailable, UpstreamTimeout
 from dockyard.oci.reference import Digest, Name, Tag
-from dockyard.s3 import S3Error, S3Store, client, connections
+from dockyard.s3 import client, connections
+from dockyard.s3.errors import S3Error
+from dockyard.s3.store import S3Store
 from dockyard.storage import keys
 from tests.s3.store.proxy import Forward, Request, Respond, Rule, S3Proxy, Stall, s3_error
 from tests.s3.store.servers import MIB, SECRET_KEY, Server, make_s3_store

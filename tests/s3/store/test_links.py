@@ -3,7 +3,7 @@
 import time
 
 from dockyard.oci.reference import Digest, Name
-from dockyard.s3 import S3Store
+from dockyard.s3.store import S3Store
 from dockyard.storage import keys
 
 NAME, OTHER = Name.parse("docker.io/library/app"), Name.parse("docker.io/library/app2")

@@ -13,7 +13,8 @@ import pytest
 from urllib3 import HTTPConnectionPool
 
 from dockyard.oci.reference import Digest, Name, Tag
-from dockyard.s3 import S3Error, S3Store
+from dockyard.s3.errors import S3Error
+from dockyard.s3.store import S3Store
 from dockyard.storage import keys
 from tests.s3.store.proxy import Forward, Request, Respond, S3Proxy, s3_error
 from tests.s3.store.servers import MIB, Server

@@ -16,8 +16,8 @@ from urllib3 import exceptions as failures
 from dockyard.config.settings import StorageSettings
 from dockyard.errors import Unavailable
 from dockyard.oci.reference import Digest
-from dockyard.s3 import S3Error, S3Store
-from dockyard.s3.errors import to_s3_error
+from dockyard.s3.errors import S3Error, to_s3_error
+from dockyard.s3.store import S3Store
 from tests.s3.store.servers import BUCKET, MIB, Minio, make_s3_store
 from tests.s3.store.store_adapters import pieces, reader
 from tests.support.processes import Process

@@ -6,7 +6,8 @@ import time
 import pytest
 
 from dockyard.oci.reference import Digest
-from dockyard.s3 import S3Error, S3Store
+from dockyard.s3.errors import S3Error
+from dockyard.s3.store import S3Store
 from dockyard.storage import keys
 from tests.s3.store.proxy import Forward, Request, S3Proxy, s3_error
 from tests.s3.store.servers import Server, make_s3_store

@@ -7,7 +7,7 @@ import pytest
 from dockyard.config.settings import StorageSettings
 from dockyard.config.types import Secret
 from dockyard.oci.reference import Digest
-from dockyard.s3 import S3Store
+from dockyard.s3.store import S3Store
 
 DIGEST = Digest.of(b"")
 

@@ -31,8 +31,8 @@ from dockyard.oci.login import Login
 from dockyard.oci.manifest import OCI_IMAGE, Manifest
 from dockyard.oci.reference import Digest, Name
 from dockyard.routing import Target
-from dockyard.s3 import S3Error
 from dockyard.s3.bucket import Bucket
+from dockyard.s3.errors import S3Error
 from dockyard.s3.outbox import Outbox
 from dockyard.s3.publisher import Publisher
 from dockyard.storage.local import LocalStore

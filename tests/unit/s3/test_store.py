@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from dockyard.config.settings import Secret, StorageSettings
-from dockyard.s3 import S3Store
+from dockyard.s3.store import S3Store
 
 
 def test_an_upload_that_cannot_be_aborted_during_the_retries_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
