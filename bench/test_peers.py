@@ -122,6 +122,25 @@ def test_a_client_connects_again_after_connection_close() -> None:
         result = discard(port, [[(f"/v2/{REPOSITORY}/blobs/{digest}", body.size)] * 3])
         assert result["received"] == 3 * body.size
         assert len(result["first_byte_s"]) == 3
+        assert result["connections"] == 3
+
+
+def test_a_connection_is_reused_or_new_for_each_download(upstream: tuple[UpstreamProcess, UpstreamContent]) -> None:
+    """As the plan says; also with TLS, and for HEAD, whose responses have no body."""
+    registry, content = upstream
+    image = content.add_image("v1", (MIB,))
+    (layer,) = image.layers
+    downloads = [
+        (f"/v2/{REPOSITORY}/manifests/{image.index.digest}", image.index.size),
+        (f"/v2/{REPOSITORY}/blobs/{layer.digest}", layer.size),
+        (f"/v2/{REPOSITORY}/blobs/{layer.digest}", layer.size),
+    ]
+    for is_fresh, connections in ((False, 2), (True, 6)):
+        result = discard(registry.port, [downloads] * 2, is_fresh=is_fresh)
+        assert (result["connections"], result["received"]) == (connections, 2 * sum(size for _, size in downloads))
+    result = discard(registry.port, [downloads], method="HEAD")
+    assert (result["connections"], result["received"], len(result["first_byte_s"])) == (1, 0, 3)
+    assert registry.count_requests(containing=layer.digest).heads == 2
 
 
 def test_wrong_content_fails_the_run(upstream: tuple[UpstreamProcess, UpstreamContent]) -> None:
@@ -228,7 +247,7 @@ def test_a_baseline_runs_the_code_of_its_tree(tmp_path: Path) -> None:
     package.mkdir(parents=True)
     (package / "__init__.py").touch()
     (package / "__main__.py").write_text(SERVER)
-    cache = make_cache(BASELINE, Programs(), tmp_path / "cache", 1, tmp_path, baseline=tmp_path / "tree")
+    cache = make_cache(BASELINE, Programs(), tmp_path / "cache", 1, tmp_path, trees={BASELINE: tmp_path / "tree"})
     assert isinstance(cache, CacheServer)
     cache.start()
     try:

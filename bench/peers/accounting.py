@@ -122,7 +122,7 @@ class ControlGroup:
         )
 
     def remove(self) -> None:
-        """Remove the group as soon as its last processes have ended."""
+        """Remove the group as soon as its last processes have ended. A second call does nothing."""
         if self.directory is None:
             return
         deadline = time.monotonic() + REMOVE_LIMIT_S
@@ -134,6 +134,7 @@ class ControlGroup:
                     raise
                 time.sleep(0.05)
             else:
+                self.directory = self.usage = None
                 return
 
 

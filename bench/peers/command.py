@@ -95,6 +95,8 @@ def main(
     results.machine |= machine.describe()
     console = Console(stderr=True)
     programs = Programs()
+    chosen = _with_programs(chosen, programs, results, console)
+    trees = {BASELINE: baseline} if baseline else {}
     for kind in stores.split(","):
         wanted = [*cache_names.split(","), *([BASELINE] if baseline else [])]
         names = [name for name in wanted if kind == "local" or name in setup.WITH_STORE]
@@ -103,7 +105,7 @@ def main(
         selected = [each for each in make_workloads(sizes) if each.key in keys]
         if not selected:
             continue
-        with setup.start(names, sizes, programs, directory, kind, baseline) as started:
+        with setup.start(names, sizes, programs, directory, kind, trees) as started:
             _measure(started, kind, selected, rounds or (1 if quick else 3), results, console, out)
     text = "\n".join(
         [
@@ -118,6 +120,22 @@ def main(
     console.print(f"written: {out / report.FILE}, {out / 'peers.md'}, {', '.join(str(file) for file in files)}")
     if results.failures:
         raise SystemExit(1)
+
+
+def _with_programs(
+    workloads: Sequence[Workload], programs: Programs, results: Report, console: Console
+) -> list[Workload]:
+    """Find or build all programs before anything is measured. A workload whose program is missing is left out."""
+    found = []
+    for workload in workloads:
+        reasons = [programs.find(name).reason for name in workload.programs if programs.find(name).path is None]
+        if reasons:
+            results.missing[workload.key] = "; ".join(reasons)
+            console.print(f"{workload.key} is not measured: {reasons[0]}", style="yellow")
+        else:
+            results.missing.pop(workload.key, None)
+            found.append(workload)
+    return found
 
 
 def _with_options(
@@ -162,7 +180,8 @@ def _measure(
         for workload in workloads:
             key = workload.key if kind == "local" else f"{kind}/{workload.key}"
             results.begin(key, workload.title + ("" if kind == "local" else ", S3 behind the cache"))
-            measured = [cache for cache in started.caches if cache.name not in workload.without]
+            caches = started.caches_for(workload.variant)
+            measured = [cache for cache in caches if cache.name not in workload.without]
             for number in range(rounds):
                 show(f"{key} · round {number + 1} · preparing")
                 try:

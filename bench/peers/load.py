@@ -4,6 +4,7 @@ import hashlib
 import http.client
 import json
 import os
+import ssl
 import subprocess
 import sys
 import time
@@ -17,6 +18,7 @@ from bench.peers.content import OCI_INDEX, OCI_MANIFEST, Blob
 
 LIMIT_S = 290.0
 CHUNK_BYTES = 1024 * 1024
+OPENSSL_CONFIG = Path(__file__).parent / "openssl.cnf"
 ACCEPT = f"{OCI_INDEX}, {OCI_MANIFEST}"
 
 WRK_SCRIPT = """\
@@ -54,9 +56,28 @@ class Rate:
     client_cpu_s: float
 
 
-def discard(port: int, clients: Sequence[Sequence[tuple[str, int]]], limit_s: float | None = None) -> dict[str, Any]:
-    """Download with one connection per client, and discard the bytes."""
-    plan = {"port": port, "clients": clients, "limit_s": limit_s}
+def discard(
+    port: int,
+    clients: Sequence[Sequence[tuple[str, int]]],
+    limit_s: float | None = None,
+    *,
+    method: str = "GET",
+    is_fresh: bool = False,
+    is_tls: bool = False,
+) -> dict[str, Any]:
+    """Download with one connection at a time per client, and discard the bytes.
+
+    `is_fresh`: each download has a new connection. With TLS, all servers encrypt with the same algorithm: that which
+    clients written in Go (containerd, Docker) ask for first.
+    """
+    plan = {
+        "port": port,
+        "clients": clients,
+        "limit_s": limit_s,
+        "method": method,
+        "is_fresh": is_fresh,
+        "is_tls": is_tls,
+    }
     done = subprocess.run(
         [sys.executable, "-m", "bench.peers.discard"],
         input=json.dumps(plan),
@@ -65,6 +86,7 @@ def discard(port: int, clients: Sequence[Sequence[tuple[str, int]]], limit_s: fl
         timeout=LIMIT_S,
         check=False,
         cwd=Path(__file__).parents[2],
+        env={**os.environ, "OPENSSL_CONF": str(OPENSSL_CONFIG)} if is_tls else None,
     )
     if done.returncode != 0:
         raise LoadError(done.stderr.strip())
@@ -95,9 +117,19 @@ def wrk(program: Path, port: int, paths: Sequence[str], seconds: float, connecti
     return Rate(int(requests), micros / 1e6, median / 1e6, p99 / 1e6, cpu_s)
 
 
-def check(port: int, path: str, blob: Blob) -> float:
+def connect(port: int, timeout_s: float, *, is_tls: bool = False) -> http.client.HTTPConnection:
+    """A connection to a server of this benchmark, whose certificate is not verified."""
+    if not is_tls:
+        return http.client.HTTPConnection("127.0.0.1", port, timeout=timeout_s)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    return http.client.HTTPSConnection("127.0.0.1", port, timeout=timeout_s, context=context)
+
+
+def check(port: int, path: str, blob: Blob, *, is_tls: bool = False) -> float:
     """Read a blob or manifest, and verify size and digest; return the seconds it took."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=LIMIT_S)
+    connection = connect(port, LIMIT_S, is_tls=is_tls)
     began_at = time.monotonic()
     try:
         connection.request("GET", path, headers={"Accept": ACCEPT})

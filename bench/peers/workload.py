@@ -8,7 +8,7 @@ from pathlib import Path
 
 import attrs
 
-from bench.peers.caches import CacheServer
+from bench.peers.caches import DEFAULT, CacheServer, Variant
 from bench.peers.content import REPOSITORY, Blob, UpstreamContent
 from bench.peers.load import check
 from bench.peers.programs import Programs
@@ -43,6 +43,9 @@ class Sizes:
     warm_times: int = 8
     concurrent_bytes: int = 64 * MIB
     concurrent_clients: int = 64
+    reused_times: int = 4
+    few_clients: int = 4
+    head_requests: int = 20_000
     wrk_s: float = 5.0
     wrk_connections: int = 32
     images: int = 20
@@ -66,6 +69,8 @@ class Sizes:
 QUICK = Sizes(
     warm_bytes=64 * MIB,
     concurrent_bytes=16 * MIB,
+    reused_times=2,
+    head_requests=5_000,
     wrk_s=2.0,
     cold_bytes=32 * MIB,
     cold_slow_bytes=8 * MIB,
@@ -110,14 +115,16 @@ class Environment:
     def warm(self, cache: CacheServer, kind: str, reference: str, blob: Blob) -> None:
         """Read a blob or manifest through a cache twice, and verify both responses."""
         for _ in range(2):
-            check(cache.port, cache.path(kind, REPOSITORY, reference), blob)
+            check(cache.port, cache.path(kind, REPOSITORY, reference), blob, is_tls=cache.is_tls)
 
 
 class Workload(ABC):
-    """One kind of load. `key` is its name on the command line."""
+    """One kind of load. `key` is its name on the command line; without its `programs` it is not run."""
 
     key = ""
     title = ""
+    variant: Variant = DEFAULT
+    programs: tuple[str, ...] = ()
     without: frozenset[str] = frozenset({"nginx-static"})
     has_store = False  # whether it is also run with S3
 

@@ -113,6 +113,7 @@ class WholeImage(Workload):
     """An image with an index, pulled by crane, which verifies every digest: cold, then warm."""
 
     key = "image"
+    programs = ("crane",)
 
     def __init__(self, layers: tuple[int, ...], link: Link) -> None:
         self.title = f"Image of {len(layers)} layers, {sum(layers) // MIB} MiB, by crane, line {link}"
