@@ -24,6 +24,8 @@ RequestAhead = Callable[[Download, ByteRange], Awaitable[None]]
 # Fewer bytes than MAX_LAST_BYTES are sent at once.
 MAX_BYTES_BETWEEN_CHECKS = 16 * 1024 * 1024
 MAX_LAST_BYTES = 1024 * 1024
+# A blob of up to this size is read at once: not more than what is buffered for a client of a larger one.
+MAX_SMALL_BYTES = 256 * 1024
 
 
 class Reader(Protocol):
@@ -57,6 +59,9 @@ class BlobReader(Reader, Protocol):
         Not counted as such are bytes that are sent in the order in which they are received.
         """
 
+    def read_small(self) -> bytearray | None:
+        """Read the whole blob; None if it is larger than MAX_SMALL_BYTES, or cannot be read without waiting."""
+
 
 class _CompleteFile:
     """The file of a complete, verified blob, which any program may change while it is read.
@@ -77,9 +82,14 @@ class _CompleteFile:
             left = min(left - TAIL_BYTES, MAX_BYTES_BETWEEN_CHECKS)
         return self._blob.fd, left
 
+    @property
+    def is_unchanged(self) -> bool:
+        """Whether the file is as it was when it was verified."""
+        return self._files.is_unchanged(self._blob)
+
     async def check(self) -> None:
         """Raise Unavailable when the file was changed and does not have its digest any more."""
-        if self._files.is_unchanged(self._blob):
+        if self.is_unchanged:
             return
         verified = await self._threads.verify(self._files.verify_again, self._blob)
         if verified is None:
@@ -100,6 +110,14 @@ class FileReader:
     def begin(self, ranges: Sequence[ByteRange] | None) -> bool:
         """See BlobReader. The blob is verified."""
         return False
+
+    def read_small(self) -> bytearray | None:
+        """See BlobReader."""
+        if self.size > MAX_SMALL_BYTES:
+            return None
+        buffer = bytearray(self.size)
+        is_complete = _read_now(self._fd, buffer, 0) == self.size
+        return buffer if is_complete and self._file.is_unchanged else None
 
     async def find(self, position: int) -> tuple[int | None, int]:
         """See Reader."""
@@ -158,6 +176,10 @@ class DownloadReader:
             self._ahead = [part for part in ranges if self._download.is_ahead(part.start)]
         return bool(self._ahead)
 
+    def read_small(self) -> bytearray | None:
+        """See BlobReader. What is downloaded is read as it comes."""
+        return None
+
     async def find(self, position: int) -> tuple[int | None, int]:
         """See Reader."""
         self.position = position
@@ -214,14 +236,21 @@ class DownloadReader:
 
 async def _read(fd: int, buffer: bytearray, position: int, amount: int, threads: Threads) -> int:
     view = memoryview(buffer)[:amount]
-    try:
-        count = os.preadv(fd, [view], position, os.RWF_NOWAIT)
-    except BlockingIOError:
+    count = _read_now(fd, view, position)
+    if count is None:
         count = await threads.disk(os.preadv, fd, [view], position)
-    except OSError as exc:
-        if exc.errno != errno.EOPNOTSUPP:
-            raise
-        count = os.preadv(fd, [view], position)  # tmpfs has no RWF_NOWAIT, and never waits for a disk
     if not count:
         raise Unavailable("a cached blob is shorter than its size")
     return count
+
+
+def _read_now(fd: int, buffer: bytearray | memoryview, position: int) -> int | None:
+    """Read what is in the page cache, and return how many bytes; None if a read would wait for the disk."""
+    try:
+        return os.preadv(fd, [buffer], position, os.RWF_NOWAIT)
+    except BlockingIOError:
+        return None
+    except OSError as exc:
+        if exc.errno != errno.EOPNOTSUPP:
+            raise
+        return os.preadv(fd, [buffer], position)  # tmpfs has no RWF_NOWAIT, and never waits for a disk

@@ -140,16 +140,22 @@ class BlobEndpoint:
             if reader.begin(ranges):
                 resp.set_headers(unverified_headers(resp.headers))
                 metrics.unverified_bytes.inc(sum(part.length for part in ranges or ()))
-            if reader.size:  # wait for the first byte: until then, a failure gets an error response
-                await reader.find(ranges[0].start if ranges else 0)
             parts: Sequence[bytes | ByteRange]
             if ranges:
+                await reader.find(ranges[0].start)  # until the first byte is there, a failure gets an error response
                 parts = _set_range_headers(resp, ranges, reader.size, BLOB_TYPE)
                 record.has_open_range = has_open_end(req.get_header("Range"))
             else:
+                data = reader.read_small()
+                if data is None and reader.size:
+                    await reader.find(0)
                 parts = ranges = (ByteRange(0, reader.size),)
                 resp.content_length = reader.size
                 resp.set_headers(location_headers(req, digest))
+                if data is not None:
+                    resp.data = data  # type: ignore[assignment]  # Granian accepts a bytearray; bytes() would copy it
+                    reader.close()
+                    return
             if connection := self._zero_copy.find_connection(req.scope, ranges):
                 await self._zero_copy.send(connection, req.scope, resp, record, reader, ranges[0])
             else:

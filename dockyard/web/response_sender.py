@@ -3,6 +3,7 @@
 import asyncio
 import socket
 from collections.abc import Sequence
+from http import HTTPStatus
 
 import structlog
 
@@ -19,7 +20,7 @@ log = structlog.get_logger("dockyard.request")
 class ResponseSender:
     """Runs an ASGI application for one request and passes its events to Granian.
 
-    `keeps_body` keeps the beginning of a body that is not streamed in the record, for the log.
+    `keeps_body` keeps the beginning of a body that is neither streamed nor a blob in the record, for the log.
     """
 
     def __init__(
@@ -75,7 +76,7 @@ class ResponseSender:
             return
         body = event.get("body", b"")
         if not event.get("more_body"):
-            if self._keeps_body and not self._monitor:
+            if self._keeps_body and not self._monitor and not self._is_blob:
                 self._record.response_body = bytes(body[:MAX_LOGGED_BODY_BYTES])
             self._record.sent_bytes += len(body)
             await self._send(event)
@@ -91,6 +92,11 @@ class ResponseSender:
         self._monitor.is_sending = False
         self._record.sent_bytes += len(body)
         await asyncio.sleep(0)  # Granian's send seldom waits; let the monitor and other requests run
+
+    @property
+    def _is_blob(self) -> bool:
+        """Whether the body is a blob, not the error of a request for one."""
+        return self._record.kind == "blob" and self._record.status < HTTPStatus.BAD_REQUEST
 
 
 class _OpenRange:

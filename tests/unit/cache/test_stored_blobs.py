@@ -12,6 +12,7 @@ import pytest
 from dockyard import metrics
 from dockyard.cache import downloads as downloads_module
 from dockyard.cache.blobs import OpenedBlob
+from dockyard.cache.readers import MAX_SMALL_BYTES
 from dockyard.errors import Unavailable
 from dockyard.oci.reference import Digest
 from dockyard.storage import blob_files
@@ -323,3 +324,38 @@ async def test_a_complete_download_is_read_to_its_end_without_hashing(
         assert await read_all(each.reader) == BODY
         each.reader.close()
     assert hashed_bytes() == 0
+
+
+@pytest.mark.parametrize("size", [0, 1, MAX_SMALL_BYTES, MAX_SMALL_BYTES + 1])
+async def test_a_small_blob_is_read_at_once(workers: Workers, size: int) -> None:
+    """Its bytes are the verified ones: after a change nothing is returned, as for a larger blob."""
+    body = os.urandom(size)
+    digest = Digest.of(body)
+    path = stored_file(workers, digest)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(body)
+    await asyncio.sleep(0.03)  # as above
+    opened = await workers.all[0].blobs.open(TARGET, digest)
+    assert isinstance(opened, OpenedBlob)
+    assert opened.reader.read_small() == (body if size <= MAX_SMALL_BYTES else None)
+    path.write_bytes(bytes(size))
+    os.utime(path, ns=(0, 0))
+    assert opened.reader.read_small() is None
+    opened.reader.close()
+
+
+async def test_a_small_blob_that_is_shorter_than_it_was_is_not_read_at_once(workers: Workers) -> None:
+    """Its reader then says what is wrong."""
+    body = os.urandom(1000)
+    digest = Digest.of(body)
+    path = stored_file(workers, digest)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(body)
+    await asyncio.sleep(0.03)  # as above
+    opened = await workers.all[0].blobs.open(TARGET, digest)
+    assert isinstance(opened, OpenedBlob)
+    os.truncate(path, 999)
+    assert opened.reader.read_small() is None
+    with pytest.raises(Unavailable):
+        await opened.reader.find(0)
+    opened.reader.close()

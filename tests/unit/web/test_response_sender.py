@@ -65,3 +65,20 @@ async def test_a_client_that_leaves_early(chunks: int, headers: list[tuple[bytes
     record, client = await respond(chunks, headers)
     assert (record.end, record.sent_bytes) == (CLIENT_LEFT, 3 * chunks)
     assert len(client.received) == 1 + chunks
+
+
+@pytest.mark.parametrize(
+    ("kind", "status", "kept"), [("manifest", 200, b"abc"), ("blob", 200, b""), ("blob", 404, b"abc")]
+)
+async def test_the_bytes_of_a_blob_are_not_kept_for_the_log(kind: str, status: int, kept: bytes) -> None:
+    """Those of a manifest are, and those of an error."""
+    record = RequestRecord(SCOPE)
+    record.kind = kind
+
+    async def app(_scope: object, _receive: object, send: Any) -> None:
+        await send({"type": "http.response.start", "status": status, "headers": []})
+        await send({"type": "http.response.body", "body": b"abc"})
+
+    client = Client(9)
+    await ResponseSender(SCOPE, client.receive, client.send, record, Connections(), keeps_body=True).run(app)
+    assert record.response_body == kept
