@@ -7,6 +7,7 @@ request: `log_writer.py` writes the lines.
 """
 
 import functools
+import itertools
 import json
 import logging
 import os
@@ -14,7 +15,7 @@ import re
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import structlog
@@ -179,7 +180,8 @@ class _Handler(logging.Handler):
             "logger": logger,
             "event": event.get("event", ""),
         }
-        fields = first | event | first
+        fields = first | event
+        fields |= first
         if exception:
             fields["exception"] = _trace(exception)
         return f"{self._encode_within_limit(fields)}\n".encode("ascii", "backslashreplace")
@@ -244,9 +246,9 @@ def _in_color(fields: Fields) -> str:
     return f"{head} {' '.join(f'{_DIM}{name}={_RESET}{_value(value)}' for name, value in _rest(fields))}"
 
 
-def _rest(fields: Fields) -> list[tuple[str, Any]]:
+def _rest(fields: Fields) -> Iterator[tuple[str, Any]]:
     """Return the fields of the event, and the logger last, as the least important."""
-    return [*list(fields.items())[4:], ("logger", fields["logger"])]
+    return itertools.chain(itertools.islice(fields.items(), 4, None), (("logger", fields["logger"]),))
 
 
 def _plain(event: Any) -> str:

@@ -4,6 +4,7 @@ The grammar is that of the OCI distribution specification, "Pulling manifests", 
 "Digests". The length is checked before a pattern is matched, and patterns match the whole text in ASCII.
 """
 
+import functools
 import hashlib
 import re
 from typing import Final, Protocol, Self
@@ -15,6 +16,8 @@ from dockyard.errors import DigestInvalid, NameInvalid, ReferenceInvalid
 # Many clients limit names to 255 characters (a note in the specification), and file systems limit each component.
 MAX_NAME_CHARS: Final = 255
 MAX_TAG_CHARS: Final = 128
+# Digests that were parsed are kept: the same few are requested again and again.
+MAX_CACHED_DIGESTS: Final = 1024
 
 _COMPONENT: Final = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*"
 _NAME: Final = re.compile(rf"{_COMPONENT}(?:/{_COMPONENT})*", re.ASCII)
@@ -83,6 +86,7 @@ class Digest:
     encoded: str
 
     @classmethod
+    @functools.lru_cache(MAX_CACHED_DIGESTS)
     def parse(cls, text: str) -> Self:
         """Parse a sha256 or sha512 digest. Raises DigestInvalid, also for algorithms that cannot be verified."""
         algorithm, _, encoded = text.partition(":")

@@ -15,16 +15,16 @@ from dockyard.cache.blobs import Blobs, RedirectedBlob
 from dockyard.cache.manifests import Manifests
 from dockyard.cache.tags import Tags
 from dockyard.errors import ManifestUnknown
-from dockyard.oci.ranges import ByteRange, has_open_end, parse_ranges
+from dockyard.oci.ranges import ByteRange, has_open_end
 from dockyard.oci.reference import Digest, parse_reference
 from dockyard.web.bodies import ActiveBodies, MultipartBody, ResponseBody
 from dockyard.web.gate import Gate
 from dockyard.web.headers import (
     content_headers,
+    find_ranges,
     freshness_headers,
     is_not_modified,
     location_headers,
-    range_applies,
     redirect_headers,
     unverified_headers,
 )
@@ -87,15 +87,17 @@ class ManifestEndpoint:
             raise ManifestUnknown(HIDDEN)
         record.how, record.error = found.how, found.error
         manifest = found.manifest
-        resp.set_headers(content_headers(manifest.digest, manifest.media_type))
-        resp.set_headers(freshness_headers(found, is_public=self._gate.is_public(target)))
+        is_public = self._gate.is_public(target)
+        resp.set_headers(
+            content_headers(manifest.digest, manifest.media_type) | freshness_headers(found, is_public=is_public)
+        )
         if is_not_modified(req, manifest.digest):
             resp.status = falcon.HTTP_304
             return
         if req.method == "HEAD":
             resp.content_length = manifest.size
             return
-        ranges = parse_ranges(req.get_header("Range"), manifest.size) if range_applies(req, manifest.digest) else None
+        ranges = find_ranges(req, manifest.digest, manifest.size)
         if not ranges:
             resp.data = manifest.body
             return
@@ -130,13 +132,13 @@ class BlobEndpoint:
         record.how = opened.how
         reader = opened.reader
         try:
-            resp.set_headers(content_headers(digest, BLOB_TYPE))
-            resp.set_headers(freshness_headers(opened, is_public=self._gate.is_public(target)))
+            is_public = self._gate.is_public(target)
+            resp.set_headers(content_headers(digest, BLOB_TYPE) | freshness_headers(opened, is_public=is_public))
             if is_not_modified(req, digest):
                 resp.status = falcon.HTTP_304
                 reader.close()
                 return
-            ranges = parse_ranges(req.get_header("Range"), reader.size) if range_applies(req, digest) else None
+            ranges = find_ranges(req, digest, reader.size)
             if reader.begin(ranges):
                 resp.set_headers(unverified_headers(resp.headers))
                 metrics.unverified_bytes.inc(sum(part.length for part in ranges or ()))
@@ -172,8 +174,8 @@ class BlobEndpoint:
         target, digest = await self._gate.admit(req, resp, record, path_prefix, reference, Digest.parse)
         found = await self._blobs.find_size(target, digest)
         record.how = found.how
-        resp.set_headers(content_headers(digest, BLOB_TYPE))
-        resp.set_headers(freshness_headers(found, is_public=self._gate.is_public(target)))
+        is_public = self._gate.is_public(target)
+        resp.set_headers(content_headers(digest, BLOB_TYPE) | freshness_headers(found, is_public=is_public))
         if is_not_modified(req, digest):
             resp.status = falcon.HTTP_304
             return

@@ -11,6 +11,7 @@ from typing import Protocol
 import falcon.asgi
 
 from dockyard.errors import Outage, RegistryError, TooManyRequests
+from dockyard.oci.ranges import ByteRange, parse_ranges
 from dockyard.oci.reference import Digest
 from dockyard.upstream.dialer import Stage
 
@@ -45,11 +46,12 @@ class CachedContent(Protocol):
 
 def content_headers(digest: Digest, content_type: str) -> dict[str, str]:
     """The headers of every 200, 206 and 304 with content of this digest."""
+    text = str(digest)
     return {
         "accept-ranges": "bytes",
         "content-type": content_type,
-        "docker-content-digest": str(digest),
-        "etag": f'"{digest}"',
+        "docker-content-digest": text,
+        "etag": f'"{text}"',
     }
 
 
@@ -115,10 +117,17 @@ def is_not_modified(req: falcon.asgi.Request, digest: Digest) -> bool:
     return any(tag in {"*", str(digest)} for tag in tags)
 
 
-def range_applies(req: falcon.asgi.Request, digest: Digest) -> bool:
-    """Whether Range is evaluated: without If-Range, or if it contains this digest (RFC 9110 section 13.1.5)."""
+def find_ranges(req: falcon.asgi.Request, digest: Digest, size: int) -> tuple[ByteRange, ...] | None:
+    """Return the ranges that a request asks for of content with this digest; None for all of it.
+
+    Range is evaluated without If-Range, or if that contains this digest (RFC 9110 section 13.1.5). Raises what
+    `parse_ranges` raises.
+    """
+    header = req.get_header("Range")
+    if header is None:
+        return None
     condition = req.get_header("If-Range")
-    return condition is None or condition.strip() == f'"{digest}"'
+    return parse_ranges(header, size) if condition is None or condition.strip() == f'"{digest}"' else None
 
 
 def _stale_status(error: RegistryError, age: int) -> str:

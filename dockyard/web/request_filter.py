@@ -49,7 +49,7 @@ def check_request(scope: Scope, form_path: str | None = None) -> None:
     path: bytes = scope["raw_path"]
     if len(path) > MAX_PATH_BYTES:
         raise PathTooLong(f"the path of the request is longer than {MAX_PATH_BYTES} bytes")
-    plain = _ENCODED_COLON.sub(b":", path)
+    plain = _decode(path)
     if not _PLAIN_PATH.fullmatch(plain) or (b"/." in plain and not {b".", b".."}.isdisjoint(plain.split(b"/"))):
         raise NameInvalid("the path contains characters that are not allowed in names, tags and digests")
     if scope["method"] == "POST" and form_path is not None and path == form_path.encode():
@@ -106,5 +106,10 @@ def find_passed(scope: Scope, server_name: str) -> tuple[str, ...]:
 
 
 def path_to_route(scope: Scope) -> str:
-    """Return the path of a checked request, with `%3A` decoded, the only escape that is allowed."""
-    return _ENCODED_COLON.sub(b":", scope["raw_path"]).decode("ascii")
+    """Return the path of a checked request, decoded."""
+    return _decode(scope["raw_path"]).decode("ascii")
+
+
+def _decode(path: bytes) -> bytes:
+    """Decode `%3A`, the only escape that is allowed."""
+    return _ENCODED_COLON.sub(b":", path) if b"%" in path else path
