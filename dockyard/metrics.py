@@ -104,7 +104,8 @@ def count_request(kind: str, status: int, how: str, seconds: float, size: int) -
     request_counter, seconds_histogram, bytes_counter = _request_counters(kind, status, how)
     request_counter.inc()
     seconds_histogram.observe(seconds)
-    bytes_counter.inc(size)
+    if size:
+        bytes_counter.inc(size)
 
 
 @functools.cache
