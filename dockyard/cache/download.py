@@ -71,6 +71,9 @@ MAX_TARGETS = 64
 CHECK_INTERVAL_S = 30.0
 MIN_AHEAD_BYTES = 8 * 1024 * 1024
 
+# What is received is released at most once in this time after the first bytes: each time, the loop and, over their
+# sockets, the other workers are woken, which costs more than to receive a chunk.
+RELEASE_INTERVAL_S = 0.004
 # Many readers of a slow download are not woken for every chunk: see _announce_progress.
 WAKE_BYTES = 256 * 1024
 WAKE_DELAY_PER_READER_S = 0.001
@@ -108,8 +111,12 @@ class Download:
         self._readers: set[OverflowReader] = set()
         self._verifying_since = 0.0
         self._is_ended = False
-        self._waiters: set[asyncio.Future[None]] = set()
-        self._is_progress_pending = False
+        # In the order in which they began to wait. Other workers are woken first: each of them has readers of its own.
+        self._waiting_workers: dict[asyncio.Future[None], None] = {}
+        self._waiting_readers: dict[asyncio.Future[None], None] = {}
+        self._has_progress = False  # since the last release; set by download threads
+        self._is_release_scheduled = False
+        self._release_timer: asyncio.TimerHandle | None = None
         self._announced_bytes = 0
         self._announced_at = time.monotonic()
         self._delayed_announcement: asyncio.TimerHandle | None = None
@@ -352,8 +359,8 @@ class Download:
         """Bytes that are in memory because the disk is full; empty when they were dropped."""
         return self.partial_file.read_overflow(position, max_bytes) if self.partial_file else b""
 
-    async def wait_for_change(self, since: int | None = None) -> None:
-        """Wait until `version` is another than `since`, or than now.
+    async def wait_for_change(self, since: int | None = None, *, is_for_worker: bool = False) -> None:
+        """Wait until `version` is another than `since`, or than now. `is_for_worker`: to report it to another worker.
 
         A download that is queued, or verified, counts as changed now and then.
 
@@ -362,30 +369,43 @@ class Download:
         if since not in (None, self.version):
             return
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiters.add(waiter)
+        waiters = self._waiting_workers if is_for_worker else self._waiting_readers
+        waiters[waiter] = None
         if self._check_timer is None:
             self._start_check_timer()
         try:
             await waiter
         finally:
-            self._waiters.discard(waiter)
+            del waiters[waiter]
 
     # Progress
 
     def report_progress(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Called by the download thread: have the loop release what was received. Calls are coalesced."""
-        if not self._is_progress_pending:
-            self._is_progress_pending = True
+        """Called by download threads: have the loop release what was received. Calls are coalesced."""
+        self._has_progress = True
+        if not self._is_release_scheduled:
+            self._is_release_scheduled = True
             loop.call_soon_threadsafe(self._release_received)
 
     def _release_received(self) -> None:
-        self._is_progress_pending = False
-        if self.partial_file is None or self.is_final:
+        """Release what was received, and what comes meanwhile after RELEASE_INTERVAL_S, without a wake-up for each."""
+        self._cancel_release()
+        self._is_release_scheduled = False  # before what follows is read: a thread may add to it at any moment
+        if not self._has_progress or self.partial_file is None or self.is_final:
             return
+        self._has_progress = False
         self.size = self.partial_file.size
         if self.size is not None and self.size > MAX_SMALL_BYTES:
             self.released = min(self.partial_file.received_bytes, self.size - TAIL_BYTES)
         self._announce_progress()
+        if self.released and self.partial_file.pieces is None:
+            self._is_release_scheduled = True
+            self._release_timer = asyncio.get_running_loop().call_later(RELEASE_INTERVAL_S, self._release_received)
+
+    def _cancel_release(self) -> None:
+        if self._release_timer:
+            self._release_timer.cancel()
+            self._release_timer = None
 
     def _announce_progress(self) -> None:
         """Wake the waiters; when they are many, only every WAKE_BYTES or after a delay. The first bytes are at once.
@@ -408,6 +428,10 @@ class Download:
         for waiter in self._waiters:
             if not waiter.done():
                 waiter.set_result(None)
+
+    @property
+    def _waiters(self) -> tuple[asyncio.Future[None], ...]:
+        return (*self._waiting_workers, *self._waiting_readers)
 
     def _start_check_timer(self) -> None:
         self._check_timer = asyncio.get_running_loop().call_later(CHECK_INTERVAL_S, self._check_progress)
@@ -446,6 +470,7 @@ class Download:
     def _close_if_unused(self) -> None:
         if self._readers or not self._is_ended:
             return
+        self._cancel_release()
         for timer in (self._check_timer, self._delayed_announcement):
             if timer:
                 timer.cancel()

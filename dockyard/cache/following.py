@@ -78,7 +78,7 @@ async def report_progress(download: Download, connection: PeerConnection, *, is_
             try:
                 # Without progress, a report shows whether the follower is still there.
                 async with asyncio.timeout(IDLE_CHECK_S if download.is_on_demand else None):
-                    await download.wait_for_change(version)
+                    await download.wait_for_change(version, is_for_worker=True)
             except TimeoutError:
                 pass
             except UpstreamTimeout:

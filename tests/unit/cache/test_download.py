@@ -77,6 +77,56 @@ async def test_many_readers_are_not_woken_for_every_few_bytes() -> None:
     assert await asyncio.wait_for(reader, EVENT_TIMEOUT_S) < STEPS / 5
 
 
+async def test_what_follows_the_first_bytes_is_released_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first bytes are released at once; what comes within RELEASE_INTERVAL_S after a release, at its end."""
+    monkeypatch.setattr(download_module, "RELEASE_INTERVAL_S", 3600.0)
+    download = download_with(0)
+    partial_file = PartialFile.in_memory(download.digest, MemoryBudget())
+    download.queue(partial_file)
+    partial_file.size = SIZE
+    for _ in range(STEPS):
+        partial_file.append(bytes(STEP))
+        download.report_progress(asyncio.get_running_loop())
+        assert await download.wait_for_byte(0) == (None, STEP)
+    download._release_received()  # as the timer does
+    assert await download.wait_for_byte(0) == (None, STEPS * STEP)
+    download.stop()
+    download.end()
+
+
+async def test_bytes_that_come_later_are_released_without_a_further_report() -> None:
+    """Also the last ones before a pause of the upstream, and the first ones after it."""
+    download = download_with(0)
+    partial_file = PartialFile.in_memory(download.digest, MemoryBudget())
+    download.queue(partial_file)
+    partial_file.size = SIZE
+    for number in range(5):
+        for _ in range(2):
+            partial_file.append(bytes(STEP))
+            download.report_progress(asyncio.get_running_loop())
+        await asyncio.wait_for(download.wait_for_byte((2 * number + 2) * STEP - 1), EVENT_TIMEOUT_S)
+        await asyncio.sleep(3 * download_module.RELEASE_INTERVAL_S * (number % 2))
+    download.stop()
+    download.end()
+
+
+async def test_other_workers_are_woken_before_the_readers_of_this_one() -> None:
+    """Each of them has readers of its own, which would wait for all of those here."""
+    download = download_with(0)
+    woken: list[str] = []
+
+    async def wait(name: str, *, is_for_worker: bool) -> None:
+        await download.wait_for_change(is_for_worker=is_for_worker)
+        woken.append(name)
+
+    names = ("reader 1", "reader 2", "worker", "reader 3")
+    tasks = [asyncio.create_task(wait(name, is_for_worker=name == "worker")) for name in names]
+    await asyncio.sleep(0)
+    download.update(SIZE, STEP)
+    await asyncio.gather(*tasks)
+    assert woken == ["worker", "reader 1", "reader 2", "reader 3"]
+
+
 async def test_what_changes_before_one_waits_is_not_missed() -> None:
     """A waiter that was busy when the version changed does not wait for the next change."""
     download = download_with(0)
