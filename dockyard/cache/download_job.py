@@ -299,6 +299,7 @@ class DownloadJob:
         self._was_size_sought = True
         self._expected_size = size
         self._use_size(size)
+        self._report_progress()
         return self._receive_ranges(SMALL_SEGMENT_BYTES, None)
 
     def _receive_in_parallel(self, body: BlobBody) -> bool:
@@ -418,6 +419,7 @@ class DownloadJob:
                 self._check_unknown_size()
 
     def _set_size(self, size: int | None) -> None:
+        """Use the size that the source announces. It is reported with the first bytes: that wakes readers once."""
         if size is None:
             if self._partial_file.is_overflowing:
                 self._seek_size()
@@ -432,6 +434,8 @@ class DownloadJob:
             message = f"the upstream announced two different sizes for {self._sources.digest}"
             raise BadUpstream(message, details=self._sources.details)
         self._use_size(size)
+        if self._partial_file.received_bytes:
+            self._report_progress()
 
     def _seek_size(self) -> None:
         """Look for the size elsewhere, once. Of a web page nothing is released before it is verified."""
@@ -442,6 +446,7 @@ class DownloadJob:
         if size is not None and size >= self._partial_file.received_bytes:
             self._expected_size = size
             self._use_size(size)
+            self._report_progress()
 
     def _use_size(self, size: int) -> None:
         """The size is known now. A blob that is too large to be kept is passed through to its readers."""
@@ -458,7 +463,6 @@ class DownloadJob:
             partial_file.pass_through()
             partial_file.wait_for_memory()
         partial_file.size = size
-        self._report_progress()
 
     def _check_unknown_size(self) -> None:
         """Raise _TooLargeToKeep for a blob that others would be evicted for, and whose size is still unknown."""
