@@ -26,6 +26,8 @@ MAX_BYTES_BETWEEN_CHECKS = 16 * 1024 * 1024
 MAX_LAST_BYTES = 1024 * 1024
 # A blob of up to this size is read at once: not more than what is buffered for a client of a larger one.
 MAX_SMALL_BYTES = 256 * 1024
+# When the first bytes of a download are there, many readers wait for them: each sends so many, then the next one.
+MAX_FIRST_BYTES = 64 * 1024
 
 
 class Reader(Protocol):
@@ -184,6 +186,8 @@ class DownloadReader:
         """See Reader."""
         self.position = position
         fd, available = await self._wait_for_byte(position)
+        if not position:
+            available = min(available, MAX_FIRST_BYTES)
         blob = self._download.complete_blob
         if fd is None or blob is None:
             return fd, available
