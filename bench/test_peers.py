@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from bench.peers import report, summary, targets
+from bench.peers import command, readme, report, targets
 from bench.peers.accounting import ControlGroup
 from bench.peers.caches import BASELINE, CacheServer, make_cache
 from bench.peers.content import OCI_INDEX, REPOSITORY, Blob, UpstreamContent
 from bench.peers.load import LoadError, check, discard
+from bench.peers.measuring import Rounds
 from bench.peers.programs import Programs
 from bench.peers.report import Report
 from bench.peers.upstream_process import UpstreamProcess
@@ -215,19 +216,58 @@ def test_the_times_of_a_stopped_run_are_lower_bounds(tmp_path: Path) -> None:
     again = report.load(tmp_path)
     assert again == found
     lines = report.as_markdown(again).splitlines()
-    assert "| dockyard | 2 (0.05x) | 3 |" in lines
+    assert "| dockyard | 2 (0.03x) | 3 |" in lines  # the ratio of the first round: there is one of distribution
     assert "| distribution | > 40 | 1 |" in lines
 
 
-def test_targets_are_evaluated() -> None:
-    """As reached, not reached, or not measured."""
+def test_ratios_are_of_the_same_round() -> None:
+    """Their median and interval; a round in which one of the two failed does not count."""
     found = Report()
-    for cache, rate in (("dockyard", 1300.0), ("distribution", 1000.0)):
-        found.add("warm-blob-1", cache, {"MiB/s": rate, "CPU s/GiB": rate})
+    found.begin("w", "A workload")
+    for number, value in enumerate((2.0, 4.0, 6.0, 8.0, 10.0, 12.0)):
+        found.add("w", "dockyard", {"requests/s": 3 * value if number else value, "round": number})
+        if number != 3:
+            found.add("w", "distribution", {"requests/s": value, "round": number})
+    ratio = found.ratio("w", "requests/s", "dockyard", "distribution")
+    assert ratio is not None
+    assert (ratio.median, ratio.interval) == (3.0, (1.0, 3.0))
+    assert "| dockyard | 21 (3.00x, 1.00 to 3.00) | 6 |" in report.as_markdown(found)
+    assert found.rounds() == (6, 6)
+
+
+@pytest.mark.parametrize(
+    ("rates", "result"),
+    [
+        ((1300.0, 1250.0, 1400.0, 1350.0, 1210.0), "1.30 | 1.21 to 1.40 | reached"),
+        ((1100.0, 1150.0, 1000.0, 900.0, 1190.0), "1.10 | 0.90 to 1.19 | **not reached**"),
+        ((1300.0, 1250.0, 1400.0, 1350.0, 1100.0), "1.30 | 1.10 to 1.40 | undecided"),
+        ((1300.0,), "1.30 | no interval | undecided"),
+        ((), " |  | not measured"),
+    ],
+)
+def test_targets_are_evaluated(rates: tuple[float, ...], result: str) -> None:
+    """By their interval: medians of fewer than five rounds decide nothing."""
+    found = Report()
+    for number, rate in enumerate(rates):
+        for cache, value in (("dockyard", rate), ("distribution", 1000.0)):
+            found.add("warm-blob-1", cache, {"MiB/s": value, "round": number})
     lines = targets.as_markdown(found, 64).splitlines()
-    assert "| warm blob, 1 client: throughput / distribution's | ≥ 1.2 | 1.30 | reached |" in lines
-    assert "| warm blob, 1 client: CPU per GiB / distribution's | ≤ 0.8 | 1.30 | **not reached** |" in lines
-    assert "| warm blob, 64 clients: throughput / distribution's | ≥ 1.2 |  | not measured |" in lines
+    assert f"| warm blob, 1 client, new connections: throughput / distribution's | ≥ 1.2 | {result} |" in lines
+
+
+def test_a_workload_is_repeated_until_its_ratios_are_precise() -> None:
+    """At least and at most as often as wanted; numbers without a target have no influence."""
+    found = Report()
+    rounds = Rounds(least=5, most=7, precision=0.1)
+    for number, rate in enumerate((1000.0, 1200.0, 1000.0, 1000.0, 1000.0, 1000.0, 1000.0, 1000.0)):
+        for cache, value in (("dockyard", rate), ("distribution", 1000.0)):
+            found.add("warm-small-64k", cache, {"requests/s": value, "round": number})
+        if number + 1 < 7:
+            assert not rounds.is_enough(found, "warm-small-64k", number + 1, 64)
+    assert rounds.is_enough(found, "warm-small-64k", 7, 64)
+    assert Rounds(least=5, most=20, precision=0.1).is_enough(found, "warm-small-64k", 8, 64)
+    assert Rounds(least=5, most=20, precision=0.1).is_enough(found, "another", 5, 64)
+    assert Rounds(least=2).is_enough(found, "warm-small-64k", 2, 64)
 
 
 def test_a_baseline_is_the_reference() -> None:
@@ -258,6 +298,14 @@ def test_a_baseline_runs_the_code_of_its_tree(tmp_path: Path) -> None:
 
 def test_published_results_can_be_read() -> None:
     """The published page is what the published samples give, so that new results can be compared with them."""
+    assert command.page(report.load(PUBLISHED), 64) == (PUBLISHED / "peers.md").read_text()
+
+
+def test_the_readme_has_the_published_numbers() -> None:
+    """Its table is what `python -m bench.peers.readme` makes of them."""
+    text = readme.README.read_text()
     results = report.load(PUBLISHED)
-    parts = [summary.as_markdown(results), targets.as_markdown(results, 64), report.as_markdown(results)]
-    assert "\n".join(parts) == (PUBLISHED / "peers.md").read_text()
+    assert text == readme.replace_table(text, results)
+    assert readme.as_markdown(results) in text
+    with pytest.raises(ValueError, match="0 places"):
+        readme.replace_table("no place", results)

@@ -1,16 +1,23 @@
-"""Results: all samples in JSON, medians and ratios in Markdown."""
+"""Results: all samples in JSON, medians and ratios with their intervals in Markdown."""
 
 import json
-import statistics
 from pathlib import Path
 
 import attrs
 import cattrs
 
+from bench.peers.intervals import CONFIDENCE, Estimate, estimate
+
 REFERENCES = ("dockyard-baseline", "distribution")  # of ratios: the first that was measured
 CUT = "cut"  # 1 in a run that was stopped before it was complete, whose times are lower bounds
+ROUND = "round"  # of a sample: ratios are of the samples of one round
+HIDDEN = frozenset({CUT, ROUND})
 BOUNDS = frozenset({"last client s", "last client / direct"})
 FILE = "peers.json"
+NOTE = f"""\
+Medians of all rounds. In brackets the ratio to {REFERENCES[-1]}: the median of the ratios of each round, and its \
+{CONFIDENCE:.0%} interval. A ratio without interval is of fewer than 5 rounds, and is no result.
+"""
 
 
 @attrs.define
@@ -33,16 +40,35 @@ class Report:
         self.samples.pop(workload, None)
         self.failures = {key: reason for key, reason in self.failures.items() if key.partition(" ")[0] != workload}
 
-    def median(self, workload: str, cache: str, value: str) -> float | None:
-        """The median of one number; None if it was not measured."""
-        rows = self.samples.get(workload, {}).get(cache, [])
-        found = [row[value] for row in rows if value in row]
-        return statistics.median(found) if found else None
+    def columns(self, workload: str) -> list[str]:
+        """The names of the numbers of a workload, in the order in which they were measured."""
+        names = dict.fromkeys(name for rows in self.samples[workload].values() for row in rows for name in row)
+        return [name for name in names if name not in HIDDEN]
 
-    def ratio(self, workload: str, value: str, cache: str, to: str) -> float | None:
-        """The ratio of the medians of two caches."""
-        ours, theirs = self.median(workload, cache, value), self.median(workload, to, value)
-        return ours / theirs if ours is not None and theirs else None
+    def value(self, workload: str, cache: str, column: str, confidence: float = CONFIDENCE) -> Estimate | None:
+        """One number; None if it was not measured."""
+        found = list(self._by_round(workload, cache, column).values())
+        return estimate(found, confidence) if found else None
+
+    def median(self, workload: str, cache: str, column: str) -> float | None:
+        """The median of one number; None if it was not measured."""
+        value = self.value(workload, cache, column)
+        return value.median if value else None
+
+    def ratio(self, workload: str, column: str, cache: str, to: str, confidence: float = CONFIDENCE) -> Estimate | None:
+        """The ratio of two caches in the same rounds; None if there is no such round."""
+        ours, theirs = self._by_round(workload, cache, column), self._by_round(workload, to, column)
+        ratios = [value / theirs[number] for number, value in ours.items() if theirs.get(number)]
+        return estimate(ratios, confidence) if ratios else None
+
+    def rounds(self) -> tuple[int, int]:
+        """The smallest and the largest number of rounds of a workload."""
+        counts = [max(len(rows) for rows in by_cache.values()) for by_cache in self.samples.values()]
+        return min(counts, default=0), max(counts, default=0)
+
+    def _by_round(self, workload: str, cache: str, column: str) -> dict[float, float]:
+        rows = self.samples.get(workload, {}).get(cache, [])
+        return {row.get(ROUND, number): row[column] for number, row in enumerate(rows) if column in row}
 
 
 def load(out: Path) -> Report:
@@ -62,7 +88,7 @@ def as_markdown(report: Report) -> str:
     notes = [f"- {name}: {text}" for name, text in (*report.machine.items(), *report.versions.items())]
     notes += [f"- {name}: **not measured**: {text}" for name, text in report.missing.items()]
     notes += [f"- **failed**, {name}: {text}" for name, text in report.failures.items()]
-    return "\n\n".join([*parts, "\n".join(notes)]) + "\n"
+    return "\n\n".join([NOTE.rstrip(), *parts, "\n".join(notes)]) + "\n"
 
 
 def number(value: float) -> str:
@@ -72,13 +98,18 @@ def number(value: float) -> str:
     return f"{value:.2f}" if abs(value) >= 1 else f"{value:.3f}"
 
 
+def interval(estimated: Estimate) -> str:
+    """Format an interval."""
+    if estimated.interval is None:
+        return "no interval"
+    return " to ".join(f"{bound:,.2f}" for bound in estimated.interval)
+
+
 def _table(report: Report, workload: str) -> str:
-    by_cache = report.samples[workload]
-    names = dict.fromkeys(name for rows in by_cache.values() for row in rows for name in row)
-    columns = [name for name in names if name != CUT]
+    columns = report.columns(workload)
     lines = [f"### {report.titles[workload]}", "", f"| | {' | '.join(columns)} | rounds |"]
     lines.append("|---" + "|--:" * (len(columns) + 1) + "|")
-    for cache, rows in by_cache.items():
+    for cache, rows in report.samples[workload].items():
         cells = [_cell(report, workload, cache, column) for column in columns]
         lines.append(f"| {cache} | {' | '.join(cells)} | {len(rows)} |")
     return "\n".join(lines)
@@ -91,5 +122,7 @@ def _cell(report: Report, workload: str, cache: str, column: str) -> str:
     bound = "> " if column in BOUNDS and report.median(workload, cache, CUT) else ""
     reference = next((name for name in REFERENCES if name in report.samples[workload]), "")
     ratio = report.ratio(workload, column, cache, reference)
-    compared = f" ({ratio:.2f}x)" if ratio is not None and cache != reference else ""
-    return f"{bound}{number(value)}{compared}"
+    if ratio is None or cache == reference:
+        return f"{bound}{number(value)}"
+    text = f"{ratio.median:.2f}x" + (f", {interval(ratio)}" if ratio.interval else "")
+    return f"{bound}{number(value)} ({text})"

@@ -3,8 +3,9 @@
     python -m bench.peers.upstream PORT DIRECTORY
 
 It serves `DIRECTORY/blobs/DIGEST` and `DIRECTORY/manifests/REPOSITORY/REFERENCE`, GET and HEAD, with Range. Each
-response is delayed; all bodies together share the bandwidth, as the clients of one site share its uplink. Requests are
-counted. `/control/...` configures it, and returns and resets the counts.
+response is delayed; all bodies together share the bandwidth, as the clients of one site share its uplink, and are sent
+in pieces of a size that can be set. Requests are counted. `/control/...` configures it, and returns and resets the
+counts.
 """
 
 import hashlib
@@ -107,6 +108,7 @@ class Server:
         self._counts: dict[str, Count] = {}
         self._limit = BandwidthLimit()
         self._delay_s = 0.0
+        self._piece_bytes = LIMITED_QUANTUM_BYTES
         self._number = 0
 
     def run(self) -> None:
@@ -127,7 +129,7 @@ class Server:
     def _poll_timeout(self) -> float:
         now = time.monotonic()
         if self._sending:
-            return 0.0 if self._limit.available(now) >= LIMITED_QUANTUM_BYTES else TICK_S
+            return 0.0 if self._limit.available(now) >= self._piece_bytes else TICK_S
         return max(0.0, self._delayed[0][0] - now) if self._delayed else -1
 
     def _accept(self) -> None:
@@ -277,7 +279,7 @@ class Server:
     def _send_bodies(self) -> None:
         """Send a part of the body on each connection in turn, until the bandwidth is used up."""
         for _ in range(len(self._sending)):
-            if self._sending[0].left and self._limit.available(time.monotonic()) < LIMITED_QUANTUM_BYTES:
+            if self._sending[0].left and self._limit.available(time.monotonic()) < self._piece_bytes:
                 return
             connection = self._sending.popleft()
             if not connection.is_open:
@@ -306,7 +308,7 @@ class Server:
                 return False
         if not connection.left:
             return True
-        quantum = LIMITED_QUANTUM_BYTES if self._limit.bytes_per_s else QUANTUM_BYTES
+        quantum = self._piece_bytes if self._limit.bytes_per_s else QUANTUM_BYTES
         sent = os.sendfile(
             connection.socket.fileno(), connection.file, connection.offset, min(quantum, connection.left)
         )
@@ -335,6 +337,8 @@ class Server:
                             self._delay_s = float(value)
                         case "bytes_per_s":
                             self._limit = BandwidthLimit(float(value), 0.0, time.monotonic())
+                        case "piece_bytes":
+                            self._piece_bytes = int(float(value)) or LIMITED_QUANTUM_BYTES
         return b"{}"
 
 

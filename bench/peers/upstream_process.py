@@ -61,9 +61,12 @@ class UpstreamProcess:
         self.stop()
         self.group.remove()
 
-    def set_link(self, *, delay_s: float = 0.0, bytes_per_s: float = 0.0) -> None:
-        """Set the delay of each response and the bandwidth of all bodies together; 0 is no delay and no limit."""
-        self._link = {"delay_s": delay_s, "bytes_per_s": bytes_per_s}
+    def set_link(self, *, delay_s: float = 0.0, bytes_per_s: float = 0.0, piece_bytes: int = 0) -> None:
+        """Set the delay of each response and the bandwidth of all bodies together; 0 is no delay and no limit.
+
+        With a limit, `piece_bytes` is how much is sent at once; 0 is 16 KiB.
+        """
+        self._link = {"delay_s": delay_s, "bytes_per_s": bytes_per_s, "piece_bytes": piece_bytes}
         self._control("set", **self._link)
 
     def reset_counts(self) -> None:

@@ -25,14 +25,22 @@ Values = dict[str, float]
 
 @attrs.frozen
 class Link:
-    """The link to the upstream: the delay of each response, and the bandwidth of all bodies together (0: no limit)."""
+    """The link to the upstream: the delay of each response, and the bandwidth of all bodies together (0: no limit).
+
+    `piece_bytes` is how much of a body is sent at once with a limit; 0 is the default of the upstream.
+    """
 
     delay_s: float = 0.0
     bytes_per_s: float = 0.0
+    piece_bytes: int = 0
 
     def __str__(self) -> str:
         bandwidth = f"{self.bytes_per_s / MIB:.0f} MiB/s" if self.bytes_per_s else "no limit"
-        return f"{self.delay_s * 1e3:.0f} ms, {bandwidth}"
+        pieces = f" in pieces of {self.piece_bytes} bytes" if self.piece_bytes else ""
+        return f"{self.delay_s * 1e3:.0f} ms, {bandwidth}{pieces}"
+
+    def apply(self, upstream: UpstreamProcess) -> None:
+        upstream.set_link(delay_s=self.delay_s, bytes_per_s=self.bytes_per_s, piece_bytes=self.piece_bytes)
 
 
 @attrs.frozen
@@ -64,6 +72,8 @@ class Sizes:
     usual: Link = Link(0.02, 200 * MIB)
     slow: Link = Link(0.02, 5 * MIB)
     fast: Link = Link(0.02, 0.0)
+    pieces: Link = Link(0.02, 4 * MIB, 1024)
+    pieces_bytes: int = 8 * MIB
 
 
 QUICK = Sizes(
@@ -77,6 +87,7 @@ QUICK = Sizes(
     cold_fast_bytes=8 * MIB,
     cold_limit_s=5.0,
     distinct_bytes=2 * MIB,
+    pieces_bytes=2 * MIB,
     layers=(8 * MIB, 4 * MIB, 2 * MIB, MIB, MIB),
     loaded_bytes=128 * MIB,
     loaded_limit_s=5.0,

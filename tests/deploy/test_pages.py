@@ -127,13 +127,6 @@ def test_the_nodes_page_has_the_files_for_closed_nodes() -> None:
         assert all(each in shown for each in kept), language
 
 
-def test_the_readme_has_the_published_numbers() -> None:
-    """Its table is the summary of the published measurements."""
-    summary = read("bench/published/peers.md").split("\n\n", 1)[0]
-    assert summary.startswith("| |")
-    assert summary in read("README.md")
-
-
 def test_the_readme_has_the_commands_of_continuous_integration() -> None:
     """Its first two commands need nothing but the repository, and continuous integration runs the second."""
     assert [block.splitlines()[0] for block in code_blocks("README.md", "sh") if block.startswith("ops/")] == [

@@ -4,6 +4,7 @@ from bench.peers.caches import DEFAULT, Variant
 from bench.peers.fronts import FRONT_NAMES
 from bench.peers.workload import MIB, Sizes, Workload
 from bench.peers.workloads.cold import ColdLayer, DistinctLayers, WholeImage
+from bench.peers.workloads.image_clients import ContainerdClient, CraneClient, SkopeoClient
 from bench.peers.workloads.states import DeadUpstream, Idle, Loaded
 from bench.peers.workloads.warm import Head, SmallBlobs, WarmBlob, WarmManifest
 
@@ -27,7 +28,10 @@ def make_workloads(sizes: Sizes) -> list[Workload]:
         ColdLayer("cold-layer-slow", many, sizes.cold_slow_bytes, sizes.slow, limit_s),
         ColdLayer("cold-layer-fast", many, sizes.cold_fast_bytes, sizes.fast, limit_s),
         DistinctLayers(sizes.distinct, sizes.distinct_bytes, sizes.fast),
-        WholeImage(sizes.layers, sizes.usual),
+        ColdLayer("cold-layer-pieces", 1, sizes.pieces_bytes, sizes.pieces, limit_s),
+        WholeImage("image", CraneClient, sizes.layers, sizes.usual),
+        WholeImage("image-containerd", ContainerdClient, sizes.layers, sizes.usual),
+        WholeImage("image-skopeo", SkopeoClient, sizes.layers, sizes.usual),
         DeadUpstream("refuses"),
         DeadUpstream("silent"),
         Idle(),

@@ -1,19 +1,19 @@
 """Workloads with content that is not cached: one layer and many clients, many layers, an image with a real client."""
 
-import os
 import shutil
 import statistics
-import subprocess
+import tempfile
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 from bench.peers.caches import CacheServer
 from bench.peers.content import REPOSITORY, Blob, Image
 from bench.peers.load import LoadError, check, discard
 from bench.peers.workload import GIB, MIB, Environment, Link, Values, Workload
-from tests.support.image_clients import environment as client_environment
+from bench.peers.workloads.image_clients import ImageClient
+from tests.support.image_clients import ClientError
 
-CRANE_LIMIT_S = 120.0
 DIRECT = f"/v2/{REPOSITORY}/blobs/"
 
 
@@ -33,7 +33,7 @@ class ColdLayer(Workload):
         if self._blob is not None:
             environment.content.remove(self._blob)
         self._blob = environment.content.add_blob(self._size)
-        environment.upstream.set_link(delay_s=self._link.delay_s, bytes_per_s=self._link.bytes_per_s)
+        self._link.apply(environment.upstream)
         direct = discard(environment.upstream.port, [[(DIRECT + self._blob.digest, self._size)]])
         self._direct_s = direct["wall_s"]
 
@@ -41,7 +41,7 @@ class ColdLayer(Workload):
         assert self._blob is not None
         path = cache.path("blobs", REPOSITORY, self._blob.digest)
         environment.wait_until_idle(cache)
-        environment.upstream.set_link(delay_s=self._link.delay_s, bytes_per_s=self._link.bytes_per_s)
+        self._link.apply(environment.upstream)
         environment.upstream.reset_counts()
         used_s, store_s = cache.group.cpu_s(), environment.store_cpu_s() if environment.store_cpu_s else 0.0
         result = discard(cache.port, [[(path, self._size)]] * self._clients, self._limit_s)
@@ -89,7 +89,7 @@ class DistinctLayers(Workload):
     def run(self, environment: Environment, cache: CacheServer) -> Values:
         paths = [cache.path("blobs", REPOSITORY, blob.digest) for blob in self._blobs]
         environment.wait_until_idle(cache)
-        environment.upstream.set_link(delay_s=self._link.delay_s, bytes_per_s=self._link.bytes_per_s)
+        self._link.apply(environment.upstream)
         environment.upstream.reset_counts()
         cache.group.reset_peaks()
         used_s = cache.group.cpu_s()
@@ -110,54 +110,50 @@ class DistinctLayers(Workload):
 
 
 class WholeImage(Workload):
-    """An image with an index, pulled by crane, which verifies every digest: cold, then warm."""
+    """An image with an index, pulled by a real client, which verifies every digest: cold, then warm."""
 
-    key = "image"
-    programs = ("crane",)
-
-    def __init__(self, layers: tuple[int, ...], link: Link) -> None:
-        self.title = f"Image of {len(layers)} layers, {sum(layers) // MIB} MiB, by crane, line {link}"
-        self._layers, self._link = layers, link
+    def __init__(self, key: str, client: type[ImageClient], layers: tuple[int, ...], link: Link) -> None:
+        self.key = key
+        self.title = f"Image of {len(layers)} layers, {sum(layers) // MIB} MiB, by {client.text}, line {link}"
+        self.programs = client.programs
+        self._client, self._layers, self._link = client, layers, link
         self._image: Image | None = None
 
     def prepare(self, environment: Environment, caches: Sequence[CacheServer]) -> None:
         self._image = environment.content.add_image(f"image-{environment.number()}", self._layers)
 
     def run(self, environment: Environment, cache: CacheServer) -> Values:
-        assert self._image is not None
-        environment.wait_until_idle(cache)
-        environment.upstream.set_link(delay_s=self._link.delay_s, bytes_per_s=self._link.bytes_per_s)
-        environment.upstream.reset_counts()
-        values = {f"cold {name}": value for name, value in self._pull(environment, cache).items()}
-        counts = environment.upstream.count_requests()
-        values["cold upstream requests"] = counts.gets + counts.heads
-        environment.wait_until_idle(cache)
-        environment.upstream.reset_counts()
-        values |= {f"warm {name}": value for name, value in self._pull(environment, cache).items()}
-        counts = environment.upstream.count_requests()
-        values["warm upstream requests"] = counts.gets + counts.heads
+        home = Path(tempfile.mkdtemp(prefix="client-"))  # a short path, for the socket of containerd
+        client = self._client([environment.programs.need(name) for name in self.programs], home)
+        try:
+            return self._run(environment, cache, client)
+        finally:
+            client.close()
+            shutil.rmtree(home, ignore_errors=True)
+
+    def _run(self, environment: Environment, cache: CacheServer, client: ImageClient) -> Values:
+        values: Values = {}
+        for state in ("cold", "warm"):
+            environment.wait_until_idle(cache)
+            self._link.apply(environment.upstream)
+            environment.upstream.reset_counts()
+            values |= {f"{state} {name}": value for name, value in self._pull(cache, client).items()}
+            counts = environment.upstream.count_requests()
+            values[f"{state} upstream requests"] = counts.gets + counts.heads
+            client.wipe()
         return values
 
-    def _pull(self, environment: Environment, cache: CacheServer) -> Values:
+    def _pull(self, cache: CacheServer, client: ImageClient) -> Values:
         assert self._image is not None
-        home = environment.directory / "crane"
-        home.mkdir()
-        target = home / "image"
         reference = f"127.0.0.1:{cache.port}/{cache.prefix}{REPOSITORY}:{self._image.tag}"
-        used_s, before, began_at = cache.group.cpu_s(), os.times(), time.monotonic()
-        pulled = subprocess.run(
-            [environment.programs.need("crane"), "pull", "--format=oci", reference, target],
-            env=client_environment(home),
-            capture_output=True,
-            text=True,
-            timeout=CRANE_LIMIT_S,
-            check=False,
-        )
-        took_s, after = time.monotonic() - began_at, os.times()
+        used_s, client_s, began_at = cache.group.cpu_s(), client.cpu_s(), time.monotonic()
+        try:
+            client.pull(reference)
+        except ClientError as exc:
+            raise LoadError(str(exc)) from exc
+        took_s, client_s = time.monotonic() - began_at, client.cpu_s() - client_s
         used_s = cache.group.cpu_s() - used_s
-        size = sum(file.stat().st_size for file in target.glob("blobs/sha256/*"))
-        shutil.rmtree(home)
-        if pulled.returncode != 0 or size != self._image.size:
-            raise LoadError(f"crane: {size} of {self._image.size} bytes: {pulled.stderr.strip()}")
-        client_s = after.children_user + after.children_system - before.children_user - before.children_system
+        layers = {layer.digest for layer in self._image.layers}
+        if not layers <= client.digests():
+            raise LoadError(f"{client.text}: not all layers of {reference} were pulled")
         return {"s": took_s, "CPU s": used_s, "client CPU s": client_s}
