@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.peers import command, readme, report, targets
+from bench.peers import page, readme, report, targets
 from bench.peers.accounting import ControlGroup
 from bench.peers.caches import BASELINE, CacheServer, make_cache
 from bench.peers.content import OCI_INDEX, REPOSITORY, Blob, UpstreamContent
@@ -298,7 +298,7 @@ def test_a_baseline_runs_the_code_of_its_tree(tmp_path: Path) -> None:
 
 def test_published_results_can_be_read() -> None:
     """The published page is what the published samples give, so that new results can be compared with them."""
-    assert command.page(report.load(PUBLISHED), 64) == (PUBLISHED / "peers.md").read_text()
+    assert page.as_markdown(report.load(PUBLISHED)) == (PUBLISHED / readme.PAGE).read_text()
 
 
 def test_the_readme_has_the_published_numbers() -> None:

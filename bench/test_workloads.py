@@ -5,9 +5,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from bench.peers import figures, machine, setup, workload
+from bench.peers import figures, machine, page, setup, workload
 from bench.peers.caches import DOCKYARD
-from bench.peers.command import page
 from bench.peers.measuring import Rounds, keep_runnable, measure
 from bench.peers.programs import Programs
 from bench.peers.report import Report
@@ -69,7 +68,7 @@ def test_every_workload_runs(tmp_path: Path) -> None:
     reused = results.samples["warm-blob-reused-3"]
     assert [rows[0]["connections"] for name, rows in reused.items() if name != DOCKYARD] == [3.0] * (len(reused) - 1)
     assert {rows[0]["connections"] for rows in results.samples["warm-blob-1"].values()} == {2.0}
-    text = page(results, TINY.concurrent_clients)
+    text = page.as_markdown(results, TINY.concurrent_clients)
     for each in runnable:
         assert each.title in text
     assert all(file.stat().st_size for file in figures.draw(results, tmp_path))

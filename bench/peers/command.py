@@ -7,7 +7,7 @@ import attrs
 import click
 from rich.console import Console
 
-from bench.peers import figures, machine, readme, report, setup, summary, targets
+from bench.peers import figures, machine, page, readme, report, setup
 from bench.peers.caches import BASELINE, CACHE_NAMES
 from bench.peers.measuring import Rounds, keep_runnable, measure
 from bench.peers.programs import Programs
@@ -126,20 +126,15 @@ def main(
             continue
         with setup.start(names, sizes, programs, directory, kind, trees) as started:
             measure(started, kind, selected, plan, results, console, out)
-    text = page(results, sizes.concurrent_clients)
-    (out / "peers.md").write_text(text)
+    text = page.as_markdown(results, sizes.concurrent_clients)
+    (out / readme.PAGE).write_text(text)
     files = figures.draw(results, out)
     if publish:
         readme.write()
     click.echo(text)
-    console.print(f"written: {out / report.FILE}, {out / 'peers.md'}, {', '.join(str(file) for file in files)}")
+    console.print(f"written: {out / report.FILE}, {out / readme.PAGE}, {', '.join(str(file) for file in files)}")
     if results.failures:
         raise SystemExit(1)
-
-
-def page(results: Report, many: int) -> str:
-    """All tables; `many` is the number of clients of the larger load on a warm blob."""
-    return "\n".join([summary.as_markdown(results), targets.as_markdown(results, many), report.as_markdown(results)])
 
 
 def _with_options(

@@ -1,12 +1,13 @@
-"""The table of the README, made from the published results: `python -m bench.peers.readme`."""
+"""The published page and the table of the README, made from the results: `python -m bench.peers.readme`."""
 
 import re
 
-from bench.peers import report, summary
+from bench.peers import page, report, summary
 from bench.peers.report import Report
 from tests.support.paths import ROOT
 
 PUBLISHED = ROOT / "bench" / "published"
+PAGE = "peers.md"
 README = ROOT / "README.md"
 BLOCK = re.compile(
     r"(<!-- peers: made by `python -m bench.peers.readme` -->\n\n).*?(\n<!-- end of the table -->)", re.DOTALL
@@ -31,8 +32,10 @@ def as_markdown(results: Report) -> str:
 
 
 def write() -> None:
-    """Write the table into the README."""
-    README.write_text(replace_table(README.read_text(), report.load(PUBLISHED)))
+    """Write both."""
+    results = report.load(PUBLISHED)
+    (PUBLISHED / PAGE).write_text(page.as_markdown(results))
+    README.write_text(replace_table(README.read_text(), results))
 
 
 if __name__ == "__main__":
