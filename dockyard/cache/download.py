@@ -28,6 +28,7 @@ from enum import StrEnum
 from typing import Final
 
 from dockyard.errors import RegistryError, Unavailable, UpstreamTimeout
+from dockyard.oci.ranges import ByteRange
 from dockyard.oci.reference import Digest
 from dockyard.routing import Target
 from dockyard.storage.blob_files import StoredBlob
@@ -480,3 +481,7 @@ class Download:
             if fd >= 0:
                 os.close(fd)
         self._fd, self._previous_fds = -1, []
+
+
+# Has these bytes of a download received before others: Downloads.request_ahead.
+RequestAhead = Callable[[Download, ByteRange], Awaitable[None]]

@@ -38,6 +38,7 @@ from dockyard.workers.messages import BlobRequest, NotDownloading, PiecesReply, 
 from dockyard.workers.peers import PeerConnection, Peers, PeerUnavailable
 
 MAX_LOCK_ATTEMPTS = 50
+PIECES_RETRY_S = 0.1
 LOCK_RETRY_S = 0.1
 # After ranges of a blob were sent that turned out to be wrong, it is received in order for this time.
 WRONG_FOR_S = 600.0
@@ -112,25 +113,31 @@ class Downloads:
     async def handle_pieces(self, request: PiecesRequest, connection: PeerConnection) -> None:
         """Have pieces received that a reader of another worker waits for."""
         download = self._downloads.get(request.digest)
-        job = self._jobs.get(download) if download else None
-        if download is None or job is None:
+        if download is None:
             await connection.send(NotDownloading())
         else:
-            await report_pieces(download, request, job.request, connection)
+            await report_pieces(download, request, self.request_ahead, connection)
 
     async def request_ahead(self, download: Download, part: ByteRange) -> None:
         """Have these bytes received before others; see DownloadJob.request. Raises RegistryError.
 
-        Returns at once if this worker fetches the blob, else when the worker that does has some of them.
+        Returns at once if this worker fetches the blob, or if it is not known yet who does: a change follows then.
+        Else it returns when the worker that fetches it has some of them.
         """
-        if job := self._jobs.get(download):
-            job.request(part)
-        elif download.owner is not None:
-            repository = self._peers.repository_of(download.targets[0])
-            request = PiecesRequest(repository, download.digest, part.start, part.stop)
-            with suppress(PeerUnavailable):  # then the download continues with another owner, or here
+        request = PiecesRequest(self._peers.repository_of(download.targets[0]), download.digest, part.start, part.stop)
+        while not download.is_final:
+            if job := self._jobs.get(download):
+                job.request(part)
+                return
+            if download.owner is None:
+                return
+            try:
                 reply = await self._peers.request(download.owner, request, PiecesReply)
+            except PeerUnavailable:  # it has not begun, or has ended: then another owner is followed, or none
+                await asyncio.sleep(PIECES_RETRY_S)
+            else:
                 download.add_ahead(part.start, reply.stop)
+                return
 
     def stop(self) -> None:
         """Stop all downloads that this worker fetches or verifies."""

@@ -7,7 +7,7 @@ A follower whose reader may read ahead asks the owner for the pieces, and reads 
 import asyncio
 from collections.abc import Callable
 
-from dockyard.cache.download import Download, State
+from dockyard.cache.download import Download, RequestAhead, State
 from dockyard.cache.threads import Threads
 from dockyard.errors import RegistryError, UpstreamTimeout
 from dockyard.oci.ranges import ByteRange
@@ -89,22 +89,22 @@ async def report_progress(download: Download, connection: PeerConnection, *, is_
 
 
 async def report_pieces(
-    download: Download, request: PiecesRequest, receive: Callable[[ByteRange], None], connection: PeerConnection
+    download: Download, request: PiecesRequest, request_ahead: RequestAhead, connection: PeerConnection
 ) -> None:
     """Have the pieces received that a follower asks for, and reply when the first byte is there.
 
-    `receive` does not block. Raises ConnectionError when the follower has left.
+    `request_ahead` is Downloads.request_ahead. Raises ConnectionError when the follower has left.
     """
     part = ByteRange(request.start, request.stop)
 
     async def receive_part() -> None:
-        receive(part)
+        await request_ahead(download, part)
 
-    receive(part)  # also if the first of it is there: it may be a request for all
     download.attach(cursor := _FollowerCursor())
     stop = part.start
     try:
         async with asyncio.timeout(PIECES_REPLY_S):
+            await receive_part()  # also if the first of it is there: it may be a request for all
             _, available = await download.wait_for_byte(
                 part.start, download.file_number, receive_part, may_read_ahead=True
             )
@@ -135,6 +135,8 @@ async def follow(
     async with peers.connect(shard, request) as replies:
         while True:
             progress = await _next_progress(download, replies)
+            if not progress.inode and download.inode:
+                continue  # it has taken over from an owner that was followed before, and has not opened the file yet
             if progress.inode != download.inode:
                 fd = await threads.disk(open_partial_file, download.digest, progress.inode)
                 if fd is None:

@@ -5,20 +5,18 @@ The event loop reads only what is in the page cache (RWF_NOWAIT); where a read w
 
 import errno
 import os
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Protocol
 
 from dockyard.cache.client_turns import Turns
-from dockyard.cache.download import TAIL_BYTES, Download
+from dockyard.cache.download import TAIL_BYTES, Download, RequestAhead
 from dockyard.cache.download_job import MAX_REQUEST_BYTES
 from dockyard.cache.threads import Threads
 from dockyard.errors import Unavailable
 from dockyard.oci.ranges import ByteRange
 from dockyard.storage.blob_files import BlobFiles, StoredBlob
 from dockyard.storage.piece_map import end_of_piece
-
-RequestAhead = Callable[[Download, ByteRange], Awaitable[None]]
 
 # Before the last bytes of a complete blob are sent, and after this many, it is checked that the file did not change.
 # Fewer bytes than MAX_LAST_BYTES are sent at once.

@@ -31,8 +31,9 @@ from dockyard.s3.outbox import Outbox
 from dockyard.s3.publisher import Publisher
 from dockyard.storage import partial_file as partial_file_module
 from dockyard.storage.local import LocalStore
+from dockyard.storage.partial_file import PartialFile
 from dockyard.storage.verified_files import VerifiedFiles
-from dockyard.workers.messages import BlobRequest, PeerRequest, SizeRequest
+from dockyard.workers.messages import BlobRequest, PeerRequest, PiecesReply, PiecesRequest, SizeRequest
 from dockyard.workers.peers import Handler, PeerConnection, Peers
 from dockyard.workers.rendezvous import owners
 from tests.support.busy_machine import EVENT_TIMEOUT_S
@@ -167,12 +168,14 @@ def handler(downloads: Downloads, blobs: Blobs) -> Handler:
     """Handle requests for blobs and sizes, as a worker does."""
 
     async def handle(request: PeerRequest, connection: PeerConnection) -> None:
-        assert isinstance(request, BlobRequest | SizeRequest)
+        assert isinstance(request, BlobRequest | PiecesRequest | SizeRequest)
         target = Target(UPSTREAM, request.repository.path, request.repository.name)
         if username := request.repository.login:
             target = target_of(next(login for login in (ANN, BOB) if login.username == username))
         if isinstance(request, BlobRequest):
             await downloads.handle(target, request, connection)
+        elif isinstance(request, PiecesRequest):
+            await downloads.handle_pieces(request, connection)
         else:
             await blobs.handle(target, request, connection)
 
@@ -274,6 +277,59 @@ async def test_readers_of_a_dead_owner_finish(workers: Workers) -> None:
     assert len(workers.upstream.starts) == 2
     for reader in (opened.reader, other.reader):
         reader.close()
+
+
+class Claims:
+    """Lets each claim of a partial file wait until `may_claim` is set, and counts them."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.may_claim = threading.Event()
+        self.count = 0
+        claim = LocalStore.claim_partial_file
+
+        def claim_late(store: LocalStore, digest: Digest) -> PartialFile | None:
+            self.count += 1
+            assert self.may_claim.wait(EVENT_TIMEOUT_S)
+            return claim(store, digest)
+
+        monkeypatch.setattr(LocalStore, "claim_partial_file", claim_late)
+
+    async def wait_for_first(self) -> None:
+        while not self.count:  # noqa: ASYNC110  counted in a thread
+            await asyncio.sleep(0.005)
+
+
+async def test_pieces_of_a_download_that_has_not_begun(workers: Workers, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker that asks the owner for pieces before it has its partial file waits for them."""
+    claims = Claims(monkeypatch)
+    owner, _, asking = workers.all
+    reading = asyncio.create_task(pull(owner))
+    await claims.wait_for_first()
+    request = PiecesRequest(asking.peers.repository_of(TARGET), DIGEST, 0, 1_000_000)
+    reply = asyncio.create_task(asking.peers.request(workers.shards[0], request, PiecesReply))
+    await asyncio.sleep(0.1)
+    assert not reply.done()
+    claims.may_claim.set()
+    assert (await reply).stop > 0
+    assert await reading == BODY
+
+
+async def test_an_owner_that_takes_over_is_waited_for(workers: Workers, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Followers of a dead owner follow the next one, also while it has not opened the partial file yet."""
+    workers.upstream.hold = 2_000_000
+    opened = [await open_blob(worker) for worker in workers.all[1:]]
+    begun = [await read_all(each.reader, 0, 1_000_000) for each in opened]
+    workers.upstream.hold = None
+    claims = Claims(monkeypatch)
+    workers.all[0].die()
+    await claims.wait_for_first()
+    await asyncio.sleep(0.1)
+    assert claims.count == 1
+    claims.may_claim.set()
+    rest = await asyncio.gather(*(read_all(each.reader, 1_000_000) for each in opened))
+    assert [begin + end for begin, end in zip(begun, rest, strict=True)] == [BODY, BODY]
+    for each in opened:
+        each.reader.close()
 
 
 async def test_wrong_bytes_never_complete_and_are_not_stored(workers: Workers) -> None:
