@@ -1,5 +1,6 @@
 """Every workload of the peer benchmarks runs, in a tiny size."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ from rich.console import Console
 from bench.peers import figures, machine, page, setup, workload
 from bench.peers.caches import DOCKYARD
 from bench.peers.measuring import Rounds, keep_runnable, measure
-from bench.peers.programs import Programs
+from bench.peers.programs import ProgramResult, Programs
 from bench.peers.report import Report
 from bench.peers.workload import MIB, Link, Sizes
 from bench.peers.workloads.catalog import make_workloads
@@ -72,3 +73,22 @@ def test_every_workload_runs(tmp_path: Path) -> None:
     for each in runnable:
         assert each.title in text
     assert all(file.stat().st_size for file in figures.draw(results, tmp_path))
+
+
+def test_a_workload_without_its_program_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is left out, with the reason, before anything is started; an ordinary user cannot use containerd."""
+
+    def find(programs: Programs, name: str) -> ProgramResult:
+        return ProgramResult(None, reason=f"no {name}") if name in {"skopeo", "haproxy"} else ProgramResult(Path("/"))
+
+    monkeypatch.setattr(Programs, "find", find)
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    results = Report(missing={"image": "from another run"})
+    runnable = keep_runnable(make_workloads(TINY), Programs(), results, Console(quiet=True))
+    assert results.missing == {
+        "image-skopeo": "no skopeo",
+        "image-containerd": "containerd-2 works only as root",
+        "warm-blob-haproxy-1": "no haproxy",
+        "warm-blob-haproxy-3": "no haproxy",
+    }
+    assert {each.key for each in make_workloads(TINY)} - {each.key for each in runnable} == set(results.missing)

@@ -1,5 +1,6 @@
-"""The figures: throughput and CPU of warm blobs and manifests, many clients of a cold layer, memory."""
+"""The figures, with intervals: throughput and CPU of warm content, cold layers, images, memory."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import matplotlib as mpl
@@ -64,7 +65,13 @@ def _draw(report: Report, file: Path, wanted: tuple[tuple[str, str, str], ...]) 
     for axis, (workload, value, title) in zip(axes.flat, panels, strict=False):
         medians = {cache: report.median(workload, cache, value) for cache in COLOURS}
         shown = {cache: median for cache, median in medians.items() if median is not None}
-        bars = axis.barh(list(shown), list(shown.values()), color=[COLOURS[cache] for cache in shown])
+        bars = axis.barh(
+            list(shown),
+            list(shown.values()),
+            color=[COLOURS[cache] for cache in shown],
+            xerr=_errors(report, workload, value, shown),
+            error_kw={"ecolor": "#444444", "elinewidth": 0.8, "capsize": 2},
+        )
         cut = {cache for cache in shown if value == "last client s" and report.median(workload, cache, "cut")}
         labels = [f"{'> ' if cache in cut else ''}{median:,.3g}" for cache, median in shown.items()]
         axis.bar_label(bars, [_plain(label) for label in labels], padding=3)
@@ -75,6 +82,17 @@ def _draw(report: Report, file: Path, wanted: tuple[tuple[str, str, str], ...]) 
     figure.savefig(file, dpi=110)
     plt.close(figure)
     return file
+
+
+def _errors(report: Report, workload: str, value: str, shown: Mapping[str, float]) -> list[list[float]]:
+    """The distances of the intervals from the medians; 0 where there is no interval."""
+    low, high = [], []
+    for cache, median in shown.items():
+        found = report.value(workload, cache, value)
+        interval = found.interval if found is not None and found.interval is not None else (median, median)
+        low.append(median - interval[0])
+        high.append(interval[1] - median)
+    return [low, high]
 
 
 def _plain(label: str) -> str:

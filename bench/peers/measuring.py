@@ -1,6 +1,7 @@
 """Runs workloads in rounds against the caches, and keeps the numbers of each round."""
 
 import itertools
+import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -48,6 +49,8 @@ def keep_runnable(
     found = []
     for workload in workloads:
         reasons = [programs.find(name).reason for name in workload.programs if programs.find(name).path is None]
+        if workload.needs_root and os.geteuid() != 0:
+            reasons.append(f"{workload.programs[0]} works only as root")
         if reasons:
             results.missing[workload.key] = "; ".join(reasons)
             console.print(f"{workload.key} is not measured: {reasons[0]}", style="yellow")
@@ -147,18 +150,15 @@ def _measure_upstream(environment: Environment) -> str:
         gib = result["received"] / GIB
         text = f"{clients} client{'s' * (clients > 1)} {gib * 1024 / result['wall_s']:,.0f} MiB/s"
         texts.append(f"{text}, CPU {used_s / gib:.2f} s/GiB")
-    used_s = environment.upstream.group.cpu_s()
-    manifest = f"/v2/{REPOSITORY}/manifests/{image.tag}"
-    rate = wrk(
-        environment.programs.need("wrk"),
-        environment.upstream.port,
-        [manifest],
-        environment.sizes.wrk_s,
-        32,
-        environment.directory,
-    )
-    used_s = environment.upstream.group.cpu_s() - used_s
-    texts.append(
-        f"manifests {rate.requests / rate.wall_s:,.0f} requests/s, CPU {used_s / rate.requests * 1e6:.0f} us/request"
-    )
+    program = environment.programs.find("wrk").path
+    if program is not None:
+        path = f"/v2/{REPOSITORY}/manifests/{image.tag}"
+        sizes = environment.sizes
+        used_s = environment.upstream.group.cpu_s()
+        rate = wrk(
+            program, environment.upstream.port, [path], sizes.wrk_s, sizes.wrk_connections, environment.directory
+        )
+        used_s = environment.upstream.group.cpu_s() - used_s
+        per_s, each_us = rate.requests / rate.wall_s, used_s / rate.requests * 1e6
+        texts.append(f"manifests {per_s:,.0f} requests/s, CPU {each_us:.0f} us/request")
     return "; ".join(texts)

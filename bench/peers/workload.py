@@ -136,6 +136,7 @@ class Workload(ABC):
     title = ""
     variant: Variant = DEFAULT
     programs: tuple[str, ...] = ()
+    needs_root = False
     without: frozenset[str] = frozenset({"nginx-static"})
     has_store = False  # whether it is also run with S3
 

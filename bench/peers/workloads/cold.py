@@ -115,7 +115,7 @@ class WholeImage(Workload):
     def __init__(self, key: str, client: type[ImageClient], layers: tuple[int, ...], link: Link) -> None:
         self.key = key
         self.title = f"Image of {len(layers)} layers, {sum(layers) // MIB} MiB, by {client.text}, line {link}"
-        self.programs = client.programs
+        self.programs, self.needs_root = client.programs, client.needs_root
         self._client, self._layers, self._link = client, layers, link
         self._image: Image | None = None
 

@@ -18,6 +18,7 @@ class ImageClient(ABC):
 
     text = ""
     programs: tuple[str, ...] = ()
+    needs_root = False
 
     @abstractmethod
     def __init__(self, programs: Sequence[Path], home: Path) -> None: ...
@@ -89,6 +90,7 @@ class ContainerdClient(ImageClient):
 
     text = "containerd"
     programs = ("containerd-2", "ctr-2")
+    needs_root = True
 
     def __init__(self, programs: Sequence[Path], home: Path) -> None:
         self._group = ControlGroup.make("containerd")
@@ -114,4 +116,4 @@ class ContainerdClient(ImageClient):
         self._group.remove()
 
     def cpu_s(self) -> float:
-        return super().cpu_s() + self._group.cpu_s()
+        return super().cpu_s() + (self._group.cpu_s() if self._group.directory else 0.0)
