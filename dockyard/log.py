@@ -74,7 +74,7 @@ def set_up(settings: LoggerSettings, count_dropped: Callable[[int], object] = la
     structlog.configure(
         processors=[_pass_event],
         wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=_LoggerFactory(),
+        logger_factory=_LoggerFactory([__name__]),  # not the module that asks for a logger
         cache_logger_on_first_use=True,
     )
 

@@ -246,6 +246,14 @@ def test_any_event_is_one_short_line(lines: Lines, event: str, fields: dict[str,
     assert json.loads(line)["level"] == "info"
 
 
+def test_a_logger_without_a_name_has_that_of_its_module(lines: Lines) -> None:
+    """The operator sees which part of the server a line is from."""
+    set_up(PLAIN)
+    structlog.get_logger().info("x")
+    (line,) = lines()
+    assert line.endswith(f"logger={__name__}")
+
+
 @pytest.mark.parametrize("logger_settings", [PLAIN, JSON])
 def test_an_exception_is_on_the_line_with_its_cause(lines: Lines, logger_settings: LoggerSettings) -> None:
     """What happened, then where, the innermost place first."""
