@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import click
 import pytest
 
 from bench.peers import page, readme, report, targets
@@ -13,7 +14,7 @@ from bench.peers.accounting import ControlGroup
 from bench.peers.caches import BASELINE, CacheServer, make_cache
 from bench.peers.content import OCI_INDEX, REPOSITORY, Blob, UpstreamContent
 from bench.peers.load import LoadError, check, discard
-from bench.peers.measuring import Rounds
+from bench.peers.measuring import Rounds, check_free_bytes
 from bench.peers.programs import Programs
 from bench.peers.report import Report
 from bench.peers.upstream_process import UpstreamProcess
@@ -294,6 +295,27 @@ def test_a_baseline_runs_the_code_of_its_tree(tmp_path: Path) -> None:
         assert (tmp_path / "tree" / "served").exists()
     finally:
         cache.close()
+
+
+def test_results_that_cannot_be_written_do_not_replace_others(tmp_path: Path) -> None:
+    """What was measured before a disk was full is kept."""
+    results = Report()
+    results.add("w", "dockyard", {"MiB/s": 1.0})
+    report.write(results, tmp_path)
+    (tmp_path / f"{report.FILE}.new").mkdir()
+    results.add("w", "dockyard", {"MiB/s": 2.0})
+    with pytest.raises(OSError, match=report.FILE):
+        report.write(results, tmp_path)
+    assert len(report.load(tmp_path).samples["w"]["dockyard"]) == 1
+
+
+def test_a_disk_that_is_almost_full_ends_the_run(tmp_path: Path) -> None:
+    """The error says how much is free and needed, and what to do."""
+    check_free_bytes(tmp_path, tmp_path, 0)
+    with pytest.raises(
+        click.ClickException, match=r"GiB are free, and a round may need 1048576\.0\..*--directory.*--keep"
+    ):
+        check_free_bytes(tmp_path, tmp_path, 2**50)
 
 
 def test_published_results_can_be_read() -> None:

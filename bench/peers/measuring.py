@@ -2,10 +2,12 @@
 
 import itertools
 import os
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import attrs
+import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -71,7 +73,8 @@ def measure(
 ) -> None:
     """Run each workload in rounds, and in each round against one cache after the other; in every second in reverse.
 
-    What ran before has an effect on the next run, of about three percent of its CPU time.
+    What ran before has an effect on the next run, of about three percent of its CPU time. Raises click.ClickException
+    when the disk is almost full: the caches keep what they were asked for.
     """
     results.missing |= started.missing
     for name, reason in started.missing.items():
@@ -90,17 +93,29 @@ def measure(
 
         if kind == "local":
             results.machine["the upstream alone"] = _measure_upstream(started.environment)
+        sizes = started.environment.sizes
         for workload in workloads:
             key = workload.key if kind == "local" else f"{kind}/{workload.key}"
             results.begin(key, workload.title + ("" if kind == "local" else ", S3 behind the cache"))
             caches = [each for each in started.caches_for(workload.variant) if each.name not in workload.without]
             for done in _run_rounds(started.environment, workload, key, caches, results, show):
                 report.write(results, out)
-                if rounds.is_enough(results, key, done, started.environment.sizes.concurrent_clients):
+                check_free_bytes(started.environment.directory, out, len(caches) * sizes.most_stored_bytes)
+                if rounds.is_enough(results, key, done, sizes.concurrent_clients):
                     break
             progress.advance(task)
     for name, reason in results.failures.items():
         console.print(f"{name} failed: {reason}", style="red")
+
+
+def check_free_bytes(directory: Path, out: Path, needed: int) -> None:
+    """Raise click.ClickException if fewer bytes are free than the next round may need."""
+    free = shutil.disk_usage(directory).free
+    if free < needed:
+        raise click.ClickException(
+            f"{directory}: only {free / GIB:.1f} GiB are free, and a round may need {needed / GIB:.1f}. "
+            f"Choose another disk with --directory. What was measured is in {out}: go on with --keep --workloads."
+        )
 
 
 def _run_rounds(

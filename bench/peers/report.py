@@ -77,9 +77,11 @@ def load(out: Path) -> Report:
 
 
 def write(report: Report, out: Path) -> None:
-    """Write the samples."""
+    """Write the samples. If that fails, those that were written before stay."""
     out.mkdir(parents=True, exist_ok=True)
-    (out / FILE).write_text(json.dumps(attrs.asdict(report), indent=1) + "\n")
+    new = out / f"{FILE}.new"
+    new.write_text(json.dumps(attrs.asdict(report), indent=1) + "\n")
+    new.replace(out / FILE)
 
 
 def as_markdown(report: Report) -> str:

@@ -75,6 +75,11 @@ class Sizes:
     pieces: Link = Link(0.02, 4 * MIB, 1024)
     pieces_bytes: int = 8 * MIB
 
+    @property
+    def most_stored_bytes(self) -> int:
+        """What one cache stores in one round, at most."""
+        return max(self.distinct * self.distinct_bytes, self.loaded_bytes)
+
 
 QUICK = Sizes(
     warm_bytes=64 * MIB,
