@@ -45,44 +45,39 @@ class ImageClient(ABC):
         return times.children_user + times.children_system
 
 
-class CraneClient(ImageClient):
+class CommandClient(ImageClient):
+    """A client that is one command, without a daemon. `kind` runs it."""
+
+    kind: type[Crane | Skopeo]
+
+    def __init__(self, programs: Sequence[Path], home: Path) -> None:
+        self._client = self.kind(programs[0], home)
+        self._digests: frozenset[str] = frozenset()
+
+    def pull(self, reference: str) -> None:
+        self._digests = self._client.pull(reference).digests
+
+    def digests(self) -> frozenset[str]:
+        return self._digests
+
+    def wipe(self) -> None:
+        self._client.wipe()
+
+
+class CraneClient(CommandClient):
     """crane."""
 
     text = "crane"
     programs = ("crane",)
-
-    def __init__(self, programs: Sequence[Path], home: Path) -> None:
-        self._client = Crane(programs[0], home)
-        self._digests: frozenset[str] = frozenset()
-
-    def pull(self, reference: str) -> None:
-        self._digests = self._client.pull(reference).digests
-
-    def digests(self) -> frozenset[str]:
-        return self._digests
-
-    def wipe(self) -> None:
-        self._client.wipe()
+    kind = Crane
 
 
-class SkopeoClient(ImageClient):
+class SkopeoClient(CommandClient):
     """Skopeo, which has the library of Podman and CRI-O."""
 
     text = "skopeo"
     programs = ("skopeo",)
-
-    def __init__(self, programs: Sequence[Path], home: Path) -> None:
-        self._client = Skopeo(programs[0], home)
-        self._digests: frozenset[str] = frozenset()
-
-    def pull(self, reference: str) -> None:
-        self._digests = self._client.pull(reference).digests
-
-    def digests(self) -> frozenset[str]:
-        return self._digests
-
-    def wipe(self) -> None:
-        self._client.wipe()
+    kind = Skopeo
 
 
 class ContainerdClient(ImageClient):
