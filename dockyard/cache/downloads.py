@@ -124,13 +124,14 @@ class Downloads:
         Returns at once if this worker fetches the blob, or if it is not known yet who does: a change follows then.
         Else it returns when the worker that fetches it has some of them.
         """
-        request = PiecesRequest(self._peers.repository_of(download.targets[0]), download.digest, part.start, part.stop)
         while not download.is_final:
             if job := self._jobs.get(download):
                 job.request(part)
                 return
             if download.owner is None:
                 return
+            repository = self._peers.repository_of(download.targets[0])
+            request = PiecesRequest(repository, download.digest, part.start, part.stop)
             try:
                 reply = await self._peers.request(download.owner, request, PiecesReply)
             except PeerUnavailable:  # it has not begun, or has ended: then another owner is followed, or none
