@@ -22,7 +22,6 @@ from dockyard.web.gate import Gate
 from dockyard.web.headers import (
     content_headers,
     find_ranges,
-    freshness_headers,
     is_not_modified,
     location_headers,
     redirect_headers,
@@ -88,9 +87,7 @@ class ManifestEndpoint:
         record.how, record.error = found.how, found.error
         manifest = found.manifest
         is_public = self._gate.is_public(target)
-        resp.set_headers(
-            content_headers(manifest.digest, manifest.media_type) | freshness_headers(found, is_public=is_public)
-        )
+        resp.set_headers(content_headers(found, manifest.digest, manifest.media_type, is_public=is_public))
         if is_not_modified(req, manifest.digest):
             resp.status = falcon.HTTP_304
             return
@@ -133,7 +130,7 @@ class BlobEndpoint:
         reader = opened.reader
         try:
             is_public = self._gate.is_public(target)
-            resp.set_headers(content_headers(digest, BLOB_TYPE) | freshness_headers(opened, is_public=is_public))
+            resp.set_headers(content_headers(opened, digest, BLOB_TYPE, is_public=is_public))
             if is_not_modified(req, digest):
                 resp.status = falcon.HTTP_304
                 reader.close()
@@ -175,7 +172,7 @@ class BlobEndpoint:
         found = await self._blobs.find_size(target, digest)
         record.how = found.how
         is_public = self._gate.is_public(target)
-        resp.set_headers(content_headers(digest, BLOB_TYPE) | freshness_headers(found, is_public=is_public))
+        resp.set_headers(content_headers(found, digest, BLOB_TYPE, is_public=is_public))
         if is_not_modified(req, digest):
             resp.status = falcon.HTTP_304
             return

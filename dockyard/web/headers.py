@@ -44,14 +44,15 @@ class CachedContent(Protocol):
         """Why the content is stale; None if it is not."""
 
 
-def content_headers(digest: Digest, content_type: str) -> dict[str, str]:
-    """The headers of every 200, 206 and 304 with content of this digest."""
+def content_headers(content: CachedContent, digest: Digest, content_type: str, *, is_public: bool) -> dict[str, str]:
+    """The headers of every 200, 206 and 304 with content of this digest, those about freshness included."""
     text = str(digest)
     return {
         "accept-ranges": "bytes",
         "content-type": content_type,
         "docker-content-digest": text,
         "etag": f'"{text}"',
+        **freshness_headers(content, is_public=is_public),
     }
 
 
