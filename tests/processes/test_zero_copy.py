@@ -37,6 +37,14 @@ def get(path: str, more: str = "") -> bytes:
     return f"GET {path} HTTP/1.1\r\nHost: x\r\n{more}\r\n".encode()
 
 
+def assert_last_ends_connection(download: StreamedResponse, first: Bytes, last: Bytes) -> None:
+    """Both blobs come in order and complete, and the connection ends after the last."""
+    assert download.head().status == 200
+    assert download.read(first.size) == first.data
+    assert download.head().header("Connection") == "close"
+    assert download.read(last.size + 1) == last.data
+
+
 def test_a_large_blob_ends_its_connection(deployment: Deployment) -> None:
     """On a new connection a large blob is sent straight from its file, with the usual headers."""
     path, content = warm_blob(deployment, 3 * MIB)
@@ -99,15 +107,12 @@ def test_a_used_connection(deployment: Deployment, kind: str) -> None:
         "manifest": get(f"/v2/up.test/app/manifests/{image.digest}"),
     }
     with deployment.send_raw(requests[kind]) as download:
-        for _ in range(3):
+        for following in [requests[kind]] * 3 + [get(path)]:
             download.head()
             has_body = kind not in {"HEAD", "not modified"}
             body = download.read(int(download.header("Content-Length") or 0)) if has_body else b""
             assert kind != "small blob" or body == small.data
-            download.socket.sendall(requests[kind])
-        download.head()
-        download.read(int(download.header("Content-Length") or 0) if has_body else 0)
-        download.socket.sendall(get(path))
+            download.socket.sendall(following)
         assert download.head().status == 200
         assert download.header("Connection") == "close"
         assert download.read(content.size + 1) == content.data
@@ -121,10 +126,7 @@ def test_a_client_that_reads_the_response_before_late(deployment: Deployment) ->
         with StreamedResponse(deployment.address, "", request=get(first_path), receive_buffer=4096) as download:
             download.socket.sendall(get(path))
             time.sleep(0.1)  # until the server has written what it can
-            assert download.head().status == 200
-            assert download.read(first.size) == first.data
-            assert download.head().header("Connection") == "close"
-            assert download.read(content.size + 1) == content.data
+            assert_last_ends_connection(download, first, content)
 
 
 def test_granian_sends_after_a_request_with_a_body(deployment: Deployment) -> None:
@@ -160,10 +162,7 @@ def test_many_pipelined_blobs(deployment: Deployment) -> None:
     requests = get(small_path) + get(large_path) + get(small_path)
     with StreamedResponse(deployment.address, "", request=requests, receive_buffer=4096) as download:
         time.sleep(0.5)  # until the server has written what it can
-        assert download.head().status == 200
-        assert download.read(small.size) == small.data
-        assert download.head().header("Connection") == "close"
-        assert download.read(large.size + 1) == large.data
+        assert_last_ends_connection(download, small, large)
 
 
 def test_a_truncated_file_ends_the_response_short(deployment: Deployment) -> None:

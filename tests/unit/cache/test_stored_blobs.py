@@ -326,10 +326,8 @@ async def test_a_complete_download_is_read_to_its_end_without_hashing(
     assert hashed_bytes() == 0
 
 
-@pytest.mark.parametrize("size", [0, 1, MAX_SMALL_BYTES, MAX_SMALL_BYTES + 1])
-async def test_a_small_blob_is_read_at_once(workers: Workers, size: int) -> None:
-    """Its bytes are the verified ones: after a change nothing is returned, as for a larger blob."""
-    body = os.urandom(size)
+async def store_and_open(workers: Workers, body: bytes) -> tuple[OpenedBlob, Path]:
+    """Write a blob to the local store, and open it; the blob and its file."""
     digest = Digest.of(body)
     path = stored_file(workers, digest)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -337,6 +335,14 @@ async def test_a_small_blob_is_read_at_once(workers: Workers, size: int) -> None
     await asyncio.sleep(0.03)  # as above
     opened = await workers.all[0].blobs.open(TARGET, digest)
     assert isinstance(opened, OpenedBlob)
+    return opened, path
+
+
+@pytest.mark.parametrize("size", [0, 1, MAX_SMALL_BYTES, MAX_SMALL_BYTES + 1])
+async def test_a_small_blob_is_read_at_once(workers: Workers, size: int) -> None:
+    """Its bytes are the verified ones: after a change nothing is returned, as for a larger blob."""
+    body = os.urandom(size)
+    opened, path = await store_and_open(workers, body)
     assert opened.reader.read_small() == (body if size <= MAX_SMALL_BYTES else None)
     path.write_bytes(bytes(size))
     os.utime(path, ns=(0, 0))
@@ -346,14 +352,7 @@ async def test_a_small_blob_is_read_at_once(workers: Workers, size: int) -> None
 
 async def test_a_small_blob_that_is_shorter_than_it_was_is_not_read_at_once(workers: Workers) -> None:
     """Its reader then says what is wrong."""
-    body = os.urandom(1000)
-    digest = Digest.of(body)
-    path = stored_file(workers, digest)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(body)
-    await asyncio.sleep(0.03)  # as above
-    opened = await workers.all[0].blobs.open(TARGET, digest)
-    assert isinstance(opened, OpenedBlob)
+    opened, path = await store_and_open(workers, os.urandom(1000))
     os.truncate(path, 999)
     assert opened.reader.read_small() is None
     with pytest.raises(Unavailable):
