@@ -11,8 +11,8 @@ from pytest_benchmark.fixture import BenchmarkFixture
 
 from bench.conftest import BenchServer
 from bench.peers import discard
-from bench.peers.content import REPOSITORY, Blob
-from bench.peers.load import ACCEPT, check
+from bench.peers.content import ACCEPT, REPOSITORY, Blob
+from bench.peers.load import check
 from bench.peers.workload import MIB
 from tests.support.bodies import Synthetic
 from tests.support.deployment import Deployment, eventually, set_at_exit

@@ -4,7 +4,6 @@ Each has its default settings as far as possible, writes an access log to a file
 data in its own directory, and has the same upstream.
 """
 
-import http.client
 import os
 import shutil
 import signal
@@ -19,7 +18,7 @@ import yaml
 
 from bench.peers.accounting import ControlGroup
 from bench.peers.fronts import Front
-from bench.peers.load import connect
+from bench.peers.load import is_serving
 from bench.peers.programs import ProgramResult, Programs
 from dockyard import __version__
 from tests.s3.store.servers import ACCESS_KEY, BUCKET, SECRET_KEY
@@ -141,14 +140,7 @@ class CacheServer(ABC):
         return f"/v2/{self.prefix}{repository}/{kind}/{reference}"
 
     def _is_ready(self) -> bool:
-        connection = connect(self.own_port, READY_TIMEOUT_S, is_tls=self.is_tls)
-        try:
-            connection.request("GET", "/v2/")
-            return connection.getresponse().status == http.HTTPStatus.OK
-        except (OSError, http.client.HTTPException):
-            return False
-        finally:
-            connection.close()
+        return is_serving(self.own_port, READY_TIMEOUT_S, is_tls=self.is_tls)
 
 
 @attrs.define(eq=False)

@@ -13,6 +13,7 @@ OCI_INDEX = "application/vnd.oci.image.index.v1+json"
 OCI_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 OCI_CONFIG = "application/vnd.oci.image.config.v1+json"
 OCI_LAYER = "application/vnd.oci.image.layer.v1.tar+gzip"
+ACCEPT = f"{OCI_INDEX}, {OCI_MANIFEST}"
 REPOSITORY = "bench/app"
 
 

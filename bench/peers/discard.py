@@ -23,12 +23,13 @@ from typing import Any
 
 import attrs
 
+from bench.peers.content import ACCEPT
+
 HEAD_BYTES = 16 * 1024
 CHUNK_BYTES = 4 * 1024 * 1024
 TLS_CHUNK_BYTES = 16 * 1024  # the maximum of a record, and so of one read
 MAX_RUN_S = 280.0
 CONNECT_TIMEOUT_S = 30.0
-ACCEPT = "application/vnd.oci.image.index.v1+json, application/vnd.oci.image.manifest.v1+json"
 WOULD_BLOCK = (BlockingIOError, ssl.SSLWantReadError)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import attrs
 
-from bench.peers.load import connect
+from bench.peers.load import is_serving
 from tests.deploy.fleet import EXAMPLES, write_nginx_config
 from tests.support.paths import ROOT
 from tests.support.processes import Process, free_port
@@ -65,11 +65,4 @@ class Front:
         return config
 
     def _is_ready(self) -> bool:
-        connection = connect(self.port, READY_TIMEOUT_S)
-        try:
-            connection.request("GET", "/v2/")
-            return connection.getresponse().status == 200
-        except OSError:
-            return False
-        finally:
-            connection.close()
+        return is_serving(self.port, READY_TIMEOUT_S)

@@ -14,12 +14,11 @@ from typing import Any
 
 import attrs
 
-from bench.peers.content import OCI_INDEX, OCI_MANIFEST, Blob
+from bench.peers.content import ACCEPT, Blob
 
 LIMIT_S = 290.0
 CHUNK_BYTES = 1024 * 1024
 OPENSSL_CONFIG = Path(__file__).parent / "openssl.cnf"
-ACCEPT = f"{OCI_INDEX}, {OCI_MANIFEST}"
 
 WRK_SCRIPT = """\
 local requests = {{}}
@@ -125,6 +124,18 @@ def connect(port: int, timeout_s: float, *, is_tls: bool = False) -> http.client
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
     return http.client.HTTPSConnection("127.0.0.1", port, timeout=timeout_s, context=context)
+
+
+def is_serving(port: int, timeout_s: float, *, is_tls: bool = False) -> bool:
+    """Whether `/v2/` responds with status 200."""
+    connection = connect(port, timeout_s, is_tls=is_tls)
+    try:
+        connection.request("GET", "/v2/")
+        return connection.getresponse().status == http.HTTPStatus.OK
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
 
 
 def check(port: int, path: str, blob: Blob, *, is_tls: bool = False) -> float:

@@ -1,11 +1,10 @@
 """The summary table: the most important numbers, with a column for each cache, and the ratio to one of them."""
 
+from bench.peers.caches import CACHE_NAMES, DOCKYARD
 from bench.peers.intervals import CONFIDENCE
 from bench.peers.report import BOUNDS, CUT, Report, interval, number
 
-DOCKYARD = "dockyard"
 REFERENCE = "distribution"
-CACHES = (DOCKYARD, REFERENCE, "docker-registry", "zot", "nginx-cache", "nginx-static")
 LINES = (
     ("warm blob, 1 client, new connections: MiB/s", "warm-blob-1", "MiB/s"),
     ("… CPU s/GiB", "warm-blob-1", "CPU s/GiB"),
@@ -48,7 +47,7 @@ LINES = (
 
 def as_markdown(report: Report) -> str:
     """Medians, with a line for each number that was measured."""
-    caches = [cache for cache in CACHES if any(cache in by_cache for by_cache in report.samples.values())]
+    caches = [cache for cache in CACHE_NAMES if any(cache in by_cache for by_cache in report.samples.values())]
     last = f"{DOCKYARD} / {REFERENCE}, {CONFIDENCE:.0%} interval"
     lines = [f"| | {' | '.join(caches)} | {last} |", "|---" + "|--:" * (len(caches) + 1) + "|"]
     for text, workload, column in LINES:

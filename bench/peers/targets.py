@@ -6,10 +6,10 @@ interval is on the other side. Otherwise it is undecided; with fewer than 5 roun
 
 import attrs
 
+from bench.peers.caches import DOCKYARD
 from bench.peers.intervals import Estimate
 from bench.peers.report import Report, interval, number
 
-DOCKYARD = "dockyard"
 DISTRIBUTION = "distribution"
 NGINX = "nginx-static"
 NGINX_CACHE = "nginx-cache"

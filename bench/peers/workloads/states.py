@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from typing import Literal
 
 from bench.peers.caches import CacheServer
-from bench.peers.content import REPOSITORY, Blob, Image
-from bench.peers.load import ACCEPT, LoadError, discard
+from bench.peers.content import ACCEPT, REPOSITORY, Blob, Image
+from bench.peers.load import LoadError, discard
 from bench.peers.workload import GIB, MIB, Environment, Values, Workload
 
 RECOVERY_LIMIT_S = 60.0

@@ -11,7 +11,24 @@ from bench.peers.workload import GIB, MIB, Environment, Values, Workload
 CACHES_WITHOUT_MANIFESTS = frozenset({"nginx-static"})
 
 
-class WarmBlob(Workload):
+class WarmWorkload(Workload):
+    """A workload whose content every cache has before it is measured."""
+
+    def __init__(self) -> None:
+        self._warm: set[int] = set()
+
+    def _warm_up(
+        self, environment: Environment, caches: Sequence[CacheServer], contents: Sequence[tuple[str, str, Blob]]
+    ) -> None:
+        """Read contents (kind, reference, bytes) through each cache that has not done it yet, and verify them."""
+        for cache in caches:
+            if id(cache) not in self._warm:
+                for kind, reference, blob in contents:
+                    environment.warm(cache, kind, reference, blob)
+                self._warm.add(id(cache))
+
+
+class WarmBlob(WarmWorkload):
     """A blob, read repeatedly by one client, or by several at once.
 
     Over a reused connection, as clients of registries do it, each client first gets a manifest and then the blob
@@ -23,11 +40,11 @@ class WarmBlob(Workload):
     def __init__(
         self, key: str, clients: int, size: int, times: int, *, is_reused: bool, variant: Variant = DEFAULT
     ) -> None:
+        super().__init__()
         self.key, self.variant = key, variant
         self.has_store = not is_reused
         self._clients, self._size, self._times, self._is_reused = clients, size, times, is_reused
         self._image: Image | None = None
-        self._warm: set[int] = set()
         how = "reused connections" if is_reused else "a new connection for each"
         if variant.tls:
             how += ", TLS"
@@ -40,13 +57,11 @@ class WarmBlob(Workload):
     def prepare(self, environment: Environment, caches: Sequence[CacheServer]) -> None:
         if self._image is None:
             self._image = environment.content.add_image(f"{self.key}-{environment.number()}", (self._size,))
-        (layer,) = self._image.layers
-        for cache in caches:
-            if id(cache) not in self._warm:
-                environment.warm(cache, "blobs", layer.digest, layer)
-                if self._is_reused:
-                    environment.warm(cache, "manifests", self._image.index.digest, self._image.index)
-                self._warm.add(id(cache))
+        (layer,), index = self._image.layers, self._image.index
+        contents = [("blobs", layer.digest, layer)]
+        if self._is_reused:
+            contents.append(("manifests", index.digest, index))
+        self._warm_up(environment, caches, contents)
 
     def run(self, environment: Environment, cache: CacheServer) -> Values:
         assert self._image is not None
@@ -73,44 +88,40 @@ class WarmBlob(Workload):
         }
 
 
-class SmallBlobs(Workload):
+class SmallBlobs(WarmWorkload):
     """Blobs of one size, over connections that wrk keeps as long as the server does."""
 
     without = frozenset()
     programs = ("wrk",)
 
     def __init__(self, name: str, size: int) -> None:
+        super().__init__()
         self.key = f"warm-small-{name}"
         self.title = f"Warm blobs of {_size(size)}, keep-alive connections"
         self._size = size
         self._blobs: list[Blob] = []
-        self._warm: set[int] = set()
 
     def prepare(self, environment: Environment, caches: Sequence[CacheServer]) -> None:
         if not self._blobs:
             self._blobs = [environment.content.add_blob(self._size) for _ in range(environment.sizes.images)]
-        for cache in caches:
-            if id(cache) not in self._warm:
-                for blob in self._blobs:
-                    environment.warm(cache, "blobs", blob.digest, blob)
-                self._warm.add(id(cache))
+        self._warm_up(environment, caches, [("blobs", blob.digest, blob) for blob in self._blobs])
 
     def run(self, environment: Environment, cache: CacheServer) -> Values:
         return _request(environment, cache, [cache.path("blobs", REPOSITORY, blob.digest) for blob in self._blobs])
 
 
-class WarmManifest(Workload):
+class WarmManifest(WarmWorkload):
     """Manifests, by digest or by tag."""
 
     programs = ("wrk",)
 
     def __init__(self, key: str, by: Literal["digest", "tag"], variant: Variant = DEFAULT) -> None:
+        super().__init__()
         self.by, self.key, self.variant = by, key, variant
         self.has_store = variant == DEFAULT
         setting = f", check_interval {variant.check_interval} in Dockyard" if variant.check_interval else ""
         self.title = f"Warm manifests by {by}{setting}"
         self._images: list[Image] = []
-        self._warm: set[int] = set()
 
     def prepare(self, environment: Environment, caches: Sequence[CacheServer]) -> None:
         environment.upstream.set_link()
@@ -118,11 +129,8 @@ class WarmManifest(Workload):
             number = environment.number()
             tags = [f"warm-{number}-{image}" for image in range(environment.sizes.images)]
             self._images = [environment.content.add_image(tag, (1024,)) for tag in tags]
-        for cache in caches:
-            if id(cache) not in self._warm:
-                for image in self._images:
-                    environment.warm(cache, "manifests", self._reference(image), image.index)
-                self._warm.add(id(cache))
+        contents = [("manifests", self._reference(image), image.index) for image in self._images]
+        self._warm_up(environment, caches, contents)
 
     def _reference(self, image: Image) -> str:
         return image.index.digest if self.by == "digest" else image.tag
@@ -132,28 +140,24 @@ class WarmManifest(Workload):
         return _request(environment, cache, paths)
 
 
-class Head(Workload):
+class Head(WarmWorkload):
     """HEAD of manifests and of blobs by digest. The client is not wrk, which waits for a body."""
 
     def __init__(self, kind: Literal["manifests", "blobs"]) -> None:
+        super().__init__()
         self.key = f"warm-head-{kind.removesuffix('s')}"
         self.title = f"HEAD of {kind} by digest, reused connections"
         self._kind = kind
         if kind == "blobs":
             self.without = frozenset()
         self._images: list[Image] = []
-        self._warm: set[int] = set()
 
     def prepare(self, environment: Environment, caches: Sequence[CacheServer]) -> None:
         if not self._images:
             number = environment.number()
             tags = [f"head-{number}-{image}" for image in range(environment.sizes.images)]
             self._images = [environment.content.add_image(tag, (MIB,)) for tag in tags]
-        for cache in caches:
-            if id(cache) not in self._warm:
-                for blob in self._blobs():
-                    environment.warm(cache, self._kind, blob.digest, blob)
-                self._warm.add(id(cache))
+        self._warm_up(environment, caches, [(self._kind, blob.digest, blob) for blob in self._blobs()])
 
     def _blobs(self) -> list[Blob]:
         return [image.index if self._kind == "manifests" else image.layers[0] for image in self._images]
