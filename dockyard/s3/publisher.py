@@ -277,7 +277,6 @@ class Publisher:
 
     def _pause(self, item: Item, exc: S3Error) -> None:
         """Start no uploads for a while, and fewer at the same time after an overload. Logs the first failure only."""
-        metrics.published.labels("failed").inc()
         with self._mutex:
             is_first = not self._is_paused
             self._paused_until = time.monotonic() + PAUSE_AFTER_FAILURE_S
@@ -286,6 +285,7 @@ class Publisher:
         if is_first and exc.is_overload:
             self._streamed_upload_limit.halve()
             self._task_limit.halve()
+        metrics.published.labels("failed").inc()
 
     def _submit(self, item: Item, task: Task) -> None:
         if not self._begin(item):
