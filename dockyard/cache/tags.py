@@ -49,8 +49,13 @@ log = structlog.get_logger()
 class TagChecker(Protocol):
     """The part of an upstream's client that tells what a tag points to."""
 
-    def head_manifest(self, repository: str, reference: Reference, deadline: float | None = None) -> Descriptor:
-        """What the reference points to, before the deadline (monotonic clock). Raises RegistryError."""
+    def head_manifest(
+        self, repository: str, reference: Reference, deadline: float | None = None, *, has_copy: bool = False
+    ) -> Descriptor:
+        """What the reference points to, before the deadline (monotonic clock). Raises RegistryError.
+
+        `has_copy`: there is something stale to serve, which must not wait.
+        """
 
 
 @attrs.frozen
@@ -247,7 +252,7 @@ class Tags:
         upstream = find_client(self._upstreams, target)
         timeout_s = self._check_timeout_s if is_cached else self._uncached_timeout_s
         deadline = time.monotonic() + timeout_s if timeout_s else None
-        check = partial(upstream.head_manifest, target.repository, tag, deadline)
+        check = partial(upstream.head_manifest, target.repository, tag, deadline, has_copy=is_cached)
         try:
             return await self._threads.upstream(target, check, deadline=deadline)
         except RegistryError as exc:

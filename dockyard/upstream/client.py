@@ -125,12 +125,17 @@ class RegistryClient:
         self._held: TTLCache[Credential, tuple[float, RegistryError]] = TTLCache(MAX_REMEMBERED_NAMES, LIMIT_S[1])
         self._visibility = VisibleRepositories()
 
-    def head_manifest(self, repository: str, reference: Reference, deadline: float | None = None) -> Descriptor:
-        """The current descriptor of a tag or digest, before the deadline, by default within `check_timeout`."""
+    def head_manifest(
+        self, repository: str, reference: Reference, deadline: float | None = None, *, has_copy: bool = False
+    ) -> Descriptor:
+        """The current descriptor of a tag or digest, before the deadline, by default within `check_timeout`.
+
+        `has_copy`: the caller can serve something stale, which must not wait.
+        """
         probe = partial(self._operator._head_manifest, repository, reference)
         # After a long wait for a thread, a timeout says little about the upstream.
         is_late = deadline is not None and deadline - time.monotonic() < self._limits.check_timeout / 2
-        with self._guard("head_manifest", repository, probe, check=probe, is_late=is_late):
+        with self._guard("head_manifest", repository, probe, check=probe, is_late=is_late, has_copy=has_copy):
             return self._head_manifest(repository, reference, deadline)
 
     def get_manifest(self, repository: str, reference: Reference) -> Manifest:
@@ -353,14 +358,15 @@ class RegistryClient:
         check: Callable[[float], object] | None = None,
         is_resume: bool = False,
         is_late: bool = False,
+        has_copy: bool = False,
     ) -> Iterator[None]:
         """Check before an operation whether the upstream and the repository are available, and record its result.
 
         `probe` repeats the operation; `check` repeats it at little cost until a deadline. `is_late`: a timeout is not
-        counted.
+        counted. `has_copy`: the caller can serve something stale, which must not wait.
         """
         if not is_resume:
-            self._check_available(repository, probe)
+            self._check_available(repository, probe, has_copy=has_copy)
         try:
             with metrics.upstream_seconds.labels(self._prefix, name).time():
                 yield
@@ -391,11 +397,11 @@ class RegistryClient:
             **error.log_fields(),
         )
 
-    def _check_available(self, repository: str, probe: Callable[[], object]) -> None:
+    def _check_available(self, repository: str, probe: Callable[[], object], *, has_copy: bool) -> None:
         self._check_held()
         try:
             self._breaker.check(probe, may_wait=not self._failures.is_failing(repository))
-            self._failures.check(repository, probe)
+            self._failures.check(repository, probe, may_wait=not has_copy)
         except RegistryError:
             if self._breaker.is_open:
                 self._failures.forget()

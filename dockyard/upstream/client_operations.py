@@ -28,7 +28,9 @@ class Operations(Protocol):
     """A registry, used with one login. The methods are those of RegistryClient."""
 
     def has_login(self, repository: str) -> bool: ...
-    def head_manifest(self, repository: str, reference: Reference, deadline: float | None = None) -> Descriptor: ...
+    def head_manifest(
+        self, repository: str, reference: Reference, deadline: float | None = None, *, has_copy: bool = False
+    ) -> Descriptor: ...
     def get_manifest(self, repository: str, reference: Reference) -> Manifest: ...
     def head_blob(self, repository: str, digest: Digest) -> int: ...
     def open_blob(
@@ -68,9 +70,13 @@ class ClientOperations:
         self._client = client
         self._visible = visible
 
-    def head_manifest(self, repository: str, reference: Reference, deadline: float | None = None) -> Descriptor:
+    def head_manifest(
+        self, repository: str, reference: Reference, deadline: float | None = None, *, has_copy: bool = False
+    ) -> Descriptor:
         """As RegistryClient.head_manifest."""
-        return self._run(repository, lambda registry: registry.head_manifest(repository, reference, deadline))
+        return self._run(
+            repository, lambda registry: registry.head_manifest(repository, reference, deadline, has_copy=has_copy)
+        )
 
     def get_manifest(self, repository: str, reference: Reference) -> Manifest:
         """As RegistryClient.get_manifest."""

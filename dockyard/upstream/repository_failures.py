@@ -6,7 +6,9 @@ handle. That must not keep others from being asked, so such a failure concerns i
 - A repository fails after one request without a response, or after five 5xx responses in a row. From then on its
   requests fail with the stored error at once, so that cached tags are served stale without a wait. Every three seconds
   at most, and one at a time, an operation that was rejected is tried in the background. Its success ends that; so does
-  a minute without a try.
+  a minute without a try. The request that starts a try waits for its result, a second at most, unless there is
+  something stale that can be served: nothing is requested in the background when nobody asks, so that the registry may
+  have been well for a while.
 - With each repository that starts to fail, and after five 5xx responses in a row of whatever repositories, the circuit
   breaker checks the registry itself: by the check of a tag in another repository that succeeded before, or by a request
   for `/v2/` if there is none. It opens if that fails as well.
@@ -31,6 +33,7 @@ FORGET_AFTER_S = 60.0
 MAX_SERVER_ERRORS = 5
 MAX_REPOSITORIES = 1024
 MAX_TRIES = 4
+TRY_WAIT_S = 1.0
 MAX_KNOWN_GOOD = 4
 
 log = structlog.get_logger()
@@ -78,17 +81,25 @@ class RepositoryFailures:
         with self._lock:
             return self._find_failing(repository) is not None
 
-    def check(self, repository: str, operation: Operation) -> None:
-        """Raise the stored error if the repository fails; try `operation` in the background if that is due."""
+    def check(self, repository: str, operation: Operation, *, may_wait: bool) -> None:
+        """Raise the stored error if the repository fails; try `operation` in the background if that is due.
+
+        `may_wait`: the caller that has it tried waits for the result, at most TRY_WAIT_S.
+        """
         if not self._repositories:
             return
         with self._lock:
             found = self._find_failing(repository)
             if found is None or found.error is None:
                 return
-            if self._clock() - found.tried_at >= INTERVAL_S:
-                self._start_try(repository, found, operation)
-            raise found.error.copy(retry_after_s=RETRY_AFTER_S, remembered=True)
+            error = found.error
+            is_due = self._clock() - found.tried_at >= INTERVAL_S
+            thread = self._start_try(repository, found, operation) if is_due else None
+        if thread is not None and may_wait:
+            thread.join(TRY_WAIT_S)
+            if not self.is_failing(repository):
+                return
+        raise error.copy(retry_after_s=RETRY_AFTER_S, remembered=True)
 
     def record_success(self, repository: str, check: Check | None = None) -> None:
         """The registry responded to a request for this repository. `check` repeats the request, if that is cheap."""
@@ -148,12 +159,14 @@ class RepositoryFailures:
             return None
         return found
 
-    def _start_try(self, repository: str, found: _Repository, operation: Operation) -> None:
+    def _start_try(self, repository: str, found: _Repository, operation: Operation) -> threading.Thread | None:
         if found.is_being_tried or self._tries >= MAX_TRIES:
-            return
+            return None
         found.is_being_tried, found.tried_at = True, self._clock()
         self._tries += 1
-        threading.Thread(target=self._try, args=(repository, found, operation), name="try", daemon=True).start()
+        thread = threading.Thread(target=self._try, args=(repository, found, operation), name="try", daemon=True)
+        thread.start()
+        return thread
 
     def _try(self, repository: str, found: _Repository, operation: Operation) -> None:
         try:

@@ -111,6 +111,28 @@ def test_a_name_that_fails_does_not_make_others_stale(
         assert {each.result().status for each in bad} <= {503, 504}
 
 
+@pytest.mark.parametrize("kind", ["tag", "manifest", "blob", "HEAD of a blob"])
+def test_what_is_not_cached_is_fetched_after_its_repository_hung(
+    make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry, kind: str
+) -> None:
+    """Nobody has asked since then: the first request notices that the repository is well again."""
+    fake_registry.add_image("app", "v1")
+    image = fake_registry.add_image("app", "v2")
+    deployment = make_deployment(workers=1)
+    assert deployment.get(CACHED).status == 200
+    hangs = fake_registry.on("manifest", faults.silent(), repo="app")
+    assert _is_stale(deployment.get(CACHED))
+    fake_registry.remove_rules(hangs)
+    time.sleep(PROBE_EVERY_S)  # until a repository that fails may be asked again
+    method, path = {
+        "tag": ("GET", "manifests/v2"),
+        "manifest": ("GET", f"manifests/{image.digest}"),
+        "blob": ("GET", f"blobs/{image.layers[0]}"),
+        "HEAD of a blob": ("HEAD", f"blobs/{image.layers[0]}"),
+    }[kind]
+    assert deployment.request(method, f"/v2/up.test/app/{path}").status == 200
+
+
 def test_an_image_that_is_imported_when_it_is_asked_for_is_waited_for(
     make_deployment: Callable[..., Deployment], fake_registry: FakeRegistry
 ) -> None:

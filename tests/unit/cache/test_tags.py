@@ -61,7 +61,9 @@ class FakeUpstream:
         self.checks = 0
         self._clock = clock
 
-    def head_manifest(self, repository: str, reference: Reference, deadline: float | None = None) -> Descriptor:
+    def head_manifest(
+        self, repository: str, reference: Reference, deadline: float | None = None, *, has_copy: bool = False
+    ) -> Descriptor:
         self.checks += 1
         if self.error:
             raise self.error

@@ -14,9 +14,10 @@ from dockyard.upstream.repository_failures import (
     INTERVAL_S,
     MAX_REPOSITORIES,
     MAX_TRIES,
+    TRY_WAIT_S,
     RepositoryFailures,
 )
-from tests.support.busy_machine import EVENT_TIMEOUT_S
+from tests.support.busy_machine import EVENT_TIMEOUT_S, is_within
 from tests.support.upstreams import DETAILS
 
 TIMEOUT = errors.timed_out("up.test", DETAILS)
@@ -47,14 +48,16 @@ class Registry:
         self.outages: list[UpstreamError] = []
         self.failures = RepositoryFailures("up.test", lambda fault, _: self.outages.append(fault), lambda: self.now)
 
-    def error_of(self, repository: str, operation: Callable[[], object] = lambda: None) -> RegistryError | None:
+    def error_of(
+        self, repository: str, operation: Callable[[], object] = lambda: None, *, may_wait: bool = False
+    ) -> RegistryError | None:
         is_failing = self.failures.is_failing(repository)
         try:
-            self.failures.check(repository, operation)
+            self.failures.check(repository, operation, may_wait=may_wait)
         except RegistryError as error:
             assert is_failing
             return error
-        assert not is_failing
+        assert may_wait or not is_failing
         return None
 
     def fail(self, repository: str, fault: UpstreamError = TIMEOUT, times: int = 1) -> list[bool]:
@@ -143,6 +146,28 @@ def test_a_failing_repository_is_tried_in_the_background() -> None:
     assert registry.error_of("slow", upstream.operation)
     wait_until(lambda: registry.error_of("slow") is None)
     assert upstream.calls == 2
+
+
+def test_who_has_a_repository_tried_may_wait_for_the_result() -> None:
+    """Its request goes on if the repository is well again; others do not wait, and it does not wait for long."""
+    registry, upstream = Registry(), Upstream()
+    registry.fail("slow")
+    assert registry.error_of("slow", upstream.operation, may_wait=True)
+    registry.now += INTERVAL_S
+    assert registry.error_of("slow", upstream.operation, may_wait=True) is None
+    assert upstream.calls == 1
+
+    registry.fail("slow")
+    registry.now += INTERVAL_S
+    upstream.gate.clear()
+    began_at = time.monotonic()
+    assert registry.error_of("slow", upstream.operation, may_wait=True)
+    assert is_within(time.monotonic() - began_at, TRY_WAIT_S)
+    began_at = time.monotonic()
+    assert registry.error_of("slow", upstream.operation, may_wait=True)
+    assert is_within(time.monotonic() - began_at, 0)
+    upstream.gate.set()
+    registry.wait_for_tries()
 
 
 @pytest.mark.parametrize(
