@@ -5,6 +5,7 @@ from pathlib import Path
 
 import matplotlib as mpl
 from matplotlib import pyplot as plt
+from matplotlib.ticker import MaxNLocator
 
 from bench.peers.report import Report
 
@@ -76,6 +77,7 @@ def _draw(report: Report, file: Path, wanted: tuple[tuple[str, str, str], ...]) 
         labels = [f"{'> ' if cache in cut else ''}{median:,.3g}" for cache, median in shown.items()]
         axis.bar_label(bars, [_plain(label) for label in labels], padding=3)
         axis.margins(x=0.2)
+        axis.xaxis.set_major_locator(MaxNLocator(4))
         axis.invert_yaxis()
         axis.set_title(title, fontsize=9, loc="left")
     figure.tight_layout()
