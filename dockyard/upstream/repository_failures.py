@@ -75,7 +75,7 @@ class RepositoryFailures:
         self._tries = 0
 
     def is_failing(self, repository: str) -> bool:
-        """Whether `check` would raise."""
+        """Whether `check` would raise, perhaps after a wait."""
         if not self._repositories:
             return False
         with self._lock:
