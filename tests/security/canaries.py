@@ -57,7 +57,11 @@ class WatchedDeployment(Deployment):
 
     def leaks(self, canaries: Sequence[Canary]) -> list[str]:
         """Where canaries were found and must not be. Requests the metrics, so the deployment must still run."""
-        return [f"{canary.text} in {where}" for canary in canaries for where in self._find(canary)]
+        while True:
+            try:
+                return [f"{canary.text} in {where}" for canary in canaries for where in self._find(canary)]
+            except FileNotFoundError:  # a download has ended, and its file has another name: search again
+                continue
 
     def _find(self, canary: Canary) -> Iterator[str]:
         spellings = tuple(canary.spellings())
