@@ -21,6 +21,8 @@ from tests.deploy.image.bases import GO_SETTINGS, PIP_SETTINGS, PROXY_SETTINGS
 from tests.support.paths import ROOT
 
 MAKE_LIMIT_S = 1800.0
+MAKE_ATTEMPTS = 2  # a mirror fails now and then
+MAX_REPORT_CHARACTERS = 2000
 CERTIFICATE_SETTINGS = ("PIP_CERT", "SSL_CERT_FILE")  # of pip; of OpenSSL and Go
 MADE_HERE = (".git", ".venv", ".tox", ".*_cache", ".hypothesis", ".benchmarks", "__pycache__", "*.egg-info")
 CHECKOUT = "dockyard"  # in the home directory of the user
@@ -41,6 +43,10 @@ umount --lazy .outside
 "$@"
 exit $?
 """
+
+
+class NotMade(Exception):
+    """debootstrap has failed."""
 
 
 @attrs.frozen
@@ -141,14 +147,24 @@ def make_base(release: Release, directory: Path, debootstrap: Path) -> Path:
     with (directory / f"{release.name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not base.exists():
-            incomplete = Path(tempfile.mkdtemp(prefix=f"{release.name}-", dir=directory))
-            try:
-                _bootstrap(release, directory, debootstrap, incomplete)
-                incomplete.rename(base)
-            except BaseException:
-                shutil.rmtree(incomplete)
-                raise
+            for attempt in range(1, MAKE_ATTEMPTS + 1):
+                try:
+                    _make(release, directory, debootstrap)
+                    break
+                except NotMade:
+                    if attempt == MAKE_ATTEMPTS:
+                        raise
     return base
+
+
+def _make(release: Release, directory: Path, debootstrap: Path) -> None:
+    incomplete = Path(tempfile.mkdtemp(prefix=f"{release.name}-", dir=directory))
+    try:
+        _bootstrap(release, directory, debootstrap, incomplete)
+        incomplete.rename(directory / release.name)
+    except BaseException:
+        shutil.rmtree(incomplete)
+        raise
 
 
 @contextlib.contextmanager
@@ -183,7 +199,16 @@ def _bootstrap(release: Release, directory: Path, debootstrap: Path, root: Path)
     arguments: list[str | Path] = [release.name, root, release.mirror]
     if not Path(f"/usr/share/debootstrap/scripts/{release.name}").exists() and release.script:
         arguments.append(f"/usr/share/debootstrap/scripts/{release.script}")
-    subprocess.run([debootstrap, *options, *arguments], stdout=subprocess.DEVNULL, timeout=MAKE_LIMIT_S, check=True)
+    done = subprocess.run(
+        [debootstrap, *options, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=MAKE_LIMIT_S,
+        check=False,
+    )
+    if done.returncode:
+        raise NotMade(f"debootstrap has failed ({done.returncode}):\n{done.stdout[-MAX_REPORT_CHARACTERS:]}")
     if release.may_be_old:
         (root / "etc" / "apt" / "apt.conf.d" / "expired").write_text('Acquire::Check-Valid-Until "false";\n')
 
