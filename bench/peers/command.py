@@ -66,7 +66,11 @@ MAX_ROUNDS = 15
     help="Directory for the results.",
 )
 @click.option("--publish", is_flag=True, help="Write the results to bench/published and their summary to README.md.")
-@click.option("--directory", type=click.Path(path_type=Path), help="Directory for the data of the caches.")
+@click.option(
+    "--directory",
+    type=click.Path(path_type=Path, exists=True, file_okay=False, writable=True),
+    help="Directory for the data of the caches.",
+)
 @click.option(
     "--baseline",
     type=click.Path(path_type=Path, exists=True, file_okay=False, resolve_path=True),
