@@ -6,7 +6,7 @@ from typing import Final
 from urllib.parse import parse_qs, unquote, urlencode, urljoin, urlsplit
 
 # A target, and everything up to the next one. Quoted text may contain brackets and commas.
-_LINK: Final = re.compile(r'<([^<>]*)>((?:[^<>"]|"(?:[^"\\]|\\.)*")*)', re.ASCII)
+_LINK: Final = re.compile(r'<([^<>]*+)>((?:[^<>"]++|"(?:[^"\\]++|\\.)*+")*+)', re.ASCII)
 _RELATION: Final = re.compile(r';\s*rel\s*=\s*"?([^";,]*)', re.ASCII | re.IGNORECASE)
 
 
