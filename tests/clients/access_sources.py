@@ -6,8 +6,8 @@ from typing import Any
 
 import attrs
 
-from dockyard.passwd import make_line
-from tests.support.distribution import DistributionRegistry
+from dockyard.access.passwords import hash_password
+from tests.support.distribution import MIN_COST, DistributionRegistry
 from tests.support.dockyard import Dockyard
 from tests.support.images import PushedImage, push_docker
 
@@ -21,7 +21,7 @@ REFUSED = (
 def access(directory: Path, *rules: dict[str, Any], **more: Any) -> dict[str, Any]:
     """Settings with one user."""
     directory.mkdir(parents=True)
-    (directory / "htpasswd").write_text(make_line(USER, PASSWORD) + "\n")
+    (directory / "htpasswd").write_text(f"{USER}:{hash_password(PASSWORD, MIN_COST)}\n")
     return {"access": {"htpasswd": str(directory / "htpasswd"), "rules": list(rules), **more}}
 
 
