@@ -22,7 +22,7 @@ from dockyard.upstream.network_zones import NetworkZone, find_literal_zone, find
 from tests.support.fake_registry import Change, FakeRegistry
 from tests.support.raw_http import Exchange, Request
 
-LIMITS = UpstreamLimits(check_timeout=3.0, connect_timeout=1.0, stall_timeout=2.0)
+LIMITS = UpstreamLimits(check_timeout=10.0, connect_timeout=5.0, stall_timeout=10.0)
 SHORT = UpstreamLimits(check_timeout=1.0, connect_timeout=1.0, stall_timeout=1.0)
 ANONYMOUS = Auth("anonymous")
 BASIC = Auth("basic", "ann", Secret("s3cret-pass"))
