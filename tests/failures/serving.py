@@ -35,6 +35,12 @@ class Service:
         assert digest_of(response.body) == digest
         return digest
 
+    def pull_and_store(self, content: bytes) -> Path:
+        """Pull a layer and wait until it is stored, which is after the response; return its file."""
+        digest = self.pull(content)
+        (file,) = eventually(lambda: self.deployment.stored_files(digest), "the layer is stored")
+        return file
+
 
 @attrs.frozen
 class ServingFailure(Failure):
@@ -64,7 +70,7 @@ def observe(failure: ServingFailure, directory: Path) -> Seen:
 
 
 def _be_full(service: Service) -> None:
-    service.pull(b"the first layer")
+    service.pull_and_store(b"the first layer")
     with contextlib.suppress(OSError), (service.disk / "other").open("wb", buffering=0) as file:
         while True:
             file.write(bytes(4096))
@@ -72,21 +78,20 @@ def _be_full(service: Service) -> None:
 
 
 def _have_no_inodes(service: Service) -> None:
-    service.pull(b"the first layer")
+    service.pull_and_store(b"the first layer")
     use_all_inodes(service.disk / "others")
     service.pull(Random(1).randbytes(MIB))
 
 
 def _be_read_only(service: Service) -> None:
-    service.pull(b"the first layer")
+    service.pull_and_store(b"the first layer")
     make_read_only(service.disk)
     service.pull(Random(1).randbytes(MIB))
 
 
 def _damage_layer(service: Service) -> None:
     content = Random(2).randbytes(MIB)
-    digest = service.pull(content)
-    (file,) = eventually(lambda: service.deployment.stored_files(digest), "the layer is stored")
+    file = service.pull_and_store(content)
     file.write_bytes(bytes(MIB))
     service.pull(content)
 
