@@ -102,7 +102,8 @@ def open_containerd(containerd: Path, ctr: Path, node: Node) -> Iterator[Contain
         own = Path(directory, "containerd")
         own.mkdir()
         with node.machine.namespace.entered():
-            started = Containerd(containerd, ctr, own)
+            # Without a proxy: `ctr` 1.7 tries HTTPS first, also where a host has `http:`.
+            started = Containerd(containerd, ctr, own, NO_PROXY="*")
         try:
             with node.machine.namespace.entered():
                 started.wait()
