@@ -69,16 +69,16 @@ class Fronts:
         return Front("TLS", "https", self._start_dockyard("tls", tls).host)
 
     def _haproxy(self) -> Front:
+        haproxy = self.programs.need("haproxy")
         (directory := self.directory / "haproxy").mkdir()
         replica = self._start_dockyard("behind-haproxy", {})
-        balancer = Balancer(
-            self.programs.need("haproxy"), OPS / "haproxy" / "haproxy.cfg", directory, [replica.host] * len(EXAMPLES)
-        )
+        balancer = Balancer(haproxy, OPS / "haproxy" / "haproxy.cfg", directory, [replica.host] * len(EXAMPLES))
         self._stops.append(balancer.close)
         balancer.start()
         return Front("HAProxy", "http", f"127.0.0.1:{balancer.port}")
 
     def _nginx(self) -> Front:
+        program = self.programs.need("nginx")
         (directory := self.directory / "nginx").mkdir()
         replica, port = self._start_dockyard("behind-nginx", {}), free_port()
         config = write_nginx_config(OPS, directory, port)
@@ -89,7 +89,7 @@ class Fronts:
         front = Dockyard(directory, [])  # only to ask whether it answers
         front.port = port
         nginx = Process.start(
-            [self.programs.need("nginx"), "-p", directory, "-c", config, "-g", "daemon off;"],
+            [program, "-p", directory, "-c", config, "-g", "daemon off;"],
             log=directory / "nginx.log",
         )
         self._stops.append(nginx.end_all)
