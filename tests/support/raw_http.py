@@ -267,6 +267,9 @@ class Listener:
             except OSError:
                 return
             with self._lock:
+                if self._socket is not listening:  # closed meanwhile, perhaps after `drop_connections`
+                    connection.close()
+                    return
                 self.connections += 1
                 self._open.add(connection)
             threading.Thread(target=self._serve_connection, args=(connection,), daemon=True).start()
