@@ -19,6 +19,7 @@ import attrs
 
 from tests.deploy.image.bases import GO_SETTINGS, PIP_SETTINGS, PROXY_SETTINGS
 from tests.support.paths import ROOT
+from tests.support.processes import SetupError
 
 MAKE_LIMIT_S = 1800.0
 MAKE_ATTEMPTS = 2  # a mirror fails now and then
@@ -43,10 +44,6 @@ umount --lazy .outside
 "$@"
 exit $?
 """
-
-
-class NotMade(Exception):
-    """debootstrap has failed."""
 
 
 @attrs.frozen
@@ -151,7 +148,7 @@ def make_base(release: Release, directory: Path, debootstrap: Path) -> Path:
                 try:
                     _make(release, directory, debootstrap)
                     break
-                except NotMade:
+                except SetupError:
                     if attempt == MAKE_ATTEMPTS:
                         raise
     return base
@@ -208,7 +205,7 @@ def _bootstrap(release: Release, directory: Path, debootstrap: Path, root: Path)
         check=False,
     )
     if done.returncode:
-        raise NotMade(f"debootstrap has failed ({done.returncode}):\n{done.stdout[-MAX_REPORT_CHARACTERS:]}")
+        raise SetupError(f"debootstrap has failed ({done.returncode}):\n{done.stdout[-MAX_REPORT_CHARACTERS:]}")
     if release.may_be_old:
         (root / "etc" / "apt" / "apt.conf.d" / "expired").write_text('Acquire::Check-Valid-Until "false";\n')
 
