@@ -1,7 +1,6 @@
 """The comparison of two commits."""
 
 import contextlib
-import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +15,7 @@ from bench.peers.caches import BASELINE, DOCKYARD
 from bench.peers.report import Report
 from bench.test_workloads import TINY
 from tests.support.paths import ROOT
-from tests.support.programs import cannot_run
+from tests.support.programs import need_on_path
 
 SPREAD = (0.98, 1.0, 1.01, 0.99, 1.02, 1.0, 1.0)
 
@@ -67,8 +66,7 @@ def test_too_few_rounds_decide_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_commit_is_checked_out_for_a_while(tmp_path: Path) -> None:
     """Into a directory that is removed; the repository stays as it is."""
-    if shutil.which("git") is None:
-        cannot_run("git is not on PATH: apt-get install git")
+    need_on_path("git")
     repository = tmp_path / "repository"
 
     def git(*words: str) -> str:

@@ -1,7 +1,6 @@
 """`server.client_ca`: only clients with a certificate of that authority can connect, to any path."""
 
 import contextlib
-import shutil
 import signal
 import ssl
 import subprocess
@@ -15,7 +14,7 @@ import trustme
 from tests.support.deployment import Deployment, eventually, upstream
 from tests.support.dockyard import Dockyard
 from tests.support.fake_registry import FakeRegistry
-from tests.support.programs import cannot_run
+from tests.support.programs import need_on_path
 
 PATHS = ["/v2/", "/healthz", "/metrics", "/v2/up.test/app/manifests/latest"]
 
@@ -112,8 +111,7 @@ def test_only_clients_with_a_certificate_are_served(
 def test_curl_and_openssl_with_and_without_a_certificate(deployment: Deployment, certificates: Certificates) -> None:
     """Programs that are not ours see the same."""
     for program in ("curl", "openssl"):
-        if shutil.which(program) is None:
-            cannot_run(f"{program} is not on PATH: apt-get install {program}")
+        need_on_path(program)
     authority = str(certificates.directory / "server-ca.crt")
     certfile, keyfile = certificates.issue(certificates.clients)
     url = f"https://localhost:{deployment.dockyard.port}/v2/"

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -62,6 +63,12 @@ def find_program(name: str) -> Mapping[str, str]:
         check=True,
     )
     return dict(json.loads(process.stdout)[name])
+
+
+def need_on_path(name: str) -> None:
+    """Skip the running test without a program that has a Debian package of the same name; on CI it fails."""
+    if shutil.which(name) is None:
+        cannot_run(f"{name} is not on PATH: apt-get install {name}")
 
 
 def need_root(what: str) -> None:
