@@ -212,9 +212,9 @@ class Downloads:
                     partial_file.close()
                 raise
             if stored:
-                if partial_file:
-                    partial_file.discard()
                 download.complete_with(stored)
+                if partial_file:
+                    await self._threads.disk(partial_file.discard)
                 return None
             if partial_file:
                 return partial_file

@@ -35,10 +35,11 @@ def explain(exc: S3Error, settings: StorageSettings, host: str, *, is_tls: bool)
     """
     sentence = _describe(exc, settings, host, is_tls=is_tls)
     facts = [f"bucket {settings.bucket} at {host}"]
-    if exc.status and str(exc.status) not in sentence:
-        facts.append(f"{exc.operation}: {exc.status} {exc.code}".rstrip())
-    if exc.service_message and exc.service_message not in sentence:
-        facts.append(f"the service responded: {exc.service_message}")
+    if str(exc) not in sentence:  # which has them all
+        if exc.status:
+            facts.append(f"{exc.operation}: {exc.status} {exc.code}".rstrip())
+        if exc.service_message:
+            facts.append(f"the service responded: {exc.service_message}")
     return f"{sentence} ({'; '.join(facts)})"
 
 
@@ -54,8 +55,8 @@ def _describe(exc: S3Error, settings: StorageSettings, host: str, *, is_tls: boo
         return f"bucket {bucket} does not exist at {service}: create it, or set storage.bucket"
     if code in _FULL or exc.status == 507:
         return (
-            f"bucket {bucket} or {service} is full ({exc.status} {code}): free space, raise its quota, or let a "
-            "lifecycle rule expire objects; pulls continue, and nothing new is published"
+            f"bucket {bucket} or {service} is full: free space, raise its quota, or let a lifecycle rule expire "
+            "objects; pulls continue, and nothing new is published"
         )
     if exc.status in {301, 307, 308} or exc.region or code in _WRONG_REGION:
         return f"bucket {bucket} is in another region: set storage.region{f' to {exc.region}' * bool(exc.region)}"
@@ -115,7 +116,7 @@ def _describe_denial(exc: S3Error, settings: StorageSettings, service: str) -> s
     if exc.is_upload:
         return f"no permission to write to bucket {bucket}: allow s3:PutObject on {objects}"
     if not exc.code:  # the response to HEAD has no error code
-        return f"{service} denies access (403): check the keys, or the role, and their permissions"
+        return f"{service} denies access: check the keys, or the role, and their permissions"
     return (
         f"{service} denies access to objects of bucket {bucket} that do not exist, which looks like an error: "
         f"allow s3:ListBucket on {bucket}, and s3:GetObject on {objects}"

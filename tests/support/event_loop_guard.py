@@ -25,6 +25,7 @@ IN_MEMORY = {
     "LocalStore.key",
     "VerifiedFiles.has",
     "PartialFile.attach",
+    "PartialFile.close",
     "PartialFile.detach",
     "PartialFile.read_overflow",
     "PartialFile.in_memory",
