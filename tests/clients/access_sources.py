@@ -6,9 +6,9 @@ from typing import Any
 
 import attrs
 
-from dockyard.access.passwords import hash_password
-from tests.support.distribution import MIN_COST, DistributionRegistry
+from tests.support.distribution import DistributionRegistry
 from tests.support.dockyard import Dockyard
+from tests.support.htpasswd import write_htpasswd
 from tests.support.images import PushedImage, push_docker
 
 USER, PASSWORD = "alice", "right-password"
@@ -21,8 +21,8 @@ REFUSED = (
 def access(directory: Path, *rules: dict[str, Any], **more: Any) -> dict[str, Any]:
     """Settings with one user."""
     directory.mkdir(parents=True)
-    (directory / "htpasswd").write_text(f"{USER}:{hash_password(PASSWORD, MIN_COST)}\n")
-    return {"access": {"htpasswd": str(directory / "htpasswd"), "rules": list(rules), **more}}
+    users = write_htpasswd(directory / "htpasswd", {USER: PASSWORD})
+    return {"access": {"htpasswd": str(users), "rules": list(rules), **more}}
 
 
 @attrs.frozen

@@ -19,12 +19,13 @@ import attrs
 import pytest
 
 from dockyard.oci.challenge import parse_challenges
-from tests.protocol.test_logins import GITHUB, PASSWORD, RULES, STRANGER, basic, job, write_users
+from tests.protocol.test_logins import GITHUB, PASSWORD, RULES, STRANGER, basic, job
 from tests.support.bodies import Synthetic
 from tests.support.busy_machine import EVENT_TIMEOUT_S
 from tests.support.deployment import Deployment, eventually, open_deployment, upstream
 from tests.support.fake_accounts import Account, FakeAccounts
 from tests.support.fake_registry import FakeRegistry
+from tests.support.htpasswd import write_htpasswd
 from tests.support.http_client import Response, StreamedResponse
 from tests.support.paths import ROOT
 from tests.support.token_issuer import key_set
@@ -76,7 +77,7 @@ def _read(stream: StreamedResponse) -> Response:
 def open_server(directory: Path, *, workers: int = 2, **access: Any) -> Iterator[Server]:
     """Start a server whose log has all that it may have."""
     users = directory / "htpasswd"
-    write_users(users, alice=PASSWORD, bob="other")
+    write_htpasswd(users, {"alice": PASSWORD, "bob": "other"})
     (directory / "github.json").write_bytes(key_set(GITHUB.jwk()))
     issuer = {"name": "github", "issuer": GITHUB.url, "audience": GITHUB.audience, "jwks": f"{directory}/github.json"}
     settings = {"htpasswd": str(users), "jwt": [issuer], "rules": GITHUB_RULES, "challenge": "bearer"}
@@ -395,7 +396,7 @@ def test_a_removed_user_is_out_at_once(tmp_path: Path) -> None:
     with open_server(tmp_path) as server:
         alice, bob = server.token(ALICE), server.token(BOB)
         assert server.statuses(CLOSED, alice) == {200}
-        write_users(server.users, bob="changed")
+        write_htpasswd(server.users, {"bob": "changed"})
         assert server.statuses(CLOSED, alice) == server.statuses(OPEN, alice) == {401}
         assert server.statuses(OPEN, bob) == {401}
         assert server.get("/token", ALICE).status == 401

@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import attrs
-import bcrypt
 import pytest
 
 from tests.support.bodies import Synthetic
 from tests.support.busy_machine import is_within
 from tests.support.deployment import Deployment, eventually, open_deployment, upstream
 from tests.support.fake_registry import FakeRegistry
+from tests.support.htpasswd import write_htpasswd
 from tests.support.http_client import Response
 from tests.support.raw_server import RawConnection, RawServer, response
 from tests.support.token_issuer import TokenIssuer, key_set, sign_with_public_key
@@ -40,13 +40,6 @@ RULES = [
 def basic(username: str, password: str) -> str:
     """The header of a login."""
     return f"Basic {base64.b64encode(f'{username}:{password}'.encode()).decode()}"
-
-
-def write_users(path: Path, cost: int = 4, **users: str) -> None:
-    """Replace the htpasswd file."""
-    lines = [f"{name}:{bcrypt.hashpw(text.encode(), bcrypt.gensalt(cost)).decode()}\n" for name, text in users.items()]
-    path.with_name("new").write_text("".join(lines))
-    path.with_name("new").replace(path)
 
 
 @attrs.define
@@ -72,7 +65,7 @@ class Server:
 def open_server(directory: Path, **access: Any) -> Iterator[Server]:
     """Start a server with two workers."""
     users, keys, token = directory / "htpasswd", directory / "github.json", directory / "token"
-    write_users(users, alice=PASSWORD, bob="other")
+    write_htpasswd(users, {"alice": PASSWORD, "bob": "other"})
     keys.write_bytes(key_set(GITHUB.jwk()))
     token.write_text("canary-token\n")
     cluster_keys = [key_set(CLUSTER.jwk())]
@@ -235,7 +228,7 @@ def test_changed_files_hold_for_the_next_request(tmp_path: Path) -> None:
         new = TokenIssuer(GITHUB.url, kid="github-2", number=4)
         assert server.statuses(CLOSED, alice) == server.statuses(CLOSED, token) == {200}
         assert server.statuses(OPEN, bob) == {200}
-        write_users(server.users, alice="new", carol="x")
+        write_htpasswd(server.users, {"alice": "new", "carol": "x"})
         assert server.statuses(CLOSED, alice) == {401}
         assert server.statuses(OPEN, bob) == {401}
         assert server.statuses(CLOSED, basic("alice", "new")) == {200}
@@ -247,7 +240,7 @@ def test_changed_files_hold_for_the_next_request(tmp_path: Path) -> None:
         assert server.statuses(CLOSED, basic("alice", "new")) == {401}
         assert server.statuses(CLOSED, f"Bearer {job('acme/app', new)}") == {503}
         assert server.statuses(OPEN) == {200}
-        write_users(server.users, alice=PASSWORD)
+        write_htpasswd(server.users, {"alice": PASSWORD})
         assert server.statuses(CLOSED, alice) == {200}
 
 
@@ -268,7 +261,7 @@ def test_a_url_without_keys(tmp_path: Path) -> None:
 def test_a_guessing_address_is_slowed_and_others_are_not(tmp_path: Path) -> None:
     """Hundreds of guesses at once are refused before they cost anything; who was right lately goes on."""
     with open_server(tmp_path) as server:
-        write_users(server.users, cost=10, alice=PASSWORD)
+        write_htpasswd(server.users, {"alice": PASSWORD}, cost=10)
         alice = basic("alice", PASSWORD)
         assert server.statuses(CLOSED, alice, X_Forwarded_For="203.0.113.1") == {200}
 

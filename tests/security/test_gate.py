@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import attrs
-import bcrypt
 import pytest
 
 from tests.security.raw_connection import send_bytes
@@ -28,6 +27,7 @@ from tests.support.deployment import Deployment, open_deployment, upstream
 from tests.support.fake_lists import JSON, descriptor, offer_referrers, offer_tags
 from tests.support.fake_registry import FakeRegistry, Image
 from tests.support.faults import replaced
+from tests.support.htpasswd import write_htpasswd
 from tests.support.http_client import Response, send_request
 
 LAYER = Synthetic(2_000_000, seed=7)
@@ -89,9 +89,7 @@ def add_image(fake_registry: FakeRegistry, repo: str, layers: Sequence[bytes | B
 
 def write_passwords(path: Path, *names: str) -> Path:
     """Write an htpasswd file in which all have the same password."""
-    hashed = bcrypt.hashpw(b"right", bcrypt.gensalt(4)).decode()
-    path.write_text("".join(f"{name}:{hashed}\n" for name in names))
-    return path
+    return write_htpasswd(path, dict.fromkeys(names, "right"))
 
 
 @contextlib.contextmanager

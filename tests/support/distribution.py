@@ -12,12 +12,11 @@ from pathlib import Path
 
 import attrs
 
-from dockyard.access.passwords import hash_password
 from tests.support.busy_machine import EVENT_TIMEOUT_S
+from tests.support.htpasswd import write_htpasswd
 from tests.support.loopback_server import LoopbackServer
 from tests.support.processes import Process, SetupError, free_port, wait_until
 
-MIN_COST = 4  # of bcrypt: the registry verifies the password of each request
 TEST_USER_AGENT = "dockyard-tests"  # requests of the tests themselves are not counted
 
 LOG_LINE = re.compile(
@@ -76,11 +75,7 @@ class DistributionRegistry(LoopbackServer):
         self._headers = {"User-Agent": TEST_USER_AGENT}
         self.needs_login = bool(users)
         if users:
-            htpasswd = directory / "htpasswd"
-            htpasswd.write_text(
-                "".join(f"{user}:{hash_password(password, MIN_COST)}\n" for user, password in users.items())
-            )
-            text += HTPASSWD.format(path=htpasswd)
+            text += HTPASSWD.format(path=write_htpasswd(directory / "htpasswd", users))
             login = ":".join(next(iter(users.items())))
             self._headers["Authorization"] = f"Basic {base64.b64encode(login.encode()).decode()}"
         self._config.write_text(text)

@@ -9,10 +9,10 @@ from typing import Any
 import attrs
 import pytest
 
-from dockyard.access.passwords import hash_password
 from tests.support.bodies import digest_of
 from tests.support.deployment import eventually
-from tests.support.distribution import MIN_COST, DistributionRegistry
+from tests.support.distribution import DistributionRegistry
+from tests.support.htpasswd import write_htpasswd
 from tests.support.http_client import Response
 from tests.support.images import PushedImage, push_docker
 from tests.support.programs import Programs
@@ -63,9 +63,7 @@ def site(
     closed = DistributionRegistry(programs.need("registry"), directory, users=dict([CAT, DAN]))
     closed.start()
     private = push_docker(closed, TEAM, "private")
-    htpasswd = directory / "users"
-    users = (RACK, ANN, BOB)
-    htpasswd.write_text("".join(f"{name}:{hash_password(password, MIN_COST)}\n" for name, password in users))
+    htpasswd = write_htpasswd(directory / "users", dict([RACK, ANN, BOB]))
     chain = at(closed, CHAIN, access="upstream")
     outer = Tier(directory / "outer", at(registry), chain, **_rules(htpasswd, request.param))
     inner = Tier(

@@ -15,11 +15,11 @@ from dockyard.access import passwords
 from dockyard.access.attempts import MAX_FREE_FAILURES
 from dockyard.access.authenticator import NOT_SLOWED_S, Authenticated, Authenticator
 from dockyard.access.identities import MAX_REMEMBERED_S
-from dockyard.access.passwords import hash_password
 from dockyard.access.principals import Principal
 from dockyard.config.settings import AccessSettings, Group, JwtIssuer, Network
 from dockyard.errors import LoginRequired, Unavailable
 from dockyard.oci.login import Login
+from tests.support.htpasswd import htpasswd_line, write_htpasswd
 from tests.support.token_issuer import TokenIssuer, key_set
 
 HERE = ip_address("192.0.2.1")
@@ -50,7 +50,7 @@ def clock() -> Clock:
 def path(tmp_path: Path) -> Path:
     """The file with one user, which has not changed for some time."""
     file = tmp_path / "htpasswd"
-    write(file, alice=CANARY)
+    write_htpasswd(file, {"alice": CANARY})
     return file
 
 
@@ -78,13 +78,6 @@ def checks(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
 def authenticator(path: Path, clock: Clock) -> Authenticator:
     """An authenticator with this file and a network."""
     return Authenticator(AccessSettings(htpasswd=str(path), networks=(Network("office", (f"{OFFICE}/32",)),)), clock)
-
-
-def write(file: Path, **users: str) -> None:
-    """Replace the file."""
-    new = file.with_name("new")
-    new.write_text("".join(f"{name}:{hash_password(password, 4)}\n" for name, password in users.items()))
-    new.replace(file)
 
 
 def test_no_login(authenticator: Authenticator) -> None:
@@ -204,7 +197,7 @@ def test_a_changed_file_holds_at_once(authenticator: Authenticator, path: Path) 
     assert authenticator.authenticate(bob, HERE).foreign
     with pytest.raises(LoginRequired):
         authenticator.authenticate(new, HERE)
-    write(path, alice="new", bob="x")
+    write_htpasswd(path, {"alice": "new", "bob": "x"})
     assert authenticator.find_remembered(old, HERE) is None
     assert authenticator.find_remembered(bob, HERE) is None
     for call in (authenticator.authenticate, authenticator.find_remembered):  # it is remembered as wrong
@@ -213,7 +206,7 @@ def test_a_changed_file_holds_at_once(authenticator: Authenticator, path: Path) 
     assert authenticator.authenticate(new, HERE).principal.name == "alice"
     assert authenticator.find_remembered(new, HERE)
     assert authenticator.authenticate(bob, HERE).principal.name == "bob"
-    write(path, bob="x")
+    write_htpasswd(path, {"bob": "x"})
     assert authenticator.find_remembered(new, HERE) is None
     assert authenticator.authenticate(new, HERE).foreign == Login("alice", "new")
     path.unlink()
@@ -229,7 +222,7 @@ def test_a_change_of_another_user_keeps_what_is_remembered(
     """Only the hash of the user counts."""
     header = basic("alice", CANARY)
     authenticator.authenticate(header, HERE)
-    path.write_text(path.read_text() + f"bob:{hash_password('x', 4)}\n")
+    path.write_text(path.read_text() + htpasswd_line("bob", "x"))
     assert authenticator.find_remembered(header, HERE) is None  # it must be read first
     assert authenticator.authenticate(header, HERE).principal.name == "alice"
     assert authenticator.find_remembered(header, HERE)
@@ -268,7 +261,7 @@ def test_a_login_that_was_right_is_not_slowed(authenticator: Authenticator, cloc
         assert authenticator.authenticate(header, HERE).principal.name == "alice"
     with authenticator.attempt(basic("alice", "other"), HERE) as wait_s:
         assert wait_s > 0
-    write(path, alice="new")
+    write_htpasswd(path, {"alice": "new"})
     assert not authenticator.was_right(header)
     with authenticator.attempt(header, HERE) as wait_s:
         assert wait_s > 0

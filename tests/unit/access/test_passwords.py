@@ -9,20 +9,15 @@ import pytest
 
 from dockyard.access import passwords
 from dockyard.access.passwords import Account, PasswordFile, hash_password
-
-COST = 4
-
-
-def line(username: str, password: str) -> str:
-    """A line of the file."""
-    return f"{username}:{hash_password(password, COST)}\n"
+from dockyard.config.htpasswd import MIN_COST
+from tests.support.htpasswd import htpasswd_line
 
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     """The file with one user."""
     file = tmp_path / "htpasswd"
-    file.write_text(line("alice", "right"))
+    file.write_text(htpasswd_line("alice", "right"))
     return file
 
 
@@ -34,7 +29,7 @@ def is_right(file: PasswordFile, username: str, password: str) -> bool:
 @pytest.mark.parametrize("password", ["right", "p\u00e4ss w\u00f6rd: \U0001f511", "x" * 72, "a:b", " "])
 def test_the_right_password_and_no_other(path: Path, password: str) -> None:
     """Each character counts."""
-    path.write_text(line("alice", password) + line("bob", "other"))
+    path.write_text(htpasswd_line("alice", password) + htpasswd_line("bob", "other"))
     file = PasswordFile(str(path))
     assert is_right(file, "alice", password)
     for wrong in (
@@ -54,14 +49,14 @@ def test_the_right_password_and_no_other(path: Path, password: str) -> None:
 @pytest.mark.parametrize("begin", [b"$2a$", b"$2b$", b"$2y$"])
 def test_the_forms_of_bcrypt(path: Path, begin: bytes) -> None:
     """The hashes of other programs are the same but for their beginning."""
-    found = bcrypt.hashpw(b"right", bcrypt.gensalt(COST))
+    found = bcrypt.hashpw(b"right", bcrypt.gensalt(MIN_COST))
     path.write_bytes(b"alice:" + begin + found[4:] + b"\n")
     assert is_right(PasswordFile(str(path)), "alice", "right")
 
 
 def test_a_password_beyond_what_bcrypt_reads_is_wrong(path: Path) -> None:
     """It is not cut to the 72 bytes that would be right."""
-    path.write_text(line("alice", "x" * 72))
+    path.write_text(htpasswd_line("alice", "x" * 72))
     file = PasswordFile(str(path))
     assert not is_right(file, "alice", "x" * 73)
     assert not is_right(file, "alice", "x" * 5000)
@@ -83,7 +78,7 @@ def test_a_surrogate_is_no_error(path: Path) -> None:
 
 def test_an_unknown_user_costs_as_much_as_a_known_one(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One hash of the same cost is computed in each case: for unknown and unusable users, and for long passwords."""
-    path.write_text(line("alice", "right").replace("$04$", "$05$") + "bob:plain\n")
+    path.write_text(htpasswd_line("alice", "right").replace("$04$", "$05$") + "bob:plain\n")
     file = PasswordFile(str(path))
     costs: list[bytes] = []
 
@@ -110,7 +105,7 @@ def test_no_password_is_that_of_an_unknown_user(path: Path) -> None:
 def test_a_name_that_is_written_in_another_way_is_known(tmp_path: Path, name: str) -> None:
     """Whoever mistypes it does not mean an upstream, which must not get the password. It is no other name in rules."""
     path = tmp_path / "htpasswd"
-    path.write_text(line("jürgen", "right") + line("bob", "right"))
+    path.write_text(htpasswd_line("jürgen", "right") + htpasswd_line("bob", "right"))
     file = PasswordFile(str(path))
     assert file.read(name).is_known
     assert is_right(file, name, "right") == (name == "jürgen")
@@ -121,11 +116,11 @@ def test_the_file_is_read_again_when_it_has_changed(path: Path) -> None:
     """Written in place, replaced, or behind a symbolic link that was replaced, as Kubernetes does it."""
     file = PasswordFile(str(path))
     assert is_right(file, "alice", "right")
-    path.write_text(line("alice", "secnd"))  # of the same size
+    path.write_text(htpasswd_line("alice", "secnd"))  # of the same size
     assert not is_right(file, "alice", "right")
     assert is_right(file, "alice", "secnd")
     new = path.with_name("new")
-    new.write_text(line("bob", "right"))
+    new.write_text(htpasswd_line("bob", "right"))
     new.replace(path)
     assert file.read("alice") == Account(is_known=False)
     assert is_right(file, "bob", "right")
@@ -135,7 +130,7 @@ def test_a_mount_of_kubernetes(tmp_path: Path) -> None:
     """`htpasswd -> ..data/htpasswd`, and `..data` is replaced by a rename."""
     for version, password in (("1", "first"), ("2", "second")):
         (tmp_path / version).mkdir()
-        (tmp_path / version / "htpasswd").write_text(line("alice", password))
+        (tmp_path / version / "htpasswd").write_text(htpasswd_line("alice", password))
     (tmp_path / "..data").symlink_to("1")
     (tmp_path / "htpasswd").symlink_to("..data/htpasswd")
     file = PasswordFile(str(tmp_path / "htpasswd"))
@@ -186,7 +181,7 @@ def test_a_file_that_cannot_be_read_admits_nobody(path: Path, break_it: str, mon
         path.rmdir()
     else:
         path.unlink(missing_ok=True)
-    path.write_text(line("alice", "right"))
+    path.write_text(htpasswd_line("alice", "right"))
     assert is_right(file, "alice", "right")
     assert len(logged) == 1
 
@@ -195,7 +190,7 @@ def test_wrong_lines_are_logged_once(path: Path, monkeypatch: pytest.MonkeyPatch
     """With their numbers; the other users stay admitted."""
     logged: list[dict[str, Any]] = []
     monkeypatch.setattr(passwords.log, "error", lambda event, **fields: logged.append(fields))
-    path.write_text(line("alice", "right") + "bob:canary\nalice2:{SHA}canary\n")
+    path.write_text(htpasswd_line("alice", "right") + "bob:canary\nalice2:{SHA}canary\n")
     file = PasswordFile(str(path))
     assert is_right(file, "alice", "right")
     assert not is_right(file, "bob", "canary")

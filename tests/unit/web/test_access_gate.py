@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import attrs
-import bcrypt
 import falcon.asgi
 import pytest
 
@@ -41,13 +40,13 @@ from dockyard.web.concealment import Concealment
 from dockyard.web.gate import Gate
 from dockyard.web.queries import ReferrersQuery, parse_referrers_query, parse_tags_query
 from dockyard.web.request_record import RequestRecord
+from tests.support.htpasswd import write_htpasswd
 
 HUB = Upstream("docker.io", "registry-1.docker.io", Auth("anonymous"), default=True)
 GHCR = Upstream("ghcr.io", "ghcr.io", Auth("anonymous"))
 PRIVATE = Upstream("private.test", "private.test", Auth("anonymous"), access="upstream")
 OTHER = Upstream("other.test", "other.test", Auth("anonymous"), access="upstream")
 DIGEST = f"sha256:{'a' * 64}"
-PASSWORD = b"right"
 
 RULES = (
     AccessRule(allow=True, repositories=("docker.io/library/*",)),
@@ -210,9 +209,7 @@ def enter(tmp_path: Path) -> Enter:
         tokens: AccessTokens | None = None,
         **more: Any,
     ) -> Entrance:
-        htpasswd = tmp_path / "htpasswd"
-        hashed = bcrypt.hashpw(PASSWORD, bcrypt.gensalt(4)).decode()
-        htpasswd.write_text("".join(f"{name}:{hashed}\n" for name in ("ann", "bob")))
+        htpasswd = write_htpasswd(tmp_path / "htpasswd", dict.fromkeys(("ann", "bob"), "right"))
         access = AccessSettings(htpasswd=str(htpasswd), rules=tuple(rules), networks=(Network("ci", ("10.0.0.0/8",)),))
         access = attrs.evolve(access, **more)
         settings = Settings(upstreams=tuple(upstreams), access=access)
