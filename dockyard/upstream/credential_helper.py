@@ -49,6 +49,11 @@ def failed(name: str, what: str, error: str) -> HelperFailed:
     return HelperFailed(f"the credential helper {program} {what}", program=program, error=error)
 
 
+def took_too_long(name: str, timeout_s: float) -> HelperFailed:
+    """The error for a helper that has not ended in time."""
+    return failed(name, "takes too long", f"did not end within {timeout_s:.1f} s")
+
+
 @attrs.frozen
 class HelperLogin:
     """The login that a helper printed."""
@@ -72,7 +77,7 @@ def run_helper(
 ) -> HelperLogin | None:
     """The login for a server; None when the helper has none. Raises HelperFailed."""
     program = find_program(name, environ)
-    status, output = _run(name, [program, "get"], server.encode(), environ, time.monotonic() + timeout_s)
+    status, output = _run(name, [program, "get"], server.encode(), environ, timeout_s)
     if status != 0:
         if _NOT_FOUND in output:
             return None
@@ -81,8 +86,9 @@ def run_helper(
 
 
 def _run(
-    name: str, command: list[str], question: bytes, environ: Mapping[str, str], deadline: float
+    name: str, command: list[str], question: bytes, environ: Mapping[str, str], timeout_s: float
 ) -> tuple[int, bytes]:
+    deadline = time.monotonic() + timeout_s
     try:
         process = subprocess.Popen(  # noqa: S603  a fixed program, no shell
             command,
@@ -104,7 +110,7 @@ def _run(
         output = _collect(stdout.fileno(), deadline)
         return process.wait(max(0.0, deadline - time.monotonic())), output
     except (TimeoutError, subprocess.TimeoutExpired):
-        raise failed(name, "takes too long", f"{command[0]} did not end within {HELPER_TIMEOUT_S:g} s") from None
+        raise took_too_long(name, timeout_s) from None
     except OverflowError:
         raise failed(name, "prints too much", f"{command[0]} printed more than {MAX_OUTPUT_BYTES} bytes") from None
     finally:

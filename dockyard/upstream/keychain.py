@@ -216,7 +216,7 @@ class Keychain:
         try:
             return kept.answer.result(timeout_s)
         except TimeoutError:
-            raise helpers.failed(name, "takes too long", f"no output within {timeout_s or 0:.1f} s") from None
+            raise helpers.took_too_long(name, timeout_s or 0.0) from None
 
     def _run(self, kept: _Kept, name: str, server: str) -> None:
         try:

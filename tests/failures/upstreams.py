@@ -487,7 +487,7 @@ LOGINS = (
         _helper(f"echo {HELPER_OUTPUT.text}"),
     ),
     UpstreamFailure(
-        "a credential helper hangs", "docker-credential-HELPER", "no output", "get", _helper("exec sleep 60")
+        "a credential helper hangs", "docker-credential-HELPER", "did not end", "get", _helper("exec sleep 60")
     ),
     UpstreamFailure(
         "the keychain file is not JSON",
