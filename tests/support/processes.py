@@ -15,6 +15,7 @@ from tests.support.busy_machine import EVENT_TIMEOUT_S
 
 POLL_S = 0.02
 END_TIMEOUT_S = 10.0
+PORTS_OF_A_PROCESS = 250
 
 
 class SetupError(Exception):
@@ -94,20 +95,61 @@ def wait_until(check: Callable[[], bool], what: str, limit_s: float = EVENT_TIME
 
 
 def free_port() -> int:
-    """Return a free loopback port.
+    """Return a free loopback port that no other process which calls this will get.
 
     It is below the range of ports for outgoing connections, so that a server can be stopped and started again on it.
     """
-    first_outgoing = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
-    for _ in range(100):
-        port = random.randrange(min(15_000, first_outgoing // 2), first_outgoing)
-        with socket.socket() as probe:
+    global _ports  # noqa: PLW0603
+    if _ports is None or _ports.pid != os.getpid():
+        _ports = _Ports.reserve()
+    return _ports.find_free()
+
+
+@attrs.define
+class _Ports:
+    """A range of ports that this process has reserved: they are given out in turn, and again from its beginning.
+
+    Servers of several test processes start at the same time. If two of them were told the same port, the second one
+    would fail, and its test would talk to the first one. The reservation is an abstract socket: its name is taken
+    within the network namespace, as ports are, and free again when the process ends.
+    """
+
+    pid: int
+    reservation: socket.socket
+    ports: Sequence[int]
+    next: int = 0
+
+    @classmethod
+    def reserve(cls) -> "_Ports":
+        """Reserve a range of ports. Raises SetupError."""
+        first_outgoing = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+        starts = [*range(min(15_000, first_outgoing // 2), first_outgoing - PORTS_OF_A_PROCESS, PORTS_OF_A_PROCESS)]
+        random.shuffle(starts)  # users of the machine may listen on some
+        for start in starts:
+            reservation = socket.socket(socket.AF_UNIX)
             try:
-                probe.bind(("127.0.0.1", port))
+                reservation.bind(f"\0dockyard-tests-ports-{start}")
             except OSError:
+                reservation.close()
                 continue
-        return port
-    raise SetupError("no free port")
+            return cls(os.getpid(), reservation, range(start, start + PORTS_OF_A_PROCESS))
+        raise SetupError("all ports are reserved by other test processes")
+
+    def find_free(self) -> int:
+        """Return the next port that nothing listens on. Raises SetupError."""
+        for _ in self.ports:
+            port = self.ports[self.next % len(self.ports)]
+            self.next += 1
+            with socket.socket() as probe:
+                try:
+                    probe.bind(("127.0.0.1", port))
+                except OSError:
+                    continue
+            return port
+        raise SetupError(f"no free port from {self.ports[0]} to {self.ports[-1]}")
+
+
+_ports: _Ports | None = None
 
 
 @attrs.frozen
