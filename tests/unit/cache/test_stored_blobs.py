@@ -16,6 +16,7 @@ from dockyard.cache.readers import MAX_SMALL_BYTES
 from dockyard.errors import Unavailable
 from dockyard.oci.reference import Digest
 from dockyard.storage import blob_files
+from dockyard.storage.partial_file import PartialFile
 from tests.support.busy_machine import EVENT_TIMEOUT_S
 from tests.unit.cache.test_downloads import BODY, DIGEST, TARGET, Worker, Workers, pull, read_all, settled
 
@@ -117,6 +118,23 @@ async def test_a_blob_is_verified_once_for_all_clients_of_all_workers(
     assert hashed_bytes() == len(BODY)
     assert workers.upstream.starts == []
     await settled(workers)
+    assert workers.partial() == []
+
+
+async def test_the_event_loop_deletes_no_partial_file(workers: Workers, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one that was claimed to verify a blob is not needed: a thread deletes it."""
+    threads: list[threading.Thread] = []
+    discard = PartialFile.discard
+
+    def record(partial_file: PartialFile) -> None:
+        threads.append(threading.current_thread())
+        discard(partial_file)
+
+    monkeypatch.setattr(PartialFile, "discard", record)
+    assert await pull(workers.all[1]) == BODY
+    await settled(workers)
+    assert len(threads) == 1
+    assert threading.current_thread() not in threads
     assert workers.partial() == []
 
 
