@@ -121,9 +121,14 @@ class Blobs:
                 os.close(blob.fd)
             elif self._is_redirected(target, is_range=is_range) and (url := await self._find_url(digest)):
                 return RedirectedBlob(url)
-        download, is_joined = self._downloads.join(target, digest, is_stored=is_stored, is_range=is_range)
         turns = self._client_turns.of(client) if is_range and target.upstream.lazy else None
-        reader = DownloadReader(download, self._stores.local.blobs, self._threads, self._downloads.request_ahead, turns)
+        while True:
+            download, is_joined = self._downloads.join(target, digest, is_stored=is_stored, is_range=is_range)
+            files, request_ahead = self._stores.local.blobs, self._downloads.request_ahead
+            reader = DownloadReader(download, files, self._threads, request_ahead, turns)
+            if not download.is_abandoned:
+                break
+            reader.close()  # it came too late: the next one is a new download
         try:
             await reader.open(is_range=is_range)
         except BaseException:

@@ -142,7 +142,12 @@ class Download:
     @property
     def is_joinable(self) -> bool:
         """Whether a reader that starts at byte 0 would get everything."""
-        return self.error is None and not (self.partial_file and self.partial_file.has_gap)
+        return self.error is None and not self.is_abandoned and not (self.partial_file and self.partial_file.has_gap)
+
+    @property
+    def is_abandoned(self) -> bool:
+        """Whether it ends because it had no readers: one that has been attached since gets an error."""
+        return self.partial_file is not None and self.partial_file.is_abandoned
 
     @property
     def overflow_start(self) -> int | None:

@@ -90,8 +90,7 @@ class DownloadJob:
     """Fetches the blob of `sources` into `partial_file`.
 
     The callbacks run in threads of the job: `on_start()` first; `on_progress()` when the size becomes known and when
-    bytes were received; `on_verified(size)` when size and digest are right, before the blob is kept. `has_readers()`
-    says whether somebody may still request something.
+    bytes were received; `on_verified(size)` when size and digest are right, before the blob is kept.
     """
 
     def __init__(
@@ -104,7 +103,6 @@ class DownloadJob:
         on_start: Callable[[], object],
         on_progress: Callable[[], object],
         on_verified: Callable[[int], object],
-        has_readers: Callable[[], bool],
     ) -> None:
         self._partial_file = partial_file
         self._sources = sources
@@ -113,7 +111,6 @@ class DownloadJob:
         self._on_start = on_start
         self._on_progress = on_progress
         self._on_verified = on_verified
-        self._has_readers = has_readers
         self._retries = Retries()
         self._body: BlobBody | None = None
         self._is_streaming_to_bucket = False
@@ -327,7 +324,6 @@ class DownloadJob:
             is_delayed=self._ranges.is_for_range,
             on_progress=self._on_progress,
             on_advance=self._report_progress,
-            has_readers=self._has_readers,
         )
         self._use_ranged_fetch(fetch)
         try:

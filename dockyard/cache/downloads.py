@@ -284,7 +284,6 @@ class Downloads:
             on_start=lambda: loop.call_soon_threadsafe(download.start_fetching),
             on_progress=lambda: download.report_progress(loop),
             on_verified=lambda size: loop.call_soon_threadsafe(download.complete, size),
-            has_readers=lambda: download.has_readers,
         )
         download.queue(partial_file)
         self._jobs[download] = job

@@ -22,7 +22,7 @@ from dockyard.cache.blob_sources import BlobBody, BlobSources
 from dockyard.cache.retries import Retries
 from dockyard.errors import BadUpstream, RegistryError
 from dockyard.oci.ranges import ByteRange
-from dockyard.storage.partial_file import NoReadersLeft, PartialFile
+from dockyard.storage.partial_file import PartialFile
 from dockyard.storage.piece_map import PIECE_BYTES, end_of_piece, start_of_piece
 
 CHUNK_BYTES = 256 * 1024
@@ -60,8 +60,7 @@ class RangedFetch:
 
     `retries` are those of the download. `connections` is the number of connections in the background; 0 for none: then
     only what is requested is received. `on_progress()` is called by each thread that has received bytes, `on_advance()`
-    by the one that calls `run`, when the front has moved. `has_readers()` says whether somebody may still request
-    pieces.
+    by the one that calls `run`, when the front has moved.
     """
 
     def __init__(
@@ -75,7 +74,6 @@ class RangedFetch:
         is_delayed: bool,
         on_progress: Callable[[], object],
         on_advance: Callable[[], object],
-        has_readers: Callable[[], bool],
     ) -> None:
         assert partial_file.size is not None  # noqa: S101  for mypy
         self._partial_file = partial_file
@@ -86,7 +84,6 @@ class RangedFetch:
         self._background_from = time.monotonic() + (BACKGROUND_DELAY_S if is_delayed else 0.0)
         self._on_progress = on_progress
         self._on_advance = on_advance
-        self._has_readers = has_readers
         self._retries = retries
         self._has_bytes = bool(partial_file.present_bytes)
         self._condition = threading.Condition()
@@ -155,8 +152,8 @@ class RangedFetch:
         if self._failure:
             raise self._failure
         is_idle = not self._connections and not self._requested and not self._segments
-        if is_idle and time.monotonic() - self._active_at > IDLE_S and not self._has_readers():
-            raise NoReadersLeft
+        if is_idle and time.monotonic() - self._active_at > IDLE_S:
+            self._partial_file.abandon_if_unread()
 
     def _wait(self) -> None:
         with self._condition:

@@ -64,7 +64,7 @@ class OverflowFull(Exception):
 
 
 class NoReadersLeft(Exception):
-    """The partial file overflowed and has no reader: more bytes would be neither served nor stored."""
+    """The partial file has no reader: more bytes would be neither served nor stored, or nobody has requested them."""
 
 
 class PartialFile:
@@ -74,7 +74,8 @@ class PartialFile:
     known. The writer calls `append`; readers use `fd` below `overflow_start` and `read_overflow` from there on.
 
     To write ahead, several threads call `write_piece_bytes` after `begin_pieces`, and one calls `advance`. `pieces`
-    says what is present then. `written_bytes` counts what this writer has written, wherever.
+    says what is present then. `written_bytes` counts what this writer has written, wherever. `is_abandoned`: the writer
+    ends because it had no readers, and will not go on for one that is attached now.
     """
 
     def __init__(
@@ -97,6 +98,7 @@ class PartialFile:
         self.pieces: PieceMap | None = None
         self.overflow_start: int | None = None if path else received_bytes
         self.is_passed_through = False
+        self.is_abandoned = False
         self._is_verified: bool | None = None
         self._hasher = digest.hasher()
         self._hashed = 0
@@ -357,6 +359,13 @@ class PartialFile:
             self._readers.discard(reader)
             self._condition.notify_all()
 
+    def abandon_if_unread(self) -> None:
+        """Raise NoReadersLeft if no reader is attached; one that is attached later finds `is_abandoned`."""
+        with self._condition:
+            if not self._readers:
+                self.is_abandoned = True
+                raise NoReadersLeft
+
     def read_overflow(self, position: int, amount: int) -> bytes:
         """Return up to `amount` bytes from memory at `position`; empty when they were dropped. Does not block."""
         with self._condition:
@@ -458,8 +467,8 @@ class PartialFile:
         deadline = time.monotonic() + SLOW_READER_TIMEOUT_S
         with self._condition:
             while not self._take_memory(len(chunk)):
-                if not self._readers and self._upload_position is None:
-                    raise NoReadersLeft
+                if self._upload_position is None:
+                    self.abandon_if_unread()
                 is_late = time.monotonic() > deadline
                 if self._window and (is_late or self._have_all_read_oldest()):
                     self._drop_oldest()

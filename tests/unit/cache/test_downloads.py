@@ -31,7 +31,7 @@ from dockyard.s3.outbox import Outbox
 from dockyard.s3.publisher import Publisher
 from dockyard.storage import partial_file as partial_file_module
 from dockyard.storage.local import LocalStore
-from dockyard.storage.partial_file import PartialFile
+from dockyard.storage.partial_file import NoReadersLeft, PartialFile
 from dockyard.storage.verified_files import VerifiedFiles
 from dockyard.workers.messages import BlobRequest, PeerRequest, PiecesReply, PiecesRequest, SizeRequest
 from dockyard.workers.peers import Handler, PeerConnection, Peers
@@ -374,9 +374,8 @@ async def test_an_upstream_that_stays_away_leaves_its_bytes_for_the_next_try(wor
     assert workers.upstream.starts[asked:] == [1_500_000]
 
 
-@pytest.mark.parametrize("full_at", [0, 1_500_000])
-async def test_a_full_disk_fails_nobody(workers: Workers, full_at: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every reader gets the blob through memory; nothing is stored; each worker fetches for its own."""
+def fill_disk(monkeypatch: pytest.MonkeyPatch, full_at: int = 0) -> None:
+    """No partial file can have more bytes than these."""
     write = os.pwrite
 
     def fail_from(fd: int, chunk: bytes, offset: int) -> int:
@@ -385,6 +384,38 @@ async def test_a_full_disk_fails_nobody(workers: Workers, full_at: int, monkeypa
         return write(fd, chunk, offset)
 
     monkeypatch.setattr(partial_file_module.os, "pwrite", fail_from)
+
+
+async def test_a_reader_that_comes_when_a_download_has_ended_without_readers(
+    workers: Workers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The download has decided to end, and the event loop does not know yet: the reader gets another one."""
+    fill_disk(monkeypatch)
+    monkeypatch.setattr("dockyard.storage.memory_budget.MAX_WINDOW_BYTES", 1_000_000)
+    monkeypatch.setattr("dockyard.storage.memory_budget.MIN_WINDOW_BYTES", 1_000_000)
+    loop, owner, late = asyncio.get_running_loop(), workers.all[0], []
+    give_up = DownloadJob._give_up
+
+    def join_before(job: DownloadJob, exc: Exception) -> None:
+        if isinstance(exc, NoReadersLeft) and not late:
+            late.append(asyncio.run_coroutine_threadsafe(pull(owner), loop))
+            asyncio.run_coroutine_threadsafe(asyncio.sleep(0.1), loop).result(EVENT_TIMEOUT_S)
+        give_up(job, exc)
+
+    monkeypatch.setattr(DownloadJob, "_give_up", join_before)
+    workers.upstream.hold = 100_000
+    (await open_blob(owner)).reader.close()
+    workers.upstream.gate.set()
+    while not late:  # noqa: ASYNC110  the end of a thread
+        await asyncio.sleep(0.01)
+    assert await asyncio.wrap_future(late[0]) == BODY
+    assert workers.upstream.starts == [0, 0]
+
+
+@pytest.mark.parametrize("full_at", [0, 1_500_000])
+async def test_a_full_disk_fails_nobody(workers: Workers, full_at: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every reader gets the blob through memory; nothing is stored; each worker fetches for its own."""
+    fill_disk(monkeypatch, full_at)
     workers.upstream.hold = 2_000_000  # no download ends before all readers have joined
     opened = await asyncio.gather(*(open_blob(workers.all[number % 3]) for number in range(9)))
     workers.upstream.gate.set()

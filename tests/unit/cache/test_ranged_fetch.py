@@ -110,6 +110,12 @@ def partial_file(tmp_path: Path) -> PartialFile:
     return partial_file
 
 
+class Reader:
+    """A reader that has read nothing yet."""
+
+    position = 0
+
+
 def make(partial_file: PartialFile, sources: Sources, **more: Any) -> RangedFetch:
     """A fetch over two connections in the background."""
     options: dict[str, Any] = {
@@ -119,7 +125,6 @@ def make(partial_file: PartialFile, sources: Sources, **more: Any) -> RangedFetc
         "is_delayed": False,
         "on_progress": lambda: None,
         "on_advance": lambda: None,
-        "has_readers": lambda: True,
     } | more
     return RangedFetch(partial_file, cast("BlobSources", sources), **options)
 
@@ -193,11 +198,12 @@ def test_without_a_background_only_what_is_requested_is_received(
     """The fetch ends when nobody requests anything, and when everything was requested."""
     monkeypatch.setattr(ranged_fetch_module, "IDLE_S", 0.1)
     monkeypatch.setattr(ranged_fetch_module, "_POLL_S", 0.05)
-    fetch = make(partial_file, sources, connections=0, has_readers=lambda: False)
+    fetch = make(partial_file, sources, connections=0)
     fetch.request(ByteRange(7 * PIECE_BYTES, 8 * PIECE_BYTES))
     with pytest.raises(NoReadersLeft):
         fetch.run()
     assert sources.ranges == [(7 * PIECE_BYTES, 8 * PIECE_BYTES)]
+    partial_file.attach(Reader())
     fetch = make(partial_file, sources, connections=0)
     fetch.request(ByteRange(0, len(BODY)))
     fetch.run()

@@ -144,8 +144,10 @@ def test_an_overflow_without_readers_ends_the_download(monkeypatch: pytest.Monke
     small_windows(monkeypatch)
     partial_file = PartialFile.in_memory(DIGEST, MemoryBudget())
     partial_file.append(BODY[:600])
+    assert not partial_file.is_abandoned
     with pytest.raises(NoReadersLeft):
         partial_file.append(BODY[600:1200])
+    assert partial_file.is_abandoned
 
 
 def test_a_partial_file_in_memory_continues_an_open_file(tmp_path: Path) -> None:
