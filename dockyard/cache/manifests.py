@@ -224,10 +224,10 @@ class Manifests:
         except BadUpstream:
             log.warning("damaged manifest in the bucket: it is not used", name=str(name), digest=str(digest))
             return None
-        self._write(name, manifest)
-        self._stores.local.touch_times.mark_published(ManifestItem(name, digest), found.age_s)
+        self._write(name, manifest, bucket_age_s=found.age_s)
         return manifest
 
-    def _write(self, name: Name, manifest: Manifest) -> None:
+    def _write(self, name: Name, manifest: Manifest, *, bucket_age_s: float = 0.0) -> None:
         media_type = None if manifest.declares_media_type else manifest.media_type
-        self._stores.local.write_manifest(name, manifest.digest, manifest.body, media_type)
+        local = self._stores.local
+        local.write_manifest(name, manifest.digest, manifest.body, media_type, bucket_age_s=bucket_age_s)

@@ -22,16 +22,21 @@ MAX_DIRECTORY_ATTEMPTS = 5
 _CANNOT_SYNC_ERRORS = {errno.EINVAL, errno.ENOTSUP, errno.ENOSYS}
 
 
-def write_atomically(path: Path, content: bytes, temporary_directory: Path) -> None:
+def write_atomically(path: Path, content: bytes, temporary_directory: Path, modified_at: float | None = None) -> None:
     """Write and sync a file in `temporary_directory`, then rename it to `path`.
 
-    Creates the parent directories of `path`. Raises OSError; then `path` is what it was before.
+    `modified_at` is the modification time that it has there from the beginning, if its file system sets times (seconds
+    since the epoch; default: now). Creates the parent directories of `path`. Raises OSError; then `path` is what it was
+    before.
     """
     fd, temporary = tempfile.mkstemp(suffix=TEMPORARY_SUFFIX, dir=temporary_directory)
     try:
         with open(fd, "wb") as file:
             file.write(content)
             file.flush()
+            if modified_at is not None:
+                with contextlib.suppress(OSError):
+                    os.utime(fd, (time.time(), modified_at))
             sync_file(fd)
         move_synced(Path(temporary), path)
     except BaseException:

@@ -192,10 +192,13 @@ class LocalStore:
         found = self._read(keys.media_type_key(self._prefix, name, digest))
         return None if found is None else found.decode("latin-1")
 
-    def write_manifest(self, name: Name, digest: Digest, body: bytes, media_type: str | None = None) -> None:
+    def write_manifest(
+        self, name: Name, digest: Digest, body: bytes, media_type: str | None = None, *, bucket_age_s: float = 0.0
+    ) -> None:
         """Store a verified manifest, with its media type if the body does not have that.
 
-        The type is stored first: a process that reads the manifest finds the type.
+        The type is stored first: a process that reads the manifest finds the type. `bucket_age_s` is the age of the
+        bucket's copy, for a manifest that came from the bucket.
         """
         key = keys.media_type_key(self._prefix, name, digest)
         if media_type is not None:
@@ -203,7 +206,7 @@ class LocalStore:
         else:
             with contextlib.suppress(OSError):
                 self._path(key).unlink()
-        self._write(keys.manifest_key(self._prefix, name, digest), body)
+        self._write(keys.manifest_key(self._prefix, name, digest), body, time.time() - bucket_age_s)
 
     def manifests_of(self, name: Name) -> Iterator[bytes]:
         """Read the manifests of a repository, the newest first, at most MAX_MANIFESTS_READ; they are not verified."""
@@ -239,9 +242,7 @@ class LocalStore:
         with lock_directory(self._path(key).parent):
             if self.read_pointer(name, tag) != old:
                 return False
-            self._write(key, str(new.digest).encode())
-            with contextlib.suppress(OSError):
-                os.utime(self._path(key), (new.checked_at, new.checked_at))
+            self._write(key, str(new.digest).encode(), new.checked_at)
         return True
 
     def confirm_pointer(self, name: Name, tag: Tag) -> None:
@@ -354,12 +355,13 @@ class LocalStore:
             _log_unless_absent("cannot read a cached object", key, exc)
             return None
 
-    def _write(self, key: str, content: bytes) -> None:
+    def _write(self, key: str, content: bytes, modified_at: float | None = None) -> None:
         if len(content) > self.size_cap.max_kept_bytes:
             log.warning("an object is too large for storage.max_size: it is not kept", key=key, size=len(content))
             return
         try:
-            self._with_room(lambda: write_atomically(self._path(key), content, self.directories.partial), len(content))
+            path, temporary = self._path(key), self.directories.partial
+            self._with_room(lambda: write_atomically(path, content, temporary, modified_at), len(content))
             self.size_cap.count(len(content))
         except OSError as exc:
             log.warning("cannot store an object", key=key, error=describe_disk_error(exc, self._path(key)))

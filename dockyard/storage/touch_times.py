@@ -9,6 +9,7 @@ import contextlib
 import fcntl
 import hashlib
 import os
+import tempfile
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -17,6 +18,7 @@ from typing import BinaryIO
 
 import structlog
 
+from dockyard.storage.atomic_write import TEMPORARY_SUFFIX
 from dockyard.storage.file_times import age_of
 from dockyard.storage.items import BlobItem, Item, TagItem
 from dockyard.storage.verified_files import VerifiedFiles
@@ -75,6 +77,8 @@ class TouchTimes:
         path = self._stamps / hashlib.sha256(str(item).encode()).hexdigest()
         if not path.exists():
             self._stamps.mkdir(parents=True, exist_ok=True)
-            path.touch()
-            os.utime(path, (0, 0))
+            fd, new = tempfile.mkstemp(TEMPORARY_SUFFIX, dir=self._stamps)
+            os.close(fd)
+            os.utime(new, (0, 0))
+            os.rename(new, path)  # now, so that no other thread finds it with the time of its creation
         return path

@@ -105,6 +105,13 @@ def _client_port(connection: socket.socket) -> int:
         return 0
 
 
+def max_concurrent(exchanges: Iterable[Exchange]) -> int:
+    """The highest number of these requests that were in progress at the same time."""
+    exchanges = list(exchanges)
+    events = sorted([(each.ended_at, -1) for each in exchanges] + [(each.began_at, 1) for each in exchanges])
+    return max(itertools.accumulate(step for _, step in events), default=0)
+
+
 class FakeRegistry:
     """The upstream of a test: content, rules, listeners, and the record of all requests."""
 
@@ -287,9 +294,7 @@ class FakeRegistry:
 
     def max_concurrent(self, kind: str | None = None, method: str | None = None, **fields: str) -> int:
         """The highest number of such requests that were in progress at the same time."""
-        received = self.received(kind, method, **fields)
-        events = sorted([(each.ended_at, -1) for each in received] + [(each.began_at, 1) for each in received])
-        return max(itertools.accumulate(step for _, step in events), default=0)
+        return max_concurrent(self.received(kind, method, **fields))
 
     def clear_exchanges(self) -> None:
         """Forget the recorded exchanges: counting starts again."""

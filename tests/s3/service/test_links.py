@@ -64,14 +64,13 @@ def test_a_touched_manifest_has_new_links(
         bucket_view.put(key, b"", days_ago=30)
     deployment = start(**RESTRICTED)
 
-    def are_written() -> bool:
+    def is_touched() -> bool:
         pull(deployment, "v1")  # again, because what failed is only tried again when it is used
-        return links <= bucket_view.listed()
+        return links <= bucket_view.listed() and all(
+            bucket_view.age(key).total_seconds() < DAY_S for key in links | old_image
+        )
 
-    eventually(are_written, "all links are there")
-    eventually(
-        lambda: all(bucket_view.age(key).total_seconds() < DAY_S for key in links | old_image), "everything is touched"
-    )
+    eventually(is_touched, "all links are there, and everything is touched")
 
 
 def test_a_manifest_is_not_published_while_its_links_cannot_be_written(

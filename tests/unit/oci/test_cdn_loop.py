@@ -5,7 +5,7 @@ import time
 import pytest
 
 from dockyard.oci.cdn_loop import MAX_BYTES, format_passed, has_passed, make_server_name, parse_passed
-from tests.support.busy_machine import is_within
+from tests.support.busy_machine import SLACK_S
 
 NAME = make_server_name(bytes(range(8)))
 
@@ -46,10 +46,10 @@ def test_the_last_members_are_kept() -> None:
 
 def test_long_garbage_is_fast() -> None:
     """A header as long as headers may be is parsed at once, whatever is in it."""
-    began_at = time.monotonic()
+    start = time.thread_time()
     for unit in ('"', '\\"', "a;", ";a=", 'a;b="', ",", " ", '"\\', "a ;", "=", 'a; x="\\'):
         parse_passed([unit * (16_000 // len(unit))])
-    assert is_within(time.monotonic() - began_at, 0.5)
+    assert time.thread_time() - start < SLACK_S
 
 
 def test_a_server_finds_its_own_name() -> None:

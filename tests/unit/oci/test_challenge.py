@@ -16,7 +16,7 @@ from dockyard.oci.challenge import (
     usable_challenges,
 )
 from dockyard.oci.origin import Origin
-from tests.support.busy_machine import is_within
+from tests.support.busy_machine import SLACK_S
 
 HUB = 'Bearer realm="https://auth.docker.io/token",service="registry.docker.io",scope="repository:a/b:pull,push"'
 HUB_CHALLENGE = Challenge(
@@ -104,10 +104,10 @@ def test_a_header_that_is_too_long_is_not_parsed_in_part() -> None:
     ],
 )
 def test_a_hostile_header_costs_little_time(header: str) -> None:
-    """Parsing 64 KiB takes a few milliseconds; the limit is for busy machines."""
-    start = time.perf_counter()
+    """Parsing 64 KiB takes a few milliseconds; the limit is for slow machines."""
+    start = time.thread_time()
     parse_challenges([header])
-    assert is_within(time.perf_counter() - start, 0)
+    assert time.thread_time() - start < SLACK_S
 
 
 @given(st.lists(st.text() | st.text(alphabet='Basic realm="x\\", =\t'), max_size=4))

@@ -10,7 +10,9 @@ import pytest
 import structlog.testing
 
 from dockyard.oci.reference import Digest, Name, Tag
-from dockyard.storage.items import BlobItem, Item
+from dockyard.storage import atomic_write
+from dockyard.storage.atomic_write import move_synced
+from dockyard.storage.items import BlobItem, Item, ManifestItem
 from dockyard.storage.local import LocalStore, Pointer
 from dockyard.storage.partial_file import PartialFile
 
@@ -124,6 +126,24 @@ def test_times_that_cannot_be_set_do_not_matter(tmp_path: Path, monkeypatch: pyt
     assert logs == []
 
 
+def test_nobody_sees_a_copy_of_the_bucket_younger_than_it_is(
+    store: LocalStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A manifest and a pointer have their time before they are at their paths: a touch that is due is not missed."""
+    ages = []
+
+    def record(source: Path, target: Path) -> None:
+        ages.append(time.time() - source.stat().st_mtime)
+        move_synced(source, target)
+
+    monkeypatch.setattr(atomic_write, "move_synced", record)
+    store.write_manifest(NAME, digest := Digest.of(b"{}"), b"{}", bucket_age_s=5000.0)
+    assert store.move_pointer(NAME, TAG, None, Pointer(digest, time.time() - 5000.0))
+    assert min(ages) >= 5000.0
+    assert len(ages) == 2
+    assert store.touch_times.claim_touch(ManifestItem(NAME, digest), 4000.0)
+
+
 def test_a_media_type_is_stored_with_a_manifest(store: LocalStore) -> None:
     """If one is given; it is that of the last time that the manifest was stored."""
     digest = Digest.of(b"{}")
@@ -140,7 +160,7 @@ def test_the_media_type_is_stored_before_the_manifest(store: LocalStore, monkeyp
     digest = Digest.of(b"{}")
     written: list[str] = []
 
-    def fail_at_manifest(path: Path, content: bytes, _: Path) -> None:
+    def fail_at_manifest(path: Path, content: bytes, *_: object) -> None:
         written.append(content.decode())
         if content == b"{}":
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

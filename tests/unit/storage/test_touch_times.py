@@ -3,16 +3,19 @@
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from dockyard.oci.reference import Digest
-from dockyard.storage.items import BlobItem, Item
+from dockyard.oci.reference import Digest, Name, Tag
+from dockyard.storage.atomic_write import TEMPORARY_SUFFIX
+from dockyard.storage.items import BlobItem, Item, TagItem
 from dockyard.storage.touch_times import TouchTimes
 from dockyard.storage.verified_files import VerifiedFiles
 
 THRESHOLD_S = 3600.0
 ITEM = BlobItem(Digest.of(b"a blob"))
+TAG = TagItem(Name.parse("up.test/img"), Tag.parse("v1"))
 
 
 @pytest.fixture
@@ -38,3 +41,20 @@ def test_an_object_is_due_when_its_copy_is_old(
     os.utime(tmp_path / "blob", (0, time.time() + offset_s))
     assert touch_times.claim_touch(ITEM, THRESHOLD_S) == is_due
     assert not touch_times.claim_touch(ITEM, THRESHOLD_S)
+
+
+def test_an_item_without_a_file_is_due_at_once_and_once(
+    touch_times: TouchTimes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its stamp file has its time before other threads find it."""
+    set_time = os.utime
+
+    def look_before(path: Path | str | int, *args: Any, **more: Any) -> None:
+        if not isinstance(path, int):
+            assert [each.suffix for each in (tmp_path / "stamps").iterdir()] == [TEMPORARY_SUFFIX]
+        set_time(path, *args, **more)
+
+    monkeypatch.setattr(os, "utime", look_before)
+    assert touch_times.claim_touch(TAG, THRESHOLD_S)
+    assert not touch_times.claim_touch(TAG, THRESHOLD_S)
+    assert len([*(tmp_path / "stamps").iterdir()]) == 1
