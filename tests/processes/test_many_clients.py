@@ -96,8 +96,8 @@ def test_stalled_clients_cost_little_memory(
             for download in stalled:
                 assert download.head().status == 200
             began = time.monotonic()
-            eventually(lambda: time.monotonic() - began > 1, "one second without reading: buffers are full")
-            assert is_within(deployment.get("/v2/").took_s, 0)
+            eventually(lambda: time.monotonic() - began > 1, "one second without reading")
+            eventually(lambda: is_within(deployment.get("/v2/").took_s, 0), "full buffers, and others are not delayed")
         finally:
             for download in stalled:
                 download.reset()

@@ -1,10 +1,12 @@
 """Tokens: which are requested, from which service, how often, and how responses are interpreted."""
 
 import base64
+import itertools
 import json
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 from urllib.parse import parse_qs
 
 import attrs
@@ -463,11 +465,20 @@ def test_the_refused_token_is_not_given_again(tokens: TokenProvider, service: Mi
     assert limits.new_tokens == {"token-of-all", "token-4"}
 
 
-def test_a_failed_exchange_fails_for_all_who_wait(tokens: TokenProvider, service: Mint) -> None:
+def test_a_failed_exchange_fails_for_all_who_wait(
+    tokens: TokenProvider, service: Mint, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """And the next call tries again."""
     service.fault = server_error("x", 500, DETAILS)
     service.wait.clear()
-    threading.Timer(0.1, service.wait.set).start()
+    wait, waiting = tokens._wait, itertools.count(1)
+
+    def respond_when_nine_wait(*args: Any) -> str:
+        if next(waiting) == 9:
+            service.wait.set()
+        return wait(*args)
+
+    monkeypatch.setattr(tokens, "_wait", respond_when_nine_wait)
 
     def ask() -> bool:
         with pytest.raises(UpstreamError):
