@@ -32,20 +32,25 @@ def write_atomically(path: Path, content: bytes, temporary_directory: Path, modi
     fd, temporary = tempfile.mkstemp(suffix=TEMPORARY_SUFFIX, dir=temporary_directory)
     try:
         with open(fd, "wb") as file:
+            with contextlib.suppress(OSError):  # without locks: it is deleted only if its times are old
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             file.write(content)
             file.flush()
             if modified_at is not None:
                 with contextlib.suppress(OSError):
                     os.utime(fd, (time.time(), modified_at))
             sync_file(fd)
-        move_synced(Path(temporary), path)
+            move_synced(Path(temporary), path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
 
 
 def is_being_written(path: Path) -> bool:
-    """Whether a file is the temporary file of a process that is still writing it. Raises OSError."""
+    """Whether a file is the temporary file of a process that is still writing it, by its time. Raises OSError.
+
+    One that has an older time on purpose is locked by its writer.
+    """
     return path.suffix == TEMPORARY_SUFFIX and age_of(path.stat().st_mtime) < MAX_TEMPORARY_FILE_AGE_S
 
 
