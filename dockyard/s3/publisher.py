@@ -183,10 +183,13 @@ class Publisher:
                 s3.write_manifest(name, digest, manifest.body, manifest.media_type)
             case TagItem(name, tag) if pointer := self._local.read_pointer(name, tag):
                 s3.write_pointer(name, tag, pointer.digest)
+                self._mark_published(item)
+                # After that: who moves the tag from now on adds it to the outbox again.
                 now = self._local.read_pointer(name, tag)
                 if now and now.digest != pointer.digest:  # moved meanwhile: this write may have replaced a newer one
+                    self.add_to_outbox(item)
                     self._upload(s3, item)
-                    return
+                return
             case _:
                 self._outbox.remove_missing(item)
                 return
