@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 from tests.support.paths import ROOT
-from tests.support.processes import PORTS_OF_A_PROCESS, free_port
+from tests.support.processes import PORTS_OF_A_PROCESS, _Ports, free_port
 
 PRINT_PORTS = (
     "from tests.support.processes import free_port; print(*[free_port() for _ in range(500)], flush=True); input()"
@@ -31,10 +31,11 @@ def test_processes_are_given_different_ports() -> None:
 
 
 def test_a_port_that_something_listens_on_is_not_given() -> None:
-    """All others of this process are, each once."""
-    ports = [free_port() for _ in range(PORTS_OF_A_PROCESS)]
+    """All others of a process are, each once."""
+    ports = _Ports.reserve()
+    given = [ports.find_free() for _ in range(PORTS_OF_A_PROCESS)]
     with socket.socket() as other:
-        other.bind(("127.0.0.1", ports[1]))
-        again = [free_port() for _ in range(PORTS_OF_A_PROCESS - 1)]
-    assert ports[1] not in again
-    assert len(set(again)) == len(again)
+        other.bind(("127.0.0.1", given[1]))
+        again = [ports.find_free() for _ in range(len(set(given)) - 1)]
+    ports.reservation.close()
+    assert sorted(again) == sorted(set(given) - {given[1]})
