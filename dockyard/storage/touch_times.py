@@ -78,7 +78,12 @@ class TouchTimes:
         if not path.exists():
             self._stamps.mkdir(parents=True, exist_ok=True)
             fd, new = tempfile.mkstemp(TEMPORARY_SUFFIX, dir=self._stamps)
-            os.close(fd)
-            os.utime(new, (0, 0))
-            os.rename(new, path)  # now, so that no other thread finds it with the time of its creation
+            try:
+                os.utime(fd, (0, 0))
+                os.rename(new, path)  # now, so that no other thread finds it with the time of its creation
+            except OSError:
+                Path(new).unlink(missing_ok=True)
+                raise
+            finally:
+                os.close(fd)
         return path
