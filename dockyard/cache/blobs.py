@@ -122,9 +122,9 @@ class Blobs:
             elif self._is_redirected(target, is_range=is_range) and (url := await self._find_url(digest)):
                 return RedirectedBlob(url)
         turns = self._client_turns.of(client) if is_range and target.upstream.lazy else None
+        files, request_ahead = self._stores.local.blobs, self._downloads.request_ahead
         while True:
             download, is_joined = self._downloads.join(target, digest, is_stored=is_stored, is_range=is_range)
-            files, request_ahead = self._stores.local.blobs, self._downloads.request_ahead
             reader = DownloadReader(download, files, self._threads, request_ahead, turns)
             if not download.is_abandoned:
                 break
