@@ -62,10 +62,8 @@ async def workers(tmp_path: Path) -> AsyncIterator[Workers]:
 
 
 @pytest.fixture
-def hashed_bytes(monkeypatch: pytest.MonkeyPatch) -> Callable[[], float]:
-    """How many bytes were hashed since the test began. Changes of files by Dockyard may take long: none is for that."""
-    monkeypatch.setattr("dockyard.storage.verified_files.MAX_RENAME_NS", 10**10)
-    monkeypatch.setattr("dockyard.storage.verified_files.MAX_SETTING_NS", 10**10)
+def hashed_bytes(slow_machine: None) -> Callable[[], float]:
+    """How many bytes were hashed since the test began."""
 
     def total() -> float:
         return sum(

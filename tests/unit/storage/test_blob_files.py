@@ -42,13 +42,6 @@ class Server:
 
 
 @pytest.fixture
-def slow_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A loaded machine may need long to rename a file or to set its times."""
-    monkeypatch.setattr("dockyard.storage.verified_files.MAX_RENAME_NS", 10**10)
-    monkeypatch.setattr("dockyard.storage.verified_files.MAX_SETTING_NS", 10**10)
-
-
-@pytest.fixture
 def server(tmp_path: Path) -> Server:
     """A server whose store has SMALL and LARGE, and that was restarted since they were stored."""
     store = Server(tmp_path).worker()
