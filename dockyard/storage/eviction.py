@@ -23,6 +23,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import attrs
@@ -83,10 +84,12 @@ class _Listing:
 class SizeCap:
     """Keeps the files in `directories` together under `max_size` bytes; 0 means no cap.
 
-    `forget(path)` is called for each file that was evicted; it returns whether the bucket did not have it yet.
+    Each file is deleted within `forget(path)`, which yields whether the bucket did not have it yet.
     """
 
-    def __init__(self, directories: Directories, max_size: int, forget: Callable[[Path], bool]) -> None:
+    def __init__(
+        self, directories: Directories, max_size: int, forget: Callable[[Path], AbstractContextManager[bool]]
+    ) -> None:
         self._directories = directories
         self._max_size = max_size
         self._forget = forget
@@ -213,14 +216,15 @@ class SizeCap:
                 file = files.popleft()
                 path = Path(file.path)
                 try:
-                    if not self._delete(path):
-                        continue
+                    with self._forget(path) as was_unpublished:
+                        if not self._delete(path):
+                            continue
                 except OSError as exc:
                     error = exc
                     continue
                 freed_bytes += file.size
                 freed_files += 1
-                unpublished += self._forget(path)
+                unpublished += was_unpublished
         if error:
             log.warning("cannot evict a file, the local store grows", file=error.filename, error=error.strerror)
         if freed_files:

@@ -76,8 +76,11 @@ class UnpublishedItems(Protocol):
     def __contains__(self, item: Item, /) -> bool:
         """Whether the item is one of them."""
 
+    def add(self, item: Item, /) -> None:
+        """Add an item. Raises nothing."""
+
     def remove(self, item: Item, /) -> None:
-        """Forget an item: it was evicted. Raises nothing."""
+        """Remove an item: it is evicted. Raises nothing."""
 
 
 class LocalStore:
@@ -327,14 +330,23 @@ class LocalStore:
         finally:
             partial_file.close()
 
-    def _forget(self, path: Path) -> bool:
-        """A file was evicted: it is not to be published any more. Returns whether it was."""
+    @contextlib.contextmanager
+    def _forget(self, path: Path) -> Iterator[bool]:
+        """Forget that a file is to be published, while it is evicted; yield whether it was. If that fails, it still is.
+
+        Before it is evicted: who downloads it again after that records that it is to be published.
+        """
         key = path.relative_to(self.directories.root).as_posix()
         item = keys.find_item(self._prefix, key)
         if self._unpublished is None or item is None or item not in self._unpublished:
-            return False
+            yield False
+            return
         self._unpublished.remove(item)
-        return True
+        try:
+            yield True
+        except OSError:
+            self._unpublished.add(item)
+            raise
 
     def _manifest_directory(self, name: Name, algorithm: str) -> Path:
         return self._path(keys.manifest_key(self._prefix, name, Digest.of(b"", algorithm))).parent

@@ -27,12 +27,8 @@ NAME = Name.parse("docker.io/library/img")
 YEAR_S = 365 * 86400.0
 
 
-class Unpublished(list[Item]):
-    """The items that the bucket does not have yet."""
-
-
-def make_store(directory: Path, max_size: int = CAP, unpublished: Unpublished | None = None) -> LocalStore:
-    """Create a store in a directory."""
+def make_store(directory: Path, max_size: int = CAP, unpublished: set[Item] | None = None) -> LocalStore:
+    """Create a store in a directory; the bucket does not have the `unpublished` items yet."""
     store = LocalStore(directory, "cache/", max_size, unpublished=unpublished)
     store.create_directories()
     return store
@@ -170,12 +166,12 @@ def test_a_blob_is_kept_unless_its_bytes_could_not_be_flushed(
 
 def test_the_cap_holds_while_the_bucket_takes_nothing(tmp_path: Path) -> None:
     """What is not published yet is evicted too, and is not to be published any more. It is logged once."""
-    unpublished = Unpublished()
+    unpublished: set[Item] = set()
     store = make_store(tmp_path, unpublished=unpublished)
     paths = []
     with structlog.testing.capture_logs() as logs:
         for number in range(20):
-            unpublished.append(BlobItem(Digest.of(body_of(number))))
+            unpublished.add(BlobItem(Digest.of(body_of(number))))
             paths.append(add_blob(store, number))
             set_use(paths[-1], 1000 - number)
             store.size_cap.enforce_if_due()
@@ -459,14 +455,51 @@ def test_every_write_makes_room(
 def test_what_is_evicted_is_not_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Manifests and tags as well as blobs."""
     digest, tag = Digest.of(b"manifest"), Tag.parse("v1")
-    items: list[Item] = [ManifestItem(NAME, digest), TagItem(NAME, tag)]
-    unpublished = Unpublished(items)
+    unpublished: set[Item] = {ManifestItem(NAME, digest), TagItem(NAME, tag)}
     store = make_store(tmp_path, max_size=0, unpublished=unpublished)
     store.write_manifest(NAME, digest, b"manifest")
     store.move_pointer(NAME, tag, None, Pointer(digest, time.time()))
     set_free_inodes(monkeypatch, 0)
     while unpublished:
         assert store.size_cap.make_room(no_space(), 0)
+
+
+def test_what_is_stored_again_while_it_is_evicted_is_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another worker may need an evicted tag at once, and add it to the outbox before the eviction has ended."""
+    digest, tag = Digest.of(b"manifest"), Tag.parse("v1")
+    item = TagItem(NAME, tag)
+    unpublished: set[Item] = {item}
+    store = make_store(tmp_path, max_size=0, unpublished=unpublished)
+    store.move_pointer(NAME, tag, None, Pointer(digest, time.time()))
+    set_free_inodes(monkeypatch, 0)
+    unlink = Path.unlink
+
+    def store_again(path: Path, missing_ok: bool = False) -> None:  # noqa: FBT001, FBT002  as Path.unlink
+        unlink(path, missing_ok)
+        if path.name == "v1":
+            unpublished.add(item)
+            store.move_pointer(NAME, tag, None, Pointer(digest, time.time()))
+
+    monkeypatch.setattr(Path, "unlink", store_again)
+    assert store.size_cap.make_room(no_space(), 0)
+    assert store.read_pointer(NAME, tag)
+    assert item in unpublished
+
+
+def test_what_cannot_be_evicted_is_still_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file that cannot be deleted stays in the outbox."""
+    item = ManifestItem(NAME, Digest.of(b"manifest"))
+    unpublished: set[Item] = {item}
+    store = make_store(tmp_path, max_size=0, unpublished=unpublished)
+    store.write_manifest(NAME, item.digest, b"manifest")
+    set_free_inodes(monkeypatch, 0)
+
+    def refuse(path: Path, missing_ok: bool = False) -> None:  # noqa: FBT001, FBT002  as Path.unlink
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    assert not store.size_cap.make_room(no_space(), 0)
+    assert item in unpublished
 
 
 # Files that are not kept
