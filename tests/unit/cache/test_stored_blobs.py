@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from dockyard import metrics
 from dockyard.cache import downloads as downloads_module
 from dockyard.cache.blobs import OpenedBlob
 from dockyard.cache.readers import MAX_SMALL_BYTES
@@ -19,6 +18,8 @@ from dockyard.storage import blob_files
 from dockyard.storage.partial_file import PartialFile
 from tests.support.busy_machine import EVENT_TIMEOUT_S
 from tests.unit.cache.test_downloads import BODY, DIGEST, TARGET, Worker, Workers, pull, read_all, settled
+
+pytestmark = pytest.mark.usefixtures("slow_machine")
 
 READ_IN_CHUNKS = blob_files.read_in_chunks
 
@@ -59,22 +60,6 @@ async def workers(tmp_path: Path) -> AsyncIterator[Workers]:
     await workers.start(3)
     yield workers
     workers.close()
-
-
-@pytest.fixture
-def hashed_bytes(slow_machine: None) -> Callable[[], float]:
-    """How many bytes were hashed since the test began."""
-
-    def total() -> float:
-        return sum(
-            sample.value
-            for metric in metrics.verified_bytes.collect()
-            for sample in metric.samples
-            if sample.name.endswith("_total")
-        )
-
-    before = total()
-    return lambda: total() - before
 
 
 def stored_file(workers: Workers, digest: Digest = DIGEST) -> Path:

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 import structlog.testing
 
-from dockyard import metrics
 from dockyard.config.types import Verify
 from dockyard.oci.reference import Digest
 from dockyard.storage import file_times
@@ -69,26 +68,6 @@ def read(files: BlobFiles, body: bytes) -> bytes | None:
         content = file.read()
     assert len(content) == blob.size
     return content
-
-
-@pytest.fixture
-def hashed_bytes() -> Callable[[], float]:
-    """How many bytes were hashed since the last call."""
-    before = 0.0
-
-    def count() -> float:
-        nonlocal before
-        now = sum(
-            sample.value
-            for metric in metrics.verified_bytes.collect()
-            for sample in metric.samples
-            if sample.name.endswith("_total")
-        )
-        before, difference = now, now - before
-        return difference
-
-    count()
-    return count
 
 
 def flip(path: Path, at: int = 5) -> None:
