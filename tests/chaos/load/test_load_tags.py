@@ -51,17 +51,25 @@ def _cause(fake_registry: FakeRegistry, event: str) -> tuple[list[Move], list[Ou
     return [], []
 
 
-def _assert_all_are_stale(responses: list[TimedResponse], since: float, before: list[TimedResponse]) -> None:
+def _assert_all_are_stale(responses: list[TimedResponse], since: float) -> list[TimedResponse]:
+    """Check that responses are stale once that can be expected; return these."""
     late = [each for each in responses if each.began_at > since + CHECK_INTERVAL_S + SLACK_S]
     assert late
     assert all(each.is_stale for each in late)
-    _assert_fast(late, before)
+    return late
 
 
-def _assert_fast(responses: list[TimedResponse], before: list[TimedResponse]) -> None:
-    """Check that responses are fast; on a busy machine, about as fast as before."""
-    usual_s, took_s = (median(each.took_s for each in each_of) for each_of in (before, responses))
-    assert is_within(took_s, 0, slack_s=FAST_S, control_s=usual_s)
+def _assert_fast(responses: list[TimedResponse], *controls: list[TimedResponse]) -> None:
+    """Check that responses are fast; on a busy machine, about as fast as one of the controls."""
+    took_s, *usual_s = (median(each.took_s for each in each_of) for each_of in (responses, *controls))
+    assert is_within(took_s, 0, slack_s=FAST_S, control_s=max(usual_s))
+
+
+def _run_again(deployment: Deployment, fake_registry: FakeRegistry, path: str, rate_per_s: int) -> list[TimedResponse]:
+    """The same requests once more, with an upstream that is well: the load of the machine varies."""
+    fake_registry.remove_rules()
+    with ConstantRateClient(deployment.address, path, CONNECTIONS) as rate_client:
+        return rate_client.run(rate_per_s, 1.0)
 
 
 @pytest.mark.parametrize("event", EVENTS)
@@ -108,7 +116,8 @@ def test_many_requests_for_a_tag(
         if event == FAILS:
             probes = 1 + ceil(seconds / 2 / PROBE_EVERY_S)
             assert heads_after <= 1 + ATTEMPTS * probes  # the first used an open connection
-            _assert_all_are_stale(after, caused_at, before)
+            stale = _assert_all_are_stale(after, caused_at)
+            _assert_fast(stale, before, _run_again(deployment, fake_registry, PATH, rate_per_s))
         else:
             assert heads_after <= seconds / 2 / CHECK_INTERVAL_S + 2
             assert not any(each.is_stale for each in responses)
@@ -147,5 +156,5 @@ def test_many_requests_for_a_manifest_by_digest(
         }
         assert rate_client.failures == 0
         assert fake_registry.count() == 0
-        _assert_fast(after, before)
+        _assert_fast(after, before, _run_again(deployment, fake_registry, path, rate_per_s))
         memory.assert_held()
