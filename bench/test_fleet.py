@@ -11,6 +11,7 @@ from pathlib import Path
 import attrs
 import pytest
 from click.testing import CliRunner
+from packaging.version import Version
 
 from bench.fleet import tables
 from bench.fleet.command import main
@@ -342,8 +343,9 @@ def test_the_ring_is_that_of_haproxy(tmp_path: Path, servers: int, weight: int) 
         lines.append(f"frontend s{number}\n bind 127.0.0.1:{each}\n {answer}")
     config = tmp_path / "haproxy.cfg"
     config.write_text("\n".join(lines) + "\n")
-    haproxy = Process.start([Programs().need("haproxy"), "-db", "-f", config], log=tmp_path / "log")
-    ring = Ring(servers, weight)
+    programs = Programs()
+    haproxy = Process.start([programs.need("haproxy"), "-db", "-f", config], log=tmp_path / "log")
+    ring = Ring(servers, weight, is_of_3_0=Version(programs.version("haproxy").partition("-")[0]) >= Version("3.0"))
 
     def ask(path: str) -> int:
         with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port)) as connection:

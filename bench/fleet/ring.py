@@ -8,15 +8,18 @@ from collections.abc import Collection
 
 MASK = 0xFFFFFFFF
 POINTS = 16  # of a server of weight 1
-IDENTIFIERS = 16 * 256  # of the points of one server
+IDENTIFIERS = 16 * 256  # of the points of one server, in HAProxy 2
 
 
 class Ring:
-    """The points of `servers` servers, numbered from 0, each with this weight."""
+    """The points of `servers` servers, numbered from 0, each with this weight.
 
-    def __init__(self, servers: int, weight: int = 1) -> None:
+    `is_of_3_0`: the points that HAProxy 3.0 and newer give them. The tables of `ops/FLEETS.md` have those of HAProxy 2.
+    """
+
+    def __init__(self, servers: int, weight: int = 1, *, is_of_3_0: bool = False) -> None:
         self._points = sorted(
-            (_avalanche((number + 1) * IDENTIFIERS + point), number)
+            (_avalanche((_avalanche(number + 1) if is_of_3_0 else (number + 1) * IDENTIFIERS) + point), number)
             for number in range(servers)
             for point in range(weight * POINTS)
         )
