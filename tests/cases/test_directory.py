@@ -1,7 +1,6 @@
 """The directory as the world has it: housekeeping that fails never turns a hit into a miss, and the size cap holds."""
 
 import os
-import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +11,7 @@ import pytest
 from tests.cases.file_systems import make_read_only, mounted, use_all_inodes
 from tests.support.bodies import digest_of
 from tests.support.deployment import Deployment, eventually, stays
+from tests.support.dockyard import delete_in_use
 from tests.support.fake_registry import FakeRegistry
 from tests.support.programs import need_root
 
@@ -112,7 +112,7 @@ def test_a_removed_directory_comes_back(
     layers = add_layers(fake_registry, 3)
     deployment = make_deployment(workers=2)
     assert_pulled(deployment, layers[0])
-    shutil.rmtree(deployment.dockyard.storage, ignore_errors=True)  # directories are made again meanwhile
+    delete_in_use(deployment.dockyard.storage)
     for layer in layers[:2]:
         assert_pulled(deployment, layer)
 

@@ -23,7 +23,7 @@ from tests.cases.file_systems import make_read_only, mounted, use_all_inodes
 from tests.support.bodies import digest_of
 from tests.support.busy_machine import EVENT_TIMEOUT_S, is_within
 from tests.support.deployment import Deployment, eventually, stays, upstream
-from tests.support.dockyard import Dockyard
+from tests.support.dockyard import Dockyard, delete_in_use
 from tests.support.fake_registry import FakeRegistry
 
 MIB = 1024 * 1024
@@ -212,7 +212,7 @@ def is_zombie(pid: int) -> bool:
 def test_sigterm_ends_a_server_whose_directory_is_gone(make_deployment: Callable[..., Deployment], what: str) -> None:
     """With exit status 0, and without a traceback."""
     deployment = make_deployment(workers=2)
-    shutil.rmtree(deployment.dockyard.storage / what)
+    delete_in_use(deployment.dockyard.storage / what)
     began_at = time.monotonic()
     deployment.dockyard.stop()
     assert is_within(time.monotonic() - began_at, 0, slack_s=8)

@@ -15,6 +15,7 @@ import pytest
 
 from tests.support.bodies import Bytes, Synthetic, digest_of
 from tests.support.deployment import Deployment, eventually
+from tests.support.dockyard import delete_in_use
 from tests.support.fake_registry import FakeRegistry
 from tests.support.http_client import send_request
 from tests.support.processes import free_port, memory_bytes
@@ -230,7 +231,7 @@ def test_deleted_directories_are_created_again(
     deployment.wait_for_workers(2)
     storage = deployment.dockyard.storage
     for path in [storage] if deleted == "*" else list(storage.glob(deleted)):
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
+        delete_in_use(path) if path.is_dir() else path.unlink()
     assert _pull_new_layer(deployment, fake_registry, 31) == 1
     eventually(lambda: len(list(storage.glob("run/shard-*.sock"))) == 2, "the sockets are there again")
     eventually(lambda: len(list(storage.glob("run/shard-*.lock"))) == 2, "the locks are there again")

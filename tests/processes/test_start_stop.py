@@ -24,7 +24,7 @@ from tests.support import faults
 from tests.support.bodies import Bytes, Synthetic, digest_of
 from tests.support.busy_machine import EVENT_TIMEOUT_S, is_within
 from tests.support.deployment import Deployment, eventually, set_at_exit, upstream
-from tests.support.dockyard import Dockyard
+from tests.support.dockyard import Dockyard, delete_in_use
 from tests.support.fake_registry import FakeRegistry
 from tests.support.paths import ROOT
 from tests.support.processes import free_port
@@ -105,11 +105,11 @@ def test_a_stalled_client_is_cut_after_the_drain_timeout(
 
 
 def _remove_run(storage: Path) -> None:
-    shutil.rmtree(storage / "run")
+    delete_in_use(storage / "run")
 
 
 def _replace_run(storage: Path) -> None:
-    shutil.rmtree(storage / "run")
+    delete_in_use(storage / "run")
     (storage / "run").write_text("")
 
 
@@ -122,13 +122,13 @@ def _fill(storage: Path) -> None:
     with contextlib.suppress(OSError):
         for number in range(10_000):
             (storage / f"in-the-way-{number}").write_bytes(bytes(65536))
-    shutil.rmtree(storage / "run")
+    delete_in_use(storage / "run")
     with contextlib.suppress(OSError):
         for number in range(10_000):
             (storage / f"also-in-the-way-{number}").touch()
 
 
-@pytest.mark.parametrize("damage", [_remove_run, shutil.rmtree, _replace_run, _make_read_only, _fill])
+@pytest.mark.parametrize("damage", [_remove_run, delete_in_use, _replace_run, _make_read_only, _fill])
 def test_a_server_stops_whatever_state_its_directory_is_in(
     make_deployment: Callable[..., Deployment], tmpfs: Path, damage: Callable[[Path], None]
 ) -> None:
@@ -395,7 +395,7 @@ def test_a_second_server_does_not_start_where_the_lock_file_was_deleted(
     deployment = make_deployment(workers=1)
     lock = deployment.dockyard.storage / "run" / "server.lock"
     for emptied in (lock.parent, deployment.dockyard.storage):
-        shutil.rmtree(emptied)
+        delete_in_use(emptied)
         eventually(lock.exists, "the lock file is there again")
         status, output = _second(deployment, tmp_path, port=free_port(), storage=deployment.dockyard.storage)
         assert (status, "another Dockyard" in output) == (1, True), output

@@ -155,3 +155,16 @@ def _merged(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
             case _:
                 merged[key] = value
     return merged
+
+
+def delete_in_use(directory: Path) -> None:
+    """Delete a directory of a running server, which may create files in it meanwhile, and make it again afterwards."""
+    deadline = time.monotonic() + EVENT_TIMEOUT_S
+    while True:
+        try:
+            shutil.rmtree(directory)
+        except OSError:  # not empty again, or the server has deleted a file first
+            if time.monotonic() > deadline:
+                raise
+        else:
+            return

@@ -17,6 +17,7 @@ from tests.chaos.engine.run import Run
 from tests.chaos.engine.variant import MIB, DeploymentVariant, Fault
 from tests.support.bodies import digest_of
 from tests.support.deployment import stays
+from tests.support.dockyard import delete_in_use
 from tests.support.http_client import send_request
 
 DISK_MIB = 64
@@ -172,7 +173,7 @@ UNWRITABLE = Fault(
 
 
 def _remove(run: Run) -> None:
-    shutil.rmtree(run.deployment.dockyard.storage, ignore_errors=True)  # directories are made again meanwhile
+    delete_in_use(run.deployment.dockyard.storage)
 
 
 _FETCHED = attrs.evolve(_PASSED, is_stored=None, gets=(0, WORKERS), says="from memory or the upstream")
