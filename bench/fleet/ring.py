@@ -19,8 +19,8 @@ class Ring:
 
     def __init__(self, servers: int, weight: int = 1, *, is_of_3_0: bool = False) -> None:
         self._points = sorted(
-            (_avalanche((_avalanche(number + 1) if is_of_3_0 else (number + 1) * IDENTIFIERS) + point), number)
-            for number in range(servers)
+            (_avalanche(first + point), number)
+            for number, first in enumerate(_find_first_points(servers, is_of_3_0=is_of_3_0))
             for point in range(weight * POINTS)
         )
 
@@ -34,6 +34,12 @@ class Ring:
         following, before = points[after % len(points)], points[after - 1]
         is_before_nearer = (hashed - before[0]) & MASK <= (following[0] - hashed) & MASK
         return before[1] if is_before_nearer else following[1]
+
+
+def _find_first_points(servers: int, *, is_of_3_0: bool) -> list[int]:
+    """The first point of each server, not hashed yet."""
+    identifiers = range(1, servers + 1)
+    return [_avalanche(each) if is_of_3_0 else each * IDENTIFIERS for each in identifiers]
 
 
 def _sdbm(key: str) -> int:
