@@ -9,6 +9,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, suppress
 from functools import cache
+from math import inf
 from random import Random
 
 import pytest
@@ -216,6 +217,7 @@ def test_d8_the_log_is_not_flooded(make_deployment: Callable[..., WatchedDeploym
 
 
 LONG = 64 * 1024
+MAX_PARSING_S = 0.01
 TEXTS = {
     "letters": "a" * LONG,
     "dashes": "-" * LONG,
@@ -258,14 +260,16 @@ def test_d9_hostile_texts_cost_little_time(parser: str) -> None:
     """64 KiB of any text are parsed, or rejected, within ten milliseconds of CPU time."""
     slow = {}
     for name, text in TEXTS.items():
-        times = []
-        for _ in range(3):  # caches may be cold: the best of three counts
+        fastest = inf
+        for _ in range(20):  # caches may be cold, and what a virtual machine waits for its processor may count
             began = time.thread_time()
             with suppress(RegistryError, InvalidUrl, ValueError):
                 PARSERS[parser](text)
-            times.append(time.thread_time() - began)
-        if min(times) > 0.01:
-            slow[name] = min(times)
+            fastest = min(fastest, time.thread_time() - began)
+            if fastest <= MAX_PARSING_S:
+                break
+        else:
+            slow[name] = fastest
     assert slow == {}
 
 

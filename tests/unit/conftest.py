@@ -5,11 +5,16 @@ from collections.abc import Callable
 import pytest
 
 from dockyard import metrics
+from tests.support.busy_machine import EVENT_TIMEOUT_S
 
 
 @pytest.fixture
 def slow_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A loaded machine may need long to rename a file or to set its times: it is not verified again for that."""
+    """A loaded machine may need long to rename a file or to set its times: it is not verified again for that.
+
+    Nor are bytes of a stored blob released before all of it is verified, because that takes long.
+    """
+    monkeypatch.setattr("dockyard.cache.download.MAX_VERIFY_WAIT_S", EVENT_TIMEOUT_S)
     monkeypatch.setattr("dockyard.storage.verified_files.MAX_RENAME_NS", 10**10)
     monkeypatch.setattr("dockyard.storage.verified_files.MAX_SETTING_NS", 10**10)
 
