@@ -64,7 +64,15 @@ RELEASES = {
     release.name: release
     for release in (
         Release("bookworm", "3.11"),
-        Release("noble", "3.12", UBUNTU, "main,universe", "ubuntu-archive-keyring.gpg", "ubuntu-keyring", "jammy"),
+        Release(
+            "noble",
+            "3.12",
+            UBUNTU,
+            "main,universe",
+            keyring="ubuntu-archive-keyring.gpg",
+            package="ubuntu-keyring",
+            script="jammy",
+        ),
         Release("trixie", "3.13"),
         Release("sid", "3.14", may_be_old=True),
     )
