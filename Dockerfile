@@ -32,7 +32,8 @@ COPY . .
 RUN pip --python /opt/build/bin/python wheel --no-deps --no-build-isolation --wheel-dir /wheels . \
     && pip --python /opt/dockyard/bin/python install --no-index --no-deps --no-compile \
         --report /reports/dockyard.json /wheels/*.whl \
-    && /opt/dockyard/bin/python -m compileall -q --invalidation-mode unchecked-hash /opt/dockyard/lib
+    && /opt/dockyard/bin/python -m compileall -q --invalidation-mode unchecked-hash \
+        /opt/dockyard/lib/python*/site-packages/dockyard
 COPY --from=ecr-login /modules.json /reports/
 ARG PYTHON_IMAGE
 RUN /opt/build/bin/python ops/image/sbom.py --base "$PYTHON_IMAGE" --go /reports/modules.json \
