@@ -85,8 +85,11 @@ class Server:
     def _environ(self) -> Mapping[str, str]:
         raise NotImplementedError
 
+    def _connection(self) -> http.client.HTTPConnection:
+        return http.client.HTTPConnection("127.0.0.1", self.port, timeout=5)
+
     def _responds(self) -> bool:
-        with contextlib.closing(http.client.HTTPConnection("127.0.0.1", self.port, timeout=5)) as connection:
+        with contextlib.closing(self._connection()) as connection:
             try:
                 connection.request("GET", "/")
                 return connection.getresponse().status in {200, 403}

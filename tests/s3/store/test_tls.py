@@ -1,6 +1,7 @@
 """The S3 store over TLS, and with the bucket in the host name, as on AWS."""
 
 import contextlib
+import http.client
 import os
 import socket
 import ssl
@@ -33,11 +34,12 @@ class TlsMinio(Minio):
     def start(self) -> None:
         (self.data / BUCKET).mkdir()
         self._process = Process.start(self._command(), log=self.log, environ=self._environ())
-        self._process.wait_until(self._listens, "listening")
+        self._process.wait_until(self._responds, "responding")
 
-    def _listens(self) -> bool:
-        with socket.socket() as probe:
-            return probe.connect_ex(("127.0.0.1", self.port)) == 0
+    def _connection(self) -> http.client.HTTPConnection:
+        context = ssl.create_default_context()
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        return http.client.HTTPSConnection("127.0.0.1", self.port, timeout=5, context=context)
 
 
 @pytest.fixture(scope="module")
