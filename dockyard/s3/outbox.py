@@ -5,6 +5,7 @@ The directory survives restarts and outages of the S3 service of any length. Not
 
 import contextlib
 import hashlib
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ from dockyard.storage.items import Item, parse_item
 OVERDUE_AFTER_S = 5.0
 # An item is added before it is in the local store; it may take this long to get there.
 MAX_COMMIT_S = 600.0
+_NAME_LENGTH = hashlib.sha256().digest_size * 2
 
 
 class Outbox:
@@ -25,10 +27,18 @@ class Outbox:
         self._directory = directory
 
     def add(self, item: Item) -> None:
-        """Add an item. If that fails because of the disk, the item is uploaded when it is next due for a touch."""
+        """Add an item, as of now. If that fails because of the disk, it is uploaded when it is next due for a touch."""
+        path = self._path(item)
         with contextlib.suppress(OSError):
+            if item in self:  # a full disk must not empty its file
+                with contextlib.suppress(FileNotFoundError):  # else it was removed in this moment
+                    os.utime(path)
+                    return
             self._directory.mkdir(parents=True, exist_ok=True)
-            self._path(item).write_text(str(item))
+            try:
+                path.write_text(str(item))
+            except OSError:
+                self.remove(item)
 
     def remove(self, item: Item) -> None:
         """Remove an item: it is in the bucket."""
@@ -42,21 +52,34 @@ class Outbox:
                 self.remove(item)
 
     def __contains__(self, item: Item) -> bool:
-        return self._path(item).exists()
-
-    def __iter__(self) -> Iterator[Item]:
-        """Yield all items; files that are not items are ignored."""
-        with contextlib.suppress(OSError):
-            for path in sorted(self._directory.iterdir()):
-                with contextlib.suppress(OSError, ValueError):
-                    yield parse_item(path.read_text())
+        """Whether the item is there. A file that a power failure has emptied does not count: it would never be sent."""
+        try:
+            return self._path(item).read_bytes() == str(item).encode()
+        except OSError:
+            return False
 
     def overdue(self) -> Iterator[Item]:
-        """Yield the items that were added more than OVERDUE_AFTER_S ago, or in the future: the clock may jump."""
-        for item in self:
+        """Yield the items that were added more than OVERDUE_AFTER_S ago, or in the future: the clock may jump.
+
+        Files that a power failure has emptied are deleted; those of others are ignored.
+        """
+        for path in self._files():
             with contextlib.suppress(OSError):
-                if not 0 <= time.time() - self._path(item).stat().st_mtime < OVERDUE_AFTER_S:
+                if 0 <= time.time() - path.stat().st_mtime < OVERDUE_AFTER_S:
+                    continue
+                try:
+                    item = parse_item(path.read_text())
+                except ValueError:
+                    path.unlink()
+                else:
                     yield item
+
+    def _files(self) -> list[Path]:
+        """The files of items, by the length of their names."""
+        try:
+            return sorted(path for path in self._directory.iterdir() if len(path.name) == _NAME_LENGTH)
+        except OSError:
+            return []
 
     def _path(self, item: Item) -> Path:
         """Return a path of fixed length: the text of an item may be longer than a file name."""

@@ -12,7 +12,7 @@ import pytest
 from tests.s3.service.bucket_view import BucketView, blob_key
 from tests.s3.service.images import NAME, add_images, add_index, fetch, layer, pull, pull_and_publish, put_image
 from tests.s3.service.request_log import S3RequestLog
-from tests.s3.store.proxy import Forward, Request, S3Proxy
+from tests.s3.store.proxy import Forward, Request, S3Proxy, s3_error
 from tests.support.bodies import digest_of
 from tests.support.deployment import Deployment, eventually, stays
 from tests.support.fake_registry import FakeRegistry
@@ -63,6 +63,26 @@ def test_a_touch_keeps_the_metadata(start: Callable[..., Deployment], bucket_vie
     assert_touched(bucket_view, [key])
     found = bucket_view.stat(key)
     assert (found.content_type, found.metadata["x-amz-meta-origin"]) == ("application/vnd.other", "another tool")
+
+
+def test_what_a_power_failure_has_emptied_in_the_outbox_is_published_by_a_touch(
+    start: Callable[..., Deployment], bucket_view: BucketView, proxy: S3Proxy, fake_registry: FakeRegistry
+) -> None:
+    """S3 fails, an image is pulled, and the files of the outbox are empty after the restart: it is in use, and due."""
+    add_images(fake_registry, "v1")
+    deployment = start(proxy.host, storage={"touch_threshold": "1s"})
+    proxy.rule = lambda _: s3_error(503, "SlowDown")
+    keys = pull(deployment, "v1")
+    deployment.dockyard.kill()
+    emptied = list(deployment.dockyard.storage.glob("unpublished/*"))
+    assert len(emptied) == len(keys)
+    for file in emptied:
+        os.truncate(file, 0)
+    proxy.rule = lambda _: Forward()
+    deployment.dockyard.start()
+    fake_registry.clear_exchanges()
+    eventually(lambda: pull(deployment, "v1") == bucket_view.listed(), "everything pulled is in the bucket")
+    assert fake_registry.count("blob") == 0
 
 
 def test_a_threshold_of_zero_disables_touches(
