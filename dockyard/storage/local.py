@@ -236,14 +236,15 @@ class LocalStore:
         return None
 
     def move_pointer(self, name: Name, tag: Tag, old: Pointer | None, new: Pointer) -> bool:
-        """Point the tag at a manifest that is stored already; False when its pointer is no longer `old`.
+        """Point the tag at a manifest that is stored already; False when it has a pointer here that is not `old`.
 
         So a process that was delayed between its request to the upstream and this write cannot overwrite a pointer
-        that another process has written meanwhile.
+        that another process has written meanwhile. `old` may be absent: it was evicted, or came from the bucket and
+        could not be written.
         """
         key = keys.tag_key(self._prefix, name, tag)
         with lock_directory(self._path(key).parent):
-            if self.read_pointer(name, tag) != old:
+            if self.read_pointer(name, tag) not in (None, old):
                 return False
             self._write(key, str(new.digest).encode(), new.checked_at)
         return True

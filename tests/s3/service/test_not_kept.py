@@ -1,9 +1,12 @@
-"""Layers that are too large for the local store, with a bucket behind it: the bucket is their cache."""
+"""What the local store cannot keep, with a bucket behind it: large layers, and pointers of tags."""
 
 from collections.abc import Callable
 from random import Random
 
-from tests.s3.service.bucket_view import BucketView, blob_key
+import pytest
+
+from tests.s3.service.bucket_view import BucketView, blob_key, tag_key
+from tests.s3.service.images import NAME, REPO, put_image
 from tests.support.bodies import Bytes, digest_of
 from tests.support.deployment import Deployment, eventually
 from tests.support.fake_registry import FakeRegistry
@@ -50,3 +53,20 @@ def test_a_layer_of_the_bucket_that_is_too_large_evicts_nothing(
     eventually(lambda: "a layer is too large to be kept" in deployment.dockyard.read_log(), "the line in the log")
     assert "evicted the least recently used files" not in deployment.dockyard.read_log()
     assert deployment.stored_files(small)
+
+
+@pytest.mark.parametrize("is_moved", [False, True])
+def test_a_pointer_that_cannot_be_written_costs_one_check(
+    start: Callable[..., Deployment], bucket_view: BucketView, fake_registry: FakeRegistry, *, is_moved: bool
+) -> None:
+    """Its place is taken by a repository of that name. The bucket has a pointer; the tag may have moved since."""
+    image = fake_registry.add_image(REPO, "v1", [b"old"])
+    put_image(bucket_view, fake_registry, "v1")
+    if is_moved:
+        image = fake_registry.add_image(REPO, "v1", [b"new"])
+    deployment = start()
+    (deployment.dockyard.storage / tag_key(NAME, "v1")).mkdir(parents=True)
+    for number in range(1, 4):
+        response = deployment.get(f"/v2/{NAME}/manifests/v1")
+        assert (response.status, digest_of(response.body)) == (200, image.digest)
+        assert fake_registry.count("manifest", "HEAD") == number

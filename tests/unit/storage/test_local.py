@@ -258,6 +258,8 @@ def test_a_pointer_that_was_changed_meanwhile_is_not_moved(store: LocalStore) ->
     assert now.digest == second.digest
     assert store.move_pointer(NAME, TAG, now, Pointer(first.digest, first.checked_at + 1))
     assert not store.move_pointer(NAME, TAG, read, third)  # the same digest, another time
+    (store.directories.root / "cache/manifests/docker.io/library/img/tags/latest").unlink()
+    assert store.move_pointer(NAME, TAG, read, third)  # evicted: there is nothing newer
 
 
 @pytest.mark.parametrize("text", ["", "latest", "sha256:short", "md5:" + "0" * 32, "\xff"])
