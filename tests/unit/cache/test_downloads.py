@@ -18,7 +18,7 @@ import pytest
 from dockyard.cache.blobs import Blobs, OpenedBlob
 from dockyard.cache.download_job import DownloadJob
 from dockyard.cache.downloads import Downloads
-from dockyard.cache.readers import Reader
+from dockyard.cache.readers import MAX_FIRST_BYTES, Reader
 from dockyard.cache.stores import Stores
 from dockyard.cache.threads import Threads
 from dockyard.config.settings import Auth, Upstream
@@ -245,6 +245,20 @@ async def test_the_first_bytes_come_while_the_fetch_runs(workers: Workers) -> No
         opened.reader.close()
     workers.upstream.gate.set()
     assert workers.upstream.starts == [0]
+
+
+@pytest.mark.parametrize("number", [0, 1], ids=["owner", "another worker"])
+async def test_the_first_bytes_are_few(workers: Workers, number: int) -> None:
+    """However many there are: so those who wait for theirs get them soon. All others come at once."""
+    workers.upstream.hold = 2_000_000
+    opened = await open_blob(workers.all[number])
+    assert await read_all(opened.reader, 0, 1_900_000) == BODY[:1_900_000]
+    _, first = await opened.reader.find(0)
+    _, others = await opened.reader.find(first)
+    assert first == MAX_FIRST_BYTES
+    assert others >= 1_900_000 - first
+    opened.reader.close()
+    workers.upstream.gate.set()
 
 
 async def test_a_fetch_goes_on_without_clients(workers: Workers) -> None:
