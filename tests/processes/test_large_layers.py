@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
@@ -13,7 +14,7 @@ from tests.processes.test_disk import mount_tmpfs, small_disk
 from tests.support import faults
 from tests.support.bodies import Bytes, digest_of
 from tests.support.busy_machine import EVENT_TIMEOUT_S
-from tests.support.deployment import Deployment, eventually
+from tests.support.deployment import Deployment, eventually, set_at_exit
 from tests.support.fake_registry import OCI_MANIFEST, FakeRegistry
 from tests.support.paths import ROOT
 
@@ -77,7 +78,10 @@ def test_a_layer_that_is_too_large_for_the_cap_evicts_nothing(
     deployment = make_deployment(workers=workers, storage={"max_size": "10MiB"})
     cached = Cached(deployment, fake_registry)
     path = f"/v2/up.test/app/blobs/{fake_registry.add_blob(content)}"
-    with deployment.crowd(path, content, 6) as crowd:
+    with set_at_exit(threading.Event()) as go_on, deployment.crowd(path, content, 6) as crowd:
+        fake_registry.on("blob", faults.stalled(MIB, go_on), reference=content.digest)
+        crowd.run(until=lambda: all(member.first_byte_at for member in crowd.members))
+        go_on.set()
         crowd.run()
         assert all(member.is_right for member in crowd.members), crowd.summary()
     assert fake_registry.count("blob", "GET", reference=content.digest) <= workers
