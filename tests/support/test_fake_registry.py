@@ -13,7 +13,7 @@ import trustme
 
 from tests.support import faults
 from tests.support.bodies import Bytes, Synthetic, digest_of, read_whole
-from tests.support.busy_machine import is_within
+from tests.support.busy_machine import EVENT_TIMEOUT_S, is_within
 from tests.support.certificates import server_context
 from tests.support.deployment_fixtures import fake_registry
 from tests.support.fake_registry import OCI_INDEX, OCI_MANIFEST, FakeRegistry
@@ -30,7 +30,9 @@ def get(
 ) -> tuple[http.client.HTTPResponse, bytes]:
     """Send one request with the standard library's client; header names are given with underscores."""
     named = {name.replace("_", "-"): value for name, value in headers.items()}
-    with closing(http.client.HTTPConnection("127.0.0.1", fake_registry.listener.port, timeout=10)) as connection:
+    with closing(
+        http.client.HTTPConnection("127.0.0.1", fake_registry.listener.port, timeout=EVENT_TIMEOUT_S)
+    ) as connection:
         connection.request(method, path, headers=named)
         response = connection.getresponse()
         return response, response.read()
@@ -38,7 +40,7 @@ def get(
 
 def raw(fake_registry: FakeRegistry, path: str) -> tuple[bytes, bytes, str]:
     """Head and body as they were on the wire, and whether a FIN or an RST ended them."""
-    with socket.create_connection(("127.0.0.1", fake_registry.listener.port), timeout=10) as connection:
+    with socket.create_connection(("127.0.0.1", fake_registry.listener.port), timeout=EVENT_TIMEOUT_S) as connection:
         connection.sendall(f"GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
         data, ended = b"", "fin"
         try:
@@ -87,7 +89,9 @@ def test_what_is_not_there_is_404(fake_registry: FakeRegistry) -> None:
 def test_head_has_the_length_and_no_body(fake_registry: FakeRegistry) -> None:
     """HEAD answers as GET without the body, and the connection can be used again."""
     digest = fake_registry.add_blob(BLOB)
-    with closing(http.client.HTTPConnection("127.0.0.1", fake_registry.listener.port, timeout=10)) as connection:
+    with closing(
+        http.client.HTTPConnection("127.0.0.1", fake_registry.listener.port, timeout=EVENT_TIMEOUT_S)
+    ) as connection:
         for _ in range(2):
             connection.request("HEAD", f"/v2/app/blobs/{digest}")
             response = connection.getresponse()
@@ -145,16 +149,17 @@ def test_a_stalled_body_continues_after_the_event(fake_registry: FakeRegistry) -
     digest = fake_registry.add_blob(BLOB)
     go_on = threading.Event()
     fake_registry.on("blob", faults.stalled(1000, go_on))
-    with socket.create_connection(("127.0.0.1", fake_registry.listener.port), timeout=0.2) as connection:
+    with socket.create_connection(("127.0.0.1", fake_registry.listener.port), timeout=EVENT_TIMEOUT_S) as connection:
         connection.sendall(f"GET /v2/app/blobs/{digest} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
         data = b""
         while not data.endswith(BLOB[990:1000]):
             data += connection.recv(65536)
         assert data.partition(b"\r\n\r\n")[2] == BLOB[:1000]
+        connection.settimeout(0.2)
         with pytest.raises(TimeoutError):
             connection.recv(1)
         go_on.set()
-        connection.settimeout(10)
+        connection.settimeout(EVENT_TIMEOUT_S)
         while more := connection.recv(65536):
             data += more
         assert data.partition(b"\r\n\r\n")[2] == BLOB
@@ -179,8 +184,8 @@ def test_a_registry_disconnects_without_a_response(fake_registry: FakeRegistry, 
 
 def test_slow_headers(fake_registry: FakeRegistry) -> None:
     """The head comes byte by byte: the first line is not complete after one read."""
-    fake_registry.on("ping", faults.slow_headers(0.02))
-    with socket.create_connection(("127.0.0.1", fake_registry.listener.port), timeout=5) as connection:
+    fake_registry.on("ping", faults.slow_headers(1.0))
+    with socket.create_connection(("127.0.0.1", fake_registry.listener.port), timeout=EVENT_TIMEOUT_S) as connection:
         connection.sendall(b"GET /v2/ HTTP/1.1\r\nHost: x\r\n\r\n")
         assert len(connection.recv(65536)) < 5
 
@@ -281,7 +286,7 @@ def test_presigned_downloads_are_for_one_method_and_expire(fake_registry: FakeRe
 
 def test_a_closed_listener_refuses_and_comes_back_on_its_port(fake_registry: FakeRegistry) -> None:
     """Closing ends open connections and refuses new ones; opening again keeps the port."""
-    with socket.create_connection(("127.0.0.1", fake_registry.listener.port), timeout=5) as idle:
+    with socket.create_connection(("127.0.0.1", fake_registry.listener.port), timeout=EVENT_TIMEOUT_S) as idle:
         get(fake_registry, "/v2/")
         fake_registry.listener.close()
         assert idle.recv(1) == b""
@@ -300,7 +305,9 @@ def test_a_listener_speaks_tls(fake_registry: FakeRegistry) -> None:
     secure = fake_registry.listen("secure", tls=server)
     digest = fake_registry.add_blob(BLOB)
     for at in (len(BLOB), 10):
-        with closing(http.client.HTTPSConnection("localhost", secure.port, timeout=10, context=client)) as connection:
+        with closing(
+            http.client.HTTPSConnection("localhost", secure.port, timeout=EVENT_TIMEOUT_S, context=client)
+        ) as connection:
             connection.request("GET", f"/v2/app/blobs/{digest}")
             try:
                 body = connection.getresponse().read()
@@ -328,7 +335,9 @@ def test_a_proxy_leads_every_tunnel_to_the_registry(fake_registry: FakeRegistry)
     client = ssl.create_default_context()
     authority.configure_trust(client)
     proxy = fake_registry.listen("proxy", tunnel=server)
-    with closing(http.client.HTTPSConnection(proxy.host, proxy.port, timeout=10, context=client)) as connection:
+    with closing(
+        http.client.HTTPSConnection(proxy.host, proxy.port, timeout=EVENT_TIMEOUT_S, context=client)
+    ) as connection:
         connection.set_tunnel("registry.example.com")
         connection.request("GET", "/v2/")
         assert connection.getresponse().read() == b"{}"

@@ -197,7 +197,7 @@ def test_headers_that_do_not_come_end_at_the_deadline(ward: Ward, change: object
     with pytest.raises(UpstreamTimeout):
         ward.registry(limits=SHORT).head_manifest("lib/app", LATEST)
     assert is_within(time.monotonic() - begun, SHORT.check_timeout, slack_s=0.5)
-    assert ward.fake_registry.count("manifest") == 1
+    ward.fake_registry.wait_for(lambda: ward.fake_registry.count("manifest") == 1, "the one request")
 
 
 def test_a_body_that_drips_ends_at_the_deadline(ward: Ward, monkeypatch: pytest.MonkeyPatch) -> None:
