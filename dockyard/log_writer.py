@@ -11,6 +11,7 @@ import collections
 import contextlib
 import os
 import select
+import signal
 import stat
 import threading
 import time
@@ -91,8 +92,9 @@ class LogWriter:
     """Writes lines to an output. `write` may be called by one thread at a time.
 
     `report(count)` returns the line that says how many lines were dropped; `count_dropped(count)` counts them. `name`
-    is that of the thread. Belongs to the process that creates it: after a fork it does nothing in the child, where the
-    thread is missing that may have held the lock of the event at that moment.
+    is that of the thread, which gets no signals: one that other threads block waits for them. Belongs to the process
+    that creates it: after a fork it does nothing in the child, where the thread is missing that may have held the lock
+    of the event at that moment.
     """
 
     def __init__(
@@ -116,7 +118,11 @@ class LogWriter:
         self._is_closed = False
         self._wake = threading.Event()
         self._pid = os.getpid()
-        threading.Thread(target=self._run, name=name, daemon=True).start()
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())  # the thread inherits it
+        try:
+            threading.Thread(target=self._run, name=name, daemon=True).start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def write(self, line: bytes) -> None:
         """Have a line written, which ends with a line break. Does not block."""

@@ -4,6 +4,8 @@ import os
 import re
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -217,3 +219,20 @@ def test_a_child_process_does_not_write_the_lines_of_its_parent(make: Make) -> N
     assert writer.flush()
     thread.join()
     assert [each[:6] for each in found if re.match(rb"\d{6}", each)] == [b"%06d" % number for number in range(100)]
+
+
+BLOCK_SIGTERM = """
+import os, signal
+from dockyard.log_writer import LogWriter, Stream
+writer = LogWriter(Stream(1), lambda count: b"", lambda count: None)
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+os.kill(os.getpid(), signal.SIGTERM)
+writer.write(b"not ended\\n")
+writer.close()
+"""
+
+
+def test_the_thread_takes_no_signal_that_the_program_blocks() -> None:
+    """SIGTERM waits until the server has started: taken by another thread, it would end the process."""
+    ended = subprocess.run([sys.executable, "-c", BLOCK_SIGTERM], stdout=subprocess.PIPE, check=False)
+    assert (ended.returncode, ended.stdout) == (0, b"not ended\n")
