@@ -446,15 +446,15 @@ async def test_a_queued_download_does_not_time_out(tmp_path: Path, monkeypatch: 
     """All threads for fills are taken for longer than a download may stand still: who waits is served in the end."""
     monkeypatch.setattr("dockyard.cache.threads.MAX_DOWNLOAD_THREADS", 1)
     monkeypatch.setattr("dockyard.cache.download.CHECK_INTERVAL_S", 0.05)
-    monkeypatch.setattr("dockyard.cache.download.NO_PROGRESS_TIMEOUT_S", 0.4)
-    monkeypatch.setattr("dockyard.cache.following.NO_PROGRESS_TIMEOUT_S", 0.4)
+    monkeypatch.setattr("dockyard.cache.download.NO_PROGRESS_TIMEOUT_S", 3.0)
+    monkeypatch.setattr("dockyard.cache.following.NO_PROGRESS_TIMEOUT_S", 3.0)
     workers = Workers(tmp_path)
     await workers.start(2)
     is_free = threading.Event()
     try:
-        other = asyncio.create_task(workers.all[0].threads.download(TARGET, is_free.wait, 20))
+        other = asyncio.create_task(workers.all[0].threads.download(TARGET, is_free.wait, EVENT_TIMEOUT_S))
         pulls = [asyncio.create_task(pull(worker)) for worker in workers.all]
-        await asyncio.wait(pulls, timeout=1.0)
+        await asyncio.wait(pulls, timeout=4.0)
         assert not any(each.done() for each in pulls)
         is_free.set()
         assert await asyncio.gather(*pulls) == [BODY, BODY]
