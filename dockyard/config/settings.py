@@ -175,7 +175,7 @@ class StorageSettings:
     """When the digest of a blob in the local store is verified before it is sent. `start`: at its first use after the
     server has started, and at its first use after its file has changed. `always`: at every use, which hashes all bytes
     that are sent. `never`: not at all, for file systems that verify checksums themselves (ZFS, btrfs). Manifests are
-    always verified."""
+    always verified, and so is a blob at its next use when the disk could not read it."""
     scrub_rate: Bytes = 8 * 2**20
     """How many bytes per second the scrub may read: once a day, it verifies all blobs in the local store and deletes
     damaged ones. 0: no scrub."""

@@ -51,6 +51,12 @@ class Outbox:
             if age_of(self._path(item).stat().st_mtime) > MAX_COMMIT_S:
                 self.remove(item)
 
+    def remove_added_before(self, item: Item, time_s: float) -> None:
+        """Remove an item, unless it was added at this time (seconds since the epoch) or later."""
+        with contextlib.suppress(OSError):
+            if self._path(item).stat().st_mtime < time_s:
+                self.remove(item)
+
     def __contains__(self, item: Item) -> bool:
         """Whether the item is there. A file that a power failure has emptied does not count: it would never be sent."""
         try:

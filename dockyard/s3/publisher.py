@@ -158,6 +158,12 @@ class Publisher:
             self._mark_published(item)
         except SourceEnded:
             pass
+        except OSError as exc:
+            log.warning(
+                "cannot read a partial file: its blob is uploaded when it is stored",
+                digest=str(partial_file.digest),
+                error=exc.strerror,
+            )
         except S3Error as exc:
             self._pause(item, exc)
         except Exception:
@@ -170,11 +176,15 @@ class Publisher:
                 os.close(fd)
 
     def _upload(self, s3: "S3Store", item: Item) -> None:
-        """Upload an item from the local store, or remove it from the outbox when it is not there."""
+        """Upload an item from the local store, or remove it from the outbox when it is not there or cannot be read."""
+        began_at = time.time()
         match item:
             case BlobItem(digest) if blob := self._local.blobs.open_verified(digest):
                 try:
                     s3.publish_blob(digest, blob.size, partial(_read_file, blob.fd, blob.size))
+                except OSError as exc:  # it stays in the outbox, and is verified at the next attempt
+                    self._local.blobs.report_unreadable(blob, exc)
+                    return
                 finally:
                     os.close(blob.fd)
             case ManifestItem(name, digest) if manifest := self._read_manifest(item):
@@ -189,6 +199,9 @@ class Publisher:
                 if now and now.digest != pointer.digest:  # moved meanwhile: this write may have replaced a newer one
                     self.add_to_outbox(item)
                     self._upload(s3, item)
+                return
+            case BlobItem(digest) if self._local.blobs.exists(digest):  # unreadable: the next fetch adds it again
+                self._outbox.remove_added_before(item, began_at)
                 return
             case _:
                 self._outbox.remove_missing(item)
@@ -315,6 +328,8 @@ class Publisher:
         self._task_limit.acquire(blocking=True)
         try:
             task(self._s3, item)
+        except SourceEnded:
+            pass  # the file has changed: it is verified at the next attempt
         except S3Error as exc:
             self._pause(item, exc)
         except Exception:

@@ -1,8 +1,9 @@
 """The files of complete blobs: opening them, verifying their digests, deleting damaged ones. Blocking.
 
 `storage.verify` says when a file is hashed. `start`: at its first use after the server has started, and at the first
-use after it has changed. `always`: at every use. `never`: not at all. A small file is hashed while it is opened; for a
-larger one, which takes longer, the caller decides in which thread (`BlobFiles.verify`).
+use after it has changed. `always`: at every use. `never`: not at all. A file that could not be read is hashed at its
+next use, whatever it says. A small file is hashed while it is opened; for a larger one, which takes longer, the caller
+decides in which thread (`BlobFiles.verify`).
 """
 
 import os
@@ -94,6 +95,10 @@ class BlobFiles:
         os.close(blob.fd)
         return None
 
+    def exists(self, digest: Digest) -> bool:
+        """Whether there is a file, which may be damaged."""
+        return self._path_of(digest).exists()
+
     def verify(
         self, blob: StoredBlob, read_chunks: ReadChunks | None = None, *, reason: str = "use"
     ) -> StoredBlob | None:
@@ -119,7 +124,7 @@ class BlobFiles:
                 if _was_deleted(status, before):
                     return StoredBlob(digest, fd, found, is_verified=True)
         except OSError as exc:
-            log.warning("cannot read a cached blob", digest=str(digest), error=exc.strerror)
+            self.report_unreadable(blob, exc)
             return None
         log.warning("a cached blob changes while it is verified: it is not used", digest=str(digest))
         return None
@@ -130,6 +135,21 @@ class BlobFiles:
         if self._verified_files.has_open(blob.digest, blob.fd, found):
             return attrs.evolve(blob, fingerprint=found)
         return self.verify(blob)
+
+    def report_unreadable(self, blob: StoredBlob, exc: OSError) -> None:
+        """Log that a blob cannot be read, and have its file hashed before its next use. Does not block.
+
+        The file is not deleted: an error of the disk may pass. If it does not, the blob is fetched again at that use,
+        which replaces the file.
+        """
+        log.warning(
+            "cannot read a cached blob: it is verified before its next use, and fetched again if that fails",
+            digest=str(blob.digest),
+            error=exc.strerror,
+            cure="`dmesg` shows errors of the disk, or of the network for storage that is not local",
+        )
+        metrics.damaged_files.labels("blob").inc()
+        self._verified_files.distrust(blob.digest, blob.fingerprint)
 
     def record_use(self, blob: StoredBlob) -> StoredBlob:
         """Set the access time of a verified blob if that is due; return the blob with its fingerprint after that."""
@@ -161,7 +181,8 @@ class BlobFiles:
 
     def is_current(self, blob: StoredBlob) -> bool:
         """Whether a verified blob that was opened a moment ago may be used again. Does not block."""
-        return self._verify != "always" and fingerprint(os.fstat(blob.fd)) == blob.fingerprint
+        is_same = self._verify != "always" and fingerprint(os.fstat(blob.fd)) == blob.fingerprint
+        return is_same and not self._verified_files.is_distrusted(blob.digest, blob.fingerprint)
 
     def is_unchanged(self, blob: StoredBlob) -> bool:
         """Whether the file of a blob is as it was when it was opened, apart from times that were set here.
@@ -195,7 +216,8 @@ class BlobFiles:
             case "start":
                 return self._verified_files.has_open(digest, fd, fingerprint(found))
             case "never":
-                return bool(found.st_size) or digest == Digest.of(b"", digest.algorithm)
+                is_possible = bool(found.st_size) or digest == Digest.of(b"", digest.algorithm)
+                return is_possible and not self._verified_files.is_distrusted(digest, fingerprint(found))
 
     @staticmethod
     def _has_digest(digest: Digest, fd: int, read_chunks: ReadChunks, reason: str) -> bool:

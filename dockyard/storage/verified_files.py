@@ -9,6 +9,9 @@ milliseconds of one by Dockyard itself.
 Dockyard itself sets times of files. It does that in `keeps_verified`, which holds a lock on the file and puts the new
 fingerprint into the table. Another worker that finds the fingerprint changed waits for that lock and looks again.
 
+A file that could not be read has a record of its own, whatever its times: a disk that loses a sector does not change
+the file. It is hashed before its next use.
+
 The table is anonymous shared memory, created before the workers are forked: it works on a full or read-only disk, is
 there for a worker that was restarted, and is empty after a restart of the server. It has a fixed size; a file that was
 overwritten in it is verified again. Records are written without a lock. One that is torn, or overwritten by another
@@ -63,8 +66,19 @@ class VerifiedFiles:
 
     def add(self, digest: Digest, found: Fingerprint) -> None:
         """Record that the file with this fingerprint has the digest. Does not block."""
+        self._put(digest, _record(digest, found))
+
+    def distrust(self, digest: Digest, found: Fingerprint) -> None:
+        """Record that this file could not be read: it does not count as verified until it is hashed. Does not block."""
+        self._put(digest, _record(digest, _unreadable(found)))
+
+    def is_distrusted(self, digest: Digest, found: Fingerprint) -> bool:
+        """Whether this file could not be read when it was last used or hashed. Does not block."""
+        return self.has(digest, _unreadable(found))
+
+    def _put(self, digest: Digest, record: bytes) -> None:
+        """Write a record in the place of the one of the same digest, or of none, or of another one."""
         start = _bucket(digest)
-        record = _record(digest, found)
         places = range(start, start + _BUCKET_BYTES, _RECORD.size)
         keys = [self._table[place : place + 16] for place in places]
         for key in (record[:16], bytes(16)):
@@ -106,6 +120,11 @@ class VerifiedFiles:
             found = fingerprint(os.fstat(fd))
             if is_verified and time.monotonic_ns() - began_ns < MAX_SETTING_NS:
                 self.add(digest, found)
+
+
+def _unreadable(found: Fingerprint) -> Fingerprint:
+    """What stands in the table for a file that cannot be read: no file has these times."""
+    return found[0], 0, 0, 0
 
 
 def may_change_unseen(found: Fingerprint) -> bool:

@@ -29,9 +29,9 @@ from http import HTTPStatus
 import falcon.asgi
 import structlog
 
-from dockyard.cache.readers import Reader
+from dockyard.cache.readers import BlobReader
 from dockyard.cache.threads import Threads
-from dockyard.errors import FailureDetails, RegistryError, Unavailable
+from dockyard.errors import RegistryError, Unavailable
 from dockyard.oci.ranges import ByteRange
 from dockyard.web.asgi import Scope
 from dockyard.web.connections import (
@@ -49,7 +49,8 @@ MIN_BYTES = 1024 * 1024  # below, a connection that can be reused saves more
 MAX_SENDFILE_BYTES = 4 * 1024 * 1024
 MAX_OPEN_RANGE_SENDFILE_BYTES = 256 * 1024  # the client may close the connection at any byte
 READ_BYTES = 256 * 1024
-UNREADABLE = "a cached blob cannot be read"
+# What a read of a file fails with, and a write to a connection does not: the disk, or a file system that is not local.
+DISK_ERRORS = frozenset({errno.EIO, errno.EUCLEAN, errno.EBADMSG, errno.ENODATA, errno.EREMOTEIO, errno.ESTALE})
 
 log = structlog.get_logger("dockyard.request")
 
@@ -80,7 +81,7 @@ class ZeroCopy:
         scope: Scope,
         resp: falcon.asgi.Response,
         record: RequestRecord,
-        reader: Reader,
+        reader: BlobReader,
         part: ByteRange,
     ) -> None:
         """Send the status and headers of `resp` and the bytes of `part`, then close connection and reader.
@@ -131,7 +132,7 @@ def _format_date(seconds: int) -> str:
 class _Transmission:
     """The bytes of one response on their way to a connection. `sent_bytes` of the body were written so far."""
 
-    def __init__(self, connection: socket.socket, reader: Reader, part: ByteRange, threads: Threads) -> None:
+    def __init__(self, connection: socket.socket, reader: BlobReader, part: ByteRange, threads: Threads) -> None:
         self.sent_bytes = 0
         self._connection = connection
         self._reader = reader
@@ -173,7 +174,10 @@ class _Transmission:
     async def _send_from_file(self, fd: int, stop: int) -> None:
         while self._position < stop:
             if not self._is_next_in_memory(fd, stop):
-                await self._threads.disk(_read_ahead, fd, self._position)
+                try:
+                    await self._threads.disk(_read_ahead, fd, self._position)
+                except OSError as exc:
+                    raise self._reader.report_unreadable(exc) from exc
             await self._repeat_when_writable(functools.partial(self._send_some, fd, stop))
 
     def _send_some(self, fd: int, stop: int) -> bool:
@@ -182,8 +186,8 @@ class _Transmission:
         try:
             sent = os.sendfile(self._connection.fileno(), fd, self._position, amount)
         except OSError as exc:
-            if exc.errno == errno.EIO:  # of the disk, not of the connection
-                raise Unavailable(UNREADABLE, details=FailureDetails(error=str(exc))) from exc
+            if exc.errno in DISK_ERRORS:
+                raise self._reader.report_unreadable(exc) from exc
             raise
         if not sent:
             raise Unavailable("a cached blob ended early")
@@ -243,13 +247,10 @@ def _call(step: Callable[[], bool], done: asyncio.Future[None]) -> None:
 
 
 def _read_ahead(fd: int, position: int) -> None:
-    """Read the next part of a file into the page cache. Blocks. Raises Unavailable."""
+    """Read the next part of a file into the page cache. Blocks. Raises OSError."""
     buffer = bytearray(READ_BYTES)
     for start in range(position, position + MAX_SENDFILE_BYTES, READ_BYTES):
-        try:
-            os.preadv(fd, [buffer], start)
-        except OSError as exc:
-            raise Unavailable(UNREADABLE, details=FailureDetails(error=str(exc))) from exc
+        os.preadv(fd, [buffer], start)
 
 
 def _is_in_memory(fd: int, position: int) -> bool:

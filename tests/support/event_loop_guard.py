@@ -22,8 +22,11 @@ from tests.support.paths import ROOT
 IN_MEMORY = {
     "BlobFiles.is_current",
     "BlobFiles.is_unchanged",
+    "BlobFiles.report_unreadable",
     "LocalStore.key",
+    "VerifiedFiles.distrust",
     "VerifiedFiles.has",
+    "VerifiedFiles.is_distrusted",
     "PartialFile.attach",
     "PartialFile.close",
     "PartialFile.detach",

@@ -10,15 +10,22 @@ import attrs
 import pytest
 
 from tests.chaos.engine.case import State
-from tests.chaos.engine.deployment_case import LOCAL_STEPS, DeploymentCaseRun, request_cold_blob
+from tests.chaos.engine.deployment_case import (
+    LOCAL_STEPS,
+    DeploymentCaseRun,
+    request_cached_blob,
+    request_cold_blob,
+)
 from tests.chaos.engine.isolated_upstream import REPO, wait_for
-from tests.chaos.engine.outcomes import Outcome, either, hit, hit1, new, passed
+from tests.chaos.engine.outcomes import Outcome, cut, either, hit, hit1, new, passed
 from tests.chaos.engine.run import Run
 from tests.chaos.engine.variant import MIB, DeploymentVariant, Fault
+from tests.support import btrfs
 from tests.support.bodies import digest_of
 from tests.support.deployment import stays
 from tests.support.dockyard import delete_in_use
 from tests.support.http_client import send_request
+from tests.support.programs import Programs
 
 DISK_MIB = 64
 MAX_INODES = 2000
@@ -205,6 +212,26 @@ def _damage(run: Run) -> None:
     os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
 
 
+def _mount_btrfs(run: Run) -> None:
+    """Mount a file system that verifies checksums as the directory of Dockyard."""
+    storage = run.directory / "deployment" / "storage"
+    run.data["disk"] = run.environment.stack.enter_context(btrfs.mounted(Programs(), storage))
+
+
+def _break_sector(run: Run) -> None:
+    """Change a byte of a cached blob on the disk: the file system does not return it any more."""
+    [file] = run.deployment.stored_files(run.upstreams[State.BLOB_CACHED].layers["cached"].digest)
+    run.data["disk"].break_page(file, file.stat().st_size // 2)
+
+
+def _request_cached_blob_twice(case: DeploymentCaseRun) -> None:
+    """Request a layer that is in the local store, and again."""
+    request_cached_blob(case)
+    truth, path = case.upstream.layers["cached"], case.upstream.blob_path("cached")
+    case.request_and_judge(path, truth.data, case.outcomes[1], truth.digest)
+
+
+_CUT = attrs.evolve(cut(5.0), requests=(0, 0), is_stored=None)
 DAMAGED = Fault(
     "S15",
     "A stored file is damaged",
@@ -215,6 +242,17 @@ DAMAGED = Fault(
             inject=_damage,
             wait_until_recovered=wait_until_stored,
             reason="the damage is found before the response starts, and the blob is fetched again",
+        ),
+        DeploymentVariant(
+            "a sector that cannot be read",
+            steps={**_STEPS, State.BLOB_CACHED: _request_cached_blob_twice},
+            outcomes={State.BLOB_CACHED: (_CUT, new())},
+            prepare=_mount_btrfs,
+            inject=_break_sector,
+            wait_until_recovered=wait_until_stored,
+            workers=WORKERS,
+            layer_bytes=6 * MIB,
+            reason="the file was verified before; it is verified again before its next use, and fetched again",
         ),
     ),
 )

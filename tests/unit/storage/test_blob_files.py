@@ -285,6 +285,46 @@ def test_a_file_that_cannot_be_read_is_a_miss_and_stays(server: Server, monkeypa
     assert read(files, LARGE) == LARGE
 
 
+@pytest.mark.parametrize("verify", ["start", "always", "never"])
+@BODIES
+def test_a_file_that_could_not_be_read_is_hashed_at_its_next_use(
+    server: Server, verify: Verify, body: bytes, hashed_bytes: Callable[[], float]
+) -> None:
+    """By each worker that opens it, until it was hashed; also if nothing else is verified."""
+    server = Server(server.directory, verify)
+    files, other = server.worker().blobs, server.worker().blobs
+    assert read(files, body) == body
+    blob = files.open_verified(Digest.of(body))
+    assert blob
+    files.report_unreadable(blob, OSError(errno.EIO, "Input/output error"))
+    assert not files.is_current(blob)
+    assert not other.is_current(blob)
+    os.close(blob.fd)
+    hashed_bytes()
+    assert read(other, body) == body
+    assert hashed_bytes() == len(body)
+    assert read(files, body) == body
+    assert hashed_bytes() == (len(body) if verify == "always" else 0)
+
+
+def test_a_file_that_the_scrub_cannot_read_is_hashed_at_its_next_use(
+    server: Server, hashed_bytes: Callable[[], float]
+) -> None:
+    """The scrub finds it first: the next client gets a blob that is fetched, not one that is cut."""
+
+    def fail(fd: int) -> Iterator[memoryview]:
+        yield from list(read_in_chunks(fd))[:1]
+        raise OSError(errno.EIO, "Input/output error")
+
+    files = server.worker().blobs
+    assert read(files, LARGE) == LARGE
+    files.scrub(Digest.of(LARGE), fail)
+    assert server.path(LARGE).exists()
+    hashed_bytes()
+    assert read(files, LARGE) == LARGE
+    assert hashed_bytes() == len(LARGE)
+
+
 def test_a_file_that_is_written_while_it_is_hashed_is_hashed_again(server: Server) -> None:
     """The bytes that were read before the change prove nothing."""
     files = server.worker().blobs
