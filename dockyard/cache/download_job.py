@@ -47,7 +47,7 @@ from dockyard.http1.encoding import describe
 from dockyard.log import is_debug
 from dockyard.oci.ranges import ByteRange
 from dockyard.storage.items import BlobItem
-from dockyard.storage.partial_file import NoReadersLeft, OverflowFull, PartialFile
+from dockyard.storage.partial_file import UNREADABLE, NoReadersLeft, OverflowFull, PartialFile
 
 CHUNK_BYTES = 256 * 1024
 MIN_PARALLEL_BYTES = 1024 * 1024 * 1024
@@ -238,11 +238,7 @@ class DownloadJob:
         try:
             self._partial_file.hash_existing_bytes()
         except OSError as exc:
-            log.warning(
-                "cannot read a partial file of a former download: it is discarded",
-                digest=str(self._sources.digest),
-                error=exc.strerror,
-            )
+            log.warning(UNREADABLE, digest=str(self._sources.digest), error=exc.strerror)
             self._left_bytes = 0
             self._partial_file.restart()
 

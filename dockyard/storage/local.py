@@ -328,6 +328,8 @@ class LocalStore:
         try:
             partial_file.hash_existing_bytes()
             return partial_file.has_correct_digest() and self.commit(partial_file)
+        except OSError:
+            return False  # it cannot be read
         finally:
             partial_file.close()
 

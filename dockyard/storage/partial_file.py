@@ -35,6 +35,7 @@ from dockyard.storage.piece_map import PIECE_BYTES, PieceMap
 
 log = structlog.get_logger()
 
+UNREADABLE = "cannot read a partial file of a former download: it is discarded"
 SLOW_READER_TIMEOUT_S = 15.0
 NO_PROGRESS_TIMEOUT_S = 120.0
 MAX_UPLOAD_WAIT_S = 5.0
@@ -125,21 +126,26 @@ class PartialFile:
             fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if _is_same_file(fd, path):
+                    return cls._open(digest, path, fd, disk_space, memory)
             except BlockingIOError:
                 os.close(fd)
                 return None
             except BaseException:
                 os.close(fd)
                 raise
-            if _is_same_file(fd, path):
-                return cls._open(digest, path, fd, disk_space, memory)
             os.close(fd)  # deleted or renamed between open and lock: open the path again
 
     @classmethod
     def _open(
         cls, digest: Digest, path: Path, fd: int, disk_space: DiskSpace | None, memory: MemoryBudget
     ) -> "PartialFile":
-        pieces = PieceMap.read(fd)
+        try:
+            pieces = PieceMap.read(fd)
+        except OSError as exc:
+            log.warning(UNREADABLE, digest=str(digest), error=exc.strerror)
+            os.ftruncate(fd, 0)
+            pieces = None
         front = pieces.find_end_of_run(0) if pieces else os.fstat(fd).st_size
         partial_file = cls(digest, path, fd, front, disk_space, memory)
         partial_file.pieces = pieces

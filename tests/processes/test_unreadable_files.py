@@ -119,10 +119,11 @@ def test_a_blob_that_cannot_be_read_while_the_upstream_is_down(
     assert deployment.fake_registry.received() == []
 
 
+@pytest.mark.parametrize("place", [0.5, 1.0], ids=["middle", "end"])
 def test_what_a_former_download_left_cannot_be_read(
-    disk: BtrfsDisk, start: Callable[..., Deployment], fake_registry: FakeRegistry
+    disk: BtrfsDisk, start: Callable[..., Deployment], fake_registry: FakeRegistry, place: float
 ) -> None:
-    """The blob is received from its beginning, and the client notices nothing."""
+    """The blob is received from its beginning, and stored; the client notices nothing."""
     deployment = start()
     body = Random(5).randbytes(6 * MIB)
     path = f"/v2/up.test/app/blobs/{fake_registry.add_blob(body)}"
@@ -134,11 +135,13 @@ def test_what_a_former_download_left_cannot_be_read(
             deployment.dockyard.kill()
         fake_registry.remove_rules(rule)
     (left,) = eventually(deployment.interrupted_downloads, "the killed processes are gone")
-    disk.break_page(left, 2 * MIB)
+    disk.break_page(left, int(place * (left.stat().st_size - 1)))
     fake_registry.clear_exchanges()
     deployment.dockyard.start()
     assert deployment.get(path).body == body
     (exchange,) = fake_registry.received("blob", "GET")
     assert exchange.request.header("Range") is None
     assert "cannot read a partial file of a former download" in deployment.dockyard.read_log()
+    eventually(lambda: deployment.stored_files(path.rpartition("/")[2]), "stored")
     assert deployment.get(path).body == body
+    assert fake_registry.count("blob", "GET") == 1

@@ -233,6 +233,25 @@ def test_a_complete_partial_file_that_is_not_published_is_committed(
     assert read(store, digest) == (b"a blob" if is_committed else None)
 
 
+def test_a_complete_partial_file_that_cannot_be_read_is_deleted_when_it_is_old(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody requests the blob, which would receive it again."""
+
+    def fail(_: PartialFile) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(PartialFile, "hash_existing_bytes", fail)
+    digest = Digest.of(b"a blob")
+    store = make_store(tmp_path, unpublished=[BlobItem(digest)])
+    path = leave(store, digest, b"a blob")
+    assert store.sweep_partial_files() == 0
+    assert path.exists()
+    os.utime(path, (0, 0))
+    assert store.sweep_partial_files() == 1
+    assert not path.exists()
+
+
 def test_a_pointer_is_text_at_its_key(store: LocalStore) -> None:
     """A tag pointer is the digest as text, in a file named by its key."""
     digest = Digest.of(b"manifest")

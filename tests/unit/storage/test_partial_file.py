@@ -441,3 +441,27 @@ def test_a_map_for_another_size_is_dropped(tmp_path: Path, size: int | None) -> 
     assert again.has_correct_digest()
     again.remove_map()
     assert (tmp_path / "partial").read_bytes() == longer
+
+
+def test_a_file_whose_end_cannot_be_read_is_emptied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether it has a map is unknown. Nothing stays locked or open."""
+
+    def fail(_: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    left = claim(tmp_path / "partial")
+    left.append(BODY[:1000])
+    left.close()
+    before = len(os.listdir("/proc/self/fd"))
+    with monkeypatch.context() as broken:
+        broken.setattr(partial_file_module.PieceMap, "read", fail)
+        partial_file = claim(tmp_path / "partial")
+        assert partial_file.present_bytes == 0
+        partial_file.append(BODY)
+        assert partial_file.has_correct_digest()
+        partial_file.close()
+        broken.setattr(partial_file_module.os, "ftruncate", lambda *_: fail(0))
+        with pytest.raises(OSError, match="Input/output error"):
+            claim(tmp_path / "partial")
+    assert len(os.listdir("/proc/self/fd")) == before
+    assert claim(tmp_path / "partial").received_bytes == len(BODY)
