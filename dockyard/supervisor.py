@@ -73,6 +73,7 @@ MAX_EARLY_DEATHS_PER_WORKER = 5
 MIN_LIFETIME_S = 2.0
 START_INTERVAL_S = 1.0  # when workers exit right after their start
 MIN_SIGNAL_INTERVAL_S = 1.0  # a second Ctrl-C: `timeout` and some shells send one signal twice
+HANDLED_SIGNALS = STOP_SIGNALS | {signal.SIGHUP}
 GRANIAN_LOGS = {"loggers": {"_granian": {"handlers": [], "propagate": True}}, "handlers": {}, "formatters": {}}
 
 logger = structlog.get_logger()
@@ -118,7 +119,7 @@ def _serve(settings: Settings) -> int:
         except KeyPairError as exc:
             raise CannotStart(f"{exc.key}: {exc.path} {exc}") from exc
         _set_up_log(settings)  # building Granian's server replaced it
-        signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)  # until the workers are started
+        signal.pthread_sigmask(signal.SIG_BLOCK, HANDLED_SIGNALS)  # until the workers are started
         with contextlib.suppress(OSError):
             (run_directory / DRAINING).unlink()
         for warning in find_start_warnings(settings, os.environ):
@@ -334,7 +335,7 @@ class Supervisor(MPServer):
         signal.signal(signal.SIGCHLD, lambda *_: self.main_loop_interrupt.set())
         gc.freeze()  # else the collector of each worker writes to all objects, and the worker gets a copy of them
         super().startup(spawn_target, target_loader)  # type: ignore[no-untyped-call]
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, HANDLED_SIGNALS)
 
     def shutdown(self, exit_code: int = 0) -> None:
         """Stop the workers. Raises SystemExit if the server has failed."""

@@ -245,6 +245,42 @@ def test_a_starting_server_stops_at_once(fake_registry: FakeRegistry, tmp_path: 
         eventually(lambda: process.popen.poll() == 0, f"the end, attempt {attempt}")  # noqa: B023
 
 
+SLOW_START = """
+import time
+from dockyard import supervisor
+share_access = supervisor._share_access
+
+def share_slowly(settings):
+    time.sleep(1)
+    return share_access(settings)
+
+supervisor._share_access = share_slowly
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP], ids=["SIGTERM", "SIGHUP"])
+def test_a_signal_before_the_workers_are_started_waits(
+    fake_registry: FakeRegistry, tmp_path: Path, number: signal.Signals
+) -> None:
+    """Just after the first line of the log: a stop is in order, and a reload does not end the server."""
+    (tmp_path / "sitecustomize.py").write_text(SLOW_START)
+    environ = {"PYTHONPATH": f"{tmp_path}:{ROOT}"}
+    dockyard = Dockyard(tmp_path, [upstream("up.test", fake_registry.url)], environ=environ)
+    dockyard.start(wait=False)
+    try:
+        eventually(lambda: "Dockyard is starting" in dockyard.read_log(), "it starts")
+        process = dockyard._running
+        process.send(number)
+        if number is signal.SIGHUP:
+            eventually(lambda: "all workers have been replaced" in dockyard.read_log(), "the reload")
+            process.send(signal.SIGTERM)
+        eventually(lambda: process.popen.poll() is not None, "the end")
+        assert process.popen.poll() == 0
+        assert "Dockyard has stopped" in dockyard.read_log()
+    finally:
+        dockyard.kill()
+
+
 LIFE = ["Dockyard is starting", "Dockyard is listening", "Dockyard is stopping", "Dockyard has stopped"]
 
 
