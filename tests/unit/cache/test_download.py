@@ -132,12 +132,12 @@ async def test_what_changes_before_one_waits_is_not_missed() -> None:
     download = download_with(0)
     seen = download.version
     download.complete(SIZE)
-    await asyncio.wait_for(download.wait_for_change(seen), 1.0)
+    await asyncio.wait_for(download.wait_for_change(seen), EVENT_TIMEOUT_S)
     waits = asyncio.create_task(download.wait_for_change(download.version))
     await asyncio.sleep(0)
     assert not waits.done()
     download.update(SIZE, SIZE)
-    await asyncio.wait_for(waits, 1.0)
+    await asyncio.wait_for(waits, EVENT_TIMEOUT_S)
 
 
 async def test_a_download_without_progress_times_out(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -128,7 +128,7 @@ async def workers(tmp_path: Path) -> AsyncIterator[Workers]:
 
 async def until(condition: Any) -> None:
     """Wait for what other tasks and threads do."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(EVENT_TIMEOUT_S):
         while not condition():  # noqa: ASYNC110  nothing tells of what a thread has done
             await asyncio.sleep(0.005)
 
