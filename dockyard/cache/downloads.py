@@ -89,7 +89,8 @@ class Downloads:
         """
         existing = self._downloads.get(digest)
         blob = existing.complete_blob if existing else None
-        is_verified = blob is None or (not is_stored and self._stores.local.blobs.is_unchanged(blob))
+        files = self._stores.local.blobs
+        is_verified = blob is None or (not is_stored and files.is_unchanged(blob) and not files.is_unreadable(blob))
         if existing and existing.is_joinable and is_verified:
             existing.add_target(target)
             return existing, True

@@ -182,7 +182,11 @@ class BlobFiles:
     def is_current(self, blob: StoredBlob) -> bool:
         """Whether a verified blob that was opened a moment ago may be used again. Does not block."""
         is_same = self._verify != "always" and fingerprint(os.fstat(blob.fd)) == blob.fingerprint
-        return is_same and not self._verified_files.is_distrusted(blob.digest, blob.fingerprint)
+        return is_same and not self.is_unreadable(blob)
+
+    def is_unreadable(self, blob: StoredBlob) -> bool:
+        """Whether the file of a blob could not be read when it was last used or hashed. Does not block."""
+        return self._verified_files.is_distrusted(blob.digest, blob.fingerprint)
 
     def is_unchanged(self, blob: StoredBlob) -> bool:
         """Whether the file of a blob is as it was when it was opened, apart from times that were set here.

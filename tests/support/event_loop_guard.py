@@ -22,6 +22,7 @@ from tests.support.paths import ROOT
 IN_MEMORY = {
     "BlobFiles.is_current",
     "BlobFiles.is_unchanged",
+    "BlobFiles.is_unreadable",
     "BlobFiles.report_unreadable",
     "LocalStore.key",
     "VerifiedFiles.distrust",

@@ -5,6 +5,7 @@ Each worker here is a `Downloads` with its own sockets, in one process; the upst
 
 import asyncio
 import contextlib
+import errno
 import json
 import os
 import socket
@@ -30,6 +31,7 @@ from dockyard.s3.bucket import Bucket
 from dockyard.s3.outbox import Outbox
 from dockyard.s3.publisher import Publisher
 from dockyard.storage import partial_file as partial_file_module
+from dockyard.storage.eviction import SizeCap
 from dockyard.storage.local import LocalStore
 from dockyard.storage.partial_file import NoReadersLeft, PartialFile
 from dockyard.storage.verified_files import VerifiedFiles
@@ -440,6 +442,29 @@ async def test_a_full_disk_fails_nobody(workers: Workers, full_at: int, monkeypa
     await settled(workers)
     assert workers.stored() is None
     assert workers.partial() == []
+
+
+@pytest.mark.parametrize("verify", ["start", "never"])
+async def test_a_download_whose_file_cannot_be_read_is_not_joined(
+    workers: Workers, monkeypatch: pytest.MonkeyPatch, verify: str
+) -> None:
+    """It is complete, and not over yet: other files are evicted after it, which may take long."""
+    owner = workers.all[0]
+    monkeypatch.setattr(owner.downloads._stores.local.blobs, "_verify", verify)
+    is_over = threading.Event()
+    monkeypatch.setattr(SizeCap, "enforce_if_due", lambda _: is_over.wait(EVENT_TIMEOUT_S))
+    try:
+        assert await pull(owner) == BODY
+        download = owner.downloads.find(DIGEST)
+        assert download
+        assert download.complete_blob
+        assert owner.downloads.join(TARGET, DIGEST) == (download, True)
+        workers.store.blobs.report_unreadable(download.complete_blob, OSError(errno.EIO, "Input/output error"))
+        another, is_joined = owner.downloads.join(TARGET, DIGEST)
+        assert (another is download, is_joined) == (False, False)
+    finally:
+        is_over.set()
+    await settled(workers)
 
 
 async def test_a_queued_download_does_not_time_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
