@@ -26,14 +26,13 @@ class BtrfsDisk:
         start = position - position % PAGE_BYTES
         with file.open("rb") as opened:
             page = os.pread(opened.fileno(), PAGE_BYTES, start)
-            os.sync()
-            with self._image.open("r+b") as image, mmap.mmap(image.fileno(), 0) as disk:
-                place = disk.find(page)
-                assert place >= 0, f"{file} is not on the disk"
-                disk[place + position - start] ^= 1
-                disk.flush()
 
             def is_broken() -> bool:
+                os.sync()
+                with self._image.open("r+b") as image, mmap.mmap(image.fileno(), 0) as disk:
+                    if (place := disk.find(page)) >= 0:
+                        disk[place + position - start] ^= 1
+                        disk.flush()
                 os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)  # not of a page that is in use
                 try:
                     os.pread(opened.fileno(), 1, position)

@@ -24,6 +24,8 @@ from tests.support.raw_http import Exchange, Request
 
 LIMITS = UpstreamLimits(check_timeout=10.0, connect_timeout=5.0, stall_timeout=10.0)
 SHORT = UpstreamLimits(check_timeout=1.0, connect_timeout=1.0, stall_timeout=1.0)
+# Where some requests must succeed, also on a busy machine, and others must time out.
+MODERATE = UpstreamLimits(check_timeout=5.0, connect_timeout=5.0, stall_timeout=5.0)
 ANONYMOUS = Auth("anonymous")
 BASIC = Auth("basic", "ann", Secret("s3cret-pass"))
 BEARER = Auth("bearer", "", Secret("s3cret-bearer"))

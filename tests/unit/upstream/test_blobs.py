@@ -23,7 +23,7 @@ from tests.support.fake_auth import FakeTokenService
 from tests.support.fake_registry import Change, basic
 from tests.support.range_habits import RANGE_HABITS, RangeHabit, hidden_size, moved, only_ranges
 from tests.support.raw_http import Request, ScriptedResponse
-from tests.support.upstreams import BASIC, LATEST, LIMITS, SHORT, Ward, error_text, pretend, together
+from tests.support.upstreams import BASIC, LATEST, LIMITS, MODERATE, SHORT, Ward, error_text, pretend, together
 
 BLOB = bytes(range(256)) * 8
 START, STOP = 1000, 1100
@@ -600,7 +600,7 @@ def test_a_host_that_fails_is_replaced_by_another_one(ward: Ward, digest: Digest
     ward.fake_registry.on(
         "blob", faults.redirected(lambda request: ward.fake_registry.presign(str(digest), listener=next(hosts)))
     )
-    download = OneDownload(ward.registry(limits=SHORT), digest)
+    download = OneDownload(ward.registry(limits=MODERATE), digest)
     assert download.read(0, 10) == BLOB[:10]
     match how:
         case "refused":

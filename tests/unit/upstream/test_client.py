@@ -32,7 +32,7 @@ from tests.support.busy_machine import is_within
 from tests.support.fake_auth import FakeTokenService, require_authorization
 from tests.support.fake_registry import OCI_MANIFEST, Change, Image, basic
 from tests.support.raw_http import Request, ScriptedResponse
-from tests.support.upstreams import BASIC, LATEST, SHORT, Ward, error_text, methods, only_if, pretend
+from tests.support.upstreams import BASIC, LATEST, MODERATE, SHORT, Ward, error_text, methods, only_if, pretend
 
 BLOB = bytes(range(256)) * 8
 
@@ -358,7 +358,7 @@ def test_a_repository_that_fails_is_no_outage(ward: Ward, image: Image, fault: s
     """Its next requests fail at once; other repositories are asked all the time."""
     changes = {"slow": faults.silent(), "500": faults.error_response(500), "reset": faults.disconnected()}
     ward.fake_registry.on("manifest", changes[fault], repo="lib/bad")
-    registry = ward.registry(limits=SHORT)
+    registry = ward.registry(limits=MODERATE)
     for number in range(8):
         with pytest.raises((Unavailable, UpstreamTimeout)):
             registry.head_manifest("lib/bad", Tag(f"v{number}"))
@@ -374,7 +374,7 @@ def test_a_registry_behind_its_front_end_is_down(ward: Ward, image: Image, monke
     """`/v2/` is answered, and no manifest: the check of another repository opens the circuit breaker."""
     monkeypatch.setattr("dockyard.upstream.circuit_breaker.CONFIRM_TIMEOUT_S", 0.3)
     ward.fake_registry.add_image("lib/other", "latest")
-    registry = ward.registry(limits=SHORT)
+    registry = ward.registry(limits=MODERATE)
     for repository in ("lib/app", "lib/other"):
         registry.head_manifest(repository, LATEST)
     ward.fake_registry.on("manifest", faults.silent())
