@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from tests.support.busy_machine import EVENT_TIMEOUT_S
 from tests.support.deployment import Deployment, open_deployment
 from tests.support.fake_registry import FakeRegistry
 
@@ -21,10 +22,14 @@ def fake_registry() -> Iterator[FakeRegistry]:
 
 @pytest.fixture(scope="module")
 def module_deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
-    """A deployment with one worker for the tests of a module, and a fake registry of its own."""
+    """A deployment with one worker for the tests of a module, and a fake registry of its own.
+
+    It is patient: on a busy machine, a check that takes too long would make the tags of the tests that follow stale.
+    """
+    limits = {"check_timeout": f"{EVENT_TIMEOUT_S}s", "connect_timeout": f"{EVENT_TIMEOUT_S}s"}
     with (
         FakeRegistry() as fake_registry,
-        open_deployment(fake_registry, tmp_path_factory.mktemp("deployment")) as deployment,
+        open_deployment(fake_registry, tmp_path_factory.mktemp("deployment"), upstream=limits) as deployment,
     ):
         yield deployment
 
