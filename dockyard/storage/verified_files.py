@@ -35,6 +35,7 @@ _RECORD = struct.Struct("<16sQQQQ")
 _RECORDS_PER_BUCKET = 8
 _BUCKET_BYTES = _RECORD.size * _RECORDS_PER_BUCKET
 MAX_BUCKETS = 16384
+_IS_ONE_UNREADABLE = MAX_BUCKETS * _BUCKET_BYTES  # a byte behind the records: else each hit would look for a record
 # The change time has the resolution of the kernel's clock, up to 10 ms: a file that changed less than this before it
 # was hashed may change again without another change time.
 CLOCK_RESOLUTION_NS = 20_000_000
@@ -57,7 +58,7 @@ class VerifiedFiles:
     """The verified files of one server, by digest. For many threads and, after a fork, many processes."""
 
     def __init__(self) -> None:
-        self._table = mmap.mmap(-1, MAX_BUCKETS * _BUCKET_BYTES)
+        self._table = mmap.mmap(-1, MAX_BUCKETS * _BUCKET_BYTES + 1)
 
     def has(self, digest: Digest, found: Fingerprint) -> bool:
         """Whether the file with this fingerprint was verified as `digest`. Does not block."""
@@ -71,10 +72,11 @@ class VerifiedFiles:
     def distrust(self, digest: Digest, found: Fingerprint) -> None:
         """Record that this file could not be read: it does not count as verified until it is hashed. Does not block."""
         self._put(digest, _record(digest, _unreadable(found)))
+        self._table[_IS_ONE_UNREADABLE] = 1
 
     def is_distrusted(self, digest: Digest, found: Fingerprint) -> bool:
         """Whether this file could not be read when it was last used or hashed. Does not block."""
-        return self.has(digest, _unreadable(found))
+        return bool(self._table[_IS_ONE_UNREADABLE]) and self.has(digest, _unreadable(found))
 
     def _put(self, digest: Digest, record: bytes) -> None:
         """Write a record in the place of the one of the same digest, or of none, or of another one."""
