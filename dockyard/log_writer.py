@@ -18,6 +18,8 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
+from dockyard.signals import signals_blocked
+
 MAX_QUEUED_BYTES = 2**20
 FLUSH_TIMEOUT_S = 1.0
 _BLOCK_BYTES = select.PIPE_BUF
@@ -118,11 +120,8 @@ class LogWriter:
         self._is_closed = False
         self._wake = threading.Event()
         self._pid = os.getpid()
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())  # the thread inherits it
-        try:
+        with signals_blocked(signal.valid_signals()):
             threading.Thread(target=self._run, name=name, daemon=True).start()
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def write(self, line: bytes) -> None:
         """Have a line written, which ends with a line break. Does not block."""

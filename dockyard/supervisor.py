@@ -16,7 +16,7 @@ import select
 import signal
 import socket
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,6 +47,7 @@ from dockyard.preconditions import (
     open_run_directory,
     raise_connection_limit,
 )
+from dockyard.signals import signals_blocked
 from dockyard.storage.verified_files import VerifiedFiles
 from dockyard.web.concealment import Concealment
 from dockyard.worker import (  # before the fork: workers start at once, and share the code's memory
@@ -511,7 +512,7 @@ class Supervisor(MPServer):
             contextlib.ExitStack() as unless_started,
             pair.as_files() if pair else contextlib.nullcontext() as files,
             pair.authorities_as_file() if pair else contextlib.nullcontext() as client_ca,
-            _stop_signals_blocked(),
+            signals_blocked(STOP_SIGNALS),  # `Worker.start` unblocks them
         ):
             unless_started.enter_context(connection)
             if files:
@@ -573,13 +574,3 @@ class _WakeUp:
 def _describe_fork_error(exc: OSError) -> str:
     reason = f"cannot start a worker process: {exc.strerror}"
     return f"{reason}: raise the limit of processes or memory (ulimit -u, TasksMax, pids.max), or lower server.workers"
-
-
-@contextlib.contextmanager
-def _stop_signals_blocked() -> Iterator[None]:
-    """Block the stop signals in workers that are started here; `Worker.start` unblocks them."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)

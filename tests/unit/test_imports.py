@@ -19,7 +19,7 @@ PACKAGE = ROOT / "dockyard"
 # From the lowest layer to the highest. A module may import from every layer below its own and from its own package,
 # and from no other package of its layer. `dockyard` itself holds the version, which all may read.
 LAYERS = [
-    {"errors", "exit_status"},
+    {"errors", "exit_status", "signals"},
     {"oci"},
     {"config"},
     {"log_writer"},
