@@ -149,7 +149,7 @@ class BlobFiles:
             cure="`dmesg` shows errors of the disk, or of the network for storage that is not local",
         )
         metrics.damaged_files.labels("blob").inc()
-        self._verified_files.distrust(blob.digest, blob.fingerprint)
+        self._verified_files.add_unreadable(blob.digest, blob.fingerprint)
 
     def record_use(self, blob: StoredBlob) -> StoredBlob:
         """Set the access time of a verified blob if that is due; return the blob with its fingerprint after that."""
@@ -186,7 +186,7 @@ class BlobFiles:
 
     def is_unreadable(self, blob: StoredBlob) -> bool:
         """Whether the file of a blob could not be read when it was last used or hashed. Does not block."""
-        return self._verified_files.is_distrusted(blob.digest, blob.fingerprint)
+        return self._verified_files.is_unreadable(blob.digest, blob.fingerprint)
 
     def is_unchanged(self, blob: StoredBlob) -> bool:
         """Whether the file of a blob is as it was when it was opened, apart from times that were set here.
@@ -221,7 +221,7 @@ class BlobFiles:
                 return self._verified_files.has_open(digest, fd, fingerprint(found))
             case "never":
                 is_possible = bool(found.st_size) or digest == Digest.of(b"", digest.algorithm)
-                return is_possible and not self._verified_files.is_distrusted(digest, fingerprint(found))
+                return is_possible and not self._verified_files.is_unreadable(digest, fingerprint(found))
 
     @staticmethod
     def _has_digest(digest: Digest, fd: int, read_chunks: ReadChunks, reason: str) -> bool:

@@ -69,12 +69,12 @@ class VerifiedFiles:
         """Record that the file with this fingerprint has the digest. Does not block."""
         self._put(digest, _record(digest, found))
 
-    def distrust(self, digest: Digest, found: Fingerprint) -> None:
+    def add_unreadable(self, digest: Digest, found: Fingerprint) -> None:
         """Record that this file could not be read: it does not count as verified until it is hashed. Does not block."""
         self._put(digest, _record(digest, _unreadable(found)))
         self._table[_IS_ONE_UNREADABLE] = 1
 
-    def is_distrusted(self, digest: Digest, found: Fingerprint) -> bool:
+    def is_unreadable(self, digest: Digest, found: Fingerprint) -> bool:
         """Whether this file could not be read when it was last used or hashed. Does not block."""
         return bool(self._table[_IS_ONE_UNREADABLE]) and self.has(digest, _unreadable(found))
 

@@ -60,17 +60,17 @@ def test_a_file_that_cannot_be_read_is_not_verified_until_it_is_hashed() -> None
     """Whatever its times are then; other files of the digest, such as the one that replaces it, are not concerned."""
     table = VerifiedFiles()
     table.add(DIGEST, FOUND)
-    assert not table.is_distrusted(DIGEST, FOUND)
-    table.distrust(DIGEST, FOUND)
+    assert not table.is_unreadable(DIGEST, FOUND)
+    table.add_unreadable(DIGEST, FOUND)
     later = (FOUND[0], FOUND[1], 56, 80)
     assert not table.has(DIGEST, FOUND)
-    assert table.is_distrusted(DIGEST, FOUND)
-    assert table.is_distrusted(DIGEST, later)
-    assert not table.is_distrusted(DIGEST, (13, *FOUND[1:]))
-    assert not table.is_distrusted(Digest.of(b"other"), FOUND)
+    assert table.is_unreadable(DIGEST, FOUND)
+    assert table.is_unreadable(DIGEST, later)
+    assert not table.is_unreadable(DIGEST, (13, *FOUND[1:]))
+    assert not table.is_unreadable(Digest.of(b"other"), FOUND)
     table.add(DIGEST, later)
     assert table.has(DIGEST, later)
-    assert not table.is_distrusted(DIGEST, later)
+    assert not table.is_unreadable(DIGEST, later)
 
 
 def test_processes_share_the_table() -> None:
