@@ -4,6 +4,7 @@ import contextlib
 import os
 import shutil
 import subprocess
+from collections.abc import Mapping
 from typing import Any
 
 import attrs
@@ -13,6 +14,7 @@ from tests.chaos.engine.case import State
 from tests.chaos.engine.deployment_case import (
     LOCAL_STEPS,
     DeploymentCaseRun,
+    Steps,
     request_cached_blob,
     request_cold_blob,
 )
@@ -91,20 +93,23 @@ _OUTCOMES: dict[State, tuple[Outcome, ...]] = {
     State.BLOB_DOWNLOAD: (_PASSED,),
 }
 
+
+def _disk_variant(name: str, *, steps: Mapping[State, Steps] = _STEPS, **more: Any) -> DeploymentVariant:
+    return DeploymentVariant(
+        name, steps=steps, wait_until_recovered=wait_until_stored, workers=WORKERS, layer_bytes=6 * MIB, **more
+    )
+
+
 FULL = Fault(
     "S08",
     "The disk is full",
     (
-        DeploymentVariant(
+        _disk_variant(
             "before a fetch, and at 50 % of one",
-            steps=_STEPS,
             outcomes=_OUTCOMES,
             prepare=mount_small_disk,
             inject=fill_up,
             end=free_space,
-            wait_until_recovered=wait_until_stored,
-            workers=WORKERS,
-            layer_bytes=6 * MIB,
             reason="no response is cut: unused layers are evicted first; what does not fit is passed on from memory",
         ),
     ),
@@ -136,10 +141,6 @@ def _free_inodes(run: Run) -> None:
     shutil.rmtree(run.deployment.dockyard.storage / FILLER)
 
 
-def _disk_variant(name: str, **more: Any) -> DeploymentVariant:
-    return DeploymentVariant(name, steps=_STEPS, workers=WORKERS, layer_bytes=6 * MIB, **more)
-
-
 _KEPT_OR_PASSED = attrs.evolve(_PASSED, is_stored=None, says="from the upstream, stored if there is room")
 _READ_ONLY_OUTCOMES: dict[State, tuple[Outcome, ...]] = {
     **_OUTCOMES,
@@ -163,7 +164,6 @@ UNWRITABLE = Fault(
             prepare=mount_small_disk,
             inject=_make_read_only,
             end=_make_writable,
-            wait_until_recovered=wait_until_stored,
         ),
         _disk_variant(
             "no inodes left",
@@ -171,7 +171,6 @@ UNWRITABLE = Fault(
             prepare=mount_small_disk,
             inject=_use_all_inodes,
             end=_free_inodes,
-            wait_until_recovered=wait_until_stored,
         ),
     ),
 )
@@ -192,7 +191,6 @@ REMOVED = Fault(
             "at 50 % of a fetch",
             outcomes={state: (_FETCHED,) * (1 + (state is State.MANIFEST)) for state in _OUTCOMES},
             inject=_remove,
-            wait_until_recovered=wait_until_stored,
             recovery_s=15.0,
             reason="what was cached is fetched again; directories and sockets are made again within seconds",
         ),
@@ -240,18 +238,14 @@ DAMAGED = Fault(
             "a flipped bit",
             outcomes={State.BLOB_CACHED: (new(),)},
             inject=_damage,
-            wait_until_recovered=wait_until_stored,
             reason="the damage is found before the response starts, and the blob is fetched again",
         ),
-        DeploymentVariant(
+        _disk_variant(
             "a sector that cannot be read",
             steps={**_STEPS, State.BLOB_CACHED: _request_cached_blob_twice},
             outcomes={State.BLOB_CACHED: (_CUT, new())},
             prepare=_mount_btrfs,
             inject=_break_sector,
-            wait_until_recovered=wait_until_stored,
-            workers=WORKERS,
-            layer_bytes=6 * MIB,
             reason="the file was verified before; it is verified again before its next use, and fetched again",
         ),
     ),
