@@ -50,7 +50,7 @@ def test_bytes_that_changed_while_the_server_was_stopped_are_not_served(
     deployment.dockyard.start()
     assert [pull(deployment, digest) for _ in range(3)] == [digest] * 3
     assert fake_registry.count("blob", "GET") == 2
-    assert "damaged" in deployment.dockyard.read_log()
+    deployment.wait_for_log("damaged")
     damaged = [line for line in deployment.get("/metrics").body.decode().splitlines() if "damaged" in line]
     assert any(line.endswith(" 1.0") for line in damaged if not line.startswith("#")), damaged
 

@@ -251,8 +251,6 @@ def test_a_cache_on_another_device_keeps_blobs(
         deployment = make_deployment(storage={"directory": str(storage)})
         for _ in range(3):
             assert_pulled(deployment, layer)
-        is_kept = fake_registry.count("blob", "GET") == 1
-        log = deployment.dockyard.read_log()
-        assert is_kept or "another file system" in log or "another device" in log
+        assert fake_registry.count("blob", "GET") == 1
         stays(lambda: "Invalid cross-device link" not in deployment.dockyard.read_log(), "no such error", 0.1)
         deployment.dockyard.kill()

@@ -14,7 +14,7 @@ import trustme
 from tests.support import faults
 from tests.support.bodies import digest_of
 from tests.support.certificates import server_context
-from tests.support.deployment import Deployment, eventually, upstream
+from tests.support.deployment import Deployment, upstream
 from tests.support.fake_auth import FakeTokenService
 from tests.support.fake_registry import (
     DOCKER_CONFIG,
@@ -237,8 +237,7 @@ def test_a_prefix_without_a_dot_is_named_at_start(
     deployment = make_deployment(
         upstreams=[upstream("docker.io", fake_registry.url), upstream("internal", fake_registry.url)]
     )
-    log = deployment.dockyard.read_log()
-    assert "upstreams[1].prefix: internal has no dot" in log
+    log = deployment.wait_for_log("upstreams[1].prefix: internal has no dot")
     assert "upstreams[0].prefix" not in log
 
 
@@ -276,7 +275,7 @@ def test_the_reason_is_said_when_a_certificate_is_not_trusted(
     with tls_registry(fake_registry, tmp_path, context, other) as corp:
         deployment = make_deployment(upstreams=[corp])
         assert deployment.get("/v2/corp.test/org/app/manifests/v1").status in {502, 503}
-        eventually(lambda: "not from a known certificate authority" in deployment.dockyard.read_log(), "the reason")
+        deployment.wait_for_log("not from a known certificate authority")
 
 
 STRICT_PYTHON = """

@@ -139,7 +139,7 @@ def test_the_authority_is_renewed_by_sighup(deployment: Deployment, certificates
     path, renewed = certificates.directory / "client-ca.crt", trustme.CA()
     path.write_text("not a certificate")
     deployment.dockyard._running.send(signal.SIGHUP)
-    eventually(lambda: "cannot use the new TLS certificate" in deployment.dockyard.read_log(), "the error is logged")
+    deployment.wait_for_log("cannot use the new TLS certificate")
     assert "setting=server.client_ca" in deployment.dockyard.read_log()
     assert is_served(deployment)
 

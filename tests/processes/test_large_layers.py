@@ -165,7 +165,7 @@ def test_a_layer_of_unknown_size_is_not_served_if_it_is_too_large(
     response = deployment.get(f"/v2/up.test/app/blobs/{digest}")
     assert response.status == 502
     assert b"larger than this cache keeps" in response.body
-    eventually(lambda: "raise storage.max_size" in deployment.dockyard.read_log(), "the line in the log")
+    deployment.wait_for_log("raise storage.max_size")
     assert fake_registry.count("blob", "GET", reference=digest) == 1
     fake_registry.remove_rules(rule, head)
     _enforce_cap(deployment, fake_registry)
@@ -217,6 +217,6 @@ def test_a_manifest_that_is_too_large_evicts_nothing(make_deployment: Start, fak
         assert response.status == 200, response.body
         assert digest_of(response.body) == digest
     line = "an object is too large for storage.max_size: it is not kept"
-    eventually(lambda: line in deployment.dockyard.read_log(), "the line in the log")
+    deployment.wait_for_log(line)
     _enforce_cap(deployment, fake_registry)
     cached.assert_hits()

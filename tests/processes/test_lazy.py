@@ -188,7 +188,7 @@ def test_a_wrong_piece_is_dropped_with_the_layer(
     eventually(lambda: deployment.metric("dockyard_wrong_ranges_total") == 1, "it is noticed")
     assert not is_stored(deployment, content)
     assert not deployment.partial_files()
-    eventually(lambda: "of which clients were sent ranges before" in deployment.dockyard.read_log(), "it is logged")
+    deployment.wait_for_log("of which clients were sent ranges before")
     # The upstream still has wrong bytes for this range, but the blob is received in order now.
     get_range(deployment, path, content, 30 * MIB, 30 * MIB + 9)
     assert fake_registry.received("blob", "GET", reference=content.digest)[-1].request.header("Range") is None

@@ -248,7 +248,7 @@ def test_a_certificate_that_cannot_be_used_changes_nothing(
     with no_failed_connection(deployment):
         path = damage(files)
         hang_up(deployment)
-        eventually(lambda: "cannot use the new TLS certificate" in deployment.dockyard.read_log(), "a line in the log")
+        deployment.wait_for_log("cannot use the new TLS certificate")
         assert {served_certificate(deployment) for _ in range(8)} == {first}
         assert deployment.dockyard.worker_pids() == pids
     os.kill(pids[0], signal.SIGKILL)
@@ -278,7 +278,7 @@ def test_a_certificate_that_ends_the_new_worker_changes_nothing(start: Start, tm
     )
     with no_failed_connection(deployment):
         hang_up(deployment)
-        eventually(lambda: "reload failed" in deployment.dockyard.read_log(), "a line in the log")
+        deployment.wait_for_log("reload failed")
         assert deployment.dockyard.worker_pids()[:2] == pids
     os.kill(pids[0], signal.SIGKILL)
     eventually(lambda: pids[0] not in deployment.dockyard.worker_pids(), "the worker has ended")
@@ -343,6 +343,6 @@ def test_a_frozen_worker_ends_a_reload_for_itself_only(
     pids = deployment.dockyard.worker_pids()
     os.kill(pids[0], signal.SIGSTOP)
     hang_up(deployment)
-    eventually(lambda: "all workers have been replaced" in deployment.dockyard.read_log(), "the reload")
+    deployment.wait_for_log("all workers have been replaced")
     eventually(lambda: not set(pids) & set(deployment.dockyard.worker_pids()), "the old workers have ended")
     stays(lambda: deployment.get("/v2/").status == 200, "it serves", 1.0)

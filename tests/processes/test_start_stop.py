@@ -321,7 +321,7 @@ def test_a_second_interrupt_stops_at_once(
         assert stalled.head().status == 200
         process = deployment.dockyard._running
         process.send(signal.SIGINT)
-        eventually(lambda: "press Ctrl-C again to stop at once" in deployment.dockyard.read_log(), "the first")
+        deployment.wait_for_log("press Ctrl-C again to stop at once")
         process.send(signal.SIGINT)  # twice by one key: `timeout` does that
         time.sleep(1.2)  # the shortest time between two
         assert process.popen.poll() is None, "the first Ctrl-C, sent twice, does not abort"

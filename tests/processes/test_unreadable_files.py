@@ -79,9 +79,7 @@ def test_a_blob_that_cannot_be_read_is_fetched_again(
             assert first.ended == "fin"
             assert body.startswith(first.body)
         assert_healed(deployment, path, body)
-    log = deployment.dockyard.read_log()
-    assert UNREADABLE in log
-    assert "Traceback" not in log
+    assert "Traceback" not in deployment.wait_for_log(UNREADABLE)
 
 
 def test_ranges_of_a_blob_that_cannot_be_read(disk: BtrfsDisk, start: Callable[..., Deployment]) -> None:
@@ -142,7 +140,7 @@ def test_what_a_former_download_left_cannot_be_read(
     assert deployment.get(path).body == body
     (exchange,) = fake_registry.received("blob", "GET")
     assert exchange.request.header("Range") is None
-    assert "cannot read a partial file of a former download" in deployment.dockyard.read_log()
+    deployment.wait_for_log("cannot read a partial file of a former download")
     eventually(lambda: deployment.stored_files(path.rpartition("/")[2]), "stored")
     assert deployment.get(path).body == body
     assert fake_registry.count("blob", "GET") == 1

@@ -178,7 +178,7 @@ def test_a_truncated_file_ends_the_response_short(deployment: Deployment) -> Non
         body, ended = download.rest()
     assert ended == "fin"
     assert len(body) <= 40 * MIB
-    eventually(lambda: "cut: a cached blob ended early" in deployment.dockyard.read_log(), "the warning is logged")
+    deployment.wait_for_log("cut: a cached blob ended early")
 
 
 def test_a_file_that_is_not_in_the_page_cache(deployment: Deployment) -> None:

@@ -470,7 +470,7 @@ def test_a_redirect_to_a_host_that_requires_a_login(
         assert b"trusted_hosts" in response.body
         deployment.assert_no_leak(response)
     assert {each.request.header("Authorization") for each in fake_registry.received(listener="node")} == {None}
-    assert node.authority in deployment.dockyard.read_log()
+    deployment.wait_for_log(node.authority)
     for path in ("manifests/v1", f"blobs/{image.config}"):
         assert deployment.get(f"/v2/trusting.test/app/{path}").status == 200
     assert PASSWORD not in deployment.dockyard.read_log()

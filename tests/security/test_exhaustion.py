@@ -197,7 +197,7 @@ FLOODS = {
 def test_d8_the_log_is_not_flooded(make_deployment: Callable[..., WatchedDeployment]) -> None:
     """A request has one log line at most, printable ASCII, below 2 KiB, whatever its path and query contain."""
     deployment = make_deployment()
-    eventually(lambda: "Dockyard is listening" in deployment.dockyard.read_log(), "the start is logged")
+    deployment.wait_for_log("Dockyard is listening")
     log_length = len(deployment.dockyard.read_log())
     for path in FLOODS.values():
         send_bytes(

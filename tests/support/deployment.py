@@ -108,6 +108,11 @@ class Deployment:
         """Wait until this number of workers answers peer requests."""
         eventually(lambda: len(list(self.dockyard.storage.glob("run/shard-*.sock"))) == count, "all workers serve")
 
+    def wait_for_log(self, text: str) -> str:
+        """Wait until the log contains this text; return the log."""
+        eventually(lambda: text in self.dockyard.read_log(), f"{text!r} in the log")
+        return self.dockyard.read_log()
+
     def assert_no_leak(self, response: Response) -> None:
         """Check that an error response contains no address of the upstream and no path of this machine."""
         text = response.body.decode() + str(response.headers)

@@ -121,7 +121,7 @@ class Dockyard(LoopbackServer):
         return [child.pid for child in children(process.pid) if b"resource_tracker" not in child.command_line()]
 
     def read_log(self) -> str:
-        """Return the whole log."""
+        """Return the log as it is now. A thread writes it: the lines of the last moment may be missing."""
         return self.log.read_text(errors="replace")
 
     @property

@@ -50,7 +50,7 @@ def test_a_layer_of_the_bucket_that_is_too_large_evicts_nothing(
     eventually(lambda: deployment.stored_files(small), "the small one is stored")
     assert deployment.get(f"/v2/up.test/app/blobs/{digest_of(large)}").body == large
     assert fake_registry.count("blob", "GET", reference=digest_of(large)) == 0
-    eventually(lambda: "a layer is too large to be kept" in deployment.dockyard.read_log(), "the line in the log")
+    deployment.wait_for_log("a layer is too large to be kept")
     assert "evicted the least recently used files" not in deployment.dockyard.read_log()
     assert deployment.stored_files(small)
 

@@ -264,7 +264,7 @@ def test_an_overload_halves_the_concurrent_uploads(
     )
     fake_registry.clear_exchanges()
     # Once for all failures, but again for those that come after a pause, on a busy machine.
-    halved = deployment.dockyard.read_log().count("503 SlowDown")
+    halved = deployment.wait_for_log("503 SlowDown").count("503 SlowDown")
     expected = max(MAX_STREAMED_UPLOADS >> halved, 1)
     assert expected < MAX_STREAMED_UPLOADS
     assert count_uploads(second, expected) == expected

@@ -215,5 +215,5 @@ def test_a_real_client_follows_the_redirect(
     tree = puller.pull(f"{deployment.dockyard.host}/{NAME}:v1")
     assert tree.top == image.digest
     assert fake_registry.count("blob") == 0
-    assert "redirected" in deployment.dockyard.read_log()
+    deployment.wait_for_log("redirected")
     assert fake_registry.count("manifest", "GET", repo=REPO) == 0

@@ -47,6 +47,5 @@ def test_a_blob_that_cannot_be_read_is_fetched_again_and_uploaded(
         assert deployment.get(path).body == body
         assert fake_registry.count("blob", "GET") == 1
         eventually(lambda: bucket_view.listed() == {blob_key(digest)}, "uploaded")
-        log = deployment.dockyard.read_log()
-        assert "cannot read a cached blob" in log
+        log = deployment.wait_for_log("cannot read a cached blob")
         assert "internal error" not in log
