@@ -18,7 +18,7 @@ import threading
 import time
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 from dockyard.errors import UpstreamTimeout
@@ -58,23 +58,23 @@ class Threads:
 
     async def disk(self, call: Callable[..., T], *args: object) -> T:
         """Run a short call that uses the local store."""
-        return await asyncio.get_running_loop().run_in_executor(self._disk, call, *args)
+        return await _result_of(self._disk.submit(call, *args))
 
     async def verify(self, call: Callable[..., T], *args: object) -> T:
         """Hash a large file of the local store. Calls beyond the number of threads are queued without a time limit."""
-        return await asyncio.get_running_loop().run_in_executor(self._verify, call, *args)
+        return await _result_of(self._verify.submit(call, *args))
 
     async def links(self, call: Callable[..., T], *args: object) -> T:
         """Read the manifests of a repository, perhaps all of them. Calls beyond the number of threads are queued."""
-        return await asyncio.get_running_loop().run_in_executor(self._links, call, *args)
+        return await _result_of(self._links.submit(call, *args))
 
     async def bucket(self, call: Callable[..., T], *args: object) -> T:
         """Run one operation of the bucket. The call limits its own time."""
-        return await asyncio.get_running_loop().run_in_executor(self._bucket, call, *args)
+        return await _result_of(self._bucket.submit(call, *args))
 
     async def token(self, call: Callable[..., T], *args: object) -> T:
         """Verify a token, for which keys may have to be downloaded. The call limits its own time."""
-        return await asyncio.get_running_loop().run_in_executor(self._tokens, call, *args)
+        return await _result_of(self._tokens.submit(call, *args))
 
     async def password(self, call: Callable[..., T], *args: object, was_right: bool) -> T:
         """Verify a password: CPU time, of which others get theirs first. The caller limits how many calls wait.
@@ -82,7 +82,7 @@ class Threads:
         Passwords that were right before do not wait for those that may be guesses.
         """
         pool = self._known_passwords if was_right else self._passwords
-        return await asyncio.get_running_loop().run_in_executor(pool, call, *args)
+        return await _result_of(pool.submit(call, *args))
 
     async def upstream(self, target: Target, call: Callable[..., T], *args: object, deadline: float | None = None) -> T:
         """Run one operation on a repository of an upstream. The call limits its own time.
@@ -121,6 +121,17 @@ class Threads:
         return pool
 
 
+async def _result_of(call: "Future[T]") -> T:
+    """Wait for a call in a thread. What it has had the loop do (`call_soon_threadsafe`) is done before this returns.
+
+    With Python 3.14 that is not so by itself: the result of a call that has already ended does not wait for the loop.
+    """
+    result = asyncio.wrap_future(call)
+    if result.done():
+        await asyncio.sleep(0)
+    return await result
+
+
 def _lower_priority() -> None:
     """Let other threads go first, those of other workers too. Linux has a nice value for each thread (sched(7))."""
     with contextlib.suppress(OSError):  # some sandboxes do not have it, and nothing depends on it
@@ -156,7 +167,7 @@ class _FairPool:
             raise
         # A caller that is cancelled leaves a call that still occupies its thread.
         future.add_done_callback(lambda _: loop.is_closed() or loop.call_soon_threadsafe(self._end, repository))
-        return await asyncio.wrap_future(future)
+        return await _result_of(future)
 
     def close(self) -> None:
         """Start no more calls."""

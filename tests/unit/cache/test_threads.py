@@ -5,6 +5,7 @@ import os
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
 
@@ -97,6 +98,37 @@ async def test_an_upstream_that_hangs_does_not_hold_up_another(threads: Threads,
     assert await threads.bucket(lambda: "done") == "done"
     gate.is_open.set()
     await asyncio.gather(*tasks)
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "disk", "verify", "links", "bucket", "token", "password"])
+async def test_what_a_call_has_the_loop_do_is_done_before_it_returns(
+    threads: Threads, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """Also if it has ended before anybody waits for it, and its result is there at once, as with Python 3.14."""
+    loop, submit = asyncio.get_running_loop(), ThreadPoolExecutor.submit
+    done: list[str] = []
+
+    def submit_and_wait(executor: ThreadPoolExecutor, call: Callable[..., str], *args: str) -> Future[str]:
+        future = submit(executor, call, *args)
+        future.result(EVENT_TIMEOUT_S)
+        return future
+
+    def wrap_at_once(future: Future[str]) -> asyncio.Future[str]:
+        wrapped: asyncio.Future[str] = loop.create_future()
+        wrapped.set_result(future.result())
+        return wrapped
+
+    def call() -> str:
+        loop.call_soon_threadsafe(done.append, "by the loop")
+        return "result"
+
+    monkeypatch.setattr(ThreadPoolExecutor, "submit", submit_and_wait)
+    monkeypatch.setattr(asyncio, "wrap_future", wrap_at_once)
+    run: Run = getattr(threads, kind)
+    args = (target(),) if kind in KINDS else ()
+    keywords = {"was_right": True} if kind == "password" else {}
+    assert await run(*args, call, **keywords) == "result"
+    assert done == ["by the loop"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
