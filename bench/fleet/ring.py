@@ -8,13 +8,13 @@ from collections.abc import Collection
 
 MASK = 0xFFFFFFFF
 POINTS = 16  # of a server of weight 1
-IDENTIFIERS = 16 * 256  # of the points of one server, in HAProxy 2
+IDENTIFIERS = 16 * 256  # of the points of one server
 
 
 class Ring:
     """The points of `servers` servers, numbered from 0, each with this weight.
 
-    `is_of_3_0`: the points that HAProxy 3.0 and newer give them. The tables of `ops/FLEETS.md` have those of HAProxy 2.
+    `is_of_3_0`: the points that HAProxy 3.0 to 3.2.6 give them. The tables of `ops/FLEETS.md` have those of the others.
     """
 
     def __init__(self, servers: int, weight: int = 1, *, is_of_3_0: bool = False) -> None:
