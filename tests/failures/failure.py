@@ -20,6 +20,7 @@ _VARIABLES = (
     (re.compile(r"\b[0-9a-f]{64}\b"), "DIGEST"),
     (re.compile(r"\b[0-9a-f]{2}/(?=DIGEST)"), ""),
     (re.compile(r"\bconfigured prefixes: [^)]*"), "configured prefixes: PREFIXES"),
+    (re.compile(r"(?<=not yet valid) or the system clock is incorrect\b"), ""),  # OpenSSL 3.6
     (re.compile(r"\b[A-Z][a-z]{2} [ \d]\d \d\d:\d\d:\d\d \d{4} GMT"), "DATE"),
 )
 
