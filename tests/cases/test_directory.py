@@ -164,7 +164,7 @@ def test_the_cap_holds_where_directories_cannot_be_flushed(
     eventually(lambda: 0 < stored_bytes(deployment.dockyard.storage) <= 10 * MIB, "within the cap")
     assert_pulled(deployment, layers[-1])
     assert fake_registry.count("blob", "GET", reference=layers[-1]) == 1
-    assert "cannot store" not in deployment.dockyard.read_log()
+    assert "cannot store" not in deployment.read_log()
 
 
 def test_without_file_locks_it_runs_or_says_why_not(
@@ -216,7 +216,7 @@ def test_the_cap_holds_while_nothing_can_be_published(
         eventually(lambda: 0 < stored_bytes(deployment.dockyard.storage) <= 10 * MIB, "within the cap")
         assert_pulled(deployment, layers[-1])
         assert fake_registry.count("blob", "GET", reference=layers[-1]) == 1
-        lines = [line for line in deployment.dockyard.read_log().splitlines() if "evict" in line and "publish" in line]
+        lines = [line for line in deployment.read_log().splitlines() if "evict" in line and "publish" in line]
         assert len(lines) <= 1
 
 

@@ -137,7 +137,7 @@ def test_workers_without_their_sockets_are_not_killed(
     assert {digest_of(response.body) for response in bodies} == {cold}
     assert fake_registry.count("blob", "GET", reference=cold) == 1
     assert deployment.dockyard.worker_pids() == workers
-    assert "killed" not in deployment.dockyard.read_log()
+    assert "killed" not in deployment.read_log()
 
 
 def test_an_empty_host_is_all_addresses(fake_registry: FakeRegistry, tmp_path: Path) -> None:

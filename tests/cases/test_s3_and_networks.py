@@ -169,7 +169,7 @@ def test_a_bucket_with_object_lock_is_published_to(
     for path in ("manifests/v1", f"blobs/{image.layers[0]}", f"blobs/{image.config}"):
         assert deployment.get(f"/v2/up.test/org/app/{path}").status == 200
     eventually(lambda: len(stored) == 4, "pointer, manifest and two blobs are published")
-    assert "InvalidRequest" not in deployment.dockyard.read_log()
+    assert "InvalidRequest" not in deployment.read_log()
 
 
 def test_the_words_of_the_store_reach_the_operator(

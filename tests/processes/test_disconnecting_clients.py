@@ -58,7 +58,7 @@ def test_work_for_disconnected_clients_stops(
     eventually(lambda: not any(encoded in name for name in open_files(worker).values()), "the layer is closed")
     used, since = cpu_seconds(worker), time.monotonic()
     stays(lambda: cpu_seconds(worker) - used < 0.2 + 0.2 * (time.monotonic() - since), "an idle worker", for_s=1)
-    assert len(deployment.dockyard.read_log().splitlines()) - logged <= 3 * len(clients)
+    assert len(deployment.read_log().splitlines()) - logged <= 3 * len(clients)
 
 
 @pytest.mark.parametrize("zero_copy", [True, False])

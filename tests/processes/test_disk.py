@@ -256,7 +256,7 @@ def test_a_store_on_another_file_system_is_used(
     for _ in range(3):
         assert deployment.get("/v2/up.test/app/manifests/v1").body == image.body
     assert fake_registry.count("manifest", "GET") == 1
-    assert "cannot" not in deployment.dockyard.read_log()
+    assert "cannot" not in deployment.read_log()
     assert list((disk / "blobs" / ".partial").iterdir()) == []
 
 
@@ -343,7 +343,7 @@ def test_the_size_limit_holds_while_the_bucket_is_away(
     for number in range(12):
         assert _pull_new_layer(deployment, fake_registry, 80 + number, times=1) == 1
     eventually(lambda: 0 < _stored_bytes(deployment) <= 10 * MIB, "within the cap")
-    assert deployment.dockyard.read_log().count("evicted objects that are not in the bucket yet") == 1
+    assert deployment.read_log().count("evicted objects that are not in the bucket yet") == 1
     assert b"dockyard_evicted_unpublished_total 0.0" not in deployment.get("/metrics").body
 
 

@@ -124,7 +124,7 @@ def test_a_layer_that_fits_evicts_the_least_recently_used(make_deployment: Start
         eventually(lambda: deployment.stored_files(digest), "it is stored")
     assert fake_registry.count("blob", "GET", reference=digest) == 1
     eventually(lambda: _evictions(deployment), "older layers are evicted")
-    assert TOO_LARGE not in deployment.dockyard.read_log()
+    assert TOO_LARGE not in deployment.read_log()
 
 
 def test_a_layer_that_is_larger_than_the_disk_evicts_nothing(

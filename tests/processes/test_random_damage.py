@@ -232,4 +232,4 @@ def test_random_damage_never_reaches_a_client(
         run.step(number)
     run.finish()
     print(f"seed {SEED}, damages: {dict(run.damages.done)}, responses: {dict(run.checker.outcomes)}")  # noqa: T201
-    assert "internal error" not in deployment.dockyard.read_log()
+    assert "internal error" not in deployment.read_log()

@@ -198,7 +198,7 @@ def test_a_server_starts_on_a_directory_that_cannot_be_written(
     assert fake_registry.count("blob", "GET") == count_before
     assert digest_of(deployment.get(f"/v2/up.test/app/blobs/{new}").body) == new
     assert deployment.get("/readyz").status == 200
-    assert "Traceback" not in deployment.dockyard.read_log()
+    assert "Traceback" not in deployment.read_log()
     status, output = _second(deployment, tmpfs.parent, port=free_port(), storage=tmpfs)
     assert (status, "another Dockyard" in output) == (1, True), output
     deployment.dockyard.stop()

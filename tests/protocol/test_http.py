@@ -67,4 +67,4 @@ def test_clients_own_headers_are_not_forwarded(deployment: Deployment) -> None:
     response = deployment.get("/v2/up.test/app/manifests/v1", **dict.fromkeys(names, "canary-value"))
     assert response.status == 200
     assert not any("canary-value" in str(each.request) for each in deployment.fake_registry.received())
-    assert "canary-value" not in deployment.dockyard.read_log() + str(response.headers)
+    assert "canary-value" not in deployment.read_log() + str(response.headers)

@@ -97,7 +97,7 @@ def test_entries_of_the_file(
     keychain.write(auths={key.format(host=fake_registry.authority): entry})
     deployment = make_deployment(upstreams=_without_auth(fake_registry), environ=keychain.environ)
     assert deployment.get(PATH).body == image.body
-    assert PASSWORD not in deployment.dockyard.read_log()
+    assert PASSWORD not in deployment.read_log()
 
 
 def test_a_password_with_colons(
@@ -156,7 +156,7 @@ def test_a_credential_is_cached_after_the_helper_ran(
     assert len(lines) == 1 or (where == "credsStore" and len(lines) <= 2)
     assert {line.split()[0] for line in lines} == {"get"}
     assert fake_registry.authority in lines[-1]
-    assert PASSWORD not in deployment.dockyard.read_log()
+    assert PASSWORD not in deployment.read_log()
 
 
 def test_a_helper_may_give_an_identity_token(

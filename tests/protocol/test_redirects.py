@@ -43,7 +43,7 @@ def test_credentials_stay_with_the_registry(
     assert download.request.header("Cookie") is None
     assert download.request.header("Accept-Encoding") == "identity"
     assert not any("clients" in str(exchange.request) for exchange in fake_registry.received())
-    assert "Signature" not in deployment.dockyard.read_log()
+    assert "Signature" not in deployment.read_log()
 
 
 def test_a_resume_goes_through_the_registry_with_its_range(

@@ -71,7 +71,7 @@ class WatchedDeployment(Deployment):
         for response in [*self.responses, super().get("/metrics")]:
             if is_in([response.body, str(response.headers).encode()], spellings):
                 yield f"a response with status {response.status}"
-        if is_in([self.dockyard.read_log().encode()], spellings):
+        if is_in([self.read_log().encode()], spellings):
             yield "the log"
         for path in self.dockyard.storage.rglob("*"):
             if is_in([str(path).encode(), path.read_bytes() if path.is_file() else b""], spellings):

@@ -130,7 +130,7 @@ def test_d5_hostile_xml_of_the_bucket(
                     assert not response.is_complete
                     response = deployment.get(f"/v2/up.test/store-{number}/{path}")
                 assert (response.status, response.body, is_within(response.took_s, 2)) == (200, body, True), name
-        assert "root:" not in deployment.dockyard.read_log()
+        assert "root:" not in deployment.read_log()
         assert _memory(deployment) < 160 * MIB
 
 
@@ -159,7 +159,7 @@ def test_d6_more_connections_than_descriptors(
         go_on.set()
         assert running.rest() == (blob, "length")
     assert deployment.dockyard.worker_pids() == [pid]
-    assert "does not respond" not in deployment.dockyard.read_log()
+    assert "does not respond" not in deployment.read_log()
 
 
 def test_d7_many_unknown_tags(make_deployment: Callable[..., WatchedDeployment], fake_registry: FakeRegistry) -> None:

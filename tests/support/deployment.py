@@ -7,6 +7,7 @@ import ssl
 import stat
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -112,6 +113,12 @@ class Deployment:
         """Wait until the log contains this text; return the log."""
         eventually(lambda: text in self.dockyard.read_log(), f"{text!r} in the log")
         return self.dockyard.read_log()
+
+    def read_log(self) -> str:
+        """Return the log with the lines of all requests that have ended: wait for the line of one more request."""
+        path = f"/{uuid.uuid4().hex}"
+        self.get(path)
+        return self.wait_for_log(path)
 
     def assert_no_leak(self, response: Response) -> None:
         """Check that an error response contains no address of the upstream and no path of this machine."""

@@ -85,7 +85,7 @@ def _disconnect_from_download(case: DeploymentCaseRun) -> None:
 
 def _check_log_and_idle(run: Run) -> None:
     """There are few lines in the log, and the workers become idle."""
-    lines = run.deployment.dockyard.read_log().splitlines()[run.data["logged"] :]
+    lines = run.deployment.read_log().splitlines()[run.data["logged"] :]
     about = [line for line in lines if any(upstream.prefix in line for upstream in run.upstreams.values())]
     other_lines = 2 * len(run.upstreams)
     most = MAX_LINES_EACH * len(run.data["disconnecting"]) + other_lines

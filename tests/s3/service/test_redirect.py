@@ -87,7 +87,7 @@ def test_a_redirect_carries_no_credentials(start: Callable[..., Deployment], buc
     assert reply.status == 307
     text = str(reply.headers) + reply.body.decode()
     assert not [secret for secret in (CANARY.split()[1], "canary", SECRET_KEY) if secret in text]
-    assert CANARY.split()[1] not in deployment.dockyard.read_log()
+    assert CANARY.split()[1] not in deployment.read_log()
 
 
 def test_only_who_may_pull_a_blob_is_redirected(
