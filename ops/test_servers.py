@@ -166,7 +166,7 @@ PROGRAMS = (
 
 # What the tests use of the system besides, and parts of packages that are packages of their own in newer releases.
 OTHER_PACKAGES = ("ca-certificates", "crun", "curl", "git", "iproute2", "libfaketime", "openssl", "procps", "systemd")
-PARTS_OF_PACKAGES = ("docker-buildx", "docker-cli")
+PARTS_OF_PACKAGES = ("docker-buildx", "docker-cli", "util-linux-extra")
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,8 @@ def get(dockyard: Dockyard, path: str) -> tuple[int, str]:
         with urllib.request.urlopen(f"{dockyard.url}{path}", timeout=EVENT_TIMEOUT_S) as response:  # noqa: S310  our own http
             return response.status, response.read().decode()
     except urllib.error.HTTPError as exc:
-        return exc.code, exc.read().decode()
+        with exc:
+            return exc.code, exc.read().decode()
 
 
 def count(dockyard: Dockyard, sample: str) -> float:
