@@ -144,7 +144,8 @@ def test_a_failing_repository_is_tried_in_the_background() -> None:
     upstream.fault = None
     registry.now += INTERVAL_S
     assert registry.error_of("slow", upstream.operation)
-    wait_until(lambda: registry.error_of("slow") is None)
+    registry.wait_for_tries()
+    assert registry.error_of("slow") is None
     assert upstream.calls == 2
 
 
