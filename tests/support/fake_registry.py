@@ -317,8 +317,11 @@ class FakeRegistry:
         exchange = Exchange(request, time.monotonic(), _client_port(connection))
         with self._changed:
             self.exchanges.append(exchange)
+            rules = self._find_rules(request)  # before a test learns of the request: later changes are for later ones
             self._changed.notify_all()
-        response = self._response_to(request)
+        response = self._correct_response(request)
+        for rule in rules:
+            response = rule.change(request, response)
         exchange.status = response.status
         try:
             exchange.ended = Sender(connection, self.closing, exchange).send(request, response)
@@ -332,17 +335,12 @@ class FakeRegistry:
                 self._changed.notify_all()
         return exchange.ended == "whole" and request.header("Connection") != "close"
 
-    def _response_to(self, request: Request) -> ScriptedResponse:
-        response = self._correct_response(request)
-        with self._changed:
-            rules = list(self.rules)
+    def _find_rules(self, request: Request) -> list[Rule]:
+        """The rules that apply to a request, of which each is used once now. The lock is held."""
+        rules = [rule for rule in self.rules if rule.matches(request)]
         for rule in rules:
-            with self._changed:
-                if not rule.matches(request):
-                    continue
-                rule.applied += 1
-            response = rule.change(request, response)
-        return response
+            rule.applied += 1
+        return rules
 
     def _correct_response(self, request: Request) -> ScriptedResponse:
         match request.kind:
