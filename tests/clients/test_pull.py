@@ -51,7 +51,7 @@ def test_containerd_with_other_urls_of_mirrors(
     containerd.pull(reference, "--hosts-dir", certs)
     expected = image.this_platform.blobs | {image.digest, image.this_platform.digest}
     found = containerd.content() | {containerd.digest(reference)}
-    assert found - _metadata_of_others(image) == expected
+    assert found in (expected, expected | _metadata_of_others(image))
     assert direct.requests() == []
     containerd.wipe()
 
