@@ -54,11 +54,7 @@ def _evictions(deployment: Deployment) -> list[str]:
 
 def _passed_through(deployment: Deployment) -> list[str]:
     """Wait for the lines about it: the log is written by a thread."""
-
-    def find() -> list[str]:
-        return [line for line in deployment.dockyard.read_log().splitlines() if TOO_LARGE in line]
-
-    return list(eventually(find, "the line in the log"))
+    return [line for line in deployment.wait_for_log(TOO_LARGE).splitlines() if TOO_LARGE in line]
 
 
 def _enforce_cap(deployment: Deployment, fake_registry: FakeRegistry) -> None:

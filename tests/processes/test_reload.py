@@ -300,7 +300,7 @@ def test_sighup_without_tls_replaces_the_workers(
         crowd.run(until=lambda: all(member.received > MIB for member in crowd.members))
         for _ in range(5):
             hang_up(deployment)
-        eventually(lambda: deployment.dockyard.read_log().count("all workers have been replaced") >= 1, "a reload")
+        deployment.wait_for_log("all workers have been replaced")
         assert deployment.get("/v2/").status == 200
         go_on.set()
         crowd.run()

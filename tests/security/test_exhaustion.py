@@ -29,7 +29,7 @@ from tests.security.conftest import bucket_settings
 from tests.security.raw_connection import send_bytes
 from tests.support import faults
 from tests.support.busy_machine import EVENT_TIMEOUT_S, is_within
-from tests.support.deployment import eventually, set_at_exit, upstream
+from tests.support.deployment import set_at_exit, upstream
 from tests.support.fake_auth import FakeTokenService
 from tests.support.fake_registry import FakeRegistry
 from tests.support.paths import ROOT
@@ -205,12 +205,7 @@ def test_d8_the_log_is_not_flooded(make_deployment: Callable[..., WatchedDeploym
             f"GET {path} HTTP/1.1\r\nHost: h\r\nUser-Agent: {'u' * 8000}\r\nConnection: close\r\n\r\n".encode(),
         )
     assert deployment.get("/version").status == 200
-    lines = eventually(
-        lambda: (
-            "/version" in deployment.dockyard.read_log() and deployment.dockyard.read_log()[log_length:].splitlines()
-        ),
-        "log_length",
-    )
+    lines = deployment.wait_for_log("/version")[log_length:].splitlines()
     assert len(lines) <= len(FLOODS) + 1
     assert all(line.isascii() and line.isprintable() and len(line) < MAX_LINE_BYTES for line in lines)
     assert not any(line.startswith("2026-01-01") for line in lines)
